@@ -1,8 +1,8 @@
 """Quality of the models of tables on the Adult set: AUC on the official test rows, chosen by validation rows alone.
 
 ``python -m benchmarks.quality_tables FOLDER`` trains each recipe once per seed, in one process on two threads and with
-the product's own layers, and prints a row of ``docs/quality.md`` per recipe. FOLDER has ``adult.data`` and
-``adult.test``.
+the product's own layers, and prints a row of ``docs/quality.md`` per recipe, and one per calibration by the validation
+rows. FOLDER has ``adult.data`` and ``adult.test``.
 """
 
 import argparse
@@ -17,16 +17,17 @@ import pandas as pd
 import pyarrow as pa
 import tensorflow as tf
 import tf_keras
-from sklearn.metrics import log_loss, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.fitting import bin_boundaries
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.models import multi_field
+from mirrorspark.models import calibration, multi_field
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.training.results.calibrate import Fit, measure
 
 _COLUMNS = [
     "age",
@@ -47,6 +48,7 @@ _COLUMNS = [
 ]
 _NUMBERS = ("age", "fnlwgt", "education_num", "capital_gain", "capital_loss", "hours_per_week")
 VALIDATION_SHARE = 0.15
+CALIBRATIONS = ("none", "temperature", "isotonic")
 
 _ENSEMBLE: dict[str, Any] = {
     "hidden_units": (128, 64),
@@ -74,11 +76,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The quality of one training."""
+    """The quality of one training.
+
+    Attributes:
+        validation: AUC.
+        test: AUC.
+        test_fits: The fit to the test rows by the calibration.
+    """
 
     validation: float
     test: float
-    test_log_loss: float
+    test_fits: Mapping[str, Fit]
     epochs: int
     seconds: float
 
@@ -170,13 +178,24 @@ def train(
         verbose=0,
     )
     seconds = time.monotonic() - began
-    scores = {
-        split: np.concatenate([multi_field.predict(model, block)["score"] for block, _ in parts[split].batch(4096)])
+    logits = {
+        split: np.concatenate([multi_field.logits(model, block)[:, 0] for block, _ in parts[split].batch(4096)])
         for split in ("validation", "test")
     }
-    aucs = {split: float(roc_auc_score(rows[split].labels, of)) for split, of in scores.items()}
-    loss = float(log_loss(rows["test"].labels, scores["test"].astype(np.float64)))
-    return Outcome(aucs["validation"], aucs["test"], loss, len(history.epoch), seconds)
+    aucs = {split: float(roc_auc_score(rows[split].labels, tf.sigmoid(of))) for split, of in logits.items()}
+    return Outcome(aucs["validation"], aucs["test"], fits_of_test(logits, rows), len(history.epoch), seconds)
+
+
+def fits_of_test(logits: Mapping[str, np.ndarray], rows: Mapping[str, Rows]) -> dict[str, Fit]:
+    """Return the fit of the log-odds to the test rows, as they are and calibrated by the validation rows."""
+    known, test = (
+        (logits[split].astype(np.float64), rows[split].labels, np.ones(len(logits[split])))
+        for split in ("validation", "test")
+    )
+    found = {"none": measure(*test)}
+    for kind in CALIBRATIONS[1:]:
+        found[kind] = measure(calibration.fit(kind, *known).applied(test[0]), *test[1:])
+    return found
 
 
 def main() -> None:
@@ -192,6 +211,7 @@ def main() -> None:
     given = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(2)
     fitted, rows = read_adult(given.folder)
+    calibrated: list[str] = []
     print(
         "| recipe | validation AUC | test AUC | test log loss | epochs | seconds |\n|---|---|---|---|---|---|",
         flush=True,
@@ -212,12 +232,22 @@ def main() -> None:
         ]
         means = [
             float(np.mean([getattr(one, field) for one in done]))
-            for field in ("validation", "test", "test_log_loss", "epochs", "seconds")
+            for field in ("validation", "test", "epochs", "seconds")
         ]
+        losses, errors = (
+            {kind: float(np.mean([getattr(one.test_fits[kind], field) for one in done])) for kind in CALIBRATIONS}
+            for field in ("log_loss", "calibration_error")
+        )
         print(
-            f"| {name} | {means[0]:.4f} | {means[1]:.4f} | {means[2]:.4f} | {means[3]:.0f} | {means[4]:.0f} |",
+            f"| {name} | {means[0]:.4f} | {means[1]:.4f} | {losses['none']:.4f} | {means[2]:.0f} | {means[3]:.0f} |",
             flush=True,
         )
+        calibrated += [f"| {name} | {kind} | {losses[kind]:.4f} | {errors[kind]:.4f} |" for kind in CALIBRATIONS]
+    print(
+        "\n| recipe | calibration | test log loss | test calibration error |\n|---|---|---|---|",
+        *calibrated,
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

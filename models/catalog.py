@@ -92,3 +92,29 @@ def check_features(name: str, options: Mapping[str, Any], spec: FeatureSpec) -> 
     check = getattr(architecture(name), "check_features", None)
     if check is not None:
         check(settings(name, options), spec)
+
+
+def check_calibration(name: str, kind: str) -> None:
+    """Check that the probabilities of architecture ``name`` can be calibrated by ``kind``.
+
+    Raises:
+        ModelSettingsError: It predicts no probabilities, does not give its ``logits``, or has several classes, which an
+            isotonic map does not take.
+    """
+    if kind == "none":
+        return
+    given = architecture(name)
+    if given.TASK not in ("binary", "multi_class", "multi_label"):
+        raise ModelSettingsError(
+            f"calibration '{kind}' is for probabilities, and model '{name}' predicts none; leave calibration out"
+        )
+    missing = [part for part in ("logits", "probabilities") if not hasattr(given, part)]
+    if missing:
+        raise ModelSettingsError(
+            f"calibration '{kind}' needs the functions logits and probabilities, and model '{name}' lacks {missing}; "
+            f"leave calibration out, or see models/multi_field.py for an example"
+        )
+    if kind == "isotonic" and given.TASK == "multi_class":
+        raise ModelSettingsError(
+            f"calibration 'isotonic' maps one probability, and those of model '{name}' belong together; use temperature"
+        )

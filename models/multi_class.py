@@ -18,15 +18,25 @@ Settings = multi_field.Settings
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
     """Return a model from the spec's features to a logit per class: float32 ``[batch, classes]``."""
     inputs, hidden = multi_field.hidden(settings, fitted, seed)
-    logits = multi_field.heads(settings, fitted.classes, "logits")(hidden)
-    return multi_field.model_of(settings, inputs, logits, "multi_class")
+    outputs = multi_field.heads(settings, fitted.classes, "logits")(hidden)
+    return multi_field.model_of(settings, inputs, outputs, "multi_class")
 
 
 def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
     """Return ``scores``, float32 ``[batch, classes]``: the probability of each class; those of a row sum to 1."""
-    import tensorflow as tf
+    return probabilities(logits(model, inputs))
 
+
+def logits(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
+    """Return the logits of the classes, float32 ``[batch, classes]``; an ensemble's give its mean probabilities."""
     from mirrorspark.models.layers.members import is_ensemble, mean_class_logits
 
-    logits = model(inputs, training=False)
-    return {"scores": tf.nn.softmax(mean_class_logits(logits) if is_ensemble(model) else logits)}
+    outputs = model(inputs, training=False)
+    return mean_class_logits(outputs) if is_ensemble(model) else outputs
+
+
+def probabilities(of_classes: "tf.Tensor") -> dict[str, "tf.Tensor"]:
+    """Return ``scores``, ``[batch, classes]``, of logits of that shape."""
+    import tensorflow as tf
+
+    return {"scores": tf.nn.softmax(of_classes)}

@@ -163,9 +163,19 @@ def model_of(
 
 def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
     """Return ``score``, float32 ``[batch]``: the probability of the positive class."""
-    import tensorflow as tf
+    return probabilities(logits(model, inputs))
 
+
+def logits(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
+    """Return the log-odds, float32 ``[batch, 1]``; an ensemble's are those of the members' mean probability."""
     from mirrorspark.models.layers.members import is_ensemble, mean_log_odds
 
-    logits = model(inputs, training=False)
-    return {"score": tf.sigmoid((mean_log_odds(logits) if is_ensemble(model) else logits)[:, 0])}
+    outputs = model(inputs, training=False)
+    return mean_log_odds(outputs) if is_ensemble(model) else outputs
+
+
+def probabilities(log_odds: "tf.Tensor") -> dict[str, "tf.Tensor"]:
+    """Return ``score``, ``[batch]``, of log-odds ``[batch, 1]``."""
+    import tensorflow as tf
+
+    return {"score": tf.sigmoid(log_odds[:, 0])}

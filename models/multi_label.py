@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
 
 TASK = "multi_label"
 
+logits = multi_field.logits
+
 # The layer whose weights have a column for every label.
 HEADS = "heads"
 
@@ -61,9 +63,11 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
 def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
     """Return ``scores``, float32 ``[batch, classes]``: the probability of each label."""
+    return probabilities(logits(model, inputs))
+
+
+def probabilities(log_odds: "tf.Tensor") -> dict[str, "tf.Tensor"]:
+    """Return ``scores``, ``[batch, classes]``, of log-odds of that shape."""
     import tensorflow as tf
 
-    from mirrorspark.models.layers.members import is_ensemble, mean_log_odds
-
-    log_odds = model(inputs, training=False)
-    return {"scores": tf.sigmoid(mean_log_odds(log_odds) if is_ensemble(model) else log_odds)}
+    return {"scores": tf.sigmoid(log_odds)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models import multi_field
 from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tf_keras
 
 TASK = "binary"
+
+probabilities = multi_field.probabilities
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,12 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
 def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:
     """Return ``score``, float32 ``[batch]``: the probability of the positive class."""
-    import tensorflow as tf
+    return probabilities(logits(model, inputs))
 
-    return {"score": tf.sigmoid(model(inputs, training=False)[:, 0])}
+
+def logits(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
+    """Return the log-odds, float32 ``[batch, 1]``."""
+    return model(inputs, training=False)
 
 
 def _crossed(cross: str, spec: FeatureSpec) -> tuple[str, str]:

@@ -112,6 +112,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             f"mixed_bfloat16",
         )
         catalog.settings(self.model["name"], self.model_options)
+        catalog.check_calibration(self.model["name"], self.calibration)
 
     def _check_baseline(self) -> None:
         known, or_several = _BASELINES[self.task], ", a list of them" if self.task == "retrieval" else ""
@@ -141,6 +142,11 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             self.model.get("loss") != "quantile",
             "register better does not go with model.loss quantile: gradient boosting gives no interval; use another "
             "loss, or register model",
+        )
+        _require(
+            self.calibration == "none",
+            f"calibration '{self.calibration}' does not go with register better: gradient boosting is not calibrated; "
+            f"leave one of them out",
         )
 
     def _check_ranking(self) -> None:

@@ -15,6 +15,7 @@ from annotated_types import DocInfo, Ge, Gt, Interval, doc
 
 from mirrorspark.callbacks.checkpoints.commit import Mode
 from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
+from mirrorspark.models.calibration import CalibrationKind
 from mirrorspark.models.settings import Schedule
 from mirrorspark.training.protocol.elastic import BatchRule
 from mirrorspark.training.protocol.limits import Budgets, Limits
@@ -63,6 +64,9 @@ class ResultSettings:
         Baseline | list[Any], doc("Baseline to compare the model with; of a retrieval model also a list of them")
     ] = "none"
     register: Annotated[Registered, doc("Model to register: this one, or the better of it and --baseline")] = "model"
+    calibration: Annotated[
+        CalibrationKind, doc("Map of a classifier's probabilities, fitted on the validation rows and part of the model")
+    ] = "none"
     explain: Annotated[bool, doc("Explain the predictions on some test rows, for the report")] = True
     top_k: Annotated[int, Ge(1), doc("Candidates per row that a retrieval model recommends")] = 20
     profile: Annotated[bool, doc("Record a TensorBoard profile of some steps of every worker")] = False

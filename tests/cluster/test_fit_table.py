@@ -1,5 +1,6 @@
 """T3, T8, H2, H9: one call trains on a table, and its result shows, scores, compares and explains."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from mirrorspark.callbacks.checkpoints.commit import best_committed
 from mirrorspark.data_pipelines.convert import ConversionOptions
 from mirrorspark.data_pipelines.convert_once import convert_once
 from mirrorspark.data_pipelines.features.infer import NoKeyError
+from mirrorspark.models.calibration import CALIBRATION_FILE
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.training.config import ConfigError
 from mirrorspark.training.results.evaluation.evaluate_run import baseline_scores, fitted_baseline
@@ -45,7 +47,8 @@ def rides() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def fitted(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> ms.FitResult:
     output = str(tmp_path_factory.mktemp("fit"))
-    return ms.fit(rides(), label="late", output=output, epochs=3, learning_rate=0.02, spark=spark)
+    settings = {"epochs": 3, "learning_rate": 0.02, "calibration": "isotonic"}
+    return ms.fit(rides(), label="late", output=output, spark=spark, **settings)
 
 
 def test_a_pandas_table_becomes_a_registered_model_that_is_compared_and_reported(fitted: ms.FitResult) -> None:
@@ -81,6 +84,20 @@ def test_it_scores_a_table_in_the_form_in_which_it_comes(fitted: ms.FitResult) -
     assert list(scores["row_number"]) == list(range(ROWS))
     by_town = scores["score"].groupby(rides()["town"]).mean()
     assert by_town["here"] < 0.3 < 0.7 < by_town["there"]
+
+
+def test_what_is_evaluated_and_scored_is_the_calibrated_model(fitted: ms.FitResult) -> None:
+    """#23, L4: the calibration is part of the model, so its scores in Spark are still the training framework's."""
+    assert fitted.trained.calibration is not None
+    assert fitted.trained.calibration in fitted.report.read_text(encoding="utf-8")
+    known = json.loads((Path(fitted.model.path) / CALIBRATION_FILE).read_text(encoding="utf-8"))
+    validation = fitted.metrics["validation"]["log_loss"]
+    assert validation == pytest.approx(known["measured"]["after"]["log_loss"], rel=1e-4)
+    assert validation < known["measured"]["before"]["log_loss"]
+    framework = fitted.trained.predictions["test"].select(["row_number", "score"]).to_pandas()
+    both = framework.merge(fitted.score(rides()), on="row_number")
+    assert len(both) == fitted.dataset.manifest.rows("test")
+    np.testing.assert_allclose(both["score_y"], both["score_x"], atol=1e-6)
 
 
 def test_the_better_of_network_and_gradient_boosting_is_registered_and_scores_as_scikit_learn_does(

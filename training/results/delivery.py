@@ -16,11 +16,6 @@ from mlflow.utils.autologging_utils import disable_autologging
 
 from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
 from mirrorspark.callbacks.mlflow.metric_requests import NOTE_TAG
-from mirrorspark.data_pipelines.convert import read_profile
-from mirrorspark.data_pipelines.dataset.manifest import DatasetError
-from mirrorspark.data_pipelines.quality.dataset_page import rate_name
-from mirrorspark.data_pipelines.quality.profile import DatasetProfile
-from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.plots.image import figure_of_image
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
@@ -32,6 +27,7 @@ from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_history import read_curves
+from mirrorspark.training.results.calibrate import CalibrationResult
 from mirrorspark.training.results.evaluation.evaluate_run import (
     Rival,
     Verdict,
@@ -49,8 +45,9 @@ from mirrorspark.training.results.evaluation.rival import BASELINE, NETWORK, OTH
 from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report.cost import Cost, Held, cost_of
+from mirrorspark.training.results.report.facts import report_facts
 from mirrorspark.training.results.report.model_card import model_card
-from mirrorspark.training.results.report.report import REPORT_FILE, ReportFacts, rates_of, write_report
+from mirrorspark.training.results.report.report import REPORT_FILE, write_report
 from mirrorspark.training.results.report.rivals import each_baseline
 from mirrorspark.training.results.report.shown import trained_html
 from mirrorspark.training.results.report.summary import Summary
@@ -77,6 +74,7 @@ class Trained:
         seconds: Seconds per stage, with the start and the time between stages; empty until :func:`keep_report`.
         cost: Core-seconds per stage, and money where the price of a core is known; likewise.
         chosen: Why this one was registered, in words, where ``register`` is ``better``.
+        calibration: The calibration and what it changed, in words, where there is one.
         run_page: Address of the run in MLflow's pages; None for a store that serves none.
         explanation: What the predictions depend on, measured on some test rows; None if it was switched off or the
             model cannot be explained quickly.
@@ -95,6 +93,7 @@ class Trained:
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
     cost: Cost | None = field(default=None, repr=False)
     chosen: str | None = None
+    calibration: str | None = None
     run_page: str | None = None
     explanation: Explanation | None = field(default=None, repr=False)
 
@@ -176,64 +175,6 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
     return _trained(job, attempts, exported, verdict, predictions, choice)
 
 
-def report_facts(
-    trained: Trained,
-    dataset: Dataset,
-    config: TrainingConfig,
-    *,
-    parity: str | None = None,
-    explanation: Explanation | None = None,
-) -> ReportFacts:
-    """Return what the report of a run shows.
-
-    Args:
-        trained: The training's result.
-        dataset: What it was trained on.
-        config: Its settings.
-        parity: The comparison of Spark's scores with the training framework's, in words.
-        explanation: What the predictions depend on; by default what was measured after the training.
-    """
-    facts = {
-        "model": trained.version_uri,
-        "prediction": dataset.spec.label.prediction,
-        "architecture": str(config.model["name"]),
-        "MLflow run": trained.run_id,
-        "attempts": str(len(trained.attempts)),
-        "dataset": dataset.path.name,
-    }
-    if trained.examples_per_second is not None:
-        facts["speed"] = f"{trained.examples_per_second:,.0f} examples/s"
-    if trained.chosen is not None:
-        facts["registered"] = trained.chosen
-    if parity is not None:
-        facts["parity"] = parity
-    manifest, profile = dataset.manifest, _profile(dataset)
-    label = profile.column(dataset.spec.label.name) if profile else None
-    return ReportFacts(
-        title=f"{trained.registered_model} {trained.model_version}",
-        metrics=trained.verdict.metrics,
-        baseline=trained.verdict.baseline,
-        figures=trained.verdict.figures,
-        rows={split: manifest.rows(split) for split in manifest.splits},
-        findings=[dict(finding) for finding in manifest.findings],
-        seconds=trained.seconds,
-        cost=trained.cost,
-        facts=facts,
-        rates=rates_of(profile) if profile else (),
-        rate_name=rate_name(label) if label else "",
-        settings=config.public(),
-        explanation=explanation or trained.explanation,
-    )
-
-
-def _profile(dataset: Dataset) -> DatasetProfile | None:
-    """Return the profile of a dataset; None for one that has none, or one of another version."""
-    try:
-        return read_profile(dataset.path)
-    except DatasetError:
-        return None
-
-
 def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None) -> Trained:
     """Write the report into the run's folder and into MLflow; return the result with the time and the cost so far."""
     seconds = job.view.all_seconds()
@@ -274,6 +215,7 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
         "seconds": dict(trained.seconds),
         "cost": trained.cost and trained.cost.to_dict(),
         "chosen": trained.chosen,
+        "calibration": trained.calibration,
         "run_page": trained.run_page,
     }
     write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
@@ -362,6 +304,7 @@ def _export_plan(job: TrainingJob, best: CommittedCheckpoint) -> ExportPlan:
         threads=_threads(config),
         monitor=config.monitor,
         register=config.register,
+        calibration=config.calibration,
         explain=config.explain,
     )
 
@@ -479,6 +422,7 @@ def _trained(
     predictions: dict[str, pa.Table],
     choice: Choice | None,
 ) -> Trained:
+    calibrated = CalibrationResult.load(job.folder.model)
     rates = [event["examples_per_second"] for event in job.epochs.values() if event["examples_per_second"]]
     return Trained(
         run_id=job.tracked.require_run_id(),
@@ -492,6 +436,7 @@ def _trained(
         run_folder=job.folder.path,
         tracking_uri=job.tracked.uri,
         chosen=choice.in_words() if choice else None,
+        calibration=calibrated.in_words() if calibrated else None,
         run_page=job.tracked.page,
         explanation=Explanation.load(job.folder.predictions / EXPLANATION_FILE),
     )

@@ -86,6 +86,7 @@ class ExportPlan:
         threads: TensorFlow threads.
         monitor: Metric that chooses between the model and gradient boosting.
         register: ``model``, or ``better`` to register the better of the two.
+        calibration: Kind of the calibration of the predictions.
         explain: Explain the registered one's predictions of the test rows that the dataset has kept.
     """
 
@@ -106,6 +107,7 @@ class ExportPlan:
     threads: int
     monitor: str = ""
     register: str = "model"
+    calibration: str = "none"
     explain: bool = False
 
     @property
@@ -249,9 +251,14 @@ def main() -> int:
     tell = child_process.teller(answer)
     plan = ExportPlan(**json.loads(line))
     dataset = Dataset.open(plan.dataset)
-    architecture = catalog.architecture(plan.model)
+    architecture: Any = catalog.architecture(plan.model)
     tell("restoring the best epoch")
     model = _restored_model(plan, dataset)
+    if plan.calibration != "none":
+        from mirrorspark.training.results.calibrate import calibrate
+
+        told = partial(tell, "validation rows to calibrate by")
+        architecture = calibrate(architecture, model, dataset, plan.calibration, Path(plan.folder), told)
     tell("building the index" if architecture.TASK == "retrieval" else "writing the model")
     _write_model(plan, dataset, architecture, model, tell)
     predict = traced(architecture, model)

@@ -20,8 +20,9 @@ from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.output.forms import Labelled
 from mirrorspark.training.config import TrainingConfig
-from mirrorspark.training.results.delivery import Trained, report_facts
+from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation.explain import REPEATS, SAMPLE_ROWS, Explanation, explain
+from mirrorspark.training.results.report.facts import report_facts
 from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentence, write_report
 from mirrorspark.training.results.report.shown import Comparison, trained_html
 

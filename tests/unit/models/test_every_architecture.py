@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tf_keras
+from scipy.special import expit, softmax
 
 from mirrorspark.callbacks.checkpoints.training_state import tensors
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
@@ -22,6 +23,7 @@ from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiV
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.models import catalog
+from mirrorspark.models.calibration import CalibratedArchitecture, Calibration
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
@@ -33,6 +35,7 @@ from mirrorspark.models.serving.export import (
     save,
 )
 from mirrorspark.models.serving.preprocessing import model_inputs
+from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.scoring.model.cache import load_once
 from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
 from mirrorspark.scoring.model.uri import resolve
@@ -219,6 +222,29 @@ def expected_scores(trained: Trained) -> dict[str, np.ndarray]:
     ids, scores = best_candidates(predicted.numpy(), candidate_embeddings(model), seen, K)
     tokens = np.array(["", "", *trained.fitted.vocabulary(spec.candidate).tokens.to_pylist()])
     return {CANDIDATES: tokens[ids], SCORES: scores}
+
+
+def test_a_calibrated_model_is_exported_with_its_calibration(trained: Trained, tmp_path: Path) -> None:
+    """#23: the exported graph gives what the calibration gives in NumPy."""
+    architecture, model = trained.architecture, trained.model
+    if not hasattr(architecture, "logits"):
+        with pytest.raises(ModelSettingsError, match="calibration 'temperature' is for probabilities"):
+            catalog.check_calibration(trained.name, "temperature")
+        return
+    is_several = architecture.TASK == "multi_class"
+    calibration = Calibration("isotonic", knots=((-0.5, -2.0), (0.0, -1.0), (0.5, 3.0)))
+    if is_several:
+        calibration = Calibration("temperature", temperature=0.3)
+    known = {feature.name: trained.batch[0][feature.name] for feature in trained.fitted.spec.query_features}
+    logits = calibration.applied(architecture.logits(model, known).numpy().astype(np.float64))
+    expected = softmax(logits, axis=1) if is_several else expit(logits)
+    calibrated: Any = CalibratedArchitecture(architecture, calibration)
+    folder = exported(dataclasses.replace(trained, architecture=calibrated), tmp_path / "model")
+    loaded = load_once(resolve(folder).path, resolve(folder).digest, threads=1)
+    (found,) = loaded.score_arrow(ROWS.combine_chunks().to_batches()[0]).values()
+    np.testing.assert_allclose(np.array(found.to_pylist()).reshape(expected.shape), expected, atol=1e-6)
+    (plain,) = architecture.predict(model, known).values()
+    assert np.abs(plain.numpy().reshape(expected.shape) - expected).max() > 0.01, "the calibration changes nothing"
 
 
 def exported(trained: Trained, folder: Path) -> Path:

@@ -35,6 +35,7 @@ NewConfig = Callable[..., RunConfig]
         {"learning_rate": 0.1},
         {"optimizer": "sgd"},
         {"monitor": "val_loss"},
+        {"calibration": "isotonic"},
         {"model": {"name": "multi_field", "embedding_dim": 3}},
         {"sql": "SELECT 1"},
         {"data": "elsewhere"},
@@ -299,6 +300,30 @@ def test_a_retrieval_model_may_be_compared_with_several_recommenders() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "kind", "message"),
+    [
+        (
+            "regression",
+            "temperature",
+            "calibration 'temperature' is for probabilities, and model 'regression' predicts",
+        ),
+        ("two_tower", "isotonic", "calibration 'isotonic' is for probabilities, and model 'two_tower' predicts none"),
+        (
+            "own_binary",
+            "temperature",
+            r"calibration .* needs the functions .*, and model 'own_binary' lacks \['logits', ",
+        ),
+        ("multi_class", "isotonic", "calibration 'isotonic' maps one probability, .*; use temperature"),
+        ("multi_field", "platt", r"calibration 'platt' is unknown; use one of \['none', 'temperature', 'isotonic'\]"),
+    ],
+)
+def test_only_probabilities_are_calibrated(model: str, kind: str, message: str) -> None:
+    """#23."""
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(name="rides", model={"name": model}, calibration=kind)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"baseline": "none"}, "register better needs a baseline that can be registered, and 'none' cannot"),
@@ -306,6 +331,7 @@ def test_a_retrieval_model_may_be_compared_with_several_recommenders() -> None:
             {"model": {"name": "regression", "loss": "quantile"}},
             "register better does not go with model.loss quantile: gradient boosting gives no interval",
         ),
+        ({"calibration": "temperature"}, "calibration 'temperature' does not go with register better"),
     ],
 )
 def test_the_better_one_is_registered_only_where_the_two_can_be_exchanged(change: dict[str, Any], message: str) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 
+from mirrorspark.models.calibration import Calibration
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.protocol.cause import Attempt
@@ -248,9 +249,13 @@ def test_a_finished_run_is_recalled_with_its_plots_cost_and_explanation(
     table = pd.DataFrame({"feature": ["town"], "importance": [0.5], "deviation": [0.1]})
     Path(job.folder.predictions).mkdir()
     Explanation(table, {}, table, table, "log loss", 9).save(job.folder.predictions / EXPLANATION_FILE)
+    job.config = dataclasses.replace(job.config, calibration="temperature")
+    measured = {"before": {"log_loss": 0.4, "calibration_error": 0.03}}
+    measured |= {"after": {"log_loss": 0.39, "calibration_error": 0.01}}
+    Calibration("temperature", temperature=1.25).save(job.folder.model, measured)
     trained = delivery.deliver(job, ATTEMPTS)
     assert trained.explanation is not None
-    assert exports[0].explain
+    assert (exports[0].explain, exports[0].calibration) == (True, "temperature")
     trained = delivery.keep_report(job, trained)
     delivery.keep_delivery(trained, job.folder)
     again = delivery.recall_delivery(job.folder, FakeTracked.uri)
@@ -260,6 +265,11 @@ def test_a_finished_run_is_recalled_with_its_plots_cost_and_explanation(
     assert cast(Any, job.tracked).metrics["core_seconds"] == again.cost.total_core_seconds
     assert again.explanation is not None
     assert (again.explanation.rows, again.seconds) == (9, trained.seconds)
+    # #23: the calibration, and what it changed.
+    calibration = "temperature 1.25, fitted on the validation rows: log loss 0.3900 (was 0.4000), expected calibration"
+    assert again.calibration == f"{calibration} error 0.0100 (was 0.0300)"
+    assert again.calibration in cast(Any, job.tracked).texts["report.html"]
+    assert again.calibration in again._repr_html_()
 
 
 def test_a_delivery_that_was_cut_off_goes_on_with_the_version_it_has_registered(

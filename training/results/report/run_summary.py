@@ -69,6 +69,7 @@ def finished(known: Summary, trained: Trained, report: ParityReport) -> Summary:
         parity={name: getattr(report, name) for name in ("max", "mean", "p99", "rows", "passed")},
         examples_per_second=trained.examples_per_second,
         chosen=trained.chosen,
+        calibration=trained.calibration,
         cost=trained.cost.to_dict() if trained.cost else {},
         scored_table=str(trained.run_folder / SCORED_TABLE),
     )

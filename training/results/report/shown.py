@@ -30,6 +30,7 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
         paragraph_html(f"{prediction[:1].upper()}{prediction[1:]}.") if prediction else "",
         paragraph_html(verdict_sentence(verdict.metrics, verdict.baseline)),
         paragraph_html(f"Registered: {trained.chosen}.") if trained.chosen else "",
+        paragraph_html(f"Calibration: {trained.calibration}.") if trained.calibration else "",
         table_html(metrics_table(verdict.metrics, verdict.baseline), index=True),
         *(
             details_html(title_of(name), figure_html(figure, title_of(name)))

@@ -49,6 +49,7 @@ class Summary:
         warm_start: The model that the training began from, and the numbers of its weights and tokens that were taken;
             empty for random initial weights.
         chosen: Why this model was registered, where ``register`` is ``better``.
+        calibration: The calibration and what it changed, in words, where there is one.
     """
 
     status: str
@@ -75,6 +76,7 @@ class Summary:
     replay: str | None = None
     warm_start: Mapping[str, Any] = field(default_factory=dict)
     chosen: str | None = None
+    calibration: str | None = None
 
     def save(self, path: Path) -> None:
         """Write the JSON document atomically: a concurrent reader of ``path`` sees the old document or the new one.
@@ -108,6 +110,7 @@ class Summary:
             "attempts": str(self.attempts) if self.attempts else None,
             "model": model if self.model_version else None,
             "registered": self.chosen,
+            "calibration": self.calibration,
             "scores": self.scored_table,
             "dataset": self.dataset.get("path"),
             "data quality": _data_quality(self.dataset),

@@ -1,0 +1,135 @@
+"""The calibration of a trained classifier on the validation rows, kept in the folder of its model."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models.calibration import (
+    CALIBRATION_FILE,
+    CalibratedArchitecture,
+    Floats,
+    fit,
+    log_loss,
+)
+from mirrorspark.plots.calibration import calibration_bins
+from mirrorspark.plots.inputs import binary_inputs
+
+# A multi-label model is calibrated on about this many pairs of a row and a label, which are sorted in memory.
+_PAIRS = 10_000_000
+_BINS = 10
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The fit of a model to the validation rows.
+
+    Attributes:
+        calibration_error: Expected calibration error in quantile bins, of all pairs of a row and a class or label.
+    """
+
+    log_loss: float
+    calibration_error: float
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """What a calibration has changed on the validation rows, by which it was fitted."""
+
+    kind: str
+    temperature: float
+    before: Fit
+    after: Fit
+
+    @classmethod
+    def load(cls, folder: Path) -> "CalibrationResult | None":
+        """Return that of the model in ``folder``; None for a model that is not calibrated."""
+        try:
+            document = json.loads((folder / CALIBRATION_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        measured = {name: Fit(**values) for name, values in document["measured"].items()}
+        return cls(document["kind"], document["temperature"], **measured)
+
+    def in_words(self) -> str:
+        """Return it as a line of the report."""
+        kind = f"{self.kind} {self.temperature:.3g}" if self.kind == "temperature" else self.kind
+        before, after = self.before, self.after
+        return (
+            f"{kind}, fitted on the validation rows: log loss {after.log_loss:.4f} (was {before.log_loss:.4f}), "
+            f"expected calibration error {after.calibration_error:.4f} (was {before.calibration_error:.4f})"
+        )
+
+
+def calibrate(
+    architecture: Any, model: Any, dataset: Dataset, kind: str, folder: Path, tell: Callable[[int, int], None]
+) -> CalibratedArchitecture:
+    """Return the architecture with calibrated predictions, and keep the calibration in the model's ``folder``.
+
+    Args:
+        architecture: A classifier's, with ``logits`` and ``probabilities``.
+        model: The trained model.
+        dataset: Its dataset.
+        kind: ``temperature`` or ``isotonic``.
+        folder: The model's folder.
+        tell: Gets the validation rows so far, and the number of all.
+
+    Raises:
+        CalibrationError: The validation rows that count have one class only.
+    """
+    logits, labels, weights = _validation(architecture, model, dataset, tell)
+    calibration = fit(kind, logits, labels, weights)
+    measured = {
+        "before": asdict(measure(logits, labels, weights)),
+        "after": asdict(measure(calibration.applied(logits), labels, weights)),
+    }
+    calibration.save(folder, measured)
+    return CalibratedArchitecture(architecture, calibration)
+
+
+def measure(logits: Floats, labels: np.ndarray, weights: Floats) -> Fit:
+    """Return the fit of log-odds ``[rows]``, or of logits ``[rows, classes]``."""
+    # The driver imports this module to read a result.
+    from scipy.special import expit, softmax  # type: ignore[import-untyped]
+
+    if logits.ndim == 1:
+        pairs = binary_inputs(labels, expit(logits), weights)
+    else:
+        classes = logits.shape[1]
+        is_label = (labels[:, None] == np.arange(classes)).ravel()
+        pairs = binary_inputs(is_label, softmax(logits, axis=1).ravel(), np.repeat(weights, classes))
+    error = calibration_bins(pairs, _BINS).expected_calibration_error
+    return Fit(log_loss(logits, labels, weights), error)
+
+
+def _validation(
+    architecture: Any, model: Any, dataset: Dataset, tell: Callable[[int, int], None]
+) -> tuple[Floats, np.ndarray, Floats]:
+    """Return logits, labels and weights: a row per validation row, or per pair of a row and a label."""
+    import tensorflow as tf
+
+    from mirrorspark.models.serving.preprocessing import input_tensors
+
+    logits_of = tf.function(lambda inputs: architecture.logits(model, inputs), reduce_retracing=True)
+    classes = dataset.features.classes if architecture.TASK == "multi_label" else 1
+    total = dataset.manifest.rows("validation")
+    every = max(1, total * classes // _PAIRS)
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    rows = 0
+    for block in dataset.blocks("validation"):
+        logits = logits_of(input_tensors(dataset.spec.query_features, block.features)).numpy()
+        # Rows at equal distances in the whole split.
+        kept = slice(-rows % every, None, every)
+        labels = block.label.multi_hot(classes) if isinstance(block.label, RaggedIds) else np.asarray(block.label)
+        parts.append((logits[kept], labels[kept], np.asarray(block.weight)[kept]))
+        rows += block.rows
+        tell(rows, total)
+    logits, labels, weights = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    if architecture.TASK == "multi_class":
+        return logits.astype(np.float64), labels, weights.astype(np.float64)
+    return logits.ravel().astype(np.float64), labels.ravel(), np.repeat(weights.astype(np.float64), logits.shape[1])

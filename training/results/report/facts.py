@@ -1,0 +1,75 @@
+"""The facts that the report of a run shows, from its result."""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.data_pipelines.convert import read_profile
+from mirrorspark.data_pipelines.dataset.manifest import DatasetError
+from mirrorspark.data_pipelines.quality.dataset_page import rate_name
+from mirrorspark.data_pipelines.quality.profile import DatasetProfile
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.results.evaluation.explain import Explanation
+from mirrorspark.training.results.report.report import ReportFacts, rates_of
+
+if TYPE_CHECKING:
+    from mirrorspark.training.results.delivery import Trained
+
+
+def report_facts(
+    trained: "Trained",
+    dataset: Dataset,
+    config: TrainingConfig,
+    *,
+    parity: str | None = None,
+    explanation: Explanation | None = None,
+) -> ReportFacts:
+    """Return what the report of a run shows.
+
+    Args:
+        trained: The training's result.
+        dataset: What it was trained on.
+        config: Its settings.
+        parity: The comparison of Spark's scores with the training framework's, in words.
+        explanation: What the predictions depend on; by default what was measured after the training.
+    """
+    facts = {
+        "model": trained.version_uri,
+        "prediction": dataset.spec.label.prediction,
+        "architecture": str(config.model["name"]),
+        "MLflow run": trained.run_id,
+        "attempts": str(len(trained.attempts)),
+        "dataset": dataset.path.name,
+    }
+    if trained.examples_per_second is not None:
+        facts["speed"] = f"{trained.examples_per_second:,.0f} examples/s"
+    if trained.chosen is not None:
+        facts["registered"] = trained.chosen
+    if trained.calibration is not None:
+        facts["calibration"] = trained.calibration
+    if parity is not None:
+        facts["parity"] = parity
+    manifest, profile = dataset.manifest, _profile(dataset)
+    label = profile.column(dataset.spec.label.name) if profile else None
+    return ReportFacts(
+        title=f"{trained.registered_model} {trained.model_version}",
+        metrics=trained.verdict.metrics,
+        baseline=trained.verdict.baseline,
+        figures=trained.verdict.figures,
+        rows={split: manifest.rows(split) for split in manifest.splits},
+        findings=[dict(finding) for finding in manifest.findings],
+        seconds=trained.seconds,
+        cost=trained.cost,
+        facts=facts,
+        rates=rates_of(profile) if profile else (),
+        rate_name=rate_name(label) if label else "",
+        settings=config.public(),
+        explanation=explanation or trained.explanation,
+    )
+
+
+def _profile(dataset: Dataset) -> DatasetProfile | None:
+    """Return the profile of a dataset; None for one that has none, or one of another version."""
+    try:
+        return read_profile(dataset.path)
+    except DatasetError:
+        return None
