@@ -148,7 +148,9 @@ def compiled(name: str, fitted: FittedFeatures, seed: int) -> Any:
     tf_keras.utils.set_random_seed(seed)
     # The architecture's own seed is part of the configuration, which is the same in a resumed run.
     model = architecture.build(catalog.settings(name, options(name, fitted)), fitted, 1)
-    compile_model(model, architecture.TASK, build_optimizer(OptimizerSettings("adam", 0.05)))
+    # The candidates' gradients are sparse.
+    optimizer = "lazy_adam" if architecture.TASK == "retrieval" else "adam"
+    compile_model(model, architecture.TASK, build_optimizer(OptimizerSettings(optimizer, 0.05)))
     model.run_eagerly = True
     return model
 
