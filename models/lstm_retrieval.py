@@ -76,7 +76,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     """
     from mirrorspark.models.layers import concatenated, inputs_without_ids, lay_out_fields, symbolic_inputs
     from mirrorspark.models.layers.recurrent import LastState, OrderedEmbeddings
-    from mirrorspark.models.retrieval.softmax import SoftmaxRetrieval
+    from mirrorspark.models.retrieval.model import RetrievalModel
     from mirrorspark.models.retrieval.towers import query_tower
 
     features, dim, ordered = fitted.spec.query_features, settings.embedding_dim, histories(fitted.spec)
@@ -91,7 +91,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     averaged = embedded[len(ordered) :]
     joined = concatenated([*states, *averaged, *inputs_without_ids(features, inputs, dim)])
     tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed, cosine=settings.cosine)
-    return SoftmaxRetrieval(tower, fitted, settings, seed)
+    return RetrievalModel(tower, fitted, settings, seed)
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":

@@ -64,6 +64,11 @@ class Settings(LossSettings):
                 f"model setting heads is {self.heads}, which does not divide embedding_dim {self.embedding_dim}; "
                 f"use a divisor, such as 1"
             )
+        if self.every_position and self.sampling in ("in_batch", "mixed"):
+            raise ModelSettingsError(
+                f"model setting every_position is true, and with sampling '{self.sampling}' each position would be "
+                f"compared with all others, its own history's included; set sampling to auto, uniform or popularity"
+            )
 
 
 def check_features(_: Settings, spec: FeatureSpec) -> None:

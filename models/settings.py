@@ -63,16 +63,24 @@ def check_temperature(temperature: float) -> None:
 
 # The names of mirrorspark.models.retrieval.losses, which needs TensorFlow.
 LOSSES = ("softmax", "bpr", "cosine_contrastive", "gbce")
+# Of mirrorspark.models.retrieval.sampling.
+SAMPLINGS = ("auto", "log_uniform", "uniform", "popularity", "in_batch", "mixed")
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Settings of the loss of a retrieval model that compares each row's candidate with a sample of the others.
+    """Settings of the loss of a retrieval model, which compares each row's candidate with others.
 
     Attributes:
         negatives: Number of candidates drawn per step, with which all its rows are compared. If there are no more
-            candidates than that, each row is compared with all of them.
+            candidates than that, each row is compared with all of them. ``in_batch`` draws none.
         loss: ``softmax``, ``bpr``, ``cosine_contrastive`` or ``gbce``, of :mod:`models.retrieval.losses`.
+        sampling: Where the other candidates come from: ``uniform`` and ``popularity`` draw them with equal probability
+            and as often as the training rows have them, ``log_uniform`` by the rank of their frequency; ``in_batch``
+            takes those of the step's other rows, ``mixed`` these and a uniform draw. ``auto`` is ``log_uniform`` for
+            the softmax and ``uniform`` for the other losses. The softmax is corrected for all of them.
+        hard_negatives: Number of the others that are kept for each row while training, those with the highest scores;
+            0 keeps all.
         cosine: Whether queries and candidates have length 1, so that scores are cosines.
         temperature: Divisor of the logits in training; with cosines 0.05 to 0.2 is usual.
         margin: Of ``cosine_contrastive``: the cosine up to which another candidate costs nothing.
@@ -82,6 +90,8 @@ class LossSettings:
 
     negatives: int = 1000
     loss: str = "softmax"
+    sampling: str = "auto"
+    hard_negatives: int = 0
     cosine: bool = False
     temperature: float = 1.0
     margin: float = 0.4
@@ -104,6 +114,25 @@ class LossSettings:
             raise ModelSettingsError(f"model setting negative_weight is {self.negative_weight}; use a number above 0")
         if not 0 <= self.calibration <= 1:
             raise ModelSettingsError(f"model setting calibration is {self.calibration}; use a number from 0 to 1")
+        self._check_sampling()
+
+    def _check_sampling(self) -> None:
+        if self.sampling not in SAMPLINGS:
+            raise ModelSettingsError(f"model setting sampling is '{self.sampling}'; use one of {list(SAMPLINGS)}")
+        if self.hard_negatives < 0:
+            raise ModelSettingsError(f"model setting hard_negatives is {self.hard_negatives}; use a number from 0 on")
+        if self.hard_negatives > self.negatives and self.sampling not in ("in_batch", "mixed"):
+            raise ModelSettingsError(
+                f"model setting hard_negatives is {self.hard_negatives}, of {self.negatives} that are drawn; use "
+                f"fewer, or more negatives"
+            )
+        is_uniform = self.sampling in ("auto", "uniform") and not self.hard_negatives
+        if self.loss == "gbce" and self.calibration and not is_uniform:
+            chosen = "sampling" if not self.hard_negatives else "hard_negatives"
+            raise ModelSettingsError(
+                f"model setting loss is 'gbce', which is calibrated for others of equal probability, but {chosen} is "
+                f"{getattr(self, chosen)!r}; set calibration to 0, or sampling to uniform and hard_negatives to 0"
+            )
 
 
 def check_candidates(fitted: "FittedFeatures", top_k: int) -> None:

@@ -2,7 +2,7 @@
 
 Source: Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations", section 3: averaged embeddings of
 watches and searches are concatenated with the other features, and ReLU layers follow. The softmax and its loss are in
-:mod:`models.retrieval.softmax`.
+:mod:`models.retrieval.model`.
 """
 
 from collections.abc import Mapping
@@ -44,14 +44,14 @@ class Settings(LossSettings):
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
     """Return a model with ``query_tower`` and ``candidate_tower``; the latter contains the softmax's weights by id."""
     from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
-    from mirrorspark.models.retrieval.softmax import SoftmaxRetrieval
+    from mirrorspark.models.retrieval.model import RetrievalModel
     from mirrorspark.models.retrieval.towers import query_tower
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
     inputs = symbolic_inputs(features, any_length=True)
     joined = concatenated_inputs(fitted, features, inputs, dim)
     tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed, cosine=settings.cosine)
-    return SoftmaxRetrieval(tower, fitted, settings, seed)
+    return RetrievalModel(tower, fitted, settings, seed)
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":

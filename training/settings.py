@@ -22,7 +22,7 @@ from mirrorspark.training.protocol.limits import Budgets, Limits
 
 Baseline = Literal["none", "hist_gradient_boosting", "popularity", "item_knn", "bspm", "ease", "als"]
 Registered = Literal["model", "better"]
-Optimizer = Literal["adam", "adamw", "adagrad", "lion", "sgd"]
+Optimizer = Literal["adam", "adamw", "adagrad", "lazy_adam", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
 MLflowRun = Literal["active", "child", "new"]

@@ -11,10 +11,44 @@ import tf_keras
 
 from mirrorspark.models.settings import ModelSettingsError, Schedule, check_warm_up
 
+
+@tf_keras.utils.register_keras_serializable("mirrorspark")
+class LazyAdam(tf_keras.optimizers.Adam):
+    """Adam that updates only the rows of a table that a sparse gradient names, and their moments.
+
+    Adam lets the moments of all rows decay in every step, and moves rows that no example has read by what is left of
+    them: a step takes time in proportion to the table. Dense gradients are applied as Adam does.
+
+    Source: TensorFlow Addons, ``tfa.optimizers.LazyAdam``.
+    """
+
+    def update_step(self, gradient: Any, variable: Any) -> None:
+        """Update a variable; Keras has summed the parts of a sparse gradient that name the same row."""
+        if not isinstance(gradient, tf.IndexedSlices):
+            super().update_step(gradient, variable)
+            return
+        number = self._index_dict[self._var_key(variable)]
+        rows, dtype = gradient.indices, variable.dtype
+        moments = []
+        for slot, beta, values in (
+            (self._momentums[number], self.beta_1, gradient.values),
+            (self._velocities[number], self.beta_2, tf.square(gradient.values)),
+        ):
+            before = tf.gather(slot, rows)
+            moments.append(before + (values - before) * (1 - beta))
+            slot.scatter_update(tf.IndexedSlices(moments[-1], rows))
+        step = tf.cast(self.iterations + 1, dtype)
+        powers = [tf.pow(tf.cast(beta, dtype), step) for beta in (self.beta_1, self.beta_2)]
+        rate = tf.cast(self.learning_rate, dtype) * tf.sqrt(1 - powers[1]) / (1 - powers[0])
+        change = moments[0] * rate / (tf.sqrt(moments[1]) + self.epsilon)
+        variable.scatter_sub(tf.IndexedSlices(change, rows))
+
+
 OPTIMIZERS: Mapping[str, type] = {
     "adam": tf_keras.optimizers.Adam,
     "adagrad": tf_keras.optimizers.Adagrad,
     "adamw": tf_keras.optimizers.AdamW,
+    "lazy_adam": LazyAdam,
     "lion": tf_keras.optimizers.Lion,
     "sgd": tf_keras.optimizers.SGD,
 }

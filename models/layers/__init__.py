@@ -20,18 +20,17 @@ from mirrorspark.models.layers.inputs import (
     lists_of_any_length,
     symbolic_inputs,
 )
-from mirrorspark.models.layers.resumable import LogUniformSample, ResumableDropout, UniformSample
+from mirrorspark.models.layers.resumable import CountedCalls, ResumableDropout
 
 __all__ = [
+    "CountedCalls",
     "CrossedIds",
     "Field",
     "FieldEmbeddings",
-    "LogUniformSample",
     "ResumableDropout",
     "SoftmaxHeads",
     "SparseEmbedding",
     "TwoWayHeads",
-    "UniformSample",
     "concatenated",
     "concatenated_inputs",
     "dense_stack",

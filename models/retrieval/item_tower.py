@@ -73,6 +73,10 @@ class ItemTower(tf_keras.layers.Layer):
         """Return float32 ``[ids, dim]``."""
         return self.embedded(ids, {name: tf.gather(values, ids) for name, values in self._items.items()}, training)
 
+    def all_embeddings(self, training: bool | None = None) -> tf.Tensor:
+        """Return the embeddings of all ids."""
+        return self(tf.range(self.input_dim, dtype=tf.int64), training=training)
+
     def embedded(self, ids: tf.Tensor, rows: Mapping[str, tf.Tensor], training: bool | None = None) -> tf.Tensor:
         """Return float32 ``[ids, dim]`` of candidates whose items have the features ``rows``, each ``[ids, ...]``."""
         content = self.features(rows, training=training)

@@ -20,6 +20,15 @@ def named_loss(settings: LossSettings, own: tf.Tensor, others: tf.Tensor, sampli
     return softmax(own, others)
 
 
+def softmax_of_rows(logits: tf.Tensor) -> tf.Tensor:
+    """Return the cross-entropy of column ``i`` of row ``i`` among all columns, float32 ``[rows]``.
+
+    Args:
+        logits: float32 ``[rows, rows]``; what counts for nothing has the lowest number of its type.
+    """
+    return tf.nn.softmax_cross_entropy_with_logits(labels=tf.eye(tf.shape(logits)[0]), logits=logits)
+
+
 def softmax(own: tf.Tensor, others: tf.Tensor) -> tf.Tensor:
     """Return the cross-entropy of the own candidate among itself and the others."""
     return tf.reduce_logsumexp(tf.concat([own[:, tf.newaxis], others], axis=1), axis=1) - own

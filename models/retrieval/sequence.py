@@ -1,4 +1,4 @@
-"""Retrieval by a softmax over all candidates that can learn from every position of a history at once."""
+"""Retrieval that can learn from every position of a history at once."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, MISSING_ID
-from mirrorspark.models.retrieval.softmax import SoftmaxRetrieval
+from mirrorspark.models.retrieval.model import RetrievalModel
 from mirrorspark.models.retrieval.towers import CandidateEmbedding
 from mirrorspark.models.settings import LossSettings
 
 
-class SequenceRetrieval(SoftmaxRetrieval):
-    """A softmax whose training rows may stand for all positions of their history.
+class SequenceRetrieval(RetrievalModel):
+    """A retrieval model whose training rows may stand for all positions of their history.
 
     A position's query is the state before an item, and its candidate is that item. A row's loss is the sum of those of
     its positions, so that each position counts as much as a row of its own would, and the gradient does not depend on
@@ -39,8 +39,8 @@ class SequenceRetrieval(SoftmaxRetrieval):
             history: Name of the list that the states belong to.
             candidates: The candidates' embeddings by id.
             fitted: The features.
-            settings: As in :class:`SoftmaxRetrieval`.
-            seed: As in :class:`SoftmaxRetrieval`.
+            settings: As in :class:`RetrievalModel`.
+            seed: As in :class:`RetrievalModel`.
         """
         super().__init__(query_tower, fitted, settings, seed, candidates)
         self._history = history
@@ -56,12 +56,10 @@ class SequenceRetrieval(SoftmaxRetrieval):
         states = self.state_tower(self._known(features), training=training)
         following = following_ids(features[self._history], features[self._candidate])
         weights = tf.where(following >= FIRST_VOCABULARY_ID, weight[:, tf.newaxis], 0.0)
-        # Most positions of most histories are padding, and the softmax is the costliest part.
+        # Most positions of most histories are padding, and the loss is the costliest part.
         used = tf.where(weights > 0)
-        losses = self.query_losses(
-            tf.gather_nd(states, used), tf.gather_nd(following, used) - FIRST_VOCABULARY_ID, training
-        )
         weights = tf.gather_nd(weights, used)
+        losses = self.query_losses(tf.gather_nd(states, used), tf.gather_nd(following, used), weights > 0, training)
         return self._mean(losses, weights, tf.shape(weight)[0])
 
 

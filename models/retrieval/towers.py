@@ -44,13 +44,13 @@ class CandidateEmbedding(tf_keras.layers.Embedding):
         self._cosine = cosine
         self.build((None,))
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Return the embeddings of int64 ids."""
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        """Return the embeddings of int64 ids; they are the same in training."""
         embedded = super().call(inputs)
         return tf.math.l2_normalize(embedded, axis=-1) if self._cosine else embedded
 
-    def all_embeddings(self) -> tf.Tensor:
-        """Return the embeddings of all ids."""
+    def all_embeddings(self, training: bool | None = None) -> tf.Tensor:
+        """Return the embeddings of all ids; they are the same in training."""
         return tf.math.l2_normalize(self.embeddings, axis=-1) if self._cosine else self.embeddings
 
 

@@ -52,11 +52,13 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "multi_field": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
     "multi_label": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
     "regression": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
-    "sasrec": {"embedding_dim": 4, "blocks": 1, "heads": 2, "dropout": 0.2, "negatives": 5},
+    "sasrec": {"embedding_dim": 4, "blocks": 1, "heads": 2, "dropout": 0.2, "negatives": 5, "sampling": "popularity"},
     "two_tower": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
     "wide_deep": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "crosses": ["customer*movie"]},
-    "youtube_dnn": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "negatives": 5},
+    "youtube_dnn": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "negatives": 5, "hard_negatives": 3},
 }
+# Of an architecture with items, beside those above.
+OPTIONS_WITH_ITEMS: Mapping[str, Mapping[str, Any]] = {"two_tower": {"sampling": "mixed", "negatives": 5}}
 LABELS = {
     "binary": Label("again"),
     "multi_class": Label("genre", "multi_class", classes=3),
@@ -138,13 +140,20 @@ def features(task: str, *, items: bool) -> FittedFeatures:
     return with_items(fitted, FittedFeatures(ITEMS, known, {}), table)
 
 
+def options(name: str, fitted: FittedFeatures) -> Mapping[str, Any]:
+    """Return the settings of an architecture, with or without items."""
+    return {**OPTIONS[name], **(OPTIONS_WITH_ITEMS.get(name, {}) if fitted.items else {})}
+
+
 def compiled(name: str, fitted: FittedFeatures, seed: int) -> Any:
     """Return a compiled model whose initial weights follow from ``seed``."""
     architecture = catalog.architecture(name)
     tf_keras.utils.set_random_seed(seed)
     # The architecture's own seed is part of the configuration, which is the same in a resumed run.
-    model = architecture.build(catalog.settings(name, OPTIONS[name]), fitted, 1)
-    compile_model(model, architecture.TASK, build_optimizer(OptimizerSettings("adam", 0.05)))
+    model = architecture.build(catalog.settings(name, options(name, fitted)), fitted, 1)
+    # The candidates' gradients are sparse.
+    optimizer = "lazy_adam" if architecture.TASK == "retrieval" else "adam"
+    compile_model(model, architecture.TASK, build_optimizer(OptimizerSettings(optimizer, 0.05)))
     model.run_eagerly = True
     return model
 
@@ -167,7 +176,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     name = request.param.removesuffix(WITH_ITEMS)
     architecture = catalog.architecture(name)
     fitted = features(architecture.TASK, items=request.param != name)
-    catalog.check_features(name, OPTIONS[name], fitted.spec)
+    catalog.check_features(name, options(name, fitted), fitted.spec)
     batch, prefix = batch_of(fitted, architecture.TASK), str(tmp_path_factory.mktemp(name) / "checkpoint")
     model = compiled(name, fitted, seed=1)
     for _ in range(STEPS):

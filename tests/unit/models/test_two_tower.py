@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_recommenders as tfrs
 import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
@@ -12,6 +13,7 @@ from mirrorspark.data_pipelines.features.kinds import MISSING_ID
 from mirrorspark.models import two_tower
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.retrieval.sampling import sampling_probability
 
 SETTINGS = two_tower.Settings(embedding_dim=4, hidden_units=(), temperature=0.5)
 
@@ -57,10 +59,10 @@ def model(rating_features: FittedFeatures) -> tf_keras.Model:
 
 def test_the_sampling_probability_is_the_share_of_the_training_rows(rating_features: FittedFeatures) -> None:
     # Watched 5, 3 and 2 times; ids without a count are taken for the rarest.
-    assert two_tower.sampling_probability(rating_features).tolist() == pytest.approx([0.2, 0.2, 0.5, 0.3, 0.2])
+    assert sampling_probability(rating_features).tolist() == pytest.approx([0.2, 0.2, 0.5, 0.3, 0.2])
 
 
-@pytest.mark.parametrize(
+BATCHES = pytest.mark.parametrize(
     ("users", "movies", "weights"),
     [
         ([2, 3, 4], [2, 3, 4], [1.0, 1.0, 1.0]),
@@ -69,6 +71,9 @@ def test_the_sampling_probability_is_the_share_of_the_training_rows(rating_featu
     ],
     ids=["distinct movies", "accidental hit and weights", "padding"],
 )
+
+
+@BATCHES
 def test_the_loss_is_the_corrected_softmax_over_the_batch(
     model: tf_keras.Model, users: list[int], movies: list[int], weights: list[float]
 ) -> None:
@@ -77,6 +82,37 @@ def test_the_loss_is_the_corrected_softmax_over_the_batch(
     candidates = model.candidate_tower(inputs[0]["movie"]).numpy().astype(np.float64)
     expected = loss_by_numpy(queries, candidates, movies, weights, [0.2, 0.2, 0.5, 0.3, 0.2])
     assert float(model.compute_loss(inputs, training=True)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@BATCHES
+def test_the_loss_and_its_gradients_have_the_bits_of_tensorflow_recommenders(
+    model: tf_keras.Model, users: list[int], movies: list[int], weights: list[float]
+) -> None:
+    features, _, weight = inputs = batch(users, movies, weights)
+    task = tfrs.tasks.Retrieval(temperature=SETTINGS.temperature, remove_accidental_hits=True)
+    rows = len(users)
+
+    def of_task() -> tf.Tensor:
+        return (
+            task(
+                model.query_tower({"user": features["user"]}),
+                model.candidate_tower(features["movie"]),
+                sample_weight=weight,
+                candidate_sampling_probability=tf.gather([0.2, 0.2, 0.5, 0.3, 0.2], features["movie"]),
+                candidate_ids=features["movie"],
+                score_mask=tf.broadcast_to(weight > 0, [rows, rows]),
+            )
+            / rows
+        )
+
+    found = []
+    for loss_of in (of_task, lambda: model.compute_loss(inputs, training=True)):
+        with tf.GradientTape() as tape:
+            loss = loss_of()
+        gradients = tape.gradient(loss, model.trainable_variables)
+        found.append([loss.numpy(), *(tf.convert_to_tensor(gradient).numpy() for gradient in gradients)])
+    for theirs, ours in zip(*found, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_batch_of_nothing_but_padding_costs_nothing_and_moves_nothing(model: tf_keras.Model) -> None:

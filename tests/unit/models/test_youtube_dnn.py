@@ -1,7 +1,5 @@
 """YouTube's candidate generation: the softmax over all candidates, its sampled form, and what it learns (F4)."""
 
-import math
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,7 +13,6 @@ from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models import youtube_dnn
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.models.layers import LogUniformSample
 
 MOVIES = 50
 
@@ -73,30 +70,12 @@ def test_padding_and_candidates_that_no_training_row_has_cost_nothing(fitted: Fi
 def test_the_sampled_loss_estimates_the_full_one(fitted: FittedFeatures) -> None:
     model = build(fitted, negatives=MOVIES - 1)
     inputs = batch([[2, 3, 0], [4, 0, 0], [9, 9, 9]], [5, 30, 51], [1.0, 1.0, 1.0])
-    losses = tf.function(lambda: model.row_losses(inputs[0], training=True))
+    losses = tf.function(lambda: model.row_losses(inputs[0], inputs[2], training=True))
     # What is estimated without bias is the sum of the softmax, which is the exponential of the loss.
     sampled = np.mean([np.exp(losses().numpy()) for _ in range(1500)], axis=0)
     assert sampled == pytest.approx(np.exp(full_losses(model, inputs)), rel=0.05)
-    exact = model.row_losses(inputs[0], training=False).numpy()
+    exact = model.row_losses(inputs[0], inputs[2], training=False).numpy()
     assert exact == pytest.approx(full_losses(model, inputs), rel=1e-5)
-
-
-def test_classes_are_drawn_log_uniformly() -> None:
-    sample = LogUniformSample(20_000, classes=9, seed=1)
-    drawn = np.bincount(sample(tf.zeros(1)).numpy(), minlength=9) / 20_000
-    expected = [math.log((number + 2) / (number + 1)) / math.log(10) for number in range(9)]
-    assert drawn == pytest.approx(expected, abs=0.02)
-    log_counts = sample.log_expected_count(tf.range(9, dtype=tf.int64)).numpy()
-    assert np.exp(log_counts) / 20_000 == pytest.approx(expected, rel=1e-5)
-
-
-def test_drawing_goes_on_where_a_checkpoint_left_it() -> None:
-    one, other = LogUniformSample(8, 1000, seed=5), LogUniformSample(8, 1000, seed=5)
-    first, second = one(tf.zeros(1)).numpy(), one(tf.zeros(1)).numpy()
-    assert (first != second).any()
-    other.build(None)
-    other.set_weights([np.int64(1)])
-    assert other(tf.zeros(1)).numpy().tolist() == second.tolist()
 
 
 @pytest.mark.parametrize("negatives", [10, MOVIES], ids=["sampled", "all"])

@@ -123,7 +123,7 @@ def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyP
         (
             ["--optimizer=adamax"],
             ConfigError,
-            ["optimizer 'adamax' is unknown; use one of ['adam', 'adamw', 'adagrad', 'lion', 'sgd']"],
+            ["optimizer 'adamax' is unknown; use one of ['adam', 'adamw', 'adagrad', 'lazy_adam', 'lion', 'sgd']"],
         ),
         (["--resume=false"], ConfigError, ["--resume/--no-resume"]),
         (["--workers=0"], ConfigError, ["workers 0 begins below 1; use 1 or more"]),
@@ -208,7 +208,7 @@ def test_help_says_what_a_flag_does_and_its_default_in_this_recipe(
     texts = " ".join(page.split())
     assert [name for name, text in help_texts().items() if text not in texts] == []
     assert "--epochs N Passes over the training split at the most (default: 7)" in texts
-    assert "--optimizer adam|adamw|adagrad|lion|sgd" in texts
+    assert "--optimizer adam|adamw|adagrad|lazy_adam|lion|sgd" in texts
     assert "SELECT" not in page
     assert "<function" not in page
     assert "--model.embedding_dim 16" in page

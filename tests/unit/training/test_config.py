@@ -131,7 +131,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"threads_per_worker": 0}, "threads_per_worker is 0; use 1 or more"),
         (
             {"optimizer": "adamax"},
-            "optimizer 'adamax' is unknown; use one of ['adam', 'adamw', 'adagrad', 'lion', 'sgd']",
+            "optimizer 'adamax' is unknown; use one of ['adam', 'adamw', 'adagrad', 'lazy_adam', 'lion', 'sgd']",
         ),
         (
             {"workers": 3, "global_batch_size": 2048},

@@ -69,7 +69,7 @@ def test_a_spec_means_numbers_of_its_field_or_values(
         ("model.hidden_units=uniform:1:2", "is a range, but it must be a list, each a whole number"),
         (
             "optimizer=choice:adam,adamax",
-            "'adamax' does not fit; it must be one of ['adam', 'adamw', 'adagrad', 'lion', 'sgd']",
+            "'adamax' does not fit; it must be one of ['adam', 'adamw', 'adagrad', 'lazy_adam', 'lion', 'sgd']",
         ),
         ("epochs=choice:3,many", "'many' does not fit; it must be a whole number"),
         ("epochs=choice:3,true", "True does not fit; it must be a whole number"),

@@ -62,7 +62,7 @@ def test_a_schedule_that_ends_before_its_warm_up_is_refused(schedule: str) -> No
 def test_unknown_names_are_told_with_those_that_are_known() -> None:
     with pytest.raises(
         ModelSettingsError,
-        match=r"optimizer 'adamax' is unknown; use one of \['adagrad', 'adam', 'adamw', 'lion', 'sgd'",
+        match=r"optimizer 'adamax' is unknown; use one of \['adagrad', 'adam', 'adamw', 'lazy_adam', 'lion', 'sgd'",
     ):
         OptimizerSettings("adamax")
     with pytest.raises(ModelSettingsError, match="schedule 'step' is unknown"):
@@ -74,6 +74,34 @@ def test_gradients_are_clipped_by_their_length_together() -> None:
     one, other = tf.Variable(0.0), tf.Variable(0.0)
     optimizer.apply_gradients([(tf.constant(3.0), one), (tf.constant(4.0), other)])
     assert [one.numpy(), other.numpy()] == pytest.approx([-0.6, -0.8])
+
+
+def test_lazy_adam_leaves_the_rows_alone_that_a_batch_has_not_read() -> None:
+    """Of a table of ones: two rows of the first batch, one of them again and a third in the second one."""
+    optimizer, table = build_optimizer(OptimizerSettings("lazy_adam", 0.1)), tf.Variable(tf.ones([4, 1]))
+    expected = np.ones(4)
+    moments = np.zeros((2, 4))
+    for step, gradients in enumerate(({0: 3.0, 2: -1.0}, {2: 0.5, 3: 2.0}), start=1):
+        # A row that is named twice has the sum.
+        rows = [*gradients, *gradients]
+        values = [[part / 2] for part in gradients.values()] * 2
+        optimizer.apply_gradients([(tf.IndexedSlices(tf.constant(values), tf.constant(rows), (4, 1)), table)])
+        for row, gradient in gradients.items():
+            moments[:, row] = moments[:, row] * [0.9, 0.999] + [0.1 * gradient, 0.001 * gradient**2]
+            mean, square = moments[:, row] / [1 - 0.9**step, 1 - 0.999**step]
+            expected[row] -= 0.1 * mean / math.sqrt(square)
+        np.testing.assert_allclose(table[:, 0], expected, rtol=1e-5)
+
+
+def test_lazy_adam_is_adam_where_gradients_are_dense() -> None:
+    trained = []
+    for name in ("adam", "lazy_adam"):
+        optimizer, weight = build_optimizer(OptimizerSettings(name, 0.1)), tf.Variable([1.0, -2.0])
+        for gradient in ([0.3, 0.0], [-2.0, 1.0]):
+            optimizer.apply_gradients([(tf.constant(gradient), weight)])
+        trained.append([variable.numpy() for variable in (weight, *optimizer.variables)])
+    for adam, lazy in zip(*trained, strict=True):
+        np.testing.assert_array_equal(lazy, adam)
 
 
 def model() -> tf_keras.Model:

@@ -168,7 +168,7 @@ def test_weights_that_do_not_fit_are_named_and_not_taken(exported: Callable[...,
 
 def test_a_model_with_nothing_in_common_is_refused_with_the_mend(exported: Callable[..., Exported]) -> None:
     earlier, _ = exported()
-    model = built(two_tower, two_tower.Settings(4, (8,)), movies("a", "b"), seed=2)
+    model = built(two_tower, two_tower.Settings(embedding_dim=4, hidden_units=(8,)), movies("a", "b"), seed=2)
     expected = (
         r"none of the 6 weights can be taken: .*; give a model of the same architecture and settings, or leave "
         r"warm_start out; a run that has begun keeps its model: --no-resume looks it up anew"

@@ -18,6 +18,7 @@ from mirrorspark.models import two_tower
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.fitting.warm_start import EarlierModel, begin_from
+from mirrorspark.models.retrieval.sampling import sampling_probability
 from mirrorspark.models.serving import export as serving
 from mirrorspark.models.settings import ModelSettingsError
 from tests.unit.models.conftest import vocabulary
@@ -153,7 +154,21 @@ def test_a_warm_start_finds_the_tokens_of_the_items_wherever_they_stand_now(
 
 
 def test_the_sampling_probability_of_items_without_rows_is_that_of_the_rarest(item_features: FittedFeatures) -> None:
-    assert two_tower.sampling_probability(item_features).tolist() == pytest.approx([0.2, 0.2, 0.5, 0.3, 0.2, 0.2, 0.2])
+    assert sampling_probability(item_features).tolist() == pytest.approx([0.2, 0.2, 0.5, 0.3, 0.2, 0.2, 0.2])
+
+
+def test_candidates_that_are_not_of_the_batch_are_read_by_the_tower_too(item_features: FittedFeatures) -> None:
+    """All of them to validate, those without a training row included; and in training what is drawn."""
+    model = built(item_features, sampling="mixed", negatives=4)
+    inputs = ({"user": ids(2, 3), "movie": ids(3, 4)}, tf.zeros(2), tf.ones(2))
+    queries = two_tower.predict(model, {"user": ids(2, 3)}).numpy().astype(np.float64)
+    logits = queries @ serving.candidate_embeddings(model)[2:].T
+    expected = np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[[0, 1], [1, 2]])
+    assert float(model.compute_loss(inputs)) == pytest.approx(expected, rel=1e-5)
+    with tf.GradientTape() as tape:
+        loss = model.compute_loss(inputs, training=True)
+    table = tape.gradient(loss, model.candidate_tower.id_embedding.embeddings)
+    assert len(table.indices) == 2 + 4
 
 
 def test_candidates_of_neither_id_nor_features_are_refused(rating_features: FittedFeatures) -> None:

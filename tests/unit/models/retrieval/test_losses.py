@@ -9,8 +9,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.models import two_tower, youtube_dnn
-from mirrorspark.models.layers import UniformSample
+from mirrorspark.models import sasrec, two_tower, youtube_dnn
 from mirrorspark.models.retrieval import losses
 from mirrorspark.models.settings import LOSSES, ModelSettingsError
 from tests.unit.models.test_youtube_dnn import MOVIES, batch, fitted  # noqa: F401 - a fixture
@@ -108,16 +107,6 @@ def test_two_towers_of_cosines_have_length_1(rating_features: FittedFeatures) ->
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=1e-5)
 
 
-def test_classes_are_drawn_with_equal_probability_and_go_on_after_a_checkpoint() -> None:
-    sample = UniformSample(20_000, classes=4, seed=1)
-    first = sample(tf.zeros(1)).numpy()
-    assert np.bincount(first, minlength=4) / 20_000 == pytest.approx([0.25] * 4, abs=0.02)
-    other = UniformSample(20_000, classes=4, seed=1)
-    other.build(None)
-    other.set_weights([np.int64(1)])
-    assert other(tf.zeros(1)).numpy().tolist() == sample(tf.zeros(1)).numpy().tolist() != first.tolist()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -127,8 +116,22 @@ def test_classes_are_drawn_with_equal_probability_and_go_on_after_a_checkpoint()
         ({"negative_weight": 0.0}, "setting negative_weight is 0.0; use a number above 0"),
         ({"calibration": 1.5}, "setting calibration is 1.5; use a number from 0 to 1"),
         ({"temperature": 0.0}, "setting temperature is 0.0; use a number above 0"),
+        ({"sampling": "random"}, r"setting sampling is 'random'; use one of \['auto', 'log_uniform', 'uniform', "),
+        ({"hard_negatives": -1}, "setting hard_negatives is -1; use a number from 0 on"),
+        ({"hard_negatives": 6, "negatives": 5}, "hard_negatives is 6, of 5 that are drawn; use fewer, or more"),
+        ({"loss": "gbce", "sampling": "popularity"}, "but sampling is 'popularity'; set calibration to 0, or sampling"),
+        ({"loss": "gbce", "hard_negatives": 2}, "but hard_negatives is 2; set calibration to 0, or sampling to"),
+        ({"every_position": True, "sampling": "mixed"}, "set sampling to auto, uniform or popularity"),
     ],
 )
 def test_a_loss_that_cannot_work_is_named(options: dict[str, Any], message: str) -> None:
+    model = sasrec if "every_position" in options else youtube_dnn
     with pytest.raises(ModelSettingsError, match=message):
-        youtube_dnn.Settings(**options)
+        model.Settings(**options)
+
+
+def test_what_does_without_the_calibration_of_gbce_can_be_chosen() -> None:
+    """And of the batch's rows there are as many as there are, whatever is drawn."""
+    two_tower.Settings(loss="gbce", calibration=0.0)
+    two_tower.Settings(loss="gbce", sampling="uniform")
+    two_tower.Settings(hard_negatives=2000)

@@ -1,0 +1,166 @@
+"""The model of all trained retrieval architectures: two towers, and a loss that compares candidates.
+
+Each row's own candidate is compared with others: those of the batch, a sample, both, or all of them
+(:mod:`models.retrieval.sampling`), by a loss of :mod:`models.retrieval.losses`.
+
+Source: Covington et al. 2016, "Deep Neural Networks for YouTube Recommendations", section 3.1: candidates are the
+classes of an extreme multi-class problem, and serving searches the classes' weights. The in-batch softmax is that of
+TensorFlow Recommenders' ``Retrieval`` task.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.models.retrieval.item_tower import ItemTower
+from mirrorspark.models.retrieval.losses import named_loss, softmax_of_rows
+from mirrorspark.models.retrieval.sampling import CandidateSampling, Columns, hardest
+from mirrorspark.models.retrieval.towers import CandidateEmbedding, candidate_tower
+from mirrorspark.models.settings import LossSettings
+
+
+class RetrievalModel(tf_keras.Model):
+    """Two towers whose dot product ranks the candidates: ``query_tower``, and ``candidate_tower`` by id.
+
+    Validation compares each row with all candidates, or with those of the batch if training does.
+    """
+
+    def __init__(
+        self,
+        query_tower: tf_keras.Model,
+        fitted: FittedFeatures,
+        settings: LossSettings,
+        seed: int,
+        candidates: CandidateEmbedding | ItemTower | None = None,
+    ) -> None:
+        """Add the candidates to a query tower.
+
+        Args:
+            query_tower: Maps the query's features by name to float32 ``[batch, embedding_dim]``.
+            fitted: The features.
+            settings: The loss, and the candidates that it compares with.
+            seed: Seed of the draws.
+            candidates: The candidates' tower, if the query tower uses it too, or it reads features; None creates a
+                table of embeddings.
+        """
+        super().__init__()
+        self._settings = settings
+        self._candidate = fitted.spec.candidate.name
+        self.query_tower = query_tower
+        self.candidate_tower = candidates or candidate_tower(
+            fitted, query_tower.output_shape[-1], cosine=settings.cosine
+        )
+        self._sampling = CandidateSampling(settings, fitted, seed)
+        # Keras saves what is an attribute of the model itself.
+        self.sample = self._sampling.sample
+        self.mean_loss = tf_keras.metrics.Mean(name="loss")
+
+    def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        """Return the score of each row's own candidate: float32 ``[batch]``."""
+        candidates = self.candidate_tower(inputs[self._candidate])
+        return tf.reduce_sum(self.query_tower(self._known(inputs)) * candidates, axis=1)
+
+    @property
+    def metrics(self) -> list[Any]:
+        """The metric that Keras resets at each epoch."""
+        return [self.mean_loss]
+
+    def row_losses(self, inputs: Mapping[str, tf.Tensor], weight: tf.Tensor, training: bool) -> tf.Tensor:
+        """Return the loss of each row, float32 ``[batch]``; rows of weight 0 are nobody's other candidates."""
+        queries = self.query_tower(self._known(inputs), training=training)
+        return self.query_losses(queries, inputs[self._candidate], weight > 0, training)
+
+    def query_losses(self, queries: tf.Tensor, own: tf.Tensor, is_row: tf.Tensor, training: bool) -> tf.Tensor:
+        """Return the loss of each query, float32 ``[queries]``.
+
+        Args:
+            queries: float32 ``[queries, embedding_dim]``.
+            own: int64 ``[queries]``, the id of each query's own candidate.
+            is_row: bool ``[queries]``, false for padding.
+            training: Whether to sample.
+        """
+        if self._sampling.compares_with_all(training):
+            return self._losses_among_all(queries, own, training)
+        drawn = self._sampling.drawn_ids(own)
+        mine = self.candidate_tower(own, training=training)
+        candidates = [mine] if self._sampling.reads_batch else []
+        if drawn is not None:
+            candidates.append(self.candidate_tower(drawn, training=training))
+        # Concatenating one tensor would change the order in which gradients are summed, and so their last bits.
+        scores = self._scores(queries, candidates[0] if len(candidates) == 1 else tf.concat(candidates, axis=0))
+        own_scores = tf.reduce_sum(queries * mine, axis=1) / self._settings.temperature
+        columns = self._sampling.columns(own, is_row, drawn)
+        return self._compared(own, own_scores, columns, scores, training)
+
+    def _losses_among_all(self, queries: tf.Tensor, own: tf.Tensor, training: bool) -> tf.Tensor:
+        """Return the loss of each query among all candidates of the vocabulary, float32 ``[queries]``."""
+        scores = self._scores(queries, self.candidate_tower.all_embeddings(training)[FIRST_VOCABULARY_ID:])
+        number = own - FIRST_VOCABULARY_ID
+        if self._settings.loss == "softmax" and not (training and self._settings.hard_negatives):
+            return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=number, logits=scores)
+        own_scores = tf.gather(scores, number, axis=1, batch_dims=1)
+        columns = Columns(tf.range(tf.shape(scores)[1], dtype=tf.int64) + FIRST_VOCABULARY_ID)
+        return self._compared(own, own_scores, columns, scores, training)
+
+    def _compared(
+        self, own: tf.Tensor, own_logits: tf.Tensor, columns: Columns, scores: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        """Return the loss of each query, given its scores, the own one and those ``[queries, columns]``."""
+        settings = self._settings
+        logits, are_others = scores, columns.are_others(own)
+        if settings.loss == "softmax" and columns.log_counts is not None:
+            logits -= columns.log_counts
+            if columns.are_rows:  # Yi et al. correct the own candidate too
+                own_logits -= columns.log_counts
+        hard_negatives = settings.hard_negatives if training else 0
+        lowest = scores.dtype.min
+        if settings.loss == "softmax" and columns.are_rows and not hard_negatives:
+            is_compared = are_others | tf.eye(tf.shape(scores)[0], dtype=tf.bool)
+            return softmax_of_rows(tf.where(is_compared, logits, lowest))
+        others = tf.where(are_others, logits, lowest)
+        if hard_negatives:
+            others = hardest(others, tf.where(are_others, scores, lowest), hard_negatives)
+        return named_loss(settings, own_logits, others, self._sampling.rate if training else 1.0)
+
+    def _scores(self, queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
+        """Return float32 ``[queries, candidates]``."""
+        return tf.matmul(queries, candidates, transpose_b=True) / self._settings.temperature
+
+    def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
+        """Return the weighted mean loss of a batch ``(features, label, weight)``; the label is ignored."""
+        features, _, weight = inputs
+        if self._settings.sampling != "in_batch":
+            # The others are candidates of the vocabulary, so a row of another one has no loss, and any as its own.
+            own = features[self._candidate]
+            weight = tf.where(own >= FIRST_VOCABULARY_ID, weight, 0.0)
+            features = {**features, self._candidate: tf.maximum(own, FIRST_VOCABULARY_ID)}
+        return self._mean(self.row_losses(features, weight, training), weight, tf.shape(weight)[0])
+
+    def train_step(self, inputs: Any) -> dict[str, tf.Tensor]:
+        """Make one update; return the epoch's mean loss so far, over all replicas."""
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(inputs, training=True)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
+        return {"loss": self.mean_loss.result()}
+
+    def test_step(self, inputs: Any) -> dict[str, tf.Tensor]:
+        """Return the mean loss so far, over all replicas."""
+        self.compute_loss(inputs)
+        return {"loss": self.mean_loss.result()}
+
+    def _mean(self, losses: tf.Tensor, weights: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """Return the sum of weighted losses divided by the rows of the batch, and add them to the metric."""
+        loss, total = tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
+        self.mean_loss.update_state(tf.math.divide_no_nan(loss, total), sample_weight=total)
+        # Dividing by the rows of all replicas makes the all-reduced gradient their mean.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return loss / (tf.cast(rows, tf.float32) * replicas)
+
+    def _known(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Return the features that are inputs of the query tower."""
+        return {name: features[name] for name in self.query_tower.input}
