@@ -18,6 +18,7 @@ SUITE = Suite(
         "recommend",
         "refresh_index",
         "rerank",
+        "embed_text",
         "lookup_precomputed",
     ),
     page="scoring.md",

@@ -10,6 +10,7 @@ from typing import Any
 from mirrorspark.scoring.backends.catalog import compared_libraries, load_backend
 from mirrorspark.scoring.backends.linear import FIELDS as LINEAR_FIELDS
 from mirrorspark.scoring.backends.protocol import ArrayType, Backend, Signature, UnsupportedModelError
+from mirrorspark.scoring.backends.saved_model import DEFAULT_SIGNATURE
 from mirrorspark.scoring.input.column_types import element_name
 from mirrorspark.scoring.input.decoding import BUILT_IN, decoders
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
@@ -18,8 +19,6 @@ from mirrorspark.scoring.model.directory import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, POSTPROCESS, PREPROCESS, Hooks, with_hooks
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.model.versions import versions_here
-
-DEFAULT_SIGNATURE = "serving_default"
 
 _LINEAR_FILE = "linear.json"
 # Backend by file suffix. The content of a `.json` file decides its backend.

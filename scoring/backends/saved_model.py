@@ -1,5 +1,6 @@
 """Backend for SavedModels of other origin: calls a named signature with tensors."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,31 +13,32 @@ from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, sta
 # TensorFlow's attribute for compiled functions (python/eager/polymorphic_function/attributes.py), which is not public.
 _COMPILED = "_XlaMustCompile"
 
+_MISSING_OPERATION = re.compile(r"Op type not registered '(\w+)'")
+
+DEFAULT_SIGNATURE = "serving_default"
+
 
 class SavedModelBackend:
     """A signature of a SavedModel."""
 
-    def __init__(self, folder: Path, *, signature: str, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, *, signature: str | None = None, threads: int | None = None) -> None:
         """Load the SavedModel; imports TensorFlow.
 
         Args:
             folder: Folder of ``saved_model.pb``.
-            signature: Name of the signature to call.
+            signature: Name of the signature to call; None chooses ``serving_default``, the only one, or for a module
+                without signatures, as TF-Hub has them, its own call with a tensor of texts.
             threads: Ignored: TensorFlow uses the threads of the process (:func:`limit_tensorflow`).
 
         Raises:
-            UnsupportedModelError: There is no such signature.
+            UnsupportedModelError: There is no such signature, or none to choose, or TensorFlow lacks an operation.
             ModuleNotFoundError: TensorFlow is not installed here.
         """
         tf = start_tensorflow()
         self.threads = compute_threads(tf)
         # The signature does not keep its own variables and tables alive; the module does.
-        self._module = tf.saved_model.load(str(folder))
-        if signature not in self._module.signatures:
-            raise UnsupportedModelError(
-                f"{folder} has the signatures {sorted(self._module.signatures)} but not '{signature}'; name one of them"
-            )
-        self._call = self._module.signatures[signature]
+        self._module = _loaded(tf, folder)
+        self._call = _function(tf, self._module, signature, folder)
         specs = self._call.structured_input_signature[1]
         self._to_tensor = tf.constant
         self._ranks = {name: spec.shape.rank for name, spec in specs.items()}
@@ -52,6 +54,48 @@ class SavedModelBackend:
         tensors = {name: self._to_tensor(with_rank(values, self._ranks[name])) for name, values in inputs.items()}
         given = self._call(**tensors)
         return {name: given[name].numpy() for name in outputs}
+
+
+def _loaded(tf: Any, folder: Path) -> Any:
+    try:
+        return tf.saved_model.load(str(folder))
+    except (FileNotFoundError, RuntimeError) as error:
+        missing = _MISSING_OPERATION.search(str(error))
+        if missing is None:
+            raise
+        raise UnsupportedModelError(
+            f"{folder} has the operation {missing[1]}, which a package such as tensorflow-text adds to TensorFlow; "
+            f"export the model without it"
+        ) from error
+
+
+def _function(tf: Any, module: Any, signature: str | None, folder: Path) -> Any:
+    """Return the function to call, which takes its arrays by name and returns a dict."""
+    found = module.signatures
+    chosen = signature
+    if chosen is None:
+        chosen = DEFAULT_SIGNATURE if DEFAULT_SIGNATURE in found else next(iter(found)) if len(found) == 1 else None
+    if chosen in found:
+        return found[chosen]
+    if signature is None and not found and callable(module):
+        return _call_of_texts(tf, module, folder)
+    raise UnsupportedModelError(
+        f"{folder} has the signatures {sorted(found)} but not '{signature or DEFAULT_SIGNATURE}'; name one of them"
+    )
+
+
+def _call_of_texts(tf: Any, module: Any, folder: Path) -> Any:
+    def call(*, texts: object) -> dict[str, object]:
+        given = module(texts)
+        return dict(given) if isinstance(given, Mapping) else {"vectors": given}
+
+    try:
+        traced = tf.function(call, autograph=False)
+        return traced.get_concrete_function(texts=tf.TensorSpec([None], tf.string, "texts"))
+    except (TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{folder} has no signatures, and its call takes no tensor of texts ({error}); save it with a signature"
+        ) from error
 
 
 def _is_compiled(graph: Any) -> bool:

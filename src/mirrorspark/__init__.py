@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.plots.run_curves import run_curves as run_curves
     from mirrorspark.plots.score_histogram import score_histogram as score_histogram
     from mirrorspark.scoring.batch import score as score
+    from mirrorspark.scoring.embedding.embed import embed_text as embed_text
     from mirrorspark.scoring.errors import ScoringError as ScoringError
     from mirrorspark.scoring.files import score_files as score_files
     from mirrorspark.scoring.groups import score_by_group as score_by_group
@@ -168,6 +169,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "Scoring": {
         "scoring.batch": ("score",),
+        "scoring.embedding.embed": ("embed_text",),
         "scoring.errors": ("ScoringError",),
         "scoring.files": ("score_files",),
         "scoring.groups": ("score_by_group",),

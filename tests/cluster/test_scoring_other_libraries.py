@@ -1,6 +1,7 @@
 """S13: models of other libraries score on every way in, like those that were trained here."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.tfrecords import read_tfrecords, write_tfrecords
 from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.embedding.embed import embed_text
+from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.input.tfrecords import score_tfrecords
@@ -25,6 +28,7 @@ from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.parity import parity_check
 from mirrorspark.scoring.sql import register_sql
 from mirrorspark.scoring.udf import scorer_udf
+from tests.unit.scoring.encoders import save_onnx_encoder
 from tests.unit.scoring.other_models import (
     LINEAR,
     NAMES,
@@ -271,3 +275,52 @@ def test_executors_of_another_library_refuse_a_package_before_the_first_row(
     told = task_message(failure.value)
     assert "it has onnxruntime " in told
     assert "instead of 0.1.2, which the model was exported with" in told
+
+
+def test_a_second_run_embeds_only_the_texts_that_are_new(
+    spark: "SparkSession", tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """F12: equal texts are encoded once, per encoder; what killed and concurrent runs leave does no harm."""
+    caplog.set_level(logging.INFO, "mirrorspark.scoring.embedding.embed")
+    encoder, cache = save_onnx_encoder(tmp_path / "encoder" / "model.onnx").parent, tmp_path / "cache"
+
+    def embedded(texts: "list[str | None]", by: Path = encoder) -> tuple[dict[int, list[float] | None], str]:
+        movies = spark.createDataFrame(list(enumerate(texts)), "id int, `a title` string")
+        table = embed_text(movies, "a title", by, cache=cache, output="vector")
+        assert table.dtypes == [("id", "int"), ("a title", "string"), ("vector", "array<float>")]
+        return {row.id: row.vector for row in table.collect()}, caplog.messages[-1]
+
+    first, told = embedded(["toy", " toy\n", "toy story  2", "toy story\u00a02", "", None, " \t"])
+    assert first == {0: [3.0, 1.0], 1: [3.0, 1.0], 2: [4.0, 1.0], 3: [4.0, 1.0], 4: None, 5: None, 6: None}
+    assert told == "embedded 2 new texts, 0 from the cache"
+
+    # A run beside it has encoded the same, and another one was killed while it wrote.
+    for file in list(cache.rglob("*.parquet")):
+        shutil.copyfile(file, file.with_name("part-0.parquet"))
+        file.with_name(f".part-1.parquet.{'0' * 32}").write_bytes(file.read_bytes()[:50])
+    second, told = embedded(["story", "toy", "toy story 2"])
+    assert second == {0: pytest.approx([10 / 3, 1.0]), 1: [3.0, 1.0], 2: [4.0, 1.0]}
+    assert told == "embedded 1 new texts, 2 from the cache"
+
+    other = save_onnx_encoder(tmp_path / "other" / "model.onnx", factor=2.0).parent
+    assert embedded(["toy"], other) == ({0: [6.0, 2.0]}, "embedded 1 new texts, 0 from the cache")
+
+
+def test_texts_that_cannot_be_embedded_are_refused(spark: "SparkSession", tmp_path: Path) -> None:
+    encoder = save_onnx_encoder(tmp_path / "encoder" / "model.onnx").parent
+    movies = spark.sql("SELECT 1 AS id, 'toy' AS title")
+    for column, message in (
+        ("titel", "'titel' 0 times .*did you mean 'title'"),
+        ("id", "column 'id' is int, and texts are strings"),
+    ):
+        with pytest.raises(ColumnError, match=message):
+            embed_text(movies, column, encoder, cache=tmp_path)
+    with pytest.raises(ScoringError, match="has a column 'title' already"):
+        embed_text(movies, "title", encoder, cache=tmp_path, output="title")
+    with pytest.raises(ScoringError, match=r"^the encoder .*encoder cannot be used: of its outputs no 'pooled'"):
+        embed_text(movies, "title", encoder, cache=tmp_path, model_output="pooled")
+    moments = spark.sql("SELECT CAST(current_timestamp() AS STRING) AS title")
+    changing = embed_text(moments, "title", encoder, cache=tmp_path)
+    with pytest.raises(PySparkException) as failure:
+        changing.collect()
+    assert "the table gives other texts than before" in task_message(failure.value)

@@ -1,0 +1,112 @@
+"""The cache of vectors: Parquet files that appear whole, in a folder per encoder and one per first digit of a key.
+
+A file is never changed, and the key of a vector is the digest of its text. So any number of runs may write at the same
+time, a killed one leaves what it has finished, and readers need no lock. A vector that two runs have written is read
+once.
+"""
+
+import io
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+from mirrorspark.storage.paths import Location, StoragePath, hadoop_uri
+
+KEY, VECTOR = "key", "vector"
+
+_SCHEMA = pa.schema([(KEY, pa.string()), (VECTOR, pa.list_(pa.float32()))])
+_SPARK_SCHEMA = f"{KEY} string, {VECTOR} array<float>"
+# What a lost task may cost: 40,000 vectors of 384 numbers.
+_FLUSH_BYTES = 64 * 2**20
+_DIGITS_OF_FOLDER = 16
+# A key begins with so many hexadecimal digits, by which texts are dealt to tasks.
+_DEALT_DIGITS = 7
+
+
+def normalised_text(text: Column) -> Column:
+    """Return texts with single spaces for all white space, none at the ends; null if nothing is left."""
+    trimmed = F.trim(F.regexp_replace(text, r"(?U)\s+", " "))
+    return F.when(trimmed != "", trimmed)
+
+
+def text_key(text: Column) -> Column:
+    """Return the keys of normalised texts: their SHA-256 in hexadecimal digits, null for null."""
+    return F.sha2(text, 256)
+
+
+def task_of(key: Column, tasks: int) -> Column:
+    """Return the number of the task for a key: contiguous ranges of keys, so that a task writes to few folders."""
+    number = F.conv(F.substring(key, 1, _DEALT_DIGITS), 16, 10).cast("long")
+    return F.floor(number * tasks / 16**_DEALT_DIGITS).cast("int")
+
+
+@dataclass(frozen=True)
+class VectorCache:
+    """The vectors of an encoder.
+
+    Attributes:
+        folder: Their folder.
+        given: The folder of all encoders, as the user wrote it.
+    """
+
+    folder: StoragePath
+    given: str
+
+    @classmethod
+    def of(cls, location: Location, encoder: str) -> "VectorCache":
+        """Return the cache for an encoder with this digest."""
+        return cls(StoragePath.of(location) / encoder[:_DIGITS_OF_FOLDER], str(location))
+
+    def table(self, spark: SparkSession) -> DataFrame:
+        """Return the keys and vectors of the files that there are now; a key may be there twice."""
+        if not self.folder.exists():
+            return spark.createDataFrame([], _SPARK_SCHEMA)
+        files = spark.read.schema(_SPARK_SCHEMA).parquet(hadoop_uri(self.folder, self.given))
+        return files.select(KEY, VECTOR)  # without the folders' names
+
+    def missing(self, files: list[str]) -> list[str]:
+        """Return the files among ``files``, relative to the folder, that are not there."""
+        if not files:
+            return []
+        found = {file.path.relative_to(self.folder) for file in self.folder.files()}
+        return [file for file in files if file not in found]
+
+
+@dataclass
+class VectorWriter:
+    """Writes vectors in a task."""
+
+    cache: VectorCache
+    flush_bytes: int = _FLUSH_BYTES
+    files: list[str] = field(default_factory=list)
+    _waiting: list[pa.Table] = field(default_factory=list)
+
+    def add(self, keys: pa.Array, vectors: np.ndarray) -> None:
+        """Take the vectors ``[keys, d]``, and write all that wait if they are many."""
+        size = vectors.shape[1]
+        offsets = pa.array(np.arange(0, len(vectors) * size + 1, size, dtype=np.int32))
+        lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel()))
+        self._waiting.append(pa.table([keys, lists], schema=_SCHEMA))
+        if sum(table.nbytes for table in self._waiting) >= self.flush_bytes:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the vectors that wait, a file for each first digit of their keys."""
+        if not self._waiting:
+            return
+        together = pa.concat_tables(self._waiting)
+        digits = pc.utf8_slice_codeunits(together[KEY], 0, 1)
+        for digit in sorted(pc.unique(digits).to_pylist()):
+            name = f"shard={digit}/part-{uuid4().hex}.parquet"
+            content = io.BytesIO()
+            # Without the Arrow schema readers get plain lists.
+            pq.write_table(together.filter(pc.equal(digits, digit)), content, use_dictionary=False, store_schema=False)
+            (self.cache.folder / name).write_bytes(content.getvalue())
+            self.files.append(name)
+        self._waiting.clear()

@@ -1,0 +1,97 @@
+"""Small encoders of texts, whose vectors can be worked by hand."""
+
+from pathlib import Path
+
+import numpy as np
+
+VOCABULARY = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "toy",
+    "story",
+    "2",
+    "##s",
+    "un",
+    "##aff",
+    "##able",
+    ":",
+    "cafe",
+    "京",
+)
+"""The special tokens have the ids 0 to 3."""
+
+
+def save_token_encoder(folder: Path) -> Path:
+    """Save a SavedModel of token ids.
+
+    Its output ``states`` has ``[id, tokens of the text]`` for each token, ``length`` the padded length of each text,
+    ``mean_id`` no vector but a number, and ``broken`` a NaN.
+    """
+    import tensorflow as tf
+
+    def call(input_ids: tf.Tensor, attention_mask: tf.Tensor) -> dict[str, tf.Tensor]:
+        ids, mask = tf.cast(input_ids, tf.float32), tf.cast(attention_mask, tf.float32)
+        counts = tf.reduce_sum(mask, axis=1, keepdims=True)
+        # Padding has another state than any token.
+        ids = ids * mask + 1_000 * (1 - mask)
+        return {
+            "states": tf.stack([ids, counts + 0 * ids], axis=2),
+            "length": 0 * counts + tf.cast(tf.shape(input_ids)[1], tf.float32),
+            "mean_id": tf.reduce_mean(ids, axis=1),
+            "broken": counts / 0,
+        }
+
+    module = tf.Module()
+    module.call = tf.function(call, autograph=False)
+    specs = {name: tf.TensorSpec([None, None], tf.int32, name) for name in ("input_ids", "attention_mask")}
+    tf.saved_model.save(module, str(folder), signatures=module.call.get_concrete_function(**specs))
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    return folder
+
+
+def save_onnx_encoder(path: Path, *, rows: int | None = None, length: int | None = None, factor: float = 1.0) -> Path:
+    """Save an ONNX file of token ids, whose states are ``factor * [id, 1]`` for each token, and its vocabulary.
+
+    Args:
+        path: The file.
+        rows: The number of texts that it takes; None for any.
+        length: The number of tokens that it takes; None for any.
+        factor: Makes another encoder.
+    """
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    table = factor * np.stack([np.arange(len(VOCABULARY)), np.ones(len(VOCABULARY))], axis=1).astype(np.float32)
+    shape = [rows or "rows", length or "length"]
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "input_ids"], ["states"])],
+        "encoder",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name in ("input_ids", "attention_mask")],
+        [helper.make_tensor_value_info("states", TensorProto.FLOAT, [*shape, 2])],
+        [numpy_helper.from_array(table.astype(np.float32), "table")],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    (path.parent / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    return path
+
+
+def save_hub_encoder(folder: Path, *, takes: str = "texts") -> Path:
+    """Save a SavedModel without signatures, as TF-Hub has them, which gives ``[bytes of the text, 1]``.
+
+    Args:
+        folder: Becomes the SavedModel.
+        takes: ``texts`` or ``numbers``.
+    """
+    import tensorflow as tf
+
+    def call(values: tf.Tensor) -> tf.Tensor:
+        sizes = values if takes == "numbers" else tf.cast(tf.strings.length(values), tf.float32)
+        return tf.stack([sizes, tf.ones_like(sizes)], axis=1)
+
+    module = tf.Module()
+    kind = tf.float32 if takes == "numbers" else tf.string
+    module.__call__ = tf.function(call, input_signature=[tf.TensorSpec([None], kind)], autograph=False)
+    tf.saved_model.save(module, str(folder), signatures={})
+    return folder
