@@ -77,7 +77,7 @@ class BSPM(HistorySettings):
 
     neighbours: int = 1000
     dimensions: int = 256
-    low_pass_weight: float = 0.3
+    low_pass_weight: float = 0.2
     sharpening: float = 2.5
 
     def __post_init__(self) -> None:

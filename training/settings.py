@@ -43,9 +43,9 @@ def likely_meant(unknown: Iterable[str], known: Sequence[str], otherwise: str) -
 class ResultSettings:
     """Names and places of the results."""
 
-    name: Annotated[str, doc("Names the run folders and, by default, the registered model; else as the recipe")] = ""
+    name: Annotated[str, doc("Names the run folders and the registered model; by default as the recipe")] = ""
     registered_model: Annotated[
-        str | None, doc("Name of the registered model, as catalog.schema.model in Unity Catalog; by default as --name")
+        str | None, doc("Registered model, catalog.schema.model in Unity Catalog; else as --name")
     ] = None
     output: Annotated[str, doc("Folder for datasets, runs, models and scores, shared by all machines")] = DEFAULT_OUTPUT
     tracking_uri: Annotated[
@@ -63,10 +63,10 @@ class ResultSettings:
     baseline: Annotated[
         Baseline | list[Any], doc("Baseline to compare the model with; of a retrieval model also a list of them")
     ] = "none"
-    register: Annotated[Registered, doc("Model to register: this one, or the better of it and --baseline")] = "model"
-    calibration: Annotated[
-        CalibrationKind, doc("Map of a classifier's probabilities, fitted on the validation rows and part of the model")
-    ] = "none"
+    register: Annotated[Registered, doc("Register this model, or the better of it and --baseline")] = "model"
+    calibration: Annotated[CalibrationKind, doc("Map of a classifier's probabilities, fitted on validation rows")] = (
+        "none"
+    )
     explain: Annotated[bool, doc("Explain the predictions on some test rows, for the report")] = True
     top_k: Annotated[int, Ge(1), doc("Candidates per row that a retrieval model recommends")] = 20
     profile: Annotated[bool, doc("Record a TensorBoard profile of some steps of every worker")] = False
