@@ -1,0 +1,183 @@
+"""Quality of the multi-label model on Bibtex and on RCV1's first subset, beside one-vs-rest logistic regression.
+
+``python -m benchmarks.quality_multi_label FOLDER`` prints rows of ``docs/quality.md``. FOLDER has ``bibtex`` (Mulan's
+ARFF files) and ``rcv1_subset1`` (``X.npz`` and ``Y.npz``; a random third of its first half is the test). A random 15 %
+of the training rows choose the epoch, the logistic regression's C, and the threshold of the F1 score; then both models
+are trained on all training rows. ``--choose`` prints the validation rows' figures by epoch and looks at no test row.
+"""
+
+import argparse
+import ast
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from scipy.sparse import csr_array, load_npz  # type: ignore[import-untyped]
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import Label, Sparse
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models import multi_label
+from mirrorspark.models.fitting.objectives import compile_model
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+
+VALIDATION_SHARE = 0.15
+PRECISION_AT = (1, 3, 5)
+LOGISTIC_C = (1.0, 10.0, 100.0)
+OPTIONS: Mapping[str, Any] = {"embedding_dim": 512, "hidden_units": (512,), "dropout": 0.7, "members": 8}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sparse features ``[rows, words]`` and labels, float32 ``[rows, classes]``."""
+
+    words: Any
+    labels: np.ndarray
+
+    def __getitem__(self, chosen: Any) -> "Rows":
+        return Rows(self.words[chosen], self.labels[chosen])
+
+    def tensor(self) -> tf.SparseTensor:
+        """Return the features as TensorFlow takes them."""
+        places = self.words.tocoo()
+        return tf.SparseTensor(np.stack([places.row, places.col], axis=1), places.data, places.shape)
+
+
+def read(folder: Path, name: str) -> tuple[Rows, Rows]:
+    """Return the training and the test rows of a set."""
+    if name == "bibtex":
+        train, test = (_read_arff(folder / name / f"bibtex-{split}.arff") for split in ("train", "test"))
+        return train, test
+    rows = Rows(
+        csr_array(load_npz(folder / name / "X.npz")).astype(np.float32),
+        load_npz(folder / name / "Y.npz").toarray().astype(np.float32),
+    )
+    # The labels of its second half stand one column early: their shares are those of the first half, shifted.
+    half = len(rows.labels) // 2
+    order = np.random.default_rng(0).permutation(half)
+    return rows[order[half // 3 :]], rows[order[: half // 3]]
+
+
+def _read_arff(path: Path) -> Rows:
+    """Read sparse ARFF, in which attributes that begin with ``TAG_`` are labels and stand last."""
+    lines = path.read_text().splitlines()
+    names = [line.split()[1] for line in lines if line.startswith("@attribute")]
+    words = sum(not name.startswith("TAG_") for name in names)
+    rows = [[int(pair.split()[0]) for pair in line[1:-1].split(",")] for line in lines if line.startswith("{")]
+    ends = np.cumsum([0, *map(len, rows)])
+    # scikit-learn takes indices of 32 bits.
+    places = (np.concatenate(rows).astype(np.int32), ends.astype(np.int32))
+    table = csr_array((np.ones(ends[-1], np.float32), *places), (len(rows), len(names)))
+    return Rows(table[:, :words], table[:, words:].toarray())
+
+
+def quality(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
+    """Return the precision at several depths, and the micro-averaged F1 score of the scores above ``threshold``."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, : max(PRECISION_AT)]
+    hits = np.take_along_axis(labels, best, 1)
+    measured = {f"P@{k}": float(hits[:, :k].mean()) for k in PRECISION_AT}
+    return measured | {"micro F1": _micro_f1(labels, scores, threshold)}
+
+
+def _micro_f1(labels: np.ndarray, scores: np.ndarray, threshold: float) -> float:
+    chosen = scores >= threshold
+    return float(2 * labels[chosen].sum() / (chosen.sum() + labels.sum()))
+
+
+def best_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Return the threshold with the highest F1 score."""
+    return max(np.arange(0.05, 0.96, 0.01).tolist(), key=lambda threshold: _micro_f1(labels, scores, threshold))
+
+
+def network(train: Rows, others: Rows, given: argparse.Namespace, epochs: int) -> tuple[list[float], np.ndarray]:
+    """Train, and return the other rows' P@1 after each epoch, and their scores after the last one."""
+    tf_keras.utils.set_random_seed(given.seed)
+    spec = FeatureSpec(
+        (Sparse("words", size=train.words.shape[1]),),
+        Label("labels", kind="multi_label", classes=train.labels.shape[1]),
+        keys=("row",),
+    )
+    fitted = FittedFeatures(spec, {}, {})
+    model = multi_label.build(multi_label.Settings(**OPTIONS | given.options), fitted, given.seed)
+    optimizer = OptimizerSettings("adamw", given.rate, weight_decay=given.decay)
+    compile_model(model, multi_label.TASK, build_optimizer(optimizer), steps_per_execution=8)
+    rows = tf.data.Dataset.from_tensor_slices(({"words": train.tensor()}, train.labels))
+    steps = rows.shuffle(len(train.labels), seed=given.seed).batch(given.batch).prefetch(4)
+    blocks = tf.data.Dataset.from_tensor_slices({"words": others.tensor()}).batch(1024)
+
+    def scores() -> np.ndarray:
+        return np.concatenate([multi_label.predict(model, block)["scores"].numpy() for block in blocks])
+
+    by_epoch = []
+    for epoch in range(epochs):
+        model.fit(steps, verbose=0)
+        if given.choose or epochs == given.most_epochs:
+            measured = quality(others.labels, scores(), 0.5)
+            by_epoch.append(measured["P@1"])
+            if given.choose:
+                print(epoch + 1, *(f"{name} {value:.4f}" for name, value in measured.items()), flush=True)
+    return by_epoch, scores()
+
+
+def logistic(train: Rows, others: Rows, c: float, seed: int) -> np.ndarray:
+    """Return the other rows' scores by one-vs-rest logistic regression."""
+    model = OneVsRestClassifier(LogisticRegression(C=c, solver="liblinear", random_state=seed), n_jobs=2)
+    with warnings.catch_warnings():
+        # A label that no training row has is a constant to scikit-learn, which tells so.
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        scores: np.ndarray = model.fit(train.words, train.labels).predict_proba(others.words)
+    return scores
+
+
+def main() -> None:
+    """Measure both sets, or choose."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--sets", nargs="+", choices=("bibtex", "rcv1_subset1"), default=["bibtex", "rcv1_subset1"])
+    parser.add_argument("--choose", action="store_true")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--most-epochs", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rate", type=float, default=0.004)
+    parser.add_argument("--decay", type=float, default=0.01)
+    parser.add_argument("--options", type=ast.literal_eval, default={})
+    given = parser.parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(2)
+    print(f"| set | model | {' | '.join(f'P@{k}' for k in PRECISION_AT)} | micro F1 | chosen | seconds |", flush=True)
+    for name in given.sets:
+        known, test = read(given.folder, name)
+        is_held = np.random.default_rng(0).random(len(known.labels)) < VALIDATION_SHARE
+        train, held = known[~is_held], known[is_held]
+        by_epoch, _ = network(train, held, given, given.most_epochs)
+        if given.choose:
+            continue
+        epochs = int(np.argmax(by_epoch)) + 1
+        threshold = best_threshold(held.labels, network(train, held, given, epochs)[1])
+        began = time.monotonic()
+        _, scores = network(known, test, given, epochs)
+        _print(name, "multi_label", quality(test.labels, scores, threshold), f"epoch {epochs}", began)
+        tried = {c: logistic(train, held, c, given.seed) for c in LOGISTIC_C}
+        c = max(tried, key=lambda c: quality(held.labels, tried[c], 0.5)["P@1"])
+        threshold = best_threshold(held.labels, tried[c])
+        began = time.monotonic()
+        scores = logistic(known, test, c, given.seed)
+        _print(name, "logistic regression", quality(test.labels, scores, threshold), f"C {c:g}", began)
+
+
+def _print(name: str, model: str, measured: Mapping[str, float], chosen: str, began: float) -> None:
+    figures = " | ".join(f"{value:.4f}" for value in measured.values())
+    print(f"| {name} | {model} | {figures} | {chosen} | {time.monotonic() - began:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
