@@ -300,12 +300,12 @@ def pair_with_a_flipped_byte(place: int) -> Iterator[tuple[Ring, Ring]]:
 
     def relay() -> None:
         position = 0
-        while block := bytearray(taken.recv(1 << 16)):
-            if position <= place < position + len(block):
-                block[place - position] ^= 1 << place % 8
-            position += len(block)
-            given.sendall(block)
-        given.close()
+        with given:  # also where its other end, which has found the change, is closed already
+            while block := bytearray(taken.recv(1 << 16)):
+                if position <= place < position + len(block):
+                    block[place - position] ^= 1 << place % 8
+                position += len(block)
+                given.sendall(block)
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(relay)
