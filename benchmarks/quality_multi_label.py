@@ -10,7 +10,7 @@ import argparse
 import ast
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import tf_keras
 from scipy.sparse import csr_array, load_npz  # type: ignore[import-untyped]
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
 from sklearn.multiclass import OneVsRestClassifier
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
@@ -29,9 +30,9 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import multi_label
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.training.results.evaluation.metrics import PRECISION_KS, multi_label_metrics
 
 VALIDATION_SHARE = 0.15
-PRECISION_AT = (1, 3, 5)
 LOGISTIC_C = (1.0, 10.0, 100.0)
 OPTIONS: Mapping[str, Any] = {"embedding_dim": 512, "hidden_units": (512,), "dropout": 0.7, "members": 8}
 
@@ -82,15 +83,14 @@ def _read_arff(path: Path) -> Rows:
 
 def quality(labels: np.ndarray, scores: np.ndarray, threshold: float) -> dict[str, float]:
     """Return the precision at several depths, and the micro-averaged F1 score of the scores above ``threshold``."""
-    best = np.argsort(-scores, axis=1, kind="stable")[:, : max(PRECISION_AT)]
-    hits = np.take_along_axis(labels, best, 1)
-    measured = {f"P@{k}": float(hits[:, :k].mean()) for k in PRECISION_AT}
-    return measured | {"micro F1": _micro_f1(labels, scores, threshold)}
+    found = multi_label_metrics(labels, scores)
+    return {f"P@{k}": found[f"precision_at_{k}"] for k in PRECISION_KS} | {
+        "micro F1": _micro_f1(labels, scores, threshold)
+    }
 
 
 def _micro_f1(labels: np.ndarray, scores: np.ndarray, threshold: float) -> float:
-    chosen = scores >= threshold
-    return float(2 * labels[chosen].sum() / (chosen.sum() + labels.sum()))
+    return float(f1_score(labels, scores >= threshold, average="micro"))
 
 
 def best_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
@@ -98,8 +98,8 @@ def best_threshold(labels: np.ndarray, scores: np.ndarray) -> float:
     return max(np.arange(0.05, 0.96, 0.01).tolist(), key=lambda threshold: _micro_f1(labels, scores, threshold))
 
 
-def network(train: Rows, others: Rows, given: argparse.Namespace, epochs: int) -> tuple[list[float], np.ndarray]:
-    """Train, and return the other rows' P@1 after each epoch, and their scores after the last one."""
+def network(train: Rows, others: Rows, given: argparse.Namespace, epochs: int) -> Iterator[np.ndarray]:
+    """Train, and yield the other rows' scores after each epoch."""
     tf_keras.utils.set_random_seed(given.seed)
     spec = FeatureSpec(
         (Sparse("words", size=train.words.shape[1]),),
@@ -113,19 +113,9 @@ def network(train: Rows, others: Rows, given: argparse.Namespace, epochs: int) -
     rows = tf.data.Dataset.from_tensor_slices(({"words": train.tensor()}, train.labels))
     steps = rows.shuffle(len(train.labels), seed=given.seed).batch(given.batch).prefetch(4)
     blocks = tf.data.Dataset.from_tensor_slices({"words": others.tensor()}).batch(1024)
-
-    def scores() -> np.ndarray:
-        return np.concatenate([multi_label.predict(model, block)["scores"].numpy() for block in blocks])
-
-    by_epoch = []
-    for epoch in range(epochs):
+    for _ in range(epochs):
         model.fit(steps, verbose=0)
-        if given.choose or epochs == given.most_epochs:
-            measured = quality(others.labels, scores(), 0.5)
-            by_epoch.append(measured["P@1"])
-            if given.choose:
-                print(epoch + 1, *(f"{name} {value:.4f}" for name, value in measured.items()), flush=True)
-    return by_epoch, scores()
+        yield np.concatenate([multi_label.predict(model, block)["scores"].numpy() for block in blocks])
 
 
 def logistic(train: Rows, others: Rows, c: float, seed: int) -> np.ndarray:
@@ -153,18 +143,22 @@ def main() -> None:
     parser.add_argument("--options", type=ast.literal_eval, default={})
     given = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(2)
-    print(f"| set | model | {' | '.join(f'P@{k}' for k in PRECISION_AT)} | micro F1 | chosen | seconds |", flush=True)
+    print(f"| set | model | {' | '.join(f'P@{k}' for k in PRECISION_KS)} | micro F1 | chosen | seconds |", flush=True)
     for name in given.sets:
         known, test = read(given.folder, name)
         is_held = np.random.default_rng(0).random(len(known.labels)) < VALIDATION_SHARE
         train, held = known[~is_held], known[is_held]
-        by_epoch, _ = network(train, held, given, given.most_epochs)
+        best, threshold, epochs = 0.0, 0.0, 0
+        for epoch, scores in enumerate(network(train, held, given, given.most_epochs), 1):
+            measured = quality(held.labels, scores, 0.5)
+            if given.choose:
+                print(epoch, *(f"{figure} {value:.4f}" for figure, value in measured.items()), flush=True)
+            if measured["P@1"] > best:
+                best, threshold, epochs = measured["P@1"], best_threshold(held.labels, scores), epoch
         if given.choose:
             continue
-        epochs = int(np.argmax(by_epoch)) + 1
-        threshold = best_threshold(held.labels, network(train, held, given, epochs)[1])
         began = time.monotonic()
-        _, scores = network(known, test, given, epochs)
+        *_, scores = network(known, test, given, epochs)
         _print(name, "multi_label", quality(test.labels, scores, threshold), f"epoch {epochs}", began)
         tried = {c: logistic(train, held, c, given.seed) for c in LOGISTIC_C}
         c = max(tried, key=lambda c: quality(held.labels, tried[c], 0.5)["P@1"])

@@ -101,8 +101,7 @@ class ModelDescription:
         features_hash: Hash of the fitted features that it was trained with.
         outputs: Spark type by output, in the order of the columns of the scores.
         versions: Versions of the libraries that trained and exported it.
-        indexes: Recall by index of a retrieval model: the share of the exact best candidates that the index found at
-            export.
+        indexes: By index of a retrieval model, the share of the exact best candidates that it found at export.
         columns: Arrow type at training by raw column, in the order of the model's inputs; empty if it was not recorded.
         sealed: Digest of ``features_hash`` and the files of the features, to which ``columns`` belong.
         catalogue: The fields of a :class:`scoring.model.catalogue.Catalogue`, for a model that can be refreshed.

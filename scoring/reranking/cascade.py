@@ -47,7 +47,7 @@ def rank_candidates(
 
     Args:
         lists: Rows with the column ``candidates``, as :func:`scoring.recommend.recommend` returns them, joined with the
-            columns of users or requests that the model reads.
+            columns of users or requests that the model reads. They are read twice: cache what a model computes.
         model: URI of the ranking model, or the result of :func:`scoring.model.uri.resolve`.
         keys: Columns that identify a list.
         key: Column of ``items``, and of the model if it reads it, with the candidates' tokens.
