@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Events = list[dict[str, Any]]
 
+JOB_SECONDS = 600
+"""When a whole job in a process of its own is given up. It takes about one minute, but many where other work runs."""
+
 # Every day up to the ninth: a third of the rows, with all three splits.
 _SOME_DAYS = "took_place AND CAST(split(flight_id, '-')[0] AS INT) % 100 <= 9"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import read_events
+from tests.cluster.conftest import JOB_SECONDS, read_events
 from tests.cluster.test_bad_input import write_job
 
 
 @pytest.mark.full
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(JOB_SECONDS + 100)
 def test_main_job_with_a_parameter_server_delivers_a_checked_model(tmp_path: Path) -> None:
     """T11: the same command, one flag more, and everything behind the training is as it always is."""
     write_job(tmp_path, epochs=2)
@@ -22,7 +22,7 @@ def test_main_job_with_a_parameter_server_delivers_a_checked_model(tmp_path: Pat
     command += [f"--{name}={tmp_path / name}" for name in ("recipe", "data", "output")]
     command += ["--strategy=parameter_server", "--parameter-servers=1", "--workers=1"]
 
-    found = subprocess.run(command, capture_output=True, text=True, timeout=220, check=False)
+    found = subprocess.run(command, capture_output=True, text=True, timeout=JOB_SECONDS, check=False)
 
     assert found.returncode == 0, found.stderr
     document = json.loads(summary.read_text(encoding="utf-8"))

@@ -10,9 +10,10 @@ import pytest
 
 from benchmarks.standalone_cluster import standalone_cluster
 from mirrorspark.training.fault_injection import faults
+from tests.cluster.conftest import JOB_SECONDS
 from tests.cluster.test_bad_input import write_job
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(JOB_SECONDS + 100)
 
 # Each is short: the executor is lost within one of the first, and the training well before the last.
 EPOCHS = 30
@@ -33,7 +34,7 @@ def test_main_job_on_a_standalone_cluster_survives_the_loss_of_an_executor(clust
     command = [sys.executable, "-m", "mirrorspark.training.run", f"--recipe={job / 'recipe'}", f"--data={job / 'data'}"]
     command += ["--workers=2", f"--master={cluster}", f"--output={output}", f"--summary={summary}"]
     with faults.kill_executor(output, rank=1, after=faults.Trigger(epoch=1)):
-        found = subprocess.run(command, capture_output=True, text=True, timeout=330, check=False)
+        found = subprocess.run(command, capture_output=True, text=True, timeout=JOB_SECONDS, check=False)
     assert found.returncode == 0, found.stderr
     document = json.loads(summary.read_text(encoding="utf-8"))
     assert document["attempts"] == 2

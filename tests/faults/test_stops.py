@@ -24,7 +24,7 @@ from mirrorspark.training.fault_injection import faults
 from mirrorspark.training.fault_injection.faults import Fault
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import RunUnderWayError, read_state
-from tests.cluster.conftest import Events, read_events, wait_until
+from tests.cluster.conftest import JOB_SECONDS, Events, read_events, wait_until
 from tests.cluster.test_bad_input import write_job
 from tests.cluster.test_main_job import Finished, run
 
@@ -221,7 +221,7 @@ def test_a_sigterm_saves_within_the_epoch_and_says_so_and_the_same_command_goes_
     assert seconds < 15
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(2 * JOB_SECONDS)
 def test_killed_driver_goes_on_where_it_was(spark: "SparkSession", tmp_path: Path) -> None:
     """T6, T7: the same command continues the same MLflow run, and all that the dead driver had started is gone."""
     write_job(tmp_path)
@@ -241,7 +241,7 @@ def test_killed_driver_goes_on_where_it_was(spark: "SparkSession", tmp_path: Pat
 
     begun = time.time()
     with driver(tmp_path, "again", epochs=4) as again:
-        status, line = again.ended(120)
+        status, line = again.ended(JOB_SECONDS)
     assert status == 0, line
     (attempt,) = [event for event in again.events(begun) if event["event"] == "attempt"]
     assert attempt["resumed_from"] > 0
