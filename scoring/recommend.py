@@ -26,6 +26,7 @@ from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, Search
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS
 from mirrorspark.scoring.plan import ScoringPlan
+from mirrorspark.scoring.routing.folder import ROUTER, is_router, read_router
 from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Settings
 
 _LOGGER = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ def recommend(
 
     Args:
         df: The table, with the keys and the model's raw columns.
-        model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+        model: URI of a retrieval model or a router of such models, or the result of
+            :func:`scoring.model.uri.resolve`.
         keys: Columns that identify a row; they pass through unchanged.
         k: Candidates per row; it may differ from the ``top_k`` of the export.
         index: ``exact``, or an approximate index of the model: ``cells`` or ``scann``.
@@ -80,21 +82,17 @@ def recommend(
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
-        ScoringError: The model is not a retrieval model or lacks the index; ``k`` is below 1 or above the number of
-            candidates; no candidate is available; or for a reason of :func:`scoring.batch.score`.
+        ScoringError: The model is neither a retrieval model nor a router of such models, or lacks the index; ``k`` is
+            below 1 or above the number of candidates; no candidate is available; or for a reason of
+            :func:`scoring.batch.score`.
         ColumnError: As for :func:`scoring.batch.score`, and for the tables of candidates.
     """
     settings = Settings.of(AS_COLUMNS, batch_size, with_version, nulls, bad_rows, other_versions)
     # Models that bring code are refused below: they were not trained here.
     plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader, trust=True)
-    description = checked_index(plan.directory, index)
-    catalogue = Catalogue.of_description(description.catalogue)
-    removed = ids_without_item(plan.directory.features) if catalogue and catalogue.refreshed_from else None
-    search = Search(index, k, unavailable_ids(plan.directory.features, k, available, unavailable, removed))
+    wanted = _Wanted(k, index, available, unavailable, stale_after_days)
+    search = _search(plan.directory, plan.pinned.label, wanted)
     table = plan.table(df)
-    _LOGGER.info("index %s of %s, whose recall was %.3f", index, plan.pinned.label, description.indexes[index])
-    if catalogue is not None:
-        tell_age(catalogue, plan.pinned.label, datetime.now(UTC), stale_after_days)
     task = RecommendTask(BatchTask(plan.keys, plan.scorer(df.sparkSession, counters=counters, search=search)))
     return map_rows(table, task, plan.schema(table), plan.reader)
 
@@ -109,6 +107,53 @@ class RecommendTask:
         """Yield the rows in their order."""
         for batch in self.scoring(batches):
             yield without_empty_places(batch)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a call of :func:`recommend` asks for, of one model or of each model of a router."""
+
+    k: int
+    index: str
+    available: Candidates | None
+    unavailable: Candidates | None
+    stale_after_days: float | None
+
+
+def _search(directory: ModelDirectory, label: str, wanted: _Wanted) -> Search:
+    """Return the search with a model or a router; messages name it by its ``label``."""
+    if not is_router(directory):
+        removed = _told_index(directory, label, wanted)
+        found = unavailable_ids(directory.features, wanted.k, wanted.available, wanted.unavailable, removed)
+        return Search(wanted.index, wanted.k, found)
+    router, folders = read_router(directory.path / ROUTER)
+    if wanted.k < 1:
+        raise ScoringError(f"k {wanted.k} is below 1")
+    # A candidate that all models of a blend have a little further down comes up.
+    depth = max(wanted.k, router.blend_depth) if router.blends else wanted.k
+    searches, left = {}, 0
+    for name, folder in folders.items():
+        model = ModelDirectory.open(folder)
+        removed = _told_index(model, f"{name} of {label}", wanted)
+        gone, of_model, own = _gone(model.features, wanted.available, wanted.unavailable, removed)
+        searches[name], left = Search(wanted.index, min(depth, of_model), gone), left + own
+    if not left:
+        raise ScoringError(
+            f"none of the candidates of the models {sorted(folders)} is available; check the tokens of available and "
+            f"unavailable"
+        )
+    return Search(wanted.index, wanted.k, np.zeros(0, np.int64), searches)
+
+
+def _told_index(directory: ModelDirectory, label: str, wanted: _Wanted) -> np.ndarray | None:
+    """Check the model's index, log what it finds and how old its catalogue is, and return the ids without an item."""
+    description = checked_index(directory, wanted.index)
+    _LOGGER.info("index %s of %s, whose recall was %.3f", wanted.index, label, description.indexes[wanted.index])
+    catalogue = Catalogue.of_description(description.catalogue)
+    if catalogue is None:
+        return None
+    tell_age(catalogue, label, datetime.now(UTC), wanted.stale_after_days)
+    return ids_without_item(directory.features) if catalogue.refreshed_from else None
 
 
 def checked_index(directory: ModelDirectory, index: str) -> ModelDescription:
@@ -162,25 +207,35 @@ def unavailable_ids(
         ScoringError: ``k`` is below 1 or above the number of candidates, or no candidate is left.
         ColumnError: The tokens have another type than the model's tokens.
     """
-    first, end = FIRST_VOCABULARY_ID, features.id_count(features.spec.candidate)
-    gone = np.zeros(0, np.int64) if removed is None else removed
-    candidates = end - first - len(gone)
+    found, candidates, left = _gone(features, available, unavailable, removed)
     if not 1 <= k <= candidates:
         raise ScoringError(f"k {k} cannot be met by the model's {candidates} candidates; use 1 to {candidates}")
-    is_available = np.full(end, available is None)
-    if available is not None:
-        is_available[_candidate_ids(features, available, "available")] = True
-    if unavailable is not None:
-        is_available[_candidate_ids(features, unavailable, "unavailable")] = False
-    is_available[gone] = False
-    left = np.count_nonzero(is_available[first:])
     if not left:
         raise ScoringError(
             f"none of the model's {candidates} candidates is available; check the tokens of available and unavailable"
         )
     if left < k:
         _LOGGER.warning("only %d candidates are available: no row gets the %d that are wanted", left, k)
-    return np.flatnonzero(~is_available[first:]) + first
+    return found
+
+
+def _gone(
+    features: FittedFeatures,
+    available: Candidates | None,
+    unavailable: Candidates | None,
+    removed: np.ndarray | None,
+) -> tuple[np.ndarray, int, int]:
+    """Return the ids that must not be recommended, the number of candidates, and how many are left of these."""
+    first, end = FIRST_VOCABULARY_ID, features.id_count(features.spec.candidate)
+    gone = np.zeros(0, np.int64) if removed is None else removed
+    is_available = np.full(end, available is None)
+    if available is not None:
+        is_available[_candidate_ids(features, available, "available")] = True
+    if unavailable is not None:
+        is_available[_candidate_ids(features, unavailable, "unavailable")] = False
+    is_available[gone] = False
+    found = np.flatnonzero(~is_available[first:]) + first
+    return found, end - first - len(gone), end - first - len(found)
 
 
 def _candidate_ids(features: FittedFeatures, given: Candidates, what: str) -> np.ndarray:

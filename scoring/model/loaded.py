@@ -3,7 +3,7 @@
 import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
+from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE, SCANN, encoded_names, scann_folder
 from mirrorspark.scoring.backends.catalog import load_backend
 from mirrorspark.scoring.backends.protocol import ArrayType, Backend, ModelOutputError
@@ -40,11 +41,13 @@ class Search:
         index: Name of the index and of its signature.
         most_candidates: Candidates to find for every row.
         unavailable_ids: int64 ``[any]``, ids of candidates that must not be found.
+        of_models: For a router, the search of each of its models by name.
     """
 
     index: str
     most_candidates: int
     unavailable_ids: np.ndarray
+    of_models: Mapping[str, "Search"] = field(default_factory=dict)
 
 
 class LoadedModel:
@@ -88,15 +91,18 @@ class LoadedModel:
             ModelOutputError: The model has no such index.
             ModuleNotFoundError: The index needs the package ScaNN, which is not installed here.
         """
+        model = copy.copy(self)
+        model._widths = self._widths | dict.fromkeys((CANDIDATES, SCORES), search.most_candidates)
+        if isinstance(self._backend, RoutedModel):
+            model._backend = model._feed = self._backend.with_search(search.of_models, search.most_candidates)
+            return model
         if not isinstance(self._backend, TrainedBackend):
             raise ModelOutputError(
                 f"the model in {self._folder} has no indexes; give one that mirrorspark.training.run exported"
             )
         graph = self._scann_graph if search.index == SCANN else self._backend.graph
         wanted = {"most_candidates": np.int32(search.most_candidates), "unavailable_ids": search.unavailable_ids}
-        model = copy.copy(self)
         model._backend = TrainedBackend(graph, search.index, wanted)
-        model._widths = dict.fromkeys(self._widths, search.most_candidates)
         return model
 
     @cached_property

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError
+from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.routing.routed import RoutedInputs
 from mirrorspark.scoring.routing.router import Router
 
@@ -15,6 +16,12 @@ ROUTER, ROUTER_FILE = "router", "router.json"
 def model_folder(folder: Path, names: Sequence[str], name: str) -> Path:
     """Return the folder of a model; it is numbered, because names may have any character."""
     return folder / "models" / f"{list(names).index(name):02d}"
+
+
+def is_router(directory: ModelDirectory) -> bool:
+    """Return whether a model is a router of models."""
+    description = directory.description
+    return isinstance(description, PackagedDescription) and description.backend == ROUTER
 
 
 def read_router(folder: Path) -> tuple[Router, dict[str, Path]]:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from mirrorspark.models.index.ranked_lists import is_ranked_list
 from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, PinnedModel, exported_with
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.model.uri import pinned_model
@@ -80,6 +81,7 @@ def _outputs(found: Mapping[str, ModelDirectory], router: Router) -> dict[str, s
             )
     if clash := [name for name in (MODEL, REASON) if name in outputs]:
         raise ModelDirectoryError(f"the models have the outputs {clash}, which the router adds; rename them")
-    if router.blends and (other := [name for name, type_ in outputs.items() if type_ not in _BLENDED]):
+    numbers = {} if is_ranked_list(outputs) else outputs
+    if router.blends and (other := [name for name, type_ in numbers.items() if type_ not in _BLENDED]):
         raise ModelDirectoryError(f"the outputs {other} are no floating-point numbers, so they cannot be blended")
     return outputs | {MODEL: "string", REASON: "string"}

@@ -1,5 +1,6 @@
 """A router with its models loaded: it decides for each row, calls the models, and puts their outputs together."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.backends.protocol import ArrayType, ModelOutputError, Signature
 from mirrorspark.scoring.input.column_types import element_name, is_array
 from mirrorspark.scoring.input.inputs import Inputs, RowErrors
+from mirrorspark.scoring.routing.blend import blended, of_length
 from mirrorspark.scoring.routing.decision import Decision, check_columns, decide
 from mirrorspark.scoring.routing.router import Router
 
@@ -46,6 +48,9 @@ class Member(Protocol):
     def row_errors(self, batch: pa.RecordBatch, *, first: bool = False) -> RowErrors:
         """Return the rows that cannot be scored."""
 
+    def with_search(self, search: Any) -> "Member":
+        """Return a retrieval model that outputs the results of ``search``."""
+
 
 class RoutedModel:
     """Feed and backend in one: what it hands on is the rows themselves, since each model has a feed of its own."""
@@ -68,12 +73,20 @@ class RoutedModel:
             threads: Threads of the models, as they were asked for.
         """
         self._router, self._members = router, members
+        self._most: int | None = None
         self.threads = threads or 1
         arrays = tuple(
             ArrayType(name, element_name(type_), (None, *_width(name, type_, labels)))
             for name, type_ in outputs.items()
         )
         self.signature = Signature((), arrays)
+
+    def with_search(self, searches: Mapping[str, Any], most_candidates: int) -> "RoutedModel":
+        """Return a router whose models search, and whose lists have at most so many candidates."""
+        model = copy.copy(self)
+        model._members = {name: member.with_search(searches[name]) for name, member in self._members.items()}
+        model._most = most_candidates
+        return model
 
     def rows_per_call(self, batch_size: int) -> int:
         """Return ``batch_size``; each model cuts its rows as it needs them."""
@@ -121,14 +134,11 @@ class RoutedModel:
         return {output: made[output] for output in outputs}
 
     def _answer(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
-        """Return the outputs of a model, or the weighted sums of a blend."""
+        """Return the outputs of a model or a blend; of a search, as many candidates as it asks for."""
         weights = self._router.weights(name)
         parts = {part: self._members[part].score(batch) for part in weights}
-        if len(parts) == 1 and name in parts:
-            return parts[name]
-        first = next(iter(parts.values()))
-        blended = {output: sum(weights[part] * parts[part][output] for part in parts) for output in first}
-        return {output: np.asarray(values).astype(first[output].dtype) for output, values in blended.items()}
+        answer = parts[name] if len(parts) == 1 and name in parts else blended(parts, weights)
+        return answer if self._most is None else of_length(answer, self._most)
 
     def _decided(self, batch: pa.RecordBatch) -> Decision:
         """Return the models of the rows after those that cannot be scored have fallen back."""

@@ -65,10 +65,12 @@ class Router:
 
     Attributes:
         routes: The last one has no column, so that every row has a model.
-        blends: Weights by model, by name of the blend: its numbers are the weighted sums of the models' numbers.
+        blends: Weights by model, by name of the blend: its numbers are the weighted sums of the models' numbers, and
+            its ranked lists are fused by the places of the candidates (:mod:`scoring.routing.blend`).
         fallback: Models that answer, the first that can, for rows that the chosen model cannot score.
         as_of: Column with the date or moment at which ages count; None is the time of the call.
         time_zone: Zone whose calendar days count for ages, and in which moments without a zone are given.
+        blend_depth: Candidates that :func:`scoring.recommend.recommend` takes from each model for a blend, at least.
     """
 
     routes: tuple[Route, ...]
@@ -76,6 +78,7 @@ class Router:
     fallback: tuple[str, ...] = ()
     as_of: str | None = None
     time_zone: str = "UTC"
+    blend_depth: int = 200
 
     def __post_init__(self) -> None:
         columns = [route.column for route in self.routes]

@@ -14,9 +14,12 @@ import pandas as pd
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
+from mirrorspark.scoring.precomputed.store import PrecomputedScores
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "notebooks" / "quickstart.ipynb"
 OWN_MODEL = REPOSITORY / "notebooks" / "own_model.ipynb"
+RECOMMENDER = REPOSITORY / "notebooks" / "recommender.ipynb"
 
 CELL_TIMEOUT_SECONDS = 240
 EPOCHS = 4
@@ -85,6 +88,26 @@ def test_a_table_is_fitted_in_one_call_and_compared_with_another_model(tmp_path:
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
+def test_a_recommender_is_trained_refreshed_reranked_and_looked_up(
+    tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R1, R3, R6, S6: items with features, segments, a catalogue without a training, rules, lists by user."""
+    monkeypatch.setenv("MOVIELENS", str(shared_data / "ml_latest_small"))
+    executed = run_notebook(tmp_path, RECOMMENDER)
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mirrorspark-output' / 'mlflow.db'}")
+    assert str(client.get_model_version_by_alias("movies", "champion").version) == "2"
+    with PrecomputedScores(tmp_path / "mirrorspark-output" / "lists.db") as store:
+        assert len(store.get("1")["candidates"]) == 20
+        assert store.get("nobody").is_fallback
+    ((_, found, by_chance),) = [cells(page) for page in shown(executed) if "by_chance" in page]
+    assert found > 2 * by_chance
+    (segments,) = [cells(page) for page in shown(executed) if "light users" in page]
+    assert all(value > 0 for value in segments)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
 def test_a_model_of_ones_own_trains_on_both_workers_is_edited_and_mended(tmp_path: Path) -> None:
     """T3, T6, T8, H2: loss, metric, callback and a pretrained layer; changed code begins another run."""
     executed = run_notebook(tmp_path, OWN_MODEL)
@@ -100,13 +123,14 @@ def test_a_model_of_ones_own_trains_on_both_workers_is_edited_and_mended(tmp_pat
     assert "settings have changed: the code of the model build" in text
 
 
-def test_the_notebook_of_own_models_is_committed_with_its_outputs() -> None:
-    notebook = nbformat.read(OWN_MODEL, as_version=4)
+@pytest.mark.parametrize(("path", "images"), [(OWN_MODEL, 5), (RECOMMENDER, 1)], ids=lambda given: str(given)[-20:])
+def test_longer_notebooks_are_committed_with_their_outputs(path: Path, images: int) -> None:
+    notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
-    assert sum(page.count("<img") for page in shown(notebook)) >= 5
+    assert sum(page.count("<img") for page in shown(notebook)) >= images
     numbers = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
     assert numbers == list(range(1, len(numbers) + 1))
-    assert str(REPOSITORY) not in OWN_MODEL.read_text(encoding="utf-8")
+    assert str(REPOSITORY) not in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
@@ -122,6 +146,11 @@ def shown(notebook: nbformat.NotebookNode) -> list[str]:
     outputs = [entry for cell in notebook.cells for entry in cell.get("outputs", ())]
     results = [entry for entry in outputs if entry.output_type == "execute_result"]
     return ["".join(entry.data["text/html"]) for entry in results if "text/html" in entry.data]
+
+
+def cells(table: str) -> list[float]:
+    """Return the numbers of a pandas table in HTML, row after row."""
+    return [float(value) for value in re.findall(r"<td>([-\d.e]+)</td>", table)]
 
 
 def run_notebook(folder: Path, path: Path = NOTEBOOK) -> nbformat.NotebookNode:

@@ -22,9 +22,11 @@ from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.recommend import recommend
 from mirrorspark.scoring.reranking.cascade import rank_candidates
 from mirrorspark.scoring.reranking.rerank import rerank
+from mirrorspark.scoring.routing.package import package_router
+from mirrorspark.scoring.routing.router import Route, Router
 from mirrorspark.scoring.task.scorer import Counters
 from mirrorspark.training.recommenders.als import fold_in, item_factors
-from tests.unit.scoring.exported_models import export_flights, export_movies
+from tests.unit.scoring.exported_models import export_flights, export_histories, export_movies
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -164,6 +166,40 @@ def test_candidates_of_another_type_or_column_are_refused(
 def test_a_model_that_scores_is_refused(rows: "DataFrame", tmp_path: Path) -> None:
     with pytest.raises(ScoringError, match="is no retrieval model, it has no candidates to recommend; use score"):
         recommend(rows, export_flights(tmp_path / "flights", seed=1), keys="row", k=3)
+
+
+def test_a_router_fuses_the_lists_of_its_models(rows: "DataFrame", movies: Path, tmp_path: Path) -> None:
+    """R9: by 1 / (60 + place) with weights, over more candidates than are shown; other routes keep their list."""
+    table = rows.withColumn("watched", F.col("history"))
+    models = {"towers": movies, "sequence": export_histories(tmp_path / "sequence")}
+    router = Router(
+        (Route("sequence", "row", values=(3,)), Route("both")),
+        blends={"both": {"towers": 1.0, "sequence": 0.5}},
+        blend_depth=20,
+    )
+    folder = package_router(router, tmp_path / "router", models=models)
+    parts = {
+        name: lists(recommend(table, model, keys="row", k=20, unavailable=["m7"])) for name, model in models.items()
+    }
+    found = recommend(table, folder, keys="row", k=12, unavailable=["m7"])
+    assert found.columns == ["row", "candidates", "scores", "model", "reason", "model_version"]
+    assert [row.model for row in found.orderBy("row").collect()] == ["both", "both", "both", "sequence"]
+    for place, fused in enumerate(lists(found)):
+        gains: dict[str, float] = {}
+        for name in ("towers", "sequence") if place < 3 else ("sequence",):
+            for rank, movie in enumerate(parts[name][place], start=1):
+                gains[movie] = gains.get(movie, 0) + router.blends["both"][name] / (60 + rank)
+        assert fused == sorted(gains, key=lambda movie: -gains[movie])[:12]
+
+    # There are fewer candidates than places. What a row has seen, the model without that column still recommends.
+    few = recommend(table, folder, keys="row", k=12, available=["m1", "m5"])
+    assert [set(row) for row in lists(few)] == [{"m1", "m5"}] * 4
+    with pytest.raises(
+        ScoringError, match=r"none of the candidates of the models \['sequence', 'towers'\] is available"
+    ):
+        recommend(table, folder, keys="row", k=3, available=["unknown"])
+    with pytest.raises(ScoringError, match="k 0 is below 1"):
+        recommend(table, folder, keys="row", k=0)
 
 
 def test_a_row_that_cannot_be_served_is_marked_and_has_no_lists(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -15,6 +16,7 @@ from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryEr
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.scoring.routing.blend import blended, of_length
 from mirrorspark.scoring.routing.decision import decide
 from mirrorspark.scoring.routing.package import package_router
 from mirrorspark.scoring.routing.router import Route, Router
@@ -126,6 +128,31 @@ def test_blend_is_the_weighted_sum(models: dict[str, Path], tmp_path: Path) -> N
     found = LoadedModel(package_router(router, tmp_path / "router", models=models)).score(ROWS.slice(0, 2))
     assert found["score"].tolist() == [8.0, 16.0]
     assert found["model"].tolist() == ["both", "both"]
+
+
+def test_lists_are_fused_by_their_places() -> None:
+    """R9: what the weighted sums of 1 / (60 + place) say; lists have different lengths and empty ends."""
+    random = np.random.default_rng(5)
+    parts, weights = {}, {"a": 1.0, "b": 0.5, "c": 2.0}
+    for name, width in (("a", 7), ("b", 12), ("c", 5)):
+        candidates = np.full((40, width), b"", object)
+        for row in candidates:
+            length = random.integers(0, width + 1)
+            row[:length] = [f"m{item}".encode() for item in random.permutation(30)[:length]]
+        parts[name] = {"candidates": candidates, "scores": np.zeros((40, width), np.float32)}
+    fused = blended(parts, weights)
+    assert fused["candidates"].shape == (40, 12)
+    for row, found in enumerate(fused["candidates"]):
+        gains: dict[bytes, float] = {}
+        for name, lists in parts.items():
+            for place, item in enumerate(lists["candidates"][row], start=1):
+                if item:
+                    gains[item] = gains.get(item, 0) + weights[name] / (60 + place)
+        expected = sorted(gains, key=lambda item: -gains[item])[:12]
+        assert found.tolist() == expected + [b""] * (12 - len(expected))
+    longer, shorter = of_length(fused, 15)["candidates"], of_length(fused, 3)["candidates"]
+    assert (longer[:, 12:] == b"").all()
+    assert (shorter == fused["candidates"][:, :3]).all()
 
 
 def test_values_choose_and_unknown_ones_go_on(models: dict[str, Path], tmp_path: Path) -> None:
