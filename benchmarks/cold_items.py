@@ -1,9 +1,10 @@
 """Recommendation of items without a training row: MovieLens with a tenth of its movies held out entirely.
 
-``python -m benchmarks.cold_items --data path/to/ml-latest-small --seeds 1 2 3`` prints the table of docs/quality.md.
+``python -m benchmarks.cold_items --data path/to/ml-latest-small`` prints the tables of docs/quality.md.
 
 Every rating of a held-out movie is taken out of the training, of histories, too. A user's last rating of another movie
-is a test row, the one before it a validation row; each rating of a held-out movie is a row that asks for it.
+is a test row, the one before it a validation row; each rating of a held-out movie is a row that asks for it. With
+``--choose`` another tenth of the movies is held out, and the ratings of the first are in no row at all.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import numpy as np
 import pandas as pd
 
 from mirrorspark.data_pipelines.convert import convert
+from mirrorspark.data_pipelines.features.kinds import Feature, Text
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
 from mirrorspark.data_pipelines.tables import find_tables, query, register_tables
 from mirrorspark.models import catalog, two_tower
@@ -30,6 +33,8 @@ from mirrorspark.training.spark_session import open_session
 
 K = 20
 HELD_OUT = 0.1
+# Of 9,742 titles, ten have more tokens.
+MOST_SUBWORDS = 200
 _COLUMNS = ("interaction_id", "user_id", "movie_id", "recent_movies", "watched", "split", "is_cold")
 _UNAVAILABLE = -1e9
 
@@ -49,19 +54,39 @@ class Held:
 
 
 def main() -> None:
-    """Train with and without item features by every seed; print a line for each, and the means."""
+    """Train with each choice of item features by every seed; print a line for each, and the means."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, help="folder of ml-latest-small")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--only", nargs="+", help="names of some choices of features; by default all")
+    parser.add_argument("--ngrams", type=int, nargs=2, default=[3, 5], help="characters of the parts of words")
+    parser.add_argument("--hash-buckets", type=int, default=20_000)
+    parser.add_argument("--choose", action="store_true", help="hold out other movies, to compare settings by")
     options = parser.parse_args()
     config = RunConfig.from_recipe("movielens_items", data=options.data)
+    subwords = Text("title", max_length=MOST_SUBWORDS, hash_buckets=options.hash_buckets, ngrams=tuple(options.ngrams))
+    by_name = features_by_name(config, subwords)
     with tempfile.TemporaryDirectory() as folder:
-        by_name = _converted(config, Path(folder))
-        for name, held in by_name.items():
+        chosen = {name: by_name[name] for name in options.only or by_name}
+        for name, held in converted(config, chosen, Path(folder), choose=options.choose).items():
             found = [measured(held, config, seed) for seed in options.seeds]
             for seed, line in zip(options.seeds, found, strict=True):
                 print(name, seed, line)
             print(name, "mean", pd.DataFrame(found).mean().round(4).to_dict())
+
+
+def features_by_name(config: RunConfig, subwords: Text) -> dict[str, tuple[Feature, ...]]:
+    """Return the choices of item features: none, those of the recipe, and the title alone, by words and by parts."""
+    assert config.spec is not None
+    assert config.spec.items is not None
+    words = config.spec.items.query_features
+    return {
+        "ids": (),
+        "items": words,
+        "items, title by subwords": tuple(subwords if each.name == subwords.name else each for each in words),
+        "title": tuple(each for each in words if each.name == subwords.name),
+        "title by subwords": (subwords,),
+    }
 
 
 def rows_of(ratings: pd.DataFrame, held_out: set[int]) -> Iterator[tuple[Any, ...]]:
@@ -147,24 +172,33 @@ def _is_found(scores: np.ndarray, own: int, among: np.ndarray) -> bool:
     return bool(own > 1 and among[own] and (scores[among] > scores[own]).sum() < K)
 
 
-def _converted(config: RunConfig, folder: Path) -> dict[str, Held]:
-    """Return the dataset with item features, and the same without."""
+def converted(
+    config: RunConfig, by_name: Mapping[str, tuple[Feature, ...]], folder: Path, *, choose: bool = False
+) -> dict[str, Held]:
+    """Return a dataset for each choice of item features, all with the same rows."""
     assert config.data is not None
+    assert config.spec is not None
     files = find_tables(Path(config.data), config.tables)
     spark = open_session(None, 2)
     register_tables(spark, files, config.tables, unpacked=folder / "sources", csv_null=config.csv_null)
-    movies = spark.table("movies").toPandas()["movieId"].to_numpy()
-    chosen = np.random.default_rng(11).choice(movies, int(len(movies) * HELD_OUT), replace=False)
-    rows = pd.DataFrame(rows_of(spark.table("ratings").toPandas(), set(chosen.tolist())), columns=list(_COLUMNS))
+    movies, ratings = spark.table("movies").toPandas()["movieId"].to_numpy(), spark.table("ratings").toPandas()
+    count = int(len(movies) * HELD_OUT)
+    chosen = np.random.default_rng(11).choice(movies, count, replace=False)
+    if choose:
+        ratings = ratings[~ratings["movieId"].isin(chosen)]
+        chosen = np.random.default_rng(12).choice(np.setdiff1d(movies, chosen), count, replace=False)
+    rows = pd.DataFrame(rows_of(ratings, set(chosen.tolist())), columns=list(_COLUMNS))
     table = spark.createDataFrame(rows.drop(columns="is_cold"))
     cold = frozenset(rows.loc[rows["is_cold"], "interaction_id"])
     items = query(spark, config.items["sql"], "the sql of items")
-    without = replace(config.spec, items=None)
-    found = {
-        "ids": convert(table, without, folder / "ids"),
-        "items": convert(table, config.spec, folder / "items", items=items),
-    }
-    return {name: Held(dataset, cold, frozenset(map(str, chosen))) for name, dataset in found.items()}
+    found = {}
+    for number, (name, features) in enumerate(by_name.items()):
+        own = FeatureSpec.of_items(config.items["key"], features) if features else None
+        dataset = convert(
+            table, replace(config.spec, items=own), folder / str(number), items=items if features else None
+        )
+        found[name] = Held(dataset, cold, frozenset(map(str, chosen)))
+    return found
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ MISSING_ID = 0
 OUT_OF_VOCABULARY_ID = 1
 FIRST_VOCABULARY_ID = 2
 UNBOUNDED = 2**31 - 1
+# One character would be a mark of a word's beginning or end, which every word has.
+LEAST_NGRAM = 2
 
 Truncate = Literal["head", "tail"]
 LabelKind = Literal["binary", "candidate", "multi_class", "multi_label", "number"]
@@ -237,6 +239,9 @@ class Text(_Column):
         min_count: As for a categorical feature, counted over tokens.
         max_size: As for a categorical feature.
         hash_buckets: As for a categorical feature.
+        ngrams: Fewest and most characters of the parts of words that are tokens beside the words, such as ``(3, 5)``,
+            so that a word that training has not seen shares tokens with words that it has; needs ``hash_buckets``.
+            Both count for ``max_length``. See :func:`data_pipelines.features.text.subwords`.
     """
 
     kind: ClassVar[Literal["text"]] = "text"
@@ -247,11 +252,14 @@ class Text(_Column):
     min_count: int = 1
     max_size: int | None = None
     hash_buckets: int | None = None
+    ngrams: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         _check_ids(self)
         _check_count(self.name, "max_length", self.max_length)
         _check_truncate(self.name, self.truncate)
+        if self.ngrams is not None:
+            _check_ngrams(self.name, self.ngrams, self.hash_buckets)
         try:
             spelled_out(self.pattern)
         except SeparatorPatternError as error:
@@ -418,6 +426,21 @@ def _check_truncate(name: str, truncate: str) -> None:
     if truncate not in get_args(Truncate):
         raise FeatureSpecError(
             f"feature '{name}': truncate '{truncate}' is unknown; use {' or '.join(get_args(Truncate))}"
+        )
+
+
+def _check_ngrams(name: str, ngrams: Any, hash_buckets: int | None) -> None:
+    sizes = ngrams if isinstance(ngrams, tuple) else ()
+    is_whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+    if len(sizes) != 2 or not is_whole or not LEAST_NGRAM <= sizes[0] <= sizes[1]:
+        raise FeatureSpecError(
+            f"feature '{name}': ngrams {ngrams!r} is not a range; give the fewest and the most characters, whole "
+            f"numbers from {LEAST_NGRAM} on, for example [3, 5]"
+        )
+    if hash_buckets is None:
+        raise FeatureSpecError(
+            f"feature '{name}': ngrams are hashed; give hash_buckets, for example 20000, and leave out min_count and "
+            f"max_size"
         )
 
 

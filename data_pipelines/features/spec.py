@@ -272,7 +272,8 @@ class FeatureSpec:
                 | {
                     key: list(value) if isinstance(value, tuple) else value
                     for key, value in dataclasses.asdict(feature).items()
-                    if key != "name"
+                    # Without `ngrams`, where there are none, specs from before there were any keep their hash.
+                    if key != "name" and (key != "ngrams" or value is not None)
                 }
                 for feature in self.features
             },

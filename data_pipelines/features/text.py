@@ -169,6 +169,28 @@ def split_tokens(texts: pa.Array, pattern: str = DEFAULT_SEPARATORS) -> pa.ListA
     return pa.ListArray.from_arrays(pa.array(offsets), tokens.filter(is_token), mask=pieces.is_null())
 
 
+def subwords(words: pa.Array, sizes: tuple[int, int]) -> pa.ListArray:
+    """Return each word and its n-grams, list<string> ``[words]``: tokens that unknown words share with known ones.
+
+    The word comes first, between the marks ``<`` and ``>``, which tell a prefix or a suffix from the same characters
+    within a word. Then come the n-grams of the marked word that are shorter than it, long ones first, those of a size
+    from the left. Characters are code points.
+
+    Source: Bojanowski et al. 2017, "Enriching Word Vectors with Subword Information" (fastText).
+
+    Args:
+        words: string ``[words]`` of valid UTF-8, as :func:`split_tokens` returns, without null.
+        sizes: The fewest and the most characters of an n-gram, from 2 on.
+    """
+    fewest, most = sizes
+    found = []
+    for word in words.to_pylist():
+        marked = f"<{word}>"
+        lengths = range(min(most, len(marked) - 1), fewest - 1, -1)
+        found.append([marked, *(marked[at : at + size] for size in lengths for at in range(len(marked) - size + 1))])
+    return pa.array(found, pa.list_(pa.string()))
+
+
 @functools.lru_cache(maxsize=256)
 def spelled_out(pattern: str) -> str:
     r"""Return ``pattern`` with its classes of characters, ``\p{L}`` or ``\PN``, as ranges of code points.

@@ -45,7 +45,7 @@ from mirrorspark.data_pipelines.features.raw_columns import (
     order_within_rows,
     raw_column,
 )
-from mirrorspark.data_pipelines.features.text import normalise, split_tokens
+from mirrorspark.data_pipelines.features.text import normalise, split_tokens, subwords
 
 
 @dataclass(frozen=True)
@@ -309,19 +309,39 @@ def _encode_token(fitted: FittedFeatures, feature: Categorical, column: pa.Array
     return token_ids(fitted, feature, column)
 
 
-def _encode_tokens(fitted: FittedFeatures, feature: MultiValued | Sequence | Text, column: pa.Array) -> RaggedIds:
+def _encode_tokens(fitted: FittedFeatures, feature: ListFeature, column: pa.Array) -> RaggedIds:
     tokens = _tokens(feature, column)
     flat, lengths = tokens.flatten(), list_lengths(tokens)
     present = ~is_missing(flat)
     kept_lengths = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[present], minlength=len(lengths))
-    ids = token_ids(fitted, feature, flat)[present]
-    position = np.arange(len(ids)) - np.repeat(np.cumsum(kept_lengths) - kept_lengths, kept_lengths)
+    return _cut(feature, token_ids(fitted, feature, flat)[present], kept_lengths)
+
+
+def _encode_text(fitted: FittedFeatures, feature: Text, column: pa.Array) -> RaggedIds:
+    if feature.ngrams is None:
+        return _encode_tokens(fitted, feature, column)
+    words = _tokens(feature, column)
+    # Most words of a column come many times, and each is taken apart and hashed once.
+    coded = words.flatten().dictionary_encode()
+    parts = subwords(coded.dictionary, feature.ngrams)
+    part_ids, counts = token_ids(fitted, feature, parts.flatten()), list_lengths(parts)
+    place = coded.indices.to_numpy()
+    first, count = (np.cumsum(counts) - counts)[place], counts[place]
+    before = np.concatenate([[0], np.cumsum(count)])
+    ids = part_ids[np.arange(before[-1]) + np.repeat(first - before[:-1], count)]
+    row_ends = np.concatenate([[0], np.cumsum(list_lengths(words))])
+    return _cut(feature, ids, np.diff(before[row_ends]))
+
+
+def _cut(feature: ListFeature, ids: np.ndarray, row_lengths: np.ndarray) -> RaggedIds:
+    """Truncate rows of ids to ``max_length`` at the side set by the feature."""
+    position = np.arange(len(ids)) - np.repeat(np.cumsum(row_lengths) - row_lengths, row_lengths)
     if feature.truncate == "head":
-        position += feature.max_length - np.repeat(kept_lengths, kept_lengths)
+        position += feature.max_length - np.repeat(row_lengths, row_lengths)
         keep = position >= 0
     else:
         keep = position < feature.max_length
-    return RaggedIds(ids[keep], np.minimum(kept_lengths, feature.max_length).astype(np.int64))
+    return RaggedIds(ids[keep], np.minimum(row_lengths, feature.max_length).astype(np.int64))
 
 
 def _encode_sparse(fitted: FittedFeatures, feature: Sparse, column: pa.ListArray) -> SparseRows:
@@ -366,7 +386,7 @@ _ENCODERS: Mapping[type[Feature], Callable[[FittedFeatures, Any, pa.Array], Enco
     Categorical: _encode_token,
     MultiValued: _encode_tokens,
     Sequence: _encode_tokens,
-    Text: _encode_tokens,
+    Text: _encode_text,
     Sparse: _encode_sparse,
     Vector: _encode_vector,
 }

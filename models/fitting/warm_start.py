@@ -210,7 +210,8 @@ def merged(
 def earlier_ids(fitted: FittedFeatures, feature: Feature, earlier: FittedFeatures, before: Feature) -> Ids:
     """Return int64 ``[ids]``: for each id of ``feature`` the id of ``before`` with the same meaning, or ``NOT_THERE``.
 
-    Tokens of a vocabulary are looked up. Hash and quantile buckets have the same meaning if their numbers agree.
+    Tokens of a vocabulary are looked up. Hash and quantile buckets have the same meaning if their numbers agree, and
+    both or neither are of parts of words.
 
     Args:
         fitted: The features that ``feature`` belongs to.
@@ -225,6 +226,8 @@ def earlier_ids(fitted: FittedFeatures, feature: Feature, earlier: FittedFeature
     if _has_vocabulary(fitted, feature) != _has_vocabulary(earlier, before):
         return ids
     if not _has_vocabulary(fitted, feature):
+        if (getattr(feature, "ngrams", None) is None) != (getattr(before, "ngrams", None) is None):
+            return ids
         return np.arange(len(ids)) if earlier.id_count(before) == len(ids) else ids
     assert isinstance(feature, TokenFeature)  # noqa: S101 - it has a vocabulary
     assert isinstance(before, TokenFeature)  # noqa: S101

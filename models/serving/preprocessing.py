@@ -38,7 +38,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.transform import SparseRows, bucket_boundaries, imputed_value
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.models.serving.text_normalisation import GraphNormaliser, graph_split
+from mirrorspark.models.serving.text_normalisation import GraphNormaliser, graph_split, graph_subwords
 
 # A serialized graph is limited to 2 GiB, and a token takes some bytes more than its own there.
 MOST_CONSTANT_BYTES = 1 << 30
@@ -138,6 +138,8 @@ class GraphEncoder(tf.Module):
         """Return int64 ``[batch, max_length]`` for texts ``[batch]``."""
         assert self._normalise is not None  # noqa: S101 - there is a text
         tokens = graph_split(self._normalise(texts), feature.pattern)
+        if feature.ngrams is not None:
+            tokens = graph_subwords(tokens, feature.ngrams)
         return _cut(feature, tokens.with_flat_values(self.ids(feature, tokens.flat_values)))
 
     def sparse(self, feature: Sparse, indices: tf.Tensor, values: tf.Tensor) -> tf.SparseTensor:

@@ -214,6 +214,31 @@ def graph_split(texts: tf.Tensor, pattern: str = DEFAULT_SEPARATORS) -> tf.Ragge
     )
 
 
+def graph_subwords(words: tf.RaggedTensor, sizes: tuple[int, int]) -> tf.RaggedTensor:
+    """Return the words of each row and their n-grams, string ``[rows, any]``, word by word.
+
+    They are those of :func:`data_pipelines.features.text.subwords`, in its order.
+
+    Args:
+        words: string ``[rows, any]``, as :func:`graph_split` returns.
+        sizes: The fewest and the most characters of an n-gram.
+    """
+    fewest, most = sizes
+    marked = tf.strings.join(["<", words.flat_values, ">"])
+    characters = tf.strings.unicode_split(marked, "UTF-8")
+    # A word of one of the sizes is its own longest n-gram, and so comes first without being added.
+    ngrams = tf.strings.ngrams(characters, [*range(most, fewest - 1, -1)], separator="")
+    length = characters.row_lengths()
+    is_added = (length < fewest) | (length > most)
+    added = tf.RaggedTensor.from_row_lengths(
+        tf.boolean_mask(marked, is_added), tf.cast(is_added, tf.int64), validate=False
+    )
+    parts = tf.concat([added, ngrams], axis=1)
+    return tf.RaggedTensor.from_row_splits(
+        parts.flat_values, tf.gather(parts.row_splits, words.row_splits), validate=False
+    )
+
+
 def _ordered(characters: _Characters) -> _Characters:
     """Return ``characters`` with the marks after each starter in canonical order: a stable sort by combining class."""
     code_points, ranks = characters.code_points, characters.ranks

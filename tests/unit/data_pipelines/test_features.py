@@ -67,7 +67,7 @@ features:
   clicked: {kind: sequence, time: seen_at, max_length: 20, hash_buckets: 50}
   bought: {kind: multi_valued, max_length: 5, vocabulary_of: customer}
   review: {kind: text, max_length: 30, min_count: 2}
-  query: {kind: text, max_length: 3, pattern: '\s+', hash_buckets: 512}
+  query: {kind: text, max_length: 3, pattern: '\s+', hash_buckets: 512, ngrams: [3, 5]}
   basket: {kind: sparse, size: 300000}
   visits: {kind: sparse, size: 100, indices: visit_ids, values: visit_counts}
   picture: {kind: vector, size: 512}
@@ -85,7 +85,7 @@ EVERY_KIND = FeatureSpec(
         Sequence("clicked", time="seen_at", max_length=20, hash_buckets=50),
         MultiValued("bought", max_length=5, vocabulary_of="customer"),
         Text("review", max_length=30, min_count=2),
-        Text("query", max_length=3, pattern=r"\s+", hash_buckets=512),
+        Text("query", max_length=3, pattern=r"\s+", hash_buckets=512, ngrams=(3, 5)),
         Sparse("basket", size=300_000),
         Sparse("visits", size=100, indices="visit_ids", values="visit_counts"),
         Vector("picture", size=512),
@@ -256,6 +256,22 @@ FEATURE_MISTAKES = {
         "feature 'x' has vocabulary_of and hash_buckets; leave one of them out",
     ),
     "sequence without times": ({"kind": "sequence", "max_length": 4}, "feature 'x': .*time"),
+    "n-grams with a vocabulary": (
+        {"kind": "text", "max_length": 4, "ngrams": [3, 5]},
+        "feature 'x': ngrams are hashed; give hash_buckets",
+    ),
+    "n-grams of a mark": (
+        {"kind": "text", "max_length": 4, "hash_buckets": 9, "ngrams": [1, 5]},
+        r"feature 'x': ngrams \(1, 5\) is not a range; give the fewest and the most characters, whole numbers from 2",
+    ),
+    "n-grams as a number": (
+        {"kind": "text", "max_length": 4, "hash_buckets": 9, "ngrams": 3},
+        "feature 'x': ngrams 3 is not a range",
+    ),
+    "n-grams that fall": (
+        {"kind": "text", "max_length": 4, "hash_buckets": 9, "ngrams": [5, 3]},
+        r"feature 'x': ngrams \(5, 3\) is not a range",
+    ),
     "text split at a script": (
         {"kind": "text", "max_length": 4, "pattern": r"\p{Greek}"},
         r"feature 'x': pattern .* has the class '\\p\{Greek\}'; use a general category",

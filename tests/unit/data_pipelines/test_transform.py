@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mirrorspark.data_pipelines.features.farmhash import fingerprint64
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
@@ -403,6 +404,27 @@ def test_a_text_is_normalised_and_split() -> None:
     assert text_ids("7 x 7 true", truncate="head") == [[1, 4, 6]]
     assert text_ids("7 x 7 true") == [[4, 1, 4]]
     assert text_ids("7,true 7", pattern=",") == [[4, 1, 0]]
+
+
+def test_a_text_gives_its_words_and_their_ngrams() -> None:
+    def ids(*tokens: str) -> list[int]:
+        return (fingerprint64(pa.array(tokens)) % np.uint64(1_000_000)).astype(np.int64).tolist()
+
+    options = {"max_length": 9, "hash_buckets": 1_000_000, "ngrams": (3, 4)}
+    of_ice, of_ab = ("<ice>", "<ice", "ice>", "<ic", "ice", "ce>"), ("<ab>", "<ab", "ab>")
+    found = text_ids("Ice, ab", "ab ice", "?", None, "\u65e5", **options)
+    assert [[value - 2 for value in row if value] for row in found] == [
+        ids(*of_ice, *of_ab),
+        ids(*of_ab, *of_ice),
+        [],
+        [],
+        ids("<\u65e5>"),
+    ]
+    # The limit counts both, from the side that is kept.
+    assert text_ids("ice ab", **options | {"max_length": 2}) == [[value + 2 for value in ids("<ice>", "<ice")]]
+    assert text_ids("ice ab", **options | {"max_length": 2, "truncate": "head"}) == [
+        [value + 2 for value in ids("<ab", "ab>")]
+    ]
 
 
 def sparse_rows(column: pa.Array, size: int = 10) -> SparseRows:

@@ -19,7 +19,7 @@ from scipy.special import expit, softmax
 from mirrorspark.callbacks.checkpoints.training_state import tensors
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.items import with_items
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Vector
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Text, Vector
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.models import catalog
@@ -87,7 +87,15 @@ STEPS = 2
 
 
 WITH_ITEMS = " with items"
-ITEMS = FeatureSpec.of_items("id", [Categorical("genre"), MultiValued("words", max_length=3), Vector("poster", size=2)])
+ITEMS = FeatureSpec.of_items(
+    "id",
+    [
+        Categorical("genre"),
+        MultiValued("words", max_length=3),
+        Text("title", max_length=20, hash_buckets=40, ngrams=(2, 3)),
+        Vector("poster", size=2),
+    ],
+)
 
 
 @dataclasses.dataclass
@@ -133,6 +141,7 @@ def features(task: str, *, items: bool) -> FittedFeatures:
             "id": [*movies, "new"],
             "genre": [("war", "noir", None)[number % 3] for number in range(MOVIES + 1)],
             "words": [["x", "y"][: number % 3] for number in range(MOVIES + 1)],
+            "title": [("A Film", None, "Filme")[number % 3] for number in range(MOVIES + 1)],
             "poster": [[number / MOVIES, 0.5] for number in range(MOVIES + 1)],
         }
     )

@@ -69,7 +69,7 @@ def orders_features() -> FittedFeatures:
             Bucketed("age", buckets=2),
             Categorical("customer", hash_buckets=100),
             Sequence("viewed", time="viewed_at", max_length=2, hash_buckets=50),
-            Text("review", max_length=4, hash_buckets=50),
+            Text("review", max_length=12, hash_buckets=50, ngrams=(3, 4)),
             Sparse("basket", size=10),
             Sparse("clicked", size=1000, indices="click_ids", values="clicks"),
             Vector("picture", size=2),

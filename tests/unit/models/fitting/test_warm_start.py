@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
-from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sparse
+from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sparse, Text
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import lstm_retrieval, multi_field, multi_label, sasrec, two_tower, wide_deep, youtube_dnn
 from mirrorspark.models.fitting import warm_start
@@ -261,6 +261,9 @@ def test_ids_are_matched_by_what_they_mean() -> None:
     # Another number of buckets: a hash, or a share of the rows, is another one.
     assert set(ids_of("hour", flights(["UA"], ["JFK"], hash_buckets=4), BEFORE)) == {NOT_THERE}
     assert set(ids_of("age", flights(["UA"], ["JFK"], boundaries=(20.0, 40.0)), BEFORE)) == {NOT_THERE}
+    # The hash of a word, or of the word between its marks.
+    parts = Text("hour", max_length=9, hash_buckets=3, ngrams=(3, 5))
+    assert set(earlier_ids(AFTER, parts, BEFORE, BEFORE.spec["hour"]).tolist()) == {NOT_THERE}
     # Another kind of ids, or nothing in common.
     for other in ("hour", "age", "dest", "distance"):
         assert set(ids_of("carrier", AFTER, BEFORE, other)) == {NOT_THERE}

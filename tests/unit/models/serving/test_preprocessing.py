@@ -62,6 +62,8 @@ FEATURES = (
     Sequence("hashed_visits", time="visited_at", max_length=2, hash_buckets=1000),
     Text("title", max_length=4),
     Text("review", max_length=2, truncate="head", pattern=r"\s+", hash_buckets=50),
+    Text("subwords", max_length=20, hash_buckets=1000, ngrams=(2, 4)),
+    Text("last_subwords", max_length=7, truncate="head", pattern=r"\s+", hash_buckets=1000, ngrams=(3, 3)),
     Sparse("basket", size=40),
     Sparse("clicks", size=2**40, indices="click_ids", values="click_counts"),
     Vector("picture", size=3),
