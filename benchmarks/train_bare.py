@@ -56,8 +56,8 @@ class BareRank:
         checkpoint = _timed_checkpoint(plan) if self.saves else None
         clock = epoch_clock(first=1)
         model.fit(
-            _batches(strategy, dataset, plan, "train"),
-            validation_data=_batches(strategy, dataset, plan, "validation"),
+            distributed_batches(strategy, dataset, plan, "train"),
+            validation_data=distributed_batches(strategy, dataset, plan, "validation"),
             epochs=config.epochs,
             steps_per_epoch=dataset.steps("train", plan.global_batch_size),
             validation_steps=dataset.steps("validation", plan.global_batch_size),
@@ -67,7 +67,7 @@ class BareRank:
         return BareResult(clock.seconds, tuple(checkpoint.stalls) if checkpoint else ())
 
 
-def _batches(strategy: "tf.distribute.Strategy", dataset: "Dataset", plan: TrainingPlan, split: str) -> Any:
+def distributed_batches(strategy: "tf.distribute.Strategy", dataset: "Dataset", plan: TrainingPlan, split: str) -> Any:
     """Return this rank's share of every global batch, as :mod:`training.fitting.fit` reads it."""
     from mirrorspark.data_pipelines.reading.dataset import ReadPlan, load_batches
 

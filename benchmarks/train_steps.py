@@ -140,15 +140,23 @@ def _ddp(name: str, torch: OtherProcess, work: Work, optimizer: str) -> Contende
     return Contender(name, lambda: float(torch.ask(work="train", of=asdict(work), optimizer=optimizer)["seconds"]))
 
 
+def torch_python(options: Options) -> str:
+    """Return the Python of an environment with PyTorch, which the folder of ``--cache`` keeps.
+
+    Raises:
+        UnavailableError: It cannot be installed.
+    """
+    # The same versions on both sides, as far as both have them.
+    requirements = [_TORCH, *(f"{package}=={version(package)}" for package in _WITH_TORCH)]
+    return str(environment_with(requirements, (options.cache or options.scratch).absolute() / "torch"))
+
+
 @contextlib.contextmanager
 def _torch(options: Options) -> Iterator[tuple[OtherProcess | None, str]]:
     """Yield the process of PyTorch and its version, or None and why there is none."""
     with contextlib.ExitStack() as ending:
         try:
-            # The same versions on both sides, as far as both have them.
-            requirements = [_TORCH, *(f"{package}=={version(package)}" for package in _WITH_TORCH)]
-            python = str(environment_with(requirements, (options.cache or options.scratch).absolute() / "torch"))
-            command = [python, str(_TORCH_PROCESS), str(WORKERS)]
+            command = [torch_python(options), str(_TORCH_PROCESS), str(WORKERS)]
             # PyTorch's launcher leaves its folders behind.
             environment = {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(options.scratch)}
             torch = ending.enter_context(started(command, environment, options.scratch / "torch.log"))

@@ -7,6 +7,7 @@ SUITE = Suite(
     title="Benchmarks of training",
     benchmarks=(
         "train_steps",
+        "train_models",
         "train_start",
         "train_overhead",
         "train_checkpoints",

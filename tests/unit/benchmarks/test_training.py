@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from pyspark.sql import Row
 
 from benchmarks import train_gpu, train_plain, training
@@ -25,12 +26,17 @@ from benchmarks.train_checkpoints import stalled_share
 from benchmarks.train_data import ITEMS, USERS, Work, rows_of
 from benchmarks.train_halves import Halves, Times, halves_of
 from benchmarks.train_local_steps import SLOWER, of_all_ranks
+from benchmarks.train_models import ALONE as IN_ONE_PROCESS
+from benchmarks.train_models import OPTIMIZERS, OURS, PLAIN, marks_of, tables_of
+from benchmarks.train_models_data import DCN, MODELS, SASREC_ROWS, TABLES, Data, table_case, write_rows
+from benchmarks.train_models_rank import plain_batches
 from benchmarks.train_overhead import accounts_table, beside_table, halves_table
 from benchmarks.train_plain import LABEL, Encoding
 from benchmarks.train_restart import process_of, restart_seconds
 from benchmarks.train_start import start_parts
 from benchmarks.train_steps import ALONE, ALONE_IN_OUR_LOOP, DDP, PLAIN_MANY, PLAIN_ONE, RING, Aim
 from benchmarks.train_work import Event, epoch_times, first_time, read_events
+from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
 
 
 def phase(attempt: int, rank: int, name: str, time: float, process: int = 1) -> Event:
@@ -124,6 +130,41 @@ def test_workers_that_never_meet_add_up_and_the_slower_one_is_told_beside() -> N
         ALONE_IN_OUR_LOOP: (4.0, 4.0),
         SLOWER: (6.0, 4.0),
     }
+
+
+@pytest.mark.parametrize("data", ["table", "labels", "interactions"])
+def test_the_plain_side_reads_the_rows_of_ours(data: Data, tmp_path: Path) -> None:
+    write_rows(data, 204, tmp_path)
+    dataset = Dataset.open(tmp_path)
+    (ours,) = load_batches(dataset, ReadPlan("train", 204))
+    (plain,) = plain_batches(dataset, 204, tf.distribute.InputContext()).take(1)
+
+    assert ours[0].keys() == plain[0].keys()
+    for mine, other in zip(tf.nest.flatten(ours), tf.nest.flatten(plain), strict=True):
+        # In another order.
+        rows = [np.sort(of.numpy().reshape(204, -1), axis=0) for of in (mine, other)]
+        np.testing.assert_array_equal(*rows)
+
+
+def test_the_speeds_of_models_give_their_marks_and_tables() -> None:
+    def of(**seconds: float) -> dict[str, Timing]:
+        return {name: Timing(name, (each,)) for name, each in seconds.items()}
+
+    timings = {case: of(**{OURS: 0.5, PLAIN: 2.0, IN_ONE_PROCESS: 1.0}) for case in MODELS}
+    timings[SASREC_ROWS] = of(**{OURS: 0.5})
+    timings |= {table_case(name, rows): of(**{OURS: rows**0.5}) for name in OPTIMIZERS for rows in TABLES}
+    found = {mark.what: mark.found for mark in marks_of(timings)}
+
+    assert found[f"{DCN.name}: ours / {PLAIN}"] == 4.0
+    assert not any(name.endswith("PyTorch DDP") for name in found)
+    # 128 rows of 51 interactions each, and 256 of one.
+    assert found["SASRec / LSTM, interactions learnt per second"] == 25.5
+    assert found["SASRec / LSTM, row for row"] == 1.0
+    assert found["a step with `lazy_adam`, a million rows / 10,000 rows"] == pytest.approx(10.0)
+    speeds, sequences, tables = tables_of(timings)
+    assert speeds.rows[0][2:] == ("2.00 ± 0%", "0.5 ± 0%", "1.00 ± 0%", "", "4.00", "2.00", "")
+    assert sequences.rows[-1][1:] == ("0.512 k", "26.11 k")
+    assert tables.rows[0][-1] == "10.00"
 
 
 def test_parts_of_a_start_go_from_the_launch_to_the_first_steps_of_the_chief() -> None:
