@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.settings import LossSettings, ModelSettingsError, check_fraction, check_positive
 
@@ -33,6 +34,8 @@ class Settings(LossSettings):
         id_dropout: With item features, share of the rows whose candidate's id embedding is left out while training, so
             that the features alone do for items without training rows.
         item_hidden_units: Width of each hidden layer on the item features.
+        graph_layers: How often the embeddings of users and candidates are propagated over the graph of the training
+            rows (LightGCN, :mod:`models.retrieval.graph`); 0 leaves them as they are.
     """
 
     sampling: str = "in_batch"
@@ -42,6 +45,7 @@ class Settings(LossSettings):
     candidate_id: bool = True
     id_dropout: float = 0.1
     item_hidden_units: tuple[int, ...] = (64,)
+    graph_layers: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +56,13 @@ class Settings(LossSettings):
             check_positive("item_hidden_units", units)
         check_fraction("dropout", self.dropout)
         check_fraction("id_dropout", self.id_dropout)
+        if self.graph_layers < 0:
+            raise ModelSettingsError(f"model setting graph_layers is {self.graph_layers}; use a number from 0 on")
+        if self.graph_layers and not self.candidate_id:
+            raise ModelSettingsError(
+                f"model setting graph_layers is {self.graph_layers}, and candidates have no embedding by id to "
+                f"propagate; set candidate_id to true, or graph_layers to 0"
+            )
 
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
@@ -62,22 +73,44 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
     inputs = symbolic_inputs(features, any_length=True)
-    joined = concatenated_inputs(fitted, features, inputs, dim)
-    tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed, cosine=settings.cosine)
-    return RetrievalModel(tower, fitted, settings, seed, _candidate_tower(settings, fitted, seed))
+    options: Any = (settings.hidden_units, dim, settings.dropout, seed)
+    if not settings.graph_layers:
+        joined = concatenated_inputs(fitted, features, inputs, dim)
+        tower = query_tower(inputs, joined, *options, cosine=settings.cosine)
+        return RetrievalModel(tower, fitted, settings, seed, _candidate_tower(settings, fitted, seed))
+    from mirrorspark.models.retrieval.graph import GraphEmbeddings, GraphRetrieval
+
+    user = next(feature for feature in features if feature.name == fitted.user)
+    assert isinstance(user, Bucketed | Categorical)  # noqa: S101 - as FittedFeatures.user is
+    others = [feature for feature in features if feature is not user]
+    graph = GraphEmbeddings(fitted.id_count(user), fitted.id_count(fitted.spec.candidate), dim, settings.graph_layers)
+    joined = concatenated_inputs(fitted, others, inputs, dim) if others else None
+    tower = query_tower(inputs, joined, *options, cosine=settings.cosine, user=graph(inputs[user.name]))
+    return GraphRetrieval(tower, graph, _candidate_tower(settings, fitted, seed, graph), fitted, settings, seed)
 
 
 def check_features(settings: Settings, spec: FeatureSpec) -> None:
-    """Raise ``ModelSettingsError`` if candidates would have neither an id embedding nor features."""
+    """Raise ``ModelSettingsError`` if candidates have neither an id nor features, or a graph would have no users."""
     if spec.items is None and not settings.candidate_id:
         raise ModelSettingsError("model setting candidate_id is false, but the candidates have no features: give items")
+    if settings.graph_layers and not any(isinstance(one, Bucketed | Categorical) for one in spec.query_features):
+        raise ModelSettingsError(
+            f"model setting graph_layers is {settings.graph_layers}, but no feature has single ids, which the users of "
+            f"the graph would be; add a categorical one, or set graph_layers to 0"
+        )
 
 
-def _candidate_tower(settings: Settings, fitted: FittedFeatures, seed: int) -> Any:
+def _candidate_tower(settings: Settings, fitted: FittedFeatures, seed: int, graph: Any = None) -> Any:
+    by_id: Any = None
+    if graph is not None:
+        from mirrorspark.models.retrieval.graph import GraphCandidates
+
+        # A tower with item features gives the length 1 to their sum.
+        by_id = GraphCandidates(graph, cosine=settings.cosine and fitted.items is None)
     if fitted.items is None:
         from mirrorspark.models.retrieval.towers import candidate_tower
 
-        return candidate_tower(fitted, settings.embedding_dim, cosine=settings.cosine)
+        return by_id or candidate_tower(fitted, settings.embedding_dim, cosine=settings.cosine)
     from mirrorspark.models.retrieval.item_tower import ItemTower
 
     return ItemTower(
@@ -90,6 +123,7 @@ def _candidate_tower(settings: Settings, fitted: FittedFeatures, seed: int) -> A
         cosine=settings.cosine,
         # Another sequence than that of the query tower's dropout.
         seed=seed + 1_000,
+        id_embedding=by_id,
     )
 
 

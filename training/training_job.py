@@ -22,6 +22,7 @@ from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.driver.launcher import SparkLauncher
 from mirrorspark.training.driver.store_reads import StoreReader
 from mirrorspark.training.driver.supervisor import Supervisor
+from mirrorspark.training.fitting import interaction_graph
 from mirrorspark.training.live.picture import Monitored
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.prepared_run import PreparedRun
@@ -68,6 +69,7 @@ def open_job(
     """
     config, dataset = prepared.config, prepared.dataset
     config.require_features(dataset.spec)
+    interaction_graph.is_needed(config)  # Raises where the graph does not go with the configuration.
     if config.task == "retrieval":
         check_candidates(dataset.features, config.top_k)
         check_recommenders(config.recommenders, dataset.features)
@@ -151,6 +153,17 @@ class TrainingJob:
             tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
             stage.note = f"{attempts[-1].epochs} epochs{self._best_in_words()}{tries}"
         return attempts
+
+    def _graph(self) -> str | None:
+        """Return the file of the model's graph, which an earlier driver may have written; None for other models."""
+        if not interaction_graph.is_needed(self.config):
+            return None
+        known = next(iter(sorted(self.folder.fitted.glob("graph-*.npy"))), None)
+        if known is not None:
+            return str(known)
+        from mirrorspark.training.recommenders.interactions import Interactions
+
+        return str(interaction_graph.write(Interactions(self.dataset).pairs, self.folder.fitted))
 
     def _fit(self) -> tuple[Attempt, ...]:
         """Fit a classical recommender, unless an earlier driver has, and return an attempt without epochs."""
@@ -328,4 +341,5 @@ class TrainingJob:
             global_batch_size=self.config.global_batch_size,
             profile=str(self.folder.profile) if self.config.profile else None,
             warm_start=str(self.warm_start.folder) if self.warm_start else None,
+            graph=self._graph(),
         )

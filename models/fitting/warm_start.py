@@ -25,6 +25,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.models.layers import Field, FieldEmbeddings, lay_out_fields
 from mirrorspark.models.multi_label import HEADS
+from mirrorspark.models.retrieval.graph import GraphEmbeddings
 
 Ids = npt.NDArray[np.int64]
 
@@ -278,6 +279,12 @@ def _tables(model: tf_keras.Model, fitted: FittedFeatures, earlier: FittedFeatur
         if layer.name == HEADS and fitted.spec.label.kind == "multi_label":
             yield from ((id(weight), _label_columns(fitted, earlier)) for weight in layer.weights)
             continue
+        if isinstance(layer, GraphEmbeddings):
+            here, _ = _graph_owners(fitted)
+            there, of_rows = _graph_owners(earlier)
+            for weight in layer.weights:
+                yield id(weight), _matched(int(weight.shape[0]), fitted, here, earlier, there, of_rows)
+            continue
         if isinstance(layer, FieldEmbeddings) and id(layer) in of_items:
             yield from _item_tables(layer, fitted, earlier)
             continue
@@ -337,6 +344,19 @@ def _owners(fitted: FittedFeatures, fields: Sequence[Field]) -> dict[str, tuple[
         owner = feature.name if isinstance(feature, Bucketed) else fitted.spec.vocabulary_name(feature)
         found.setdefault(owner, (feature, field.offset))
     return found
+
+
+def _graph_owners(fitted: FittedFeatures) -> tuple[dict[str, tuple[Feature, int]], int]:
+    """Return the owners of the rows of a graph's table, and the number of its rows; none without users or candidates.
+
+    Where users and candidates have one vocabulary, the candidates begin afresh.
+    """
+    if fitted.user is None or fitted.spec.label.kind != "candidate":
+        return {}, 0
+    user: Any = fitted.spec[fitted.user]
+    candidate, users = fitted.spec.candidate, fitted.id_count(user)
+    fields = [Field(user.name, 0, 1), Field(candidate.name, users, 1)]
+    return _owners(fitted, fields), users + fitted.id_count(candidate)
 
 
 def _matched(

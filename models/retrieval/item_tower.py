@@ -37,6 +37,7 @@ class ItemTower(tf_keras.layers.Layer):
         id_dropout: float,
         cosine: bool,
         seed: int,
+        id_embedding: Any = None,
     ) -> None:
         """Create the weights.
 
@@ -49,6 +50,7 @@ class ItemTower(tf_keras.layers.Layer):
             id_dropout: Share of the rows of a training batch whose id embedding is left out.
             cosine: Whether the result has length 1.
             seed: Seed of that dropout.
+            id_embedding: The layer that embeds the ids; by default the tower has a table of its own.
         """
         super().__init__(name="candidate_tower", dtype="float32")
         candidate = fitted.spec.candidate
@@ -59,8 +61,12 @@ class ItemTower(tf_keras.layers.Layer):
         self._cosine = cosine
         self.id_embedding: Any = None
         if with_ids:
-            self.id_embedding = tf_keras.layers.Embedding(self.input_dim, dim, name="candidate_ids", dtype="float32")
-            self.id_embedding.build((None,))
+            self.id_embedding = id_embedding
+            if id_embedding is None:
+                self.id_embedding = tf_keras.layers.Embedding(
+                    self.input_dim, dim, name="candidate_ids", dtype="float32"
+                )
+                self.id_embedding.build((None,))
             counts = fitted.vocabulary(candidate).counts.to_numpy()
             is_trained = np.concatenate([np.zeros(FIRST_VOCABULARY_ID), counts > 0]).astype(np.float32)
             self._is_trained = tf.constant(is_trained[:, np.newaxis])

@@ -9,7 +9,7 @@ TensorFlow Recommenders' ``Retrieval`` task.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 import tf_keras
@@ -21,6 +21,9 @@ from mirrorspark.models.retrieval.losses import named_loss, softmax_of_rows
 from mirrorspark.models.retrieval.sampling import CandidateSampling, Columns, hardest
 from mirrorspark.models.retrieval.towers import CandidateEmbedding, candidate_tower
 from mirrorspark.models.settings import LossSettings
+
+if TYPE_CHECKING:  # they are models of this kind
+    from mirrorspark.models.retrieval.graph import GraphCandidates
 
 
 class RetrievalModel(tf_keras.Model):
@@ -35,7 +38,7 @@ class RetrievalModel(tf_keras.Model):
         fitted: FittedFeatures,
         settings: LossSettings,
         seed: int,
-        candidates: CandidateEmbedding | ItemTower | None = None,
+        candidates: "CandidateEmbedding | GraphCandidates | ItemTower | None" = None,
     ) -> None:
         """Add the candidates to a query tower.
 

@@ -12,27 +12,34 @@ from mirrorspark.models.layers import dense_stack
 
 def query_tower(
     inputs: Mapping[str, Any],
-    joined: tf.Tensor,
+    joined: tf.Tensor | None,
     hidden_units: Sequence[int],
     embedding_dim: int,
     dropout: float,
     seed: int,
     *,
     cosine: bool = False,
+    user: tf.Tensor | None = None,
 ) -> tf_keras.Model:
     """Return the model from the query's features to its embedding, float32 ``[batch, embedding_dim]``.
 
     Args:
         inputs: Keras inputs by the names of their features.
-        joined: float32 ``[batch, width]``: the architecture's representation of the inputs.
+        joined: float32 ``[batch, width]``: the architecture's representation of the inputs; None if there are none but
+            the user.
         hidden_units: Width of each hidden layer.
         embedding_dim: Width of the query embedding.
         dropout: Share of hidden units dropped while training.
         seed: Seed of the dropout.
         cosine: Whether the query has length 1.
+        user: float32 ``[batch, embedding_dim]``, which is added to what the layers make of ``joined``.
     """
-    hidden = dense_stack(joined, hidden_units, dropout, seed)
-    query = tf_keras.layers.Dense(embedding_dim, name="query", dtype="float32")(hidden)
+    query = user
+    if joined is not None:
+        hidden = dense_stack(joined, hidden_units, dropout, seed)
+        query = tf_keras.layers.Dense(embedding_dim, name="query", dtype="float32")(hidden)
+        if user is not None:
+            query = tf_keras.layers.Add(name="query_of_user", dtype="float32")([query, user])
     return tf_keras.Model(inputs, of_length_1(query, cosine), name="query_tower")
 
 

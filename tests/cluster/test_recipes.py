@@ -80,7 +80,16 @@ def test_movielens_beats_popularity(spark: "SparkSession", tmp_path: Path, share
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("model", "workers"),
-    [("lstm_retrieval", 1), ("sasrec", 2), ("popularity", 1), ("item_knn", 1), ("bspm", 1), ("ease", 1), ("als", 1)],
+    [
+        ("lstm_retrieval", 1),
+        ("sasrec", 2),
+        ("two_tower", 2),
+        ("popularity", 1),
+        ("item_knn", 1),
+        ("bspm", 1),
+        ("ease", 1),
+        ("als", 1),
+    ],
 )
 def test_movielens_is_learnt_from_the_order_as_well(
     spark: "SparkSession", tmp_path: Path, shared_data: Path, model: str, workers: int
@@ -92,6 +101,7 @@ def test_movielens_is_learnt_from_the_order_as_well(
     some = [rating for rating in ratings if int(rating.split(",")[0]) <= users]
     (data / "ratings.csv").write_text("\n".join([header, *some]), encoding="utf-8")
     flags = (f"--model.name={model}", "--epochs=2", "--baseline=none")
+    flags += ("--model.graph_layers=2",) if model == "two_tower" else ()
     finished = run(tmp_path, "--recipe=movielens", f"--data={data}", f"--workers={workers}", *flags)
     assert finished.summary["parity"]["max"] <= 1e-5
     assert finished.summary["metrics"]["test"]["recall_at_20"] > 0

@@ -27,6 +27,7 @@ from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOL
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.executor.worker_control import Finish, WorkerControl
 from mirrorspark.training.fault_injection import injected as injected_faults
+from mirrorspark.training.fitting import interaction_graph
 from mirrorspark.training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
 from mirrorspark.training.fitting.local_updates import SettleLocalUpdates, local_updates
 from mirrorspark.training.fitting.start import Start, read_start
@@ -65,6 +66,8 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     activity.enter("restoring")
     if plan.warm_start is not None and plan.resume_from is None:
         _apply_warm_start(Path(plan.warm_start), model, dataset, control)
+    if plan.graph is not None:  # After a warm start, whose table it propagates.
+        interaction_graph.connect(model, Path(plan.graph))
     with strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext():
         try:
             model.fit(

@@ -87,12 +87,14 @@ class TrainingPlan(AttemptPlan):
         dataset: Dataset directory, readable by every rank.
         profile: Folder for the ranks' profiles; None records none.
         warm_start: Folder of the model with the initial weights of a fresh start; None for random ones.
+        graph: File of the graph that the model propagates its embeddings over; None for a model without one.
     """
 
     config: TrainingConfig
     dataset: str
     profile: str | None = None
     warm_start: str | None = None
+    graph: str | None = None
 
     @property
     def entry(self) -> str:

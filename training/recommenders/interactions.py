@@ -66,6 +66,12 @@ class Interactions:
             rows += block.rows
         return _matrix(np.concatenate(pairs), users + rows, self.items)
 
+    @cached_property
+    def pairs(self) -> npt.NDArray[np.int32]:
+        """The ids of the known users and of the items that they have had, int32 ``[2, pairs]``, in rising order."""
+        known = self.matrix[: self._known_users].tocoo()
+        return np.stack([known.row, known.col]).astype(np.int32) + np.int32(FIRST_VOCABULARY_ID)
+
     def histories(self, block: Block, last_items: int = 0) -> Any:
         """Return the items that each row of a block is scored from, sparse float32 ``[rows, items]``.
 

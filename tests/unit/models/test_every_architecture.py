@@ -84,9 +84,11 @@ MOVIES, K = 120, 5
 # Of the fields that are embedded apart: the movies, and the indices of the wider sparse vector.
 FEWEST_IDS = 100
 STEPS = 2
+# Users and movies of a graph, each pair once; some have none.
+PAIRS = np.unique(np.random.default_rng(6).integers(2, 90, [300, 2]), axis=0).T
 
 
-WITH_ITEMS = " with items"
+WITH_ITEMS, OVER_A_GRAPH = " with items", " over a graph"
 ITEMS = FeatureSpec.of_items(
     "id",
     [
@@ -149,17 +151,22 @@ def features(task: str, *, items: bool) -> FittedFeatures:
     return with_items(fitted, FittedFeatures(ITEMS, known, {}), table)
 
 
-def options(name: str, fitted: FittedFeatures) -> Mapping[str, Any]:
-    """Return the settings of an architecture, with or without items."""
-    return {**OPTIONS[name], **(OPTIONS_WITH_ITEMS.get(name, {}) if fitted.items else {})}
+def options(case: str) -> Mapping[str, Any]:
+    """Return the settings of a case."""
+    name = case.partition(" ")[0]
+    of_items = OPTIONS_WITH_ITEMS.get(name, {}) if WITH_ITEMS in case else {}
+    return {**OPTIONS[name], **of_items, **({"graph_layers": 2} if OVER_A_GRAPH in case else {})}
 
 
-def compiled(name: str, fitted: FittedFeatures, seed: int) -> Any:
+def compiled(case: str, fitted: FittedFeatures, seed: int) -> Any:
     """Return a compiled model whose initial weights follow from ``seed``."""
+    name = case.partition(" ")[0]
     architecture = catalog.architecture(name)
     tf_keras.utils.set_random_seed(seed)
     # The architecture's own seed is part of the configuration, which is the same in a resumed run.
-    model = architecture.build(catalog.settings(name, options(name, fitted)), fitted, 1)
+    model = architecture.build(catalog.settings(name, options(case)), fitted, 1)
+    if OVER_A_GRAPH in case:
+        model.graph.connect(*PAIRS)
     # The candidates' gradients are sparse.
     optimizer = "lazy_adam" if architecture.TASK == "retrieval" else "adam"
     compile_model(model, architecture.TASK, build_optimizer(OptimizerSettings(optimizer, 0.05)))
@@ -175,23 +182,25 @@ def batch_of(fitted: FittedFeatures, task: str) -> Any:
 
 
 def cases() -> list[str]:
-    """Return the names of the catalog, those of architectures that read items twice."""
+    """Return the names of the catalog, and again those of architectures that read items or a graph."""
     readers = [name for name in catalog.ARCHITECTURES if getattr(catalog.architecture(name), "READS_ITEMS", False)]
-    return sorted([*catalog.ARCHITECTURES, *(name + WITH_ITEMS for name in readers)])
+    plain = [*catalog.ARCHITECTURES, *(name + WITH_ITEMS for name in readers)]
+    graphs = [case for case in plain if "graph_layers" in catalog.setting_names(case.partition(" ")[0])]
+    return sorted([*plain, *(case + OVER_A_GRAPH for case in graphs)])
 
 
 @pytest.fixture(scope="module", params=cases())
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    name = request.param.removesuffix(WITH_ITEMS)
+    case, name = request.param, request.param.partition(" ")[0]
     architecture = catalog.architecture(name)
-    fitted = features(architecture.TASK, items=request.param != name)
-    catalog.check_features(name, options(name, fitted), fitted.spec)
+    fitted = features(architecture.TASK, items=WITH_ITEMS in case)
+    catalog.check_features(name, options(case), fitted.spec)
     batch, prefix = batch_of(fitted, architecture.TASK), str(tmp_path_factory.mktemp(name) / "checkpoint")
-    model = compiled(name, fitted, seed=1)
+    model = compiled(case, fitted, seed=1)
     for _ in range(STEPS):
         model.train_step(batch)
     tensors(model, model.optimizer).write(prefix)
-    resumed = compiled(name, fitted, seed=99)
+    resumed = compiled(case, fitted, seed=99)
     status = tensors(resumed, resumed.optimizer).read(prefix)
     status.assert_existing_objects_matched()
     status.assert_consumed()
@@ -217,11 +226,14 @@ def test_the_gradient_of_a_large_table_is_sparse(trained: Trained, monkeypatch: 
             loss = model.compute_loss(trained.batch, training=True)
         else:
             loss = model.compute_loss(inputs, labels, model(inputs, training=True), weights)
-    gradients = tape.gradient(loss, model.trainable_variables)
+    # The table of a graph has another gradient: most of its rows are near those of a batch.
+    of_graph = model.graph.table if hasattr(model, "graph") else None
+    variables = [variable for variable in model.trainable_variables if variable is not of_graph]
+    gradients = tape.gradient(loss, variables)
     # A kernel has fewer rows than a field has ids.
     tables = {
         variable.name: type(gradient)
-        for variable, gradient in zip(model.trainable_variables, gradients, strict=True)
+        for variable, gradient in zip(variables, gradients, strict=True)
         if variable.shape[0] >= FEWEST_IDS
     }
     assert tables

@@ -136,6 +136,8 @@ def test_a_user_has_had_the_candidates_and_the_histories_of_his_rows() -> None:
     expected[3 + 4, [2, 0]] = 1
     expected[3 + 5, [0, 3]] = 1
     assert found.matrix.toarray().tolist() == expected.tolist()
+    # The ids of the known users and their movies, for a graph.
+    assert found.pairs.tolist() == [[2, 2, 3, 3], [2, 3, 2, 3]]
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,14 @@ import pytest
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.models.classical import Recommender
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.training.config import RunConfig, TrainingConfig
+from mirrorspark.training.config import ConfigError, RunConfig, TrainingConfig
+from mirrorspark.training.fitting import interaction_graph
 from mirrorspark.training.launch import Launched
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.prepared_run import PreparedRun
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.recommenders import fitting
+from mirrorspark.training.recommenders.interactions import Interactions
 from mirrorspark.training.records.open_run import OpenRun
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.training_job import TrainingJob, open_job
@@ -69,6 +71,41 @@ def test_a_recommender_is_fitted_once_and_exported_from_its_file(
     path = job.fetch_best(Path("unused")).path
     assert isinstance(path, Path)
     assert fitting.load(path)["factors"].shape == (2, 3)
+
+
+def test_the_graph_is_read_once_and_every_attempt_gets_its_file(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """#23: the file is checked by the digest in its name."""
+    pairs = np.array([[2, 2, 3], [2, 4, 3]], np.int32)
+    reads: list[Any] = []
+    monkeypatch.setattr(Interactions, "pairs", property(lambda self: reads.append(self) or pairs))
+    job.dataset = cast(Any, SimpleNamespace(path=Path("dataset")))
+    assert job._training_plan().graph is None
+    job.config = TrainingConfig(name="movies", model={"name": "two_tower", "graph_layers": 2})
+    first, again = job._training_plan().graph, job._training_plan().graph
+    assert first is not None
+    assert (first, len(reads)) == (again, 1)
+    np.testing.assert_array_equal(interaction_graph.read(Path(first)), pairs)
+    whole = Path(first).read_bytes()
+    for damaged in (whole[:-1] + b"\x07", whole[:-4]):
+        Path(first).write_bytes(damaged)
+        with pytest.raises(interaction_graph.DamagedGraphError, match="is damaged; delete it"):
+            interaction_graph.read(Path(first))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate": 2}, "accumulate is 2; set accumulate to 1"),
+        ({"local_steps": 4}, "local_steps is 4; set local_steps to 1"),
+        ({"strategy": "multi_worker_mirrored"}, "strategy is 'multi_worker_mirrored'; set strategy to 'ring'"),
+    ],
+)
+def test_a_graph_needs_equal_tables_after_every_step(options: dict[str, Any], message: str) -> None:
+    config = TrainingConfig(name="movies", model={"name": "two_tower", "graph_layers": 2}, **options)
+    with pytest.raises(ConfigError, match=message):
+        interaction_graph.is_needed(config)
 
 
 def attempt(step: int) -> Event:

@@ -194,6 +194,20 @@ def test_candidates_keep_their_embeddings_and_metrics_their_zeros(
     assert (taken.weights, taken.of_weights, taken.tokens, taken.of_tokens) == (6, 6, 4, 5)
 
 
+def test_users_and_candidates_of_a_graph_keep_their_embeddings(exported: Callable[..., Exported]) -> None:
+    settings = two_tower.Settings(embedding_dim=4, graph_layers=2)
+    earlier, before = exported(movies("a", "b", "c"), two_tower, settings)
+    now = movies("c", "d", "a")
+    model: Any = built(two_tower, settings, now, seed=2)
+    initial = model.graph.table.numpy()
+    taken = begin_from(model, now, earlier)
+    # Two users and two other ids, then the movies.
+    old = before["graph_table"]
+    expected = [*old[:4], old[4], old[5], old[8], initial[7], old[6]]
+    np.testing.assert_array_equal(model.graph.table.numpy(), expected)
+    assert taken.in_words() == "2 of 2 weights, 4 of 5 tokens"
+
+
 def watched(*names: str) -> FittedFeatures:
     features = (MultiValued("watched", max_length=3, vocabulary_of="movie"), Categorical("user"), Categorical("movie"))
     spec = FeatureSpec(features, Label("movie", kind="candidate"), ("user",))
