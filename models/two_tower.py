@@ -36,6 +36,9 @@ class Settings(LossSettings):
         item_hidden_units: Width of each hidden layer on the item features.
         graph_layers: How often the embeddings of users and candidates are propagated over the graph of the training
             rows (LightGCN, :mod:`models.retrieval.graph`); 0 leaves them as they are.
+        rating_hidden_units: With a rating in the label, width of each hidden layer between both vectors and the rating.
+        retrieval_weight: With a rating, factor of the retrieval's loss.
+        rating_weight: Factor of the rating's loss, the squared error of the standardised rating.
     """
 
     sampling: str = "in_batch"
@@ -46,14 +49,19 @@ class Settings(LossSettings):
     id_dropout: float = 0.1
     item_hidden_units: tuple[int, ...] = (64,)
     graph_layers: int = 0
+    rating_hidden_units: tuple[int, ...] = (64,)
+    retrieval_weight: float = 1.0
+    rating_weight: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("embedding_dim", self.embedding_dim)
-        for units in self.hidden_units:
-            check_positive("hidden_units", units)
-        for units in self.item_hidden_units:
-            check_positive("item_hidden_units", units)
+        for name in ("hidden_units", "item_hidden_units", "rating_hidden_units"):
+            for units in getattr(self, name):
+                check_positive(name, units)
+        for name in ("retrieval_weight", "rating_weight"):
+            if not getattr(self, name) > 0:  # also not a number
+                raise ModelSettingsError(f"model setting {name} is {getattr(self, name)}; use a number above 0")
         check_fraction("dropout", self.dropout)
         check_fraction("id_dropout", self.id_dropout)
         if self.graph_layers < 0:
@@ -66,18 +74,28 @@ class Settings(LossSettings):
 
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
-    """Return a model with ``query_tower`` and ``candidate_tower``; the latter may read the features of items."""
+    """Return a model with ``query_tower`` and ``candidate_tower``; the latter may read the features of items.
+
+    If the label has a rating, the model predicts it, too.
+    """
     from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
     from mirrorspark.models.retrieval.model import RetrievalModel
+    from mirrorspark.models.retrieval.rating import RatingTask
     from mirrorspark.models.retrieval.towers import query_tower
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
     inputs = symbolic_inputs(features, any_length=True)
+    rating = None
+    if fitted.spec.label.rating is not None:
+        statistics = fitted.statistics[fitted.spec.label.rating]
+        rating = RatingTask(
+            dim, settings.rating_hidden_units, statistics, settings.retrieval_weight, settings.rating_weight
+        )
     options: Any = (settings.hidden_units, dim, settings.dropout, seed)
     if not settings.graph_layers:
         joined = concatenated_inputs(fitted, features, inputs, dim)
         tower = query_tower(inputs, joined, *options, cosine=settings.cosine)
-        return RetrievalModel(tower, fitted, settings, seed, _candidate_tower(settings, fitted, seed))
+        return RetrievalModel(tower, fitted, settings, seed, _candidate_tower(settings, fitted, seed), rating)
     from mirrorspark.models.retrieval.graph import GraphEmbeddings, GraphRetrieval
 
     user = next(feature for feature in features if feature.name == fitted.user)
@@ -86,7 +104,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     graph = GraphEmbeddings(fitted.id_count(user), fitted.id_count(fitted.spec.candidate), dim, settings.graph_layers)
     joined = concatenated_inputs(fitted, others, inputs, dim) if others else None
     tower = query_tower(inputs, joined, *options, cosine=settings.cosine, user=graph(inputs[user.name]))
-    return GraphRetrieval(tower, graph, _candidate_tower(settings, fitted, seed, graph), fitted, settings, seed)
+    return GraphRetrieval(tower, graph, _candidate_tower(settings, fitted, seed, graph), fitted, settings, seed, rating)
 
 
 def check_features(settings: Settings, spec: FeatureSpec) -> None:

@@ -102,7 +102,7 @@ def encode_blocks(
         columns[EXCLUDE_PREFIX + spec.excluded.name] = excluded
     label = encode_label(table, encoder.fitted)
     if label is not None:
-        columns[LABEL_PREFIX + spec.label.name] = label
+        columns[f"{LABEL_PREFIX}{spec.label.stored}"] = label
     if spec.weight is not None:
         columns[WEIGHT_PREFIX + spec.weight] = _weights(table, spec.weight)
     for key in spec.keys:
@@ -195,9 +195,9 @@ def _row_count(values: np.ndarray | SparseRows) -> int:
 
 def _stored_label(spec: FeatureSpec) -> tuple[str, ...]:
     """Return the names of the columns that hold the label."""
-    name = LABEL_PREFIX + spec.label.name
-    if spec.label.kind == "candidate":
+    if spec.label.stored is None:
         return ()
+    name = LABEL_PREFIX + spec.label.stored
     return (name, name + ROW_LENGTHS_SUFFIX) if spec.label.kind == "multi_label" else (name,)
 
 
@@ -207,7 +207,7 @@ def _label_values(spec: FeatureSpec, columns: Mapping[str, Any]) -> EncodedLabel
         return None
     if spec.label.kind == "multi_label":
         return RaggedIds(_int64s(stored[0]), _int64s(stored[1]))
-    return np.asarray(stored[0], np.float32 if spec.label.kind in ("binary", "number") else np.int64)
+    return np.asarray(stored[0], np.int64 if spec.label.kind == "multi_class" else np.float32)
 
 
 def _key_values(column: pa.Array, name: str) -> np.ndarray | list[bytes]:

@@ -364,12 +364,15 @@ class Label:
             whose classes are learnt from the training rows, the most frequent first.
         positive: The value of a binary label that counts as 1, as text; every other value counts as 0. Without it the
             column holds 0 and 1, or false and true.
+        rating: Column with the rating that the row gives its candidate, a number, which models of two tasks learn, too.
+            It becomes float32 ``[batch]``.
     """
 
     name: str
     kind: LabelKind = "binary"
     classes: int | None = None
     positive: str | None = None
+    rating: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(LabelKind):
@@ -388,6 +391,21 @@ class Label:
                 f"label '{self.name}': positive is {self.positive!r}; give the text of one of the two values of a "
                 f"label of kind binary, or leave it out"
             )
+        if self.rating is not None and self.kind != "candidate":
+            raise FeatureSpecError(
+                f"label '{self.name}': rating is {self.rating!r}, but a label of kind {self.kind} has none; leave it "
+                f"out, or use kind candidate"
+            )
+
+    @property
+    def stored(self) -> str | None:
+        """The column whose values are stored as the label: its own, or the rating; None if there is neither."""
+        return self.rating if self.kind == "candidate" else self.name
+
+    @property
+    def number(self) -> str | None:
+        """The column of numbers to predict: that of a label of kind ``number``, or the rating."""
+        return self.name if self.kind == "number" else self.rating
 
     @property
     def prediction(self) -> str:

@@ -28,18 +28,17 @@ class LabelError(ValueError):
 
 
 def encode_label(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> EncodedLabel | None:
-    """Return the label of every row, or None if the label is a feature (kind ``candidate``).
+    """Return the label of every row, or None if the label is a feature (kind ``candidate``) without a rating.
 
-    ``binary``: float32 ``[rows]`` of zeros and ones. ``number``: float32 ``[rows]``. ``multi_class``: int64 ``[rows]``,
-    classes from 0. ``multi_label``: :class:`data_pipelines.features.transform.RaggedIds` of classes from 0; tokens that
-    no training row has are left out, because no model can learn them.
+    ``binary``: float32 ``[rows]`` of zeros and ones. ``number`` and a rating: float32 ``[rows]``. ``multi_class``:
+    int64 ``[rows]``, classes from 0. ``multi_label``: :class:`data_pipelines.features.transform.RaggedIds` of classes
+    from 0; tokens that no training row has are left out, because no model can learn them.
 
     Raises:
         LabelError: A label is null or not a class.
         ColumnError: The column is missing.
     """
-    encode = _ENCODERS.get(fitted.spec.label.kind)
-    return encode(table, fitted) if encode else None
+    return _ENCODERS[fitted.spec.label.kind](table, fitted)
 
 
 def check_label(table: pa.Table | pa.RecordBatch, spec: FeatureSpec) -> None:
@@ -51,8 +50,8 @@ def check_label(table: pa.Table | pa.RecordBatch, spec: FeatureSpec) -> None:
     """
     if spec.label.kind == "binary":
         binary_label(table, spec.label.name, spec.label.positive)
-    elif spec.label.kind == "number":
-        number_label(table, spec.label.name)
+    elif spec.label.number is not None:
+        number_label(table, spec.label.number)
     elif spec.label.kind in ("multi_class", "multi_label"):
         _classes_column(table, spec)
 
@@ -126,8 +125,9 @@ def _binary(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> np.ndar
     return binary_label(table, fitted.spec.label.name, fitted.spec.label.positive)
 
 
-def _number(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> np.ndarray:
-    return number_label(table, fitted.spec.label.name)
+def _number(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> np.ndarray | None:
+    name = fitted.spec.label.number
+    return None if name is None else number_label(table, name)
 
 
 def _multi_class(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> np.ndarray:
@@ -154,8 +154,9 @@ def _multi_label(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> Ra
     return RaggedIds(classes[is_known], np.bincount(rows, minlength=len(lengths)).astype(np.int64))
 
 
-_ENCODERS: Mapping[LabelKind, Callable[[Any, FittedFeatures], EncodedLabel]] = {
+_ENCODERS: Mapping[LabelKind, Callable[[Any, FittedFeatures], EncodedLabel | None]] = {
     "binary": _binary,
+    "candidate": _number,
     "multi_class": _multi_class,
     "multi_label": _multi_label,
     "number": _number,

@@ -134,6 +134,12 @@ class FeatureSpec:
             raise FeatureSpecError(
                 f"label '{self.label.name}' is also a feature or key; a model must not see its label"
             )
+        known = {column for feature in self.features for column in feature.columns} | {self.weight, self.exclude}
+        if self.label.rating is not None and self.label.rating in known | set(self.keys):
+            raise FeatureSpecError(
+                f"rating '{self.label.rating}' of label '{self.label.name}' is also a feature, key, weight or "
+                f"exclude; a model must not see what it predicts"
+            )
         if self.label.kind == "candidate" and not isinstance(self._by_name.get(self.label.name), Categorical):
             raise FeatureSpecError(
                 f"label '{self.label.name}' of kind candidate must be a categorical feature of this spec; "
@@ -183,8 +189,8 @@ class FeatureSpec:
 
     @property
     def measured(self) -> tuple[Numeric | Bucketed, ...]:
-        """What is measured over the training rows: the numeric and bucketed features, and a label of numbers."""
-        label = (Numeric(self.label.name),) if self.label.kind == "number" else ()
+        """What is measured over the training rows: the numeric and bucketed features, and the number to predict."""
+        label = (Numeric(self.label.number),) if self.label.number else ()
         return (*self.numeric, *self.bucketed, *label)
 
     @property
@@ -219,9 +225,9 @@ class FeatureSpec:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that conversion reads, without repetition: keys, features, label, weight, exclude."""
+        """The columns that conversion reads, without repetition: keys, features, label, rating, weight, exclude."""
         read = (column for feature in self.features for column in feature.columns)
-        names = [*self.keys, *read, self.label.name, self.weight, self.exclude]
+        names = [*self.keys, *read, self.label.name, self.label.rating, self.weight, self.exclude]
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     @property
@@ -277,11 +283,11 @@ class FeatureSpec:
                 }
                 for feature in self.features
             },
-            # Without `positive`, where it is not used, specs from before there was one keep their hash.
+            # Without `positive` and `rating`, where not used, specs from before there were any keep their hash.
             "label": {
                 name: value
                 for name, value in dataclasses.asdict(self.label).items()
-                if name != "positive" or value is not None
+                if name not in ("positive", "rating") or value is not None
             },
             "keys": list(self.keys),
             "weight": self.weight,

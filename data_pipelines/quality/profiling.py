@@ -141,7 +141,7 @@ def _profile_column(
     """Return the profile of a column, and its values in the training rows."""
     role = _role(name, spec)
     feature = next((feature for feature in spec.features if name in feature.columns), None)
-    is_amount = role is Role.LABEL and spec.label.kind == "number"
+    is_amount = name == spec.label.number
     kind = ColumnKind.NUMBER if is_amount else column_kind(name, arrays[TRAIN_SPLIT].type, role, feature)
     values = {split: raw_values(array, kind, feature) for split, array in arrays.items()}
     train = values[TRAIN_SPLIT]
@@ -154,7 +154,7 @@ def _profile_column(
         name=name,
         type=str(arrays[TRAIN_SPLIT].type),
         role=role,
-        feature_kind=_feature_kind(role, feature, spec),
+        feature_kind="number" if is_amount else _feature_kind(role, feature, spec),
         kind=kind,
         edges=edges,
         bins=bins,
@@ -216,7 +216,7 @@ def _measured(
 
 def _role(name: str, spec: FeatureSpec) -> Role:
     # A label of kind candidate is a feature too, but counts as the label here.
-    if name == spec.label.name:
+    if name in (spec.label.name, spec.label.rating):
         return Role.LABEL
     if name in spec.keys:
         return Role.KEY

@@ -82,16 +82,16 @@ class BatchColumns:
         lists = [_list_column(feature) for feature in ids]
         classes = {}
         constants = {}
-        label = LABEL_PREFIX + spec.label.name
-        if spec.label.kind in ("binary", "number"):
-            floats[LABEL] = label
+        label = f"{LABEL_PREFIX}{spec.label.stored}"
+        if spec.label.stored is None:
+            constants[LABEL] = 0.0
         elif spec.label.kind == "multi_class":
             int64s[LABEL] = label
         elif spec.label.kind == "multi_label":
             classes[LABEL] = fitted.classes
             lists.append(ListColumn(label + ROW_LENGTHS_SUFFIX, label))
         else:
-            constants[LABEL] = 0.0
+            floats[LABEL] = label
         if spec.weight is None:
             constants[WEIGHT] = 1.0
         else:

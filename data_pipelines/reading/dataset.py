@@ -274,7 +274,7 @@ def load_batches(
     size]``, whose rows are in order and which is never made dense. The weight is float32 ``[batch]``; padding rows have
     weight 0. A binary label is float32 ``[batch]``, a multi-class label int64 ``[batch]``, a multi-label one float32
     ``[batch, classes]`` of zeros and ones. If the label is itself a feature (a candidate to retrieve), the label tensor
-    is all zeros and only the features count.
+    is the rating, float32 ``[batch]``, or all zeros without one.
 
     This module's docstring gives the bound on memory.
 

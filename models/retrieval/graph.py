@@ -17,6 +17,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import MISSING_ID
 from mirrorspark.models.retrieval.item_tower import ItemTower
 from mirrorspark.models.retrieval.model import RetrievalModel
+from mirrorspark.models.retrieval.rating import RatingTask
 from mirrorspark.models.settings import LossSettings
 
 Ids = npt.NDArray[np.integer[Any]]
@@ -127,9 +128,10 @@ class GraphRetrieval(RetrievalModel):
         fitted: FittedFeatures,
         settings: LossSettings,
         seed: int,
+        rating: RatingTask | None = None,
     ) -> None:
         """Add the embeddings that both towers read; the other arguments are those of :class:`RetrievalModel`."""
-        super().__init__(query_tower, fitted, settings, seed, candidates)
+        super().__init__(query_tower, fitted, settings, seed, candidates, rating)
         self.graph = graph
         # The feature that is not in the common table of the others, which a warm start must know.
         self.embedded_apart = (fitted.user,)

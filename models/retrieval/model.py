@@ -18,6 +18,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.models.retrieval.item_tower import ItemTower
 from mirrorspark.models.retrieval.losses import named_loss, softmax_of_rows
+from mirrorspark.models.retrieval.rating import RatingTask
 from mirrorspark.models.retrieval.sampling import CandidateSampling, Columns, hardest
 from mirrorspark.models.retrieval.towers import CandidateEmbedding, candidate_tower
 from mirrorspark.models.settings import LossSettings
@@ -39,6 +40,7 @@ class RetrievalModel(tf_keras.Model):
         settings: LossSettings,
         seed: int,
         candidates: "CandidateEmbedding | GraphCandidates | ItemTower | None" = None,
+        rating: RatingTask | None = None,
     ) -> None:
         """Add the candidates to a query tower.
 
@@ -49,6 +51,7 @@ class RetrievalModel(tf_keras.Model):
             seed: Seed of the draws.
             candidates: The candidates' tower, if the query tower uses it too, or it reads features; None creates a
                 table of embeddings.
+            rating: The second task, which learns the ratings in the labels; None learns to retrieve alone.
         """
         super().__init__()
         self._settings = settings
@@ -61,6 +64,7 @@ class RetrievalModel(tf_keras.Model):
         # Keras saves what is an attribute of the model itself.
         self.sample = self._sampling.sample
         self.mean_loss = tf_keras.metrics.Mean(name="loss")
+        self.rating = rating
 
     def call(self, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         """Return the score of each row's own candidate: float32 ``[batch]``."""
@@ -69,13 +73,23 @@ class RetrievalModel(tf_keras.Model):
 
     @property
     def metrics(self) -> list[Any]:
-        """The metric that Keras resets at each epoch."""
-        return [self.mean_loss]
+        """The metrics that Keras resets at each epoch."""
+        return [self.mean_loss, *(self.rating.errors if self.rating else ())]
 
-    def row_losses(self, inputs: Mapping[str, tf.Tensor], weight: tf.Tensor, training: bool) -> tf.Tensor:
+    def row_losses(
+        self,
+        inputs: Mapping[str, tf.Tensor],
+        weight: tf.Tensor,
+        training: bool,
+        ratings: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Return the loss of each row, float32 ``[batch]``; rows of weight 0 are nobody's other candidates."""
-        queries = self.query_tower(self._known(inputs), training=training)
-        return self.query_losses(queries, inputs[self._candidate], weight > 0, training)
+        queries, own = self.query_tower(self._known(inputs), training=training), inputs[self._candidate]
+        losses = self.query_losses(queries, own, weight > 0, training)
+        if self.rating is None or ratings is None:
+            return losses
+        candidates = self.candidate_tower(own, training=training)
+        return self.rating.joint_losses(losses, queries, candidates, ratings, weight)
 
     def query_losses(self, queries: tf.Tensor, own: tf.Tensor, is_row: tf.Tensor, training: bool) -> tf.Tensor:
         """Return the loss of each query, float32 ``[queries]``.
@@ -134,27 +148,27 @@ class RetrievalModel(tf_keras.Model):
         return tf.matmul(queries, candidates, transpose_b=True) / self._settings.temperature
 
     def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
-        """Return the weighted mean loss of a batch ``(features, label, weight)``; the label is ignored."""
-        features, _, weight = inputs
+        """Return the weighted mean loss of a batch ``(features, label, weight)``; the label is a rating or ignored."""
+        features, label, weight = inputs
         if self._settings.sampling != "in_batch":
             # The others are candidates of the vocabulary, so a row of another one has no loss, and any as its own.
             own = features[self._candidate]
             weight = tf.where(own >= FIRST_VOCABULARY_ID, weight, 0.0)
             features = {**features, self._candidate: tf.maximum(own, FIRST_VOCABULARY_ID)}
-        return self._mean(self.row_losses(features, weight, training), weight, tf.shape(weight)[0])
+        return self._mean(self.row_losses(features, weight, training, label), weight, tf.shape(weight)[0])
 
     def train_step(self, inputs: Any) -> dict[str, tf.Tensor]:
-        """Make one update; return the epoch's mean loss so far, over all replicas."""
+        """Make one update; return the epoch's metrics so far, over all replicas."""
         with tf.GradientTape() as tape:
             loss = self.compute_loss(inputs, training=True)
         gradients = tape.gradient(loss, self.trainable_variables)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables, strict=True))
-        return {"loss": self.mean_loss.result()}
+        return {metric.name: metric.result() for metric in self.metrics}
 
     def test_step(self, inputs: Any) -> dict[str, tf.Tensor]:
-        """Return the mean loss so far, over all replicas."""
+        """Return the metrics so far, over all replicas."""
         self.compute_loss(inputs)
-        return {"loss": self.mean_loss.result()}
+        return {metric.name: metric.result() for metric in self.metrics}
 
     def _mean(self, losses: tf.Tensor, weights: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
         """Return the sum of weighted losses divided by the rows of the batch, and add them to the metric."""

@@ -16,10 +16,19 @@ from mirrorspark.models.index import scann as scann_index
 from mirrorspark.models.index.exact import ExactTopK, Index, Queries, recall
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
 from mirrorspark.models.layers import lists_of_any_length
+from mirrorspark.models.retrieval.rating import rating_of, rating_task
 from mirrorspark.models.retrieval.saved_towers import SavedQueryTower
 from mirrorspark.models.serving.preprocessing import GraphEncoder, encoded_signature, model_inputs
 from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
-from mirrorspark.models.serving.signatures import CELLS, ENCODED_SIGNATURE, EXACT, RAW_SIGNATURE, SCANN, scann_folder
+from mirrorspark.models.serving.signatures import (
+    CELLS,
+    ENCODED_SIGNATURE,
+    EXACT,
+    RATING,
+    RAW_SIGNATURE,
+    SCANN,
+    scann_folder,
+)
 
 # Inputs of an index's signature in addition to encoded features.
 _INDEX_INPUTS = {
@@ -57,7 +66,8 @@ class RetrievalModule(tf.Module):
 
     Each index has a signature under its own name, with two inputs in addition to encoded features: the number of
     candidates to find, and the unavailable candidates. ``serving_default`` and ``encoded`` search exactly for ``k`` of
-    all candidates.
+    all candidates. A model that learns ratings has the signature ``rating``, with the raw columns of a query and its
+    candidate.
     """
 
     def __init__(
@@ -77,6 +87,12 @@ class RetrievalModule(tf.Module):
         tower = getattr(model, "query_tower", model)
         self._any_length = tower.any_length if isinstance(tower, SavedQueryTower) else lists_of_any_length(tower)
         self._encoder = GraphEncoder(fitted, self._features)
+        # A model loaded from its export, for a new catalogue, predicts no ratings.
+        self._pairs: GraphEncoder | None = None
+        if rating_task(model) is not None:
+            self._candidate = fitted.spec.candidate.name
+            self._pairs = GraphEncoder(fitted, (*fitted.spec.query_features, fitted.spec.candidate))
+            self._rating = partial(rating_of, model)
         if taken := sorted(set(encoded_signature(self._features)) & set(_INDEX_INPUTS)):
             raise ValueError(f"the indexes have inputs called {taken}; give the features another name")
         tokens = fitted.vocabulary(fitted.spec.candidate).tokens.to_pylist()
@@ -96,7 +112,16 @@ class RetrievalModule(tf.Module):
         if EXACT in self._indexes:
             functions[RAW_SIGNATURE] = concrete(lambda inputs: self._search(EXACT, self._encoder(inputs)), raw)
             functions[ENCODED_SIGNATURE] = concrete(lambda inputs: self._search_encoded(EXACT, inputs), encoded)
+            if self._pairs is not None:
+                functions[RATING] = concrete(self._rate, self._pairs.signature())
         return functions
+
+    def _rate(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Return the rating of each row's candidate, float32 ``[batch]``."""
+        assert self._pairs is not None  # noqa: S101 - the signature is for a model with ratings alone
+        inputs = self._pairs(raw)
+        own = inputs.pop(self._candidate)
+        return {RATING: self._rating(self._predict(inputs), own)}
 
     def _search_encoded(self, index: str, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         wanted = {name: inputs[name] for name in _INDEX_INPUTS if name in inputs}

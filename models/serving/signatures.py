@@ -12,6 +12,8 @@ RAW_SIGNATURE = "serving_default"
 ENCODED_SIGNATURE = "encoded"
 # The indexes, and the names of their signatures.
 EXACT, CELLS, SCANN = "exact", "cells", "scann"
+# The signature of a model that predicts ratings, and its output.
+RATING = "rating"
 # The signature of a saved tower, and its output.
 TOWER_SIGNATURE, VECTORS = "serving_default", "vectors"
 

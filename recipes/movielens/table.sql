@@ -4,6 +4,7 @@ WITH interactions AS (
   SELECT
     CAST(userId AS STRING) AS user_id,
     CAST(movieId AS STRING) AS movie_id,
+    rating,
     timestamp AS rated_at,
     row_number() OVER (PARTITION BY userId ORDER BY timestamp, movieId) AS position,
     count(*) OVER (PARTITION BY userId) AS ratings
@@ -22,6 +23,7 @@ SELECT
   concat_ws('-', user_id, position) AS interaction_id,
   user_id,
   movie_id,
+  rating,
   slice(watched, greatest(size(watched) - 49, 1), 50) AS recent_movies,
   -- What a user has watched is never recommended again; training does not need the list.
   CASE WHEN position >= ratings - 1 THEN watched ELSE array() END AS watched,

@@ -105,7 +105,7 @@ def tfrecord_table(
 
 def _refuse_encoded(found: StructType, spec: FeatureSpec) -> None:
     """Reject rows that a conversion wrote for training, because their numbers would be scaled a second time."""
-    encoded = {LABEL_PREFIX + spec.label.name, *(KEY_PREFIX + key for key in spec.keys)}
+    encoded = {f"{LABEL_PREFIX}{spec.label.stored}", *(KEY_PREFIX + key for key in spec.keys)}
     if names := sorted(encoded.intersection(found.names)):
         raise ScoringError(
             f"the records have {names}: they are the shards of a dataset, whose features are encoded for training; "

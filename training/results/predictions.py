@@ -61,7 +61,8 @@ def reference_predictions(
     Binary and regression: ``score`` and ``label``, with ``quantiles`` where the model has them. Multi-class:
     ``scores`` of all classes, and ``label``. Multi-label:
     ``scores`` of all labels, and ``label``, the numbers of those that the row has. Retrieval: ``candidates``,
-    ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it shares nothing with the exported index.
+    ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it shares nothing with the exported index;
+    with ratings, ``rating`` and ``predicted_rating`` of the candidate held back.
     ``tell`` gets the number of rows so far.
     """
     from mirrorspark.models.serving.preprocessing import input_tensors
@@ -76,6 +77,7 @@ def reference_predictions(
         columns = {f"{key}": pa.array(values) for key, values in block.keys.items()}
         if lists_of is not None:
             columns |= _in_words(*lists_of(block, predicted.numpy()), dataset, block)
+            columns |= _rated(model, predicted, dataset, block)
         elif isinstance(block.label, RaggedIds):
             columns |= _scored_labels(predicted["scores"].numpy(), block.label)
         elif architecture.TASK == "multi_class":
@@ -144,6 +146,16 @@ def _fitted_lists(model: Any, dataset: Dataset, k: int) -> Lists:
     interactions, scores = Interactions(dataset), scores_of(model.name, model.settings, model.arrays)
     last_items = getattr(model.settings, "last_items", 0)
     return lambda block, _: best(scores, interactions.histories(block, last_items), block.excluded, k)
+
+
+def _rated(model: Any, queries: Any, dataset: Dataset, block: Block) -> dict[str, pa.Array]:
+    """Return the rating of each row's own candidate and the predicted one, for a model that learns ratings."""
+    from mirrorspark.models.retrieval.rating import rating_of, rating_task
+
+    if rating_task(model) is None:
+        return {}
+    predicted = rating_of(model, queries, np.asarray(block.features[dataset.spec.candidate.name]))
+    return {"rating": pa.array(block.label), "predicted_rating": pa.array(predicted.numpy())}
 
 
 def _in_words(best: np.ndarray, best_scores: np.ndarray, dataset: Dataset, block: Block) -> dict[str, pa.Array]:

@@ -27,6 +27,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder, RaggedIds, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.reading.batches import LABEL, BatchColumns
 
 Tables = Callable[[int, int], pa.Table]
 
@@ -72,6 +73,20 @@ def test_exclusions_are_ids_of_the_candidate_and_the_label_is_a_feature(rating_f
     assert block.features["movie"].tolist() == [3, 0]
     assert block.label is None
     assert block.weight.tolist() == [1.0, 1.0]
+
+
+def test_the_rating_of_a_candidate_is_stored_as_the_label(rating_features: FittedFeatures) -> None:
+    label = Label("movie", kind="candidate", rating="stars")
+    fitted = dataclasses.replace(rating_features, spec=dataclasses.replace(rating_features.spec, label=label))
+    table = pa.table(
+        {"row": [0, 1], "movie": ["Brazil", "Alien"], "user": [5, 6], "seen": [["Alien"], []], "stars": [4.5, 2.0]}
+    )
+    (payload,), _ = encode_blocks(table, Encoder(fitted), fitted.spec)
+    block = decode_block(payload, fitted.spec)
+    assert isinstance(block.label, np.ndarray)
+    assert block.label.tolist() == [4.5, 2.0]
+    columns = BatchColumns.of(fitted)
+    assert (LABEL in columns.floats, "label/stars" in columns.layout.floats) == (True, True)
 
 
 def test_tensorflow_reads_a_block_by_the_names_that_the_layout_promises(

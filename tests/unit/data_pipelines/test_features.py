@@ -214,6 +214,15 @@ def test_the_label_of_a_retrieval_is_its_candidate_and_no_query_feature() -> Non
     assert SPEC.excluded is None
 
 
+def test_a_rating_is_read_and_measured_and_no_query_feature() -> None:
+    rated = dataclasses.replace(RETRIEVAL, label=Label("movie", "candidate", rating="stars"))
+    assert rated.columns == (*RETRIEVAL.columns[:-1], "stars", RETRIEVAL.columns[-1])
+    assert rated.measured == (Numeric("stars"),)
+    assert rated.query_features == RETRIEVAL.query_features
+    assert FeatureSpec.from_dict(rated.to_dict()) == rated
+    assert "rating" not in RETRIEVAL.to_dict()["label"], "specs from before there were ratings have another hash"
+
+
 def test_a_binary_label_has_no_candidate() -> None:
     with pytest.raises(FeatureSpecError, match="'late' is of kind binary: there is nothing to retrieve"):
         _ = SPEC.candidate
@@ -353,6 +362,14 @@ SPEC_MISTAKES = {
     "candidate that is no feature": (
         {"label": {"name": "late", "kind": "candidate"}},
         r"label 'late' of kind candidate must be a categorical feature of this spec; use one of \['dest'\]",
+    ),
+    "rating of another label": (
+        {"label": {"name": "late", "rating": "stars"}},
+        "label 'late': rating is 'stars', but a label of kind binary has none; leave it out, or use kind candidate",
+    ),
+    "rating that is a feature": (
+        {"label": {"name": "dest", "kind": "candidate", "rating": "distance"}},
+        "rating 'distance' of label 'dest' is also a feature, key, weight or exclude; a model must not see what",
     ),
     "candidate that is a number": (
         {"label": {"name": "distance", "kind": "candidate"}},

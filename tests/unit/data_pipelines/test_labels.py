@@ -117,6 +117,18 @@ def test_a_candidate_is_no_label_of_its_own() -> None:
     assert encode_label(pa.table({"movie": ["a"]}), FittedFeatures(spec, {}, {})) is None
 
 
+def test_the_rating_of_a_candidate_is_the_label() -> None:
+    spec = FeatureSpec((Categorical("movie"),), Label("movie", "candidate", rating="stars"), ("id",))
+    table = pa.table({"movie": ["a", "b"], "stars": [4, 3]})
+    label = encode_label(table, FittedFeatures(spec, {}, {}))
+    assert isinstance(label, np.ndarray)
+    assert (label.dtype, label.tolist()) == (np.float32, [4.0, 3.0])
+    check_label(table.slice(0, 0), spec)
+    for column, message in ((pa.nulls(2), "label 'stars' has the value None"), (["x", "y"], "label 'stars' has type")):
+        with pytest.raises(LabelError, match=message):
+            encode_label(table.set_column(1, "stars", column), FittedFeatures(spec, {}, {}))
+
+
 def test_classes_are_numbers_or_learnt_from_tokens() -> None:
     by_number = encoded(Label("day", "multi_class", classes=7), pa.array([6, 0], pa.int8()))
     assert (by_number.dtype, by_number.tolist()) == (np.int64, [6, 0])

@@ -1,9 +1,12 @@
-"""Fitted features that every architecture can be built on."""
+"""Fitted features that every architecture can be built on, and raw columns as tensors."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import tensorflow as tf
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
@@ -14,6 +17,26 @@ from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 def vocabulary(tokens: Sequence[str], counts: Sequence[int] | None = None) -> Vocabulary:
     counts = range(len(tokens), 0, -1) if counts is None else counts
     return Vocabulary(pa.array(tokens, pa.string()), pa.array(counts, pa.int64()))
+
+
+def raw_tensors(raw: pa.Table) -> dict[str, tf.Tensor]:
+    """Return the raw columns as a caller of the exported model gives them: NaN, ``""``, padding for what is missing."""
+    tensors: dict[str, Any] = {}
+    for name in raw.column_names:
+        values, kind = raw[name].to_pylist(), raw[name].type
+        if not pa.types.is_list(kind):
+            missing, dtype = (math.nan, tf.float64) if pa.types.is_floating(kind) else ("", tf.string)
+            tensors[name] = tf.constant([missing if value is None else value for value in values], dtype)
+            continue
+        width = max((len(value or []) for value in values), default=0)
+        if pa.types.is_string(kind.value_type):
+            missing, dtype = "", tf.string
+        else:
+            missing, dtype = (math.nan, tf.float64) if pa.types.is_floating(kind.value_type) else (-1, tf.int64)
+        padded = [[missing if v is None else v for v in value or []] for value in values]
+        padded = [row + [missing] * (width - len(row)) for row in padded]
+        tensors[name] = tf.reshape(tf.constant(padded, dtype), [len(values), width])
+    return tensors
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from mirrorspark.callbacks.checkpoints.training_state import tensors
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.items import with_items
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Text, Vector
+from mirrorspark.data_pipelines.features.raw_columns import raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.models import catalog
@@ -42,7 +43,7 @@ from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
 from mirrorspark.training.results.evaluation.ranking import best_candidates
-from tests.unit.models.conftest import vocabulary
+from tests.unit.models.conftest import raw_tensors, vocabulary
 from tests.unit.scoring.exported_models import ORDERS, described, orders_features
 
 # Settings that make an architecture small, with all that it draws by chance.
@@ -59,12 +60,14 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 # Of an architecture with items, beside those above.
 OPTIONS_WITH_ITEMS: Mapping[str, Mapping[str, Any]] = {"two_tower": {"sampling": "mixed", "negatives": 5}}
+# Architectures that learn ratings, too.
+RATERS = ("two_tower",)
 LABELS = {
     "binary": Label("again"),
     "multi_class": Label("genre", "multi_class", classes=3),
     "multi_label": Label("genres", "multi_label", classes=3),
     "regression": Label("price", "number"),
-    "retrieval": Label("movie", "candidate"),
+    "retrieval": Label("movie", "candidate", rating="stars"),
 }
 # What training reads of the labels.
 TARGETS = {
@@ -72,7 +75,7 @@ TARGETS = {
     "multi_class": [2, 0, 1],
     "multi_label": [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
     "regression": [9.0, 3.0, 30.0],
-    "retrieval": [0.0, 0.0, 0.0],
+    "retrieval": [4.0, 2.5, 5.0],
 }
 # Every kind of feature, and every kind of missing value.
 ROWS = (
@@ -133,7 +136,11 @@ def features(task: str, *, items: bool) -> FittedFeatures:
         orders,
         spec=dataclasses.replace(spec, items=ITEMS) if items else spec,
         vocabularies={"movie": vocabulary(movies)},
-        statistics={**orders.statistics, "price": NumericStatistics(9.0, 3.0, 1.0, 50.0, 20)},
+        statistics={
+            **orders.statistics,
+            "price": NumericStatistics(9.0, 3.0, 1.0, 50.0, 20),
+            "stars": NumericStatistics(3.5, 1.0, 0.5, 5.0, 20),
+        },
     )
     if not items:
         return fitted
@@ -286,6 +293,27 @@ def exported(trained: Trained, folder: Path) -> Path:
     save(module, folder / SAVED_MODEL_FOLDER)
     indexes = {"exact": 1.0} if trained.is_retrieval else None
     return described(folder, trained.name, fitted, architecture.TASK, indexes=indexes)
+
+
+def test_the_ratings_of_an_architecture_that_learns_them_are_exported(trained: Trained, tmp_path: Path) -> None:
+    """#23: the rating of any query and candidate, by a signature of its own."""
+    if not trained.is_retrieval:
+        return
+    folder = exported(trained, tmp_path / "model")
+    signatures = tf.saved_model.load(str(folder / SAVED_MODEL_FOLDER)).signatures
+    assert ("rating" in signatures) == (trained.name in RATERS)
+    if trained.name not in RATERS:
+        return
+    model, spec, inputs = trained.model, trained.fitted.spec, trained.batch[0]
+    queries = trained.architecture.predict(
+        model, {feature.name: inputs[feature.name] for feature in spec.query_features}
+    )
+    expected = model.rating(queries, model.candidate_tower(inputs["movie"])).numpy()
+    asked = raw_inputs(ROWS, spec).append_column("movie", ROWS["movie"])
+    raw = {name: raw_tensors(asked)[name] for name in signatures["rating"].structured_input_signature[1]}
+    np.testing.assert_allclose(signatures["rating"](**raw)["rating"].numpy(), expected, rtol=1e-6, atol=1e-6)
+    errors = {metric.name: float(metric.result()) for metric in model.metrics}
+    assert 0 < errors["mae"] <= errors["rmse"] < 3
 
 
 def test_every_way_in_gives_the_scores_of_the_trained_model(trained: Trained, tmp_path: Path) -> None:

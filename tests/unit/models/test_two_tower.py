@@ -8,12 +8,13 @@ import tensorflow as tf
 import tensorflow_recommenders as tfrs
 import tf_keras
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import MISSING_ID
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
+from mirrorspark.data_pipelines.features.kinds import MISSING_ID, Label
 from mirrorspark.models import two_tower
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.retrieval.sampling import sampling_probability
+from mirrorspark.models.settings import ModelSettingsError
 
 SETTINGS = two_tower.Settings(embedding_dim=4, hidden_units=(), temperature=0.5)
 
@@ -60,6 +61,39 @@ def model(rating_features: FittedFeatures) -> tf_keras.Model:
 def test_the_sampling_probability_is_the_share_of_the_training_rows(rating_features: FittedFeatures) -> None:
     # Watched 5, 3 and 2 times; ids without a count are taken for the rarest.
     assert sampling_probability(rating_features).tolist() == pytest.approx([0.2, 0.2, 0.5, 0.3, 0.2])
+
+
+def test_two_tasks_add_the_error_of_the_rating_to_the_loss_of_the_retrieval(rating_features: FittedFeatures) -> None:
+    """#23: from both vectors, in the unit of the rating, with the weights of the rows and of the tasks."""
+    label = Label("movie", "candidate", rating="stars")
+    rated = dataclasses.replace(
+        rating_features,
+        spec=dataclasses.replace(rating_features.spec, label=label),
+        statistics={**rating_features.statistics, "stars": NumericStatistics(3.5, 2.0, 0.5, 5.0, 10)},
+    )
+    settings = dataclasses.replace(SETTINGS, rating_hidden_units=(), retrieval_weight=0.25, rating_weight=3.0)
+    tf_keras.utils.set_random_seed(4)
+    model = two_tower.build(settings, rated, seed=4)
+    features, _, weight = batch([2, 3, 4], [2, 3, 4], [1.0, 2.0, 0.0])
+    stars = tf.constant([4.0, 1.0, 0.0])
+    queries, candidates = model.query_tower({"user": features["user"]}), model.candidate_tower(features["movie"])
+    kernel, bias = model.rating.get_weights()[:2]
+    vectors = np.concatenate([queries, candidates, queries * candidates], axis=1)
+    predicted = (vectors @ kernel + bias)[:, 0] * 2.0 + 3.5
+    of_retrieval = float(tf.reduce_sum(model.row_losses(features, weight, training=True) * weight)) / 3
+    squared = (predicted - stars.numpy()) ** 2
+    expected = 0.25 * of_retrieval + 3.0 * (squared[0] + 2 * squared[1]) / 4.0 / 3
+    compile_model(model, "retrieval", build_optimizer(OptimizerSettings()))
+
+    assert float(model.compute_loss((features, stars, weight), training=True)) == pytest.approx(expected, rel=1e-5)
+    logs = {metric.name: float(metric.result()) for metric in model.metrics}
+    assert logs["rmse"] == pytest.approx(np.sqrt((squared[0] + 2 * squared[1]) / 3), rel=1e-5)
+    assert logs["mae"] == pytest.approx((abs(predicted[0] - 4.0) + 2 * abs(predicted[1] - 1.0)) / 3, rel=1e-5)
+
+
+def test_the_weight_of_a_task_is_above_0() -> None:
+    with pytest.raises(ModelSettingsError, match=r"model setting rating_weight is 0\.0; use a number above 0"):
+        two_tower.Settings(rating_weight=0.0)
 
 
 BATCHES = pytest.mark.parametrize(

@@ -301,6 +301,16 @@ def test_a_retrieval_model_is_measured_by_rank(retrieval: Any) -> None:
     assert sorted(verdict.figures) == ["recall_at_k"]
 
 
+def test_predicted_ratings_are_measured_by_their_errors(retrieval: Any) -> None:
+    table = lists([["a", "b"]] * 4, ["a", "c", "c", "c"])
+    columns = {"rating": [4.0, 1.0, 3.0, 2.0], "predicted_rating": [3.0, 3.0, 3.0, 9.0], "weight": [1.0, 2.0, 1.0, 0.0]}
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values))
+    metrics = judge_retrieval(retrieval, {"test": table}, {}, k=2, curves=None).metrics["test"]
+    assert metrics["mae"] == (1 + 2 * 2) / 4
+    assert metrics["rmse"] == pytest.approx(((1 + 2 * 4) / 4) ** 0.5)
+
+
 def test_rows_with_the_same_query_are_one_with_several_relevant_items(retrieval: Any) -> None:
     test = block(None, excluded=[[2, 3], [3, 2], [0, 0]], movie=[4, 1, 2], user=[2, 2, 2])
     dataset = dataclasses.replace(retrieval, splits=retrieval.splits | {"test": [test]})

@@ -226,6 +226,7 @@ def judge_retrieval(
         split: _means(values[split])
         | segment_metrics(*lists[split], rows[split], ranks[-1])
         | catalogue_metrics(_positions(table["candidates"], vocabulary), counts)
+        | _rating_metrics(table, split)
         for split, table in predictions.items()
     }
     compared = []
@@ -243,6 +244,15 @@ def judge_retrieval(
         shown[name.replace("_", " ")] = _recalls(rival, ranks)
     figures = {"recall_at_k": recall_at_k_curve(shown)}
     return Verdict(metrics, as_baseline(compared), figures | ({"learning_curves": curves} if curves else {}))
+
+
+def _rating_metrics(table: pa.Table, split: str) -> dict[str, float]:
+    """Return ``rmse`` and ``mae`` of the predicted ratings; none of a model that predicts none."""
+    if "predicted_rating" not in table.column_names:
+        return {}
+    rating, predicted, weight = (table[name].to_numpy() for name in ("rating", "predicted_rating", "weight"))
+    found = regression_metrics(rating, predicted, weight, split=split)
+    return {name: found[name] for name in ("rmse", "mae")}
 
 
 def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -43,6 +43,7 @@ from mirrorspark.models.serving.preprocessing import (
     model_inputs,
 )
 from mirrorspark.models.serving.signatures import encoded_names
+from tests.unit.models.conftest import raw_tensors
 
 FEATURES = (
     Numeric("standardised"),
@@ -170,26 +171,6 @@ def as_table(fitted: FittedFeatures, drawn: list[dict[str, Any]]) -> pa.Table:
     }
     del types["clicks"]
     return pa.table({name: pa.array([real(row[name]) for row in drawn], kind) for name, kind in types.items()})
-
-
-def raw_tensors(raw: pa.Table) -> dict[str, tf.Tensor]:
-    """Return the raw columns as a caller of the exported model gives them: NaN, ``""``, padding for what is missing."""
-    tensors: dict[str, Any] = {}
-    for name in raw.column_names:
-        values, kind = raw[name].to_pylist(), raw[name].type
-        if not pa.types.is_list(kind):
-            missing, dtype = (math.nan, tf.float64) if pa.types.is_floating(kind) else ("", tf.string)
-            tensors[name] = tf.constant([missing if value is None else value for value in values], dtype)
-            continue
-        width = max((len(value or []) for value in values), default=0)
-        if pa.types.is_string(kind.value_type):
-            missing, dtype = "", tf.string
-        else:
-            missing, dtype = (math.nan, tf.float64) if pa.types.is_floating(kind.value_type) else (-1, tf.int64)
-        padded = [[missing if v is None else v for v in value or []] for value in values]
-        padded = [row + [missing] * (width - len(row)) for row in padded]
-        tensors[name] = tf.reshape(tf.constant(padded, dtype), [len(values), width])
-    return tensors
 
 
 def check_same_bits(fitted: FittedFeatures, encode_in_graph: Callable[..., Any], table: pa.Table) -> None:

@@ -1,0 +1,81 @@
+"""The second task of a retrieval model: the rating that a query gives a candidate, from the vectors of both."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from mirrorspark.data_pipelines.features.fitted import NumericStatistics
+
+
+class RatingTask(tf_keras.layers.Layer):
+    """A net on both vectors and their product, which predicts a rating in its own unit: ``[rows]``.
+
+    Its loss is the squared error of the standardised rating, added to that of the retrieval: both teach the towers.
+    Source: TensorFlow Recommenders' tutorial "Multi-task recommenders", whose net has the vectors alone.
+
+    Attributes:
+        errors: The metrics ``rmse`` and ``mae``, in the rating's unit.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int,
+        hidden_units: Sequence[int],
+        statistics: NumericStatistics,
+        retrieval_weight: float,
+        rating_weight: float,
+    ) -> None:
+        """Create the net.
+
+        Args:
+            embedding_dim: Width of both vectors.
+            hidden_units: Width of each hidden layer.
+            statistics: Those of the ratings in the training rows.
+            retrieval_weight: Factor of the retrieval's loss.
+            rating_weight: Factor of the rating's loss.
+        """
+        # float32 in any precision: it is a small part of the model.
+        super().__init__(name="rating", dtype="float32")
+        self._hidden = [
+            tf_keras.layers.Dense(units, activation="relu", name=f"hidden_{number}", dtype="float32")
+            for number, units in enumerate(hidden_units)
+        ]
+        self._output = tf_keras.layers.Dense(1, name="standardised", dtype="float32")
+        self._mean, self._scale = statistics.mean, statistics.standard_deviation or 1.0
+        self._weights_of_losses = retrieval_weight, rating_weight
+        self.errors = [
+            tf_keras.metrics.RootMeanSquaredError(name="rmse"),
+            tf_keras.metrics.MeanAbsoluteError(name="mae"),
+        ]
+        # A checkpoint is restored before the first step, into variables that exist.
+        self(*(tf.zeros([1, embedding_dim]),) * 2)
+
+    def call(self, queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
+        """Return the ratings, float32 ``[rows]``, for float32 ``[rows, embedding_dim]`` each."""
+        hidden = tf.concat([queries, candidates, queries * candidates], axis=1)
+        for layer in self._hidden:
+            hidden = layer(hidden)
+        return self._output(hidden)[:, 0] * self._scale + self._mean
+
+    def joint_losses(
+        self, losses: tf.Tensor, queries: tf.Tensor, candidates: tf.Tensor, ratings: tf.Tensor, weight: tf.Tensor
+    ) -> tf.Tensor:
+        """Return the weighted sum of the rows' losses of both tasks, float32 ``[rows]``, and add to :attr:`errors`."""
+        predicted = self(queries, candidates)
+        for error in self.errors:
+            error.update_state(ratings, predicted, weight)
+        of_retrieval, of_rating = self._weights_of_losses
+        return of_retrieval * losses + of_rating * tf.square((predicted - ratings) / self._scale)
+
+
+def rating_task(model: Any) -> RatingTask | None:
+    """Return the part of ``model`` that predicts ratings, if it has one."""
+    task = getattr(model, "rating", None)
+    return task if isinstance(task, RatingTask) else None
+
+
+def rating_of(model: Any, queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
+    """Return the rating, float32 ``[rows]``, of int64 candidates ``[rows]`` by the vectors of their queries."""
+    return model.rating(queries, model.candidate_tower(candidates, training=False))
