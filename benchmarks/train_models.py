@@ -33,15 +33,17 @@ from benchmarks.train_models_data import LSTM, MODELS, SASREC, SASREC_ROWS, TABL
 from benchmarks.train_steps import torch_python
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
 from mirrorspark.data_pipelines.features.kinds import TokenFeature
-from mirrorspark.data_pipelines.reading.dataset import LABEL, Dataset, ReadPlan, batches
+from mirrorspark.data_pipelines.reading.batches import LABEL
+from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, batches
 from mirrorspark.models import catalog
+from mirrorspark.training.settings import Optimizer
 
 WORKERS = 2
 OURS, PLAIN, ALONE, DDP = "ours", "plain fit", "plain fit, one process", "PyTorch DDP"
 SECONDS = 1.0  # of a turn
 _BATCHES_IN_MEMORY = 64
 # Those that move only the rows of a table that a batch has read.
-OPTIMIZERS = ("lazy_adam", "adagrad")
+OPTIMIZERS: tuple[Optimizer, ...] = ("lazy_adam", "adagrad")
 
 
 @dataclass(frozen=True)

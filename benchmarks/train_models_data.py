@@ -18,6 +18,7 @@ from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.tfrecord.records import RecordWriter
 from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
+from mirrorspark.training.settings import Optimizer
 
 SHARDS = 8
 NUMBERS = 20
@@ -54,7 +55,7 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     batch: int = 256
     steps_per_execution: int = 50
-    optimizer: str = "adam"
+    optimizer: Optimizer = "adam"
     learnt: int = 1
     peer: str | None = None
 
@@ -91,7 +92,7 @@ MODELS = (
 )
 
 
-def table_case(optimizer: str, rows: int) -> Case:
+def table_case(optimizer: Optimizer, rows: int) -> Case:
     """Return the training of an embedding table of so many rows, those of :data:`TABLES`."""
     data: Data = "small" if rows == TABLES[0] else "large"
     return Case(f"{optimizer}, {rows:,} rows", "multi_field", data, {"embedding_dim": 32}, optimizer=optimizer)
@@ -117,7 +118,7 @@ def write_rows(data: Data, rows: int, folder: Path) -> None:
 def _table(rows: int, rng: np.random.Generator, *, is_multi_label: bool) -> tuple[FittedFeatures, pa.Table]:
     numbers = {f"number_{number}": rng.standard_normal(rows) for number in range(NUMBERS)}
     tokens = {f"token_{number}": _skewed(count, rows, rng) for number, count in enumerate(TOKENS)}
-    total = sum(numbers.values())
+    total = np.sum([*numbers.values()], axis=0)
     if is_multi_label:
         label = Label("topics", "multi_label", classes=CLASSES)
         first = (total * 5).astype(np.int64) % CLASSES

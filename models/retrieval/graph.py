@@ -137,7 +137,7 @@ class GraphRetrieval(RetrievalModel):
         self.embedded_apart = (fitted.user,)
 
     def train_step(self, inputs: Any) -> dict[str, tf.Tensor]:
-        """Make one update, and propagate the table anew; return the epoch's mean loss so far, over all replicas."""
+        """Make one update, and propagate the table anew; return the epoch's metrics so far, over all replicas."""
         graph, variables = self.graph, self.trainable_variables
         with tf.GradientTape() as tape:
             tape.watch(graph.propagated)
@@ -149,4 +149,4 @@ class GraphRetrieval(RetrievalModel):
         gradients[place] = graph.propagate(tf.convert_to_tensor(gradients[place]))
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         graph.refresh()
-        return {"loss": self.mean_loss.result()}
+        return {metric.name: metric.result() for metric in self.metrics}

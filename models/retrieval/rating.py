@@ -65,7 +65,8 @@ class RatingTask(tf_keras.layers.Layer):
         """Return the weighted sum of the rows' losses of both tasks, float32 ``[rows]``, and add to :attr:`errors`."""
         predicted = self(queries, candidates)
         for error in self.errors:
-            error.update_state(ratings, predicted, weight)
+            # As Keras's absolute error needs them: it takes the mean over the last axis.
+            error.update_state(ratings[:, tf.newaxis], predicted[:, tf.newaxis], weight)
         of_retrieval, of_rating = self._weights_of_losses
         return of_retrieval * losses + of_rating * tf.square((predicted - ratings) / self._scale)
 
