@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +72,18 @@ def _experiment(client: Any, source: PinnedModel, name: str) -> str:
 def _write_mlflow_model(folder: Path, target: Path) -> None:
     import mlflow.pyfunc
 
-    from mirrorspark.scoring.model import mirrorspark_pyfunc
-
+    # Found without an import, which would load TensorFlow in this process.
+    loader = find_spec("mirrorspark.scoring.model.mirrorspark_pyfunc")
+    assert loader is not None  # noqa: S101 - it is a module of ours
     directory = ModelDirectory.open(folder)
     with warnings.catch_warnings():
         # With an example of its input MLflow would load the model, and TensorFlow with it, in this process.
         warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
         mlflow.pyfunc.save_model(
             str(target),
-            loader_module=mirrorspark_pyfunc.__name__.rpartition(".")[2],
+            loader_module=loader.name.rpartition(".")[2],
             data_path=str(folder),
-            code_paths=[str(mirrorspark_pyfunc.__file__)],
+            code_paths=[str(loader.origin)],
             signature=mlflow_signature(directory.features.spec, directory.description.outputs),
             pip_requirements=mlflow_requirements(),
             metadata={"features_hash": directory.features.hash},
