@@ -98,12 +98,14 @@ def test_a_recommender_is_trained_refreshed_reranked_and_looked_up(
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mirrorspark-output' / 'mlflow.db'}")
     assert str(client.get_model_version_by_alias("movies", "champion").version) == "2"
     with PrecomputedScores(tmp_path / "mirrorspark-output" / "lists.db") as store:
-        assert len(store.get("1")["candidates"]) == 20
+        assert 10 < len(store.get("1")["candidates"]) <= 20
         assert store.get("nobody").is_fallback
     ((_, found, by_chance),) = [cells(page) for page in shown(executed) if "by_chance" in page]
     assert found > 2 * by_chance
     (segments,) = [cells(page) for page in shown(executed) if "light users" in page]
-    assert all(value > 0 for value in segments)
+    rows, of_all, of_light = segments[0], segments[3], segments[4]
+    assert rows == 610
+    assert min(of_all, of_light) > 0.05
 
 
 @pytest.mark.full
