@@ -3,7 +3,8 @@
 import io
 import logging
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mirrorspark.storage.credentials import clean, without_credentials
@@ -65,12 +66,14 @@ def _is_for_driver(record: logging.LogRecord) -> bool:
 class LogToDriver(logging.Handler):
     """A handler that sends warnings and errors to the driver as events; harmless ones only with ``verbose``."""
 
-    def __init__(self, events: EventClient, *, verbose: bool = False) -> None:
+    def __init__(
+        self, events: EventClient, *, verbose: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__()
         self._events = events
         self._verbose = verbose
         # Apart from that of printed lines, so that many of those cannot crowd out a warning.
-        self._budget = LineBudget()
+        self._budget = LineBudget(clock)
         self.addFilter(_is_for_driver)
 
     def emit(self, record: logging.LogRecord) -> None:
