@@ -295,9 +295,12 @@ def exported(trained: Trained, folder: Path) -> Path:
     return described(folder, trained.name, fitted, architecture.TASK, indexes=indexes)
 
 
-def assert_ratings_are_exported(trained: Trained, folder: Path) -> None:
+def assert_only_raters_export_ratings(trained: Trained, folder: Path) -> None:
     """Check the rating of each query and candidate, by a signature of its own, and the metrics of the training."""
     signatures = tf.saved_model.load(str(folder / SAVED_MODEL_FOLDER)).signatures
+    assert ("rating" in signatures) == (trained.name in RATERS)
+    if trained.name not in RATERS:
+        return
     model, spec, inputs = trained.model, trained.fitted.spec, trained.batch[0]
     queries = trained.architecture.predict(
         model, {feature.name: inputs[feature.name] for feature in spec.query_features}
@@ -334,8 +337,8 @@ def test_every_way_in_gives_the_scores_of_the_trained_model(trained: Trained, tm
                 np.testing.assert_array_equal(np.array(found[name]), expected, err_msg=way)
             else:
                 np.testing.assert_allclose(np.array(found[name]), expected, rtol=1e-6, atol=1e-6, err_msg=way)
-    if trained.name in RATERS:
-        assert_ratings_are_exported(trained, folder)
+    if trained.is_retrieval:
+        assert_only_raters_export_ratings(trained, folder)
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
