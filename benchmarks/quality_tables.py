@@ -1,24 +1,27 @@
-"""Quality of the models of tables on the Adult set: AUC on the official test rows, chosen by validation rows alone.
+"""Quality of the models of tables: Adult on its official test rows, and the recipe ``flights`` on its last two months.
 
 ``python -m benchmarks.quality_tables FOLDER`` trains each recipe once per seed, in one process on two threads and with
 the product's own layers, and prints a row of ``docs/quality.md`` per recipe, and one per calibration by the validation
-rows. FOLDER has ``adult.data`` and ``adult.test``.
+rows. The validation rows alone choose the epoch. FOLDER has ``adult.data`` and ``adult.test``; for ``--set flights``,
+whose rows come with a package, it may be any folder. ``--choose`` looks at no test row.
 """
 
 import argparse
+import ast
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import tensorflow as tf
 import tf_keras
-from sklearn.metrics import roc_auc_score
 
+from mirrorspark.data_pipelines.dataset.manifest import SPLITS
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.fitting import bin_boundaries
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
@@ -27,7 +30,12 @@ from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models import calibration, multi_field
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.training.config import RunConfig
 from mirrorspark.training.results.calibrate import Fit, measure
+from mirrorspark.training.results.evaluation.evaluate_run import baseline_scores, fitted_baseline
+from mirrorspark.training.results.evaluation.metrics import binary_metrics
+from mirrorspark.training.sources import Sources
+from mirrorspark.training.spark_session import open_session
 
 _COLUMNS = [
     "age",
@@ -49,6 +57,8 @@ _COLUMNS = [
 _NUMBERS = ("age", "fnlwgt", "education_num", "capital_gain", "capital_loss", "hours_per_week")
 VALIDATION_SHARE = 0.15
 CALIBRATIONS = ("none", "temperature", "isotonic")
+METRICS = ("auc", "pr_auc", "log_loss")
+MOST_EPOCHS = 60
 
 _ENSEMBLE: dict[str, Any] = {
     "hidden_units": (128, 64),
@@ -74,18 +84,21 @@ class Rows:
     labels: np.ndarray
 
 
+Read: TypeAlias = tuple[FittedFeatures, dict[str, Rows], dict[str, dict[str, float]]]
+"""Fitted features, the rows by split, and the metrics by split of gradient boosting, if it is measured here."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The quality of one training.
 
     Attributes:
-        validation: AUC.
-        test: AUC.
+        metrics: AUC, area under the precision-recall curve and log loss by split.
         test_fits: The fit to the test rows by the calibration.
+        epochs: The epochs trained, without those of the patience if the best one was restored.
     """
 
-    validation: float
-    test: float
+    metrics: Mapping[str, Mapping[str, float]]
     test_fits: Mapping[str, Fit]
     epochs: int
     seconds: float
@@ -101,7 +114,7 @@ def adult_tables(folder: Path) -> dict[str, pd.DataFrame]:
     return {"train": known[~is_validation], "validation": known[is_validation], "test": test}
 
 
-def read_adult(folder: Path) -> tuple[FittedFeatures, dict[str, Rows]]:
+def read_adult(folder: Path) -> Read:
     """Return the features, fitted on the training rows, and the rows of each split."""
     tables = adult_tables(folder)
     train = tables["train"]
@@ -111,7 +124,30 @@ def read_adult(folder: Path) -> tuple[FittedFeatures, dict[str, Rows]]:
     statistics = {name: statistics_of(train[name]) for name in _NUMBERS}
     quantiles = {name: bin_boundaries(train[name].to_numpy(float)) for name in _NUMBERS}
     fitted = FittedFeatures(spec, vocabularies, statistics, quantiles)
-    return fitted, {split: _rows(fitted, table) for split, table in tables.items()}
+    return fitted, {split: _rows(fitted, table) for split, table in tables.items()}, {}
+
+
+def read_flights(folder: Path) -> Read:
+    """Return the features of the recipe ``flights``, the rows of each split, and the metrics of gradient boosting."""
+    del folder
+    with tempfile.TemporaryDirectory() as output:
+        config = RunConfig.from_recipe("flights", output=output)
+        sources, spark = Sources.find(config), open_session(None, 2)
+        dataset, _ = sources.dataset(sources.table(spark, config), config)
+        spark.stop()
+        rows = {}
+        for split in SPLITS:
+            blocks = list(dataset.blocks(split))
+            inputs = {name: np.concatenate([block.features[name] for block in blocks]) for name in blocks[0].features}
+            rows[split] = Rows(inputs, np.concatenate([np.asarray(block.label) for block in blocks]))
+        trees = fitted_baseline(dataset, 1, "binary")
+        boosting = {
+            split: binary_metrics(rows[split].labels, baseline_scores(trees, dataset, split)) for split in SPLITS[1:]
+        }
+        return dataset.features, rows, boosting
+
+
+READERS: Mapping[str, Callable[[Path], Read]] = {"adult": read_adult, "flights": read_flights}
 
 
 def vocabulary_of(column: pd.Series) -> Vocabulary:
@@ -142,56 +178,81 @@ def _rows(fitted: FittedFeatures, table: pd.DataFrame) -> Rows:
 
 
 def train(
+    fitted: FittedFeatures, rows: Mapping[str, Rows], options: Mapping[str, Any], seed: int, how: argparse.Namespace
+) -> Outcome:
+    """Train until the validation rows' AUC has not risen for ``how.patience`` epochs, and measure the best epoch.
+
+    With ``how.refit``, what is measured is then trained on the training and the validation rows for as many epochs.
+    """
+    model, best, seconds = _trained(fitted, rows["train"], rows["validation"], options, seed, how, epochs=None)
+    found = {"validation": _logits(model, rows["validation"])}
+    if how.refit:
+        both = Rows(
+            {name: np.concatenate([rows[of].inputs[name] for of in SPLITS[:2]]) for name in rows["train"].inputs},
+            np.concatenate([rows[of].labels for of in SPLITS[:2]]),
+        )
+        model, _, more = _trained(fitted, both, None, options, seed, how, epochs=best)
+        seconds += more
+    fits = {}
+    if not how.choose:
+        found["test"] = _logits(model, rows["test"])
+        fits = fits_of_test(found, rows)
+    metrics = {
+        split: binary_metrics(rows[split].labels, 1 / (1 + np.exp(-of)), split=split) for split, of in found.items()
+    }
+    return Outcome(metrics, fits, best, seconds)
+
+
+def _trained(
     fitted: FittedFeatures,
-    rows: Mapping[str, Rows],
+    train: Rows,
+    held: Rows | None,
     options: Mapping[str, Any],
     seed: int,
+    how: argparse.Namespace,
     *,
-    batch: int,
-    rate: float,
-    decay: float,
-    patience: int,
-) -> Outcome:
-    """Train until the validation rows' AUC has not risen for ``patience`` epochs, and measure the best epoch."""
+    epochs: int | None,
+) -> tuple[tf_keras.Model, int, float]:
+    """Return a trained model, its epochs, and the seconds; without ``epochs``, the best one by ``held``."""
     tf_keras.utils.set_random_seed(seed)
     model = multi_field.build(multi_field.Settings(**options), fitted, seed)
-    compile_model(
-        model, "binary", build_optimizer(OptimizerSettings("adamw", rate, weight_decay=decay)), steps_per_execution=32
-    )
-    parts = {split: tf.data.Dataset.from_tensor_slices((dict(of.inputs), of.labels)) for split, of in rows.items()}
-    given = parts["train"].batch(len(rows["train"].labels)).get_single_element()
-    count = len(rows["train"].labels)
+    optimizer = OptimizerSettings("adamw", how.rate, weight_decay=how.decay)
+    compile_model(model, "binary", build_optimizer(optimizer), steps_per_execution=32)
+    count, batch = len(train.labels), how.batch
+    given = tf.data.Dataset.from_tensors((dict(train.inputs), train.labels)).get_single_element()
 
     def shuffled(number: tf.Tensor) -> tf.data.Dataset:
         order = tf.argsort(tf.random.stateless_uniform([count], [seed, number]))
         steps = tf.data.Dataset.from_tensor_slices(tf.reshape(order[: count // batch * batch], [-1, batch]))
         return steps.map(lambda chosen: tf.nest.map_structure(lambda of: tf.gather(of, chosen), given))
 
-    stop = tf_keras.callbacks.EarlyStopping("val_auc", mode="max", patience=patience, restore_best_weights=True)
+    stop = tf_keras.callbacks.EarlyStopping("val_auc", mode="max", patience=how.patience, restore_best_weights=True)
     began = time.monotonic()
     history = model.fit(
         tf.data.Dataset.range(1 << 20).flat_map(shuffled),
         steps_per_epoch=count // batch,
-        validation_data=parts["validation"].batch(4096),
-        epochs=60,
-        callbacks=[stop],
+        validation_data=None if held is None else _blocks(held, labelled=True),
+        epochs=epochs or MOST_EPOCHS,
+        callbacks=[] if held is None else [stop],
         verbose=0,
     )
-    seconds = time.monotonic() - began
-    logits = {
-        split: np.concatenate([multi_field.logits(model, block)[:, 0] for block, _ in parts[split].batch(4096)])
-        for split in ("validation", "test")
-    }
-    aucs = {split: float(roc_auc_score(rows[split].labels, tf.sigmoid(of))) for split, of in logits.items()}
-    return Outcome(aucs["validation"], aucs["test"], fits_of_test(logits, rows), len(history.epoch), seconds)
+    best = len(history.epoch) if held is None else stop.best_epoch + 1
+    return model, best, time.monotonic() - began
+
+
+def _blocks(rows: Rows, *, labelled: bool) -> tf.data.Dataset:
+    given = (dict(rows.inputs), rows.labels) if labelled else dict(rows.inputs)
+    return tf.data.Dataset.from_tensor_slices(given).batch(4096)
+
+
+def _logits(model: tf_keras.Model, rows: Rows) -> np.ndarray:
+    found = [multi_field.logits(model, block)[:, 0] for block in _blocks(rows, labelled=False)]
+    return np.concatenate(found).astype(np.float64)
 
 
 def fits_of_test(logits: Mapping[str, np.ndarray], rows: Mapping[str, Rows]) -> dict[str, Fit]:
     """Return the fit of the log-odds to the test rows, as they are and calibrated by the validation rows."""
-    known, test = (
-        (logits[split].astype(np.float64), rows[split].labels, np.ones(len(logits[split])))
-        for split in ("validation", "test")
-    )
+    known, test = ((logits[split], rows[split].labels, np.ones(len(logits[split]))) for split in ("validation", "test"))
     found = {"none": measure(*test)}
     for kind in CALIBRATIONS[1:]:
         found[kind] = measure(calibration.fit(kind, *known).applied(test[0]), *test[1:])
@@ -202,52 +263,47 @@ def main() -> None:
     """Train the recipes and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--set", choices=READERS, default="adult")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--options", type=ast.literal_eval, default={}, help="more options of every recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--rate", type=float, default=0.001)
     parser.add_argument("--decay", type=float, default=0.01)
     parser.add_argument("--patience", type=int, default=5)
+    parser.add_argument("--refit", action="store_true", help="train on the validation rows, too, before the test")
+    parser.add_argument("--choose", action="store_true", help="print the validation rows' figures alone")
     given = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(2)
-    fitted, rows = read_adult(given.folder)
+    fitted, rows, boosting = READERS[given.set](given.folder)
+    shown = SPLITS[1:2] if given.choose else SPLITS[1:]
+    columns = [f"{split} {metric}" for split in shown for metric in METRICS]
+    print(f"| recipe | {' | '.join(columns)} | epochs | seconds |\n|{'---|' * (len(columns) + 3)}", flush=True)
     calibrated: list[str] = []
-    print(
-        "| recipe | validation AUC | test AUC | test log loss | epochs | seconds |\n|---|---|---|---|---|---|",
-        flush=True,
-    )
     for name in given.recipes:
-        done = [
-            train(
-                fitted,
-                rows,
-                RECIPES[name],
-                seed,
-                batch=given.batch,
-                rate=given.rate,
-                decay=given.decay,
-                patience=given.patience,
+        done = [train(fitted, rows, {**RECIPES[name], **given.options}, seed, given) for seed in given.seeds]
+        figures = [np.mean([one.metrics[split][metric] for one in done]) for split in shown for metric in METRICS]
+        ends = [np.mean([getattr(one, field) for one in done]) for field in ("epochs", "seconds")]
+        _print(name, figures, ends)
+        if not given.choose:
+            losses, errors = (
+                {kind: np.mean([getattr(one.test_fits[kind], field) for one in done]) for kind in CALIBRATIONS}
+                for field in ("log_loss", "calibration_error")
             )
-            for seed in given.seeds
-        ]
-        means = [
-            float(np.mean([getattr(one, field) for one in done]))
-            for field in ("validation", "test", "epochs", "seconds")
-        ]
-        losses, errors = (
-            {kind: float(np.mean([getattr(one.test_fits[kind], field) for one in done])) for kind in CALIBRATIONS}
-            for field in ("log_loss", "calibration_error")
-        )
+            calibrated += [f"| {name} | {kind} | {losses[kind]:.4f} | {errors[kind]:.4f} |" for kind in CALIBRATIONS]
+    if boosting:
+        _print("gradient boosting", [boosting[split][metric] for split in shown for metric in METRICS], [])
+    if calibrated:
         print(
-            f"| {name} | {means[0]:.4f} | {means[1]:.4f} | {losses['none']:.4f} | {means[2]:.0f} | {means[3]:.0f} |",
-            flush=True,
+            "\n| recipe | calibration | test log loss | test calibration error |\n|---|---|---|---|",
+            *calibrated,
+            sep="\n",
         )
-        calibrated += [f"| {name} | {kind} | {losses[kind]:.4f} | {errors[kind]:.4f} |" for kind in CALIBRATIONS]
-    print(
-        "\n| recipe | calibration | test log loss | test calibration error |\n|---|---|---|---|",
-        *calibrated,
-        sep="\n",
-    )
+
+
+def _print(name: str, figures: Sequence[float], ends: Sequence[float]) -> None:
+    cells = [f"{figure:.4f}" for figure in figures] + [f"{end:.0f}" for end in ends]
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,21 +5,21 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirrorspark.callbacks.checkpoints.commit import Mode
 from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog, own_model
-from mirrorspark.models.classical import RECOMMENDERS, FittedArchitecture, Recommender
+from mirrorspark.models.classical import FittedArchitecture, Recommender
 from mirrorspark.models.settings import check_warm_up
 from mirrorspark.storage.atomic_file import write_when_changed
 from mirrorspark.storage.credentials import clean
 from mirrorspark.storage.paths import StorageError, StoragePath
+from mirrorspark.training import config_rules
+from mirrorspark.training.config_rules import require
 from mirrorspark.training.protocol.elastic import Elastic, WorkerRange, parse_workers
 from mirrorspark.training.protocol.names import is_name
 from mirrorspark.training.recipe import as_yaml, load_recipe
@@ -37,6 +37,7 @@ from mirrorspark.training.settings import (
     check_registry_name,
     check_values,
 )
+from mirrorspark.training.tasks import RANKING, RATING_ERROR, TASKS
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.convert import ConversionOptions
@@ -52,7 +53,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     def __post_init__(self) -> None:
         self._take_paths("output", "checkpoints", "warm_start")
         self._check_run_date()
-        _require(
+        require(
             "://" not in self.output,
             f"output '{self.output}' is on another store; give a folder on a disk that the driver and all executors "
             f"share",
@@ -63,50 +64,32 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             except StorageError as error:
                 raise ConfigError(f"checkpoints: {error}") from error
         check_values(self)
-        self._check_workers()
-        self._check_strategy()
-        _require(
+        if isinstance(self.workers, str) and self.workers.isdecimal():
+            object.__setattr__(self, "workers", int(self.workers))
+        config_rules.check_workers(self)
+        config_rules.check_strategy(self)
+        require(
             is_name(self.name),
             f"name '{self.name}' must be letters, digits, '.', '_' or '-': it names folders and the registered model",
         )
         check_registry_name(self.registered_model)
-        _require("name" in self.model, "the model has no name; set model.name")
+        require("name" in self.model, "the model has no name; set model.name")
         architecture = self.model["name"]
-        _require(
+        require(
             isinstance(architecture, str),
             f"model.name is {architecture!r}, which is no text; use one of {catalog.names()}",
         )
-        known = _MONITORS[self.task]
-        if vars(self)["monitor"] is None:
-            object.__setattr__(self, "monitor", next(iter(known)))
-        if self.task == "retrieval":
-            # Papers write recall@20; MLflow refuses the sign in a metric's name.
-            object.__setattr__(self, "monitor", str(self.monitor).replace("@", "_at_"))
-            if _RANKING.fullmatch(self.monitor):
-                known = {**known, self.monitor: "max"}
-        if own_model.is_own(self.model) and self.monitor not in known:
-            # Only its code knows its metrics.
-            _require(
-                self.monitor.startswith("val_") and self.mode is not None,
-                f"monitor '{self.monitor}' of an own model needs a name that begins with val_, and mode min or max",
-            )
-            known = {self.monitor: self.mode}
-        _require(
-            self.monitor in known,
-            f"monitor '{self.monitor}' is no metric of a {self.task} model; use one of {list(known)}",
-        )
-        best = known[self.monitor]
-        object.__setattr__(self, "mode", vars(self)["mode"] or best)
-        # The wrong mode would silently keep the worst epoch.
-        _require(self.mode == best, f"mode '{self.mode}' does not fit monitor '{self.monitor}'; set mode to {best}")
-        self._check_baseline()
-        self._check_register()
-        self._check_ranking()
-        _require(
+        monitor, mode = config_rules.monitored(self)
+        object.__setattr__(self, "monitor", monitor)
+        object.__setattr__(self, "mode", mode)
+        config_rules.check_baseline(self)
+        config_rules.check_register(self)
+        config_rules.check_ranking(self)
+        require(
             not self.is_fitted or (self.warm_start is None and self.strategy != "parameter_server"),
             f"model '{self.model['name']}' is fitted without workers; leave warm_start and the strategy out",
         )
-        _require(
+        require(
             self.task != "retrieval" or self.precision != "mixed_float16",
             f"precision mixed_float16 needs its losses scaled, which a {self.task} model does not do; use "
             f"mixed_bfloat16",
@@ -114,55 +97,12 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         catalog.settings(self.model["name"], self.model_options)
         catalog.check_calibration(self.model["name"], self.calibration)
 
-    def _check_baseline(self) -> None:
-        known, or_several = _BASELINES[self.task], ", a list of them" if self.task == "retrieval" else ""
-        _require(
-            self.baseline in ("none", *known) or (bool(or_several) and isinstance(self.baseline, list)),
-            f"baseline '{self.baseline}' does not fit a {self.task} model; use {', '.join(known)}{or_several} or none",
-        )
-        labels = [asked.label for asked in self.recommenders]
-        _require(len(set(labels)) == len(labels), f"baseline lists one twice: {labels}; leave out the repetition")
-
     @property
     def recommenders(self) -> tuple[Recommender, ...]:
         """The baselines of a retrieval model, with their settings."""
         if self.task != "retrieval" or self.baseline == "none":
             return ()
         return tuple(map(Recommender.parse, self.baseline if isinstance(self.baseline, list) else [self.baseline]))
-
-    def _check_register(self) -> None:
-        if self.register == "model":
-            return
-        _require(
-            self.baseline == "hist_gradient_boosting",
-            f"register better needs a baseline that can be registered, and '{self.baseline}' cannot; use the baseline "
-            f"hist_gradient_boosting, or register model",
-        )
-        _require(
-            self.model.get("loss") != "quantile",
-            "register better does not go with model.loss quantile: gradient boosting gives no interval; use another "
-            "loss, or register model",
-        )
-        _require(
-            self.calibration == "none",
-            f"calibration '{self.calibration}' does not go with register better: gradient boosting is not calibrated; "
-            f"leave one of them out",
-        )
-
-    def _check_ranking(self) -> None:
-        _require(
-            not self.ranked_queries or self.task == "retrieval",
-            f"ranked_queries is {self.ranked_queries}, but a {self.task} model ranks no candidates; leave it out",
-        )
-        _require(
-            self.ranked_queries != 0 or not _RANKING.fullmatch(self.monitor),
-            f"ranked_queries is 0, so there is no {self.monitor} to monitor; use a larger number, or leave it out",
-        )
-        _require(
-            self.ranked_k is None or self.strategy != "parameter_server",
-            "the strategy parameter_server has no process that holds all candidates, to rank them; monitor val_loss, "
-            "and leave ranked_queries out",
-        )
 
     def _check_run_date(self) -> None:
         given: Any = self.run_date
@@ -176,74 +116,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             is_day = isinstance(given, str) and bool(_DAY.fullmatch(given)) and bool(date.fromisoformat(given))
         except ValueError:
             is_day = False
-        _require(is_day, f"run_date '{given}' is no day; give one as 2026-01-31")
-
-    def _check_workers(self) -> None:
-        if isinstance(self.workers, str) and self.workers.isdecimal():
-            object.__setattr__(self, "workers", int(self.workers))
-        try:
-            sizes = self.elastic.sizes
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        shares = {size: self.elastic.batch(size).global_batch_size // size for size in sizes}
-        for size, share in shares.items():
-            _require(
-                share % self.accumulate == 0,
-                f"a worker's share of a batch, {share} rows with {size} workers, does not divide into "
-                f"{self.accumulate} parts; use another accumulate or global_batch_size",
-            )
-            _require(
-                share // self.accumulate % max(1, self.gpus_per_worker) == 0,
-                f"what a worker computes at once, {share // self.accumulate} rows with {size} workers, does not divide "
-                f"among {self.gpus_per_worker} GPUs; use another global_batch_size",
-            )
-
-    def _check_strategy(self) -> None:
-        _require(
-            self.strategy_name == "ring" or self.local_steps == 1,
-            "local_steps above 1 need the strategy ring, which trains on CPUs; use local_steps 1",
-        )
-        _require(
-            self.local_steps > 1 or (self.outer_momentum == 0 and self.outer_learning_rate == 1),
-            f"outer_momentum {self.outer_momentum} and outer_learning_rate {self.outer_learning_rate} say how local "
-            f"updates become one, and with local_steps 1 there are none; set local_steps above 1, or leave both out",
-        )
-        is_asynchronous = self.strategy == "parameter_server"
-        _require(
-            is_asynchronous == (self.parameter_servers > 0),
-            f"strategy {self.strategy_name} with parameter_servers {self.parameter_servers}; give the strategy "
-            f"parameter_server and 1 or more of them, or neither",
-        )
-        _require(
-            not is_asynchronous or (self.gpus_per_worker == 0 and not self.xla and self.precision == "float32"),
-            "the strategy parameter_server trains on CPUs in float32 without xla; leave gpus_per_worker, xla and "
-            "precision out",
-        )
-        _require(
-            not is_asynchronous or self.warm_start is None,
-            "warm_start does not go with the strategy parameter_server, whose tables no worker holds whole; leave one "
-            "of them out",
-        )
-        _require(
-            not is_asynchronous or not self.worker_range.is_elastic,
-            f"workers {self.workers}: the strategy parameter_server needs a fixed number; it goes on without a lost "
-            f"worker anyway",
-        )
-        for what, name in ((self.accumulate > 1, "accumulate"), (self.local_steps > 1, "local_steps")):
-            _require(
-                not what or self.precision != "mixed_float16",
-                f"{name} above 1 does not go with precision mixed_float16, whose loss scaling judges every step of all "
-                f"workers; use mixed_bfloat16",
-            )
-        _require(
-            self.local_steps == 1 or self.checkpoint_every_seconds is None,
-            "checkpoint_every_seconds does not go with local_steps above 1: the workers meet for a checkpoint, so when "
-            "one is taken is part of the result; use checkpoint_every_steps",
-        )
-        _require(
-            self.strategy != "ring" or self.gpus_per_worker == 0,
-            "the strategy ring trains on CPUs; leave strategy out to train on GPUs",
-        )
+        require(is_day, f"run_date '{given}' is no day; give one as 2026-01-31")
 
     @property
     def elastic(self) -> Elastic:
@@ -300,25 +173,30 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             ConfigError: The model learns another kind of label, or does not support sparse features.
             ModelSettingsError: The architecture cannot be built for the features.
         """
-        kind = _LABEL_KINDS[self.task]
-        _require(
+        kind = TASKS[self.task].label
+        require(
             spec.label.kind == kind,
             f"model '{self.model['name']}' needs a label of kind {kind}; "
             f"'{spec.label.name}' is of kind {spec.label.kind}",
         )
+        require(
+            self.task != "retrieval" or self.monitor != RATING_ERROR or spec.label.rating is not None,
+            f"monitor '{self.monitor}' is the error of a rating, and label '{spec.label.name}' has none; give the "
+            f"label a rating, or monitor val_loss or val_recall@20",
+        )
         sparse = [feature.name for feature in spec if feature.form == "sparse"]
         wide = [feature.name for feature in spec if feature.form in WIDE_FORMS]
-        _require(
+        require(
             not (wide and self.baseline == "hist_gradient_boosting"),
             f"baseline hist_gradient_boosting takes no sparse features or vectors, and {wide} are; use --baseline none",
         )
-        _require(not (sparse and self.xla), f"xla compiles no sparse features, and {sparse} are; leave it out")
+        require(not (sparse and self.xla), f"xla compiles no sparse features, and {sparse} are; leave it out")
         reads_items = getattr(catalog.architecture(self.model["name"]), "READS_ITEMS", False)
-        _require(
+        require(
             spec.items is None or reads_items,
             f"model '{self.model['name']}' reads no item features; use two_tower, or leave items out",
         )
-        _require(
+        require(
             spec.items is None or self.strategy != "parameter_server",
             "the strategy parameter_server would send all item features with every step; use another one, or leave "
             "items out",
@@ -343,17 +221,17 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     def task(self) -> str:
         """The architecture's task: ``binary``, ``multi_class``, ``multi_label``, ``regression`` or ``retrieval``."""
         task = str(catalog.architecture(self.model["name"]).TASK)
-        _require(
-            task in _LABEL_KINDS,
+        require(
+            task in TASKS,
             f"model '{self.model['name']}' learns {task}, which a run cannot evaluate and export; use one of "
-            f"{sorted(_LABEL_KINDS)}, or train it in a loop of your own with load_batches",
+            f"{sorted(TASKS)}, or train it in a loop of your own with load_batches",
         )
         return task
 
     @property
     def ranked_k(self) -> int | None:
         """The K of ``val_recall_at_K`` and ``val_ndcg_at_K``; None if no candidates are ranked after an epoch."""
-        monitored = _RANKING.fullmatch(self.monitor)
+        monitored = RANKING.fullmatch(self.monitor)
         if monitored:
             return int(monitored[1])
         return self.top_k if self.ranked_queries else None
@@ -422,8 +300,8 @@ class RunConfig(DataSettings, RunSettings, TrainingConfig):
         if not self.name:
             object.__setattr__(self, "name", Path(self.recipe).absolute().name)
         super().__post_init__()
-        _require(bool(self.tables), f"recipe '{self.recipe}' names no tables; list each with its columns")
-        _require(
+        require(bool(self.tables), f"recipe '{self.recipe}' names no tables; list each with its columns")
+        require(
             not self.items or isinstance(self.items.get("sql"), str),
             f"recipe '{self.recipe}' has items without sql; give the query that builds their table",
         )
@@ -466,31 +344,3 @@ _FREE_TO_CHANGE = frozenset(
     | {"start_limit_seconds", "first_step_limit_seconds", "step_limit_seconds", "checkpoint_limit_seconds"}
     | {"end_limit_seconds"}
 )
-_MONITORS: Mapping[str, Mapping[str, Mode]] = {
-    "binary": {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"},
-    "multi_label": {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"},
-    "multi_class": {"val_log_loss": "min", "val_accuracy": "max", "val_loss": "min"},
-    "regression": {"val_rmse": "min", "val_mae": "min", "val_loss": "min"},
-    # Lists of any other length, too.
-    "retrieval": {"val_loss": "min", "val_recall_at_20": "max", "val_ndcg_at_20": "max"},
-}
-_RANKING = re.compile(r"val_(?:recall|ndcg)_at_([1-9]\d{0,3})", re.ASCII)
-_LABEL_KINDS = {
-    "binary": "binary",
-    "multi_class": "multi_class",
-    "multi_label": "multi_label",
-    "regression": "number",
-    "retrieval": "candidate",
-}
-_BASELINES = {
-    "binary": ("hist_gradient_boosting",),
-    "multi_class": ("hist_gradient_boosting",),
-    "multi_label": ("popularity",),
-    "regression": ("hist_gradient_boosting",),
-    "retrieval": tuple(RECOMMENDERS),
-}
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)

@@ -197,12 +197,24 @@ def test_a_retrieval_model_is_watched_by_its_loss_or_its_lists() -> None:
         assert (watched.monitor, watched.mode, watched.ranked_k) == ("val_ndcg_at_7", "max", 7)
     assert dataclasses.replace(config, ranked_queries=9, top_k=30).ranked_k == 30
     assert dataclasses.replace(watched, ranked_queries=9).identity != watched.identity
+    rated = TrainingConfig(name="shop", model={"name": "two_tower"}, monitor="val_rmse")
+    assert (rated.monitor, rated.mode) == ("val_rmse", "min")
+    features = {"movie": {"kind": "categorical"}, "user": {"kind": "categorical"}}
+    label = {"name": "movie", "kind": "candidate"}
+    document = {"features": features, "label": label, "keys": "row"}
+    with pytest.raises(ConfigError, match="error of a rating, and label 'movie' has none; give the label a rating"):
+        rated.require_features(FeatureSpec.from_dict(document))
+    rated.require_features(FeatureSpec.from_dict(document | {"label": label | {"rating": "stars"}}))
 
 
 @pytest.mark.parametrize(
     ("model", "change", "message"),
     [
-        ("two_tower", {"monitor": "val_recall@0"}, "use one of ['val_loss', 'val_recall_at_20', 'val_ndcg_at_20']"),
+        (
+            "two_tower",
+            {"monitor": "val_recall@0"},
+            "use one of ['val_loss', 'val_recall_at_20', 'val_ndcg_at_20', 'val_rmse']",
+        ),
         ("two_tower", {"monitor": "val_recall@20", "mode": "min"}, "set mode to max"),
         ("two_tower", {"monitor": "val_recall@20", "ranked_queries": 0}, "no val_recall_at_20 to monitor"),
         (

@@ -1,0 +1,46 @@
+"""What a run knows of each task: the kind of its label, the metrics to monitor, and the baselines."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mirrorspark.callbacks.checkpoints.commit import Mode
+from mirrorspark.data_pipelines.features.kinds import LabelKind
+from mirrorspark.models.classical import RECOMMENDERS
+
+# ``val_recall_at_K`` and ``val_ndcg_at_K`` of a retrieval model, for any K.
+RANKING = re.compile(r"val_(?:recall|ndcg)_at_([1-9]\d{0,3})", re.ASCII)
+
+# The error of the rating that a retrieval model learns beside, where the label has one.
+RATING_ERROR = "val_rmse"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a run knows of a task.
+
+    Attributes:
+        label: The kind of label that its models learn.
+        monitors: The metrics by which the best epoch may be chosen, the default first, and which way is better.
+        baselines: The models that it may be compared with.
+    """
+
+    label: LabelKind
+    monitors: Mapping[str, Mode]
+    baselines: tuple[str, ...]
+
+
+TASKS: Mapping[str, Task] = {
+    "binary": Task("binary", {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"}, ("hist_gradient_boosting",)),
+    "multi_label": Task("multi_label", {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"}, ("popularity",)),
+    "multi_class": Task(
+        "multi_class", {"val_log_loss": "min", "val_accuracy": "max", "val_loss": "min"}, ("hist_gradient_boosting",)
+    ),
+    "regression": Task("number", {"val_rmse": "min", "val_mae": "min", "val_loss": "min"}, ("hist_gradient_boosting",)),
+    # Lists of any other length, too.
+    "retrieval": Task(
+        "candidate",
+        {"val_loss": "min", "val_recall_at_20": "max", "val_ndcg_at_20": "max", RATING_ERROR: "min"},
+        tuple(RECOMMENDERS),
+    ),
+}
