@@ -31,7 +31,7 @@ from mirrorspark.training.results.export import ExportPlan, export
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 ROWS = 1200
 

@@ -26,7 +26,7 @@ EPOCHS = 4
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(800)
 def test_notebook_converts_trains_twice_compares_and_scores(tmp_path: Path) -> None:
     """S7, T1: a data scientist's whole way, from the source tables to scores that mean something."""
     executed = run_notebook(tmp_path)
@@ -74,7 +74,7 @@ def test_notebook_is_committed_without_outputs_and_defines_nothing() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(800)
 def test_a_table_is_fitted_in_one_call_and_compared_with_another_model(tmp_path: Path) -> None:
     """T3, H2, H9: every result is a picture."""
     executed = run_notebook(tmp_path, REPOSITORY / "notebooks" / "your_table.ipynb")
@@ -87,7 +87,7 @@ def test_a_table_is_fitted_in_one_call_and_compared_with_another_model(tmp_path:
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(800)
 def test_a_recommender_is_trained_refreshed_reranked_and_looked_up(
     tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +109,7 @@ def test_a_recommender_is_trained_refreshed_reranked_and_looked_up(
 
 
 @pytest.mark.full
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(800)
 def test_a_model_of_ones_own_trains_on_both_workers_is_edited_and_mended(tmp_path: Path) -> None:
     """T3, T6, T8, H2: loss, metric, callback and a pretrained layer; changed code begins another run."""
     executed = run_notebook(tmp_path, OWN_MODEL)
