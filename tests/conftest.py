@@ -57,6 +57,9 @@ for name in (
 hypothesis.settings.register_profile("usual", max_examples=25, deadline=None)
 hypothesis.settings.register_profile("full", max_examples=300, deadline=None)
 
+# Limits that assert nothing but end a hang are given for two quiet cores, and multiplied by this for slow or busy ones.
+PATIENCE = 4
+
 # Their tests take long and share nothing, so they are dealt one by one; other files stay in one process.
 _DEALT_ONE_BY_ONE = re.compile(r"tests/faults/test_(io_failures|mutations|simulated_\w+|store_failures|takeovers)\.py")
 
@@ -100,9 +103,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what starts processes, and choose: the usual tests, or with ``--full`` the long ones."""
+    """Mark what starts processes, lengthen limits, and choose: the usual tests, or with ``--full`` the long ones."""
     chosen = []
     for item in items:
+        limit = item.get_closest_marker("timeout")
+        seconds = float(limit.args[0] if limit else config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(PATIENCE * seconds), append=False)
         folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
         if folder in _PROCESS_FOLDERS or _PROCESS_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("process")

@@ -17,6 +17,7 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.store import Location
 from mirrorspark.training.fault_injection.faults import Act, Run
 from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE, load_recipe
+from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -62,12 +63,13 @@ def read_events(output: Path) -> Events:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def wait_until(condition: Callable[[], bool], timeout_seconds: float, what: str) -> None:
-    """Wait for ``condition``, at most ``timeout_seconds``."""
-    deadline = time.monotonic() + timeout_seconds
+def wait_until(condition: Callable[[], bool], seconds: float, what: str, *, is_promised: bool = False) -> None:
+    """Wait for ``condition``, within ``seconds`` if they are promised; else they end a hang, and may be longer."""
+    limit = seconds if is_promised else PATIENCE * seconds
+    deadline = time.monotonic() + limit
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not happen within {timeout_seconds} s")
+            raise TimeoutError(f"{what} did not happen within {limit} s")
         time.sleep(0.005)
 
 

@@ -77,7 +77,7 @@ class Driver:
     def ended(self, seconds: float) -> tuple[int, str]:
         """Return its exit status and its last line, once it and all that it has started are gone."""
         status = self.process.wait(seconds)
-        wait_until(lambda: not self.family(), 20, "the end of all that the driver had started")
+        wait_until(lambda: not self.family(), 20, "the end of all that the driver had started", is_promised=True)
         return status, self.log.read_text(encoding="utf-8").splitlines()[-1]
 
 
@@ -208,7 +208,8 @@ def test_a_sigterm_saves_within_the_epoch_and_says_so_and_the_same_command_goes_
         os.kill(second.ranks(begun)[1], signal.SIGSTOP)
         # To all of the terminal's foreground group, as the terminal does it.
         os.killpg(second.process.pid, signal.SIGINT)
-        wait_until(lambda: "stopping" in {e["event"] for e in second.events(begun)}, 20, "the word of the first Ctrl-C")
+        what = "the word of the first Ctrl-C"
+        wait_until(lambda: "stopping" in {e["event"] for e in second.events(begun)}, 20, what, is_promised=True)
         with pytest.raises(subprocess.TimeoutExpired):
             second.process.wait(2)  # it waits for a checkpoint
         asked = time.monotonic()
