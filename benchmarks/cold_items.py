@@ -76,16 +76,21 @@ def main() -> None:
 
 
 def features_by_name(config: RunConfig, subwords: Text) -> dict[str, tuple[Feature, ...]]:
-    """Return the choices of item features: none, those of the recipe, and the title alone, by words and by parts."""
+    """Return the choices of item features: none, those of the recipe, and the title alone, by words, by parts, or both.
+
+    A title's parts beside its words are a column of their own, with a mean of their own: there are many more of them.
+    """
     assert config.spec is not None
     assert config.spec.items is not None
-    words = config.spec.items.query_features
+    words, parts = config.spec.items.query_features, replace(subwords, name="parts")
     return {
         "ids": (),
         "items": words,
         "items, title by subwords": tuple(subwords if each.name == subwords.name else each for each in words),
         "title": tuple(each for each in words if each.name == subwords.name),
         "title by subwords": (subwords,),
+        "title by words and subwords": (*(each for each in words if each.name == subwords.name), parts),
+        "items and subwords": (*words, parts),
     }
 
 
@@ -190,7 +195,7 @@ def converted(
     rows = pd.DataFrame(rows_of(ratings, set(chosen.tolist())), columns=list(_COLUMNS))
     table = spark.createDataFrame(rows.drop(columns="is_cold"))
     cold = frozenset(rows.loc[rows["is_cold"], "interaction_id"])
-    items = query(spark, config.items["sql"], "the sql of items")
+    items = query(spark, config.items["sql"], "the sql of items").selectExpr("*", "title AS parts")
     found = {}
     for number, (name, features) in enumerate(by_name.items()):
         own = FeatureSpec.of_items(config.items["key"], features) if features else None

@@ -282,8 +282,10 @@ def main() -> None:
     calibrated: list[str] = []
     for name in given.recipes:
         done = [train(fitted, rows, {**RECIPES[name], **given.options}, seed, given) for seed in given.seeds]
-        figures = [np.mean([one.metrics[split][metric] for one in done]) for split in shown for metric in METRICS]
-        ends = [np.mean([getattr(one, field) for one in done]) for field in ("epochs", "seconds")]
+        figures = [
+            float(np.mean([one.metrics[split][metric] for one in done])) for split in shown for metric in METRICS
+        ]
+        ends = [float(np.mean([getattr(one, field) for one in done])) for field in ("epochs", "seconds")]
         _print(name, figures, ends)
         if not given.choose:
             losses, errors = (
