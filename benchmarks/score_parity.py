@@ -81,24 +81,25 @@ def _reports(rows: int, folder: Path) -> dict[str, ParityReport]:
     return found
 
 
-def predicted(predictions: pa.Table) -> Way:
+def predicted(predictions: pa.Table, key: str = KEY) -> Way:
     """Return the way that looks rows up among what the training framework has predicted."""
 
     def way(files: Path) -> pa.Table:
-        return predictions.select([KEY, "score"]).join(
-            pq.read_table(files, columns=[KEY]), keys=KEY, join_type="left semi"
+        return predictions.select([key, "score"]).join(
+            pq.read_table(files, columns=[key]), keys=key, join_type="left semi"
         )
 
     return way
 
 
-def ways_in(spark: SparkSession, model: PinnedModel, scratch: Path) -> dict[str, Way]:
-    """Return every way in to a model of flights.
+def ways_in(spark: SparkSession, model: PinnedModel, scratch: Path, key: str = KEY) -> dict[str, Way]:
+    """Return every way in to a model with one score per row.
 
     Args:
         spark: Runs what needs it.
         model: The model.
         scratch: Folder for what the ways write; each writes once.
+        key: Column that identifies a row.
     """
     from mirrorspark.data_pipelines.tfrecords import write_tfrecords
     from mirrorspark.scoring.batch import score
@@ -114,37 +115,37 @@ def ways_in(spark: SparkSession, model: PinnedModel, scratch: Path) -> dict[str,
         return spark.read.parquet(str(files))
 
     def of_frame(frame: DataFrame) -> pa.Table:
-        return frame.select(KEY, "score").toArrow()
+        return frame.select(key, "score").toArrow()
 
     def of_raw_columns(files: Path) -> pa.Table:
         rows = pq.read_table(files)
         scores = RawColumnsModel(model.path).predict(rows.to_pandas())["score"]
-        return pa.table({KEY: rows[KEY], "score": scores})
+        return pa.table({key: rows[key], "score": scores})
 
     def of_encoded_columns(files: Path) -> pa.Table:
         rows = pq.read_table(files)
-        return pa.table({KEY: rows[KEY], "score": LoadedModel(model.path).score(rows)["score"]})
+        return pa.table({key: rows[key], "score": LoadedModel(model.path).score(rows)["score"]})
 
     def of_files(files: Path) -> pa.Table:
-        score_files(spark, files, model, scratch / "scores", keys=KEY)
+        score_files(spark, files, model, scratch / "scores", keys=key)
         return pq.read_table(scratch / "scores")
 
     def of_sql(files: Path) -> pa.Table:
-        register_sql(spark, "score_flight", model)
+        register_sql(spark, "score_row", model)
         table_of(files).createOrReplaceTempView("to_score")
-        return of_frame(spark.sql(f"SELECT {KEY}, score_flight(struct(*)).score AS score FROM to_score"))  # noqa: S608
+        return of_frame(spark.sql(f"SELECT {key}, score_row(struct(*)).score AS score FROM to_score"))  # noqa: S608
 
     def of_udf(files: Path) -> pa.Table:
         udf = scorer_udf(spark, model)
         rows = table_of(files).selectExpr("*", "struct(*) AS row")
-        return of_frame(rows.select(KEY, udf("row").score.alias("score")))
+        return of_frame(rows.select(key, udf("row").score.alias("score")))
 
     def of_records(layout: str, files: Path) -> pa.Table:
         write_tfrecords(table_of(files), scratch / layout, layout=layout)
-        return of_frame(score_tfrecords(spark, scratch / layout, model, keys=KEY))
+        return of_frame(score_tfrecords(spark, scratch / layout, model, keys=key))
 
     def of_stream(files: Path) -> pa.Table:
-        stream = score(spark.readStream.schema(table_of(files).schema).parquet(str(files)), model, keys=KEY)
+        stream = score(spark.readStream.schema(table_of(files).schema).parquet(str(files)), model, keys=key)
         writer = stream.writeStream.option("checkpointLocation", str(scratch / "checkpoint")).trigger(availableNow=True)
         writer.start(str(scratch / "streamed")).awaitTermination()
         return of_frame(table_of(scratch / "streamed"))
@@ -152,12 +153,12 @@ def ways_in(spark: SparkSession, model: PinnedModel, scratch: Path) -> dict[str,
     def of_predictor(files: Path) -> pa.Table:
         predictor, rows = Predictor(model), pq.read_table(files)
         scores = [predictor.predict(row)["score"] for row in rows.to_pylist()]
-        return pa.table({KEY: rows[KEY], "score": pa.array(scores, pa.float32())})
+        return pa.table({key: rows[key], "score": pa.array(scores, pa.float32())})
 
     return {
         "exported model, raw columns (pyfunc)": of_raw_columns,
         "exported model, encoded columns": of_encoded_columns,
-        "score": lambda files: of_frame(score(table_of(files), model, keys=KEY)),
+        "score": lambda files: of_frame(score(table_of(files), model, keys=key)),
         "score_files": of_files,
         "scorer_udf": of_udf,
         "register_sql": of_sql,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -49,7 +49,7 @@ from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, progress_bar
 from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
 from mirrorspark.storage.credentials import clean
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage.paths import Location, StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
 EXAMPLE_FILE = "example.parquet"
@@ -61,6 +61,21 @@ TEST_ROWS = 2_000
 # Folders in the write's staging folder besides the attempts that it publishes.
 _RAW_FOLDER = "raw"
 _DRIVER_ATTEMPT = "driver"
+
+
+class Embedder(Protocol):
+    """Embeds the texts of features of the kind ``text_embedding``: :class:`scoring.embedding.embedder.TextEmbedder`.
+
+    It is handed in because encoders are run by the backends of scoring, which imports this package.
+    """
+
+    def source(self, spec: FeatureSpec) -> dict[str, Any]:
+        """Return what the encoders of ``spec`` and of its items add to the source of a dataset."""
+
+    def embedded(
+        self, df: DataFrame, spec: FeatureSpec, dataset: Location, *, progress: bool
+    ) -> tuple[DataFrame, FeatureSpec]:
+        """Return ``df`` with embedded texts, and ``spec`` with the encoders' digests and the lengths of the vectors."""
 
 
 class DatasetExistsError(DatasetError):
@@ -107,15 +122,16 @@ def convert(
     limits: Limits | None = None,
     cache: DatasetCache | None = None,
     items: DataFrame | None = None,
+    embedder: Embedder | None = None,
     progress: bool = True,
 ) -> Dataset:
     """Fit ``spec`` on the training rows of ``df`` and write all rows as TFRecord shards to ``path``.
 
     ``path`` appears atomically and complete, or not at all; on an object store its manifest appears last, and a folder
-    without one is not a dataset. Spark evaluates ``df`` once. A hash of the keys divides rows among shards and orders
-    them there (rows of equal keys by their columns), so the same table gives the same shards. Outside the training
-    split keys are unique, because predictions are found by them. During the conversion, the staged rows take their own
-    size on the store.
+    without one is not a dataset. Spark evaluates ``df`` once, and once more for each text to embed. A hash of the keys
+    divides rows among shards and orders them there (rows of equal keys by their columns), so the same table gives the
+    same shards. Outside the training split keys are unique, because predictions are found by them. During the
+    conversion, the staged rows take their own size on the store.
 
     Args:
         df: The table; it needs the spec's columns and ``options.split_column``.
@@ -127,6 +143,7 @@ def convert(
         limits: Thresholds of validation's findings; None for the customary ones.
         cache: The cache for the local copy if ``path`` is on another store; by default in the user's cache folder.
         items: The table of items, a row per candidate, if the spec has ``items``. This process holds it in memory.
+        embedder: A :class:`scoring.embedding.embedder.TextEmbedder`, for features of the kind ``text_embedding``.
         progress: Show a bar of Spark's tasks where one can be seen: in a terminal or a notebook.
 
     Raises:
@@ -135,22 +152,27 @@ def convert(
             or test split have the same key, a row has an invalid value (an unknown split, a null key, a label that is
             neither 0 nor 1), or validation finds an error.
         EmptySplitError: A split has no rows, or nothing can be learnt from the training rows.
-        ColumnError: A column is missing or has the wrong type, or the training rows hold an infinite number.
+        ColumnError: A column is missing or has the wrong type, or the training rows hold an infinite number; or there
+            are texts to embed and no embedder.
         LabelError: The label has the wrong type.
+        ScoringError: An encoder of texts cannot be used.
     """
     target = StoragePath.of(path)
     if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with load_dataset, or delete it to convert again")
     _check_columns(df, spec, options)
     _check_items(items, spec)
+    _check_embedder(embedder, spec)
     try:
         job = WriteJob.begin(target, SaveMode.ERROR)
     except (TargetExistsError, NotADirectoryError) as error:
         if is_published(target):  # another conversion has just ended
             raise DatasetExistsError(f"{path} exists already; open it with load_dataset") from error
         raise DatasetError(f"{path} exists already and is not a dataset; choose another path, or delete it") from error
-    conversion = _Conversion(job, spec, options, items)
     try:
+        if embedder is not None:
+            df, items, spec = _embedded(df, items, spec, embedder, path, progress=progress)
+        conversion = _Conversion(job, spec, options, items)
         with progress_bar(df.sparkSession, "convert") if progress else contextlib.nullcontext():
             files = conversion.write(df, clean(source or {}), reference, limits or Limits())
         job.publish(files, last=(MANIFEST_FILE,))
@@ -311,6 +333,29 @@ def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:
     if missing:
         raise ColumnError(f"the table of items lacks the columns {missing}; it has {items.columns}")
     check_columns(items.select(*spec.items.columns).limit(0).toArrow(), spec.items)
+
+
+def _check_embedder(embedder: Embedder | None, spec: FeatureSpec) -> None:
+    texts = [feature.name for feature in spec.text_embeddings]
+    if texts and embedder is None:
+        raise ColumnError(f"the features {texts} are texts to embed; give embedder=mirrorspark.TextEmbedder()")
+
+
+def _embedded(
+    df: DataFrame,
+    items: DataFrame | None,
+    spec: FeatureSpec,
+    embedder: Embedder,
+    dataset: Location,
+    *,
+    progress: bool,
+) -> tuple[DataFrame, DataFrame | None, FeatureSpec]:
+    """Return the tables with embedded texts, and the spec that says so."""
+    df, spec = embedder.embedded(df, spec, dataset, progress=progress)
+    if items is not None and spec.items is not None:
+        items, of_items = embedder.embedded(items, spec.items, dataset, progress=progress)
+        spec = replace(spec, items=of_items)
+    return df, items, spec
 
 
 def check_classes(results: Sequence[ShardResult], label: Label) -> None:

@@ -10,6 +10,7 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 from mirrorspark.data_pipelines.convert import (
     ConversionOptions,
     DatasetExistsError,
+    Embedder,
     convert,
     dataset_address,
 )
@@ -26,6 +27,7 @@ def convert_once(
     name: str,
     *,
     options: ConversionOptions,
+    embedder: Embedder | None = None,
 ) -> Dataset:
     """Return the dataset of these rows; convert them unless that was done before.
 
@@ -38,16 +40,18 @@ def convert_once(
         folder: Folder of the datasets.
         name: The directory's name begins so.
         options: Options of the conversion.
+        embedder: As for :func:`data_pipelines.convert.convert`.
 
     Raises:
         Exception: As :func:`data_pipelines.convert.convert` says.
     """
     columns = (*spec.columns, options.split_column)
     source = {"table": content_hash(table.select(*map(quoted, columns)))}
+    source |= embedder.source(spec) if embedder is not None else {}
     path = folder / f"{name}-{dataset_address(source, spec, options)}"
     if not is_published(path):
         try:
-            return convert(table, spec, path, source=source, options=options, progress=False)
+            return convert(table, spec, path, source=source, options=options, embedder=embedder, progress=False)
         except DatasetExistsError:  # An equal conversion has finished first.
             pass
     return Dataset.open(path)

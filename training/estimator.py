@@ -22,6 +22,7 @@ from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, random_split
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.scoring.embedding.embedder import TextEmbedder
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.directory import ModelDirectory, PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
@@ -313,7 +314,8 @@ class TrainingEstimator(
         if options.split_column not in table.columns:
             shares = self.getOrDefault("split_shares")
             table = random_split(table, spec.keys, shares=shares, seed=config.seed, split_column=options.split_column)
-        return convert_once(table, spec, Path(config.output).absolute() / "datasets", config.name, options=options)
+        folder = Path(config.output).absolute() / "datasets"
+        return convert_once(table, spec, folder, config.name, options=options, embedder=TextEmbedder())
 
 
 for _name, (_, _doc) in _TABLE_PARAMS.items():

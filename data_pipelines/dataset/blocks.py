@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.kinds import Feature, Form, Vector
+from mirrorspark.data_pipelines.features.kinds import Feature, Form, VectorFeature
 from mirrorspark.data_pipelines.features.labels import EncodedLabel, check_label, encode_label
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, is_number, plain_column, raw_column
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -179,7 +179,7 @@ def _feature_values(feature: Feature, columns: Mapping[str, Any], stored: str) -
     if feature.form == "ids":
         values, row_lengths = parts
         return RaggedIds(_int64s(values), _int64s(row_lengths)).padded(feature.max_length)
-    if isinstance(feature, Vector):
+    if isinstance(feature, VectorFeature):
         return np.asarray(parts[0], np.float32).reshape(-1, feature.size)
     return np.asarray(parts[0], np.float32 if feature.form == "value" else np.int64)
 

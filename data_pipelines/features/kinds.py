@@ -11,22 +11,29 @@ A new kind of feature is a dataclass here with its ``form`` and its ``raw`` colu
 no change, unless the form is new, too.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
+from mirrorspark.data_pipelines.features.checks import FeatureSpecError as FeatureSpecError
+from mirrorspark.data_pipelines.features.checks import (
+    Truncate,
+    check_boolean,
+    check_bounds,
+    check_count,
+    check_ids,
+    check_ngrams,
+    check_truncate,
+    is_finite,
+)
 from mirrorspark.data_pipelines.features.text import DEFAULT_SEPARATORS, SeparatorPatternError, spelled_out
 
 MISSING_ID = 0
 OUT_OF_VOCABULARY_ID = 1
 FIRST_VOCABULARY_ID = 2
 UNBOUNDED = 2**31 - 1
-# One character would be a mark of a word's beginning or end, which every word has.
-LEAST_NGRAM = 2
 
-Truncate = Literal["head", "tail"]
 LabelKind = Literal["binary", "candidate", "multi_class", "multi_label", "number"]
 
 Form = Literal["value", "id", "ids", "sparse", "vector"]
@@ -44,10 +51,6 @@ RawForm = Literal["number", "token", "tokens", "times", "indices", "values"]
 ``indices`` int64 ``[batch, any]``, negative for padding, and ``values`` float64 ``[batch, any]`` beside it, or alone
 for a vector, NaN for missing.
 """
-
-
-class FeatureSpecError(ValueError):
-    """An invalid feature specification; the message names the feature and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +86,12 @@ class Numeric(_Column):
     log: bool = False
 
     def __post_init__(self) -> None:
-        if self.impute != "mean" and not _is_finite(self.impute):
+        if self.impute != "mean" and not is_finite(self.impute):
             raise FeatureSpecError(f"feature '{self.name}': impute {self.impute!r} is unknown; use mean or a number")
         for option in ("standardise", "log"):
-            _check_boolean(self.name, option, getattr(self, option))
+            check_boolean(self.name, option, getattr(self, option))
         if self.clip is not None:
-            _check_bounds(self.name, self.clip)
+            check_bounds(self.name, self.clip)
 
     @property
     def raw(self) -> Mapping[str, RawForm]:
@@ -112,7 +115,7 @@ class Bucketed(_Column):
     buckets: int = 10
 
     def __post_init__(self) -> None:
-        _check_count(self.name, "buckets", self.buckets, least=2)
+        check_count(self.name, "buckets", self.buckets, least=2)
 
     @property
     def raw(self) -> Mapping[str, RawForm]:
@@ -140,7 +143,7 @@ class Categorical(_Column):
     hash_buckets: int | None = None
 
     def __post_init__(self) -> None:
-        _check_ids(self)
+        check_ids(self)
 
     @property
     def raw(self) -> Mapping[str, RawForm]:
@@ -172,9 +175,9 @@ class MultiValued(_Column):
     hash_buckets: int | None = None
 
     def __post_init__(self) -> None:
-        _check_ids(self)
-        _check_count(self.name, "max_length", self.max_length)
-        _check_truncate(self.name, self.truncate)
+        check_ids(self)
+        check_count(self.name, "max_length", self.max_length)
+        check_truncate(self.name, self.truncate)
 
     @property
     def raw(self) -> Mapping[str, RawForm]:
@@ -211,8 +214,8 @@ class Sequence(_Column):
     hash_buckets: int | None = None
 
     def __post_init__(self) -> None:
-        _check_ids(self)
-        _check_count(self.name, "max_length", self.max_length)
+        check_ids(self)
+        check_count(self.name, "max_length", self.max_length)
         if self.time == self.name:
             raise FeatureSpecError(f"feature '{self.name}': time is its own column; name the column of the times")
 
@@ -255,11 +258,11 @@ class Text(_Column):
     ngrams: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        _check_ids(self)
-        _check_count(self.name, "max_length", self.max_length)
-        _check_truncate(self.name, self.truncate)
+        check_ids(self)
+        check_count(self.name, "max_length", self.max_length)
+        check_truncate(self.name, self.truncate)
         if self.ngrams is not None:
-            _check_ngrams(self.name, self.ngrams, self.hash_buckets)
+            check_ngrams(self.name, self.ngrams, self.hash_buckets)
         try:
             spelled_out(self.pattern)
         except SeparatorPatternError as error:
@@ -293,7 +296,7 @@ class Sparse(_Column):
     values: str | None = None
 
     def __post_init__(self) -> None:
-        _check_count(self.name, "size", self.size)
+        check_count(self.name, "size", self.size)
         if (self.indices is None) != (self.values is None):
             raise FeatureSpecError(f"feature '{self.name}': give both indices and values, or neither for one column")
         if self.indices is not None and self.indices == self.values:
@@ -336,7 +339,7 @@ class Vector(_Column):
     size: int
 
     def __post_init__(self) -> None:
-        _check_count(self.name, "size", self.size)
+        check_count(self.name, "size", self.size)
 
     @property
     def raw(self) -> Mapping[str, RawForm]:
@@ -344,10 +347,54 @@ class Vector(_Column):
         return {self.name: "values"}
 
 
-Feature = Numeric | Bucketed | Categorical | MultiValued | Sequence | Text | Sparse | Vector
+@dataclass(frozen=True)
+class TextEmbedding(_Column):
+    """A text as the vector that an encoder gives it; becomes float32 ``[batch, size]``, zeros for a missing text.
+
+    The encoder is frozen: a conversion computes the vectors once, and the exported model brings the encoder along.
+    White space between words counts as one space, at the ends of a text it does not count.
+
+    Attributes:
+        name: Column of the table (strings), and name of the model's input.
+        encoder: Folder or file of the encoder, as for :func:`scoring.embedding.embed.embed_text`.
+        signature: Signature of a SavedModel, where it is not the usual one.
+        model_output: The encoder's output that is the vector, if it has several.
+        max_length: Most tokens of a text, for an encoder that takes token ids.
+        size: Length of the vectors; 0 until a conversion records it.
+        digest: Digest of the encoder's files; empty until a conversion records it. An encoder that differs from either
+            is an error.
+    """
+
+    kind: ClassVar[Literal["text_embedding"]] = "text_embedding"
+    form: ClassVar[Literal["vector"]] = "vector"
+    encoder: str
+    signature: str | None = None
+    model_output: str | None = None
+    max_length: int = 128
+    size: int = 0
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.encoder, str) or not self.encoder:
+            raise FeatureSpecError(
+                f"feature '{self.name}': encoder is {self.encoder!r}; give the path of a folder with a SavedModel or "
+                f"an ONNX file"
+            )
+        # The tokens that begin and end a text count.
+        check_count(self.name, "max_length", self.max_length, least=3)
+        check_count(self.name, "size", self.size, least=0)
+
+    @property
+    def raw(self) -> Mapping[str, RawForm]:
+        """The raw columns of the exported model, if its graph has the encoder."""
+        return {self.name: "token"}
+
+
+Feature = Numeric | Bucketed | Categorical | MultiValued | Sequence | Text | Sparse | Vector | TextEmbedding
 MeasuredFeature = Numeric | Bucketed
 TokenFeature = Categorical | MultiValued | Sequence | Text
 ListFeature = MultiValued | Sequence | Text
+VectorFeature = Vector | TextEmbedding
 
 
 @dataclass(frozen=True)
@@ -385,7 +432,7 @@ class Label:
                     f"label '{self.name}': classes is {self.classes!r}, but a label of kind {self.kind} has none; "
                     f"leave it out"
                 )
-            _check_count(self.name, "classes", self.classes, subject="label")
+            check_count(self.name, "classes", self.classes, subject="label")
         if self.positive is not None and (self.kind != "binary" or not isinstance(self.positive, str)):
             raise FeatureSpecError(
                 f"label '{self.name}': positive is {self.positive!r}; give the text of one of the two values of a "
@@ -419,70 +466,6 @@ class Label:
             "number": f"{self.name}, in its own unit",
         }
         return kinds[self.kind]
-
-
-def _check_ids(feature: TokenFeature) -> None:
-    """Check how the tokens of ``feature`` get their ids: by a vocabulary of its own, one it shares, or a hash."""
-    _check_count(feature.name, "min_count", feature.min_count)
-    if feature.max_size is not None:
-        _check_count(feature.name, "max_size", feature.max_size)
-    if feature.hash_buckets is None:
-        return
-    _check_count(feature.name, "hash_buckets", feature.hash_buckets)
-    if feature.min_count != 1 or feature.max_size is not None:
-        raise FeatureSpecError(
-            f"feature '{feature.name}': hash_buckets learns no vocabulary; leave out min_count and max_size"
-        )
-    if getattr(feature, "vocabulary_of", None) is not None:
-        raise FeatureSpecError(
-            f"feature '{feature.name}' has vocabulary_of and hash_buckets; leave one of them out (where the other "
-            f"feature is hashed, so is this one)"
-        )
-
-
-def _check_truncate(name: str, truncate: str) -> None:
-    if truncate not in get_args(Truncate):
-        raise FeatureSpecError(
-            f"feature '{name}': truncate '{truncate}' is unknown; use {' or '.join(get_args(Truncate))}"
-        )
-
-
-def _check_ngrams(name: str, ngrams: Any, hash_buckets: int | None) -> None:
-    sizes = ngrams if isinstance(ngrams, tuple) else ()
-    is_whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
-    if len(sizes) != 2 or not is_whole or not LEAST_NGRAM <= sizes[0] <= sizes[1]:
-        raise FeatureSpecError(
-            f"feature '{name}': ngrams {ngrams!r} is not a range; give the fewest and the most characters, whole "
-            f"numbers from {LEAST_NGRAM} on, for example [3, 5]"
-        )
-    if hash_buckets is None:
-        raise FeatureSpecError(
-            f"feature '{name}': ngrams are hashed; give hash_buckets, for example 20000, and leave out min_count and "
-            f"max_size"
-        )
-
-
-def _check_bounds(name: str, clip: Any) -> None:
-    bounds = [bound for bound in clip if bound is not None] if isinstance(clip, tuple) and len(clip) == 2 else []
-    if not bounds or not all(map(_is_finite, bounds)) or bounds != sorted(bounds):
-        raise FeatureSpecError(
-            f"feature '{name}': clip {clip!r} is not a range; give the lowest and the highest value, for example [0, "
-            f"100] (null for no bound on one side)"
-        )
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_boolean(name: str, option: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise FeatureSpecError(f"feature '{name}': {option} is {value!r}; use true or false")
-
-
-def _check_count(name: str, option: str, value: Any, *, least: int = 1, subject: str = "feature") -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise FeatureSpecError(f"{subject} '{name}': {option} is {value!r}; use a whole number from {least} on")
 
 
 def repeated_names(names: Iterable[str]) -> list[str]:

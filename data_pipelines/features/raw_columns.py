@@ -4,13 +4,22 @@ Conversion and scoring share it. :mod:`data_pipelines.features.transform` encode
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.kinds import Categorical, Feature, RawForm, Sequence, Sparse, Vector
+from mirrorspark.data_pipelines.features.kinds import (
+    Categorical,
+    Feature,
+    RawForm,
+    Sequence,
+    Sparse,
+    TextEmbedding,
+    Vector,
+    VectorFeature,
+)
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
 # Sorts before every time.
@@ -30,6 +39,10 @@ RAW_TYPES: Mapping[RawForm, pa.DataType] = {
 _PAIR = pa.struct([("key", pa.int64()), ("value", pa.float64())])
 _ENTRY = pa.struct([("index", pa.int64()), ("value", pa.float64())])
 
+TEXT, VECTOR = "text", "vector"
+# An embedded text: the text beside its vector; null where there is no text.
+_EMBEDDED = pa.struct([(TEXT, pa.string()), (VECTOR, pa.list_(pa.float32()))])
+
 
 class ColumnError(ValueError):
     """A column that is absent or has a type that the feature cannot take; the message names it and the remedy."""
@@ -39,8 +52,9 @@ def raw_column(table: pa.Table | pa.RecordBatch, feature: Feature) -> pa.Array:
     """Return the table's values for ``feature`` as one array.
 
     Numbers (numeric, bucketed) are float64, a token or text a string, tokens a list of strings (a sequence's in time
-    order), sparse vectors a list of ``{index: int64, value: float64}``, and vectors a list of float64 that has the
-    vector's size, or no element if the vector is missing.
+    order), sparse vectors a list of ``{index: int64, value: float64}``, and vectors, those of embedded texts included,
+    a list of float64 that has the vector's size, or no element if the vector is missing. A text that is yet to be
+    embedded is a string.
 
     Raises:
         ColumnError: A column is absent, its type cannot be read as the feature's kind, two related columns have lists
@@ -64,6 +78,8 @@ def integer_tokens(table: pa.Table | pa.RecordBatch, feature: Categorical) -> pa
 def raw_inputs(table: pa.Table, spec: FeatureSpec) -> pa.Table:
     """Return only the columns that a model takes for scoring, in the types of its raw signature.
 
+    Embedded texts stay what they are; :func:`as_texts` returns their texts.
+
     Raises:
         ColumnError: A column is absent or cannot be read as its feature.
     """
@@ -71,6 +87,34 @@ def raw_inputs(table: pa.Table, spec: FeatureSpec) -> pa.Table:
     for feature in (*spec.query_features, *([spec.excluded] if spec.excluded else [])):
         columns |= _read(table, feature)
     return pa.table(columns)
+
+
+def embedded_texts(texts: pa.StringArray, vectors: np.ndarray) -> pa.StructArray:
+    """Return a column of embedded texts, which :func:`raw_column` reads as their vectors.
+
+    Args:
+        texts: The texts, null where there is none.
+        vectors: float32 ``[texts that are not null, size]``.
+    """
+    is_missing = texts.is_null()
+    ends = np.cumsum(np.where(is_missing.to_numpy(zero_copy_only=False), 0, vectors.shape[1]))
+    offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
+    lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel(), pa.float32()), mask=is_missing)
+    return pa.StructArray.from_arrays([texts, lists], fields=[*_EMBEDDED], mask=is_missing)
+
+
+def is_embedded(column_type: pa.DataType) -> bool:
+    """Return whether a column of this type holds embedded texts."""
+    return pa.types.is_struct(column_type) and [field.name for field in column_type] == [TEXT, VECTOR]
+
+
+def as_texts(table: pa.Table, vectors_of: Collection[str] = ()) -> pa.Table:
+    """Return ``table`` with texts in place of embedded ones, or with vectors in the columns ``vectors_of``."""
+    for place, field in enumerate(table.schema):
+        if is_embedded(field.type):
+            part = VECTOR if field.name in vectors_of else TEXT
+            table = table.set_column(place, field.name, pc.struct_field(table.column(place), part))
+    return table
 
 
 def plain_column(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
@@ -112,6 +156,9 @@ def _read(table: pa.Table | pa.RecordBatch, feature: Feature) -> dict[str, pa.Ar
     ):
         index_lists, value_lists = _vector_parts(feature, _column(table, feature, feature.name, is_vector))
         return dict(zip(feature.raw, (index_lists, value_lists), strict=True))
+    if isinstance(feature, TextEmbedding):
+        column = _column(table, feature, feature.name, _is_text)
+        return {feature.name: column.cast(_EMBEDDED if is_embedded(column.type) else pa.string())}
     columns = {
         name: _RAW_CASTS[form](_column(table, feature, name, _RAW_CHECKS[form])) for name, form in feature.raw.items()
     }
@@ -155,6 +202,10 @@ def _is_token(column_type: pa.DataType) -> bool:
         check(column_type)
         for check in (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
     )
+
+
+def _is_text(column_type: pa.DataType) -> bool:
+    return pa.types.is_string(column_type) or pa.types.is_large_string(column_type) or is_embedded(column_type)
 
 
 def _is_time(column_type: pa.DataType) -> bool:
@@ -260,8 +311,21 @@ def _entries(feature: Sparse, indices: pa.ListArray, values: pa.ListArray) -> pa
     )
 
 
-_JOINS: Mapping[type[Feature], Callable[..., pa.Array]] = {Sequence: _in_time_order, Sparse: _entries}
-"""The functions that join the raw columns of a feature with two of them into one array."""
+def _vectors(feature: TextEmbedding, column: pa.Array) -> pa.Array:
+    """Return the vectors of embedded texts; texts that are yet to be embedded stay what they are."""
+    if not is_embedded(column.type):
+        return column
+    vectors = pc.struct_field(column, VECTOR).cast(RAW_TYPES["values"])
+    _check_size(feature, vectors)
+    return vectors
+
+
+_JOINS: Mapping[type[Feature], Callable[..., pa.Array]] = {
+    Sequence: _in_time_order,
+    Sparse: _entries,
+    TextEmbedding: _vectors,
+}
+"""The functions that make one array of the raw columns of a feature with two of them, or of embedded texts."""
 
 
 def _check_lengths(feature: Sequence | Sparse, one: pa.ListArray, other: pa.ListArray) -> None:
@@ -275,7 +339,7 @@ def _check_lengths(feature: Sequence | Sparse, one: pa.ListArray, other: pa.List
         )
 
 
-def _check_size(feature: Vector, column: pa.ListArray) -> None:
+def _check_size(feature: VectorFeature, column: pa.ListArray) -> None:
     lengths = list_lengths(column)
     wrong = lengths[(lengths != 0) & (lengths != feature.size)]
     if len(wrong):

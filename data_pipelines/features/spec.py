@@ -27,6 +27,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     MultiValued,
     Numeric,
     Sparse,
+    TextEmbedding,
     TokenFeature,
     repeated_names,
 )
@@ -186,6 +187,12 @@ class FeatureSpec:
     def categorical(self) -> tuple[Categorical, ...]:
         """The categorical features, in order."""
         return tuple(feature for feature in self.features if isinstance(feature, Categorical))
+
+    @property
+    def text_embeddings(self) -> tuple[TextEmbedding, ...]:
+        """The texts that an encoder turns into vectors, those of the items last."""
+        own = (feature for feature in self.features if isinstance(feature, TextEmbedding))
+        return (*own, *(self.items.text_embeddings if self.items else ()))
 
     @property
     def measured(self) -> tuple[Numeric | Bucketed, ...]:

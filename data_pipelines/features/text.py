@@ -71,6 +71,9 @@ ASSIGNED_LATER: tuple[tuple[int, int], ...] = (
 DEFAULT_SEPARATORS = r"[^\p{L}\p{M}\p{N}]+"
 """The default pattern of separators: everything but letters, marks and numbers."""
 
+WHITE_SPACE = r"[\t-\r \x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}\x{205f}\x{3000}]+"
+"""Runs of Unicode's white space, as a pattern that RE2 (Arrow, TensorFlow) and Java (Spark) read alike."""
+
 CODE_POINTS = 0x110000
 """One more than the last code point of Unicode."""
 
@@ -144,6 +147,12 @@ def normalise(texts: pa.Array) -> pa.StringArray:
     normalise_one = normalise_text if has_later else _normalised
     distinct = [normalise_one(text.decode("utf-8", "replace")) for text in encoded.dictionary.to_pylist()]
     return pc.replace_with_mask(lowered, others, pa.array(distinct, pa.string()).take(encoded.indices))
+
+
+def single_spaced(texts: pa.StringArray) -> pa.StringArray:
+    """Return texts with single spaces for all white space, none at the ends; null if nothing is left."""
+    trimmed = pc.utf8_trim(pc.replace_substring_regex(texts, WHITE_SPACE, " "), " ")
+    return pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed)
 
 
 def split_tokens(texts: pa.Array, pattern: str = DEFAULT_SEPARATORS) -> pa.ListArray:

@@ -34,10 +34,13 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    TextEmbedding,
     TokenFeature,
     Vector,
+    VectorFeature,
 )
 from mirrorspark.data_pipelines.features.raw_columns import (
+    RAW_TYPES,
     ColumnError,
     integer_tokens,
     list_lengths,
@@ -370,7 +373,7 @@ def _encode_sparse(fitted: FittedFeatures, feature: Sparse, column: pa.ListArray
     return SparseRows(kept, narrow, lengths)
 
 
-def _encode_vector(_: FittedFeatures, feature: Vector, column: pa.ListArray) -> np.ndarray:
+def _encode_vector(_: FittedFeatures, feature: VectorFeature, column: pa.ListArray) -> np.ndarray:
     numbers = column.flatten().to_numpy(zero_copy_only=False)
     with np.errstate(over="ignore", under="ignore"):
         present = np.where(np.isnan(numbers), 0.0, numbers)
@@ -378,6 +381,17 @@ def _encode_vector(_: FittedFeatures, feature: Vector, column: pa.ListArray) -> 
         vectors = np.zeros((len(column), feature.size), np.float32)
         vectors[list_lengths(column) > 0] = wide.astype(np.float32).reshape(-1, feature.size)
     return vectors
+
+
+def _encode_embedding(fitted: FittedFeatures, feature: TextEmbedding, column: pa.Array) -> np.ndarray:
+    if pa.types.is_string(column.type):
+        if column.null_count < len(column):
+            raise ColumnError(
+                f"column '{feature.name}' has texts without vectors; score them with the model, whose encoder gives "
+                f"the vectors, or embed them first"
+            )
+        column = pa.nulls(len(column), RAW_TYPES["values"])
+    return _encode_vector(fitted, feature, column)
 
 
 _ENCODERS: Mapping[type[Feature], Callable[[FittedFeatures, Any, pa.Array], Encoded]] = {
@@ -389,6 +403,7 @@ _ENCODERS: Mapping[type[Feature], Callable[[FittedFeatures, Any, pa.Array], Enco
     Text: _encode_text,
     Sparse: _encode_sparse,
     Vector: _encode_vector,
+    TextEmbedding: _encode_embedding,
 }
 
 

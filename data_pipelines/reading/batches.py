@@ -15,7 +15,7 @@ import numpy.typing as npt
 from mirrorspark.data_pipelines.dataset.blocks import LABEL_PREFIX, STORED_SUFFIXES, WEIGHT_PREFIX
 from mirrorspark.data_pipelines.dataset.manifest import Shard
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Feature, ListFeature, Sparse, Vector
+from mirrorspark.data_pipelines.features.kinds import Feature, ListFeature, Sparse, VectorFeature
 from mirrorspark.data_pipelines.reading.decode_blocks import (
     BlockLayout,
     BlockSlots,
@@ -78,7 +78,7 @@ class BatchColumns:
         int64s = {feature.name: feature.name for feature in spec if feature.form == "id"}
         ids = [feature for feature in spec if isinstance(feature, ListFeature)]
         sparse = [feature for feature in spec if isinstance(feature, Sparse)]
-        vectors = {feature.name: feature.size for feature in spec if isinstance(feature, Vector)}
+        vectors = {feature.name: feature.size for feature in spec if isinstance(feature, VectorFeature)}
         lists = [_list_column(feature) for feature in ids]
         classes = {}
         constants = {}

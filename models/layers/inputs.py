@@ -11,7 +11,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Feature,
     ListFeature,
     Sparse,
-    Vector,
+    VectorFeature,
 )
 from mirrorspark.models.layers.embeddings import FieldEmbeddings, SparseEmbedding, lay_out_fields
 from mirrorspark.models.layers.resumable import ResumableDropout
@@ -32,7 +32,7 @@ def symbolic_inputs(features: Sequence[Feature], *, any_length: bool = False) ->
         elif isinstance(feature, ListFeature):
             length = None if any_length else feature.max_length
             inputs[feature.name] = tf_keras.Input((length,), dtype=tf.int64, name=feature.name)
-        elif isinstance(feature, Vector):
+        elif isinstance(feature, VectorFeature):
             inputs[feature.name] = tf_keras.Input((feature.size,), dtype=tf.float32, name=feature.name)
         else:
             dtype = tf.float32 if feature.form == "value" else tf.int64
@@ -128,7 +128,7 @@ def inputs_without_ids(
 ) -> list[tf.Tensor]:
     """Return the features outside of fields: embedded sparse rows ``[batch, dim]``, vectors, numbers ``[batch, 1]``."""
     parts = embedded_sparse(features, inputs, embedding_dim, prefix)
-    parts += [inputs[feature.name] for feature in features if isinstance(feature, Vector)]
+    parts += [inputs[feature.name] for feature in features if isinstance(feature, VectorFeature)]
     numbers = [inputs[feature.name][:, tf.newaxis] for feature in features if feature.form == "value"]
     return [*parts, *numbers]
 

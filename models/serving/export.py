@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,12 @@ from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
 from mirrorspark.models.layers import lists_of_any_length
 from mirrorspark.models.retrieval.rating import rating_of, rating_task
 from mirrorspark.models.retrieval.saved_towers import SavedQueryTower
-from mirrorspark.models.serving.preprocessing import GraphEncoder, encoded_signature, model_inputs
+from mirrorspark.models.serving.preprocessing import (
+    GraphEncoder,
+    GraphTextEncoders,
+    encoded_signature,
+    model_inputs,
+)
 from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
 from mirrorspark.models.serving.signatures import (
     CELLS,
@@ -42,13 +47,20 @@ _IDS_AT_ONCE = 1 << 16
 class ScoringModule(tf.Module):
     """A model without an index: the architecture's outputs, such as ``score``, for every row."""
 
-    def __init__(self, architecture: ModuleType, model: Any, fitted: FittedFeatures) -> None:
+    def __init__(
+        self,
+        architecture: ModuleType,
+        model: Any,
+        fitted: FittedFeatures,
+        text_encoders: GraphTextEncoders = MappingProxyType({}),
+    ) -> None:
+        """Combine a trained model with the transform of its features, and the encoders of their texts."""
         super().__init__(name="scoring")
         self._predict = partial(architecture.predict, model)
         self._state = state(model)
         self._features = fitted.spec.query_features
         self._any_length = lists_of_any_length(model)
-        self._encoder = GraphEncoder(fitted, self._features)
+        self._encoder = GraphEncoder(fitted, self._features, text_encoders)
 
     def signatures(self) -> dict[str, Any]:
         """Return the concrete functions by signature name."""
@@ -71,7 +83,13 @@ class RetrievalModule(tf.Module):
     """
 
     def __init__(
-        self, architecture: ModuleType, model: Any, fitted: FittedFeatures, k: int, indexes: Mapping[str, Index]
+        self,
+        architecture: ModuleType,
+        model: Any,
+        fitted: FittedFeatures,
+        k: int,
+        indexes: Mapping[str, Index],
+        text_encoders: GraphTextEncoders = MappingProxyType({}),
     ) -> None:
         """Combine a trained model with some of its indexes from :func:`build_indexes`.
 
@@ -86,12 +104,12 @@ class RetrievalModule(tf.Module):
         # In our own models the query tower takes the features; other models take them directly.
         tower = getattr(model, "query_tower", model)
         self._any_length = tower.any_length if isinstance(tower, SavedQueryTower) else lists_of_any_length(tower)
-        self._encoder = GraphEncoder(fitted, self._features)
+        self._encoder = GraphEncoder(fitted, self._features, text_encoders)
         # A model loaded from its export, for a new catalogue, predicts no ratings.
         self._pairs: GraphEncoder | None = None
         if rating_task(model) is not None:
             self._candidate = fitted.spec.candidate.name
-            self._pairs = GraphEncoder(fitted, (*fitted.spec.query_features, fitted.spec.candidate))
+            self._pairs = GraphEncoder(fitted, (*fitted.spec.query_features, fitted.spec.candidate), text_encoders)
             self._rating = partial(rating_of, model)
         if taken := sorted(set(encoded_signature(self._features)) & set(_INDEX_INPUTS)):
             raise ValueError(f"the indexes have inputs called {taken}; give the features another name")
@@ -203,14 +221,20 @@ def save(module: ScoringModule | RetrievalModule, folder: Path) -> None:
 
 
 def save_retrieval(
-    architecture: ModuleType, model: Any, fitted: FittedFeatures, k: int, indexes: Mapping[str, Index], folder: Path
+    architecture: ModuleType,
+    model: Any,
+    fitted: FittedFeatures,
+    k: int,
+    indexes: Mapping[str, Index],
+    folder: Path,
+    text_encoders: GraphTextEncoders = MappingProxyType({}),
 ) -> None:
     """Write a retrieval model as a SavedModel with the indexes of stock operations, and a second one with ScaNN's.
 
     A SavedModel with ScaNN's operation cannot be loaded without the package, even to call another signature.
     """
     stock = {name: index for name, index in indexes.items() if name != SCANN}
-    save(RetrievalModule(architecture, model, fitted, k, stock), folder)
+    save(RetrievalModule(architecture, model, fitted, k, stock, text_encoders), folder)
     if SCANN in indexes:
         scann_part = RetrievalModule(architecture, model, fitted, k, {SCANN: indexes[SCANN]})
         save(scann_part, scann_folder(folder))

@@ -9,7 +9,8 @@ import tempfile
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow.compute as pc
@@ -33,11 +34,15 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    TextEmbedding,
     TokenFeature,
     Vector,
+    VectorFeature,
 )
+from mirrorspark.data_pipelines.features.text import WHITE_SPACE
 from mirrorspark.data_pipelines.features.transform import SparseRows, bucket_boundaries, imputed_value
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.models.serving.saved_functions import state
 from mirrorspark.models.serving.text_normalisation import GraphNormaliser, graph_split, graph_subwords
 
 # A serialized graph is limited to 2 GiB, and a token takes some bytes more than its own there.
@@ -58,13 +63,27 @@ _RAW_SPECS: Mapping[RawForm, tuple[list[None], tf.DType]] = {
 _DTYPES: Mapping[Form, tf.DType] = {"value": tf.float32, "id": tf.int64, "ids": tf.int64, "sparse": tf.float32}
 
 
+GraphTextEncoders: TypeAlias = Mapping[str, tuple[Any, Callable[[tf.Tensor], tf.Tensor]]]
+"""Per feature an encoder of texts: what holds its variables and tables, and its function from texts ``[texts]`` to
+vectors ``[texts, size]``.
+"""
+
+
 class GraphEncoder(tf.Module):
     """Converts raw tensors (:data:`data_pipelines.features.kinds.RawForm`) to model inputs."""
 
-    def __init__(self, fitted: FittedFeatures, features: Iterable[Feature]) -> None:
+    def __init__(
+        self,
+        fitted: FittedFeatures,
+        features: Iterable[Feature],
+        text_encoders: GraphTextEncoders = MappingProxyType({}),
+    ) -> None:
+        """Prepare the transform of ``features``; embedded texts without an encoder are given as their vectors."""
         super().__init__(name="raw_columns")
         self.fitted = fitted
         self._features = tuple(features)
+        self._embed = {name: function for name, (_, function) in text_encoders.items()}
+        self._embed_state = [state(module) for module, _ in text_encoders.values()]
         self._numbers = arithmetic.tensorflow()
         looked_up = {
             fitted.spec.vocabulary_name(feature): feature
@@ -83,10 +102,13 @@ class GraphEncoder(tf.Module):
     def signature(self) -> dict[str, tf.TensorSpec]:
         """Return the specs of the raw tensors for :meth:`__call__`."""
         return {
-            name: tf.TensorSpec(*_RAW_SPECS[form], name)
+            name: tf.TensorSpec(*_RAW_SPECS["values" if self._takes_vectors(feature) else form], name)
             for feature in self._features
             for name, form in feature.raw.items()
         }
+
+    def _takes_vectors(self, feature: Feature) -> bool:
+        return isinstance(feature, TextEmbedding) and feature.name not in self._embed
 
     def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor | tf.SparseTensor]:
         """Return the model's inputs, as :meth:`data_pipelines.features.transform.Encoder.encode` does.
@@ -162,7 +184,16 @@ class GraphEncoder(tf.Module):
             tf.stack([tf.shape(indices, tf.int64)[0], _int64(feature.size)]),
         )
 
-    def vector(self, feature: Vector, values: tf.Tensor) -> tf.Tensor:
+    def embedding(self, feature: TextEmbedding, raw: tf.Tensor) -> tf.Tensor:
+        """Return float32 ``[batch, size]`` for texts ``[batch]``, or for their vectors without an encoder."""
+        if self._takes_vectors(feature):
+            return self.vector(feature, raw)
+        texts = tf.strings.regex_replace(tf.strings.regex_replace(raw, WHITE_SPACE, " "), "^ | $", "")
+        vectors = self._embed[feature.name](texts)
+        present = tf.where(tf.equal(texts, "")[:, tf.newaxis], tf.zeros_like(vectors), vectors)
+        return self.vector(feature, tf.cast(present, tf.float64))
+
+    def vector(self, feature: VectorFeature, values: tf.Tensor) -> tf.Tensor:
         """Return float32 ``[batch, size]`` for values ``[batch, size]``, or ``[batch, 0]`` if all are missing."""
         length = tf.shape(values)[1]
         message = f"feature '{feature.name}' has vectors of a length that is not its size {feature.size}"
@@ -182,6 +213,7 @@ _ENCODERS: Mapping[type[Feature], Callable[..., Any]] = {
     Text: GraphEncoder.text_ids,
     Sparse: GraphEncoder.sparse,
     Vector: GraphEncoder.vector,
+    TextEmbedding: GraphEncoder.embedding,
 }
 
 
@@ -200,7 +232,7 @@ def encoded_signature(features: Iterable[Feature], any_length: Collection[str] =
         elif isinstance(feature, ListFeature):
             is_open = feature.max_length == UNBOUNDED or feature.name in any_length
             specs[feature.name] = tf.TensorSpec([None, None if is_open else feature.max_length], tf.int64, feature.name)
-        elif isinstance(feature, Vector):
+        elif isinstance(feature, VectorFeature):
             specs[feature.name] = tf.TensorSpec([None, feature.size], tf.float32, feature.name)
         else:
             specs[feature.name] = tf.TensorSpec([None], _DTYPES[feature.form], feature.name)

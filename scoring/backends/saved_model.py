@@ -1,7 +1,7 @@
 """Backend for SavedModels of other origin: calls a named signature with tensors."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,25 @@ class SavedModelBackend:
         tensors = {name: self._to_tensor(with_rank(values, self._ranks[name])) for name, values in inputs.items()}
         given = self._call(**tensors)
         return {name: given[name].numpy() for name in outputs}
+
+    def in_graph(self, takes: str, gives: str) -> tuple[Any, Callable[[Any], Any]] | None:
+        """Return a function of tensors for a graph, with the module whose variables and tables it needs.
+
+        Args:
+            takes: The only input.
+            gives: The output.
+
+        Returns:
+            None for a SavedModel of TensorFlow 1, which does not say which tables a function needs.
+        """
+        if hasattr(self._module, "asset_paths"):
+            return None
+        rank = self._ranks[takes]
+
+        def call(tensor: Any) -> Any:
+            return self._call(**{takes: tensor[:, None] if rank == 2 else tensor})[gives]
+
+        return self._module, call
 
 
 def _loaded(tf: Any, folder: Path) -> Any:

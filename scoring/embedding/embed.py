@@ -1,5 +1,6 @@
 """Embedding of the texts of a DataFrame on Spark, with a cache: an encoder computes each text once."""
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,7 +23,13 @@ from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import map_batches, progress_bar
 from mirrorspark.scoring.backends.protocol import UnsupportedModelError
 from mirrorspark.scoring.backends.tensorflow_runtime import limit_tensorflow
-from mirrorspark.scoring.embedding.encoder import EncoderSettings, TextEncoder, encoder_folder, load_encoder
+from mirrorspark.scoring.embedding.encoder import (
+    EncoderSettings,
+    TextEncoder,
+    encoder_digest,
+    encoder_folder,
+    load_encoder,
+)
 from mirrorspark.scoring.embedding.vector_cache import (
     KEY,
     VECTOR,
@@ -34,7 +41,7 @@ from mirrorspark.scoring.embedding.vector_cache import (
 )
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.cache import ModelChangedError, freeze_gc, limit_numeric_libraries
-from mirrorspark.scoring.model.directory import PinnedModel, cached_digest, folder_digest
+from mirrorspark.scoring.model.directory import PinnedModel, folder_digest
 from mirrorspark.scoring.plan import column_named
 from mirrorspark.scoring.task.batches import regrouped
 from mirrorspark.scoring.task.scorer import ShippedModel, ship
@@ -93,22 +100,49 @@ def embed_text(
             process.
     """
     settings = EncoderSettings(signature, model_output, max_length, batch_size)
+    digest = encoder_digest(encoder)
+    vectors = VectorCache.of(cache, settings.digest(digest))
+    return with_vectors(df, column, encoder, digest, settings, vectors, output)
+
+
+def with_vectors(
+    df: DataFrame,
+    column: str,
+    encoder: str | Path,
+    digest: str,
+    settings: EncoderSettings,
+    vectors: VectorCache,
+    output: str,
+    *,
+    progress: bool = True,
+) -> DataFrame:
+    """Return what :func:`embed_text` does.
+
+    Args:
+        df: The table.
+        column: The texts.
+        encoder: The encoder.
+        digest: Digest of its files.
+        settings: Its settings.
+        vectors: The cache of this encoder with these settings.
+        output: Name of the new column.
+        progress: Show a bar of Spark's tasks where one can be seen.
+    """
     _check_columns(df, column, output)
     text = normalised_text(column_named(column))
     with encoder_folder(encoder) as folder:
-        digest = cached_digest(folder)
-        vectors = VectorCache.of(cache, settings.digest(digest))
         pinned = PinnedModel(str(folder), folder.name, digest[:12], digest, folder)
         task = EmbedTask(ship(df.sparkSession, pinned), settings, vectors)
-        _encode(df.select(text.alias(_TEXT)).where(F.col(_TEXT).isNotNull()), task, encoder)
+        with progress_bar(df.sparkSession, "embed") if progress else contextlib.nullcontext():
+            _encode(df.select(text.alias(_TEXT)).where(F.col(_TEXT).isNotNull()), task, encoder)
     found = vectors.table(df.sparkSession).dropDuplicates([KEY])
     found = found.select(F.col(KEY).alias(_OWN_KEY), F.col(VECTOR).alias(_OWN_VECTOR))
     joined = df.withColumn(_OWN_KEY, text_key(text)).join(found, _OWN_KEY, "left")
     is_lost = F.col(_OWN_KEY).isNotNull() & F.col(_OWN_VECTOR).isNull()
     error = F.raise_error(
         F.lit(
-            f"a text of '{column}' has no vector in {cache}: the table gives other texts than before, or files of the "
-            f"cache were removed; call embed_text again, with a table that gives the same rows each time"
+            f"a text of '{column}' has no vector in {vectors.folder}: the table gives other texts than before, or "
+            f"files of the cache were removed; try again, with a table that gives the same rows each time"
         )
     )
     vector = F.when(is_lost, error).otherwise(F.col(_OWN_VECTOR))
@@ -146,8 +180,7 @@ def _encode(texts: DataFrame, task: "EmbedTask", encoder: str | Path) -> None:
     tasks = _TASKS_PER_SLOT * spark.sparkContext.defaultParallelism
     dealt = distinct.join(cached, KEY, "left").select(KEY, new).repartitionById(tasks, task_of(F.col(KEY), tasks))
     try:
-        with progress_bar(spark, "embed"):
-            rows = map_batches(dealt, task, f"{_REPORT} string").collect()
+        rows = map_batches(dealt, task, f"{_REPORT} string").collect()
     except (Py4JJavaError, PySparkException) as error:
         raise OSError(f"texts cannot be embedded: {task_message(error)}") from error
     reports = [json.loads(row[_REPORT]) for row in rows]

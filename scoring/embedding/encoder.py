@@ -5,19 +5,21 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from mirrorspark.data_pipelines.features.raw_columns import meant
 from mirrorspark.scoring.backends.catalog import load_backend
 from mirrorspark.scoring.backends.protocol import DTYPES, ArrayType, Backend
+from mirrorspark.scoring.backends.saved_model import SavedModelBackend
 from mirrorspark.scoring.embedding.buckets import Call, bucket_length, calls
 from mirrorspark.scoring.embedding.wordpiece import CONFIG_FILE, VOCABULARY_FILE, WordPiece
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.model.directory import cached_digest
 
 # Changes with the vectors of an unchanged encoder: another tokenizer, another pooling.
 _FORMAT_VERSION = 1
@@ -108,6 +110,16 @@ def _model_file(folder: Path) -> tuple[str, Path]:
     return _BACKENDS_BY_SUFFIX[chosen[0].suffix], chosen[0]
 
 
+def encoder_digest(location: str | Path) -> str:
+    """Return the digest of the files of an encoder.
+
+    Raises:
+        ScoringError: There is no encoder.
+    """
+    with encoder_folder(location) as folder:
+        return cached_digest(folder)
+
+
 class TextEncoder(Protocol):
     """A loaded encoder."""
 
@@ -116,6 +128,13 @@ class TextEncoder(Protocol):
 
         Raises:
             ScoringError: The output is no such array, or has a value that is not finite.
+        """
+
+    def in_graph(self) -> tuple[Any, Callable[[Any], Any]] | None:
+        """Return the encoder as a part of another TensorFlow graph, or None if it cannot be one.
+
+        The first value holds its variables and tables, the second gives tensors of vectors ``[texts, d]`` for tensors
+        of texts ``[texts]``.
         """
 
 
@@ -190,6 +209,11 @@ class _StringEncoder:
             parts.append(_vectors(values, None, column[rows].tolist(), self._output))
         return _in_order(parts, order)
 
+    def in_graph(self) -> tuple[Any, Callable[[Any], Any]] | None:
+        if not isinstance(self._backend, SavedModelBackend) or self._backend.signature.rows:
+            return None
+        return self._backend.in_graph(self._input, self._output)
+
 
 class _TokenEncoder:
     """An encoder that takes token ids."""
@@ -214,6 +238,9 @@ class _TokenEncoder:
             parts.append(_vectors(values, mask, [texts[row] for row in call.rows], self._output))
             order.append(call.rows)
         return _in_order(parts, np.concatenate(order))
+
+    def in_graph(self) -> None:
+        """Return None: its tokenizer is Python."""
 
     def _size_at(self, length: int) -> int:
         return self._backend.signature.rows or max(1, self._call_tokens // length)

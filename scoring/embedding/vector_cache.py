@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.data_pipelines.features.text import WHITE_SPACE
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_uri
 
 KEY, VECTOR = "key", "vector"
@@ -30,8 +31,8 @@ _DEALT_DIGITS = 7
 
 
 def normalised_text(text: Column) -> Column:
-    """Return texts with single spaces for all white space, none at the ends; null if nothing is left."""
-    trimmed = F.trim(F.regexp_replace(text, r"(?U)\s+", " "))
+    """Return on Spark what :func:`data_pipelines.features.text.single_spaced` does on Arrow's arrays."""
+    trimmed = F.trim(F.regexp_replace(text, WHITE_SPACE, " "))
     return F.when(trimmed != "", trimmed)
 
 
@@ -59,9 +60,9 @@ class VectorCache:
     given: str
 
     @classmethod
-    def of(cls, location: Location, encoder: str) -> "VectorCache":
-        """Return the cache for an encoder with this digest."""
-        return cls(StoragePath.of(location) / encoder[:_DIGITS_OF_FOLDER], str(location))
+    def of(cls, location: Location, encoder: str, given: Location | None = None) -> "VectorCache":
+        """Return the cache for an encoder with this digest; ``given`` tells the scheme of a location made of it."""
+        return cls(StoragePath.of(location) / encoder[:_DIGITS_OF_FOLDER], str(given or location))
 
     def table(self, spark: SparkSession) -> DataFrame:
         """Return the keys and vectors of the files that there are now; a key may be there twice."""
@@ -69,6 +70,11 @@ class VectorCache:
             return spark.createDataFrame([], _SPARK_SCHEMA)
         files = spark.read.schema(_SPARK_SCHEMA).parquet(hadoop_uri(self.folder, self.given))
         return files.select(KEY, VECTOR)  # without the folders' names
+
+    def size(self, spark: SparkSession) -> int | None:
+        """Return the length of the vectors; None if there are none."""
+        row = self.table(spark).select(F.size(VECTOR)).first()
+        return None if row is None else int(row[0])
 
     def missing(self, files: list[str]) -> list[str]:
         """Return the files among ``files``, relative to the folder, that are not there."""

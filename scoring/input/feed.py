@@ -10,6 +10,7 @@ from mirrorspark.data_pipelines.features.kinds import Feature
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.scoring.backends.protocol import DTYPES, ArrayType, Signature
+from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
 from mirrorspark.scoring.input.decoding import Decoder
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, RowErrors
 from mirrorspark.scoring.output.bad_rows import bad_row_errors
@@ -45,7 +46,9 @@ class Feed(Protocol):
 class FeatureFeed:
     """Feed of a model that was trained here: encodes columns as its features."""
 
-    def __init__(self, encoder: Encoder, features: tuple[Feature, ...], any_length: Collection[str]) -> None:
+    def __init__(
+        self, encoder: Encoder, features: tuple[Feature, ...], any_length: Collection[str], texts: ModelEncoders
+    ) -> None:
         """Create the feed of a model.
 
         Args:
@@ -53,8 +56,9 @@ class FeatureFeed:
             features: The features that the model takes.
             any_length: Names of the lists that the model takes at any length; they are padded to the longest list of a
                 call.
+            texts: The encoders of the texts among the features.
         """
-        self._encoder, self._features, self._any_length = encoder, features, any_length
+        self._encoder, self._features, self._any_length, self._texts = encoder, features, any_length, texts
 
     def rows_per_call(self, batch_size: int) -> int:
         """Return ``batch_size``."""
@@ -62,10 +66,13 @@ class FeatureFeed:
 
     def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield ids and numbers. Lists are padded to the longest one; a part has one row or at most 64 MB of them."""
-        return self._encoder.padded_parts(table, self._features, rows, self._any_length, CALL_BYTES)
+        embedded = self._texts.embedded(table)
+        return self._encoder.padded_parts(embedded, self._features, rows, self._any_length, CALL_BYTES)
 
     def row_errors(self, batch: pa.RecordBatch, *, first: bool) -> RowErrors:
         """Return the rows that cannot be encoded, found by bisection because an error does not name its row."""
+        # Each text once, however often its row is examined.
+        batch = self._texts.embedded(batch)
         self._check(batch.slice(0, 0))
         return bad_row_errors(batch, self._check, first=first)
 

@@ -17,6 +17,7 @@ from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE, SCANN, enco
 from mirrorspark.scoring.backends.catalog import load_backend
 from mirrorspark.scoring.backends.protocol import ArrayType, Backend, ModelOutputError
 from mirrorspark.scoring.backends.trained_model import TrainedBackend, TrainedGraph
+from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
 from mirrorspark.scoring.input.column_types import ARROW_TYPES, ELEMENT_TYPES, element_name
 from mirrorspark.scoring.input.decoding import decoders
 from mirrorspark.scoring.input.feed import ColumnFeed, FeatureFeed, Feed
@@ -277,7 +278,8 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Fe
     _check_names("outputs", trained.signature.outputs, description.outputs)
     # Older exports, and models whose Keras inputs have a fixed length, need lists padded to that length.
     any_length = {array.name for array in trained.signature.inputs if array.shape == (None, None)}
-    return trained, FeatureFeed(encoder, features, any_length)
+    texts = ModelEncoders(directory.path, features, threads=threads)
+    return trained, FeatureFeed(encoder, features, any_length, texts)
 
 
 def _packaged(folder: Path, description: PackagedDescription, threads: int | None) -> tuple[Backend, Feed]:

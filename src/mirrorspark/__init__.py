@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.data_pipelines.convert import read_profile as read_profile
     from mirrorspark.data_pipelines.dataset.cache import DatasetCache as DatasetCache
     from mirrorspark.data_pipelines.dataset.manifest import DatasetError as DatasetError
-    from mirrorspark.data_pipelines.features.kinds import FeatureSpecError as FeatureSpecError
+    from mirrorspark.data_pipelines.features.checks import FeatureSpecError as FeatureSpecError
     from mirrorspark.data_pipelines.features.spec import FeatureSpec as FeatureSpec
     from mirrorspark.data_pipelines.ingest import ingest_csv as ingest_csv
     from mirrorspark.data_pipelines.quality.leakage import check_leakage as check_leakage
@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.plots.score_histogram import score_histogram as score_histogram
     from mirrorspark.scoring.batch import score as score
     from mirrorspark.scoring.embedding.embed import embed_text as embed_text
+    from mirrorspark.scoring.embedding.embedder import TextEmbedder as TextEmbedder
     from mirrorspark.scoring.errors import ScoringError as ScoringError
     from mirrorspark.scoring.files import score_files as score_files
     from mirrorspark.scoring.groups import score_by_group as score_by_group
@@ -122,7 +123,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "data_pipelines.convert": ("convert", "ConversionOptions", "read_profile"),
         "data_pipelines.dataset.cache": ("DatasetCache",),
         "data_pipelines.dataset.manifest": ("DatasetError",),
-        "data_pipelines.features.kinds": ("FeatureSpecError",),
+        "data_pipelines.features.checks": ("FeatureSpecError",),
         "data_pipelines.features.spec": ("FeatureSpec",),
         "data_pipelines.ingest": ("ingest_csv",),
         "data_pipelines.quality.leakage": ("check_leakage",),
@@ -170,6 +171,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "Scoring": {
         "scoring.batch": ("score",),
         "scoring.embedding.embed": ("embed_text",),
+        "scoring.embedding.embedder": ("TextEmbedder",),
         "scoring.errors": ("ScoringError",),
         "scoring.files": ("score_files",),
         "scoring.groups": ("score_by_group",),

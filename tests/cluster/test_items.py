@@ -1,5 +1,6 @@
 """Items with features on Spark: conversion, a training of two workers, and items that nobody has rated (R1)."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,9 @@ from mirrorspark.scoring.recommend import recommend
 from mirrorspark.training.catalogue.refresh import refresh_index
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.pipeline import recipe_table
+from mirrorspark.training.recipe import load_recipe
 from tests.cluster.test_main_job import run
+from tests.unit.scoring.encoders import save_onnx_encoder
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -91,7 +94,17 @@ def trained(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> 
     columns = ["userId", "movieId", "rating", "timestamp"]
     pd.DataFrame(ratings, columns=columns).to_csv(data / "ratings.csv", index=False)
     flags = ("--epochs=12", "--learning-rate=0.01", "--global-batch-size=16", "--top-k=4", "--model.dropout=0")
-    flags += ("--workers=2", "--ranked-queries=1000", "--label={name: movie_id, kind: candidate, rating: rating}")
+    # The title once more, by an encoder of token ids.
+    items = load_recipe("movielens_items")["items"]
+    encoder = save_onnx_encoder(output / "encoder" / "model.onnx")
+    features = items["features"] | {"plot": {"kind": "text_embedding", "encoder": str(encoder)}}
+    items |= {"features": features, "sql": items["sql"].replace("FROM movies", ", title AS plot FROM movies")}
+    flags += (
+        "--workers=2",
+        f"--items={json.dumps(items)}",
+        "--ranked-queries=1000",
+        "--label={name: movie_id, kind: candidate, rating: rating}",
+    )
     beside = "--baseline=[popularity, item_knn, {name: ease, l2: 5}, {name: als, rank: 4, iterations: 3}]"
     finished = run(output, "--recipe=movielens_items", f"--data={data}", *flags, beside)
     config = RunConfig.from_recipe("movielens_items", data=str(data), output=str(output))
@@ -146,8 +159,11 @@ def test_a_new_catalogue_takes_the_alias_while_readers_run(
     finished, users = trained
     store, alias = finished.summary["tracking_uri"], "models:/movielens_items@shop"
     store_client(store).set_registered_model_alias("movielens_items", "shop", "1")
-    columns = [(str(n), ["War" if n % 2 == 0 else "Comedy"], f"Film {n}", 1980 + n) for n in range(5, 23)]
-    films = spark.createDataFrame(columns, "id string, genres array<string>, title string, year int")
+    columns = [
+        (str(n), ["War" if n % 2 == 0 else "Comedy"], f"Film {n}", 1980 + n, f"Film {n}  ({1980 + n})\n")
+        for n in range(5, 23)
+    ]
+    films = spark.createDataFrame(columns, "id string, genres array<string>, title string, year int, plot string")
     row = users.limit(1).toArrow().to_pylist()[0]
     jobs: list[set[str]] = []
     labels: list[str] = []
@@ -179,6 +195,8 @@ def test_a_new_catalogue_takes_the_alias_while_readers_run(
     assert versions == sorted(versions)
     assert (versions[0], versions[-1], labels[-1]) == ("movielens_items/1", new, new)
     assert (refreshed.catalogue.new, refreshed.catalogue.removed) == (8, 4)
+    # The plots of the others differ in white space alone.
+    assert refreshed.catalogue.changed == 0
 
     later = spark.createDataFrame([("21",), ("22",)], "movie_id string")
     lists = recommend(users, alias, keys="user_id", k=1, available=later, tracking_uri=store).toPandas()

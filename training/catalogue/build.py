@@ -8,14 +8,16 @@ import dataclasses
 import gc
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.items import ids_without_item
+from mirrorspark.scoring.embedding.model_encoders import graph_encoders
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
 from mirrorspark.training.executor import child_process
@@ -54,15 +56,39 @@ def build(
     Raises:
         RefreshError: It failed; the message has the last line of the process's output.
     """
-    environment = child_process.tensorflow_environment(plan.threads, verbose=verbose) | {"CUDA_VISIBLE_DEVICES": "-1"}
-    process = child_process.start("mirrorspark.training.catalogue.build", environment)
+    return answered("build", dataclasses.asdict(plan), "the index cannot be built", verbose=verbose, tell=tell)
+
+
+def answered(
+    module: str,
+    plan: Mapping[str, Any],
+    failure: str,
+    *,
+    verbose: bool = False,
+    tell: Callable[[str, int, int], None] = lambda doing, done, total: None,
+) -> dict[str, Any]:
+    """Run a module of this folder in a process of its own, and return its answer.
+
+    Args:
+        module: Its name.
+        plan: Its plan, with the ``threads`` of TensorFlow.
+        failure: Begins the message of an error.
+        verbose: Show the process's output.
+        tell: Gets what the process does.
+
+    Raises:
+        RefreshError: It failed; the message has the last line of the process's output.
+    """
+    threads = child_process.tensorflow_environment(plan["threads"], verbose=verbose)
+    environment = threads | {"CUDA_VISIBLE_DEVICES": "-1"}
+    process = child_process.start(f"mirrorspark.training.catalogue.{module}", environment)
     tail = Tail(process.stderr, echo=verbose)
     try:
-        child_process.tell(process, json.dumps(dataclasses.asdict(plan)))
+        child_process.tell(process, json.dumps(plan))
         answer = child_process.answer(process, tell)
         if status := process.wait():
             lines = tail.text().strip().splitlines()
-            raise RefreshError(f"the index cannot be built: {lines[-1] if lines else f'status {status}'}")
+            raise RefreshError(f"{failure}: {lines[-1] if lines else f'status {status}'}")
         return answer
     finally:
         child_process.end(process, tail)
@@ -97,7 +123,8 @@ def write_indexes(plan: BuildPlan, tell: Tell = lambda doing, done=0, total=0: N
     tell("measuring the recall, writing the model", 0, 0)
     found = serving.recalls(indexes, plan.top_k, sample)
     # The module is its own architecture: its `predict` calls the saved query tower.
-    serving.save_retrieval(saved_towers, towers, fitted, plan.top_k, indexes, folder / SAVED_MODEL_FOLDER)
+    texts, saved = graph_encoders(folder, fitted.spec.query_features), folder / SAVED_MODEL_FOLDER
+    serving.save_retrieval(saved_towers, towers, fitted, plan.top_k, indexes, saved, texts)
     return found
 
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.items import changed_items, ids_without_item, with_catalogue
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.raw_columns import raw_column
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.spark.task_bar import work_bar
+from mirrorspark.scoring.embedding.model_encoders import ENCODERS_FOLDER
 from mirrorspark.scoring.input.inputs import FeatureInputs
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, utc_text
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER, ModelDescription, ModelDirectory, PinnedModel
 from mirrorspark.scoring.model.uri import pinned_model
 from mirrorspark.training.catalogue.build import BuildPlan, RefreshError, build
+from mirrorspark.training.catalogue.embed_items import embedded_items
 from mirrorspark.training.catalogue.register import register
 
 _LOGGER = logging.getLogger(__name__)
@@ -96,7 +100,8 @@ def refresh_index(
         with work_bar("refresh") as tell:
             return build(BuildPlan(str(whole), k, cores), verbose=verbose, tell=tell)
 
-    refreshed = write_refreshed(pinned, items, target, least_recall, build_indexes)
+    embed = partial(embedded_items, pinned.path, threads=cores, verbose=verbose)
+    refreshed = write_refreshed(pinned, items, target, least_recall, build_indexes, embed)
     if registered_model is None:
         return refreshed
     return replace(refreshed, model_uri=register(target, pinned, registered_model, alias, tracking_uri))
@@ -108,6 +113,7 @@ def write_refreshed(
     target: Path,
     least_recall: float,
     build_indexes: Callable[[Path, int], Mapping[str, float]],
+    embed: Callable[[FeatureSpec, pa.Table], pa.Table] = lambda spec, items: items,
 ) -> RefreshedIndex:
     """Write the model with new ``items`` into the folder ``target``, whole or not at all.
 
@@ -118,16 +124,22 @@ def write_refreshed(
         least_recall: As for :func:`refresh_index`.
         build_indexes: Writes the SavedModel into a folder that has all else, for so many candidates per query, and
             returns the recalls of the indexes.
+        embed: Returns a table with embedded texts, for the spec of the items.
     """
     directory = ModelDirectory.open(pinned.path)
     before = catalogue_of(directory)
-    fitted = with_catalogue(directory.features, _items(items, directory.features), before.trained)
+    own = directory.features.items
+    assert own is not None  # noqa: S101 - the model has a catalogue
+    table = embed(own.features.spec, _items(items, own.features))
+    fitted = with_catalogue(directory.features, table, before.trained)
     catalogue = _compared(directory.features, fitted, before, pinned)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         whole = Path(scratch) / target.name
         shutil.copytree(pinned.path / TOWERS_FOLDER, whole / TOWERS_FOLDER)
         shutil.copyfile(pinned.path / SAMPLE_FILE, whole / SAMPLE_FILE)
+        if (pinned.path / ENCODERS_FOLDER).is_dir():
+            shutil.copytree(pinned.path / ENCODERS_FOLDER, whole / ENCODERS_FOLDER)
         fitted.save(whole / FEATURES_FOLDER)
         recalls = build_indexes(whole, catalogue.top_k)
         _check_recalls(recalls, least_recall)
@@ -165,10 +177,8 @@ def catalogue_of(directory: ModelDirectory) -> Catalogue:
     return found
 
 
-def _items(items: Any, features: FittedFeatures) -> pa.Table:
+def _items(items: Any, own: FittedFeatures) -> pa.Table:
     """Return the columns of the items, whose types are those of the training."""
-    assert features.items is not None  # noqa: S101 - the model has a catalogue
-    own = features.items.features
     inputs = FeatureInputs(own.spec.features, own.column_types)
     table = as_arrow(items, inputs.columns, "the table of items")
     inputs.check(table.schema)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mirrorspark.callbacks.mlflow.store import NoStoreError, default_store, store_client
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
-from mirrorspark.training.results.export import mlflow_requirements, mlflow_signature
+from mirrorspark.training.results.mlflow_model import mlflow_requirements, mlflow_signature
 
 _ARTIFACTS = "model"
 
@@ -84,7 +84,7 @@ def _write_mlflow_model(folder: Path, target: Path) -> None:
             loader_module=loader.name.rpartition(".")[2],
             data_path=str(folder),
             code_paths=[str(loader.origin)],
-            signature=mlflow_signature(directory.features.spec, directory.description.outputs),
+            signature=mlflow_signature(folder, directory.features.spec, directory.description.outputs),
             pip_requirements=mlflow_requirements(),
             metadata={"features_hash": directory.features.hash},
         )

@@ -27,19 +27,18 @@ import pyarrow.parquet as pq
 from mirrorspark.callbacks.mlflow.store import store_client
 from mirrorspark.data_pipelines.convert import EXAMPLE_FILE, library_versions
 from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER
-from mirrorspark.data_pipelines.features.kinds import RawForm
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models import catalog, own_model
 from mirrorspark.models.classical import FittedArchitecture
 from mirrorspark.models.serving.signatures import EXACT
+from mirrorspark.scoring.embedding.model_encoders import graph_encoders, save_features
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
-from mirrorspark.scoring.model.directory import FEATURES_FOLDER as MODEL_FEATURES_FOLDER
 from mirrorspark.scoring.model.directory import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, one_line
 from mirrorspark.training.executor import child_process
 from mirrorspark.training.executor.child_process import Tail, Tell
+from mirrorspark.training.results.mlflow_model import input_example, mlflow_requirements, mlflow_signature
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 
 # Tags of a registered version: the checkpoint of the run's best epoch, and what was registered after it.
@@ -357,26 +356,27 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
     from mirrorspark.models.retrieval import saved_towers
     from mirrorspark.models.serving import export as serving
 
-    folder = Path(plan.folder)
+    folder, saved = Path(plan.folder), Path(plan.folder) / SAVED_MODEL_FOLDER
+    save_features(dataset.features, folder)
+    texts = graph_encoders(folder, dataset.spec.query_features)
     indexes: dict[str, float] = {}
     catalogue: Mapping[str, Any] = {}
     is_fitted = isinstance(architecture, FittedArchitecture)
     if is_fitted:
         # Only vectors have approximate indexes.
         indexes, built = {EXACT: 1.0}, {EXACT: model.index}
-        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, folder / SAVED_MODEL_FOLDER)
+        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, saved, texts)
     elif architecture.TASK == "retrieval":
         sample = _sample_queries(architecture, model, dataset)
         built = serving.build_indexes(model, plan.top_k, scann=has_scann(), sample=sample, tell=tell)
         indexes = serving.recalls(built, plan.top_k, sample)
-        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, folder / SAVED_MODEL_FOLDER)
+        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, saved, texts)
         if saved_towers.has_item_tower(model):
             saved_towers.save_towers(architecture, model, dataset.features, folder / TOWERS_FOLDER)
             np.save(folder / SAMPLE_FILE, sample)
             catalogue = dataclasses.asdict(Catalogue.of_training(dataset.features, plan.top_k, datetime.now(UTC)))
     else:
-        serving.save(serving.ScoringModule(architecture, model, dataset.features), folder / SAVED_MODEL_FOLDER)
-    dataset.features.save(folder / MODEL_FEATURES_FOLDER)
+        serving.save(serving.ScoringModule(architecture, model, dataset.features, texts), saved)
     ModelDescription(
         task=architecture.TASK,
         architecture=plan.model,
@@ -411,7 +411,8 @@ def _register(plan: ExportPlan, dataset: Dataset, architecture: str) -> ExportRe
     known = registered_before(client, plan, architecture)
     if known is not None:
         return known
-    example = pq.read_table(dataset.path / FEATURES_FOLDER / EXAMPLE_FILE).to_pandas()
+    folder = Path(plan.folder)
+    example = input_example(dataset.path / FEATURES_FOLDER / EXAMPLE_FILE, folder)
     # System metrics are off in any environment, since they would be those of the export.
     mlflow.start_run(run_id=plan.mlflow_run_id, log_system_metrics=False)
     try:
@@ -420,7 +421,7 @@ def _register(plan: ExportPlan, dataset: Dataset, architecture: str) -> ExportRe
             loader_module=mirrorspark_pyfunc.__name__.rpartition(".")[2],
             data_path=plan.folder,
             code_paths=[str(mirrorspark_pyfunc.__file__)],
-            signature=mlflow_signature(dataset.spec, ModelDescription.load(Path(plan.folder)).outputs),
+            signature=mlflow_signature(folder, dataset.spec, ModelDescription.load(folder).outputs),
             input_example=example,
             pip_requirements=mlflow_requirements(),
             registered_model_name=plan.registered_model,
@@ -450,37 +451,6 @@ def registered_before(client: Any, plan: ExportPlan, architecture: str) -> Expor
         if known.status == "READY" and tags == wanted:
             return ExportResult(known.source, str(known.version))
     return None
-
-
-def mlflow_signature(spec: FeatureSpec, outputs: Mapping[str, str]) -> Any:
-    """Return MLflow's signature of a model: raw columns to outputs."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Schema
-
-    types: Mapping[RawForm, Any] = {
-        "number": DataType.double,
-        "token": DataType.string,
-        "tokens": Array(DataType.string),
-        "times": Array(DataType.long),
-        "indices": Array(DataType.long),
-        "values": Array(DataType.double),
-    }
-    features = [*spec.query_features, *([spec.excluded] if spec.excluded else [])]
-    inputs: list[Any] = [
-        ColSpec(types[form], name, required=False) for one in features for name, form in one.raw.items()
-    ]
-    given: Mapping[str, Any] = {
-        "float": DataType.float,
-        "array<float>": Array(DataType.float),
-        "array<string>": Array(DataType.string),
-    }
-    returned: list[Any] = [ColSpec(given[type_], name) for name, type_ in outputs.items()]
-    return ModelSignature(inputs=Schema(inputs), outputs=Schema(returned))
-
-
-def mlflow_requirements() -> list[str]:
-    """Return the packages that MLflow needs to load a model, at their versions here."""
-    return [f"{package}=={version(package)}" for package in ("tensorflow", "numpy", "pandas")]
 
 
 def has_scann() -> bool:

@@ -16,6 +16,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.output.forms import Labelled
@@ -143,7 +144,9 @@ class FitResult:
         test = self.rows.where(F.col(SPLIT_COLUMN) == "test")
         # The hash of the keys takes the same rows each time.
         chosen = test.orderBy(F.xxhash64(*self.spec.keys)).limit(rows)
-        sample = chosen.select(*self.spec.columns).toArrow()
+        # Texts are embedded once, and not for each shuffling.
+        encoders = ModelEncoders(self.model.path, self.dataset.spec.features)
+        sample = encoders.embedded(chosen.select(*self.spec.columns).toArrow())
         explanation = explain(sample, self.dataset.features, self._predict, repeats=repeats, seed=seed)
         facts = report_facts(self.trained, self.dataset, self.config, explanation=explanation)
         self._log_report(write_report(facts, self.report))

@@ -20,10 +20,11 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    TextEmbedding,
     Vector,
 )
 from mirrorspark.data_pipelines.features.labels import LabelError
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, embedded_texts
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder, RaggedIds, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
@@ -127,6 +128,7 @@ def everything() -> tuple[FittedFeatures, pa.Table]:
             Sequence("seen", time="seen_at", max_length=2),
             Text("review", max_length=2),
             Vector("picture", size=2),
+            TextEmbedding("title", "encoders/titles", size=2),
         ),
         Label("topics", "multi_label"),
         ("id",),
@@ -144,6 +146,7 @@ def everything() -> tuple[FittedFeatures, pa.Table]:
             "seen_at": [[2, 1], [0]],
             "review": ["A, b", ""],
             "picture": [[0.5, -1.0], None],
+            "title": embedded_texts(pa.array([None, "A film"]), np.array([[0.25, 4.0]], np.float32)),
             "topics": pa.array([["b", "a"], []], pa.list_(pa.string())),
             "id": [1, 2],
         }
@@ -170,6 +173,7 @@ def test_rows_of_every_kind_come_back_as_they_were_encoded() -> None:
         "seen": [[3, 2], [3, 0]],
         "review": [[2, 3], [0, 0]],
         "picture": [[0.5, -1.0], [0.0, 0.0]],
+        "title": [[0.0, 0.0], [0.25, 4.0]],
     }
     assert isinstance(block.label, RaggedIds)
     assert block.label.multi_hot(fitted.classes).tolist() == [[1.0, 1.0], [0.0, 0.0]]

@@ -21,6 +21,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    TextEmbedding,
     Vector,
     repeated_names,
 )
@@ -71,6 +72,7 @@ features:
   basket: {kind: sparse, size: 300000}
   visits: {kind: sparse, size: 100, indices: visit_ids, values: visit_counts}
   picture: {kind: vector, size: 512}
+  blurb: {kind: text_embedding, encoder: encoders/minilm, max_length: 64}
 label: {name: topics, kind: multi_label}
 keys: order_id
 """
@@ -89,6 +91,7 @@ EVERY_KIND = FeatureSpec(
         Sparse("basket", size=300_000),
         Sparse("visits", size=100, indices="visit_ids", values="visit_counts"),
         Vector("picture", size=512),
+        TextEmbedding("blurb", "encoders/minilm", max_length=64),
     ),
     label=Label("topics", kind="multi_label"),
     keys=("order_id",),
@@ -135,8 +138,10 @@ def test_one_key_and_one_label_need_no_list() -> None:
         dataclasses.replace(SPEC, label=Label("early")),
         dataclasses.replace(SPEC, keys=("flight_id",)),
         dataclasses.replace(SPEC, weight=None),
+        FeatureSpec((*SPEC.features, TextEmbedding("blurb", "e")), SPEC.label, SPEC.keys, SPEC.weight),
+        FeatureSpec((*SPEC.features, TextEmbedding("blurb", "e", digest="1")), SPEC.label, SPEC.keys, SPEC.weight),
     ],
-    ids=["option", "fewer features", "other order", "label", "keys", "weight"],
+    ids=["option", "fewer features", "other order", "label", "keys", "weight", "text", "encoder"],
 )
 def test_the_hash_changes_with_every_part_of_the_spec(other: FeatureSpec) -> None:
     assert other.hash != SPEC.hash
@@ -170,6 +175,7 @@ def test_every_kind_says_what_it_is_to_the_model_and_what_it_is_read_from() -> N
         "basket": "sparse",
         "visits": "sparse",
         "picture": "vector",
+        "blurb": "vector",
     }
     assert EVERY_KIND["seen"].columns == ("seen", "seen_at")
     assert EVERY_KIND["basket"].columns == ("basket",)
@@ -327,6 +333,14 @@ SPEC_MISTAKES = {
     "no keys": ({"keys": []}, r"lacks \['keys'\]"),
     "features as a list": ({"features": ["distance"]}, r"features is \['distance'\]; give a mapping"),
     "label without a name": ({"label": {"kind": "binary"}}, "label: .*name"),
+    "text without an encoder": (
+        {"features": {"x": {"kind": "text_embedding", "encoder": ""}}},
+        "feature 'x': encoder is ''; give the path of a folder with a SavedModel or an ONNX file",
+    ),
+    "text cut to nothing": (
+        {"features": {"x": {"kind": "text_embedding", "encoder": "e", "max_length": 2}}},
+        "feature 'x': max_length is 2; use a whole number from 3 on",
+    ),
     "label of an unknown kind": (
         {"label": {"name": "late", "kind": "ordinal"}},
         "label 'late': kind 'ordinal' is unknown; use binary or candidate or multi_class or multi_label or number",
@@ -435,6 +449,7 @@ def test_the_page_s_example_is_a_spec() -> None:
         "text",
         "sparse",
         "vector",
+        "text_embedding",
     }
 
 

@@ -19,6 +19,7 @@ from mirrorspark.data_pipelines.features.text import (
     SeparatorPatternError,
     normalise,
     normalise_text,
+    single_spaced,
     spelled_out,
     split_tokens,
 )
@@ -36,6 +37,8 @@ LIVELY = [
         or unicodedata.combining(chr(code_point))
     )
 ]
+# Unicode's white space; Python counts four separators among the control characters, too.
+SPACES = [chr(code) for code in range(0x10000) if chr(code).isspace() and code not in range(0x1C, 0x20)]
 TEXTS = st.text(st.sampled_from(LIVELY) | st.characters(exclude_categories=["Cs"]), max_size=12)
 
 
@@ -211,3 +214,10 @@ def test_tokens_are_right_in_a_slice_and_beside_nulls() -> None:
     tokens.validate(full=True)
     assert tokens.to_pylist() == [["a", "b"], None, [], ["c"]]
     assert np.array_equal(tokens.offsets.to_numpy(), [0, 2, 2, 2, 3])
+
+
+def test_white_space_counts_as_one_space_within_a_text_and_not_at_its_ends() -> None:
+    texts = pa.array([f"{space}a{space} {space}b{space}" for space in SPACES] + ["a\x1cb", " ", "", None])
+    found = single_spaced(texts).to_pylist()
+    assert set(found[: len(SPACES)]) == {"a b"}
+    assert found[len(SPACES) :] == ["a\x1cb", None, None, None]

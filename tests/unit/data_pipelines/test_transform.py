@@ -2,6 +2,7 @@
 
 import decimal
 import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +21,17 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    TextEmbedding,
     Vector,
 )
-from mirrorspark.data_pipelines.features.raw_columns import RAW_TYPES, ColumnError, raw_column, raw_inputs
+from mirrorspark.data_pipelines.features.raw_columns import (
+    RAW_TYPES,
+    ColumnError,
+    as_texts,
+    embedded_texts,
+    raw_column,
+    raw_inputs,
+)
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import (
     Encoder,
@@ -595,6 +604,35 @@ def test_an_empty_list_is_a_missing_vector() -> None:
     assert np.asarray(vectors).tolist() == [[0.0, 0.0], [1.0, 0.0]]
 
 
+def test_an_embedded_text_becomes_its_vector_and_a_missing_one_zeros() -> None:
+    feature = TextEmbedding("x", "encoder", size=2)
+    texts = pa.array(["a film", None, "a b"])
+    table = pa.table({"x": embedded_texts(texts, np.array([[1, -2], [3, 1e-40]], np.float32))})
+    for rows in (table, table.slice(0, 3).to_batches()[0]):
+        vectors = np.asarray(encoder(feature).encode(rows)["x"])
+        assert (vectors.dtype, vectors.tolist()) == (np.float32, [[1.0, -2.0], [0.0, 0.0], [3.0, 0.0]])
+    assert as_texts(table)["x"].to_pylist() == texts.to_pylist()
+    assert as_texts(table, vectors_of=["x"])["x"].to_pylist() == [[1.0, -2.0], None, [3.0, pytest.approx(1e-40)]]
+    assert raw_inputs(table, FeatureSpec((feature,), Label("label"), ("id",))).equals(table)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (["a film"], "column 'x' has texts without vectors; score them with the model"),
+        ([7], "column 'x' has type int64, which a text_embedding feature cannot take"),
+        ([[1.0, 2.0]], "column 'x' has type list<.*>, which a text_embedding feature cannot take"),
+        (
+            embedded_texts(pa.array(["a film"]), np.ones((1, 3), np.float32)),
+            "column 'x' holds a vector of 3 numbers, the spec says 2",
+        ),
+    ],
+)
+def test_a_text_without_the_vector_of_its_encoder_is_refused(column: Any, message: str) -> None:
+    with pytest.raises(ColumnError, match=message):
+        encoder(TextEmbedding("x", "encoder", size=2)).encode(pa.table({"x": column}))
+
+
 def test_a_vector_of_another_length_is_refused_with_both_lengths() -> None:
     table = pa.table({"x": [[1.0, 2.0], None, [1.0, 2.0, 3.0]]})
     with pytest.raises(ColumnError, match="column 'x' holds a vector of 3 numbers, the spec says 2"):
@@ -613,6 +651,7 @@ def test_a_vector_of_another_length_is_refused_with_both_lengths() -> None:
         (Sparse("x", size=3), ["x"]),
         (Sparse("x", size=3, indices="i", values="v"), ["i", "v"]),
         (Vector("x", size=3), ["x"]),
+        (TextEmbedding("x", "encoder", size=3), ["x"]),
     ],
     ids=lambda value: value.kind if hasattr(value, "kind") else "",
 )

@@ -19,7 +19,7 @@ from scipy.special import expit, softmax
 from mirrorspark.callbacks.checkpoints.training_state import tensors
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.items import with_items
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Text, Vector
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Text, TextEmbedding, Vector
 from mirrorspark.data_pipelines.features.raw_columns import raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
@@ -37,6 +37,7 @@ from mirrorspark.models.serving.export import (
 )
 from mirrorspark.models.serving.preprocessing import model_inputs
 from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.scoring.embedding.model_encoders import graph_encoders, save_features
 from mirrorspark.scoring.model.cache import load_once
 from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
 from mirrorspark.scoring.model.uri import resolve
@@ -44,6 +45,7 @@ from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
 from mirrorspark.training.results.evaluation.ranking import best_candidates
 from tests.unit.models.conftest import raw_tensors, vocabulary
+from tests.unit.scoring.encoders import embedded, recorded, save_word_encoder
 from tests.unit.scoring.exported_models import ORDERS, described, orders_features
 
 # Settings that make an architecture small, with all that it draws by chance.
@@ -82,6 +84,7 @@ ROWS = (
     ORDERS.append_column("watched", pa.array([["m3", "m0", "m5"], None, ["m7"] * 9]))
     .append_column("seen", pa.array([["m1", "m2"], [], None], pa.list_(pa.string())))
     .append_column("movie", pa.array(["m4", "m0", "m9"]))
+    .append_column("comment", pa.array([" toy  Story", None, "unseen 2"]))
 )
 MOVIES, K = 120, 5
 # Of the fields that are embedded apart: the movies, and the indices of the wider sparse vector.
@@ -123,10 +126,17 @@ def test_every_architecture_of_the_catalog_keeps_the_contract() -> None:
     assert set(OPTIONS) == set(catalog.ARCHITECTURES)
 
 
-def features(task: str, *, items: bool) -> FittedFeatures:
+@pytest.fixture(scope="module")
+def comment(tmp_path_factory: pytest.TempPathFactory) -> TextEmbedding:
+    """Return a text with its encoder."""
+    folder = save_word_encoder(tmp_path_factory.mktemp("encoder") / "words")
+    return recorded(TextEmbedding("comment", str(folder)), size=3)
+
+
+def features(task: str, comment: TextEmbedding, *, items: bool) -> FittedFeatures:
     """Return features of every kind, of which one list has the movies' tokens; ``items`` have features, too."""
     orders = orders_features()
-    others = (MultiValued("watched", max_length=6, vocabulary_of="movie"), Categorical("movie"))
+    others = (MultiValued("watched", max_length=6, vocabulary_of="movie"), Categorical("movie"), comment)
     is_retrieval = task == "retrieval"
     spec = FeatureSpec(
         (*orders.spec.features, *others), LABELS[task], ("order_id",), exclude="seen" if is_retrieval else None
@@ -183,7 +193,7 @@ def compiled(case: str, fitted: FittedFeatures, seed: int) -> Any:
 
 def batch_of(fitted: FittedFeatures, task: str) -> Any:
     spec = fitted.spec
-    encoded = Encoder(fitted).encode_padded(ROWS, spec.features)
+    encoded = Encoder(fitted).encode_padded(embedded(ROWS, *spec.text_embeddings), spec.features)
     inputs = model_inputs(spec.features, {name: tf.constant(column) for name, column in encoded.items()})
     return inputs, tf.constant(TARGETS[task]), tf.ones(ROWS.num_rows)
 
@@ -197,10 +207,12 @@ def cases() -> list[str]:
 
 
 @pytest.fixture(scope="module", params=cases())
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, comment: TextEmbedding
+) -> Trained:
     case, name = request.param, request.param.partition(" ")[0]
     architecture = catalog.architecture(name)
-    fitted = features(architecture.TASK, items=WITH_ITEMS in case)
+    fitted = features(architecture.TASK, comment, items=WITH_ITEMS in case)
     catalog.check_features(name, options(case), fitted.spec)
     batch, prefix = batch_of(fitted, architecture.TASK), str(tmp_path_factory.mktemp(name) / "checkpoint")
     model = compiled(case, fitted, seed=1)
@@ -286,10 +298,12 @@ def test_a_calibrated_model_is_exported_with_its_calibration(trained: Trained, t
 
 def exported(trained: Trained, folder: Path) -> Path:
     architecture, model, fitted = trained.architecture, trained.model, trained.fitted
+    save_features(fitted, folder)
+    texts = graph_encoders(folder, fitted.spec.query_features)
     if trained.is_retrieval:
-        module: Any = RetrievalModule(architecture, model, fitted, K, build_indexes(model, K))
+        module: Any = RetrievalModule(architecture, model, fitted, K, build_indexes(model, K), texts)
     else:
-        module = ScoringModule(architecture, model, fitted)
+        module = ScoringModule(architecture, model, fitted, texts)
     save(module, folder / SAVED_MODEL_FOLDER)
     indexes = {"exact": 1.0} if trained.is_retrieval else None
     return described(folder, trained.name, fitted, architecture.TASK, indexes=indexes)

@@ -1,8 +1,16 @@
 """Small encoders of texts, whose vectors can be worked by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+
+from mirrorspark.data_pipelines.features.kinds import TextEmbedding
+from mirrorspark.data_pipelines.features.raw_columns import embedded_texts
+from mirrorspark.data_pipelines.features.text import single_spaced
+from mirrorspark.scoring.embedding.encoder import encoder_digest, encoder_folder, load_encoder
+from mirrorspark.scoring.embedding.model_encoders import settings_of
 
 VOCABULARY = (
     "[PAD]",
@@ -77,6 +85,37 @@ def save_onnx_encoder(path: Path, *, rows: int | None = None, length: int | None
     return path
 
 
+def save_word_encoder(folder: Path, *, size: int = 3) -> Path:
+    """Save a SavedModel of texts, with a variable and a table of words, which gives the mean of the words' vectors.
+
+    The vector of the word number n of :data:`VOCABULARY` has 0.1 * n + 0.01 * place at each place; other words have
+    those of the number 1. A text without a word has no mean, but NaN.
+    """
+    import tensorflow as tf
+
+    folder.mkdir(parents=True)
+    (folder / "words.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
+    initializer = tf.lookup.TextFileInitializer(
+        *(str(folder / "words.txt"), tf.string, tf.lookup.TextFileIndex.WHOLE_LINE),
+        *(tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER),
+    )
+    table = 0.1 * np.arange(len(VOCABULARY))[:, None] + 0.01 * np.arange(size)
+    module = tf.Module()
+    module.words = tf.lookup.StaticHashTable(initializer, 1)
+    module.vectors = tf.Variable(table.astype(np.float32))
+
+    def call(texts: tf.Tensor) -> tf.Tensor:
+        words = tf.strings.split(tf.strings.lower(texts))
+        return tf.reduce_mean(
+            tf.gather(module.vectors, words.with_flat_values(module.words.lookup(words.flat_values))), 1
+        )
+
+    module.call = tf.function(call, input_signature=[tf.TensorSpec([None], tf.string, "texts")], autograph=False)
+    tf.saved_model.save(module, str(folder), signatures=module.call)
+    (folder / "words.txt").unlink()
+    return folder
+
+
 def save_hub_encoder(folder: Path, *, takes: str = "texts") -> Path:
     """Save a SavedModel without signatures, as TF-Hub has them, which gives ``[bytes of the text, 1]``.
 
@@ -95,3 +134,20 @@ def save_hub_encoder(folder: Path, *, takes: str = "texts") -> Path:
     module.__call__ = tf.function(call, input_signature=[tf.TensorSpec([None], kind)], autograph=False)
     tf.saved_model.save(module, str(folder), signatures={})
     return folder
+
+
+def recorded(feature: TextEmbedding, size: int) -> TextEmbedding:
+    """Return what a conversion makes of ``feature``."""
+    return replace(feature, size=size, digest=encoder_digest(feature.encoder))
+
+
+def embedded(table: pa.Table, *features: TextEmbedding) -> pa.Table:
+    """Return ``table`` with the texts of ``features`` embedded one by one, as a conversion leaves them."""
+    for feature in features:
+        texts = single_spaced(table[feature.name].combine_chunks())
+        with encoder_folder(feature.encoder) as folder:
+            encoder = load_encoder(folder, settings_of(feature))
+        vectors = [encoder.encode([text])[0] for text in texts.drop_null().to_pylist()]
+        place = table.column_names.index(feature.name)
+        table = table.set_column(place, feature.name, embedded_texts(texts, np.stack(vectors)))
+    return table

@@ -18,10 +18,12 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    TextEmbedding,
     Vector,
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.scoring.embedding.model_encoders import graph_encoders, save_features
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription, Task
 
 TAGS = Label("tags", "multi_label")
@@ -83,6 +85,26 @@ def orders_features() -> FittedFeatures:
 def export_orders(folder: Path) -> Path:
     """Export an untrained binary model of :func:`orders_features`."""
     return _export_binary(folder, orders_features(), seed=5)
+
+
+REVIEWS = pa.table(
+    {
+        "id": pa.array(range(7)),
+        "review": pa.array(["Toy Story", " Toy\u00a0 Story ", None, "unseen 2", " ", "toy " * 40, "story"]),
+        "stars": pa.array([5.0, 1.0, None, 2.0, 4.0, 3.0, 3.0]),
+    }
+)
+
+
+def export_reviews(folder: Path, review: TextEmbedding) -> Path:
+    """Export an untrained binary model of :data:`REVIEWS`, whose ``review`` is as a conversion has recorded it."""
+    fitted = FittedFeatures(
+        FeatureSpec((review, Numeric("stars")), Label("good"), ("id",)),
+        {},
+        {"stars": NumericStatistics(mean=3.0, standard_deviation=1.5, minimum=1.0, maximum=5.0, count=6)},
+        column_types={"review": "string", "stars": "double"},
+    )
+    return _export_binary(folder, fitted, seed=5)
 
 
 MEMBERS = pa.table(
@@ -261,7 +283,9 @@ def _export_binary(folder: Path, fitted: FittedFeatures, seed: int, weights: flo
     model = _built(multi_field, multi_field.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed)
     if weights is not None:
         model.set_weights([np.full_like(values, weights) for values in model.get_weights()])
-    save(ScoringModule(multi_field, model, fitted), folder / SAVED_MODEL_FOLDER)
+    save_features(fitted, folder)
+    texts = graph_encoders(folder, fitted.spec.query_features)
+    save(ScoringModule(multi_field, model, fitted, texts), folder / SAVED_MODEL_FOLDER)
     return described(folder, "multi_field", fitted, "binary")
 
 

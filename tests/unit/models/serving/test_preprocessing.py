@@ -28,10 +28,12 @@ from mirrorspark.data_pipelines.features.kinds import (
     Sequence,
     Sparse,
     Text,
+    TextEmbedding,
     Vector,
 )
-from mirrorspark.data_pipelines.features.raw_columns import raw_inputs
+from mirrorspark.data_pipelines.features.raw_columns import embedded_texts, raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.text import single_spaced
 from mirrorspark.data_pipelines.features.transform import Encoder, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models.serving import preprocessing
@@ -263,6 +265,29 @@ def test_vectors_of_another_size_are_refused(fitted: FittedFeatures) -> None:
     module = GraphEncoder(fitted, [SPEC["picture"]])
     with pytest.raises(tf.errors.InvalidArgumentError, match="'picture' has vectors of a length that is not its size"):
         module({"picture": tf.constant([[1.0, 2.0]], tf.float64)})
+
+
+def test_a_text_is_embedded_in_the_graph_as_it_is_in_a_table(fitted: FittedFeatures) -> None:
+    """A text that is missing has zeros, and white space counts as it does in a conversion."""
+    feature = TextEmbedding("note", "encoder", size=2)
+
+    def vectors(texts: Any) -> Any:
+        return tf.stack([1 / tf.strings.length(texts), tf.ones_like(tf.strings.length(texts), tf.float64)], axis=1)
+
+    spaces = [chr(code) for code in range(0x10000) if chr(code).isspace()]
+    texts = [*(f"{space}a {space}b{space}" for space in spaces), "", "abc"]
+    module = GraphEncoder(fitted, [feature], {"note": (tf.Module(), vectors)})
+    assert module.signature() == {"note": tf.TensorSpec([None], tf.string, "note")}
+    trimmed = single_spaced(pa.array(texts))
+    known = np.array([[1 / len(text), 1.0] for text in trimmed.drop_null().to_pylist()], np.float32)
+    expected = Encoder(fitted).encode(pa.table({"note": embedded_texts(trimmed, known)}), [feature])
+    found = tf.function(module)({"note": tf.constant(texts)})
+    np.testing.assert_array_equal(found["note"].numpy(), expected["note"])
+
+    without = GraphEncoder(fitted, [feature])
+    assert without.signature() == {"note": tf.TensorSpec([None, None], tf.float64, "note")}
+    given = without({"note": tf.constant([[0.5, 1.0], [math.nan] * 2], tf.float64)})
+    assert given["note"].numpy().tolist() == [[0.5, 1.0], [0.0, 0.0]]
 
 
 def test_tokens_without_their_times_are_refused(fitted: FittedFeatures) -> None:

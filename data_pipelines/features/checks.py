@@ -1,0 +1,86 @@
+"""Checks of the options of features and labels, each of which raises :class:`FeatureSpecError`."""
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from mirrorspark.data_pipelines.features.kinds import TokenFeature
+
+# One character would be a mark of a word's beginning or end, which every word has.
+LEAST_NGRAM = 2
+
+Truncate = Literal["head", "tail"]
+
+
+class FeatureSpecError(ValueError):
+    """An invalid feature specification; the message names the feature and the remedy."""
+
+
+def check_ids(feature: "TokenFeature") -> None:
+    """Check how the tokens of ``feature`` get their ids: by a vocabulary of its own, one it shares, or a hash."""
+    check_count(feature.name, "min_count", feature.min_count)
+    if feature.max_size is not None:
+        check_count(feature.name, "max_size", feature.max_size)
+    if feature.hash_buckets is None:
+        return
+    check_count(feature.name, "hash_buckets", feature.hash_buckets)
+    if feature.min_count != 1 or feature.max_size is not None:
+        raise FeatureSpecError(
+            f"feature '{feature.name}': hash_buckets learns no vocabulary; leave out min_count and max_size"
+        )
+    if getattr(feature, "vocabulary_of", None) is not None:
+        raise FeatureSpecError(
+            f"feature '{feature.name}' has vocabulary_of and hash_buckets; leave one of them out (where the other "
+            f"feature is hashed, so is this one)"
+        )
+
+
+def check_truncate(name: str, truncate: str) -> None:
+    """Check which end of a longer list is cut away."""
+    if truncate not in get_args(Truncate):
+        raise FeatureSpecError(
+            f"feature '{name}': truncate '{truncate}' is unknown; use {' or '.join(get_args(Truncate))}"
+        )
+
+
+def check_ngrams(name: str, ngrams: Any, hash_buckets: int | None) -> None:
+    """Check the sizes of the parts of words."""
+    sizes = ngrams if isinstance(ngrams, tuple) else ()
+    is_whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+    if len(sizes) != 2 or not is_whole or not LEAST_NGRAM <= sizes[0] <= sizes[1]:
+        raise FeatureSpecError(
+            f"feature '{name}': ngrams {ngrams!r} is not a range; give the fewest and the most characters, whole "
+            f"numbers from {LEAST_NGRAM} on, for example [3, 5]"
+        )
+    if hash_buckets is None:
+        raise FeatureSpecError(
+            f"feature '{name}': ngrams are hashed; give hash_buckets, for example 20000, and leave out min_count and "
+            f"max_size"
+        )
+
+
+def check_bounds(name: str, clip: Any) -> None:
+    """Check the lowest and the highest value."""
+    bounds = [bound for bound in clip if bound is not None] if isinstance(clip, tuple) and len(clip) == 2 else []
+    if not bounds or not all(map(is_finite, bounds)) or bounds != sorted(bounds):
+        raise FeatureSpecError(
+            f"feature '{name}': clip {clip!r} is not a range; give the lowest and the highest value, for example [0, "
+            f"100] (null for no bound on one side)"
+        )
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether ``value`` is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_boolean(name: str, option: str, value: Any) -> None:
+    """Check that an option is true or false."""
+    if not isinstance(value, bool):
+        raise FeatureSpecError(f"feature '{name}': {option} is {value!r}; use true or false")
+
+
+def check_count(name: str, option: str, value: Any, *, least: int = 1, subject: str = "feature") -> None:
+    """Check that an option is a whole number from ``least`` on."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise FeatureSpecError(f"{subject} '{name}': {option} is {value!r}; use a whole number from {least} on")

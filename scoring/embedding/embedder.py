@@ -1,0 +1,89 @@
+"""Embedding of the features of the kind ``text_embedding`` when a table is converted."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+from mirrorspark.data_pipelines.features.kinds import Feature, TextEmbedding
+from mirrorspark.data_pipelines.features.raw_columns import TEXT, VECTOR, ColumnError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.scoring.embedding.embed import with_vectors
+from mirrorspark.scoring.embedding.encoder import encoder_digest
+from mirrorspark.scoring.embedding.model_encoders import check_digest, check_size, settings_of
+from mirrorspark.scoring.embedding.vector_cache import VectorCache, normalised_text
+from mirrorspark.storage.paths import Location, StoragePath
+
+# Folder of the vectors beside datasets.
+_CACHE_FOLDER = "embeddings"
+# Name in the user's table for a moment.
+_OWN_VECTOR = "__mirrorspark_text_embedding"
+
+
+@dataclass(frozen=True)
+class TextEmbedder:
+    """Gives the texts of features of the kind ``text_embedding`` their vectors in a conversion.
+
+    Attributes:
+        cache: Folder of the vectors, as for :func:`scoring.embedding.embed.embed_text`: a later conversion encodes only
+            what is new. By default ``embeddings`` beside the dataset.
+        batch_size: Texts in a call of the encoder, as for that function.
+    """
+
+    cache: Location | None = None
+    batch_size: int = 64
+
+    def source(self, spec: FeatureSpec) -> dict[str, Any]:
+        """Return what the encoders of ``spec`` add to the source of a dataset: their digests, if there are any.
+
+        Raises:
+            ScoringError: An encoder is missing.
+        """
+        digests = {feature.encoder: encoder_digest(feature.encoder) for feature in spec.text_embeddings}
+        return {"encoders": digests} if digests else {}
+
+    def embedded(
+        self, df: DataFrame, spec: FeatureSpec, dataset: Location, *, progress: bool
+    ) -> tuple[DataFrame, FeatureSpec]:
+        """Return a table with embedded texts, and its spec with the encoders' digests and the lengths of the vectors.
+
+        Args:
+            df: The table. It is read once more for each of the features, and has to give the same texts.
+            spec: The features of the table, without those of items.
+            dataset: The dataset that it becomes.
+            progress: Show a bar of Spark's tasks.
+
+        Raises:
+            ScoringError: An encoder cannot be used, or is not the one that the spec has recorded.
+            ColumnError: A column holds no strings, or no text at all.
+            OSError: As for :func:`scoring.embedding.embed.embed_text`.
+        """
+        features: list[Feature] = []
+        for feature in spec.features:
+            if isinstance(feature, TextEmbedding):
+                df, embedded = self._embedded(df, feature, dataset, progress=progress)
+                features.append(embedded)
+            else:
+                features.append(feature)
+        return df, replace(spec, features=tuple(features))
+
+    def _embedded(
+        self, df: DataFrame, feature: TextEmbedding, dataset: Location, *, progress: bool
+    ) -> tuple[DataFrame, TextEmbedding]:
+        name, digest = feature.name, encoder_digest(feature.encoder)
+        check_digest(feature, digest)
+        settings = settings_of(feature, self.batch_size)
+        folder = self.cache or StoragePath.of(dataset).parent / _CACHE_FOLDER
+        vectors = VectorCache.of(folder, settings.digest(digest), self.cache or dataset)
+        table = with_vectors(df, name, feature.encoder, digest, settings, vectors, _OWN_VECTOR, progress=progress)
+        size = vectors.size(df.sparkSession) or feature.size
+        if not size:
+            raise ColumnError(f"column '{name}' has no text in any row; take the feature out of the spec")
+        check_size(feature, size)
+        vector = F.col(_OWN_VECTOR)
+        text = F.struct(normalised_text(F.col(name)).alias(TEXT), vector.alias(VECTOR))
+        return (
+            table.withColumn(name, F.when(vector.isNotNull(), text)).drop(_OWN_VECTOR),
+            replace(feature, size=size, digest=digest),
+        )

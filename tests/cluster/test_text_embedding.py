@@ -1,0 +1,146 @@
+"""A table with texts becomes a model that embeds them itself, on every way in (F12)."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+from benchmarks.score_parity import PREDICTOR, predicted, ways_in
+from mirrorspark.data_pipelines.convert import convert
+from mirrorspark.data_pipelines.features.kinds import Label, TextEmbedding
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, as_texts
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.text import single_spaced
+from mirrorspark.scoring.embedding.embedder import TextEmbedder
+from mirrorspark.scoring.embedding.encoder import encoder_digest
+from mirrorspark.scoring.embedding.vector_cache import normalised_text
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
+from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.parity import parity_check
+from mirrorspark.training.results.mlflow_model import input_example
+from tests.cluster.test_main_job import run
+from tests.unit.scoring.encoders import save_onnx_encoder, save_word_encoder
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.timeout(300)
+
+TITLES = ("Toy Story", " toy  story\n", "story", "story of the 2", "toy 2 toy 2 toy", "", None, "2")
+# Every third review is good if it has a 2 in its title.
+REVIEWS = [
+    {
+        "review_id": n,
+        "title": TITLES[n % 8],
+        "review": f"unseen toy {'2 ' * (n % 7)}",
+        "stars": n % 5,
+        "good": int("2" in (TITLES[n % 8] or "") or n % 3 == 0),
+        "split": "train" if n < 160 else "validation" if n < 200 else "test",
+    }
+    for n in range(240)
+]
+COLUMNS = "review_id long, title string, review string, stars long, good long, split string"
+
+
+def recipe(folder: Path, encoders: Path) -> Path:
+    """Write a recipe with its table; the graph of the model can hold the first encoder, and not the second."""
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(REVIEWS), folder / "reviews.parquet")
+    features = {
+        "title": {"kind": "text_embedding", "encoder": str(save_word_encoder(encoders / "words"))},
+        "review": {"kind": "text_embedding", "encoder": str(save_onnx_encoder(encoders / "tokens" / "model.onnx"))},
+        "stars": {"kind": "numeric"},
+    }
+    settings = {
+        "tables": {"reviews": COLUMNS},
+        "label": "good",
+        "keys": "review_id",
+        "features": features,
+        "model": {"name": "multi_field", "embedding_dim": 4, "hidden_units": [8]},
+        "baseline": "none",
+        "epochs": 1,
+        "global_batch_size": 16,
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(settings))
+    (folder / "table.sql").write_text("SELECT * FROM reviews")
+    return folder
+
+
+def test_texts_are_embedded_in_training_and_on_every_way_in(
+    spark: "SparkSession", tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S7, S14: the model brings its encoders, and gives texts the scores that the training framework predicted."""
+    caplog.set_level(logging.INFO, "mirrorspark.scoring.embedding.embed")
+    folder = recipe(tmp_path / "reviews", tmp_path / "encoders")
+    summary = run(tmp_path / "output", f"--recipe={folder}", f"--data={folder}", "--workers=1").summary
+    # Two titles differ in white space and in case; seven reviews have the same words.
+    assert [message for message in caplog.messages if "new texts" in message] == [
+        "embedded 6 new texts, 0 from the cache",
+        "embedded 7 new texts, 0 from the cache",
+    ]
+    assert summary["parity"]["max"] <= 1e-6
+    (tmp_path / "encoders").rename(tmp_path / "gone")
+
+    spark.createDataFrame(REVIEWS, COLUMNS).where("split = 'test'").write.parquet(str(tmp_path / "rows"))
+    model = resolve(f"models:/reviews/{summary['model_version']}", summary["tracking_uri"])
+    reference = predicted(pq.read_table(Path(summary["run_folder"]) / "predictions" / "test.parquet"), "review_id")
+    ways = ways_in(spark, model, tmp_path, "review_id")
+    # All others embed texts by the same code as one of these.
+    for name in ("score", "score_files", "register_sql", PREDICTOR):
+        report = parity_check(reference, ways[name], tmp_path / "rows", keys="review_id", tolerance=1e-6)
+        assert (report.rows, report.passed) == (40, True), f"{name}\n{report.as_table()}"
+
+    # MLflow's model takes the second text as its vector.
+    example = Path(summary["dataset"]["path"]) / "features" / "example.parquet"
+    raw = RawColumnsModel(model.path).predict(input_example(example, model.path))["score"]
+    own = LoadedModel(model.path).score(as_texts(pq.read_table(example)))["score"]
+    np.testing.assert_allclose(raw, own, atol=1e-6)
+
+
+def test_a_second_conversion_encodes_only_what_is_new(
+    spark: "SparkSession", tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mirrorspark.scoring.embedding.embed")
+    encoder = save_onnx_encoder(tmp_path / "encoder" / "model.onnx").parent
+    title = TextEmbedding("title", str(encoder))
+    table = spark.createDataFrame(REVIEWS, COLUMNS)
+
+    def converted(
+        name: str, feature: TextEmbedding = title, where: str = "true", cache: Path | None = None
+    ) -> FeatureSpec:
+        spec = FeatureSpec((feature,), Label("good"), ("review_id",))
+        return convert(table.where(where), spec, tmp_path / name, embedder=TextEmbedder(cache)).spec
+
+    first = converted("first", where="title NOT LIKE '%2%'")
+    assert first.features == (TextEmbedding("title", str(encoder), size=2, digest=encoder_digest(encoder)),)
+    again = converted("again", first.text_embeddings[0])
+    assert again == first
+    told = [message for message in caplog.messages if "new texts" in message]
+    assert told == ["embedded 3 new texts, 0 from the cache", "embedded 3 new texts, 3 from the cache"]
+
+    with pytest.raises(ColumnError, match=r"the features \['title'\] are texts to embed; give embedder"):
+        convert(table, first, tmp_path / "none")
+    with pytest.raises(ColumnError, match="column 'title' has no text in any row"):
+        converted("blank", where="title = ''", cache=tmp_path / "cache")
+    with pytest.raises(ScoringError, match="gives vectors of 2 numbers, the spec says 3"):
+        converted("longer", TextEmbedding("title", str(encoder), size=3))
+    save_onnx_encoder(encoder / "model.onnx", factor=2.0)
+    with pytest.raises(ScoringError, match=r"the files of the encoder .* have the digest .* at the conversion"):
+        converted("other", first.text_embeddings[0])
+
+
+def test_spark_normalises_texts_as_scoring_does(spark: "SparkSession") -> None:
+    """Each character within a text and at its ends; one that differs would give a text another vector than its own."""
+    characters = [chr(code) for code in range(1, 0x11000) if not 0xD800 <= code < 0xE000]
+    texts = pa.table({"text": [f"{one}a{one} {one}b{one}" for one in characters]})
+    found = spark.createDataFrame(texts).select(normalised_text(F.col("text")).alias("text")).toArrow()["text"]
+    expected = single_spaced(texts["text"].combine_chunks())
+    assert found.combine_chunks().equals(expected)

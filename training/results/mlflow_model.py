@@ -1,0 +1,50 @@
+"""What MLflow is told of an exported model: its signature, an example of its input, and the packages that it needs."""
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from mirrorspark.data_pipelines.features.kinds import RawForm
+from mirrorspark.data_pipelines.features.raw_columns import as_texts
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.scoring.embedding.model_encoders import taken_as_vectors
+
+
+def mlflow_signature(folder: Path, spec: FeatureSpec, outputs: Mapping[str, str]) -> Any:
+    """Return MLflow's signature of the model in ``folder``: raw columns to outputs."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+
+    types: Mapping[RawForm, Any] = {
+        "number": DataType.double,
+        "token": DataType.string,
+        "tokens": Array(DataType.string),
+        "times": Array(DataType.long),
+        "indices": Array(DataType.long),
+        "values": Array(DataType.double),
+    }
+    features = [*spec.query_features, *([spec.excluded] if spec.excluded else [])]
+    forms = {name: form for one in features for name, form in one.raw.items()}
+    forms |= dict.fromkeys(taken_as_vectors(folder), "values")
+    inputs: list[Any] = [ColSpec(types[form], name, required=False) for name, form in forms.items()]
+    given: Mapping[str, Any] = {
+        "float": DataType.float,
+        "array<float>": Array(DataType.float),
+        "array<string>": Array(DataType.string),
+    }
+    returned: list[Any] = [ColSpec(given[type_], name) for name, type_ in outputs.items()]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(returned))
+
+
+def input_example(file: Path, folder: Path) -> pd.DataFrame:
+    """Return the raw rows of a dataset's example as the model in ``folder`` takes them."""
+    return as_texts(pq.read_table(file), vectors_of=taken_as_vectors(folder)).to_pandas()
+
+
+def mlflow_requirements() -> list[str]:
+    """Return the packages that MLflow needs to load a model, at their versions here."""
+    return [f"{package}=={version(package)}" for package in ("tensorflow", "numpy", "pandas")]
