@@ -1,27 +1,35 @@
 """The second stage of a cascade: a ranking model orders the candidates that a retrieval model has found."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+import pyarrow as pa
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import StructType
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, meant
+from mirrorspark.data_pipelines.spark.schema import spark_schema_of
+from mirrorspark.data_pipelines.spark.tasks import map_batches
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.scoring.batch import score_as_planned
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.model.directory import PinnedModel
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
 from mirrorspark.scoring.output.forms import AS_COLUMNS
-from mirrorspark.scoring.plan import ScoringPlan, check_keys, column_named
-from mirrorspark.scoring.task.scorer import Counters, Settings
+from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys
+from mirrorspark.scoring.reranking.ranking import Ranking, candidate_schema, ranked
+from mirrorspark.scoring.reranking.rerank import arrow_items
+from mirrorspark.scoring.task.batches import regrouped
+from mirrorspark.scoring.task.scorer import Counters, Scorer, Settings, Tally
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RANKED_BY = "ranked_by"
 """The column with the version of the ranking model."""
-
-_PLACE = "place_in_list"
-_BEST = "best_first"
 
 
 def rank_candidates(
@@ -30,7 +38,7 @@ def rank_candidates(
     *,
     keys: str | Sequence[str],
     key: str,
-    items: DataFrame | None = None,
+    items: "DataFrame | pa.Table | pd.DataFrame | None" = None,
     k: int | None = None,
     output: str = "score",
     tracking_uri: str | None = None,
@@ -47,11 +55,11 @@ def rank_candidates(
 
     Args:
         lists: Rows with the column ``candidates``, as :func:`scoring.recommend.recommend` returns them, joined with the
-            columns of users or requests that the model reads. They are read twice: cache what a model computes.
+            columns of users or requests that the model reads.
         model: URI of the ranking model, or the result of :func:`scoring.model.uri.resolve`.
-        keys: Columns that identify a list.
+        keys: Columns that identify a list, by which messages name it.
         key: Column of ``items``, and of the model if it reads it, with the candidates' tokens.
-        items: Attributes of the candidates, a row each.
+        items: Attributes of the candidates, a row each. The columns that the model reads are sent to the tasks.
         k: Length of the new lists; None keeps all candidates.
         output: The model's output to rank by, one number for each row.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
@@ -63,8 +71,9 @@ def rank_candidates(
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
         ScoringError: ``k`` is below 1, the model has no such output or several numbers in it, or for a reason of
-            :func:`scoring.batch.score`. The job fails if two lists have the same keys, or ``items`` has an item twice.
-        ColumnError: A column is missing, is there twice, or has a type that the model does not accept.
+            :func:`scoring.batch.score`.
+        ColumnError: A column is missing, is there twice, or has a type that the model does not accept; or ``items`` has
+            an item twice.
     """
     if k is not None and k < 1:
         raise ScoringError(f"k is {k}; rank at least one candidate, or leave k out to keep them all")
@@ -74,44 +83,83 @@ def rank_candidates(
         found = meant(CANDIDATES, lists.columns)
         raise ColumnError(f"the table of lists has no column '{CANDIDATES}'{found}; it has {lists.columns}")
     settings = Settings.of(AS_COLUMNS, batch_size, False, nulls, "fail", "refuse")
-    plan = ScoringPlan.of(model, (*list_keys, _PLACE, key), settings, tracking_uri, trust=trust)
+    plan = ScoringPlan.of(model, (*list_keys, key), settings, tracking_uri, trust=trust)
     outputs = {field.name: str(field.type) for field in plan.added}
     if outputs.get(output) not in ("float", "double"):
         raise ScoringError(
             f"'{output}' is no number of {plan.pinned.label}, which gives {outputs}; name by output one that is"
         )
-    scored = score_as_planned(_pairs(lists, items, key), plan, counters=counters)
-    joined = lists.drop(SCORES, RANKED_BY).join(_in_order(scored, list_keys, key, output), list(list_keys), "left")
-    kept = F.col(_BEST) if k is None else F.slice(_BEST, 1, k)
-    # An empty list has no row in the other table; a null one stays null.
-    empty = F.when(F.col(CANDIDATES).isNotNull(), F.array())
-    return joined.select(
-        *(column_named(name) for name in joined.columns if name not in (CANDIDATES, _BEST)),
-        F.coalesce(kept["item"], empty).alias(CANDIDATES),
-        F.coalesce(kept["score"], empty).alias(SCORES),
-        F.lit(plan.pinned.label).alias(RANKED_BY),
-    )
+    ranking = _ranking(lists, items, plan, key)
+    kept = [field for field in lists.schema.fields if field.name not in (CANDIDATES, SCORES, RANKED_BY)]
+    made = pa.schema([(SCORES, pa.list_(plan.added.field(output).type)), (RANKED_BY, pa.string())])
+    schema = StructType([*kept, lists.schema[CANDIDATES], *spark_schema_of(made).fields])
+    scorer = plan.scorer(lists.sparkSession, counters=counters)
+    task = RankTask(ranking, scorer, plan.keys, tuple(field.name for field in kept), k, output, made.field(SCORES).type)
+    return map_batches(lists, task, schema)
 
 
-def _in_order(scored: DataFrame, keys: Sequence[str], key: str, output: str) -> DataFrame:
-    """Return the keys of each list with its items and their scores, best first."""
-    score, place = column_named(output), F.col(_PLACE)
-    pair = F.struct((-score).alias("descending"), place, column_named(key).alias("item"), score.alias("score"))
-    is_whole = F.count("*") == F.max(place) + 1
-    twice = f"two lists have the same {', '.join(keys)}, or items has an item twice; leave one of each"
-    in_order = F.when(is_whole, F.array_sort(F.collect_list(pair))).otherwise(F.raise_error(F.lit(twice)))
-    return scored.groupBy(*map(column_named, keys)).agg(in_order.alias(_BEST))
-
-
-def _pairs(lists: DataFrame, items: DataFrame | None, key: str) -> DataFrame:
-    """Return a row for each candidate of each list."""
+def _ranking(
+    lists: DataFrame, items: "DataFrame | pa.Table | pd.DataFrame | None", plan: ScoringPlan, key: str
+) -> Ranking:
+    """Check the columns that the plan's model reads, and return where they come from."""
     others = [name for name in lists.columns if name not in (CANDIDATES, SCORES, key)]
-    pairs = lists.select(*map(column_named, others), F.posexplode(CANDIDATES).alias(_PLACE, key))
-    if items is None:
-        return pairs
-    if key not in items.columns:
-        raise ColumnError(f"items has no column '{key}'{meant(key, items.columns)}; it has {items.columns}")
-    if both := sorted({*others} & {*items.columns}):
-        raise ColumnError(f"lists and items both have the columns {both}; rename or drop one of each")
-    token = pairs.schema[key].dataType
-    return pairs.join(items.withColumn(key, column_named(key).cast(token)), key, "left")
+    table = None
+    if items is not None:
+        named = items.column_names if isinstance(items, pa.Table) else list(items.columns)
+        if key not in named:
+            raise ColumnError(f"items has no column '{key}'{meant(key, named)}; it has {named}")
+        if both := sorted({*others} & {*named}):
+            raise ColumnError(f"lists and items both have the columns {both}; rename or drop one of each")
+        table = arrow_items(items, dict.fromkeys((key, *plan.inputs.columns)))
+    ranking = Ranking.of(key, plan.columns, table)
+    of_candidates = candidate_schema(key, plan.columns, pa.schema([]) if table is None else table.schema)
+    plan.check_names([*others, *of_candidates.names])
+    plan.check_types(pa.schema([*SentColumns.of(lists.schema).schema(ranking.row_columns), *of_candidates]))
+    return ranking
+
+
+@dataclass(frozen=True)
+class RankTask:
+    """Body of a Spark task of :func:`rank_candidates`.
+
+    Attributes:
+        keys: Columns by which messages name a candidate.
+        kept: Columns of the lists that stay.
+        k: Length of the new lists; None keeps all candidates.
+        output: The model's output to rank by.
+        scores: Type of the lists of scores.
+    """
+
+    ranking: Ranking
+    scorer: Scorer
+    keys: tuple[str, ...]
+    kept: tuple[str, ...]
+    k: int | None
+    output: str
+    scores: pa.DataType
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows in their order."""
+        model, tally = None, Tally()
+        try:
+            for batch in regrouped(batches):
+                # An empty partition does not need the model.
+                model = model or self.scorer.load(tally)
+                yield self._ranked(model, batch, tally)
+        finally:
+            # Spark may stop reading before the last row, for a LIMIT for example.
+            if model is not None:
+                self.scorer.report(tally)
+
+    def _ranked(self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally) -> pa.RecordBatch:
+        def score(pairs: pa.RecordBatch) -> np.ndarray:
+            scored = self.scorer.scored(model, pairs, tally, self.keys)
+            return np.asarray(scored.column(self.output).to_numpy(zero_copy_only=False))
+
+        candidates, scores = ranked(batch, self.ranking, score, self.k)
+        made = {name: batch.column(name) for name in self.kept} | {
+            CANDIDATES: candidates.cast(batch.schema.field(CANDIDATES).type),
+            SCORES: scores.cast(self.scores),
+            RANKED_BY: pa.repeat(self.scorer.model.label, batch.num_rows),
+        }
+        return pa.RecordBatch.from_arrays(list(made.values()), names=list(made))

@@ -1,12 +1,15 @@
 """The attributes of items as arrays, in the form that the kernel reads."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, meant
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.reranking.rules import Rules
 
@@ -18,7 +21,7 @@ class ItemAttributes:
     """Attributes of items by their number; the last number is that of items that the table does not have.
 
     Attributes:
-        tokens: The items' tokens, as strings.
+        known: The items' tokens.
         category_starts: int64 ``[items + 2]``, where the categories of an item start in ``categories``.
         categories: int32, numbers of categories.
         at_most: int64 ``[categories]``, the largest number of candidates of a list.
@@ -28,7 +31,7 @@ class ItemAttributes:
         is_available: bool ``[items + 1]``.
     """
 
-    tokens: pa.Array
+    known: Vocabulary
     category_starts: np.ndarray
     categories: np.ndarray
     at_most: np.ndarray
@@ -45,13 +48,10 @@ class ItemAttributes:
             ColumnError: A column is missing, or has a type or a value that cannot be used.
             ScoringError: A rule names a category that no item has.
         """
-        names = items.column_names
-        for name in rules.item_columns(key):
-            if names.count(name) != 1:
-                raise ColumnError(f"items has the column '{name}' {names.count(name)} times{meant(name, names)}")
+        check_item_columns(items, rules.item_columns(key))
         starts, categories, category_names = _categories(items, rules)
         return cls(
-            _tokens(items, key),
+            known_items(items, key),
             starts,
             categories,
             np.array([rules.most(name) for name in category_names], np.int64),
@@ -63,12 +63,24 @@ class ItemAttributes:
 
     def numbers(self, tokens: pa.Array) -> np.ndarray:
         """Return the numbers of items: int64 ``[tokens]``."""
-        found = pc.index_in(tokens.cast(pa.string()), value_set=self.tokens, skip_nulls=True)
-        return found.fill_null(len(self.tokens)).to_numpy(zero_copy_only=False).astype(np.int64)
+        return item_numbers(self.known, tokens)
 
 
-def _tokens(items: pa.Table, key: str) -> pa.Array:
-    tokens = _as_text(_column(items, key), key)
+def check_item_columns(items: pa.Table, wanted: Iterable[str]) -> None:
+    """Raise ``ColumnError`` unless the table of items has each of these columns once."""
+    names = items.column_names
+    for name in wanted:
+        if names.count(name) != 1:
+            raise ColumnError(f"items has the column '{name}' {names.count(name)} times{meant(name, names)}")
+
+
+def known_items(items: pa.Table, key: str) -> Vocabulary:
+    """Return the tokens of the items, item ``i`` at place ``i``.
+
+    Raises:
+        ColumnError: One is null or there twice, or they have a type that is none of tokens.
+    """
+    tokens = _as_text(item_column(items, key), key)
     if tokens.null_count:
         raise ColumnError(f"'{key}' of items is null in {tokens.null_count} rows; leave those out")
     counts = pc.value_counts(tokens)
@@ -76,10 +88,18 @@ def _tokens(items: pa.Table, key: str) -> pa.Array:
     if len(repeated):
         some = repeated.slice(0, _NAMED_IN_MESSAGE).to_pylist()
         raise ColumnError(f"'{key}' of items has {len(repeated)} tokens more than once, {some}; give a row per item")
-    return tokens
+    # A vocabulary finds tokens among a million in microseconds; Arrow would hash all of them for each batch.
+    return Vocabulary(tokens, pa.nulls(len(tokens), pa.int64()))
 
 
-def _column(items: pa.Table, name: str) -> pa.Array:
+def item_numbers(known: Vocabulary, tokens: pa.Array) -> np.ndarray:
+    """Return the places of tokens among the items, int64 ``[tokens]``; the number of items where it is unknown."""
+    ids = known.ids(tokens.cast(pa.string()))
+    return np.where(ids < FIRST_VOCABULARY_ID, len(known), ids - FIRST_VOCABULARY_ID)
+
+
+def item_column(items: pa.Table, name: str) -> pa.Array:
+    """Return a column of the items in one piece."""
     column = items.column(name).combine_chunks()
     return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
 
@@ -95,7 +115,7 @@ def _categories(items: pa.Table, rules: Rules) -> tuple[np.ndarray, np.ndarray, 
     """Return starts and numbers of the items' categories, and the names of all categories."""
     if rules.category is None:
         return np.zeros(items.num_rows + 2, np.int64), np.zeros(0, np.int32), []
-    column = _column(items, rules.category)
+    column = item_column(items, rules.category)
     if is_list(column.type):
         lengths, values = lists_of(column)
     else:
@@ -120,7 +140,7 @@ def _categories(items: pa.Table, rules: Rules) -> tuple[np.ndarray, np.ndarray, 
 def _vectors(items: pa.Table, name: str | None) -> np.ndarray:
     if name is None:
         return np.zeros((items.num_rows + 1, 0), np.float32)
-    column = _column(items, name)
+    column = item_column(items, name)
     if not is_list(column.type):
         raise ColumnError(f"'{name}' is {column.type}, and has to be lists of numbers")
     lengths, values = lists_of(column)
@@ -140,7 +160,7 @@ def _vectors(items: pa.Table, name: str | None) -> np.ndarray:
 def _boosts(items: pa.Table, name: str | None) -> np.ndarray:
     if name is None:
         return np.zeros(items.num_rows + 1)
-    boosts = _column(items, name).cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False)
+    boosts = item_column(items, name).cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False)
     if not np.isfinite(boosts).all():
         raise ColumnError(f"the boosts '{name}' hold NaN or infinite numbers; use available to leave items out")
     return np.append(boosts, 0.0)
@@ -149,7 +169,7 @@ def _boosts(items: pa.Table, name: str | None) -> np.ndarray:
 def _available(items: pa.Table, name: str | None) -> np.ndarray:
     if name is None:
         return np.ones(items.num_rows + 1, np.bool_)
-    column = _column(items, name)
+    column = item_column(items, name)
     if not pa.types.is_boolean(column.type):
         raise ColumnError(f"'{name}' is {column.type}, and has to be booleans: true for items that are available")
     return np.append(column.fill_null(False).to_numpy(zero_copy_only=False), False)
@@ -164,3 +184,8 @@ def lists_of(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
     """Return the length of each list, int64 ``[rows]`` with 0 for null, and the values of all."""
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
     return lengths, column.flatten()
+
+
+def starts_of(lengths: np.ndarray) -> np.ndarray:
+    """Return where each list begins among the values of all, and their number at the end: int64 ``[lists + 1]``."""
+    return np.append(0, np.cumsum(lengths)).astype(np.int64)
