@@ -55,6 +55,7 @@ def recommend(
     reader: Reader = "auto",
     counters: Counters | None = None,
     stale_after_days: float | None = None,
+    trust: bool = False,
 ) -> DataFrame:
     """Return the keys of every row of ``df`` with its ``candidates`` and their ``scores``, best first.
 
@@ -79,17 +80,18 @@ def recommend(
         reader: Reader of plain Parquet files.
         counters: Collects the counters of the tasks.
         stale_after_days: Warn if the catalogue of a model with items is older than this; its age is logged in any case.
+        trust: Whether Python code may run that a ranking model in a router's cascade brings.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
+        UntrustedModelError: A ranking model brings Python code, and ``trust`` is False.
         ScoringError: The model is neither a retrieval model nor a router of such models, or lacks the index; ``k`` is
             below 1 or above the number of candidates; no candidate is available; or for a reason of
             :func:`scoring.batch.score`.
         ColumnError: As for :func:`scoring.batch.score`, and for the tables of candidates.
     """
     settings = Settings.of(AS_COLUMNS, batch_size, with_version, nulls, bad_rows, other_versions)
-    # Models that bring code are refused below: they were not trained here.
-    plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader, trust=True)
+    plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader, trust=trust)
     wanted = _Wanted(k, index, available, unavailable, stale_after_days)
     search = _search(plan.directory, plan.pinned.label, wanted)
     table = plan.table(df)
@@ -129,17 +131,17 @@ def _search(directory: ModelDirectory, label: str, wanted: _Wanted) -> Search:
     router, folders = read_router(directory.path / ROUTER)
     if wanted.k < 1:
         raise ScoringError(f"k {wanted.k} is below 1")
-    # A candidate that all models of a blend have a little further down comes up.
-    depth = max(wanted.k, router.blend_depth) if router.blends else wanted.k
+    for cascade in router.cascades.values():
+        cascade.rules(wanted.k)  # Raises for limits that do not go with so many.
     searches, left = {}, 0
-    for name, folder in folders.items():
-        model = ModelDirectory.open(folder)
+    for name in router.answering:
+        model = ModelDirectory.open(folders[name])
         removed = _told_index(model, f"{name} of {label}", wanted)
         gone, of_model, own = _gone(model.features, wanted.available, wanted.unavailable, removed)
-        searches[name], left = Search(wanted.index, min(depth, of_model), gone), left + own
+        searches[name], left = Search(wanted.index, of_model, gone), left + own
     if not left:
         raise ScoringError(
-            f"none of the candidates of the models {sorted(folders)} is available; check the tokens of available and "
+            f"none of the candidates of the models {sorted(searches)} is available; check the tokens of available and "
             f"unavailable"
         )
     return Search(wanted.index, wanted.k, np.zeros(0, np.int64), searches)

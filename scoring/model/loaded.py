@@ -3,17 +3,19 @@
 import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE, SCANN, encoded_names, scann_folder
+from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE, EXACT, SCANN, encoded_names, scann_folder
 from mirrorspark.scoring.backends.catalog import load_backend
 from mirrorspark.scoring.backends.protocol import ArrayType, Backend, ModelOutputError
 from mirrorspark.scoring.backends.trained_model import TrainedBackend, TrainedGraph
@@ -26,7 +28,7 @@ from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirecto
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, PREPROCESS, Hooks, with_hooks
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.output.arrays import arrow_array, checked_output, no_values
-from mirrorspark.scoring.routing.folder import read_router
+from mirrorspark.scoring.routing.folder import read_router, read_stages
 from mirrorspark.scoring.routing.routed import RoutedModel
 
 DEFAULT_BATCH_SIZE = 8192
@@ -42,7 +44,7 @@ class Search:
         index: Name of the index and of its signature.
         most_candidates: Candidates to find for every row.
         unavailable_ids: int64 ``[any]``, ids of candidates that must not be found.
-        of_models: For a router, the search of each of its models by name.
+        of_models: For a router, the search of each of its retrieval models by name, for as many candidates as it has.
     """
 
     index: str
@@ -105,6 +107,27 @@ class LoadedModel:
         wanted = {"most_candidates": np.int32(search.most_candidates), "unavailable_ids": search.unavailable_ids}
         model._backend = TrainedBackend(graph, search.index, wanted)
         return model
+
+    def finding(self, most: int, search: Search | None, available: pa.Array | None) -> "LoadedModel":
+        """Return a retrieval model that finds the best ``most`` candidates, or itself if it is of another library.
+
+        Args:
+            most: Candidates to find for every row.
+            search: The index, limits and unavailable candidates of a search; None is an exact search of all.
+            available: Tokens of the candidates that may be found; None for all.
+        """
+        if not isinstance(self._backend, TrainedBackend):
+            return self
+        search = search or Search(EXACT, most, np.zeros(0, np.int64))
+        gone = search.unavailable_ids
+        if available is not None:
+            features = ModelDirectory.open(self._folder).features
+            tokens = features.vocabulary(features.spec.candidate).tokens
+            is_gone = ~pc.is_in(tokens, value_set=available).to_numpy(zero_copy_only=False)
+            gone = np.union1d(gone, np.flatnonzero(is_gone) + FIRST_VOCABULARY_ID)
+        return self.with_search(
+            replace(search, most_candidates=min(most, search.most_candidates), unavailable_ids=gone)
+        )
 
     @cached_property
     def _scann_graph(self) -> TrainedGraph:
@@ -287,7 +310,8 @@ def _packaged(folder: Path, description: PackagedDescription, threads: int | Non
     if description.inputs is None:
         router, folders = read_router(folder / description.file)
         members = {member: LoadedModel(path, threads=threads) for member, path in folders.items()}
-        routed = RoutedModel(router, members, description.outputs, description.labels, threads)
+        stages = read_stages(folder / description.file)
+        routed = RoutedModel(router, members, description.outputs, description.labels, threads, stages)
         return routed, routed
     backend = load_backend(
         name,

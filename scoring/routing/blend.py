@@ -1,15 +1,18 @@
-"""Blends: the outputs of several models for the same rows become one.
+"""Blends: the outputs of several models for the same rows become one; and ranked lists in arrays and in Arrow.
 
 This module does not import Spark or TensorFlow: it runs wherever a router does.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED, is_ranked_list
+
+Fusion = Literal["places", "scores"]
+"""What a list gives its candidates: ``1 / (60 + place)``, or their scores, scaled to 0..1 within the list."""
 
 # Cormack, Clarke, Buettcher 2009: "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods".
 _RANK_OFFSET = 60
@@ -20,31 +23,39 @@ _EMPTY: Mapping[str, tuple[Any, Any]] = {
 }
 
 
-def blended(parts: Mapping[str, dict[str, np.ndarray]], weights: Mapping[str, float]) -> dict[str, np.ndarray]:
+def blended(
+    parts: Mapping[str, dict[str, np.ndarray]], weights: Mapping[str, float], fusion: Fusion = "places"
+) -> dict[str, np.ndarray]:
     """Return the outputs of a blend: ranked lists are fused, numbers are summed with their weights.
 
     Args:
         parts: By model, arrays ``[rows]`` or ``[rows, elements]`` by output; each model has the same outputs.
         weights: Weight by model.
+        fusion: How ranked lists are fused.
     """
     first = next(iter(parts.values()))
     if is_ranked_list(first):
-        return _fused(parts, weights)
+        return _fused(parts, weights, fusion)
     sums = {output: sum(weights[part] * parts[part][output] for part in parts) for output in first}
     return {output: np.asarray(values).astype(first[output].dtype) for output, values in sums.items()}
 
 
-def _fused(parts: Mapping[str, dict[str, np.ndarray]], weights: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """Fuse ranked lists by their places: scores of different models have no common unit.
+def _fused(
+    parts: Mapping[str, dict[str, np.ndarray]], weights: Mapping[str, float], fusion: Fusion
+) -> dict[str, np.ndarray]:
+    """Fuse ranked lists by places or by scaled scores, because scores of different models have no common unit.
 
-    A candidate gets ``weight / (60 + place)`` from each model that lists it, with places from 1. Of equal sums the
-    candidate comes first that the first model has further ahead. Lists are as long as the longest of the parts'.
+    A candidate gets the model's weight times its :data:`Fusion` from each model that lists it, with places from 1. Of
+    equal sums the candidate comes first that the first model has further ahead. Lists are as long as the longest of the
+    parts'.
     """
     listed = {name: outputs[CANDIDATES] for name, outputs in parts.items()}
     rows, width = len(next(iter(listed.values()))), sum(lists.shape[1] for lists in listed.values())
     tokens, codes = _numbered(list(listed.values()))
-    places = [weights[name] / (_RANK_OFFSET + 1 + np.arange(lists.shape[1])) for name, lists in listed.items()]
-    gains = np.tile(np.concatenate(places), rows)
+    gains = np.concatenate(
+        [weights[name] * (_by_place(one) if fusion == "places" else _by_score(one)) for name, one in parts.items()],
+        axis=1,
+    ).ravel()
 
     is_candidate = (tokens != UNFILLED.encode())[codes]
     filled = np.flatnonzero(is_candidate)
@@ -59,10 +70,29 @@ def _fused(parts: Mapping[str, dict[str, np.ndarray]], weights: Mapping[str, flo
     most = max(lists.shape[1] for lists in listed.values())
     kept = place < most
     at = (row_of[kept], place[kept])
-    fused = {name: np.full((rows, most), empty, dtype) for name, (empty, dtype) in _EMPTY.items()}
+    fused = _empty(rows, most)
     fused[CANDIDATES][at] = tokens[pairs[order][kept] % max(len(tokens), 1)]
     fused[SCORES][at] = sums[order][kept]
     return fused
+
+
+def _by_place(lists: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the same gain for a place in every row: float64 ``[rows, places]``."""
+    rows, places = lists[CANDIDATES].shape
+    return np.tile(1 / (_RANK_OFFSET + 1 + np.arange(places)), (rows, 1))
+
+
+def _by_score(lists: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return scores scaled to 0..1 within each list, float64 ``[rows, places]``; 0 where all of them are equal.
+
+    Source: Lee 1997, "Analyses of multiple evidence combination"; their sum is Fox and Shaw's CombSUM (1994).
+    """
+    is_candidate = lists[CANDIDATES] != UNFILLED.encode()
+    scores = lists[SCORES].astype(np.float64)
+    lowest = np.min(scores, axis=1, keepdims=True, where=is_candidate, initial=np.inf)
+    ranges = np.max(scores, axis=1, keepdims=True, where=is_candidate, initial=-np.inf) - lowest
+    is_scaled = is_candidate & (ranges > 0)
+    return np.divide(scores - lowest, ranges, out=np.zeros_like(scores), where=is_scaled)
 
 
 def of_length(lists: Mapping[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
@@ -74,6 +104,31 @@ def of_length(lists: Mapping[str, np.ndarray], most: int) -> dict[str, np.ndarra
         name: np.pad(values, ends, constant_values=_EMPTY[name][0]) if missing else values
         for name, values in cut.items()
     }
+
+
+def as_lists(arrays: Mapping[str, np.ndarray]) -> tuple[pa.ListArray, pa.ListArray]:
+    """Return the candidates of ranked lists, as strings, and their scores, without the empty places."""
+    is_candidate = arrays[CANDIDATES] != UNFILLED.encode()
+    offsets = pa.array(np.append(0, np.cumsum(is_candidate.sum(axis=1))).astype(np.int32))
+    tokens = pa.array(arrays[CANDIDATES][is_candidate], pa.binary()).cast(pa.string())
+    return (
+        pa.ListArray.from_arrays(offsets, tokens),
+        pa.ListArray.from_arrays(offsets, pa.array(arrays[SCORES][is_candidate])),
+    )
+
+
+def as_arrays(candidates: pa.ListArray, scores: pa.ListArray, most: int) -> dict[str, np.ndarray]:
+    """Return ranked lists with ``most`` places, ``[rows, most]`` by output; no list may be longer."""
+    lengths = candidates.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    is_candidate = np.arange(most) < lengths[:, np.newaxis]
+    arrays = _empty(len(candidates), most)
+    arrays[CANDIDATES][is_candidate] = candidates.flatten().cast(pa.binary()).to_numpy(zero_copy_only=False)
+    arrays[SCORES][is_candidate] = scores.flatten().to_numpy(zero_copy_only=False)
+    return arrays
+
+
+def _empty(rows: int, most: int) -> dict[str, np.ndarray]:
+    return {name: np.full((rows, most), content, dtype) for name, (content, dtype) in _EMPTY.items()}
 
 
 def _numbered(lists: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

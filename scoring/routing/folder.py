@@ -1,16 +1,22 @@
-"""The folder of a router: its rules and a folder for each of its models."""
+"""The folder of a router: its rules, a folder for each of its models, and the items of its cascades."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mirrorspark.scoring.input.inputs import Inputs
 from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.routing.routed import RoutedInputs
 from mirrorspark.scoring.routing.router import Router
+from mirrorspark.scoring.routing.stages import StageInputs, Stages
 
-ROUTER, ROUTER_FILE = "router", "router.json"
-"""Folder and backend of a router, and the file with its rules."""
+ROUTER, ROUTER_FILE, ITEMS_FILE = "router", "router.json", "items.parquet"
+"""Folder and backend of a router, the file with its rules, and the one with the items of its cascades, if it has any.
+"""
 
 
 def model_folder(folder: Path, names: Sequence[str], name: str) -> Path:
@@ -37,4 +43,47 @@ def read_router(folder: Path) -> tuple[Router, dict[str, Path]]:
 def routed_inputs(folder: Path) -> RoutedInputs:
     """Return the columns that a router and its models read."""
     router, folders = read_router(folder)
-    return RoutedInputs(router, tuple(ModelDirectory.open(path).inputs for path in folders.values()))
+    path = folder / ITEMS_FILE
+    items = pq.read_schema(path) if path.is_file() else pa.schema([])
+    return inputs_of(router, {name: ModelDirectory.open(path).inputs for name, path in folders.items()}, items)
+
+
+def inputs_of(router: Router, models: Mapping[str, Inputs], items: pa.Schema) -> RoutedInputs:
+    """Return the columns of rows that a router and its models read.
+
+    Args:
+        router: The rules.
+        models: The inputs of each model.
+        items: The columns of the items.
+    """
+    stages = [
+        StageInputs.of(cascade, None if cascade.rank is None else models[cascade.rank], items)
+        for cascade in router.cascades.values()
+    ]
+    return RoutedInputs(router, (*(models[name] for name in router.answering), *stages))
+
+
+def read_stages(folder: Path) -> dict[str, Stages]:
+    """Return the stages of the cascades of a router by their names."""
+    router, folders = read_router(folder)
+    path = folder / ITEMS_FILE
+    items = pq.read_table(path) if router.cascades and path.is_file() else None
+    return stages_of(router, {name: ModelDirectory.open(folders[name]).inputs for name in router.ranking}, items)
+
+
+def stages_of(router: Router, rankers: Mapping[str, Inputs], items: pa.Table | None) -> dict[str, Stages]:
+    """Return the stages of the cascades of a router by their names.
+
+    Args:
+        router: The rules.
+        rankers: The inputs of each ranking model.
+        items: Attributes of the candidates; None without any.
+
+    Raises:
+        ColumnError: A column of the items is missing, or has a type or a value that cannot be used.
+        ScoringError: A rule names a category that no item has.
+    """
+    return {
+        name: Stages(cascade, () if cascade.rank is None else rankers[cascade.rank].columns, items)
+        for name, cascade in router.cascades.items()
+    }

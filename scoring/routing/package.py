@@ -4,16 +4,27 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mirrorspark.models.index.ranked_lists import is_ranked_list
 from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, PinnedModel, exported_with
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.model.uri import pinned_model
-from mirrorspark.scoring.routing.folder import ROUTER, ROUTER_FILE, model_folder
+from mirrorspark.scoring.reranking.items import check_item_columns
+from mirrorspark.scoring.reranking.rerank import arrow_items
+from mirrorspark.scoring.routing.folder import ITEMS_FILE, ROUTER, ROUTER_FILE, inputs_of, model_folder, stages_of
 from mirrorspark.scoring.routing.routed import MODEL, REASON
 from mirrorspark.scoring.routing.router import Router
 
-_BLENDED = ("float", "double", "array<float>", "array<double>")
+if TYPE_CHECKING:
+    import pandas as pd
+    from pyspark.sql import DataFrame
+
+_NUMBERS = ("float", "double")
+_BLENDED = (*_NUMBERS, "array<float>", "array<double>")
 
 
 def package_router(
@@ -21,18 +32,21 @@ def package_router(
     folder: str | Path,
     *,
     models: Mapping[str, str | Path | PinnedModel],
+    items: "DataFrame | pa.Table | pd.DataFrame | None" = None,
     tracking_uri: str | None = None,
 ) -> Path:
     """Copy the models into ``folder`` with the router that chooses between them.
 
     The folder can be used like an exported model: :func:`scoring.batch.score` and all other entry points take it, its
     digest is over all it contains, and MLflow stores it as artifacts of a run. Its outputs are those of the models,
-    which all have to have the same, and for each row the name of the ``model`` that answered with the ``reason``.
+    which all but ranking models have to have the same, and for each row the name of the ``model`` that answered with
+    the ``reason``.
 
     Args:
         router: The rules.
         folder: The new folder.
         models: By name, the URI of a model or the result of :func:`scoring.model.uri.resolve`.
+        items: Attributes of the candidates of cascades, a row each; the columns that they read are copied.
         tracking_uri: Address of the MLflow store.
 
     Returns:
@@ -40,8 +54,10 @@ def package_router(
 
     Raises:
         ModelNotFoundError: A URI leads to no model.
-        ModelDirectoryError: ``folder`` is not empty, a model is missing or is not used, or the models' outputs differ
-            or cannot be blended.
+        ModelDirectoryError: ``folder`` is not empty, a model is missing or is not used, the models' outputs differ or
+            cannot be blended or ranked by, or ``items`` is missing or not used.
+        ColumnError: A column of ``items`` is missing, or has a type or a value that cannot be used.
+        ScoringError: A rule names a category that no item has.
     """
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -52,17 +68,20 @@ def package_router(
         )
     pinned = {name: pinned_model(model, tracking_uri) for name, model in models.items()}
     found = {name: ModelDirectory.open(one.path) for name, one in pinned.items()}
-    outputs = _outputs(found, router)
+    outputs = _outputs({name: found[name] for name in router.answering}, router)
+    attributes = _attributes(found, router, items)
     versions: dict[str, str] = {}
     for one in pinned.values():
         versions |= exported_with(one.path).compared
-    labels = next(iter(found.values())).labels
+    labels = found[router.answering[0]].labels
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         whole = Path(scratch) / target.name
         for name, one in pinned.items():
             shutil.copytree(one.path, model_folder(whole / ROUTER, tuple(router.models), name))
         router.save(whole / ROUTER / ROUTER_FILE)
+        if attributes is not None:
+            pq.write_table(attributes, whole / ROUTER / ITEMS_FILE)
         names = {output: output for output in outputs}
         PackagedDescription(ROUTER, ROUTER, None, outputs, names, labels=dict(labels), versions=versions).save(whole)
         whole.rename(target)
@@ -85,3 +104,46 @@ def _outputs(found: Mapping[str, ModelDirectory], router: Router) -> dict[str, s
     if router.blends and (other := [name for name, type_ in numbers.items() if type_ not in _BLENDED]):
         raise ModelDirectoryError(f"the outputs {other} are no floating-point numbers, so they cannot be blended")
     return outputs | {MODEL: "string", REASON: "string"}
+
+
+def _check_cascades(found: Mapping[str, ModelDirectory], router: Router, *, has_items: bool) -> None:
+    """Check that the models fit their stages, and that there are items if and only if a cascade may read them."""
+    listed = dict(found[router.answering[0]].description.outputs)
+    for name, cascade in router.cascades.items():
+        if not is_ranked_list(listed):
+            raise ModelDirectoryError(
+                f"the cascade '{name}' needs models that list candidates, and those of the router give {listed}; give "
+                f"retrieval models"
+            )
+        outputs = {} if cascade.rank is None else dict(found[cascade.rank].description.outputs)
+        if cascade.rank is not None and outputs.get(cascade.output) not in _NUMBERS:
+            raise ModelDirectoryError(
+                f"'{cascade.output}' is no number of '{cascade.rank}', which gives {outputs}; name by output of the "
+                f"cascade '{name}' one that is"
+            )
+        if cascade.rerank and not has_items:
+            raise ModelDirectoryError(f"the cascade '{name}' re-ranks by attributes of the items; give items")
+    if has_items and not router.cascades:
+        raise ModelDirectoryError("items are given, and the router has no cascade that reads them; leave them out")
+
+
+def _attributes(
+    found: Mapping[str, ModelDirectory], router: Router, items: "DataFrame | pa.Table | pd.DataFrame | None"
+) -> pa.Table | None:
+    """Return the columns of the items that cascades read, after a check of the cascades; None without a table."""
+    _check_cascades(found, router, has_items=items is not None)
+    rankers, table = {name: found[name].inputs for name in router.ranking}, None
+    if items is not None:
+        rules = [(cascade.key, cascade.rules(cascade.k)) for cascade in router.cascades.values()]
+        needed = [name for key, of in rules for name in ([key] if of is None else of.item_columns(key))]
+        wanted = dict.fromkeys([*needed, *(name for one in rankers.values() for name in one.columns)])
+        table = arrow_items(items, wanted).replace_schema_metadata(None)
+        kept = [name for name in wanted if name in needed or name in table.column_names]
+        check_item_columns(table, kept)
+        table = table.select(kept).combine_chunks()
+    stages_of(router, rankers, table)  # Raises where the items do not fit.
+    columns = pa.schema([]) if table is None else table.schema
+    inputs = inputs_of(router, {name: one.inputs for name, one in found.items()}, columns)
+    # The columns of rows may have any type so far.
+    inputs.check(pa.schema([(name, pa.null()) for name in inputs.columns]))
+    return table

@@ -15,9 +15,13 @@ from mirrorspark.scoring.input.inputs import Inputs, RowErrors
 from mirrorspark.scoring.routing.blend import blended, of_length
 from mirrorspark.scoring.routing.decision import Decision, check_columns, decide
 from mirrorspark.scoring.routing.router import Router
+from mirrorspark.scoring.routing.stages import Stages
 
 MODEL, REASON = "model", "reason"
-"""Outputs that a router adds: the model or blend that answers for a row, and why."""
+"""Outputs that a router adds: the model, blend or cascade that answers for a row, and why."""
+
+# Candidates of a cascade that are found at a time, for as many rows as that makes.
+_FOUND_AT_ONCE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ class Member(Protocol):
     def row_errors(self, batch: pa.RecordBatch, *, first: bool = False) -> RowErrors:
         """Return the rows that cannot be scored."""
 
-    def with_search(self, search: Any) -> "Member":
-        """Return a retrieval model that outputs the results of ``search``."""
+    def finding(self, most: int, search: Any, available: pa.Array | None) -> "Member":
+        """Return a retrieval model that finds the best ``most``; :mod:`scoring.model.loaded` has the parameters."""
 
 
 class RoutedModel:
@@ -62,6 +66,7 @@ class RoutedModel:
         outputs: Mapping[str, str],
         labels: Mapping[str, Sequence[str]],
         threads: int | None,
+        stages: Mapping[str, Stages],
     ) -> None:
         """Create the model.
 
@@ -71,9 +76,13 @@ class RoutedModel:
             outputs: Type by output, of all models, with ``model`` and ``reason``.
             labels: Names of the elements by output.
             threads: Threads of the models, as they were asked for.
+            stages: The stages of the cascades by name.
         """
-        self._router, self._members = router, members
+        self._router, self._members, self._stages = router, members, stages
+        self._searches: Mapping[str, Any] = {}
         self._most: int | None = None
+        # By model, and by the model, blend or cascade that it takes part in: it searches differently deep in each.
+        self._finding: dict[tuple[str, str], Member] = {}
         self.threads = threads or 1
         arrays = tuple(
             ArrayType(name, element_name(type_), (None, *_width(name, type_, labels)))
@@ -84,8 +93,7 @@ class RoutedModel:
     def with_search(self, searches: Mapping[str, Any], most_candidates: int) -> "RoutedModel":
         """Return a router whose models search, and whose lists have at most so many candidates."""
         model = copy.copy(self)
-        model._members = {name: member.with_search(searches[name]) for name, member in self._members.items()}
-        model._most = most_candidates
+        model._searches, model._most, model._finding = searches, most_candidates, {}
         return model
 
     def rows_per_call(self, batch_size: int) -> int:
@@ -118,9 +126,11 @@ class RoutedModel:
     def __call__(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the outputs of the models that were chosen."""
         batch, decision = inputs["rows"], inputs["decision"]
-        made: dict[str, np.ndarray] = {MODEL: decision.models, REASON: decision.reasons}
+        made: dict[str, np.ndarray] = {MODEL: decision.models, REASON: decision.reasons.copy()}
         for name in dict.fromkeys(decision.models):
             places = np.flatnonzero(decision.models == name)
+            if name in self._stages:
+                made[REASON][places] += f"; {self._stages[name].cascade.reason}"
             own = batch if len(places) == batch.num_rows else batch.take(pa.array(places))
             for output, values in self._answer(name, own).items():
                 if output not in made:
@@ -128,17 +138,67 @@ class RoutedModel:
                 if made[output].shape[1:] != values.shape[1:]:
                     raise ModelOutputError(
                         f"'{output}' of '{name}' has {values.shape[1:]} elements per row, and that of another model of "
-                        f"the router {made[output].shape[1:]}; export them with the same number (top_k)"
+                        f"the router {made[output].shape[1:]}; export them with the same number (top_k; k of a cascade)"
                     )
                 made[output][places] = values
         return {output: made[output] for output in outputs}
 
     def _answer(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
-        """Return the outputs of a model or a blend; of a search, as many candidates as it asks for."""
-        weights = self._router.weights(name)
-        parts = {part: self._members[part].score(batch) for part in weights}
-        answer = parts[name] if len(parts) == 1 and name in parts else blended(parts, weights)
-        return answer if self._most is None else of_length(answer, self._most)
+        """Return the outputs of a model, blend or cascade; of a search, as many candidates as it asks for."""
+        if name in self._stages:
+            return self._listed(name, batch)
+        found = self._found(name, batch)
+        return found if self._most is None else of_length(found, self._most)
+
+    def _found(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+        """Return the outputs of a model or blend, or the candidates of the first stage of a cascade."""
+        first, weights = self._router.found_by(name), self._router.weights(name)
+        parts = {part: self._member(part, name).score(batch) for part in weights}
+        only = len(parts) == 1 and first in parts
+        found = parts[first] if only else blended(parts, weights, self._router.fusion)
+        if name not in self._stages:
+            return found
+        # A model of another library lists as many as it does.
+        return {output: values[:, : self._depth(name)] for output, values in found.items()}
+
+    def _member(self, part: str, name: str) -> Member:
+        """Return a model as it takes part in a model, blend or cascade: with the search that it needs there."""
+        if self._most is None and name not in self._stages:
+            return self._members[part]
+        if (part, name) not in self._finding:
+            available = self._stages[name].available if name in self._stages else None
+            self._finding[part, name] = self._members[part].finding(
+                self._depth(name), self._searches.get(part), available
+            )
+        return self._finding[part, name]
+
+    def _depth(self, name: str) -> int:
+        """Return how many candidates each model finds for a model, blend or cascade of a search."""
+        most = self._most or 1
+        if name in self._stages:
+            return max(most, self._router.cascades[name].depth)
+        # A candidate that all models of a blend have a little further down comes up.
+        return max(most, self._router.blend_depth) if name in self._router.blends else most
+
+    def _listed(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+        """Return the lists of a cascade, found and ranked some rows at a time."""
+        stages, cascade = self._stages[name], self._router.cascades[name]
+        parts = [
+            stages.listed(
+                rows,
+                self._found(name, rows),
+                self._most or cascade.k,
+                lambda pairs: self._members[str(cascade.rank)].score(pairs)[cascade.output],
+            )
+            for rows in self._pieces(name, batch)
+        ]
+        return {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
+
+    def _pieces(self, name: str, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Yield so many rows of a cascade that their candidates are in memory together."""
+        rows = max(1, _FOUND_AT_ONCE // self._depth(name))
+        for start in range(0, batch.num_rows, rows):
+            yield batch.slice(start, rows)
 
     def _decided(self, batch: pa.RecordBatch) -> Decision:
         """Return the models of the rows after those that cannot be scored have fallen back."""
@@ -164,6 +224,20 @@ class RoutedModel:
         for part in self._router.weights(name):
             found = self._members[part].row_errors(own)
             errors |= {int(places[row]): message for row, message in found.items()}
+        if name in self._stages and self._router.cascades[name].rank is not None:
+            good = np.array([place for place in places if place not in errors], np.int64)
+            errors |= {int(good[row]): why for row, why in self._unranked(name, batch.take(pa.array(good))).items()}
+        return errors
+
+    def _unranked(self, name: str, batch: pa.RecordBatch) -> RowErrors:
+        """Return the rows of a cascade with a candidate that cannot be ranked."""
+        stages, rank = self._stages[name], self._members[str(self._router.cascades[name].rank)]
+        errors: RowErrors = {}
+        before = 0
+        for rows in self._pieces(name, batch):
+            found = stages.row_errors(rows, self._found(name, rows), rank.row_errors)
+            errors |= {before + row: message for row, message in found.items()}
+            before += rows.num_rows
         return errors
 
 

@@ -1,4 +1,4 @@
-"""The declaration of a router: which model, or blend of models, answers for which rows."""
+"""The declaration of a router: which model, blend or cascade of models answers for which rows."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.reranking.rules import Rules
+from mirrorspark.scoring.routing.blend import Fusion
 
 Nulls = Literal["skip", "match", "fail"]
 """A row with a null in a route's column: the next route decides, this one takes it, or the row cannot be scored."""
@@ -21,7 +23,7 @@ class Route:
     """A rule that sends rows to a model.
 
     Attributes:
-        model: Name of a model or of a blend.
+        model: Name of a model, a blend or a cascade.
         column: Column that decides; None, in the last route, is for all rows that are left.
         younger_than_days: Largest age in days, from the column's date or moment to the one of ``Router.as_of``. A date
             in the future is young, too.
@@ -60,17 +62,77 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Cascade:
+    """Stages of one answer: a model finds candidates, another one ranks them, and rules re-rank what it ranked.
+
+    Attributes:
+        retrieve: Name of the retrieval model, or of the blend of such models, that finds the candidates.
+        key: Column of the candidate's token: in the rows that ``rank`` reads, and in the table of items.
+        rank: Name of the model that ranks the candidates; None keeps the order in which they were found.
+        rerank: Rules of the re-ranking, by the names of the parameters of :func:`scoring.reranking.rerank.rerank`:
+            ``{"category": "genre", "at_most": 4}``. Without any the ranked list is only cut.
+        depth: Candidates to find, at least as many as are listed.
+        k: Length of the list; :func:`scoring.recommend.recommend` has a ``k`` of its own.
+        output: Output of ``rank`` to rank by, one number for each row.
+    """
+
+    retrieve: str
+    key: str
+    rank: str | None = None
+    rerank: Mapping[str, Any] = field(default_factory=dict)
+    depth: int = 500
+    k: int = 20
+    output: str = "score"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.depth:
+            raise ScoringError(
+                f"the cascade from '{self.retrieve}' lists k {self.k} of depth {self.depth} candidates; use a k from 1 "
+                f"to the depth"
+            )
+        if self.rank is None and not self.rerank:
+            raise ScoringError(
+                f"the cascade from '{self.retrieve}' has neither rank nor rerank; give one, or route to the model alone"
+            )
+        _ = self.rules(self.k)  # Checks them.
+
+    def rules(self, k: int) -> Rules | None:
+        """Return the rules for lists of ``k`` candidates; None without any.
+
+        Raises:
+            ScoringError: There is no such rule, or they contradict one another.
+        """
+        if not self.rerank:
+            return None
+        try:
+            return Rules(k=k, **self.rerank)
+        except TypeError as error:
+            raise ScoringError(
+                f"rerank {dict(self.rerank)} of the cascade from '{self.retrieve}' has other names or types than the "
+                f"rules of rerank ({error})"
+            ) from error
+
+    @property
+    def reason(self) -> str:
+        """What the stages do, for the reasons of rows."""
+        ranked = f", ranked by {self.rank}" if self.rank is not None else ""
+        return f"candidates of {self.retrieve}{ranked}{', re-ranked' if self.rerank else ''}"
+
+
+@dataclass(frozen=True)
 class Router:
     """Rules that choose the model of each row; the first route that takes a row counts.
 
     Attributes:
         routes: The last one has no column, so that every row has a model.
         blends: Weights by model, by name of the blend: its numbers are the weighted sums of the models' numbers, and
-            its ranked lists are fused by the places of the candidates (:mod:`scoring.routing.blend`).
+            its ranked lists are fused (:mod:`scoring.routing.blend`).
         fallback: Models that answer, the first that can, for rows that the chosen model cannot score.
         as_of: Column with the date or moment at which ages count; None is the time of the call.
         time_zone: Zone whose calendar days count for ages, and in which moments without a zone are given.
         blend_depth: Candidates that :func:`scoring.recommend.recommend` takes from each model for a blend, at least.
+        fusion: What the fused lists go by: ``places`` of the candidates, or ``scores``, scaled within each list.
+        cascades: Cascades by name.
     """
 
     routes: tuple[Route, ...]
@@ -79,6 +141,8 @@ class Router:
     as_of: str | None = None
     time_zone: str = "UTC"
     blend_depth: int = 200
+    fusion: Fusion = "places"
+    cascades: Mapping[str, Cascade] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         columns = [route.column for route in self.routes]
@@ -94,17 +158,40 @@ class Router:
         empty = [name for name, weights in self.blends.items() if not weights]
         if empty:
             raise ScoringError(f"the blends {empty} have no models; give a weight for each")
+        if self.fusion not in get_args(Fusion):
+            raise ScoringError(f"fusion '{self.fusion}' is none of {get_args(Fusion)}")
+        if both := sorted({*self.blends} & {*self.cascades}):
+            raise ScoringError(f"{both} are blends and cascades; give each a name of its own")
+        of_cascades = [stage for one in self.cascades.values() for stage in (one.retrieve, one.rank)]
+        if nested := [name for name in of_cascades if name in self.cascades]:
+            raise ScoringError(f"the cascades {nested} are stages of others; name models, or a blend to retrieve by")
+        if both := sorted({*self.answering} & {*self.ranking}):
+            raise ScoringError(f"{both} rank the candidates of a cascade, and cannot find or list any; name others")
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The names of the models, each once."""
-        named = [route.model for route in self.routes] + list(self.fallback)
-        parts = [part for name in named for part in self.weights(name)]
-        return tuple(dict.fromkeys([*parts, *(part for blend in self.blends.values() for part in blend)]))
+        """The names of the models, each once: those that answer, then those that rank."""
+        return (*self.answering, *self.ranking)
+
+    @property
+    def answering(self) -> tuple[str, ...]:
+        """The names of the models that answer for rows or find candidates, each once."""
+        named = [route.model for route in self.routes] + list(self.fallback) + list(self.blends) + list(self.cascades)
+        return tuple(dict.fromkeys(part for name in named for part in self.weights(name)))
+
+    @property
+    def ranking(self) -> tuple[str, ...]:
+        """The names of the models that rank the candidates of cascades, each once."""
+        return tuple(dict.fromkeys(one.rank for one in self.cascades.values() if one.rank is not None))
+
+    def found_by(self, name: str) -> str:
+        """Return the model or blend that finds the candidates of a cascade; others answer by themselves."""
+        return self.cascades[name].retrieve if name in self.cascades else name
 
     def weights(self, name: str) -> Mapping[str, float]:
-        """Return the weights of the models that answer by that name."""
-        return self.blends.get(name, {name: 1.0})
+        """Return the weights of the models that answer, or find a cascade's candidates, by that name."""
+        first = self.found_by(name)
+        return self.blends.get(first, {first: 1.0})
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -128,7 +215,9 @@ class Router:
         """Return the router that a document describes; messages name ``origin``."""
         try:
             routes = tuple(Route(**route | {"values": tuple(route.get("values", ()))}) for route in document["routes"])
-            return cls(**document | {"routes": routes, "fallback": tuple(document.get("fallback", ()))})
+            cascades = {name: Cascade(**stages) for name, stages in document.get("cascades", {}).items()}
+            fallback = tuple(document.get("fallback", ()))
+            return cls(**document | {"routes": routes, "fallback": fallback, "cascades": cascades})
         except (TypeError, KeyError, AttributeError) as error:
             raise ScoringError(
                 f"{origin} describes no router ({error}); give the fields of Router and Route"

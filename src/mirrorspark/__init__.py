@@ -86,6 +86,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.reranking.cascade import rank_candidates as rank_candidates
     from mirrorspark.scoring.reranking.rerank import rerank as rerank
     from mirrorspark.scoring.routing.package import package_router as package_router
+    from mirrorspark.scoring.routing.router import Cascade as Cascade
     from mirrorspark.scoring.routing.router import Route as Route
     from mirrorspark.scoring.routing.router import Router as Router
     from mirrorspark.scoring.sql import register_sql as register_sql
@@ -189,7 +190,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.reranking.cascade": ("rank_candidates",),
         "scoring.reranking.rerank": ("rerank",),
         "scoring.routing.package": ("package_router",),
-        "scoring.routing.router": ("Route", "Router"),
+        "scoring.routing.router": ("Cascade", "Route", "Router"),
         "scoring.sql": ("register_sql",),
         "scoring.task.scorer": ("Counters",),
         "scoring.udf": ("scorer_udf",),

@@ -2,21 +2,27 @@
 
 import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.files import score_files
+from mirrorspark.scoring.model.consent import UntrustedModelError
+from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.scoring.recommend import recommend
+from mirrorspark.scoring.reranking.cascade import rank_candidates
+from mirrorspark.scoring.reranking.rerank import rerank
 from mirrorspark.scoring.routing.package import package_router
-from mirrorspark.scoring.routing.router import Route, Router
+from mirrorspark.scoring.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.sql import register_sql
-from tests.unit.scoring.exported_models import FLIGHTS, export_flights
+from tests.unit.scoring.exported_models import FLIGHTS, export_flights, export_movies
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -36,7 +42,6 @@ def test_table_files_sql_and_predictor_agree(spark: "SparkSession", tmp_path: Pa
     today = [datetime.date(2026, 1, 10)] * FLIGHTS.num_rows
     rows = FLIGHTS.append_column("booked", [[*BOOKED, None]]).append_column("today", [today])
     pq.write_table(rows, tmp_path / "rows.parquet")
-    table = spark.read.parquet(str(tmp_path / "rows.parquet"))
 
     expected = [{"flight_id": row["flight_id"]} | Predictor(folder).predict(row) for row in rows.to_pylist()]
     assert [row["model"] for row in expected] == ["old", "young", "young", "old", "young", "young"]
@@ -44,15 +49,72 @@ def test_table_files_sql_and_predictor_agree(spark: "SparkSession", tmp_path: Pa
     for row, found in zip(rows.to_pylist(), expected, strict=True):
         assert found["score"] == pytest.approx(alone[found["model"]].predict(row)["score"], abs=1e-6)
 
-    score_files(spark, str(tmp_path / "rows.parquet"), folder, str(tmp_path / "scores"), keys="flight_id")
-    register_sql(spark, "routed", folder)
-    table.createOrReplaceTempView("rows_of_the_router")
-    for frame in (
-        score(table, folder, keys="flight_id"),
-        score(table, folder, keys="flight_id", reader="spark"),
-        spark.read.parquet(str(tmp_path / "scores")),
-        spark.sql("SELECT flight_id, s.* FROM (SELECT flight_id, routed(struct(*)) AS s FROM rows_of_the_router)"),
-    ):
+    for frame in every_way(spark, tmp_path, folder, "flight_id"):
         found_rows = [row.asDict() for row in frame.orderBy("flight_id").collect()]
         for found, wanted in zip(found_rows, expected, strict=True):
             assert found == wanted | {"score": pytest.approx(wanted["score"], abs=1e-6)}
+
+
+def every_way(spark: "SparkSession", folder: Path, model: Path, key: str) -> list["DataFrame"]:
+    """Return the scores of the rows in a folder: from a table by both readers, from files, and in SQL."""
+    path = str(folder / "rows.parquet")
+    table = spark.read.parquet(path)
+    score_files(spark, path, model, str(folder / "scores"), keys=key)
+    register_sql(spark, "routed", model)
+    return [
+        score(table, model, keys=key),
+        score(table, model, keys=key, reader="spark"),
+        spark.read.parquet(str(folder / "scores")),
+        table.selectExpr(key, "routed(struct(*)) AS s").select(key, "s.*"),
+    ]
+
+
+MOVIES = [f"m{number}" for number in range(40)]
+VISITORS = pa.table(
+    {
+        "row": [0, 1, 2, 3],
+        "user": ["u0", "u1", "nobody", "u0"],
+        "history": pa.array([["m1"], [], None, ["m3", "m4"]], pa.list_(pa.string())),
+        "seen": pa.array([["m1", "m2"], None, MOVIES[:38], MOVIES], pa.list_(pa.string())),
+        "rebate": [0.0, 0.5, 1.0, 0.0],
+    }
+)
+
+
+def test_a_cascade_answers_alike_everywhere_and_as_its_stages_do_on_spark(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    """R9, R7: found, ranked and re-ranked by one packaged model, and by three calls; a list may be empty."""
+    pq.write_table(VISITORS, tmp_path / "rows.parquet")
+    attributes = [(movie, number % 3 * 1.0, f"g{number % 5}") for number, movie in enumerate(MOVIES)]
+    items = spark.createDataFrame(attributes, "movie string, price double, genre string")
+    hooks = tmp_path / "hooks.py"
+    hooks.write_text("def postprocess(outputs):\n    return {'score': outputs['score'] * 2}\n")
+    rules: dict[str, Any] = {"category": "genre", "at_most": 1}
+    towers = export_movies(tmp_path / "towers", scann=False)
+    prices = package_model({"coefficients": {"price": 1.0, "rebate": -2.0}}, tmp_path / "prices", hooks=hooks)
+    funnel = Cascade("towers", "movie", rank="prices", rerank=rules, depth=12, k=4)
+    router = Router((Route("funnel"),), cascades={"funnel": funnel})
+    folder = package_router(router, tmp_path / "router", models={"towers": towers, "prices": prices}, items=items)
+
+    answers = Predictor(folder).predict_rows(VISITORS.to_pylist())
+    expected = [{"row": row} | answer for row, answer in enumerate(answers)]
+    for frame in every_way(spark, tmp_path, folder, "row"):
+        assert [row.asDict() for row in frame.orderBy("row").collect()] == expected
+
+    table = spark.read.parquet(str(tmp_path / "rows.parquet"))
+    found = recommend(table, folder, keys="row", k=4, unavailable=["m7"]).orderBy("row").collect()
+    long_lists = recommend(table, towers, keys="row", k=12, unavailable=["m7"]).join(
+        table.select("row", "rebate"), "row"
+    )
+    ranked = rank_candidates(long_lists, prices, keys="row", key="movie", items=items.drop("genre"))
+    shown = rerank(ranked, items, key="movie", k=4, **rules).orderBy("row").collect()
+    assert [row.candidates for row in found] == [row.candidates for row in shown]
+    assert [row.scores for row in found] == [row.scores for row in shown]
+    assert [len(row.candidates) for row in found] == [4, 4, 2, 0]
+    assert not any("m7" in row.candidates for row in found)
+    # The hook is code of another process, which nobody has agreed to.
+    hooks.write_text(hooks.read_text().replace("* 2", "* 3"))
+    (folder / "router" / "models" / "01" / "hooks.py").write_text(hooks.read_text())
+    with pytest.raises(UntrustedModelError, match=r"'prices' in .* brings Python code"):
+        recommend(table, folder, keys="row", k=4)

@@ -58,11 +58,6 @@ def loaded(flights_model: Path) -> LoadedModel:
     return LoadedModel(flights_model)
 
 
-@pytest.fixture(scope="module")
-def movies_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_movies(tmp_path_factory.mktemp("export") / "movies", scann=False)
-
-
 def test_scores_equal_the_raw_signature_with_every_kind_of_missing_value(
     loaded: LoadedModel, flights_model: Path
 ) -> None:

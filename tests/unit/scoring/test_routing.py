@@ -1,6 +1,8 @@
 """Routers: rules choose the model of each row, and the folder scores like any model (R5, R8, R9)."""
 
 import datetime
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -13,13 +15,13 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, folder_digest
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.loaded import LoadedModel, Search
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.scoring.routing.blend import blended, of_length
+from mirrorspark.scoring.routing.blend import as_arrays, as_lists, blended, of_length
 from mirrorspark.scoring.routing.decision import decide
 from mirrorspark.scoring.routing.package import package_router
-from mirrorspark.scoring.routing.router import Route, Router
+from mirrorspark.scoring.routing.router import Cascade, Route, Router
 
 NOON = datetime.datetime(2026, 3, 10, 12, tzinfo=datetime.UTC)
 DAY = datetime.date
@@ -31,6 +33,25 @@ ROWS = pa.table(
         "visits": [10.0, 20.0, 30.0, None],
     }
 )
+MOVIES = [f"m{number}" for number in range(40)]
+# The third has seen all but two, the last all.
+VISITORS = pa.table(
+    {
+        "user": ["u0", "u1", "nobody", "u0"],
+        "history": pa.array([["m1"], [], None, ["m3", "m4"]], pa.list_(pa.string())),
+        "seen": pa.array([["m1", "m2"], None, MOVIES[:38], MOVIES], pa.list_(pa.string())),
+        "rebate": [0.0, 0.5, 1.0, 0.0],
+    }
+)
+CATALOGUE = pa.table(
+    {
+        "movie": MOVIES,
+        "price": [float(number % 3) for number in range(40)],
+        "genre": [f"g{number % 5}" for number in range(40)],
+        "in_stock": [number % 2 == 0 for number in range(40)],
+    }
+)
+FUNNEL = Cascade("towers", "movie", rank="prices", rerank={"category": "genre", "at_most": 1}, depth=12, k=4)
 BY_AGE = Router((Route("content", "born", younger_than_days=30, nulls="match"), Route("learned")), as_of="today")
 
 
@@ -155,6 +176,19 @@ def test_lists_are_fused_by_their_places() -> None:
     assert (shorter == fused["candidates"][:, :3]).all()
 
 
+def test_lists_are_fused_by_their_scores() -> None:
+    """R9: scaled within each list, where equal scores say nothing; y has 0.5 of one list and 0.25 of the other."""
+    parts = {
+        "a": as_arrays(pa.array([["x", "y", "z"], []]), pa.array([[3.0, 2.0, 1.0], []]), 3),
+        "b": as_arrays(pa.array([["y", "w"], ["w"]]), pa.array([[10.0, 5.0], [-8.0]]), 3),
+        "c": as_arrays(pa.array([["w", "z"], None]), pa.array([[7.0, 7.0], None]), 2),
+    }
+    fused = blended(parts, {"a": 1.0, "b": 0.25, "c": 2.0}, "scores")
+    candidates, scores = as_lists(fused)
+    assert candidates.to_pylist() == [["x", "y", "z"], ["w"]]
+    assert scores.to_pylist() == [[1.0, 0.75, 0.0], [0.0]]
+
+
 def test_values_choose_and_unknown_ones_go_on(models: dict[str, Path], tmp_path: Path) -> None:
     router = Router((Route("content", "shop", values=("de", "at")), Route("learned")))
     model = LoadedModel(package_router(router, tmp_path / "router", models=models))
@@ -179,6 +213,122 @@ def test_digest_is_over_the_rules_and_all_models(models: dict[str, Path], tmp_pa
     assert LoadedModel(folder).score(ROWS.slice(0, 1))["score"].tolist() == [3.0]
 
 
+@pytest.fixture
+def stages(movies_model: Path, tmp_path: Path) -> dict[str, Path]:
+    ranker = package_model({"coefficients": {"price": 1.0, "rebate": -2.0}}, tmp_path / "prices")
+    return {"towers": movies_model, "prices": ranker}
+
+
+def found(model: Path, depth: int) -> list[list[str]]:
+    """Return what a retrieval model finds for the visitors."""
+    searching = LoadedModel(model).with_search(Search("exact", depth, np.zeros(0, np.int64)))
+    lists = searching.score_arrow(VISITORS)["candidates"].to_pylist()
+    return [[movie for movie in row if movie] for row in lists]
+
+
+def listed(model: LoadedModel) -> list[list[str]]:
+    """Return the lists that a router gives the visitors."""
+    return [[movie for movie in row if movie] for row in model.score_arrow(VISITORS)["candidates"].to_pylist()]
+
+
+def test_a_cascade_is_its_stages_one_after_the_other(stages: dict[str, Path], tmp_path: Path) -> None:
+    """R9: twelve are found, the dearest are first, of equal ones the one found first, and one of a genre is listed."""
+    folder = package_router(
+        Router((Route("funnel"),), cascades={"funnel": FUNNEL}), tmp_path / "router", models=stages, items=CATALOGUE
+    )
+    of = {row["movie"]: row for row in CATALOGUE.to_pylist()}
+    expected = []
+    for movies in found(stages["towers"], 12):
+        genres: Counter[str] = Counter()
+        expected.append([])
+        for movie in sorted(movies, key=lambda movie: -of[movie]["price"]):
+            genres[of[movie]["genre"]] += 1
+            if genres[of[movie]["genre"]] == 1:
+                expected[-1].append(movie)
+    model = LoadedModel(folder)
+    assert listed(model) == [movies[:4] for movies in expected]
+    assert [len(movies) for movies in listed(model)] == [4, 4, 2, 0]
+    for row, answer in zip(VISITORS.to_pylist(), Predictor(folder).predict_rows(VISITORS.to_pylist()), strict=True):
+        movies = [movie for movie in answer["candidates"] if movie]
+        assert answer["scores"][: len(movies)] == [of[movie]["price"] - 2 * row["rebate"] for movie in movies]
+        assert answer["model"] == "funnel"
+        assert answer["reason"] == "no other rule applies; candidates of towers, ranked by prices, re-ranked"
+    assert ModelDirectory.open(folder).inputs.columns == ("user", "history", "seen", "rebate")
+    # Twice the same model finds the same, and a price is part of the digest.
+    twice = Router(
+        (Route("funnel"),),
+        blends={"both": {"towers": 1.0, "again": 0.5}},
+        cascades={"funnel": replace(FUNNEL, retrieve="both")},
+    )
+    models = stages | {"again": stages["towers"]}
+    other = package_router(twice, tmp_path / "twice", models=models, items=CATALOGUE)
+    assert listed(LoadedModel(other)) == [movies[:4] for movies in expected]
+    dearer = CATALOGUE.set_column(1, "price", pa.array([9.0] * 40))
+    again = package_router(twice, tmp_path / "dearer", models=models, items=dearer)
+    assert folder_digest(again) != folder_digest(other)
+
+
+def test_what_is_not_available_takes_no_place_in_a_cascade(stages: dict[str, Path], tmp_path: Path) -> None:
+    """R6: it is left out of the search, so that four are listed of four that are found; m30 to m39 are no items."""
+    stock = Cascade("towers", "movie", rerank={"available": "in_stock"}, depth=4, k=4)
+    router = Router((Route("stock"),), cascades={"stock": stock})
+    models = {"towers": stages["towers"]}
+    folder = package_router(router, tmp_path / "router", models=models, items=CATALOGUE.slice(0, 30).to_pandas())
+    expected = [[movie for movie in row if movie in MOVIES[:30:2]][:4] for row in found(stages["towers"], 40)]
+    assert listed(LoadedModel(folder)) == expected
+    assert [len(row) for row in expected] == [4, 4, 0, 0]
+    # A search has a length of its own, and leaves out more.
+    search = Search("exact", 6, np.zeros(0, np.int64), {"towers": Search("exact", 40, np.arange(2, 12))})
+    assert listed(LoadedModel(folder).with_search(search)) == [
+        [movie for movie in row if movie in MOVIES[10:30:2]][:6] for row in found(stages["towers"], 40)
+    ]
+
+
+def test_a_candidate_that_cannot_be_ranked_fails_its_row(stages: dict[str, Path], tmp_path: Path) -> None:
+    """Without a price a movie is NaN to a model that takes it, and comes last; another model falls back."""
+    models = {"towers": stages["towers"], "prices": linear(tmp_path / "strict", "price", -1.0)}
+    cascade = Cascade("towers", "movie", rank="prices", depth=40, k=3)
+    router = Router((Route("all"),), cascades={"all": cascade}, fallback=("towers",))
+    unknown = CATALOGUE.slice(0, 39)
+    strict = LoadedModel(package_router(router, tmp_path / "fallback", models=models, items=unknown.slice(1)))
+    answers = pa.table(strict.score_arrow(VISITORS)).to_pylist()
+    assert [row["model"] for row in answers] == ["towers", "towers", "towers", "all"]
+    assert answers[2]["reason"].startswith(
+        "no other rule applies; all cannot score it: candidate 'm39': column 'price' (double) has null or NaN"
+    )
+    alone = Router((Route("all"),), cascades={"all": cascade})
+    model = LoadedModel(package_router(alone, tmp_path / "alone", models=models, items=unknown))
+    assert list(model.row_errors(VISITORS.to_batches()[0])) == [0, 1, 2]
+    with pytest.raises(ColumnError, match="price"):
+        model.score(VISITORS)
+    lenient = package_router(alone, tmp_path / "lenient", models=stages, items=unknown)
+    assert listed(LoadedModel(lenient))[2] == ["m38", "m39"]
+
+
+def test_cascades_that_do_not_fit_their_models_or_items_are_refused(
+    stages: dict[str, Path], models: dict[str, Path], tmp_path: Path
+) -> None:
+    def packaged(cascade: Cascade, items: Any = CATALOGUE, of: dict[str, Path] = stages) -> None:
+        router = Router((Route("funnel"),), cascades={"funnel": cascade})
+        package_router(router, tmp_path / "router", models=of, items=items)
+
+    with pytest.raises(ModelDirectoryError, match="re-ranks by attributes of the items; give items"):
+        packaged(FUNNEL, None)
+    with pytest.raises(ColumnError, match="'movie' of items has 40 tokens more than once"):
+        packaged(FUNNEL, pa.concat_tables([CATALOGUE, CATALOGUE]))
+    with pytest.raises(ColumnError, match="items has the column 'genre' 0 times"):
+        packaged(FUNNEL, CATALOGUE.drop(["genre"]))
+    with pytest.raises(ColumnError, match="column 'price' has type string"):
+        packaged(FUNNEL, CATALOGUE.set_column(1, "price", CATALOGUE["movie"]))
+    with pytest.raises(ModelDirectoryError, match=r"'rate' is no number of 'prices', which gives \{'score': "):
+        packaged(Cascade("towers", "movie", rank="prices", output="rate"))
+    with pytest.raises(ModelDirectoryError, match="'funnel' needs models that list candidates"):
+        packaged(Cascade("content", "movie", rank="learned"), of=models)
+    with pytest.raises(ModelDirectoryError, match="no cascade that reads them"):
+        package_router(BY_AGE, tmp_path / "router", models=models, items=CATALOGUE)
+    assert not (tmp_path / "router").exists()
+
+
 def test_router_is_read_from_yaml(tmp_path: Path) -> None:
     file = tmp_path / "router.yaml"
     file.write_text(
@@ -190,6 +340,9 @@ def test_router_is_read_from_yaml(tmp_path: Path) -> None:
     assert Router.from_yaml(file) == BY_AGE
     BY_AGE.save(tmp_path / "router.json")
     assert Router.from_yaml(tmp_path / "router.json") == BY_AGE
+    router = Router((Route("funnel"),), cascades={"funnel": FUNNEL}, fusion="scores")
+    router.save(tmp_path / "router.json")
+    assert Router.from_yaml(tmp_path / "router.json") == router
     file.write_text("routes: [{modle: content}]")
     with pytest.raises(ScoringError, match=r"describes no router .*modle"):
         Router.from_yaml(file)
@@ -206,6 +359,23 @@ def test_router_is_read_from_yaml(tmp_path: Path) -> None:
         (lambda: Route("a", nulls="drop"), "nulls 'drop' of the route to 'a' is none of"),
         (lambda: Router((Route("a"),), time_zone="Mars/Base"), "time_zone 'Mars/Base' is unknown"),
         (lambda: Router((Route("a"),), blends={"b": {}}), r"the blends \['b'\] have no models"),
+        (lambda: Router((Route("a"),), fusion="mean"), "fusion 'mean' is none of"),
+        (lambda: Cascade("a", "id"), "has neither rank nor rerank"),
+        (lambda: Cascade("a", "id", rank="b", k=600), "lists k 600 of depth 500 candidates"),
+        (lambda: Cascade("a", "id", rerank={"at_most": 1}), "count categories; name their column"),
+        (lambda: Cascade("a", "id", rerank={"genre": "x"}), r"has other names or types than the rules of .*'genre'"),
+        (
+            lambda: Router((Route("c"),), cascades={"c": Cascade("a", "id", rank="a")}),
+            r"\['a'\] rank the candidates of a cascade, and cannot find or list any",
+        ),
+        (
+            lambda: Router((Route("c"),), cascades={"c": Cascade("d", "id", rank="a"), "d": FUNNEL}),
+            r"the cascades \['d'\] are stages of others",
+        ),
+        (
+            lambda: Router((Route("c"),), cascades={"c": FUNNEL}, blends={"c": {"towers": 1.0}}),
+            r"\['c'\] are blends and cascades",
+        ),
     ],
 )
 def test_rules_that_leave_rows_or_contradict_are_refused(make: Any, message: str) -> None:
