@@ -62,6 +62,7 @@ quality: setup  ## train the models of docs/quality.md and print its tables, an 
 		$(bin)/python -m benchmarks.quality_ratings "$(DATA)/ml_latest_small" && \
 		$(bin)/python -m benchmarks.quality_sequences "$(DATA)/amazon_beauty_seq" --every 3 --limit 395 --patience 8 --threads 2 && \
 		$(bin)/python -m benchmarks.quality_recommenders --data "$(DATA)/ml_latest_small" && \
+		$(bin)/python -m benchmarks.quality_hybrid --data "$(DATA)/ml_latest_small" && \
 		$(bin)/python -m benchmarks.quality_gowalla "$(DATA)/gowalla_lightgcn" && \
 		exec $(bin)/python -m benchmarks.cold_items --data "$(DATA)/ml_latest_small"
 
