@@ -28,6 +28,7 @@ def test_a_regression_of_any_number_of_quantiles_is_loaded_and_scores(
     fitted = FittedFeatures(spec, {}, {"size": statistics, "cost": statistics})
     model = regression.build(regression.Settings(loss="quantile", quantiles=quantiles), fitted, 1)
     plan = SimpleNamespace(folder=str(tmp_path), model="regression")
-    _write_model(cast(Any, plan), cast(Any, SimpleNamespace(features=fitted)), regression, model, lambda *_: None)
+    dataset = SimpleNamespace(features=fitted, spec=fitted.spec)
+    _write_model(cast(Any, plan), cast(Any, dataset), regression, model, lambda *_: None)
     scores = LoadedModel(tmp_path).score(pa.table({"size": [0.5, 1.5]}))
     assert set(scores) == outputs
