@@ -259,7 +259,7 @@ def form_of(given: Form | str) -> Form:
 
 
 def form_named(text: str) -> Form:
-    """Return the form of a name: ``columns``, ``struct``, ``wide``, ``long``, ``top:K`` or ``at_least:THRESHOLD``.
+    """Return the form of a name: a plain one such as ``struct``, ``top:K``, or ``at_least:THRESHOLD``.
 
     Raises:
         ScoringError: The name is unknown.

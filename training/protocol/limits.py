@@ -56,7 +56,7 @@ class Budgets:
     survives any number of losses, and one without progress ends. A driver that was out of reach costs nothing.
 
     Attributes:
-        max_restarts: Restarts after lost and hung workers.
+        max_restarts: Restarts after lost and hung workers, failures of a machine, and jobs of Spark that just fail.
         max_preemptions: Restarts after workers whose machine was taken away.
         max_start_failures: Restarts after workers that did not begin to train.
         max_store_faults: Restarts after checkpoints that could be neither written nor read.
