@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
+
 START_SECONDS = 90
 
 
@@ -67,7 +69,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     """Kill a process that began a session, and all processes that it started."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE * 60)
 
 
 @contextlib.contextmanager
@@ -91,7 +93,7 @@ def postgresql() -> Iterator[str]:
             command = [str(binaries / program), "--pgdata", str(folder / "data"), *arguments]
             with (folder / "output.log").open("ab") as output:
                 done = subprocess.run(
-                    command, stdout=output, stderr=output, user=user, cwd=folder, timeout=120, check=False
+                    command, stdout=output, stderr=output, user=user, cwd=folder, timeout=PATIENCE * 120, check=False
                 )
             assert done.returncode == 0, (folder / "output.log").read_text()
 

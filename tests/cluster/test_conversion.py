@@ -34,6 +34,7 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.tables import SourceError, find_tables, package_folder, query, register_tables
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob
+from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -323,7 +324,7 @@ def test_the_next_conversion_removes_the_files_of_a_killed_one(spark: "SparkSess
     target = tmp_path / "dataset"
     command = [sys.executable, "-c", begin, str(target)]
     running = WriteJob.begin(StoragePath.of(target), SaveMode.ERROR).staging
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE * 60, check=True).stdout.strip()
     for name in (ended, running.name):
         (tmp_path / name / "raw").mkdir(parents=True, exist_ok=True)
     convert(table(spark, ROWS), SPEC, target, options=OPTIONS)

@@ -30,6 +30,7 @@ from mirrorspark.training.fault_injection.faults import Trigger
 from mirrorspark.training.pipeline import recipe_table
 from mirrorspark.training.run import main
 from tests.cluster.conftest import kill_within_an_epoch, read_events
+from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -177,7 +178,7 @@ def test_model_loads_in_a_fresh_process_without_our_packages(unbroken: Finished,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE * 120,
         check=False,
     )
     assert found.returncode == 0, found.stderr

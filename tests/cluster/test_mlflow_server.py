@@ -23,6 +23,7 @@ from mlflow import MlflowClient
 from pyspark.sql.functions import struct
 
 import mirrorspark as ms
+from tests.conftest import PATIENCE
 from tests.mlflow_server import end, free_port, mlflow_server, postgresql
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _answer(process: "subprocess.Popen[bytes]", log: Path, port: int, rows: pd.D
     deadline = time.monotonic() + SERVE_SECONDS
     while True:
         try:
-            with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - http
+            with urllib.request.urlopen(request, timeout=PATIENCE * 60) as response:  # noqa: S310 - http
                 answer: dict[str, Any] = json.load(response)
                 return answer
         except urllib.error.HTTPError as error:

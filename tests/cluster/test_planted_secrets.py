@@ -18,6 +18,7 @@ from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE
 from tests.cluster.programs.secretive_commands import sql_text
 from tests.cluster.test_bad_input import HEADER, RECIPE, SQL, rows
+from tests.conftest import PATIENCE
 from tests.processes.scoring.test_lookup import ask, serving
 from tests.unit.storage.secret_forms import FORMS, VARIABLES, Form, in_one_line
 
@@ -82,7 +83,13 @@ def test_no_planted_secret_is_left_or_told_by_any_command(tmp_path: Path, s3_buc
         )
         command = [sys.executable, str(PROGRAM), str(folders["output"]), str(inputs)]
         ended = subprocess.run(
-            command, cwd=folders["work"], env=environment, capture_output=True, text=True, timeout=900, check=False
+            command,
+            cwd=folders["work"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE * 900,
+            check=False,
         )
     assert ended.returncode == 0, ended.stderr
 
@@ -99,7 +106,7 @@ def test_no_planted_secret_is_left_or_told_by_any_command(tmp_path: Path, s3_buc
     with serving(folders["output"] / "scores.db") as (port, process):
         left["answers"] = str([ask(port, path) for path in ("/health", "/rows/1", "/rows/1000", "/rows?key=2")])
         process.send_signal(signal.SIGTERM)
-        left["server"] = "".join(process.communicate(timeout=60))
+        left["server"] = "".join(process.communicate(timeout=PATIENCE * 60))
     left |= {str(path): text_of(path) for folder in folders.values() for path in folder.rglob("*")}
     checkpoints = [file.path for file in StoragePath.of(environment["RIDES_CHECKPOINTS"]).files()]
     assert checkpoints

@@ -23,6 +23,7 @@ from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.run import main
 from mirrorspark.scoring.task.probe import Speed
 from mirrorspark.storage.publish import TargetExistsError
+from tests.conftest import PATIENCE
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights
 from tools.calls import traced
 
@@ -420,7 +421,7 @@ def test_a_python_worker_that_is_killed_in_the_middle_changes_nothing_in_the_sco
     score_files(spark, flights, model, tmp_path / "clean", keys="flight_id")
     paths = [str(path) for path in (flights, model, tmp_path / "scores", tmp_path / "killed")]
     command = [sys.executable, "-m", "tests.cluster.programs.scoring_killed", way, *paths]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE * 200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "killed").is_dir()
     counters = json.loads(done.stdout.splitlines()[-1])
@@ -440,7 +441,7 @@ def test_the_command_scores_and_says_so(
 ) -> None:
     arguments = [f"--model={model}", f"--input={flights}", f"--output={tmp_path / 'scores'}", "--keys=flight_id"]
     command = [sys.executable, "-m", "mirrorspark.scoring.run", *arguments, "--master=local[2]"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE * 200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr == ""  # neither Spark's log nor TensorFlow's
     first, second = done.stdout.splitlines()

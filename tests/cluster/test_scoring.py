@@ -30,6 +30,7 @@ from mirrorspark.scoring.output.forms import Struct
 from mirrorspark.scoring.sql import register_sql
 from mirrorspark.scoring.task.scorer import Counters
 from mirrorspark.scoring.udf import scorer_udf
+from tests.conftest import PATIENCE
 from tests.unit.scoring.exported_models import (
     FLIGHTS,
     FLIGHTS_DDL,
@@ -416,7 +417,7 @@ def said_on_a_cluster(program: str, folder: Path, *arguments: Path | str) -> lis
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE * 240,
         check=False,
     )
     assert result.returncode == 0, result.stderr[-3000:]

@@ -28,6 +28,7 @@ from mirrorspark.scoring.run import main
 from mirrorspark.scoring.sql import register_sql
 from mirrorspark.scoring.task.scorer import Counters
 from mirrorspark.scoring.udf import scorer_udf
+from tests.conftest import PATIENCE
 from tests.unit.scoring.exported_models import (
     BASKETS,
     FLIGHTS,
@@ -129,7 +130,7 @@ def test_a_partition_of_a_million_rows_takes_the_memory_of_one_of_ten_thousand(t
     weights = {f"x{number}": 0.5 for number in range(20)}
     model = package_model({"coefficients": weights}, tmp_path / "model")
     command = [sys.executable, "-m", "tests.cluster.programs.scoring_memory", str(model)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE * 200, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     small, large = map(json.loads, done.stdout.splitlines()[-2:])
     assert (small["rows"], large["rows"]) == (10_000, 1_000_000)
@@ -471,7 +472,7 @@ def test_a_master_that_is_none_ends_the_command_in_one_line(tmp_path: Path) -> N
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE * 100,
         check=False,
     )
     assert done.returncode == 1

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import PATIENCE
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -29,7 +30,7 @@ def threads_of_a_job(folder: Path, model: Path, cores: int) -> dict[str, Any]:
         env={name: value for name, value in os.environ.items() if name not in SAID},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=PATIENCE * 200,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

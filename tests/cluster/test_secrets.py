@@ -13,6 +13,7 @@ import mlflow
 import pytest
 
 from tests.cluster.conftest import read_events
+from tests.conftest import PATIENCE
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -63,7 +64,7 @@ def test_no_secret_is_left_by_trainings_that_fail_with_errors_full_of_them(tmp_p
         cwd=folders["work"],
         env=environment,
         capture_output=True,
-        timeout=150,
+        timeout=PATIENCE * 150,
         check=False,
     )
     said = ended.stderr.decode()

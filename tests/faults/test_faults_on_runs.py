@@ -36,6 +36,7 @@ from mirrorspark.training.protocol.timing import ALIVE_SECONDS, TICK_SECONDS
 from mirrorspark.training.records.tracking import store_of
 from mirrorspark.training.training_job import open_job
 from tests.cluster.conftest import Events, kill_within_an_epoch, wait_until
+from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -207,7 +208,7 @@ class OtherJob:
             import time
             from pathlib import Path
 
-            limit = time.monotonic() + 120
+            limit = time.monotonic() + 480
             while not Path(end).exists() and time.monotonic() < limit:
                 time.sleep(0.02)
 
@@ -249,7 +250,7 @@ def test_a_training_that_loses_a_rank_and_its_slot_goes_on_alone_grows_back_and_
             other_job.end()
 
     with faults.inject_when(place.output, Trigger(epoch=1), take_its_slot_and_kill):
-        broken = place.train("elastic", workers="1:2", start_limit_seconds=8, listener=free_the_slot_later)
+        broken = place.train("elastic", workers="1:2", start_limit_seconds=PATIENCE * 8, listener=free_the_slot_later)
 
     lost, unheard, alone, together = broken.attempts
     assert [attempt.workers for attempt in broken.attempts] == [2, 2, 1, 2]

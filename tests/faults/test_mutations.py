@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
 from tests.faults.conftest import Count
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def test_whatever_is_in_a_file_is_read_or_refused(seed: int, kernels: Path, tmp_
     }
     command = [sys.executable, "-m", "tests.faults.mutations", "--count", str(MUTATIONS // PARTS), "--seed", str(seed)]
     ended = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=750, check=False
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=PATIENCE * 750, check=False
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     total = re.search(r"^([\d,]+) mutations, 0 finds$", ended.stdout, re.MULTILINE)

@@ -22,6 +22,7 @@ from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError
 from mirrorspark.data_pipelines.tfrecord.codecs import CodecError
 from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError
 from mirrorspark.data_pipelines.tfrecords import check_tfrecords, read_tfrecords, write_tfrecords
+from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -281,7 +282,7 @@ def test_a_killed_driver_leaves_hidden_files_that_the_next_write_removes(
         family = psutil.Process(driver.pid).children(recursive=True)
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
-        psutil.wait_procs(family, timeout=60)
+        psutil.wait_procs(family, timeout=PATIENCE * 60)
 
     assert left
     assert ids_in(read_tfrecords(spark, target)) == [0, 1, 2]

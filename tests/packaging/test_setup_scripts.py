@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYSTEM_COMMANDS = [
     *(
@@ -106,7 +108,7 @@ class Machine:
             env={"PATH": str(self.bin), **environment},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE * 60,
             check=False,
         )
 

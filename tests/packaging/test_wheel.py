@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES_OF_USERS = ("callbacks", "data_pipelines", "models", "plots", "recipes", "scoring", "storage", "training")
 
@@ -38,7 +40,7 @@ class Installation:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=PATIENCE * 100,
             check=False,
         )
 
@@ -46,7 +48,7 @@ class Installation:
 def run_uv(*arguments: str) -> None:
     """Run the uv beside this interpreter; it finds everything on this machine, so it may not use the network."""
     uv = Path(sysconfig.get_path("scripts")) / "uv"
-    subprocess.run([str(uv), "--quiet", "--offline", *arguments], check=True, timeout=60)
+    subprocess.run([str(uv), "--quiet", "--offline", *arguments], check=True, timeout=PATIENCE * 60)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)],
         check=True,
-        timeout=100,
+        timeout=PATIENCE * 100,
         stdout=subprocess.DEVNULL,
     )
     (built,) = folder.glob("*.whl")

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mirrorspark.scoring.precomputed.precompute import precompute
+from tests.conftest import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SECONDS = 60.0
@@ -193,5 +194,5 @@ def test_to_look_rows_up_takes_neither_spark_nor_tensorflow() -> None:
         "import sys, mirrorspark.scoring.lookup; print(sorted({'pyspark', 'tensorflow', 'pyarrow'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE * 60, check=False)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mirrorspark.scoring.package import package_model
+from tests.conftest import PATIENCE
 from tests.unit.scoring.memory_soak import BATCHES
 from tests.unit.scoring.other_models import LINEAR, save_logistic_saved_model
 
@@ -25,7 +26,7 @@ def test_memory_grows_by_less_than_a_megabyte_in_a_thousand_batches(flights_mode
         "trained": flights_model,
     }
     command = [sys.executable, "-m", "tests.unit.scoring.memory_soak", *map(str, models.values())]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=110, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE * 110, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     for name, line in zip(models, done.stdout.splitlines()[-len(models) :], strict=True):
         memory = json.loads(line)

@@ -15,6 +15,7 @@ import tensorflow as tf
 from mirrorspark.training.ring.errors import RingError
 from mirrorspark.training.ring.ring import Ring
 from mirrorspark.training.ring.strategy import RingStrategy
+from tests.conftest import PATIENCE
 from tests.unit.training.conftest import free_addresses
 
 PROGRAM = Path(__file__).parent / "programs" / "ring_rank.py"
@@ -65,7 +66,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
                     running.callback(process.kill)  # before its end is waited for
                     ranks.append(process)
                 for process in ranks:
-                    said = process.communicate(timeout=250)[1]
+                    said = process.communicate(timeout=PATIENCE * 250)[1]
                     assert process.returncode == 0, said
             known[workers] = [dict(np.load(file)) for file in files]
         return known[workers]

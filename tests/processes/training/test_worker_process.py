@@ -22,6 +22,7 @@ from mirrorspark.training.executor.fork_server import STACKS_END
 from mirrorspark.training.executor.worker import WorkerOrders
 from mirrorspark.training.executor.worker_process import WorkerProcess
 from mirrorspark.training.protocol.events import EventAddress
+from tests.conftest import PATIENCE
 from tests.unit.training import rank_entries
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -333,7 +334,7 @@ def test_all_that_a_rank_imports_is_imported_ahead_and_starts_nothing() -> None:
         text=True,
         cwd=REPOSITORY,
         env=environment,
-        timeout=100,
+        timeout=PATIENCE * 100,
         check=True,
     )
     assert said.stdout == "1 None ['mirrorspark.training.executor.fork_server']\n"
@@ -346,5 +347,5 @@ def test_a_task_imports_little_before_its_rank_begins() -> None:
         sys.exit(", ".join({"numba", "pandas", "scipy", "tensorflow"} & set(sys.modules)) or 0)
         """
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE * 60, check=False)
     assert not done.stderr, f"a task imports {done.stderr}"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mirrorspark.scoring.backends.tensorflow_runtime import INTER_OP, INTRA_OP, limit_tensorflow
+from tests.conftest import PATIENCE
 from tests.unit.scoring.exported_models import export_baskets
 
 _LIMITED = """
@@ -89,7 +90,7 @@ def lines_of(program: str, *arguments: object) -> list[str]:
         env=environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE * 60,
         check=False,
     )
     assert done.returncode == 0, done.stderr
