@@ -22,6 +22,7 @@ from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError
 from mirrorspark.data_pipelines.tfrecord.codecs import CodecError
 from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError
 from mirrorspark.data_pipelines.tfrecords import check_tfrecords, read_tfrecords, write_tfrecords
+from tests.cluster.conftest import wait_until
 from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def blocked_until(flag: Path) -> Callable[[Iterator[pa.RecordBatch]], Iterator[p
         rows = 0
         for batch in batches:
             rows += batch.num_rows
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 240
             while rows > 80_000 and not flag.exists() and time.monotonic() < deadline:
                 threading.Event().wait(0.01)
             yield batch
@@ -220,15 +221,18 @@ def test_a_killed_task_leaves_nothing_visible(spark: "SparkSession", tmp_path: P
     flag = tmp_path / "flag"
     killed: list[int] = []
 
+    def is_killed() -> bool:
+        staged = {str(path) for path in tmp_path.glob(".tfrecord-write-*/**/part-*")}
+        for process in psutil.Process().children(recursive=True) if staged else []:
+            with contextlib.suppress(psutil.Error):
+                if staged & {file.path for file in process.open_files()}:
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
+        return bool(killed)
+
     def kill() -> None:
-        deadline = time.monotonic() + 60
-        while not killed and time.monotonic() < deadline:
-            staged = {str(path) for path in tmp_path.glob(".tfrecord-write-*/**/part-*")}
-            for process in psutil.Process().children(recursive=True) if staged else []:
-                with contextlib.suppress(psutil.Error):
-                    if staged & {file.path for file in process.open_files()}:
-                        process.send_signal(signal.SIGKILL)
-                        killed.append(process.pid)
+        with contextlib.suppress(TimeoutError):  # the test then finds that nothing was killed
+            wait_until(is_killed, 50, "the writing of a file")
         flag.touch()
 
     killer = threading.Thread(target=kill)
@@ -272,11 +276,13 @@ def test_a_killed_driver_leaves_hidden_files_that_the_next_write_removes(
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+    def is_written() -> bool:
+        return any(tmp_path.rglob("attempts/*/part-*"))
+
     try:
-        deadline = time.monotonic() + 90
-        while not (left := list(tmp_path.rglob("attempts/*/part-*"))):
-            assert driver.poll() is None, "the program ended before it wrote"
-            assert time.monotonic() < deadline
+        wait_until(lambda: is_written() or driver.poll() is not None, 90, "the writing of a file")
+        assert is_written(), "the program ended before it wrote"
     finally:
         # The data source's staging folder is the JVM's.
         family = psutil.Process(driver.pid).children(recursive=True)
@@ -284,7 +290,7 @@ def test_a_killed_driver_leaves_hidden_files_that_the_next_write_removes(
         driver.wait()
         psutil.wait_procs(family, timeout=PATIENCE * 60)
 
-    assert left
+    assert is_written()
     assert ids_in(read_tfrecords(spark, target)) == [0, 1, 2]
     write(spark.range(1), way, target, "append")
     assert read_tfrecords(spark, target).count() == 4
