@@ -458,7 +458,7 @@ def ordeal(place: Place) -> Ordeal:
 
     # One environment for all: Spark starts new Python workers for every other one. An epoch takes five seconds.
     slow = Fault("slow_input", rank=1, seconds=5 / STEPS, attempt=None)
-    full = Fault("full_disk", rank=0, step=9, seconds=1.5, path=str(stores))
+    full = Fault("full_disk", rank=0, step=9, seconds=4.0, path=str(stores))
     with (
         faults.injected(place.spark, slow, full),
         faults.inject_when(place.output, Trigger(phase="training", seconds=2), vanish, for_seconds=1.5),
