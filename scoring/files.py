@@ -150,7 +150,7 @@ def score_files(
     """
     check_task_seconds(task_seconds)
     settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
-    save_mode, target = _save_mode(mode), StoragePath.of(output)
+    save_mode, target = save_mode_of(mode), StoragePath.of(output)
     plan = ScoringPlan.of(model, keys, settings, tracking_uri, trust=trust)
     rows = _rows(spark, paths, input_format, target, plan, task_seconds)
     schema = pa.schema([*rows.keys, *plan.added])
@@ -173,7 +173,8 @@ def score_files(
     return scored
 
 
-def _save_mode(mode: str) -> SaveMode:
+def save_mode_of(mode: str) -> SaveMode:
+    """Return the mode of a write of scores; raise :class:`ScoringError` for one that scores cannot have."""
     try:
         found = SaveMode.of(mode)
     except ValueError:

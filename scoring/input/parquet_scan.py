@@ -54,17 +54,8 @@ def map_rows(table: DataFrame, task: BatchFunction, schema: StructType, reader: 
     Raises:
         ScoringError: ``reader`` is ``tasks``, but tasks cannot read the rows; the message gives the reason.
     """
-    if reader == "spark":
-        return map_batches(table, task, schema)
-    try:
-        rows = _plain_rows(table, only_local=reader == "auto")
-    except _NotPlainError as reason:
-        if reader == "tasks":
-            raise ScoringError(
-                f"tasks cannot read the table on their own: {reason}; give the DataFrame of spark.read.parquet, or "
-                f"leave reader as it is"
-            ) from reason
-        _LOGGER.info("Spark reads the rows and hands them over: %s", reason)
+    rows = rows_of(table, reader)
+    if rows is None:
         return map_batches(table, task, schema)
     spark = table.sparkSession
     shares = Shares.of(rows, rows.groups_per_task(spark.sparkContext.defaultParallelism))
@@ -72,6 +63,26 @@ def map_rows(table: DataFrame, task: BatchFunction, schema: StructType, reader: 
     # This empty branch keeps the files in the plan. It costs nothing because the optimizer drops it.
     nothing = table.where(F.lit(False)).select(F.lit(0).cast("bigint").alias("id"))
     return shares.partitions(spark).union(nothing).mapInArrow(portable(SharesTask(shares, task)), schema)
+
+
+def rows_of(table: DataFrame, reader: Reader = "auto") -> ParquetRows | None:
+    """Return the rows of ``table`` in a form that tasks can read; None if Spark has to read them, and the log says why.
+
+    Raises:
+        ScoringError: ``reader`` is ``tasks``, but tasks cannot read the rows; the message gives the reason.
+    """
+    if reader == "spark":
+        return None
+    try:
+        return _plain_rows(table, only_local=reader == "auto")
+    except _NotPlainError as reason:
+        if reader == "tasks":
+            raise ScoringError(
+                f"tasks cannot read the table on their own: {reason}; give the DataFrame of spark.read.parquet, or "
+                f"leave reader as it is"
+            ) from reason
+        _LOGGER.info("Spark reads the rows and hands them over: %s", reason)
+        return None
 
 
 @dataclass(frozen=True)

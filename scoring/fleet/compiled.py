@@ -1,0 +1,377 @@
+"""A fleet in the form in which its kernels take it: arrays of features, terms and matrices."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mirrorspark.scoring.fleet.columns import LINKS, TERM_FIELDS, array, lengths_of, numbers_of
+from mirrorspark.scoring.fleet.fleet import Fleet
+
+# Kinds of terms: a column's value, a bin, a category. The kernels know them by these numbers, and a fourth one.
+PRODUCT, STEP, EQUAL, ABSENCE = range(4)
+KINDS = 4
+
+# Features of a tile: together their strips take 1 MB.
+_MOST_FEATURES = 4096
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of some models, one entry per term.
+
+    Attributes:
+        owners: int64: the model of each.
+        inputs: int64: the row of the block that each reads.
+        coefficients: float64.
+        lows: float64, -inf for none; the others are as in :data:`scoring.fleet.columns.TERM_FIELDS`.
+        highs: float64, inf for none.
+        logs: bool.
+        kinds: int64: ``PRODUCT``, ``STEP`` (a bin) or ``EQUAL`` (a category).
+        keys: float64: where a bin begins, -inf for a bin without a beginning; the code of a category.
+        belows: float64: where a bin ends, inf for none.
+        missing: float64, NaN if a missing value makes the outputs null.
+    """
+
+    owners: np.ndarray
+    inputs: np.ndarray
+    coefficients: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
+    logs: np.ndarray
+    kinds: np.ndarray
+    keys: np.ndarray
+    belows: np.ndarray
+    missing: np.ndarray
+
+    def where(self, chosen: np.ndarray) -> "Terms":
+        """Return the terms that a mask or positions choose."""
+        return Terms(**{name: values[chosen] for name, values in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What is made of the linear predictors of some models.
+
+    Attributes:
+        models: int64 ``[models]``: their positions in the fleet.
+        links: int64 ``[models]``: positions in :data:`scoring.fleet.columns.LINKS`.
+        thresholds: float32 ``[models]``, of the linear predictor; NaN for none.
+        cut_starts: int64 ``[models + 1]``.
+        cuts: float32, of the linear predictor.
+    """
+
+    models: np.ndarray
+    links: np.ndarray
+    thresholds: np.ndarray
+    cut_starts: np.ndarray
+    cuts: np.ndarray
+
+
+@dataclass(frozen=True)
+class LinearTile:
+    """Linear models that are computed together, with the features that they read; arrays as the kernel takes them.
+
+    Attributes:
+        inputs: uint32 ``[features]``.
+        lows: float32 ``[features]``.
+        highs: float32 ``[features]``.
+        logs: bool ``[features]``.
+        starts: int64 ``[kinds, models + 1]``.
+        features: uint32 ``[terms]``.
+        coefficients: float32 ``[terms]``.
+        keys: float32 ``[terms]``.
+        intercepts: float32 ``[models]``.
+    """
+
+    decisions: Decisions
+    inputs: np.ndarray
+    lows: np.ndarray
+    highs: np.ndarray
+    logs: np.ndarray
+    starts: np.ndarray
+    features: np.ndarray
+    coefficients: np.ndarray
+    keys: np.ndarray
+    intercepts: np.ndarray
+
+
+@dataclass(frozen=True)
+class NetworkStack:
+    """Networks of one shape.
+
+    Attributes:
+        terms: Of all models, in their order.
+        matrices: Per layer float32 ``[models, outputs, inputs]``.
+        biases: Per layer float32 ``[models, outputs, 1]``.
+        activations: Of the hidden layers.
+    """
+
+    decisions: Decisions
+    terms: Terms
+    matrices: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+    activations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Input:
+    """A row of the block: a column's numbers, or the codes of its categories.
+
+    Attributes:
+        categories: float32 code by category; None for a column of numbers.
+    """
+
+    column: str
+    categories: Mapping[str, float] | None
+
+
+class CompiledFleet:
+    """The arrays of a fleet.
+
+    Attributes:
+        inputs: The rows of a block.
+        tiles: The linear models.
+        stacks: The networks.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        terms, self.inputs = _terms(fleet)
+        self._fleet = fleet
+        networks = fleet.is_network
+        self.tiles = tuple(self._tiles(np.flatnonzero(~networks), terms))
+        self.stacks = tuple(self._stacks(np.flatnonzero(networks), terms))
+
+    def _tiles(self, models: np.ndarray, terms: Terms) -> Iterator[LinearTile]:
+        """Yield tiles of linear models, which are consecutive and read a limited number of features together."""
+        own = terms.where(np.isin(terms.owners, models))
+        features, first = _distinct(own.inputs, own.lows, own.highs, own.logs)
+        starts = np.searchsorted(own.owners, models)
+        ends = np.searchsorted(own.owners, models, side="right")
+        seen = np.full(len(first), -1)
+        bounds, count = [0], 0
+        for place, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+            mine = np.unique(features[start:end])
+            new = int(np.count_nonzero(seen[mine] < bounds[-1]))
+            if count + new > _MOST_FEATURES and place > bounds[-1]:
+                bounds.append(place)
+                new, count = len(mine), 0
+            seen[mine] = place
+            count += new
+        bounds.append(len(models))
+        for begin, stop in pairwise(bounds):
+            if begin < stop:
+                chosen = slice(starts[begin], ends[stop - 1])
+                yield self._tile(models[begin:stop], own.where(chosen), features[chosen])
+
+    def _tile(self, models: np.ndarray, terms: Terms, features: np.ndarray) -> LinearTile:
+        used, numbers = np.unique(features, return_inverse=True)
+        # Any term of a feature tells what it is made of.
+        examples = np.empty(len(used), np.int64)
+        examples[numbers] = np.arange(len(numbers))
+        owners = np.searchsorted(models, terms.owners)
+        entries, bases = _entries(terms, owners, numbers, len(models))
+        order = np.lexsort((entries.features, entries.owners, entries.kinds))
+        bounds = entries.kinds[order] * (len(models) + 1) + entries.owners[order]
+        corners = np.arange(KINDS)[:, None] * (len(models) + 1) + np.arange(len(models) + 1)
+        return LinearTile(
+            self._decisions(models),
+            terms.inputs[examples].astype(np.uint32),
+            _float32(terms.lows[examples]),
+            _float32(terms.highs[examples]),
+            terms.logs[examples],
+            np.searchsorted(bounds, corners),
+            entries.features[order].astype(np.uint32),
+            _float32(entries.coefficients[order]),
+            _float32(entries.keys[order]),
+            _float32(self._intercepts[models] + bases),
+        )
+
+    def _stacks(self, models: np.ndarray, terms: Terms) -> Iterator[NetworkStack]:
+        shapes: dict[tuple[tuple[int, ...], tuple[str, ...]], list[int]] = {}
+        sizes, activations = array(self._fleet.table, "layer_sizes"), array(self._fleet.table, "activations")
+        for model in models.tolist():
+            shapes.setdefault((tuple(sizes[model].as_py()), tuple(activations[model].as_py())), []).append(model)
+        weights = array(self._fleet.table, "weights")
+        flat, lengths = weights.flatten().to_numpy(zero_copy_only=False), lengths_of(weights)
+        ends = np.cumsum(lengths)
+        for (shape, names), members in shapes.items():
+            every = np.stack([flat[ends[model] - lengths[model] : ends[model]] for model in members])
+            own = np.array(members)
+            matrices, biases, at = [], [], 0
+            for before, after in pairwise(shape):
+                matrices.append(every[:, at : at + before * after].reshape(len(own), after, before))
+                at += before * after
+                biases.append(every[:, at : at + after, None])
+                at += after
+            of_members = terms.where(np.isin(terms.owners, own))
+            matrices[0] = matrices[0] * _float32(of_members.coefficients).reshape(len(own), 1, shape[0])
+            biases[-1] = biases[-1] + _float32(self._intercepts[own])[:, None, None]
+            contiguous = tuple(np.ascontiguousarray(matrix) for matrix in matrices)
+            yield NetworkStack(self._decisions(own), of_members, contiguous, tuple(biases), names)
+
+    @cached_property
+    def _intercepts(self) -> np.ndarray:
+        return numbers_of(array(self._fleet.table, "intercept"))
+
+    def _decisions(self, models: np.ndarray) -> Decisions:
+        chosen = self._fleet.table.take(pa.array(models))
+        links = np.array([LINKS.index(link) for link in chosen["link"].to_pylist()], np.int64)
+        cuts = array(chosen, "cut_points")
+        lengths = lengths_of(cuts)
+        return Decisions(
+            models,
+            links,
+            _of_linear_predictor(numbers_of(array(chosen, "threshold")), links),
+            np.concatenate([[0], np.cumsum(lengths)]),
+            _of_linear_predictor(numbers_of(cuts.flatten()), np.repeat(links, lengths)),
+        )
+
+
+def _of_linear_predictor(scores: np.ndarray, links: np.ndarray) -> np.ndarray:
+    """Return the linear predictors of scores, float32."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logits = np.log(scores) - np.log1p(-scores)
+        return _float32(np.choose(links, [scores, logits, np.log(scores)]))
+
+
+def _float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, np.float32)
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """What the kernel adds for models, one entry per addend; fields as those of :class:`LinearTile`."""
+
+    owners: np.ndarray
+    kinds: np.ndarray
+    features: np.ndarray
+    coefficients: np.ndarray
+    keys: np.ndarray
+
+    @classmethod
+    def together(cls, parts: "Sequence[_Entries]") -> "_Entries":
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in cls.__annotations__))
+
+
+def _entries(terms: Terms, owners: np.ndarray, features: np.ndarray, models: int) -> tuple[_Entries, np.ndarray]:
+    """Return what the kernel adds for the terms, and for each model what it always adds.
+
+    A bin is the step at its beginning, and a step back at its end. Steps of a model at the same edge become one. A
+    feature that misses a value has the value 0 in the kernel, so an entry of kind ``ABSENCE`` adds, per model and
+    feature, what stands for the missing value, less what the 0 has added.
+    """
+    is_product, is_bin, is_equal = (terms.kinds == kind for kind in (PRODUCT, STEP, EQUAL))
+    plain = [
+        _Entries(owners[own], terms.kinds[own], features[own], terms.coefficients[own], terms.keys[own])
+        for own in (is_product, is_equal)
+    ]
+    is_open = is_bin & np.isneginf(terms.keys)
+    bases = np.bincount(owners[is_open], terms.coefficients[is_open], models)
+    steps = _merged_steps(
+        owners,
+        features,
+        terms.coefficients,
+        terms.keys,
+        terms.belows,
+        is_bin & ~is_open,
+        is_bin & (terms.belows < np.inf),
+    )
+    # What the terms of a model add for a missing value of a feature, and what its steps add for the 0 in its place.
+    of_zero = _float32(steps.keys) <= 0
+    values = np.concatenate(
+        [terms.coefficients * terms.missing, -terms.coefficients[is_open], -steps.coefficients[of_zero]]
+    )
+    of_owner = np.concatenate([owners, owners[is_open], steps.owners[of_zero]])
+    of_feature = np.concatenate([features, features[is_open], steps.features[of_zero]])
+    pairs, first = _distinct(of_owner, of_feature)
+    sums = np.bincount(pairs, values, len(first))
+    count = len(first)
+    absences = _Entries(of_owner[first], np.full(count, ABSENCE), of_feature[first], sums, np.zeros(count))
+    # Nothing is added for 0, which is what most missing values stand for.
+    kept = np.flatnonzero(sums != 0)
+    absences = _Entries(*(getattr(absences, name)[kept] for name in _Entries.__annotations__))
+    return _Entries.together([*plain, steps, absences]), bases
+
+
+def _merged_steps(
+    owners: np.ndarray,
+    features: np.ndarray,
+    coefficients: np.ndarray,
+    begins: np.ndarray,
+    ends: np.ndarray,
+    has_begin: np.ndarray,
+    has_end: np.ndarray,
+) -> _Entries:
+    """Return the steps of bins, one per model, feature and edge."""
+    every_owner = np.concatenate([owners[has_begin], owners[has_end]])
+    every_feature = np.concatenate([features[has_begin], features[has_end]])
+    edges = np.concatenate([begins[has_begin], ends[has_end]])
+    heights = np.concatenate([coefficients[has_begin], -coefficients[has_end]])
+    groups, first = _distinct(every_owner, every_feature, edges)
+    sums = np.bincount(groups, heights, len(first))
+    return _Entries(every_owner[first], np.full(len(first), STEP), every_feature[first], sums, edges[first])
+
+
+def _distinct(*keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the group of each entry, where equal keys make a group, and the first entry of each group."""
+    groups = np.zeros(len(keys[0]), np.int64)
+    first = np.zeros(min(1, len(groups)), np.int64)
+    for key in keys:
+        values, numbers = np.unique(key, return_inverse=True)
+        if len(values) > 1:
+            _, first, groups = np.unique(groups * len(values) + numbers, return_index=True, return_inverse=True)
+    return groups, first
+
+
+def _terms(fleet: Fleet) -> tuple[Terms, tuple[Input, ...]]:
+    """Return the terms of all models, and the rows of the block that they read."""
+    lists = {name: array(fleet.table, name) for name in TERM_FIELDS.names}
+    owners = np.repeat(np.arange(len(fleet)), lengths_of(lists["column"]))
+    flat = {name: values.flatten() for name, values in lists.items()}
+    columns, categories = flat["column"].dictionary_encode(), flat["category"].dictionary_encode()
+    is_category = flat["category"].is_valid().to_numpy(zero_copy_only=False)
+    # A code is above 0, which stands for a missing value, and a float32 holds it exactly.
+    codes = pc.fill_null(categories.indices, 0).to_numpy(zero_copy_only=False) + 1.0
+    inputs, first = _distinct(columns.indices.to_numpy(zero_copy_only=False), is_category)
+    numbers = {name: numbers_of(flat[name]) for name in ("clip_low", "clip_high", "at_least", "below")}
+    is_bin = ~(np.isnan(numbers["at_least"]) & np.isnan(numbers["below"]))
+    begins = np.where(np.isnan(numbers["at_least"]), -np.inf, numbers["at_least"])
+    terms = Terms(
+        owners,
+        inputs,
+        numbers_of(flat["coefficient"]),
+        np.where(np.isnan(numbers["clip_low"]), -np.inf, numbers["clip_low"]),
+        np.where(np.isnan(numbers["clip_high"]), np.inf, numbers["clip_high"]),
+        pc.fill_null(flat["log"], False).to_numpy(zero_copy_only=False),
+        np.where(is_category, EQUAL, np.where(is_bin, STEP, PRODUCT)),
+        np.where(is_category, codes, np.where(is_bin, begins, 0.0)),
+        np.where(np.isnan(numbers["below"]), np.inf, numbers["below"]),
+        numbers_of(flat["missing"]),
+    )
+    return terms, tuple(_inputs(columns, categories, is_category, inputs, first))
+
+
+def _inputs(
+    columns: pa.DictionaryArray,
+    categories: pa.DictionaryArray,
+    is_category: np.ndarray,
+    inputs: np.ndarray,
+    first: np.ndarray,
+) -> Iterator[Input]:
+    names = columns.take(pa.array(first)).to_pylist()
+    found = np.flatnonzero(is_category)
+    codes = categories.indices.to_numpy(zero_copy_only=False)
+    of_inputs: dict[int, dict[str, float]] = {}
+    texts = categories.dictionary.to_pylist()
+    _, examples = _distinct(inputs[found], codes[found].astype(np.int64))
+    for place in found[examples].tolist():
+        code = int(codes[place])
+        of_inputs.setdefault(int(inputs[place]), {})[texts[code]] = code + 1.0
+    for number, name in enumerate(names):
+        yield Input(name, of_inputs.get(number))

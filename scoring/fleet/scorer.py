@@ -1,0 +1,240 @@
+"""Scoring of batches with a fleet, in memory that does not grow with the number of models."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, is_number, numeric_values, plain_column
+from mirrorspark.scoring.fleet.columns import some
+from mirrorspark.scoring.fleet.compiled import CompiledFleet, Input, LinearTile, NetworkStack
+from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.kernels import STRIP, decide, score_linear, write_features
+from mirrorspark.scoring.fleet.layout import Layout, OutputArrays
+
+# Block and outputs of a batch. The rows of a fleet of 500 models over 2,000 columns are then 3,500.
+_BATCH_BYTES = 32 * 2**20
+_MOST_ROWS = 16 * 1024
+# What the networks take from some rows, of as many networks as fit.
+_NETWORK_BYTES = 8 * 2**20
+_NETWORK_ROWS = 1024
+
+
+class FleetScorer:
+    """A fleet that is ready to score batches.
+
+    Attributes:
+        layout: The columns of the outputs.
+        batch_rows: Rows that are scored at a time.
+    """
+
+    def __init__(self, fleet: Fleet, layout: Layout) -> None:
+        """Prepare the arrays of the kernels: a tenth of a second for a thousand models."""
+        self.layout = layout
+        self._fleet = fleet
+        self._compiled = CompiledFleet(fleet)
+        row_bytes = 4 * len(self._compiled.inputs) + layout.row_bytes
+        rows = min(_MOST_ROWS, max(STRIP, _BATCH_BYTES // max(1, row_bytes)))
+        self.batch_rows = rows // STRIP * STRIP
+
+    def check(self, schema: pa.Schema) -> None:
+        """Check the types of the columns that the fleet reads.
+
+        Raises:
+            ColumnError: A column is missing, or has a type that its models cannot read.
+        """
+        known = set(schema.names)
+        missing = [name for name in self._fleet.columns if name not in known]
+        if missing:
+            readers = self._fleet.readers(missing[:1])
+            raise ColumnError(
+                f"the table lacks {len(missing):,} of the {len(self._fleet.columns):,} columns of the fleet: "
+                f"{some(missing)}; model '{readers[missing[0]]}' reads '{missing[0]}'; add them, or leave such models "
+                f"out"
+            )
+        for needed in self._compiled.inputs:
+            _check_type(needed, schema.field(needed.column).type, self._fleet)
+
+    def batches(self, rows: pa.RecordBatch, keys: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Yield keys and outputs of ``rows`` in batches of bounded size, each with its number of null outputs.
+
+        Raises:
+            ColumnError: A column holds values that its models cannot read.
+        """
+        for start in range(0, rows.num_rows, self.batch_rows):
+            part = rows.slice(start, self.batch_rows)
+            found = self.outputs(part)
+            yield self.layout.batch({key: plain_column(part, key) for key in keys}, found), found.nulls
+
+    def outputs(self, rows: pa.RecordBatch) -> OutputArrays:
+        """Return the outputs of all models for ``rows``, of which there should be ``batch_rows`` at most."""
+        block = np.empty((len(self._compiled.inputs), rows.num_rows), np.float32)
+        for place, needed in enumerate(self._compiled.inputs):
+            _read(rows, needed, block[place])
+        found, nulls = self.layout.empty(rows.num_rows), 0
+        arrays = tuple(found.by_output.values())
+        for tile in self._compiled.tiles:
+            nulls += _score_linear(tile, block, self.layout.places, arrays)
+        for stack in self._compiled.stacks:
+            for first, start, predictors in _predictors(stack, block):
+                nulls += _decide(stack, first, start, predictors, self.layout.places, arrays)
+        return replace(found, nulls=nulls)
+
+
+def _check_type(needed: Input, type_: pa.DataType, fleet: Fleet) -> None:
+    if needed.categories is None:
+        fits, wanted = is_number(type_), "numbers"
+    else:
+        fits = any(check(type_) for check in (pa.types.is_integer, pa.types.is_boolean, _is_text))
+        wanted = "categories: texts, whole numbers or booleans"
+    if not fits:
+        reader = fleet.readers([needed.column])[needed.column]
+        raise ColumnError(
+            f"column '{needed.column}' has type {type_}, and model '{reader}' reads {wanted}; cast the column"
+        )
+    if needed.categories is not None:
+        _values_of(needed.column, needed.categories, type_)
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def _values_of(column: str, categories: Iterable[str], type_: pa.DataType) -> pa.Array:
+    """Return categories in the type of their column."""
+    names = pa.array(list(categories), pa.string())
+    try:
+        return names if _is_text(type_) else names.cast(type_)
+    except pa.ArrowInvalid as error:
+        raise ColumnError(
+            f"column '{column}' has type {type_}, and models know categories that it cannot have ({error}); cast the "
+            f"column to text"
+        ) from error
+
+
+def _read(rows: pa.RecordBatch, needed: Input, out: np.ndarray) -> None:
+    """Write a column as a row of the block: its numbers or codes, NaN for null."""
+    column = plain_column(rows, needed.column)
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+        if needed.categories is None:
+            exact = column.null_count == 0 and not pa.types.is_boolean(column.type)
+            is_plain = pa.types.is_floating(column.type) or (exact and pa.types.is_integer(column.type))
+            out[:] = column.to_numpy(zero_copy_only=False) if is_plain else numeric_values(column)
+            return
+    if _is_text(column.type):
+        column = column.cast(pa.string())
+        column = pc.if_else(pc.equal(column, ""), None, column)  # an empty text is missing, as null is
+    places = pc.index_in(column, value_set=_values_of(needed.column, needed.categories, column.type))
+    codes = np.array([*needed.categories.values(), -1.0], np.float32)
+    out[:] = codes[pc.fill_null(places, len(codes) - 1).to_numpy(zero_copy_only=False)]
+    if column.null_count:
+        out[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
+
+
+def _score_linear(tile: LinearTile, block: np.ndarray, places: np.ndarray, arrays: tuple[np.ndarray, ...]) -> int:
+    decisions = tile.decisions
+    return int(
+        score_linear(
+            block,
+            block.shape[1],
+            tile.inputs,
+            tile.lows,
+            tile.highs,
+            tile.logs,
+            tile.starts,
+            tile.features,
+            tile.coefficients,
+            tile.keys,
+            tile.intercepts,
+            decisions.links,
+            decisions.thresholds,
+            decisions.cut_starts,
+            decisions.cuts,
+            places[decisions.models],
+            *arrays,
+        )
+    )
+
+
+def _predictors(stack: NetworkStack, block: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield, for some networks and rows at a time, the first network, the first row, and the linear predictors.
+
+    The predictors are float32 ``[networks, rows]``.
+    """
+    terms, width = stack.terms, stack.matrices[0].shape[2]
+    widest = max([width, *(matrix.shape[1] for matrix in stack.matrices)])
+    models = len(stack.decisions.models)
+    inputs, lows, highs = terms.inputs.astype(np.uint32), terms.lows, terms.highs
+    for start in range(0, block.shape[1], _NETWORK_ROWS):
+        rows = min(_NETWORK_ROWS, block.shape[1] - start)
+        at_once = max(1, _NETWORK_BYTES // (4 * rows * widest))
+        for first in range(0, models, at_once):
+            some_models = slice(first, min(models, first + at_once))
+            own = slice(first * width, some_models.stop * width)
+            features = np.empty((own.stop - own.start, rows), np.float32)
+            write_features(
+                block,
+                start,
+                inputs[own],
+                lows[own].astype(np.float32),
+                highs[own].astype(np.float32),
+                terms.logs[own],
+                terms.kinds[own],
+                terms.keys[own].astype(np.float32),
+                terms.belows[own].astype(np.float32),
+                terms.missing[own].astype(np.float32),
+                features,
+            )
+            values = features.reshape(-1, width, rows)
+            for layer, (matrices, biases) in enumerate(zip(stack.matrices, stack.biases, strict=True)):
+                values = np.matmul(matrices[some_models], values)
+                values += biases[some_models]
+                if layer < len(stack.activations):
+                    _activate(stack.activations[layer], values)
+            yield first, start, values[:, 0, :]
+
+
+def _decide(
+    stack: NetworkStack,
+    first: int,
+    start: int,
+    predictors: np.ndarray,
+    places: np.ndarray,
+    arrays: tuple[np.ndarray, ...],
+) -> int:
+    """Write the outputs of the networks from ``first`` on for the rows from ``start`` on."""
+    decisions = stack.decisions
+    own = slice(first, first + len(predictors))
+    return int(
+        decide(
+            predictors,
+            start,
+            decisions.links[own],
+            decisions.thresholds[own],
+            decisions.cut_starts[first : first + len(predictors) + 1],
+            decisions.cuts,
+            places[decisions.models[own]],
+            *arrays,
+        )
+    )
+
+
+def _activate(name: str, values: np.ndarray) -> None:
+    """Apply an activation in place."""
+    with np.errstate(over="ignore"):
+        if name == "relu":
+            np.maximum(values, 0, out=values)
+        elif name == "tanh":
+            np.tanh(values, out=values)
+        elif name == "sigmoid":
+            np.exp(-values, out=values)
+            values += 1
+            np.reciprocal(values, out=values)
+        elif name == "elu":
+            values[:] = np.where(values > 0, values, np.expm1(values))
+        elif name == "softplus":
+            np.logaddexp(values, 0, out=values)

@@ -1,0 +1,173 @@
+"""Tasks that score rows with a fleet and write the outputs, one file each."""
+
+import json
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark import TaskContext
+
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.spark.tasks import Shares, numbers_of, outcome, partition_id
+from mirrorspark.scoring.files import file_name
+from mirrorspark.scoring.fleet.columns import FleetError
+from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.layout import Layout
+from mirrorspark.scoring.fleet.scorer import FleetScorer
+from mirrorspark.scoring.model.cache import limit_numeric_libraries
+from mirrorspark.scoring.task.batches import grouped, regrouped
+from mirrorspark.scoring.task.scorer import ShippedModel
+from mirrorspark.storage.publish import WriteJob, WrittenFile
+
+_ROW_GROUP_ROWS = 2**20
+_ROW_GROUP_BYTES = 64 * 2**20
+
+MODELS_KEY = "mirrorspark_models"
+"""Key of the Parquet files' metadata under which the names of the models are, in the order of the lists' elements."""
+
+FLEET_KEY = "mirrorspark_fleet"
+"""Key of the Parquet files' metadata under which the digest of the fleet is."""
+
+Read = Callable[[int], Iterable[pa.RecordBatch]]
+"""Returns the rows of a task in batches of about so many rows."""
+
+
+@dataclass
+class FleetTally:
+    """Counters of one task.
+
+    Attributes:
+        rows: Rows of the input.
+        nulls: Rows of models without outputs, because a value is missing.
+        read_seconds: Seconds in which the rows were read.
+        score_seconds: Seconds in which they were scored.
+        write_seconds: Seconds in which the outputs were encoded and written.
+    """
+
+    rows: int = 0
+    nulls: int = 0
+    read_seconds: float = 0.0
+    score_seconds: float = 0.0
+    write_seconds: float = 0.0
+
+    def report(self) -> dict[str, Any]:
+        """Return the counters as JSON values, with the process and its peak resident memory in bytes."""
+        return asdict(self) | {
+            "process": f"{socket.gethostname()}/{os.getpid()}",
+            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+
+@dataclass(frozen=True)
+class FleetWriter:
+    """Scores rows and writes the outputs into one file.
+
+    Attributes:
+        keys: The key columns, in the types of the file.
+        fleet: Where tasks find the fleet.
+        layout: Name of the layout.
+        outputs: The outputs to write.
+    """
+
+    job: WriteJob
+    keys: pa.Schema
+    fleet: ShippedModel
+    layout: str
+    outputs: tuple[str, ...]
+
+    def write(self, number: int, read: Read) -> pa.RecordBatch:
+        """Score and write share ``number``, which ``read`` returns; return its outcome."""
+        tally = FleetTally()
+        return outcome(
+            self.job, lambda: self._written(number, read, tally), refusals=(ColumnError,), report=tally.report
+        )
+
+    def _written(self, number: int, read: Read, tally: FleetTally) -> list[WrittenFile]:
+        scorer = _scorer(self.fleet.folder(), self.fleet.digest, self.layout, self.outputs)
+        schema = schema_of(self.keys, scorer.layout, self.fleet.digest)
+        with self.job.attempt(number) as attempt:
+            path = file_name(attempt)
+            file = self.job.attempt_file(attempt, path)
+            few = scorer.layout.dictionary_columns
+            # As scores of one model, without Arrow's own types in the schema.
+            with (
+                file.open_write() as sink,
+                pq.ParquetWriter(sink, schema, use_dictionary=few, store_schema=False) as to,
+            ):
+                for group in grouped(self._scored(scorer, read, tally), _ROW_GROUP_ROWS, _ROW_GROUP_BYTES):
+                    begin = time.perf_counter()
+                    table = pa.Table.from_batches(group, schema)
+                    to.write_table(table, table.num_rows)
+                    tally.write_seconds += time.perf_counter() - begin
+            return [WrittenFile(attempt, path, tally.rows, tally.rows, file.size())]
+
+    def _scored(self, scorer: FleetScorer, read: Read, tally: FleetTally) -> Iterator[pa.RecordBatch]:
+        schema = pa.schema([*self.keys, *scorer.layout.fields])
+        begin = time.perf_counter()
+        for rows in read(scorer.batch_rows):
+            now = time.perf_counter()
+            tally.read_seconds += now - begin
+            for scored, nulls in scorer.batches(rows, self.keys.names):
+                tally.nulls += nulls
+                # Keys from Spark carry the time zone of its session.
+                typed = scored.cast(schema) if scored.schema != schema else scored
+                tally.score_seconds += time.perf_counter() - now
+                yield typed
+                now = time.perf_counter()
+            tally.rows += rows.num_rows
+            begin = time.perf_counter()
+        tally.read_seconds += time.perf_counter() - begin
+
+
+@dataclass(frozen=True)
+class FleetFilesTask:
+    """Body of a task that reads its share of the row groups itself."""
+
+    shares: Shares
+    writer: FleetWriter
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the outcome of each share whose number is in ``batches``."""
+        for number in numbers_of(batches):
+            groups = self.shares.groups[number]
+            yield self.writer.write(number, lambda rows, groups=groups: self.shares.source.batches(groups, rows))
+
+
+@dataclass(frozen=True)
+class FleetRowsTask:
+    """Body of a task that scores the rows of its partition."""
+
+    writer: FleetWriter
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the outcome."""
+        yield self.writer.write(partition_id(), lambda rows: regrouped(batches, rows, _ROW_GROUP_BYTES))
+
+
+def schema_of(keys: pa.Schema, layout: Layout, digest: str) -> pa.Schema:
+    """Return the columns of the files, with the names of the models as metadata."""
+    metadata = {MODELS_KEY: json.dumps(layout.models), FLEET_KEY: digest}
+    return pa.schema([*keys, *layout.fields], metadata=metadata)
+
+
+# Spark reuses Python workers with their imported modules, so a fleet is loaded once by each.
+@lru_cache(maxsize=2)
+def _scorer(folder: Path, digest: str, layout: str, outputs: tuple[str, ...]) -> FleetScorer:
+    fleet = Fleet.load(folder)
+    if fleet.digest != digest:
+        raise FleetError(
+            f"the fleet in {folder} on {socket.gethostname()} has the digest {fleet.digest[:12]}, pinned was "
+            f"{digest[:12]}: its files were changed since; score again, in a new session"
+        )
+    context = TaskContext.get()
+    if context is not None:
+        limit_numeric_libraries(context.cpus())
+    return FleetScorer(fleet, Layout.of(fleet, layout, outputs))
