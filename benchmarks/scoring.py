@@ -20,6 +20,7 @@ SUITE = Suite(
         "rerank",
         "embed_text",
         "lookup_precomputed",
+        "fleet",
     ),
     page="scoring.md",
     command="python -m benchmarks.scoring",

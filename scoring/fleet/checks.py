@@ -35,7 +35,7 @@ def check_models(table: pa.Table) -> None:
     if not table.num_rows:
         raise FleetError("a fleet needs at least one model")
     names = _Models(table["model"].to_pylist())
-    _check_names(names.names)
+    check_names(names.names)
     _check_results(table, names)
     _check_terms(table, names)
     _check_networks(table, names)
@@ -55,7 +55,8 @@ class _Models:
             raise FleetError(f"{problem} in {models} ({some(self.names[place] for place in bad)}); {advice}")
 
 
-def _check_names(names: list[str]) -> None:
+def check_names(names: list[str]) -> None:
+    """Raise :class:`FleetError` unless all models have names, each one of its own."""
     if nameless := sum(not name for name in names):
         raise FleetError(f"{nameless:,} models have no name; give each one of its own")
     if len(set(names)) < len(names):

@@ -14,6 +14,7 @@ import yaml
 
 from mirrorspark.data_pipelines.any_table import in_arrow
 from mirrorspark.data_pipelines.features.raw_columns import meant
+from mirrorspark.scoring.fleet.checks import check_names
 from mirrorspark.scoring.fleet.columns import (
     FLEET_SCHEMA,
     INTERCEPT,
@@ -22,6 +23,8 @@ from mirrorspark.scoring.fleet.columns import (
     OPTIONAL_TERM_FIELDS,
     TERM_FIELDS,
     FleetError,
+    array,
+    lengths_of,
     lists_from,
     lists_of_nulls,
     some,
@@ -89,7 +92,8 @@ def linear_table(models: pa.Table, lengths: np.ndarray, terms: pa.Table) -> pa.T
         lengths: int64 ``[models]``: the number of terms of each.
         terms: The terms of all models in their order, with all term fields.
     """
-    columns = [models[field.name].combine_chunks() for field in MODEL_FIELDS]
+    columns = [array(models, field.name) for field in MODEL_FIELDS]
+    columns[-1] = lists_from(lengths_of(columns[-1]), columns[-1].flatten())  # no cut-points: an empty list
     columns += [lists_from(lengths, _one_array(terms[field.name])) for field in TERM_FIELDS]
     columns += [lists_of_nulls(np.zeros_like(lengths), field.type.value_type) for field in NETWORK_FIELDS]
     return pa.Table.from_arrays(columns, schema=FLEET_SCHEMA)
@@ -97,6 +101,7 @@ def linear_table(models: pa.Table, lengths: np.ndarray, terms: pa.Table) -> pa.T
 
 def _assembled(terms: pa.Table, models: pa.Table, defaults: Mapping[str, str]) -> pa.Table:
     names = models["model"]
+    check_names(names.to_pylist())
     owners = pc.index_in(terms["model"], value_set=_one_array(names))
     if owners.null_count:
         strangers = terms["model"].filter(owners.is_null()).to_pylist()

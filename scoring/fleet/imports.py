@@ -223,7 +223,7 @@ def _fleet(
         "intercept": pa.array([model.intercept for model in every], pa.float64()),
         "threshold": pa.array([(thresholds or {}).get(name) for name in models], pa.float64()),
         "cut_points": pa.array(
-            [(cut_points or {}).get(name) for name in models], MODEL_FIELDS.field("cut_points").type
+            [(cut_points or {}).get(name, []) for name in models], MODEL_FIELDS.field("cut_points").type
         ),
         "column": lists_from(lengths, pa.array([name for model in every for name in model.columns], pa.string())),
         "coefficient": lists_from(lengths, pa.array(np.concatenate([model.coefficients for model in every] or [[]]))),

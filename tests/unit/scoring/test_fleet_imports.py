@@ -1,0 +1,108 @@
+"""M17: imported models predict what their libraries do, on random rows; others are refused by name."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from sklearn.ensemble import RandomForestRegressor
+from sklearn.linear_model import (
+    LinearRegression,
+    LogisticRegression,
+    PoissonRegressor,
+    Ridge,
+    RidgeClassifier,
+    TweedieRegressor,
+)
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+
+from mirrorspark.scoring.fleet.columns import FleetError
+from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.imports import fleet_from_keras, fleet_from_sklearn
+from mirrorspark.scoring.fleet.layout import Layout
+from mirrorspark.scoring.fleet.scorer import FleetScorer
+
+COLUMNS = ["a", "b", "c"]
+RANDOM = np.random.default_rng(5)
+X = pd.DataFrame(RANDOM.normal([0.0, 50.0, 0.0], [1.0, 10.0, 0.1], (400, 3)), columns=COLUMNS)
+Y = X["a"] - X["b"] / 20 + 3 * X["c"] + RANDOM.normal(size=400)
+TEST = pd.DataFrame(RANDOM.normal([0.0, 50.0, 0.0], [1.0, 10.0, 0.1], (100, 3)), columns=COLUMNS)
+
+
+def scores(fleet: Fleet) -> dict[str, np.ndarray]:
+    scorer = FleetScorer(fleet, Layout.of(fleet, "wide", ["score"]))
+    (batch, nulls), *_ = scorer.batches(pa.RecordBatch.from_pandas(TEST), [])
+    assert nulls == 0
+    return {name: batch.column(f"{name}_score").to_numpy() for name in fleet.names}
+
+
+def test_models_of_sklearn_predict_the_same() -> None:
+    counts = np.exp(Y / 4)
+    models = {
+        "linear": LinearRegression(fit_intercept=False).fit(X, Y),
+        "ridge": make_pipeline(StandardScaler(), Ridge()).fit(X, Y),
+        "logistic": make_pipeline(StandardScaler(), LogisticRegression()).fit(X, Y.median() < Y),
+        "poisson": make_pipeline(StandardScaler(), PoissonRegressor()).fit(X, counts),
+        "gamma": make_pipeline(StandardScaler(), TweedieRegressor(power=2)).fit(X, counts),
+    }
+    fleet = fleet_from_sklearn(models, thresholds={"logistic": 0.5}, cut_points={"logistic": [0.2, 0.8]}, group="g")
+    assert fleet.table["link"].to_pylist() == ["identity", "identity", "logit", "log", "log"]
+    assert fleet.groups == ("g",)
+    found = scores(fleet)
+    for name, model in models.items():
+        expected = model.predict_proba(TEST)[:, 1] if name == "logistic" else model.predict(TEST)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LogisticRegression().fit(X, X["b"].round(-1)), "outputs; give models of one output"),
+        (lambda: RidgeClassifier().fit(X, Y > 0), "gives no probabilities"),
+        (lambda: RandomForestRegressor(n_estimators=1).fit(X, Y), "a RandomForestRegressor, has no coefficients"),
+        (lambda: make_pipeline(PolynomialFeatures(), Ridge()).fit(X, Y), "steps that are no StandardScaler"),
+        (lambda: Ridge().fit(X.to_numpy(), Y), "3 inputs and 0 names of columns"),
+    ],
+)
+def test_models_of_sklearn_that_are_not_linear_are_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(FleetError, match=f"model 'm'.*{message}"):
+        fleet_from_sklearn({"m": make()})
+
+
+def test_networks_of_keras_predict_the_same() -> None:
+    from tf_keras import Input, Sequential, layers
+
+    normalization = layers.Normalization()
+    normalization.adapt(X.to_numpy(np.float32))
+    models = {
+        "binary": Sequential(
+            [
+                Input((3,)),
+                normalization,
+                layers.Dense(8, activation="relu"),
+                layers.Dropout(0.5),
+                layers.Dense(4),
+                layers.Activation("tanh"),
+                layers.Dense(1, activation="sigmoid"),
+            ]
+        ),
+        "amount": Sequential([Input((3,)), layers.Dense(5, activation="elu", use_bias=False), layers.Dense(1)]),
+        "count": Sequential([Input((3,)), layers.Dense(1, activation="exponential", kernel_initializer="zeros")]),
+    }
+    fleet = fleet_from_keras(models, COLUMNS, thresholds={"binary": 0.5})
+    assert fleet.table["link"].to_pylist() == ["logit", "identity", "log"]
+    found = scores(fleet)
+    for name, model in models.items():
+        expected = model(TEST.to_numpy(np.float32)).numpy()[:, 0]
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
+    for odd, message in {
+        Sequential([Input((3,)), layers.BatchNormalization(), layers.Dense(1)]): "BatchNormalization",
+        Sequential([Input((3,)), layers.Dense(2)]): r"shapes \[\(3, 2\)\]; it needs 3 inputs and 1 output",
+        Sequential([Input((3,)), layers.Dense(2, activation="gelu"), layers.Dense(1)]): "the activation gelu",
+        Sequential([Input((3,)), layers.Dense(1, activation="relu")]): "ends with the activation relu",
+    }.items():
+        with pytest.raises(FleetError, match=message):
+            fleet_from_keras({"m": odd}, COLUMNS)
