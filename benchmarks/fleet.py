@@ -1,9 +1,9 @@
 """How many inferences per second and core does a fleet of 500 models make over one wide table, beside other ways?
 
-A model reads 100 of 2,000 columns and gives two outputs, by a threshold and by nine cut-points. In memory, `FleetScorer`
-makes Arrow columns of the outputs on one core, beside NumPy's bare matrix product over the same block, which gives
-nothing but the linear predictors. From files to files, `score_fleet` works beside one job of `predict_batch_udf` per
-model, of 20 models, and beside a `mapInPandas` that has all models stacked in one matrix.
+A model reads 100 of 2,000 columns and gives two outputs, by a threshold and by nine cut-points. In memory,
+`FleetScorer` makes Arrow columns of the outputs on one core, beside NumPy's bare matrix product over the same block,
+which gives nothing but the linear predictors. From files to files, `score_fleet` works beside one job of
+`predict_batch_udf` per model, of 20 models, and beside a `mapInPandas` that has all models stacked in one matrix.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -58,6 +58,7 @@ class Coefficients:
 
     @classmethod
     def of(cls, models: int) -> "Coefficients":
+        """Return some models, each of columns of its own."""
         random = np.random.default_rng(1)
         columns = np.stack([random.permutation(COLUMNS)[:TERMS] for _ in range(models)])
         return cls(columns, random.normal(0, 0.2, (models, TERMS)).astype(np.float32))

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from mirrorspark.scoring.errors import ScoringError
 
 LINKS = ("identity", "logit", "log")
-"""Links of generalised linear models: the score is the inverse link of the linear predictor. Their order is stored in
-nothing, but the kernels know them by these positions."""
+"""Links of generalised linear models: the score is the inverse link of the linear predictor. The kernels know them by
+their positions."""
 
 ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "elu", "softplus")
 

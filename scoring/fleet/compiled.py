@@ -11,10 +11,7 @@ import pyarrow.compute as pc
 
 from mirrorspark.scoring.fleet.columns import LINKS, TERM_FIELDS, array, lengths_of, numbers_of
 from mirrorspark.scoring.fleet.fleet import Fleet
-
-# Kinds of terms: a column's value, a bin, a category. The kernels know them by these numbers, and a fourth one.
-PRODUCT, STEP, EQUAL, ABSENCE = range(4)
-KINDS = 4
+from mirrorspark.scoring.fleet.kernels import ABSENCE, EQUAL, KINDS, PRODUCT, STEP
 
 # Features of a tile: together their strips take 1 MB.
 _MOST_FEATURES = 4096

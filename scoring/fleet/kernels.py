@@ -10,14 +10,16 @@ import numba
 import numpy as np
 
 from mirrorspark.data_pipelines.kernels import compile_inner_kernel, compile_kernel
+from mirrorspark.scoring.fleet.columns import LINKS
 
 # Rows of a strip: 2,000 columns of 64 rows take 512 kB, the size of a core's second cache.
 STRIP = 64
 
-# Kinds of terms, by which they are sorted.
-PRODUCT, STEP, EQUAL, ABSENCE = range(4)
+# Kinds of terms, by which they are sorted: a column's value, a bin, a category, and what stands for a missing value.
+KINDS = 4
+PRODUCT, STEP, EQUAL, ABSENCE = range(KINDS)
 
-IDENTITY, LOGIT = 0, 1
+IDENTITY, LOGIT = LINKS.index("identity"), LINKS.index("logit")
 
 NULL_RANK, NULL_BINARY = 0, -1
 

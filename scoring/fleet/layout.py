@@ -137,7 +137,9 @@ class Layout:
         for output in OUTPUTS:
             count = self._count(output) if output in self.outputs else 0
             shape = (count, rows) if self.name == "wide" else (rows, count)
-            found = np.full(shape, _NULLS[output])
+            found = np.empty(shape, _NULLS[output].dtype)
+            if self.name != "wide" and self._count_without(output):
+                found.fill(_NULLS[output])
             arrays[output] = found if self.name == "wide" else found.T
         return OutputArrays(arrays, 0)
 

@@ -61,6 +61,12 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.embedding.embedder import TextEmbedder as TextEmbedder
     from mirrorspark.scoring.errors import ScoringError as ScoringError
     from mirrorspark.scoring.files import score_files as score_files
+    from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients as fleet_from_coefficients
+    from mirrorspark.scoring.fleet.columns import FleetError as FleetError
+    from mirrorspark.scoring.fleet.fleet import Fleet as Fleet
+    from mirrorspark.scoring.fleet.imports import fleet_from_keras as fleet_from_keras
+    from mirrorspark.scoring.fleet.imports import fleet_from_sklearn as fleet_from_sklearn
+    from mirrorspark.scoring.fleet.score import score_fleet as score_fleet
     from mirrorspark.scoring.groups import score_by_group as score_by_group
     from mirrorspark.scoring.input.inputs import Column as Column
     from mirrorspark.scoring.input.tfrecords import score_tfrecords as score_tfrecords
@@ -175,6 +181,11 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.embedding.embedder": ("TextEmbedder",),
         "scoring.errors": ("ScoringError",),
         "scoring.files": ("score_files",),
+        "scoring.fleet.coefficients": ("fleet_from_coefficients",),
+        "scoring.fleet.columns": ("FleetError",),
+        "scoring.fleet.fleet": ("Fleet",),
+        "scoring.fleet.imports": ("fleet_from_keras", "fleet_from_sklearn"),
+        "scoring.fleet.score": ("score_fleet",),
         "scoring.groups": ("score_by_group",),
         "scoring.input.inputs": ("Column",),
         "scoring.input.tfrecords": ("score_tfrecords",),

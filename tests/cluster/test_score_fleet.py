@@ -1,5 +1,7 @@
 """M1, M2, M4: a fleet scores files and DataFrames in one pass: the same outputs in every layout, all or none."""
 
+import re
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ from mirrorspark.storage.publish import TargetExistsError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "fleet.md"
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -183,3 +187,13 @@ def test_existing_outputs_are_kept_appended_to_or_replaced(
     with pytest.raises(ScoringError, match="of other models, or in another order"):
         write("append", fleet.select(["model5", "model1"]))
     assert write("overwrite", fleet.select(["model5"])).num_rows == ROWS // 2
+
+
+def test_the_example_of_the_page_runs(spark: "SparkSession", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"(?:^ {4}.*\n(?:\n+(?= {4}))?)+", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    made: dict[str, Any] = {}
+    exec("\n".join(map(textwrap.dedent, blocks)), made)  # noqa: S102 - a page of ours
+    assert made["scored"].inferences == 2_000
+    ranks = pq.read_table("scores")["response_Rank"].to_pylist()
+    assert set(ranks) == {1, 2, 3, 4}

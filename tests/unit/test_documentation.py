@@ -31,7 +31,7 @@ NOT_PYTHON = ("export ", "python ", "mirrorspark ", "mlflow ", "SELECT ", "CREAT
 # Their samples stand four spaces from the margin; those of the others are marked as Python.
 INDENTED_SAMPLES = (
     *("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "training.md"),
-    *("metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
+    *("fleet.md", "metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
 )
 FENCED_SAMPLES = ("data.md", "reading.md", "recipes.md", "tfrecord.md")
 PACKAGES = ("callbacks", "data_pipelines", "models", "scoring", "storage", "training")

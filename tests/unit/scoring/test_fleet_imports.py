@@ -72,6 +72,7 @@ def test_models_of_sklearn_that_are_not_linear_are_refused(make: Callable[[], An
         fleet_from_sklearn({"m": make()})
 
 
+@pytest.mark.process  # TensorFlow asks `uname` when it is imported
 def test_networks_of_keras_predict_the_same() -> None:
     from tf_keras import Input, Sequential, layers
 
