@@ -37,6 +37,7 @@ FILES, ROW_GROUP_ROWS, BATCH_ROWS = 4, 8_192, 2_048
 
 GEMM, LOOP = "NumPy, bare matrix product over the block", "NumPy, a model at a time"
 KERNEL, WITH_SCORES, PACKED = "FleetScorer", "FleetScorer, with scores", "FleetScorer, packed"
+SAME, SAME_GEMM = f"FleetScorer, models of the same {TERMS} columns", f"NumPy, bare matrix product over these {TERMS}"
 OF_MANY, NETWORKS = f"FleetScorer, {MANY:,} models", f"FleetScorer, {MODELS} networks {TERMS}-{HIDDEN}-1"
 WIDE, PACKED_FILES, NETWORK_FILES = "score_fleet, wide", "score_fleet, packed", f"score_fleet, {MODELS} networks"
 UDF_LOOP = f"predict_batch_udf, a job per model ({LOOPED} models, times {MODELS // LOOPED})"
@@ -169,10 +170,13 @@ def _in_memory(rows: int, rounds: int) -> dict[str, Timing]:
         return score
 
     fleet = coefficients.fleet()
+    of_same = Coefficients(np.tile(np.arange(TERMS), (MODELS, 1)), coefficients.values)
     ways: dict[str, Callable[[], object]] = {
         GEMM: lambda: matrix @ values,
         LOOP: partial(_a_model_at_a_time, coefficients, values),
         KERNEL: scorer(fleet),
+        SAME_GEMM: lambda: of_same.values @ values[:TERMS],
+        SAME: scorer(of_same.fleet()),
         WITH_SCORES: scorer(fleet, outputs=("score", "binary", "Rank")),
         PACKED: scorer(fleet, "packed"),
         OF_MANY: scorer(Coefficients.of(MANY).fleet(), "packed"),

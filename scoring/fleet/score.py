@@ -77,7 +77,7 @@ class FleetCounters:
     def of(cls, reports: Iterable[Mapping[str, Any]]) -> "FleetCounters":
         """Merge the reports of :class:`scoring.fleet.task.FleetTally`."""
         every = list(reports)
-        merged = {
+        merged: dict[str, Any] = {
             name: (max if name in _LARGEST else sum)(report[name] for report in every) if every else 0
             for name in cls.__annotations__
             if name not in ("tasks", "processes")
@@ -227,7 +227,7 @@ def _source(spark: SparkSession, rows: Any, columns: Sequence[str], target: Stor
     found = find_source(rows, None)
     if isinstance(found, SparkSource):
         return _of_table(found.read(spark), columns, target, reader)
-    locations = [rows] if isinstance(rows, str | Path | StoragePath) else list(rows)
+    locations = [rows] if isinstance(rows, Location) else list(rows)
     refuse_own_input([file.path for file in found], locations, target)
     files = ParquetFiles.of(found)
     present = [name for name in columns if name in files.schema.names]

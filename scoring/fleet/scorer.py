@@ -84,6 +84,8 @@ class FleetScorer:
 
 
 def _check_type(needed: Input, type_: pa.DataType, fleet: Fleet) -> None:
+    if pa.types.is_null(type_):
+        return  # a column of nothing but nulls, whose type no writer knew
     if needed.categories is None:
         fits, wanted = is_number(type_), "numbers"
     else:
@@ -119,6 +121,9 @@ def _values_of(column: str, categories: Iterable[str], type_: pa.DataType) -> pa
 def _read(rows: pa.RecordBatch, needed: Input, out: np.ndarray) -> None:
     """Write a column as a row of the block: its numbers or codes, NaN for null."""
     column = plain_column(rows, needed.column)
+    if pa.types.is_null(column.type):
+        out[:] = np.nan
+        return
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
         if needed.categories is None:
             exact = column.null_count == 0 and not pa.types.is_boolean(column.type)

@@ -308,6 +308,17 @@ def test_equal_scores_at_a_cut_point_or_threshold_get_the_better_output() -> Non
     assert [str(type_) for type_ in found.schema.types] == ["int64", "float", "int8", "int16"]
 
 
+def test_a_column_of_nothing_but_nulls_is_missing_whatever_its_type() -> None:
+    terms = [
+        {"column": "a", "coefficient": 2.0, "missing": 3.0},
+        {"column": TEXT, "coefficient": 1.0, "category": "x", "missing": 0.5},
+    ]
+    fleet = fleet_of([{"terms": terms, "link": "identity", "intercept": 0.0}])
+    for types in ((pa.null(), pa.null()), (pa.float64(), pa.string())):
+        rows = pa.RecordBatch.from_arrays([pa.array([1]), *(pa.nulls(1, type_) for type_ in types)], ["key", "a", TEXT])
+        assert outputs_of(fleet, rows)["score"].to_pylist() == [6.5]
+
+
 def test_a_batch_is_scored_in_parts_whose_size_does_not_grow_with_the_models() -> None:
     def rows_at_once(models: int, layout: str) -> float:
         names = [f"m{number}" for number in range(models)]
