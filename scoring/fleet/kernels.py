@@ -23,20 +23,29 @@ IDENTITY, LOGIT = LINKS.index("identity"), LINKS.index("logit")
 
 NULL_RANK, NULL_BINARY = 0, -1
 
-_ZERO = np.float32(0)
+_ZERO, _ONE = np.float32(0), np.float32(1)
+
+
+# Sums of zeros in any order tell whether all values are finite, eight at a time: 1 ns per value instead of 18.
+@numba.njit(nogil=True, fastmath={"reassoc", "nsz"})
+def _clip(column, low, high, out):  # type: ignore[no-untyped-def]
+    """Write the values of a column, clipped; return whether one is missing or infinite."""
+    zeros = _ZERO
+    for row in range(len(column)):
+        value = column[row]
+        value = low if value < low else value
+        value = high if value > high else value
+        out[row] = value
+        zeros += value * _ZERO
+    return zeros != _ZERO
 
 
 @compile_inner_kernel
-def _transformed(value, low, high, takes_log):  # type: ignore[no-untyped-def]
-    """Return a value clipped, and then its logarithm; NaN stays NaN."""
-    if value < low:
-        value = low
-    if value > high:
-        value = high
-    if takes_log:
-        magnitude = np.log1p(np.abs(value))
-        return np.float32(magnitude if value >= _ZERO else -magnitude)
-    return value
+def _take_logs(values):  # type: ignore[no-untyped-def]
+    """Replace values by ``sign(x) * log(1 + |x|)``."""
+    for row in range(len(values)):
+        magnitude = np.log1p(np.abs(values[row]))
+        values[row] = magnitude if values[row] >= _ZERO else -magnitude
 
 
 @compile_inner_kernel
@@ -44,44 +53,45 @@ def _fill_strip(block, first, count, inputs, lows, highs, logs, strip, absent, i
     """Write the features of some rows, 0 where one is missing; return how many features miss a value."""
     flagged = 0
     for feature in range(len(inputs)):
-        source, low, high = inputs[feature], lows[feature], highs[feature]
-        found = 0
-        if logs[feature]:
-            for row in range(count):
-                value = _transformed(block[source, first + row], low, high, True)
-                is_here = value - value == _ZERO
-                strip[feature, row] = value if is_here else _ZERO
-                found += is_here
-        else:
-            for row in range(count):
-                value = _transformed(block[source, first + row], low, high, False)
-                is_here = value - value == _ZERO
-                strip[feature, row] = value if is_here else _ZERO
-                found += is_here
-        is_flagged[feature] = found < count
-        if found < count:
+        values = strip[feature, :count]
+        column = block[inputs[feature], first : first + count]
+        is_flagged[feature] = _clip(column, lows[feature], highs[feature], values)
+        if is_flagged[feature]:
             flagged += 1
             for row in range(count):
-                value = _transformed(block[source, first + row], low, high, False)
-                absent[feature, row] = value - value != _ZERO
-        for row in range(count, STRIP):
-            strip[feature, row] = _ZERO
-            absent[feature, row] = False
+                is_absent = values[row] - values[row] != _ZERO
+                absent[feature, row] = is_absent
+                values[row] = _ZERO if is_absent else values[row]
+        if logs[feature]:
+            _take_logs(values)
+        strip[feature, count:] = _ZERO
+        absent[feature, count:] = False
     return flagged
 
 
-# A product and a sum may become one operation, which rounds once. Sums keep their order.
+# A product and a sum may become one operation, which rounds once. Sums keep their order. Eight terms at a time take
+# two thirds of the time of four.
 @numba.njit(nogil=True, fastmath={"contract"})
 def _add_products(first, stop, features, coefficients, strip, sums):  # type: ignore[no-untyped-def]
-    """Add the terms that are a coefficient times a feature, four at a time."""
+    """Add the terms that are a coefficient times a feature."""
     term = first
-    while term + 4 <= stop:
+    while term + 8 <= stop:
         f0, f1, f2, f3 = features[term], features[term + 1], features[term + 2], features[term + 3]
-        c0, c1 = coefficients[term], coefficients[term + 1]
-        c2, c3 = coefficients[term + 2], coefficients[term + 3]
+        f4, f5, f6, f7 = features[term + 4], features[term + 5], features[term + 6], features[term + 7]
+        c0, c1, c2, c3 = coefficients[term], coefficients[term + 1], coefficients[term + 2], coefficients[term + 3]
+        c4, c5, c6, c7 = coefficients[term + 4], coefficients[term + 5], coefficients[term + 6], coefficients[term + 7]
         for row in range(STRIP):
-            sums[row] += c0 * strip[f0, row] + c1 * strip[f1, row] + c2 * strip[f2, row] + c3 * strip[f3, row]
-        term += 4
+            sums[row] += (
+                c0 * strip[f0, row]
+                + c1 * strip[f1, row]
+                + c2 * strip[f2, row]
+                + c3 * strip[f3, row]
+                + c4 * strip[f4, row]
+                + c5 * strip[f5, row]
+                + c6 * strip[f6, row]
+                + c7 * strip[f7, row]
+            )
+        term += 8
     while term < stop:
         f0, c0 = features[term], coefficients[term]
         for row in range(STRIP):
@@ -109,7 +119,7 @@ def _add_others(model, starts, features, coefficients, keys, strip, absent, is_f
 
 
 @compile_inner_kernel
-def _decide(sums, first, count, link, threshold, cuts, places, ranks_of_rows, scores, binaries, ranks):  # type: ignore[no-untyped-def]
+def _decide(sums, first, count, link, threshold, cuts, places, by_model, counts, scores, binaries, ranks):  # type: ignore[no-untyped-def]
     """Write a model's outputs for some rows, and return for how many of them there are none.
 
     Threshold and cut-points are those of the linear predictor: the score rises with it, but may round to the same
@@ -122,21 +132,32 @@ def _decide(sums, first, count, link, threshold, cuts, places, ranks_of_rows, sc
         for row in range(count):
             value = sums[row]
             if link == LOGIT:
-                value = np.float32(1) / (np.float32(1) + np.exp(-value))
+                value = _ONE / (_ONE + np.exp(-value))
             elif link != IDENTITY:
                 value = np.exp(value)
-            scores[places[0], first + row] = value
+            if by_model:
+                scores[places[0], first + row] = value
+            else:
+                scores[first + row, places[0]] = value
     if places[1] >= 0:
-        for row in range(count):
-            binaries[places[1], first + row] = NULL_BINARY if sums[row] != sums[row] else sums[row] >= threshold
+        if by_model:
+            for row in range(count):
+                binaries[places[1], first + row] = NULL_BINARY if sums[row] != sums[row] else sums[row] >= threshold
+        else:
+            for row in range(count):
+                binaries[first + row, places[1]] = NULL_BINARY if sums[row] != sums[row] else sums[row] >= threshold
     if places[2] >= 0:
         for row in range(count):
-            ranks_of_rows[row] = 1
+            counts[row] = 1
         for cut in cuts:
             for row in range(count):
-                ranks_of_rows[row] += 1 if sums[row] < cut else 0
-        for row in range(count):
-            ranks[places[2], first + row] = NULL_RANK if sums[row] != sums[row] else ranks_of_rows[row]
+                counts[row] += 1 if sums[row] < cut else 0
+        if by_model:
+            for row in range(count):
+                ranks[places[2], first + row] = NULL_RANK if sums[row] != sums[row] else counts[row]
+        else:
+            for row in range(count):
+                ranks[first + row, places[2]] = NULL_RANK if sums[row] != sums[row] else counts[row]
     return nulls
 
 
@@ -149,7 +170,7 @@ def _decide(sums, first, count, link, threshold, cuts, places, ranks_of_rows, sc
     " Array(float32, 1, 'C', readonly=True), Array(int64, 1, 'C', readonly=True),"
     " Array(float32, 1, 'C', readonly=True), Array(int64, 1, 'C', readonly=True),"
     " Array(float32, 1, 'C', readonly=True), Array(int64, 2, 'C', readonly=True),"
-    " float32[:, :], int8[:, :], int16[:, :])"
+    " boolean, float32[:, ::1], int8[:, ::1], int16[:, ::1])"
 )
 def score_linear(
     block: np.ndarray,
@@ -168,6 +189,7 @@ def score_linear(
     cut_starts: np.ndarray,
     cuts: np.ndarray,
     places: np.ndarray,
+    by_model: bool,
     scores: np.ndarray,
     binaries: np.ndarray,
     ranks: np.ndarray,
@@ -190,16 +212,17 @@ def score_linear(
         thresholds: float32 ``[models]``, of the linear predictor.
         cut_starts: int64 ``[models + 1]``.
         cuts: float32, of the linear predictor.
-        places: int64 ``[models, 3]``: the rows of ``scores``, ``binaries`` and ``ranks`` to write; -1 for none.
-        scores: float32 ``[places, rows]``, NaN for null; of any strides, as are the others.
-        binaries: int8 ``[places, rows]``, -1 for null.
-        ranks: int16 ``[places, rows]``, 0 for null.
+        places: int64 ``[models, 3]``: where in ``scores``, ``binaries`` and ``ranks`` to write; -1 for none.
+        by_model: Whether these are ``[places, rows]``, else ``[rows, places]``.
+        scores: float32, NaN for null.
+        binaries: int8, -1 for null.
+        ranks: int16, 0 for null.
     """
     strip = np.zeros((len(inputs), STRIP), np.float32)
     absent = np.zeros((len(inputs), STRIP), np.bool_)
     is_flagged = np.zeros(len(inputs), np.bool_)
     sums = np.zeros(STRIP, np.float32)
-    ranks_of_rows = np.zeros(STRIP, np.int32)
+    counts = np.zeros(STRIP, np.int32)
     nulls = 0
     for first in range(0, rows, STRIP):
         count = min(STRIP, rows - first)
@@ -216,7 +239,8 @@ def score_linear(
                 thresholds[model],
                 cuts[cut_starts[model] : cut_starts[model + 1]],
                 places[model],
-                ranks_of_rows,
+                by_model,
+                counts,
                 scores,
                 binaries,
                 ranks,
@@ -259,26 +283,33 @@ def write_features(
         missing: float32 ``[features]``: the value of a missing one.
         features: float32 ``[features, rows]``, written.
     """
+    rows = features.shape[1]
     for feature in range(len(inputs)):
-        source, low, high, takes_log = inputs[feature], lows[feature], highs[feature], logs[feature]
+        values = features[feature]
+        column = block[inputs[feature], first : first + rows]
+        has_missing = _clip(column, lows[feature], highs[feature], values)
         kind, key, below, default = kinds[feature], keys[feature], belows[feature], missing[feature]
-        for row in range(features.shape[1]):
-            value = _transformed(block[source, first + row], low, high, takes_log)
-            if value - value != _ZERO:
-                features[feature, row] = default
-            elif kind == PRODUCT:
-                features[feature, row] = value
-            elif kind == STEP:
-                features[feature, row] = np.float32(1) if value >= key and value < below else _ZERO
-            else:
-                features[feature, row] = np.float32(1) if value == key else _ZERO
+        if logs[feature]:
+            _take_logs(values)
+        if kind == STEP:
+            for row in range(rows):
+                values[row] = _ONE if (values[row] >= key) & (values[row] < below) else _ZERO
+        elif kind == EQUAL:
+            for row in range(rows):
+                values[row] = _ONE if values[row] == key else _ZERO
+        if has_missing:
+            low, high = lows[feature], highs[feature]
+            for row in range(rows):
+                value = min(max(column[row], low), high) if column[row] == column[row] else column[row]
+                if value - value != _ZERO:
+                    values[row] = default
 
 
 @compile_kernel(
     "int64(Array(float32, 2, 'A', readonly=True), int64, Array(int64, 1, 'C', readonly=True),"
     " Array(float32, 1, 'C', readonly=True), Array(int64, 1, 'C', readonly=True),"
     " Array(float32, 1, 'C', readonly=True), Array(int64, 2, 'C', readonly=True),"
-    " float32[:, :], int8[:, :], int16[:, :])"
+    " boolean, float32[:, ::1], int8[:, ::1], int16[:, ::1])"
 )
 def decide(
     sums: np.ndarray,
@@ -288,6 +319,7 @@ def decide(
     cut_starts: np.ndarray,
     cuts: np.ndarray,
     places: np.ndarray,
+    by_model: bool,
     scores: np.ndarray,
     binaries: np.ndarray,
     ranks: np.ndarray,
@@ -302,24 +334,29 @@ def decide(
         cut_starts: int64 ``[models + 1]``.
         cuts: float32.
         places: int64 ``[models, 3]``.
-        scores: float32 ``[places, rows]``.
-        binaries: int8 ``[places, rows]``.
-        ranks: int16 ``[places, rows]``.
+        by_model: As there, as are the next three.
+        scores: float32.
+        binaries: int8.
+        ranks: int16.
     """
-    ranks_of_rows = np.zeros(sums.shape[1], np.int32)
+    strip, counts = np.zeros(STRIP, np.float32), np.zeros(STRIP, np.int32)
     nulls = 0
     for model in range(sums.shape[0]):
-        nulls += _decide(
-            sums[model],
-            first,
-            sums.shape[1],
-            links[model],
-            thresholds[model],
-            cuts[cut_starts[model] : cut_starts[model + 1]],
-            places[model],
-            ranks_of_rows,
-            scores,
-            binaries,
-            ranks,
-        )
+        for start in range(0, sums.shape[1], STRIP):
+            count = min(STRIP, sums.shape[1] - start)
+            strip[:count] = sums[model, start : start + count]
+            nulls += _decide(
+                strip,
+                first + start,
+                count,
+                links[model],
+                thresholds[model],
+                cuts[cut_starts[model] : cut_starts[model + 1]],
+                places[model],
+                by_model,
+                counts,
+                scores,
+                binaries,
+                ranks,
+            )
     return nulls

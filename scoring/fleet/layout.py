@@ -37,7 +37,7 @@ class OutputArrays:
     """Outputs of a fleet for some rows, as the kernels write them.
 
     Attributes:
-        by_output: By output ``[places, rows]``, of any strides.
+        by_output: By output ``[places, rows]``, or ``[rows, places]`` unless the layout is wide.
         nulls: Number of models and rows without outputs.
     """
 
@@ -140,7 +140,7 @@ class Layout:
             found = np.empty(shape, _NULLS[output].dtype)
             if self.name != "wide" and self._count_without(output):
                 found.fill(_NULLS[output])
-            arrays[output] = found if self.name == "wide" else found.T
+            arrays[output] = found
         return OutputArrays(arrays, 0)
 
     def batch(self, keys: Mapping[str, pa.Array], found: OutputArrays) -> pa.RecordBatch:
@@ -150,18 +150,18 @@ class Layout:
             keys: Arrays ``[rows]`` by name.
             found: The outputs of these rows.
         """
-        rows = found.by_output[self.outputs[0]].shape[1]
         if self.name == "wide":
             columns = [_array(output, found.by_output[output][place], found.nulls) for _, output, place in self._wide]
             return self._batch(keys, columns)
-        # The rows of the arrays are contiguous here, models within rows; models without an output are null.
+        # Models without an output are null.
         flat = [
-            _array(output, found.by_output[output].T.ravel(), found.nulls or self._count_without(output))
+            _array(output, found.by_output[output].ravel(), found.nulls or self._count_without(output))
             for output in self.outputs
         ]
         models = len(self.models)
         if self.name == "packed":
             return self._batch(keys, [pa.FixedSizeListArray.from_arrays(values, models) for values in flat])
+        rows = len(found.by_output[self.outputs[0]])
         numbers = pa.array(np.repeat(np.arange(rows), models))
         repeated = {name: column.take(numbers) for name, column in keys.items()}
         numbers = pa.array(np.tile(np.arange(models, dtype=np.int32), rows))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,8 @@ from mirrorspark.scoring.fleet.layout import Layout, OutputArrays
 _BATCH_BYTES = 32 * 2**20
 _MOST_ROWS = 16 * 1024
 # What the networks take from some rows, of as many networks as fit.
-_NETWORK_BYTES = 8 * 2**20
-_NETWORK_ROWS = 1024
+_NETWORK_BYTES = 4 * 2**20
+_NETWORK_ROWS = 2048
 
 
 class FleetScorer:
@@ -71,15 +72,16 @@ class FleetScorer:
     def outputs(self, rows: pa.RecordBatch) -> OutputArrays:
         """Return the outputs of all models for ``rows``, of which there should be ``batch_rows`` at most."""
         block = np.empty((len(self._compiled.inputs), rows.num_rows), np.float32)
-        for place, needed in enumerate(self._compiled.inputs):
-            _read(rows, needed, block[place])
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+            for out, needed in zip(block, self._compiled.inputs, strict=True):
+                _read(plain_column(rows, needed.column), needed, out)
         found, nulls = self.layout.empty(rows.num_rows), 0
-        arrays = tuple(found.by_output.values())
+        where = (self.layout.name == "wide", *found.by_output.values())
         for tile in self._compiled.tiles:
-            nulls += _score_linear(tile, block, self.layout.places, arrays)
+            nulls += _score_linear(tile, block, self.layout.places, where)
         for stack in self._compiled.stacks:
             for first, start, predictors in _predictors(stack, block):
-                nulls += _decide(stack, first, start, predictors, self.layout.places, arrays)
+                nulls += _decide(stack, first, start, predictors, self.layout.places, where)
         return replace(found, nulls=nulls)
 
 
@@ -118,21 +120,20 @@ def _values_of(column: str, categories: Iterable[str], type_: pa.DataType) -> pa
         ) from error
 
 
-def _read(rows: pa.RecordBatch, needed: Input, out: np.ndarray) -> None:
+def _read(column: pa.Array, needed: Input, out: np.ndarray) -> None:
     """Write a column as a row of the block: its numbers or codes, NaN for null."""
-    column = plain_column(rows, needed.column)
-    if pa.types.is_null(column.type):
-        out[:] = np.nan
+    type_ = column.type
+    if needed.categories is None:
+        # Nulls of floats become NaN; so do those of other numbers, as float64.
+        is_plain = pa.types.is_floating(type_) or (pa.types.is_integer(type_) and not column.null_count)
+        out[:] = column.to_numpy(zero_copy_only=False) if is_plain else numeric_values(column)
         return
-    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
-        if needed.categories is None:
-            exact = column.null_count == 0 and not pa.types.is_boolean(column.type)
-            is_plain = pa.types.is_floating(column.type) or (exact and pa.types.is_integer(column.type))
-            out[:] = column.to_numpy(zero_copy_only=False) if is_plain else numeric_values(column)
-            return
-    if _is_text(column.type):
+    if _is_text(type_):
         column = column.cast(pa.string())
         column = pc.if_else(pc.equal(column, ""), None, column)  # an empty text is missing, as null is
+    if pa.types.is_null(type_):
+        out[:] = np.nan
+        return
     places = pc.index_in(column, value_set=_values_of(needed.column, needed.categories, column.type))
     codes = np.array([*needed.categories.values(), -1.0], np.float32)
     out[:] = codes[pc.fill_null(places, len(codes) - 1).to_numpy(zero_copy_only=False)]
@@ -140,7 +141,7 @@ def _read(rows: pa.RecordBatch, needed: Input, out: np.ndarray) -> None:
         out[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
 
 
-def _score_linear(tile: LinearTile, block: np.ndarray, places: np.ndarray, arrays: tuple[np.ndarray, ...]) -> int:
+def _score_linear(tile: LinearTile, block: np.ndarray, places: np.ndarray, where: tuple[Any, ...]) -> int:
     decisions = tile.decisions
     return int(
         score_linear(
@@ -160,7 +161,7 @@ def _score_linear(tile: LinearTile, block: np.ndarray, places: np.ndarray, array
             decisions.cut_starts,
             decisions.cuts,
             places[decisions.models],
-            *arrays,
+            *where,
         )
     )
 
@@ -209,7 +210,7 @@ def _decide(
     start: int,
     predictors: np.ndarray,
     places: np.ndarray,
-    arrays: tuple[np.ndarray, ...],
+    where: tuple[Any, ...],
 ) -> int:
     """Write the outputs of the networks from ``first`` on for the rows from ``start`` on."""
     decisions = stack.decisions
@@ -223,7 +224,7 @@ def _decide(
             decisions.cut_starts[first : first + len(predictors) + 1],
             decisions.cuts,
             places[decisions.models[own]],
-            *arrays,
+            *where,
         )
     )
 

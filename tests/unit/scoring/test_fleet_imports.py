@@ -60,7 +60,7 @@ def test_models_of_sklearn_predict_the_same() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LogisticRegression().fit(X, X["b"].round(-1)), "outputs; give models of one output"),
+        (lambda: LogisticRegression().fit(X, pd.cut(X["a"], 3, labels=False)), "outputs; give models of one output"),
         (lambda: RidgeClassifier().fit(X, Y > 0), "gives no probabilities"),
         (lambda: RandomForestRegressor(n_estimators=1).fit(X, Y), "a RandomForestRegressor, has no coefficients"),
         (lambda: make_pipeline(PolynomialFeatures(), Ridge()).fit(X, Y), "steps that are no StandardScaler"),
