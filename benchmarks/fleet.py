@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import ByteType, ShortType, StructField, StructType
 
 from benchmarks import spark_work
 from benchmarks.benchmark import Benchmark, Options, main, on_one_core, question_of
@@ -250,7 +251,7 @@ def _udf_loop(table: DataFrame, coefficients: Coefficients, target: Path) -> Non
         names = [f"c{column}" for column in coefficients.columns[number]]
         udf = predict_batch_udf(
             partial(_predictor, coefficients.values[number]),
-            return_type="struct<binary: tinyint, Rank: smallint>",
+            return_type=StructType([StructField("binary", ByteType()), StructField("Rank", ShortType())]),
             batch_size=BATCH_ROWS,
             input_tensor_shapes=[[TERMS]],
         )

@@ -125,7 +125,7 @@ class _Pieces:
     """Bytes of numbers, a piece per model."""
 
     def __init__(self, values: np.ndarray, lengths: np.ndarray | None = None) -> None:
-        self._bytes = memoryview(np.ascontiguousarray(values)).cast("B")
+        self._bytes = np.ascontiguousarray(values).view(np.uint8).data
         ends = np.arange(1, len(values) + 1) if lengths is None else np.cumsum(lengths)
         self._ends = [0, *(ends * values.dtype.itemsize).tolist()]
 

@@ -45,8 +45,8 @@ class Terms:
     belows: np.ndarray
     missing: np.ndarray
 
-    def where(self, chosen: np.ndarray) -> "Terms":
-        """Return the terms that a mask or positions choose."""
+    def where(self, chosen: np.ndarray | slice) -> "Terms":
+        """Return the terms that a mask or a slice chooses."""
         return Terms(**{name: values[chosen] for name, values in vars(self).items()})
 
 

@@ -1,6 +1,6 @@
 """Import of trained models: linear models of scikit-learn, and stacks of dense layers of Keras."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,11 @@ from mirrorspark.scoring.fleet.fleet import Fleet
 
 # Links by the activation of a network's output.
 _OUTPUT_LINKS = {"linear": "identity", "sigmoid": "logit", "exponential": "log"}
+_INVERSE_LINKS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "identity": lambda values: values,
+    "logit": lambda values: 1 / (1 + np.exp(-values)),
+    "log": np.exp,
+}
 _PROBED_ROWS = 16
 _TOLERANCE = 1e-6
 
@@ -153,14 +158,13 @@ def _check_predictions(name: str, model: Any, found: _Imported, *, is_probabilit
     rows /= 1 + np.abs(rows @ found.coefficients)[:, None]
     predictors = rows @ found.coefficients + found.intercept
     if hasattr(model, "feature_names_in_"):
-        rows = pd.DataFrame(rows, columns=found.columns)
+        rows = pd.DataFrame(rows, columns=list(found.columns))
     if is_probability and not hasattr(model, "predict_proba"):
         raise FleetError(
             f"model '{name}', a {type(model).__name__}, gives no probabilities; give a logistic regression"
         )
     theirs = model.predict_proba(rows)[:, -1] if is_probability else model.predict(rows)
-    inverse = {"identity": lambda z: z, "logit": lambda z: 1 / (1 + np.exp(-z)), "log": np.exp}[found.link]
-    if not np.allclose(inverse(predictors), np.ravel(theirs), rtol=_TOLERANCE, atol=_TOLERANCE):
+    if not np.allclose(_INVERSE_LINKS[found.link](predictors), np.ravel(theirs), rtol=_TOLERANCE, atol=_TOLERANCE):
         raise FleetError(
             f"model '{name}', a {type(model).__name__}, predicts something else than its coefficients with the link "
             f"{found.link}; give a linear or logistic regression"
@@ -226,7 +230,9 @@ def _fleet(
             [(cut_points or {}).get(name, []) for name in models], MODEL_FIELDS.field("cut_points").type
         ),
         "column": lists_from(lengths, pa.array([name for model in every for name in model.columns], pa.string())),
-        "coefficient": lists_from(lengths, pa.array(np.concatenate([model.coefficients for model in every] or [[]]))),
+        "coefficient": lists_from(
+            lengths, pa.array(np.concatenate([model.coefficients for model in every] or [np.empty(0)]))
+        ),
         "layer_sizes": pa.array([_sizes(model.layers) for model in every], FLEET_SCHEMA.field("layer_sizes").type),
         "activations": pa.array([list(model.activations) for model in every], pa.list_(pa.string())),
         "weights": lists_from(

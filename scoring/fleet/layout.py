@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ _MODEL_TYPE = pa.dictionary(pa.int32(), pa.string())
 _TYPES = {"score": pa.float32(), "binary": pa.int8(), "Rank": pa.int16()}
 # Of a key and the number of a model, which each row of the long layout has.
 _LONG_BYTES = 24
-_NULLS = {"score": np.float32("nan"), "binary": np.int8(NULL_BINARY), "Rank": np.int16(NULL_RANK)}
+_NULLS: Mapping[str, Any] = {"score": np.float32("nan"), "binary": np.int8(NULL_BINARY), "Rank": np.int16(NULL_RANK)}
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from mirrorspark.scoring.files import check_task_seconds, find_source, refuse_ow
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.scorer import FleetScorer
-from mirrorspark.scoring.fleet.task import MODELS_KEY, FleetFilesTask, FleetRowsTask, FleetWriter, schema_of
+from mirrorspark.scoring.fleet.task import MODELS_KEY, FleetFilesTask, FleetRowsTask, FleetWriter
 from mirrorspark.scoring.input.parquet_scan import Reader, rows_of
 from mirrorspark.scoring.input.spark_tables import SparkSource, read_together
 from mirrorspark.scoring.model.directory import PinnedModel
@@ -178,9 +178,8 @@ def score_fleet(
     source = _source(session, rows, columns, target, reader)
     _check(FleetScorer(fleet, planned), source, keys)
     key_fields = pa.schema([source.schema.field(name) for name in keys])
-    schema = schema_of(key_fields, planned, fleet.digest)
     if save_mode is SaveMode.APPEND:
-        _check_same_scores(target, schema, planned)
+        _check_same_scores(target, pa.schema([*key_fields, *planned.fields]), planned)
     shipped = ship_fleet(session, fleet)
     job = WriteJob.begin(target, save_mode)
     writer = FleetWriter(job, key_fields, shipped, planned.name, planned.outputs)
@@ -291,7 +290,7 @@ def _check_same_scores(target: StoragePath, schema: pa.Schema, layout: Layout) -
     if older is None:
         return
     with older.path.open_read() as source:
-        metadata = pq.ParquetFile(source).schema_arrow.metadata or {}
+        metadata = pq.ParquetFile(source).metadata.metadata or {}
     if json.loads(metadata.get(MODELS_KEY.encode(), b"null")) != list(layout.models):
         raise ScoringError(
             f"the lists in {target} are of other models, or in another order; write to another folder, or use mode "

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class FleetWriter:
 
     def _written(self, number: int, read: Read, tally: FleetTally) -> list[WrittenFile]:
         scorer = _scorer(self.fleet.folder(), self.fleet.digest, self.layout, self.outputs)
-        schema = schema_of(self.keys, scorer.layout, self.fleet.digest)
+        schema = pa.schema([*self.keys, *scorer.layout.fields])
         with self.job.attempt(number) as attempt:
             path = file_name(attempt)
             file = self.job.attempt_file(attempt, path)
@@ -102,15 +102,17 @@ class FleetWriter:
                 file.open_write() as sink,
                 pq.ParquetWriter(sink, schema, use_dictionary=few, store_schema=False) as to,
             ):
-                for group in grouped(self._scored(scorer, read, tally), _ROW_GROUP_ROWS, _ROW_GROUP_BYTES):
+                to.add_key_value_metadata({MODELS_KEY: json.dumps(scorer.layout.models), FLEET_KEY: self.fleet.digest})
+                for group in grouped(self._scored(scorer, schema, read, tally), _ROW_GROUP_ROWS, _ROW_GROUP_BYTES):
                     begin = time.perf_counter()
                     table = pa.Table.from_batches(group, schema)
                     to.write_table(table, table.num_rows)
                     tally.write_seconds += time.perf_counter() - begin
             return [WrittenFile(attempt, path, tally.rows, tally.rows, file.size())]
 
-    def _scored(self, scorer: FleetScorer, read: Read, tally: FleetTally) -> Iterator[pa.RecordBatch]:
-        schema = pa.schema([*self.keys, *scorer.layout.fields])
+    def _scored(
+        self, scorer: FleetScorer, schema: pa.Schema, read: Read, tally: FleetTally
+    ) -> Iterator[pa.RecordBatch]:
         begin = time.perf_counter()
         for rows in read(scorer.batch_rows):
             now = time.perf_counter()
@@ -137,8 +139,7 @@ class FleetFilesTask:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the outcome of each share whose number is in ``batches``."""
         for number in numbers_of(batches):
-            groups = self.shares.groups[number]
-            yield self.writer.write(number, lambda rows, groups=groups: self.shares.source.batches(groups, rows))
+            yield self.writer.write(number, partial(self.shares.source.batches, self.shares.groups[number]))
 
 
 @dataclass(frozen=True)
@@ -150,12 +151,6 @@ class FleetRowsTask:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the outcome."""
         yield self.writer.write(partition_id(), lambda rows: regrouped(batches, rows, _ROW_GROUP_BYTES))
-
-
-def schema_of(keys: pa.Schema, layout: Layout, digest: str) -> pa.Schema:
-    """Return the columns of the files, with the names of the models as metadata."""
-    metadata = {MODELS_KEY: json.dumps(layout.models), FLEET_KEY: digest}
-    return pa.schema([*keys, *layout.fields], metadata=metadata)
 
 
 # Spark reuses Python workers with their imported modules, so a fleet is loaded once by each.

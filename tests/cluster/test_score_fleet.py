@@ -192,7 +192,9 @@ def test_the_example_of_the_page_runs(spark: "SparkSession", tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"(?:^ {4}.*\n(?:\n+(?= {4}))?)+", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     made: dict[str, Any] = {}
-    exec("\n".join(map(textwrap.dedent, blocks)), made)  # noqa: S102 - a page of ours
+    # The JVM was started in another folder.
+    code = "\n".join(map(textwrap.dedent, blocks)).replace('"scores"', repr(str(tmp_path / "scores")))
+    exec(code, made)  # noqa: S102 - a page of ours
     assert made["scored"].inferences == 2_000
     ranks = pq.read_table("scores")["response_Rank"].to_pylist()
     assert set(ranks) == {1, 2, 3, 4}
