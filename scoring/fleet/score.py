@@ -46,7 +46,7 @@ from mirrorspark.storage.publish import SaveMode, WriteJob
 
 _LOGGER = logging.getLogger(__name__)
 
-# Assumed speed of a core with reading and writing, below what is measured (docs/benchmarks/fleet.md).
+# Assumed speed of a core with reading and writing.
 _ASSUMED_INFERENCES_PER_SECOND = 2_000_000
 _LARGEST = ("peak_memory_bytes",)
 
