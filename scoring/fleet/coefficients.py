@@ -118,9 +118,10 @@ def _assembled(terms: pa.Table, models: pa.Table, defaults: Mapping[str, str]) -
     of_terms = _one_array(owners).to_numpy(zero_copy_only=False)[places]
     places = places[np.argsort(of_terms, kind="stable")]
     lengths = np.bincount(of_terms, minlength=len(own)).astype(np.int64)
-    empty = lengths + np.bincount(of_intercepts, minlength=len(own)) == 0
+    empty = lengths + counts == 0
     if empty.any():
-        raise FleetError(f"{some(names.filter(pa.array(empty)).to_pylist())} has no coefficients; leave it out")
+        bare = some(names.filter(pa.array(empty)).to_pylist())
+        raise FleetError(f"there are no coefficients and no intercept for {bare}; give some, or leave it out")
     for name, value in defaults.items():
         models = models.set_column(models.schema.get_field_index(name), name, pc.fill_null(models[name], value))
     models = models.set_column(models.schema.get_field_index("intercept"), "intercept", pa.array(own))
@@ -142,7 +143,8 @@ def _table(given: Any) -> pa.Table:
     file = Path(given)
     try:
         if file.suffix == ".csv":
-            options = pyarrow.csv.ConvertOptions(column_types=_CSV_TYPES, strings_can_be_null=True)
+            # By default texts are never null: NA may be a category. Empty ones are made null later.
+            options = pyarrow.csv.ConvertOptions(column_types=_CSV_TYPES)
             return pyarrow.csv.read_csv(file, convert_options=options)
         if file.suffix == ".parquet" or file.is_dir():
             return in_arrow(pq.read_table(file))

@@ -25,12 +25,14 @@ from mirrorspark.scoring.fleet.columns import (
     array,
     lengths_of,
     lists_of_nulls,
+    some,
 )
 from mirrorspark.storage.atomic_file import replaced
 
 FORMAT_VERSION = 1
 LIST_FILE = "fleet.arrow"
 
+_MODELS_FILES = "models-*.arrow"
 _VERSION_KEY = b"mirrorspark_fleet"
 # Row: of the model in its file; rows and file_digest: of the file.
 _LIST_SCHEMA = pa.schema(
@@ -54,8 +56,8 @@ def write_folder(table: pa.Table, digests: Sequence[str], folder: Path) -> int:
         FleetError: The folder holds something that is no fleet.
     """
     former = _list_in(folder) if (folder / LIST_FILE).exists() else _LIST_SCHEMA.empty_table()
-    if not former.num_rows and folder.exists() and any(folder.iterdir()):
-        raise FleetError(f"{folder} holds files and no fleet; save the fleet in a folder of its own")
+    if not former.num_rows and folder.exists() and (others := _foreign(folder)):
+        raise FleetError(f"{folder} holds {some(others)} and no fleet; save the fleet in a folder of its own")
     folder.mkdir(parents=True, exist_ok=True)
     stored = _kept(former, digests)
     new = [place for place, digest in enumerate(digests) if digest not in stored]
@@ -69,7 +71,7 @@ def write_folder(table: pa.Table, digests: Sequence[str], folder: Path) -> int:
     listed = pa.table([pa.array(values) for values in zip(*rows, strict=True)], names=_LIST_SCHEMA.names)
     _write(folder / LIST_FILE, listed.cast(_LIST_SCHEMA).replace_schema_metadata({_VERSION_KEY: str(FORMAT_VERSION)}))
     needed = {*listed["file"].to_pylist(), *former["file"].to_pylist()}
-    for file in folder.glob("models-*.arrow"):
+    for file in folder.glob(_MODELS_FILES):
         if file.name not in needed:
             file.unlink(missing_ok=True)
     return len(new)
@@ -93,6 +95,11 @@ def read_folder(folder: Path) -> tuple[pa.Table, tuple[str, ...]]:
     if not np.array_equal(order, np.arange(table.num_rows)):
         table = table.take(pa.array(order))
     return table, tuple(listed["digest"].to_pylist())
+
+
+def _foreign(folder: Path) -> list[str]:
+    """Return what is in a folder, except for what a fleet leaves that is being saved there, or was not saved whole."""
+    return [file.name for file in folder.iterdir() if not file.match(_MODELS_FILES) and not file.name.startswith(".")]
 
 
 @dataclass(frozen=True)

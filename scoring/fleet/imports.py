@@ -27,6 +27,7 @@ _INVERSE_LINKS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 _PROBED_ROWS = 16
 _TOLERANCE = 1e-6
+_NETWORK_TOLERANCE = 1e-3  # of sums in float32, in another order
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,16 @@ def fleet_from_keras(
         cut_points: Ascending scores at which ``Rank`` falls, by model.
 
     Raises:
-        FleetError: A model has another layer or activation, several outputs, or another number of inputs than columns.
+        FleetError: A model has another layer or activation, several outputs, or another number of inputs than columns,
+            or its layers do not stand one after the other.
     """
     imported = {
         name: _of_keras(name, model, columns[name] if isinstance(columns, Mapping) else columns)
         for name, model in models.items()
     }
-    return _fleet(imported, group, thresholds, cut_points)
+    fleet = _fleet(imported, group, thresholds, cut_points)
+    _check_scores(fleet, models, {name: found.columns for name, found in imported.items()})
+    return fleet
 
 
 def _of_sklearn(name: str, model: Any, columns: Sequence[str] | None) -> _Imported:
@@ -182,9 +186,9 @@ def _of_keras(name: str, model: Any, columns: Sequence[str]) -> _Imported:
         if kind == "Dense":
             weights = [np.array(values) for values in layer.get_weights()]
             layers.append((weights[0], weights[1] if len(weights) > 1 else np.zeros(weights[0].shape[1])))
-            activations.append(layer.get_config()["activation"])
+            activations.append(str(layer.get_config()["activation"]))
         elif kind == "Activation" and layers and activations[-1] == "linear":
-            activations[-1] = layer.get_config()["activation"]
+            activations[-1] = str(layer.get_config()["activation"])
         elif kind == "Normalization" and not layers and not layer.invert:
             deviation = np.maximum(np.sqrt(np.ravel(layer.variance)), 1e-7)  # Keras' epsilon
             scale, offset = scale / deviation, offset - np.ravel(layer.mean) / deviation
@@ -206,6 +210,23 @@ def _of_keras(name: str, model: Any, columns: Sequence[str]) -> _Imported:
     matrix, bias = layers[0]
     layers[0] = (matrix * scale[:, None], bias + offset @ matrix)
     return _Imported(_OUTPUT_LINKS[output], columns, np.ones(len(columns)), 0.0, layers, hidden)
+
+
+def _check_scores(fleet: Fleet, models: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> None:
+    """Compare the models' predictions for some rows with those of the fleet: layers may be shared, or used twice."""
+    from mirrorspark.scoring.fleet.layout import Layout
+    from mirrorspark.scoring.fleet.scorer import FleetScorer
+
+    random = np.random.default_rng(0)
+    rows = {name: random.normal(size=_PROBED_ROWS).astype(np.float32) for name in fleet.columns}
+    scorer = FleetScorer(fleet, Layout.of(fleet, "packed", ["score"]))
+    ours = scorer.outputs(pa.RecordBatch.from_pydict(rows)).by_output["score"]
+    for place, (name, model) in enumerate(models.items()):
+        theirs = np.ravel(model(np.stack([rows[column] for column in columns[name]], axis=1)))
+        if not np.allclose(ours[:, place], theirs, rtol=_NETWORK_TOLERANCE, atol=_NETWORK_TOLERANCE):
+            raise FleetError(
+                f"model '{name}' predicts something else than its layers one after the other; give stacks of layers"
+            )
 
 
 def _fleet(

@@ -130,7 +130,7 @@ def score_fleet(
     *,
     keys: str | Sequence[str],
     layout: str = "wide",
-    outputs: Sequence[str] | None = None,
+    outputs: str | Sequence[str] | None = None,
     mode: str = "error",
     reader: Reader = "auto",
     task_seconds: float = DEFAULT_TASK_SECONDS,
@@ -172,6 +172,7 @@ def score_fleet(
     save_mode, target = save_mode_of(mode), StoragePath.of(output)
     fleet = fleet if isinstance(fleet, Fleet) else Fleet.load(fleet)
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
+    outputs = (outputs,) if isinstance(outputs, str) else outputs
     planned = Layout.of(fleet, layout, outputs)
     session = _session(rows, spark)
     columns = tuple(dict.fromkeys([*keys, *fleet.columns]))

@@ -90,6 +90,19 @@ def test_every_kind_of_file_gives_the_same_fleet(fleet: Fleet, kind: str, tmp_pa
     assert fleet_from_coefficients(*given).digests == fleet.digests
 
 
+def test_a_category_of_a_csv_file_may_be_called_na(tmp_path: Path) -> None:
+    (tmp_path / "terms.csv").write_text("model,column,coefficient,category,missing\nA,region,1,NA,0\nA,x,2,,\n")
+    (model,) = fleet_from_coefficients(tmp_path / "terms.csv").table.to_pylist()
+    assert (model["category"], model["missing"]) == (["NA", None], [0.0, None])
+
+
+def test_a_model_may_be_an_intercept_alone() -> None:
+    models = pd.DataFrame({"model": ["A", "B", "constant"], "intercept": [None, None, 2.0]})
+    fleet = fleet_from_coefficients(TERMS, models)
+    assert fleet.select(["constant"]).columns == ()
+    assert fleet.table.to_pylist()[2]["intercept"] == 2.0
+
+
 def test_digests_are_of_what_a_model_computes_and_not_of_how_it_is_stored(fleet: Fleet) -> None:
     shuffled = fleet_from_coefficients(TERMS.assign(at_least=np.nan).iloc[[2, 0, 1, 3]], MODELS.iloc[::-1])
     assert sorted(shuffled.digests) == sorted(fleet.digests)
@@ -162,8 +175,11 @@ def test_damaged_and_foreign_folders_are_refused(fleet: Fleet, tmp_path: Path) -
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     for call in (lambda: Fleet.load(tmp_path / "other"), lambda: fleet.save(tmp_path / "other")):
-        with pytest.raises(FleetError, match=r"holds no fleet|files and no fleet"):
+        with pytest.raises(FleetError, match=r"holds (no fleet|.file. and no fleet)"):
             call()
+    # As a process that was killed, or one beside this one, leaves it before the list.
+    (tmp_path / "fleet").mkdir()
+    (tmp_path / "fleet" / "models-0123456789abcdef.arrow").touch()
     fleet.save(tmp_path / "fleet")
     (models,) = (tmp_path / "fleet").glob("models-*")
     content = bytearray(models.read_bytes())
@@ -213,7 +229,10 @@ def of_models(**values: Any) -> Callable[[], Fleet]:
         (of_models(intercept=[np.inf, None]), "an intercept is no finite number in 1 model"),
         (of_models(model=["A", "C"]), "lacks 'B', which has coefficients"),
         (lambda: fleet_from_coefficients(TERMS, pd.concat([MODELS, MODELS])), "several models have the name 'B', 'A'"),
-        (lambda: fleet_from_coefficients(TERMS.assign(model="C"), MODELS.assign(model=["C", "D"])), "'D' has no coeff"),
+        (
+            lambda: fleet_from_coefficients(TERMS.assign(model="C"), MODELS.assign(model=["C", "D"])),
+            "no coefficients and no intercept for 'D'",
+        ),
         (lambda: fleet_from_coefficients(TERMS.drop(columns="column")), r"lacks the columns \['column'\]"),
         (lambda: fleet_from_coefficients(TERMS.head(0)), "at least one model"),
         (lambda: fleet_from_coefficients("terms.txt"), "no file of a known kind"),

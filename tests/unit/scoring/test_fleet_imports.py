@@ -74,7 +74,7 @@ def test_models_of_sklearn_that_are_not_linear_are_refused(make: Callable[[], An
 
 @pytest.mark.process  # TensorFlow asks `uname` when it is imported
 def test_networks_of_keras_predict_the_same() -> None:
-    from tf_keras import Input, Sequential, layers
+    from tf_keras import Input, Model, Sequential, layers
 
     normalization = layers.Normalization()
     normalization.adapt(X.to_numpy(np.float32))
@@ -99,7 +99,9 @@ def test_networks_of_keras_predict_the_same() -> None:
     for name, model in models.items():
         expected = model(TEST.to_numpy(np.float32)).numpy()[:, 0]
         np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
+    twice, inputs = layers.Dense(3, activation="relu"), Input((3,))
     for odd, message in {
+        Model(inputs, layers.Dense(1)(twice(twice(inputs)))): "something else than its layers one after the other",
         Sequential([Input((3,)), layers.BatchNormalization(), layers.Dense(1)]): "BatchNormalization",
         Sequential([Input((3,)), layers.Dense(2)]): r"shapes \[\(3, 2\)\]; it needs 3 inputs and 1 output",
         Sequential([Input((3,)), layers.Dense(2, activation="gelu"), layers.Dense(1)]): "the activation gelu",
