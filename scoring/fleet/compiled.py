@@ -1,5 +1,6 @@
 """A fleet in the form in which its kernels take it: arrays of features, terms and matrices."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -120,7 +121,8 @@ class Input:
     """A row of the block: a column's numbers, or the codes of its categories.
 
     Attributes:
-        categories: float32 code by category; None for a column of numbers.
+        categories: float32 code by category; None for a column of numbers. No two of them can be the same value of the
+            column: further spellings of one value have a row of their own.
     """
 
     column: str
@@ -335,7 +337,8 @@ def _terms(fleet: Fleet) -> tuple[Terms, tuple[Input, ...]]:
     is_category = flat["category"].is_valid().to_numpy(zero_copy_only=False)
     # A code is above 0, which stands for a missing value, and a float32 holds it exactly.
     codes = pc.fill_null(categories.indices, 0).to_numpy(zero_copy_only=False) + 1.0
-    inputs, first = _distinct(columns.indices.to_numpy(zero_copy_only=False), is_category)
+    spellings = _spellings(columns, categories, is_category)
+    inputs, first = _distinct(columns.indices.to_numpy(zero_copy_only=False), spellings)
     numbers = {name: numbers_of(flat[name]) for name in ("clip_low", "clip_high", "at_least", "below")}
     is_bin = ~(np.isnan(numbers["at_least"]) & np.isnan(numbers["below"]))
     begins = np.where(np.isnan(numbers["at_least"]), -np.inf, numbers["at_least"])
@@ -352,6 +355,37 @@ def _terms(fleet: Fleet) -> tuple[Terms, tuple[Input, ...]]:
         numbers_of(flat["missing"]),
     )
     return terms, tuple(_inputs(columns, categories, is_category, inputs, first))
+
+
+def _spellings(columns: pa.DictionaryArray, categories: pa.DictionaryArray, is_category: np.ndarray) -> np.ndarray:
+    """Return int64 ``[terms]``: 0 for numbers; for categories from 1, different ones for the spellings of one value."""
+    numbers = np.zeros(len(is_category), np.int64)
+    found = np.flatnonzero(is_category)
+    owners = columns.indices.to_numpy(zero_copy_only=False)[found]
+    codes = categories.indices.to_numpy(zero_copy_only=False)[found].astype(np.int64)
+    pairs, first = _distinct(owners, codes)
+    texts, seen = categories.dictionary.to_pylist(), Counter[tuple[int, str]]()
+    of_pairs = np.empty(len(first), np.int64)
+    for pair, (owner, code) in enumerate(zip(owners[first].tolist(), codes[first].tolist(), strict=True)):
+        value = (owner, _value(texts[code]))
+        seen[value] += 1
+        of_pairs[pair] = seen[value]
+    numbers[found] = of_pairs[pairs]
+    return numbers
+
+
+def _value(category: str) -> str:
+    """Return one text for all spellings that Arrow may read as the same whole number or boolean: 07 and 7, TRUE and 1.
+
+    The type of the column is not known yet; in a column of texts, all spellings are different.
+    """
+    lower = category.lower()
+    if lower in ("true", "false"):
+        return str(int(lower == "true"))
+    try:
+        return str(int(lower, 16 if lower.startswith("0x") else 10))
+    except ValueError:
+        return category
 
 
 def _inputs(

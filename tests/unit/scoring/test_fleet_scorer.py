@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.fleet import compiled
+from mirrorspark.scoring.fleet import compiled, scorer
 from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.scoring.fleet.columns import FLEET_SCHEMA
 from mirrorspark.scoring.fleet.fleet import Fleet
@@ -175,9 +176,9 @@ def check(model: Row, row: Row, found: Row) -> None:
 
 def outputs_of(fleet: Fleet, rows: pa.RecordBatch, layout: str = "long") -> pa.Table:
     wanted = [name for name in OUTPUTS if name == "score" or _has(fleet, name)]
-    scorer = FleetScorer(fleet, Layout.of(fleet, layout, wanted))
-    scorer.check(rows.schema)
-    return pa.Table.from_batches([batch for batch, _ in scorer.batches(rows, ["key"])])
+    ours = FleetScorer(fleet, Layout.of(fleet, layout, wanted))
+    ours.check(rows.schema)
+    return pa.Table.from_batches([batch for batch, _ in ours.batches(rows, ["key"])])
 
 
 def _has(fleet: Fleet, output: str) -> bool:
@@ -321,17 +322,42 @@ def test_a_column_of_nothing_but_nulls_is_missing_whatever_its_type() -> None:
         assert outputs_of(fleet, rows)["score"].to_pylist() == [6.5]
 
 
-def test_a_batch_is_scored_in_parts_whose_size_does_not_grow_with_the_models() -> None:
-    def rows_at_once(models: int, layout: str) -> float:
-        names = [f"m{number}" for number in range(models)]
-        fleet = fleet_from_coefficients(
-            pa.table({"model": names, "column": ["a"] * models, "coefficient": [1.0] * models})
-        )
-        scorer = FleetScorer(fleet, Layout.of(fleet, layout, ["score"]))
-        return scorer.batch_rows * (4 + scorer.layout.row_bytes)
+@pytest.mark.parametrize(
+    ("spellings", "rows", "expected"),
+    [
+        (("TRUE", "true", "1"), pa.array([True, False, None]), [(1, 1, 1), (0, 0, 0), (5, 5, 5)]),
+        (("07", "7", "0x7"), pa.array([7, 8, None], pa.int32()), [(1, 1, 1), (0, 0, 0), (5, 5, 5)]),
+        (("07", "7", "TRUE"), pa.array(["7", "07", "TRUE"]), [(0, 1, 0), (1, 0, 0), (0, 0, 1)]),
+    ],
+)
+def test_models_may_spell_a_category_in_different_ways(
+    spellings: tuple[str, ...], rows: pa.Array, expected: list[tuple[int, ...]]
+) -> None:
+    term = {"column": TEXT, "coefficient": 1.0, "missing": 5.0}
+    fleet = fleet_of(
+        [{"terms": [term | {"category": name}], "link": "identity", "intercept": 0.0} for name in spellings]
+    )
+    table = pa.RecordBatch.from_pydict({"key": range(3), TEXT: rows})
+    assert outputs_of(fleet, table, "packed")["score"].to_pylist() == [list(row) for row in expected]
 
-    for layout in ("wide", "packed", "long"):
-        assert rows_at_once(4_000, layout) <= 1.2 * rows_at_once(2_000, layout) <= 50e6
+
+@pytest.mark.parametrize("layout", ["wide", "packed", "long"])
+def test_memory_does_not_grow_with_models_or_rows(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch_bytes, count, models = 2**23, 8_000, 2_000
+    monkeypatch.setattr(scorer, "_BATCH_BYTES", batch_bytes)
+    names = [f"m{number}" for number in range(models)]
+    terms = {"model": names, "column": ["a"] * models, "coefficient": [1.0] * models}
+    fleet = fleet_from_coefficients(pa.table(terms))
+    rows = pa.RecordBatch.from_pydict({"key": range(count), "a": np.zeros(count)})
+    ours = FleetScorer(fleet, Layout.of(fleet, layout, ["score"]))
+    tracemalloc.start()
+    try:
+        assert sum(len(batch) for batch, _ in ours.batches(rows, ["key"])) >= count
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # All outputs at once are 64 MB and more; two batches are held while one follows the other.
+    assert most < 3 * batch_bytes
 
 
 @pytest.mark.parametrize(
