@@ -66,13 +66,15 @@ def check_names(names: list[str]) -> None:
 
 
 def _check_results(table: pa.Table, models: _Models) -> None:
-    """Check what becomes of the linear predictor: link, intercept, threshold and cut-points."""
+    """Check the fields of the models: link, group, intercept, threshold and cut-points."""
     links = array(table, "link")
     known = pc.is_in(links, value_set=pa.array(LINKS)).to_numpy(zero_copy_only=False)
     if not known.all():
         unknown = some(map(str, links.filter(pa.array(~known)).to_pylist()))
         aliases = "; logistic regression has the link logit, Poisson regression the link log"
         models.refuse(~known, f"unknown link {unknown}", f"use one of {', '.join(LINKS)}{aliases}")
+    groupless = array(table, "group").is_null().to_numpy(zero_copy_only=False)
+    models.refuse(groupless, "group is null", "give its name, or an empty text for none")
     intercepts = numbers_of(array(table, "intercept"))
     models.refuse(~(np.abs(intercepts) <= _LARGEST), "an intercept is no finite number", "look at how it was fitted")
     thresholds, given = numbers_of(array(table, "threshold")), array(table, "threshold").is_valid()

@@ -201,12 +201,22 @@ def _of_yaml(file: Path) -> tuple[pa.Table, pa.Table]:
     models = document.get("models") if isinstance(document, dict) else None
     if not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
         raise FleetError(f"{file} must hold a list of 'models', each with a name ('model') and 'terms'")
-    terms = [{"model": str(model.get("model", "")), **term} for model in models for term in model.get("terms", [])]
+    terms = [{"model": str(model.get("model", "")), **term} for model in models for term in _terms_of(model, file)]
     described = [{name: value for name, value in model.items() if name != "terms"} for model in models]
     return (
         _typed(_of_rows(terms, _TERMS, file), _TERMS, str(file), ("model",) if terms else ()),
         _typed(_of_rows(described, MODEL_FIELDS, file), MODEL_FIELDS, str(file), ("model",)),
     )
+
+
+def _terms_of(model: Mapping[str, Any], file: Path) -> list[Mapping[str, Any]]:
+    terms = model.get("terms", [])
+    if not isinstance(terms, list) or not all(isinstance(term, dict) for term in terms):
+        raise FleetError(
+            f"'terms' of model '{model.get('model', '')}' in {file} must be a list, each with a 'column' and a "
+            f"'coefficient'; leave it out for a model without terms"
+        )
+    return terms
 
 
 def _of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, file: Path) -> pa.Table:

@@ -49,17 +49,21 @@ _MODELS_PER_FILE = 1024
 _MOST_FILES = 64
 
 
+class _ListError(FleetError):
+    """Raised for a list that saving a fleet replaces: it is missing, damaged, or of another format."""
+
+
 def write_folder(table: pa.Table, digests: Sequence[str], folder: Path) -> int:
     """Write models into a folder unless it has them, and return how many were written.
 
     Raises:
         FleetError: The folder holds something that is no fleet.
     """
-    former = _list_in(folder) if (folder / LIST_FILE).exists() else _LIST_SCHEMA.empty_table()
+    former = _former_list(folder)
     if not former.num_rows and folder.exists() and (others := _foreign(folder)):
         raise FleetError(f"{folder} holds {some(others)} and no fleet; save the fleet in a folder of its own")
     folder.mkdir(parents=True, exist_ok=True)
-    stored = _kept(former, digests)
+    stored = _kept(former, digests, folder)
     new = [place for place, digest in enumerate(digests) if digest not in stored]
     for first in range(0, len(new), _MODELS_PER_FILE):
         places = new[first : first + _MODELS_PER_FILE]
@@ -86,7 +90,7 @@ def read_folder(folder: Path) -> tuple[pa.Table, tuple[str, ...]]:
     listed = _list_in(folder)
     files = dict(zip(listed["file"].to_pylist(), listed["file_digest"].to_pylist(), strict=True))
     for name, digest in files.items():
-        if not (folder / name).is_file() or _file_digest(folder / name) != digest:
+        if not _is_whole(folder / name, digest):
             raise FleetError(f"{folder} is damaged: {name} is missing or not as it was written; save the fleet again")
     tables = {name: _complete(_read(folder / name)) for name in files}
     starts = dict(zip(files, np.cumsum([0, *(tables[name].num_rows for name in files)]).tolist(), strict=False))
@@ -98,8 +102,9 @@ def read_folder(folder: Path) -> tuple[pa.Table, tuple[str, ...]]:
 
 
 def _foreign(folder: Path) -> list[str]:
-    """Return what is in a folder, except for what a fleet leaves that is being saved there, or was not saved whole."""
-    return [file.name for file in folder.iterdir() if not file.match(_MODELS_FILES) and not file.name.startswith(".")]
+    """Return what is in a folder beside the files of a fleet, which may be damaged, or be written at this moment."""
+    names = [file.name for file in folder.iterdir() if not file.match(_MODELS_FILES)]
+    return [name for name in names if name != LIST_FILE and not name.startswith(".")]
 
 
 @dataclass(frozen=True)
@@ -112,10 +117,11 @@ class _Place:
     file_digest: str
 
 
-def _kept(former: pa.Table, digests: Sequence[str]) -> dict[str, _Place]:
+def _kept(former: pa.Table, digests: Sequence[str], folder: Path) -> dict[str, _Place]:
     """Return the places of the models that stay where they are.
 
-    Models of a file of which less than half is still used are written anew, and so are all if there are many files.
+    Models of a file of which less than half is still used, or which is damaged, are written anew, and so are all if
+    there are many files.
     """
     wanted = set(digests)
     stored = zip(*(former[name].to_pylist() for name in _LIST_SCHEMA.names), strict=True)
@@ -123,17 +129,29 @@ def _kept(former: pa.Table, digests: Sequence[str]) -> dict[str, _Place]:
     used = Counter(place.file for place in places.values())
     if len(used) >= _MOST_FILES:
         return {}
-    return {digest: place for digest, place in places.items() if 2 * used[place.file] >= place.rows}
+    kept = {place.file: place.file_digest for place in places.values() if 2 * used[place.file] >= place.rows}
+    whole = {name for name, digest in kept.items() if _is_whole(folder / name, digest)}
+    return {digest: place for digest, place in places.items() if place.file in whole}
+
+
+def _former_list(folder: Path) -> pa.Table:
+    """Return the list of the fleet that a new one replaces, without rows if there is none that can be read."""
+    try:
+        return _list_in(folder)
+    except _ListError:
+        return _LIST_SCHEMA.empty_table()  # then all models are written
 
 
 def _list_in(folder: Path) -> pa.Table:
     file = folder / LIST_FILE
     if not file.is_file():
-        raise FleetError(f"{folder} holds no fleet: {LIST_FILE} is missing; name a folder that Fleet.save has written")
+        raise _ListError(f"{folder} holds no fleet: {LIST_FILE} is missing; name a folder that Fleet.save has written")
     listed = _read(file)
-    version = (listed.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    version = (listed.schema.metadata or {}).get(_VERSION_KEY, b"").decode()
+    if not version:
+        raise FleetError(f"{file} is no file of a fleet, but some other table; name another folder")
     if version != str(FORMAT_VERSION):
-        raise FleetError(
+        raise _ListError(
             f"{file} has the format {version} of fleets, this library reads {FORMAT_VERSION}; use the version of "
             f"mirrorspark that wrote it, or save the fleet again"
         )
@@ -145,7 +163,7 @@ def _read(file: Path) -> pa.Table:
         # The file stays mapped as long as one of its values is used.
         return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     except (pa.ArrowInvalid, FileNotFoundError) as error:
-        raise FleetError(f"{file} is no file of a fleet: {error}; save the fleet again") from error
+        raise _ListError(f"{file} is no file of a fleet: {error}; save the fleet again") from error
 
 
 def _write(file: Path, table: pa.Table) -> str:
@@ -153,6 +171,10 @@ def _write(file: Path, table: pa.Table) -> str:
     with replaced(file) as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     return _file_digest(file)
+
+
+def _is_whole(file: Path, digest: str) -> bool:
+    return file.is_file() and _file_digest(file) == digest
 
 
 def _file_digest(file: Path) -> str:

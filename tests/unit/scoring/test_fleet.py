@@ -171,11 +171,19 @@ def test_many_small_changes_do_not_leave_many_files(tmp_path: Path) -> None:
     assert Fleet.load(tmp_path).digests == fleet.digests
 
 
-def test_damaged_and_foreign_folders_are_refused(fleet: Fleet, tmp_path: Path) -> None:
+def test_damaged_and_foreign_folders_are_refused_and_damaged_ones_repaired_by_saving(
+    fleet: Fleet, tmp_path: Path
+) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     for call in (lambda: Fleet.load(tmp_path / "other"), lambda: fleet.save(tmp_path / "other")):
         with pytest.raises(FleetError, match=r"holds (no fleet|.file. and no fleet)"):
+            call()
+    (tmp_path / "ships").mkdir()
+    with pa.ipc.new_file(tmp_path / "ships" / "fleet.arrow", pa.schema([("ship", pa.string())])):
+        pass
+    for call in (lambda: Fleet.load(tmp_path / "ships"), lambda: fleet.save(tmp_path / "ships")):
+        with pytest.raises(FleetError, match="some other table; name another folder"):
             call()
     # As a process that was killed, or one beside this one, leaves it before the list.
     (tmp_path / "fleet").mkdir()
@@ -187,6 +195,28 @@ def test_damaged_and_foreign_folders_are_refused(fleet: Fleet, tmp_path: Path) -
     models.write_bytes(content)
     with pytest.raises(FleetError, match=f"damaged: {models.name} is missing or not as it was written"):
         Fleet.load(tmp_path / "fleet")
+    assert fleet.save(tmp_path / "fleet") == 2
+    assert Fleet.load(tmp_path / "fleet").digests == fleet.digests
+    models.unlink()
+    assert fleet.save(tmp_path / "fleet") == 2
+    (tmp_path / "fleet" / "fleet.arrow").write_bytes(b"damaged")
+    with pytest.raises(FleetError, match=r"is no file of a fleet: .*; save the fleet again"):
+        Fleet.load(tmp_path / "fleet")
+    assert fleet.save(tmp_path / "fleet") == 2
+    assert Fleet.load(tmp_path / "fleet").digests == fleet.digests
+
+
+@pytest.mark.parametrize("terms", ["", "{column: income}", "[income]"])
+def test_terms_of_a_yaml_file_are_a_list(terms: str, tmp_path: Path) -> None:
+    (tmp_path / "fleet.yaml").write_text(f"models:\n- model: B\n  intercept: 1\n  terms: {terms}\n")
+    with pytest.raises(FleetError, match=r"'terms' of model 'B' in .*fleet.yaml must be a list, .* leave it out"):
+        fleet_from_coefficients(tmp_path / "fleet.yaml")
+
+
+def test_a_group_is_never_null(fleet: Fleet) -> None:
+    place = fleet.table.schema.get_field_index("group")
+    with pytest.raises(FleetError, match=r"group is null in 1 model \('B'\); give its name"):
+        Fleet.of(fleet.table.set_column(place, fleet.table.schema.field("group"), pa.array([None, ""], pa.string())))
 
 
 def changed(**values: Any) -> Callable[[], Fleet]:
