@@ -39,7 +39,7 @@ FILES, ROW_GROUP_ROWS, BATCH_ROWS = 4, 8_192, 2_048
 GEMM, LOOP = "NumPy, bare matrix product over the block", "NumPy, a model at a time"
 KERNEL, WITH_SCORES, PACKED = "FleetScorer", "FleetScorer, with scores", "FleetScorer, packed"
 SAME, SAME_GEMM = f"FleetScorer, models of the same {TERMS} columns", f"NumPy, bare matrix product over these {TERMS}"
-OF_MANY, NETWORKS = f"FleetScorer, {MANY:,} models", f"FleetScorer, {MODELS} networks {TERMS}-{HIDDEN}-1"
+OF_MANY, NETWORKS = f"FleetScorer, packed, {MANY:,} models", f"FleetScorer, {MODELS} networks {TERMS}-{HIDDEN}-1"
 WIDE, PACKED_FILES, NETWORK_FILES = "score_fleet, wide", "score_fleet, packed", f"score_fleet, {MODELS} networks"
 UDF_LOOP = f"predict_batch_udf, a job per model ({LOOPED} models, times {MODELS // LOOPED})"
 STACKED = "mapInPandas, models stacked in one matrix"
@@ -117,14 +117,14 @@ def run(options: Options) -> Report:
     of_memory = on_one_core(_in_memory, in_memory, options.rounds)
     of_files, sizes = _files(options)
     inferences = options.rows * MODELS / spark_work.SLOTS
-    many_ratio = speed_ratio(of_memory, OF_MANY, KERNEL) * MANY / MODELS
+    many_ratio = speed_ratio(of_memory, OF_MANY, PACKED) * MANY / MODELS
     marks = (
         Mark(f"{WIDE}, inferences/s/core", inferences / of_files[WIDE].median, INFERENCES_MARK),
         Mark(f"{KERNEL} / {GEMM}", speed_ratio(of_memory, KERNEL, GEMM), GEMM_MARK),
         Mark(f"{WIDE} / {UDF_LOOP}", speed_ratio(of_files, WIDE, UDF_LOOP), LOOP_MARK),
         Mark(f"{WIDE} / {STACKED}", speed_ratio(of_files, WIDE, STACKED), STACKED_MARK),
         Mark(f"{NETWORK_FILES}, inferences/s/core", inferences / of_files[NETWORK_FILES].median, NETWORKS_MARK),
-        Mark(f"{OF_MANY}, per inference / {KERNEL}", many_ratio, MANY_MARK),
+        Mark(f"{OF_MANY}, per inference / {PACKED}", many_ratio, MANY_MARK),
     )
     tables = (
         _table(f"In memory: {in_memory:,} rows, one core", in_memory, of_memory, 1),

@@ -23,8 +23,8 @@ class Fleet:
     """Models that are scored together: linear models and small networks, each with the columns that it reads.
 
     ``fleet_from_coefficients``, ``fleet_from_sklearn`` and ``fleet_from_keras`` make one. A model has a name, a group,
-    terms (a column, what is made of its values, a coefficient), a link, and, if its outputs are to be had, a threshold
-    (``binary``) and cut-points (``Rank``).
+    terms (a column, a transform of its values, a coefficient), a link, and, for the outputs ``binary`` and ``Rank``, a
+    threshold and cut-points.
 
     Attributes:
         table: One row per model, of :data:`scoring.fleet.columns.FLEET_SCHEMA`.

@@ -142,8 +142,8 @@ def score_fleet(
     all at once or not at all. Memory is bounded by batches of rows.
 
     Args:
-        rows: Parquet files, folders or globs that executors can read, or a DataFrame. The tasks read plain Parquet
-            files on their own; what else there is, Spark reads.
+        rows: Parquet files, folders or globs that executors can read, or a DataFrame. Tasks read plain Parquet files
+            themselves; Spark reads all other input.
         fleet: The fleet, or a folder of :meth:`Fleet.save`.
         output: Folder of the outputs.
         keys: Columns that identify a row; they pass through unchanged.

@@ -97,7 +97,7 @@ class FleetWriter:
             path = file_name(attempt)
             file = self.job.attempt_file(attempt, path)
             few = scorer.layout.dictionary_columns
-            # As scores of one model, without Arrow's own types in the schema.
+            # Like score_files, without Arrow's own schema in the metadata: readers need Parquet's types alone.
             with (
                 file.open_write() as sink,
                 pq.ParquetWriter(sink, schema, use_dictionary=few, store_schema=False) as to,
