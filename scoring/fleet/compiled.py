@@ -169,7 +169,7 @@ class CompiledFleet:
 
     def _tile(self, models: np.ndarray, terms: Terms, features: np.ndarray) -> LinearTile:
         used, numbers = np.unique(features, return_inverse=True)
-        # Any term of a feature tells what it is made of.
+        # All terms of a feature have the same column, clip and logarithm: any one is an example.
         examples = np.empty(len(used), np.int64)
         examples[numbers] = np.arange(len(numbers))
         owners = np.searchsorted(models, terms.owners)

@@ -18,7 +18,7 @@ from mirrorspark.scoring.fleet.layout import Layout, OutputArrays
 # Block and outputs of a batch. The rows of a fleet of 500 models over 2,000 columns are then 3,500.
 _BATCH_BYTES = 32 * 2**20
 _MOST_ROWS = 16 * 1024
-# What the networks take from some rows, of as many networks as fit.
+# Features of networks for some rows: as many networks are computed together as fit.
 _NETWORK_BYTES = 4 * 2**20
 _NETWORK_ROWS = 2048
 
