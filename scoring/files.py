@@ -60,8 +60,10 @@ from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
 _LOGGER = logging.getLogger(__name__)
 
-_ROW_GROUP_ROWS = 2**20
-_ROW_GROUP_BYTES = 64 * 2**20
+ROW_GROUP_ROWS = 2**20
+ROW_GROUP_BYTES = 64 * 2**20
+"""Limits of a row group of scores; it is written when it reaches one of them."""
+
 # Folders of the logs in which table formats list their valid files, with Spark's name of the format.
 _LOGS = {"_delta_log": "delta", ".hoodie": "hudi", "_spark_metadata": "parquet"}
 
@@ -232,9 +234,9 @@ class ScoreWriter:
             with file.open_write() as sink, self.parquet(sink) as parquet:
                 # Each write becomes a row group, and large ones are faster to read.
                 written = 0
-                for group in grouped(self._scored(batches, tally), _ROW_GROUP_ROWS, _ROW_GROUP_BYTES):
+                for group in grouped(self._scored(batches, tally), ROW_GROUP_ROWS, ROW_GROUP_BYTES):
                     scored = pa.Table.from_batches(group, self.schema)
-                    parquet.write_table(scored, _ROW_GROUP_ROWS)
+                    parquet.write_table(scored, ROW_GROUP_ROWS)
                     written += scored.num_rows
             # If a row of the input can become several or none, the rows of the input are counted.
             rows = written if self.scorer.settings.outputs.keeps_rows else tally.rows

@@ -1,8 +1,6 @@
 """Tasks that score rows with a fleet and write the outputs, one file each."""
 
 import json
-import os
-import resource
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,18 +15,15 @@ from pyspark import TaskContext
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.spark.tasks import Shares, numbers_of, outcome, partition_id
-from mirrorspark.scoring.files import file_name
+from mirrorspark.scoring.files import ROW_GROUP_BYTES, ROW_GROUP_ROWS, file_name
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.scorer import FleetScorer
 from mirrorspark.scoring.model.cache import limit_numeric_libraries
 from mirrorspark.scoring.task.batches import grouped, regrouped
-from mirrorspark.scoring.task.scorer import ShippedModel
+from mirrorspark.scoring.task.scorer import ShippedModel, process_report
 from mirrorspark.storage.publish import WriteJob, WrittenFile
-
-_ROW_GROUP_ROWS = 2**20
-_ROW_GROUP_BYTES = 64 * 2**20
 
 MODELS_KEY = "mirrorspark_models"
 """Key of the Parquet files' metadata under which the names of the models are, in the order of the lists' elements."""
@@ -60,10 +55,7 @@ class FleetTally:
 
     def report(self) -> dict[str, Any]:
         """Return the counters as JSON values, with the process and its peak resident memory in bytes."""
-        return asdict(self) | {
-            "process": f"{socket.gethostname()}/{os.getpid()}",
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
+        return asdict(self) | process_report()
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ class FleetWriter:
                 pq.ParquetWriter(sink, schema, use_dictionary=few, store_schema=False) as to,
             ):
                 to.add_key_value_metadata({MODELS_KEY: json.dumps(scorer.layout.models), FLEET_KEY: self.fleet.digest})
-                for group in grouped(self._scored(scorer, schema, read, tally), _ROW_GROUP_ROWS, _ROW_GROUP_BYTES):
+                for group in grouped(self._scored(scorer, schema, read, tally), ROW_GROUP_ROWS, ROW_GROUP_BYTES):
                     begin = time.perf_counter()
                     table = pa.Table.from_batches(group, schema)
                     to.write_table(table, table.num_rows)
@@ -150,7 +142,7 @@ class FleetRowsTask:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the outcome."""
-        yield self.writer.write(partition_id(), lambda rows: regrouped(batches, rows, _ROW_GROUP_BYTES))
+        yield self.writer.write(partition_id(), lambda rows: regrouped(batches, rows, ROW_GROUP_BYTES))
 
 
 # Spark reuses Python workers with their imported modules, so a fleet is loaded once by each.

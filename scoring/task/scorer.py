@@ -171,11 +171,15 @@ class Tally:
         Added are the number of functions that TensorFlow traced after loading, the id of the process, and its peak
         resident memory in bytes.
         """
-        return asdict(self) | {
-            "traces": self._traced(),
-            "process": f"{socket.gethostname()}/{os.getpid()}",
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
+        return asdict(self) | {"traces": self._traced()} | process_report()
+
+
+def process_report() -> dict[str, Any]:
+    """Return the id of this process, and its peak resident memory in bytes, as the report of a task has them."""
+    return {
+        "process": f"{socket.gethostname()}/{os.getpid()}",
+        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
 
 
 def _nans(column: pa.Array) -> int:
