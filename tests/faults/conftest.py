@@ -30,7 +30,7 @@ def count(record_property: Callable[[str, object], None]) -> Count:
     return add
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def operations(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> dict[str, Operation]:
     """Return what changes files, by name."""
     return all_operations(spark, tmp_path_factory.mktemp("scored"))

@@ -270,3 +270,31 @@ class ThrottledStore:
             self._is_over.wait(_SILENT_SECONDS)
         start_response("503 Slow Down", [("Content-Type", "application/xml")])
         return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"]
+
+
+class StoredObjects:
+    """The objects of a bucket of moto's server, which runs in this process, without a request for them."""
+
+    def __init__(self, bucket: str) -> None:
+        from moto.core import DEFAULT_ACCOUNT_ID
+        from moto.s3.models import s3_backends
+
+        self._server = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+        self._bucket = self._server.get_bucket(bucket)
+
+    def contents(self) -> dict[str, bytes]:
+        """Return the content of every object by name; names that end in a slash are Arrow's marks of empty folders."""
+        return {name: key.value for name, key in self._bucket.keys.items()}
+
+    def copies(self) -> dict[str, tuple[bytes, dict[str, str]]]:
+        """Return the content and the headers of every object, for :meth:`restore`."""
+        return {name: (key.value, dict(key.metadata)) for name, key in self._bucket.keys.items()}
+
+    def restore(self, copies: dict[str, tuple[bytes, dict[str, str]]]) -> None:
+        """Replace all objects by copies; uploads that were begun and never completed are gone as well."""
+        for name in list(self._bucket.keys):
+            self._bucket.keys.pop(name)
+        for upload in list(self._bucket.multiparts):
+            del self._bucket.multiparts[upload]
+        for name, (content, headers) in copies.items():
+            self._server.put_object(self._bucket.name, name, content).set_metadata(dict(headers))
