@@ -63,6 +63,38 @@ PATIENCE = 4
 # Their tests take long and share nothing, so they are dealt one by one; other files stay in one process.
 _DEALT_ONE_BY_ONE = re.compile(r"tests/faults/test_(io_failures|mutations|simulated_\w+|store_failures|takeovers)\.py")
 
+# The files that take longest, longest first. They are begun before all others: one that is begun last keeps a single
+# process busy while the others have nothing left to do.
+_LONG_FILES = tuple(
+    f"tests/{name}.py"
+    for name in (
+        "cluster/test_main_job",
+        "faults/test_faults_on_runs",
+        "cluster/test_fit_table",
+        "cluster/test_recipes",
+        "cluster/test_quickstart_notebook",
+        "faults/test_stops",
+        "cluster/test_mlflow_server",
+        "cluster/test_items",
+        "cluster/test_scoring",
+        "cluster/test_estimator",
+        "cluster/test_text_embedding",
+        "cluster/test_retraining",
+        "cluster/test_multi_label",
+        "cluster/test_sweep",
+        "cluster/test_planted_secrets",
+        "cluster/test_secrets",
+        "cluster/test_foreign_train_fn",
+        "processes/training/test_ring_strategy",
+        "cluster/test_callbacks_two_workers",
+        "processes/training/test_parameter_server",
+        "cluster/test_parameter_server",
+        "faults/test_standalone_cluster",
+        "cluster/test_scoring_threads",
+        "cluster/test_step_loop_two_workers",
+    )
+)
+
 # Tests in these folders start processes, whatever they are marked with.
 _PROCESS_FOLDERS = ("browser", "cluster", "faults", "packaging", "processes")
 # So do the users of these fixtures.
@@ -71,10 +103,22 @@ _PROCESS_FIXTURES = frozenset({"s3_bucket", "spark", "browser"})
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Return what deals tests to processes: whole files, but for those whose tests are dealt one by one."""
+    """Return what deals tests to processes: whole files, the longest first, but for those that are dealt one by one.
+
+    Other files follow as xdist orders them: those with most tests first.
+    """
+    if gone := [file for file in _LONG_FILES if not (REPOSITORY / file).is_file()]:
+        raise pytest.UsageError(f"there are no files {gone}; correct _LONG_FILES in tests/conftest.py")
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
+        def _assign_work_unit(self, node: Any) -> None:
+            for file in _LONG_FILES:
+                if file in self.workqueue:
+                    self.workqueue.move_to_end(file, last=False)
+                    break
+            super()._assign_work_unit(node)
+
         def _split_scope(self, nodeid: str) -> str:
             return nodeid if _DEALT_ONE_BY_ONE.match(nodeid) else str(super()._split_scope(nodeid))
 

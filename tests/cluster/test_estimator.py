@@ -1,7 +1,8 @@
 """T2, T8, S7: training as a stage of a Spark ML pipeline: fitted, applied, saved and loaded."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pyspark.ml import Pipeline, PipelineModel
@@ -32,18 +33,18 @@ def rides(spark: "SparkSession") -> "DataFrame":
     )
 
 
+SETTINGS: Mapping[str, Any] = {"epochs": 3, "global_batch_size": 64, "learning_rate": 0.02, "shards": 1}
+
+
 @pytest.fixture(scope="module")
 def fitted(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> PipelineModel:
+    """A pipeline whose first stage makes a column, and whose second one is given neither features nor keys."""
     stage = TrainingEstimator(
-        {"town": {"kind": "categorical"}, "distance": {"kind": "numeric"}},
         label="late",
-        keys="ride_id",
         output=str(tmp_path_factory.mktemp("estimator")),
-        workers=1,
-        epochs=3,
-        global_batch_size=64,
-        learning_rate=0.02,
-        shards=1,
+        model={"name": "multi_field"},
+        baseline="none",
+        **SETTINGS,
     )
     miles = SQLTransformer(statement="SELECT *, kilometres * 0.62 AS distance FROM __THIS__")
     return Pipeline(stages=[miles, stage]).fit(rides(spark))
@@ -60,21 +61,41 @@ def test_the_scores_stand_beside_every_column_that_was_there(spark: "SparkSessio
 
 
 def test_what_is_not_given_is_inferred_and_spark_mls_evaluators_take_the_scores(
-    spark: "SparkSession", tmp_path: Path
+    spark: "SparkSession", fitted: PipelineModel, tmp_path: Path
+) -> None:
+    model = fitted.stages[-1]
+    assert isinstance(model, TrainedModel)
+    # Of the column "note" all values are the same.
+    check_learnt(model, ["distance", "kilometres", "town"], fitted.transform(rides(spark)))
+    with pytest.raises(FeatureSpecError, match="the estimator has no label"):
+        TrainingEstimator(output=str(tmp_path)).fit(rides(spark))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("given", "features"),
+    [
+        ({}, ["kilometres", "town"]),
+        ({"features": {"town": {"kind": "categorical"}}, "keys": "ride_id", "workers": 1}, ["town"]),
+    ],
+    ids=["nothing", "features"],
+)
+def test_an_estimator_chooses_features_and_model_or_takes_the_features_given(
+    spark: "SparkSession", tmp_path: Path, given: dict[str, Any], features: list[str]
 ) -> None:
     table = rides(spark).drop("note")
-    stage = TrainingEstimator(label="late", output=str(tmp_path), epochs=3, global_batch_size=64, learning_rate=0.02)
-    model = stage.fit(table)
-    assert isinstance(model, TrainedModel)
+    model = TrainingEstimator(label="late", output=str(tmp_path), **given, **SETTINGS).fit(table)
+    check_learnt(model, features, model.transform(table))
+
+
+def check_learnt(model: TrainedModel, features: list[str], scored: "DataFrame") -> None:
+    """Check what the model has learnt from, and its scores by an evaluator of Spark ML."""
     assert model.trained is not None
     assert model.getOrDefault(model.keys) == ["ride_id"]
     learnt = ModelDirectory.open(model.pinned().path).scored_features
-    assert sorted(feature.name for feature in learnt) == ["kilometres", "town"]
-    scored = model.transform(table)
+    assert sorted(feature.name for feature in learnt) == features
     assert scored.schema["score"].dataType.simpleString() == "double"
     assert BinaryClassificationEvaluator(labelCol="late", rawPredictionCol="score").evaluate(scored) > 0.7
-    with pytest.raises(FeatureSpecError, match="the estimator has no label"):
-        TrainingEstimator(output=str(tmp_path)).fit(table)
 
 
 def test_a_saved_pipeline_scores_the_same(spark: "SparkSession", fitted: PipelineModel, tmp_path: Path) -> None:

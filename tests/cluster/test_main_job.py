@@ -85,7 +85,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def unbroken(spark: "SparkSession", output: Path, some_flights: Path) -> Finished:
     """One undisturbed run of two workers."""
-    return run(output, f"--recipe={some_flights}", "--workers=2")
+    return run(output, f"--recipe={some_flights}", "--workers=2", "--no-explain")
 
 
 def test_summary_tells_all_that_a_scheduler_needs(unbroken: Finished) -> None:
@@ -110,6 +110,7 @@ def test_scores_of_spark_equal_those_of_the_training_framework(unbroken: Finishe
     assert unbroken.summary["parity"]["max"] <= 1e-5
 
 
+@pytest.mark.full
 def test_every_way_in_gives_the_scores_of_the_training_framework(
     spark: "SparkSession", unbroken: Finished, some_flights: Path, tmp_path: Path
 ) -> None:
@@ -195,7 +196,7 @@ def test_nothing_is_left_of_the_workers(unbroken: Finished) -> None:
 
 def test_killed_ranks_restart_within_the_epoch_and_the_run_ends_bit_for_bit(unbroken: Finished) -> None:
     """T6, L16: a worker, then the chief; one MLflow run, an unbroken curve, and the weights of a run without kills."""
-    flags = [f"--recipe={_recipe_of(unbroken)}", "--workers=2", "--no-resume"]
+    flags = [f"--recipe={_recipe_of(unbroken)}", "--workers=2", "--no-resume", "--no-explain"]
     half = next(event["steps"] for event in read_events(unbroken.output) if event["event"] == "train_begin") / 2
     chief = kill_within_an_epoch(0, epoch=2, until=half)
     with (

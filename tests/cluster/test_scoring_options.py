@@ -168,7 +168,6 @@ def test_a_filter_on_a_score_evaluates_the_model_once(spark: "SparkSession", fli
         assert plan.count("ArrowEvalPython") == evaluations
 
 
-@pytest.mark.full
 def test_a_stream_has_the_scores_of_the_batch(
     spark: "SparkSession", flights: "DataFrame", model: Path, tmp_path: Path
 ) -> None:

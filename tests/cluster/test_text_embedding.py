@@ -17,17 +17,22 @@ from mirrorspark.data_pipelines.features.kinds import Label, TextEmbedding
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, as_texts
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.text import single_spaced
+from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.embedding.embedder import TextEmbedder
 from mirrorspark.scoring.embedding.encoder import encoder_digest
 from mirrorspark.scoring.embedding.vector_cache import normalised_text
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.parity import parity_check
+from mirrorspark.scoring.sql import register_sql
 from mirrorspark.training.results.mlflow_model import input_example
 from tests.cluster.test_main_job import run
-from tests.unit.scoring.encoders import save_onnx_encoder, save_word_encoder
+from tests.unit.scoring.encoders import recorded, save_onnx_encoder, save_word_encoder
+from tests.unit.scoring.exported_models import REVIEWS as ROWS
+from tests.unit.scoring.exported_models import export_reviews
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -74,6 +79,31 @@ def recipe(folder: Path, encoders: Path) -> Path:
     return folder
 
 
+def test_the_tasks_that_score_embed_texts_by_the_encoder_that_the_model_brings(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    """S7: on the ways in of Spark; the encoder that the model was made with is gone."""
+    encoder = save_onnx_encoder(tmp_path / "encoder" / "model.onnx").parent
+    model = export_reviews(tmp_path / "model", recorded(TextEmbedding("review", str(encoder)), size=2))
+    encoder.rename(tmp_path / "gone")
+    pq.write_table(ROWS, tmp_path / "rows.parquet")
+    rows = spark.read.parquet(str(tmp_path / "rows.parquet"))
+    rows.createOrReplaceTempView("texts")
+    register_sql(spark, "score_review", model)
+    score_files(spark, tmp_path / "rows.parquet", model, tmp_path / "scores", keys="id")
+    ways = {
+        "score": score(rows, model, keys="id").select("id", "score").toArrow(),
+        "score_files": pq.read_table(tmp_path / "scores", columns=["id", "score"]),
+        "register_sql": spark.sql("SELECT id, score_review(struct(*)).score AS score FROM texts").toArrow(),
+    }
+    expected = dict(zip(ROWS["id"].to_pylist(), LoadedModel(model).score(ROWS)["score"].tolist(), strict=True))
+    assert len(set(expected.values())) > 3
+    for way, found in ways.items():
+        scores = dict(zip(found["id"].to_pylist(), found["score"].to_pylist(), strict=True))
+        assert scores == pytest.approx(expected, rel=0, abs=1e-6), way
+
+
+@pytest.mark.full
 def test_texts_are_embedded_in_training_and_on_every_way_in(
     spark: "SparkSession", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

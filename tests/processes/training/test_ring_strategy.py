@@ -33,6 +33,9 @@ CASES = (
 ONLY_FULL = {"sgd_clipped", "adagrad_cosine", "xla", "scaled", "float16", "accumulated_local", "diloco"}
 ONLY_FULL |= {in_rounds for in_rounds, case in IN_ROUNDS.items() if case in ONLY_FULL}
 
+# Rings of three and more are tested in test_ring.py, without TensorFlow.
+WORKERS = [1, 2, pytest.param(3, marks=pytest.mark.full)]
+
 Results = list[dict[str, np.ndarray]]
 
 
@@ -118,7 +121,7 @@ def test_a_step_takes_one_sum_and_one_gather_and_metrics_travel_when_they_are_re
 
 
 @pytest.mark.parametrize("case", MEANS)
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_after_their_local_steps_the_workers_go_on_from_their_mean(
     results: Callable[[int], Results], workers: int, case: str
 ) -> None:
@@ -127,7 +130,7 @@ def test_after_their_local_steps_the_workers_go_on_from_their_mean(
 
 
 @pytest.mark.parametrize("case", OUTER)
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_outer_steps_are_those_of_nesterovs_momentum(
     results: Callable[[int], Results], workers: int, case: str
 ) -> None:
@@ -179,7 +182,7 @@ def test_local_updates_differ_from_synchronous_ones(results: Callable[[int], Res
     assert not np.allclose(two["diloco/weights"], two["local/weights"], atol=1e-4)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_loops_written_for_any_strategy_see_all_workers(results: Callable[[int], Results], workers: int) -> None:
     for rank in results(workers):
         assert rank["custom_loop/replicas"] == workers
@@ -189,7 +192,7 @@ def test_loops_written_for_any_strategy_see_all_workers(results: Callable[[int],
         np.testing.assert_array_equal(rank["custom_loop/gather"], np.arange(workers))
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", WORKERS)
 def test_a_plain_dataset_that_ends_gives_every_worker_as_many_steps(
     results: Callable[[int], Results], workers: int
 ) -> None:
