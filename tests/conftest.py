@@ -69,7 +69,6 @@ _LONG_FILES = tuple(
     f"tests/{name}.py"
     for name in (
         "cluster/test_main_job",
-        "faults/test_faults_on_runs",
         "cluster/test_fit_table",
         "cluster/test_recipes",
         "cluster/test_quickstart_notebook",
@@ -85,6 +84,8 @@ _LONG_FILES = tuple(
         "cluster/test_planted_secrets",
         "cluster/test_secrets",
         "cluster/test_foreign_train_fn",
+        # It measures how soon a hang is noticed, so it does not begin beside the longest trainings.
+        "faults/test_faults_on_runs",
         "processes/training/test_ring_strategy",
         "cluster/test_callbacks_two_workers",
         "processes/training/test_parameter_server",
