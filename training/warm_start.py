@@ -28,8 +28,10 @@ from mirrorspark.scoring.model.directory import (
     ModelDirectoryError,
     ModelNotFoundError,
     PinnedModel,
+    exported_with,
 )
 from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.versions import tell_encoder_versions
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.paths import StoragePath
@@ -159,6 +161,7 @@ def _find(name: str, store: str) -> PinnedModel:
             f"warm_start {name}: {pinned.label} is {kind}, which has no weights to begin from; give a version that is "
             f"a network, or leave warm_start out"
         )
+    tell_encoder_versions(exported_with(pinned.path))
     return pinned
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mirrorspark.data_pipelines.features.raw_columns import meant
-from mirrorspark.scoring.backends.catalog import load_backend
+from mirrorspark.scoring.backends.catalog import compared_libraries, load_backend
 from mirrorspark.scoring.backends.protocol import DTYPES, ArrayType, Backend
 from mirrorspark.scoring.backends.saved_model import SavedModelBackend
 from mirrorspark.scoring.embedding.buckets import Call, bucket_length, calls
@@ -118,6 +118,15 @@ def encoder_digest(location: str | Path) -> str:
     """
     with encoder_folder(location) as folder:
         return cached_digest(folder)
+
+
+def encoder_libraries(folder: Path) -> tuple[str, ...]:
+    """Return the libraries whose minor versions change what the encoder in ``folder`` computes.
+
+    Raises:
+        ScoringError: The folder has no model, or several.
+    """
+    return compared_libraries(_model_file(folder)[0])
 
 
 class TextEncoder(Protocol):

@@ -15,9 +15,16 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Feature, TextEmbedding
 from mirrorspark.data_pipelines.features.raw_columns import TEXT, VECTOR, embedded_texts, is_embedded, raw_column
 from mirrorspark.data_pipelines.features.text import single_spaced
-from mirrorspark.scoring.embedding.encoder import EncoderSettings, TextEncoder, encoder_folder, load_encoder
+from mirrorspark.scoring.embedding.encoder import (
+    EncoderSettings,
+    TextEncoder,
+    encoder_folder,
+    encoder_libraries,
+    load_encoder,
+)
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.directory import FEATURES_FOLDER, folder_digest
+from mirrorspark.scoring.model.directory import FEATURES_FOLDER, exported_with, folder_digest
+from mirrorspark.scoring.model.versions import tell_encoder_versions, versions_here
 
 # Beside the features, whose digest is computed whenever a model is opened.
 ENCODERS_FOLDER = "encoders"
@@ -93,11 +100,17 @@ def taken_as_vectors(folder: Path) -> frozenset[str]:
     return frozenset(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else frozenset()
 
 
+def encoder_versions(folder: Path, features: Iterable[TextEmbedding]) -> dict[str, str]:
+    """Return the versions here of the libraries that run the encoders of ``features`` in a model's folder."""
+    libraries = {name for feature in features for name in encoder_libraries(_copy_of(feature, folder))}
+    return versions_here(sorted(libraries), has_hooks=False)
+
+
 class ModelEncoders:
     """The loaded encoders of a model. Thread-safe as far as their libraries are."""
 
     def __init__(self, folder: Path, features: Iterable[Feature], *, threads: int | None = None) -> None:
-        """Load them, each once.
+        """Load them, each once, and warn if other versions of their libraries ran them at the export.
 
         Args:
             folder: Folder of the model.
@@ -115,6 +128,8 @@ class ModelEncoders:
             for feature in features
             if isinstance(feature, TextEmbedding)
         }
+        if self._encoders:
+            tell_encoder_versions(exported_with(folder))
 
     def embedded(self, rows: Rows, known: pa.Table | None = None) -> Rows:
         """Return ``rows`` with embedded texts; columns of texts that are embedded already stay as they are.

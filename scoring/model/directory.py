@@ -40,7 +40,7 @@ from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.scoring.input.column_types import ARROW_TYPES, array_of
 from mirrorspark.scoring.input.inputs import FeatureInputs, Inputs
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
-from mirrorspark.scoring.model.versions import COMPARED_OF_TRAINED, Versions, pinned_versions
+from mirrorspark.scoring.model.versions import Versions, pinned_versions
 from mirrorspark.storage.paths import leads_out
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class ModelDescription:
         architecture: Name in the model catalog, or a dotted path.
         features_hash: Hash of the fitted features that it was trained with.
         outputs: Spark type by output, in the order of the columns of the scores.
-        versions: Versions of the libraries that trained and exported it.
+        versions: Versions of the libraries that trained and exported it, and of those that ran its encoders.
         indexes: By index of a retrieval model, the share of the exact best candidates that it found at export.
         columns: Arrow type at training by raw column, in the order of the model's inputs; empty if it was not recorded.
         sealed: Digest of ``features_hash`` and the files of the features, to which ``columns`` belong.
@@ -353,7 +353,7 @@ def exported_with(folder: Path) -> Versions:
     versions: Mapping[str, str] = document.get("versions", {})
     if _version(document) == PACKAGED_FORMAT_VERSION:
         return Versions(versions)
-    return Versions({library: versions[library] for library in COMPARED_OF_TRAINED if library in versions})
+    return Versions.of_trained(versions)
 
 
 def _fitted(path: Path, description: ModelDescription) -> FittedFeatures:

@@ -1,8 +1,9 @@
 """Comparison of the installed libraries with those that a model was exported with, before the first row is scored.
 
 Compared are the libraries whose minor versions change what a model computes, and Python for models with hooks. For an
-MLflow model they are its pins of Python, NumPy and the libraries of its flavors. For all other libraries it is enough
-that the model loads: they only transport rows, and the files of Mirrorspark and MLflow have format versions.
+MLflow model they are its pins of Python, NumPy and the libraries of its flavors. Those that run the encoders of a
+trained model's texts are told where they differ. For all other libraries it is enough that the model loads: they only
+transport rows, and the files of Mirrorspark and MLflow have format versions.
 """
 
 import contextlib
@@ -20,6 +21,9 @@ PYTHON = "python"
 
 COMPARED_OF_TRAINED = ("tensorflow",)
 """Compared libraries of a model that was trained here. Its features have the same bits with every NumPy version."""
+
+OF_ENCODERS = ("onnxruntime", "tf-keras")
+"""Libraries that run encoders of such a model, besides the compared ones."""
 
 # Computing libraries of MLflow flavors; other flavors have the name of their library.
 _COMPUTES_FLAVOR: Mapping[str, tuple[str, ...]] = {
@@ -68,10 +72,20 @@ class Versions:
     Attributes:
         compared: Versions that the scores depend on.
         others: Other known versions; a difference causes a warning.
+        encoders: Versions of :data:`OF_ENCODERS`; a difference causes a warning where the encoders are loaded.
     """
 
     compared: Mapping[str, str]
     others: Mapping[str, str] = field(default_factory=dict)
+    encoders: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_trained(cls, recorded: Mapping[str, str]) -> "Versions":
+        """Return the versions of a model that was trained here, of all that its description has."""
+        compared, encoders = (
+            {name: recorded[name] for name in names if name in recorded} for names in (COMPARED_OF_TRAINED, OF_ENCODERS)
+        )
+        return cls(compared, encoders=encoders)
 
 
 def check_versions(exported_with: Versions, label: str) -> None:
@@ -96,6 +110,12 @@ def check_versions(exported_with: Versions, label: str) -> None:
             f"environment sent with --archives), or score with other_versions='allow' once parity has shown that the "
             f"scores are equal"
         )
+
+
+def tell_encoder_versions(exported_with: Versions) -> None:
+    """Warn, once per process, of libraries of encoders whose minor versions differ from those of the export."""
+    if different := _different(exported_with.encoders):
+        _warn_of_encoders(different)
 
 
 def versions_here(libraries: Iterable[str], *, has_hooks: bool) -> dict[str, str]:
@@ -157,6 +177,15 @@ def _warn_of_others(different: str) -> None:
     _LOGGER.warning(
         "This Python has %s, which an MLflow model pins; only the libraries of its flavors are compared. If the "
         "model's own code computes with one of these, check that the scores are equal",
+        different,
+    )
+
+
+@cache
+def _warn_of_encoders(different: str) -> None:
+    _LOGGER.warning(
+        "This Python has %s, which ran the encoders of a model when it was exported; their vectors may differ: check "
+        "that the scores are equal",
         different,
     )
 

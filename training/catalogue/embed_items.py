@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
-from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.directory import ModelDirectory, exported_with
+from mirrorspark.scoring.model.versions import tell_encoder_versions
 from mirrorspark.training.catalogue.build import answered
 from mirrorspark.training.executor import child_process
 
@@ -45,6 +46,8 @@ def embedded_items(folder: Path, spec: FeatureSpec, items: pa.Table, *, threads:
     """
     if not spec.text_embeddings:
         return items
+    # Here as well, because nobody sees the log of the other process.
+    tell_encoder_versions(exported_with(folder))
     with tempfile.TemporaryDirectory(prefix="mirrorspark-items-") as scratch:
         file = Path(scratch) / "items.parquet"
         pq.write_table(items, file)

@@ -26,7 +26,13 @@ from mirrorspark.data_pipelines.spark.task_bar import work_bar
 from mirrorspark.scoring.embedding.model_encoders import ENCODERS_FOLDER
 from mirrorspark.scoring.input.inputs import FeatureInputs
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, utc_text
-from mirrorspark.scoring.model.directory import FEATURES_FOLDER, ModelDescription, ModelDirectory, PinnedModel
+from mirrorspark.scoring.model.directory import (
+    FEATURES_FOLDER,
+    ModelDescription,
+    ModelDirectory,
+    PinnedModel,
+    exported_with,
+)
 from mirrorspark.scoring.model.uri import pinned_model
 from mirrorspark.training.catalogue.build import BuildPlan, RefreshError, build
 from mirrorspark.training.catalogue.embed_items import embedded_items
@@ -240,6 +246,7 @@ def _described(
         before,
         features_hash=fitted.hash,
         indexes=recalls,
-        versions=library_versions() | {"tensorflow": version("tensorflow")},
+        # The weights come from the vectors of the training's encoders, whatever has embedded the new items.
+        versions=exported_with(directory.path).encoders | library_versions() | {"tensorflow": version("tensorflow")},
         catalogue=asdict(catalogue),
     ).with_columns(fitted, folder)

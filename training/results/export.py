@@ -31,7 +31,7 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models import catalog, own_model
 from mirrorspark.models.classical import FittedArchitecture
 from mirrorspark.models.serving.signatures import EXACT
-from mirrorspark.scoring.embedding.model_encoders import graph_encoders, save_features
+from mirrorspark.scoring.embedding.model_encoders import encoder_versions, graph_encoders, save_features
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
 from mirrorspark.scoring.model.directory import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription
 from mirrorspark.storage.atomic_file import write_atomically
@@ -382,7 +382,9 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
         architecture=plan.model,
         features_hash=dataset.features.hash,
         outputs={**OUTPUTS[architecture.TASK], **(QUANTILES if getattr(model, "has_quantiles", False) else {})},
-        versions=library_versions() | {"tensorflow": _tensorflow_version()},
+        versions=encoder_versions(folder, dataset.spec.text_embeddings)
+        | library_versions()
+        | {"tensorflow": _tensorflow_version()},
         indexes=indexes,
         catalogue=catalogue,
     ).with_columns(dataset.features, folder).save(folder)

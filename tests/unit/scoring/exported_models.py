@@ -23,7 +23,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.scoring.embedding.model_encoders import graph_encoders, save_features
+from mirrorspark.scoring.embedding.model_encoders import encoder_versions, graph_encoders, save_features
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription, Task
 
 TAGS = Label("tags", "multi_label")
@@ -310,7 +310,7 @@ def described(
         architecture=architecture,
         features_hash=fitted.hash,
         outputs=OUTPUTS[task],
-        versions={"tensorflow": "2.20.0"},
+        versions={**encoder_versions(folder, fitted.spec.text_embeddings), "tensorflow": "2.20.0"},
         indexes=indexes or {},
     ).with_columns(fitted, folder).save(folder)
     return folder

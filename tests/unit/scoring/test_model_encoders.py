@@ -17,8 +17,11 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError, as_text
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.scoring.embedding.model_encoders import ENCODERS_FOLDER, save_features, taken_as_vectors
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.model import versions
+from mirrorspark.scoring.model.directory import ModelDescription
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
+from mirrorspark.scoring.model.versions import installed_version
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.training.results.mlflow_model import mlflow_signature
 from tests.unit.scoring.encoders import (
@@ -73,6 +76,27 @@ def test_texts_get_the_scores_of_their_vectors(exported: tuple[str, TextEmbeddin
     assert loaded.row_errors(REVIEWS.to_batches()[0]) == {}
     signature = mlflow_signature(folder, FeatureSpec((review,), Label("good"), ("id",)), {"score": "float"})
     assert signature.inputs.to_dict()[0]["type"] == ("string" if case == "texts" else "array")
+
+
+def test_another_version_of_an_encoders_library_is_told_in_one_line(
+    exported: tuple[str, TextEmbedding, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """L10: it is no error, and TensorFlow is compared for the model itself."""
+    case, _, folder = exported
+    recorded_versions = ModelDescription.load(folder).versions
+    # A warning comes once per process and difference.
+    present = {"onnxruntime": f"99.{list(ENCODERS).index(case)}.1"}
+    monkeypatch.setattr(versions, "installed_version", lambda name: present.get(name, installed_version(name)))
+    expected = Predictor(folder).predict(REVIEWS.to_pylist()[0])["score"]
+    assert LoadedModel(folder).score(REVIEWS)["score"][0] == pytest.approx(expected, abs=1e-6)
+    told = [message for message in caplog.messages if message.startswith("This Python has")]
+    if not case.startswith("onnx"):
+        assert (set(recorded_versions), told) == ({"tensorflow"}, [])
+        return
+    assert told == [
+        f"This Python has onnxruntime {present['onnxruntime']} instead of {recorded_versions['onnxruntime']}, which "
+        f"ran the encoders of a model when it was exported; their vectors may differ: check that the scores are equal"
+    ]
 
 
 def test_equal_texts_have_equal_vectors_however_they_are_spaced(exported: tuple[str, TextEmbedding, Path]) -> None:

@@ -9,10 +9,13 @@ import pytest
 
 from mirrorspark.scoring.backends.catalog import compared_libraries
 from mirrorspark.scoring.model.versions import (
+    COMPARED_OF_TRAINED,
+    OF_ENCODERS,
     ModelVersionsError,
     Versions,
     check_versions,
     pinned_versions,
+    tell_encoder_versions,
     versions_here,
 )
 
@@ -127,3 +130,20 @@ def test_other_pins_that_differ_are_one_warning(caplog: pytest.LogCaptureFixture
         check_versions(versions, "flights/4")
     (told,) = caplog.messages
     assert f"has psutil {version('psutil')} instead of 0.1.2, pandas {version('pandas')} instead of 0.1, wh" in told
+
+
+def test_libraries_of_encoders_that_differ_are_one_warning_where_they_are_loaded(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    versions = Versions({}, encoders={"onnxruntime": "0.1.2", "tf-keras": version("tf-keras")})
+    check_versions(versions, "flights/3")
+    assert not caplog.messages
+    tell_encoder_versions(versions)
+    tell_encoder_versions(versions)
+    (told,) = caplog.messages
+    assert f"has onnxruntime {version('onnxruntime')} instead of 0.1.2, which ran the encoders of a model when" in told
+
+
+def test_every_library_that_may_run_an_encoder_is_compared_or_told() -> None:
+    libraries = {library for backend in ("keras", "onnx", "saved_model") for library in compared_libraries(backend)}
+    assert libraries == {*COMPARED_OF_TRAINED, *OF_ENCODERS}

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import tf_keras
 from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.items import ids_without_item, with_items
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric, TextEmbedding
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
@@ -33,6 +34,7 @@ from mirrorspark.scoring.model.directory import (
 )
 from mirrorspark.scoring.model.loaded import LoadedModel, Search
 from mirrorspark.scoring.recommend import tell_age, unavailable_ids
+from mirrorspark.training.catalogue import embed_items
 from mirrorspark.training.catalogue.build import BuildPlan, RefreshError, write_indexes
 from mirrorspark.training.catalogue.refresh import RefreshedIndex, catalogue_of, refresh_index, write_refreshed
 
@@ -94,7 +96,13 @@ def export(folder: Path, model: Any, fitted: FittedFeatures, sample: np.ndarray)
     catalogue = Catalogue.of_training(fitted, K, datetime(2026, 1, 31, tzinfo=UTC))
     found = recalls(indexes, K, sample)
     description = ModelDescription(
-        "retrieval", "two_tower", fitted.hash, OUTPUTS["retrieval"], {}, found, catalogue=dataclasses.asdict(catalogue)
+        task="retrieval",
+        architecture="two_tower",
+        features_hash=fitted.hash,
+        outputs=OUTPUTS["retrieval"],
+        versions={"onnxruntime": "0.1.2", "tensorflow": "2.1.0"},
+        indexes=found,
+        catalogue=dataclasses.asdict(catalogue),
     )
     description.with_columns(fitted, folder).save(folder)
     return folder
@@ -141,7 +149,10 @@ def test_the_same_items_give_the_same_scores_to_all_digits(movies: Path, tmp_pat
     same = refreshed(movies, items_table(range(40)).to_pandas(), tmp_path / "same")
     assert (same.catalogue.new, same.catalogue.removed, same.catalogue.changed) == (0, 0, 0)
     assert scores(same.folder) == scores(movies)
-    before = ModelDescription.load(movies)
+    before, after = ModelDescription.load(movies), ModelDescription.load(same.folder)
+    # The graph is of this TensorFlow, and the weights of the training's vectors.
+    assert after.versions["tensorflow"] == version("tensorflow")
+    assert after.versions["onnxruntime"] == before.versions["onnxruntime"]
     assert same.catalogue.digest == before.catalogue["digest"]
     assert same.recalls == before.indexes
 
@@ -259,6 +270,20 @@ def test_a_model_without_items_is_refused_with_advice(tmp_path: Path) -> None:
     directory = ModelDirectory(tmp_path / "model", description)
     with pytest.raises(RefreshError, match=r"not trained with a table of items.*train a two_tower model"):
         catalogue_of(directory)
+
+
+def test_the_driver_tells_that_another_version_embeds_new_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(embed_items, "answered", lambda *_, **__: {})
+    ModelDescription("retrieval", "two_tower", "", OUTPUTS["retrieval"], {"onnxruntime": "0.0.7"}).save(tmp_path)
+    items = pa.table({"sku": ["m1"], "title": ["Toy Story"]})
+    for features in ([Numeric("year")], [TextEmbedding("title", "encoder")]):
+        assert not caplog.messages
+        spec = FeatureSpec.of_items("sku", features)
+        assert embed_items.embedded_items(tmp_path, spec, items, threads=1, verbose=False).equals(items)
+    (told,) = caplog.messages
+    assert f"has onnxruntime {version('onnxruntime')} instead of 0.0.7" in told
 
 
 def test_the_age_of_a_catalogue_is_told_and_warned_of(caplog: pytest.LogCaptureFixture) -> None:

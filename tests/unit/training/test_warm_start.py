@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -101,6 +102,20 @@ def test_a_model_with_a_later_catalogue_leads_to_the_trained_one(
     description = ModelDescription.load(flights_model)
     replace(description, catalogue=asdict(catalogue)).save(tmp_path / "refreshed")
     assert found(config, tmp_path / "refreshed", mlflow_store).path == flights_model
+
+
+def test_other_versions_of_the_libraries_of_encoders_are_told(
+    config: RunConfig, mlflow_store: str, flights_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """L10: the weights were trained on the vectors of another version."""
+    shutil.copytree(flights_model, tmp_path / "model")
+    description = ModelDescription.load(flights_model)
+    replace(description, versions={**description.versions, "onnxruntime": "0.0.3"}).save(tmp_path / "model")
+    found(config, flights_model, mlflow_store)
+    assert not caplog.messages
+    found(config, tmp_path / "model", mlflow_store)
+    (told,) = caplog.messages
+    assert f"has onnxruntime {version('onnxruntime')} instead of 0.0.3, which ran the encoders of a model when" in told
 
 
 @pytest.mark.parametrize(
