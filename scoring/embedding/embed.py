@@ -3,7 +3,7 @@
 import contextlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -100,53 +100,101 @@ def embed_text(
             process.
     """
     settings = EncoderSettings(signature, model_output, max_length, batch_size)
-    digest = encoder_digest(encoder)
-    vectors = VectorCache.of(cache, settings.digest(digest))
-    return with_vectors(df, column, encoder, digest, settings, vectors, output)
+    return CachedEncoder.of(encoder, settings, cache).with_vectors(df, column, output)
 
 
-def with_vectors(
-    df: DataFrame,
-    column: str,
-    encoder: str | Path,
-    digest: str,
-    settings: EncoderSettings,
-    vectors: VectorCache,
-    output: str,
-    *,
-    progress: bool = True,
-) -> DataFrame:
-    """Return what :func:`embed_text` does.
+@dataclass(frozen=True)
+class CachedEncoder:
+    """An encoder with its settings, and the cache of the vectors that both of them decide.
 
-    Args:
-        df: The table.
-        column: The texts.
-        encoder: The encoder.
+    Attributes:
+        location: Folder or file of the encoder, as the user wrote it.
         digest: Digest of its files.
-        settings: Its settings.
-        vectors: The cache of this encoder with these settings.
-        output: Name of the new column.
-        progress: Show a bar of Spark's tasks where one can be seen.
     """
-    _check_columns(df, column, output)
-    text = normalised_text(column_named(column))
-    with encoder_folder(encoder) as folder:
-        pinned = PinnedModel(str(folder), folder.name, digest[:12], digest, folder)
-        task = EmbedTask(ship(df.sparkSession, pinned), settings, vectors)
+
+    location: str | Path
+    digest: str
+    settings: EncoderSettings
+    vectors: VectorCache
+
+    @classmethod
+    def of(
+        cls, location: str | Path, settings: EncoderSettings, cache: Location, given: Location | None = None
+    ) -> "CachedEncoder":
+        """Return an encoder with its own part of ``cache``, the folder of all encoders.
+
+        Args:
+            location: Its folder or file.
+            settings: Its settings.
+            cache: The folder of the vectors.
+            given: A location that tells the scheme of ``cache`` where that is made of it.
+
+        Raises:
+            ScoringError: There is no encoder.
+        """
+        digest = encoder_digest(location)
+        return cls(location, digest, settings, VectorCache.of(cache, settings.digest(digest), given))
+
+    def with_vectors(self, df: DataFrame, column: str, output: str, *, progress: bool = True) -> DataFrame:
+        """Return what :func:`embed_text` does.
+
+        Args:
+            df: The table.
+            column: The texts.
+            output: Name of the new column.
+            progress: Show a bar of Spark's tasks where one can be seen.
+
+        Raises:
+            ScoringError: As for :func:`embed_text`.
+            ColumnError: As for that function.
+            OSError: As for that function.
+        """
+        _check_columns(df, column, output)
+        text = normalised_text(column_named(column))
         with progress_bar(df.sparkSession, "embed") if progress else contextlib.nullcontext():
-            _encode(df.select(text.alias(_TEXT)).where(F.col(_TEXT).isNotNull()), task, encoder)
-    found = vectors.table(df.sparkSession).dropDuplicates([KEY])
-    found = found.select(F.col(KEY).alias(_OWN_KEY), F.col(VECTOR).alias(_OWN_VECTOR))
-    joined = df.withColumn(_OWN_KEY, text_key(text)).join(found, _OWN_KEY, "left")
-    is_lost = F.col(_OWN_KEY).isNotNull() & F.col(_OWN_VECTOR).isNull()
-    error = F.raise_error(
-        F.lit(
-            f"a text of '{column}' has no vector in {vectors.folder}: the table gives other texts than before, or "
-            f"files of the cache were removed; try again, with a table that gives the same rows each time"
+            self._encode(df.select(text.alias(_TEXT)).where(F.col(_TEXT).isNotNull()))
+        found = self.vectors.table(df.sparkSession).dropDuplicates([KEY])
+        found = found.select(F.col(KEY).alias(_OWN_KEY), F.col(VECTOR).alias(_OWN_VECTOR))
+        joined = df.withColumn(_OWN_KEY, text_key(text)).join(found, _OWN_KEY, "left")
+        is_lost = F.col(_OWN_KEY).isNotNull() & F.col(_OWN_VECTOR).isNull()
+        error = F.raise_error(
+            F.lit(
+                f"a text of '{column}' has no vector in {self.vectors.folder}: the table gives other texts than "
+                f"before, or files of the cache were removed; try again, with a table that gives the same rows each "
+                f"time"
+            )
         )
-    )
-    vector = F.when(is_lost, error).otherwise(F.col(_OWN_VECTOR))
-    return joined.withColumn(output, vector).drop(_OWN_KEY, _OWN_VECTOR)
+        vector = F.when(is_lost, error).otherwise(F.col(_OWN_VECTOR))
+        return joined.withColumn(output, vector).drop(_OWN_KEY, _OWN_VECTOR)
+
+    def _encode(self, texts: DataFrame) -> None:
+        """Encode those of the normalised ``texts`` that the cache lacks, equal ones once."""
+        spark = texts.sparkSession
+        distinct = texts.groupBy(text_key(F.col(_TEXT)).alias(KEY)).agg(F.first(_TEXT).alias(_TEXT))
+        cached = self.vectors.table(spark).select(KEY).distinct().withColumn("is_cached", F.lit(True))
+        # A text that is cached need not travel to a task, and is counted there.
+        new = F.when(F.col("is_cached").isNull(), F.col(_TEXT)).alias(_TEXT)
+        tasks = _TASKS_PER_SLOT * spark.sparkContext.defaultParallelism
+        dealt = distinct.join(cached, KEY, "left").select(KEY, new).repartitionById(tasks, task_of(F.col(KEY), tasks))
+        with encoder_folder(self.location) as folder:
+            pinned = PinnedModel(str(folder), folder.name, self.digest[:12], self.digest, folder)
+            task = EmbedTask(ship(spark, pinned), self.settings, self.vectors)
+            try:
+                rows = map_batches(dealt, task, f"{_REPORT} string").collect()
+            except (Py4JJavaError, PySparkException) as error:
+                raise OSError(f"texts cannot be embedded: {task_message(error)}") from error
+        self._check_reports([json.loads(row[_REPORT]) for row in rows])
+
+    def _check_reports(self, reports: Sequence[Mapping[str, Any]]) -> None:
+        if refused := [report["refused"] for report in reports if report["refused"]]:
+            raise ScoringError(f"the encoder {self.location} cannot be used: {refused[0]}")
+        if missing := self.vectors.missing([file for report in reports for file in report["files"]]):
+            raise OSError(
+                f"tasks have written {len(missing)} files of {self.vectors.folder} that are not there on the driver; "
+                f"give a cache that all machines reach"
+            )
+        embedded, cached = (sum(report[name] for report in reports) for name in ("embedded", "cached"))
+        _LOGGER.info("embedded %s new texts, %s from the cache", f"{embedded:,}", f"{cached:,}")
 
 
 def _check_columns(df: DataFrame, column: str, output: str) -> None:
@@ -158,41 +206,6 @@ def _check_columns(df: DataFrame, column: str, output: str) -> None:
         raise ColumnError(f"column '{column}' is {kind.simpleString()}, and texts are strings; cast it")
     if output.lower() in [name.lower() for name in df.columns]:
         raise ScoringError(f"the table has a column '{output}' already; give another name as output")
-
-
-def _encode(texts: DataFrame, task: "EmbedTask", encoder: str | Path) -> None:
-    """Encode the texts that the cache lacks.
-
-    Args:
-        texts: Normalised ones, equal ones any number of times.
-        task: Encodes them.
-        encoder: The encoder as the user wrote it.
-
-    Raises:
-        ScoringError: The encoder fails.
-        OSError: A task failed, or its files are not there.
-    """
-    spark = texts.sparkSession
-    distinct = texts.groupBy(text_key(F.col(_TEXT)).alias(KEY)).agg(F.first(_TEXT).alias(_TEXT))
-    cached = task.cache.table(spark).select(KEY).distinct().withColumn("is_cached", F.lit(True))
-    # A text that is cached need not travel to a task, and is counted there.
-    new = F.when(F.col("is_cached").isNull(), F.col(_TEXT)).alias(_TEXT)
-    tasks = _TASKS_PER_SLOT * spark.sparkContext.defaultParallelism
-    dealt = distinct.join(cached, KEY, "left").select(KEY, new).repartitionById(tasks, task_of(F.col(KEY), tasks))
-    try:
-        rows = map_batches(dealt, task, f"{_REPORT} string").collect()
-    except (Py4JJavaError, PySparkException) as error:
-        raise OSError(f"texts cannot be embedded: {task_message(error)}") from error
-    reports = [json.loads(row[_REPORT]) for row in rows]
-    if refused := [report["refused"] for report in reports if report["refused"]]:
-        raise ScoringError(f"the encoder {encoder} cannot be used: {refused[0]}")
-    if missing := task.cache.missing([file for report in reports for file in report["files"]]):
-        raise OSError(
-            f"tasks have written {len(missing)} files of {task.cache.folder} that are not there on the driver; give a "
-            f"cache that all machines reach"
-        )
-    embedded, cached_texts = (sum(report[name] for report in reports) for name in ("embedded", "cached"))
-    _LOGGER.info("embedded %s new texts, %s from the cache", f"{embedded:,}", f"{cached_texts:,}")
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from mirrorspark.data_pipelines.features.kinds import Feature, TextEmbedding
 from mirrorspark.data_pipelines.features.raw_columns import TEXT, VECTOR, ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.scoring.embedding.embed import with_vectors
+from mirrorspark.scoring.embedding.embed import CachedEncoder
 from mirrorspark.scoring.embedding.encoder import encoder_digest
 from mirrorspark.scoring.embedding.model_encoders import check_digest, check_size, settings_of
-from mirrorspark.scoring.embedding.vector_cache import VectorCache, normalised_text
+from mirrorspark.scoring.embedding.vector_cache import normalised_text
 from mirrorspark.storage.paths import Location, StoragePath
 
 # Folder of the vectors beside datasets.
@@ -71,13 +71,12 @@ class TextEmbedder:
     def _embedded(
         self, df: DataFrame, feature: TextEmbedding, dataset: Location, *, progress: bool
     ) -> tuple[DataFrame, TextEmbedding]:
-        name, digest = feature.name, encoder_digest(feature.encoder)
-        check_digest(feature, digest)
+        name, folder = feature.name, self.cache or StoragePath.of(dataset).parent / _CACHE_FOLDER
         settings = settings_of(feature, self.batch_size)
-        folder = self.cache or StoragePath.of(dataset).parent / _CACHE_FOLDER
-        vectors = VectorCache.of(folder, settings.digest(digest), self.cache or dataset)
-        table = with_vectors(df, name, feature.encoder, digest, settings, vectors, _OWN_VECTOR, progress=progress)
-        size = vectors.size(df.sparkSession) or feature.size
+        encoder = CachedEncoder.of(feature.encoder, settings, folder, self.cache or dataset)
+        check_digest(feature, encoder.digest)
+        table = encoder.with_vectors(df, name, _OWN_VECTOR, progress=progress)
+        size = encoder.vectors.size(df.sparkSession) or feature.size
         if not size:
             raise ColumnError(f"column '{name}' has no text in any row; take the feature out of the spec")
         check_size(feature, size)
@@ -85,5 +84,5 @@ class TextEmbedder:
         text = F.struct(normalised_text(F.col(name)).alias(TEXT), vector.alias(VECTOR))
         return (
             table.withColumn(name, F.when(vector.isNotNull(), text)).drop(_OWN_VECTOR),
-            replace(feature, size=size, digest=digest),
+            replace(feature, size=size, digest=encoder.digest),
         )
