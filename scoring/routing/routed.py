@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,6 +56,46 @@ class Member(Protocol):
         """Return a retrieval model that finds the best ``most``; :mod:`scoring.model.loaded` has the parameters."""
 
 
+@dataclass
+class RouterSearch:
+    """A search of a router: which of its models find how many candidates in it, and how many of them are listed.
+
+    Attributes:
+        router: The rules.
+        members: The models by name.
+        stages: The stages of the cascades by name.
+        of_models: The search of each retrieval model by name; others search all candidates exactly.
+        most: Candidates in a list; None where nobody asks, and each model and cascade has a length of its own.
+    """
+
+    router: Router
+    members: Mapping[str, Member]
+    stages: Mapping[str, Stages]
+    of_models: Mapping[str, Any] = field(default_factory=dict)
+    most: int | None = None
+    # By model, and by the model, blend or cascade that it takes part in: it searches differently deep in each.
+    _finding: dict[tuple[str, str], Member] = field(default_factory=dict, init=False)
+
+    def member(self, part: str, name: str) -> Member:
+        """Return a model as it takes part in a model, blend or cascade: with the search that it needs there."""
+        if self.most is None and name not in self.stages:
+            return self.members[part]
+        if (part, name) not in self._finding:
+            available = self.stages[name].available if name in self.stages else None
+            self._finding[part, name] = self.members[part].finding(
+                self.depth(name), self.of_models.get(part), available
+            )
+        return self._finding[part, name]
+
+    def depth(self, name: str) -> int:
+        """Return how many candidates each model finds for a model, blend or cascade."""
+        most = self.most or 1
+        if name in self.stages:
+            return max(most, self.router.cascades[name].depth)
+        # A candidate that all models of a blend have a little further down comes up.
+        return max(most, self.router.blend_depth) if name in self.router.blends else most
+
+
 class RoutedModel:
     """Feed and backend in one: what it hands on is the rows themselves, since each model has a feed of its own."""
 
@@ -79,10 +119,7 @@ class RoutedModel:
             stages: The stages of the cascades by name.
         """
         self._router, self._members, self._stages = router, members, stages
-        self._searches: Mapping[str, Any] = {}
-        self._most: int | None = None
-        # By model, and by the model, blend or cascade that it takes part in: it searches differently deep in each.
-        self._finding: dict[tuple[str, str], Member] = {}
+        self._search = RouterSearch(router, members, stages)
         self.threads = threads or 1
         arrays = tuple(
             ArrayType(name, element_name(type_), (None, *_width(name, type_, labels)))
@@ -93,7 +130,7 @@ class RoutedModel:
     def with_search(self, searches: Mapping[str, Any], most_candidates: int) -> "RoutedModel":
         """Return a router whose models search, and whose lists have at most so many candidates."""
         model = copy.copy(self)
-        model._searches, model._most, model._finding = searches, most_candidates, {}
+        model._search = replace(self._search, of_models=searches, most=most_candidates)
         return model
 
     def rows_per_call(self, batch_size: int) -> int:
@@ -147,38 +184,19 @@ class RoutedModel:
         """Return the outputs of a model, blend or cascade; of a search, as many candidates as it asks for."""
         if name in self._stages:
             return self._listed(name, batch)
-        found = self._found(name, batch)
-        return found if self._most is None else of_length(found, self._most)
+        found, most = self._found(name, batch), self._search.most
+        return found if most is None else of_length(found, most)
 
     def _found(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """Return the outputs of a model or blend, or the candidates of the first stage of a cascade."""
         first, weights = self._router.found_by(name), self._router.weights(name)
-        parts = {part: self._member(part, name).score(batch) for part in weights}
+        parts = {part: self._search.member(part, name).score(batch) for part in weights}
         only = len(parts) == 1 and first in parts
         found = parts[first] if only else blended(parts, weights, self._router.fusion)
         if name not in self._stages:
             return found
         # A model of another library lists as many as it does.
-        return {output: values[:, : self._depth(name)] for output, values in found.items()}
-
-    def _member(self, part: str, name: str) -> Member:
-        """Return a model as it takes part in a model, blend or cascade: with the search that it needs there."""
-        if self._most is None and name not in self._stages:
-            return self._members[part]
-        if (part, name) not in self._finding:
-            available = self._stages[name].available if name in self._stages else None
-            self._finding[part, name] = self._members[part].finding(
-                self._depth(name), self._searches.get(part), available
-            )
-        return self._finding[part, name]
-
-    def _depth(self, name: str) -> int:
-        """Return how many candidates each model finds for a model, blend or cascade of a search."""
-        most = self._most or 1
-        if name in self._stages:
-            return max(most, self._router.cascades[name].depth)
-        # A candidate that all models of a blend have a little further down comes up.
-        return max(most, self._router.blend_depth) if name in self._router.blends else most
+        return {output: values[:, : self._search.depth(name)] for output, values in found.items()}
 
     def _listed(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """Return the lists of a cascade, found and ranked some rows at a time."""
@@ -187,7 +205,7 @@ class RoutedModel:
             stages.listed(
                 rows,
                 self._found(name, rows),
-                self._most or cascade.k,
+                self._search.most or cascade.k,
                 lambda pairs: self._members[str(cascade.rank)].score(pairs)[cascade.output],
             )
             for rows in self._pieces(name, batch)
@@ -196,7 +214,7 @@ class RoutedModel:
 
     def _pieces(self, name: str, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Yield so many rows of a cascade that their candidates are in memory together."""
-        rows = max(1, _FOUND_AT_ONCE // self._depth(name))
+        rows = max(1, _FOUND_AT_ONCE // self._search.depth(name))
         for start in range(0, batch.num_rows, rows):
             yield batch.slice(start, rows)
 
