@@ -111,8 +111,8 @@ def _ranking(
         if both := sorted({*others} & {*named}):
             raise ColumnError(f"lists and items both have the columns {both}; rename or drop one of each")
         table = arrow_items(items, dict.fromkeys((key, *plan.inputs.columns)))
-    ranking = Ranking.of(key, plan.columns, table)
-    of_candidates = candidate_schema(key, plan.columns, pa.schema([]) if table is None else table.schema)
+    of_candidates = candidate_schema(key, plan.inputs, pa.schema([]) if table is None else table.schema)
+    ranking = Ranking.of(key, of_candidates.field(key).type, plan.columns, table)
     plan.check_names([*others, *of_candidates.names])
     plan.check_types(pa.schema([*SentColumns.of(lists.schema).schema(ranking.row_columns), *of_candidates]))
     return ranking

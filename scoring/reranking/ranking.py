@@ -1,13 +1,17 @@
 """Rows for a ranking model from lists of candidates, and the lists in the order of its scores, in Arrow."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models.index.ranked_lists import CANDIDATES
+from mirrorspark.scoring.input.inputs import Inputs, RowErrors
 from mirrorspark.scoring.reranking.items import (
     check_item_columns,
     item_column,
@@ -17,6 +21,8 @@ from mirrorspark.scoring.reranking.items import (
     starts_of,
 )
 
+# Fewer digits than int64 may have, and as many.
+_SHORT_INTEGER, _LONG_INTEGER = r"\A(?:0|-?[1-9][0-9]{0,17})\z", r"-?[1-9][0-9]{18}"
 # Rows for the ranking model that are in memory at a time, unless one list has more.
 _PAIRS_AT_ONCE = 1 << 16
 
@@ -30,22 +36,25 @@ class Ranking:
 
     Attributes:
         key: Column of the candidate's token.
+        key_type: Type of that column: strings, or int64 for a model that takes integers.
         row_columns: Columns of the list's row.
         known: Tokens of the items; None without any.
         item_columns: Columns of the items by name, each with a null at the end for what is no item.
     """
 
     key: str
+    key_type: pa.DataType
     row_columns: tuple[str, ...]
     known: Vocabulary | None = None
     item_columns: Mapping[str, pa.Array] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, key: str, columns: Iterable[str], items: pa.Table | None) -> "Ranking":
+    def of(cls, key: str, key_type: pa.DataType, columns: Iterable[str], items: pa.Table | None) -> "Ranking":
         """Take what columns the items have from them, and the others from the list's row.
 
         Args:
             key: Column of the candidates' tokens, also in ``items``.
+            key_type: Type of that column as the model takes it, see :func:`candidate_schema`.
             columns: The columns that the model reads, and those that its messages name.
             items: Attributes of the candidates, a row each; None without any.
 
@@ -55,35 +64,74 @@ class Ranking:
         names = dict.fromkeys(columns)
         names.pop(key, None)
         if items is None:
-            return cls(key, tuple(names))
+            return cls(key, key_type, tuple(names))
         of_items = [name for name in names if name in items.column_names]
         check_item_columns(items, (key, *of_items))
         of_rows = tuple(name for name in names if name not in of_items)
         columns_of_items = {name: _with_null(item_column(items, name)) for name in of_items}
-        return cls(key, of_rows, known_items(items, key), columns_of_items)
+        return cls(key, key_type, of_rows, known_items(items, key), columns_of_items)
 
     def pairs(self, lists: pa.RecordBatch) -> pa.RecordBatch:
-        """Return a row for each candidate of each list, in their order; an item that is not known has nulls."""
+        """Return a row for each candidate of each list, in their order; an item that is not known has nulls.
+
+        Raises:
+            ColumnError: For a reason of :meth:`row_errors`.
+        """
+        for message in self.row_errors(lists.column(CANDIDATES)).values():
+            raise ColumnError(message)
         lengths, candidates = lists_of(lists.column(CANDIDATES))
         tokens = candidates.cast(pa.string())
         row = pa.array(np.repeat(np.arange(lists.num_rows), lengths))
-        made = {name: lists.column(name).take(row) for name in self.row_columns} | {self.key: tokens}
+        key = tokens.cast(self.key_type)
+        made = {name: lists.column(name).take(row) for name in self.row_columns} | {self.key: key}
         if self.known is not None:
             item = pa.array(item_numbers(self.known, tokens))
             made |= {name: column.take(item) for name, column in self.item_columns.items()}
         return pa.RecordBatch.from_arrays(list(made.values()), names=list(made))
 
+    def row_errors(self, candidates: pa.Array) -> RowErrors:
+        """Return the lists with a candidate that the model cannot take: it takes integers, and the token is none."""
+        if not pa.types.is_integer(self.key_type):
+            return {}
+        lengths, values = lists_of(candidates)
+        tokens = values.cast(pa.string())
+        bad = np.flatnonzero(~_are_integers(tokens))
+        row = np.repeat(np.arange(len(lengths)), lengths)
+        found: RowErrors = {}
+        for place in bad.tolist():
+            found.setdefault(
+                int(row[place]),
+                f"candidate {tokens[place].as_py()!r} is no 64-bit integer in plain decimal digits, and the ranking "
+                f"model takes '{self.key}' as integers; rank by a model that was trained with these tokens, or leave "
+                f"such candidates out",
+            )
+        return found
 
-def candidate_schema(key: str, columns: Iterable[str], items: pa.Schema) -> pa.Schema:
+
+def candidate_schema(key: str, inputs: Inputs | None, items: pa.Schema) -> pa.Schema:
     """Return the columns that a ranking model gets from a candidate: its token, and what the items have of its columns.
+
+    Lists hold tokens as strings. A model that takes no strings gets them as int64, if it takes those.
 
     Args:
         key: Column of the candidates' tokens.
-        columns: The columns that the model reads.
+        inputs: The inputs of the model; None without one.
         items: The columns of the items.
     """
-    wanted = {*columns} - {key}
-    return pa.schema([pa.field(key, pa.string()), *(field for field in items if field.name in wanted)])
+    columns = inputs.columns if inputs is not None else ()
+    of_items = [field for field in items if field.name in columns and field.name != key]
+    of_rows = [pa.field(name, pa.null()) for name in columns if name != key and name not in items.names]
+
+    def takes(type_: pa.DataType) -> bool:
+        assert inputs is not None  # noqa: S101 - it has the key
+        try:
+            inputs.check(pa.schema([*of_rows, *of_items, pa.field(key, type_)]))
+        except ColumnError:
+            return False
+        return True
+
+    is_integer = key in columns and not takes(pa.string()) and takes(pa.int64())
+    return pa.schema([pa.field(key, pa.int64() if is_integer else pa.string()), *of_items])
 
 
 def ranked(lists: pa.RecordBatch, ranking: Ranking, score: Score, k: int | None) -> tuple[pa.ListArray, pa.ListArray]:
@@ -112,6 +160,15 @@ def ranked(lists: pa.RecordBatch, ranking: Ranking, score: Score, k: int | None)
         pa.ListArray.from_arrays(offsets, chosen, mask=is_null),
         pa.ListArray.from_arrays(offsets, pa.array(scores[order]), mask=is_null),
     )
+
+
+def _are_integers(tokens: pa.Array) -> np.ndarray:
+    """Return bool ``[tokens]``: whether each is an int64 as Arrow and SQL write it; null counts."""
+    are = pc.match_substring_regex(tokens, _SHORT_INTEGER).fill_null(True).to_numpy(zero_copy_only=False)
+    for place in np.flatnonzero(~are).tolist():
+        token = tokens[place].as_py()
+        are[place] = re.fullmatch(_LONG_INTEGER, token) is not None and -(2**63) <= int(token) < 2**63
+    return are
 
 
 def _with_null(column: pa.Array) -> pa.Array:

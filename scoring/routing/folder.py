@@ -84,6 +84,6 @@ def stages_of(router: Router, rankers: Mapping[str, Inputs], items: pa.Table | N
         ScoringError: A rule names a category that no item has.
     """
     return {
-        name: Stages(cascade, () if cascade.rank is None else rankers[cascade.rank].columns, items)
+        name: Stages(cascade, None if cascade.rank is None else rankers[cascade.rank], items)
         for name, cascade in router.cascades.items()
     }

@@ -13,6 +13,7 @@ import pyarrow as pa
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.scoring.input.inputs import Inputs, RowErrors
+from mirrorspark.scoring.output.bad_rows import good_rows
 from mirrorspark.scoring.reranking.items import ItemAttributes, is_list, lists_of
 from mirrorspark.scoring.reranking.ranking import Ranking, Score, candidate_schema, ranked
 from mirrorspark.scoring.reranking.rerank_task import RerankTask
@@ -36,8 +37,7 @@ class StageInputs:
     @classmethod
     def of(cls, cascade: Cascade, ranking: Inputs | None, items: pa.Schema) -> "StageInputs":
         """Tell the columns of rows from those of the items."""
-        columns = ranking.columns if ranking is not None else ()
-        return cls(cascade, ranking, candidate_schema(cascade.key, columns, items))
+        return cls(cascade, ranking, candidate_schema(cascade.key, ranking, items))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -62,12 +62,12 @@ class StageInputs:
 class Stages:
     """The stages of one cascade with the items that they read. Its methods are thread-safe."""
 
-    def __init__(self, cascade: Cascade, ranker_columns: Sequence[str], items: pa.Table | None) -> None:
+    def __init__(self, cascade: Cascade, ranker: Inputs | None, items: pa.Table | None) -> None:
         """Read the items.
 
         Args:
             cascade: The cascade.
-            ranker_columns: Columns that the ranking model reads, if there is one.
+            ranker: Inputs of the ranking model; None without one.
             items: Attributes of the candidates; None without any.
 
         Raises:
@@ -75,7 +75,9 @@ class Stages:
             ScoringError: A rule names a category that no item has.
         """
         self.cascade, self._items = cascade, items
-        self.ranking = Ranking.of(cascade.key, ranker_columns, items)
+        of_candidates = candidate_schema(cascade.key, ranker, pa.schema([]) if items is None else items.schema)
+        columns = () if ranker is None else ranker.columns
+        self.ranking = Ranking.of(cascade.key, of_candidates.field(cascade.key).type, columns, items)
         # By the length of the lists, which limits depend on.
         self._rerank_tasks: dict[int, RerankTask] = {}
         task = self._rerank_task(cascade.k)
@@ -117,13 +119,15 @@ class Stages:
             examine: Returns the errors of the ranking model's rows.
         """
         candidates, _ = as_lists(found)
-        pairs = self.ranking.pairs(self._lists(rows, self.ranking.row_columns, candidates))
-        lengths, tokens = lists_of(candidates)
-        row = np.repeat(np.arange(rows.num_rows), lengths)
-        errors: RowErrors = {}
+        errors = self.ranking.row_errors(candidates)
+        lists = self._lists(rows, self.ranking.row_columns, candidates)
+        good = good_rows(rows.num_rows, errors)
+        pairs = self.ranking.pairs(lists.take(pa.array(good)) if errors else lists)
+        lengths, tokens = lists_of(candidates.take(pa.array(good)) if errors else candidates)
+        row = np.repeat(good, lengths)
         for pair, message in (examine(pairs) if pairs.num_rows else {}).items():
             errors.setdefault(int(row[pair]), f"candidate {tokens[pair].as_py()!r}: {message}")
-        return errors
+        return dict(sorted(errors.items()))
 
     def _lists(self, rows: pa.RecordBatch, names: Sequence[str], candidates: pa.ListArray) -> pa.RecordBatch:
         columns = {name: _with_type(rows.column(name), name in _history(self.cascade)) for name in names}

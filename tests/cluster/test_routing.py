@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.errors import PySparkException
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.files import score_files
@@ -19,7 +21,7 @@ from mirrorspark.scoring.reranking.rerank import rerank
 from mirrorspark.scoring.routing.package import package_router
 from mirrorspark.scoring.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.sql import register_sql
-from tests.unit.scoring.exported_models import FLIGHTS, export_flights, export_movies
+from tests.unit.scoring.exported_models import FLIGHTS, export_flights, export_movies, export_watches
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -118,3 +120,31 @@ def test_a_cascade_answers_alike_everywhere_and_as_its_stages_do_on_spark(
     (folder / "router" / "models" / "01" / "hooks.py").write_text(hooks.read_text())
     with pytest.raises(UntrustedModelError, match=r"'prices' in .* brings Python code"):
         recommend(table, folder, keys="row", k=4)
+
+
+def test_a_cascade_of_integers_answers_alike_everywhere(spark: "SparkSession", tmp_path: Path) -> None:
+    """R9: lists hold tokens, and the ranking model was trained on numbers."""
+    seen = [[f"{number}" for number in numbers] for numbers in ((1, 2), (), range(38), range(40))]
+    visitors = VISITORS.set_column(3, "seen", pa.array(seen, pa.list_(pa.string())))
+    pq.write_table(visitors, tmp_path / "rows.parquet")
+    towers = export_movies(tmp_path / "towers", scann=False, prefix="")
+    watches = export_watches(tmp_path / "watches")
+    funnel = Cascade("towers", "movie", rank="watches", depth=12, k=4)
+    router = Router((Route("funnel"),), cascades={"funnel": funnel})
+    folder = package_router(router, tmp_path / "router", models={"towers": towers, "watches": watches})
+
+    answers = Predictor(folder).predict_rows(visitors.to_pylist())
+    expected = [{"row": row} | answer for row, answer in enumerate(answers)]
+    assert [sum(map(bool, row["candidates"])) for row in expected] == [4, 4, 2, 0]
+    for frame in every_way(spark, tmp_path, folder, "row"):
+        for found, wanted in zip(frame.orderBy("row").collect(), expected, strict=True):
+            assert found.asDict() == wanted | {"scores": pytest.approx(wanted["scores"], abs=1e-6)}
+
+    table = spark.read.parquet(str(tmp_path / "rows.parquet"))
+    lists = recommend(table, towers, keys="row", k=12).join(table.select("row", "rebate"), "row")
+    ranked = rank_candidates(lists, watches, keys="row", key="movie", k=4).orderBy("row").collect()
+    assert [row.candidates for row in ranked] == [[one for one in row["candidates"] if one] for row in expected]
+    with pytest.raises(PySparkException, match="candidate 'x7' is no 64-bit integer in plain decimal digits"):
+        rank_candidates(
+            lists.withColumn("candidates", F.array(F.lit("x7"))), watches, keys="row", key="movie"
+        ).collect()

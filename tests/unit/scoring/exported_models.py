@@ -186,8 +186,8 @@ def flights_features() -> FittedFeatures:
     )
 
 
-def movies_features() -> FittedFeatures:
-    """Return features of a retrieval model with exclusions, fitted by hand."""
+def movies_features(prefix: str = "m") -> FittedFeatures:
+    """Return features of a retrieval model with exclusions, fitted by hand; tokens are numbers after ``prefix``."""
     spec = FeatureSpec(
         features=(
             Categorical("user"),
@@ -198,7 +198,7 @@ def movies_features() -> FittedFeatures:
         keys=("user",),
         exclude="seen",
     )
-    movies = _vocabulary(*(f"m{number}" for number in range(40)))
+    movies = _vocabulary(*(f"{prefix}{number}" for number in range(40)))
     return FittedFeatures(spec, {"user": _vocabulary("u0", "u1"), "movie": movies}, {})
 
 
@@ -207,17 +207,28 @@ def export_flights(folder: Path, seed: int, *, weights: float | None = None) -> 
     return _export_binary(folder, flights_features(), seed, weights)
 
 
-def export_movies(folder: Path, *, scann: bool) -> Path:
+def export_movies(folder: Path, *, scann: bool, prefix: str = "m") -> Path:
     """Export an untrained retrieval model that recommends three candidates, by the exact index and by cells."""
     from mirrorspark.models import two_tower
     from mirrorspark.models.serving.export import build_indexes, recalls, save_retrieval
 
-    fitted = movies_features()
+    fitted = movies_features(prefix)
     model = _built(two_tower, two_tower.Settings(embedding_dim=4, hidden_units=(8,)), fitted, seed=3)
     sample = np.random.default_rng(3).normal(size=(50, 4)).astype(np.float32)
     indexes = build_indexes(model, 3, scann=scann, sample=sample)
     save_retrieval(two_tower, model, fitted, 3, indexes, folder / SAVED_MODEL_FOLDER)
     return described(folder, "two_tower", fitted, "retrieval", indexes=recalls(indexes, 3, sample))
+
+
+def export_watches(folder: Path) -> Path:
+    """Export an untrained binary model of movies, which were integers in training, and of rebates."""
+    fitted = FittedFeatures(
+        FeatureSpec((Categorical("movie"), Numeric("rebate")), Label("watched"), ("id",)),
+        {"movie": _vocabulary(*map(str, range(40)))},
+        {"rebate": NumericStatistics(mean=0.5, standard_deviation=0.5, minimum=0.0, maximum=1.0, count=4)},
+        column_types={"movie": "int64", "rebate": "double"},
+    )
+    return _export_binary(folder, fitted, seed=9)
 
 
 HISTORIES = pa.table(

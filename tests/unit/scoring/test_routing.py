@@ -1,6 +1,7 @@
 """Routers: rules choose the model of each row, and the folder scores like any model (R5, R8, R9)."""
 
 import datetime
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,12 @@ from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryEr
 from mirrorspark.scoring.model.loaded import LoadedModel, Search
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.scoring.reranking.ranking import Ranking
 from mirrorspark.scoring.routing.blend import as_arrays, as_lists, blended, of_length
 from mirrorspark.scoring.routing.decision import decide
 from mirrorspark.scoring.routing.package import package_router
 from mirrorspark.scoring.routing.router import Cascade, Route, Router
+from tests.unit.scoring.exported_models import export_movies, export_watches
 
 NOON = datetime.datetime(2026, 3, 10, 12, tzinfo=datetime.UTC)
 DAY = datetime.date
@@ -219,10 +222,10 @@ def stages(movies_model: Path, tmp_path: Path) -> dict[str, Path]:
     return {"towers": movies_model, "prices": ranker}
 
 
-def found(model: Path, depth: int) -> list[list[str]]:
+def found(model: Path, depth: int, visitors: pa.Table = VISITORS) -> list[list[str]]:
     """Return what a retrieval model finds for the visitors."""
     searching = LoadedModel(model).with_search(Search("exact", depth, np.zeros(0, np.int64)))
-    lists = searching.score_arrow(VISITORS)["candidates"].to_pylist()
+    lists = searching.score_arrow(visitors)["candidates"].to_pylist()
     return [[movie for movie in row if movie] for row in lists]
 
 
@@ -303,6 +306,59 @@ def test_a_candidate_that_cannot_be_ranked_fails_its_row(stages: dict[str, Path]
         model.score(VISITORS)
     lenient = package_router(alone, tmp_path / "lenient", models=stages, items=unknown)
     assert listed(LoadedModel(lenient))[2] == ["m38", "m39"]
+
+
+def test_candidates_are_integers_to_a_ranking_model_that_takes_no_strings(tmp_path: Path) -> None:
+    """R9: lists hold tokens, and the ranking model was trained on numbers, which the table of items has as well."""
+    towers = export_movies(tmp_path / "towers", scann=False, prefix="")
+    watches = export_watches(tmp_path / "watches")
+    stock = {"available": "in_stock"}
+    cascade = Cascade("towers", "movie", rank="watches", rerank=stock, depth=12, k=4)
+    router = Router((Route("funnel"),), cascades={"funnel": cascade})
+    items = CATALOGUE.set_column(0, "movie", pa.array(range(40))).slice(0, 30)
+    folder = package_router(router, tmp_path / "router", models={"towers": towers, "watches": watches}, items=items)
+    visitors = VISITORS.set_column(2, "seen", pa.array([["1", "2"], None, [*map(str, range(38))], ["0"]]))
+    answers = Predictor(folder).predict_rows(visitors.to_pylist())
+    together = LoadedModel(folder).score_arrow(visitors)["candidates"].to_pylist()
+    of_stock = [[movie for movie in row if int(movie) in range(0, 30, 2)][:12] for row in found(towers, 40, visitors)]
+    for row, movies, answer, listed_ in zip(visitors.to_pylist(), of_stock, answers, together, strict=True):
+        numbers = pa.array([int(movie) for movie in movies], pa.int64())
+        scores = LoadedModel(watches).score(pa.table({"movie": numbers, "rebate": [row["rebate"]] * len(movies)}))
+        best = [movies[place] for place in np.argsort(-scores["score"], kind="stable")][:4]
+        assert [movie for movie in answer["candidates"] if movie] == best
+        assert listed_ == answer["candidates"]
+    assert [len(movies) for movies in of_stock] == [12, 12, 0, 12]
+
+
+def test_a_candidate_that_is_no_integer_fails_its_row_where_the_ranking_model_takes_integers(
+    stages: dict[str, Path], tmp_path: Path
+) -> None:
+    models = {"towers": stages["towers"], "prices": linear(tmp_path / "numbers", "movie", 1.0)}
+    cascade = Cascade("towers", "movie", rank="prices", depth=40, k=3)
+    alone = Router((Route("all"),), cascades={"all": cascade})
+    model = LoadedModel(package_router(alone, tmp_path / "alone", models=models))
+    errors = model.row_errors(VISITORS.to_batches()[0])
+    assert list(errors) == [0, 1, 2]
+    expected = (
+        r"candidate 'm\d+' is no 64-bit integer in plain decimal digits, and the ranking model takes 'movie' as "
+        r"integers; rank by a model that was trained with these tokens"
+    )
+    assert all(re.match(expected, message) for message in errors.values())
+    with pytest.raises(ColumnError, match=expected):
+        model.score(VISITORS)
+    fallback = package_router(replace(alone, fallback=("towers",)), tmp_path / "fallback", models=models)
+    assert LoadedModel(fallback).score(VISITORS)["model"].tolist() == ["towers", "towers", "towers", "all"]
+
+
+def test_only_what_an_integer_is_written_as_is_one() -> None:
+    ranking = Ranking("movie", pa.int64(), ())
+    integers = ["0", "-7", "10", "9223372036854775807", "-9223372036854775808"]
+    others = ["", "-0", "07", "+7", " 7", "7\n", "1_0", "7.0", "٣", "9223372036854775808", "-9223372036854775809", "m7"]
+    lists = pa.array([integers, None, [], [None, *integers], *([*integers, other] for other in others)])
+    assert list(ranking.row_errors(lists)) == list(range(4, 4 + len(others)))
+    pairs = ranking.pairs(pa.record_batch({"candidates": lists.slice(0, 4)}))
+    assert pairs.column("movie").to_pylist() == [*map(int, integers), None, *map(int, integers)]
+    assert not Ranking("movie", pa.string(), ()).row_errors(lists)
 
 
 def test_cascades_that_do_not_fit_their_models_or_items_are_refused(
