@@ -2,15 +2,15 @@
 
 ``python -m benchmarks.quality_tables FOLDER`` trains each recipe once per seed, in one process on two threads and with
 the product's own layers, and prints a row of ``docs/quality.md`` per recipe, and one per calibration by the validation
-rows. The validation rows alone choose the epoch. FOLDER has ``adult.data`` and ``adult.test``; for ``--set flights``,
-whose rows come with a package, it may be any folder. ``--choose`` looks at no test row.
+rows. The validation rows alone choose the epoch. FOLDER has ``adult.data`` and ``adult.test``; ``--set flights``, whose
+rows come with a package, needs none. ``--choose`` looks at no test row.
 """
 
 import argparse
 import ast
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -57,7 +57,13 @@ _COLUMNS = [
 _NUMBERS = ("age", "fnlwgt", "education_num", "capital_gain", "capital_loss", "hours_per_week")
 VALIDATION_SHARE = 0.15
 CALIBRATIONS = ("none", "temperature", "isotonic")
-METRICS = ("auc", "pr_auc", "log_loss")
+METRICS: Mapping[str, str] = {"auc": "AUC", "pr_auc": "PR AUC", "log_loss": "log loss"}
+FIGURES: Mapping[str, Sequence[tuple[str, str]]] = {
+    "adult": [("validation", "auc"), ("test", "auc"), ("test", "log_loss")],
+    "flights": [("validation", "auc"), ("test", "auc"), ("test", "pr_auc"), ("test", "log_loss")],
+}
+"""Split and metric of each column of figures, by set."""
+CALIBRATION_TITLES = ("recipe", "calibration", "test log loss", "expected calibration error, test rows")
 MOST_EPOCHS = 60
 
 _ENSEMBLE: dict[str, Any] = {
@@ -127,9 +133,8 @@ def read_adult(folder: Path) -> Read:
     return fitted, {split: _rows(fitted, table) for split, table in tables.items()}, {}
 
 
-def read_flights(folder: Path) -> Read:
+def read_flights() -> Read:
     """Return the features of the recipe ``flights``, the rows of each split, and the metrics of gradient boosting."""
-    del folder
     with tempfile.TemporaryDirectory() as output:
         config = RunConfig.from_recipe("flights", output=output)
         sources, spark = Sources.find(config), open_session(None, 2)
@@ -145,9 +150,6 @@ def read_flights(folder: Path) -> Read:
             split: binary_metrics(rows[split].labels, baseline_scores(trees, dataset, split)) for split in SPLITS[1:]
         }
         return dataset.features, rows, boosting
-
-
-READERS: Mapping[str, Callable[[Path], Read]] = {"adult": read_adult, "flights": read_flights}
 
 
 def vocabulary_of(column: pd.Series) -> Vocabulary:
@@ -259,11 +261,11 @@ def fits_of_test(logits: Mapping[str, np.ndarray], rows: Mapping[str, Rows]) -> 
     return found
 
 
-def main() -> None:
-    """Train the recipes and print a table."""
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of a command line, by default of this process's."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--set", choices=READERS, default="adult")
+    parser.add_argument("folder", type=Path, nargs="?", help="folder of adult.data and adult.test")
+    parser.add_argument("--set", choices=FIGURES, default="adult")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--options", type=ast.literal_eval, default={}, help="more options of every recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -273,39 +275,58 @@ def main() -> None:
     parser.add_argument("--patience", type=int, default=5)
     parser.add_argument("--refit", action="store_true", help="train on the validation rows, too, before the test")
     parser.add_argument("--choose", action="store_true", help="print the validation rows' figures alone")
-    given = parser.parse_args()
+    found = parser.parse_args(given)
+    if found.set == "adult" and found.folder is None:
+        parser.error("--set adult needs the folder of adult.data and adult.test")
+    return found
+
+
+def columns(of_set: str, *, choose: bool) -> list[tuple[str, str]]:
+    """Return split and metric of each column of figures; to choose by, all metrics of the validation rows."""
+    return [("validation", metric) for metric in METRICS] if choose else list(FIGURES[of_set])
+
+
+def titles(figures: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the titles of the table with these columns of figures."""
+    return ["recipe", "seeds", *(f"{split} {METRICS[metric]}" for split, metric in figures), "epochs", "seconds"]
+
+
+def main() -> None:
+    """Train the recipes and print a table."""
+    given = arguments()
     tf.config.threading.set_intra_op_parallelism_threads(2)
-    fitted, rows, boosting = READERS[given.set](given.folder)
-    shown = SPLITS[1:2] if given.choose else SPLITS[1:]
-    columns = [f"{split} {metric}" for split in shown for metric in METRICS]
-    print(f"| recipe | {' | '.join(columns)} | epochs | seconds |\n|{'---|' * (len(columns) + 3)}", flush=True)
-    calibrated: list[str] = []
+    fitted, rows, boosting = read_flights() if given.set == "flights" else read_adult(given.folder)
+    figures = columns(given.set, choose=given.choose)
+    _print_titles(titles(figures))
+    calibrated: list[Sequence[str]] = []
     for name in given.recipes:
         done = [train(fitted, rows, {**RECIPES[name], **given.options}, seed, given) for seed in given.seeds]
-        figures = [
-            float(np.mean([one.metrics[split][metric] for one in done])) for split in shown for metric in METRICS
-        ]
+        means = [float(np.mean([one.metrics[split][metric] for one in done])) for split, metric in figures]
         ends = [float(np.mean([getattr(one, field) for one in done])) for field in ("epochs", "seconds")]
-        _print(name, figures, ends)
+        seeds = ", ".join(map(str, given.seeds))
+        _print(name, seeds, *(f"{mean:.4f}" for mean in means), *(f"{end:.0f}" for end in ends))
         if not given.choose:
             losses, errors = (
                 {kind: np.mean([getattr(one.test_fits[kind], field) for one in done]) for kind in CALIBRATIONS}
                 for field in ("log_loss", "calibration_error")
             )
-            calibrated += [f"| {name} | {kind} | {losses[kind]:.4f} | {errors[kind]:.4f} |" for kind in CALIBRATIONS]
+            calibrated += [(name, kind, f"{losses[kind]:.4f}", f"{errors[kind]:.4f}") for kind in CALIBRATIONS]
     if boosting:
-        _print("gradient boosting", [boosting[split][metric] for split in shown for metric in METRICS], [])
+        _print("gradient boosting", "", *(f"{boosting[split][metric]:.4f}" for split, metric in figures), "", "")
     if calibrated:
-        print(
-            "\n| recipe | calibration | test log loss | test calibration error |\n|---|---|---|---|",
-            *calibrated,
-            sep="\n",
-        )
+        print()
+        _print_titles(CALIBRATION_TITLES)
+        for cells in calibrated:
+            _print(*cells)
 
 
-def _print(name: str, figures: Sequence[float], ends: Sequence[float]) -> None:
-    cells = [f"{figure:.4f}" for figure in figures] + [f"{end:.0f}" for end in ends]
-    print(f"| {name} | {' | '.join(cells)} |", flush=True)
+def _print_titles(names: Sequence[str]) -> None:
+    _print(*names)
+    print(f"|{'---|' * len(names)}", flush=True)
+
+
+def _print(*cells: str) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
