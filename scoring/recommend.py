@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
@@ -258,7 +259,8 @@ def _candidate_ids(features: FittedFeatures, given: Candidates, what: str) -> np
     ids = np.asarray(Encoder(features).encode(table, (candidate,))[candidate.name])
     unknown = table.column(0).filter(pa.array(ids < FIRST_VOCABULARY_ID))
     if len(unknown):
-        some = unknown.slice(0, _NAMED_IN_MESSAGE).to_pylist()
+        order = pc.sort_indices(unknown.cast(pa.string()))  # of a table Spark gives them in any
+        some = unknown.take(order).slice(0, _NAMED_IN_MESSAGE).to_pylist()
         _LOGGER.warning("the model does not know %d of %d %s candidates: %s", len(unknown), len(ids), what, some)
     return ids
 

@@ -31,9 +31,8 @@ def item_keys(spec: FeatureSpec, items: pa.Table) -> pa.StringArray:
     counts = pc.value_counts(keys)
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
-        raise ColumnError(
-            f"the item {repeated[0].as_py()!r} has more than one row in the table of items; keep one row per '{name}'"
-        )
+        first = min(repeated.to_pylist())
+        raise ColumnError(f"the item {first!r} has more than one row in the table of items; keep one row per '{name}'")
     return keys
 
 

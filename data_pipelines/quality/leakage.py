@@ -87,7 +87,7 @@ def find_leaks(
             # The extremes in text order: the same rows each time, without a list of all of them.
             F.min(example).alias(f"first_{number}"),
             F.max(example).alias(f"last_{number}"),
-            F.max_by(example, F.when(is_late, newest)).alias(f"newest_{number}"),
+            F.max_by(example, F.when(is_late, F.struct(newest, example))).alias(f"newest_{number}"),
         ]
     counted = df.agg(*measures).first()
     assert counted is not None  # noqa: S101 - an aggregate without groups has one row

@@ -234,7 +234,7 @@ def write_files(
         reported = _task_rows(df, job, writer)
         refused = [row["refused"] for row in reported if row["refused"] is not None]
         if refused:
-            raise refusal(f"{job.target} cannot be written: {refused[0]}")
+            raise refusal(f"{job.target} cannot be written: {min(refused)}")
         found = [WrittenFile(**{name: row[name] for name in _OF_A_FILE}) for row in reported if row["path"] is not None]
         files = sorted(found, key=lambda file: file.path)
         rows, expected = sum(file.rows for file in files), expected_rows()

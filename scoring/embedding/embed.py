@@ -187,7 +187,7 @@ class CachedEncoder:
 
     def _check_reports(self, reports: Sequence[Mapping[str, Any]]) -> None:
         if refused := [report["refused"] for report in reports if report["refused"]]:
-            raise ScoringError(f"the encoder {self.location} cannot be used: {refused[0]}")
+            raise ScoringError(f"the encoder {self.location} cannot be used: {min(refused)}")
         if missing := self.vectors.missing([file for report in reports for file in report["files"]]):
             raise OSError(
                 f"tasks have written {len(missing)} files of {self.vectors.folder} that are not there on the driver; "

@@ -86,7 +86,8 @@ def known_items(items: pa.Table, key: str) -> Vocabulary:
     counts = pc.value_counts(tokens)
     repeated = counts.field(0).filter(pc.greater(counts.field(1), 1))
     if len(repeated):
-        some = repeated.slice(0, _NAMED_IN_MESSAGE).to_pylist()
+        # Spark gives rows in the order of their partitions.
+        some = repeated.take(pc.sort_indices(repeated)).slice(0, _NAMED_IN_MESSAGE).to_pylist()
         raise ColumnError(f"'{key}' of items has {len(repeated)} tokens more than once, {some}; give a row per item")
     # A vocabulary finds tokens among a million in microseconds; Arrow would hash all of them for each batch.
     return Vocabulary(tokens, pa.nulls(len(tokens), pa.int64()))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.input.inputs import RowErrors
 from mirrorspark.scoring.routing.router import Route, Router
 
 
@@ -25,7 +26,7 @@ class Decision:
 
     models: np.ndarray
     reasons: np.ndarray
-    errors: dict[int, str]
+    errors: RowErrors
 
 
 def utc_now() -> datetime.datetime:
@@ -41,7 +42,7 @@ def decide(router: Router, batch: pa.RecordBatch, now: Callable[[], datetime.dat
     """
     rows = batch.num_rows
     models, reasons = np.full(rows, "", object), np.full(rows, "", object)
-    errors: dict[int, str] = {}
+    errors: RowErrors = {}
     is_open = np.ones(rows, np.bool_)
     for route in router.routes:
         takes, is_null = _taken(route, router, batch, now)
@@ -55,7 +56,7 @@ def decide(router: Router, batch: pa.RecordBatch, now: Callable[[], datetime.dat
         reasons[chosen] = route.reason
         reasons[by_null] = f"{route.column}: null"
         is_open &= ~(chosen | by_null)
-    return Decision(models, reasons, errors)
+    return Decision(models, reasons, dict(sorted(errors.items())))
 
 
 def check_columns(router: Router, schema: pa.Schema) -> None:

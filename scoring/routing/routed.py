@@ -245,7 +245,7 @@ class RoutedModel:
         if name in self._stages and self._router.cascades[name].rank is not None:
             good = np.array([place for place in places if place not in errors], np.int64)
             errors |= {int(good[row]): why for row, why in self._unranked(name, batch.take(pa.array(good))).items()}
-        return errors
+        return dict(sorted(errors.items()))
 
     def _unranked(self, name: str, batch: pa.RecordBatch) -> RowErrors:
         """Return the rows of a cascade with a candidate that cannot be ranked."""

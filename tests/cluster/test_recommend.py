@@ -126,11 +126,11 @@ def test_lists_may_be_longer_and_shorter_than_the_model_was_exported_with(rows: 
 def test_available_candidates_come_from_a_table_and_unknown_ones_are_counted(
     spark: "SparkSession", rows: "DataFrame", movies: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stock = spark.createDataFrame([("m1",), ("m5",), ("new",), (None,)], "movie string")
+    stock = spark.createDataFrame([(None,), ("unseen",), ("m1",), ("m5",), ("new",)], "movie string")
     with caplog.at_level(logging.WARNING):
         found = lists(recommend(rows, movies, keys="row", k=3, available=stock))
     assert [set(row) for row in found] == [{"m5"}, {"m1", "m5"}, {"m1", "m5"}, set()]
-    assert "the model does not know 2 of 4 available candidates: ['new', None]" in caplog.text
+    assert "the model does not know 3 of 5 available candidates: ['new', 'unseen', None]" in caplog.text
     assert "only 2 candidates are available: no row gets the 3 that are wanted" in caplog.text
 
 

@@ -113,6 +113,22 @@ def test_rows_without_a_date_follow_the_rule_for_nulls() -> None:
     }
 
 
+def test_errors_are_in_the_order_of_the_rows_whatever_rule_finds_them() -> None:
+    columns = {"born": [DAY(2020, 1, 1), None, DAY(2020, 1, 1)], "shop": [None, "de", None]}
+    router = Router(
+        (
+            Route("new", "born", younger_than_days=5, nulls="fail"),
+            Route("shop", "shop", values=("de",), nulls="fail"),
+            Route("other"),
+        )
+    )
+    assert list(decide(router, pa.record_batch(columns), now=lambda: NOON).errors.items()) == [
+        (0, "column 'shop' is null, and the route to 'shop' needs a value"),
+        (1, "column 'born' is null, and the route to 'new' needs a value"),
+        (2, "column 'shop' is null, and the route to 'shop' needs a value"),
+    ]
+
+
 def test_every_row_has_its_models_score_and_the_reason(models: dict[str, Path], tmp_path: Path) -> None:
     """R5, R9: the same from batches and row by row; the last row has no date."""
     folder = package_router(BY_AGE, tmp_path / "router", models=models)
@@ -370,8 +386,10 @@ def test_cascades_that_do_not_fit_their_models_or_items_are_refused(
 
     with pytest.raises(ModelDirectoryError, match="re-ranks by attributes of the items; give items"):
         packaged(FUNNEL, None)
-    with pytest.raises(ColumnError, match="'movie' of items has 40 tokens more than once"):
-        packaged(FUNNEL, pa.concat_tables([CATALOGUE, CATALOGUE]))
+    repeated = r"'movie' of items has 40 tokens more than once, \['m0', 'm1', 'm10', 'm11', 'm12'\]"
+    for order in (range(40), range(39, -1, -1)):
+        with pytest.raises(ColumnError, match=repeated):
+            packaged(FUNNEL, pa.concat_tables([CATALOGUE.take(pa.array(order)), CATALOGUE]))
     with pytest.raises(ColumnError, match="items has the column 'genre' 0 times"):
         packaged(FUNNEL, CATALOGUE.drop(["genre"]))
     with pytest.raises(ColumnError, match="column 'price' has type string"):

@@ -231,7 +231,7 @@ def test_a_table_that_is_no_catalogue_is_refused_and_leaves_nothing(movies: Path
     with pytest.raises(TableError, match="a list is no table"):
         refreshed(movies, ["m1"], folder)
     with pytest.raises(ColumnError, match="the item 'm3' has more than one row"):
-        refreshed(movies, pa.concat_tables([items, items.slice(3, 1)]), folder)
+        refreshed(movies, pa.concat_tables([items.slice(5, 1), items, items.slice(3, 1)]), folder)
     with pytest.raises(ColumnError, match="the key 'sku' of the items is null or empty"):
         refreshed(movies, items.set_column(0, "sku", pa.array(["", *items["sku"].to_pylist()[1:]])), folder)
     with pytest.raises(ColumnError, match="sku"):
