@@ -1,6 +1,5 @@
 """Decoding of bytes to arrays: images, raw numbers, or by a function of the model's hooks."""
 
-import io
 import math
 import sys
 from collections.abc import Callable
@@ -9,9 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mirrorspark.scoring.backends.libraries import BACKENDS_EXTRA, library
 from mirrorspark.scoring.backends.protocol import DTYPES, ArrayType, Signature, UnsupportedModelError, number_outside
-from mirrorspark.scoring.backends.tensorflow_runtime import start_tensorflow
+from mirrorspark.scoring.input.images import ImageLayout, ReadImage, with_pillow, with_tensorflow
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, RowErrors
 from mirrorspark.scoring.model.hooks import Hooks
 from mirrorspark.storage.credentials import without_credentials
@@ -20,15 +18,10 @@ IMAGE, RESIZED_IMAGE, NUMBERS = "image", "resized_image", "numbers"
 BUILT_IN = (IMAGE, RESIZED_IMAGE, NUMBERS)
 
 _REASON_CHARACTERS = 200
-_CHANNELS = (1, 3, 4)
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_MODES_OF_LARGER_NUMBERS = ("I", "F")
 # These backends decode images with TensorFlow, as in training; all others use Pillow, as is usual for PyTorch models.
 _BACKENDS_OF_TENSORFLOW = ("keras", "saved_model")
 
 Decode: TypeAlias = Callable[[bytes], Any]
-# Bytes, channels, and (height, width) or None to keep the size -> [height, width, channels].
-_ReadImage: TypeAlias = Callable[[bytes, int, tuple[int, int] | None], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,12 +59,18 @@ class Decoder:
                 arrays[row] = 0 if column.fill is None else column.fill
                 continue
             try:
-                arrays[row] = self._array(value)
+                arrays[row] = self.array(value)
             except ValueError as error:
                 row_errors[row] = f"column '{column.name}' has a value that is not decoded by {self.name}: {error}"
         return arrays, row_errors
 
-    def _array(self, value: bytes) -> np.ndarray:
+    def array(self, value: bytes) -> np.ndarray:
+        """Return the array of one value.
+
+        Raises:
+            ValueError: The value cannot be decoded, or its array does not fit the model.
+            ModuleNotFoundError: The decoder needs a library that is not installed here.
+        """
         try:
             array = np.asarray(self.decode(value))
         except MemoryError:
@@ -131,6 +130,16 @@ def decoders(inputs: ColumnInputs, signature: Signature, backend: str, hooks: Ho
     return found
 
 
+def decoder_of_images(array: ArrayType) -> Decoder:
+    """Return a decoder by TensorFlow of images that are resized to the rows of a model's input.
+
+    Raises:
+        UnsupportedModelError: The rows are no images of a known size.
+        ModuleNotFoundError: TensorFlow is not installed here.
+    """
+    return _decoder("image", RESIZED_IMAGE, array, _BACKENDS_OF_TENSORFLOW[0], None)
+
+
 def _holds(dtype: np.dtype[Any], fill: Any) -> bool:
     if dtype.kind not in "iu":
         return True
@@ -155,8 +164,9 @@ def _decoder(column: str, name: str, array: ArrayType | None, backend: str, hook
     if name == NUMBERS:
         return Decoder(name, _numbers(shape, dtype), shape, dtype)
     if name in BUILT_IN:
-        read = _with_tensorflow() if backend in _BACKENDS_OF_TENSORFLOW else _with_pillow()
-        return Decoder(name, _image(read, shape, dtype, resize=name == RESIZED_IMAGE), shape, dtype)
+        layout = ImageLayout.of(shape, dtype)
+        read = with_tensorflow() if backend in _BACKENDS_OF_TENSORFLOW else with_pillow()
+        return Decoder(name, _image(read, layout, resize=name == RESIZED_IMAGE), shape, dtype)
     if hooks is None:
         raise UnsupportedModelError(
             f"column '{column}': decoder '{name}' is unknown; use one of {list(BUILT_IN)}, or a function of a "
@@ -177,64 +187,17 @@ def _numbers(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Decode:
     return decode
 
 
-def _image(read: _ReadImage, shape: tuple[int, ...], dtype: np.dtype[Any], *, resize: bool) -> Decode:
-    """Return a decoder of images to this shape: channels last, channels first, or a grey image without channels."""
-    if len(shape) == 3 and shape[2] in _CHANNELS:
-        (height, width, channels), order = shape, (0, 1, 2)
-    elif len(shape) == 3 and shape[0] in _CHANNELS:
-        (channels, height, width), order = shape, (2, 0, 1)
-    elif len(shape) == 2:
-        (height, width), channels, order = shape, 1, (2, 0, 1)
-    else:
-        raise UnsupportedModelError(
-            f"a row of the model's input has the shape {list(shape)}, which is no image's: height and width, with "
-            f"{_CHANNELS} channels behind or before them; decode with 'numbers', or a function of yours"
-        )
-    if dtype == np.bool_:
-        raise UnsupportedModelError(
-            "the model's input is boolean, which pixels from 0 to 255 are not; decode with a function of yours"
-        )
-    size = (height, width) if resize else None
+def _image(read: ReadImage, layout: ImageLayout, *, resize: bool) -> Decode:
+    """Return a decoder of images to this layout."""
+    height, width = layout.height, layout.width
 
     def decode(value: bytes) -> np.ndarray:
-        pixels = read(value, channels, size)
-        if pixels.dtype != np.uint8 and dtype.kind in "iu":
-            pixels = np.rint(pixels).astype(dtype)  # resizing interpolates
-        if size is None and pixels.shape[:2] != (height, width):
+        pixels = read(value, layout.channels, (height, width) if resize else None)
+        if pixels.shape[:2] != (height, width):
             raise ValueError(
                 f"the image is {pixels.shape[0]} x {pixels.shape[1]} (height x width), the model takes {height} x "
                 f"{width}; '{RESIZED_IMAGE}' would resize it"
             )
-        ordered = pixels.transpose(order)
-        return ordered if len(shape) == 3 else ordered[0]
+        return layout.of_pixels(pixels)
 
     return decode
-
-
-def _with_tensorflow() -> _ReadImage:
-    tf = start_tensorflow()
-
-    def read(value: bytes, channels: int, size: tuple[int, int] | None) -> np.ndarray:
-        # This reads the first frame of an animated GIF.
-        image = tf.io.decode_image(value, channels=channels, expand_animations=False)
-        return np.asarray(image if size is None else tf.image.resize(image, size))
-
-    return read
-
-
-def _with_pillow() -> _ReadImage:
-    pillow = library("PIL.Image", "decoding images needs Pillow", BACKENDS_EXTRA)
-
-    def read(value: bytes, channels: int, size: tuple[int, int] | None) -> np.ndarray:
-        with pillow.open(io.BytesIO(value)) as image:
-            # Pillow would clip larger values to 255: https://github.com/python-pillow/Pillow/issues/3011
-            if image.mode.startswith(_MODES_OF_LARGER_NUMBERS):
-                raise ValueError(
-                    f"its pixels are of mode {image.mode}, not of 8 bits; decode it with a function of yours"
-                )
-            converted = image.convert(_MODES[channels])
-        if size is not None:
-            converted = converted.resize(size[::-1], pillow.Resampling.BILINEAR)
-        return np.asarray(converted).reshape(converted.height, converted.width, channels)
-
-    return read
