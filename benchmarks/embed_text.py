@@ -56,7 +56,9 @@ def _titles(file: Path) -> list[str]:
 def _measure(titles: list[str], folder: Path, rounds: int) -> tuple[dict[str, Timing], dict[str, int]]:
     from mirrorspark.scoring.backends.catalog import load_backend
     from mirrorspark.scoring.embedding.buckets import bucket_length
-    from mirrorspark.scoring.embedding.encoder import EncoderSettings, load_encoder, pooled
+    from mirrorspark.scoring.embedding.encoder import load_encoder
+    from mirrorspark.scoring.embedding.settings import EncoderSettings
+    from mirrorspark.scoring.embedding.text_encoder import pooled
     from mirrorspark.scoring.embedding.wordpiece import WordPiece
 
     vocabulary = _vocabulary(titles)

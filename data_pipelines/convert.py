@@ -64,7 +64,7 @@ _DRIVER_ATTEMPT = "driver"
 
 
 class Embedder(Protocol):
-    """Embeds the texts of features of the kind ``text_embedding``: :class:`scoring.embedding.embedder.TextEmbedder`.
+    """Embeds the texts and images among the features: :class:`scoring.embedding.embedder.Embedder`.
 
     It is handed in because encoders are run by the backends of scoring, which imports this package.
     """
@@ -75,7 +75,7 @@ class Embedder(Protocol):
     def embedded(
         self, df: DataFrame, spec: FeatureSpec, dataset: Location, *, progress: bool
     ) -> tuple[DataFrame, FeatureSpec]:
-        """Return ``df`` with embedded texts, and ``spec`` with the encoders' digests and the lengths of the vectors."""
+        """Return ``df`` with embedded columns, and ``spec`` with the encoders' digests and the lengths of vectors."""
 
 
 class DatasetExistsError(DatasetError):
@@ -128,9 +128,9 @@ def convert(
     """Fit ``spec`` on the training rows of ``df`` and write all rows as TFRecord shards to ``path``.
 
     ``path`` appears atomically and complete, or not at all; on an object store its manifest appears last, and a folder
-    without one is not a dataset. Spark evaluates ``df`` once, and once more for each text to embed. A hash of the keys
-    divides rows among shards and orders them there (rows of equal keys by their columns), so the same table gives the
-    same shards. Outside the training split keys are unique, because predictions are found by them. During the
+    without one is not a dataset. Spark evaluates ``df`` once, and once more for each text or image to embed. A hash of
+    the keys divides rows among shards and orders them there (rows of equal keys by their columns), so the same table
+    gives the same shards. Outside the training split keys are unique, because predictions are found by them. During the
     conversion, the staged rows take their own size on the store.
 
     Args:
@@ -143,7 +143,8 @@ def convert(
         limits: Thresholds of validation's findings; None for the customary ones.
         cache: The cache for the local copy if ``path`` is on another store; by default in the user's cache folder.
         items: The table of items, a row per candidate, if the spec has ``items``. This process holds it in memory.
-        embedder: A :class:`scoring.embedding.embedder.TextEmbedder`, for features of the kind ``text_embedding``.
+        embedder: A :class:`scoring.embedding.embedder.Embedder`, for features of the kinds ``text_embedding`` and
+            ``image_embedding``.
         progress: Show a bar of Spark's tasks where one can be seen: in a terminal or a notebook.
 
     Raises:
@@ -153,9 +154,9 @@ def convert(
             neither 0 nor 1), or validation finds an error.
         EmptySplitError: A split has no rows, or nothing can be learnt from the training rows.
         ColumnError: A column is missing or has the wrong type, or the training rows hold an infinite number; or there
-            are texts to embed and no embedder.
+            are texts or images to embed and no embedder, or images that cannot be read.
         LabelError: The label has the wrong type.
-        ScoringError: An encoder of texts cannot be used.
+        ScoringError: An encoder cannot be used.
     """
     target = StoragePath.of(path)
     if is_published(target):
@@ -336,9 +337,9 @@ def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:
 
 
 def _check_embedder(embedder: Embedder | None, spec: FeatureSpec) -> None:
-    texts = [feature.name for feature in spec.text_embeddings]
-    if texts and embedder is None:
-        raise ColumnError(f"the features {texts} are texts to embed; give embedder=mirrorspark.TextEmbedder()")
+    names = [feature.name for feature in spec.embedded]
+    if names and embedder is None:
+        raise ColumnError(f"the features {names} are texts or images to embed; give embedder=mirrorspark.Embedder()")
 
 
 def _embedded(
@@ -350,7 +351,7 @@ def _embedded(
     *,
     progress: bool,
 ) -> tuple[DataFrame, DataFrame | None, FeatureSpec]:
-    """Return the tables with embedded texts, and the spec that says so."""
+    """Return the tables with embedded columns, and the spec that says so."""
     df, spec = embedder.embedded(df, spec, dataset, progress=progress)
     if items is not None and spec.items is not None:
         items, of_items = embedder.embedded(items, spec.items, dataset, progress=progress)

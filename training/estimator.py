@@ -22,7 +22,7 @@ from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, random_split
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.scoring.embedding.embedder import TextEmbedder
+from mirrorspark.scoring.embedding.embedder import Embedder
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.directory import ModelDirectory, PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
@@ -315,7 +315,7 @@ class TrainingEstimator(
             shares = self.getOrDefault("split_shares")
             table = random_split(table, spec.keys, shares=shares, seed=config.seed, split_column=options.split_column)
         folder = Path(config.output).absolute() / "datasets"
-        return convert_once(table, spec, folder, config.name, options=options, embedder=TextEmbedder())
+        return convert_once(table, spec, folder, config.name, options=options, embedder=Embedder())
 
 
 for _name, (_, _doc) in _TABLE_PARAMS.items():

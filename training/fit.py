@@ -29,7 +29,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.own_model import own_model
-from mirrorspark.scoring.embedding.embedder import TextEmbedder
+from mirrorspark.scoring.embedding.embedder import Embedder
 from mirrorspark.training.config import ConfigError, TrainingConfig
 from mirrorspark.training.live.details import spec_details, tell_findings
 from mirrorspark.training.live.view import LiveView
@@ -113,7 +113,7 @@ def fit(
         rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
         options = ConversionOptions(accept_errors=accept_data_errors)
         folder = Path(settings.get("output", TrainingConfig.output)).absolute() / "datasets"
-        dataset = convert_once(rows, spec, folder, name, options=options, embedder=TextEmbedder())
+        dataset = convert_once(rows, spec, folder, name, options=options, embedder=Embedder())
         counts = {split: dataset.manifest.rows(split) for split in dataset.manifest.splits}
         stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
         tell_findings(stage, dataset)

@@ -14,7 +14,7 @@ from mirrorspark.data_pipelines.dataset.manifest import is_published
 from mirrorspark.data_pipelines.quality.profile import DatasetProfile
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.tables import find_tables, package_folder, query, register_tables, source_identity
-from mirrorspark.scoring.embedding.embedder import TextEmbedder
+from mirrorspark.scoring.embedding.embedder import Embedder
 from mirrorspark.training.config import ConfigError, RunConfig
 from mirrorspark.training.recipe import SQL_FILE
 
@@ -42,14 +42,14 @@ class Sources:
         Raises:
             ConfigError: The recipe brings no data, and none is given.
             SourceError: A table has no file.
-            ScoringError: An encoder of texts is missing.
+            ScoringError: An encoder is missing.
         """
         files = _source_files(config)
         identity: dict[str, Any] = {"tables": config.tables, "csv_null": config.csv_null}
         identity |= source_identity(files, config.sql)
         if config.items:
             identity["items"] = config.items["sql"]
-        identity |= TextEmbedder().source(config.spec)
+        identity |= Embedder().source(config.spec)
         reference = read_profile(config.reference_dataset) if config.reference_dataset else None
         if reference is not None:
             # The report of drift is part of the dataset, so another reference makes another dataset.
@@ -92,7 +92,7 @@ class Sources:
                 options=config.conversion,
                 reference=self.reference,
                 items=self.items(table.sparkSession, config),
-                embedder=TextEmbedder(),
+                embedder=Embedder(),
                 progress=False,
             )
         except DatasetExistsError:  # An equal command has finished first.

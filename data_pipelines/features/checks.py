@@ -35,6 +35,14 @@ def check_ids(feature: "TokenFeature") -> None:
         )
 
 
+def check_encoder(name: str, encoder: Any) -> None:
+    """Check that the encoder of a text or an image is a path."""
+    if not isinstance(encoder, str) or not encoder:
+        raise FeatureSpecError(
+            f"feature '{name}': encoder is {encoder!r}; give the path of a folder with a SavedModel or an ONNX file"
+        )
+
+
 def check_truncate(name: str, truncate: str) -> None:
     """Check which end of a longer list is cut away."""
     if truncate not in get_args(Truncate):

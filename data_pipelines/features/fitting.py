@@ -20,7 +20,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.items import with_items
 from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, is_embedded, raw_column
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_column, unembedded_type
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import counted_tokens, measured_values
 from mirrorspark.data_pipelines.features.vocabulary import VOCABULARY_SCHEMA, Vocabulary
@@ -362,7 +362,7 @@ def _column_types(spec: FeatureSpec, schema: pa.Schema) -> dict[str, str]:
     features = (*spec.features, *([spec.excluded] if spec.excluded else []))
     names = dict.fromkeys(column for feature in features for column in feature.columns)
     types = {name: schema.field(name).type for name in names}
-    return {name: str(pa.string() if is_embedded(type_) else type_) for name, type_ in types.items()}
+    return {name: str(unembedded_type(type_)) for name, type_ in types.items()}
 
 
 def _quantiles(spec: FeatureSpec, sample: pa.Table) -> dict[str, tuple[float, ...]]:

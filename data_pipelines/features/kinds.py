@@ -22,6 +22,7 @@ from mirrorspark.data_pipelines.features.checks import (
     check_boolean,
     check_bounds,
     check_count,
+    check_encoder,
     check_ids,
     check_ngrams,
     check_truncate,
@@ -45,24 +46,30 @@ size]``.
 WIDE_FORMS: frozenset[Form] = frozenset({"sparse", "vector"})
 """The forms of many numbers per row, which the baseline of boosted trees does not take."""
 
-RawForm = Literal["number", "token", "tokens", "times", "indices", "values"]
+RawForm = Literal["number", "token", "tokens", "times", "indices", "values", "bytes"]
 """The exported model's input for a raw column: ``number`` float64 ``[batch]``, NaN for missing; ``token`` string
 ``[batch]`` and ``tokens`` string ``[batch, any]``, ``""`` for missing; ``times`` int64 ``[batch, any]`` beside tokens;
 ``indices`` int64 ``[batch, any]``, negative for padding, and ``values`` float64 ``[batch, any]`` beside it, or alone
-for a vector, NaN for missing.
+for a vector, NaN for missing; ``bytes`` string ``[batch]`` of any bytes, ``""`` for missing.
 """
 
 
 @dataclass(frozen=True)
 class _Column:
-    """The name that all features have: of the column and of the model's input."""
+    """The name that all features have: of the column and of the model's input. Most are read from that column alone."""
 
+    raw_form: ClassVar[RawForm]
     name: str
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns of the table that the feature is read from."""
         return (self.name,)
+
+    @property
+    def raw(self) -> Mapping[str, RawForm]:
+        """The raw columns of the exported model, of a text or image to embed those of a graph with the encoder."""
+        return {self.name: self.raw_form}
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,7 @@ class Numeric(_Column):
 
     kind: ClassVar[Literal["numeric"]] = "numeric"
     form: ClassVar[Literal["value"]] = "value"
+    raw_form: ClassVar[RawForm] = "number"
     impute: float | Literal["mean"] = "mean"
     standardise: bool = True
     clip: tuple[float | None, float | None] | None = None
@@ -92,11 +100,6 @@ class Numeric(_Column):
             check_boolean(self.name, option, getattr(self, option))
         if self.clip is not None:
             check_bounds(self.name, self.clip)
-
-    @property
-    def raw(self) -> Mapping[str, RawForm]:
-        """The raw columns of the exported model."""
-        return {self.name: "number"}
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,11 @@ class Bucketed(_Column):
 
     kind: ClassVar[Literal["bucketed"]] = "bucketed"
     form: ClassVar[Literal["id"]] = "id"
+    raw_form: ClassVar[RawForm] = "number"
     buckets: int = 10
 
     def __post_init__(self) -> None:
         check_count(self.name, "buckets", self.buckets, least=2)
-
-    @property
-    def raw(self) -> Mapping[str, RawForm]:
-        """The raw columns of the exported model."""
-        return {self.name: "number"}
 
 
 @dataclass(frozen=True)
@@ -138,17 +137,13 @@ class Categorical(_Column):
 
     kind: ClassVar[Literal["categorical"]] = "categorical"
     form: ClassVar[Literal["id"]] = "id"
+    raw_form: ClassVar[RawForm] = "token"
     min_count: int = 1
     max_size: int | None = None
     hash_buckets: int | None = None
 
     def __post_init__(self) -> None:
         check_ids(self)
-
-    @property
-    def raw(self) -> Mapping[str, RawForm]:
-        """The raw columns of the exported model."""
-        return {self.name: "token"}
 
 
 @dataclass(frozen=True)
@@ -167,6 +162,7 @@ class MultiValued(_Column):
 
     kind: ClassVar[Literal["multi_valued"]] = "multi_valued"
     form: ClassVar[Literal["ids"]] = "ids"
+    raw_form: ClassVar[RawForm] = "tokens"
     max_length: int
     truncate: Truncate = "head"
     vocabulary_of: str | None = None
@@ -178,11 +174,6 @@ class MultiValued(_Column):
         check_ids(self)
         check_count(self.name, "max_length", self.max_length)
         check_truncate(self.name, self.truncate)
-
-    @property
-    def raw(self) -> Mapping[str, RawForm]:
-        """The raw columns of the exported model."""
-        return {self.name: "tokens"}
 
 
 @dataclass(frozen=True)
@@ -249,6 +240,7 @@ class Text(_Column):
 
     kind: ClassVar[Literal["text"]] = "text"
     form: ClassVar[Literal["ids"]] = "ids"
+    raw_form: ClassVar[RawForm] = "token"
     max_length: int
     pattern: str = DEFAULT_SEPARATORS
     truncate: Truncate = "tail"
@@ -267,11 +259,6 @@ class Text(_Column):
             spelled_out(self.pattern)
         except SeparatorPatternError as error:
             raise FeatureSpecError(f"feature '{self.name}': {error}") from error
-
-    @property
-    def raw(self) -> Mapping[str, RawForm]:
-        """The raw columns of the exported model."""
-        return {self.name: "token"}
 
 
 @dataclass(frozen=True)
@@ -336,15 +323,11 @@ class Vector(_Column):
 
     kind: ClassVar[Literal["vector"]] = "vector"
     form: ClassVar[Literal["vector"]] = "vector"
+    raw_form: ClassVar[RawForm] = "values"
     size: int
 
     def __post_init__(self) -> None:
         check_count(self.name, "size", self.size)
-
-    @property
-    def raw(self) -> Mapping[str, RawForm]:
-        """The raw columns of the exported model."""
-        return {self.name: "values"}
 
 
 @dataclass(frozen=True)
@@ -367,6 +350,7 @@ class TextEmbedding(_Column):
 
     kind: ClassVar[Literal["text_embedding"]] = "text_embedding"
     form: ClassVar[Literal["vector"]] = "vector"
+    raw_form: ClassVar[RawForm] = "token"
     encoder: str
     signature: str | None = None
     model_output: str | None = None
@@ -375,26 +359,50 @@ class TextEmbedding(_Column):
     digest: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.encoder, str) or not self.encoder:
-            raise FeatureSpecError(
-                f"feature '{self.name}': encoder is {self.encoder!r}; give the path of a folder with a SavedModel or "
-                f"an ONNX file"
-            )
+        check_encoder(self.name, self.encoder)
         # The tokens that begin and end a text count.
         check_count(self.name, "max_length", self.max_length, least=3)
         check_count(self.name, "size", self.size, least=0)
 
-    @property
-    def raw(self) -> Mapping[str, RawForm]:
-        """The raw columns of the exported model, if its graph has the encoder."""
-        return {self.name: "token"}
+
+@dataclass(frozen=True)
+class ImageEmbedding(_Column):
+    """An image as the vector that an encoder gives it; becomes float32 ``[batch, size]``, zeros for a missing image.
+
+    An image is the bytes of a JPEG or PNG, decoded and resized to the encoder's input (bilinear, pixels from 0 to 255)
+    where the encoder runs. Its limits are checked by its header. Other attributes are as those of a text.
+
+    Attributes:
+        name: Column of the table (bytes), and name of the model's input.
+        encoder: Folder or file of an encoder that takes one array of images, ``[batch, height, width, channels]`` or
+            ``[batch, channels, height, width]``, and gives vectors ``[batch, size]``.
+        max_bytes: Most bytes of an image.
+        max_pixels: Most pixels of an image, its height times its width.
+    """
+
+    kind: ClassVar[Literal["image_embedding"]] = "image_embedding"
+    form: ClassVar[Literal["vector"]] = "vector"
+    raw_form: ClassVar[RawForm] = "bytes"
+    encoder: str
+    signature: str | None = None
+    model_output: str | None = None
+    max_bytes: int = 16 * 2**20
+    max_pixels: int = 25_000_000
+    size: int = 0
+    digest: str = ""
+
+    def __post_init__(self) -> None:
+        check_encoder(self.name, self.encoder)
+        for option, least in (("max_bytes", 1), ("max_pixels", 1), ("size", 0)):
+            check_count(self.name, option, getattr(self, option), least=least)
 
 
-Feature = Numeric | Bucketed | Categorical | MultiValued | Sequence | Text | Sparse | Vector | TextEmbedding
+EmbeddedFeature = TextEmbedding | ImageEmbedding
+Feature = Numeric | Bucketed | Categorical | MultiValued | Sequence | Text | Sparse | Vector | EmbeddedFeature
 MeasuredFeature = Numeric | Bucketed
 TokenFeature = Categorical | MultiValued | Sequence | Text
 ListFeature = MultiValued | Sequence | Text
-VectorFeature = Vector | TextEmbedding
+VectorFeature = Vector | EmbeddedFeature
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
+    EmbeddedFeature,
     Feature,
+    ImageEmbedding,
     RawForm,
     Sequence,
     Sparse,
@@ -32,6 +34,7 @@ RAW_TYPES: Mapping[RawForm, pa.DataType] = {
     "times": pa.list_(pa.int64()),
     "indices": pa.list_(pa.int64()),
     "values": pa.list_(pa.float64()),
+    "bytes": pa.binary(),
 }
 """The Arrow type of each raw column that an exported model takes."""
 
@@ -39,9 +42,13 @@ RAW_TYPES: Mapping[RawForm, pa.DataType] = {
 _PAIR = pa.struct([("key", pa.int64()), ("value", pa.float64())])
 _ENTRY = pa.struct([("index", pa.int64()), ("value", pa.float64())])
 
-TEXT, VECTOR = "text", "vector"
-# An embedded text: the text beside its vector; null where there is no text.
-_EMBEDDED = pa.struct([(TEXT, pa.string()), (VECTOR, pa.list_(pa.float32()))])
+TEXT, IMAGE, VECTOR = "text", "image", "vector"
+"""Fields of a column of embedded texts or images, whose rows are null where there is none: the text, or the SHA-256 of
+the image in hexadecimal digits, beside its vector.
+"""
+
+CONTENTS: Mapping[type[Feature], str] = {TextEmbedding: TEXT, ImageEmbedding: IMAGE}
+"""The first of these fields by kind of feature."""
 
 
 class ColumnError(ValueError):
@@ -54,7 +61,7 @@ def raw_column(table: pa.Table | pa.RecordBatch, feature: Feature) -> pa.Array:
     Numbers (numeric, bucketed) are float64, a token or text a string, tokens a list of strings (a sequence's in time
     order), sparse vectors a list of ``{index: int64, value: float64}``, and vectors, those of embedded texts included,
     a list of float64 that has the vector's size, or no element if the vector is missing. A text that is yet to be
-    embedded is a string.
+    embedded is a string, an image bytes.
 
     Raises:
         ColumnError: A column is absent, its type cannot be read as the feature's kind, two related columns have lists
@@ -78,7 +85,7 @@ def integer_tokens(table: pa.Table | pa.RecordBatch, feature: Categorical) -> pa
 def raw_inputs(table: pa.Table, spec: FeatureSpec) -> pa.Table:
     """Return only the columns that a model takes for scoring, in the types of its raw signature.
 
-    Embedded texts stay what they are; :func:`as_texts` returns their texts.
+    Embedded texts and images stay what they are; :func:`as_contents` returns what they are of.
 
     Raises:
         ColumnError: A column is absent or cannot be read as its feature.
@@ -89,30 +96,43 @@ def raw_inputs(table: pa.Table, spec: FeatureSpec) -> pa.Table:
     return pa.table(columns)
 
 
-def embedded_texts(texts: pa.StringArray, vectors: np.ndarray) -> pa.StructArray:
-    """Return a column of embedded texts, which :func:`raw_column` reads as their vectors.
+def embedded_type(content: str) -> pa.DataType:
+    """Return the type of a column of embedded texts or images, given its first field."""
+    return pa.struct([(content, pa.string()), (VECTOR, pa.list_(pa.float32()))])
+
+
+def embedded_column(contents: pa.StringArray, vectors: np.ndarray, content: str = TEXT) -> pa.StructArray:
+    """Return a column of embedded texts or images, which :func:`raw_column` reads as their vectors.
 
     Args:
-        texts: The texts, null where there is none.
-        vectors: float32 ``[texts that are not null, size]``.
+        contents: The texts, or the SHA-256 of images, null where there is none.
+        vectors: float32 ``[contents that are not null, size]``.
+        content: Name of the first field.
     """
-    is_missing = texts.is_null()
+    is_missing = contents.is_null()
     ends = np.cumsum(np.where(is_missing.to_numpy(zero_copy_only=False), 0, vectors.shape[1]))
     offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
     lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel(), pa.float32()), mask=is_missing)
-    return pa.StructArray.from_arrays([texts, lists], fields=[*_EMBEDDED], mask=is_missing)
+    return pa.StructArray.from_arrays([contents, lists], fields=[*embedded_type(content)], mask=is_missing)
 
 
-def is_embedded(column_type: pa.DataType) -> bool:
-    """Return whether a column of this type holds embedded texts."""
-    return pa.types.is_struct(column_type) and [field.name for field in column_type] == [TEXT, VECTOR]
+def embedded_content(column_type: pa.DataType) -> str | None:
+    """Return the first field of a column of embedded texts or images, given its type; None for any other column."""
+    names = [field.name for field in column_type] if pa.types.is_struct(column_type) else []
+    return names[0] if names in ([TEXT, VECTOR], [IMAGE, VECTOR]) else None
 
 
-def as_texts(table: pa.Table, vectors_of: Collection[str] = ()) -> pa.Table:
-    """Return ``table`` with texts in place of embedded ones, or with vectors in the columns ``vectors_of``."""
+def unembedded_type(column_type: pa.DataType) -> pa.DataType:
+    """Return the type that a column had before its texts or images were embedded; any other type stays."""
+    content = embedded_content(column_type)
+    return {TEXT: pa.string(), IMAGE: pa.binary(), None: column_type}[content]
+
+
+def as_contents(table: pa.Table, vectors_of: Collection[str] = ()) -> pa.Table:
+    """Return ``table`` with texts and the SHA-256 of images in place of embedded ones, or vectors in ``vectors_of``."""
     for place, field in enumerate(table.schema):
-        if is_embedded(field.type):
-            part = VECTOR if field.name in vectors_of else TEXT
+        if (content := embedded_content(field.type)) is not None:
+            part = VECTOR if field.name in vectors_of else content
             table = table.set_column(place, field.name, pc.struct_field(table.column(place), part))
     return table
 
@@ -156,9 +176,11 @@ def _read(table: pa.Table | pa.RecordBatch, feature: Feature) -> dict[str, pa.Ar
     ):
         index_lists, value_lists = _vector_parts(feature, _column(table, feature, feature.name, is_vector))
         return dict(zip(feature.raw, (index_lists, value_lists), strict=True))
-    if isinstance(feature, TextEmbedding):
-        column = _column(table, feature, feature.name, _is_text)
-        return {feature.name: column.cast(_EMBEDDED if is_embedded(column.type) else pa.string())}
+    if isinstance(feature, EmbeddedFeature):
+        content, form = CONTENTS[type(feature)], feature.raw_form
+        is_content = {TEXT: _is_text, IMAGE: _is_bytes}[content]
+        column = _column(table, feature, feature.name, lambda found: is_content(found) or _is(content, found))
+        return {feature.name: column.cast(embedded_type(content) if _is(content, column.type) else RAW_TYPES[form])}
     columns = {
         name: _RAW_CASTS[form](_column(table, feature, name, _RAW_CHECKS[form])) for name, form in feature.raw.items()
     }
@@ -180,8 +202,9 @@ def _column(
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
     if not (pa.types.is_null(column.type) or fits(column.type)):
+        article = "an" if feature.kind[0] in "aeiou" else "a"
         raise ColumnError(
-            f"column '{name}' has type {column.type}, which a {feature.kind} feature cannot take; "
+            f"column '{name}' has type {column.type}, which {article} {feature.kind} feature cannot take; "
             f"cast it (or, for a training, change the feature's kind)"
         )
     return column
@@ -205,7 +228,17 @@ def _is_token(column_type: pa.DataType) -> bool:
 
 
 def _is_text(column_type: pa.DataType) -> bool:
-    return pa.types.is_string(column_type) or pa.types.is_large_string(column_type) or is_embedded(column_type)
+    return pa.types.is_string(column_type) or pa.types.is_large_string(column_type)
+
+
+def _is_bytes(column_type: pa.DataType) -> bool:
+    return any(
+        check(column_type) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    )
+
+
+def _is(content: str, column_type: pa.DataType) -> bool:
+    return embedded_content(column_type) == content
 
 
 def _is_time(column_type: pa.DataType) -> bool:
@@ -254,6 +287,7 @@ _RAW_CHECKS: Mapping[RawForm, Callable[[pa.DataType], bool]] = {
     "times": _is_list_of(_is_time),
     "indices": _is_list_of(pa.types.is_integer),
     "values": _is_list_of(is_number),
+    "bytes": _is_bytes,
 }
 _RAW_CASTS: Mapping[RawForm, Callable[[pa.Array], pa.Array]] = {
     form: lambda column, raw_type=raw_type: column if column.type == raw_type else column.cast(raw_type, safe=False)
@@ -311,9 +345,9 @@ def _entries(feature: Sparse, indices: pa.ListArray, values: pa.ListArray) -> pa
     )
 
 
-def _vectors(feature: TextEmbedding, column: pa.Array) -> pa.Array:
-    """Return the vectors of embedded texts; texts that are yet to be embedded stay what they are."""
-    if not is_embedded(column.type):
+def _vectors(feature: EmbeddedFeature, column: pa.Array) -> pa.Array:
+    """Return the vectors of embedded texts or images; what is yet to be embedded stays what it is."""
+    if embedded_content(column.type) is None:
         return column
     vectors = pc.struct_field(column, VECTOR).cast(RAW_TYPES["values"])
     _check_size(feature, vectors)
@@ -324,8 +358,9 @@ _JOINS: Mapping[type[Feature], Callable[..., pa.Array]] = {
     Sequence: _in_time_order,
     Sparse: _entries,
     TextEmbedding: _vectors,
+    ImageEmbedding: _vectors,
 }
-"""The functions that make one array of the raw columns of a feature with two of them, or of embedded texts."""
+"""The functions that make one array of the raw columns of a feature with two of them, or of an embedded column."""
 
 
 def _check_lengths(feature: Sequence | Sparse, one: pa.ListArray, other: pa.ListArray) -> None:

@@ -20,6 +20,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
+    EmbeddedFeature,
     Feature,
     FeatureSpecError,
     Label,
@@ -27,7 +28,6 @@ from mirrorspark.data_pipelines.features.kinds import (
     MultiValued,
     Numeric,
     Sparse,
-    TextEmbedding,
     TokenFeature,
     repeated_names,
 )
@@ -189,10 +189,10 @@ class FeatureSpec:
         return tuple(feature for feature in self.features if isinstance(feature, Categorical))
 
     @property
-    def text_embeddings(self) -> tuple[TextEmbedding, ...]:
-        """The texts that an encoder turns into vectors, those of the items last."""
-        own = (feature for feature in self.features if isinstance(feature, TextEmbedding))
-        return (*own, *(self.items.text_embeddings if self.items else ()))
+    def embedded(self) -> tuple[EmbeddedFeature, ...]:
+        """The texts and images that encoders turn into vectors, those of the items last."""
+        own = (feature for feature in self.features if isinstance(feature, EmbeddedFeature))
+        return (*own, *(self.items.embedded if self.items else ()))
 
     @property
     def measured(self) -> tuple[Numeric | Bucketed, ...]:

@@ -26,7 +26,9 @@ from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
+    EmbeddedFeature,
     Feature,
+    ImageEmbedding,
     ListFeature,
     MeasuredFeature,
     MultiValued,
@@ -40,6 +42,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     VectorFeature,
 )
 from mirrorspark.data_pipelines.features.raw_columns import (
+    CONTENTS,
     RAW_TYPES,
     ColumnError,
     integer_tokens,
@@ -383,12 +386,12 @@ def _encode_vector(_: FittedFeatures, feature: VectorFeature, column: pa.ListArr
     return vectors
 
 
-def _encode_embedding(fitted: FittedFeatures, feature: TextEmbedding, column: pa.Array) -> np.ndarray:
-    if pa.types.is_string(column.type):
+def _encode_embedding(fitted: FittedFeatures, feature: EmbeddedFeature, column: pa.Array) -> np.ndarray:
+    if not pa.types.is_list(column.type):
         if column.null_count < len(column):
             raise ColumnError(
-                f"column '{feature.name}' has texts without vectors; score them with the model, whose encoder gives "
-                f"the vectors, or embed them first"
+                f"column '{feature.name}' has {CONTENTS[type(feature)]}s without vectors; score them with the model, "
+                f"whose encoder gives the vectors, or embed them first"
             )
         column = pa.nulls(len(column), RAW_TYPES["values"])
     return _encode_vector(fitted, feature, column)
@@ -404,6 +407,7 @@ _ENCODERS: Mapping[type[Feature], Callable[[FittedFeatures, Any, pa.Array], Enco
     Sparse: _encode_sparse,
     Vector: _encode_vector,
     TextEmbedding: _encode_embedding,
+    ImageEmbedding: _encode_embedding,
 }
 
 

@@ -20,7 +20,7 @@ from mirrorspark.models.retrieval.rating import rating_of, rating_task
 from mirrorspark.models.retrieval.saved_towers import SavedQueryTower
 from mirrorspark.models.serving.preprocessing import (
     GraphEncoder,
-    GraphTextEncoders,
+    GraphEncoders,
     encoded_signature,
     model_inputs,
 )
@@ -52,15 +52,15 @@ class ScoringModule(tf.Module):
         architecture: ModuleType,
         model: Any,
         fitted: FittedFeatures,
-        text_encoders: GraphTextEncoders = MappingProxyType({}),
+        encoders: GraphEncoders = MappingProxyType({}),
     ) -> None:
-        """Combine a trained model with the transform of its features, and the encoders of their texts."""
+        """Combine a trained model with the transform of its features, and their encoders."""
         super().__init__(name="scoring")
         self._predict = partial(architecture.predict, model)
         self._state = state(model)
         self._features = fitted.spec.query_features
         self._any_length = lists_of_any_length(model)
-        self._encoder = GraphEncoder(fitted, self._features, text_encoders)
+        self._encoder = GraphEncoder(fitted, self._features, encoders)
 
     def signatures(self) -> dict[str, Any]:
         """Return the concrete functions by signature name."""
@@ -89,7 +89,7 @@ class RetrievalModule(tf.Module):
         fitted: FittedFeatures,
         k: int,
         indexes: Mapping[str, Index],
-        text_encoders: GraphTextEncoders = MappingProxyType({}),
+        encoders: GraphEncoders = MappingProxyType({}),
     ) -> None:
         """Combine a trained model with some of its indexes from :func:`build_indexes`.
 
@@ -104,12 +104,12 @@ class RetrievalModule(tf.Module):
         # In our own models the query tower takes the features; other models take them directly.
         tower = getattr(model, "query_tower", model)
         self._any_length = tower.any_length if isinstance(tower, SavedQueryTower) else lists_of_any_length(tower)
-        self._encoder = GraphEncoder(fitted, self._features, text_encoders)
+        self._encoder = GraphEncoder(fitted, self._features, encoders)
         # A model loaded from its export, for a new catalogue, predicts no ratings.
         self._pairs: GraphEncoder | None = None
         if rating_task(model) is not None:
             self._candidate = fitted.spec.candidate.name
-            self._pairs = GraphEncoder(fitted, (*fitted.spec.query_features, fitted.spec.candidate), text_encoders)
+            self._pairs = GraphEncoder(fitted, (*fitted.spec.query_features, fitted.spec.candidate), encoders)
             self._rating = partial(rating_of, model)
         if taken := sorted(set(encoded_signature(self._features)) & set(_INDEX_INPUTS)):
             raise ValueError(f"the indexes have inputs called {taken}; give the features another name")
@@ -227,14 +227,14 @@ def save_retrieval(
     k: int,
     indexes: Mapping[str, Index],
     folder: Path,
-    text_encoders: GraphTextEncoders = MappingProxyType({}),
+    encoders: GraphEncoders = MappingProxyType({}),
 ) -> None:
     """Write a retrieval model as a SavedModel with the indexes of stock operations, and a second one with ScaNN's.
 
     A SavedModel with ScaNN's operation cannot be loaded without the package, even to call another signature.
     """
     stock = {name: index for name, index in indexes.items() if name != SCANN}
-    save(RetrievalModule(architecture, model, fitted, k, stock, text_encoders), folder)
+    save(RetrievalModule(architecture, model, fitted, k, stock, encoders), folder)
     if SCANN in indexes:
         scann_part = RetrievalModule(architecture, model, fitted, k, {SCANN: indexes[SCANN]})
         save(scann_part, scann_folder(folder))

@@ -25,8 +25,10 @@ from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
+    EmbeddedFeature,
     Feature,
     Form,
+    ImageEmbedding,
     ListFeature,
     MultiValued,
     Numeric,
@@ -58,14 +60,15 @@ _RAW_SPECS: Mapping[RawForm, tuple[list[None], tf.DType]] = {
     "times": ([None, None], tf.int64),
     "indices": ([None, None], tf.int64),
     "values": ([None, None], tf.float64),
+    "bytes": ([None], tf.string),
 }
 
 _DTYPES: Mapping[Form, tf.DType] = {"value": tf.float32, "id": tf.int64, "ids": tf.int64, "sparse": tf.float32}
 
 
-GraphTextEncoders: TypeAlias = Mapping[str, tuple[Any, Callable[[tf.Tensor], tf.Tensor]]]
-"""Per feature an encoder of texts: what holds its variables and tables, and its function from texts ``[texts]`` to
-vectors ``[texts, size]``.
+GraphEncoders: TypeAlias = Mapping[str, tuple[Any, Callable[[tf.Tensor], tf.Tensor]]]
+"""Per feature an encoder of texts or images: what holds its variables and tables, and its function from strings
+``[batch]``, texts or the bytes of images, to vectors ``[batch, size]``.
 """
 
 
@@ -76,14 +79,14 @@ class GraphEncoder(tf.Module):
         self,
         fitted: FittedFeatures,
         features: Iterable[Feature],
-        text_encoders: GraphTextEncoders = MappingProxyType({}),
+        encoders: GraphEncoders = MappingProxyType({}),
     ) -> None:
-        """Prepare the transform of ``features``; embedded texts without an encoder are given as their vectors."""
+        """Prepare the transform of ``features``; texts and images without an encoder are given as their vectors."""
         super().__init__(name="raw_columns")
         self.fitted = fitted
         self._features = tuple(features)
-        self._embed = {name: function for name, (_, function) in text_encoders.items()}
-        self._embed_state = [state(module) for module, _ in text_encoders.values()]
+        self._embed = {name: function for name, (_, function) in encoders.items()}
+        self._embed_state = [state(module) for module, _ in encoders.values()]
         self._numbers = arithmetic.tensorflow()
         looked_up = {
             fitted.spec.vocabulary_name(feature): feature
@@ -108,7 +111,7 @@ class GraphEncoder(tf.Module):
         }
 
     def _takes_vectors(self, feature: Feature) -> bool:
-        return isinstance(feature, TextEmbedding) and feature.name not in self._embed
+        return isinstance(feature, EmbeddedFeature) and feature.name not in self._embed
 
     def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor | tf.SparseTensor]:
         """Return the model's inputs, as :meth:`data_pipelines.features.transform.Encoder.encode` does.
@@ -184,13 +187,15 @@ class GraphEncoder(tf.Module):
             tf.stack([tf.shape(indices, tf.int64)[0], _int64(feature.size)]),
         )
 
-    def embedding(self, feature: TextEmbedding, raw: tf.Tensor) -> tf.Tensor:
-        """Return float32 ``[batch, size]`` for texts ``[batch]``, or for their vectors without an encoder."""
+    def embedding(self, feature: EmbeddedFeature, raw: tf.Tensor) -> tf.Tensor:
+        """Return float32 ``[batch, size]`` for texts or images ``[batch]``, without an encoder for their vectors."""
         if self._takes_vectors(feature):
             return self.vector(feature, raw)
-        texts = tf.strings.regex_replace(tf.strings.regex_replace(raw, WHITE_SPACE, " "), "^ | $", "")
-        vectors = self._embed[feature.name](texts)
-        present = tf.where(tf.equal(texts, "")[:, tf.newaxis], tf.zeros_like(vectors), vectors)
+        contents = raw
+        if isinstance(feature, TextEmbedding):
+            contents = tf.strings.regex_replace(tf.strings.regex_replace(raw, WHITE_SPACE, " "), "^ | $", "")
+        vectors = self._embed[feature.name](contents)
+        present = tf.where(tf.equal(contents, "")[:, tf.newaxis], tf.zeros_like(vectors), vectors)
         return self.vector(feature, tf.cast(present, tf.float64))
 
     def vector(self, feature: VectorFeature, values: tf.Tensor) -> tf.Tensor:
@@ -214,6 +219,7 @@ _ENCODERS: Mapping[type[Feature], Callable[..., Any]] = {
     Sparse: GraphEncoder.sparse,
     Vector: GraphEncoder.vector,
     TextEmbedding: GraphEncoder.embedding,
+    ImageEmbedding: GraphEncoder.embedding,
 }
 
 

@@ -1,9 +1,9 @@
-"""Embedding of the texts of a DataFrame on Spark, with a cache: an encoder computes each text once."""
+"""Embedding of the texts or images of a DataFrame on Spark, with a cache: an encoder computes each once."""
 
 import contextlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,34 +14,31 @@ import pyarrow.compute as pc
 from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark import TaskContext
 from pyspark.errors import PySparkException
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import CharType, StringType, VarcharType
+from pyspark.sql.types import BinaryType, CharType, DataType, StringType, VarcharType
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, meant
+from mirrorspark.data_pipelines.features.raw_columns import IMAGE, TEXT, VECTOR, ColumnError, meant
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import map_batches, progress_bar
 from mirrorspark.scoring.backends.protocol import UnsupportedModelError
 from mirrorspark.scoring.backends.tensorflow_runtime import limit_tensorflow
-from mirrorspark.scoring.embedding.encoder import (
-    EncoderSettings,
-    TextEncoder,
-    encoder_digest,
-    encoder_folder,
-    load_encoder,
-)
+from mirrorspark.scoring.embedding.encoder import encoder_digest, encoder_folder, load_encoder
+from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSettings, Settings
 from mirrorspark.scoring.embedding.vector_cache import (
     KEY,
-    VECTOR,
     VectorCache,
     VectorWriter,
+    content_key,
     normalised_text,
+    present_image,
     task_of,
-    text_key,
 )
+from mirrorspark.scoring.embedding.vectors import Encoder, readable_vectors
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.cache import ModelChangedError, freeze_gc, limit_numeric_libraries
 from mirrorspark.scoring.model.directory import PinnedModel, folder_digest
+from mirrorspark.scoring.output.bad_rows import good_rows
 from mirrorspark.scoring.plan import column_named
 from mirrorspark.scoring.task.batches import regrouped
 from mirrorspark.scoring.task.scorer import ShippedModel, ship
@@ -49,9 +46,11 @@ from mirrorspark.storage.paths import Location
 
 _LOGGER = logging.getLogger(__name__)
 
-_TEXT, _REPORT = "text", "report"
+_CONTENT, _REPORT = "content", "report"
+_COUNTS = ("embedded", "cached", "unreadable")
 # Names in the user's table for a moment.
-_OWN_KEY, _OWN_VECTOR = "__mirrorspark_text_key", "__mirrorspark_vector"
+_OWN_KEY, _OWN_VECTOR = "__mirrorspark_key", "__mirrorspark_vector"
+_NAMED_IN_MESSAGE = 3
 # Tasks per slot: fast and slow ones even out, and a lost one costs less.
 _TASKS_PER_SLOT = 4
 
@@ -104,22 +103,51 @@ def embed_text(
 
 
 @dataclass(frozen=True)
+class _Content:
+    """What an encoder takes from a column.
+
+    Attributes:
+        field: First field of an embedded column; also its name in messages.
+        one: One of them, for messages.
+        type_name: What a column holds, for messages.
+        types: Spark's types of such columns.
+        normalised: Returns the content of a column, null for what is missing.
+        kept: Returns what an embedded column keeps of that and of its key.
+    """
+
+    field: str
+    one: str
+    type_name: str
+    types: tuple[type[DataType], ...]
+    normalised: Callable[[Column], Column]
+    kept: Callable[[Column, Column], Column]
+
+
+_TEXTS = _Content(
+    TEXT, "a text", "strings", (StringType, CharType, VarcharType), normalised_text, kept=lambda text, key: text
+)
+# A table with the images themselves would be many times as large.
+_IMAGES = _Content(IMAGE, "an image", "bytes", (BinaryType,), present_image, kept=lambda image, key: key)
+
+
+@dataclass(frozen=True)
 class CachedEncoder:
     """An encoder with its settings, and the cache of the vectors that both of them decide.
 
     Attributes:
         location: Folder or file of the encoder, as the user wrote it.
         digest: Digest of its files.
+        settings: Its settings, which also say what it encodes.
     """
 
     location: str | Path
     digest: str
-    settings: EncoderSettings
+    settings: Settings
     vectors: VectorCache
 
     @classmethod
     def of(
-        cls, location: str | Path, settings: EncoderSettings, cache: Location, given: Location | None = None
+        cls, location: str | Path, settings: Settings, cache: Location, given: Location | None = None
     ) -> "CachedEncoder":
         """Return an encoder with its own part of ``cache``, the folder of all encoders.
 
@@ -135,57 +163,100 @@ class CachedEncoder:
         digest = encoder_digest(location)
         return cls(location, digest, settings, VectorCache.of(cache, settings.digest(digest), given))
 
-    def with_vectors(self, df: DataFrame, column: str, output: str, *, progress: bool = True) -> DataFrame:
+    @property
+    def _content(self) -> _Content:
+        return _IMAGES if isinstance(self.settings, ImageSettings) else _TEXTS
+
+    def with_vectors(self, df: DataFrame, column: str, output: str) -> DataFrame:
         """Return what :func:`embed_text` does.
 
         Args:
             df: The table.
-            column: The texts.
+            column: The texts or images.
             output: Name of the new column.
-            progress: Show a bar of Spark's tasks where one can be seen.
 
         Raises:
             ScoringError: As for :func:`embed_text`.
-            ColumnError: As for that function.
+            ColumnError: As for that function, or an image cannot be read.
             OSError: As for that function.
         """
-        _check_columns(df, column, output)
-        text = normalised_text(column_named(column))
-        with progress_bar(df.sparkSession, "embed") if progress else contextlib.nullcontext():
-            self._encode(df.select(text.alias(_TEXT)).where(F.col(_TEXT).isNotNull()))
+        if output.lower() in [name.lower() for name in df.columns]:
+            raise ScoringError(f"the table has a column '{output}' already; give another name as output")
+        self._encode(df, column, progress=True)
+        key = content_key(self._content.normalised(column_named(column)))
+        return self._joined(df.withColumn(_OWN_KEY, key), column).withColumnRenamed(_OWN_VECTOR, output).drop(_OWN_KEY)
+
+    def embedded(self, df: DataFrame, column: str, *, progress: bool) -> DataFrame:
+        """Return ``df`` with an embedded column in the place of its texts or images.
+
+        Args:
+            df: The table.
+            column: The texts or images.
+            progress: Show a bar of Spark's tasks where one can be seen.
+
+        Raises:
+            ScoringError: As for :meth:`with_vectors`, like the next two.
+            ColumnError: As for that method.
+            OSError: As for that method.
+        """
+        self._encode(df, column, progress=progress)
+        content = self._content.normalised(column_named(column))
+        key = content_key(content)
+        # Images stay behind before the join moves the rows.
+        kept = df.withColumns({_OWN_KEY: key, column: self._content.kept(content, key)})
+        joined = self._joined(kept, column)
+        pair = F.struct(column_named(column).alias(self._content.field), F.col(_OWN_VECTOR).alias(VECTOR))
+        return joined.withColumn(column, F.when(F.col(_OWN_VECTOR).isNotNull(), pair)).drop(_OWN_KEY, _OWN_VECTOR)
+
+    def _joined(self, df: DataFrame, column: str) -> DataFrame:
+        """Return ``df`` with the vectors of its column of keys."""
         found = self.vectors.table(df.sparkSession).dropDuplicates([KEY])
         found = found.select(F.col(KEY).alias(_OWN_KEY), F.col(VECTOR).alias(_OWN_VECTOR))
-        joined = df.withColumn(_OWN_KEY, text_key(text)).join(found, _OWN_KEY, "left")
+        joined = df.join(found, _OWN_KEY, "left")
         is_lost = F.col(_OWN_KEY).isNotNull() & F.col(_OWN_VECTOR).isNull()
+        content = self._content
         error = F.raise_error(
             F.lit(
-                f"a text of '{column}' has no vector in {self.vectors.folder}: the table gives other texts than "
-                f"before, or files of the cache were removed; try again, with a table that gives the same rows each "
-                f"time"
+                f"{content.one} of '{column}' has no vector in {self.vectors.folder}: the table gives other "
+                f"{content.field}s than before, or files of the cache were removed; try again, with a table that gives "
+                f"the same rows each time"
             )
         )
-        vector = F.when(is_lost, error).otherwise(F.col(_OWN_VECTOR))
-        return joined.withColumn(output, vector).drop(_OWN_KEY, _OWN_VECTOR)
+        return joined.withColumn(_OWN_VECTOR, F.when(is_lost, error).otherwise(F.col(_OWN_VECTOR)))
 
-    def _encode(self, texts: DataFrame) -> None:
-        """Encode those of the normalised ``texts`` that the cache lacks, equal ones once."""
-        spark = texts.sparkSession
-        distinct = texts.groupBy(text_key(F.col(_TEXT)).alias(KEY)).agg(F.first(_TEXT).alias(_TEXT))
+    def _encode(self, df: DataFrame, column: str, *, progress: bool) -> None:
+        """Encode what the cache lacks of a column, equal values once."""
+        self._check_column(df, column)
+        spark = df.sparkSession
+        content = F.col(_CONTENT)
+        contents = df.select(self._content.normalised(column_named(column)).alias(_CONTENT)).where(content.isNotNull())
+        distinct = contents.groupBy(content_key(content).alias(KEY)).agg(F.first(content).alias(_CONTENT))
         cached = self.vectors.table(spark).select(KEY).distinct().withColumn("is_cached", F.lit(True))
-        # A text that is cached need not travel to a task, and is counted there.
-        new = F.when(F.col("is_cached").isNull(), F.col(_TEXT)).alias(_TEXT)
+        # What is cached need not travel to a task, and is counted there.
+        new = F.when(F.col("is_cached").isNull(), content).alias(_CONTENT)
         tasks = _TASKS_PER_SLOT * spark.sparkContext.defaultParallelism
         dealt = distinct.join(cached, KEY, "left").select(KEY, new).repartitionById(tasks, task_of(F.col(KEY), tasks))
-        with encoder_folder(self.location) as folder:
+        bar = progress_bar(spark, "embed") if progress else contextlib.nullcontext()
+        with encoder_folder(self.location) as folder, bar:
             pinned = PinnedModel(str(folder), folder.name, self.digest[:12], self.digest, folder)
             task = EmbedTask(ship(spark, pinned), self.settings, self.vectors)
             try:
                 rows = map_batches(dealt, task, f"{_REPORT} string").collect()
             except (Py4JJavaError, PySparkException) as error:
-                raise OSError(f"texts cannot be embedded: {task_message(error)}") from error
-        self._check_reports([json.loads(row[_REPORT]) for row in rows])
+                raise OSError(f"column '{column}' cannot be embedded: {task_message(error)}") from error
+        self._check_reports(column, [json.loads(row[_REPORT]) for row in rows])
 
-    def _check_reports(self, reports: Sequence[Mapping[str, Any]]) -> None:
+    def _check_column(self, df: DataFrame, column: str) -> None:
+        if df.columns.count(column) != 1:
+            found = f"{df.columns.count(column)} times{meant(column, df.columns)}"
+            raise ColumnError(f"the table has the column '{column}' {found}; it has {df.columns}")
+        kind, content = df.schema[column].dataType, self._content
+        if not isinstance(kind, content.types):
+            raise ColumnError(
+                f"column '{column}' is {kind.simpleString()}, and {content.field}s are {content.type_name}; cast it"
+            )
+
+    def _check_reports(self, column: str, reports: Sequence[Mapping[str, Any]]) -> None:
         if refused := [report["refused"] for report in reports if report["refused"]]:
             raise ScoringError(f"the encoder {self.location} cannot be used: {min(refused)}")
         if missing := self.vectors.missing([file for report in reports for file in report["files"]]):
@@ -193,47 +264,55 @@ class CachedEncoder:
                 f"tasks have written {len(missing)} files of {self.vectors.folder} that are not there on the driver; "
                 f"give a cache that all machines reach"
             )
-        embedded, cached = (sum(report[name] for report in reports) for name in ("embedded", "cached"))
-        _LOGGER.info("embedded %s new texts, %s from the cache", f"{embedded:,}", f"{cached:,}")
-
-
-def _check_columns(df: DataFrame, column: str, output: str) -> None:
-    if df.columns.count(column) != 1:
-        found = f"{df.columns.count(column)} times{meant(column, df.columns)}"
-        raise ColumnError(f"the table has the column '{column}' {found}; it has {df.columns}")
-    kind = df.schema[column].dataType
-    if not isinstance(kind, StringType | CharType | VarcharType):
-        raise ColumnError(f"column '{column}' is {kind.simpleString()}, and texts are strings; cast it")
-    if output.lower() in [name.lower() for name in df.columns]:
-        raise ScoringError(f"the table has a column '{output}' already; give another name as output")
+        embedded, cached, unreadable = (sum(report[name] for report in reports) for name in _COUNTS)
+        noun = self._content.field
+        _LOGGER.info("embedded %s new %ss, %s from the cache", f"{embedded:,}", noun, f"{cached:,}")
+        if unreadable:
+            named = sorted((key, reason) for report in reports for key, reason in report["examples"].items())
+            examples = "; ".join(f"{key}: {reason}" for key, reason in named[:_NAMED_IN_MESSAGE])
+            raise ColumnError(
+                f"column '{column}' has {unreadable:,} different {noun}s that cannot be read, such as those with these "
+                f"SHA-256: {examples}; correct them, or make them null in the query (sha2(`{column}`, 256) finds them)"
+            )
 
 
 @dataclass(frozen=True)
 class EmbedTask:
-    """Body of a Spark task of :func:`embed_text`."""
+    """Body of a Spark task of :class:`CachedEncoder`."""
 
     encoder: ShippedModel
-    settings: EncoderSettings
+    settings: Settings
     cache: VectorCache
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Encode the texts of ``batches``, write their vectors, and yield a report; texts that are null are cached."""
+        """Encode the contents of ``batches``, write their vectors, and yield a report; null ones are cached."""
         writer = VectorWriter(self.cache)
-        report: dict[str, Any] = {"embedded": 0, "cached": 0, "refused": None}
+        report: dict[str, Any] = {**dict.fromkeys(_COUNTS, 0), "refused": None, "examples": {}}
         try:
             for batch in regrouped(batches):
-                new = batch.filter(pc.is_valid(batch.column(_TEXT)))
+                new = batch.filter(pc.is_valid(batch.column(_CONTENT)))
                 report["cached"] += batch.num_rows - new.num_rows
                 if new.num_rows:
-                    writer.add(new.column(KEY), self._load().encode(new.column(_TEXT).to_pylist()))
-                    report["embedded"] += new.num_rows
+                    self._add(new, writer, report)
             writer.flush()
         except (ScoringError, UnsupportedModelError) as error:
             # Reported, not raised: Spark would try the same again.
             report["refused"] = str(error)
         yield _reported(report | {"files": writer.files})
 
-    def _load(self) -> TextEncoder:
+    def _add(self, new: pa.RecordBatch, writer: VectorWriter, report: dict[str, Any]) -> None:
+        """Encode and write one batch or more of new contents, and count them."""
+        vectors, reasons = readable_vectors(self._load(), new.column(_CONTENT).to_pylist())
+        keys = new.column(KEY)
+        if len(vectors):
+            writer.add(keys.take(pa.array(good_rows(new.num_rows, reasons))), vectors)
+        report["embedded"] += len(vectors)
+        report["unreadable"] += len(reasons)
+        named = report["examples"] | {keys[place].as_py(): reason for place, reason in reasons.items()}
+        # The first ones of all, however the contents are dealt to tasks.
+        report["examples"] = dict(sorted(named.items())[:_NAMED_IN_MESSAGE])
+
+    def _load(self) -> Encoder:
         context = TaskContext.get()
         return load_once(self.encoder, self.settings, context.cpus() if context is not None else None)
 
@@ -244,7 +323,7 @@ def _reported(report: Mapping[str, Any]) -> pa.RecordBatch:
 
 # Spark reuses Python workers, and nothing else of a task survives it.
 @lru_cache(maxsize=1)
-def load_once(encoder: ShippedModel, settings: EncoderSettings, threads: int | None) -> TextEncoder:
+def load_once(encoder: ShippedModel, settings: Settings, threads: int | None) -> Encoder:
     """Return the encoder, loaded once in this process while no other one is.
 
     Raises:

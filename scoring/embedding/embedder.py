@@ -1,34 +1,30 @@
-"""Embedding of the features of the kind ``text_embedding`` when a table is converted."""
+"""Embedding of the texts and images among the features of a table when it is converted."""
 
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.features.kinds import Feature, TextEmbedding
-from mirrorspark.data_pipelines.features.raw_columns import TEXT, VECTOR, ColumnError
+from mirrorspark.data_pipelines.features.kinds import EmbeddedFeature, Feature
+from mirrorspark.data_pipelines.features.raw_columns import CONTENTS, ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.scoring.embedding.embed import CachedEncoder
 from mirrorspark.scoring.embedding.encoder import encoder_digest
 from mirrorspark.scoring.embedding.model_encoders import check_digest, check_size, settings_of
-from mirrorspark.scoring.embedding.vector_cache import normalised_text
 from mirrorspark.storage.paths import Location, StoragePath
 
 # Folder of the vectors beside datasets.
 _CACHE_FOLDER = "embeddings"
-# Name in the user's table for a moment.
-_OWN_VECTOR = "__mirrorspark_text_embedding"
 
 
 @dataclass(frozen=True)
-class TextEmbedder:
-    """Gives the texts of features of the kind ``text_embedding`` their vectors in a conversion.
+class Embedder:
+    """Gives texts and images, of the kinds ``text_embedding`` and ``image_embedding``, their vectors in a conversion.
 
     Attributes:
         cache: Folder of the vectors, as for :func:`scoring.embedding.embed.embed_text`: a later conversion encodes only
             what is new. By default ``embeddings`` beside the dataset.
-        batch_size: Texts in a call of the encoder, as for that function.
+        batch_size: Texts or images in a call of the encoder, as for that function.
     """
 
     cache: Location | None = None
@@ -40,28 +36,28 @@ class TextEmbedder:
         Raises:
             ScoringError: An encoder is missing.
         """
-        digests = {feature.encoder: encoder_digest(feature.encoder) for feature in spec.text_embeddings}
+        digests = {feature.encoder: encoder_digest(feature.encoder) for feature in spec.embedded}
         return {"encoders": digests} if digests else {}
 
     def embedded(
         self, df: DataFrame, spec: FeatureSpec, dataset: Location, *, progress: bool
     ) -> tuple[DataFrame, FeatureSpec]:
-        """Return a table with embedded texts, and its spec with the encoders' digests and the lengths of the vectors.
+        """Return a table with embedded columns, and its spec with the encoders' digests and the lengths of the vectors.
 
         Args:
-            df: The table. It is read once more for each of the features, and has to give the same texts.
+            df: The table. It is read once more for each of the features, and has to give the same rows.
             spec: The features of the table, without those of items.
             dataset: The dataset that it becomes.
             progress: Show a bar of Spark's tasks.
 
         Raises:
             ScoringError: An encoder cannot be used, or is not the one that the spec has recorded.
-            ColumnError: A column holds no strings, or no text at all.
+            ColumnError: A column holds no strings or bytes, nothing at all, or images that cannot be read.
             OSError: As for :func:`scoring.embedding.embed.embed_text`.
         """
         features: list[Feature] = []
         for feature in spec.features:
-            if isinstance(feature, TextEmbedding):
+            if isinstance(feature, EmbeddedFeature):
                 df, embedded = self._embedded(df, feature, dataset, progress=progress)
                 features.append(embedded)
             else:
@@ -69,20 +65,17 @@ class TextEmbedder:
         return df, replace(spec, features=tuple(features))
 
     def _embedded(
-        self, df: DataFrame, feature: TextEmbedding, dataset: Location, *, progress: bool
-    ) -> tuple[DataFrame, TextEmbedding]:
-        name, folder = feature.name, self.cache or StoragePath.of(dataset).parent / _CACHE_FOLDER
+        self, df: DataFrame, feature: EmbeddedFeature, dataset: Location, *, progress: bool
+    ) -> tuple[DataFrame, EmbeddedFeature]:
+        folder = self.cache or StoragePath.of(dataset).parent / _CACHE_FOLDER
         settings = settings_of(feature, self.batch_size)
         encoder = CachedEncoder.of(feature.encoder, settings, folder, self.cache or dataset)
         check_digest(feature, encoder.digest)
-        table = encoder.with_vectors(df, name, _OWN_VECTOR, progress=progress)
+        table = encoder.embedded(df, feature.name, progress=progress)
         size = encoder.vectors.size(df.sparkSession) or feature.size
         if not size:
-            raise ColumnError(f"column '{name}' has no text in any row; take the feature out of the spec")
+            raise ColumnError(
+                f"column '{feature.name}' has no {CONTENTS[type(feature)]} in any row; take the feature out of the spec"
+            )
         check_size(feature, size)
-        vector = F.col(_OWN_VECTOR)
-        text = F.struct(normalised_text(F.col(name)).alias(TEXT), vector.alias(VECTOR))
-        return (
-            table.withColumn(name, F.when(vector.isNotNull(), text)).drop(_OWN_VECTOR),
-            replace(feature, size=size, digest=encoder.digest),
-        )
+        return table, replace(feature, size=size, digest=encoder.digest)

@@ -1,65 +1,24 @@
-"""Encoders of texts: a folder with a SavedModel, an ONNX or a Keras file, which gives a vector for each text."""
+"""Encoders: a folder with a SavedModel, an ONNX or a Keras file, which gives a vector for each text or image."""
 
 import contextlib
-import hashlib
-import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
 
 from mirrorspark.data_pipelines.features.raw_columns import meant
 from mirrorspark.scoring.backends.catalog import compared_libraries, load_backend
-from mirrorspark.scoring.backends.protocol import DTYPES, ArrayType, Backend
-from mirrorspark.scoring.backends.saved_model import SavedModelBackend
-from mirrorspark.scoring.embedding.buckets import Call, bucket_length, calls
+from mirrorspark.scoring.backends.protocol import ArrayType, Backend
+from mirrorspark.scoring.embedding.image_encoder import ImageEncoder
+from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSettings, Settings
+from mirrorspark.scoring.embedding.text_encoder import IDS, MASKS, SEGMENTS, StringEncoder, TokenEncoder
+from mirrorspark.scoring.embedding.vectors import Encoder
 from mirrorspark.scoring.embedding.wordpiece import CONFIG_FILE, VOCABULARY_FILE, WordPiece
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.directory import cached_digest
 
-# Changes with the vectors of an unchanged encoder: another tokenizer, another pooling.
-_FORMAT_VERSION = 1
-
 _SAVED_MODEL_FILE = "saved_model.pb"
 _BACKENDS_BY_SUFFIX: Mapping[str, str] = {".onnx": "onnx", ".keras": "keras"}
-
-# Names of the inputs of token encoders: those of Hugging Face, and those of TF-Hub.
-_IDS = ("input_ids", "input_word_ids")
-_MASKS = ("attention_mask", "input_mask")
-_SEGMENTS = ("token_type_ids", "input_type_ids")
-
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """Settings of an encoder; checked when built.
-
-    Attributes:
-        signature: Signature of a SavedModel; None chooses ``serving_default``, the only one, or the module's own call.
-        model_output: Name of the output that is the vector; None if the encoder has one.
-        max_length: Longest number of tokens of a text, further ones are dropped; for encoders that take token ids.
-        batch_size: Texts of ``max_length`` tokens in a call; of shorter ones as many more.
-    """
-
-    signature: str | None = None
-    model_output: str | None = None
-    max_length: int = 128
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        if self.max_length < 3:
-            raise ScoringError(f"max_length {self.max_length} leaves no token of the text; use 3 or more")
-        if self.batch_size < 1:
-            raise ScoringError(f"batch_size {self.batch_size} is below 1; use some dozens of texts")
-
-    def digest(self, files: str) -> str:
-        """Return the digest of all that decides the vector of a text, given the digest of the encoder's files."""
-        deciding = {name: value for name, value in asdict(self).items() if name != "batch_size"}
-        document = json.dumps([_FORMAT_VERSION, files, deciding], sort_keys=True)
-        return hashlib.sha256(document.encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -129,35 +88,17 @@ def encoder_libraries(folder: Path) -> tuple[str, ...]:
     return compared_libraries(_model_file(folder)[0])
 
 
-class TextEncoder(Protocol):
-    """A loaded encoder."""
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the vectors of one text or more, float32 ``[texts, d]``.
-
-        Raises:
-            ScoringError: The output is no such array, or has a value that is not finite.
-        """
-
-    def in_graph(self) -> tuple[Any, Callable[[Any], Any]] | None:
-        """Return the encoder as a part of another TensorFlow graph, or None if it cannot be one.
-
-        The first value holds its variables and tables, the second gives tensors of vectors ``[texts, d]`` for tensors
-        of texts ``[texts]``.
-        """
-
-
-def load_encoder(folder: Path, settings: EncoderSettings, *, threads: int | None = None) -> TextEncoder:
+def load_encoder(folder: Path, settings: Settings, *, threads: int | None = None) -> Encoder:
     """Load an encoder and the library that computes it.
 
     Args:
         folder: As :func:`encoder_folder` yields it.
-        settings: Its settings.
+        settings: Its settings, which say what it encodes.
         threads: Threads of the library, where they can be limited per model.
 
     Raises:
-        ScoringError: Its inputs or outputs are none of an encoder of texts, or its vocabulary is missing.
-        UnsupportedModelError: It cannot be loaded, or has no such signature.
+        ScoringError: Its inputs or outputs are none of such an encoder, or its vocabulary is missing.
+        UnsupportedModelError: It cannot be loaded, has no such signature, or takes no images of a known size.
         ModuleNotFoundError: A library is not installed here.
     """
     name, path = _model_file(folder)
@@ -165,14 +106,28 @@ def load_encoder(folder: Path, settings: EncoderSettings, *, threads: int | None
         raise ScoringError(f"{path.name} has no signatures; leave signature '{settings.signature}' out")
     backend = load_backend(name, path, signature=settings.signature, threads=threads)
     output = _chosen_output(backend.signature.outputs, settings.model_output)
-    inputs = {array.name: array for array in backend.signature.inputs}
-    if len(inputs) == 1 and backend.signature.inputs[0].element == "string":
-        return _StringEncoder(backend, output, settings)
-    if set(inputs) - {*_IDS, *_MASKS, *_SEGMENTS} or set(inputs).isdisjoint(_IDS):
+    if isinstance(settings, ImageSettings):
+        return _image_encoder(backend, output, settings)
+    return _text_encoder(folder, backend, output, settings)
+
+
+def _image_encoder(backend: Backend, output: str, settings: ImageSettings) -> Encoder:
+    if len(backend.signature.inputs) != 1:
         raise ScoringError(
-            f"it takes {[f'{array.name} ({array.called})' for array in inputs.values()]} and has to take one array of "
-            f"texts, or token ids as {_IDS[0]}, {_MASKS[0]} and {_SEGMENTS[0]}: choose another signature, or export it "
-            f"so"
+            f"it takes {_takes(backend)} and has to take one array of images, [batch, height, width, channels]: choose "
+            f"another signature, or export it so"
+        )
+    return ImageEncoder(backend, output, settings)
+
+
+def _text_encoder(folder: Path, backend: Backend, output: str, settings: EncoderSettings) -> Encoder:
+    inputs = {array.name for array in backend.signature.inputs}
+    if len(inputs) == 1 and backend.signature.inputs[0].element == "string":
+        return StringEncoder(backend, output, settings)
+    if inputs - {*IDS, *MASKS, *SEGMENTS} or inputs.isdisjoint(IDS):
+        raise ScoringError(
+            f"it takes {_takes(backend)} and has to take one array of texts, or token ids as {IDS[0]}, {MASKS[0]} and "
+            f"{SEGMENTS[0]}: choose another signature, or export it so"
         )
     tokenizer = WordPiece.load(folder)
     if tokenizer is None:
@@ -180,7 +135,11 @@ def load_encoder(folder: Path, settings: EncoderSettings, *, threads: int | None
             f"it takes token ids and has no {VOCABULARY_FILE} of WordPiece; put that into its folder, or export it "
             f"with its preprocessing, so that it takes texts"
         )
-    return _TokenEncoder(backend, output, settings, tokenizer)
+    return TokenEncoder(backend, output, settings, tokenizer)
+
+
+def _takes(backend: Backend) -> list[str]:
+    return [f"{array.name} ({array.called})" for array in backend.signature.inputs]
 
 
 def _chosen_output(outputs: Sequence[ArrayType], name: str | None) -> str:
@@ -195,122 +154,3 @@ def _chosen_output(outputs: Sequence[ArrayType], name: str | None) -> str:
             f"model_output{meant(name or '', list(found))}"
         )
     return name
-
-
-class _StringEncoder:
-    """An encoder that takes texts."""
-
-    def __init__(self, backend: Backend, output: str, settings: EncoderSettings) -> None:
-        self._backend = backend
-        self._output = output
-        self._input = backend.signature.inputs[0].name
-        self._batch_size = settings.batch_size
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        size = self._backend.signature.rows or self._batch_size
-        # Most pad to their longest text themselves.
-        order = np.argsort([len(text) for text in texts], kind="stable")
-        column = np.array(texts, object)
-        parts = []
-        for start in range(0, len(texts), size):
-            rows = order[start : start + size]
-            values = _called(self._backend, {self._input: column[rows]}, self._output, size)
-            parts.append(_vectors(values, None, column[rows].tolist(), self._output))
-        return _in_order(parts, order)
-
-    def in_graph(self) -> tuple[Any, Callable[[Any], Any]] | None:
-        if not isinstance(self._backend, SavedModelBackend) or self._backend.signature.rows:
-            return None
-        return self._backend.in_graph(self._input, self._output)
-
-
-class _TokenEncoder:
-    """An encoder that takes token ids."""
-
-    def __init__(self, backend: Backend, output: str, settings: EncoderSettings, tokenizer: WordPiece) -> None:
-        self._backend = backend
-        self._output = output
-        self._tokenizer = tokenizer
-        self._inputs = backend.signature.inputs
-        fixed = {array.shape[1] for array in self._inputs if len(array.shape) == 2} - {None}
-        # Where the inputs have a fixed length, all texts are padded to it.
-        self._fixed_length = next(iter(fixed), None)
-        self._longest = min(settings.max_length, self._fixed_length or settings.max_length)
-        self._call_tokens = settings.batch_size * settings.max_length
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        tokens = [self._tokenizer.ids(text, self._longest) for text in texts]
-        lengths = [self._fixed_length or bucket_length(len(ids), self._longest) for ids in tokens]
-        parts, order = [], []
-        for call in calls(lengths, self._size_at):
-            values, mask = self._states([tokens[row] for row in call.rows], call)
-            parts.append(_vectors(values, mask, [texts[row] for row in call.rows], self._output))
-            order.append(call.rows)
-        return _in_order(parts, np.concatenate(order))
-
-    def in_graph(self) -> None:
-        """Return None: its tokenizer is Python."""
-
-    def _size_at(self, length: int) -> int:
-        return self._backend.signature.rows or max(1, self._call_tokens // length)
-
-    def _states(self, tokens: Sequence[Sequence[int]], call: Call) -> tuple[np.ndarray, np.ndarray]:
-        """Return the encoder's output for a call, and the mask of its tokens."""
-        ids = np.full((len(tokens), call.length), self._tokenizer.pad, np.int64)
-        mask = np.zeros_like(ids)
-        for row, of_text in enumerate(tokens):
-            ids[row, : len(of_text)] = of_text
-            mask[row, : len(of_text)] = 1
-        arrays = dict.fromkeys(_IDS, ids) | dict.fromkeys(_MASKS, mask) | dict.fromkeys(_SEGMENTS, np.zeros_like(ids))
-        inputs = {array.name: arrays[array.name].astype(DTYPES[array.element or "int"]) for array in self._inputs}
-        return _called(self._backend, inputs, self._output, call.size), mask
-
-
-def _called(backend: Backend, inputs: Mapping[str, np.ndarray], output: str, size: int) -> np.ndarray:
-    """Return the output for a call, padded to ``size`` rows where the encoder has a fixed number or is compiled."""
-    rows = len(next(iter(inputs.values())))
-    if backend.signature.rows or backend.signature.compiles_each_shape:
-        places = np.minimum(np.arange(size), rows - 1)
-        inputs = {name: values[places] for name, values in inputs.items()}
-    return backend(inputs, [output])[output][:rows]
-
-
-def _vectors(values: np.ndarray, mask: np.ndarray | None, texts: Sequence[str], output: str) -> np.ndarray:
-    """Return the vectors of a call: its output, or the mean over the tokens of each text.
-
-    Raises:
-        ScoringError: The output has another rank or number of rows, or a value is not finite.
-    """
-    if mask is not None and values.ndim == 3 and values.shape[:2] == mask.shape:
-        values = pooled(values, mask)
-    if values.ndim != 2 or len(values) != len(texts):
-        raise ScoringError(
-            f"its output '{output}' has the shape {list(values.shape)} for {len(texts)} texts and has to have "
-            f"[texts, d], or of token ids [texts, tokens, d]: name another as model_output"
-        )
-    values = values.astype(np.float32)
-    is_finite = np.isfinite(values).all(axis=1)
-    if not is_finite.all():
-        text = texts[int(np.argmin(is_finite))]
-        raise ScoringError(
-            f"its output '{output}' is not finite for the text {text[:80]!r}; check the encoder, or leave such texts "
-            f"out"
-        )
-    return values
-
-
-def pooled(states: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return the mean of ``states`` ``[texts, tokens, d]`` over the tokens that ``mask`` ``[texts, tokens]`` has as 1.
-
-    The source is Sentence-BERT (Reimers and Gurevych 2019), whose mean includes ``[CLS]`` and ``[SEP]``.
-    """
-    weights = mask.astype(states.dtype)
-    return np.asarray(np.einsum("btd,bt->bd", states, weights) / weights.sum(axis=1, keepdims=True))
-
-
-def _in_order(parts: Sequence[np.ndarray], order: np.ndarray) -> np.ndarray:
-    """Return the vectors of texts that were encoded in ``order``, in the order of the texts."""
-    together = np.concatenate(parts)
-    vectors = np.empty_like(together)
-    vectors[order] = together
-    return vectors

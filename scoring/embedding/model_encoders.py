@@ -1,8 +1,8 @@
-"""The encoders of a model's features of the kind ``text_embedding``: their copies in its folder, and their use."""
+"""The encoders of a model's texts and images: their copies in its folder, and their use."""
 
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,17 +12,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Feature, TextEmbedding
-from mirrorspark.data_pipelines.features.raw_columns import TEXT, VECTOR, embedded_texts, is_embedded, raw_column
-from mirrorspark.data_pipelines.features.text import single_spaced
-from mirrorspark.scoring.embedding.encoder import (
-    EncoderSettings,
-    TextEncoder,
-    encoder_folder,
-    encoder_libraries,
-    load_encoder,
+from mirrorspark.data_pipelines.features.kinds import EmbeddedFeature, Feature, ImageEmbedding
+from mirrorspark.data_pipelines.features.raw_columns import (
+    CONTENTS,
+    VECTOR,
+    ColumnError,
+    embedded_column,
+    embedded_content,
+    raw_column,
 )
+from mirrorspark.data_pipelines.features.text import single_spaced
+from mirrorspark.scoring.embedding.encoder import encoder_folder, encoder_libraries, load_encoder
+from mirrorspark.scoring.embedding.image_encoder import key_of
+from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSettings, Settings
+from mirrorspark.scoring.embedding.vectors import Encoder, readable_vectors
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.input.inputs import RowErrors
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER, exported_with, folder_digest
 from mirrorspark.scoring.model.versions import tell_encoder_versions, versions_here
 
@@ -41,7 +46,7 @@ def save_features(fitted: FittedFeatures, folder: Path) -> None:
         ScoringError: An encoder is missing, or is no longer that of the conversion.
     """
     fitted.save(folder / FEATURES_FOLDER)
-    copies = {_copy_of(feature, folder): feature for feature in fitted.spec.text_embeddings}
+    copies = {_copy_of(feature, folder): feature for feature in fitted.spec.embedded}
     for copy, feature in copies.items():
         with encoder_folder(feature.encoder) as found:
             # An export that was interrupted may have left a part.
@@ -49,12 +54,15 @@ def save_features(fitted: FittedFeatures, folder: Path) -> None:
         check_digest(feature, folder_digest(copy))
 
 
-def settings_of(feature: TextEmbedding, batch_size: int = EncoderSettings.batch_size) -> EncoderSettings:
+def settings_of(feature: EmbeddedFeature, batch_size: int = EncoderSettings.batch_size) -> Settings:
     """Return the settings of the encoder of ``feature``."""
+    if isinstance(feature, ImageEmbedding):
+        limits = (feature.max_bytes, feature.max_pixels)
+        return ImageSettings(feature.signature, feature.model_output, *limits, batch_size)
     return EncoderSettings(feature.signature, feature.model_output, feature.max_length, batch_size)
 
 
-def check_digest(feature: TextEmbedding, digest: str) -> None:
+def check_digest(feature: EmbeddedFeature, digest: str) -> None:
     """Compare the digest of an encoder's files with the recorded one, if there is one.
 
     Raises:
@@ -68,7 +76,7 @@ def check_digest(feature: TextEmbedding, digest: str) -> None:
         )
 
 
-def check_size(feature: TextEmbedding, size: int) -> None:
+def check_size(feature: EmbeddedFeature, size: int) -> None:
     """Compare the length of an encoder's vectors with the recorded one, if there is one.
 
     Raises:
@@ -82,25 +90,25 @@ def check_size(feature: TextEmbedding, size: int) -> None:
 
 
 def graph_encoders(folder: Path, features: Iterable[Feature]) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
-    """Return by feature the encoders in a model's folder that its graph can call, see :meth:`TextEncoder.in_graph`.
+    """Return by feature the encoders in a model's folder that its graph can call, see :meth:`Encoder.in_graph`.
 
     The folder keeps a list of the others, for :func:`taken_as_vectors`. Imports the encoders' libraries.
     """
-    texts = [feature for feature in features if isinstance(feature, TextEmbedding)]
-    parts = {one.name: load_encoder(_copy_of(one, folder), settings_of(one)).in_graph() for one in texts}
-    if texts:
+    embedded = [feature for feature in features if isinstance(feature, EmbeddedFeature)]
+    parts = {one.name: load_encoder(_copy_of(one, folder), settings_of(one)).in_graph() for one in embedded}
+    if embedded:
         others = [name for name, part in parts.items() if part is None]
         (folder / ENCODERS_FOLDER / _VECTORS_FILE).write_text(json.dumps(others), encoding="utf-8")
     return {name: part for name, part in parts.items() if part is not None}
 
 
 def taken_as_vectors(folder: Path) -> frozenset[str]:
-    """Return the embedded texts that the raw signature of the model in ``folder`` takes as vectors."""
+    """Return the texts and images that the raw signature of the model in ``folder`` takes as their vectors."""
     file = folder / ENCODERS_FOLDER / _VECTORS_FILE
     return frozenset(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else frozenset()
 
 
-def encoder_versions(folder: Path, features: Iterable[TextEmbedding]) -> dict[str, str]:
+def encoder_versions(folder: Path, features: Iterable[EmbeddedFeature]) -> dict[str, str]:
     """Return the versions here of the libraries that run the encoders of ``features`` in a model's folder."""
     libraries = {name for feature in features for name in encoder_libraries(_copy_of(feature, folder))}
     return versions_here(sorted(libraries), has_hooks=False)
@@ -114,7 +122,7 @@ class ModelEncoders:
 
         Args:
             folder: Folder of the model.
-            features: The features, of which others than embedded texts are ignored.
+            features: The features, of which others than texts and images to embed are ignored.
             threads: As for :class:`scoring.model.loaded.LoadedModel`.
 
         Raises:
@@ -126,54 +134,110 @@ class ModelEncoders:
         self._encoders = {
             feature: load(_copy_of(feature, folder), settings_of(feature))
             for feature in features
-            if isinstance(feature, TextEmbedding)
+            if isinstance(feature, EmbeddedFeature)
         }
         if self._encoders:
             tell_encoder_versions(exported_with(folder))
 
     def embedded(self, rows: Rows, known: pa.Table | None = None) -> Rows:
-        """Return ``rows`` with embedded texts; columns of texts that are embedded already stay as they are.
+        """Return ``rows`` with embedded texts and images; columns that are embedded already stay as they are.
 
         The vectors are those of the conversion but for the last bits, which the number of texts in a call may change.
 
         Args:
             rows: The rows.
-            known: Rows with embedded texts, whose vectors are taken for equal texts.
+            known: Rows with embedded columns, whose vectors are taken for equal texts and images.
 
         Raises:
-            ColumnError: A column is missing or holds no strings.
+            ColumnError: A column is missing or has another type, or an image cannot be read.
             ScoringError: An encoder gives a vector of another length, or one that is not finite.
         """
+        found, errors = self.examined(rows, known)
+        for message in errors.values():
+            raise ColumnError(message)
+        return found
+
+    def examined(self, rows: Rows, known: pa.Table | None = None) -> tuple[Rows, RowErrors]:
+        """Return the result of :meth:`embedded` with nulls for images that cannot be read, and their rows.
+
+        Raises:
+            ColumnError: A column is missing or has another type.
+            ScoringError: As for :meth:`embedded`.
+        """
+        errors: RowErrors = {}
         for feature, encoder in self._encoders.items():
             place = rows.schema.get_field_index(feature.name)
-            if place < 0 or not is_embedded(rows.schema.field(place).type):
-                texts = single_spaced(raw_column(rows, feature))
-                # Equal texts are encoded once.
-                coded = texts.dictionary_encode()
-                found = None if known is None else known[feature.name].combine_chunks().drop_null()
-                vectors = _vectors(feature, encoder, coded.dictionary, found)
-                column = embedded_texts(texts, vectors[coded.indices.drop_null().to_numpy()])
+            if place < 0 or embedded_content(rows.schema.field(place).type) is None:
+                # Equal ones are encoded once.
+                coded = _present(feature, raw_column(rows, feature)).dictionary_encode()
+                names = _names(feature, coded.dictionary)
+                of_known = None if known is None else known[feature.name].combine_chunks().drop_null()
+                vectors, reasons = _vectors(feature, encoder, coded.dictionary, names, of_known)
+                errors = _messages(feature, coded.indices, reasons) | errors
+                codes = _without(coded.indices, reasons)
+                column = embedded_column(
+                    names.take(codes), vectors[codes.drop_null().to_numpy()], CONTENTS[type(feature)]
+                )
                 rows = rows.set_column(place, feature.name, column)
-        return rows
+        return rows, dict(sorted(errors.items()))
+
+
+def _present(feature: EmbeddedFeature, column: pa.Array) -> pa.Array:
+    """Return texts with single spaces, or images; null for those that are missing."""
+    if isinstance(feature, ImageEmbedding):
+        return pc.if_else(pc.equal(pc.binary_length(column), 0), pa.scalar(None, column.type), column)
+    return single_spaced(column)
+
+
+def _names(feature: EmbeddedFeature, contents: pa.Array) -> pa.StringArray:
+    """Return what an embedded column keeps: the texts, or the SHA-256 of images."""
+    if not isinstance(feature, ImageEmbedding):
+        return contents
+    return pa.array([key_of(image) for image in contents.to_pylist()], pa.string())
 
 
 def _vectors(
-    feature: TextEmbedding, encoder: TextEncoder, texts: pa.StringArray, known: pa.StructArray | None
-) -> np.ndarray:
-    """Return the vectors of texts, float32 ``[texts, size]``, of which those that are not known are encoded."""
-    vectors = np.zeros((len(texts), feature.size), np.float32)
-    is_new = np.ones(len(texts), bool)
+    feature: EmbeddedFeature, encoder: Encoder, contents: pa.Array, names: pa.StringArray, known: pa.StructArray | None
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Return the vectors of texts or images, float32 ``[contents, size]``, and the reasons by place of unreadable ones.
+
+    Those that are not known are encoded.
+    """
+    vectors = np.zeros((len(contents), feature.size), np.float32)
+    is_new = np.ones(len(contents), bool)
     if known is not None:
-        places = pc.index_in(texts, value_set=pc.struct_field(known, TEXT))
+        places = pc.index_in(names, value_set=pc.struct_field(known, CONTENTS[type(feature)]))
         is_new = places.is_null().to_numpy(zero_copy_only=False)
         of_known = pc.struct_field(known, VECTOR).flatten().to_numpy().reshape(-1, feature.size)
         vectors[~is_new] = of_known[places.drop_null().to_numpy()]
-    if is_new.any():
-        encoded = encoder.encode(texts.filter(pa.array(is_new)).to_pylist())
+    new = np.flatnonzero(is_new)
+    if not len(new):
+        return vectors, {}
+    encoded, reasons = readable_vectors(encoder, contents.take(pa.array(new)).to_pylist())
+    if len(encoded):
         check_size(feature, encoded.shape[1])
-        vectors[is_new] = encoded
-    return vectors
+        vectors[np.delete(new, list(reasons))] = encoded
+    return vectors, {int(new[place]): reason for place, reason in reasons.items()}
 
 
-def _copy_of(feature: TextEmbedding, folder: Path) -> Path:
+def _messages(feature: EmbeddedFeature, codes: pa.Array, reasons: Mapping[int, str]) -> RowErrors:
+    """Return the rows with one of the contents that cannot be read."""
+    if not reasons:
+        return {}
+    return {
+        row: f"column '{feature.name}' has an image that cannot be read: {reasons[code]}"
+        for row, code in enumerate(codes.to_pylist())
+        if code in reasons
+    }
+
+
+def _without(codes: pa.Array, reasons: Mapping[int, str]) -> pa.Array:
+    """Return ``codes`` with nulls for contents that cannot be read."""
+    if not reasons:
+        return codes
+    is_bad = pc.is_in(codes, value_set=pa.array(list(reasons), codes.type))
+    return pc.if_else(is_bad, pa.scalar(None, codes.type), codes)
+
+
+def _copy_of(feature: EmbeddedFeature, folder: Path) -> Path:
     return folder / ENCODERS_FOLDER / feature.digest[:_DIGITS_OF_FOLDER]

@@ -1,8 +1,8 @@
 """The cache of vectors: Parquet files that appear whole, in a folder per encoder and one per first digit of a key.
 
-A file is never changed, and the key of a vector is the digest of its text. So any number of runs may write at the same
-time, a killed one leaves what it has finished, and readers need no lock. A vector that two runs have written is read
-once.
+A file is never changed, and the key of a vector is the digest of its text or image. So any number of runs may write at
+the same time, a killed one leaves what it has finished, and readers need no lock. A vector that two runs have written
+is read once.
 """
 
 import io
@@ -16,17 +16,18 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.data_pipelines.features.raw_columns import VECTOR
 from mirrorspark.data_pipelines.features.text import WHITE_SPACE
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_uri
 
-KEY, VECTOR = "key", "vector"
+KEY = "key"
 
 _SCHEMA = pa.schema([(KEY, pa.string()), (VECTOR, pa.list_(pa.float32()))])
 _SPARK_SCHEMA = f"{KEY} string, {VECTOR} array<float>"
 # What a lost task may cost: 40,000 vectors of 384 numbers.
 _FLUSH_BYTES = 64 * 2**20
 _DIGITS_OF_FOLDER = 16
-# A key begins with so many hexadecimal digits, by which texts are dealt to tasks.
+# A key begins with so many hexadecimal digits, by which texts and images are dealt to tasks.
 _DEALT_DIGITS = 7
 
 
@@ -36,9 +37,14 @@ def normalised_text(text: Column) -> Column:
     return F.when(trimmed != "", trimmed)
 
 
-def text_key(text: Column) -> Column:
-    """Return the keys of normalised texts: their SHA-256 in hexadecimal digits, null for null."""
-    return F.sha2(text, 256)
+def present_image(image: Column) -> Column:
+    """Return images, with null for those of no bytes."""
+    return F.when(F.octet_length(image) > 0, image)
+
+
+def content_key(content: Column) -> Column:
+    """Return the keys of normalised texts, or of images: their SHA-256 in hexadecimal digits, null for null."""
+    return F.sha2(content, 256)
 
 
 def task_of(key: Column, tasks: int) -> Column:

@@ -47,7 +47,7 @@ class FeatureFeed:
     """Feed of a model that was trained here: encodes columns as its features."""
 
     def __init__(
-        self, encoder: Encoder, features: tuple[Feature, ...], any_length: Collection[str], texts: ModelEncoders
+        self, encoder: Encoder, features: tuple[Feature, ...], any_length: Collection[str], encoders: ModelEncoders
     ) -> None:
         """Create the feed of a model.
 
@@ -56,9 +56,9 @@ class FeatureFeed:
             features: The features that the model takes.
             any_length: Names of the lists that the model takes at any length; they are padded to the longest list of a
                 call.
-            texts: The encoders of the texts among the features.
+            encoders: The encoders of the texts and images among the features.
         """
-        self._encoder, self._features, self._any_length, self._texts = encoder, features, any_length, texts
+        self._encoder, self._features, self._any_length, self._encoders = encoder, features, any_length, encoders
 
     def rows_per_call(self, batch_size: int) -> int:
         """Return ``batch_size``."""
@@ -66,15 +66,15 @@ class FeatureFeed:
 
     def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield ids and numbers. Lists are padded to the longest one; a part has one row or at most 64 MB of them."""
-        embedded = self._texts.embedded(table)
+        embedded = self._encoders.embedded(table)
         return self._encoder.padded_parts(embedded, self._features, rows, self._any_length, CALL_BYTES)
 
     def row_errors(self, batch: pa.RecordBatch, *, first: bool) -> RowErrors:
         """Return the rows that cannot be encoded, found by bisection because an error does not name its row."""
-        # Each text once, however often its row is examined.
-        batch = self._texts.embedded(batch)
+        # Each text and image once, however often its row is examined.
+        batch, errors = self._encoders.examined(batch)
         self._check(batch.slice(0, 0))
-        return bad_row_errors(batch, self._check, first=first)
+        return dict(sorted({**bad_row_errors(batch, self._check, first=first), **errors}.items()))
 
     def _check(self, batch: pa.RecordBatch) -> None:
         next(self.parts(batch, max(1, batch.num_rows)))

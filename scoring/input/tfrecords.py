@@ -5,7 +5,16 @@ from pathlib import Path
 
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import ArrayType, BooleanType, DataType, LongType, StringType, StructField, StructType
+from pyspark.sql.types import (
+    ArrayType,
+    BinaryType,
+    BooleanType,
+    DataType,
+    LongType,
+    StringType,
+    StructField,
+    StructType,
+)
 
 from mirrorspark.data_pipelines.dataset.blocks import KEY_PREFIX, LABEL_PREFIX
 from mirrorspark.data_pipelines.dataset.manifest import is_published
@@ -124,7 +133,9 @@ def _schema(
             if isinstance(feature, Sparse) and name == feature.name:
                 types[name] = VectorUDT()
             elif name in in_records:
-                stored = _token_type(in_records[name], families.get(name))
+                # Any bytes are inferred as a string.
+                is_bytes = feature.raw[name] == "bytes"
+                stored = BinaryType() if is_bytes else _token_type(in_records[name], families.get(name))
                 is_list = feature.raw[name] in _LISTS and not isinstance(stored, ArrayType)
                 types[name] = ArrayType(stored) if is_list else stored
     return StructType([StructField(name, type_) for name, type_ in types.items()])

@@ -4,7 +4,7 @@ An exported model, trained by Mirrorspark::
 
     <folder>/saved_model/       SavedModel with the signatures of models.serving.export
     <folder>/saved_model_scann/ SavedModel with ScaNN's index, of a retrieval model that has one
-    <folder>/features/          the fitted features; beside them encoders/, if texts are embedded
+    <folder>/features/          the fitted features; beside them encoders/, if texts or images are embedded
     <folder>/towers/            both towers of a retrieval model with items, which a new catalogue is made with
     <folder>/calibration.json   the map of its probabilities, of a model that is calibrated; for readers
     <folder>/mirrorspark.json   kind of the model and its outputs (format version 1)

@@ -301,8 +301,8 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Fe
     _check_names("outputs", trained.signature.outputs, description.outputs)
     # Older exports, and models whose Keras inputs have a fixed length, need lists padded to that length.
     any_length = {array.name for array in trained.signature.inputs if array.shape == (None, None)}
-    texts = ModelEncoders(directory.path, features, threads=threads)
-    return trained, FeatureFeed(encoder, features, any_length, texts)
+    encoders = ModelEncoders(directory.path, features, threads=threads)
+    return trained, FeatureFeed(encoder, features, any_length, encoders)
 
 
 def _packaged(folder: Path, description: PackagedDescription, threads: int | None) -> tuple[Backend, Feed]:

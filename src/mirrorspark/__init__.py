@@ -58,7 +58,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.plots.score_histogram import score_histogram as score_histogram
     from mirrorspark.scoring.batch import score as score
     from mirrorspark.scoring.embedding.embed import embed_text as embed_text
-    from mirrorspark.scoring.embedding.embedder import TextEmbedder as TextEmbedder
+    from mirrorspark.scoring.embedding.embedder import Embedder as Embedder
     from mirrorspark.scoring.errors import ScoringError as ScoringError
     from mirrorspark.scoring.files import score_files as score_files
     from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients as fleet_from_coefficients
@@ -178,7 +178,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "Scoring": {
         "scoring.batch": ("score",),
         "scoring.embedding.embed": ("embed_text",),
-        "scoring.embedding.embedder": ("TextEmbedder",),
+        "scoring.embedding.embedder": ("Embedder",),
         "scoring.errors": ("ScoringError",),
         "scoring.files": ("score_files",),
         "scoring.fleet.coefficients": ("fleet_from_coefficients",),

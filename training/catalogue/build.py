@@ -123,8 +123,8 @@ def write_indexes(plan: BuildPlan, tell: Tell = lambda doing, done=0, total=0: N
     tell("measuring the recall, writing the model", 0, 0)
     found = serving.recalls(indexes, plan.top_k, sample)
     # The module is its own architecture: its `predict` calls the saved query tower.
-    texts, saved = graph_encoders(folder, fitted.spec.query_features), folder / SAVED_MODEL_FOLDER
-    serving.save_retrieval(saved_towers, towers, fitted, plan.top_k, indexes, saved, texts)
+    encoders, saved = graph_encoders(folder, fitted.spec.query_features), folder / SAVED_MODEL_FOLDER
+    serving.save_retrieval(saved_towers, towers, fitted, plan.top_k, indexes, saved, encoders)
     return found
 
 

@@ -24,7 +24,7 @@ from mirrorspark.training.executor import child_process
 
 @dataclass(frozen=True)
 class EmbedPlan:
-    """A model, and a Parquet file of items, which is replaced by one with embedded texts."""
+    """A model, and a Parquet file of items, which is replaced by one with embedded columns."""
 
     folder: str
     items: str
@@ -32,7 +32,7 @@ class EmbedPlan:
 
 
 def embedded_items(folder: Path, spec: FeatureSpec, items: pa.Table, *, threads: int, verbose: bool) -> pa.Table:
-    """Return ``items`` with embedded texts; the model's items have the vectors of texts that they have, too.
+    """Return ``items`` with embedded columns; what the model's items have as well has the vector that it has there.
 
     Args:
         folder: Folder of the model.
@@ -44,7 +44,7 @@ def embedded_items(folder: Path, spec: FeatureSpec, items: pa.Table, *, threads:
     Raises:
         RefreshError: It failed; the message has the last line of the process's output.
     """
-    if not spec.text_embeddings:
+    if not spec.embedded:
         return items
     # Here as well, because nobody sees the log of the other process.
     tell_encoder_versions(exported_with(folder))
@@ -52,7 +52,7 @@ def embedded_items(folder: Path, spec: FeatureSpec, items: pa.Table, *, threads:
         file = Path(scratch) / "items.parquet"
         pq.write_table(items, file)
         plan = dataclasses.asdict(EmbedPlan(str(folder), str(file), threads))
-        answered("embed_items", plan, "the texts of the items cannot be embedded", verbose=verbose)
+        answered("embed_items", plan, "the texts or images of the items cannot be embedded", verbose=verbose)
         return pq.read_table(file)
 
 

@@ -130,7 +130,7 @@ def write_refreshed(
         least_recall: As for :func:`refresh_index`.
         build_indexes: Writes the SavedModel into a folder that has all else, for so many candidates per query, and
             returns the recalls of the indexes.
-        embed: Returns a table with embedded texts, for the spec of the items.
+        embed: Returns a table with embedded columns, for the spec of the items.
     """
     directory = ModelDirectory.open(pinned.path)
     before = catalogue_of(directory)

@@ -417,7 +417,7 @@ class TrackedRun:
         """Record the dataset that the run learns from, which MLflow lists and filters runs by."""
         manifest, spec = dataset.manifest, dataset.spec
         forms = {name: form for feature in spec for name, form in feature.raw.items()}
-        types = {name: "double" if form == "number" else "string" for name, form in forms.items()}
+        types = {name: {"number": "double", "bytes": "binary"}.get(form, "string") for name, form in forms.items()}
         types[spec.label.name] = "double" if spec.label.kind in ("binary", "number") else "string"
         schema = [{"name": name, "type": type_, "required": False} for name, type_ in types.items()]
         self._buffer.call(

@@ -358,31 +358,31 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
 
     folder, saved = Path(plan.folder), Path(plan.folder) / SAVED_MODEL_FOLDER
     save_features(dataset.features, folder)
-    texts = graph_encoders(folder, dataset.spec.query_features)
+    encoders = graph_encoders(folder, dataset.spec.query_features)
     indexes: dict[str, float] = {}
     catalogue: Mapping[str, Any] = {}
     is_fitted = isinstance(architecture, FittedArchitecture)
     if is_fitted:
         # Only vectors have approximate indexes.
         indexes, built = {EXACT: 1.0}, {EXACT: model.index}
-        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, saved, texts)
+        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, saved, encoders)
     elif architecture.TASK == "retrieval":
         sample = _sample_queries(architecture, model, dataset)
         built = serving.build_indexes(model, plan.top_k, scann=has_scann(), sample=sample, tell=tell)
         indexes = serving.recalls(built, plan.top_k, sample)
-        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, saved, texts)
+        serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, saved, encoders)
         if saved_towers.has_item_tower(model):
             saved_towers.save_towers(architecture, model, dataset.features, folder / TOWERS_FOLDER)
             np.save(folder / SAMPLE_FILE, sample)
             catalogue = dataclasses.asdict(Catalogue.of_training(dataset.features, plan.top_k, datetime.now(UTC)))
     else:
-        serving.save(serving.ScoringModule(architecture, model, dataset.features, texts), saved)
+        serving.save(serving.ScoringModule(architecture, model, dataset.features, encoders), saved)
     ModelDescription(
         task=architecture.TASK,
         architecture=plan.model,
         features_hash=dataset.features.hash,
         outputs={**OUTPUTS[architecture.TASK], **(QUANTILES if getattr(model, "has_quantiles", False) else {})},
-        versions=encoder_versions(folder, dataset.spec.text_embeddings)
+        versions=encoder_versions(folder, dataset.spec.embedded)
         | library_versions()
         | {"tensorflow": _tensorflow_version()},
         indexes=indexes,

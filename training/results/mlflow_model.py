@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirrorspark.data_pipelines.features.kinds import RawForm
-from mirrorspark.data_pipelines.features.raw_columns import as_texts
+from mirrorspark.data_pipelines.features.raw_columns import IMAGE, as_contents, embedded_content
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.scoring.embedding.model_encoders import taken_as_vectors
 
@@ -26,6 +27,7 @@ def mlflow_signature(folder: Path, spec: FeatureSpec, outputs: Mapping[str, str]
         "times": Array(DataType.long),
         "indices": Array(DataType.long),
         "values": Array(DataType.double),
+        "bytes": DataType.binary,
     }
     features = [*spec.query_features, *([spec.excluded] if spec.excluded else [])]
     forms = {name: form for one in features for name, form in one.raw.items()}
@@ -41,8 +43,15 @@ def mlflow_signature(folder: Path, spec: FeatureSpec, outputs: Mapping[str, str]
 
 
 def input_example(file: Path, folder: Path) -> pd.DataFrame:
-    """Return the raw rows of a dataset's example as the model in ``folder`` takes them."""
-    return as_texts(pq.read_table(file), vectors_of=taken_as_vectors(folder)).to_pandas()
+    """Return the raw rows of a dataset's example as the model in ``folder`` takes them.
+
+    The example has the vectors of images and not the images; where the model takes images, they are missing ones.
+    """
+    rows, vectors = pq.read_table(file), taken_as_vectors(folder)
+    for place, field in enumerate(rows.schema):
+        if embedded_content(field.type) == IMAGE and field.name not in vectors:
+            rows = rows.set_column(place, field.name, pa.nulls(rows.num_rows, pa.binary()))
+    return as_contents(rows, vectors_of=vectors).to_pandas()
 
 
 def mlflow_requirements() -> list[str]:

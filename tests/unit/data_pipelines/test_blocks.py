@@ -24,7 +24,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Vector,
 )
 from mirrorspark.data_pipelines.features.labels import LabelError
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, embedded_texts
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, embedded_column
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder, RaggedIds, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
@@ -146,7 +146,7 @@ def everything() -> tuple[FittedFeatures, pa.Table]:
             "seen_at": [[2, 1], [0]],
             "review": ["A, b", ""],
             "picture": [[0.5, -1.0], None],
-            "title": embedded_texts(pa.array([None, "A film"]), np.array([[0.25, 4.0]], np.float32)),
+            "title": embedded_column(pa.array([None, "A film"]), np.array([[0.25, 4.0]], np.float32)),
             "topics": pa.array([["b", "a"], []], pa.list_(pa.string())),
             "id": [1, 2],
         }

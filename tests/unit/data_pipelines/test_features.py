@@ -15,6 +15,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
     Feature,
     FeatureSpecError,
+    ImageEmbedding,
     Label,
     MultiValued,
     Numeric,
@@ -73,6 +74,7 @@ features:
   visits: {kind: sparse, size: 100, indices: visit_ids, values: visit_counts}
   picture: {kind: vector, size: 512}
   blurb: {kind: text_embedding, encoder: encoders/minilm, max_length: 64}
+  cover: {kind: image_embedding, encoder: encoders/mobilenet.onnx, max_pixels: 1000000}
 label: {name: topics, kind: multi_label}
 keys: order_id
 """
@@ -92,6 +94,7 @@ EVERY_KIND = FeatureSpec(
         Sparse("visits", size=100, indices="visit_ids", values="visit_counts"),
         Vector("picture", size=512),
         TextEmbedding("blurb", "encoders/minilm", max_length=64),
+        ImageEmbedding("cover", "encoders/mobilenet.onnx", max_pixels=1_000_000),
     ),
     label=Label("topics", kind="multi_label"),
     keys=("order_id",),
@@ -176,6 +179,7 @@ def test_every_kind_says_what_it_is_to_the_model_and_what_it_is_read_from() -> N
         "visits": "sparse",
         "picture": "vector",
         "blurb": "vector",
+        "cover": "vector",
     }
     assert EVERY_KIND["seen"].columns == ("seen", "seen_at")
     assert EVERY_KIND["basket"].columns == ("basket",)
@@ -336,6 +340,10 @@ SPEC_MISTAKES = {
     "text without an encoder": (
         {"features": {"x": {"kind": "text_embedding", "encoder": ""}}},
         "feature 'x': encoder is ''; give the path of a folder with a SavedModel or an ONNX file",
+    ),
+    "image of no pixels": (
+        {"features": {"x": {"kind": "image_embedding", "encoder": "e", "max_pixels": 0}}},
+        "feature 'x': max_pixels is 0; use a whole number from 1 on",
     ),
     "text cut to nothing": (
         {"features": {"x": {"kind": "text_embedding", "encoder": "e", "max_length": 2}}},

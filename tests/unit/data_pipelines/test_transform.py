@@ -15,6 +15,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Bucketed,
     Categorical,
     Feature,
+    ImageEmbedding,
     Label,
     MultiValued,
     Numeric,
@@ -25,12 +26,14 @@ from mirrorspark.data_pipelines.features.kinds import (
     Vector,
 )
 from mirrorspark.data_pipelines.features.raw_columns import (
+    IMAGE,
     RAW_TYPES,
     ColumnError,
-    as_texts,
-    embedded_texts,
+    as_contents,
+    embedded_column,
     raw_column,
     raw_inputs,
+    unembedded_type,
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import (
@@ -607,13 +610,31 @@ def test_an_empty_list_is_a_missing_vector() -> None:
 def test_an_embedded_text_becomes_its_vector_and_a_missing_one_zeros() -> None:
     feature = TextEmbedding("x", "encoder", size=2)
     texts = pa.array(["a film", None, "a b"])
-    table = pa.table({"x": embedded_texts(texts, np.array([[1, -2], [3, 1e-40]], np.float32))})
+    table = pa.table({"x": embedded_column(texts, np.array([[1, -2], [3, 1e-40]], np.float32))})
     for rows in (table, table.slice(0, 3).to_batches()[0]):
         vectors = np.asarray(encoder(feature).encode(rows)["x"])
         assert (vectors.dtype, vectors.tolist()) == (np.float32, [[1.0, -2.0], [0.0, 0.0], [3.0, 0.0]])
-    assert as_texts(table)["x"].to_pylist() == texts.to_pylist()
-    assert as_texts(table, vectors_of=["x"])["x"].to_pylist() == [[1.0, -2.0], None, [3.0, pytest.approx(1e-40)]]
+    assert as_contents(table)["x"].to_pylist() == texts.to_pylist()
+    assert as_contents(table, vectors_of=["x"])["x"].to_pylist() == [[1.0, -2.0], None, [3.0, pytest.approx(1e-40)]]
     assert raw_inputs(table, FeatureSpec((feature,), Label("label"), ("id",))).equals(table)
+
+
+def test_an_embedded_image_is_its_digest_beside_its_vector() -> None:
+    feature = ImageEmbedding("x", "encoder", size=2)
+    table = pa.table({"x": embedded_column(pa.array(["a1", None]), np.array([[1, -2]], np.float32), IMAGE)})
+    assert np.asarray(encoder(feature).encode(table)["x"]).tolist() == [[1.0, -2.0], [0.0, 0.0]]
+    assert as_contents(table)["x"].to_pylist() == ["a1", None]
+    assert unembedded_type(table["x"].type) == pa.binary()
+    text = embedded_column(pa.array(["a"]), np.ones((1, 2), np.float32))
+    longer = embedded_column(pa.array(["a"]), np.ones((1, 3), np.float32), IMAGE)
+    for column, message in (
+        (pa.array([b"an image"]), "column 'x' has images without vectors; score them with the model"),
+        (pa.array(["a.png"]), "column 'x' has type string, which an image_embedding feature cannot take"),
+        (text, "column 'x' has type struct<text: .*cannot take"),
+        (longer, "column 'x' holds a vector of 3 numbers, the spec says 2"),
+    ):
+        with pytest.raises(ColumnError, match=message):
+            encoder(feature).encode(pa.table({"x": column}))
 
 
 @pytest.mark.parametrize(
@@ -623,7 +644,7 @@ def test_an_embedded_text_becomes_its_vector_and_a_missing_one_zeros() -> None:
         ([7], "column 'x' has type int64, which a text_embedding feature cannot take"),
         ([[1.0, 2.0]], "column 'x' has type list<.*>, which a text_embedding feature cannot take"),
         (
-            embedded_texts(pa.array(["a film"]), np.ones((1, 3), np.float32)),
+            embedded_column(pa.array(["a film"]), np.ones((1, 3), np.float32)),
             "column 'x' holds a vector of 3 numbers, the spec says 2",
         ),
     ],
@@ -652,6 +673,7 @@ def test_a_vector_of_another_length_is_refused_with_both_lengths() -> None:
         (Sparse("x", size=3, indices="i", values="v"), ["i", "v"]),
         (Vector("x", size=3), ["x"]),
         (TextEmbedding("x", "encoder", size=3), ["x"]),
+        (ImageEmbedding("x", "encoder", size=3), ["x"]),
     ],
     ids=lambda value: value.kind if hasattr(value, "kind") else "",
 )

@@ -193,7 +193,7 @@ def compiled(case: str, fitted: FittedFeatures, seed: int) -> Any:
 
 def batch_of(fitted: FittedFeatures, task: str) -> Any:
     spec = fitted.spec
-    encoded = Encoder(fitted).encode_padded(embedded(ROWS, *spec.text_embeddings), spec.features)
+    encoded = Encoder(fitted).encode_padded(embedded(ROWS, *spec.embedded), spec.features)
     inputs = model_inputs(spec.features, {name: tf.constant(column) for name, column in encoded.items()})
     return inputs, tf.constant(TARGETS[task]), tf.ones(ROWS.num_rows)
 

@@ -1,16 +1,20 @@
-"""Small encoders of texts, whose vectors can be worked by hand."""
+"""Small encoders of texts and images, whose vectors can be worked by hand."""
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.kinds import TextEmbedding
-from mirrorspark.data_pipelines.features.raw_columns import embedded_texts
+from mirrorspark.data_pipelines.features.kinds import EmbeddedFeature, ImageEmbedding, TextEmbedding
+from mirrorspark.data_pipelines.features.raw_columns import CONTENTS, embedded_column
 from mirrorspark.data_pipelines.features.text import single_spaced
 from mirrorspark.scoring.embedding.encoder import encoder_digest, encoder_folder, load_encoder
+from mirrorspark.scoring.embedding.image_encoder import key_of
 from mirrorspark.scoring.embedding.model_encoders import settings_of
+
+Embedded = TypeVar("Embedded", TextEmbedding, ImageEmbedding)
 
 VOCABULARY = (
     "[PAD]",
@@ -136,18 +140,57 @@ def save_hub_encoder(folder: Path, *, takes: str = "texts") -> Path:
     return folder
 
 
-def recorded(feature: TextEmbedding, size: int) -> TextEmbedding:
+def save_image_encoder(folder: Path) -> Path:
+    """Save a SavedModel of images of 2 x 3 pixels, which gives the mean of each colour, from 0 to 1."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.brightest = tf.Variable(255.0)
+
+    def call(pixels: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_mean(pixels, [1, 2]) / module.brightest
+
+    takes = [tf.TensorSpec([None, 2, 3, 3], tf.float32, "pixels")]
+    module.call = tf.function(call, input_signature=takes, autograph=False)
+    tf.saved_model.save(module, str(folder), signatures=module.call)
+    return folder
+
+
+def save_onnx_image_encoder(path: Path) -> Path:
+    """Save an ONNX file of images of 3 channels and 2 x 3 pixels, which gives the mean of each channel."""
+    from onnx import TensorProto, helper, save
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["pixels"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["colours"]),
+        ],
+        "encoder",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["rows", 3, 2, 3])],
+        [helper.make_tensor_value_info("colours", TensorProto.FLOAT, ["rows", 3])],
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def recorded(feature: Embedded, size: int) -> Embedded:
     """Return what a conversion makes of ``feature``."""
     return replace(feature, size=size, digest=encoder_digest(feature.encoder))
 
 
-def embedded(table: pa.Table, *features: TextEmbedding) -> pa.Table:
-    """Return ``table`` with the texts of ``features`` embedded one by one, as a conversion leaves them."""
+def embedded(table: pa.Table, *features: EmbeddedFeature) -> pa.Table:
+    """Return ``table`` with the texts and images of ``features`` embedded one by one, as a conversion leaves them."""
     for feature in features:
-        texts = single_spaced(table[feature.name].combine_chunks())
+        column = table[feature.name].combine_chunks()
+        if isinstance(feature, ImageEmbedding):
+            contents = pa.array([image or None for image in column.to_pylist()], pa.binary())
+            names = pa.array([image and key_of(image) for image in contents.to_pylist()], pa.string())
+        else:
+            contents = names = single_spaced(column)
         with encoder_folder(feature.encoder) as folder:
             encoder = load_encoder(folder, settings_of(feature))
-        vectors = [encoder.encode([text])[0] for text in texts.drop_null().to_pylist()]
+        vectors = np.stack([encoder.encode([one])[0] for one in contents.drop_null().to_pylist()])
         place = table.column_names.index(feature.name)
-        table = table.set_column(place, feature.name, embedded_texts(texts, np.stack(vectors)))
+        table = table.set_column(place, feature.name, embedded_column(names, vectors, CONTENTS[type(feature)]))
     return table

@@ -12,6 +12,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericSt
 from mirrorspark.data_pipelines.features.kinds import (
     Bucketed,
     Categorical,
+    ImageEmbedding,
     Label,
     MultiValued,
     Numeric,
@@ -103,6 +104,17 @@ def export_reviews(folder: Path, review: TextEmbedding) -> Path:
         {},
         {"stars": NumericStatistics(mean=3.0, standard_deviation=1.5, minimum=1.0, maximum=5.0, count=6)},
         column_types={"review": "string", "stars": "double"},
+    )
+    return _export_binary(folder, fitted, seed=5)
+
+
+def export_photos(folder: Path, photo: ImageEmbedding) -> Path:
+    """Export an untrained binary model of a column ``photo`` of images and a number, ``stars``."""
+    fitted = FittedFeatures(
+        FeatureSpec((photo, Numeric("stars")), Label("good"), ("id",)),
+        {},
+        {"stars": NumericStatistics(mean=3.0, standard_deviation=1.5, minimum=1.0, maximum=5.0, count=6)},
+        column_types={"photo": "binary", "stars": "double"},
     )
     return _export_binary(folder, fitted, seed=5)
 
@@ -321,7 +333,7 @@ def described(
         architecture=architecture,
         features_hash=fitted.hash,
         outputs=OUTPUTS[task],
-        versions={**encoder_versions(folder, fitted.spec.text_embeddings), "tensorflow": "2.20.0"},
+        versions={**encoder_versions(folder, fitted.spec.embedded), "tensorflow": "2.20.0"},
         indexes=indexes or {},
     ).with_columns(fitted, folder).save(folder)
     return folder

@@ -16,14 +16,24 @@ from hypothesis import strategies as st
 from mirrorspark.scoring.backends.protocol import UnsupportedModelError
 from mirrorspark.scoring.embedding.buckets import bucket_length, calls
 from mirrorspark.scoring.embedding.embed import EmbedTask
-from mirrorspark.scoring.embedding.encoder import EncoderSettings, encoder_folder, load_encoder, pooled
+from mirrorspark.scoring.embedding.encoder import encoder_folder, load_encoder
+from mirrorspark.scoring.embedding.image_encoder import key_of
+from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSettings, Settings
+from mirrorspark.scoring.embedding.text_encoder import pooled
 from mirrorspark.scoring.embedding.vector_cache import VectorCache, VectorWriter
 from mirrorspark.scoring.embedding.wordpiece import WordPiece
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.directory import folder_digest
 from mirrorspark.scoring.task.scorer import ShippedModel
 from mirrorspark.storage.paths import StoragePath
-from tests.unit.scoring.encoders import VOCABULARY, save_hub_encoder, save_onnx_encoder, save_token_encoder
+from tests.unit.scoring.encoders import (
+    VOCABULARY,
+    save_hub_encoder,
+    save_image_encoder,
+    save_onnx_encoder,
+    save_token_encoder,
+)
+from tests.unit.scoring.other_models import png
 
 DEFAULTS = EncoderSettings()
 STATES = EncoderSettings(model_output="states")
@@ -182,15 +192,25 @@ def test_the_key_of_the_cache_changes_with_all_that_decides_a_vector() -> None:
     }
     assert len(digests) == 5
     assert EncoderSettings(batch_size=2).digest("files") == EncoderSettings().digest("files")
+    images = ImageSettings(None, None, max_bytes=10, max_pixels=10)
+    assert images.digest("files") not in digests
+    # Limits decide whether there is a vector, and not which.
+    assert ImageSettings(None, None, max_bytes=99, max_pixels=9, batch_size=2).digest("files") == images.digest("files")
+    assert ImageSettings("embed", None, max_bytes=10, max_pixels=10).digest("files") != images.digest("files")
 
 
-def _task(model: Path, cache: Path, settings: EncoderSettings = DEFAULTS) -> EmbedTask:
+def test_vectors_that_are_cached_are_found_by_later_versions() -> None:
+    """The digest of the settings of texts is part of the name of a folder of vectors."""
+    assert EncoderSettings().digest("files").startswith("11541e7a26b7")
+
+
+def _task(model: Path, cache: Path, settings: Settings = DEFAULTS) -> EmbedTask:
     shipped = ShippedModel(folder_digest(model), "encoder/1", str(model), None)
     return EmbedTask(shipped, settings, VectorCache(StoragePath.of(cache), str(cache)))
 
 
 def _batch(rows: dict[str, str | None]) -> pa.RecordBatch:
-    return pa.record_batch({"key": list(rows), "text": pa.array(rows.values(), pa.string())})
+    return pa.record_batch({"key": list(rows), "content": pa.array(rows.values(), pa.string())})
 
 
 def test_a_task_encodes_what_is_not_cached_and_writes_it_by_the_first_digit_of_the_key(tmp_path: Path) -> None:
@@ -198,10 +218,13 @@ def test_a_task_encodes_what_is_not_cached_and_writes_it_by_the_first_digit_of_t
     task = _task(folder, tmp_path / "cache")
     batches = [_batch({"a1": "toy", "b1": None}), _batch({"b2": "story", "a2": "toy story 2"})]
     (report,) = [json.loads(batch.column(0)[0].as_py()) for batch in task(batches)]
-    assert {name: report[name] for name in ("embedded", "cached", "refused")} == {
+    assert report | {"files": []} == {
         "embedded": 3,
         "cached": 1,
+        "unreadable": 0,
         "refused": None,
+        "examples": {},
+        "files": [],
     }
     assert [name.partition("/")[0] for name in report["files"]] == ["shard=a", "shard=b"]
     of_a, of_b = (pq.ParquetFile(tmp_path / "cache" / name).read().to_pydict() for name in report["files"])
@@ -213,6 +236,22 @@ def test_a_task_whose_encoder_is_refused_reports_it(tmp_path: Path) -> None:
     folder = save_onnx_encoder(tmp_path / "encoder" / "model.onnx").parent
     (report,) = _task(folder, tmp_path / "cache", EncoderSettings(model_output="pooled"))([_batch({"a1": "toy"})])
     assert "no 'pooled' can be the vector" in json.loads(report.column(0)[0].as_py())["refused"]
+
+
+def test_a_task_embeds_images_but_those_that_cannot_be_read_which_it_reports(tmp_path: Path) -> None:
+    """F13: the first of them by key, whatever the order in which they come."""
+    folder, random = save_image_encoder(tmp_path / "encoder"), np.random.default_rng(3)
+    bad = sorted((random.bytes(20) for _ in range(5)), key=key_of)
+    grey = png(np.full((4, 4), 51, np.uint8))
+    images = [bad[4], bad[1], grey, *bad[2:4], bad[0]]
+    batch = pa.record_batch({"key": [key_of(image) for image in images], "content": pa.array(images, pa.binary())})
+    task = _task(folder, tmp_path / "cache", ImageSettings(None, None, 1000, 100))
+    (report,) = [json.loads(one.column(0)[0].as_py()) for one in task([batch])]
+    assert (report["embedded"], report["unreadable"], report["refused"]) == (1, 5, None)
+    assert report["examples"] == {key_of(image): "it is neither a JPEG nor a PNG" for image in bad[:3]}
+    (file,) = report["files"]
+    (row,) = pq.ParquetFile(tmp_path / "cache" / file).read().to_pylist()
+    assert row == {"key": key_of(grey), "vector": pytest.approx([0.2, 0.2, 0.2])}
 
 
 def test_a_write_that_fails_leaves_whole_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Label, TextEmbedding
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, as_texts
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, as_contents
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.scoring.embedding.model_encoders import ENCODERS_FOLDER, save_features, taken_as_vectors
 from mirrorspark.scoring.errors import ScoringError
@@ -64,7 +64,7 @@ def test_texts_get_the_scores_of_their_vectors(exported: tuple[str, TextEmbeddin
     expected = loaded.score(vectors)["score"]
     assert len(np.unique(expected)) == REVIEWS.num_rows
     assert (taken_as_vectors(folder) == {"review"}) == (case != "texts")
-    raw = as_texts(vectors if case != "texts" else REVIEWS, vectors_of=taken_as_vectors(folder)).to_pandas()
+    raw = as_contents(vectors if case != "texts" else REVIEWS, vectors_of=taken_as_vectors(folder)).to_pandas()
     ways = {
         "table": loaded.score(REVIEWS)["score"],
         "calls of two rows": loaded.score(REVIEWS, batch_size=2)["score"],

@@ -17,7 +17,7 @@ from pandas.api.types import is_numeric_dtype
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Feature, Numeric
 from mirrorspark.data_pipelines.features.labels import encode_label
-from mirrorspark.data_pipelines.features.raw_columns import as_texts
+from mirrorspark.data_pipelines.features.raw_columns import as_contents
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.plots.explanation import dependence_chart, importance_chart
@@ -316,7 +316,7 @@ def _worst(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.DataF
     order = np.argsort(-of_rows["loss"].to_numpy(), kind="stable")[:_WORST_ROWS]
     # Columns that are not features stay out of a page that is shared.
     shown = [name for name in spec.columns if name in rows.column_names and name != spec.label.name]
-    table = as_texts(rows.take(pa.array(order)).select(shown)).to_pandas()
+    table = as_contents(rows.take(pa.array(order)).select(shown)).to_pandas()
     for position, name in enumerate(("label", "prediction", "loss")):
         table.insert(len(spec.keys) + position, name, of_rows[name].to_numpy()[order], allow_duplicates=True)
     return table

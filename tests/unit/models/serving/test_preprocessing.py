@@ -22,6 +22,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Bucketed,
     Categorical,
     Feature,
+    ImageEmbedding,
     Label,
     MultiValued,
     Numeric,
@@ -31,7 +32,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     TextEmbedding,
     Vector,
 )
-from mirrorspark.data_pipelines.features.raw_columns import embedded_texts, raw_inputs
+from mirrorspark.data_pipelines.features.raw_columns import embedded_column, raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.text import single_spaced
 from mirrorspark.data_pipelines.features.transform import Encoder, SparseRows
@@ -280,7 +281,7 @@ def test_a_text_is_embedded_in_the_graph_as_it_is_in_a_table(fitted: FittedFeatu
     assert module.signature() == {"note": tf.TensorSpec([None], tf.string, "note")}
     trimmed = single_spaced(pa.array(texts))
     known = np.array([[1 / len(text), 1.0] for text in trimmed.drop_null().to_pylist()], np.float32)
-    expected = Encoder(fitted).encode(pa.table({"note": embedded_texts(trimmed, known)}), [feature])
+    expected = Encoder(fitted).encode(pa.table({"note": embedded_column(trimmed, known)}), [feature])
     found = tf.function(module)({"note": tf.constant(texts)})
     np.testing.assert_array_equal(found["note"].numpy(), expected["note"])
 
@@ -288,6 +289,19 @@ def test_a_text_is_embedded_in_the_graph_as_it_is_in_a_table(fitted: FittedFeatu
     assert without.signature() == {"note": tf.TensorSpec([None, None], tf.float64, "note")}
     given = without({"note": tf.constant([[0.5, 1.0], [math.nan] * 2], tf.float64)})
     assert given["note"].numpy().tolist() == [[0.5, 1.0], [0.0, 0.0]]
+
+
+def test_an_image_is_embedded_in_the_graph_by_all_of_its_bytes(fitted: FittedFeatures) -> None:
+    """White space is as good as any other byte, and no bytes are a missing image."""
+    feature = ImageEmbedding("photo", "encoder", size=1)
+
+    def vectors(images: Any) -> Any:
+        return tf.cast(tf.strings.length(images), tf.float32)[:, tf.newaxis] + 1
+
+    module = GraphEncoder(fitted, [feature], {"photo": (tf.Module(), vectors)})
+    assert module.signature() == {"photo": tf.TensorSpec([None], tf.string, "photo")}
+    found = tf.function(module)({"photo": tf.constant([b" \xff ", b"", b"\x00"])})
+    assert found["photo"].numpy().tolist() == [[4.0], [0.0], [2.0]]
 
 
 def test_tokens_without_their_times_are_refused(fitted: FittedFeatures) -> None:
