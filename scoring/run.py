@@ -45,14 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:  # before Spark starts
         form, nulls = form_named(options.outputs), dict(_null_rule(rule) for rule in options.null)
     except ScoringError as error:
-        return _fail(str(error), 2)
+        return fail(str(error), 2)
     if not options.verbose:
         warnings.filterwarnings("ignore")
     try:
-        spark = _open_session(options.master, verbose=options.verbose)
+        spark = open_session(options.master, verbose=options.verbose)
     except (PySparkException, Py4JError) as error:
         master = options.master or "the master that Spark is set to"
-        return _fail(f"no session at {master}: {task_message(error)}; see --master and JAVA_HOME", 1)
+        return fail(f"no session at {master}: {task_message(error)}; see --master and JAVA_HOME", 1)
     try:
         scored = score_files(
             spark,
@@ -71,18 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             task_seconds=options.task_seconds,
         )
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
-        return _fail(_error_text(error), 2)
+        return fail(error_text(error), 2)
     except OSError as error:
-        return _fail(_error_text(error), 1)
+        return fail(error_text(error), 1)
     except (PySparkException, Py4JJavaError) as error:
-        return _fail(task_message(error), 1)
+        return fail(task_message(error), 1)
     finally:
         spark.stop()
     _show(scored, time.monotonic() - begin, as_json=options.json)
     return 0
 
 
-def _open_session(master: str | None, *, verbose: bool) -> SparkSession:
+def open_session(master: str | None, *, verbose: bool) -> SparkSession:
+    """Return a session for a command that scores, whose log is hidden unless ``verbose``."""
     # Executors must run this interpreter, because another `python3` on their PATH lacks our packages.
     for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
         os.environ.setdefault(name, sys.executable)
@@ -97,12 +98,13 @@ def _open_session(master: str | None, *, verbose: bool) -> SparkSession:
         return builder.getOrCreate()
 
 
-def _fail(message: str, status: int) -> int:
+def fail(message: str, status: int) -> int:
+    """Print a message without secrets to standard error, and return ``status``."""
     print(for_stream(f"mirrorspark: {without_credentials(message)}", sys.stderr), file=sys.stderr)
     return status
 
 
-def _error_text(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Return the message of an error, without the number that Python puts before a message of the system."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)

@@ -112,6 +112,11 @@ class ParquetRows:
             before += size
         return tuple(count for count in counts if count)
 
+    def part(self, first: int, count: int) -> "ParquetRows":
+        """Return ``count`` row groups from ``first`` on."""
+        own = slice(first, first + count)
+        return ParquetRows(self.schema, self.groups[own], self.group_bytes[own], self.group_rows[own])
+
     def shares(self, groups_per_task: Iterable[int]) -> tuple[tuple[RowGroups, ...], ...]:
         """Return the row groups of each task, given their number per task."""
         groups = iter(self.groups)

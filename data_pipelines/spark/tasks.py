@@ -214,6 +214,7 @@ def write_files(
     expected_rows: Callable[[], int],
     *,
     refusal: type[Exception],
+    seal: Callable[[Sequence[WrittenFile], Sequence[Mapping[str, Any]]], Sequence[WrittenFile]] | None = None,
 ) -> WriteResult:
     """Run the tasks and publish their files, unless the number of rows differs from the table's.
 
@@ -223,6 +224,8 @@ def write_files(
         writer: The body of a task; yields an :func:`outcome`.
         expected_rows: Returns the number of rows of the table; called after the tasks.
         refusal: The error to raise with a task's reason for refusing rows.
+        seal: Called with the files and the tasks' own reports before anything is published; returns further files,
+            which appear last, or raises an error, and nothing appears.
 
     Raises:
         refusal: A task refuses rows. Nothing is visible, as in the next case.
@@ -237,15 +240,16 @@ def write_files(
             raise refusal(f"{job.target} cannot be written: {min(refused)}")
         found = [WrittenFile(**{name: row[name] for name in _OF_A_FILE}) for row in reported if row["path"] is not None]
         files = sorted(found, key=lambda file: file.path)
+        reports = tuple(json.loads(row["report"]) for row in reported if row["report"] is not None)
+        last = [] if seal is None else seal(files, reports)
         rows, expected = sum(file.rows for file in files), expected_rows()
         if rows != expected:
             raise WriteError(
                 f"{job.target} cannot be written: the table had {expected} rows and {rows} were written; write it "
                 f"again, from a table that gives the same rows each time"
             )
-        job.publish(files)
+        job.publish([*files, *last], last=[file.path for file in last])
         undo.pop_all()
-    reports = tuple(json.loads(row["report"]) for row in reported if row["report"] is not None)
     return WriteResult(tuple(file.path for file in files), rows, sum(file.bytes for file in files), reports)
 
 

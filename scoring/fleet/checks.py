@@ -23,12 +23,30 @@ _LARGEST = float(np.finfo(np.float32).max)
 _MOST_CUT_POINTS = np.iinfo(np.int16).max - 1
 
 
+class BadModelsError(FleetError):
+    """Raised for models that cannot be computed.
+
+    Attributes:
+        models: Their names.
+        problem: What is wrong with them, without the names.
+    """
+
+    def __init__(self, message: str, models: tuple[str, ...], problem: str) -> None:
+        super().__init__(message)
+        self.models, self.problem = models, problem
+
+    def __reduce__(self) -> tuple[type["BadModelsError"], tuple[str, tuple[str, ...], str]]:
+        """Pickle with all that made it: the message alone does not."""
+        return BadModelsError, (str(self), self.models, self.problem)
+
+
 def check_models(table: pa.Table) -> None:
     """Check the rows of a fleet's table.
 
     Raises:
-        FleetError: The table has other columns, no model, two models of one name, or models that cannot be computed;
-            the message gives one reason, how many models it concerns, and some of their names.
+        FleetError: The table has other columns, no model, or two models of one name.
+        BadModelsError: Models cannot be computed; the message gives one reason, how many models it concerns, and some
+            of their names.
     """
     if table.schema != FLEET_SCHEMA:
         raise FleetError(f"a fleet's table has the columns {FLEET_SCHEMA}, not {table.schema}")
@@ -51,8 +69,9 @@ class _Models:
         """Raise an error for the models that ``is_bad`` marks, if any."""
         bad = np.flatnonzero(is_bad)
         if len(bad):
+            names = tuple(self.names[place] for place in bad)
             models = "1 model" if len(bad) == 1 else f"{len(bad):,} models"
-            raise FleetError(f"{problem} in {models} ({some(self.names[place] for place in bad)}); {advice}")
+            raise BadModelsError(f"{problem} in {models} ({some(names)}); {advice}", names, f"{problem}; {advice}")
 
 
 def check_names(names: list[str]) -> None:

@@ -72,6 +72,18 @@ def fleet_from_coefficients(coefficients: Any, models: Any = None, *, link: str 
             cannot be computed; the message names it.
         TableError: The argument is no table.
     """
+    return Fleet.of(table_of_coefficients(coefficients, models, link=link, group=group))
+
+
+def table_of_coefficients(
+    coefficients: Any, models: Any = None, *, link: str = "identity", group: str = ""
+) -> pa.Table:
+    """Return the table of the fleet of :func:`fleet_from_coefficients`, of which not every model may be computable.
+
+    Raises:
+        FleetError: As there, but not for a model that cannot be computed.
+        TableError: As there.
+    """
     if _is_yaml(coefficients):
         if models is not None:
             raise FleetError(f"{coefficients} names its models itself; leave the other table out")
@@ -81,7 +93,7 @@ def fleet_from_coefficients(coefficients: Any, models: Any = None, *, link: str 
         described = None if models is None else _typed(_table(models), MODEL_FIELDS, "the table of models", ("model",))
     if described is None:
         described = _typed(pa.table({"model": terms["model"].unique()}), MODEL_FIELDS, "", ())
-    return Fleet.of(_assembled(terms, described, {"link": link, "group": group}))
+    return _assembled(terms, described, {"link": link, "group": group})
 
 
 def linear_table(models: pa.Table, lengths: np.ndarray, terms: pa.Table) -> pa.Table:

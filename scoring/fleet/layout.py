@@ -62,7 +62,7 @@ class Layout:
     places: np.ndarray
 
     @classmethod
-    def of(cls, fleet: Fleet, name: str, outputs: Sequence[str] | None) -> "Layout":
+    def of(cls, fleet: Fleet, name: str, outputs: Sequence[str] | None, *, is_part: bool = False) -> "Layout":
         """Return the layout of a fleet's outputs.
 
         Args:
@@ -70,6 +70,7 @@ class Layout:
             name: ``wide``, ``packed`` or ``long``.
             outputs: Some of ``score``, ``binary`` and ``Rank``. By default ``binary`` and ``Rank`` if any model has
                 what they need, a threshold or cut-points; else ``score``.
+            is_part: Whether these are some models of a fleet, of which perhaps none has one of the outputs.
 
         Raises:
             ScoringError: The layout or an output is unknown, no model has an output, or two columns would have names
@@ -88,7 +89,7 @@ class Layout:
             raise ScoringError(f"output '{unknown[0]}' is unknown; use some of {', '.join(OUTPUTS)}")
         wanted = tuple(output for output in OUTPUTS if output in outputs)
         for output in wanted:
-            if not has[output].any():
+            if not is_part and not has[output].any():
                 needed = {"binary": "a threshold", "Rank": "cut-points"}[output]
                 raise ScoringError(f"no model has {needed}, so there is no '{output}'; leave it out of outputs")
         if not wanted:

@@ -30,7 +30,7 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import check_task_seconds, find_source, refuse_own_input, save_mode_of
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.layout import Layout
-from mirrorspark.scoring.fleet.scorer import FleetScorer
+from mirrorspark.scoring.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND, FleetScorer
 from mirrorspark.scoring.fleet.task import MODELS_KEY, FleetFilesTask, FleetRowsTask, FleetWriter
 from mirrorspark.scoring.input.parquet_scan import Reader, rows_of
 from mirrorspark.scoring.input.spark_tables import SparkSource, read_together
@@ -46,8 +46,6 @@ from mirrorspark.storage.publish import SaveMode, WriteJob
 
 _LOGGER = logging.getLogger(__name__)
 
-# Assumed speed of a core with reading and writing.
-_ASSUMED_INFERENCES_PER_SECOND = 2_000_000
 _LARGEST = ("peak_memory_bytes",)
 
 
@@ -252,9 +250,18 @@ def _of_table(table: DataFrame, columns: Sequence[str], target: StoragePath, rea
 
 
 def _check(scorer: FleetScorer, source: _Source, keys: Sequence[str]) -> None:
-    check_keys(source.schema.names, keys)
+    check_result(scorer.layout, source.schema, keys)
     scorer.check(source.schema)
-    if twice := repeated_names([name.lower() for name in [*keys, *(field.name for field in scorer.layout.fields)]]):
+
+
+def check_result(layout: Layout, columns: pa.Schema, keys: Sequence[str]) -> None:
+    """Check that the input has the keys, and that the result has no column twice.
+
+    Raises:
+        ScoringError: It is not so.
+    """
+    check_keys(columns.names, keys)
+    if twice := repeated_names([name.lower() for name in [*keys, *(field.name for field in layout.fields)]]):
         raise ScoringError(f"the result would have the columns {twice[:5]} twice; rename or leave out such keys")
 
 
@@ -267,7 +274,7 @@ def _tasks(
         slots, total = spark.sparkContext.defaultParallelism, rows.rows
         groups = rows.groups_per_task(slots)
         if rows.group_rows:
-            speed = Speed(_ASSUMED_INFERENCES_PER_SECOND / models)
+            speed = Speed(ASSUMED_INFERENCES_PER_SECOND / models)
             plan = plan_tasks(rows.group_rows, groups, speed.rows_per_second, slots, task_seconds)
             log_plan(plan, speed, task_seconds)
             groups = plan.groups_per_task

@@ -1,7 +1,8 @@
 """Scoring of batches with a fleet, in memory that does not grow with the number of models."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from mirrorspark.scoring.fleet.compiled import CompiledFleet, Input, LinearTile,
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.kernels import STRIP, decide, score_linear, write_features
 from mirrorspark.scoring.fleet.layout import Layout, OutputArrays
+
+ASSUMED_INFERENCES_PER_SECOND = 2_000_000
+"""Assumed speed of a core with reading and writing."""
 
 # Block and outputs of a batch. The rows of a fleet of 500 models over 2,000 columns are then 3,500.
 _BATCH_BYTES = 32 * 2**20
@@ -56,7 +60,11 @@ class FleetScorer:
                 f"out"
             )
         for needed in self._compiled.inputs:
-            _check_type(needed, schema.field(needed.column).type, self._fleet)
+            reader = partial(self._reader, needed.column)
+            check_type(needed.column, needed.categories, schema.field(needed.column).type, reader)
+
+    def _reader(self, column: str) -> str:
+        return f"model '{self._fleet.readers([column])[column]}'"
 
     def batches(self, rows: pa.RecordBatch, keys: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, int]]:
         """Yield keys and outputs of ``rows`` in batches of bounded size, each with its number of null outputs.
@@ -85,21 +93,29 @@ class FleetScorer:
         return replace(found, nulls=nulls)
 
 
-def _check_type(needed: Input, type_: pa.DataType, fleet: Fleet) -> None:
+def check_type(column: str, categories: Iterable[str] | None, type_: pa.DataType, reader: Callable[[], str]) -> None:
+    """Check that a model can read a column's numbers, or some categories of it.
+
+    Args:
+        column: Its name.
+        categories: What the model knows of it; None for numbers.
+        type_: The type of the column.
+        reader: Returns how to call the model.
+
+    Raises:
+        ColumnError: It cannot.
+    """
     if pa.types.is_null(type_):
         return  # a column of nothing but nulls, whose type no writer knew
-    if needed.categories is None:
+    if categories is None:
         fits, wanted = is_number(type_), "numbers"
     else:
         fits = any(check(type_) for check in (pa.types.is_integer, pa.types.is_boolean, _is_text))
         wanted = "categories: texts, whole numbers or booleans"
     if not fits:
-        reader = fleet.readers([needed.column])[needed.column]
-        raise ColumnError(
-            f"column '{needed.column}' has type {type_}, and model '{reader}' reads {wanted}; cast the column"
-        )
-    if needed.categories is not None:
-        _values_of(needed.column, needed.categories, type_)
+        raise ColumnError(f"column '{column}' has type {type_}, and {reader()} reads {wanted}; cast the column")
+    if categories is not None:
+        _values_of(column, categories, type_)
 
 
 def _is_text(type_: pa.DataType) -> bool:

@@ -4,7 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class FleetTally:
         read_seconds: Seconds in which the rows were read.
         score_seconds: Seconds in which they were scored.
         write_seconds: Seconds in which the outputs were encoded and written.
+        digests: SHA-256 of the files by path, where a manifest needs them.
+        failures: Models that raised an error, where these are left out.
     """
 
     rows: int = 0
@@ -52,6 +54,8 @@ class FleetTally:
     read_seconds: float = 0.0
     score_seconds: float = 0.0
     write_seconds: float = 0.0
+    digests: dict[str, str] = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
 
     def report(self) -> dict[str, Any]:
         """Return the counters as JSON values, with the process and its peak resident memory in bytes."""
@@ -82,11 +86,23 @@ class FleetWriter:
             self.job, lambda: self._written(number, read, tally), refusals=(ColumnError,), report=tally.report
         )
 
+    def scorer(self) -> FleetScorer:
+        """Return what scores the rows, from the cache of this process or from the fleet's files."""
+        return cached_scorer(self.fleet.folder(), self.fleet.digest, self.layout, self.outputs)
+
+    def path(self, number: int, attempt: str) -> str:
+        """Return the name of the file of a share."""
+        return file_name(attempt)
+
+    def outputs_of(self, scorer: FleetScorer, rows: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Yield keys and outputs of some rows, each with its number of null outputs."""
+        return scorer.batches(rows, self.keys.names)
+
     def _written(self, number: int, read: Read, tally: FleetTally) -> list[WrittenFile]:
-        scorer = _scorer(self.fleet.folder(), self.fleet.digest, self.layout, self.outputs)
+        scorer = self.scorer()
         schema = pa.schema([*self.keys, *scorer.layout.fields])
         with self.job.attempt(number) as attempt:
-            path = file_name(attempt)
+            path = self.path(number, attempt)
             file = self.job.attempt_file(attempt, path)
             few = scorer.layout.dictionary_columns
             # Like score_files, without Arrow's own schema in the metadata: readers need Parquet's types alone.
@@ -109,7 +125,7 @@ class FleetWriter:
         for rows in read(scorer.batch_rows):
             now = time.perf_counter()
             tally.read_seconds += now - begin
-            for scored, nulls in scorer.batches(rows, self.keys.names):
+            for scored, nulls in self.outputs_of(scorer, rows):
                 tally.nulls += nulls
                 # Keys from Spark carry the time zone of its session.
                 typed = scored.cast(schema) if scored.schema != schema else scored
@@ -145,9 +161,18 @@ class FleetRowsTask:
         yield self.writer.write(partition_id(), lambda rows: regrouped(batches, rows, ROW_GROUP_BYTES))
 
 
-# Spark reuses Python workers with their imported modules, so a fleet is loaded once by each.
-@lru_cache(maxsize=2)
-def _scorer(folder: Path, digest: str, layout: str, outputs: tuple[str, ...]) -> FleetScorer:
+def load_scorer(
+    folder: Path,
+    digest: str,
+    layout: str,
+    outputs: tuple[str, ...],
+    part: Callable[[Fleet], Fleet] | None = None,
+) -> FleetScorer:
+    """Return the scorer of the fleet in a folder, or of a part of it.
+
+    Raises:
+        FleetError: The folder has another fleet by now.
+    """
     fleet = Fleet.load(folder)
     if fleet.digest != digest:
         raise FleetError(
@@ -157,4 +182,10 @@ def _scorer(folder: Path, digest: str, layout: str, outputs: tuple[str, ...]) ->
     context = TaskContext.get()
     if context is not None:
         limit_numeric_libraries(context.cpus())
-    return FleetScorer(fleet, Layout.of(fleet, layout, outputs))
+    if part is not None:
+        fleet = part(fleet)
+    return FleetScorer(fleet, Layout.of(fleet, layout, outputs, is_part=part is not None))
+
+
+# Spark reuses Python workers with their imported modules, so a fleet is loaded once by each.
+cached_scorer = lru_cache(maxsize=2)(load_scorer)
