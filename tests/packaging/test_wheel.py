@@ -155,6 +155,17 @@ def test_recipe_files_are_readable_outside_the_clone(installation: Installation)
     assert found.stdout.splitlines() == ["flights True True", "movielens True True", "movielens_items True True"]
 
 
+def test_the_ledger_of_fleets_has_its_migrations_outside_the_clone(installation: Installation) -> None:
+    script = (
+        "from mirrorspark.scoring.fleet.runs import ledger, tables\n"
+        "with ledger.Ledger.open('ledger.db') as opened:\n"
+        "    print(opened.rows(tables.ERRORS, 'run'))\n"
+    )
+    found = installation.run("python", "-c", script)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == "[]\n"
+
+
 def test_site_packages_get_two_names_and_the_metadata(installation: Installation) -> None:
     (site_packages,) = installation.folder.glob("lib/python*/site-packages")
     names = {path.name for path in site_packages.iterdir() if path.suffix not in (".pth", ".dist-info")}

@@ -1,0 +1,326 @@
+"""The ledger of fleets' runs: a database of microbatches, attempts and errors, SQLite or PostgreSQL.
+
+A driver takes a microbatch by raising its *fence*, and holds it as long as its *lease* has not run out. Both are
+columns of the table, so that of two drivers one changes the row and the other finds it changed.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from mirrorspark.scoring.fleet.runs import tables
+from mirrorspark.scoring.fleet.runs.decisions import Standing, is_held, to_take
+from mirrorspark.storage.credentials import one_line, without_credentials
+
+Clock: TypeAlias = Callable[[sa.Connection], float]
+"""Returns the seconds that leases are compared with, from one clock for all drivers of a ledger."""
+
+_INSERTS: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+_VERSION_TABLE = "mirrorspark_fleet_version"
+_BUSY_MILLISECONDS = 30_000
+# A server that is gone without a word must not block a driver for the two hours of TCP's own limit.
+_SOCKET_OPTIONS = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+# Any number, the same in all drivers: they create the tables one after the other.
+_MIGRATION_LOCK = 7_240_024
+_PER_STATEMENT = 500
+
+
+class LedgerError(RuntimeError):
+    """Raised for a ledger that cannot be used: it does not answer, is of a newer version, or has another run."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to score and publish a microbatch, as long as nobody has raised the fence."""
+
+    number: int
+    fence: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows that are inserted, or replace those of the same key: sending them twice changes nothing."""
+
+    table: sa.Table
+    rows: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """New values of the rows that have the values of ``where``; there may be none."""
+
+    table: sa.Table
+    where: Mapping[str, Any]
+    values: Mapping[str, Any]
+
+
+Entry: TypeAlias = Rows | Change
+
+
+class Ledger:
+    """A ledger whose schema is the newest one.
+
+    Methods raise ``SQLAlchemyError`` while the database does not answer.
+
+    Attributes:
+        name: Its address without credentials.
+    """
+
+    def __init__(self, engine: sa.Engine, clock: Clock | None = None) -> None:
+        self.name = without_credentials(engine.url.render_as_string(hide_password=True))
+        self._engine = engine
+        self._clock = clock or _clock_of(engine.dialect.name)
+
+    @classmethod
+    def open(cls, location: str | Path, clock: Clock | None = None) -> Self:
+        """Open a ledger, and create or upgrade its tables.
+
+        Args:
+            location: A file of SQLite, or an address: ``postgresql+psycopg2://host/database``.
+            clock: By default the clock of the PostgreSQL server; for SQLite that of this machine.
+
+        Raises:
+            LedgerError: The address is malformed, the database does not answer, or its schema is newer than this
+                version of mirrorspark.
+        """
+        ledger = cls(_engine(location), clock)
+        try:
+            ledger._migrate()
+        except SQLAlchemyError as error:
+            ledger.close()
+            raise LedgerError(
+                f"the ledger {ledger.name} cannot be used ({reason(error)}); start its server, or give another ledger"
+            ) from error
+        except BaseException:
+            ledger.close()
+            raise
+        return ledger
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    def begin(
+        self,
+        run: Mapping[str, Any],
+        models: Sequence[Mapping[str, Any]],
+        microbatches: Sequence[Mapping[str, Any]],
+        published: Collection[int] = (),
+        entries: Sequence[Entry] = (),
+    ) -> None:
+        """Enter a run unless it is there, and bring its microbatches in line with the output.
+
+        Args:
+            run: Its row.
+            models: Rows of its models.
+            microbatches: Number, group, step, models and rows of each microbatch.
+            published: The microbatches whose outputs are there.
+            entries: What to enter with it.
+
+        Raises:
+            LedgerError: A driver works on another run of the same output.
+        """
+        key, now_waiting = {"run_id": run["run_id"]}, {"state": "waiting", "lease_until": 0.0}
+        new, row = now_waiting | {"owner": "", "fence": 0, "seconds": 0.0}, tables.MICROBATCHES.c
+        missing = [one["number"] for one in microbatches if one["number"] not in published]
+        with self._transaction() as connection:
+            self._abandon_others(connection, run)
+            self._insert(connection, tables.RUNS, [run])
+            self._insert(connection, tables.MODELS, [key | dict(model) for model in models])
+            self._insert(connection, tables.MICROBATCHES, [key | new | dict(one) for one in microbatches])
+            connection.execute(sa.update(tables.RUNS).filter_by(**key).values(state=run["state"], ended=run["ended"]))
+            mine = sa.update(tables.MICROBATCHES).filter_by(**key)
+            for numbers, is_wrong, values in (
+                (missing, row.state == "done", now_waiting),
+                (list(published), row.state != "done", {"state": "done"}),
+            ):
+                for first in range(0, len(numbers), _PER_STATEMENT):
+                    some = row.number.in_(numbers[first : first + _PER_STATEMENT])
+                    connection.execute(mine.where(some, is_wrong).values(values))
+            for entry in entries:
+                self._write(connection, entry)
+
+    def take(
+        self, run: str, owner: str, count: int, lease_seconds: float, tried: Collection[int]
+    ) -> tuple[list[Claim], int]:
+        """Take up to ``count`` microbatches that nobody holds; return them, and how many others hold.
+
+        Args:
+            run: Id of the run.
+            owner: Name of this driver.
+            count: The most to take.
+            lease_seconds: For how long.
+            tried: Microbatches that this driver holds or has tried before.
+        """
+        row = tables.MICROBATCHES.c
+        claims: list[Claim] = []
+        with self._transaction() as connection:
+            now = self._clock(connection)
+            standings = self._standings(connection, run)
+            for one in to_take(standings, now, count, tried):
+                as_seen = sa.and_(row.run_id == run, row.number == one.number, row.fence == one.fence)
+                is_free = sa.or_(row.state != "running", row.lease_until <= now)
+                changed = sa.update(tables.MICROBATCHES).where(as_seen, is_free, row.state != "done")
+                lease = {"owner": owner, "fence": one.fence + 1, "lease_until": now + lease_seconds}
+                if connection.execute(changed.values(lease | {"state": "running"})).rowcount:
+                    claims.append(Claim(one.number, one.fence + 1))
+        mine = {*tried, *(claim.number for claim in claims)}
+        return claims, sum(is_held(one, now) and one.number not in mine for one in standings)
+
+    def renew(self, run: str, claims: Sequence[Claim], lease_seconds: float) -> set[Claim]:
+        """Extend the leases of ``claims``, and return those that this driver still holds."""
+        row = tables.MICROBATCHES.c
+        held: set[Claim] = set()
+        with self._transaction() as connection:
+            until = self._clock(connection) + lease_seconds
+            for claim in claims:
+                mine = sa.and_(row.run_id == run, row.number == claim.number, row.fence == claim.fence)
+                changed = sa.update(tables.MICROBATCHES).where(mine, row.state == "running").values(lease_until=until)
+                if connection.execute(changed).rowcount:
+                    held.add(claim)
+        return held
+
+    def send(self, entries: Sequence[Entry]) -> None:
+        """Enter all of ``entries``, or none if that fails."""
+        with self._transaction() as connection:
+            for entry in entries:
+                self._write(connection, entry)
+
+    def rows(self, table: sa.Table, run: str) -> list[dict[str, Any]]:
+        """Return the rows of a run, in the order of their keys."""
+        with self._transaction() as connection:
+            found = connection.execute(sa.select(table).where(table.c.run_id == run).order_by(*table.primary_key))
+            return [dict(row) for row in found.mappings()]
+
+    def _standings(self, connection: sa.Connection, run: str) -> list[Standing]:
+        row = tables.MICROBATCHES.c
+        found = sa.select(row.number, row.state, row.fence, row.lease_until)
+        wanted = found.where(row.run_id == run, row.state != "done").order_by(row.number)
+        return [Standing(*one) for one in connection.execute(wanted)]
+
+    def _abandon_others(self, connection: sa.Connection, run: Mapping[str, Any]) -> None:
+        """Give up former runs of the same output, which is empty, or has been emptied since."""
+        every, row = tables.RUNS.c, tables.MICROBATCHES.c
+        other = sa.and_(every.output == run["output"], every.run_id != run["run_id"])
+        is_held = sa.and_(row.state == "running", row.lease_until > self._clock(connection))
+        held = sa.select(every.run_id).join(tables.MICROBATCHES, row.run_id == every.run_id).where(other, is_held)
+        if found := connection.scalar(held.limit(1)):
+            raise LedgerError(
+                f"{run['output']} is being written by the run {found}, of another fleet, input or settings; wait for "
+                f"it, or choose another output"
+            )
+        unfinished = every.state.in_(["running", "failed"])
+        connection.execute(sa.update(tables.RUNS).where(other, unfinished).values(state="abandoned"))
+
+    def _insert(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Insert rows unless there are some of the same keys."""
+        if rows:
+            insert = _INSERTS[self._engine.dialect.name](table).on_conflict_do_nothing()
+            connection.execute(insert, [dict(row) for row in rows])
+
+    def _write(self, connection: sa.Connection, entry: Entry) -> None:
+        if isinstance(entry, Change):
+            connection.execute(sa.update(entry.table).filter_by(**entry.where).values(dict(entry.values)))
+        elif entry.rows:
+            insert = _INSERTS[self._engine.dialect.name](entry.table)
+            keys = [column.name for column in entry.table.primary_key]
+            others = {name: insert.excluded[name] for name in entry.rows[0] if name not in keys}
+            connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=others), list(entry.rows))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        with self._engine.begin() as connection:
+            yield connection
+
+    def _migrate(self) -> None:
+        config = Config()
+        folder = resources.files("mirrorspark.scoring.fleet.runs") / "migrations"
+        config.set_main_option("script_location", str(folder).replace("%", "%%"))
+        options = {"version_table": _VERSION_TABLE}
+        with self._transaction() as connection:
+            if self._engine.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+            found = MigrationContext.configure(connection, opts=options).get_current_revision()
+            known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
+            if found is not None and found not in known:
+                raise LedgerError(
+                    f"the ledger {self.name} has the schema {found}, which is newer than {known[0]}, the last one that "
+                    f"this version of mirrorspark knows; install the version that wrote it, or give another ledger"
+                )
+            if found != known[0]:
+                config.attributes["options"] = options | {"connection": connection}
+                command.upgrade(config, "head")
+
+
+def reason(error: SQLAlchemyError) -> str:
+    """Return the database's own message in one line."""
+    return one_line(getattr(error, "orig", None) or error)
+
+
+def _engine(location: str | Path) -> sa.Engine:
+    is_address = isinstance(location, str) and "://" in location
+    try:
+        file = None if is_address else str(Path(location).absolute())
+        url = sa.make_url(str(location)) if is_address else sa.URL.create("sqlite", database=file)
+        if url.get_backend_name() not in _INSERTS:
+            raise LedgerError(
+                f"{url.get_backend_name()}:// is the address of no ledger; give a file, or postgresql://host/database"
+            )
+        is_postgresql = url.get_backend_name() == "postgresql"
+        if url.drivername == "postgresql" and find_spec("psycopg") is None:
+            url = url.set(drivername="postgresql+psycopg2")  # SQLAlchemy's own choice before 2.1
+        if not is_postgresql and url.database:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        options = _SOCKET_OPTIONS if url.get_driver_name().startswith("psycopg") else {}
+        engine = sa.create_engine(url, pool_pre_ping=is_postgresql, connect_args=options)
+    except (ArgumentError, ImportError, OSError) as error:
+        shown = without_credentials(str(location))
+        raise LedgerError(
+            f"the ledger {shown} cannot be opened ({one_line(error)}); give a file, or an address with an installed "
+            f"driver: postgresql://host/database (pip install psycopg2-binary)"
+        ) from error
+    if not is_postgresql:
+        event.listen(engine, "connect", _set_up_sqlite)
+        # Transactions lock the file at once: two that have begun to read could not both go on to write.
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
+
+
+def _set_up_sqlite(connection: Any, _: object) -> None:
+    # Python's driver would begin transactions by itself, and not before DDL.
+    connection.isolation_level = None
+    # The journal stays a file beside the database: WAL needs memory that processes share, which network folders lack.
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
+
+
+def _clock_of(dialect: str) -> Clock:
+    if dialect == "sqlite":
+        return lambda connection: time.time()
+    now = sa.text("SELECT extract(epoch FROM clock_timestamp())")
+    return lambda connection: float(connection.scalar(now))

@@ -1,0 +1,40 @@
+"""The tables of the ledger: their keys and columns, of the types that the migrations give them."""
+
+from sqlalchemy import Column, MetaData, Table
+
+_METADATA = MetaData()
+
+
+def _table(name: str, keys: str, others: str) -> Table:
+    # A database may be shared with MLflow, which has a table "runs" of its own. Words of SQL, such as PARTITION, are
+    # quoted.
+    columns = [Column(key, primary_key=True, autoincrement=False) for key in keys.split()]
+    return Table(f"fleet_{name}", _METADATA, *columns, *(Column(other, quote=True) for other in others.split()))
+
+
+RUNS = _table("runs", "run_id", "output fleet models microbatches state began ended")
+"""``state``: running, finished, failed, refused (too many models had failed before the first microbatch) or abandoned
+(another run took its output)."""
+
+MODELS = _table("models", "run_id model", "model_group digest state")
+"""``state``: sound or failed. ``digest`` is empty for a model that could not be read."""
+
+MICROBATCHES = _table(
+    "microbatches", "run_id number", "model_group step models rows state owner fence lease_until seconds"
+)
+"""``state``: waiting, running, done or failed. ``fence`` counts the attempts; ``lease_until`` is a time of the ledger's
+clock."""
+
+ATTEMPTS = _table(
+    "attempts",
+    "run_id microbatch attempt",
+    "owner outcome began seconds rows nulls bytes read_seconds score_seconds write_seconds",
+)
+"""``outcome``: done, failed, superseded (another driver has taken the microbatch over) or stopped."""
+
+ERRORS = _table(
+    "errors",
+    "run_id microbatch attempt model",
+    "model_group step stage error message traceback partition at",
+)
+"""``microbatch`` is -1 for what was found before the first one; ``model`` is empty for what concerns all models."""
