@@ -24,6 +24,7 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command("mirrorspark.training.run", "convert a table, train on it, register the model and score with it"),
     "score": Command("mirrorspark.scoring.run", "score files with a model"),
     "lookup": Command("mirrorspark.scoring.lookup", "answer by key over HTTP, from scores that are there"),
+    "fleet": Command("mirrorspark.scoring.fleet.runs.command", "score files with a fleet, in runs that can be resumed"),
     "runs": Command("mirrorspark.training.runs", "list, compare, diff and resume runs"),
     "doctor": Command("mirrorspark.training.doctor", "check whether training can run here"),
     "sweep": Command("mirrorspark.training.sweep", "search for the best settings"),

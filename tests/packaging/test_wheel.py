@@ -207,7 +207,7 @@ def test_a_task_goes_from_process_to_process_beside_packages_of_the_same_names(i
 def test_the_program_explains_itself_outside_the_clone(installation: Installation, command: list[str]) -> None:
     shown = installation.run(*command, "--help")
     assert shown.returncode == 0, shown.stderr
-    for name in ("train", "score", "lookup", "runs", "doctor", "sweep"):
+    for name in ("train", "score", "fleet", "lookup", "runs", "doctor", "sweep"):
         assert f"\n  {name} " in shown.stdout
     assert installation.run(*command, "--version").stdout == "mirrorspark 0.1.0\n"
     flags = installation.run(*command, "train", "--help")

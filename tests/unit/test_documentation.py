@@ -20,6 +20,7 @@ import mirrorspark as ms
 from mirrorspark.__main__ import COMMANDS
 from mirrorspark.scoring import lookup
 from mirrorspark.scoring import run as scoring_run
+from mirrorspark.scoring.fleet.runs import command as fleet_command
 from mirrorspark.training import doctor, runs
 from mirrorspark.training.command_line import flag_groups, parse
 from mirrorspark.training.config import RunConfig
@@ -64,6 +65,7 @@ def test_commands_in_the_pages_are_understood(tmp_path: Path, monkeypatch: pytes
         "train": parse,
         "sweep": read_options,
         "score": scoring_run._parser().parse_args,
+        "fleet": fleet_command._parser().parse_args,
         "lookup": lookup._parser().parse_args,
         "doctor": doctor._build_parser().parse_args,
         "runs": runs._build_parser().parse_args,

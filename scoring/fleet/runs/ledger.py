@@ -132,7 +132,7 @@ class Ledger:
         models: Sequence[Mapping[str, Any]],
         microbatches: Sequence[Mapping[str, Any]],
         published: Collection[int] = (),
-        entries: Sequence[Entry] = (),
+        entries: Sequence[Rows] = (),
     ) -> None:
         """Enter a run unless it is there, and bring its microbatches in line with the output.
 
@@ -141,7 +141,7 @@ class Ledger:
             models: Rows of its models.
             microbatches: Number, group, step, models and rows of each microbatch.
             published: The microbatches whose outputs are there.
-            entries: What to enter with it.
+            entries: Further rows, which are inserted where there are none of the same keys.
 
         Raises:
             LedgerError: A driver works on another run of the same output.
@@ -164,7 +164,7 @@ class Ledger:
                     some = row.number.in_(numbers[first : first + _PER_STATEMENT])
                     connection.execute(mine.where(some, is_wrong).values(values))
             for entry in entries:
-                self._write(connection, entry)
+                self._insert(connection, entry.table, entry.rows)
 
     def take(
         self, run: str, owner: str, count: int, lease_seconds: float, tried: Collection[int]

@@ -1,0 +1,163 @@
+"""Command that scores a fleet in microbatches: ``mirrorspark fleet run``, ``resume`` and ``status``."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from py4j.protocol import Py4JError  # type: ignore[import-untyped]
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.scoring.fleet.runs import tables
+from mirrorspark.scoring.fleet.runs.ledger import LedgerError
+from mirrorspark.scoring.fleet.runs.run import (
+    DEFAULT_AT_ONCE,
+    DEFAULT_BUDGET,
+    DEFAULT_LEASE_SECONDS,
+    DEFAULT_MODELS,
+    FleetRun,
+    FleetRunError,
+    fleet_status,
+    resume_fleet,
+    run_fleet,
+)
+from mirrorspark.scoring.run import error_text, fail, open_session
+from mirrorspark.storage.credentials import clean
+from mirrorspark.storage.terminal_text import for_stream
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_LEFT = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: Command-line arguments; by default those of the process.
+
+    Returns:
+        0 when all microbatches are published; 1 when the run has ended before, and can be resumed; 2 when arguments,
+        fleet and input do not fit; 3 when ``status`` finds microbatches left. Standard error has the message.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except (FleetRunError, LedgerError) as error:
+        return fail(str(error), EXIT_FAILED)
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        return fail(error_text(error), EXIT_USAGE)
+    except OSError as error:
+        return fail(error_text(error), EXIT_FAILED)
+    except (PySparkException, Py4JError) as error:
+        return fail(task_message(error), EXIT_FAILED)
+
+
+def _run(options: argparse.Namespace) -> int:
+    def work(spark: SparkSession) -> FleetRun:
+        return run_fleet(
+            spark,
+            options.fleet,
+            options.input,
+            options.output,
+            keys=options.keys.split(","),
+            layout=options.layout,
+            outputs=options.outputs.split(",") if options.outputs else None,
+            groups=options.groups.split(",") if options.groups else None,
+            models_per_microbatch=options.models_per_microbatch,
+            rows_per_microbatch=options.rows_per_microbatch,
+            failure_budget=DEFAULT_BUDGET if options.failure_budget is None else options.failure_budget,
+            **_shared(options),
+        )
+
+    return _in_session(options, work)
+
+
+def _resume(options: argparse.Namespace) -> int:
+    shared = _shared(options) | {"failure_budget": options.failure_budget}
+    return _in_session(options, lambda spark: resume_fleet(spark, options.output, fleet=options.fleet, **shared))
+
+
+def _status(options: argparse.Namespace) -> int:
+    found = fleet_status(options.output, options.ledger)
+    if options.json:
+        print(json.dumps(clean(found)))
+    else:
+        states = ", ".join(f"{count:,} {state}" for state, count in found["states"].items())
+        lines = [
+            f"{found['run']}: {found['published']:,} of {found['microbatches']:,} microbatches published "
+            f"(in the ledger: {states or 'none'})",
+            f"{found['failed_models']:,} of {found['models']:,} models failed; see {tables.ERRORS.name} in "
+            f"{found['ledger']}",
+        ]
+        print(for_stream("\n".join(lines), sys.stdout))
+    return EXIT_DONE if found["published"] == found["microbatches"] else EXIT_LEFT
+
+
+def _shared(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("ledger", "fail_fast", "at_once", "lease_seconds")
+    return {name: getattr(options, name) for name in names}
+
+
+def _in_session(options: argparse.Namespace, work: Callable[[SparkSession], FleetRun]) -> int:
+    spark = open_session(options.master, verbose=options.verbose)
+    try:
+        found = work(spark)
+    finally:
+        spark.stop()
+    if options.json:
+        print(json.dumps(clean(dataclasses.asdict(found))))
+    else:
+        text = (
+            f"{found.run}: {found.rows:,} rows scored with {found.models:,} models, {len(found.failed_models):,} of "
+            f"which failed; {found.scored:,} of {found.microbatches:,} microbatches in {found.seconds:.1f} s -> "
+            f"{found.output}"
+        )
+        print(for_stream(text, sys.stdout))
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mirrorspark fleet", description="Score a fleet in runs that can be resumed.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="score Parquet files with a fleet")
+    run.set_defaults(command=_run)
+    add = run.add_argument_group("most used").add_argument
+    add("--fleet", required=True, help="folder of a saved fleet, or a file of coefficients")
+    add("--input", required=True, nargs="+", help="Parquet files, folders or globs")
+    add("--output", required=True, help="new folder of the outputs")
+    add("--keys", required=True, help="columns that identify a row, separated by commas")
+    add("--layout", default="wide", help="wide, packed or long")
+    add("--outputs", help="some of score, binary and Rank, separated by commas")
+    add("--groups", help="groups of models, separated by commas; all by default")
+    add = run.add_argument_group("microbatches").add_argument
+    add("--models-per-microbatch", type=int, default=DEFAULT_MODELS, help="the most models of a microbatch")
+    add("--rows-per-microbatch", type=int, help="rows; by default what all slots score in two minutes")
+    resume = commands.add_parser("resume", help="score the microbatches that a run lacks")
+    resume.set_defaults(command=_resume)
+    resume.add_argument("output", help="folder of the run")
+    resume.add_argument("--fleet", help="the fleet, to be compared with that of the run")
+    status = commands.add_parser("status", help="show how far a run is")
+    status.set_defaults(command=_status)
+    status.add_argument("output", help="folder of the run")
+    for command in (run, resume, status):
+        command.add_argument("--ledger", help="file of SQLite or postgresql:// address; by default in the output")
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
+    for command in (run, resume):
+        add = command.add_argument_group("failures and drivers").add_argument
+        add("--failure-budget", type=float, help=f"largest share of models that may fail; at first {DEFAULT_BUDGET}")
+        add("--fail-fast", action="store_true", help="end at the first model or microbatch that fails")
+        add("--at-once", type=int, default=DEFAULT_AT_ONCE, help="microbatches that are scored at a time")
+        add("--lease-seconds", type=float, default=DEFAULT_LEASE_SECONDS, help="when a silent driver is taken for gone")
+        add("--master", help="Spark master; by default from spark-submit or the environment")
+        add("--verbose", action="store_true", help="show the log of Spark")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""The plan of a fleet's run, which its folder keeps: the models and rows of every microbatch.
+
+::
+
+    <output>/_run/plan.json          the plan, written once
+    <output>/_run/fleet/             the fleet as it was when the run began
+    <output>/_run/ledger.db          the ledger, unless another one is given
+    <output>/group=<group>/step=00000/rows=00000/   a microbatch: Parquet files and _manifest.json
+
+A *step* is some models of a group, which are one table; a microbatch is a step on a share of the rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, ParquetRows
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.fleet.columns import some
+from mirrorspark.scoring.fleet.layout import Layout
+from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, ModelFailure
+from mirrorspark.scoring.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND
+from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS, plan_tasks
+from mirrorspark.storage.listing import partition_folder
+from mirrorspark.storage.paths import StoragePath
+
+RUN_FOLDER = "_run"
+MANIFEST_FILE = "_manifest.json"
+FOLDER_COLUMNS = ("group", "step", "rows")
+"""Columns that the folders of the output give to its readers; no key may have such a name."""
+
+_PLAN_FILE = "plan.json"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Step:
+    """Some models of a group.
+
+    Attributes:
+        number: Of the step within its group.
+        digests: By model; empty for a model that could not be read.
+    """
+
+    group: str
+    number: int
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Consecutive row groups of the input.
+
+    Attributes:
+        first: The first one.
+        rows: Rows in them.
+        groups_per_task: Row groups of each task, fixed here so that every attempt writes the same files.
+    """
+
+    first: int
+    rows: int
+    groups_per_task: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of the input, as it was when the run began; ``bytes_decoded`` is what the footer says."""
+
+    path: str
+    bytes: int
+    rows: int
+    bytes_decoded: int
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """A step on a share of the rows.
+
+    Attributes:
+        number: Of the microbatch within the run.
+        part: Of the share.
+    """
+
+    number: int
+    step: Step
+    part: int
+    share: Share
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of its models."""
+        return tuple(self.step.digests)
+
+    @property
+    def folder(self) -> str:
+        """The folder of its outputs, relative to that of the run."""
+        return partition_folder(FOLDER_COLUMNS, [self.step.group, f"{self.step.number:05d}", f"{self.part:05d}"])
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of a run.
+
+    Attributes:
+        run: Its id.
+        fleet: Digest of the fleet in the run's folder, in which failed models have been replaced.
+        locations: The input as it was named, in full.
+        outputs: The outputs of all models together.
+        ledger: Address of the ledger without credentials; empty for the file in the run's folder.
+        failure_budget: Largest share of models that may fail.
+        failures: The models that failed before the first microbatch.
+    """
+
+    run: str
+    fleet: str
+    locations: tuple[str, ...]
+    keys: tuple[str, ...]
+    layout: str
+    outputs: tuple[str, ...]
+    ledger: str
+    failure_budget: float
+    steps: tuple[Step, ...]
+    shares: tuple[Share, ...]
+    files: tuple[InputFile, ...]
+    failures: tuple[ModelFailure, ...]
+
+    @classmethod
+    def of(
+        cls,
+        output: StoragePath,
+        fleet: CheckedFleet,
+        locations: Sequence[str],
+        keys: Sequence[str],
+        table: Layout,
+        failure_budget: float,
+        steps: Sequence[Step],
+        shares: Sequence[Share],
+        files: Sequence[InputFile],
+    ) -> "RunPlan":
+        """Return the plan of a new run, with the ledger in its folder.
+
+        Its id is the same for the same inputs and settings, so that drivers that begin it at the same time share it.
+        """
+        content = json.dumps([str(output), keys, table.name, table.outputs, steps, shares, files], default=asdict)
+        models = {name for step in steps for name in step.digests}
+        return cls(
+            run=f"fleet-{hashlib.sha256(content.encode()).hexdigest()[:12]}",
+            fleet=fleet.fleet.digest,
+            locations=tuple(locations),
+            keys=tuple(keys),
+            layout=table.name,
+            outputs=table.outputs,
+            ledger="",
+            failure_budget=failure_budget,
+            steps=tuple(steps),
+            shares=tuple(shares),
+            files=tuple(files),
+            failures=tuple(one for one in fleet.failures if one.model in models),
+        )
+
+    @cached_property
+    def microbatches(self) -> tuple[Microbatch, ...]:
+        """The microbatches, all shares of the rows of a step after each other."""
+        pairs = [(step, part) for step in self.steps for part in range(len(self.shares))]
+        return tuple(Microbatch(number, step, part, self.shares[part]) for number, (step, part) in enumerate(pairs))
+
+    @cached_property
+    def models(self) -> Mapping[str, str]:
+        """The digests of all models by name."""
+        return {name: digest for step in self.steps for name, digest in step.digests.items()}
+
+    @property
+    def rows(self) -> int:
+        """Rows of the input."""
+        return sum(share.rows for share in self.shares)
+
+    def save(self, output: StoragePath) -> None:
+        """Write the plan into the run's folder at once."""
+        (output / RUN_FOLDER / _PLAN_FILE).write_bytes(json.dumps({"format": _FORMAT} | asdict(self)).encode())
+
+    @classmethod
+    def load(cls, output: StoragePath) -> "RunPlan":
+        """Return the plan of the run in a folder.
+
+        Raises:
+            FileNotFoundError: The folder has no run.
+            ScoringError: It was written by another version.
+        """
+        file = output / RUN_FOLDER / _PLAN_FILE
+        if not file.is_file():
+            raise FileNotFoundError(f"{output} has no run of a fleet; begin one with run_fleet, or name its output")
+        found = json.loads(file.read_bytes())
+        if found.pop("format", None) != _FORMAT:
+            raise ScoringError(f"{file} was written by another version of mirrorspark; resume the run with that one")
+        lists: dict[str, Any] = {name: tuple(found[name]) for name in ("locations", "keys", "outputs")}
+        lists["steps"] = tuple(Step(**step) for step in found["steps"])
+        lists["shares"] = tuple(
+            Share(one["first"], one["rows"], tuple(one["groups_per_task"])) for one in found["shares"]
+        )
+        lists["files"] = tuple(InputFile(**one) for one in found["files"])
+        lists["failures"] = tuple(ModelFailure(**one) for one in found["failures"])
+        return cls(**found | lists)
+
+    @classmethod
+    def is_in(cls, output: StoragePath) -> bool:
+        """Return whether a folder has a run."""
+        return (output / RUN_FOLDER / _PLAN_FILE).is_file()
+
+    def check_fleet(self, fleet: CheckedFleet) -> None:
+        """Compare the models with those with which the run began.
+
+        Raises:
+            ScoringError: Models of the run have changed, or are missing.
+        """
+        if changed := [name for name, digest in self.models.items() if fleet.digests.get(name) != digest]:
+            raise ScoringError(
+                f"models have changed since {self.run} began: {some(changed)}; leave the fleet out to go on with that "
+                f"of the run, or score the new one into another output"
+            )
+
+    def input_of(self, files: ParquetFiles) -> ParquetFiles:
+        """Return the files of the run among ``files``, which may be more by now.
+
+        Raises:
+            ScoringError: A file is missing or has changed.
+        """
+        found = {one.path: place for place, one in enumerate(input_files(files))}
+        now = input_files(files)
+        if changed := [one.path for one in self.files if one.path not in found or now[found[one.path]] != one]:
+            raise ScoringError(
+                f"files of the input are gone or have changed since {self.run} began: {some(changed)}; put them back, "
+                f"or score the new input into another output"
+            )
+        places = [found[one.path] for one in self.files]
+        return ParquetFiles(
+            tuple(files.files[place] for place in places), tuple(files.footers[place] for place in places)
+        )
+
+
+def plan_steps(fleet: CheckedFleet, groups: Sequence[str] | None, most_models: int) -> tuple[Step, ...]:
+    """Divide the models of each group into steps, in their order.
+
+    Args:
+        fleet: The fleet.
+        groups: The groups to score; all by default.
+        most_models: Of a step.
+
+    Raises:
+        ScoringError: ``groups`` is empty, or ``most_models`` is not above 0.
+        FleetError: There is no such group.
+    """
+    if groups is not None and not groups:
+        raise ScoringError("groups is empty; name some of the fleet's groups, or leave it out for all")
+    if most_models < 1:
+        raise ScoringError(f"models_per_microbatch {most_models} is not above 0; give a number of models, such as 500")
+    steps = []
+    for group in dict.fromkeys(fleet.fleet.groups if groups is None else groups):
+        names = fleet.fleet.group(group).names
+        for number, first in enumerate(range(0, len(names), most_models)):
+            own = names[first : first + most_models]
+            steps.append(Step(group, number, {name: fleet.digests[name] for name in own}))
+    return tuple(steps)
+
+
+def plan_shares(rows: ParquetRows, slots: int, models: int, rows_per_microbatch: int | None) -> tuple[Share, ...]:
+    """Divide the rows among microbatches, and those of a microbatch among tasks.
+
+    Args:
+        rows: The input.
+        slots: Tasks that run at the same time.
+        models: The most models of a microbatch.
+        rows_per_microbatch: About so many, in whole row groups; by default what all slots score in two minutes.
+
+    Raises:
+        ScoringError: ``rows_per_microbatch`` is not above 0.
+    """
+    if rows_per_microbatch is not None and rows_per_microbatch < 1:
+        raise ScoringError(f"rows_per_microbatch {rows_per_microbatch} is not above 0; give a number of rows")
+    if not rows.group_rows:
+        return (Share(0, 0, ()),)  # one file is needed to hold the columns
+    per_task = max(1.0, DEFAULT_TASK_SECONDS * ASSUMED_INFERENCES_PER_SECOND / models)
+    most = rows_per_microbatch or int(per_task * slots)
+    shares: list[Share] = []
+    first = 0
+    for count in plan_tasks(rows.group_rows, (len(rows.group_rows),), most, 1, 1.0).groups_per_task:
+        part = rows.part(first, count)
+        tasks = plan_tasks(part.group_rows, part.groups_per_task(slots), per_task, slots, 1.0)
+        shares.append(Share(first, part.rows, tasks.groups_per_task))
+        first += count
+    return tuple(shares)
+
+
+def input_files(files: ParquetFiles) -> list[InputFile]:
+    """Return what tells whether files have changed."""
+    return [
+        InputFile(str(file.path), file.bytes, sum(footer.group_rows), sum(footer.group_bytes))
+        for file, footer in zip(files.files, files.footers, strict=True)
+    ]

@@ -1,0 +1,105 @@
+"""Tasks of a microbatch: they write files of fixed names, and report the models that fail instead of failing."""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.runs.failures import NOT_OF_A_MODEL, ModelFailure, failing, without_outputs
+from mirrorspark.scoring.fleet.scorer import FleetScorer
+from mirrorspark.scoring.fleet.task import FleetTally, FleetWriter, Read, cached_scorer, load_scorer
+from mirrorspark.storage.publish import WrittenFile
+
+
+class FailedModelsError(RuntimeError):
+    """Raised for models that failed in a microbatch, whose rows are then scored again without them."""
+
+    def __init__(self, failures: Sequence[ModelFailure]) -> None:
+        super().__init__(f"{len(failures):,} models failed, {failures[0].model} with {failures[0].message}")
+        self.failures = tuple(failures)
+
+    def __reduce__(self) -> tuple[type["FailedModelsError"], tuple[tuple[ModelFailure, ...]]]:
+        """Pickle by the failures: the message alone does not rebuild the error."""
+        return FailedModelsError, (self.failures,)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The models of a microbatch; those that have failed in it have no outputs."""
+
+    models: tuple[str, ...]
+    failed: tuple[str, ...] = ()
+
+    def __call__(self, fleet: Fleet) -> Fleet:
+        """Return these models of the fleet of a run."""
+        chosen = fleet.select(self.models)
+        return Fleet(without_outputs(chosen.table, self.failed), chosen.digests)
+
+
+@dataclass(frozen=True)
+class MicrobatchWriter(FleetWriter):
+    """Scores rows with some models of a fleet, and writes the outputs into a file whose bytes depend on nothing else.
+
+    An error of a model is reported. If it were raised, Spark would try the task three times more, and give up the job.
+    """
+
+    selection: Selection
+
+    def scorer(self) -> FleetScorer:
+        """Return what scores the rows, from the cache of this process or from the fleet's files.
+
+        Raises:
+            FailedModelsError: Models cannot be prepared.
+        """
+        with self._blaming_models(lambda _: None):
+            return cached_scorer(self.fleet.folder(), self.fleet.digest, self.layout, self.outputs, self.selection)
+
+    def path(self, number: int, attempt: str) -> str:
+        """Return the name of the file of a share, the same in every attempt."""
+        return f"part-{number:05d}.parquet"
+
+    def outputs_of(self, scorer: FleetScorer, rows: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Yield keys and outputs of some rows, each with its number of null outputs.
+
+        Raises:
+            FailedModelsError: Models raise an error for these rows.
+        """
+        keys = self.keys.names
+        with self._blaming_models(lambda some: deque(some.batches(rows, keys), maxlen=0)):
+            yield from scorer.batches(rows, keys)
+
+    def _written(self, number: int, read: Read, tally: FleetTally) -> list[WrittenFile]:
+        try:
+            files = super()._written(number, read, tally)
+        except FailedModelsError as error:
+            tally.failures = [asdict(replace(one, partition=number)) for one in error.failures]
+            return []
+        for file in files:
+            with self.job.attempt_file(file.attempt, file.path).open_stream() as written:
+                tally.digests[file.path] = hashlib.file_digest(written, "sha256").hexdigest()
+        return files
+
+    @contextmanager
+    def _blaming_models(self, score: Callable[[FleetScorer], Any]) -> Iterator[None]:
+        """Find the models that cause an error in the block: those for which ``score`` raises one, too."""
+        try:
+            yield
+        except NOT_OF_A_MODEL:
+            raise
+        except Exception as error:
+            models = self.selection.models
+            found = failing(models, lambda some: score(self._scorer_of(tuple(some))))
+            # What all models have in common is no fault of theirs.
+            if not found or (len(found) == len(models) > 1):
+                raise
+            failures = [ModelFailure.of(model, "score", cause) for model, cause in found.items()]
+            raise FailedModelsError(failures) from error
+
+    def _scorer_of(self, models: tuple[str, ...]) -> FleetScorer:
+        selection = Selection(models, self.selection.failed)
+        return load_scorer(self.fleet.folder(), self.fleet.digest, self.layout, self.outputs, selection)

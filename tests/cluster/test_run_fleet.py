@@ -1,0 +1,376 @@
+"""M5, M6, M7, M8, M14: a fleet is scored in microbatches; models fail on their own, and what is left is resumed."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mirrorspark.data_pipelines.spark.tasks import WriteError
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.runs import command, microbatch, tables
+from mirrorspark.scoring.fleet.runs.claims import Claims
+from mirrorspark.scoring.fleet.runs.failures import ModelFailure
+from mirrorspark.scoring.fleet.runs.ledger import Claim, Ledger
+from mirrorspark.scoring.fleet.runs.run import FleetRun, FleetRunError, resume_fleet, run_fleet
+from mirrorspark.scoring.fleet.score import score_fleet
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.timeout(300)
+
+ROWS, MODELS = 1_200, 12
+BAD = ("m2", "m5", "m7")
+# Two groups, of 7 and 5 models, in sets of 4, on three shares of the rows.
+SIZES: dict[str, Any] = {"models_per_microbatch": 4, "rows_per_microbatch": 400}
+MICROBATCHES = 12
+
+Begin = Callable[..., FleetRun]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wide")
+    random = np.random.default_rng(3)
+    columns = {f"c{number}": random.normal(size=ROWS) for number in range(3)}
+    table = pa.table({"key": np.arange(ROWS), **columns, "state": ["CA", "NY"] * (ROWS // 2)})
+    for number, part in enumerate((table.slice(0, 500), table.slice(500))):
+        pq.write_table(part, folder / f"part-{number}.parquet", row_group_size=100)
+    return folder
+
+
+def fleet_of(names: list[str], **coefficients: float) -> Fleet:
+    terms = [(name, f"c{place % 3}", coefficients.get(name, 1.0 + place)) for place, name in enumerate(names)]
+    models = pd.DataFrame(
+        {"model": names, "group": ["spring" if number < 7 else "autumn" for number in range(len(names))]}
+    )
+    return fleet_from_coefficients(pd.DataFrame(terms, columns=["model", "column", "coefficient"]), models)
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Fleet:
+    return fleet_of([f"m{number}" for number in range(MODELS)])
+
+
+@pytest.fixture
+def begin(spark: "SparkSession", files: Path, fleet: Fleet) -> Begin:
+    def call(output: Path, **others: Any) -> FleetRun:
+        given = {"keys": "key", "layout": "long", "at_once": 1, **SIZES} | others
+        return run_fleet(spark, given.pop("fleet", fleet), given.pop("paths", files), output, **given)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def clean(spark: "SparkSession", files: Path, fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The digests of the files of an undisturbed run."""
+    output = tmp_path_factory.mktemp("clean") / "scores"
+    run = run_fleet(spark, fleet, files, output, keys="key", layout="long", **SIZES)
+    assert (run.microbatches, run.scored, run.models, run.rows) == (MICROBATCHES, MICROBATCHES, MODELS, ROWS)
+    return digests(output)
+
+
+def digests(output: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file of a run's output, by its path."""
+    found = [file for file in output.rglob("*") if file.is_file() and "_run" not in file.parts]
+    return {str(file.relative_to(output)): hashlib.sha256(file.read_bytes()).hexdigest() for file in found}
+
+
+def rows_of(table: Any, run: str, output: Path) -> list[dict[str, Any]]:
+    with Ledger.open(output / "_run" / "ledger.db") as ledger:
+        return ledger.rows(table, run)
+
+
+def scores(folder: Path) -> list[dict[str, Any]]:
+    rows = pq.read_table(folder, partitioning=None).to_pylist()
+    return sorted(rows, key=lambda row: (row["model"], row["key"]))
+
+
+def failing_writes(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], BaseException | None]) -> list[int]:
+    """Let the Spark job of some microbatches fail; return the numbers of the jobs that were started."""
+    started, write = list[int](), microbatch.write_files
+
+    def write_files(*arguments: Any, **others: Any) -> Any:
+        started.append(len(started))
+        if (error := fails(started[-1])) is not None:
+            arguments[1].abort()
+            raise error
+        return write(*arguments, **others)
+
+    monkeypatch.setattr(microbatch, "write_files", write_files)
+    return started
+
+
+def test_a_run_gives_the_scores_of_score_fleet_and_records_every_microbatch(
+    spark: "SparkSession", begin: Begin, fleet: Fleet, files: Path, clean: dict[str, str], tmp_path: Path
+) -> None:
+    run = begin(tmp_path / "scores", at_once=2)
+    assert digests(tmp_path / "scores") == clean
+    score_fleet(files, fleet, tmp_path / "at once", keys="key", layout="long", spark=spark)
+    assert scores(tmp_path / "scores") == scores(tmp_path / "at once")
+    read = spark.read.parquet(str(tmp_path / "scores"))
+    counted = read.groupBy("group", "step", "rows").count().collect()
+    assert len(counted) == MICROBATCHES
+    assert {row["count"] for row in counted if row["step"] == 0} == {4 * 400}
+    (row,) = rows_of(tables.RUNS, run.run, tmp_path / "scores")
+    assert (row["state"], row["models"], row["microbatches"]) == ("finished", MODELS, MICROBATCHES)
+    attempts = rows_of(tables.ATTEMPTS, run.run, tmp_path / "scores")
+    assert [(one["microbatch"], one["attempt"], one["outcome"]) for one in attempts] == [
+        (number, 1, "done") for number in range(MICROBATCHES)
+    ]
+    assert {one["rows"] for one in attempts} == {400}
+    assert min(min(one["seconds"], one["bytes"], one["write_seconds"]) for one in attempts) > 0
+    assert {one["state"] for one in rows_of(tables.MICROBATCHES, run.run, tmp_path / "scores")} == {"done"}
+    manifest = json.loads((tmp_path / "scores/group=spring/step=00001/rows=00002/_manifest.json").read_text())
+    assert (manifest["models"], manifest["failed"]) == (3, [])
+    for file in manifest["files"]:
+        name = f"group=spring/step=00001/rows=00002/{file['path']}"
+        assert file["sha256"] == clean[name]
+
+
+@pytest.fixture
+def models_of_which_three_are_bad(fleet: Fleet, tmp_path: Path) -> dict[str, Fleet | Path]:
+    """A model without a column of the input, one whose coefficient is not a number, and one without a file."""
+    models: dict[str, Fleet | Path] = {name: fleet.select([name]) for name in fleet.names}
+    models["m2"] = fleet_from_coefficients(pa.table({"model": ["m2"], "column": ["absent"], "coefficient": [1.0]}))
+    models["m5"] = tmp_path / "m5.csv"
+    (tmp_path / "m5.csv").write_text("model,column,coefficient\nm5,c0,nan\n")
+    models["m7"] = tmp_path / "m7.csv"
+    return models
+
+
+def test_three_bad_models_have_null_outputs_and_a_row_in_the_ledger(
+    begin: Begin, models_of_which_three_are_bad: dict[str, Fleet | Path], clean: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "scores"
+    run = begin(output, fleet=models_of_which_three_are_bad, failure_budget=0.25)
+    assert run.failed_models == BAD
+    begin(tmp_path / "clean")
+    found, expected = scores(output), scores(tmp_path / "clean")
+    assert [row for row in found if row["model"] not in BAD] == [row for row in expected if row["model"] not in BAD]
+    bad = [row for row in found if row["model"] in BAD]
+    assert len(bad) == len(BAD) * ROWS
+    assert {row["score"] for row in bad} == {None}
+    errors = rows_of(tables.ERRORS, run.run, output)
+    assert {one["model"]: (one["stage"], one["error"], one["microbatch"]) for one in errors} == {
+        "m2": ("columns", "ColumnError", -1),
+        "m5": ("check", "FleetError", -1),
+        "m7": ("load", "FileNotFoundError", -1),
+    }
+    assert "m7.csv" in next(one["traceback"] for one in errors if one["model"] == "m7")
+    states = {one["model"]: one["state"] for one in rows_of(tables.MODELS, run.run, output)}
+    assert {name for name, state in states.items() if state == "failed"} == {*BAD}
+
+
+def test_more_bad_models_than_the_budget_end_the_run_before_it_begins(
+    begin: Begin, models_of_which_three_are_bad: dict[str, Fleet | Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "scores"
+    message = (
+        r"3 of the 12 models of fleet-\w+ have failed \('m\d', 'm\d', 'm\d'\), and failure_budget allows 10.0%; the "
+        r"table fleet_errors of sqlite:.*ledger.db has each of them"
+    )
+    with pytest.raises(FleetRunError, match=message):
+        begin(output, fleet=models_of_which_three_are_bad)
+    with pytest.raises(FleetRunError, match="and fail_fast allows none"):
+        begin(output, fleet=models_of_which_three_are_bad, failure_budget=1.0, fail_fast=True)
+    assert digests(output) == {}
+    # The output can be used when the models have been mended.
+    assert begin(output).failed_models == ()
+
+
+def test_only_what_has_failed_is_resumed_and_the_result_is_that_of_a_clean_run(
+    spark: "SparkSession", begin: Begin, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "scores"
+    with pytest.MonkeyPatch.context() as patch:
+        started = failing_writes(patch, lambda job: WriteError("no space left on device") if job in (1, 4) else None)
+        with pytest.raises(FleetRunError, match=r"2 of the 12 microbatches .* one because no space left on device"):
+            begin(output)
+        assert len(started) == MICROBATCHES
+    assert command.main(["status", str(output), "--json"]) == command.EXIT_LEFT
+    started = failing_writes(monkeypatch, lambda _: None)
+    run = resume_fleet(spark, output)
+    assert (len(started), run.scored, run.microbatches) == (2, 2, MICROBATCHES)
+    assert digests(output) == clean
+    attempts = rows_of(tables.ATTEMPTS, run.run, output)
+    outcomes = {number: [one["outcome"] for one in attempts if one["microbatch"] == number] for number in (0, 1, 4)}
+    assert outcomes == {0: ["done"], 1: ["failed", "done"], 4: ["failed", "done"]}
+    errors = rows_of(tables.ERRORS, run.run, output)
+    assert [(one["microbatch"], one["attempt"], one["stage"], one["message"]) for one in errors] == [
+        (number, 1, "write", "no space left on device") for number in (1, 4)
+    ]
+    assert command.main(["status", str(output)]) == command.EXIT_DONE
+
+
+def test_a_model_that_raises_an_error_in_a_task_has_null_outputs_in_that_microbatch(
+    spark: "SparkSession", begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, write = tmp_path / "scores", microbatch.write_files
+    failure = asdict(ModelFailure("m5", "score", "ZeroDivisionError", "division by zero", "Traceback", 1))
+    reports = [{"failures": [failure | {"partition": 1}]}, {"failures": []}, {"failures": [failure | {"partition": 0}]}]
+    started = []
+
+    def write_files(*arguments: Any, **others: Any) -> Any:
+        """Report a failed model in place of the tasks of the microbatch that has number 4 in its first attempt."""
+        started.append(arguments[1].target.uri)
+        if started.count(started[-1]) == 1 and len(started) == 5:
+            arguments[1].abort()
+            others["seal"]([], reports)
+        return write(*arguments, **others)
+
+    monkeypatch.setattr(microbatch, "write_files", write_files)
+    run = begin(output, failure_budget=0.1)
+    assert (run.failed_models, run.scored, len(started)) == (("m5",), MICROBATCHES, MICROBATCHES + 1)
+    assert started[4] == started[5] == str(output / "group=spring/step=00001/rows=00001")
+    rows = scores(output)
+    assert {row["key"] for row in rows if row["score"] is None} == {*range(400, 800)}
+    assert {row["model"] for row in rows if row["score"] is None} == {"m5"}
+    (error,) = rows_of(tables.ERRORS, run.run, output)
+    assert (error["microbatch"], error["model"], error["stage"], error["partition"]) == (4, "m5", "score", 0)
+    (failed,) = json.loads((Path(started[4]) / "_manifest.json").read_text())["failed"]
+    assert failed == {"model": "m5", "stage": "score", "error": "ZeroDivisionError", "message": "division by zero"} | {
+        "partition": 0
+    }
+    # The ledger is lost; the manifests still have what it had of models.
+    (output / "_run" / "ledger.db").unlink()
+    assert resume_fleet(spark, output).failed_models == ("m5",)
+    (error,) = rows_of(tables.ERRORS, run.run, output)
+    assert (error["microbatch"], error["attempt"], error["model"], error["partition"]) == (4, 1, "m5", 0)
+    assert [one["model"] for one in rows_of(tables.MODELS, run.run, output) if one["state"] == "failed"] == ["m5"]
+    started.clear()
+    with pytest.raises(FleetRunError, match=r"1 of the 12 models of .* \('m5'\), and failure_budget allows 5.0%"):
+        begin(tmp_path / "other", failure_budget=0.05)
+    assert len(digests(tmp_path / "other")) > 0
+
+
+def test_three_failures_in_a_row_or_one_with_fail_fast_end_the_run(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = failing_writes(monkeypatch, lambda job: WriteError("the store is gone") if job else None)
+    with pytest.raises(FleetRunError, match=r"11 of the 12 microbatches .*3 have failed one after the other"):
+        begin(tmp_path / "scores")
+    assert len(started) == 4
+    started.clear()
+    with pytest.raises(FleetRunError, match=r"11 of the 12 microbatches .*fail_fast ends the run"):
+        begin(tmp_path / "other", fail_fast=True)
+    assert len(started) == 2
+
+
+def test_a_driver_that_ends_in_the_middle_and_a_part_that_is_deleted_leave_no_trace(
+    spark: "SparkSession", begin: Begin, clean: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "scores"
+    with pytest.MonkeyPatch.context() as patch:
+        failing_writes(patch, lambda job: KeyboardInterrupt() if job == 5 else None)
+        with pytest.raises(KeyboardInterrupt):
+            begin(output)
+    # What another driver has published without a chance to record it, and what somebody has damaged.
+    done = [name for name in digests(output) if name.endswith(".parquet")]
+    (output / done[0]).unlink()
+    (output / "_run" / "ledger.db").unlink()
+    run = resume_fleet(spark, output)
+    assert run.scored == MICROBATCHES - 5 + 1
+    assert digests(output) == clean
+    assert {one["state"] for one in rows_of(tables.MICROBATCHES, run.run, output)} == {"done"}
+
+
+def test_a_stale_driver_is_fenced_and_the_next_owners_outputs_stay(
+    begin: Begin, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, confirm = tmp_path / "scores", Claims.confirm
+    fenced = []
+
+    def paused(claims: Claims, claim: Claim) -> None:
+        """Let another driver take the first microbatch before it is published, and give it up again."""
+        if not fenced:
+            fenced.append(claim)
+            with Ledger.open(output / "_run" / "ledger.db", lambda _: 1e12) as other:
+                (row,) = other.rows(tables.RUNS, claims._run)
+                taken, _ = other.take(row["run_id"], "other", 1, -1e12, ())
+                assert taken == [Claim(claim.number, claim.fence + 1)]
+        confirm(claims, claim)
+
+    monkeypatch.setattr(Claims, "confirm", paused)
+    run = begin(output)
+    assert run.scored == MICROBATCHES
+    attempts = [one for one in rows_of(tables.ATTEMPTS, run.run, output) if one["microbatch"] == fenced[0].number]
+    # The second attempt was the other driver's, which has left no entry.
+    assert [(one["attempt"], one["outcome"]) for one in attempts] == [(1, "superseded"), (3, "done")]
+    assert digests(output) == clean
+
+
+def test_what_does_not_fit_is_refused_before_a_task_starts(
+    spark: "SparkSession", begin: Begin, fleet: Fleet, files: Path, tmp_path: Path
+) -> None:
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"keys": "id"}, r"key columns \['id'\] are missing"),
+        ({"groups": ["sprign"]}, "the fleet has no group 'sprign'; did you mean 'spring'"),
+        ({"groups": []}, "groups is empty"),
+        ({"failure_budget": 2}, "failure_budget 2 is no share of the models"),
+        ({"at_once": 0}, "at_once 0 is not above 0"),
+        ({"layout": "tall"}, "layout 'tall' is unknown"),
+        ({"paths": tmp_path / "none"}, "nothing is at"),
+        ({"fleet": tmp_path / "none.csv"}, "none.csv"),
+        ({"fleet": {}}, "a fleet needs at least one model"),
+    ]
+    for others, message in refused:
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            begin(tmp_path / "scores", **others)
+    with pytest.raises(ScoringError, match=r"the output .* lies in the input"):
+        begin(files / "scores")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    with pytest.raises(ScoringError, match="has 1 other files or folders; name a new folder"):
+        begin(tmp_path / "full")
+    assert not (tmp_path / "scores").exists()
+    with pytest.raises(FileNotFoundError, match="has no run of a fleet"):
+        resume_fleet(spark, tmp_path / "scores")
+    run = begin(tmp_path / "scores", groups=["autumn"])
+    assert (run.models, run.microbatches) == (5, 6)
+    with pytest.raises(ScoringError, match=rf"has a run, {run.run}; resume it"):
+        begin(tmp_path / "scores")
+    changed = fleet_of([*fleet.names], m8=7.0)
+    with pytest.raises(ScoringError, match=r"models have changed since fleet-\w+ began: 'm8';"):
+        resume_fleet(spark, tmp_path / "scores", fleet=changed)
+
+
+def test_a_table_without_rows_is_published_with_its_columns(begin: Begin, files: Path, tmp_path: Path) -> None:
+    pq.write_table(pq.read_table(files).slice(0, 0), tmp_path / "empty.parquet")
+    run = begin(tmp_path / "scores", paths=tmp_path / "empty.parquet", models_per_microbatch=100)
+    assert (run.rows, run.microbatches) == (0, 2)
+    assert pq.read_table(tmp_path / "scores", partitioning=None).column_names == ["key", "model", "score"]
+
+
+def test_the_command_scores_and_tells_what_is_wrong_by_its_status(
+    spark: "SparkSession",
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(command, "open_session", lambda *_, **__: spark)
+    monkeypatch.setattr(type(spark), "stop", lambda _: None)
+    (tmp_path / "fleet.csv").write_text("model,column,coefficient\na,c0,1\nb,c9,1\n")
+    run = ["run", "--fleet", str(tmp_path / "fleet.csv"), "--input", str(files), "--output", str(tmp_path / "scores")]
+    assert command.main([*run, "--keys", "id"]) == command.EXIT_USAGE
+    assert command.main([*run, "--keys", "key"]) == command.EXIT_FAILED
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("mirrorspark: key columns ['id'] are missing")
+    assert "1 of the 2 models of fleet-" in said[1]
+    assert len(said) == 2
+    assert command.main([*run, "--keys", "key", "--failure-budget", "0.5", "--json"]) == command.EXIT_DONE
+    assert json.loads(capsys.readouterr().out)["failed_models"] == ["b"]
+    assert command.main(["resume", str(tmp_path / "scores")]) == command.EXIT_DONE
+    assert "0 of 1 microbatches" in capsys.readouterr().out
+    assert command.main(["resume", str(tmp_path / "scores"), "--ledger", "mysql://host/db"]) == command.EXIT_FAILED
