@@ -20,6 +20,7 @@ SUITE = Suite(
         "train_local_updates",
         "train_end_to_end",
         "first_fit",
+        "train_fleet",
         "train_gpu",
     ),
     page="training.md",

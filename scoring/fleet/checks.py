@@ -52,7 +52,7 @@ def check_models(table: pa.Table) -> None:
         raise FleetError(f"a fleet's table has the columns {FLEET_SCHEMA}, not {table.schema}")
     if not table.num_rows:
         raise FleetError("a fleet needs at least one model")
-    names = _Models(table["model"].to_pylist())
+    names = NamedModels(table["model"].to_pylist())
     check_names(names.names)
     _check_results(table, names)
     _check_terms(table, names)
@@ -60,7 +60,7 @@ def check_models(table: pa.Table) -> None:
 
 
 @dataclass(frozen=True)
-class _Models:
+class NamedModels:
     """The names of the models, to be named in messages."""
 
     names: list[str]
@@ -84,7 +84,7 @@ def check_names(names: list[str]) -> None:
         raise FleetError(f"several models have the name {some(twice)}; give each one of its own")
 
 
-def _check_results(table: pa.Table, models: _Models) -> None:
+def _check_results(table: pa.Table, models: NamedModels) -> None:
     """Check the fields of the models: link, group, intercept, threshold and cut-points."""
     links = array(table, "link")
     known = pc.is_in(links, value_set=pa.array(LINKS)).to_numpy(zero_copy_only=False)
@@ -116,7 +116,7 @@ def _is_out_of_range(values: np.ndarray, links: np.ndarray) -> np.ndarray:
     return ~((values >= least) & (values <= most))
 
 
-def _check_terms(table: pa.Table, models: _Models) -> None:
+def _check_terms(table: pa.Table, models: NamedModels) -> None:
     lists = {name: array(table, name) for name in TERM_FIELDS.names}
     lengths = lengths_of(lists["column"])
     differing = np.zeros(len(lengths), bool)
@@ -160,7 +160,7 @@ def _is_repeated(owners: np.ndarray, flat: dict[str, pa.Array]) -> np.ndarray:
     return repeated
 
 
-def _check_networks(table: pa.Table, models: _Models) -> None:
+def _check_networks(table: pa.Table, models: NamedModels) -> None:
     """Check layers; linear models, which are nearly all, have none."""
     sizes, activations = array(table, "layer_sizes"), array(table, "activations")
     weights, terms = array(table, "weights"), lengths_of(array(table, "column"))

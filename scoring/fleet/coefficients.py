@@ -89,10 +89,14 @@ def table_of_coefficients(
             raise FleetError(f"{coefficients} names its models itself; leave the other table out")
         terms, described = _of_yaml(Path(coefficients))
     else:
-        terms = _typed(_table(coefficients), _TERMS, "the table of coefficients", ("model", "column", "coefficient"))
-        described = None if models is None else _typed(_table(models), MODEL_FIELDS, "the table of models", ("model",))
+        terms = typed_table(
+            read_table(coefficients), _TERMS, "the table of coefficients", ("model", "column", "coefficient")
+        )
+        described = (
+            None if models is None else typed_table(read_table(models), MODEL_FIELDS, "the table of models", ("model",))
+        )
     if described is None:
-        described = _typed(pa.table({"model": terms["model"].unique()}), MODEL_FIELDS, "", ())
+        described = typed_table(pa.table({"model": terms["model"].unique()}), MODEL_FIELDS, "", ())
     return _assembled(terms, described, {"link": link, "group": group})
 
 
@@ -148,8 +152,13 @@ def _is_yaml(given: Any) -> bool:
     return isinstance(given, str | Path) and Path(given).suffix in (".yaml", ".yml")
 
 
-def _table(given: Any) -> pa.Table:
-    """Return a table in memory, or of a file."""
+def read_table(given: Any) -> pa.Table:
+    """Return a table in memory, or of a file.
+
+    Raises:
+        FleetError: The file cannot be read, or is of no known kind.
+        TableError: The argument is no table.
+    """
     if not isinstance(given, str | Path):
         return in_arrow(given)
     file = Path(given)
@@ -167,8 +176,18 @@ def _table(given: Any) -> pa.Table:
     raise FleetError(f"{file} is no file of a known kind; give .csv, .parquet, .arrow, .yaml, or a table in memory")
 
 
-def _typed(table: pa.Table, schema: pa.Schema, what: str, needed: Sequence[str]) -> pa.Table:
-    """Return the columns of ``schema``, NaN and empty texts as null; columns that the table lacks are null."""
+def typed_table(table: pa.Table, schema: pa.Schema, what: str, needed: Sequence[str]) -> pa.Table:
+    """Return the columns of ``schema``, NaN and empty texts as null; columns that the table lacks are null.
+
+    Args:
+        table: The table.
+        schema: The columns that it may have.
+        what: Name of the table in a message.
+        needed: The columns that it must have.
+
+    Raises:
+        FleetError: A column is missing or unknown, or has another type.
+    """
     if missing := [name for name in needed if name not in table.column_names]:
         raise FleetError(f"{what} lacks the columns {missing}; it has {table.column_names}")
     if unknown := [name for name in table.column_names if name not in schema.names]:
@@ -216,8 +235,8 @@ def _of_yaml(file: Path) -> tuple[pa.Table, pa.Table]:
     terms = [{"model": str(model.get("model", "")), **term} for model in models for term in _terms_of(model, file)]
     described = [{name: value for name, value in model.items() if name != "terms"} for model in models]
     return (
-        _typed(_of_rows(terms, _TERMS, file), _TERMS, str(file), ("model",) if terms else ()),
-        _typed(_of_rows(described, MODEL_FIELDS, file), MODEL_FIELDS, str(file), ("model",)),
+        typed_table(_of_rows(terms, _TERMS, file), _TERMS, str(file), ("model",) if terms else ()),
+        typed_table(_of_rows(described, MODEL_FIELDS, file), MODEL_FIELDS, str(file), ("model",)),
     )
 
 

@@ -116,6 +116,8 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.training.fit import default_config as default_config
     from mirrorspark.training.fit import default_spec as default_spec
     from mirrorspark.training.fit import fit as fit
+    from mirrorspark.training.fleet.train import train_fleet as train_fleet
+    from mirrorspark.training.fleet.trained import TrainedFleet as TrainedFleet
     from mirrorspark.training.launch import run_train_fn as run_train_fn
     from mirrorspark.training.results.delivery import Trained as Trained
     from mirrorspark.training.results.evaluation.explain import Explanation as Explanation
@@ -157,6 +159,8 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "training.driver.errors": ("TrainingFailedError", "TrainingStoppedError"),
         "training.estimator": ("TrainedModel", "TrainingEstimator"),
         "training.fit": ("default_config", "default_spec", "fit"),
+        "training.fleet.train": ("train_fleet",),
+        "training.fleet.trained": ("TrainedFleet",),
         "training.launch": ("run_train_fn",),
         "training.results.delivery": ("Trained",),
         "training.results.evaluation.explain": ("Explanation",),

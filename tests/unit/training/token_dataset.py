@@ -1,4 +1,4 @@
-"""A small dataset directory, written without Spark: rows whose label is whether their token has an odd number."""
+"""Small dataset directories, written without Spark: of given rows, or with tokens of odd and even numbers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,29 +24,33 @@ def write_token_dataset(path: Path, rows: Mapping[str, int], tokens: int) -> Dat
     spec = FeatureSpec(features=(Categorical("token"),), label=Label("is_odd"), keys=("row",))
     names = [f"t{number}" for number in range(tokens)]
     vocabulary = Vocabulary(pa.array(names), pa.array([1] * tokens, pa.int64()))
-    fitted = FittedFeatures(spec, {"token": vocabulary}, {})
-    fitted.save(path / FEATURES_FOLDER)
-    encoder, rng = Encoder(fitted), np.random.default_rng(3)
-    splits = {}
+    rng = np.random.default_rng(3)
+    tables = {}
     for split, count in rows.items():
+        sizes = [min(BLOCK_ROWS, count - start) for start in range(0, count, BLOCK_ROWS)]
+        numbers = np.concatenate([rng.integers(0, tokens, size) for size in sizes])
+        tables[split] = pa.table(
+            {
+                "token": pa.array([names[number] for number in numbers]),
+                "is_odd": pa.array(numbers % 2, pa.int32()),
+                "row": pa.array(range(count), pa.int64()),
+            }
+        )
+    return write_dataset(path, FittedFeatures(spec, {"token": vocabulary}, {}), tables)
+
+
+def write_dataset(path: Path, fitted: FittedFeatures, tables: Mapping[str, pa.Table]) -> Dataset:
+    """Write the raw rows of each split."""
+    fitted.save(path / FEATURES_FOLDER)
+    encoder, splits = Encoder(fitted), {}
+    for split, table in tables.items():
         (path / split).mkdir()
         name = f"{split}/part-00000.tfrecord"
-        offsets, block_rows = [], []
         with (path / name).open("wb") as file:
             records = RecordWriter(file)
-            for start in range(0, count, BLOCK_ROWS):
-                numbers = rng.integers(0, tokens, min(BLOCK_ROWS, count - start))
-                table = pa.table(
-                    {
-                        "token": pa.array([names[number] for number in numbers]),
-                        "is_odd": pa.array(numbers % 2, pa.int32()),
-                        "row": pa.array(range(start, start + len(numbers)), pa.int64()),
-                    }
-                )
-                (payload,), _ = encode_blocks(table, encoder, spec)
-                offsets.append(records.write(payload))
-                block_rows.append(len(numbers))
-        shard = Shard(name, count, records.bytes_written, records.file_crc32c, tuple(offsets), tuple(block_rows))
-        splits[split] = (shard,)
+            payloads, _ = encode_blocks(table, encoder, fitted.spec, BLOCK_ROWS)
+            offsets = tuple(records.write(payload) for payload in payloads)
+        block_rows = tuple(min(BLOCK_ROWS, table.num_rows - start) for start in range(0, table.num_rows, BLOCK_ROWS))
+        splits[split] = (Shard(name, table.num_rows, records.bytes_written, records.file_crc32c, offsets, block_rows),)
     Manifest(fitted.hash, splits, {}, {}, {}, (), (), {}).save(path)
     return Dataset.open(path)

@@ -1,0 +1,274 @@
+"""How many times faster is `train_fleet` than a loop of Keras' `fit`, for 200 logistic models over one table?
+
+The table has 100 columns. The whole call of `train_fleet` is timed, with the conversion of the rows and the start of
+two workers, beside fits of the same models on arrays in memory, one after the other, of which five are measured and
+extrapolated; both with the same batch, learning rate, patience and most epochs. The errors on two real sets of many
+targets are compared with those of models that Keras trains alone on the same rows, standardised alike.
+"""
+
+import itertools
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks import spark_work
+from benchmarks.benchmark import Benchmark, Options, main, question_of
+from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
+from benchmarks.report import REPOSITORY, Report, Table, rate, significant
+
+if TYPE_CHECKING:
+    from mirrorspark.data_pipelines.reading.dataset import Dataset
+    from mirrorspark.training.fleet.trained import TrainedFleet
+
+Result = TypeVar("Result")
+
+COLUMNS, MODELS, LOOPED = 100, 200, 5
+BATCH, RATE, PATIENCE, EPOCHS = 1_024, 0.01, 5, 20
+SMALL_BATCH, SMALL_EPOCHS, SMALL_PENALTY = 64, 200, 0.02
+OES97_TARGETS, YEAST_TARGETS = 16, 14
+
+FLEET, LOOP = f"train_fleet, {MODELS} models", f"a loop of Keras' fit ({LOOPED} models, times {MODELS // LOOPED})"
+# The rows of a batch come in another order, which moves errors by less than this.
+SPEED_MARK, ERROR_MARK = 20, 1.01
+
+
+def run(options: Options) -> Report:
+    """Time both, and compare errors."""
+    timings = _times(options)
+    tables = [_speeds(options.rows, timings)]
+    marks = [Mark(f"{FLEET} / {LOOP}", speed_ratio(timings, FLEET, LOOP), SPEED_MARK)]
+    data = Path(os.environ.get("MIRRORSPARK_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
+    if data.is_dir():
+        errors = {name: _errors(name, read(data), options.scratch) for name, read in SETS.items()}
+        spark_work.session().stop()
+        cells = tuple((name, *map(significant, pair)) for name, pair in errors.items())
+        tables.append(Table("Mean error of the test rows", ("set and error", "train_fleet", "each alone"), cells))
+        marks += [
+            Mark(f"{name}, train_fleet / each alone", ours / theirs, ERROR_MARK, "at most")
+            for name, (ours, theirs) in errors.items()
+        ]
+    return Report(BENCHMARK.name, BENCHMARK.question, tuple(tables), tuple(marks))
+
+
+def _times(options: Options) -> dict[str, Timing]:
+    from mirrorspark.training.fleet.train import train_fleet
+
+    file, numbers = options.scratch / "table.parquet", itertools.count()
+    pq.write_table(made_up(options.rows), file)
+    session = spark_work.session()
+
+    def ours() -> None:
+        train_fleet(
+            str(file),
+            [f"y{number}" for number in range(MODELS)],
+            columns=[f"c{number}" for number in range(COLUMNS)],
+            keys="key",
+            global_batch_size=BATCH,
+            learning_rate=RATE,
+            patience=PATIENCE,
+            epochs=EPOCHS,
+            workers=spark_work.SLOTS,
+            # Another one in each round: rows are converted once, and MLflow keeps its stores open.
+            output=options.scratch / f"output-{next(numbers)}",
+            spark=session,
+        )
+
+    def theirs() -> float:
+        targets = tuple(f"y{number}" for number in range(LOOPED))
+        return _in_own_process(keras_loop, str(file), targets) * MODELS / LOOPED
+
+    found = interleave([Contender(FLEET, ours), Contender(LOOP, theirs)], options.rounds, warm_ups=0)
+    session.stop()
+    return found
+
+
+def made_up(rows: int) -> pa.Table:
+    """Return standard normal columns, and targets of logistic models of them."""
+    random = np.random.default_rng(0)
+    values = random.standard_normal((rows, COLUMNS), np.float32)
+    weights = random.normal(0, 0.2, (COLUMNS, MODELS)).astype(np.float32)
+    labels = random.random((rows, MODELS), np.float32) < 1 / (1 + np.exp(2 - values @ weights))
+    columns = {f"c{number}": values[:, number] for number in range(COLUMNS)}
+    targets = {f"y{number}": labels[:, number].astype(np.int8) for number in range(MODELS)}
+    return pa.table({"key": np.arange(rows), **columns, **targets})
+
+
+def keras_loop(file: str, targets: tuple[str, ...]) -> float:
+    """Return the seconds in which Keras fits a logistic model of each target; needs a process of its own."""
+    names = [f"c{number}" for number in range(COLUMNS)]
+    table = pq.read_table(file, columns=[*names, *targets])
+    values = np.stack([table[name].to_numpy() for name in names], axis=1)
+    train, stop = int(0.8 * len(values)), int(0.9 * len(values))
+    keras_alone(values[:BATCH], np.zeros(BATCH), values[:BATCH], np.zeros(BATCH), "logit", 0.0, BATCH, 1)  # loads it
+    begin = time.perf_counter()
+    for target in targets:
+        labels = table[target].to_numpy().astype(np.float32)
+        keras_alone(values[:train], labels[:train], values[train:stop], labels[train:stop], "logit", 0.0, BATCH, EPOCHS)
+    return time.perf_counter() - begin
+
+
+def keras_alone(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    held: np.ndarray,
+    held_labels: np.ndarray,
+    link: str,
+    penalty: float,
+    batch: int,
+    epochs: int,
+) -> Any:
+    """Return a linear or logistic model as one would train it: early stopping, and the weights of the best epoch."""
+    import tf_keras
+
+    model = tf_keras.Sequential(
+        [
+            tf_keras.layers.Dense(
+                1,
+                "sigmoid" if link == "logit" else None,
+                kernel_initializer="zeros",
+                # The loss of a fleet is half the squared error.
+                kernel_regularizer=tf_keras.regularizers.L2(penalty / 2 if link == "logit" else penalty),
+                input_shape=train.shape[1:],
+            )
+        ]
+    )
+    model.compile(tf_keras.optimizers.Adam(RATE), "binary_crossentropy" if link == "logit" else "mse")
+    stopping = tf_keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
+    model.fit(
+        train,
+        train_labels,
+        batch,
+        epochs,
+        validation_data=(held, held_labels),
+        validation_batch_size=4096,
+        callbacks=[stopping],
+        verbose=0,
+    )
+    return model
+
+
+def _speeds(rows: int, timings: dict[str, Timing]) -> Table:
+    cells = tuple(
+        (name, f"{timing.median:.1f}", rate(rows * MODELS / timing.median), f"{timing.spread:.0%}")
+        for name, timing in timings.items()
+    )
+    return Table(
+        f"{rows:,} rows, {spark_work.SLOTS} cores", ("way", "median seconds", "rows and models/s", "spread"), cells
+    )
+
+
+def oes97(data: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """Return the employment survey of 1997: 334 cities, 263 counts of one occupation each, of which 16 are to learn."""
+    _, rows = read_arff(data / "oes97_multitarget" / "oes97.arff")
+    names = [f"o{number}" for number in range(rows.shape[1])]
+    table = pa.table(dict(zip(names, rows.T, strict=True)))
+    columns = {name: {"kind": "numeric", "log": True} for name in names[:-OES97_TARGETS]}
+    return table, {"models": names[-OES97_TARGETS:], "columns": columns, "link": "identity"}
+
+
+def yeast(data: Path) -> tuple[pa.Table, dict[str, Any]]:
+    """Return the genes of yeast: 103 numbers, and 14 classes that a gene may have."""
+    folder = data / "yeast_multitarget"
+    parts = [read_arff(folder / f"yeast-{split}.arff") for split in ("train", "test")]
+    names = parts[0][0]
+    table = pa.table(dict(zip(names, np.concatenate([rows for _, rows in parts]).T, strict=True)))
+    return table, {"models": names[-YEAST_TARGETS:], "columns": names[:-YEAST_TARGETS], "link": "logit"}
+
+
+SETS: dict[str, Callable[[Path], tuple[pa.Table, dict[str, Any]]]] = {
+    "oes97, relative root mean squared error": oes97,
+    "yeast, log loss": yeast,
+}
+
+
+def read_arff(file: Path) -> tuple[list[str], np.ndarray]:
+    """Return the attributes and the rows, float64, of a dense ARFF file of numbers."""
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    names = [line.split()[1] for line in lines if line.lower().startswith("@attribute")]
+    rows = [line.split(",") for line in lines if line and line[0] not in "@%"]
+    return names, np.array(rows, np.float64)
+
+
+def _errors(name: str, given: tuple[pa.Table, dict[str, Any]], scratch: Path) -> tuple[float, float]:
+    """Return the mean error of a set's test rows by models of a fleet, and by models that were trained alone."""
+    from mirrorspark.training.fleet.train import train_fleet
+
+    table, arguments = given
+    trained = train_fleet(
+        table,
+        **arguments,
+        penalty=SMALL_PENALTY,
+        global_batch_size=SMALL_BATCH,
+        epochs=SMALL_EPOCHS,
+        learning_rate=RATE,
+        patience=PATIENCE,
+        workers=1,
+        name=name.partition(",")[0],
+        output=scratch / "errors",
+        spark=spark_work.session(),
+    )
+    alone = _in_own_process(errors_alone, str(trained.dataset), arguments["link"], len(arguments["models"]))
+    return _mean_error(trained, arguments["link"]), alone
+
+
+def _mean_error(trained: "TrainedFleet", link: str) -> float:
+    if link == "logit":
+        return float(np.mean(trained.report["test_loss"].to_numpy()))
+    return float(np.mean(np.sqrt(1 - trained.report["test_metric"].to_numpy())))
+
+
+def errors_alone(dataset: str, link: str, targets: int) -> float:
+    """Return the mean error of the test rows by models that Keras trains one after the other; for an own process."""
+    from mirrorspark.data_pipelines.reading.dataset import load_dataset
+
+    opened = load_dataset(dataset)
+    train, held, test = (_arrays(opened, split) for split in ("train", "validation", "test"))
+    errors = []
+    for target in range(targets):
+        mean, scale = (train[1][:, target].mean(), train[1][:, target].std()) if link == "identity" else (0.0, 1.0)
+        labels = [(labels[:, target] - mean) / scale for _, labels in (train, held, test)]
+        model = keras_alone(train[0], labels[0], held[0], labels[1], link, SMALL_PENALTY, SMALL_BATCH, SMALL_EPOCHS)
+        predicted = model.predict(test[0], verbose=0)[:, 0]
+        errors.append(_log_loss(labels[2], predicted) if link == "logit" else _relative_error(labels[2], predicted))
+    return float(np.mean(errors))
+
+
+def _log_loss(labels: np.ndarray, predicted: np.ndarray) -> float:
+    chance = np.clip(predicted.astype(np.float64), 1e-7, 1 - 1e-7)
+    return float(-np.mean(np.where(labels > 0.5, np.log(chance), np.log1p(-chance))))
+
+
+def _relative_error(labels: np.ndarray, predicted: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((labels - predicted) ** 2) / np.var(labels)))
+
+
+def _arrays(dataset: "Dataset", split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs and labels of a split as they were stored, float32 ``[rows, …]``."""
+    from mirrorspark.training.fleet.plan import TARGETS
+
+    blocks = list(dataset.blocks(split))
+    names = [feature.name for feature in dataset.spec.numeric]
+    inputs = np.concatenate([np.stack([block.features[name] for name in names], axis=1) for block in blocks])
+    return inputs, np.concatenate([block.features[TARGETS] for block in blocks])
+
+
+def _in_own_process(function: Callable[..., Result], *arguments: object) -> Result:
+    """Return what a function returns in a new process: this one has a Spark session, and no TensorFlow."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(partial(function, *arguments)).result()
+
+
+BENCHMARK = Benchmark("train_fleet", question_of(__doc__), 100_000, run)
+
+if __name__ == "__main__":
+    main(BENCHMARK)

@@ -1,0 +1,151 @@
+"""Measurement of the targets by split, in one pass over the rows, and what of it forbids training."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from scipy.special import xlogy  # type: ignore[import-untyped]
+
+from mirrorspark.data_pipelines.convert_once import quoted
+from mirrorspark.data_pipelines.dataset.manifest import SPLITS
+from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
+from mirrorspark.data_pipelines.spark.tasks import portable
+from mirrorspark.scoring.fleet.checks import NamedModels
+
+_TRAIN, _VALIDATION, _ = SPLITS
+
+
+@dataclass(frozen=True)
+class TargetSums:
+    """What the labels of targets add up to, float64 ``[targets]`` each.
+
+    Attributes:
+        rows: Rows with a label of any target.
+        labels: Rows with a label of this one.
+        total: Sum of the labels.
+        squares: Sum of their squares.
+        logs: Sum of ``y log(y)``.
+        least: Smallest label, inf for none.
+        most: Largest label, -inf for none.
+        others: Labels other than 0 and 1.
+        infinite: Infinite labels.
+    """
+
+    rows: np.ndarray
+    labels: np.ndarray
+    total: np.ndarray
+    squares: np.ndarray
+    logs: np.ndarray
+    least: np.ndarray
+    most: np.ndarray
+    others: np.ndarray
+    infinite: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "TargetSums":
+        """Measure float64 ``[rows, targets]``, NaN where a label is missing."""
+        is_label = ~np.isnan(values)
+        finite = np.where(np.isfinite(values), values, 0.0)
+        return cls(
+            np.full(values.shape[1], np.count_nonzero(is_label.any(axis=1)), np.float64),
+            is_label.sum(axis=0, dtype=np.float64),
+            finite.sum(axis=0),
+            (finite**2).sum(axis=0),
+            xlogy(np.maximum(finite, 0), np.maximum(finite, 0)).sum(axis=0),
+            np.where(is_label, values, np.inf).min(axis=0, initial=np.inf),
+            np.where(is_label, values, -np.inf).max(axis=0, initial=-np.inf),
+            (is_label & (values != 0) & (values != 1)).sum(axis=0, dtype=np.float64),
+            np.isinf(values).sum(axis=0, dtype=np.float64),
+        )
+
+    def merged(self, other: "TargetSums") -> "TargetSums":
+        """Return the sums over the rows of both."""
+        joined = {"least": np.minimum, "most": np.maximum}
+        return TargetSums(
+            *(
+                joined.get(field.name, np.add)(getattr(self, field.name), getattr(other, field.name))
+                for field in fields(self)
+            )
+        )
+
+    def at(self, places: np.ndarray) -> "TargetSums":
+        """Return the sums of some targets."""
+        return TargetSums(*(values[places] for values in astuple(self)))
+
+
+@dataclass(frozen=True)
+class TargetsTask:
+    """Body of a task that measures the targets of its rows, by split."""
+
+    targets: int
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield a row per split of ``batches``, whose columns are the split and the list of labels."""
+        found: dict[str, TargetSums] = {}
+        for batch in batches:
+            values = batch.column(1).flatten().to_numpy(zero_copy_only=False).reshape(-1, self.targets)
+            for split in batch.column(0).unique().drop_null().to_pylist():
+                is_own = pc.equal(batch.column(0), split).fill_null(False).to_numpy(zero_copy_only=False)
+                of_split = TargetSums.of(values[is_own])
+                found[split] = found[split].merged(of_split) if split in found else of_split
+        columns = [np.concatenate(astuple(sums)) for sums in found.values()]
+        yield pa.RecordBatch.from_arrays(
+            [pa.array(list(found), pa.string()), pa.array(columns, pa.list_(pa.float64()))], names=["split", "sums"]
+        )
+
+
+def labels_of(targets: Sequence[str]) -> Column:
+    """Return the labels of a row as an array of doubles, null where one is missing, which NaN is, too."""
+    numbers = [F.col(quoted(name)).cast("double") for name in targets]
+    return F.array(*(F.when(~F.isnan(number), number) for number in numbers))
+
+
+def measure_targets(rows: DataFrame, targets: Sequence[str]) -> dict[str, TargetSums]:
+    """Return the sums of each split.
+
+    Args:
+        rows: The table with its split.
+        targets: Columns of numbers or booleans.
+    """
+    none = TargetSums.of(np.empty((0, len(targets))))
+    found = dict.fromkeys(SPLITS, none)
+    task = portable(TargetsTask(len(targets)))
+    measured = rows.select(F.col(SPLIT_COLUMN).cast("string"), labels_of(targets).alias("labels"))
+    for part in measured.mapInArrow(task, "split string, sums array<double>").collect():
+        sums = TargetSums(*np.array(part.sums).reshape(len(fields(TargetSums)), -1))
+        found[part.split] = found.get(part.split, none).merged(sums)
+    return found
+
+
+def check_targets(sums: Mapping[str, TargetSums], links: Sequence[str], names: Sequence[str]) -> None:
+    """Check that every model can learn from its labels.
+
+    Args:
+        sums: By split, of the targets of the models in their order.
+        links: Link of each model.
+        names: Name of each model.
+
+    Raises:
+        FleetError: Some cannot; the message gives one reason, and names them.
+    """
+    models, train = NamedModels(list(names)), sums[_TRAIN]
+    every = train
+    for split in SPLITS[1:]:
+        every = every.merged(sums[split])
+    is_logit, is_log = (np.array([link == kind for link in links]) for kind in ("logit", "log"))
+    give = "give such rows a label, or leave the model out"
+    models.refuse(every.labels == 0, "a target that is null in every row", give)
+    models.refuse(every.infinite > 0, "an infinite label", "make it null, or a finite number")
+    unusual = "labels other than 0 and 1"
+    models.refuse(is_logit & (every.others > 0), unusual, "use 0, 1 and null, or the link identity or log")
+    models.refuse(is_log & (every.least < 0), "negative labels with the link log", "counts and amounts are 0 or more")
+    models.refuse(train.labels == 0, "no label in any training row", give)
+    models.refuse(sums[_VALIDATION].labels == 0, "no label in any validation row", give)
+    problem = "a target with one class only in the training rows"
+    models.refuse(is_logit & (train.least == train.most), problem, "a model needs rows of both classes")
+    problem = "a target with the same number in all training rows"
+    models.refuse(~is_logit & (train.least == train.most), problem, "there is nothing to learn")

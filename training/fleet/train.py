@@ -1,0 +1,409 @@
+"""``train_fleet``: from a table with many targets to a fleet and a report, as one job of stacked models."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from mlflow.exceptions import MlflowException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import BooleanType, DataType, NumericType, StringType
+
+from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT, store_client
+from mirrorspark.data_pipelines.any_table import ROW_NUMBER, TableError, as_dataframe, is_in_memory, numbered
+from mirrorspark.data_pipelines.convert import ConversionOptions
+from mirrorspark.data_pipelines.convert_once import convert_once, quoted
+from mirrorspark.data_pipelines.dataset.manifest import SPLITS
+from mirrorspark.data_pipelines.features.fitting import SIGNIFICANT_DIGITS
+from mirrorspark.data_pipelines.features.raw_columns import meant
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.scoring.fleet.columns import FleetError, some
+from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.training.fit import MOST_LOCAL_WORKERS, default_batch_size, default_workers
+from mirrorspark.training.fleet.declared import check_columns, declared_models
+from mirrorspark.training.fleet.inputs import Input, inputs_of
+from mirrorspark.training.fleet.plan import TARGETS, StackMember, StackPlan, StackSettings, train_stack
+from mirrorspark.training.fleet.targets import TargetSums, check_targets, labels_of, measure_targets
+from mirrorspark.training.fleet.trained import TrainedFleet, fleet_of, report_of, summary
+from mirrorspark.training.launch import Launched, run_train_fn
+from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.protocol.names import is_name
+from mirrorspark.training.settings import ConfigError
+from mirrorspark.training.spark_session import open_session, task_slots
+
+FLEET_FOLDER, REPORT_NAME = "fleet", "models"
+
+_LABELS = "fleet_labels"
+_TRAIN = SPLITS[0]
+# More categories of a column would have few rows each.
+_MOST_CATEGORIES = 100
+
+_LOGGER = logging.getLogger(__name__)
+
+
+def train_fleet(
+    table: Any,
+    models: Any,
+    *,
+    columns: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
+    keys: str | Sequence[str] | None = None,
+    split_by: str | Sequence[str] | None = None,
+    time: str | None = None,
+    link: str = "logit",
+    penalty: float = 0.0,
+    hidden: int | Sequence[int] = (),
+    activation: str = StackSettings.activation,
+    epochs: int = StackSettings.epochs,
+    patience: int = StackSettings.patience,
+    learning_rate: float = StackSettings.learning_rate,
+    global_batch_size: int | None = None,
+    seed: int = StackSettings.seed,
+    workers: int | None = None,
+    name: str = "fleet",
+    output: str | Path = DEFAULT_OUTPUT,
+    tracking_uri: str | None = None,
+    experiment: str | None = None,
+    resume: bool = True,
+    spark: SparkSession | None = None,
+    verbose: bool = False,
+) -> TrainedFleet:
+    """Train a model for each of many targets over one table, all in one pass, and return them as a fleet.
+
+    The weights of all models are stacked, so that a layer of all of them is one product, on one or several workers
+    under supervision (:func:`training.launch.run_train_fn`). Each model is what it would be on its own with the same
+    batches: it learns from the rows that have a label of its target, has its own penalty, and stops by its own
+    validation loss, with the weights of its best epoch. Linear models begin with zeros and the intercept of the mean
+    label. The same call goes on with a training that did not finish, from its last epoch.
+
+    Columns of numbers are standardised, and a missing number is their mean; the categories of a column of texts are
+    inputs of 0 and 1, all 0 where the text is missing, or is none of the 100 most frequent ones. Targets of the link
+    ``identity`` are standardised, too. Penalties count in these units; the fleet has the columns' own.
+
+    The table of models has ``model`` and, as needed, ``target`` (a column of numbers or booleans, null for no label; by
+    default the model's name), ``link``, ``penalty``, ``positive_weight`` (of rows whose label is 1), ``columns`` (those
+    that it reads, of the given ones), ``group``, ``threshold`` and ``cut_points`` (as for
+    :func:`scoring.fleet.coefficients.fleet_from_coefficients`).
+
+    Args:
+        table: A Spark, pandas or Polars DataFrame, a PyArrow table, the name of a table, or the path of Parquet, CSV or
+            JSON files. With a column ``split`` (``train``, ``validation``, ``test``), it decides about the split.
+        models: The names of the targets, each of which becomes a model, or a table of models, or its file.
+        columns: The columns that models read, or the options of a ``numeric`` or ``categorical`` feature by column:
+            ``{"income": {"kind": "numeric", "log": True}}``. By default all columns of numbers that have no other use.
+        keys: Columns that identify a row; by default the row's number in a table in memory.
+        split_by: Columns whose hash puts a row among those for training (80 %), validation or test (10 % each): rows of
+            equal values stay together. By default the keys.
+        time: Column with the time of a row: the newest rows are for validation and test.
+        link: Link of models that have none: ``logit`` (logistic regression), ``identity`` or ``log`` (Poisson).
+        penalty: Penalty of models that have none: their loss has it times half the sum of the squared weights in
+            addition.
+        hidden: Units of the hidden layers; by default none: the models are linear.
+        activation: Of the hidden layers.
+        epochs: Passes over the training rows at the most.
+        patience: Epochs without a lower validation loss after which a model stops.
+        learning_rate: Step size of Adam.
+        global_batch_size: Rows of one update, over all workers; by default a hundredth of the training rows, from 64 to
+            4,096.
+        seed: Fixes the split, the order of the rows and the weights that networks begin with.
+        workers: Workers that train side by side, on CPUs; by default as many as the session has slots, at most one per
+            20,000 training rows.
+        name: Names the run, the dataset and, by default, the MLflow experiment.
+        output: Folder for datasets, runs and the MLflow store by default; driver and workers share it.
+        tracking_uri: MLflow tracking server or store.
+        experiment: MLflow experiment; by default ``name``.
+        resume: Continue an unfinished run of the same call.
+        spark: The session; by default the active one, or a local one.
+        verbose: Show what Spark and TensorFlow log.
+
+    Raises:
+        TableError: ``table`` is no table, or has no keys.
+        FleetError: A model, a target or a column cannot be used; the message names it. Or no model has converged.
+        FeatureSpecError: The options of a column are invalid.
+        SplitError: The rows cannot be split.
+        ConfigError: A setting has an invalid value.
+        ColumnError: A column holds an infinite number.
+        DatasetError: The rows cannot be converted, for example because a key is not unique.
+        Exception: As :func:`training.launch.run_train_fn` says.
+    """
+    if not is_name(name):
+        raise ConfigError(f"name '{name}' must be letters, digits, '.', '_' or '-': it names folders")
+    if "://" in str(output):
+        raise ConfigError(f"output '{output}' is on another store; give a folder that driver and workers share")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"workers is {workers}; use 1 or more")
+    output = Path(output).absolute()
+    layers = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+    settings = StackSettings(layers, activation, epochs, patience, learning_rate, global_batch_size, seed)
+    declared = declared_models(models, link=link, penalty=penalty)
+    spark = spark or open_session(None, workers or MOST_LOCAL_WORKERS, verbose=verbose)
+    view = LiveView(epochs=0)
+    with view.stage("check", spark=spark) as stage:
+        rows = _split_rows(table, declared, columns, keys, split_by, time, seed, spark)
+        stage.note = f"{declared.num_rows:,} models, {len(rows.features):,} columns"
+    with view.stage("convert", spark=spark) as stage:
+        dataset = _converted(rows, output / "datasets", name)
+        counts = {split: dataset.manifest.rows(split) for split in SPLITS}
+        stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
+    workers = default_workers(counts[_TRAIN], task_slots(spark)) if workers is None else workers
+    plan = _plan(declared, settings, rows, dataset, workers)
+    launched = run_train_fn(
+        train_stack,
+        workers,
+        name=name,
+        kwargs={"plan": plan.to_json()},
+        output=output,
+        tracking_uri=tracking_uri,
+        experiment=experiment,
+        resume=resume,
+        strategy="ring",
+        spark=spark,
+        verbose=verbose,
+    )
+    return _trained(launched, declared, plan, inputs_of(dataset.features), rows.of_models)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The checked rows.
+
+    Attributes:
+        table: The rows, with their split.
+        features: The columns that models read, with the options of their features.
+        targets: The targets, without repetition.
+        places: int64 ``[models]``: the target of each model.
+        of_models: By split, the sums of the models' targets.
+        has_missing: Whether a row with a label lacks that of another target.
+    """
+
+    table: DataFrame
+    keys: tuple[str, ...]
+    features: Mapping[str, dict[str, Any]]
+    targets: tuple[str, ...]
+    places: np.ndarray
+    of_models: Mapping[str, TargetSums]
+    has_missing: bool
+
+
+def _split_rows(
+    table: Any,
+    declared: pa.Table,
+    columns: Sequence[str] | Mapping[str, Mapping[str, Any]] | None,
+    keys: str | Sequence[str] | None,
+    split_by: str | Sequence[str] | None,
+    time: str | None,
+    seed: int,
+    spark: SparkSession,
+) -> _Rows:
+    """Check table and models against each other, and split the rows; arguments and errors as :func:`train_fleet`."""
+    rows, keys = _with_keys(table, keys, spark)
+    split_by = keys if split_by is None else (split_by,) if isinstance(split_by, str) else tuple(split_by)
+    features = _features(rows, declared, columns, (*keys, *split_by, *([time] if time else ())))
+    check_columns(declared, list(features))
+    rows = default_split(rows, split_by, time=time, seed=seed)
+    of_each = declared["target"].to_pylist()
+    targets = tuple(dict.fromkeys(of_each))
+    sums, places = measure_targets(rows, targets), np.array([targets.index(target) for target in of_each])
+    of_models = {split: of.at(places) for split, of in sums.items()}
+    check_targets(of_models, declared["link"].to_pylist(), declared["model"].to_pylist())
+    has_missing = any(bool((of.labels < of.rows).any()) for of in sums.values())
+    return _Rows(rows, keys, features, targets, places, of_models, has_missing)
+
+
+def _with_keys(table: Any, keys: str | Sequence[str] | None, spark: SparkSession) -> tuple[DataFrame, tuple[str, ...]]:
+    """Return the table with columns that identify its rows, and their names."""
+    if keys is None and is_in_memory(table):
+        return as_dataframe(numbered(table), spark), (ROW_NUMBER,)
+    rows = as_dataframe(table, spark)
+    if not keys:
+        raise TableError(
+            f"the rows of a stored table have no numbers; give keys=, columns that identify one: {rows.columns}"
+        )
+    return rows, (keys,) if isinstance(keys, str) else tuple(keys)
+
+
+def _features(
+    rows: DataFrame,
+    declared: pa.Table,
+    columns: Sequence[str] | Mapping[str, Mapping[str, Any]] | None,
+    used: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """Return the columns that models read, with the options of their features.
+
+    Raises:
+        FleetError: There is no such column or target, or it has a type that cannot be used.
+    """
+    types: dict[str, DataType] = {one.name: one.dataType for one in rows.schema}
+    targets = dict.fromkeys(declared["target"].to_pylist())
+    is_number = {name: isinstance(kind, NumericType | BooleanType) for name, kind in types.items()}
+    if columns is None:
+        others = {*used, *targets, SPLIT_COLUMN}
+        columns = [name for name, fits in is_number.items() if fits and name not in others]
+        if left_out := [name for name in types if name not in others and name not in columns]:
+            _LOGGER.info("no model reads the columns %s, which are no numbers", some(left_out))
+    columns = (columns,) if isinstance(columns, str) else columns
+    for what, names in (("column", columns), ("target", targets), ("key, split_by or time", used)):
+        if unknown := [name for name in names if name not in types]:
+            hint = meant(str(unknown[0]), types)
+            raise FleetError(
+                f"the table has no column {some(map(str, unknown))} ({what}){hint}; it has {list(types)[:20]}"
+            )
+    if odd := [name for name in targets if not is_number[name]]:
+        raise FleetError(f"target {some(odd)} has type {types[odd[0]].simpleString()}; a target is a number or boolean")
+    if not columns:
+        raise FleetError("there is no column to learn from; name some as columns=")
+    if not isinstance(columns, Mapping):
+        return {name: _options(name, types[name]) for name in columns}
+    for name, options in columns.items():
+        kind = options.get("kind") if isinstance(options, Mapping) else None
+        if kind not in ("numeric", "categorical") or options.get("hash_buckets"):
+            raise FleetError(
+                f"column '{name}' has the options {options}; a fleet reads the kinds numeric and categorical"
+            )
+    return {name: dict(options) for name, options in columns.items()}
+
+
+def _options(name: str, kind: DataType) -> dict[str, Any]:
+    if isinstance(kind, NumericType | BooleanType):
+        return {"kind": "numeric"}
+    if isinstance(kind, StringType):
+        return {"kind": "categorical", "max_size": _MOST_CATEGORIES}
+    raise FleetError(f"column '{name}' has type {kind.simpleString()}; a fleet reads numbers and texts: cast it")
+
+
+def _converted(rows: _Rows, folder: Path, name: str) -> Dataset:
+    """Return the dataset of the rows that have a label, with all labels of a row as one vector."""
+    spec = FeatureSpec.from_dict(
+        {
+            "features": {
+                **rows.features,
+                TARGETS: {"kind": "vector", "size": (1 + rows.has_missing) * len(rows.targets)},
+            },
+            # The vector has the labels. A dataset needs one of its own, which nobody learns.
+            "label": {"name": _LABELS, "kind": "number"},
+            "keys": list(rows.keys),
+        }
+    )
+    labels = labels_of(rows.targets)
+    is_label = F.transform(labels, lambda label: F.when(label.isNotNull(), 1.0).otherwise(0.0))
+    vector = F.concat(labels, is_label) if rows.has_missing else labels
+    count = F.size(F.filter(labels, lambda label: label.isNotNull())).cast("double")
+    kept = dict.fromkeys((*rows.keys, *rows.features, SPLIT_COLUMN))
+    chosen = rows.table.select(
+        *map(quoted, kept), vector.cast("array<float>").alias(TARGETS), count.alias(_LABELS)
+    ).where(F.col(_LABELS) > 0)
+    return convert_once(chosen, spec, folder, name, options=ConversionOptions())
+
+
+def _plan(declared: pa.Table, settings: StackSettings, rows: _Rows, dataset: Dataset, workers: int) -> StackPlan:
+    count = dataset.manifest.rows(_TRAIN)
+    size = settings.global_batch_size or default_batch_size(count, workers)
+    if size % workers:
+        raise ConfigError(
+            f"global_batch_size {size} does not divide among {workers} workers; use a multiple of {workers}"
+        )
+    return StackPlan(
+        dataset=str(dataset.path),
+        settings=settings,
+        global_batch_size=size,
+        targets=len(rows.targets),
+        has_missing=rows.has_missing,
+        members=stack_members(declared, rows.places, rows.of_models[_TRAIN], count, inputs_of(dataset.features)),
+    )
+
+
+def stack_members(
+    declared: pa.Table, places: np.ndarray, sums: TargetSums, rows: int, inputs: Sequence[Input]
+) -> tuple[StackMember, ...]:
+    """Return declared models as the members of a stack.
+
+    Args:
+        declared: The models.
+        places: int64 ``[models]``: the target of each.
+        sums: Of the models' targets over the training rows.
+        rows: Number of training rows.
+        inputs: The inputs of the stack.
+    """
+    means = sums.total / sums.labels
+    spreads = np.sqrt(np.maximum(sums.squares / sums.labels - means**2, 0))
+    by_column: dict[str, list[int]] = {}
+    for place, one in enumerate(inputs):
+        by_column.setdefault(one.column, []).append(place)
+    members = []
+    for model, row in enumerate(declared.to_pylist()):
+        mean, weight = float(means[model]), row["positive_weight"]
+        is_identity = row["link"] == "identity"
+        odds = weight * mean / (1 - mean) if row["link"] == "logit" else mean
+        members.append(
+            StackMember(
+                name=row["model"],
+                target=int(places[model]),
+                link=row["link"],
+                penalty=row["penalty"],
+                positive_weight=weight,
+                share=float(sums.labels[model]) / rows,
+                start=0.0 if is_identity else _rounded(np.log(odds)),
+                mean=_rounded(mean) if is_identity else 0.0,
+                scale=(_rounded(spreads[model]) or 1.0) if is_identity else 1.0,
+                inputs=None
+                if row["columns"] is None
+                else tuple(place for column in dict.fromkeys(row["columns"]) for place in by_column[column]),
+            )
+        )
+    return tuple(members)
+
+
+def _rounded(value: float) -> float:
+    # Spark's tasks end in any order, and the last digits of a sum depend on it; a run is continued by all of them.
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+
+
+def _trained(
+    launched: Launched,
+    declared: pa.Table,
+    plan: StackPlan,
+    inputs: Sequence[Input],
+    sums: Mapping[str, TargetSums],
+) -> TrainedFleet:
+    """Save the fleet and the report in the run's folder and in MLflow, and return them."""
+    with np.load(launched.result, allow_pickle=False) as weights:
+        arrays = dict(weights)
+    report = report_of(declared, plan, arrays, sums)
+    diverged = report.filter(report["diverged"])["model"].to_pylist()
+    if len(diverged) == declared.num_rows:
+        raise FleetError("no model has converged: every validation loss is infinite or NaN; lower learning_rate")
+    if diverged:
+        _LOGGER.warning(
+            "%d models have diverged (%s) and are left out; lower learning_rate", len(diverged), some(diverged)
+        )
+    fleet = fleet_of(declared, plan, inputs, arrays, np.flatnonzero(~report["diverged"].to_numpy()))
+    folder = launched.run_folder / FLEET_FOLDER
+    fleet.save(folder)
+    pq.write_table(report, launched.run_folder / f"{REPORT_NAME}.parquet")
+    trained = TrainedFleet(fleet, report, folder, launched.run_id, launched.tracking_uri, Path(plan.dataset))
+    _log(trained, plan.settings)
+    return trained
+
+
+def _log(trained: TrainedFleet, settings: StackSettings) -> None:
+    """Log settings, the report as a table and its summary, and the fleet; a failure is only a warning."""
+    if trained.run_id is None:
+        _LOGGER.warning("MLflow has not got the report and the fleet, which are in %s", trained.folder.parent)
+        return
+    try:
+        client = store_client(trained.tracking_uri)
+        for name, value in summary(trained.report).items():
+            client.log_metric(trained.run_id, name, value)
+        client.log_table(trained.run_id, trained.report.to_pandas(), f"{REPORT_NAME}.json")
+        client.log_artifacts(trained.run_id, str(trained.folder), FLEET_FOLDER)
+        # Last, since a run that is the user's own may have others of these names.
+        for name, value in vars(settings).items():
+            client.log_param(trained.run_id, name, value)
+    except (MlflowException, OSError) as error:
+        _LOGGER.warning("MLflow has not got all of the fleet: %s", without_credentials(str(error)))

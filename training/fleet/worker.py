@@ -1,0 +1,136 @@
+"""The training of a stack in one rank: its rows, `fit`, and the file of weights."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from mirrorspark.callbacks.backup import BackupAndRestore, resume_point
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.checkpoints.fence import CHECKPOINTS_VARIABLE
+from mirrorspark.callbacks.collectives.agreement import sum_over_ranks
+from mirrorspark.callbacks.collectives.roles import current_role
+from mirrorspark.callbacks.short_executions import ShortExecutions
+from mirrorspark.data_pipelines.dataset.manifest import SPLITS
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.fitting.step_loop import use_step_loop
+from mirrorspark.storage.atomic_file import replaced
+from mirrorspark.training.fleet.inputs import inputs_of
+from mirrorspark.training.fleet.plan import TARGETS, WEIGHTS_FILE, StackPlan
+from mirrorspark.training.fleet.stack import Batch, StackedModels
+from mirrorspark.training.fleet.stopping import ModelStopping
+
+_TRAIN, _VALIDATION, _TEST = SPLITS
+_MOST_STEPS_PER_EXECUTION = 50
+
+
+def train(plan: StackPlan) -> str:
+    """Train the models in the scope of the strategy, from the newest checkpoint on; return the file of weights.
+
+    The chief writes it beside the folder of checkpoints: ``kernel_0``, ``bias_0``, … as the best weights of
+    :class:`training.fleet.stack.StackedModels`, the attributes of :class:`training.fleet.stopping.ModelStopping`, and
+    ``test_loss`` and ``test_area`` by the best weights.
+    """
+    strategy = tf.distribute.get_strategy()
+    folder, is_chief = os.environ[CHECKPOINTS_VARIABLE], current_role(strategy).is_chief
+    dataset, settings = Dataset.open(plan.dataset), plan.settings
+    tf_keras.utils.set_random_seed(settings.seed)
+    steps = {split: dataset.steps(split, plan.global_batch_size) for split in SPLITS}
+    model = StackedModels(plan.members, len(inputs_of(dataset.features)), settings, plan.global_batch_size)
+    optimizer = build_optimizer(OptimizerSettings("adam", settings.learning_rate))
+    model.compile(optimizer=optimizer, steps_per_execution=min(_MOST_STEPS_PER_EXECUTION, steps[_TRAIN]))
+    use_step_loop(model)
+    stopping = ModelStopping(len(plan.members), settings.patience)
+    stateful = {"models": stopping}
+    model.fit(
+        _batches(strategy, dataset, plan, _TRAIN, _start(strategy, folder, is_chief=is_chief)),
+        validation_data=_batches(strategy, dataset, plan, _VALIDATION),
+        epochs=settings.epochs,
+        steps_per_epoch=steps[_TRAIN],
+        validation_steps=steps[_VALIDATION],
+        callbacks=[
+            BackupAndRestore(folder, stateful=stateful),
+            ShortExecutions(),
+            stopping,
+            ChiefCheckpoint(folder, monitor=None, stateful=stateful),
+        ],
+        verbose=0,
+    )
+    nobody = np.zeros(len(plan.members), bool)
+    model.keep_best(nobody, nobody)
+    model.scores.reset()
+    model.evaluate(_batches(strategy, dataset, plan, _TEST), steps=steps[_TEST], verbose=0, return_dict=True)
+    tested = {"test_loss": np.asarray(model.mean_losses.result()), "test_area": model.scores.areas()}
+    path = Path(folder).parent / WEIGHTS_FILE
+    if is_chief:
+        _write(path, model, stopping, tested)
+    return str(path)
+
+
+def _start(strategy: tf.distribute.Strategy, folder: str, *, is_chief: bool) -> tuple[int, int]:
+    """Return the epoch and its step, both from 0, at which the rows begin: those of the chief's newest checkpoint."""
+    # Ranks may see different states of a shared store.
+    point = resume_point(folder) if is_chief else None
+    parts = (0, 0) if point is None else (point.epoch, point.step_in_epoch)
+    epoch, step = (int(sum_over_ranks(strategy, part)) for part in parts)
+    return epoch, step
+
+
+def _batches(
+    strategy: tf.distribute.Strategy, dataset: Dataset, plan: StackPlan, split: str, start: tuple[int, int] = (0, 0)
+) -> Any:
+    """Return this rank's share of every global batch of a split, epoch after epoch."""
+
+    def rank_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        read = ReadPlan(
+            split,
+            plan.global_batch_size,
+            rank=context.input_pipeline_id,
+            workers=context.num_input_pipelines,
+            seed=plan.settings.seed if split == _TRAIN else None,
+            epoch=start[0],
+            step=start[1],
+            epochs=None,
+        )
+        features = dataset.features
+
+        @tf.autograph.experimental.do_not_convert
+        def assemble(*batch: Any) -> Batch:
+            return assembled(batch, features, plan)
+
+        return load_batches(dataset, read).map(assemble)
+
+    return strategy.distribute_datasets_from_function(rank_dataset)
+
+
+def assembled(batch: tuple[Any, ...], features: FittedFeatures, plan: StackPlan) -> Batch:
+    """Return a batch of :func:`data_pipelines.reading.dataset.load_batches` as the stack takes it.
+
+    The inputs are in the order of :func:`training.fleet.inputs.inputs_of`.
+    """
+    values, _, row_weights = batch
+    parts = (
+        [tf.stack([values[feature.name] for feature in features.spec.numeric], axis=1)] if features.spec.numeric else []
+    )
+    for feature in features.spec.categorical:
+        # A missing category and an unknown one are below 0, where all inputs are 0.
+        categories = features.id_count(feature) - FIRST_VOCABULARY_ID
+        parts.append(tf.one_hot(values[feature.name] - FIRST_VOCABULARY_ID, categories))
+    labels = values[TARGETS][:, : plan.targets]
+    is_label = values[TARGETS][:, plan.targets :] if plan.has_missing else tf.ones_like(labels)
+    return tf.concat(parts, axis=1), labels, is_label * row_weights[:, None]
+
+
+def _write(path: Path, model: StackedModels, stopping: ModelStopping, tested: dict[str, np.ndarray]) -> None:
+    layers = len(model.kernels)
+    names = [f"{kind}_{layer}" for kind in ("kernel", "bias") for layer in range(layers)]
+    weights = {name: values.numpy() for name, values in zip(names, model.best, strict=True)}
+    state = {name: np.array(value) for name, value in stopping.get_state().items()}
+    with replaced(path) as file:
+        np.savez(file, **weights, **state, **tested)
