@@ -1,9 +1,9 @@
 """How many times faster is `train_fleet` than a loop of Keras' `fit`, for 200 logistic models over one table?
 
-The table has 100 columns. The whole call of `train_fleet` is timed, with the conversion of the rows and the start of
-two workers, beside fits of the same models on arrays in memory, one after the other, of which five are measured and
-extrapolated; both with the same batch, learning rate, patience and most epochs. The errors on two real sets of many
-targets are compared with those of models that Keras trains alone on the same rows, standardised alike.
+The table has 100 columns. The time of `train_fleet` includes the conversion of the rows and the start of two workers.
+The loop fits the same models one after the other on arrays in memory; five are measured, and the time is extrapolated.
+Batch, learning rate, patience and the limit of epochs are the same. On two real data sets with many targets, the errors
+are compared with those of models that Keras trains one by one on the same standardised rows.
 """
 
 import itertools
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from benchmarks import spark_work
 from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
-from benchmarks.report import REPOSITORY, Report, Table, rate, significant
+from benchmarks.report import REPOSITORY, Report, Table, significant, timing_table
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -37,14 +37,15 @@ SMALL_BATCH, SMALL_EPOCHS, SMALL_PENALTY = 64, 200, 0.02
 OES97_TARGETS, YEAST_TARGETS = 16, 14
 
 FLEET, LOOP = f"train_fleet, {MODELS} models", f"a loop of Keras' fit ({LOOPED} models, times {MODELS // LOOPED})"
-# The rows of a batch come in another order, which moves errors by less than this.
+# Errors differ by less than this only because the rows come in another order.
 SPEED_MARK, ERROR_MARK = 20, 1.01
 
 
 def run(options: Options) -> Report:
-    """Time both, and compare errors."""
+    """Time the fleet and the loop, and compare errors."""
     timings = _times(options)
-    tables = [_speeds(options.rows, timings)]
+    title = f"{options.rows:,} rows, {MODELS} models, {spark_work.SLOTS} cores"
+    tables = [timing_table(title, options.rows, timings, LOOP)]
     marks = [Mark(f"{FLEET} / {LOOP}", speed_ratio(timings, FLEET, LOOP), SPEED_MARK)]
     data = Path(os.environ.get("MIRRORSPARK_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
     if data.is_dir():
@@ -108,7 +109,7 @@ def keras_loop(file: str, targets: tuple[str, ...]) -> float:
     table = pq.read_table(file, columns=[*names, *targets])
     values = np.stack([table[name].to_numpy() for name in names], axis=1)
     train, stop = int(0.8 * len(values)), int(0.9 * len(values))
-    keras_alone(values[:BATCH], np.zeros(BATCH), values[:BATCH], np.zeros(BATCH), "logit", 0.0, BATCH, 1)  # loads it
+    keras_alone(values[:BATCH], np.zeros(BATCH), values[:BATCH], np.zeros(BATCH), "logit", 0.0, BATCH, 1)  # compiles it
     begin = time.perf_counter()
     for target in targets:
         labels = table[target].to_numpy().astype(np.float32)
@@ -156,18 +157,8 @@ def keras_alone(
     return model
 
 
-def _speeds(rows: int, timings: dict[str, Timing]) -> Table:
-    cells = tuple(
-        (name, f"{timing.median:.1f}", rate(rows * MODELS / timing.median), f"{timing.spread:.0%}")
-        for name, timing in timings.items()
-    )
-    return Table(
-        f"{rows:,} rows, {spark_work.SLOTS} cores", ("way", "median seconds", "rows and models/s", "spread"), cells
-    )
-
-
 def oes97(data: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """Return the employment survey of 1997: 334 cities, 263 counts of one occupation each, of which 16 are to learn."""
+    """Return the employment survey of 1997: 334 cities with counts of 279 occupations, of which 16 are targets."""
     _, rows = read_arff(data / "oes97_multitarget" / "oes97.arff")
     names = [f"o{number}" for number in range(rows.shape[1])]
     table = pa.table(dict(zip(names, rows.T, strict=True)))
@@ -176,7 +167,7 @@ def oes97(data: Path) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def yeast(data: Path) -> tuple[pa.Table, dict[str, Any]]:
-    """Return the genes of yeast: 103 numbers, and 14 classes that a gene may have."""
+    """Return the genes of yeast: 103 numbers, and 14 classes that each gene has or has not."""
     folder = data / "yeast_multitarget"
     parts = [read_arff(folder / f"yeast-{split}.arff") for split in ("train", "test")]
     names = parts[0][0]
@@ -199,7 +190,7 @@ def read_arff(file: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _errors(name: str, given: tuple[pa.Table, dict[str, Any]], scratch: Path) -> tuple[float, float]:
-    """Return the mean error of a set's test rows by models of a fleet, and by models that were trained alone."""
+    """Return the mean error of a data set's test rows by models of a fleet, and by models that were trained alone."""
     from mirrorspark.training.fleet.train import train_fleet
 
     table, arguments = given
@@ -227,7 +218,7 @@ def _mean_error(trained: "TrainedFleet", link: str) -> float:
 
 
 def errors_alone(dataset: str, link: str, targets: int) -> float:
-    """Return the mean error of the test rows by models that Keras trains one after the other; for an own process."""
+    """Return the mean error of the test rows by models that Keras trains one by one; needs a process of its own."""
     from mirrorspark.data_pipelines.reading.dataset import load_dataset
 
     opened = load_dataset(dataset)
@@ -262,7 +253,7 @@ def _arrays(dataset: "Dataset", split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _in_own_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """Return what a function returns in a new process: this one has a Spark session, and no TensorFlow."""
+    """Return the result of a function in a new process, because TensorFlow is not loaded beside a Spark session."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(partial(function, *arguments)).result()

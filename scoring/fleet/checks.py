@@ -54,7 +54,7 @@ def check_models(table: pa.Table) -> None:
         raise FleetError("a fleet needs at least one model")
     names = NamedModels(table["model"].to_pylist())
     check_names(names.names)
-    _check_results(table, names)
+    check_results(table, names)
     _check_terms(table, names)
     _check_networks(table, names)
 
@@ -84,8 +84,12 @@ def check_names(names: list[str]) -> None:
         raise FleetError(f"several models have the name {some(twice)}; give each one of its own")
 
 
-def _check_results(table: pa.Table, models: NamedModels) -> None:
-    """Check the fields of the models: link, group, intercept, threshold and cut-points."""
+def check_results(table: pa.Table, models: NamedModels) -> None:
+    """Check the fields of the models: link, group, intercept, threshold and cut-points.
+
+    Raises:
+        FleetError: A value is out of range.
+    """
     links = array(table, "link")
     known = pc.is_in(links, value_set=pa.array(LINKS)).to_numpy(zero_copy_only=False)
     if not known.all():

@@ -32,7 +32,7 @@ from mirrorspark.scoring.fleet.columns import (
 from mirrorspark.scoring.fleet.fleet import Fleet
 
 _TERMS = pa.schema([MODEL_FIELDS.field("model"), *TERM_FIELDS])
-# A CSV file has no lists: its cut-points are numbers between spaces.
+# A CSV file has no lists: those of cut-points and of columns are values between spaces.
 _CSV_TYPES = {field.name: field.type for field in [*_TERMS, *MODEL_FIELDS]} | {"cut_points": pa.string()}
 
 
@@ -204,7 +204,7 @@ def typed_table(table: pa.Table, schema: pa.Schema, what: str, needed: Sequence[
 
 def _cast(column: pa.ChunkedArray, field: pa.Field, what: str) -> pa.ChunkedArray:
     try:
-        if field.name == "cut_points" and pa.types.is_string(column.type):
+        if pa.types.is_list(field.type) and pa.types.is_string(column.type):
             return pa.chunked_array([[None if not text else text.split() for text in column.to_pylist()]]).cast(
                 field.type
             )
@@ -213,7 +213,7 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, what: str) -> pa.ChunkedArra
         column = column.cast(field.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise FleetError(f"column '{field.name}' of {what} cannot become {field.type}: {error}") from error
-    if field.name in ("category", "group", "link"):
+    if field.name in ("category", "group", "link", "target"):
         return pc.if_else(pc.equal(column, ""), None, column)
     if field.name == "log":
         return pc.if_else(column, column, None)

@@ -1,4 +1,4 @@
-"""The inputs of stacked models: numbers, standardised, then the categories of tokens, one each."""
+"""The inputs of stacked models: standardised numbers, then an input for each category."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,15 +9,13 @@ from mirrorspark.data_pipelines.features.transform import imputed_value
 
 @dataclass(frozen=True)
 class Input:
-    """One input, and how the term of a fleet makes the same of the column's value.
+    """One input: ``(value - offset) / divisor``, where ``value`` is that of the term of a fleet with the other fields.
 
     Attributes:
-        offset: Subtracted from the term's value.
-        divisor: The rest is divided by it.
-        clip: Bounds of the value; None for none.
-        log: Whether the clipped value's logarithm is taken.
-        category: The category for which the value is 1, and 0 for all others; None for a number.
-        missing: The term's value where the column's is missing.
+        clip: Lowest and highest number; None for no bound.
+        log: Take the logarithm of the clipped number, as :class:`data_pipelines.features.kinds.Numeric` does.
+        category: The value is 1 for this category, else 0; None for a number.
+        missing: The value where the column's is missing.
     """
 
     column: str
@@ -30,7 +28,7 @@ class Input:
 
 
 def inputs_of(fitted: FittedFeatures) -> tuple[Input, ...]:
-    """Return the inputs in the order in which a rank puts them side by side."""
+    """Return the inputs in the order of :func:`training.fleet.worker.assembled`."""
     return (*_numbers(fitted), *_categories(fitted))
 
 

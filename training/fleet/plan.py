@@ -11,7 +11,8 @@ from mirrorspark.scoring.fleet.columns import ACTIVATIONS
 from mirrorspark.training.settings import ConfigError, check_values
 
 TARGETS = "fleet_targets"
-"""The dataset's vector of labels: the values of all targets, then, if some are missing, for each 1 or 0 if it is."""
+"""The dataset's vector of labels: one per target, 0 if it is missing. If any is missing, as many flags follow: 1 for a
+label, 0 for a missing one."""
 
 WEIGHTS_FILE = "trained.npz"
 
@@ -22,12 +23,12 @@ class StackSettings:
 
     Attributes:
         hidden: Units of the hidden layers; none for linear models.
-        activation: Of the hidden layers.
-        epochs: Passes over the training rows at the most.
+        activation: Activation of the hidden layers.
+        epochs: Most passes over the training rows.
         patience: Epochs without a lower validation loss after which a model stops.
         learning_rate: Step size of Adam.
         global_batch_size: Rows of one update, over all workers; None for one that fits the number of rows.
-        seed: Fixes the order of the rows and the weights that networks begin with.
+        seed: Fixes the order of the rows and the initial weights of networks.
     """
 
     hidden: tuple[int, ...] = ()
@@ -54,21 +55,19 @@ class StackMember:
     """One model of a stack.
 
     Attributes:
-        target: Its place in the vector of labels.
-        penalty: The loss has this times half the sum of the squared weights, biases left out, in addition.
-        positive_weight: Weight of the rows whose label is 1.
+        target: Position of its label in the vector of labels.
+        penalty: Half of this times the sum of the squared weights, without biases, is added to the loss.
         share: Share of the training rows that have a label.
-        start: Linear predictor of an untrained model: that of the mean label.
+        start: Linear predictor of the untrained model: that of the mean label.
         mean: Subtracted from the labels before training.
-        scale: The labels are then divided by this.
-        inputs: The inputs that it reads; None for all.
+        scale: Divisor of the labels after that.
+        inputs: Positions of the inputs that it reads; None for all.
     """
 
     name: str
     target: int
     link: str
     penalty: float = 0.0
-    positive_weight: float = 1.0
     share: float = 1.0
     start: float = 0.0
     mean: float = 0.0
@@ -84,7 +83,7 @@ class StackPlan:
         dataset: The directory of the converted rows.
         global_batch_size: Rows of one update, over all workers.
         targets: Number of targets in the vector of labels.
-        has_missing: Whether it says which labels are missing.
+        has_missing: Whether the vector has flags.
     """
 
     dataset: str
@@ -95,12 +94,12 @@ class StackPlan:
     members: tuple[StackMember, ...]
 
     def to_json(self) -> str:
-        """Return the plan as text, equal for equal plans: a run is continued by the digest of its arguments."""
+        """Return the plan as text, the same for equal plans: by its digest an unfinished run is found."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "StackPlan":
-        """Return the plan in a text of :meth:`to_json`."""
+        """Return the plan from its text."""
         document = json.loads(text)
         members = (
             StackMember(**member | {"inputs": None if member["inputs"] is None else tuple(member["inputs"])})
@@ -112,7 +111,7 @@ class StackPlan:
 
 def train_stack(plan: str) -> str:
     """Train the models of a plan (:meth:`StackPlan.to_json`) in a rank; return the path of the file of weights."""
-    # Here, because the driver pickles this function and loads no TensorFlow.
+    # Imported here, because the driver, which pickles this function, loads no TensorFlow.
     from mirrorspark.training.fleet.worker import train
 
     return train(StackPlan.from_json(plan))

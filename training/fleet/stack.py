@@ -1,4 +1,4 @@
-"""Many small models as one: their weights are stacked, so that a layer of all of them is one product."""
+"""Many small models as one Keras model: their weights are stacked, so that a layer of all of them is one product."""
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,48 +12,47 @@ import tf_keras
 
 from mirrorspark.training.fleet.plan import StackMember, StackSettings
 
-# Bins of a linear predictor, from this far below the one of the mean label to as far above: they tell the area under
-# the curve to three digits, where a bin holds less than a thousandth of the rows.
+# Bins of equal width for linear predictors, from this far below that of the mean label to as far above.
 _BINS, _REACH = 512, 16.0
 
 Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-"""Inputs float32 ``[batch, inputs]``, labels in the units of the targets, and weights, both float32 ``[batch,
-targets]``; a missing label and a row of padding have weight 0."""
+"""Inputs ``[batch, inputs]``, labels in the units of the targets, and weights, both ``[batch, targets]``; all float32.
+Missing labels and rows of padding have weight 0."""
 
 
 class StackedModels(tf_keras.Model):
     """Linear models, or networks of one shape, that read the same inputs and learn side by side.
 
-    The models do not touch each other: each has the weights that it would have on its own with the same batches.
+    The models are independent: each has the weights that it would have on its own with the same batches.
 
     Attributes:
-        kernels: By layer, the first ``[inputs, models, units]``, further ones ``[models, inputs, units]``.
-        biases: By layer ``[models, units]``.
+        kernels: Per layer; ``[inputs, models, units]`` for the first, ``[models, inputs, units]`` for others.
+        biases: Per layer, ``[models, units]``.
         best: The best values of ``kernels`` and ``biases`` so far.
         active: float32 ``[models]``: 1 for models that learn, 0 for those that have stopped.
-        mean_losses: Mean loss of the rows with a label, ``[models]``.
+        mean_losses: Mean loss of the rows with a label, float64 ``[models]``.
         scores: Counts of the linear predictors in a validation.
     """
 
     def __init__(
         self, members: Sequence[StackMember], inputs: int, settings: StackSettings, global_batch_size: int
     ) -> None:
-        """Begin with weights that depend on a model's name and the seed alone; linear models begin with zeros."""
+        """Begin with zeros for linear models, else with random weights that depend on the model's name and the seed."""
         super().__init__()
         self.built = True
         self._activation = tf_keras.activations.get(settings.activation)
-        # In one object of a class of ours, because Keras looks into lists and dictionaries for variables.
+        # An object of our own class, because Keras searches lists and dictionaries for variables.
         self._given = _Given.of(members, global_batch_size)
         reads = _reads(members, inputs)
-        # A tensor: as an array it would be a constant of every graph.
+        # A tensor, because an array would become a constant in every graph.
         self._reads = None if reads.all() else tf.constant(reads[:, :, None], tf.float32)
-        kernels, biases = _beginnings(members, reads, settings)
+        kernels, biases = _initial_weights(members, reads, settings)
         self.kernels = [tf.Variable(values, name=f"kernel_{layer}") for layer, values in enumerate(kernels)]
         self.biases = [tf.Variable(values, name=f"bias_{layer}") for layer, values in enumerate(biases)]
         self.best = [tf.Variable(values, trainable=False, name="best") for values in (*kernels, *biases)]
         self.active = tf.Variable(tf.ones(len(members)), trainable=False, name="active")
         self.mean_losses = tf_keras.metrics.MeanTensor("loss", dtype="float64", shape=(len(members),))
-        self.scores = ScoreCounts(_of_members(members, "start"), self._given.is_link.get("logit"))
+        self.scores = ScoreCounts(_of_members(members, "start"), [member.link == "logit" for member in members])
 
     def predictors(self, inputs: tf.Tensor) -> tf.Tensor:
         """Return the linear predictors, float32 ``[batch, models]``, of inputs ``[batch, inputs]``."""
@@ -76,11 +75,11 @@ class StackedModels(tf_keras.Model):
         with tf.GradientTape() as tape:
             _, _, losses, rows = self._evaluated(batch)
             loss = tf.reduce_sum(tf.reduce_sum(losses, axis=0) * self._given.gains)
-            # Every replica has the same penalty, and their gradients are summed.
+            # Gradients are summed over the replicas, each of which has the whole penalty.
             loss += self._penalty() / tf.distribute.get_strategy().num_replicas_in_sync
         gradients = tape.gradient(loss, weights)
         is_active = self.active > 0
-        # Not a product: the gradient of a model that has stopped may be NaN.
+        # No product with 0 or 1, because the gradient of a model that has stopped may be NaN.
         gradients = [
             tf.where(self._by_model(weight, is_active), gradient, 0.0)
             for weight, gradient in zip(weights, gradients, strict=True)
@@ -90,7 +89,7 @@ class StackedModels(tf_keras.Model):
         return {"loss": self.mean_losses.result()}
 
     def test_step(self, batch: Batch) -> dict[str, tf.Tensor]:
-        """Return the mean losses so far, and count the linear predictors."""
+        """Count the linear predictors; return the mean losses so far."""
         predictors, labels, losses, rows = self._evaluated(batch)
         self._count(losses, rows)
         self.scores.add(predictors, labels, rows)
@@ -98,17 +97,17 @@ class StackedModels(tf_keras.Model):
 
     @property
     def weights_by_layer(self) -> list[tf.Variable]:
-        """The weights that are learnt, in the order of ``best``."""
+        """The trained weights, in the order of ``best``."""
         return [*self.kernels, *self.biases]
 
     def keep_best(self, is_better: np.ndarray, is_active: np.ndarray) -> None:
-        """Keep the weights of some models as their best, and give those that do not learn their best ones.
+        """Store the weights of some models as their best, and restore the best weights of models that have stopped.
 
         Every rank calls this with the same arguments.
 
         Args:
-            is_better: bool ``[models]``.
-            is_active: bool ``[models]``.
+            is_better: bool ``[models]``: True to store the model's weights.
+            is_active: bool ``[models]``: False for a model that has stopped.
         """
         self.active.assign(is_active.astype(np.float32))
         for weight, best in zip(self.weights_by_layer, self.best, strict=True):
@@ -129,7 +128,7 @@ class StackedModels(tf_keras.Model):
         given = self._given
         functions: Mapping[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
             "identity": lambda z, y: 0.5 * tf.square(z - y),
-            "logit": lambda z, y: tf.nn.weighted_cross_entropy_with_logits(y, z, given.positive_weights),
+            "logit": lambda z, y: tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=z),
             "log": lambda z, y: tf.exp(z) - y * z,
         }
         if len(given.is_link) == 1:
@@ -137,7 +136,7 @@ class StackedModels(tf_keras.Model):
             return functions[link](predictors, labels)
         total = tf.zeros_like(predictors)
         for link, is_link in given.is_link.items():
-            # Of other models 0, which no function makes infinite: its gradient would be NaN in spite of the mask.
+            # 0 for other models, because an infinite loss would make the gradient NaN in spite of the mask.
             own = functions[link](tf.where(is_link, predictors, 0.0), tf.where(is_link, labels, 0.0))
             total += tf.where(is_link, own, 0.0)
         return total
@@ -161,19 +160,19 @@ class StackedModels(tf_keras.Model):
 
 
 class ScoreCounts:
-    """Counts of the rows of each class by their linear predictors, over all ranks: the area under the curve by model.
+    """Histograms of the linear predictors of each class, over all ranks, for the areas under the curve.
 
-    It is no part of the model, whose checkpoints would have it.
+    Checkpoints do not hold them, because this is no Keras layer.
     """
 
-    def __init__(self, centres: np.ndarray, is_counted: np.ndarray | None) -> None:
+    def __init__(self, centres: np.ndarray, has_classes: Sequence[bool]) -> None:
         """Begin with no row.
 
         Args:
-            centres: float32 ``[models]``: where the middle of the bins is.
-            is_counted: bool ``[models]``: whether the labels are classes; None for no model.
+            centres: float32 ``[models]``: the middle of the bins.
+            has_classes: By model, whether its labels are classes.
         """
-        self._centres, self._is_counted = centres, is_counted
+        self._centres, self._has_classes = centres, has_classes
         self._counts = tf.Variable(
             tf.zeros((2, len(centres), _BINS), tf.float64),
             trainable=False,
@@ -188,12 +187,10 @@ class ScoreCounts:
 
     def add(self, predictors: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor) -> None:
         """Add rows with their labels and weights, all ``[batch, models]``."""
-        if self._is_counted is None:
-            return
         models = len(self._centres)
         places = tf.floor((predictors - self._centres + _REACH) * (_BINS / (2 * _REACH)))
-        # NaN becomes some bin: its loss tells.
-        bins = tf.cast(tf.clip_by_value(tf.where(tf.math.is_finite(places), places, 0.0), 0, _BINS - 1), tf.int32)
+        # NaN goes to the first bin; the loss of such a model is NaN, too.
+        bins = tf.cast(tf.clip_by_value(tf.where(tf.math.is_nan(places), 0.0, places), 0, _BINS - 1), tf.int32)
         groups = (tf.cast(labels > 0.5, tf.int32) * models + tf.range(models)) * _BINS + bins
         counts = tf.math.unsorted_segment_sum(
             tf.reshape(rows, [-1]), tf.reshape(groups, [-1]), num_segments=2 * models * _BINS
@@ -203,12 +200,10 @@ class ScoreCounts:
     def areas(self) -> np.ndarray:
         """Return the area under the curve, float64 ``[models]``; every rank has to call this.
 
-        It is NaN where the labels are no classes, or rows of one class only.
+        It is NaN for models without classes, or without rows of both.
         """
-        if self._is_counted is None:
-            return np.full(len(self._centres), np.nan)
         areas = areas_under_curve(np.asarray(tf.convert_to_tensor(self._counts)))
-        return np.where(self._is_counted, areas, np.nan)
+        return np.where(self._has_classes, areas, np.nan)
 
 
 def areas_under_curve(counts: np.ndarray) -> np.ndarray:
@@ -226,12 +221,12 @@ def areas_under_curve(counts: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Given:
-    """What does not change, ``[models]`` each; fields as those of :class:`training.fleet.plan.StackMember`.
+    """The constants of the models, ``[models]`` each, as in :class:`training.fleet.plan.StackMember`.
 
     Attributes:
-        gains: What the sum of a batch's losses is multiplied by. A model whose labels are few has few rows in a batch;
-            a mean over those would give them more weight in a batch where they are fewer still. This is the mean over
-            all labels, in expectation.
+        gains: Factors of the sums of a batch's losses: 1 / (rows of a batch * share of rows with a label). The loss is
+            so, on average over batches, the mean over all labels. A mean over the labels of each batch would give more
+            weight to rows of batches with fewer labels.
         is_link: bool ``[models]`` for each link that a model has.
     """
 
@@ -239,7 +234,6 @@ class _Given:
     means: np.ndarray
     scales: np.ndarray
     penalties: np.ndarray
-    positive_weights: np.ndarray
     gains: np.ndarray
     is_link: Mapping[str, np.ndarray]
 
@@ -248,7 +242,7 @@ class _Given:
         links = [member.link for member in members]
         return cls(
             _of_members(members, "target", np.int32),
-            *(_of_members(members, name) for name in ("mean", "scale", "penalty", "positive_weight")),
+            *(_of_members(members, name) for name in ("mean", "scale", "penalty")),
             gains=(1 / (global_batch_size * _of_members(members, "share"))).astype(np.float32),
             is_link={link: np.array([own == link for own in links]) for link in dict.fromkeys(links)},
         )
@@ -259,7 +253,7 @@ def _of_members(members: Sequence[StackMember], name: str, dtype: Any = np.float
 
 
 def _reads(members: Sequence[StackMember], inputs: int) -> np.ndarray:
-    """Return bool ``[inputs, models]``: whether the model reads the input."""
+    """Return bool ``[inputs, models]``, true where the model reads the input."""
     reads = np.ones((inputs, len(members)), bool)
     for place, member in enumerate(members):
         if member.inputs is not None:
@@ -268,13 +262,13 @@ def _reads(members: Sequence[StackMember], inputs: int) -> np.ndarray:
     return reads
 
 
-def _beginnings(
+def _initial_weights(
     members: Sequence[StackMember], reads: np.ndarray, settings: StackSettings
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return the first values of kernels and biases, float32.
+    """Return the initial kernels and biases, float32.
 
-    Source: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks", for
-    networks; their inputs are those that the model reads.
+    Source: Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks",
+    equation 16, for networks. A model's inputs are those that it reads.
     """
     sizes = [*settings.hidden, 1]
     kernels = [np.zeros((*reads.shape, sizes[0]), np.float32)]

@@ -1,4 +1,4 @@
-"""The callback that stops each model of a stack by its own validation loss, and keeps its best weights."""
+"""The callback that stops each model of a stack by its own validation loss, with its best weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,20 +10,20 @@ _PER_MODEL = ("best_loss", "best_epoch", "waited", "train_loss", "area")
 
 
 class ModelStopping(tf_keras.callbacks.Callback):
-    """Early stopping by model, for a :class:`training.fleet.stack.StackedModels`: all ranks decide alike.
+    """Early stopping of each model of a :class:`training.fleet.stack.StackedModels`; all ranks decide the same.
 
-    A model that has had no lower validation loss for ``patience`` epochs keeps the weights of its best epoch from then
-    on. The training ends when no model is left. The logs get means over the models: of the losses, and of the area
-    under the curve.
+    A model stops when its validation loss has not fallen for ``patience`` epochs, and has the weights of its best epoch
+    from then on. The training ends when all models have stopped. The logs get means over the models: of the losses, and
+    of the area under the curve.
 
     Args:
         models: Number of models.
-        patience: Epochs.
+        patience: Epochs without a lower validation loss after which a model stops.
 
     Attributes:
         best_loss: float64 ``[models]``: lowest validation loss; inf before the first finite one.
-        best_epoch: int64 ``[models]``: completed epochs when it was reached; 0 before.
-        waited: int64 ``[models]``: epochs since then.
+        best_epoch: int64 ``[models]``: number of the epoch with that loss, from 1; 0 before.
+        waited: int64 ``[models]``: epochs since then, until the model stopped.
         train_loss: float64 ``[models]``: mean training loss in the best epoch.
         area: float64 ``[models]``: area under the curve of the validation rows after the best epoch.
     """
@@ -39,12 +39,12 @@ class ModelStopping(tf_keras.callbacks.Callback):
 
     @property
     def is_active(self) -> np.ndarray:
-        """Bool ``[models]``: whether the model goes on learning."""
+        """Bool ``[models]``, false for models that have stopped."""
         return self.waited < self._patience
 
     @property
     def stopped(self) -> bool:
-        """True once no model goes on."""
+        """True once all models have stopped."""
         return not self.is_active.any()
 
     def get_state(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class ModelStopping(tf_keras.callbacks.Callback):
             setattr(self, name, np.array(state[name], getattr(self, name).dtype))
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        """Read the training losses, which Keras resets next, and count scores anew."""
+        """Read the training losses before Keras resets them, and begin new counts of scores."""
         self._train_losses = self._losses()
         self.model.scores.reset()
 
@@ -81,7 +81,7 @@ class ModelStopping(tf_keras.callbacks.Callback):
             self.model.stop_training = True
 
     def _losses(self) -> np.ndarray:
-        """Return the mean losses of the epoch or validation so far, float64 ``[models]``, over all ranks."""
+        """Return the mean losses of the epoch or validation, over all ranks, float64 ``[models]``."""
         return np.asarray(self.model.mean_losses.result(), np.float64)
 
 

@@ -1,4 +1,4 @@
-"""Measurement of the targets by split, in one pass over the rows, and what of it forbids training."""
+"""Measurement of the targets by split in one pass over the rows, and the check that models can learn from them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
@@ -21,18 +21,17 @@ _TRAIN, _VALIDATION, _ = SPLITS
 
 @dataclass(frozen=True)
 class TargetSums:
-    """What the labels of targets add up to, float64 ``[targets]`` each.
+    """Sums over the labels of each target, float64 ``[targets]``.
 
     Attributes:
         rows: Rows with a label of any target.
-        labels: Rows with a label of this one.
-        total: Sum of the labels.
+        labels: Rows with a label of this target.
+        total: Sum of the finite labels.
         squares: Sum of their squares.
-        logs: Sum of ``y log(y)``.
+        logs: Sum of ``y log(y)`` over finite labels ``y`` above 0.
         least: Smallest label, inf for none.
         most: Largest label, -inf for none.
         others: Labels other than 0 and 1.
-        infinite: Infinite labels.
     """
 
     rows: np.ndarray
@@ -43,7 +42,6 @@ class TargetSums:
     least: np.ndarray
     most: np.ndarray
     others: np.ndarray
-    infinite: np.ndarray
 
     @classmethod
     def of(cls, values: np.ndarray) -> "TargetSums":
@@ -59,7 +57,6 @@ class TargetSums:
             np.where(is_label, values, np.inf).min(axis=0, initial=np.inf),
             np.where(is_label, values, -np.inf).max(axis=0, initial=-np.inf),
             (is_label & (values != 0) & (values != 1)).sum(axis=0, dtype=np.float64),
-            np.isinf(values).sum(axis=0, dtype=np.float64),
         )
 
     def merged(self, other: "TargetSums") -> "TargetSums":
@@ -79,7 +76,7 @@ class TargetSums:
 
 @dataclass(frozen=True)
 class TargetsTask:
-    """Body of a task that measures the targets of its rows, by split."""
+    """Body of a task that measures the targets of its rows by split."""
 
     targets: int
 
@@ -99,7 +96,7 @@ class TargetsTask:
 
 
 def labels_of(targets: Sequence[str]) -> Column:
-    """Return the labels of a row as an array of doubles, null where one is missing, which NaN is, too."""
+    """Return the labels of a row as an array of doubles, null where the target is null or NaN."""
     numbers = [F.col(quoted(name)).cast("double") for name in targets]
     return F.array(*(F.when(~F.isnan(number), number) for number in numbers))
 
@@ -139,7 +136,8 @@ def check_targets(sums: Mapping[str, TargetSums], links: Sequence[str], names: S
     is_logit, is_log = (np.array([link == kind for link in links]) for kind in ("logit", "log"))
     give = "give such rows a label, or leave the model out"
     models.refuse(every.labels == 0, "a target that is null in every row", give)
-    models.refuse(every.infinite > 0, "an infinite label", "make it null, or a finite number")
+    is_infinite = np.isinf(every.least) | np.isinf(every.most)
+    models.refuse(is_infinite, "an infinite label", "make it null, or a finite number")
     unusual = "labels other than 0 and 1"
     models.refuse(is_logit & (every.others > 0), unusual, "use 0, 1 and null, or the link identity or log")
     models.refuse(is_log & (every.least < 0), "negative labels with the link log", "counts and amounts are 0 or more")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from mlflow.exceptions import MlflowException
 from pyspark.sql import DataFrame, SparkSession
@@ -25,6 +26,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.fleet.columns import FleetError, some
+from mirrorspark.storage.atomic_file import replaced
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.fit import MOST_LOCAL_WORKERS, default_batch_size, default_workers
 from mirrorspark.training.fleet.declared import check_columns, declared_models
@@ -42,7 +44,7 @@ FLEET_FOLDER, REPORT_NAME = "fleet", "models"
 
 _LABELS = "fleet_labels"
 _TRAIN = SPLITS[0]
-# More categories of a column would have few rows each.
+# Rarer ones would have too few rows to learn from.
 _MOST_CATEGORIES = 100
 
 _LOGGER = logging.getLogger(__name__)
@@ -54,8 +56,6 @@ def train_fleet(
     *,
     columns: Sequence[str] | Mapping[str, Mapping[str, Any]] | None = None,
     keys: str | Sequence[str] | None = None,
-    split_by: str | Sequence[str] | None = None,
-    time: str | None = None,
     link: str = "logit",
     penalty: float = 0.0,
     hidden: int | Sequence[int] = (),
@@ -80,38 +80,35 @@ def train_fleet(
     under supervision (:func:`training.launch.run_train_fn`). Each model is what it would be on its own with the same
     batches: it learns from the rows that have a label of its target, has its own penalty, and stops by its own
     validation loss, with the weights of its best epoch. Linear models begin with zeros and the intercept of the mean
-    label. The same call goes on with a training that did not finish, from its last epoch.
+    label. The same call goes on with a training that did not finish.
 
-    Columns of numbers are standardised, and a missing number is their mean; the categories of a column of texts are
-    inputs of 0 and 1, all 0 where the text is missing, or is none of the 100 most frequent ones. Targets of the link
-    ``identity`` are standardised, too. Penalties count in these units; the fleet has the columns' own.
+    Numbers are standardised, and a missing one is replaced by the mean. The categories of a column of texts are inputs
+    of 0 and 1, all of them 0 for a missing text and for one that is not among the 100 most frequent. Targets of the
+    link ``identity`` are standardised, too. Penalties apply to these units; the fleet reads the columns as they are.
 
     The table of models has ``model`` and, as needed, ``target`` (a column of numbers or booleans, null for no label; by
-    default the model's name), ``link``, ``penalty``, ``positive_weight`` (of rows whose label is 1), ``columns`` (those
-    that it reads, of the given ones), ``group``, ``threshold`` and ``cut_points`` (as for
-    :func:`scoring.fleet.coefficients.fleet_from_coefficients`).
+    default the model's name), ``link``, ``penalty``, ``columns`` (those of ``columns`` that the model reads; a CSV file
+    has spaces between them), and ``group``, ``threshold`` and ``cut_points`` as for
+    :func:`scoring.fleet.coefficients.fleet_from_coefficients`.
 
     Args:
         table: A Spark, pandas or Polars DataFrame, a PyArrow table, the name of a table, or the path of Parquet, CSV or
-            JSON files. With a column ``split`` (``train``, ``validation``, ``test``), it decides about the split.
-        models: The names of the targets, each of which becomes a model, or a table of models, or its file.
+            JSON files. If it has a column ``split`` (``train``, ``validation``, ``test``), that is the split; else a
+            hash of the keys puts 80 %, 10 % and 10 % of the rows there.
+        models: A list of the targets, each of which becomes a model, or a table of models, or the path of its file.
         columns: The columns that models read, or the options of a ``numeric`` or ``categorical`` feature by column:
             ``{"income": {"kind": "numeric", "log": True}}``. By default all columns of numbers that have no other use.
         keys: Columns that identify a row; by default the row's number in a table in memory.
-        split_by: Columns whose hash puts a row among those for training (80 %), validation or test (10 % each): rows of
-            equal values stay together. By default the keys.
-        time: Column with the time of a row: the newest rows are for validation and test.
         link: Link of models that have none: ``logit`` (logistic regression), ``identity`` or ``log`` (Poisson).
-        penalty: Penalty of models that have none: their loss has it times half the sum of the squared weights in
-            addition.
+        penalty: Penalty of models that have none: half of it times the sum of the squared weights is added to the loss.
         hidden: Units of the hidden layers; by default none: the models are linear.
-        activation: Of the hidden layers.
-        epochs: Passes over the training rows at the most.
+        activation: Activation of the hidden layers.
+        epochs: Most passes over the training rows.
         patience: Epochs without a lower validation loss after which a model stops.
         learning_rate: Step size of Adam.
         global_batch_size: Rows of one update, over all workers; by default a hundredth of the training rows, from 64 to
             4,096.
-        seed: Fixes the split, the order of the rows and the weights that networks begin with.
+        seed: Fixes the split, the order of the rows and the initial weights of networks.
         workers: Workers that train side by side, on CPUs; by default as many as the session has slots, at most one per
             20,000 training rows.
         name: Names the run, the dataset and, by default, the MLflow experiment.
@@ -125,12 +122,8 @@ def train_fleet(
     Raises:
         TableError: ``table`` is no table, or has no keys.
         FleetError: A model, a target or a column cannot be used; the message names it. Or no model has converged.
-        FeatureSpecError: The options of a column are invalid.
-        SplitError: The rows cannot be split.
         ConfigError: A setting has an invalid value.
-        ColumnError: A column holds an infinite number.
-        DatasetError: The rows cannot be converted, for example because a key is not unique.
-        Exception: As :func:`training.launch.run_train_fn` says.
+        Exception: As :func:`data_pipelines.convert.convert` and :func:`training.launch.run_train_fn` say.
     """
     if not is_name(name):
         raise ConfigError(f"name '{name}' must be letters, digits, '.', '_' or '-': it names folders")
@@ -141,11 +134,12 @@ def train_fleet(
     output = Path(output).absolute()
     layers = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     settings = StackSettings(layers, activation, epochs, patience, learning_rate, global_batch_size, seed)
+    _require_equal_shares(global_batch_size, workers or 1)
     declared = declared_models(models, link=link, penalty=penalty)
     spark = spark or open_session(None, workers or MOST_LOCAL_WORKERS, verbose=verbose)
     view = LiveView(epochs=0)
     with view.stage("check", spark=spark) as stage:
-        rows = _split_rows(table, declared, columns, keys, split_by, time, seed, spark)
+        rows = _split_rows(table, declared, columns, keys, seed, spark)
         stage.note = f"{declared.num_rows:,} models, {len(rows.features):,} columns"
     with view.stage("convert", spark=spark) as stage:
         dataset = _converted(rows, output / "datasets", name)
@@ -177,9 +171,9 @@ class _Rows:
         table: The rows, with their split.
         features: The columns that models read, with the options of their features.
         targets: The targets, without repetition.
-        places: int64 ``[models]``: the target of each model.
+        places: int32 ``[models]``: the target of each model.
         of_models: By split, the sums of the models' targets.
-        has_missing: Whether a row with a label lacks that of another target.
+        has_missing: Whether some row has a label of one target and none of another.
     """
 
     table: DataFrame
@@ -196,24 +190,21 @@ def _split_rows(
     declared: pa.Table,
     columns: Sequence[str] | Mapping[str, Mapping[str, Any]] | None,
     keys: str | Sequence[str] | None,
-    split_by: str | Sequence[str] | None,
-    time: str | None,
     seed: int,
     spark: SparkSession,
 ) -> _Rows:
     """Check table and models against each other, and split the rows; arguments and errors as :func:`train_fleet`."""
     rows, keys = _with_keys(table, keys, spark)
-    split_by = keys if split_by is None else (split_by,) if isinstance(split_by, str) else tuple(split_by)
-    features = _features(rows, declared, columns, (*keys, *split_by, *([time] if time else ())))
+    features = _features(rows, declared, columns, keys)
     check_columns(declared, list(features))
-    rows = default_split(rows, split_by, time=time, seed=seed)
-    of_each = declared["target"].to_pylist()
-    targets = tuple(dict.fromkeys(of_each))
-    sums, places = measure_targets(rows, targets), np.array([targets.index(target) for target in of_each])
+    rows = default_split(rows, keys, seed=seed)
+    targets = declared["target"].unique()
+    sums = measure_targets(rows, targets.to_pylist())
+    places = pc.index_in(declared["target"], value_set=targets).to_numpy()
     of_models = {split: of.at(places) for split, of in sums.items()}
     check_targets(of_models, declared["link"].to_pylist(), declared["model"].to_pylist())
     has_missing = any(bool((of.labels < of.rows).any()) for of in sums.values())
-    return _Rows(rows, keys, features, targets, places, of_models, has_missing)
+    return _Rows(rows, keys, features, tuple(targets.to_pylist()), places, of_models, has_missing)
 
 
 def _with_keys(table: Any, keys: str | Sequence[str] | None, spark: SparkSession) -> tuple[DataFrame, tuple[str, ...]]:
@@ -223,7 +214,7 @@ def _with_keys(table: Any, keys: str | Sequence[str] | None, spark: SparkSession
     rows = as_dataframe(table, spark)
     if not keys:
         raise TableError(
-            f"the rows of a stored table have no numbers; give keys=, columns that identify one: {rows.columns}"
+            f"the rows of a stored table have no numbers; give keys=, columns that identify one, of {rows.columns[:20]}"
         )
     return rows, (keys,) if isinstance(keys, str) else tuple(keys)
 
@@ -232,29 +223,27 @@ def _features(
     rows: DataFrame,
     declared: pa.Table,
     columns: Sequence[str] | Mapping[str, Mapping[str, Any]] | None,
-    used: Sequence[str],
+    keys: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
     """Return the columns that models read, with the options of their features.
 
     Raises:
-        FleetError: There is no such column or target, or it has a type that cannot be used.
+        FleetError: There is no such column, target or key, or it has a type that cannot be used.
     """
     types: dict[str, DataType] = {one.name: one.dataType for one in rows.schema}
+    numbers = {name for name, kind in types.items() if isinstance(kind, NumericType | BooleanType)}
     targets = dict.fromkeys(declared["target"].to_pylist())
-    is_number = {name: isinstance(kind, NumericType | BooleanType) for name, kind in types.items()}
     if columns is None:
-        others = {*used, *targets, SPLIT_COLUMN}
-        columns = [name for name, fits in is_number.items() if fits and name not in others]
-        if left_out := [name for name in types if name not in others and name not in columns]:
-            _LOGGER.info("no model reads the columns %s, which are no numbers", some(left_out))
+        usable = numbers - {*keys, *targets, SPLIT_COLUMN}
+        columns = [name for name in types if name in usable]
     columns = (columns,) if isinstance(columns, str) else columns
-    for what, names in (("column", columns), ("target", targets), ("key, split_by or time", used)):
+    for what, names in (("column", columns), ("target", targets), ("key", keys)):
         if unknown := [name for name in names if name not in types]:
             hint = meant(str(unknown[0]), types)
             raise FleetError(
                 f"the table has no column {some(map(str, unknown))} ({what}){hint}; it has {list(types)[:20]}"
             )
-    if odd := [name for name in targets if not is_number[name]]:
+    if odd := [name for name in targets if name not in numbers]:
         raise FleetError(f"target {some(odd)} has type {types[odd[0]].simpleString()}; a target is a number or boolean")
     if not columns:
         raise FleetError("there is no column to learn from; name some as columns=")
@@ -285,7 +274,7 @@ def _converted(rows: _Rows, folder: Path, name: str) -> Dataset:
                 **rows.features,
                 TARGETS: {"kind": "vector", "size": (1 + rows.has_missing) * len(rows.targets)},
             },
-            # The vector has the labels. A dataset needs one of its own, which nobody learns.
+            # A dataset needs a label; this one is not learnt, because the vector has those of the targets.
             "label": {"name": _LABELS, "kind": "number"},
             "keys": list(rows.keys),
         }
@@ -303,11 +292,8 @@ def _converted(rows: _Rows, folder: Path, name: str) -> Dataset:
 
 def _plan(declared: pa.Table, settings: StackSettings, rows: _Rows, dataset: Dataset, workers: int) -> StackPlan:
     count = dataset.manifest.rows(_TRAIN)
+    _require_equal_shares(settings.global_batch_size, workers)
     size = settings.global_batch_size or default_batch_size(count, workers)
-    if size % workers:
-        raise ConfigError(
-            f"global_batch_size {size} does not divide among {workers} workers; use a multiple of {workers}"
-        )
     return StackPlan(
         dataset=str(dataset.path),
         settings=settings,
@@ -318,6 +304,14 @@ def _plan(declared: pa.Table, settings: StackSettings, rows: _Rows, dataset: Dat
     )
 
 
+def _require_equal_shares(global_batch_size: int | None, workers: int) -> None:
+    if global_batch_size is not None and global_batch_size % workers:
+        raise ConfigError(
+            f"global_batch_size {global_batch_size} does not divide among {workers} workers; "
+            f"use a multiple of {workers}"
+        )
+
+
 def stack_members(
     declared: pa.Table, places: np.ndarray, sums: TargetSums, rows: int, inputs: Sequence[Input]
 ) -> tuple[StackMember, ...]:
@@ -325,7 +319,7 @@ def stack_members(
 
     Args:
         declared: The models.
-        places: int64 ``[models]``: the target of each.
+        places: Integers ``[models]``: the target of each.
         sums: Of the models' targets over the training rows.
         rows: Number of training rows.
         inputs: The inputs of the stack.
@@ -337,16 +331,14 @@ def stack_members(
         by_column.setdefault(one.column, []).append(place)
     members = []
     for model, row in enumerate(declared.to_pylist()):
-        mean, weight = float(means[model]), row["positive_weight"]
-        is_identity = row["link"] == "identity"
-        odds = weight * mean / (1 - mean) if row["link"] == "logit" else mean
+        mean, is_identity = float(means[model]), row["link"] == "identity"
+        odds = mean / (1 - mean) if row["link"] == "logit" else mean
         members.append(
             StackMember(
                 name=row["model"],
                 target=int(places[model]),
                 link=row["link"],
                 penalty=row["penalty"],
-                positive_weight=weight,
                 share=float(sums.labels[model]) / rows,
                 start=0.0 if is_identity else _rounded(np.log(odds)),
                 mean=_rounded(mean) if is_identity else 0.0,
@@ -360,7 +352,7 @@ def stack_members(
 
 
 def _rounded(value: float) -> float:
-    # Spark's tasks end in any order, and the last digits of a sum depend on it; a run is continued by all of them.
+    # The last digits of a sum depend on how Spark divides the rows, and the same call has to give the same plan.
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
@@ -385,7 +377,8 @@ def _trained(
     fleet = fleet_of(declared, plan, inputs, arrays, np.flatnonzero(~report["diverged"].to_numpy()))
     folder = launched.run_folder / FLEET_FOLDER
     fleet.save(folder)
-    pq.write_table(report, launched.run_folder / f"{REPORT_NAME}.parquet")
+    with replaced(launched.run_folder / f"{REPORT_NAME}.parquet") as file:
+        pq.write_table(report, file)
     trained = TrainedFleet(fleet, report, folder, launched.run_id, launched.tracking_uri, Path(plan.dataset))
     _log(trained, plan.settings)
     return trained
@@ -402,7 +395,7 @@ def _log(trained: TrainedFleet, settings: StackSettings) -> None:
             client.log_metric(trained.run_id, name, value)
         client.log_table(trained.run_id, trained.report.to_pandas(), f"{REPORT_NAME}.json")
         client.log_artifacts(trained.run_id, str(trained.folder), FLEET_FOLDER)
-        # Last, since a run that is the user's own may have others of these names.
+        # Last, because MLflow refuses them if the user's own run has other values of these names.
         for name, value in vars(settings).items():
             client.log_param(trained.run_id, name, value)
     except (MlflowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""The training of a stack in one rank: its rows, `fit`, and the file of weights."""
+"""The training of a stack in one rank: batches, `fit`, and the file of weights."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tf_keras
 
 from mirrorspark.callbacks.backup import BackupAndRestore, resume_point
 from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
@@ -33,18 +32,19 @@ _MOST_STEPS_PER_EXECUTION = 50
 def train(plan: StackPlan) -> str:
     """Train the models in the scope of the strategy, from the newest checkpoint on; return the file of weights.
 
-    The chief writes it beside the folder of checkpoints: ``kernel_0``, ``bias_0``, … as the best weights of
-    :class:`training.fleet.stack.StackedModels`, the attributes of :class:`training.fleet.stopping.ModelStopping`, and
-    ``test_loss`` and ``test_area`` by the best weights.
+    The chief writes it beside the folder of checkpoints: the best weights of
+    :class:`training.fleet.stack.StackedModels` (``kernel_0``, ``bias_0``, …), the attributes of
+    :class:`training.fleet.stopping.ModelStopping`, and ``test_loss`` and ``test_area`` with the best weights.
     """
     strategy = tf.distribute.get_strategy()
     folder, is_chief = os.environ[CHECKPOINTS_VARIABLE], current_role(strategy).is_chief
     dataset, settings = Dataset.open(plan.dataset), plan.settings
-    tf_keras.utils.set_random_seed(settings.seed)
     steps = {split: dataset.steps(split, plan.global_batch_size) for split in SPLITS}
     model = StackedModels(plan.members, len(inputs_of(dataset.features)), settings, plan.global_batch_size)
     optimizer = build_optimizer(OptimizerSettings("adam", settings.learning_rate))
-    model.compile(optimizer=optimizer, steps_per_execution=min(_MOST_STEPS_PER_EXECUTION, steps[_TRAIN]))
+    at_once = min(_MOST_STEPS_PER_EXECUTION, steps[_TRAIN])
+    # Without weighted_metrics Keras warns that no metric weighs the rows of a validation.
+    model.compile(optimizer=optimizer, weighted_metrics=[], steps_per_execution=at_once)
     use_step_loop(model)
     stopping = ModelStopping(len(plan.members), settings.patience)
     stateful = {"models": stopping}
@@ -62,8 +62,8 @@ def train(plan: StackPlan) -> str:
         ],
         verbose=0,
     )
-    nobody = np.zeros(len(plan.members), bool)
-    model.keep_best(nobody, nobody)
+    none = np.zeros(len(plan.members), bool)
+    model.keep_best(none, none)
     model.scores.reset()
     model.evaluate(_batches(strategy, dataset, plan, _TEST), steps=steps[_TEST], verbose=0, return_dict=True)
     tested = {"test_loss": np.asarray(model.mean_losses.result()), "test_area": model.scores.areas()}
@@ -75,7 +75,7 @@ def train(plan: StackPlan) -> str:
 
 def _start(strategy: tf.distribute.Strategy, folder: str, *, is_chief: bool) -> tuple[int, int]:
     """Return the epoch and its step, both from 0, at which the rows begin: those of the chief's newest checkpoint."""
-    # Ranks may see different states of a shared store.
+    # The chief's view decides, because ranks may see different states of a shared store.
     point = resume_point(folder) if is_chief else None
     parts = (0, 0) if point is None else (point.epoch, point.step_in_epoch)
     epoch, step = (int(sum_over_ranks(strategy, part)) for part in parts)
@@ -119,7 +119,7 @@ def assembled(batch: tuple[Any, ...], features: FittedFeatures, plan: StackPlan)
         [tf.stack([values[feature.name] for feature in features.spec.numeric], axis=1)] if features.spec.numeric else []
     )
     for feature in features.spec.categorical:
-        # A missing category and an unknown one are below 0, where all inputs are 0.
+        # A missing or unknown category becomes a number below 0, for which one_hot gives zeros.
         categories = features.id_count(feature) - FIRST_VOCABULARY_ID
         parts.append(tf.one_hot(values[feature.name] - FIRST_VOCABULARY_ID, categories))
     labels = values[TARGETS][:, : plan.targets]

@@ -24,28 +24,26 @@ from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.scorer import FleetScorer
-from mirrorspark.training.fleet.declared import check_columns, declared_models
+from mirrorspark.training.fleet.declared import declared_models
 from mirrorspark.training.fleet.inputs import inputs_of
 from mirrorspark.training.fleet.plan import TARGETS, StackMember, StackPlan, StackSettings, train_stack
 from mirrorspark.training.fleet.stack import Batch, StackedModels, areas_under_curve
 from mirrorspark.training.fleet.stopping import ModelStopping
-from mirrorspark.training.fleet.targets import TargetsTask, TargetSums, check_targets
+from mirrorspark.training.fleet.targets import TargetSums
 from mirrorspark.training.fleet.trained import fleet_of, report_of, summary
 from mirrorspark.training.fleet.worker import assembled
 from mirrorspark.training.functions import worker as function_rank
 from mirrorspark.training.functions.plan import FunctionPlan, pack_function, unpack_value
 from mirrorspark.training.protocol.activity import Activity
-from mirrorspark.training.settings import ConfigError
 from tests.unit.training.token_dataset import write_dataset
 
 STEPS, ROWS, INPUTS = 12, 32, 4
 RATE = 0.05
 MEMBERS = (
     StackMember("plain", 0, "logit"),
-    StackMember("weighted", 1, "logit", penalty=0.3, positive_weight=3.0, share=0.5, start=-0.4),
+    StackMember("rare", 1, "logit", penalty=0.3, share=0.5, start=-0.4),
     StackMember("amount", 2, "identity", penalty=0.1, mean=1.0, scale=2.0),
     StackMember("count", 3, "log", start=0.2),
     StackMember("narrow", 0, "logit", inputs=(0, 2)),
@@ -120,9 +118,8 @@ def test_each_model_becomes_what_it_would_alone(hidden: tuple[int, ...]) -> None
         for _ in range(2):
             for inputs, labels, weights in zip(*given, strict=True):
                 label = (labels[:, member.target] - member.mean) / member.scale
-                is_positive = (label == 1) & (member.link == "logit")
-                weight = weights[:, member.target] / member.share * np.where(is_positive, member.positive_weight, 1)
-                single.train_on_batch(inputs[:, own], label[:, None], sample_weight=weight.astype(np.float32))
+                weight = (weights[:, member.target] / member.share).astype(np.float32)
+                single.train_on_batch(inputs[:, own], label[:, None], sample_weight=weight)
         for ours, theirs in zip(weights_of(member, place, stack), single.get_weights(), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=member.name)
     unread = np.delete(stack.kernels[0].numpy()[:, 4], [0, 2], axis=0)
@@ -167,8 +164,7 @@ def test_losses_and_areas_are_those_of_each_models_own_rows() -> None:
         label = (labels[:, :, member.target].ravel()[is_own] - member.mean) / member.scale
         predictor = predictors[is_own, place]
         own = LOSSES[member.link](label[:, None], predictor[:, None]).numpy()
-        factor = np.where((label == 1) & (member.link == "logit"), member.positive_weight, 1)
-        assert losses[place] == pytest.approx((own * factor).mean(), rel=1e-5)
+        assert losses[place] == pytest.approx(own.mean(), rel=1e-5)
         if member.link == "logit":
             assert areas[place] == pytest.approx(roc_auc_score(label, predictor), abs=5e-3)
         else:
@@ -314,9 +310,11 @@ def test_a_restart_changes_no_bit_and_the_fleet_scores_as_the_stack_does(
 ) -> None:
     plan = plan_of(dataset, hidden)
     unbroken = trained(tmp_path / "unbroken", plan)
-    with pytest.raises(TrainingStopped):
-        trained(tmp_path / "broken", plan, stop_after=2)
-    resumed = trained(tmp_path / "broken", plan, attempt=2)
+    # At once, which is usually within the first epoch, and after an epoch.
+    for attempt, epochs in enumerate((0, 1), start=1):
+        with pytest.raises(TrainingStopped):
+            trained(tmp_path / "broken", plan, stop_after=epochs, attempt=attempt)
+    resumed = trained(tmp_path / "broken", plan, attempt=3)
     assert resumed.keys() == unbroken.keys()
     for name, values in unbroken.items():
         np.testing.assert_array_equal(resumed[name], values, err_msg=name)
@@ -405,104 +403,3 @@ def test_the_report_has_the_metrics_of_scikit_learn() -> None:
     arrays["best_epoch"] = np.array([3, 4, 2])
     whole = report_of(declared, plan, arrays, sums).to_pylist()
     assert whole[2]["test_metric"] == pytest.approx(d2_tweedie_score(labels[:, 2], counts, power=1))
-
-
-def test_targets_are_measured_by_split() -> None:
-    rows = pa.record_batch(
-        {
-            "split": ["train", "test", "train", "train"],
-            "labels": [[1.0, 4.0], [None, 2.0], [0.0, None], [None, None]],
-        }
-    )
-    (found,) = TargetsTask(2)([rows])
-    sums = {
-        split: TargetSums(*np.array(values).reshape(9, 2))
-        for split, values in zip(*(column.to_pylist() for column in found.columns), strict=True)
-    }
-    train = sums["train"].merged(TargetSums.of(np.array([[1.0, math.inf]])))
-    assert train.rows.tolist() == [3, 3]
-    assert (train.labels.tolist(), train.total.tolist(), train.others.tolist()) == ([3, 2], [2, 4], [0, 2])
-    assert (train.least.tolist(), train.most.tolist(), train.infinite.tolist()) == ([0, 4], [1, math.inf], [0, 1])
-    assert train.logs.tolist() == [0, pytest.approx(4 * math.log(4))]
-    assert sums["test"].at(np.array([1])).total.tolist() == [2]
-
-
-# Bad input.
-
-
-@pytest.mark.parametrize(
-    ("models", "message"),
-    [
-        ([], "there is no model to train"),
-        (["a", "b", "a"], "several models have the name 'a'"),
-        ([3], r"the models \[3\] are no names"),
-        ({"model": ["a"], "link": ["probit"]}, r"unknown link 'probit' in 1 model \('a'\); use one of identity, logit"),
-        ({"model": ["a", "b"], "penalty": [0.1, -1.0]}, r"a penalty that is no number from 0 on in 1 model \('b'\)"),
-        ({"model": ["a"], "penalty": [math.inf]}, "a penalty that is no number"),
-        ({"model": ["a"], "positive_weight": [0.0]}, "a positive_weight that is no number above 0"),
-        ({"model": ["a"], "link": ["log"], "positive_weight": [2.0]}, "a positive_weight without the link logit"),
-        ({"model": ["a"], "columms": [["x"]]}, r"has the column 'columms'.*did you mean 'columns'"),
-        ({"target": ["a"]}, r"the table of models lacks the columns \['model'\]"),
-    ],
-)
-def test_models_that_cannot_be_trained_are_refused(models: Any, message: str) -> None:
-    given = pa.table(models) if isinstance(models, dict) else models
-    with pytest.raises(FleetError, match=message):
-        declared_models(given, link="logit", penalty=0.0)
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        (["x", "z"], r"column 'z' is not among columns in 1 model \('a'\)"),
-        ([], "an empty list of columns in 1 model"),
-        (["y"], "a target among the columns in 1 model"),
-    ],
-)
-def test_models_read_columns_that_there_are_but_not_their_own_targets(columns: list[str], message: str) -> None:
-    declared = declared_models(
-        pa.table({"model": ["a", "b"], "target": ["y", "w"], "columns": [columns, ["x"]]}), link="logit", penalty=0.0
-    )
-    with pytest.raises(FleetError, match=message):
-        check_columns(declared, ["x", "y"])
-
-
-NONE, NAN = [math.nan] * 4, math.nan
-
-
-@pytest.mark.parametrize(
-    ("link", "train", "validation", "message"),
-    [
-        ("logit", NONE, NONE, "null in every row"),
-        ("logit", NONE, [1.0, 0, NAN, NAN], "no label in any training row"),
-        ("logit", [1.0, 0, NAN, NAN], NONE, "no label in any validation row"),
-        ("logit", [1.0, 1, NAN, 1], [1.0, 0, 0, 0], "one class only in the training rows"),
-        ("logit", [1.0, 0, 1, 0], [1.0, 2, 0, 0], "labels other than 0 and 1"),
-        ("log", [1.0, 0, 1, 0], [1.0, -1, 0, 0], "negative labels with the link log"),
-        ("log", [0.0, 0, 0, 0], [1.0, 0, 0, 0], "the same number in all training rows"),
-        ("identity", [7.0, 7, 7, NAN], [1.0, 0, 0, 0], "the same number in all training rows"),
-        ("identity", [math.inf, 7, 7, NAN], [1.0, 0, 0, 0], "an infinite label"),
-    ],
-)
-def test_targets_that_teach_nothing_are_refused(
-    link: str, train: list[float], validation: list[float], message: str
-) -> None:
-    good = [0.0, 1, 0, 1]
-    parts = {"train": train, "validation": validation, "test": NONE}
-    sums = {split: TargetSums.of(np.array([values, good]).T) for split, values in parts.items()}
-    with pytest.raises(FleetError, match=rf"{message}.* in 1 model \('bad'\)"):
-        check_targets(sums, [link, "logit"], ["bad", "good"])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"epochs": 0}, "epochs is 0; use 1 or more"),
-        ({"learning_rate": -1.0}, "learning_rate is -1.0; use a finite number above 0"),
-        ({"hidden": (8, 0)}, r"hidden is \(8, 0\); give the units"),
-        ({"activation": "gelu"}, "activation 'gelu' is unknown; use one of linear, relu"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        StackSettings(**settings)
