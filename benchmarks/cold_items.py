@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines.convert import convert
+from mirrorspark.data_pipelines.dataset.manifest import is_published
 from mirrorspark.data_pipelines.features.kinds import Feature, Text
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
@@ -35,7 +37,7 @@ K = 20
 HELD_OUT = 0.1
 # One title in 25 has more tokens.
 MOST_SUBWORDS = 100
-_COLUMNS = ("interaction_id", "user_id", "movie_id", "recent_movies", "watched", "split", "is_cold")
+COLUMNS = ("interaction_id", "user_id", "movie_id", "recent_movies", "watched", "split", "is_cold")
 _UNAVAILABLE = -1e9
 
 
@@ -94,14 +96,25 @@ def features_by_name(config: RunConfig, subwords: Text) -> dict[str, tuple[Featu
     }
 
 
-def rows_of(ratings: pd.DataFrame, held_out: set[int]) -> Iterator[tuple[Any, ...]]:
-    """Yield the rows of the table, in the columns of the recipe and whether their movie is held out."""
+def rows_of(ratings: pd.DataFrame, held_out: set[int], tests: int = 1) -> pd.DataFrame:
+    """Return the rows of the table: :data:`COLUMNS`, those of the recipe and whether their movie is held out.
+
+    Args:
+        ratings: Those that may be in a row.
+        held_out: Movies whose ratings are test rows, and in no history.
+        tests: Of other movies, so many of a user's last ratings are test rows; the one before them is for validation.
+    """
+    return pd.DataFrame(_rows_of(ratings, held_out, tests), columns=list(COLUMNS))
+
+
+def _rows_of(ratings: pd.DataFrame, held_out: set[int], tests: int) -> Iterator[tuple[Any, ...]]:
     for user, own in ratings.sort_values(["userId", "timestamp", "movieId"]).groupby("userId"):
         known: list[str] = []
-        last = int((~own["movieId"].isin(held_out)).sum()) - 1
+        first_test = int((~own["movieId"].isin(held_out)).sum()) - tests
         for place, movie in enumerate(own["movieId"]):
             is_cold, number = movie in held_out, len(known)
-            split = "test" if is_cold or number == last else "validation" if number == last - 1 else "train"
+            is_test, is_validation = is_cold or number >= first_test, number == first_test - 1
+            split = "test" if is_test else "validation" if is_validation else "train"
             if known:
                 watched = [] if split == "train" else [*known]
                 yield f"{user}-{place}", str(user), str(movie), known[-50:], watched, split, is_cold
@@ -181,29 +194,47 @@ def converted(
     config: RunConfig, by_name: Mapping[str, tuple[Feature, ...]], folder: Path, *, choose: bool = False
 ) -> dict[str, Held]:
     """Return a dataset for each choice of item features, all with the same rows."""
-    assert config.data is not None
-    assert config.spec is not None
-    files = find_tables(Path(config.data), config.tables)
     spark = open_session(None, 2)
-    register_tables(spark, files, config.tables, unpacked=folder / "sources", csv_null=config.csv_null)
-    movies, ratings = spark.table("movies").toPandas()["movieId"].to_numpy(), spark.table("ratings").toPandas()
+    ratings, movies, items = read_tables(config, spark, folder / "sources")
+    ratings, chosen = held_out_movies(ratings, movies, choose=choose)
+    rows = rows_of(ratings, chosen)
+    table = spark.createDataFrame(rows.drop(columns="is_cold"))
+    cold, tokens = frozenset(rows.loc[rows["is_cold"], "interaction_id"]), frozenset(map(str, chosen))
+    items = items.selectExpr("*", "title AS parts")
+    return {
+        name: Held(dataset_of(table, config, features, items, folder / str(number)), cold, tokens)
+        for number, (name, features) in enumerate(by_name.items())
+    }
+
+
+def read_tables(config: RunConfig, spark: SparkSession, unpacked: Path) -> tuple[pd.DataFrame, pd.Series, DataFrame]:
+    """Return the ratings, the ids of all movies, and the recipe's table of items."""
+    assert config.data is not None
+    files = find_tables(Path(config.data), config.tables)
+    register_tables(spark, files, config.tables, unpacked=unpacked, csv_null=config.csv_null)
+    movies = spark.table("movies").toPandas()["movieId"]
+    return spark.table("ratings").toPandas(), movies, query(spark, config.items["sql"], "the sql of items")
+
+
+def held_out_movies(ratings: pd.DataFrame, movies: pd.Series, *, choose: bool = False) -> tuple[pd.DataFrame, set[int]]:
+    """Return the ratings that may be in rows, and the movies that are held out; see the module."""
     count = int(len(movies) * HELD_OUT)
-    chosen = np.random.default_rng(11).choice(movies, count, replace=False)
+    chosen = np.random.default_rng(11).choice(movies.to_numpy(), count, replace=False)
     if choose:
         ratings = ratings[~ratings["movieId"].isin(chosen)]
         chosen = np.random.default_rng(12).choice(np.setdiff1d(movies, chosen), count, replace=False)
-    rows = pd.DataFrame(rows_of(ratings, set(chosen.tolist())), columns=list(_COLUMNS))
-    table = spark.createDataFrame(rows.drop(columns="is_cold"))
-    cold = frozenset(rows.loc[rows["is_cold"], "interaction_id"])
-    items = query(spark, config.items["sql"], "the sql of items").selectExpr("*", "title AS parts")
-    found = {}
-    for number, (name, features) in enumerate(by_name.items()):
-        own = FeatureSpec.of_items(config.items["key"], features) if features else None
-        dataset = convert(
-            table, replace(config.spec, items=own), folder / str(number), items=items if features else None
-        )
-        found[name] = Held(dataset, cold, frozenset(map(str, chosen)))
-    return found
+    return ratings, set(chosen.tolist())
+
+
+def dataset_of(
+    table: DataFrame, config: RunConfig, features: tuple[Feature, ...], items: DataFrame, path: Path
+) -> Dataset:
+    """Return the dataset in ``path``, converted if it is not there yet, with these features of the items."""
+    if is_published(path):
+        return Dataset.open(path)
+    assert config.spec is not None
+    own = FeatureSpec.of_items(config.items["key"], features) if features else None
+    return convert(table, replace(config.spec, items=own), path, items=items if features else None)
 
 
 if __name__ == "__main__":
