@@ -58,13 +58,29 @@ def measure(asked: Recommender, train: Checkins, held: np.ndarray, seed: int) ->
         had = np.zeros((len(counts), counts.max()), np.int64)
         had[np.arange(had.shape[1]) < counts[:, None]] = rows.indices + FIRST_VOCABULARY_ID
         lists.append(best(scores, rows, had, K)[0])
-    of_pair = np.concatenate(lists)[np.searchsorted(users, held[0])]
+    found = recall_and_ndcg(np.concatenate(lists), users, held)
+    return found | {"fit": fitted - began, "lists": time.perf_counter() - fitted}
+
+
+def recall_and_ndcg(lists: np.ndarray, users: np.ndarray, held: np.ndarray) -> dict[str, float]:
+    """Return the means over users of recall and NDCG at ``K``.
+
+    Args:
+        lists: Ids of items, best first, int64 ``[users, K]``.
+        users: Their users in rising order, all of those in ``held``.
+        held: The pairs to find, int64 ``[2, pairs]``.
+    """
+    of_pair = lists[np.searchsorted(users, held[0])]
     found = ranking_metrics(of_pair, held[1] + FIRST_VOCABULARY_ID, (K,), queries=held[0])
-    ended = time.perf_counter()
-    return {name: found[f"{name}_at_{K}"] for name in ("recall", "ndcg")} | {
-        "fit": fitted - began,
-        "lists": ended - fitted,
-    }
+    return {name: found[f"{name}_at_{K}"] for name in ("recall", "ndcg")}
+
+
+def known_and_held(folder: Path, *, choose: bool) -> tuple[Checkins, np.ndarray]:
+    """Return what to train on, and the pairs to find, int64 ``[2, pairs]``; see the module."""
+    train, valid, test = (read(folder / f"{split}.txt") for split in ("train", "valid", "test"))
+    users, items = np.concatenate([train, valid, test], axis=1).max(axis=1) + 1
+    known, held = (train, valid) if choose else (np.concatenate([train, valid], axis=1), test)
+    return Checkins(known[0], known[1], (int(users), int(items))), held
 
 
 def main() -> None:
@@ -75,10 +91,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--settings", type=ast.literal_eval, nargs="+", default=SETTINGS)
     given = parser.parse_args()
-    train, valid, test = (read(given.folder / f"{split}.txt") for split in ("train", "valid", "test"))
-    users, items = np.concatenate([train, valid, test], axis=1).max(axis=1) + 1
-    known, held = (train, valid) if given.choose else (np.concatenate([train, valid], axis=1), test)
-    checkins = Checkins(known[0], known[1], (int(users), int(items)))
+    checkins, held = known_and_held(given.folder, choose=given.choose)
     print(f"| recommender | recall@{K} | NDCG@{K} | seconds to fit | seconds of lists |", flush=True)
     for settings in given.settings:
         asked = Recommender.parse(settings)
