@@ -115,12 +115,12 @@ def difference(values: np.ndarray, others: np.ndarray, users: np.ndarray) -> str
 
 @dataclass(frozen=True)
 class Asked:
-    """Rows that are asked for, and what models are trained on.
+    """Rows that are asked for, and the datasets that models are trained on.
 
     Attributes:
         name: Name of its folders and models.
         rows: Columns of ``cold_items``, of test rows alone.
-        datasets: All rows, for models that read the features of items (True) and for others.
+        datasets: Of all rows, for models that read the features of items (True) and for others.
         movies: ``movie_id`` of all movies, and whether one ``is_new``: ``yes`` without a training row, else ``no``.
     """
 
@@ -213,16 +213,17 @@ def main() -> None:
         if options.choose:
             choose(bench, options.seeds[0])
             return
-        for name, measure in {"users": measure_users, "held-out": measure_held_out}.items():
+        for name, table in {"users": measure_users, "held-out": measure_held_out}.items():
             if options.only in (None, name):
-                measure(bench, options.seeds)
+                table(bench, options.seeds)
 
 
 def choose(bench: Bench, seed: int) -> None:
     """Print the metrics of all parts and blends for the movies before each user's last one."""
     ratings = bench.tables[0].sort_values(["userId", "timestamp", "movieId"])
     asked = bench.asked("choose", rows_of(ratings.drop(ratings.groupby("userId").tail(1).index), set(), CHOSEN_BY))
-    rows, lists = bench.spark.createDataFrame(asked.rows).cache(), {}
+    rows = bench.spark.createDataFrame(asked.rows).cache()
+    lists: dict[Part, Lists] = {}
     _print("part", "seed", "recall@20", "NDCG@20", "seconds to train")
     for name in (*CLASSICAL, CONTENT):
         model, seconds = bench.trained(Part(name), asked, seed)
@@ -232,7 +233,8 @@ def choose(bench: Bench, seed: int) -> None:
             _print(part, seed, *_means(lists[part].values), f"{seconds:.0f}")
     order = sorted(lists, key=lambda part: -worth(lists[part].values, lists[BEST_ALONE].values))
     print(f"parts, the best first: {'; '.join(map(str, order))}")
-    best, choices = lists[order[0]], {}
+    best = lists[order[0]]
+    choices: dict[str, float] = {}
     _print("parts", "fusion", "recall@20", "NDCG@20", f"recall above {order[0]}", "NDCG")
     for parts, fusion in itertools.product(candidates(order), get_args(Fusion)):
         found = {str(part): dict(lists[part].found) for part in parts}
@@ -322,7 +324,8 @@ def measure(bench: Bench, asked: Asked, groups: Sequence[Group], seeds: Sequence
         }
         shown |= {name: (folder, True, "") for name, folder in hybrids.items()}
         for name, (model, lists_cold, seconds) in shown.items():
-            began, cells = time.perf_counter(), []
+            began = time.perf_counter()
+            cells: list[str] = []
             for group in groups:
                 values = np.zeros((len(METRICS), rows[group.are_cold].count()))
                 if lists_cold or not group.are_cold:
@@ -353,7 +356,7 @@ def tell_means(
         for group, of_users in users.items():
             for metric, values in enumerate(of_rows[name][group]):
                 parts = [groups[group][metric] for other, groups in of_rows.items() if other not in hybrids]
-                above.append(difference(values, max(parts, key=np.mean), of_users))
+                above.append(difference(values, max(parts, key=lambda of: float(of.mean())), of_users))
         _print(f"{name}, above the best part", *above)
 
 

@@ -37,7 +37,7 @@ def test_every_blend_that_is_compared_has_the_content_model() -> None:
 
 
 def test_rows_of_a_user_count_together_in_the_error_of_a_difference() -> None:
-    """Four differences of mean 0.5: two users have sums of 1 and -1 beside it, so the error is sqrt(2) / 4."""
+    """The differences of the two users are 1 above and 1 below the mean of 0.5, so the error is sqrt(2) / 4."""
     values, others, users = np.array([1.0, 1.0, 0.0, 0.0]), np.zeros(4), np.array([7, 7, 9, 9])
     assert difference(values, others, users) == "+0.5000 ± 0.3536"
     assert difference(values, others, np.arange(4)) == "+0.5000 ± 0.2500"
