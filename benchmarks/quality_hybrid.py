@@ -61,7 +61,7 @@ class Part:
         return f"{self.model}, last {self.last_items}" if self.last_items else self.model
 
 
-# What `--choose` chose.
+# What `--choose` chose; until it has run, a guess.
 HYBRID: tuple[Part, ...] = (Part("ease", 10), Part("als", 10), Part("item_knn", 5), Part(CONTENT))
 FUSION: Fusion = "places"
 # The best of the classical recommenders in docs/quality.md, shown beside the parts.
@@ -165,10 +165,10 @@ class Bench:
         config, table = self.config(Part(CONTENT)), self.spark.createDataFrame(rows.drop(columns="is_cold"))
         assert config.spec.items is not None
         _, movies, items = self.tables
-        features = {True: config.spec.items.query_features, False: ()}
+        folder, features = self.output / "tables", config.spec.items.query_features
         datasets = {
-            reads_items: dataset_of(table, config, of, items, self.output / "tables" / name / str(reads_items))
-            for reads_items, of in features.items()
+            True: dataset_of(table, config, features, items, folder / f"{name}-with-items"),
+            False: dataset_of(table, config, (), items, folder / name),
         }
         tokens, known = movies.astype(str), rows.loc[rows["split"] == "train", "movie_id"]
         about = pd.DataFrame({"movie_id": tokens, "is_new": np.where(tokens.isin(known), "no", "yes")})
