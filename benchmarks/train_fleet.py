@@ -26,6 +26,7 @@ from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 from benchmarks.report import REPOSITORY, Report, Table, significant, timing_table
 
 if TYPE_CHECKING:
+    from mirrorspark.data_pipelines.features.transform import SparseRows
     from mirrorspark.data_pipelines.reading.dataset import Dataset
     from mirrorspark.training.fleet.trained import TrainedFleet
 
@@ -248,8 +249,13 @@ def _arrays(dataset: "Dataset", split: str) -> tuple[np.ndarray, np.ndarray]:
 
     blocks = list(dataset.blocks(split))
     names = [feature.name for feature in dataset.spec.numeric]
-    inputs = np.concatenate([np.stack([block.features[name] for name in names], axis=1) for block in blocks])
-    return inputs, np.concatenate([block.features[TARGETS] for block in blocks])
+    inputs = np.concatenate([np.stack([_dense(block.features[name]) for name in names], axis=1) for block in blocks])
+    return inputs, np.concatenate([_dense(block.features[TARGETS]) for block in blocks])
+
+
+def _dense(values: "np.ndarray | list[SparseRows]") -> np.ndarray:
+    assert isinstance(values, np.ndarray)  # the tables of this page have numbers alone
+    return values
 
 
 def _in_own_process(function: Callable[..., Result], *arguments: object) -> Result:

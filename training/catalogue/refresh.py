@@ -247,6 +247,6 @@ def _described(
         features_hash=fitted.hash,
         indexes=recalls,
         # The weights come from the vectors of the training's encoders, whatever has embedded the new items.
-        versions=exported_with(directory.path).encoders | library_versions() | {"tensorflow": version("tensorflow")},
+        versions={**exported_with(directory.path).encoders, **library_versions(), "tensorflow": version("tensorflow")},
         catalogue=asdict(catalogue),
     ).with_columns(fitted, folder)

@@ -241,8 +241,10 @@ class _Given:
     def of(cls, members: Sequence[StackMember], global_batch_size: int) -> "_Given":
         links = [member.link for member in members]
         return cls(
-            _of_members(members, "target", np.int32),
-            *(_of_members(members, name) for name in ("mean", "scale", "penalty")),
+            targets=_of_members(members, "target", np.int32),
+            means=_of_members(members, "mean"),
+            scales=_of_members(members, "scale"),
+            penalties=_of_members(members, "penalty"),
             gains=(1 / (global_batch_size * _of_members(members, "share"))).astype(np.float32),
             is_link={link: np.array([own == link for own in links]) for link in dict.fromkeys(links)},
         )

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -133,4 +133,4 @@ def _write(path: Path, model: StackedModels, stopping: ModelStopping, tested: di
     weights = {name: values.numpy() for name, values in zip(names, model.best, strict=True)}
     state = {name: np.array(value) for name, value in stopping.get_state().items()}
     with replaced(path) as file:
-        np.savez(file, **weights, **state, **tested)
+        np.savez(file, **cast(dict[str, Any], weights | state | tested))

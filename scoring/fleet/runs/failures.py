@@ -109,7 +109,7 @@ def without_outputs(table: pa.Table, models: Collection[str]) -> pa.Table:
     places = np.flatnonzero(pc.is_in(array(table, "model"), pa.array(list(models), pa.string())).to_numpy(False))
     if not len(places):
         return table
-    empty = {field.name: [] for field in FLEET_SCHEMA if pa.types.is_list(field.type)}
+    empty: dict[str, Any] = {field.name: [] for field in FLEET_SCHEMA if pa.types.is_list(field.type)}
     rows = [
         # A score that is not a number is null, as where a model misses a value.
         empty

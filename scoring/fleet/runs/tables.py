@@ -1,5 +1,7 @@
 """The tables of the ledger: their keys and columns, of the types that the migrations give them."""
 
+from typing import Any
+
 from sqlalchemy import Column, MetaData, Table
 
 _METADATA = MetaData()
@@ -8,7 +10,7 @@ _METADATA = MetaData()
 def _table(name: str, keys: str, others: str) -> Table:
     # A database may be shared with MLflow, which has a table "runs" of its own. Words of SQL, such as PARTITION, are
     # quoted.
-    columns = [Column(key, primary_key=True, autoincrement=False) for key in keys.split()]
+    columns: list[Column[Any]] = [Column(key, primary_key=True, autoincrement=False) for key in keys.split()]
     return Table(f"fleet_{name}", _METADATA, *columns, *(Column(other, quote=True) for other in others.split()))
 
 
