@@ -183,15 +183,17 @@ class Ledger:
         with self._transaction() as connection:
             now = self._clock(connection)
             standings = self._standings(connection, run)
-            for one in to_take(standings, now, count, tried):
+            wanted = to_take(standings, now, count, tried)
+            for one in wanted:
                 as_seen = sa.and_(row.run_id == run, row.number == one.number, row.fence == one.fence)
                 is_free = sa.or_(row.state != "running", row.lease_until <= now)
                 changed = sa.update(tables.MICROBATCHES).where(as_seen, is_free, row.state != "done")
                 lease = {"owner": owner, "fence": one.fence + 1, "lease_until": now + lease_seconds}
                 if connection.execute(changed.values(lease | {"state": "running"})).rowcount:
                     claims.append(Claim(one.number, one.fence + 1))
-        mine = {*tried, *(claim.number for claim in claims)}
-        return claims, sum(is_held(one, now) and one.number not in mine for one in standings)
+        # Another driver has taken the missing ones since they were read.
+        taken_by_others = len(wanted) - len(claims)
+        return claims, taken_by_others + sum(is_held(one, now) and one.number not in tried for one in standings)
 
     def renew(self, run: str, claims: Sequence[Claim], lease_seconds: float) -> set[Claim]:
         """Extend the leases of ``claims``, and return those that this driver still holds."""

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from mirrorspark.scoring.fleet.runs import tables
+from mirrorspark.scoring.fleet.runs.decisions import Standing
 from mirrorspark.scoring.fleet.runs.ledger import Change, Claim, Ledger, LedgerError, Rows
 
 LEASE = 60.0
@@ -101,6 +102,16 @@ def test_drivers_that_ask_at_the_same_time_get_different_microbatches(opened: Op
     with ThreadPoolExecutor(drivers) as pool:
         taken = [number for mine in pool.map(take_all, ledgers) for number in mine]
     assert sorted(taken) == list(range(count))
+
+
+def test_what_another_driver_takes_at_the_same_instant_counts_as_held(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = opened(), opened()
+    begin(one, 2)
+    other.take("run", "other", 2, LEASE, ())
+    monkeypatch.setattr(one, "_standings", lambda *_: [Standing(number, "waiting", 0, 0.0) for number in range(2)])
+    assert one.take("run", "one", 2, LEASE, ()) == ([], 2)
 
 
 def test_drivers_that_open_a_new_ledger_at_the_same_time_find_its_tables(opened: Open) -> None:
