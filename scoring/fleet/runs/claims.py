@@ -111,7 +111,8 @@ class Claims:
             with self._taking:
                 held_by_others, problem = self._refill()
                 with self._lock:
-                    if self._queue:
+                    # Once it is over, stop() gives back what this has taken meanwhile.
+                    if self._queue and not self._over.is_set():
                         return self._queue.popleft()
             if problem is None and not held_by_others:
                 return None

@@ -27,6 +27,7 @@ from mirrorspark.scoring.fleet.runs.claims import Claims, Limits
 from mirrorspark.scoring.fleet.runs.decisions import Standing, budget_reached, hopeless, microbatches_left, to_take
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, failing, without_outputs
 from mirrorspark.scoring.fleet.runs.ledger import Claim, Ledger, LedgerError, Rows
+from mirrorspark.scoring.fleet.runs.microbatch import read_manifest
 from mirrorspark.scoring.fleet.runs.plan import RunPlan, input_files, plan_shares, plan_steps
 from mirrorspark.scoring.fleet.runs.task import MicrobatchWriter, Selection
 from mirrorspark.scoring.fleet.scorer import FleetScorer
@@ -141,6 +142,19 @@ def test_a_driver_goes_through_the_microbatches_and_returns_the_rest(ledger: Uns
     assert states(ledger) == ["done", "failed", *["waiting"] * 4]
     assert ledger.rows(tables.MICROBATCHES, "run")[0]["seconds"] == 2.5
     assert ledger.rows(tables.ERRORS, "run") == [ERROR]
+
+
+def test_what_is_taken_while_a_driver_stops_is_given_back(ledger: Unsteady, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Claims(ledger, "run", "one", 2, limits()) as claims:
+        take = ledger.take
+
+        def stopped_meanwhile(*arguments: Any) -> tuple[list[Claim], int]:
+            claims.stop()
+            return take(*arguments)
+
+        monkeypatch.setattr(ledger, "take", stopped_meanwhile)
+        assert claims.next() is None
+    assert states(ledger) == ["waiting"] * 6
 
 
 def test_a_driver_tries_each_microbatch_once(ledger: Unsteady) -> None:
@@ -451,6 +465,16 @@ def test_models_and_files_that_have_changed_are_named(files: Path) -> None:
     (files / "0.parquet").unlink()
     with pytest.raises(ScoringError, match=r"files of the input are gone or have changed since .*0.parquet', '"):
         plan.input_of(ParquetFiles.of(parquet_files(files)))
+
+
+@pytest.mark.parametrize("manifest", [None, b"", b"{", b"{\xff}", b'{"files": [{"path": "part", "bytes": 9}]}'])
+def test_a_microbatch_without_a_whole_manifest_is_not_published(tmp_path: Path, manifest: bytes | None) -> None:
+    (tmp_path / "part").write_bytes(b"PAR1")
+    if manifest is not None:
+        (tmp_path / "_manifest.json").write_bytes(manifest)
+    assert read_manifest(StoragePath.of(tmp_path)) is None
+    (tmp_path / "_manifest.json").write_bytes(b'{"files": [{"path": "part", "bytes": 4}]}')
+    assert read_manifest(StoragePath.of(tmp_path)) is not None
 
 
 @pytest.mark.parametrize(
