@@ -42,8 +42,12 @@ _MANIFESTS_AT_A_TIME = 16
 def read_manifest(folder: StoragePath) -> Manifest | None:
     """Return the manifest of a published microbatch; None if it or one of its files is missing or damaged."""
     try:
-        found: Manifest = json.loads((folder / MANIFEST_FILE).read_bytes())
-    except (FileNotFoundError, json.JSONDecodeError):
+        content = (folder / MANIFEST_FILE).read_bytes()
+    except FileNotFoundError:
+        return None
+    try:
+        found: Manifest = json.loads(content)
+    except ValueError:  # neither JSON nor even text
         return None
     sizes = {file.path.name: file.bytes for file in folder.files(recursive=False)}
     return found if all(sizes.get(file["path"]) == file["bytes"] for file in found["files"]) else None
