@@ -295,13 +295,13 @@ def _engine(location: str | Path) -> sa.Engine:
                 f"{url.get_backend_name()}:// is the address of no ledger; give a file, or postgresql://host/database"
             )
         is_postgresql = url.get_backend_name() == "postgresql"
-        if url.drivername == "postgresql" and find_spec("psycopg") is None:
-            url = url.set(drivername="postgresql+psycopg2")  # SQLAlchemy's own choice before 2.1
+        if url.drivername == "postgresql":  # which means another driver since SQLAlchemy 2.1
+            url = url.set(drivername=f"postgresql+{'psycopg' if find_spec('psycopg') else 'psycopg2'}")
         if not is_postgresql and url.database:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         options = _SOCKET_OPTIONS if url.get_driver_name().startswith("psycopg") else {}
         engine = sa.create_engine(url, pool_pre_ping=is_postgresql, connect_args=options)
-    except (ArgumentError, ImportError, OSError) as error:
+    except (ArgumentError, ImportError, OSError, ValueError) as error:  # ValueError: the port is no number
         shown = without_credentials(str(location))
         raise LedgerError(
             f"the ledger {shown} cannot be opened ({one_line(error)}); give a file, or an address with an installed "

@@ -204,6 +204,7 @@ def test_a_ledger_of_a_newer_schema_is_refused(opened: Open) -> None:
         ("postgresql+psycopg2://me:secret-password@127.0.0.1:1/db", r"127.0.0.1:1/db cannot be used \(.*refused"),
         ("oracle://me:secret-password@host/db", r"oracle:// is the address of no ledger"),
         ("postgresql+unknown://me:secret-password@host/db", r"host/db cannot be opened \(Can't load plugin"),
+        ("postgresql://me:secret-password@host:port/db", r"host:port/db cannot be opened \(invalid literal for int"),
         ("nonsense", r"cannot be used \(unable to open database file\)"),
     ],
 )
