@@ -19,10 +19,12 @@ from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.runs import command, microbatch, tables
 from mirrorspark.scoring.fleet.runs.claims import Claims
-from mirrorspark.scoring.fleet.runs.failures import ModelFailure
+from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, ModelFailure
 from mirrorspark.scoring.fleet.runs.ledger import Claim, Ledger
+from mirrorspark.scoring.fleet.runs.plan import RunPlan
 from mirrorspark.scoring.fleet.runs.run import FleetRun, FleetRunError, resume_fleet, run_fleet
 from mirrorspark.scoring.fleet.score import score_fleet
+from mirrorspark.storage.paths import StoragePath
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -308,6 +310,27 @@ def test_a_stale_driver_is_fenced_and_the_next_owners_outputs_stay(
     # The second attempt was the other driver's, which has left no entry.
     assert [(one["attempt"], one["outcome"]) for one in attempts] == [(1, "superseded"), (3, "done")]
     assert digests(output) == clean
+
+
+def test_a_run_that_another_driver_begins_at_the_same_time_is_shared_or_left_alone(
+    begin: Begin, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, others = CheckedFleet.of, list[dict[str, Any]]()
+
+    def meanwhile(given: Any) -> CheckedFleet:
+        """Let another driver run after this one has found the output empty."""
+        if others:
+            begin(**others.pop())
+        return check(given)
+
+    monkeypatch.setattr(CheckedFleet, "of", meanwhile)
+    others.append({"output": tmp_path / "scores"})
+    assert begin(tmp_path / "scores").scored == 0
+    assert digests(tmp_path / "scores") == clean
+    others.append({"output": tmp_path / "other", "groups": ["autumn"]})
+    with pytest.raises(ScoringError, match="other has a run, fleet-.*; resume it, or choose another output"):
+        begin(tmp_path / "other")
+    assert len(RunPlan.load(StoragePath.of(tmp_path / "other")).models) == 5
 
 
 def test_what_does_not_fit_is_refused_before_a_task_starts(

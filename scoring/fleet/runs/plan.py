@@ -227,14 +227,13 @@ class RunPlan:
         Raises:
             ScoringError: A file is missing or has changed.
         """
-        found = {one.path: place for place, one in enumerate(input_files(files))}
-        now = input_files(files)
-        if changed := [one.path for one in self.files if one.path not in found or now[found[one.path]] != one]:
+        found = {one.path: (place, one) for place, one in enumerate(input_files(files))}
+        if changed := [one.path for one in self.files if one.path not in found or found[one.path][1] != one]:
             raise ScoringError(
                 f"files of the input are gone or have changed since {self.run} began: {some(changed)}; put them back, "
                 f"or score the new input into another output"
             )
-        places = [found[one.path] for one in self.files]
+        places = [found[one.path][0] for one in self.files]
         return ParquetFiles(
             tuple(files.files[place] for place in places), tuple(files.footers[place] for place in places)
         )

@@ -156,8 +156,7 @@ def run_fleet(
         book.begin(_run_row(plan, target, "refused" if why else "running"), _model_rows(plan), (), (), [errors])
         if why:
             raise FleetRunError(_too_many(why, plan, names, book))
-        _keep_fleet(checked.fleet, target)
-        plan.save(target)
+        _keep(plan, checked.fleet, target)
         return _drive(spark, plan, target, book, files, checked.fleet, settings)
 
 
@@ -240,8 +239,8 @@ class _Settings:
             raise ScoringError(f"failure_budget {self.failure_budget} is no share of the models; use 0 to 1")
         if self.at_once < 1:
             raise ScoringError(f"at_once {self.at_once} is not above 0; use 1 to score one microbatch after the other")
-        if not self.lease_seconds > 0:
-            raise ScoringError(f"lease_seconds {self.lease_seconds} is not above 0; use some minutes")
+        if not self.lease_seconds >= 1:
+            raise ScoringError(f"lease_seconds {self.lease_seconds} is below 1; use some minutes")
 
     def budget_reached(self, plan: RunPlan, failed: int) -> str | None:
         return budget_reached(failed, len(plan.models), self.failure_budget, fail_fast=self.fail_fast)
@@ -344,9 +343,13 @@ def _resolved(output: Location) -> StoragePath:
     return StoragePath.of(target.local.resolve()) if target.is_local else target
 
 
-def _check_new(target: StoragePath) -> None:
+def _check_no_run(target: StoragePath) -> None:
     if RunPlan.is_in(target):
         raise ScoringError(f"{target} has a run, {RunPlan.load(target).run}; resume it, or choose another output")
+
+
+def _check_new(target: StoragePath) -> None:
+    _check_no_run(target)
     if target.is_file():
         raise ScoringError(f"the output {target} is a file; name a folder")
     folders = [one for one in target.folders() if one.name != RUN_FOLDER and not one.name.startswith(STAGING_PREFIX)]
@@ -403,11 +406,20 @@ def _opened(ledger: str | Path | None, target: StoragePath, plan: RunPlan | None
     return Ledger.open(ledger if ledger is not None else target.local / RUN_FOLDER / _LEDGER_FILE)
 
 
-def _keep_fleet(fleet: Fleet, target: StoragePath) -> None:
+def _keep(plan: RunPlan, fleet: Fleet, target: StoragePath) -> None:
+    """Store a plan and its fleet, unless another driver has begun the same run since this one looked.
+
+    Raises:
+        ScoringError: Another run has been begun there.
+    """
+    if RunPlan.is_in(target) and RunPlan.load(target).run == plan.run:
+        return
+    _check_no_run(target)
     with tempfile.TemporaryDirectory() as folder:
         fleet.save(folder)
         for file in Path(folder).iterdir():
             (target / RUN_FOLDER / _FLEET_FOLDER / file.name).upload(file)
+    plan.save(target)
 
 
 def _kept_fleet(plan: RunPlan, target: StoragePath) -> Fleet:
