@@ -328,7 +328,7 @@ def test_a_run_that_another_driver_begins_at_the_same_time_is_shared_or_left_alo
     assert begin(tmp_path / "scores").scored == 0
     assert digests(tmp_path / "scores") == clean
     others.append({"output": tmp_path / "other", "groups": ["autumn"]})
-    with pytest.raises(ScoringError, match="other has a run, fleet-.*; resume it, or choose another output"):
+    with pytest.raises(ScoringError, match=r"other has a run, fleet-.*; resume it, or choose another output"):
         begin(tmp_path / "other")
     assert len(RunPlan.load(StoragePath.of(tmp_path / "other")).models) == 5
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import sqlalchemy as sa
@@ -108,9 +109,7 @@ class Ledger:
             ledger._migrate()
         except SQLAlchemyError as error:
             ledger.close()
-            raise LedgerError(
-                f"the ledger {ledger.name} cannot be used ({reason(error)}); start its server, or give another ledger"
-            ) from error
+            raise ledger._unusable(error) from error
         except BaseException:
             ledger.close()
             raise
@@ -119,8 +118,15 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        """Close the connections.
+
+        Raises:
+            LedgerError: The block has ended because the database does not answer.
+        """
         self.close()
+        if isinstance(error, SQLAlchemyError):
+            raise self._unusable(error) from error
 
     def close(self) -> None:
         """Close the connections."""
@@ -219,6 +225,11 @@ class Ledger:
         with self._transaction() as connection:
             found = connection.execute(sa.select(table).where(table.c.run_id == run).order_by(*table.primary_key))
             return [dict(row) for row in found.mappings()]
+
+    def _unusable(self, error: SQLAlchemyError) -> LedgerError:
+        return LedgerError(
+            f"the ledger {self.name} cannot be used ({reason(error)}); start its server, or give another ledger"
+        )
 
     def _standings(self, connection: sa.Connection, run: str) -> list[Standing]:
         row = tables.MICROBATCHES.c

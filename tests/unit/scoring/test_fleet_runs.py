@@ -193,6 +193,13 @@ def test_a_ledger_that_stays_away_is_one_clear_error(ledger: Unsteady) -> None:
         ledger.is_away = False
 
 
+def test_a_ledger_that_goes_away_after_it_was_opened_is_the_same_clear_error(tmp_path: Path) -> None:
+    ledger = Unsteady.open(tmp_path / "ledger.db")
+    ledger.is_away = True
+    with pytest.raises(LedgerError, match=r"ledger.db cannot be used \(the server is gone\); start its server"), ledger:
+        begin(ledger)
+
+
 def test_without_the_ledger_nothing_is_published_after_the_lease(ledger: Unsteady) -> None:
     time = Time()
     with Claims(ledger, "run", "one", 1, limits(clock=time)) as claims:
