@@ -1,5 +1,6 @@
 """Many small models as one Keras model: their weights are stacked, so that a layer of all of them is one product."""
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ import tf_keras
 
 from mirrorspark.training.fleet.plan import StackMember, StackSettings
 
-# Bins of equal width for linear predictors, from this far below that of the mean label to as far above.
-_BINS, _REACH = 512, 16.0
+# Bins of linear predictors, from this far below that of the mean label to as far above. They are narrow in the middle,
+# where all predictors are after a large penalty; further out their width is a 25th of the distance.
+_BINS, _REACH, _NARROWNESS = 512, 16.0, 1000.0
 
 Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 """Inputs ``[batch, inputs]``, labels in the units of the targets, and weights, both ``[batch, targets]``; all float32.
@@ -95,11 +97,6 @@ class StackedModels(tf_keras.Model):
         self.scores.add(predictors, labels, rows)
         return {"loss": self.mean_losses.result()}
 
-    @property
-    def weights_by_layer(self) -> list[tf.Variable]:
-        """The trained weights, in the order of ``best``."""
-        return [*self.kernels, *self.biases]
-
     def keep_best(self, is_better: np.ndarray, is_active: np.ndarray) -> None:
         """Store the weights of some models as their best, and restore the best weights of models that have stopped.
 
@@ -110,7 +107,7 @@ class StackedModels(tf_keras.Model):
             is_active: bool ``[models]``: False for a model that has stopped.
         """
         self.active.assign(is_active.astype(np.float32))
-        for weight, best in zip(self.weights_by_layer, self.best, strict=True):
+        for weight, best in zip([*self.kernels, *self.biases], self.best, strict=True):
             best.assign(tf.where(self._by_model(weight, tf.constant(is_better)), weight, best))
             weight.assign(tf.where(self._by_model(weight, tf.constant(is_active)), weight, best))
 
@@ -188,7 +185,9 @@ class ScoreCounts:
     def add(self, predictors: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor) -> None:
         """Add rows with their labels and weights, all ``[batch, models]``."""
         models = len(self._centres)
-        places = tf.floor((predictors - self._centres + _REACH) * (_BINS / (2 * _REACH)))
+        distances = predictors - self._centres
+        bends = tf.sign(distances) * tf.math.log1p(_NARROWNESS * tf.abs(distances)) / math.log1p(_NARROWNESS * _REACH)
+        places = tf.floor((bends + 1) * (_BINS / 2))
         # NaN goes to the first bin; the loss of such a model is NaN, too.
         bins = tf.cast(tf.clip_by_value(tf.where(tf.math.is_nan(places), 0.0, places), 0, _BINS - 1), tf.int32)
         groups = (tf.cast(labels > 0.5, tf.int32) * models + tf.range(models)) * _BINS + bins

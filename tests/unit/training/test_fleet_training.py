@@ -29,7 +29,7 @@ from mirrorspark.scoring.fleet.scorer import FleetScorer
 from mirrorspark.training.fleet.declared import declared_models
 from mirrorspark.training.fleet.inputs import inputs_of
 from mirrorspark.training.fleet.plan import TARGETS, StackMember, StackPlan, StackSettings, train_stack
-from mirrorspark.training.fleet.stack import Batch, StackedModels, areas_under_curve
+from mirrorspark.training.fleet.stack import Batch, ScoreCounts, StackedModels, areas_under_curve
 from mirrorspark.training.fleet.stopping import ModelStopping
 from mirrorspark.training.fleet.targets import TargetSums
 from mirrorspark.training.fleet.trained import fleet_of, report_of, summary
@@ -175,6 +175,16 @@ def test_rows_of_equal_scores_count_half() -> None:
     # 2 and 1 negatives, 1 and 1 positives: of 6 pairs, 4 are in order and one is equal.
     counts = np.array([[[2, 0, 1], [1, 0, 0]], [[0, 1, 1], [0, 0, 0]]], np.float64)
     np.testing.assert_array_equal(areas_under_curve(counts), [4.5 / 6, math.nan])
+
+
+def test_scores_that_differ_little_are_ranked() -> None:
+    random = np.random.default_rng(7)
+    labels = (random.random((4_000, 2)) < 0.3).astype(np.float32)
+    predictors = (np.array([-4.0, 0.5]) + (labels + random.normal(size=labels.shape)) * [0.002, 3.0]).astype(np.float32)
+    counts = ScoreCounts(np.array([-4.0, 0.5], np.float32), [True, True])
+    counts.add(tf.constant(predictors), tf.constant(labels), tf.ones(labels.shape))
+    expected = [roc_auc_score(labels[:, place], predictors[:, place]) for place in range(2)]
+    np.testing.assert_allclose(counts.areas(), expected, atol=2e-3)
 
 
 class ScriptedStack:
