@@ -28,7 +28,7 @@ from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, numbers_
 from mirrorspark.storage.paths import StoragePath
 
 # Sums arrive in the order in which tasks end; ten digits do not depend on the order, so hashes do not either.
-SIGNIFICANT_DIGITS = 10
+_SIGNIFICANT_DIGITS = 10
 
 # Equal shares of the rows whose boundaries are kept for a numeric feature, to embed it piecewise.
 NUMERIC_SHARES = 48
@@ -87,8 +87,8 @@ class Moments:
         if not self.count:
             return NumericStatistics(0.0, 0.0, 0.0, 0.0, 0)
         return NumericStatistics(
-            mean=_rounded(self.mean),
-            standard_deviation=_rounded(math.sqrt(self.m2 / self.count)),
+            mean=rounded(self.mean),
+            standard_deviation=rounded(math.sqrt(self.m2 / self.count)),
             minimum=self.minimum,
             maximum=self.maximum,
             count=self.count,
@@ -400,5 +400,6 @@ def _boundaries(feature: Bucketed, sample: pa.Table) -> tuple[float, ...]:
     return tuple(float(boundary) for boundary in distinct if boundary > rising[0])
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+def rounded(value: float) -> float:
+    """Return a statistic without its last digits, which depend on the order in which tasks end."""
+    return float(f"{value:.{_SIGNIFICANT_DIGITS}g}")

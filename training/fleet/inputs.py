@@ -12,8 +12,8 @@ class Input:
     """One input: ``(value - offset) / divisor``, where ``value`` is that of the term of a fleet with the other fields.
 
     Attributes:
-        clip: Lowest and highest number; None for no bound.
-        log: Take the logarithm of the clipped number, as :class:`data_pipelines.features.kinds.Numeric` does.
+        clip_low: Lowest number; None for no bound, as for ``clip_high``.
+        log: True for the logarithm of the clipped number, as :class:`data_pipelines.features.kinds.Numeric` takes it.
         category: The value is 1 for this category, else 0; None for a number.
         missing: The value where the column's is missing.
     """
@@ -21,8 +21,9 @@ class Input:
     column: str
     offset: float = 0.0
     divisor: float = 1.0
-    clip: tuple[float | None, float | None] = (None, None)
-    log: bool = False
+    clip_low: float | None = None
+    clip_high: float | None = None
+    log: bool | None = None
     category: str | None = None
     missing: float = 0.0
 
@@ -35,8 +36,9 @@ def inputs_of(fitted: FittedFeatures) -> tuple[Input, ...]:
 def _numbers(fitted: FittedFeatures) -> Iterator[Input]:
     for feature in fitted.spec.numeric:
         offset, divisor = fitted.scaling(feature)
+        low, high = feature.clip or (None, None)
         missing = imputed_value(fitted, feature)
-        yield Input(feature.name, offset, divisor, feature.clip or (None, None), feature.log, missing=missing)
+        yield Input(feature.name, offset, divisor, low, high, feature.log or None, missing=missing)
 
 
 def _categories(fitted: FittedFeatures) -> Iterator[Input]:

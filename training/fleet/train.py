@@ -20,7 +20,7 @@ from mirrorspark.data_pipelines.any_table import ROW_NUMBER, TableError, as_data
 from mirrorspark.data_pipelines.convert import ConversionOptions
 from mirrorspark.data_pipelines.convert_once import convert_once, quoted
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS
-from mirrorspark.data_pipelines.features.fitting import SIGNIFICANT_DIGITS
+from mirrorspark.data_pipelines.features.fitting import rounded
 from mirrorspark.data_pipelines.features.raw_columns import meant
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
@@ -36,6 +36,7 @@ from mirrorspark.training.fleet.targets import TargetSums, check_targets, labels
 from mirrorspark.training.fleet.trained import TrainedFleet, fleet_of, report_of, summary
 from mirrorspark.training.launch import Launched, run_train_fn
 from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.protocol.elastic import Elastic, parse_workers
 from mirrorspark.training.protocol.names import is_name
 from mirrorspark.training.settings import ConfigError
 from mirrorspark.training.spark_session import open_session, task_slots
@@ -129,12 +130,10 @@ def train_fleet(
         raise ConfigError(f"name '{name}' must be letters, digits, '.', '_' or '-': it names folders")
     if "://" in str(output):
         raise ConfigError(f"output '{output}' is on another store; give a folder that driver and workers share")
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers is {workers}; use 1 or more")
     output = Path(output).absolute()
     layers = (hidden,) if isinstance(hidden, int) else tuple(hidden)
     settings = StackSettings(layers, activation, epochs, patience, learning_rate, global_batch_size, seed)
-    _require_equal_shares(global_batch_size, workers or 1)
+    _check_workers(1 if workers is None else workers, global_batch_size)
     declared = declared_models(models, link=link, penalty=penalty)
     spark = spark or open_session(None, workers or MOST_LOCAL_WORKERS, verbose=verbose)
     view = LiveView(epochs=0)
@@ -292,7 +291,7 @@ def _converted(rows: _Rows, folder: Path, name: str) -> Dataset:
 
 def _plan(declared: pa.Table, settings: StackSettings, rows: _Rows, dataset: Dataset, workers: int) -> StackPlan:
     count = dataset.manifest.rows(_TRAIN)
-    _require_equal_shares(settings.global_batch_size, workers)
+    _check_workers(workers, settings.global_batch_size)
     size = settings.global_batch_size or default_batch_size(count, workers)
     return StackPlan(
         dataset=str(dataset.path),
@@ -300,30 +299,21 @@ def _plan(declared: pa.Table, settings: StackSettings, rows: _Rows, dataset: Dat
         global_batch_size=size,
         targets=len(rows.targets),
         has_missing=rows.has_missing,
-        members=stack_members(declared, rows.places, rows.of_models[_TRAIN], count, inputs_of(dataset.features)),
+        members=_members(declared, rows.places, rows.of_models[_TRAIN], count, inputs_of(dataset.features)),
     )
 
 
-def _require_equal_shares(global_batch_size: int | None, workers: int) -> None:
-    if global_batch_size is not None and global_batch_size % workers:
-        raise ConfigError(
-            f"global_batch_size {global_batch_size} does not divide among {workers} workers; "
-            f"use a multiple of {workers}"
-        )
+def _check_workers(workers: int, global_batch_size: int | None) -> None:
+    try:
+        Elastic(parse_workers(workers), global_batch_size or workers)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
-def stack_members(
+def _members(
     declared: pa.Table, places: np.ndarray, sums: TargetSums, rows: int, inputs: Sequence[Input]
 ) -> tuple[StackMember, ...]:
-    """Return declared models as the members of a stack.
-
-    Args:
-        declared: The models.
-        places: Integers ``[models]``: the target of each.
-        sums: Of the models' targets over the training rows.
-        rows: Number of training rows.
-        inputs: The inputs of the stack.
-    """
+    """Return the declared models, whose targets are at ``places`` and have ``sums`` over the ``rows`` of training."""
     means = sums.total / sums.labels
     spreads = np.sqrt(np.maximum(sums.squares / sums.labels - means**2, 0))
     by_column: dict[str, list[int]] = {}
@@ -340,20 +330,15 @@ def stack_members(
                 link=row["link"],
                 penalty=row["penalty"],
                 share=float(sums.labels[model]) / rows,
-                start=0.0 if is_identity else _rounded(np.log(odds)),
-                mean=_rounded(mean) if is_identity else 0.0,
-                scale=(_rounded(spreads[model]) or 1.0) if is_identity else 1.0,
+                start=0.0 if is_identity else rounded(np.log(odds)),
+                mean=rounded(mean) if is_identity else 0.0,
+                scale=(rounded(spreads[model]) or 1.0) if is_identity else 1.0,
                 inputs=None
                 if row["columns"] is None
-                else tuple(place for column in dict.fromkeys(row["columns"]) for place in by_column[column]),
+                else tuple(place for column in dict.fromkeys(row["columns"]) for place in by_column.get(column, ())),
             )
         )
     return tuple(members)
-
-
-def _rounded(value: float) -> float:
-    # The last digits of a sum depend on how Spark divides the rows, and the same call has to give the same plan.
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
 
 
 def _trained(

@@ -75,7 +75,7 @@ def fleet_of(
     places, coefficients, intercepts, networks = [], [], [], []
     for model in kept.tolist():
         member = plan.members[model]
-        own = np.arange(len(inputs)) if member.inputs is None else np.array(member.inputs)
+        own = np.arange(len(inputs)) if member.inputs is None else np.array(member.inputs, np.int64)
         matrices = [kernels[0][own, model], *(kernel[model] for kernel in kernels[1:])]
         offsets = [bias[model] for bias in biases]
         offsets[0] = offsets[0] - shifts[own] @ matrices[0]
@@ -89,7 +89,8 @@ def fleet_of(
             intercepts.append(member.mean)
             pairs = zip(matrices, offsets, strict=True)
             networks.append(np.concatenate([part for matrix, bias in pairs for part in (matrix.T.ravel(), bias)]))
-    terms = _terms(inputs).take(pa.array(np.concatenate(places)))
+    of_inputs = pa.schema([field for field in TERM_FIELDS if field.name != "coefficient"])
+    terms = pa.Table.from_pylist([vars(one) for one in inputs], of_inputs).take(pa.array(np.concatenate(places)))
     terms = terms.append_column("coefficient", pa.array(np.concatenate(coefficients)))
     described = declared.take(pa.array(kept)).append_column("intercept", pa.array(intercepts, pa.float64()))
     table = linear_table(described, np.array(list(map(len, places))), terms)
@@ -104,21 +105,6 @@ def fleet_of(
             place = table.schema.get_field_index(each.name)
             table = table.set_column(place, each, pa.array(fields[each.name], each.type))
     return Fleet.of(table)
-
-
-def _terms(inputs: Sequence[Input]) -> pa.Table:
-    """Return the terms of the inputs, without coefficients."""
-    fields = {
-        "column": [one.column for one in inputs],
-        "clip_low": [one.clip[0] for one in inputs],
-        "clip_high": [one.clip[1] for one in inputs],
-        "log": [one.log or None for one in inputs],
-        "category": [one.category for one in inputs],
-        "at_least": [None] * len(inputs),
-        "below": [None] * len(inputs),
-        "missing": [one.missing for one in inputs],
-    }
-    return pa.table({name: pa.array(values, TERM_FIELDS.field(name).type) for name, values in fields.items()})
 
 
 def report_of(
