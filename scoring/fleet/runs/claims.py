@@ -183,9 +183,11 @@ class Claims:
 
     def _renew(self, claims: Sequence[Claim]) -> SQLAlchemyError | None:
         """Extend leases, and forget the lost ones; return why that failed."""
+        if not claims:
+            return None  # without a question there is no answer
         begin = self._limits.clock()
         try:
-            held = self._ledger.renew(self._run, claims, self._limits.lease_seconds) if claims else set()
+            held = self._ledger.renew(self._run, claims, self._limits.lease_seconds)
         except SQLAlchemyError as error:
             self._answered(error)
             return error
@@ -217,6 +219,7 @@ class Claims:
                 except SQLAlchemyError as error:
                     self._answered(error)
                     return error
+                self._answered(None)
                 with self._lock:
                     del self._entries[: len(some)]
 

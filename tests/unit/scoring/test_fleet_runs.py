@@ -1,6 +1,7 @@
 """M5, M6, M8: microbatches are planned, taken and given up by rules; a failing model is found and left out."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -179,6 +180,32 @@ def test_work_goes_on_while_the_ledger_is_away_and_its_entries_follow(ledger: Un
         assert claims.next() == Claim(4, 1)
     assert states(ledger) == [*["done"] * 4, "running", "waiting"]
     assert [row["microbatch"] for row in ledger.rows(tables.ERRORS, "run")] == [0, 1, 2, 3]
+
+
+def test_a_ledger_that_goes_away_and_comes_back_is_told_once(
+    ledger: Unsteady, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent, is_refused_often, send = [], threading.Event(), ledger.send
+
+    def counted(entries: Sequence[Any]) -> None:
+        sent.append(entries)
+        if len(sent) == 5:
+            is_refused_often.set()
+        send(entries)
+
+    monkeypatch.setattr(ledger, "send", counted)
+    with Claims(ledger, "run", "one", 1, limits()) as claims:
+        held = [claims.next(), claims.next()]
+        ledger.is_away = True
+        for claim in held:
+            assert claim is not None
+            claims.end(claim, "done")
+        assert is_refused_often.wait(60)
+        ledger.is_away = False
+    assert [("answers again" in one, "does not answer" in one) for one in caplog.messages] == [
+        (False, True),
+        (True, False),
+    ]
 
 
 def test_a_ledger_that_stays_away_is_one_clear_error(ledger: Unsteady) -> None:
