@@ -287,7 +287,7 @@ def _drive(
         raise FleetRunError(
             f"{len(left):,} of the {count:,} microbatches of {plan.run} are not published "
             f"({scoring.why_stopped or 'all have been tried'}), one because {scoring.problem or 'it was stopped'}; the "
-            f"table {tables.ERRORS.name} of {book.name} has each reason: resume the run when it is gone"
+            f"table {tables.ERRORS.name} of {book.name} has all reasons: remove them, and resume the run"
         )
     if names:
         _LOGGER.warning(
