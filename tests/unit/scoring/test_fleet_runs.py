@@ -185,7 +185,7 @@ def test_work_goes_on_while_the_ledger_is_away_and_its_entries_follow(ledger: Un
 def test_a_ledger_that_goes_away_and_comes_back_is_told_once(
     ledger: Unsteady, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sent, is_refused_often, send = [], threading.Event(), ledger.send
+    sent, is_refused_often, send = list[Any](), threading.Event(), ledger.send
 
     def counted(entries: Sequence[Any]) -> None:
         sent.append(entries)
