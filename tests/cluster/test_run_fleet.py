@@ -338,7 +338,7 @@ def test_what_does_not_fit_is_refused_before_a_task_starts(
 ) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"keys": "id"}, r"key columns \['id'\] are missing"),
-        ({"groups": ["sprign"]}, "the fleet has no group 'sprign'; did you mean 'spring'"),
+        ({"groups": ["sprign"]}, r"the fleet has no group 'sprign' \(did you mean 'spring'\?\)"),
         ({"groups": []}, "groups is empty"),
         ({"failure_budget": 2}, "failure_budget 2 is no share of the models"),
         ({"at_once": 0}, "at_once 0 is not above 0"),
