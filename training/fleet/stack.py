@@ -118,9 +118,9 @@ class StackedModels(tf_keras.Model):
         labels, rows = (tf.gather(values, given.targets, axis=1) for values in (labels, rows))
         labels = (labels - given.means) / given.scales
         predictors = self.predictors(inputs)
-        return predictors, labels, self._losses(predictors, labels) * rows, rows
+        return predictors, labels, self._losses_of(predictors, labels) * rows, rows
 
-    def _losses(self, predictors: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    def _losses_of(self, predictors: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """Return the loss of each row and model by the model's link, ``[batch, models]``."""
         given = self._given
         functions: Mapping[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
