@@ -46,7 +46,9 @@ class ImageEncoder:
                     reasons[place] = str(error)
             # After an image that cannot be read, all that counts of the others is whether they can be.
             if not reasons:
-                values = called(self._backend, {self._input: np.stack(pixels)}, self._output, size)
+                # Decoded pixels are float32 where the encoder takes other floats.
+                inputs = {self._input: np.stack(pixels, dtype=self._decoder.dtype, casting="same_kind")}
+                values = called(self._backend, inputs, self._output, size)
                 parts.append(_vectors(values, chosen, self._output))
         if reasons:
             raise UnreadableError(reasons)

@@ -54,8 +54,8 @@ def _raw(column: pd.Series, spec: tf.TensorSpec) -> np.ndarray:
 def _token(value: Any) -> str | bytes:
     if _is_missing(value):
         return ""
-    if isinstance(value, bytes):
-        return value
+    if isinstance(value, bytes | bytearray):  # Spark's rows have the second
+        return bytes(value)
     # Booleans become the tokens that Arrow and SQL write.
     return str(value).lower() if isinstance(value, bool | np.bool_) else str(value)
 

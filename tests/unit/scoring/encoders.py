@@ -140,34 +140,36 @@ def save_hub_encoder(folder: Path, *, takes: str = "texts") -> Path:
     return folder
 
 
-def save_image_encoder(folder: Path) -> Path:
+def save_image_encoder(folder: Path, dtype: str = "float32") -> Path:
     """Save a SavedModel of images of 2 x 3 pixels, which gives the mean of each colour, from 0 to 1."""
     import tensorflow as tf
 
     module = tf.Module()
-    module.brightest = tf.Variable(255.0)
+    module.brightest = tf.Variable(255.0, dtype=dtype)
 
     def call(pixels: tf.Tensor) -> tf.Tensor:
         return tf.reduce_mean(pixels, [1, 2]) / module.brightest
 
-    takes = [tf.TensorSpec([None, 2, 3, 3], tf.float32, "pixels")]
+    takes = [tf.TensorSpec([None, 2, 3, 3], dtype, "pixels")]
     module.call = tf.function(call, input_signature=takes, autograph=False)
     tf.saved_model.save(module, str(folder), signatures=module.call)
     return folder
 
 
 def save_onnx_image_encoder(path: Path) -> Path:
-    """Save an ONNX file of images of 3 channels and 2 x 3 pixels, which gives the mean of each channel."""
+    """Save an ONNX file of images of 3 channels and 2 x 3 pixels, which gives the mean of each channel, from 0 to 1."""
     from onnx import TensorProto, helper, save
 
     graph = helper.make_graph(
         [
             helper.make_node("GlobalAveragePool", ["pixels"], ["pooled"]),
-            helper.make_node("Flatten", ["pooled"], ["colours"]),
+            helper.make_node("Flatten", ["pooled"], ["means"]),
+            helper.make_node("Div", ["means", "brightest"], ["colours"]),
         ],
         "encoder",
         [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["rows", 3, 2, 3])],
         [helper.make_tensor_value_info("colours", TensorProto.FLOAT, ["rows", 3])],
+        [helper.make_tensor("brightest", TensorProto.FLOAT, [], [255.0])],
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)

@@ -165,8 +165,9 @@ def test_an_encoder_of_something_else_is_refused(tmp_path: Path) -> None:
             load_encoder(folder, settings_of(ImageEmbedding("photo", str(encoder))))
 
 
-def test_an_encoder_reads_every_image_before_it_refuses(tmp_path: Path) -> None:
-    photo = ImageEmbedding("photo", str(save_image_encoder(tmp_path / "encoder")), max_bytes=2_000)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_encoder_reads_every_image_before_it_refuses(tmp_path: Path, dtype: str) -> None:
+    photo = ImageEmbedding("photo", str(save_image_encoder(tmp_path / "encoder", dtype)), max_bytes=2_000)
     encoder = load_encoder(tmp_path / "encoder", settings_of(photo, batch_size=2))
     images = [png(PIXELS[0]), b"x", png(PIXELS[1]), png(PIXELS[2]), bytes(2_001)]
     with pytest.raises(UnreadableError) as refused:
