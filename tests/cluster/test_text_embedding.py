@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mlflow
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,17 +28,15 @@ from mirrorspark.scoring.embedding.embedder import Embedder
 from mirrorspark.scoring.embedding.encoder import encoder_digest
 from mirrorspark.scoring.embedding.vector_cache import normalised_text
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.parity import parity_check
-from mirrorspark.scoring.sql import register_sql
 from mirrorspark.training.results.mlflow_model import input_example
 from tests.cluster.test_main_job import run
 from tests.unit.scoring.encoders import recorded, save_image_encoder, save_onnx_encoder, save_word_encoder
 from tests.unit.scoring.exported_models import REVIEWS as ROWS
-from tests.unit.scoring.exported_models import export_reviews
+from tests.unit.scoring.exported_models import export_photos, export_reviews
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -95,26 +94,27 @@ def recipe(folder: Path, encoders: Path) -> Path:
     return folder
 
 
-def test_the_tasks_that_score_embed_texts_by_the_encoder_that_the_model_brings(
-    spark: "SparkSession", tmp_path: Path
+@pytest.mark.parametrize("kind", ["texts", "images"])
+def test_the_tasks_that_score_embed_by_the_encoder_that_the_model_brings(
+    spark: "SparkSession", tmp_path: Path, kind: str
 ) -> None:
     """S7: on the ways in of Spark; the encoder that the model was made with is gone."""
-    encoder = save_onnx_encoder(tmp_path / "encoder" / "model.onnx").parent
-    model = export_reviews(tmp_path / "model", recorded(TextEmbedding("review", str(encoder)), size=2))
+    encoder = tmp_path / "encoder"
+    if kind == "texts":
+        save_onnx_encoder(encoder / "model.onnx")
+        rows = ROWS
+        folder = export_reviews(tmp_path / "model", recorded(TextEmbedding("review", str(encoder)), size=2))
+    else:
+        save_image_encoder(encoder)
+        rows = pa.table({"id": range(5), "photo": pa.array(PHOTOS), "stars": [3.0] * 5})
+        folder = export_photos(tmp_path / "model", recorded(ImageEmbedding("photo", str(encoder)), size=3))
     encoder.rename(tmp_path / "gone")
-    pq.write_table(ROWS, tmp_path / "rows.parquet")
-    rows = spark.read.parquet(str(tmp_path / "rows.parquet"))
-    rows.createOrReplaceTempView("texts")
-    register_sql(spark, "score_review", model)
-    score_files(spark, tmp_path / "rows.parquet", model, tmp_path / "scores", keys="id")
-    ways = {
-        "score": score(rows, model, keys="id").select("id", "score").toArrow(),
-        "score_files": pq.read_table(tmp_path / "scores", columns=["id", "score"]),
-        "register_sql": spark.sql("SELECT id, score_review(struct(*)).score AS score FROM texts").toArrow(),
-    }
-    expected = dict(zip(ROWS["id"].to_pylist(), LoadedModel(model).score(ROWS)["score"].tolist(), strict=True))
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    expected = dict(zip(rows["id"].to_pylist(), LoadedModel(folder).score(rows)["score"].tolist(), strict=True))
     assert len(set(expected.values())) > 3
-    for way, found in ways.items():
+    ways = ways_in(spark, resolve(str(folder)), tmp_path, "id")
+    for way in ("score", "score_files", "register_sql", "score_tfrecords, rows"):
+        found = ways[way](tmp_path / "rows.parquet")
         scores = dict(zip(found["id"].to_pylist(), found["score"].to_pylist(), strict=True))
         assert scores == pytest.approx(expected, rel=0, abs=1e-6), way
 
@@ -148,8 +148,10 @@ def test_texts_and_images_are_embedded_in_training_and_on_every_way_in(
     # MLflow's model takes the second text as its vector. The example has no image, and nor has the dataset.
     example = Path(summary["dataset"]["path"]) / "features" / "example.parquet"
     given = input_example(example, model.path)
-    assert given["photo"].isna().all()
-    raw = RawColumnsModel(model.path).predict(given)["score"]
+    assert (given["photo"] == b"").all()
+    mlflow.set_tracking_uri(summary["tracking_uri"])
+    read = mlflow.models.Model.load(summary["model_uri"]).load_input_example(summary["model_uri"])
+    raw = RawColumnsModel(model.path).predict(read)["score"]
     texts = as_contents(pq.read_table(example))
     rows = texts.set_column(texts.column_names.index("photo"), "photo", pa.nulls(texts.num_rows))
     np.testing.assert_allclose(raw, LoadedModel(model.path).score(rows)["score"], atol=1e-6)

@@ -45,12 +45,13 @@ def mlflow_signature(folder: Path, spec: FeatureSpec, outputs: Mapping[str, str]
 def input_example(file: Path, folder: Path) -> pd.DataFrame:
     """Return the raw rows of a dataset's example as the model in ``folder`` takes them.
 
-    The example has the vectors of images and not the images; where the model takes images, they are missing ones.
+    The example has the vectors of images and not the images. Where the model takes images, they are missing ones, of no
+    bytes: MLflow cannot read an example with a null in a binary column.
     """
     rows, vectors = pq.read_table(file), taken_as_vectors(folder)
     for place, field in enumerate(rows.schema):
         if embedded_content(field.type) == IMAGE and field.name not in vectors:
-            rows = rows.set_column(place, field.name, pa.nulls(rows.num_rows, pa.binary()))
+            rows = rows.set_column(place, field.name, pa.array([b""] * rows.num_rows, pa.binary()))
     return as_contents(rows, vectors_of=vectors).to_pandas()
 
 
