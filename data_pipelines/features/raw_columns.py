@@ -179,8 +179,9 @@ def _read(table: pa.Table | pa.RecordBatch, feature: Feature) -> dict[str, pa.Ar
     if isinstance(feature, EmbeddedFeature):
         content, form = CONTENTS[type(feature)], feature.raw_form
         is_content = {TEXT: _is_text, IMAGE: _is_bytes}[content]
-        column = _column(table, feature, feature.name, lambda found: is_content(found) or _is(content, found))
-        return {feature.name: column.cast(embedded_type(content) if _is(content, column.type) else RAW_TYPES[form])}
+        column = _column(table, feature, feature.name, lambda found: is_content(found) or _is_embedded(found, content))
+        type_ = embedded_type(content) if _is_embedded(column.type, content) else RAW_TYPES[form]
+        return {feature.name: column.cast(type_)}
     columns = {
         name: _RAW_CASTS[form](_column(table, feature, name, _RAW_CHECKS[form])) for name, form in feature.raw.items()
     }
@@ -237,7 +238,7 @@ def _is_bytes(column_type: pa.DataType) -> bool:
     )
 
 
-def _is(content: str, column_type: pa.DataType) -> bool:
+def _is_embedded(column_type: pa.DataType, content: str) -> bool:
     return embedded_content(column_type) == content
 
 
