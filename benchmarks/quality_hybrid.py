@@ -4,9 +4,10 @@
 last movie, and for the movies that ``cold_items`` holds out. The parts are trained, exported and registered as
 ``mirrorspark train`` does it, and all lists come from ``recommend``.
 
-``--choose`` looks at no test row: a user's last movie is in no row at all, and the four before it are asked for. It
-prints every part, scored from the whole history and from its last movies, and blends of the best ones with equal
-weights; ``HYBRID`` and ``FUSION`` are its choice. With ``--output`` a second call finds what the first has trained.
+``--choose`` looks at no test row of the first table: a user's last movie is in no row at all, and the four before it
+are asked for. Its rows do have the ratings of movies that the second table holds out. It prints every part, scored from
+the whole history and from its last movies, and blends of the best ones with equal weights; ``HYBRID`` and ``FUSION``
+are its choice. With ``--output`` a second call finds what the first has trained.
 """
 
 import argparse
@@ -203,7 +204,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder of ml-latest-small")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--only", choices=("users", "held-out"), help="one of the tables")
-    parser.add_argument("--choose", action="store_true", help="compare parts and blends without any test row")
+    parser.add_argument("--choose", action="store_true", help="compare parts and blends without any user's last movie")
     parser.add_argument("--output", help="folder for what is trained; by default one that is removed")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
