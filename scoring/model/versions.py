@@ -1,9 +1,9 @@
 """Comparison of the installed libraries with those that a model was exported with, before the first row is scored.
 
 Compared are the libraries whose minor versions change what a model computes, and Python for models with hooks. For an
-MLflow model they are its pins of Python, NumPy and the libraries of its flavors. Those that run the encoders of a
-trained model's texts are told where they differ. For all other libraries it is enough that the model loads: they only
-transport rows, and the files of Mirrorspark and MLflow have format versions.
+MLflow model they are its pins of Python, NumPy and the libraries of its flavors. A difference in those that run the
+encoders of a trained model is a warning. For all other libraries it is enough that the model loads: they only transport
+rows, and the files of Mirrorspark and MLflow have format versions.
 """
 
 import contextlib
