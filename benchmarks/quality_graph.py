@@ -41,7 +41,11 @@ class Training:
     """A model in training, with what it has to be saved by."""
 
     def __init__(self, checkins: Checkins, layers: int, given: argparse.Namespace) -> None:
-        """Build the model for the check-ins, or take it from where the call before has left it."""
+        """Build the model for the check-ins, or take it from where the call before has left it.
+
+        Raises:
+            SystemExit: The call before had other options.
+        """
         self.checkins, self._given = checkins, given
         tf_keras.utils.set_random_seed(given.seed)
         settings = catalog.settings("two_tower", {**OPTIONS, **given.options, "graph_layers": layers})
@@ -58,6 +62,8 @@ class Training:
             model=self.model, optimizer=self.model.optimizer, epochs=self._epochs, seconds=self._seconds
         )
         self._place = given.state and str(given.state / f"layers-{layers}-seed-{given.seed}-choose-{given.choose}")
+        if self._place:
+            _keep_options(Path(f"{self._place}.options"), repr((given.options, given.batch, given.rate)))
         if self._place and Path(f"{self._place}.index").exists():
             self._state.read(self._place).assert_existing_objects_matched()
 
@@ -102,6 +108,17 @@ class Training:
             order = np.argsort(-np.take_along_axis(scores, best, axis=1), axis=1)
             lists.append(np.take_along_axis(best, order, axis=1) + FIRST_VOCABULARY_ID)
         return recall_and_ndcg(np.concatenate(lists), users, held)
+
+
+def _keep_options(file: Path, options: str) -> None:
+    """Write the options of a training into a file, or compare them with those that it has."""
+    known = file.read_text(encoding="utf-8") if file.exists() else options
+    if known != options:
+        raise SystemExit(
+            f"{file} has a training with options, batch and rate {known}, not {options}; give the former, or another "
+            f"folder as --state"
+        )
+    file.write_text(options, encoding="utf-8")
 
 
 def features_of(checkins: Checkins) -> FittedFeatures:

@@ -32,6 +32,8 @@ def test_a_training_that_goes_on_has_learnt_the_same(layers: int, tmp_path: Path
     assert second.epochs == whole.epochs == 2
     for mine, of_whole in zip(second.model.get_weights(), whole.model.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, of_whole)
+    with pytest.raises(SystemExit, match=r"has a training with options, batch and rate \(.*, 0.05\), not .*, 0.01\)"):
+        training(layers, tmp_path, rate=0.01)
 
 
 def test_items_that_a_user_has_had_are_not_listed() -> None:
