@@ -253,7 +253,7 @@ def _arrays(dataset: "Dataset", split: str) -> tuple[np.ndarray, np.ndarray]:
     return inputs, np.concatenate([_dense(block.features[TARGETS]) for block in blocks])
 
 
-def _dense(values: "np.ndarray | list[SparseRows]") -> np.ndarray:
+def _dense(values: "np.ndarray | SparseRows") -> np.ndarray:
     assert isinstance(values, np.ndarray)  # the tables of this page have numbers alone
     return values
 

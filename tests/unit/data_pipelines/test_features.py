@@ -458,6 +458,7 @@ def test_the_page_s_example_is_a_spec() -> None:
         "sparse",
         "vector",
         "text_embedding",
+        "image_embedding",
     }
 
 
