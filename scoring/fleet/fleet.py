@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from mirrorspark.data_pipelines.features.raw_columns import meant
 from mirrorspark.scoring.fleet.checks import check_models
 from mirrorspark.scoring.fleet.columns import FleetError, array, digests_of, lengths_of, some
 from mirrorspark.scoring.fleet.folder import read_folder, write_folder
+from mirrorspark.scoring.fleet.registry import fetch_fleet, is_registered
 
 _SHOWN_DIGITS = 12
 
@@ -48,10 +50,18 @@ class Fleet:
     def load(cls, folder: str | Path) -> "Fleet":
         """Return the fleet in a folder of :meth:`save`; its files are mapped into memory, not copied.
 
+        Args:
+            folder: The folder, or a version of a fleet in MLflow's registry: see ``register_fleet``.
+
         Raises:
-            FleetError: The folder holds no fleet, or a file was changed since it was written.
+            FleetError: The folder holds no fleet, or a file was changed since it was written; there is no such version.
         """
-        return cls(*read_folder(Path(folder)))
+        if not is_registered(folder):
+            return cls(*read_folder(Path(folder)))
+        with TemporaryDirectory() as scratch:
+            fetch_fleet(str(folder), Path(scratch))
+            # The files stay mapped when their names are gone.
+            return cls(*read_folder(Path(scratch)))
 
     def save(self, folder: str | Path) -> int:
         """Write the fleet into a folder, and return how many models were written.

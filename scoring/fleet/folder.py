@@ -101,6 +101,15 @@ def read_folder(folder: Path) -> tuple[pa.Table, tuple[str, ...]]:
     return table, tuple(listed["digest"].to_pylist())
 
 
+def files_of(folder: Path) -> set[str]:
+    """Return the names of the files of models that the fleet in a folder consists of.
+
+    Raises:
+        FleetError: The folder holds no fleet.
+    """
+    return set(_list_in(folder)["file"].to_pylist())
+
+
 def _foreign(folder: Path) -> list[str]:
     """Return what is in a folder beside the files of a fleet, which may be damaged, or be written at this moment."""
     names = [file.name for file in folder.iterdir() if not file.match(_MODELS_FILES)]

@@ -16,6 +16,7 @@ from mirrorspark.scoring.fleet.coefficients import table_of_coefficients
 from mirrorspark.scoring.fleet.columns import FLEET_SCHEMA, FleetError, array, digests_of, lengths_of
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.folder import LIST_FILE
+from mirrorspark.scoring.fleet.registry import is_registered
 from mirrorspark.scoring.fleet.scorer import check_type
 from mirrorspark.storage.credentials import without_credentials
 
@@ -169,7 +170,8 @@ def _models_by_name(given: Mapping[str, Fleet | str | Path]) -> tuple[pa.Table, 
 def _table_of(source: Fleet | str | Path) -> pa.Table:
     if isinstance(source, Fleet):
         return source.table
-    return Fleet.load(source).table if (Path(source) / LIST_FILE).exists() else table_of_coefficients(source)
+    is_fleet = is_registered(source) or (Path(source) / LIST_FILE).exists()
+    return Fleet.load(source).table if is_fleet else table_of_coefficients(source)
 
 
 def _bad_models(table: pa.Table, known: Collection[str]) -> list[ModelFailure]:

@@ -1,0 +1,66 @@
+"""M1: a fleet is a registered model of MLflow, of which a new version uploads only the models that are new."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from mirrorspark.callbacks.mlflow.store import store_client
+from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.scoring.fleet.columns import FleetError
+from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.registry import register_fleet
+from mirrorspark.scoring.fleet.runs.failures import CheckedFleet
+
+MODELS = 40
+
+
+def many(models: int, first: int = 0, coefficient: float = 1.0) -> Fleet:
+    names = [f"model {number}" for number in range(first, first + models)]
+    return fleet_from_coefficients(
+        pa.table({"model": names, "column": ["a"] * models, "coefficient": [coefficient] * models})
+    )
+
+
+def test_a_new_version_uploads_ten_models_and_every_version_can_be_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = store_client(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    first = many(MODELS)
+    second = first.with_models(many(10, first=5, coefficient=2.0))
+    assert register_fleet(first, "campaigns") == "models:/campaigns/1"
+    (run,) = client.search_runs([client.get_experiment_by_name("campaigns").experiment_id])
+
+    def stored() -> dict[str, int]:
+        return {file.path: file.file_size for file in client.list_artifacts(run.info.run_id, "fleet") if file.file_size}
+
+    before = stored()
+    assert register_fleet(second, "campaigns") == "models:/campaigns/2"
+    (added,) = stored().keys() - before.keys()
+    assert {name: stored()[name] for name in before} == before
+    local = client.download_artifacts(run.info.run_id, added, str(tmp_path))
+    assert sorted(pa.ipc.open_file(local).read_all()["model"].to_pylist()) == sorted(
+        f"model {number}" for number in range(5, 15)
+    )
+    client.set_registered_model_alias("campaigns", "champion", "1")
+    assert Fleet.load("models:/campaigns@champion").digests == first.digests
+    assert Fleet.load("models:/campaigns/2").digests == second.digests
+    assert CheckedFleet.of("models:/campaigns/2").fleet.digest == second.digest
+    assert register_fleet(second.without(["model 0"]), "campaigns") == "models:/campaigns/3"
+    assert len(stored()) == 2
+    assert len(Fleet.load("models:/campaigns/3")) == MODELS - 1
+    assert client.get_model_version("campaigns", "3").tags["mirrorspark.fleet.models"] == str(MODELS - 1)
+    for uri, message in {
+        "models:/campaigns/9": "there is no models:/campaigns/9 in the MLflow store",
+        "models:/campaigns@none": "there is no models:/campaigns@none",
+        "models:/campaigns": "names no version of a fleet; use models:/<name>/<version>",
+    }.items():
+        with pytest.raises(FleetError, match=message):
+            Fleet.load(uri)
+    client.create_registered_model("other")
+    client.create_model_version("other", f"runs:/{run.info.run_id}/fleet", run.info.run_id)
+    for call in (lambda: Fleet.load("models:/other/1"), lambda: register_fleet(first, "other")):
+        with pytest.raises(FleetError, match="models:/other/1 is no fleet, but a model of another kind"):
+            call()
