@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pyarrow as pa
@@ -59,6 +60,9 @@ class FleetCounters:
         read_seconds: Seconds in which tasks read rows, added up; as are the next two.
         score_seconds: Seconds in which tasks scored rows.
         write_seconds: Seconds in which tasks encoded and wrote outputs.
+        task_seconds: Seconds of the tasks, added up: what they read, scored and wrote, and little else.
+        slowest_seconds: Seconds of the slowest task.
+        median_seconds: Seconds of the median task.
         peak_memory_bytes: Largest resident memory of a process.
     """
 
@@ -69,18 +73,24 @@ class FleetCounters:
     read_seconds: float
     score_seconds: float
     write_seconds: float
+    task_seconds: float
+    slowest_seconds: float
+    median_seconds: float
     peak_memory_bytes: int
 
     @classmethod
     def of(cls, reports: Iterable[Mapping[str, Any]]) -> "FleetCounters":
         """Merge the reports of :class:`scoring.fleet.task.FleetTally`."""
         every = list(reports)
+        seconds = [report["seconds"] for report in every] or [0.0]
+        of_tasks = {"task_seconds": sum(seconds), "slowest_seconds": max(seconds), "median_seconds": median(seconds)}
         merged: dict[str, Any] = {
             name: (max if name in _LARGEST else sum)(report[name] for report in every) if every else 0
             for name in cls.__annotations__
-            if name not in ("tasks", "processes")
+            if name not in ("tasks", "processes", *of_tasks)
         }
-        return cls(tasks=len(every), processes=len({report["process"] for report in every}), **merged)
+        processes = len({report["process"] for report in every})
+        return cls(tasks=len(every), processes=processes, **of_tasks, **merged)
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,7 @@ def score_fleet(
     Args:
         rows: Parquet files, folders or globs that executors can read, or a DataFrame. Tasks read plain Parquet files
             themselves; Spark reads all other input.
-        fleet: The fleet, or a folder of :meth:`Fleet.save`.
+        fleet: The fleet, a folder of :meth:`Fleet.save`, or ``models:/<name>/<version>`` of ``register_fleet``.
         output: Folder of the outputs.
         keys: Columns that identify a row; they pass through unchanged.
         layout: ``wide``: a column per model and output, such as ``modelX_Rank``. ``packed``: a column per output, whose

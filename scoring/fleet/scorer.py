@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, is_number, numeric_values, plain_column
 from mirrorspark.scoring.fleet.columns import some
 from mirrorspark.scoring.fleet.compiled import CompiledFleet, Input, LinearTile, NetworkStack
+from mirrorspark.scoring.fleet.counting import add_counts
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.kernels import STRIP, decide, score_linear, write_features
 from mirrorspark.scoring.fleet.layout import Layout, OutputArrays
@@ -66,8 +67,15 @@ class FleetScorer:
     def _reader(self, column: str) -> str:
         return f"model '{self._fleet.readers([column])[column]}'"
 
-    def batches(self, rows: pa.RecordBatch, keys: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, int]]:
+    def batches(
+        self, rows: pa.RecordBatch, keys: Sequence[str], counts: np.ndarray | None = None
+    ) -> Iterator[tuple[pa.RecordBatch, int]]:
         """Yield keys and outputs of ``rows`` in batches of bounded size, each with its number of null outputs.
+
+        Args:
+            rows: The rows.
+            keys: Columns that pass through.
+            counts: int32 ``[models, BINS]``, to which the outputs are added; see :mod:`scoring.fleet.counting`.
 
         Raises:
             ColumnError: A column holds values that its models cannot read.
@@ -75,6 +83,8 @@ class FleetScorer:
         for start in range(0, rows.num_rows, self.batch_rows):
             part = rows.slice(start, self.batch_rows)
             found = self.outputs(part)
+            if counts is not None:
+                add_counts(self.layout, found, counts)
             yield self.layout.batch({key: plain_column(part, key) for key in keys}, found), found.nulls
 
     def outputs(self, rows: pa.RecordBatch) -> OutputArrays:

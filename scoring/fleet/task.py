@@ -4,11 +4,12 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark import TaskContext
@@ -17,6 +18,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.spark.tasks import Shares, numbers_of, outcome, partition_id
 from mirrorspark.scoring.files import ROW_GROUP_BYTES, ROW_GROUP_ROWS, file_name
 from mirrorspark.scoring.fleet.columns import FleetError
+from mirrorspark.scoring.fleet.counting import packed_counts
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.scorer import FleetScorer
@@ -45,6 +47,8 @@ class FleetTally:
         read_seconds: Seconds in which the rows were read.
         score_seconds: Seconds in which they were scored.
         write_seconds: Seconds in which the outputs were encoded and written.
+        began: When the task began, on a clock of its process.
+        counts: int32 ``[models, BINS]``: outputs by bin, where a manifest needs them.
         digests: SHA-256 of the files by path, where a manifest needs them.
         failures: Models that raised an error, where these are left out.
     """
@@ -54,12 +58,15 @@ class FleetTally:
     read_seconds: float = 0.0
     score_seconds: float = 0.0
     write_seconds: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+    counts: np.ndarray | None = None
     digests: dict[str, str] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
 
     def report(self) -> dict[str, Any]:
-        """Return the counters as JSON values, with the process and its peak resident memory in bytes."""
-        return asdict(self) | process_report()
+        """Return the counters as JSON values, with all seconds, the process and its peak resident memory in bytes."""
+        found = asdict(replace(self, counts=None)) | {"counts": packed_counts(self.counts)}
+        return found | {"seconds": time.perf_counter() - self.began} | process_report()
 
 
 @dataclass(frozen=True)
@@ -94,12 +101,15 @@ class FleetWriter:
         """Return the name of the file of a share."""
         return file_name(attempt)
 
-    def outputs_of(self, scorer: FleetScorer, rows: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
+    def outputs_of(
+        self, scorer: FleetScorer, rows: pa.RecordBatch, tally: FleetTally
+    ) -> Iterator[tuple[pa.RecordBatch, int]]:
         """Yield keys and outputs of some rows, each with its number of null outputs."""
         return scorer.batches(rows, self.keys.names)
 
     def _written(self, number: int, read: Read, tally: FleetTally) -> list[WrittenFile]:
         scorer = self.scorer()
+        tally.score_seconds += time.perf_counter() - tally.began
         schema = pa.schema([*self.keys, *scorer.layout.fields])
         with self.job.attempt(number) as attempt:
             path = self.path(number, attempt)
@@ -116,6 +126,9 @@ class FleetWriter:
                     table = pa.Table.from_batches(group, schema)
                     to.write_table(table, table.num_rows)
                     tally.write_seconds += time.perf_counter() - begin
+                begin = time.perf_counter()
+            # The rest of the file, which stores get when it is closed.
+            tally.write_seconds += time.perf_counter() - begin
             return [WrittenFile(attempt, path, tally.rows, tally.rows, file.size())]
 
     def _scored(
@@ -125,7 +138,7 @@ class FleetWriter:
         for rows in read(scorer.batch_rows):
             now = time.perf_counter()
             tally.read_seconds += now - begin
-            for scored, nulls in self.outputs_of(scorer, rows):
+            for scored, nulls in self.outputs_of(scorer, rows, tally):
                 tally.nulls += nulls
                 # Keys from Spark carry the time zone of its session.
                 typed = scored.cast(schema) if scored.schema != schema else scored

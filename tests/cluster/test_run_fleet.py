@@ -1,4 +1,4 @@
-"""M5, M6, M7, M8, M14: a fleet is scored in microbatches; models fail on their own, and what is left is resumed."""
+"""M5-M8, M14-M16: a fleet is scored in microbatches; models fail on their own, and what is left is resumed."""
 
 import hashlib
 import json
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.callbacks.mlflow.store import store_client
 from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
@@ -22,6 +23,7 @@ from mirrorspark.scoring.fleet.runs.claims import Claims
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, ModelFailure
 from mirrorspark.scoring.fleet.runs.ledger import Claim, Ledger
 from mirrorspark.scoring.fleet.runs.plan import RunPlan
+from mirrorspark.scoring.fleet.runs.report.call import fleet_report
 from mirrorspark.scoring.fleet.runs.run import FleetRun, FleetRunError, resume_fleet, run_fleet
 from mirrorspark.scoring.fleet.score import score_fleet
 from mirrorspark.storage.paths import StoragePath
@@ -174,6 +176,71 @@ def test_three_bad_models_have_null_outputs_and_a_row_in_the_ledger(
     assert {name for name, state in states.items() if state == "failed"} == {*BAD}
 
 
+def test_a_report_has_speed_cost_failures_and_drift_as_tables_page_and_mlflow_run(
+    begin: Begin, models_of_which_three_are_bad: dict[str, Fleet | Path], files: Path, tmp_path: Path
+) -> None:
+    former, output = tmp_path / "former", tmp_path / "scores"
+    begin(former)
+    moved = pq.read_table(files)
+    moved = moved.set_column(1, "c0", pa.array(moved["c0"].to_numpy() + 3))
+    pq.write_table(moved, tmp_path / "moved.parquet", row_group_size=100)
+    given = {"fleet": models_of_which_three_are_bad, "failure_budget": 0.25, "paths": tmp_path / "moved.parquet"}
+    run = begin(output, **given)
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    shared = {"former": former, "experiment": "fleets", "tracking_uri": store}
+    report = fleet_report(output, price_per_core_hour=0.36, **shared)
+    totals = report.totals
+    counts = ("rows", "models", "models_failed", "models_drifted", "microbatches_done", "inferences")
+    # Of the models that read c0, m0, m3, m6 and m9, none is bad; m5, m2 and m7 now have no outputs.
+    assert [totals[name] for name in counts] == [ROWS, MODELS, 3, 7, MICROBATCHES, ROWS * MODELS]
+    spent = totals["read_seconds"] + totals["score_seconds"] + totals["write_seconds"]
+    assert 0.9 * totals["task_seconds"] < spent <= totals["task_seconds"] < totals["wall_seconds"] * 16
+    assert totals["cost"] == pytest.approx(totals["task_seconds"] * 0.0001)
+    assert totals["cost_per_million"] == pytest.approx(totals["cost"] / (ROWS * MODELS) * 1e6)
+    assert totals["inferences_per_core_second"] == pytest.approx(ROWS * MODELS / totals["task_seconds"])
+    assert totals["skew_largest"] >= totals["skew_median"] >= 1
+    models = {row["model"]: row for row in report.models.to_pylist()}
+    assert {name for name, row in models.items() if row["state"] == "failed"} == {*BAD}
+    assert models["m7"]["problem"].startswith("load: ")
+    assert (models["m0"]["rows"], models["m0"]["nulls"], models["m2"]["nulls"]) == (ROWS, 0, ROWS)
+    assert {name for name, row in models.items() if row["drifted"] == "large"} == {"m0", "m3", "m6", "m9", *BAD}
+    assert models["m0"]["median"] == pytest.approx(float(np.median(moved["c0"])), rel=1 / 8)
+    assert sum(row["core_seconds"] for row in models.values()) == pytest.approx(totals["task_seconds"])
+    microbatches = report.microbatches.to_pylist()
+    assert len(microbatches) == MICROBATCHES
+    assert {(row["rows"], row["attempts"], row["state"]) for row in microbatches} == {(400, 1, "done")}
+    assert pq.read_table(output / "_run" / "report_models.parquet").to_pylist() == report.models.to_pylist()
+    page = (output / "_run" / "report.html").read_text()
+    assert all(text in page for text in (run.run, "m7.csv", "Drift", "cost per million", "<svg"))
+    assert "<script" not in page
+    assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
+    client = store_client(store)
+    fleet_report(output, **shared)  # the run of the first report gets the second one, too
+    (logged,) = client.search_runs([client.get_experiment_by_name("fleets").experiment_id])
+    assert logged.data.metrics["inferences_per_core_second"] == totals["inferences_per_core_second"]
+    assert logged.data.tags["fleet.run"] == run.run
+    names = {file.path for file in client.list_artifacts(logged.info.run_id)}
+    assert names == {"report.html", "report_models.parquet", "report_microbatches.parquet"}
+
+
+def test_a_report_of_an_unfinished_run_says_what_has_no_times(
+    begin: Begin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "scores"
+    with pytest.MonkeyPatch.context() as patch:
+        failing_writes(patch, lambda job: WriteError("no space left on device") if job in (1, 4) else None)
+        with pytest.raises(FleetRunError, match="2 of the 12 microbatches"):
+            begin(output)
+    totals = fleet_report(output).totals
+    assert [totals[name] for name in ("microbatches_done", "microbatches_timed", "attempts_not_done")] == [10, 10, 2]
+    assert (totals["inferences"], "cost" in totals) == (ROWS * MODELS - (4 + 3) * 400, False)
+    (output / "_run" / "ledger.db").unlink()
+    assert command.main(["report", str(output), "--price-per-core-hour", "1"]) == command.EXIT_DONE
+    assert "0 inferences/s/core" in capsys.readouterr().out
+    assert command.main(["report", str(output), "--price-per-core-hour", "-1"]) == command.EXIT_USAGE
+    assert command.main(["report", str(tmp_path / "none")]) == command.EXIT_USAGE
+
+
 def test_more_bad_models_than_the_budget_end_the_run_before_it_begins(
     begin: Begin, models_of_which_three_are_bad: dict[str, Fleet | Path], tmp_path: Path
 ) -> None:
@@ -213,6 +280,31 @@ def test_only_what_has_failed_is_resumed_and_the_result_is_that_of_a_clean_run(
         (number, 1, "write", "no space left on device") for number in (1, 4)
     ]
     assert command.main(["status", str(output)]) == command.EXIT_DONE
+
+
+def test_a_run_that_is_only_begun_is_scored_by_drivers_of_some_microbatches_each(
+    spark: "SparkSession", begin: Begin, clean: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "scores"
+    run = begin(output, begin_only=True)
+    assert (run.scored, run.microbatches, digests(output)) == (0, MICROBATCHES, {})
+    assert command.main(["status", str(output), "--json"]) == command.EXIT_LEFT
+    assert json.loads(capsys.readouterr().out)["left"] == [*range(MICROBATCHES)]
+    assert resume_fleet(spark, output, microbatches=[3, 7]).scored == 2
+    assert resume_fleet(spark, output, microbatches=[3]).scored == 0
+    (row,) = rows_of(tables.RUNS, run.run, output)
+    assert (row["state"], row["ended"]) == ("running", None)
+    with pytest.raises(ScoringError, match=rf"{run.run} has no microbatch 12; its numbers are 0 to 11"):
+        resume_fleet(spark, output, microbatches=[0, 12])
+    with pytest.MonkeyPatch.context() as patch:
+        failing_writes(patch, lambda _: WriteError("the store is gone"))
+        with pytest.raises(FleetRunError, match="1 of the 12 microbatches"):
+            resume_fleet(spark, output, microbatches=[5])
+    rest = [number for number in range(MICROBATCHES) if number not in (3, 7)]
+    assert resume_fleet(spark, output, microbatches=rest).scored == len(rest)
+    (row,) = rows_of(tables.RUNS, run.run, output)
+    assert row["state"] == "finished"
+    assert digests(output) == clean
 
 
 def test_a_model_that_raises_an_error_in_a_task_has_null_outputs_in_that_microbatch(

@@ -7,7 +7,7 @@ held, a few more than are scored at a time, and entries wait in memory.
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -51,15 +51,24 @@ class Claims:
         owner: Name of this driver.
         at_once: Microbatches that are scored at a time.
         limits: Of leases and waits.
+        others: Microbatches that are left to other drivers.
     """
 
-    def __init__(self, ledger: Ledger, run: str, owner: str, at_once: int, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        run: str,
+        owner: str,
+        at_once: int,
+        limits: Limits = LIMITS,
+        others: Collection[int] = (),
+    ) -> None:
         self._ledger, self._run, self._owner, self._at_once, self._limits = ledger, run, owner, at_once, limits
         self._lock = threading.Lock()  # of the fields below
         # Until when, by our own clock, nobody else can have taken them.
         self._safe_until: dict[Claim, float] = {}
         self._queue: deque[Claim] = deque()
-        self._tried: set[int] = set()
+        self._tried = {*others}
         self._entries: list[Entry] = []
         self._is_away = False
         self._taking, self._sending = threading.Lock(), threading.Lock()

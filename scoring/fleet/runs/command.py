@@ -14,6 +14,8 @@ from pyspark.sql import SparkSession
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.ledger import LedgerError
+from mirrorspark.scoring.fleet.runs.plan import RUN_FOLDER
+from mirrorspark.scoring.fleet.runs.report.call import PAGE_FILE, fleet_report
 from mirrorspark.scoring.fleet.runs.run import (
     DEFAULT_AT_ONCE,
     DEFAULT_BUDGET,
@@ -72,6 +74,7 @@ def _run(options: argparse.Namespace) -> int:
             models_per_microbatch=options.models_per_microbatch,
             rows_per_microbatch=options.rows_per_microbatch,
             failure_budget=DEFAULT_BUDGET if options.failure_budget is None else options.failure_budget,
+            begin_only=options.begin_only,
             **_shared(options),
         )
 
@@ -79,7 +82,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    shared = _shared(options) | {"failure_budget": options.failure_budget}
+    shared = _shared(options) | {"failure_budget": options.failure_budget, "microbatches": options.microbatches}
     return _in_session(options, lambda spark: resume_fleet(spark, options.output, fleet=options.fleet, **shared))
 
 
@@ -97,6 +100,20 @@ def _status(options: argparse.Namespace) -> int:
         ]
         print(for_stream("\n".join(lines), sys.stdout))
     return EXIT_DONE if found["published"] == found["microbatches"] else EXIT_LEFT
+
+
+def _report(options: argparse.Namespace) -> int:
+    given = {name: getattr(options, name) for name in ("former", "price_per_core_hour", "experiment", "tracking_uri")}
+    found = fleet_report(options.output, ledger=options.ledger, **given)
+    if options.json:
+        print(json.dumps(clean(dict(found.totals))))
+    else:
+        rate, cost = found.totals.get("inferences_per_core_second", 0.0), found.totals.get("cost_per_million")
+        text = f"{found.run}: {rate:,.0f} inferences/s/core"
+        text += "" if cost is None else f", {cost:.2g} per million"
+        text += f", {found.totals['models_failed']:,} models failed, {found.totals['models_drifted']:,} have drifted"
+        print(for_stream(f"{text} -> {options.output}/{RUN_FOLDER}/{PAGE_FILE}", sys.stdout))
+    return EXIT_DONE
 
 
 def _shared(options: argparse.Namespace) -> dict[str, Any]:
@@ -122,13 +139,17 @@ def _in_session(options: argparse.Namespace, work: Callable[[SparkSession], Flee
     return EXIT_DONE
 
 
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mirrorspark fleet", description="Score a fleet in runs that can be resumed.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="score Parquet files with a fleet")
     run.set_defaults(command=_run)
     add = run.add_argument_group("most used").add_argument
-    add("--fleet", required=True, help="folder of a saved fleet, or a file of coefficients")
+    add("--fleet", required=True, help="folder of a saved fleet, models:/name/version, or a file of coefficients")
     add("--input", required=True, nargs="+", help="Parquet files, folders or globs")
     add("--output", required=True, help="new folder of the outputs")
     add("--keys", required=True, help="columns that identify a row, separated by commas")
@@ -138,14 +159,23 @@ def _parser() -> argparse.ArgumentParser:
     add = run.add_argument_group("microbatches").add_argument
     add("--models-per-microbatch", type=int, default=DEFAULT_MODELS, help="the most models of a microbatch")
     add("--rows-per-microbatch", type=int, help="rows; by default what all slots score in two minutes")
+    add("--begin-only", action="store_true", help="score nothing: leave all microbatches to resume")
     resume = commands.add_parser("resume", help="score the microbatches that a run lacks")
     resume.set_defaults(command=_resume)
     resume.add_argument("output", help="folder of the run")
     resume.add_argument("--fleet", help="the fleet, to be compared with that of the run")
+    resume.add_argument("--microbatches", type=_numbers, help="numbers of those to score, separated by commas")
     status = commands.add_parser("status", help="show how far a run is")
     status.set_defaults(command=_status)
     status.add_argument("output", help="folder of the run")
-    for command in (run, resume, status):
+    report = commands.add_parser("report", help="write a page on a run: speed, cost, failures and drift")
+    report.set_defaults(command=_report)
+    report.add_argument("output", help="folder of the run")
+    report.add_argument("--former", help="folder of the run whose scores these are compared with")
+    report.add_argument("--price-per-core-hour", type=float, help="in any currency")
+    report.add_argument("--experiment", help="MLflow experiment that gets the report, too")
+    report.add_argument("--tracking-uri", help="MLflow server or store; by default the one that MLflow is set to")
+    for command in (run, resume, status, report):
         command.add_argument("--ledger", help="file of SQLite or postgresql:// address; by default in the output")
         command.add_argument("--json", action="store_true", help="print the result as JSON")
     for command in (run, resume):

@@ -1,5 +1,6 @@
 """The scoring of microbatches: each is one Spark job, published with its manifest or not at all."""
 
+import hashlib
 import json
 import logging
 import threading
@@ -19,8 +20,10 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, ParquetRows
 from mirrorspark.data_pipelines.spark.tasks import Shares, portable, write_files
 from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.claims import Claims
+from mirrorspark.scoring.fleet.runs.counts import COUNTS_FILE, counts_file
 from mirrorspark.scoring.fleet.runs.failures import ModelFailure
 from mirrorspark.scoring.fleet.runs.ledger import Change, Claim, Entry, Rows
 from mirrorspark.scoring.fleet.runs.plan import MANIFEST_FILE, Microbatch, RunPlan
@@ -50,7 +53,9 @@ def read_manifest(folder: StoragePath) -> Manifest | None:
     except ValueError:  # neither JSON nor even text
         return None
     sizes = {file.path.name: file.bytes for file in folder.files(recursive=False)}
-    return found if all(sizes.get(file["path"]) == file["bytes"] for file in found["files"]) else None
+    # A version before there were counts has left none.
+    files = [*found["files"], *found.get("counts", [])]
+    return found if all(sizes.get(file["path"]) == file["bytes"] for file in files) else None
 
 
 def published_manifests(plan: RunPlan, output: StoragePath) -> dict[int, Manifest]:
@@ -211,10 +216,16 @@ class Scoring:
             if found:
                 first = {one.model: one for one in sorted(found, key=lambda one: -(one.partition or 0))}
                 raise FailedModelsError(list(first.values()))
+            layout = Layout.of(selection(self._fleet), self._plan.layout, self._plan.outputs, is_part=True)
+            counts = counts_file(layout, reports)
             manifest.update(self._manifest(microbatch, failures, files, reports))
-            written = self._write_manifest(job, len(share.groups_per_task), manifest)
+            manifest["counts"] = [
+                {"path": COUNTS_FILE, "bytes": len(counts), "sha256": hashlib.sha256(counts).hexdigest()}
+            ]
+            contents = {COUNTS_FILE: counts, MANIFEST_FILE: json.dumps(manifest, indent=1).encode()}
+            written = self._write_beside(job, len(share.groups_per_task), contents)
             confirm()
-            return [written]
+            return written
 
         try:
             keys = pa.schema([rows.schema.field(name) for name in self._plan.keys])
@@ -259,17 +270,21 @@ class Scoring:
             ],
         }
 
-    def _write_manifest(self, job: WriteJob, number: int, manifest: Manifest) -> WrittenFile:
+    def _write_beside(self, job: WriteJob, number: int, contents: Mapping[str, bytes]) -> list[WrittenFile]:
+        """Write the files that describe a microbatch, the manifest last."""
         with job.attempt(number) as attempt:
-            file = job.attempt_file(attempt, MANIFEST_FILE)
-            file.write_bytes(json.dumps(manifest, indent=1).encode())
-            return WrittenFile(attempt, MANIFEST_FILE, 0, 0, file.size())
+            written = []
+            for name, content in contents.items():
+                job.attempt_file(attempt, name).write_bytes(content)
+                written.append(WrittenFile(attempt, name, 0, 0, len(content)))
+            return written
 
     def _attempt_row(self, claim: Claim, outcome: str, began: float, seconds: float, done: _Done | None) -> Rows:
         row = {"run_id": self._plan.run, "microbatch": claim.number, "attempt": claim.fence, "owner": self._owner}
         row |= {"outcome": outcome, "began": began, "seconds": seconds}
         counters = done.counters if done is not None else None
         numbers = ("rows", "nulls", "read_seconds", "score_seconds", "write_seconds")
+        numbers += ("tasks", "task_seconds", "slowest_seconds", "median_seconds")
         row |= {name: getattr(counters, name) if counters else 0 for name in numbers}
         files = done.manifest["files"] if done is not None and counters else []
         return Rows(tables.ATTEMPTS, [row | {"bytes": sum(file["bytes"] for file in files)}])

@@ -98,6 +98,7 @@ def run_fleet(
     fail_fast: bool = False,
     at_once: int = DEFAULT_AT_ONCE,
     lease_seconds: float = DEFAULT_LEASE_SECONDS,
+    begin_only: bool = False,
 ) -> FleetRun:
     """Score Parquet files with a fleet in microbatches, each of which is published, recorded and repeated on its own.
 
@@ -106,8 +107,8 @@ def run_fleet(
 
     Args:
         spark: The session.
-        fleet: The fleet, a folder of :meth:`Fleet.save`, a file of coefficients as for ``fleet_from_coefficients``, or,
-            by the name of the model, the file of each.
+        fleet: The fleet, a folder of :meth:`Fleet.save`, ``models:/<name>/<version>`` of ``register_fleet``, a file of
+            coefficients as for ``fleet_from_coefficients``, or, by the name of the model, the file of each.
         paths: Files, folders or globs of Parquet files of one schema, which executors can read.
         output: Folder of the outputs; new or empty.
         keys: Columns that identify a row; they pass through unchanged.
@@ -121,6 +122,7 @@ def run_fleet(
         fail_fast: End at the first model or microbatch that fails.
         at_once: Microbatches that are scored at a time.
         lease_seconds: After so long without a sign of life of a driver, another one takes over its microbatches.
+        begin_only: Score nothing; the microbatches are left to drivers that resume the run.
 
     Raises:
         FleetError: Two models have one name, there is none, or there is no such group.
@@ -157,7 +159,7 @@ def run_fleet(
         if why:
             raise FleetRunError(_too_many(why, plan, names, book))
         _keep(plan, checked.fleet, target)
-        return _drive(spark, plan, target, book, files, checked.fleet, settings)
+        return _drive(spark, plan, target, book, files, checked.fleet, settings, () if begin_only else None)
 
 
 def resume_fleet(
@@ -170,6 +172,7 @@ def resume_fleet(
     fail_fast: bool = False,
     at_once: int = DEFAULT_AT_ONCE,
     lease_seconds: float = DEFAULT_LEASE_SECONDS,
+    microbatches: Sequence[int] | None = None,
 ) -> FleetRun:
     """Score the microbatches that a run of :func:`run_fleet` lacks; the result has the bytes of an undisturbed run.
 
@@ -184,11 +187,13 @@ def resume_fleet(
         fail_fast: As for :func:`run_fleet`, as are the next two.
         at_once: Microbatches that are scored at a time.
         lease_seconds: When a driver is taken for gone.
+        microbatches: Numbers of those to score; the others are left to other drivers. By default all that are missing.
 
     Raises:
         FileNotFoundError: ``output`` has no run, or files of the input are gone.
         LedgerError: The ledger cannot be used, or is not named.
-        ScoringError: Models of ``fleet`` or files of the input have changed since the run began.
+        ScoringError: Models of ``fleet`` or files of the input have changed since the run began, or there is no such
+            microbatch.
         FleetError: The run's copy of the fleet is damaged.
         FleetRunError: As for :func:`run_fleet`.
     """
@@ -196,16 +201,20 @@ def resume_fleet(
     plan = RunPlan.load(target)
     budget = plan.failure_budget if failure_budget is None else failure_budget
     settings = _Settings(budget, fail_fast, at_once, lease_seconds)
+    if unknown := [number for number in microbatches or () if not 0 <= number < len(plan.microbatches)]:
+        raise ScoringError(
+            f"{plan.run} has no microbatch {unknown[0]}; its numbers are 0 to {len(plan.microbatches) - 1}"
+        )
     if fleet is not None:
         plan.check_fleet(CheckedFleet.of(fleet))
     files = plan.input_of(_files(plan.locations, target))
     own = _kept_fleet(plan, target)
     with _opened(ledger, target, plan) as book:
-        return _drive(spark, plan, target, book, files, own, settings)
+        return _drive(spark, plan, target, book, files, own, settings, microbatches)
 
 
 def fleet_status(output: Location, ledger: str | Path | None = None) -> dict[str, Any]:
-    """Return how far a run is: its id, and the numbers of its microbatches, published ones, models and failed ones.
+    """Return how far a run is: its id, how many microbatches it has and which are left, its models and failed ones.
 
     Args:
         output: Folder of the run.
@@ -221,8 +230,47 @@ def fleet_status(output: Location, ledger: str | Path | None = None) -> dict[str
         states = Counter(row["state"] for row in book.rows(tables.MICROBATCHES, plan.run))
         failed = sum(row["state"] == "failed" for row in book.rows(tables.MODELS, plan.run))
         found = {"run": plan.run, "output": str(target), "ledger": book.name, "microbatches": len(plan.microbatches)}
-        found |= {"published": len(published_manifests(plan, target)), "states": dict(states)}
+        left = microbatches_left(len(plan.microbatches), published_manifests(plan, target))
+        found |= {"published": len(plan.microbatches) - len(left), "left": left, "states": dict(states)}
         return found | {"models": len(plan.models), "failed_models": failed}
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What a run has left: its plan, its fleet, and its rows in the ledger.
+
+    Attributes:
+        output: Folder of the run.
+        ledger: Address of the ledger, without credentials.
+    """
+
+    output: str
+    ledger: str
+    plan: RunPlan
+    fleet: Fleet
+    microbatches: Sequence[Mapping[str, Any]]
+    attempts: Sequence[Mapping[str, Any]]
+    errors: Sequence[Mapping[str, Any]]
+
+
+def read_records(output: Location, ledger: str | Path | None = None) -> RunRecords:
+    """Return what a run has left.
+
+    Args:
+        output: Folder of the run.
+        ledger: As for :func:`resume_fleet`.
+
+    Raises:
+        FileNotFoundError: ``output`` has no run.
+        FleetError: The run's copy of the fleet is damaged.
+        LedgerError: The ledger cannot be used, or is not named.
+    """
+    target = _resolved(output)
+    plan = RunPlan.load(target)
+    fleet = _kept_fleet(plan, target)
+    with _opened(ledger, target, plan) as book:
+        rows = [book.rows(table, plan.run) for table in (tables.MICROBATCHES, tables.ATTEMPTS, tables.ERRORS)]
+        return RunRecords(str(target), book.name, plan, fleet, *rows)
 
 
 @dataclass(frozen=True)
@@ -257,8 +305,9 @@ def _drive(
     files: ParquetFiles,
     fleet: Fleet,
     settings: _Settings,
+    numbers: Sequence[int] | None = None,
 ) -> FleetRun:
-    """Score what is left of a run, and return it when all is published."""
+    """Score what is left of a run, or some microbatches of it, and return it when these are published."""
     begin, count = time.monotonic(), len(plan.microbatches)
     manifests = published_manifests(plan, target)
     failed = {one.model for one in plan.failures}
@@ -271,15 +320,18 @@ def _drive(
     scoring = Scoring(spark, plan, target, files, fleet, owner, failed, partial(settings.why_stop, plan))
     state = "failed"
     limits = replace(LIMITS, lease_seconds=settings.lease_seconds)
-    with Claims(book, plan.run, owner, settings.at_once, limits) as claims:
+    others = () if numbers is None else {*range(count)} - {*numbers}
+    with Claims(book, plan.run, owner, settings.at_once, limits, others) as claims:
         claims.note([Change(tables.MODELS, {"run_id": plan.run, "model": one}, {"state": "failed"}) for one in failed])
         try:
             with progress_bar(spark, "score"):
                 _score_all(scoring, claims, settings.at_once)
-            left = microbatches_left(count, published_manifests(plan, target))
-            state = "failed" if left else "finished"
+            all_left = microbatches_left(count, published_manifests(plan, target))
+            left = [number for number in all_left if number not in others]
+            state = "failed" if left else "running" if all_left else "finished"
         finally:
-            claims.note([Change(tables.RUNS, {"run_id": plan.run}, {"state": state, "ended": time.time()})])
+            ended = None if state == "running" else time.time()
+            claims.note([Change(tables.RUNS, {"run_id": plan.run}, {"state": state, "ended": ended})])
     names = sorted(scoring.failed)
     if left and (why := settings.budget_reached(plan, len(names))):
         raise FleetRunError(_too_many(why, plan, names, book))

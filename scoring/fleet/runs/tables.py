@@ -30,7 +30,8 @@ clock."""
 ATTEMPTS = _table(
     "attempts",
     "run_id microbatch attempt",
-    "owner outcome began seconds rows nulls bytes read_seconds score_seconds write_seconds",
+    "owner outcome began seconds rows nulls bytes read_seconds score_seconds write_seconds"
+    " tasks task_seconds slowest_seconds median_seconds",
 )
 """``outcome``: done, failed, superseded (another driver has taken the microbatch over) or stopped."""
 

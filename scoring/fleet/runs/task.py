@@ -1,14 +1,17 @@
 """Tasks of a microbatch: they write files of fixed names, and report the models that fail instead of failing."""
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from mirrorspark.scoring.fleet.bins import BINS
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.runs.failures import NOT_OF_A_MODEL, ModelFailure, failing, without_outputs
 from mirrorspark.scoring.fleet.scorer import FleetScorer
@@ -63,15 +66,19 @@ class MicrobatchWriter(FleetWriter):
         """Return the name of the file of a share, the same in every attempt."""
         return f"part-{number:05d}.parquet"
 
-    def outputs_of(self, scorer: FleetScorer, rows: pa.RecordBatch) -> Iterator[tuple[pa.RecordBatch, int]]:
-        """Yield keys and outputs of some rows, each with its number of null outputs.
+    def outputs_of(
+        self, scorer: FleetScorer, rows: pa.RecordBatch, tally: FleetTally
+    ) -> Iterator[tuple[pa.RecordBatch, int]]:
+        """Yield keys and outputs of some rows, each with its number of null outputs, and count the outputs.
 
         Raises:
             FailedModelsError: Models raise an error for these rows.
         """
         keys = self.keys.names
+        if tally.counts is None:
+            tally.counts = np.zeros((len(self.selection.models), BINS), np.int32)
         with self._blaming_models(lambda some: deque(some.batches(rows, keys), maxlen=0)):
-            yield from scorer.batches(rows, keys)
+            yield from scorer.batches(rows, keys, tally.counts)
 
     def _written(self, number: int, read: Read, tally: FleetTally) -> list[WrittenFile]:
         try:
@@ -79,9 +86,11 @@ class MicrobatchWriter(FleetWriter):
         except FailedModelsError as error:
             tally.failures = [asdict(replace(one, partition=number)) for one in error.failures]
             return []
+        begin = time.perf_counter()
         for file in files:
             with self.job.attempt_file(file.attempt, file.path).open_stream() as written:
                 tally.digests[file.path] = hashlib.file_digest(written, "sha256").hexdigest()
+        tally.write_seconds += time.perf_counter() - begin
         return files
 
     @contextmanager

@@ -194,7 +194,7 @@ def test_a_ledger_of_a_newer_schema_is_refused(opened: Open) -> None:
     ledger = opened()
     with ledger._engine.begin() as connection:
         connection.execute(sa.text("UPDATE mirrorspark_fleet_version SET version_num = 'ledger_0099'"))
-    with pytest.raises(LedgerError, match=r"has the schema ledger_0099, which is newer than ledger_0001, the last one"):
+    with pytest.raises(LedgerError, match=r"has the schema ledger_0099, which is newer than ledger_0002, the last one"):
         opened()
 
 

@@ -1,0 +1,86 @@
+"""M15, M16: the figures of a run's report, worked by hand, and its page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.fleet.bins import BINS, Distribution
+from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.scoring.fleet.runs.plan import RunPlan, Share, Step
+from mirrorspark.scoring.fleet.runs.report.page import report_page
+from mirrorspark.scoring.fleet.runs.report.report import FleetReport, report_of
+from mirrorspark.scoring.fleet.runs.run import RunRecords
+
+FIRST: Mapping[str, Any] = {"microbatch": 0, "attempt": 1, "outcome": "done", "began": 100.0, "seconds": 5.0}
+TIMES = {"tasks": 3, "task_seconds": 8.0, "read_seconds": 1.0, "score_seconds": 4.0, "write_seconds": 2.5}
+TIMES |= {"slowest_seconds": 4.0, "median_seconds": 2.0, "bytes": 3_000}
+
+
+def records() -> RunRecords:
+    """Return a run of two models, one with a term and one with three, on 1,000 and 500 rows."""
+    terms = [("small", "x"), *(("large", column) for column in "xyz")]
+    frame = pd.DataFrame(terms, columns=["model", "column"]).assign(coefficient=1.0)
+    steps = (Step("spring", 0, {"small": "a", "large": "b"}),)
+    shares = (Share(0, 1_000, (2, 2, 1)), Share(5, 500, (3,)))
+    plan = RunPlan("fleet-1", "abc", (), ("id",), "wide", ("Rank",), "", 0.1, steps, shares, (), ())
+    failed = dict.fromkeys(TIMES, 0) | {"microbatch": 1, "attempt": 1, "outcome": "failed"}
+    failed |= {"began": 105.0, "seconds": 15.0}
+    rows = [{"number": 0, "state": "done"}, {"number": 1, "state": "failed"}]
+    errors = [{"model": "large", "stage": "score", "message": "<b>division by zero</b>"}]
+    return RunRecords(
+        "scores", "ledger.db", plan, fleet_from_coefficients(frame), rows, [FIRST | TIMES, failed], errors
+    )
+
+
+def ranked(counts: list[int], rows: int) -> Distribution:
+    found = np.zeros(BINS, np.int64)
+    found[1 : len(counts) + 1] = counts
+    return Distribution("Rank", rows, found)
+
+
+@pytest.fixture(scope="module")
+def report() -> FleetReport:
+    distributions = {"small": ranked([100, 200, 700], 1_000), "large": ranked([], 1_000)}
+    former = {"small": ranked([100, 200, 700], 1_000), "large": ranked([500, 250, 250], 1_000)}
+    return report_of(records(), distributions, ("last week", former), price_per_core_hour=3.6)
+
+
+def test_seconds_and_cost_are_those_of_the_tasks_that_have_published(report: FleetReport) -> None:
+    totals = report.totals
+    assert (totals["inferences"], totals["task_seconds"], totals["wall_seconds"]) == (2_000, 8, 20)
+    assert (totals["inferences_per_core_second"], totals["core_seconds_per_million"]) == (250, 4_000)
+    assert (totals["cost"], totals["cost_per_million"]) == pytest.approx((0.008, 4.0))
+    assert (totals["skew_median"], totals["skew_largest"], totals["bytes_per_inference"]) == (2, 2, 1.5)
+    assert (totals["microbatches"], totals["microbatches_done"], totals["attempts_not_done"]) == (2, 1, 1)
+    first, second = report.microbatches.to_pylist()
+    assert (first["inferences_per_core_second"], first["skew"], first["attempts"]) == (250, 2, 1)
+    assert (second["state"], second["task_seconds"], second["skew"]) == ("failed", None, None)
+
+
+def test_a_model_costs_its_share_of_reading_and_writing_and_of_scoring_by_its_terms(report: FleetReport) -> None:
+    small, large = report.models.to_pylist()
+    # Each has half of the 4 seconds that were not scoring; of the 4 that were, 2 / 6 and 4 / 6.
+    assert (small["core_seconds"], large["core_seconds"]) == pytest.approx((2 + 4 * 2 / 6, 2 + 4 * 4 / 6))
+    assert small["core_seconds_per_million"] == pytest.approx(small["core_seconds"] * 1_000)
+    assert small["cost_per_million"] == pytest.approx(small["core_seconds"])
+    assert (small["nulls"], small["p10"], small["median"], small["p90"]) == (0, 1, 3, 3)
+    assert (small["state"], small["drift"], small["drifted"]) == ("sound", 0, "")
+    assert (large["nulls"], large["median"], large["drifted"]) == (1_000, None, "large")
+    assert large["problem"] == "score: <b>division by zero</b>"
+
+
+def test_the_page_needs_nothing_else_and_escapes_what_it_shows(report: FleetReport) -> None:
+    page = report_page(report)
+    assert "&lt;b&gt;division by zero&lt;/b&gt;" in page
+    assert "<b>division" not in page
+    assert all(text in page for text in ("compared with last week", "1 of 2 models have drifted", "cost per million"))
+    assert "cost" not in report_page(report_of(records(), {}))
+
+
+def test_a_price_below_zero_is_refused() -> None:
+    with pytest.raises(ScoringError, match="price_per_core_hour -1 is below 0"):
+        report_of(records(), {}, price_per_core_hour=-1)
