@@ -66,11 +66,16 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.fleet.fleet import Fleet as Fleet
     from mirrorspark.scoring.fleet.imports import fleet_from_keras as fleet_from_keras
     from mirrorspark.scoring.fleet.imports import fleet_from_sklearn as fleet_from_sklearn
+    from mirrorspark.scoring.fleet.registry import register_fleet as register_fleet
     from mirrorspark.scoring.fleet.runs.ledger import LedgerError as LedgerError
+    from mirrorspark.scoring.fleet.runs.report.call import fleet_report as fleet_report
+    from mirrorspark.scoring.fleet.runs.report.report import FleetReport as FleetReport
     from mirrorspark.scoring.fleet.runs.run import FleetRun as FleetRun
     from mirrorspark.scoring.fleet.runs.run import FleetRunError as FleetRunError
     from mirrorspark.scoring.fleet.runs.run import resume_fleet as resume_fleet
     from mirrorspark.scoring.fleet.runs.run import run_fleet as run_fleet
+    from mirrorspark.scoring.fleet.runs.select import rank_scores as rank_scores
+    from mirrorspark.scoring.fleet.runs.select import select_scores as select_scores
     from mirrorspark.scoring.fleet.score import score_fleet as score_fleet
     from mirrorspark.scoring.groups import score_by_group as score_by_group
     from mirrorspark.scoring.input.inputs import Column as Column
@@ -194,8 +199,12 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.fleet.columns": ("FleetError",),
         "scoring.fleet.fleet": ("Fleet",),
         "scoring.fleet.imports": ("fleet_from_keras", "fleet_from_sklearn"),
+        "scoring.fleet.registry": ("register_fleet",),
         "scoring.fleet.runs.ledger": ("LedgerError",),
+        "scoring.fleet.runs.report.call": ("fleet_report",),
+        "scoring.fleet.runs.report.report": ("FleetReport",),
         "scoring.fleet.runs.run": ("FleetRun", "FleetRunError", "resume_fleet", "run_fleet"),
+        "scoring.fleet.runs.select": ("rank_scores", "select_scores"),
         "scoring.fleet.score": ("score_fleet",),
         "scoring.groups": ("score_by_group",),
         "scoring.input.inputs": ("Column",),

@@ -193,8 +193,13 @@ def test_the_example_of_the_page_runs(spark: "SparkSession", tmp_path: Path, mon
     blocks = re.findall(r"(?:^ {4}.*\n(?:\n+(?= {4}))?)+", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
     made: dict[str, Any] = {}
     # The JVM was started in another folder.
-    code = "\n".join(map(textwrap.dedent, blocks)).replace('"scores"', repr(str(tmp_path / "scores")))
+    code = "\n".join(map(textwrap.dedent, blocks))
+    for name in ("scores", "audience", "ranked"):
+        code = code.replace(f'"{name}"', repr(str(tmp_path / name)))
     exec(code, made)  # noqa: S102 - a page of ours
     assert made["scored"].inferences == 2_000
     ranks = pq.read_table("scores")["response_Rank"].to_pylist()
     assert set(ranks) == {1, 2, 3, 4}
+    assert set(pq.read_table("audience")["renewal_binary"].to_pylist()) == {1}
+    assert made["tenth"].count() == 100
+    assert made["report"].totals["microbatches_done"] == 2

@@ -106,7 +106,10 @@ def test_wheel_holds_every_recipe_file(wheel: Path) -> None:
 
 
 def test_wheel_holds_every_template(wheel: Path) -> None:
-    templates = [path.relative_to(REPOSITORY) for path in (REPOSITORY / "data_pipelines").rglob("*.jinja")]
+    found = [
+        path for folder in ("data_pipelines", "scoring", "training") for path in (REPOSITORY / folder).rglob("*.j*")
+    ]
+    templates = [path.relative_to(REPOSITORY) for path in found if path.suffix in (".jinja", ".json")]
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
     assert templates
