@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
@@ -82,13 +82,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def open_session(master: str | None, *, verbose: bool) -> SparkSession:
-    """Return a session for a command that scores, whose log is hidden unless ``verbose``."""
+def open_session(master: str | None, *, verbose: bool, settings: Mapping[str, str] | None = None) -> SparkSession:
+    """Return a session for a command that scores, whose log is hidden unless ``verbose``.
+
+    Args:
+        master: Where it runs; by default what Spark is told.
+        verbose: Whether to show the log of Spark.
+        settings: Settings of Spark that apply where the user has not set them.
+    """
     # Executors must run this interpreter, because another `python3` on their PATH lacks our packages.
     for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
         os.environ.setdefault(name, sys.executable)
     builder = SparkSession.builder.appName("mirrorspark scoring")
     builder = builder.master(master) if master else builder
+    own = settings or {}
+    for name in own.keys() - set_by_the_user():
+        builder = builder.config(name, own[name])
     if verbose:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0")
         return builder.getOrCreate()

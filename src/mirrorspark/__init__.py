@@ -70,6 +70,8 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.fleet.runs.ledger import LedgerError as LedgerError
     from mirrorspark.scoring.fleet.runs.report.call import fleet_report as fleet_report
     from mirrorspark.scoring.fleet.runs.report.report import FleetReport as FleetReport
+    from mirrorspark.scoring.fleet.runs.planning.capacity import FleetPlan as FleetPlan
+    from mirrorspark.scoring.fleet.runs.planning.probe import plan_fleet as plan_fleet
     from mirrorspark.scoring.fleet.runs.run import FleetRun as FleetRun
     from mirrorspark.scoring.fleet.runs.run import FleetRunError as FleetRunError
     from mirrorspark.scoring.fleet.runs.run import resume_fleet as resume_fleet
@@ -203,6 +205,8 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.fleet.runs.ledger": ("LedgerError",),
         "scoring.fleet.runs.report.call": ("fleet_report",),
         "scoring.fleet.runs.report.report": ("FleetReport",),
+        "scoring.fleet.runs.planning.capacity": ("FleetPlan",),
+        "scoring.fleet.runs.planning.probe": ("plan_fleet",),
         "scoring.fleet.runs.run": ("FleetRun", "FleetRunError", "resume_fleet", "run_fleet"),
         "scoring.fleet.runs.select": ("rank_scores", "select_scores"),
         "scoring.fleet.score": ("score_fleet",),

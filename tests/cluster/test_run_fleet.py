@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,8 @@ from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, ModelFailure
 from mirrorspark.scoring.fleet.runs.ledger import Claim, Ledger
 from mirrorspark.scoring.fleet.runs.plan import RunPlan
 from mirrorspark.scoring.fleet.runs.report.call import fleet_report
+from mirrorspark.scoring.fleet.runs.planning import command as planning
+from mirrorspark.scoring.fleet.runs.planning.probe import plan_fleet
 from mirrorspark.scoring.fleet.runs.run import FleetRun, FleetRunError, resume_fleet, run_fleet
 from mirrorspark.scoring.fleet.score import score_fleet
 from mirrorspark.storage.paths import StoragePath
@@ -465,6 +468,96 @@ def test_a_table_without_rows_is_published_with_its_columns(begin: Begin, files:
     run = begin(tmp_path / "scores", paths=tmp_path / "empty.parquet", models_per_microbatch=100)
     assert (run.rows, run.microbatches) == (0, 2)
     assert pq.read_table(tmp_path / "scores", partitioning=None).column_names == ["key", "model", "score"]
+
+
+def test_a_plan_is_measured_on_a_sample_and_a_run_takes_its_sizes(
+    spark: "SparkSession", begin: Begin, fleet: Fleet, files: Path, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"keys": "key", "layout": "long", "models_per_microbatch": 4, "seconds": 0.2}
+    plan = plan_fleet(spark, fleet, files, cores=2, **given)
+    assert (plan.work.rows, plan.work.models, plan.work.row_groups) == (ROWS, {"spring": 7, "autumn": 5}, 12)
+    # Key and three columns of 64 bits that no encoding makes smaller, in chunks that lie beside each other.
+    assert 24 < plan.work.read_bytes_per_row < 100
+    assert 1 <= plan.work.gets_per_row_group < 2
+    assert plan.rates.inferences_per_second > 1_000
+    assert plan.rates.worker_bytes > 2**20
+    assert 0 < plan.rates.microbatch_seconds < 60
+    assert (plan.steps, plan.microbatches, plan.rows_per_microbatch) == (4, 4, ROWS)
+    assert plan.with_hours(plan.hours).hours <= plan.hours
+    whole = plan_fleet(spark, fleet, files, hours=15, rows=620_000_000, models=4_500, **given)
+    assert whole.hours <= 15
+    assert (sum(whole.work.models.values()), whole.work.row_groups) == (4_500, 6_200_000)
+    run = begin(tmp_path / "scores", rows_per_microbatch=plan.rows_per_microbatch, prefixes=2, at_once=plan.at_once)
+    assert run.microbatches == plan.microbatches
+    begin(tmp_path / "without")
+    assert scores(tmp_path / "scores") == scores(tmp_path / "without")
+    read = spark.read.parquet(str(tmp_path / "scores"))
+    assert read.select("prefix").distinct().count() == 2
+    assert resume_fleet(spark, tmp_path / "scores").scored == 0
+
+
+def test_a_plan_that_cannot_be_made_is_refused(
+    spark: "SparkSession", fleet: Fleet, files: Path, tmp_path: Path
+) -> None:
+    for others, message in (
+        ({}, "give either hours or cores"),
+        ({"hours": 1, "cores": 1}, "give either hours or cores"),
+        ({"cores": 2, "seconds": 0}, "seconds 0 is not above 0"),
+        ({"cores": 2, "keys": "id"}, r"key columns \['id'\] are missing"),
+        ({"cores": 2, "groups": ["sprign"]}, "did you mean 'spring'"),
+        ({"cores": 0, "seconds": 0.1}, "cores 0 is not above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plan_fleet(spark, fleet, files, **({"keys": "key"} | others))
+
+
+def test_microbatches_at_a_time_are_in_pools_of_their_own(
+    spark: "SparkSession", begin: Begin, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools, together, write = [], threading.Barrier(2), microbatch.write_files
+
+    def write_files(*arguments: Any, **others: Any) -> Any:
+        pools.append(spark.sparkContext.getLocalProperty("spark.scheduler.pool"))
+        if len(pools) <= 2:
+            together.wait(120)  # breaks unless two are begun before one ends
+        return write(*arguments, **others)
+
+    monkeypatch.setattr(microbatch, "write_files", write_files)
+    begin(tmp_path / "scores", at_once=2)
+    assert digests(tmp_path / "scores") == clean
+    assert len({*pools}) == 2
+
+
+def test_the_plan_of_the_command_has_a_run_for_each_cluster_which_together_are_the_whole(
+    spark: "SparkSession",
+    fleet: Fleet,
+    files: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(planning, "open_session", lambda *_, **__: spark)
+    monkeypatch.setattr(command, "open_session", lambda *_, **__: spark)
+    monkeypatch.setattr(type(spark), "stop", lambda _: None)
+    fleet.save(tmp_path / "fleet")
+    plan = ["plan", "--fleet", str(tmp_path / "fleet"), "--input", str(files), "--keys", "key", "--layout", "long"]
+    plan += ["--cores", "2", "--seconds", "0.1", "--price", "0.05"]
+    runs = ["--clusters", "2", "--output", str(tmp_path / "scores"), "--submissions", str(tmp_path / "runs.json")]
+    assert command.main([*plan, *runs]) == 0
+    said = capsys.readouterr().out
+    assert "1,200 rows x 12 models = 14,400 inferences" in said
+    assert "--conf spark.scheduler.mode=FAIR" in said
+    written = json.loads((tmp_path / "runs.json").read_text())["runs"]
+    assert [one["groups"] for one in written] == [{"spring": 7}, {"autumn": 5}]
+    for one in written:
+        assert one["command"][:3] == ["mirrorspark", "fleet", "run"]
+        assert command.main(one["command"][2:]) == command.EXIT_DONE
+    parts = [row for number in (1, 2) for row in scores(tmp_path / "scores" / f"cluster-{number}")]
+    score_fleet(files, fleet, tmp_path / "at once", keys="key", layout="long", spark=spark)
+    assert sorted(parts, key=lambda row: (row["model"], row["key"])) == scores(tmp_path / "at once")
+    assert command.main([*plan, "--clusters", "2"]) == command.EXIT_USAGE
+    assert command.main([*plan, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["cores"] == 2
 
 
 def test_the_command_scores_and_tells_what_is_wrong_by_its_status(

@@ -1,4 +1,4 @@
-"""Command that scores a fleet in microbatches: ``mirrorspark fleet run``, ``resume`` and ``status``."""
+"""Command that scores a fleet in microbatches: ``mirrorspark fleet plan``, ``run``, ``resume`` and ``status``."""
 
 import argparse
 import dataclasses
@@ -16,11 +16,12 @@ from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.ledger import LedgerError
 from mirrorspark.scoring.fleet.runs.plan import RUN_FOLDER
 from mirrorspark.scoring.fleet.runs.report.call import PAGE_FILE, fleet_report
+from mirrorspark.scoring.fleet.runs.plan import DEFAULT_AT_ONCE, DEFAULT_MODELS
+from mirrorspark.scoring.fleet.runs.planning import command as planning
+from mirrorspark.scoring.fleet.runs.planning.settings import FAIR
 from mirrorspark.scoring.fleet.runs.run import (
-    DEFAULT_AT_ONCE,
     DEFAULT_BUDGET,
     DEFAULT_LEASE_SECONDS,
-    DEFAULT_MODELS,
     FleetRun,
     FleetRunError,
     fleet_status,
@@ -69,10 +70,11 @@ def _run(options: argparse.Namespace) -> int:
             options.output,
             keys=options.keys.split(","),
             layout=options.layout,
-            outputs=options.outputs.split(",") if options.outputs else None,
-            groups=options.groups.split(",") if options.groups else None,
+            outputs=planning.names(options.outputs),
+            groups=planning.names(options.groups),
             models_per_microbatch=options.models_per_microbatch,
             rows_per_microbatch=options.rows_per_microbatch,
+            prefixes=options.prefixes,
             failure_budget=DEFAULT_BUDGET if options.failure_budget is None else options.failure_budget,
             begin_only=options.begin_only,
             **_shared(options),
@@ -122,7 +124,7 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _in_session(options: argparse.Namespace, work: Callable[[SparkSession], FleetRun]) -> int:
-    spark = open_session(options.master, verbose=options.verbose)
+    spark = open_session(options.master, verbose=options.verbose, settings=FAIR)
     try:
         found = work(spark)
     finally:
@@ -146,19 +148,14 @@ def _numbers(text: str) -> list[int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mirrorspark fleet", description="Score a fleet in runs that can be resumed.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    planning.add_parser(commands)
     run = commands.add_parser("run", help="score Parquet files with a fleet")
     run.set_defaults(command=_run)
-    add = run.add_argument_group("most used").add_argument
-    add("--fleet", required=True, help="folder of a saved fleet, models:/name/version, or a file of coefficients")
-    add("--input", required=True, nargs="+", help="Parquet files, folders or globs")
-    add("--output", required=True, help="new folder of the outputs")
-    add("--keys", required=True, help="columns that identify a row, separated by commas")
-    add("--layout", default="wide", help="wide, packed or long")
-    add("--outputs", help="some of score, binary and Rank, separated by commas")
-    add("--groups", help="groups of models, separated by commas; all by default")
+    planning.add_work(run).add_argument("--output", required=True, help="new folder of the outputs")
     add = run.add_argument_group("microbatches").add_argument
     add("--models-per-microbatch", type=int, default=DEFAULT_MODELS, help="the most models of a microbatch")
     add("--rows-per-microbatch", type=int, help="rows; by default what all slots score in two minutes")
+    add("--prefixes", type=int, default=1, help="folders with hashed names, for stores that limit requests per prefix")
     add("--begin-only", action="store_true", help="score nothing: leave all microbatches to resume")
     resume = commands.add_parser("resume", help="score the microbatches that a run lacks")
     resume.set_defaults(command=_resume)

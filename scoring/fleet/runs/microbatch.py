@@ -122,6 +122,8 @@ class Scoring:
         """
         # Of this thread alone: another driver of this session has its own.
         self._spark.sparkContext.setJobGroup(self._owner, f"run {self._plan.run}", interruptOnCancel=True)
+        # Where the scheduler is fair, pools share the cores.
+        self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", threading.current_thread().name)
         while not self._is_over.is_set() and (claim := claims.next()) is not None:
             self._attempt(claim, claims)
             self._stop_if_decided(claims)

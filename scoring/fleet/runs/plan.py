@@ -7,7 +7,8 @@
     <output>/_run/ledger.db          the ledger, unless another one is given
     <output>/group=<group>/step=00000/rows=00000/   a microbatch: Parquet files and _manifest.json
 
-A *step* is some models of a group, which are one table; a microbatch is a step on a share of the rows.
+With several prefixes, a folder ``prefix=<hash>`` is above that of the group: stores limit the requests per prefix. A
+*step* is some models of a group, which are one table; a microbatch is a step on a share of the rows.
 """
 
 import hashlib
@@ -29,8 +30,8 @@ from mirrorspark.storage.paths import StoragePath
 
 RUN_FOLDER = "_run"
 MANIFEST_FILE = "_manifest.json"
-FOLDER_COLUMNS = ("group", "step", "rows")
-"""Columns that the folders of the output give to its readers; no key may have such a name."""
+DEFAULT_MODELS = 500
+DEFAULT_AT_ONCE = 2
 
 _PLAN_FILE = "plan.json"
 _FORMAT = 1
@@ -82,12 +83,14 @@ class Microbatch:
     Attributes:
         number: Of the microbatch within the run.
         part: Of the share.
+        prefix: Name of the folder above that of the group; empty for none.
     """
 
     number: int
     step: Step
     part: int
     share: Share
+    prefix: str = ""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -97,7 +100,9 @@ class Microbatch:
     @property
     def folder(self) -> str:
         """The folder of its outputs, relative to that of the run."""
-        return partition_folder(FOLDER_COLUMNS, [self.step.group, f"{self.step.number:05d}", f"{self.part:05d}"])
+        values = [self.prefix, self.step.group, f"{self.step.number:05d}", f"{self.part:05d}"]
+        columns = folder_columns(2 if self.prefix else 1)
+        return partition_folder(columns, values[-len(columns) :])
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,7 @@ class RunPlan:
         ledger: Address of the ledger without credentials; empty for the file in the run's folder.
         failure_budget: Largest share of models that may fail.
         failures: The models that failed before the first microbatch.
+        prefixes: Folders that the microbatches are dealt to; 1 for none but that of the run.
     """
 
     run: str
@@ -126,6 +132,7 @@ class RunPlan:
     shares: tuple[Share, ...]
     files: tuple[InputFile, ...]
     failures: tuple[ModelFailure, ...]
+    prefixes: int = 1
 
     @classmethod
     def of(
@@ -139,12 +146,14 @@ class RunPlan:
         steps: Sequence[Step],
         shares: Sequence[Share],
         files: Sequence[InputFile],
+        prefixes: int = 1,
     ) -> "RunPlan":
         """Return the plan of a new run, with the ledger in its folder.
 
         Its id is the same for the same inputs and settings, so that drivers that begin it at the same time share it.
         """
-        content = json.dumps([str(output), keys, table.name, table.outputs, steps, shares, files], default=asdict)
+        parts = [str(output), keys, table.name, table.outputs, steps, shares, files, prefixes]
+        content = json.dumps(parts, default=asdict)
         models = {name for step in steps for name in step.digests}
         return cls(
             run=f"fleet-{hashlib.sha256(content.encode()).hexdigest()[:12]}",
@@ -159,13 +168,21 @@ class RunPlan:
             shares=tuple(shares),
             files=tuple(files),
             failures=tuple(one for one in fleet.failures if one.model in models),
+            prefixes=prefixes,
         )
 
     @cached_property
     def microbatches(self) -> tuple[Microbatch, ...]:
         """The microbatches, all shares of the rows of a step after each other."""
         pairs = [(step, part) for step in self.steps for part in range(len(self.shares))]
-        return tuple(Microbatch(number, step, part, self.shares[part]) for number, (step, part) in enumerate(pairs))
+        # Hashed, so that a store that divides its keys by their order divides them well; dealt, so that microbatches
+        # that run at the same time are in different ones.
+        hashes = [hashlib.sha256(str(number).encode()).hexdigest()[:8] for number in range(self.prefixes)]
+        prefixes = hashes if self.prefixes > 1 else [""]
+        return tuple(
+            Microbatch(number, step, part, self.shares[part], prefixes[number % len(prefixes)])
+            for number, (step, part) in enumerate(pairs)
+        )
 
     @cached_property
     def models(self) -> Mapping[str, str]:
@@ -237,6 +254,11 @@ class RunPlan:
         return ParquetFiles(
             tuple(files.files[place] for place in places), tuple(files.footers[place] for place in places)
         )
+
+
+def folder_columns(prefixes: int) -> tuple[str, ...]:
+    """Return the columns that the folders of the output give to its readers; no key may have such a name."""
+    return ("group", "step", "rows") if prefixes == 1 else ("prefix", "group", "step", "rows")
 
 
 def plan_steps(fleet: CheckedFleet, groups: Sequence[str] | None, most_models: int) -> tuple[Step, ...]:

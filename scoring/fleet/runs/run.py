@@ -30,13 +30,16 @@ from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, ModelFailure
 from mirrorspark.scoring.fleet.runs.ledger import Change, Ledger, LedgerError, Rows
 from mirrorspark.scoring.fleet.runs.microbatch import Manifest, Scoring, error_rows, published_manifests
 from mirrorspark.scoring.fleet.runs.plan import (
-    FOLDER_COLUMNS,
+    DEFAULT_AT_ONCE,
+    DEFAULT_MODELS,
     RUN_FOLDER,
     RunPlan,
+    folder_columns,
     input_files,
     plan_shares,
     plan_steps,
 )
+from mirrorspark.scoring.fleet.runs.planning.settings import problems_of
 from mirrorspark.scoring.fleet.score import check_result
 from mirrorspark.scoring.input.spark_tables import SparkSource
 from mirrorspark.storage.paths import Location, StoragePath
@@ -44,9 +47,7 @@ from mirrorspark.storage.publish.staging import STAGING_PREFIX
 
 _LOGGER = logging.getLogger(__name__)
 
-DEFAULT_MODELS = 500
 DEFAULT_BUDGET = 0.1
-DEFAULT_AT_ONCE = 2
 DEFAULT_LEASE_SECONDS = 300.0
 
 _FLEET_FOLDER = "fleet"
@@ -94,6 +95,7 @@ def run_fleet(
     groups: Sequence[str] | None = None,
     models_per_microbatch: int = DEFAULT_MODELS,
     rows_per_microbatch: int | None = None,
+    prefixes: int = 1,
     failure_budget: float = DEFAULT_BUDGET,
     fail_fast: bool = False,
     at_once: int = DEFAULT_AT_ONCE,
@@ -118,6 +120,8 @@ def run_fleet(
         groups: The groups of models to score; all by default.
         models_per_microbatch: The most models of a microbatch.
         rows_per_microbatch: About so many rows, in whole row groups; by default what all slots score in two minutes.
+        prefixes: Folders with hashed names that the microbatches are dealt to, for stores that limit the requests per
+            prefix; 1 for none.
         failure_budget: Largest share of models that may fail.
         fail_fast: End at the first model or microbatch that fails.
         at_once: Microbatches that are scored at a time.
@@ -134,6 +138,8 @@ def run_fleet(
         FleetRunError: Microbatches or too many models failed. The message counts them, and says where the list is.
     """
     settings = _Settings(failure_budget, fail_fast, at_once, lease_seconds)
+    if prefixes < 1:
+        raise ScoringError(f"prefixes {prefixes} is not above 0; use 1 for an output without such folders")
     target = _resolved(output)
     _check_new(target)
     checked = CheckedFleet.of(fleet)
@@ -143,13 +149,15 @@ def run_fleet(
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     table = Layout.of(checked.fleet, layout, (outputs,) if isinstance(outputs, str) else outputs)
     check_result(table, files.schema, keys)
-    if taken := [key for key in keys if key.lower() in FOLDER_COLUMNS]:
-        raise ScoringError(f"the keys {taken} have names of the output's folders, {FOLDER_COLUMNS}; rename them")
+    folders = folder_columns(prefixes)
+    if taken := [key for key in keys if key.lower() in folders]:
+        raise ScoringError(f"the keys {taken} have names of the output's folders, {folders}; rename them")
     steps = plan_steps(checked, groups, models_per_microbatch)
     rows = files.rows(list(dict.fromkeys([*keys, *checked.fleet.columns])))
     most = max(len(step.digests) for step in steps)
     shares = plan_shares(rows, spark.sparkContext.defaultParallelism, most, rows_per_microbatch)
-    plan = RunPlan.of(target, checked, locations, keys, table, failure_budget, steps, shares, input_files(files))
+    described = input_files(files)
+    plan = RunPlan.of(target, checked, locations, keys, table, failure_budget, steps, shares, described, prefixes)
     with _opened(ledger, target) as book:
         plan = replace(plan, ledger="" if ledger is None else book.name)
         names = [one.model for one in plan.failures]
@@ -309,6 +317,8 @@ def _drive(
 ) -> FleetRun:
     """Score what is left of a run, or some microbatches of it, and return it when these are published."""
     begin, count = time.monotonic(), len(plan.microbatches)
+    for problem in problems_of(spark, settings.at_once):
+        _LOGGER.warning("%s; mirrorspark fleet plan prints the settings", problem)
     manifests = published_manifests(plan, target)
     failed = {one.model for one in plan.failures}
     failed |= {one["model"] for manifest in manifests.values() for one in manifest["failed"]}

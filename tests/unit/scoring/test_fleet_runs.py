@@ -469,6 +469,18 @@ def test_every_model_meets_every_row_once(files: Path) -> None:
     assert plan.microbatches[-1].folder == "group=a%2Fb/step=00001/rows=00002"
 
 
+def test_prefixes_are_above_the_groups_and_microbatches_are_dealt_to_them(files: Path, tmp_path: Path) -> None:
+    plan = replace(planned(files, many({"spring": 5, "a/b": 3}), most_models=2, rows=60), prefixes=4)
+    folders = [one.folder.split("/", 1) for one in plan.microbatches]
+    first = [prefix for prefix, _ in folders[:4]]
+    assert len({*first}) == 4
+    assert [prefix for prefix, _ in folders] == (first * 4)[: len(folders)]
+    assert all(len(prefix) == len("prefix=") + 8 for prefix in first)
+    assert [rest for _, rest in folders] == [one.folder for one in replace(plan, prefixes=1).microbatches]
+    plan.save(StoragePath.of(tmp_path / "output"))
+    assert RunPlan.load(StoragePath.of(tmp_path / "output")).microbatches == plan.microbatches
+
+
 def test_a_table_without_rows_is_one_microbatch(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": pa.array([], pa.int64()), "x": pa.array([], pa.float64())}), tmp_path / "0.parquet")
     (share,) = plan_shares(ParquetRows.of(tmp_path, None), 2, 10, None)

@@ -1,0 +1,73 @@
+"""The settings of Spark that runs of fleets want, and what is missing of them in a session."""
+
+import re
+from collections.abc import Mapping
+
+from pyspark.sql import SparkSession
+
+from mirrorspark.data_pipelines.spark.tasks import is_local
+
+FAIR = {"spark.scheduler.mode": "FAIR"}
+"""Lets microbatches that run at the same time share the cores; else the second one waits for the first one's tasks."""
+
+# A lost machine costs a try of each of its tasks. What a model does wrong is reported, not tried again.
+_MAX_FAILURES = 4
+_OVERHEAD_LEAST, _OVERHEAD_SHARE = 384 * 2**20, 0.1  # Spark's defaults
+# Pandas, Arrow and the allocator vary.
+_MARGIN = 1.25
+_UNITS = {"": 2**20, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def recommended_settings(worker_bytes: int, executor_cores: int) -> dict[str, str]:
+    """Return the settings for a cluster.
+
+    Args:
+        worker_bytes: Largest memory of a process that runs tasks, of which each core has one.
+        executor_cores: Cores of an executor.
+    """
+    overhead = int(worker_bytes * executor_cores * _MARGIN) // 2**20 + 1
+    return FAIR | {
+        "spark.task.maxFailures": str(_MAX_FAILURES),
+        "spark.excludeOnFailure.enabled": "true",
+        "spark.executor.memoryOverhead": f"{overhead}m",
+    }
+
+
+def check_settings(settings: Mapping[str, str], at_once: int, worker_bytes: int = 0) -> list[str]:
+    """Return what is to be changed of the settings of a session on a cluster.
+
+    Args:
+        settings: All that are set.
+        at_once: Microbatches at a time.
+        worker_bytes: As for :func:`recommended_settings`; 0 if that is unknown.
+    """
+    found = []
+    if at_once > 1 and settings.get("spark.scheduler.mode", "FIFO").upper() != "FAIR":
+        found.append("spark.scheduler.mode is not FAIR: a microbatch waits for the tasks of the one before")
+    if (tries := int(settings.get("spark.task.maxFailures", _MAX_FAILURES))) < _MAX_FAILURES:
+        found.append(f"spark.task.maxFailures {tries} is below {_MAX_FAILURES}: few lost machines fail a microbatch")
+    if settings.get("spark.excludeOnFailure.enabled", "false").lower() != "true":
+        found.append("spark.excludeOnFailure.enabled is not true: a broken machine gets the same task again")
+    heap = _size(settings.get("spark.executor.memory", "1g"))
+    overhead = settings.get("spark.executor.pyspark.memory") or settings.get("spark.executor.memoryOverhead")
+    has = max(_OVERHEAD_LEAST, _OVERHEAD_SHARE * heap) if overhead is None else _size(overhead)
+    if worker_bytes * (cores := int(settings.get("spark.executor.cores", 1))) > has:
+        wanted = recommended_settings(worker_bytes, cores)["spark.executor.memoryOverhead"]
+        found.append(
+            f"an executor has {has / 2**20:,.0f} MiB for the Python processes of {cores} cores, which take "
+            f"{worker_bytes / 2**20:,.0f} MiB each: set spark.executor.memoryOverhead to {wanted}"
+        )
+    return found
+
+
+def problems_of(spark: SparkSession, at_once: int, worker_bytes: int = 0) -> list[str]:
+    """Return what :func:`check_settings` says of a session; nothing of a local one."""
+    if is_local(spark):
+        return []
+    return check_settings(dict(spark.sparkContext.getConf().getAll()), at_once, worker_bytes)
+
+
+def _size(text: str) -> float:
+    """Return the bytes of a size as Spark writes it: ``512m``, ``2g``, or a number of MiB."""
+    found = re.fullmatch(r"([\d.]+)\s*([bkmgt]?)b?", text.strip().lower())
+    return float(found[1]) * _UNITS[found[2]] if found else 0.0

@@ -1,0 +1,212 @@
+"""M5, M10, M11, M12, M14, M18, S20: hours and cores agree, groups are dealt, requests and settings are checked."""
+
+import json
+import re
+from dataclasses import replace
+from math import ceil
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.fleet.runs.planning import command
+from mirrorspark.scoring.fleet.runs.planning.capacity import (
+    GETS_PER_SECOND,
+    PUTS_PER_SECOND,
+    Rates,
+    Work,
+    plan_for_cores,
+    plan_for_hours,
+)
+from mirrorspark.scoring.fleet.runs.planning.settings import check_settings, recommended_settings
+from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
+
+RATES = Rates(100e6, 2e6, 50e6, microbatch_seconds=2.0, worker_bytes=2**30)
+WORK = Work(1_000_000, {"spring": 1_000, "autumn": 500}, 1_000.0, 1.0, row_groups=100, gets_per_row_group=10)
+
+rates = st.builds(Rates, *[st.floats(1e4, 1e9)] * 3, microbatch_seconds=st.floats(0, 60), worker_bytes=st.just(2**28))
+works = st.builds(
+    Work,
+    rows=st.integers(1, 10**9),
+    models=st.dictionaries(st.text(max_size=3), st.integers(1, 3_000), min_size=1, max_size=6),
+    read_bytes_per_row=st.floats(1, 1e5),
+    write_bytes_per_inference=st.floats(0.01, 100),
+    row_groups=st.integers(1, 5_000),
+    gets_per_row_group=st.floats(1, 500),
+    is_wide=st.booleans(),
+    input_prefixes=st.integers(1, 9),
+    prefixes=st.integers(1, 9),
+)
+
+
+def test_a_plan_adds_up_what_each_core_does() -> None:
+    plan = plan_for_cores(WORK, RATES, 9)
+    # Three steps of 500 models: 3 x 10^9 bytes read, 1.5 x 10^9 inferences of a byte each; 810 core-seconds.
+    assert (plan.models_per_microbatch, plan.steps, plan.microbatches, plan.tasks) == (500, 3, 3, 27)
+    assert [plan.read_core_hours * 3600, plan.compute_core_hours * 3600, plan.write_core_hours * 3600] == pytest.approx(
+        [30, 750, 30]
+    )
+    # 300 row groups of 2.7 s are 34 for the busiest core; two of three microbatches are begun at once.
+    assert plan.hours * 3600 == pytest.approx(34 * 2.7 + 3 / 2 * 2)
+    assert plan.task_seconds == pytest.approx(12 * 2.7)
+    assert plan.core_hours == pytest.approx(9 * 94.8 / 3600)
+    assert plan.cost(0.05) == pytest.approx(plan.core_hours / 20)
+    assert plan.gets_per_second == pytest.approx((3_000 + 2 * 27) / 91.8)
+    assert plan.puts_per_second == pytest.approx((4 * 27 + 1.5e9 / (10 * 2**20) + 12 * 3) / 91.8)
+    assert (plan.bottleneck, plan.warnings, plan.at_once) == ("compute", (), 2)
+
+
+@pytest.mark.parametrize(
+    ("others", "bottleneck"),
+    [
+        ({"read_bytes_per_second": 1e6}, "read"),
+        ({"write_bytes_per_second": 1e6}, "write"),
+        ({"microbatch_seconds": 500.0}, "microbatches"),
+    ],
+)
+def test_the_bottleneck_is_what_takes_longest(others: dict[str, float], bottleneck: str) -> None:
+    assert plan_for_cores(WORK, replace(RATES, **others), 9).bottleneck == bottleneck
+
+
+def test_layouts_without_columns_of_models_take_so_many_models_that_reading_is_a_tenth() -> None:
+    # A row is read in 1 ms; an inference takes 0.52 us. Nine times the former is 17,308 of the latter.
+    work = replace(WORK, models={"spring": 100_000}, read_bytes_per_row=100_000.0, is_wide=False)
+    plan = plan_for_cores(work, RATES, 9)
+    assert plan.models_per_microbatch == 17_308
+    assert plan_for_cores(replace(work, is_wide=True), RATES, 9).models_per_microbatch == 500
+    assert plan_for_cores(replace(work, models={"spring": 700}), RATES, 9).models_per_microbatch == 700
+
+
+@given(works, rates, st.integers(1, 100_000))
+def test_the_cores_for_the_hours_of_some_cores_are_no_more_and_take_no_longer(
+    work: Work, rates: Rates, cores: int
+) -> None:
+    plan = plan_for_cores(work, rates, cores)
+    back = plan.with_hours(plan.hours)
+    assert back.hours <= plan.hours
+    assert back.cores <= cores
+    assert back.with_cores(back.cores) == back
+    assert back.cores == 1 or back.with_cores(back.cores - 1).hours > plan.hours
+
+
+@given(works, rates, st.floats(1e-3, 1e4))
+def test_the_hours_of_the_cores_for_some_hours_are_enough_and_one_core_less_is_not(
+    work: Work, rates: Rates, hours: float
+) -> None:
+    most = plan_for_cores(work, rates, 10**9)
+    if most.hours > hours:
+        with pytest.raises(ScoringError, match="no number of cores takes"):
+            plan_for_hours(work, rates, hours)
+        return
+    plan = plan_for_hours(work, rates, hours)
+    assert plan.hours <= hours
+    assert plan.cores == 1 or plan.with_cores(plan.cores - 1).hours > hours
+
+
+@given(works, rates, st.integers(1, 2_000))
+def test_tasks_are_short_unless_row_groups_are_large(work: Work, rates: Rates, cores: int) -> None:
+    plan = plan_for_cores(work, rates, cores)
+    total = plan.read_core_hours + plan.compute_core_hours + plan.write_core_hours
+    of_a_group = 3600 * total / (plan.steps * work.row_groups)
+    assert plan.task_seconds <= DEFAULT_TASK_SECONDS + of_a_group
+    assert plan.microbatches * plan.models_per_microbatch >= sum(work.models.values())
+    assert plan.rows_per_microbatch * plan.microbatches >= work.rows * plan.steps
+
+
+@given(works, st.integers(1, 6))
+def test_clusters_get_all_groups_and_none_twice(work: Work, clusters: int) -> None:
+    assume(clusters <= len(work.models))
+    parts = plan_for_cores(work, RATES, 100).submissions(clusters)
+    groups = [group for part in parts for group in part.work.models]
+    assert sorted(groups) == sorted(work.models)
+    assert {group: count for part in parts for group, count in part.work.models.items()} == work.models
+    loads = [sum(part.work.models.values()) for part in parts]
+    assert min(loads) > 0
+    assert max(loads) - min(loads) <= max(work.models.values())
+
+
+def test_more_clusters_than_groups_are_refused() -> None:
+    with pytest.raises(ScoringError, match="3 clusters cannot share 2 groups of models; use 1 to 2"):
+        plan_for_cores(WORK, RATES, 9).submissions(3)
+
+
+def test_requests_beyond_what_a_store_serves_are_told_with_the_prefixes_that_help() -> None:
+    work = Work(10**9, {"spring": 500}, 10.0, 1.0, row_groups=500_000, gets_per_row_group=200)
+    plan = plan_for_cores(work, RATES, 100_000)
+    assert plan.bottleneck == "store requests"
+    more, _ = plan.warnings
+    prefixes = ceil(plan.puts_per_second / PUTS_PER_SECOND)
+    assert more.endswith(f"that S3 serves; divide the output with prefixes={prefixes}")
+    inputs = ceil(plan.gets_per_second / GETS_PER_SECOND)
+    better = plan_for_cores(replace(work, prefixes=prefixes, input_prefixes=inputs), RATES, 100_000)
+    assert (better.warnings, better.bottleneck) == ((), "compute")
+    assert better.puts_per_second <= PUTS_PER_SECOND
+
+
+def test_cores_without_work_and_long_tasks_are_told() -> None:
+    plan = plan_for_cores(replace(WORK, row_groups=2), RATES, 9)
+    (idle,) = plan.warnings
+    assert idle.startswith("3 of the 9 cores have nothing to do: 3 steps over 2 row groups")
+    (long,) = plan_for_cores(replace(WORK, row_groups=1), RATES, 3).warnings
+    assert long.startswith("a task takes 270 s, which a lost machine costs")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: plan_for_cores(WORK, RATES, 0), "cores 0 is not above 0"),
+        (lambda: plan_for_cores(WORK, RATES, 1, 0), "models_per_microbatch 0 is not above 0"),
+        (lambda: plan_for_hours(WORK, RATES, 0.0), "hours 0.0 is not above 0"),
+        (lambda: plan_for_hours(WORK, RATES, float("nan")), "hours nan is not above 0"),
+        (lambda: replace(WORK, rows=0), "rows 0 is not above 0"),
+        (lambda: replace(WORK, models={}), "there are no models"),
+        (lambda: replace(RATES, read_bytes_per_second=0.0), "read_bytes_per_second 0.0 is no rate"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(call: Any, message: str) -> None:
+    with pytest.raises(ScoringError, match=message):
+        call()
+
+
+def test_a_plan_is_shown_with_its_cost_and_as_json() -> None:
+    plan = plan_for_cores(WORK, RATES, 9)
+    text = command.text_of(plan, 10.0)
+    assert text.splitlines()[:2] == [
+        "1,000,000 rows x 1,500 models = 1,500,000,000 inferences",
+        "9 cores, 0.0263 hours: 0.237 core-hours, cost 2.37",
+    ]
+    found = json.loads(json.dumps(plan.as_json()))
+    assert (found["bottleneck"], found["inferences"], found["work"]["models"]["spring"]) == ("compute", 1.5e9, 1_000)
+
+
+# Settings of Spark.
+
+
+def test_the_recommended_settings_pass_their_own_check() -> None:
+    settings = recommended_settings(2**30, 4) | {"spark.executor.cores": "4"}
+    assert settings["spark.executor.memoryOverhead"] == "5121m"
+    assert check_settings(settings, at_once=2, worker_bytes=2**30) == []
+
+
+@pytest.mark.parametrize(
+    ("others", "problem"),
+    [
+        ({"spark.scheduler.mode": "FIFO"}, "spark.scheduler.mode is not FAIR"),
+        ({"spark.task.maxFailures": "1"}, "spark.task.maxFailures 1 is below 4"),
+        ({"spark.excludeOnFailure.enabled": "false"}, "spark.excludeOnFailure.enabled is not true"),
+        ({"spark.executor.memoryOverhead": "1g"}, "has 1,024 MiB for the Python processes of 4 cores.*to 5121m"),
+        ({"spark.executor.memoryOverhead": "2048"}, "has 2,048 MiB"),
+        ({"spark.executor.pyspark.memory": "3g"}, "has 3,072 MiB"),
+    ],
+)
+def test_a_setting_that_is_missing_is_named(others: dict[str, str], problem: str) -> None:
+    settings = recommended_settings(2**30, 4) | {"spark.executor.cores": "4"} | others
+    (found,) = check_settings(settings, at_once=2, worker_bytes=2**30)
+    assert re.search(problem, found)
+
+
+def test_sparks_defaults_lack_what_a_fleet_wants() -> None:
+    assert len(check_settings({}, at_once=2, worker_bytes=2**30)) == 3
+    assert check_settings({"spark.excludeOnFailure.enabled": "true"}, at_once=1, worker_bytes=2**28) == []
