@@ -202,7 +202,7 @@ def _files(options: Options) -> tuple[dict[str, Timing], tuple[tuple[str, ...], 
     from mirrorspark.scoring.fleet.score import score_fleet
 
     folder, target = options.scratch / "wide", options.scratch / "scores"
-    _write(folder, options.rows)
+    write_wide(folder, options.rows)
     session = spark_work.session()
     coefficients = Coefficients.of(MODELS)
     fleet, of_networks = coefficients.fleet(), networks()
@@ -230,7 +230,8 @@ def _files(options: Options) -> tuple[dict[str, Timing], tuple[tuple[str, ...], 
     return timings, tuple(sizes.values())
 
 
-def _write(folder: Path, rows: int) -> None:
+def write_wide(folder: Path, rows: int) -> None:
+    """Write a table of random columns with keys, in some files."""
     folder.mkdir()
     of_file = -(-rows // FILES)
     for number in range(FILES):

@@ -21,6 +21,7 @@ SUITE = Suite(
         "embed_text",
         "lookup_precomputed",
         "fleet",
+        "fleet_plan",
     ),
     page="scoring.md",
     command="python -m benchmarks.scoring",
