@@ -1,5 +1,6 @@
 """Scoring of batches with a fleet, in memory that does not grow with the number of models."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,6 +35,8 @@ class FleetScorer:
     Attributes:
         layout: The columns of the outputs.
         batch_rows: Rows that are scored at a time.
+        seconds: float64 ``[models]``: seconds of each model so far. Linear models that are computed together share
+            theirs by their numbers of terms, networks of one shape evenly.
     """
 
     def __init__(self, fleet: Fleet, layout: Layout) -> None:
@@ -44,6 +47,10 @@ class FleetScorer:
         row_bytes = 4 * len(self._compiled.inputs) + layout.row_bytes
         rows = min(_MOST_ROWS, max(STRIP, _BATCH_BYTES // max(1, row_bytes)))
         self.batch_rows = rows // STRIP * STRIP
+        self.seconds = np.zeros(len(fleet))
+        # An intercept and the decisions take about as long as a term.
+        terms = [np.diff(tile.starts, axis=1).sum(axis=0) + 1 for tile in self._compiled.tiles]
+        self._shares = [counts / counts.sum() for counts in terms]
 
     def check(self, schema: pa.Schema) -> None:
         """Check the types of the columns that the fleet reads.
@@ -95,11 +102,16 @@ class FleetScorer:
                 _read(plain_column(rows, needed.column), needed, out)
         found, nulls = self.layout.empty(rows.num_rows), 0
         where = (self.layout.name == "wide", *found.by_output.values())
-        for tile in self._compiled.tiles:
+        begin = time.perf_counter()
+        for tile, shares in zip(self._compiled.tiles, self._shares, strict=True):
             nulls += _score_linear(tile, block, self.layout.places, where)
+            begin, since = time.perf_counter(), begin
+            self.seconds[tile.decisions.models] += (begin - since) * shares
         for stack in self._compiled.stacks:
             for first, start, predictors in _predictors(stack, block):
                 nulls += _decide(stack, first, start, predictors, self.layout.places, where)
+            begin, since = time.perf_counter(), begin
+            self.seconds[stack.decisions.models] += (begin - since) / len(stack.decisions.models)
         return replace(found, nulls=nulls)
 
 

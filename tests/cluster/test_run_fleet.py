@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from mirrorspark.scoring.fleet.runs.plan import RunPlan
 from mirrorspark.scoring.fleet.runs.report.call import fleet_report
 from mirrorspark.scoring.fleet.runs.planning import command as planning
 from mirrorspark.scoring.fleet.runs.planning.probe import plan_fleet
+from mirrorspark.scoring.fleet.runs.progress import Progress
 from mirrorspark.scoring.fleet.runs.run import FleetRun, FleetRunError, resume_fleet, run_fleet
 from mirrorspark.scoring.fleet.score import score_fleet
 from mirrorspark.storage.paths import StoragePath
@@ -468,6 +470,54 @@ def test_a_table_without_rows_is_published_with_its_columns(begin: Begin, files:
     run = begin(tmp_path / "scores", paths=tmp_path / "empty.parquet", models_per_microbatch=100)
     assert (run.rows, run.microbatches) == (0, 2)
     assert pq.read_table(tmp_path / "scores", partitioning=None).column_names == ["key", "model", "score"]
+
+
+def test_a_model_over_its_time_has_null_outputs_and_a_resumed_run_keeps_the_limit(
+    spark: "SparkSession", begin: Begin, tmp_path: Path
+) -> None:
+    # No model is so fast.
+    message = r"7 of the 12 models of .* have failed .*, and failure_budget allows 10.0%"
+    with pytest.raises(FleetRunError, match=message):
+        begin(tmp_path / "scores", model_seconds=1e-12, models_per_microbatch=12)
+    with pytest.raises(FleetRunError, match="have failed"):
+        resume_fleet(spark, tmp_path / "scores")
+    run = resume_fleet(spark, tmp_path / "scores", failure_budget=1.0)
+    assert len(run.failed_models) == MODELS
+    assert {row["score"] for row in scores(tmp_path / "scores")} == {None}
+    errors = rows_of(tables.ERRORS, run.run, tmp_path / "scores")
+    assert {(one["stage"], one["error"]) for one in errors} == {("score", "ModelTimeError")}
+
+
+def test_a_run_is_watched_while_it_goes_on(
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, statuses, threads = tmp_path / "scores", list[int](), list[threading.Thread]()
+    watch = ["status", str(output), "--watch", "--every-seconds", "0.05"]
+    write, has_seen = microbatch.write_files, threading.Event()
+
+    def write_files(*arguments: Any, **others: Any) -> Any:
+        if not threads:
+            threads.append(threading.Thread(target=lambda: statuses.append(command.main(watch))))
+            threads[0].start()
+            assert has_seen.wait(120)
+        return write(*arguments, **others)
+
+    def seen(*arguments: Any) -> Any:
+        found = progress_of(*arguments)
+        has_seen.set()
+        return found
+
+    progress_of = Progress.of
+    monkeypatch.setattr(Progress, "of", seen)
+    monkeypatch.setattr(microbatch, "write_files", write_files)
+    begin(output)
+    threads[0].join(120)
+    assert statuses == [command.EXIT_DONE]
+    found = capsys.readouterr()
+    lines = found.err.splitlines()
+    assert lines[0].startswith("0 of 12 microbatches done, ")
+    assert re.fullmatch(r"12 of 12 microbatches done, 0 running, 0 failed; .* inferences/s, 0:00:00 left", lines[-1])
+    assert "12 of 12 microbatches published" in found.out
 
 
 def test_a_plan_is_measured_on_a_sample_and_a_run_takes_its_sizes(

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
@@ -19,6 +20,7 @@ from mirrorspark.scoring.fleet.runs.report.call import PAGE_FILE, fleet_report
 from mirrorspark.scoring.fleet.runs.plan import DEFAULT_AT_ONCE, DEFAULT_MODELS
 from mirrorspark.scoring.fleet.runs.planning import command as planning
 from mirrorspark.scoring.fleet.runs.planning.settings import FAIR
+from mirrorspark.scoring.fleet.runs.progress import DEFAULT_WATCH_SECONDS
 from mirrorspark.scoring.fleet.runs.run import (
     DEFAULT_BUDGET,
     DEFAULT_LEASE_SECONDS,
@@ -27,6 +29,7 @@ from mirrorspark.scoring.fleet.runs.run import (
     fleet_status,
     resume_fleet,
     run_fleet,
+    watch_fleet,
 )
 from mirrorspark.scoring.run import error_text, fail, open_session
 from mirrorspark.storage.credentials import clean
@@ -75,6 +78,7 @@ def _run(options: argparse.Namespace) -> int:
             models_per_microbatch=options.models_per_microbatch,
             rows_per_microbatch=options.rows_per_microbatch,
             prefixes=options.prefixes,
+            model_seconds=options.model_seconds,
             failure_budget=DEFAULT_BUDGET if options.failure_budget is None else options.failure_budget,
             begin_only=options.begin_only,
             **_shared(options),
@@ -89,6 +93,9 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    if options.watch:
+        with suppress(KeyboardInterrupt):
+            _watch(options)
     found = fleet_status(options.output, options.ledger)
     if options.json:
         print(json.dumps(clean(found)))
@@ -116,6 +123,19 @@ def _report(options: argparse.Namespace) -> int:
         text += f", {found.totals['models_failed']:,} models failed, {found.totals['models_drifted']:,} have drifted"
         print(for_stream(f"{text} -> {options.output}/{RUN_FOLDER}/{PAGE_FILE}", sys.stdout))
     return EXIT_DONE
+
+
+def _watch(options: argparse.Namespace) -> None:
+    """Show the progress on standard error: a line that is written again in a terminal, else a line for each change."""
+    is_terminal, last = sys.stderr.isatty(), None
+    for found in watch_fleet(options.output, options.ledger, options.every_seconds):
+        if is_terminal:
+            print(f"\r\x1b[K{found}", end="", file=sys.stderr, flush=True)
+        elif (counts := (found.done, found.running, found.failed)) != last:
+            print(found, file=sys.stderr, flush=True)
+            last = counts
+    if is_terminal:
+        print(file=sys.stderr)
 
 
 def _shared(options: argparse.Namespace) -> dict[str, Any]:
@@ -157,6 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows-per-microbatch", type=int, help="rows; by default what all slots score in two minutes")
     add("--prefixes", type=int, default=1, help="folders with hashed names, for stores that limit requests per prefix")
     add("--begin-only", action="store_true", help="score nothing: leave all microbatches to resume")
+    add("--model-seconds", type=float, help="the most seconds of a task that one model may take; no limit by default")
     resume = commands.add_parser("resume", help="score the microbatches that a run lacks")
     resume.set_defaults(command=_resume)
     resume.add_argument("output", help="folder of the run")
@@ -165,6 +186,10 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="show how far a run is")
     status.set_defaults(command=_status)
     status.add_argument("output", help="folder of the run")
+    status.add_argument("--watch", action="store_true", help="show the progress as long as a driver works on the run")
+    status.add_argument(
+        "--every-seconds", type=float, default=DEFAULT_WATCH_SECONDS, help="time between two looks of --watch"
+    )
     report = commands.add_parser("report", help="write a page on a run: speed, cost, failures and drift")
     report.set_defaults(command=_report)
     report.add_argument("output", help="folder of the run")

@@ -232,7 +232,10 @@ class Scoring:
         try:
             keys = pa.schema([rows.schema.field(name) for name in self._plan.keys])
             selection = Selection(microbatch.models, tuple(sorted(failures)))
-            writer = MicrobatchWriter(job, keys, self._shipped, self._plan.layout, self._plan.outputs, selection)
+            plan = self._plan
+            writer = MicrobatchWriter(
+                job, keys, self._shipped, plan.layout, plan.outputs, selection, plan.model_seconds
+            )
             shares = Shares.of(part, share.groups_per_task)
             partitions, body = shares.partitions(self._spark), portable(FleetFilesTask(shares, writer))
         except BaseException:

@@ -118,6 +118,7 @@ class RunPlan:
         failure_budget: Largest share of models that may fail.
         failures: The models that failed before the first microbatch.
         prefixes: Folders that the microbatches are dealt to; 1 for none but that of the run.
+        model_seconds: The most seconds of a task that one model may take; None for no limit.
     """
 
     run: str
@@ -133,6 +134,7 @@ class RunPlan:
     files: tuple[InputFile, ...]
     failures: tuple[ModelFailure, ...]
     prefixes: int = 1
+    model_seconds: float | None = None
 
     @classmethod
     def of(

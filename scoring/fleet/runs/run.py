@@ -6,7 +6,7 @@ import socket
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +40,7 @@ from mirrorspark.scoring.fleet.runs.plan import (
     plan_steps,
 )
 from mirrorspark.scoring.fleet.runs.planning.settings import problems_of
+from mirrorspark.scoring.fleet.runs.progress import DEFAULT_WATCH_SECONDS, Progress, follow
 from mirrorspark.scoring.fleet.score import check_result
 from mirrorspark.scoring.input.spark_tables import SparkSource
 from mirrorspark.storage.paths import Location, StoragePath
@@ -98,6 +99,7 @@ def run_fleet(
     prefixes: int = 1,
     failure_budget: float = DEFAULT_BUDGET,
     fail_fast: bool = False,
+    model_seconds: float | None = None,
     at_once: int = DEFAULT_AT_ONCE,
     lease_seconds: float = DEFAULT_LEASE_SECONDS,
     begin_only: bool = False,
@@ -124,6 +126,7 @@ def run_fleet(
             prefix; 1 for none.
         failure_budget: Largest share of models that may fail.
         fail_fast: End at the first model or microbatch that fails.
+        model_seconds: The most seconds of a task that one model may take; one that takes longer has failed.
         at_once: Microbatches that are scored at a time.
         lease_seconds: After so long without a sign of life of a driver, another one takes over its microbatches.
         begin_only: Score nothing; the microbatches are left to drivers that resume the run.
@@ -138,6 +141,8 @@ def run_fleet(
         FleetRunError: Microbatches or too many models failed. The message counts them, and says where the list is.
     """
     settings = _Settings(failure_budget, fail_fast, at_once, lease_seconds)
+    if model_seconds is not None and not model_seconds > 0:
+        raise ScoringError(f"model_seconds {model_seconds} is not above 0; leave it out for no limit")
     if prefixes < 1:
         raise ScoringError(f"prefixes {prefixes} is not above 0; use 1 for an output without such folders")
     target = _resolved(output)
@@ -159,7 +164,7 @@ def run_fleet(
     described = input_files(files)
     plan = RunPlan.of(target, checked, locations, keys, table, failure_budget, steps, shares, described, prefixes)
     with _opened(ledger, target) as book:
-        plan = replace(plan, ledger="" if ledger is None else book.name)
+        plan = replace(plan, ledger="" if ledger is None else book.name, model_seconds=model_seconds)
         names = [one.model for one in plan.failures]
         why = settings.budget_reached(plan, len(names))
         errors = error_rows(plan.run, plan.failures)
@@ -241,6 +246,26 @@ def fleet_status(output: Location, ledger: str | Path | None = None) -> dict[str
         left = microbatches_left(len(plan.microbatches), published_manifests(plan, target))
         found |= {"published": len(plan.microbatches) - len(left), "left": left, "states": dict(states)}
         return found | {"models": len(plan.models), "failed_models": failed}
+
+
+def watch_fleet(
+    output: Location, ledger: str | Path | None = None, every_seconds: float = DEFAULT_WATCH_SECONDS
+) -> Iterator[Progress]:
+    """Yield how far a run is, by its ledger, again and again, as long as a driver works on it.
+
+    Args:
+        output: Folder of the run.
+        ledger: As for :func:`resume_fleet`.
+        every_seconds: Time between two looks.
+
+    Raises:
+        FileNotFoundError: ``output`` has no run.
+        LedgerError: The ledger cannot be used, is not named, or has gone away.
+    """
+    target = _resolved(output)
+    plan = RunPlan.load(target)
+    with _opened(ledger, target, plan) as book:
+        yield from follow(book, plan.run, every_seconds)
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,14 @@ class MicrobatchWriter(FleetWriter):
     """Scores rows with some models of a fleet, and writes the outputs into a file whose bytes depend on nothing else.
 
     An error of a model is reported. If it were raised, Spark would try the task three times more, and give up the job.
+
+    Attributes:
+        selection: The models.
+        model_seconds: The most seconds of a task that one model may take; None for no limit.
     """
 
     selection: Selection
+    model_seconds: float | None = None
 
     def scorer(self) -> FleetScorer:
         """Return what scores the rows, from the cache of this process or from the fleet's files.
@@ -72,16 +77,24 @@ class MicrobatchWriter(FleetWriter):
         """Yield keys and outputs of some rows, each with its number of null outputs, and count the outputs.
 
         Raises:
-            FailedModelsError: Models raise an error for these rows.
+            FailedModelsError: Models raise an error for these rows, or have taken too long.
         """
         keys = self.keys.names
         if tally.counts is None:
             tally.counts = np.zeros((len(self.selection.models), BINS), np.int32)
         with self._blaming_models(lambda some: deque(some.batches(rows, keys), maxlen=0)):
             yield from scorer.batches(rows, keys, tally.counts)
+        if self.model_seconds is None:
+            return
+        models = zip(scorer.layout.models, scorer.seconds, strict=True)
+        if slow := [name for name, took in models if took > self.model_seconds and name not in self.selection.failed]:
+            # The same message each time, since the manifest has it.
+            message = f"it takes more than {self.model_seconds:g} s of a task; make it smaller, or raise model_seconds"
+            raise FailedModelsError([ModelFailure(name, "score", "ModelTimeError", message) for name in slow])
 
     def _written(self, number: int, read: Read, tally: FleetTally) -> list[WrittenFile]:
         try:
+            self.scorer().seconds.fill(0)  # the same scorer has served other tasks of this process
             files = super()._written(number, read, tally)
         except FailedModelsError as error:
             tally.failures = [asdict(replace(one, partition=number)) for one in error.failures]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, ParquetRows, parquet_files
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.fleet import scorer
 from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients, table_of_coefficients
 from mirrorspark.scoring.fleet.columns import FLEET_SCHEMA, FleetError, digests_of
 from mirrorspark.scoring.fleet.fleet import Fleet
@@ -27,9 +29,10 @@ from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.claims import Claims, Limits
 from mirrorspark.scoring.fleet.runs.decisions import Standing, budget_reached, hopeless, microbatches_left, to_take
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, failing, without_outputs
-from mirrorspark.scoring.fleet.runs.ledger import Claim, Ledger, LedgerError, Rows
+from mirrorspark.scoring.fleet.runs.ledger import Change, Claim, Ledger, LedgerError, Rows
 from mirrorspark.scoring.fleet.runs.microbatch import read_manifest
 from mirrorspark.scoring.fleet.runs.plan import RunPlan, input_files, plan_shares, plan_steps
+from mirrorspark.scoring.fleet.runs.progress import Progress, follow
 from mirrorspark.scoring.fleet.runs.task import MicrobatchWriter, Selection
 from mirrorspark.scoring.fleet.scorer import FleetScorer
 from mirrorspark.scoring.task.scorer import ShippedModel
@@ -265,6 +268,56 @@ def test_a_driver_waits_for_the_others_and_takes_what_they_leave(tmp_path: Path)
         assert next(time) > 20
 
 
+# Progress.
+
+
+def attempt(microbatch: int, began: float, seconds: float, outcome: str = "done", number: int = 1) -> dict[str, Any]:
+    return {"microbatch": microbatch, "attempt": number, "outcome": outcome, "began": began, "seconds": seconds}
+
+
+def test_progress_counts_leases_and_the_time_in_which_attempts_ran() -> None:
+    row = {"rows": 100, "models": 5, "lease_until": 0.0}
+    states = ["done", "done", "done", "running", "running", "failed", "waiting", "waiting"]
+    microbatches = [row | {"number": number, "state": state} for number, state in enumerate(states)]
+    microbatches[3]["lease_until"] = 51.0
+    # Two at the same time, a pause of 30 s, and one more; the failed one publishes nothing.
+    attempts = [attempt(0, 0.0, 6.0), attempt(1, 4.0, 6.0), attempt(2, 40.0, 5.0), attempt(5, 45.0, 3.0, "failed")]
+    found = Progress.of(microbatches, attempts, 50.0)
+    assert (found.done, found.running, found.failed, found.waiting, found.microbatches) == (3, 1, 1, 3, 8)
+    assert (found.inferences, found.inferences_per_second, found.seconds_left) == (1_500, 100.0, 25.0)
+    assert str(found) == "3 of 8 microbatches done, 1 running, 1 failed; 100 inferences/s, 0:00:25 left"
+
+
+def test_progress_without_an_attempt_has_no_rate() -> None:
+    row = {"number": 0, "rows": 0, "models": 5, "lease_until": 0.0, "state": "waiting"}
+    assert str(Progress.of([row], [], 50.0)) == "0 of 1 microbatches done, 0 running, 0 failed"
+    assert Progress.of([row | {"state": "done"}], [attempt(0, 1.0, 1.0)], 50.0).inferences_per_second is None
+
+
+def test_a_run_is_followed_until_no_driver_works_on_it(ledger: Unsteady) -> None:
+    (claim, *_), _ = ledger.take("run", "one", 2, 1e12, ())
+    looks = follow(ledger, "run", 0.001)
+    assert (next(looks).running, next(looks).running) == (2, 2)
+    ledger.send([Change(tables.MICROBATCHES, {"number": claim.number}, {"state": "done"})])
+    assert next(looks).done == 1
+    ledger.send([Change(tables.RUNS, {"run_id": "run"}, {"state": "failed"})])
+    assert len([*looks]) == 1
+    ledger.is_away = True
+    with pytest.raises(LedgerError, match=r"ledger.db does not answer \(the server is gone\)"):
+        next(follow(ledger, "run", 1.0))
+    ledger.is_away = False
+    with pytest.raises(ScoringError, match="every_seconds 0 is not above 0"):
+        next(follow(ledger, "run", 0))
+
+
+def test_a_run_whose_driver_was_killed_is_not_followed_forever(ledger: Unsteady) -> None:
+    # Each look stands for 20 s without a lease.
+    looks = follow(ledger, "run", 20.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("threading.Event.wait", lambda *_: False)
+        assert len([*looks]) == 2
+
+
 # Models that fail.
 
 
@@ -373,13 +426,15 @@ def write(tmp_path: Path) -> Iterator[Callable[..., tuple[dict[str, Any], list[P
     """Write share 3 of a microbatch as a task does; return its report and the files."""
     jobs: list[WriteJob] = []
 
-    def call(fleet: Fleet, failed: Sequence[str] = ()) -> tuple[dict[str, Any], list[Path]]:
+    def call(
+        fleet: Fleet, failed: Sequence[str] = (), model_seconds: float | None = None
+    ) -> tuple[dict[str, Any], list[Path]]:
         fleet.save(tmp_path / fleet.digest)
         jobs.append(WriteJob.begin(StoragePath.of(tmp_path / f"output-{len(jobs)}"), SaveMode.ERROR))
         keys = pa.schema([("key", pa.int64())])
         shipped = ShippedModel(fleet.digest, "fleet", path=str(tmp_path / fleet.digest), archive=None)
         selection = Selection(fleet.names, tuple(failed))
-        writer = MicrobatchWriter(jobs[-1], keys, shipped, "wide", ("score",), selection)
+        writer = MicrobatchWriter(jobs[-1], keys, shipped, "wide", ("score",), selection, model_seconds)
         rows = pa.RecordBatch.from_pydict({"key": [1, 2], "x": [0.5, 1.5]})
         reports = [row["report"] for row in writer.write(3, lambda _: [rows]).to_pylist() if row["report"]]
         return json.loads(reports[0]), sorted(Path(jobs[-1].staging.uri).rglob("*.parquet"))
@@ -410,6 +465,24 @@ def test_a_model_that_raises_an_error_is_reported_and_left_out(
     assert pq.read_table(file).to_pydict() == expected
     _, (again,) = write(fleet, ["broken"])
     assert again.read_bytes() == file.read_bytes()
+
+
+def test_a_model_that_takes_too_long_is_reported_with_a_message_that_is_always_the_same(
+    write: Callable[..., tuple[dict[str, Any], list[Path]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each look at the clock takes a second: the linear models, which are computed together, take half of one each.
+    monkeypatch.setattr(scorer, "time", SimpleNamespace(perf_counter=Time()))
+    network = broken_network([1.0, 0.0], [1, 1])
+    for _ in range(2):  # the seconds of a task are not those of the next one
+        report, files = write(network, model_seconds=0.75)
+        (failure,) = report["failures"]
+        assert (failure["model"], failure["error"], failure["partition"]) == ("broken", "ModelTimeError", 3)
+        assert failure["message"] == "it takes more than 0.75 s of a task; make it smaller, or raise model_seconds"
+        assert files == []
+    report, (file,) = write(network, ["broken"], model_seconds=0.75)
+    assert report["failures"] == []
+    assert pq.read_table(file)["broken_score"].to_pylist() == [None, None]
+    assert write(network, model_seconds=1.0)[0]["failures"] == []
 
 
 def test_an_error_that_all_models_have_in_common_fails_the_task(

@@ -104,7 +104,7 @@ def plan_fleet(
     table = Layout.of(checked.fleet, layout, (outputs,) if isinstance(outputs, str) else outputs)
     check_result(table, files.schema, keys)
     steps = plan_steps(checked, groups, DEFAULT_MODELS if models_per_microbatch is None else models_per_microbatch)
-    largest = tuple(max((step.digests for step in steps), key=len))
+    largest = tuple(max(steps, key=lambda step: len(step.digests)).digests)
     columns = list(dict.fromkeys([*keys, *checked.fleet.select(largest).columns]))
     sample = _Sample(files.rows(columns), keys, table, largest)
     if not sample.table.rows:
