@@ -72,6 +72,7 @@ _LONG_FILES = tuple(
         "cluster/test_fit_table",
         "cluster/test_recipes",
         "cluster/test_quickstart_notebook",
+        "faults/test_fleet_kills",
         "faults/test_stops",
         "cluster/test_mlflow_server",
         "cluster/test_items",

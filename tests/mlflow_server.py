@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -72,9 +74,25 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     process.wait(timeout=PATIENCE * 60)
 
 
+@dataclass(frozen=True)
+class PostgreSQL:
+    """A server with a new database, which can be stopped, as by a crash, and started again."""
+
+    address: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
+
+
 @contextlib.contextmanager
 def postgresql() -> Iterator[str]:
     """Run a new PostgreSQL database on a free port of loopback; yield its URI. Skip where it is not installed."""
+    with postgresql_server() as server:
+        yield server.address
+
+
+@contextlib.contextmanager
+def postgresql_server() -> Iterator[PostgreSQL]:
+    """Run a new PostgreSQL database on a free port of loopback, which is to run at the end, too."""
     binaries = _binaries()
     # The server refuses to run as root.
     user = "postgres" if os.geteuid() == 0 else None
@@ -100,11 +118,13 @@ def postgresql() -> Iterator[str]:
         call("initdb", "--auth", "trust", "--username", "mlflow", "--no-sync")
         port = free_port()
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-        call("pg_ctl", "start", "--wait", "--options", options, "--log", str(folder / "server.log"))
+        start = partial(call, "pg_ctl", "start", "--wait", "--options", options, "--log", str(folder / "server.log"))
+        stop = partial(call, "pg_ctl", "stop", "--wait", "--mode", "immediate")
+        start()
         try:
-            yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+            yield PostgreSQL(f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres", stop, start)
         finally:
-            call("pg_ctl", "stop", "--wait", "--mode", "immediate")
+            stop()
     finally:
         shutil.rmtree(folder)
 
