@@ -10,8 +10,10 @@ import pyarrow.compute as pc
 from mirrorspark.scoring.fleet.columns import (
     ACTIVATIONS,
     FLEET_SCHEMA,
+    LEAF,
     LINKS,
     TERM_FIELDS,
+    TREE_FIELDS,
     FleetError,
     array,
     lengths_of,
@@ -57,6 +59,7 @@ def check_models(table: pa.Table) -> None:
     check_results(table, names)
     _check_terms(table, names)
     _check_networks(table, names)
+    _check_trees(table, names)
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,39 @@ def _check_networks(table: pa.Table, models: NamedModels) -> None:
         is_unknown[place] = not set(names) <= set(ACTIVATIONS)
     models.refuse(is_wrong, "layers, weights and terms that do not fit", "give layer_sizes from the terms to 1")
     models.refuse(is_unknown, "an unknown activation", f"use {', '.join(ACTIVATIONS)}")
+
+
+def _check_trees(table: pa.Table, models: NamedModels) -> None:
+    """Check nodes, of which most fleets have none."""
+    lists = {field.name: array(table, field.name) for field in TREE_FIELDS}
+    lengths, terms = lengths_of(lists["node_features"]), lengths_of(array(table, "column"))
+    count = table.num_rows
+    is_odd = (lengths > 0) != (lengths_of(lists["tree_roots"]) > 0)
+    for name, values in lists.items():
+        is_odd |= (name != "tree_roots") & (lengths_of(values) != lengths)
+    is_odd |= (lengths > 0) & (lengths_of(array(table, "layer_sizes")) > 0)
+    models.refuse(is_odd, "trees whose lists do not fit", "give each node a value of every field, and name the roots")
+    owners = np.repeat(np.arange(count), lengths)
+    flat = {name: lists[name].flatten() for name in ("node_features", "node_lefts", "node_rights")}
+    features, lefts, rights = (pc.fill_null(values, LEAF - 1).to_numpy() for values in flat.values())
+    is_leaf = features == LEAF
+    values, is_null = numbers_of(lists["node_values"].flatten()), lists["node_values"].flatten().is_null()
+    is_bad = np.where(is_leaf, ~(np.abs(values) <= _LARGEST) & ~is_null.to_numpy(False), np.isnan(values))
+    models.refuse(_any(owners, is_bad, count), "a node whose value is NaN or infinite", "train it again")
+    places = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    is_out = ~is_leaf & ((features < 0) | (features >= terms[owners]))
+    # Children come before their parents, so every way ends at a leaf.
+    for children in (lefts, rights):
+        is_out |= ~is_leaf & ((children < 0) | (children >= places))
+    models.refuse(_any(owners, is_out, count), "a split without its children or its term", "import the model again")
+    roots, of_roots = lists["tree_roots"].flatten(), np.repeat(np.arange(count), lengths_of(lists["tree_roots"]))
+    numbers = pc.fill_null(roots, -1).to_numpy()
+    is_out = (numbers < 0) | (numbers >= lengths[of_roots])
+    models.refuse(_any(of_roots, is_out, count), "a root that is no node", "import the model again")
+    coefficients = array(table, "coefficient")
+    of_terms = np.repeat(np.arange(count), lengths_of(coefficients))
+    is_scaled = (lengths[of_terms] > 0) & (numbers_of(coefficients.flatten()) != 1)
+    models.refuse(_any(of_terms, is_scaled, count), "a coefficient that trees do not use", "give their terms 1")
 
 
 def _any(owners: np.ndarray, is_bad: np.ndarray, models: int) -> np.ndarray:

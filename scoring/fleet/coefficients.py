@@ -22,6 +22,7 @@ from mirrorspark.scoring.fleet.columns import (
     NETWORK_FIELDS,
     OPTIONAL_TERM_FIELDS,
     TERM_FIELDS,
+    TREE_FIELDS,
     FleetError,
     array,
     lengths_of,
@@ -111,7 +112,9 @@ def linear_table(models: pa.Table, lengths: np.ndarray, terms: pa.Table) -> pa.T
     columns = [array(models, field.name) for field in MODEL_FIELDS]
     columns[-1] = lists_from(lengths_of(columns[-1]), columns[-1].flatten())  # no cut-points: an empty list
     columns += [lists_from(lengths, _one_array(terms[field.name])) for field in TERM_FIELDS]
-    columns += [lists_of_nulls(np.zeros_like(lengths), field.type.value_type) for field in NETWORK_FIELDS]
+    columns += [
+        lists_of_nulls(np.zeros_like(lengths), field.type.value_type) for field in (*NETWORK_FIELDS, *TREE_FIELDS)
+    ]
     return pa.Table.from_arrays(columns, schema=FLEET_SCHEMA)
 
 

@@ -1,4 +1,4 @@
-"""The table of a fleet: one row per model, whose terms and layers are lists."""
+"""The table of a fleet: one row per model, whose terms, layers and trees are lists."""
 
 import hashlib
 import json
@@ -54,8 +54,27 @@ NETWORK_FIELDS = pa.schema(
     ]
 )
 
+# The nodes of all trees of a model, each after its children. A split goes left where its feature, one of the model's
+# terms, is below its value; a leaf has the feature -1 and its value, or null for a prediction of null.
+TREE_FIELDS = pa.schema(
+    [
+        ("tree_roots", pa.list_(pa.int32())),
+        ("node_features", pa.list_(pa.int32())),
+        ("node_values", pa.list_(pa.float64())),
+        ("node_lefts", pa.list_(pa.int32())),
+        ("node_rights", pa.list_(pa.int32())),
+        ("node_missing_left", pa.list_(pa.bool_())),
+    ]
+)
+LEAF = -1
+
 FLEET_SCHEMA = pa.schema(
-    [*MODEL_FIELDS, *(pa.field(field.name, pa.list_(field.type)) for field in TERM_FIELDS), *NETWORK_FIELDS]
+    [
+        *MODEL_FIELDS,
+        *(pa.field(field.name, pa.list_(field.type)) for field in TERM_FIELDS),
+        *NETWORK_FIELDS,
+        *TREE_FIELDS,
+    ]
 )
 OPTIONAL_TERM_FIELDS = tuple(name for name in TERM_FIELDS.names if name not in ("column", "coefficient"))
 
@@ -109,10 +128,13 @@ def lists_from(lengths: np.ndarray, values: pa.Array) -> pa.Array:
 def digests_of(table: pa.Table) -> tuple[str, ...]:
     """Return the SHA-256 of each model: of its row of the table, whatever the table holds beside it."""
     parts = [_bytes_by_model(array(table, field.name), field.type) for field in FLEET_SCHEMA]
+    # A model without trees has the digest that it had before there were any.
+    others = parts[: -len(TREE_FIELDS)]
+    has_trees = (lengths_of(array(table, "node_features")) > 0).tolist()
     digests = []
     for number in range(table.num_rows):
         digest = hashlib.sha256()
-        for part in parts:
+        for part in parts if has_trees[number] else others:
             value = part[number]
             # Its length first, so that no value can run into the next.
             digest.update(len(value).to_bytes(8, "little"))

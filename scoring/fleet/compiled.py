@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from mirrorspark.scoring.fleet.columns import LINKS, TERM_FIELDS, array, lengths_of, numbers_of
 from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.forests import Forest, forest_of
 from mirrorspark.scoring.fleet.kernels import ABSENCE, EQUAL, KINDS, PRODUCT, STEP
 
 # Features of a tile: together their strips take 1 MB.
@@ -136,36 +137,23 @@ class CompiledFleet:
         inputs: The rows of a block.
         tiles: The linear models.
         stacks: The networks.
+        forests: The models of trees.
     """
 
     def __init__(self, fleet: Fleet) -> None:
         terms, self.inputs = _terms(fleet)
         self._fleet = fleet
-        networks = fleet.is_network
-        self.tiles = tuple(self._tiles(np.flatnonzero(~networks), terms))
+        networks, trees = fleet.is_network, fleet.has_trees
+        self.tiles = tuple(self._tiles(np.flatnonzero(~networks & ~trees), terms))
         self.stacks = tuple(self._stacks(np.flatnonzero(networks), terms))
+        self.forests = tuple(self._forests(np.flatnonzero(trees), terms))
 
     def _tiles(self, models: np.ndarray, terms: Terms) -> Iterator[LinearTile]:
-        """Yield tiles of linear models, which are consecutive and read a limited number of features together."""
+        """Yield tiles of linear models."""
         own = terms.where(np.isin(terms.owners, models))
-        features, first = _distinct(own.inputs, own.lows, own.highs, own.logs)
-        starts = np.searchsorted(own.owners, models)
-        ends = np.searchsorted(own.owners, models, side="right")
-        seen = np.full(len(first), -1)
-        bounds, count = [0], 0
-        for place, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-            mine = np.unique(features[start:end])
-            new = int(np.count_nonzero(seen[mine] < bounds[-1]))
-            if count + new > _MOST_FEATURES and place > bounds[-1]:
-                bounds.append(place)
-                new, count = len(mine), 0
-            seen[mine] = place
-            count += new
-        bounds.append(len(models))
-        for begin, stop in pairwise(bounds):
-            if begin < stop:
-                chosen = slice(starts[begin], ends[stop - 1])
-                yield self._tile(models[begin:stop], own.where(chosen), features[chosen])
+        features, _ = _distinct(own.inputs, own.lows, own.highs, own.logs)
+        for some, chosen in _parts(models, own.owners, features):
+            yield self._tile(models[some], own.where(chosen), features[chosen])
 
     def _tile(self, models: np.ndarray, terms: Terms, features: np.ndarray) -> LinearTile:
         used, numbers = np.unique(features, return_inverse=True)
@@ -213,6 +201,16 @@ class CompiledFleet:
             contiguous = tuple(np.ascontiguousarray(matrix) for matrix in matrices)
             yield NetworkStack(self._decisions(own), of_members, contiguous, tuple(biases), names)
 
+    def _forests(self, models: np.ndarray, terms: Terms) -> Iterator[Forest]:
+        """Yield models of trees, as many as read a limited number of features together."""
+        own = terms.where(np.isin(terms.owners, models))
+        features, _ = _distinct(own.inputs, own.lows, own.highs, own.logs, own.kinds, own.keys, own.belows, own.missing)
+        for some, chosen in _parts(models, own.owners, features):
+            members = models[some]
+            table = self._fleet.table.take(pa.array(members))
+            starts = np.searchsorted(own.owners[chosen], members)
+            yield forest_of(table, self._decisions(members), own.where(chosen), features[chosen], starts)
+
     @cached_property
     def _intercepts(self) -> np.ndarray:
         return numbers_of(array(self._fleet.table, "intercept"))
@@ -229,6 +227,31 @@ class CompiledFleet:
             np.concatenate([[0], np.cumsum(lengths)]),
             _of_linear_predictor(numbers_of(cuts.flatten()), np.repeat(links, lengths)),
         )
+
+
+def _parts(models: np.ndarray, owners: np.ndarray, features: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """Yield consecutive models that read a limited number of features together, and their terms.
+
+    Args:
+        models: int64 ``[models]``, ascending.
+        owners: int64 ``[terms]``, ascending.
+        features: int64 ``[terms]``.
+    """
+    starts, ends = np.searchsorted(owners, models), np.searchsorted(owners, models, side="right")
+    seen = np.full(features.max(initial=-1) + 1, -1)
+    bounds, count = [0], 0
+    for place, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
+        mine = np.unique(features[start:end])
+        new = int(np.count_nonzero(seen[mine] < bounds[-1]))
+        if count + new > _MOST_FEATURES and place > bounds[-1]:
+            bounds.append(place)
+            new, count = len(mine), 0
+        seen[mine] = place
+        count += new
+    bounds.append(len(models))
+    for begin, stop in pairwise(bounds):
+        if begin < stop:
+            yield slice(begin, stop), slice(starts[begin], ends[stop - 1])
 
 
 def _of_linear_predictor(scores: np.ndarray, links: np.ndarray) -> np.ndarray:

@@ -22,11 +22,11 @@ _SHOWN_DIGITS = 12
 
 @dataclass(frozen=True)
 class Fleet:
-    """Models that are scored together: linear models and small networks, each with the columns that it reads.
+    """Models that are scored together: linear models, small networks and trees, each with the columns that it reads.
 
-    ``fleet_from_coefficients``, ``fleet_from_sklearn`` and ``fleet_from_keras`` make one. A model has a name, a group,
-    terms (a column, a transform of its values, a coefficient), a link, and, for the outputs ``binary`` and ``Rank``, a
-    threshold and cut-points.
+    ``fleet_from_coefficients``, ``fleet_from_sklearn`` and the other ``fleet_from_`` functions make one. A model has a
+    name, a group, terms (a column, a transform of its values, a coefficient), a link, and, for the outputs ``binary``
+    and ``Rank``, a threshold and cut-points.
 
     Attributes:
         table: One row per model, of :data:`scoring.fleet.columns.FLEET_SCHEMA`.
@@ -107,8 +107,13 @@ class Fleet:
 
     @property
     def is_network(self) -> np.ndarray:
-        """Bool ``[models]``: True for networks, False for linear models."""
+        """Bool ``[models]``: True for networks."""
         return lengths_of(array(self.table, "layer_sizes")) > 0
+
+    @property
+    def has_trees(self) -> np.ndarray:
+        """Bool ``[models]``: True for models that are sums of trees."""
+        return lengths_of(array(self.table, "tree_roots")) > 0
 
     def readers(self, columns: Sequence[str]) -> Mapping[str, str]:
         """Return a model that reads it, for each of some columns."""

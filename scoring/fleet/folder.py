@@ -29,7 +29,9 @@ from mirrorspark.scoring.fleet.columns import (
 )
 from mirrorspark.storage.atomic_file import replaced
 
-FORMAT_VERSION = 1
+FORMAT_VERSION, VERSION_OF_TREES = 1, 2
+"""A fleet without trees has the first, so that former versions of this library read it, too."""
+
 LIST_FILE = "fleet.arrow"
 
 _MODELS_FILES = "models-*.arrow"
@@ -73,7 +75,8 @@ def write_folder(table: pa.Table, digests: Sequence[str], folder: Path) -> int:
         stored |= {digest: _Place(name, row, len(own), written) for row, digest in enumerate(own)}
     rows = [(digest, *astuple(stored[digest])) for digest in digests]
     listed = pa.table([pa.array(values) for values in zip(*rows, strict=True)], names=_LIST_SCHEMA.names)
-    _write(folder / LIST_FILE, listed.cast(_LIST_SCHEMA).replace_schema_metadata({_VERSION_KEY: str(FORMAT_VERSION)}))
+    version = VERSION_OF_TREES if lengths_of(array(table, "tree_roots")).any() else FORMAT_VERSION
+    _write(folder / LIST_FILE, listed.cast(_LIST_SCHEMA).replace_schema_metadata({_VERSION_KEY: str(version)}))
     needed = {*listed["file"].to_pylist(), *former["file"].to_pylist()}
     for file in folder.glob(_MODELS_FILES):
         if file.name not in needed:
@@ -159,10 +162,10 @@ def _list_in(folder: Path) -> pa.Table:
     version = (listed.schema.metadata or {}).get(_VERSION_KEY, b"").decode()
     if not version:
         raise FleetError(f"{file} is no file of a fleet, but some other table; name another folder")
-    if version != str(FORMAT_VERSION):
+    if version not in (str(FORMAT_VERSION), str(VERSION_OF_TREES)):
         raise _ListError(
-            f"{file} has the format {version} of fleets, this library reads {FORMAT_VERSION}; use the version of "
-            f"mirrorspark that wrote it, or save the fleet again"
+            f"{file} has the format {version} of fleets, this library reads up to {VERSION_OF_TREES}; use the "
+            f"version of mirrorspark that wrote it, or save the fleet again"
         )
     return listed
 

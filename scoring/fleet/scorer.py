@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, is_number, numeric_values, plain_column
 from mirrorspark.scoring.fleet.columns import some
-from mirrorspark.scoring.fleet.compiled import CompiledFleet, Input, LinearTile, NetworkStack
+from mirrorspark.scoring.fleet.compiled import CompiledFleet, Input, LinearTile, NetworkStack, Terms
 from mirrorspark.scoring.fleet.counting import add_counts
 from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.forests import Forest
 from mirrorspark.scoring.fleet.kernels import STRIP, decide, score_linear, write_features
 from mirrorspark.scoring.fleet.layout import Layout, OutputArrays
+from mirrorspark.scoring.fleet.tree_kernels import sum_trees
 
 ASSUMED_INFERENCES_PER_SECOND = 2_000_000
 """Assumed speed of a core with reading and writing."""
@@ -27,6 +29,9 @@ _MOST_ROWS = 16 * 1024
 # Features of networks for some rows: as many networks are computed together as fit.
 _NETWORK_BYTES = 4 * 2**20
 _NETWORK_ROWS = 2048
+# Features of trees for some rows: each tree reads them again.
+_TREE_BYTES = 2**19
+_TREE_ROWS = 1024
 
 
 class FleetScorer:
@@ -112,6 +117,12 @@ class FleetScorer:
                 nulls += _decide(stack, first, start, predictors, self.layout.places, where)
             begin, since = time.perf_counter(), begin
             self.seconds[stack.decisions.models] += (begin - since) / len(stack.decisions.models)
+        for forest in self._compiled.forests:
+            for start, predictors in _sums_of_trees(forest, block):
+                nulls += _decide(forest, 0, start, predictors, self.layout.places, where)
+            begin, since = time.perf_counter(), begin
+            trees = np.diff(forest.starts) + 1
+            self.seconds[forest.decisions.models] += (begin - since) * trees / trees.sum()
         return replace(found, nulls=nulls)
 
 
@@ -212,28 +223,13 @@ def _predictors(stack: NetworkStack, block: np.ndarray) -> Iterator[tuple[int, i
     terms, width = stack.terms, stack.matrices[0].shape[2]
     widest = max([width, *(matrix.shape[1] for matrix in stack.matrices)])
     models = len(stack.decisions.models)
-    inputs, lows, highs = terms.inputs.astype(np.uint32), terms.lows, terms.highs
     for start in range(0, block.shape[1], _NETWORK_ROWS):
         rows = min(_NETWORK_ROWS, block.shape[1] - start)
         at_once = max(1, _NETWORK_BYTES // (4 * rows * widest))
         for first in range(0, models, at_once):
             some_models = slice(first, min(models, first + at_once))
             own = slice(first * width, some_models.stop * width)
-            features = np.empty((own.stop - own.start, rows), np.float32)
-            write_features(
-                block,
-                start,
-                inputs[own],
-                lows[own].astype(np.float32),
-                highs[own].astype(np.float32),
-                terms.logs[own],
-                terms.kinds[own],
-                terms.keys[own].astype(np.float32),
-                terms.belows[own].astype(np.float32),
-                terms.missing[own].astype(np.float32),
-                features,
-            )
-            values = features.reshape(-1, width, rows)
+            values = _features(terms.where(own), block, start, rows).reshape(-1, width, rows)
             for layer, (matrices, biases) in enumerate(zip(stack.matrices, stack.biases, strict=True)):
                 values = np.matmul(matrices[some_models], values)
                 values += biases[some_models]
@@ -242,15 +238,60 @@ def _predictors(stack: NetworkStack, block: np.ndarray) -> Iterator[tuple[int, i
             yield first, start, values[:, 0, :]
 
 
+def _sums_of_trees(forest: Forest, block: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield, for some rows at a time, the first row, and float32 ``[models, rows]``: the linear predictors."""
+    at_once = _TREE_BYTES // (4 * max(1, len(forest.terms.inputs))) // STRIP * STRIP
+    at_once = min(_TREE_ROWS, max(STRIP, at_once))
+    for start in range(0, block.shape[1], at_once):
+        rows = min(at_once, block.shape[1] - start)
+        sums = np.empty((len(forest.intercepts), rows), np.float32)
+        sum_trees(
+            _features(forest.terms, block, start, rows),
+            forest.nodes,
+            forest.nodes.view(np.float32),
+            forest.values,
+            forest.roots,
+            forest.starts,
+            forest.split_starts,
+            forest.leaf_starts,
+            forest.features,
+            forest.edges.view(np.float32),
+            forest.masks,
+            forest.leaves,
+            forest.intercepts,
+            sums,
+        )
+        yield start, sums
+
+
+def _features(terms: Terms, block: np.ndarray, start: int, rows: int) -> np.ndarray:
+    """Return float32 ``[terms, rows]``: what is made of the columns, for some rows from ``start`` on."""
+    features = np.empty((len(terms.inputs), rows), np.float32)
+    write_features(
+        block,
+        start,
+        terms.inputs.astype(np.uint32),
+        terms.lows.astype(np.float32),
+        terms.highs.astype(np.float32),
+        terms.logs,
+        terms.kinds,
+        terms.keys.astype(np.float32),
+        terms.belows.astype(np.float32),
+        terms.missing.astype(np.float32),
+        features,
+    )
+    return features
+
+
 def _decide(
-    stack: NetworkStack,
+    stack: NetworkStack | Forest,
     first: int,
     start: int,
     predictors: np.ndarray,
     places: np.ndarray,
     where: tuple[Any, ...],
 ) -> int:
-    """Write the outputs of the networks from ``first`` on for the rows from ``start`` on."""
+    """Write the outputs of the models from ``first`` on for the rows from ``start`` on."""
     decisions = stack.decisions
     own = slice(first, first + len(predictors))
     return int(

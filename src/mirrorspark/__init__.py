@@ -64,8 +64,10 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients as fleet_from_coefficients
     from mirrorspark.scoring.fleet.columns import FleetError as FleetError
     from mirrorspark.scoring.fleet.fleet import Fleet as Fleet
-    from mirrorspark.scoring.fleet.imports import fleet_from_keras as fleet_from_keras
-    from mirrorspark.scoring.fleet.imports import fleet_from_sklearn as fleet_from_sklearn
+    from mirrorspark.scoring.fleet.imports.keras import fleet_from_keras as fleet_from_keras
+    from mirrorspark.scoring.fleet.imports.lightgbm import fleet_from_lightgbm as fleet_from_lightgbm
+    from mirrorspark.scoring.fleet.imports.scikit_learn import fleet_from_sklearn as fleet_from_sklearn
+    from mirrorspark.scoring.fleet.imports.xgboost import fleet_from_xgboost as fleet_from_xgboost
     from mirrorspark.scoring.fleet.registry import register_fleet as register_fleet
     from mirrorspark.scoring.fleet.runs.ledger import LedgerError as LedgerError
     from mirrorspark.scoring.fleet.runs.report.call import fleet_report as fleet_report
@@ -200,7 +202,10 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.fleet.coefficients": ("fleet_from_coefficients",),
         "scoring.fleet.columns": ("FleetError",),
         "scoring.fleet.fleet": ("Fleet",),
-        "scoring.fleet.imports": ("fleet_from_keras", "fleet_from_sklearn"),
+        "scoring.fleet.imports.keras": ("fleet_from_keras",),
+        "scoring.fleet.imports.lightgbm": ("fleet_from_lightgbm",),
+        "scoring.fleet.imports.scikit_learn": ("fleet_from_sklearn",),
+        "scoring.fleet.imports.xgboost": ("fleet_from_xgboost",),
         "scoring.fleet.registry": ("register_fleet",),
         "scoring.fleet.runs.ledger": ("LedgerError",),
         "scoring.fleet.runs.report.call": ("fleet_report",),

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from sklearn.ensemble import RandomForestRegressor
 from sklearn.linear_model import (
     LinearRegression,
     LogisticRegression,
@@ -16,12 +15,15 @@ from sklearn.linear_model import (
     RidgeClassifier,
     TweedieRegressor,
 )
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports import fleet_from_keras, fleet_from_sklearn
+from mirrorspark.scoring.fleet.imports.keras import fleet_from_keras
+from mirrorspark.scoring.fleet.imports.scikit_learn import fleet_from_sklearn
 from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.scorer import FleetScorer
 
@@ -47,13 +49,17 @@ def test_models_of_sklearn_predict_the_same() -> None:
         "logistic": make_pipeline(StandardScaler(), LogisticRegression()).fit(X, Y.median() < Y),
         "poisson": make_pipeline(StandardScaler(), PoissonRegressor()).fit(X, counts),
         "gamma": make_pipeline(StandardScaler(), TweedieRegressor(power=2)).fit(X, counts),
+        "mlp": make_pipeline(StandardScaler(), MLPRegressor(hidden_layer_sizes=(5, 4), tol=0.1)).fit(X, Y),
+        "classes": make_pipeline(StandardScaler(), MLPClassifier((5,), activation="tanh", tol=0.1)).fit(
+            X, Y.median() < Y
+        ),
     }
     fleet = fleet_from_sklearn(models, thresholds={"logistic": 0.5}, cut_points={"logistic": [0.2, 0.8]}, group="g")
-    assert fleet.table["link"].to_pylist() == ["identity", "identity", "logit", "log", "log"]
+    assert fleet.table["link"].to_pylist() == ["identity", "identity", "logit", "log", "log", "identity", "logit"]
     assert fleet.groups == ("g",)
     found = scores(fleet)
     for name, model in models.items():
-        expected = model.predict_proba(TEST)[:, 1] if name == "logistic" else model.predict(TEST)
+        expected = model.predict_proba(TEST)[:, 1] if name in ("logistic", "classes") else model.predict(TEST)
         np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -62,7 +68,8 @@ def test_models_of_sklearn_predict_the_same() -> None:
     [
         (lambda: LogisticRegression().fit(X, pd.cut(X["a"], 3, labels=False)), "outputs; give models of one output"),
         (lambda: RidgeClassifier().fit(X, Y > 0), "gives no probabilities"),
-        (lambda: RandomForestRegressor(n_estimators=1).fit(X, Y), "a RandomForestRegressor, has no coefficients"),
+        (lambda: KNeighborsRegressor().fit(X, Y), "a KNeighborsRegressor, has no coefficients"),
+        (lambda: MLPRegressor(hidden_layer_sizes=(3,), tol=1.0).fit(X, X[["a", "b"]]), "has 2 outputs"),
         (lambda: make_pipeline(PolynomialFeatures(), Ridge()).fit(X, Y), "steps that are no StandardScaler"),
         (lambda: Ridge().fit(X.to_numpy(), Y), "3 inputs and 0 names of columns"),
     ],

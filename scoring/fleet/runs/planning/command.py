@@ -46,7 +46,7 @@ def add_work(parser: argparse.ArgumentParser) -> Any:
     """Add the flags for what is scored, and return their group."""
     group = parser.add_argument_group("most used")
     add = group.add_argument
-    add("--fleet", required=True, help="folder of a saved fleet, or a file of coefficients")
+    add("--fleet", required=True, help="folder of a saved fleet, models:/name/version, or a file of coefficients")
     add("--input", required=True, nargs="+", help="Parquet files, folders or globs")
     add("--keys", required=True, help="columns that identify a row, separated by commas")
     add("--layout", default="wide", help="wide, packed or long")

@@ -1,0 +1,1 @@
+"""Import of trained models into fleets, a module per library or format."""
