@@ -1,0 +1,272 @@
+"""Import of ONNX models: linear models, stacks of dense layers, and ensembles of trees."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mirrorspark.scoring.fleet.columns import LEAF, FleetError
+from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.imports.imported import Imported, column_names, fleet_of
+from mirrorspark.scoring.fleet.trees import TreeNodes, edge_at_most, edge_below
+
+_ACTIVATIONS = {name: name.lower() for name in ("Relu", "Tanh", "Sigmoid", "Elu", "Softplus", "Exp")}
+_LINKS = {"linear": "identity", "sigmoid": "logit", "exp": "log"}
+_UNCHANGED = ("Identity", "Cast", "Dropout", "Flatten", "Reshape", "Squeeze", "ZipMap", "Normalizer")
+_POSITIVE = 1  # place of the second class
+
+
+def fleet_from_onnx(
+    models: Mapping[str, Any],
+    columns: Sequence[str] | Mapping[str, Sequence[str]],
+    *,
+    group: str = "",
+    thresholds: Mapping[str, float] | None = None,
+    cut_points: Mapping[str, Sequence[float]] | None = None,
+) -> Fleet:
+    """Return the fleet of ONNX models with one input and one output or two classes; scoring needs no ONNX.
+
+    A graph may have ``LinearRegressor``, ``LinearClassifier``, ``TreeEnsembleRegressor``, ``TreeEnsembleClassifier``,
+    or ``Gemm`` and ``MatMul`` with activations, and before them ``Scaler`` or arithmetic with constants. The score is
+    its last output, of two classes the probability of the second one. Missing values make the outputs null; in trees
+    they go where the model sends them. Reading needs the package ``onnx``.
+
+    Args:
+        models: By name a ``ModelProto``, or a file.
+        columns: The columns in the order of the input: of all models, or by model.
+        group: Group of the models.
+        thresholds: Score from which ``binary`` is 1, by model.
+        cut_points: Ascending scores at which ``Rank`` falls, by model.
+
+    Raises:
+        FleetError: A model has another operator, input or output, or another number of inputs than columns; or a file
+            is no ONNX.
+        OSError: A file cannot be read.
+    """
+    imported = {
+        name: _imported(name, model, columns[name] if isinstance(columns, Mapping) else columns)
+        for name, model in models.items()
+    }
+    return fleet_of(imported, group, thresholds, cut_points)
+
+
+@dataclass(frozen=True)
+class _Value:
+    """What a tensor of a graph is made of: the input, scaled; then layers or trees.
+
+    Attributes:
+        scale: By which the input is multiplied: a number, or ``[inputs]``.
+        offset: What is added then.
+        layers: Matrix ``[inputs, outputs]`` and bias of each layer.
+        activations: Of the layers.
+        trees: Link, trees, and what is added to them.
+    """
+
+    scale: Any = 1.0
+    offset: Any = 0.0
+    layers: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+    activations: tuple[str, ...] = ()
+    trees: tuple[str, TreeNodes, float] | None = field(default=None)
+
+    @property
+    def is_input(self) -> bool:
+        return not self.layers and self.trees is None
+
+    def then(self, matrix: np.ndarray, bias: Any, activation: str = "linear") -> "_Value":
+        """Return it after a dense layer."""
+        layer = (matrix, np.broadcast_to(np.ravel(bias), matrix.shape[1]))
+        return replace(self, layers=(*self.layers, layer), activations=(*self.activations, activation))
+
+
+def _imported(name: str, given: Any, columns: Sequence[str]) -> Imported:
+    import onnx
+
+    if isinstance(given, str | Path):
+        path = Path(given)
+        try:
+            given = onnx.load_model_from_string(path.read_bytes())
+        except Exception as error:
+            if isinstance(error, OSError):
+                raise
+            raise FleetError(f"{path} is no ONNX: {error}") from error
+    graph = given.graph
+    constants = {one.name: np.asarray(onnx.numpy_helper.to_array(one)) for one in graph.initializer}
+    inputs = [one.name for one in graph.input if one.name not in constants]
+    if len(inputs) != 1:
+        raise FleetError(f"model '{name}' has the inputs {inputs}; give models of one matrix of numbers")
+    values: dict[str, _Value] = {inputs[0]: _Value()}
+    for node in graph.node:
+        options = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        if node.op_type == "Constant" and "value" in options:
+            constants[node.output[0]] = np.asarray(onnx.numpy_helper.to_array(options["value"]))
+        elif any(one in values for one in node.input):
+            found = _computed(name, node, options, values, constants)
+            # The other output of a classifier is its label.
+            values[node.output[-1]] = found
+    output = graph.output[-1].name
+    if output not in values:
+        raise FleetError(f"the output '{output}' of model '{name}' is no score; give a model that ends with one")
+    return _model(name, values[output], columns)
+
+
+def _computed(
+    name: str, node: Any, options: Mapping[str, Any], values: Mapping[str, _Value], constants: Mapping[str, np.ndarray]
+) -> _Value:
+    """Return what a node makes of its input."""
+    (value, *more) = [values[one] for one in node.input if one in values]
+    kind, others = node.op_type, [constants[one] for one in node.input if one in constants]
+    is_first = node.input[0] in values
+    if kind in _UNCHANGED and (kind != "Normalizer" or not value.is_input):
+        return value
+    if kind in _ACTIVATIONS and value.layers and value.activations[-1] == "linear" and options.get("alpha", 1.0) == 1:
+        return replace(value, activations=(*value.activations[:-1], _ACTIVATIONS[kind]))
+    if kind == "Softmax" and value.layers and value.activations[-1] == "linear":
+        matrix, bias = value.layers[-1]
+        if len(bias) == 2:
+            before = replace(value, layers=value.layers[:-1], activations=value.activations[:-1])
+            return before.then(np.diff(matrix, axis=1), np.diff(bias), "sigmoid")
+    if value.trees is None and not more and is_first:
+        if kind == "Gemm" and others and not options.get("transA", 0):
+            matrix = others[0].T if options.get("transB", 0) else others[0]
+            bias = options.get("beta", 1.0) * others[1] if len(others) > 1 else 0.0
+            return value.then(options.get("alpha", 1.0) * matrix, bias)
+        if kind == "MatMul" and others and others[0].ndim == 2:
+            return value.then(others[0], 0.0)
+        if kind in ("LinearRegressor", "LinearClassifier"):
+            return _linear(name, kind, options, value)
+        if kind in ("TreeEnsembleRegressor", "TreeEnsembleClassifier") and value == _Value():
+            return replace(value, trees=_trees(name, kind, options))
+    if value.trees is None and not more and (scaled := _scaled(kind, options, value, others, is_first)) is not None:
+        return scaled
+    raise FleetError(
+        f"model '{name}' has the operator {kind}, or has it where a fleet does not read it; score it on its own with "
+        f"score_files"
+    )
+
+
+def _scaled(
+    kind: str, options: Mapping[str, Any], value: _Value, others: Sequence[np.ndarray], is_first: bool
+) -> _Value | None:
+    """Return what arithmetic with a constant makes of the input or of a sum, None if that is something else."""
+    if kind == "Add" and others and value.layers and value.activations[-1] == "linear":
+        matrix, bias = value.layers[-1]
+        return replace(value, layers=(*value.layers[:-1], (matrix, bias + np.ravel(others[0]))))
+    if not value.is_input:
+        return None
+    if kind == "Scaler":
+        scale, shift = np.array(options.get("scale", [1.0])), np.array(options.get("offset", [0.0]))
+        return replace(value, scale=value.scale * scale, offset=(value.offset - shift) * scale)
+    if not others or (kind in ("Sub", "Div") and not is_first):
+        return None
+    other = np.ravel(others[0])
+    if kind in ("Add", "Sub"):
+        return replace(value, offset=value.offset + (other if kind == "Add" else -other))
+    if kind in ("Mul", "Div"):
+        factor = other if kind == "Mul" else 1 / other
+        return replace(value, scale=value.scale * factor, offset=value.offset * factor)
+    return None
+
+
+def _linear(name: str, kind: str, options: Mapping[str, Any], value: _Value) -> _Value:
+    transform = options.get("post_transform", b"NONE").decode()
+    rows = len(options.get("intercepts", [0.0]))
+    matrix = np.reshape(options["coefficients"], (rows, -1)).T
+    bias = np.array(options.get("intercepts", [0.0]))
+    if kind == "LinearRegressor" and rows == 1 and transform == "NONE":
+        return value.then(matrix, bias)
+    if kind == "LinearClassifier" and rows == 1 and transform == "LOGISTIC":
+        return value.then(matrix, bias, "sigmoid")
+    is_mirrored = rows == 2 and np.array_equal(matrix[:, 0], -matrix[:, 1]) and bias[0] == -bias[1]
+    if kind == "LinearClassifier" and transform == "LOGISTIC" and is_mirrored:
+        return value.then(matrix[:, 1:], bias[1:], "sigmoid")
+    if kind == "LinearClassifier" and rows == 2 and transform == "SOFTMAX":
+        return value.then(np.diff(matrix, axis=1), np.diff(bias), "sigmoid")
+    raise FleetError(
+        f"model '{name}' has a {kind} of {rows} outputs with the transform {transform}; give models of one output or "
+        f"two classes"
+    )
+
+
+def _trees(name: str, kind: str, options: Mapping[str, Any]) -> tuple[str, TreeNodes, float]:
+    """Return link, trees and intercept of an ensemble."""
+    transform, aggregate = (
+        options.get(option, default).decode()
+        for option, default in (("post_transform", b"NONE"), ("aggregate_function", b"SUM"))
+    )
+    prefix = "target" if kind == "TreeEnsembleRegressor" else "class"
+    labels = len(options.get("classlabels_int64s", options.get("classlabels_strings", [])))
+    is_one = options.get("n_targets", 1) == 1 if prefix == "target" else labels == 2
+    used = set(options[f"{prefix}_ids"])
+    is_known = transform in ("NONE", "LOGISTIC") or (transform == "SOFTMAX" and used == {0, 1})
+    # ONNX Runtime adds those of classifiers as intended only to one score, of which the second class is not mentioned.
+    bases = list(options.get("base_values", []))
+    is_known &= not bases or (len(bases) == 1 and (prefix == "target" or used == {0}))
+    if not is_one or not is_known or aggregate not in ("SUM", "AVERAGE"):
+        raise FleetError(
+            f"model '{name}' has a {kind} of {labels or options.get('n_targets', 1)} outputs with the transform "
+            f"{transform} of {aggregate} and {len(bases)} base values; give models of one output or two classes"
+        )
+    signs = dict.fromkeys(used, 1.0)
+    if len(used) == 2:
+        signs = {0: -1.0 if transform == "SOFTMAX" else 0.0, _POSITIVE: 1.0}
+    nodes = TreeNodes()
+    _add_trees(name, nodes, options, prefix, signs)
+    if aggregate == "AVERAGE":
+        nodes.scaled(1 / len(nodes.roots))
+    return "identity" if transform == "NONE" else "logit", nodes, float(sum(bases))
+
+
+def _add_trees(
+    name: str, nodes: TreeNodes, options: Mapping[str, Any], prefix: str, signs: Mapping[int, float]
+) -> None:
+    owners = np.array(options["nodes_treeids"])
+    modes = np.array([mode.decode() for mode in options["nodes_modes"]])
+    if unknown := set(modes) - {"LEAF", "BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT"}:
+        raise FleetError(f"model '{name}' has splits of the kind {sorted(unknown)[0]}; a fleet compares by order")
+    numbers = np.array(options["nodes_nodeids"])
+    is_leaf, is_swapped = modes == "LEAF", np.isin(modes, ["BRANCH_GTE", "BRANCH_GT"])
+    thresholds = np.array(options["nodes_values"], np.float64)
+    edges = np.where(np.isin(modes, ["BRANCH_LEQ", "BRANCH_GT"]), edge_at_most(thresholds), edge_below(thresholds))
+    yes, no = np.array(options["nodes_truenodeids"]), np.array(options["nodes_falsenodeids"])
+    tracks = np.array(options.get("nodes_missing_value_tracks_true") or np.zeros(len(owners)), bool)
+    places = {pair: place for place, pair in enumerate(zip(owners.tolist(), numbers.tolist(), strict=True))}
+    values = np.zeros(len(owners))
+    leaves = (options[f"{prefix}_{one}"] for one in ("treeids", "nodeids", "ids", "weights"))
+    for tree, node, target, weight in zip(*leaves, strict=True):
+        values[places[tree, node]] += signs[target] * weight
+    features = np.where(is_leaf, LEAF, options["nodes_featureids"])
+    for tree in np.unique(owners).tolist():
+        own = np.flatnonzero(owners == tree)
+        order = {number: place for place, number in enumerate(numbers[own].tolist())}
+        lefts, rights = (
+            np.array([order.get(child, -1) for child in children[own].tolist()])
+            for children in (np.where(is_swapped, no, yes), np.where(is_swapped, yes, no))
+        )
+        is_child = np.isin(np.arange(len(own)), np.concatenate([lefts[~is_leaf[own]], rights[~is_leaf[own]]]))
+        root = int(np.argmin(is_child))
+        missing_left = tracks[own] ^ is_swapped[own]
+        nodes.add_tree(features[own], edges[own], lefts, rights, missing_left, values[own], root)
+
+
+def _model(name: str, value: _Value, columns: Sequence[str]) -> Imported:
+    if value.trees is not None:
+        link, nodes, intercept = value.trees
+        return Imported.of_trees(link, [str(one) for one in columns], nodes, intercept)
+    if value.is_input or value.layers[-1][0].shape[1] != 1 or value.activations[-1] not in _LINKS:
+        shapes = [matrix.shape for matrix, _ in value.layers]
+        raise FleetError(
+            f"model '{name}' has layers of the shapes {shapes} and the activations {list(value.activations)}; it needs "
+            f"1 output of {', '.join(_LINKS)}"
+        )
+    matrix, bias = value.layers[0]
+    names = column_names(name, columns, len(matrix))
+    scale, offset = (np.broadcast_to(part, len(matrix)) for part in (value.scale, value.offset))
+    first = (matrix * scale[:, None], bias + offset @ matrix)
+    link, hidden = _LINKS[value.activations[-1]], value.activations[:-1]
+    if unknown := [one for one in hidden if one == "exp"]:
+        raise FleetError(f"model '{name}' has the activation {unknown[0]} before its output; a fleet has none there")
+    if not hidden:
+        return Imported(link, names, first[0][:, 0].astype(np.float64), float(first[1][0]))
+    return Imported(link, names, np.ones(len(names)), 0.0, (first, *value.layers[1:]), hidden)

@@ -1,0 +1,163 @@
+"""M2: models of ONNX predict what ONNX Runtime does."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pyarrow as pa
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from mirrorspark.scoring.fleet.columns import FleetError
+from mirrorspark.scoring.fleet.imports.onnx import fleet_from_onnx
+from mirrorspark.scoring.fleet.layout import Layout
+from mirrorspark.scoring.fleet.scorer import FleetScorer
+
+COLUMNS = ["a", "b", "c"]
+RANDOM = np.random.default_rng(4)
+W1, W2 = RANDOM.normal(size=(3, 5)).astype(np.float32), RANDOM.normal(size=(5, 1)).astype(np.float32)
+B1 = RANDOM.normal(size=5).astype(np.float32)
+ML = "ai.onnx.ml"
+Node = tuple[str, list[str], list[str], dict[str, Any]]
+
+
+def model_of(*nodes: Node, **constants: np.ndarray) -> onnx.ModelProto:
+    """Return a graph from ``x`` to the last output of the last node."""
+    ml = ("Linear", "Tree", "Scaler", "Normalizer")
+    made = [
+        helper.make_node(kind, inputs, outputs, domain=ML if kind.startswith(ml) else "", **options)
+        for kind, inputs, outputs, options in nodes
+    ]
+    graph = helper.make_graph(
+        made,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 3])],
+        [helper.make_tensor_value_info(made[-1].output[-1], TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(ML, 3)], ir_version=8
+    )
+
+
+def trees(kind: str, modes: list[str], **options: Any) -> Node:
+    """Return two trees of two splits, the first at the root."""
+    leaf, prefix = "LEAF", "target" if kind.endswith("Regressor") else "class"
+    weights = options.pop("weights", [1.0, -2.0, 0.5, 3.0, 0.25, -0.75])
+    attributes = {
+        "nodes_treeids": [0] * 5 + [1] * 5,
+        "nodes_nodeids": [0, 1, 2, 3, 4] * 2,
+        "nodes_featureids": [0, 1, 0, 0, 0, 2, 0, 0, 0, 0],
+        "nodes_modes": [modes[0], modes[1], leaf, leaf, leaf, modes[2], modes[3], leaf, leaf, leaf],
+        "nodes_values": [0.1, 1.0, 0, 0, 0, -0.2, 0.0, 0, 0, 0],
+        "nodes_truenodeids": [1, 3, 0, 0, 0, 1, 3, 0, 0, 0],
+        "nodes_falsenodeids": [2, 4, 0, 0, 0, 2, 4, 0, 0, 0],
+        "nodes_missing_value_tracks_true": [1, 0, 0, 0, 0, 0, 1, 0, 0, 0],
+        f"{prefix}_treeids": [0, 0, 0, 1, 1, 1],
+        f"{prefix}_nodeids": [2, 3, 4] * 2,
+        f"{prefix}_ids": [0 if prefix == "target" else 1] * 6,
+        f"{prefix}_weights": weights,
+    }
+    if prefix == "class":
+        attributes["classlabels_int64s"] = [0, 1]
+    else:
+        attributes["n_targets"] = 1
+    outputs = ["y"] if prefix == "target" else ["label", "y"]
+    return kind, ["x"], outputs, attributes | options
+
+
+def both_classes(**options: Any) -> Node:
+    """Return trees whose leaves have a weight for each of two classes."""
+    kind, inputs, outputs, attributes = trees("TreeEnsembleClassifier", ["BRANCH_LEQ"] * 4, **options)
+    for name in ("treeids", "nodeids"):
+        attributes[f"class_{name}"] = attributes[f"class_{name}"] * 2
+    attributes["class_ids"] = [0] * 6 + [1] * 6
+    attributes["class_weights"] = [0.1, 0.4, 0.2, 0.3, 0.5, 0.0, 0.4, 0.1, 0.3, 0.2, 0.0, 0.5]
+    return kind, inputs, outputs, attributes
+
+
+SCALER: Node = ("Scaler", ["x"], ["s"], {"offset": [1.0, 0.0, 2.0], "scale": [0.5, 2.0, 1.0]})
+LINEAR = {"coefficients": [0.5, -1.0, 2.0], "intercepts": [0.25]}
+TWO_ROWS = {"coefficients": [-0.5, 1.0, -2.0, 0.5, -1.0, 2.0], "intercepts": [-0.25, 0.25], "classlabels_ints": [0, 1]}
+ORDERS = ["BRANCH_LEQ", "BRANCH_LT", "BRANCH_GTE", "BRANCH_GT"]
+DENSE: list[Node] = [
+    ("Gemm", ["x", "w1", "b1"], ["h"], {"alpha": 0.5}),
+    ("Tanh", ["h"], ["t"], {}),
+    ("MatMul", ["t", "w2"], ["m"], {}),
+    ("Add", ["m", "b2"], ["y"], {}),
+]
+LAYERS = {"w1": W1, "b1": B1, "w2": W2, "b2": np.float32([0.3])}
+MODELS = {
+    "linear": model_of(SCALER, ("LinearRegressor", ["s"], ["y"], LINEAR)),
+    "classes": model_of(("LinearClassifier", ["x"], ["label", "y"], TWO_ROWS | {"post_transform": "LOGISTIC"})),
+    "normalised": model_of(
+        ("LinearClassifier", ["x"], ["label", "p"], TWO_ROWS | {"post_transform": "SOFTMAX"}),
+        ("Normalizer", ["p"], ["y"], {"norm": "L1"}),
+    ),
+    "network": model_of(
+        ("Sub", ["x", "mean"], ["d"], {}),
+        ("Div", ["d", "scale"], ["z"], {}),
+        ("Gemm", ["z", "w1", "b1"], ["h"], {"transB": 1}),
+        ("Relu", ["h"], ["r"], {}),
+        ("MatMul", ["r", "w2"], ["m"], {}),
+        ("Sigmoid", ["m"], ["y"], {}),
+        mean=np.float32([1, 2, 3]),
+        scale=np.float32([2, 1, 4]),
+        **LAYERS | {"w1": np.ascontiguousarray(W1.T)},
+    ),
+    "added": model_of(*DENSE, **LAYERS),
+    "softmax": model_of(
+        ("Gemm", ["x", "w1", "b1"], ["h"], {}), ("Softmax", ["h"], ["y"], {"axis": 1}), w1=W1[:, :2], b1=B1[:2]
+    ),
+    "trees": model_of(trees("TreeEnsembleRegressor", ORDERS, base_values=[0.5])),
+    "averaged": model_of(trees("TreeEnsembleRegressor", ORDERS[::-1], aggregate_function="AVERAGE")),
+    "boosted": model_of(
+        trees("TreeEnsembleClassifier", ORDERS, post_transform="LOGISTIC", base_values=[-0.3], class_ids=[0] * 6)
+    ),
+    "second": model_of(trees("TreeEnsembleClassifier", ORDERS, post_transform="LOGISTIC")),
+    "forest": model_of(both_classes()),
+    "softmax_trees": model_of(both_classes(post_transform="SOFTMAX")),
+}
+
+
+def test_models_of_onnx_predict_the_same(tmp_path: Path) -> None:
+    onnx.save_model(MODELS["network"], tmp_path / "network.onnx")
+    fleet = fleet_from_onnx(MODELS | {"network": tmp_path / "network.onnx"}, COLUMNS, group="g")
+    rows = RANDOM.normal(size=(300, 3)).astype(np.float32)
+    rows[:50] = rows[:50].round(0)
+    for holey in (rows, np.where(RANDOM.random(rows.shape) < 0.2, np.float32(np.nan), rows)):
+        scorer = FleetScorer(fleet, Layout.of(fleet, "packed", ["score"]))
+        batch = pa.RecordBatch.from_arrays([pa.array(column) for column in holey.T], COLUMNS)
+        found = scorer.outputs(batch).by_output["score"]
+        for place, name in enumerate(fleet.names):
+            if holey is not rows and not fleet.has_trees[place]:
+                continue
+            session = onnxruntime.InferenceSession(MODELS[name].SerializeToString())
+            (expected,) = session.run([MODELS[name].graph.output[0].name], {"x": holey})
+            np.testing.assert_allclose(found[:, place], expected[:, -1], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (model_of(("Neg", ["x"], ["y"], {})), "operator Neg"),
+        (model_of(("MatMul", ["x", "w1"], ["y"], {}), w1=W1), r"shapes \[\(3, 5\)\]"),
+        (model_of(("MatMul", ["x", "w2"], ["y"], {}), w2=W2), "has 5 inputs and 3 names"),
+        (model_of(("LinearRegressor", ["x"], ["y"], LINEAR | {"post_transform": "PROBIT"})), "transform PROBIT"),
+        (model_of(trees("TreeEnsembleRegressor", ORDERS, aggregate_function="MAX")), "of MAX"),
+        (model_of(trees("TreeEnsembleRegressor", ["BRANCH_EQ"] * 4)), "splits of the kind BRANCH_EQ"),
+        (model_of(both_classes(base_values=[0.3, 0.1])), "2 base values"),
+        (model_of(trees("TreeEnsembleClassifier", ORDERS, classlabels_int64s=[0, 1, 2])), "of 3 outputs"),
+    ],
+)
+def test_graphs_that_a_fleet_does_not_have_are_refused(model: onnx.ModelProto, message: str) -> None:
+    with pytest.raises(FleetError, match=f"model 'm'.*{message}"):
+        fleet_from_onnx({"m": model}, COLUMNS)
+
+
+def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"no protocol buffer")
+    with pytest.raises(FleetError, match="is no ONNX"):
+        fleet_from_onnx({"m": tmp_path / "model.onnx"}, COLUMNS)
