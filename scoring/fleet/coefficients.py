@@ -37,7 +37,14 @@ _TERMS = pa.schema([MODEL_FIELDS.field("model"), *TERM_FIELDS])
 _CSV_TYPES = {field.name: field.type for field in [*_TERMS, *MODEL_FIELDS]} | {"cut_points": pa.string()}
 
 
-def fleet_from_coefficients(coefficients: Any, models: Any = None, *, link: str = "identity", group: str = "") -> Fleet:
+def fleet_from_coefficients(
+    coefficients: Any,
+    models: Any = None,
+    *,
+    link: str = "identity",
+    group: str = "",
+    factors: Mapping[str, Sequence[str]] | None = None,
+) -> Fleet:
     """Return the fleet of a table of coefficients, with a row per model and term.
 
     A term is a coefficient times what is made of a column's value::
@@ -67,13 +74,40 @@ def fleet_from_coefficients(coefficients: Any, models: Any = None, *, link: str 
             first terms.
         link: Link of models that have none: ``identity``, ``logit`` (logistic regression) or ``log`` (Poisson).
         group: Group of models that have none.
+        factors: The levels of each factor of R's ``lm`` and ``glm`` (``model$xlevels``): ``stateCA`` is then the
+            category ``CA`` of the column ``state``.
 
     Raises:
-        FleetError: A table lacks a column or has an unknown one, models and coefficients do not match, or a model
-            cannot be computed; the message names it.
+        FleetError: A table lacks a column or has an unknown one, models and coefficients do not match, a term of R is
+            an interaction or a function, or a model cannot be computed; the message names it.
         TableError: The argument is no table.
     """
+    if factors is not None:
+        coefficients = _without_factors(coefficients, factors)
     return Fleet.of(table_of_coefficients(coefficients, models, link=link, group=group))
+
+
+def _without_factors(coefficients: Any, factors: Mapping[str, Sequence[str]]) -> pa.Table:
+    """Return terms in which the names of R's factors and levels have become columns and categories."""
+    if _is_yaml(coefficients):
+        raise FleetError(f"{coefficients} names its categories itself; leave factors= out")
+    needed = ("model", "column", "coefficient")
+    terms = typed_table(read_table(coefficients), _TERMS, "the table of coefficients", needed)
+    levels: dict[str, tuple[str, str]] = {}
+    for factor, names in factors.items():
+        for level in names:
+            if (other := levels.setdefault(f"{factor}{level}", (factor, level))) != (factor, level):
+                raise FleetError(f"'{factor}{level}' is a level of '{factor}' and of '{other[0]}'; rename one of them")
+    columns, categories = terms["column"].to_pylist(), terms["category"].to_pylist()
+    for place, name in enumerate(columns):
+        if name in levels:
+            columns[place], categories[place] = levels[name]
+        elif name != INTERCEPT and (":" in str(name) or "(" in str(name)):
+            raise FleetError(f"'{name}' is an interaction or a function of columns; add it to the input as a column")
+    for name, values in (("column", columns), ("category", categories)):
+        field = _TERMS.field(name)
+        terms = terms.set_column(_TERMS.get_field_index(name), field, pa.array(values, field.type))
+    return terms
 
 
 def table_of_coefficients(

@@ -279,3 +279,17 @@ def test_a_thousand_bad_models_are_one_line() -> None:
     with pytest.raises(FleetError, match=r"in 1,000 models \('m0', 'm1', 'm2' and 997 more\)") as caught:
         fleet_from_coefficients(terms)
     assert "\n" not in str(caught.value)
+
+
+def test_coefficients_of_r_have_factors_whose_levels_are_categories(tmp_path: Path) -> None:
+    # write.csv(data.frame(model = "m", column = names(coef(m)), coefficient = coef(m)), row.names = FALSE)
+    file = tmp_path / "glm.csv"
+    file.write_text('"model","column","coefficient"\n"m","(Intercept)",-1.5\n"m","age",0.02\n"m","stateCA",0.7\n')
+    (model,) = fleet_from_coefficients(file, link="logit", factors={"state": ["AL", "CA"]}).table.to_pylist()
+    assert (model["intercept"], model["link"], model["coefficient"]) == (-1.5, "logit", [0.02, 0.7])
+    assert (model["column"], model["category"]) == (["age", "state"], [None, "CA"])
+    file.write_text(file.read_text() + '"m","age:stateCA",0.1\n')
+    with pytest.raises(FleetError, match="'age:stateCA' is an interaction"):
+        fleet_from_coefficients(file, factors={"state": ["AL", "CA"]})
+    with pytest.raises(FleetError, match=r"'ab' is a level of 'ab?' and of 'ab?'"):
+        fleet_from_coefficients(file, factors={"a": ["b"], "ab": [""]})
