@@ -3,7 +3,8 @@
 A model reads 100 of 2,000 columns and gives two outputs, by a threshold and by nine cut-points. In memory,
 `FleetScorer` makes Arrow columns of the outputs on one core, beside NumPy's bare matrix product over the same block,
 which gives nothing but the linear predictors. From files to files, `score_fleet` works beside one job of
-`predict_batch_udf` per model, of 20 models, and beside a `mapInPandas` that has all models stacked in one matrix.
+`predict_batch_udf` per model, of 20 models, and beside a `mapInPandas` that has all models stacked in one matrix; with
+100 models of 100 trees each, beside a `mapInPandas` that calls LightGBM's `predict` for each.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 COLUMNS, TERMS, MODELS, MANY, LOOPED = 2_000, 100, 500, 4_500, 20
 HIDDEN = 32
+BOOSTED, TREES, TREE_COLUMNS, FITTED, FIT_ROWS = 100, 100, 20, 5, 4_000
 THRESHOLD, CUTS = 0.5, tuple(tenth / 10 for tenth in range(1, 10))
 MOST_IN_MEMORY = 16_384
 FILES, ROW_GROUP_ROWS, BATCH_ROWS = 4, 8_192, 2_048
@@ -43,6 +45,9 @@ OF_MANY, NETWORKS = f"FleetScorer, packed, {MANY:,} models", f"FleetScorer, {MOD
 WIDE, PACKED_FILES, NETWORK_FILES = "score_fleet, wide", "score_fleet, packed", f"score_fleet, {MODELS} networks"
 UDF_LOOP = f"predict_batch_udf, a job per model ({LOOPED} models, times {MODELS // LOOPED})"
 STACKED = "mapInPandas, models stacked in one matrix"
+BOOSTED_FILES = f"score_fleet, {BOOSTED} models of {TREES} trees"
+BOOSTED_LOOP = f"mapInPandas, LightGBM's predict for {BOOSTED} models"
+TREES_MARK = 3
 INFERENCES_MARK, NETWORKS_MARK, GEMM_MARK, LOOP_MARK, STACKED_MARK, MANY_MARK = 4e6, 2e6, 0.5, 20, 5, 0.8
 
 
@@ -105,6 +110,48 @@ def networks() -> "Fleet":
     return Fleet.of(pa.Table.from_arrays(columns, schema=FLEET_SCHEMA))
 
 
+@dataclass(frozen=True)
+class Boosted:
+    """Gradient-boosted models, each of columns of its own; a few are fitted, and read other columns each time.
+
+    Attributes:
+        texts: Models of LightGBM.
+        columns: The columns of each model.
+    """
+
+    texts: tuple[str, ...]
+    columns: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def of(cls, models: int) -> "Boosted":
+        """Fit some models to random rows."""
+        import lightgbm
+
+        random, texts = np.random.default_rng(3), []
+        for _ in range(FITTED):
+            rows = random.standard_normal((FIT_ROWS, TREE_COLUMNS), np.float32)
+            labels = rows[:, 0] * rows[:, 1] + rows[:, 2] + random.normal(size=FIT_ROWS) > 0
+            fitted = lightgbm.LGBMClassifier(n_estimators=TREES, n_jobs=1, verbose=-1).fit(rows, labels)
+            texts.append(fitted.booster_.model_to_string())
+        columns = (random.permutation(COLUMNS)[:TREE_COLUMNS] for _ in range(models))
+        return cls(tuple(texts), tuple(tuple(f"c{number}" for number in own) for own in columns))
+
+    def models(self) -> list[tuple[str, Any]]:
+        """Return each model's name and booster."""
+        import lightgbm
+
+        loaded = [lightgbm.Booster(model_str=text) for text in self.texts]
+        return [(f"m{number}", loaded[number % len(loaded)]) for number in range(len(self.columns))]
+
+    def fleet(self) -> "Fleet":
+        """Return the models as a fleet."""
+        from mirrorspark.scoring.fleet.fleet import Fleet
+        from mirrorspark.scoring.fleet.imports.lightgbm import fleet_from_lightgbm
+
+        pairs = zip(self.models(), self.columns, strict=True)
+        return Fleet.of(pa.concat_tables([fleet_from_lightgbm({name: one}, own).table for (name, one), own in pairs]))
+
+
 def block_of(rows: int, seed: int) -> pa.RecordBatch:
     """Return random float32 columns."""
     values = np.random.default_rng(seed).standard_normal((COLUMNS, rows), np.float32)
@@ -125,6 +172,7 @@ def run(options: Options) -> Report:
         Mark(f"{WIDE} / {STACKED}", speed_ratio(of_files, WIDE, STACKED), STACKED_MARK),
         Mark(f"{NETWORK_FILES}, inferences/s/core", inferences / of_files[NETWORK_FILES].median, NETWORKS_MARK),
         Mark(f"{OF_MANY}, per inference / {PACKED}", many_ratio, MANY_MARK),
+        Mark(f"{BOOSTED_FILES} / {BOOSTED_LOOP}", speed_ratio(of_files, BOOSTED_FILES, BOOSTED_LOOP), TREES_MARK),
     )
     tables = (
         _table(f"In memory: {in_memory:,} rows, one core", in_memory, of_memory, 1),
@@ -138,11 +186,12 @@ def run(options: Options) -> Report:
 
 def _table(title: str, rows: int, timings: Mapping[str, Timing], cores: int) -> Table:
     """Return medians, and inferences per second and core."""
+    models = {OF_MANY: MANY, BOOSTED_FILES: BOOSTED, BOOSTED_LOOP: BOOSTED}
     cells = tuple(
         (
             name,
             f"{timing.median:.3f}",
-            rate(rows * (MANY if name == OF_MANY else MODELS) / timing.median / cores),
+            rate(rows * models.get(name, MODELS) / timing.median / cores),
             f"{timing.spread:.0%}",
         )
         for name, timing in timings.items()
@@ -205,7 +254,8 @@ def _files(options: Options) -> tuple[dict[str, Timing], tuple[tuple[str, ...], 
     write_wide(folder, options.rows)
     session = spark_work.session()
     coefficients = Coefficients.of(MODELS)
-    fleet, of_networks = coefficients.fleet(), networks()
+    fleet, of_networks, boosted = coefficients.fleet(), networks(), Boosted.of(BOOSTED)
+    of_trees = boosted.fleet()
     sizes: dict[str, tuple[str, ...]] = {}
 
     def ours(models: "Fleet", layout: str) -> None:
@@ -220,6 +270,8 @@ def _files(options: Options) -> tuple[dict[str, Timing], tuple[tuple[str, ...], 
         NETWORK_FILES: partial(ours, of_networks, "wide"),
         UDF_LOOP: partial(_udf_loop, table, coefficients, target),
         STACKED: partial(_stacked, session, table, coefficients, target),
+        BOOSTED_FILES: partial(ours, of_trees, "wide"),
+        BOOSTED_LOOP: partial(_boosted_loop, table, boosted, target),
     }
     timings = interleave(
         [Contender(name, work, spark_work.emptied(target)) for name, work in ways.items()], options.rounds
@@ -284,6 +336,23 @@ def _stacked(session: SparkSession, table: DataFrame, coefficients: Coefficients
 
     schema = "key long, " + ", ".join(f"{name}_binary tinyint, {name}_Rank smallint" for name in names)
     table.mapInPandas(score, schema).write.parquet(str(target))
+
+
+def _boosted_loop(table: DataFrame, boosted: Boosted, target: Path) -> None:
+    def score(batches: "Iterator[pd.DataFrame]") -> "Iterator[pd.DataFrame]":
+        import pandas as pd
+
+        models = boosted.models()
+        for rows in batches:
+            outputs: dict[str, Any] = {"key": rows["key"]}
+            for (name, model), columns in zip(models, boosted.columns, strict=True):
+                predicted = model.predict(rows[list(columns)].to_numpy(np.float32), num_threads=1)
+                outputs[f"{name}_score"] = predicted.astype(np.float32)
+            yield pd.DataFrame(outputs)
+
+    schema = "key long, " + ", ".join(f"m{number}_score float" for number in range(len(boosted.columns)))
+    needed = sorted({column for own in boosted.columns for column in own})
+    table.select("key", *needed).mapInPandas(score, schema).write.parquet(str(target))
 
 
 BENCHMARK = Benchmark("fleet", question_of(__doc__), 200_000, run)
