@@ -90,9 +90,11 @@ def forest_of(
     leaf_starts, split_starts = (
         np.concatenate([[0], np.cumsum(np.where(is_small, many, 0))]) for many in (leaf_counts, leaf_counts - 1)
     )
-    small = [np.empty(split_starts[-1], kind) for kind in (np.uint32, np.int32, np.uint64)]
-    small.append(np.empty(leaf_starts[-1]))
-    write_masks(nodes, values[is_leaf], counts, of_trees, split_starts, leaf_starts, *small)
+    small_features, edges, masks = (np.empty(split_starts[-1], kind) for kind in (np.uint32, np.int32, np.uint64))
+    leaves = np.empty(leaf_starts[-1])
+    write_masks(
+        nodes, values[is_leaf], counts, of_trees, split_starts, leaf_starts, small_features, edges, masks, leaves
+    )
     return Forest(
         decisions,
         replace(read, missing=np.where(np.isnan(read.missing) & is_right[examples], np.inf, read.missing)),
@@ -102,6 +104,9 @@ def forest_of(
         np.concatenate([[0], np.cumsum(trees)]),
         split_starts,
         leaf_starts,
-        *small,
+        small_features,
+        edges,
+        masks,
+        leaves,
         numbers_of(array(models, "intercept")),
     )

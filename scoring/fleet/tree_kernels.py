@@ -124,9 +124,9 @@ def _mark(rows_of, features, edges, masks, first, stop, marks):  # type: ignore[
 def _descend(rows_of, nodes, edges, root, active, places):  # type: ignore[no-untyped-def]
     """Write the leaf of each row, as ``~number``."""
     rows = len(places)
-    for row in range(rows):
-        active[row] = row
-        places[row] = root
+    for place in range(rows):
+        active[place] = place
+        places[place] = root
     count = rows if root >= 0 else 0
     while count:
         left = 0

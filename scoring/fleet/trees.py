@@ -1,20 +1,21 @@
 """Decision trees of a model as a fleet stores them, made node by node or from a library's arrays."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from mirrorspark.scoring.fleet.columns import LEAF, FleetError
 
 
-def edge_below(thresholds: np.ndarray) -> np.ndarray:
+def edge_below(thresholds: Any) -> Any:
     """Return the float32 edges for which ``x < edge`` is ``x < threshold``, for every float32 ``x``."""
     with np.errstate(over="ignore"):
         edges = np.asarray(thresholds, np.float64).astype(np.float32)
     return np.where(edges < thresholds, np.nextafter(edges, np.float32(np.inf)), edges)
 
 
-def edge_at_most(thresholds: np.ndarray) -> np.ndarray:
+def edge_at_most(thresholds: Any) -> Any:
     """Return the float32 edges for which ``x < edge`` is ``x <= threshold``, for every float32 ``x``."""
     with np.errstate(over="ignore"):
         edges = np.asarray(thresholds, np.float64).astype(np.float32)

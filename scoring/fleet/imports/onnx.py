@@ -130,8 +130,8 @@ def _computed(
     if value.trees is None and not more and is_first:
         if kind == "Gemm" and others and not options.get("transA", 0):
             matrix = others[0].T if options.get("transB", 0) else others[0]
-            bias = options.get("beta", 1.0) * others[1] if len(others) > 1 else 0.0
-            return value.then(options.get("alpha", 1.0) * matrix, bias)
+            added = options.get("beta", 1.0) * others[1] if len(others) > 1 else 0.0
+            return value.then(options.get("alpha", 1.0) * matrix, added)
         if kind == "MatMul" and others and others[0].ndim == 2:
             return value.then(others[0], 0.0)
         if kind in ("LinearRegressor", "LinearClassifier"):

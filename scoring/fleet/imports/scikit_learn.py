@@ -118,11 +118,12 @@ def _trees(name: str, model: Any) -> tuple[str, TreeNodes, float] | None:
     from sklearn import ensemble, tree
     from sklearn.base import is_classifier
 
-    forests = (ensemble.RandomForestClassifier, ensemble.RandomForestRegressor)
+    forests: Any = (ensemble.RandomForestClassifier, ensemble.RandomForestRegressor)
     forests += (ensemble.ExtraTreesClassifier, ensemble.ExtraTreesRegressor)
-    boosted = (ensemble.GradientBoostingClassifier, ensemble.GradientBoostingRegressor)
-    binned = (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor)
-    if not isinstance(model, (*forests, *boosted, *binned, tree.BaseDecisionTree)):
+    boosted: Any = (ensemble.GradientBoostingClassifier, ensemble.GradientBoostingRegressor)
+    binned: Any = (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor)
+    known: Any = (*forests, *boosted, *binned, tree.BaseDecisionTree)
+    if not isinstance(model, known):
         return None
     classes = len(getattr(model, "classes_", (0, 1))) if getattr(model, "n_outputs_", 1) == 1 else 0
     if is_classifier(model) and classes != 2:

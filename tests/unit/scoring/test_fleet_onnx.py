@@ -88,7 +88,7 @@ DENSE: list[Node] = [
     ("MatMul", ["t", "w2"], ["m"], {}),
     ("Add", ["m", "b2"], ["y"], {}),
 ]
-LAYERS = {"w1": W1, "b1": B1, "w2": W2, "b2": np.float32([0.3])}
+LAYERS = {"w1": W1, "b1": B1, "w2": W2, "b2": np.array([0.3], np.float32)}
 MODELS = {
     "linear": model_of(SCALER, ("LinearRegressor", ["s"], ["y"], LINEAR)),
     "classes": model_of(("LinearClassifier", ["x"], ["label", "y"], TWO_ROWS | {"post_transform": "LOGISTIC"})),
@@ -103,8 +103,8 @@ MODELS = {
         ("Relu", ["h"], ["r"], {}),
         ("MatMul", ["r", "w2"], ["m"], {}),
         ("Sigmoid", ["m"], ["y"], {}),
-        mean=np.float32([1, 2, 3]),
-        scale=np.float32([2, 1, 4]),
+        mean=np.array([1, 2, 3], np.float32),
+        scale=np.array([2, 1, 4], np.float32),
         **LAYERS | {"w1": np.ascontiguousarray(W1.T)},
     ),
     "added": model_of(*DENSE, **LAYERS),

@@ -127,7 +127,7 @@ def test_trees_of_all_sizes_agree_with_a_plain_descent(tmp_path: Path) -> None:
     for model in fleet.table.to_pylist():
         values = HOLEY_TEST[model["column"]].to_numpy()
         expected = [descended(model, row) for row in values]
-        nulls += np.count_nonzero(np.isnan(expected))
+        nulls += int(np.isnan(expected).sum())
         np.testing.assert_allclose(found[model["model"]], expected, rtol=1e-6, atol=1e-6)
     assert 0 < nulls < 4 * 700
 
@@ -137,7 +137,7 @@ def test_trees_read_categories_clips_and_what_stands_for_missing_values() -> Non
     leaves = [nodes.leaf(value) for value in (1.0, 20.0, 300.0)]
     amount = nodes.below(1, 2.0, leaves[0], leaves[1], missing_left=True)
     nodes.roots.append(nodes.below(0, 0.5, amount, leaves[2], missing_left=True))
-    transforms = {"category": ["CA", None], "clip_high": [None, 5.0], "missing": [None, 3.0]}
+    transforms: dict[str, list[Any]] = {"category": ["CA", None], "clip_high": [None, 5.0], "missing": [None, 3.0]}
     imported = Imported("identity", ["state", "amount"], np.ones(2), trees=nodes, transforms=transforms)
     fleet = fleet_of({"m": imported}, "", {"m": 20.0}, {"m": [2.0, 200.0]})
     rows = pa.RecordBatch.from_pydict({"state": ["CA", "NY", None, "NY"], "amount": [0.0, 1.5, 1.5, None]})
@@ -227,8 +227,9 @@ def test_trees_of_xgboost_predict_the_same(tmp_path: Path) -> None:
 
 
 def test_trees_of_lightgbm_predict_the_same(tmp_path: Path) -> None:
-    y, rest = target(HOLEY), {"n_estimators": 20, "n_jobs": 1, "verbose": -1}
-    is_high, zeros = y > 0, FULL.round(0)
+    rest: dict[str, Any] = {"n_estimators": 20, "n_jobs": 1, "verbose": -1}
+    y, zeros = target(HOLEY), FULL.round(0)
+    is_high = y > 0
     models = {
         "classes": lightgbm.LGBMClassifier(sigmoid=2.0, **rest).fit(HOLEY, is_high),
         "many_leaves": lightgbm.LGBMRegressor(num_leaves=100, **rest).fit(HOLEY, y),
