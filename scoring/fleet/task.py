@@ -110,6 +110,7 @@ class FleetWriter:
     def _written(self, number: int, read: Read, tally: FleetTally) -> list[WrittenFile]:
         scorer = self.scorer()
         tally.score_seconds += time.perf_counter() - tally.began
+        begin = time.perf_counter()
         schema = pa.schema([*self.keys, *scorer.layout.fields])
         with self.job.attempt(number) as attempt:
             path = self.path(number, attempt)
@@ -121,6 +122,7 @@ class FleetWriter:
                 pq.ParquetWriter(sink, schema, use_dictionary=few, store_schema=False) as to,
             ):
                 to.add_key_value_metadata({MODELS_KEY: json.dumps(scorer.layout.models), FLEET_KEY: self.fleet.digest})
+                tally.write_seconds += time.perf_counter() - begin
                 for group in grouped(self._scored(scorer, schema, read, tally), ROW_GROUP_ROWS, ROW_GROUP_BYTES):
                     begin = time.perf_counter()
                     table = pa.Table.from_batches(group, schema)

@@ -72,10 +72,10 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.fleet.imports.xgboost import fleet_from_xgboost as fleet_from_xgboost
     from mirrorspark.scoring.fleet.registry import register_fleet as register_fleet
     from mirrorspark.scoring.fleet.runs.ledger import LedgerError as LedgerError
-    from mirrorspark.scoring.fleet.runs.report.call import fleet_report as fleet_report
-    from mirrorspark.scoring.fleet.runs.report.report import FleetReport as FleetReport
     from mirrorspark.scoring.fleet.runs.planning.capacity import FleetPlan as FleetPlan
     from mirrorspark.scoring.fleet.runs.planning.probe import plan_fleet as plan_fleet
+    from mirrorspark.scoring.fleet.runs.report.call import fleet_report as fleet_report
+    from mirrorspark.scoring.fleet.runs.report.report import FleetReport as FleetReport
     from mirrorspark.scoring.fleet.runs.run import FleetRun as FleetRun
     from mirrorspark.scoring.fleet.runs.run import FleetRunError as FleetRunError
     from mirrorspark.scoring.fleet.runs.run import resume_fleet as resume_fleet

@@ -25,10 +25,10 @@ from mirrorspark.scoring.fleet.runs.claims import Claims
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, ModelFailure
 from mirrorspark.scoring.fleet.runs.ledger import Claim, Ledger
 from mirrorspark.scoring.fleet.runs.plan import RunPlan
-from mirrorspark.scoring.fleet.runs.report.call import fleet_report
 from mirrorspark.scoring.fleet.runs.planning import command as planning
 from mirrorspark.scoring.fleet.runs.planning.probe import plan_fleet
 from mirrorspark.scoring.fleet.runs.progress import Progress
+from mirrorspark.scoring.fleet.runs.report.call import fleet_report
 from mirrorspark.scoring.fleet.runs.run import FleetRun, FleetRunError, resume_fleet, run_fleet
 from mirrorspark.scoring.fleet.score import score_fleet
 from mirrorspark.storage.paths import StoragePath

@@ -15,12 +15,11 @@ from pyspark.sql import SparkSession
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.ledger import LedgerError
-from mirrorspark.scoring.fleet.runs.plan import RUN_FOLDER
-from mirrorspark.scoring.fleet.runs.report.call import PAGE_FILE, fleet_report
-from mirrorspark.scoring.fleet.runs.plan import DEFAULT_AT_ONCE, DEFAULT_MODELS
+from mirrorspark.scoring.fleet.runs.plan import DEFAULT_AT_ONCE, DEFAULT_MODELS, RUN_FOLDER
 from mirrorspark.scoring.fleet.runs.planning import command as planning
 from mirrorspark.scoring.fleet.runs.planning.settings import FAIR
 from mirrorspark.scoring.fleet.runs.progress import DEFAULT_WATCH_SECONDS
+from mirrorspark.scoring.fleet.runs.report.call import PAGE_FILE, fleet_report
 from mirrorspark.scoring.fleet.runs.run import (
     DEFAULT_BUDGET,
     DEFAULT_LEASE_SECONDS,
@@ -176,8 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--models-per-microbatch", type=int, default=DEFAULT_MODELS, help="the most models of a microbatch")
     add("--rows-per-microbatch", type=int, help="rows; by default what all slots score in two minutes")
     add("--prefixes", type=int, default=1, help="folders with hashed names, for stores that limit requests per prefix")
-    add("--begin-only", action="store_true", help="score nothing: leave all microbatches to resume")
     add("--model-seconds", type=float, help="the most seconds of a task that one model may take; no limit by default")
+    add("--begin-only", action="store_true", help="score nothing: leave all microbatches to resume")
     resume = commands.add_parser("resume", help="score the microbatches that a run lacks")
     resume.set_defaults(command=_resume)
     resume.add_argument("output", help="folder of the run")

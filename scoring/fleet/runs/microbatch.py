@@ -288,8 +288,7 @@ class Scoring:
         row = {"run_id": self._plan.run, "microbatch": claim.number, "attempt": claim.fence, "owner": self._owner}
         row |= {"outcome": outcome, "began": began, "seconds": seconds}
         counters = done.counters if done is not None else None
-        numbers = ("rows", "nulls", "read_seconds", "score_seconds", "write_seconds")
-        numbers += ("tasks", "task_seconds", "slowest_seconds", "median_seconds")
-        row |= {name: getattr(counters, name) if counters else 0 for name in numbers}
+        names = "rows nulls read_seconds score_seconds write_seconds tasks task_seconds slowest_seconds median_seconds"
+        row |= {name: getattr(counters, name) if counters else 0 for name in names.split()}
         files = done.manifest["files"] if done is not None and counters else []
         return Rows(tables.ATTEMPTS, [row | {"bytes": sum(file["bytes"] for file in files)}])

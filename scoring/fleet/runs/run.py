@@ -3,7 +3,6 @@
 import logging
 import os
 import socket
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,14 +19,15 @@ from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles
 from mirrorspark.data_pipelines.spark.tasks import progress_bar
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import find_source, refuse_own_input
-from mirrorspark.scoring.fleet.columns import FleetError, some
+from mirrorspark.scoring.fleet.columns import some
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.claims import LIMITS, Claims
 from mirrorspark.scoring.fleet.runs.decisions import budget_reached, hopeless, microbatches_left
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, ModelFailure
-from mirrorspark.scoring.fleet.runs.ledger import Change, Ledger, LedgerError, Rows
+from mirrorspark.scoring.fleet.runs.kept import check_no_run, keep_run, kept_fleet, opened_ledger, resolved_output
+from mirrorspark.scoring.fleet.runs.ledger import Change, Ledger, Rows
 from mirrorspark.scoring.fleet.runs.microbatch import Manifest, Scoring, error_rows, published_manifests
 from mirrorspark.scoring.fleet.runs.plan import (
     DEFAULT_AT_ONCE,
@@ -50,9 +50,6 @@ _LOGGER = logging.getLogger(__name__)
 
 DEFAULT_BUDGET = 0.1
 DEFAULT_LEASE_SECONDS = 300.0
-
-_FLEET_FOLDER = "fleet"
-_LEDGER_FILE = "ledger.db"
 
 
 class FleetRunError(RuntimeError):
@@ -145,7 +142,7 @@ def run_fleet(
         raise ScoringError(f"model_seconds {model_seconds} is not above 0; leave it out for no limit")
     if prefixes < 1:
         raise ScoringError(f"prefixes {prefixes} is not above 0; use 1 for an output without such folders")
-    target = _resolved(output)
+    target = resolved_output(output)
     _check_new(target)
     checked = CheckedFleet.of(fleet)
     locations = _locations(paths)
@@ -163,7 +160,7 @@ def run_fleet(
     shares = plan_shares(rows, spark.sparkContext.defaultParallelism, most, rows_per_microbatch)
     described = input_files(files)
     plan = RunPlan.of(target, checked, locations, keys, table, failure_budget, steps, shares, described, prefixes)
-    with _opened(ledger, target) as book:
+    with opened_ledger(ledger, target) as book:
         plan = replace(plan, ledger="" if ledger is None else book.name, model_seconds=model_seconds)
         names = [one.model for one in plan.failures]
         why = settings.budget_reached(plan, len(names))
@@ -171,7 +168,7 @@ def run_fleet(
         book.begin(_run_row(plan, target, "refused" if why else "running"), _model_rows(plan), (), (), [errors])
         if why:
             raise FleetRunError(_too_many(why, plan, names, book))
-        _keep(plan, checked.fleet, target)
+        keep_run(plan, checked.fleet, target)
         return _drive(spark, plan, target, book, files, checked.fleet, settings, () if begin_only else None)
 
 
@@ -210,7 +207,7 @@ def resume_fleet(
         FleetError: The run's copy of the fleet is damaged.
         FleetRunError: As for :func:`run_fleet`.
     """
-    target = _resolved(output)
+    target = resolved_output(output)
     plan = RunPlan.load(target)
     budget = plan.failure_budget if failure_budget is None else failure_budget
     settings = _Settings(budget, fail_fast, at_once, lease_seconds)
@@ -221,8 +218,8 @@ def resume_fleet(
     if fleet is not None:
         plan.check_fleet(CheckedFleet.of(fleet))
     files = plan.input_of(_files(plan.locations, target))
-    own = _kept_fleet(plan, target)
-    with _opened(ledger, target, plan) as book:
+    own = kept_fleet(plan, target)
+    with opened_ledger(ledger, target, plan) as book:
         return _drive(spark, plan, target, book, files, own, settings, microbatches)
 
 
@@ -237,9 +234,9 @@ def fleet_status(output: Location, ledger: str | Path | None = None) -> dict[str
         FileNotFoundError: ``output`` has no run.
         LedgerError: The ledger cannot be used, or is not named.
     """
-    target = _resolved(output)
+    target = resolved_output(output)
     plan = RunPlan.load(target)
-    with _opened(ledger, target, plan) as book:
+    with opened_ledger(ledger, target, plan) as book:
         states = Counter(row["state"] for row in book.rows(tables.MICROBATCHES, plan.run))
         failed = sum(row["state"] == "failed" for row in book.rows(tables.MODELS, plan.run))
         found = {"run": plan.run, "output": str(target), "ledger": book.name, "microbatches": len(plan.microbatches)}
@@ -262,48 +259,10 @@ def watch_fleet(
         FileNotFoundError: ``output`` has no run.
         LedgerError: The ledger cannot be used, is not named, or has gone away.
     """
-    target = _resolved(output)
+    target = resolved_output(output)
     plan = RunPlan.load(target)
-    with _opened(ledger, target, plan) as book:
+    with opened_ledger(ledger, target, plan) as book:
         yield from follow(book, plan.run, every_seconds)
-
-
-@dataclass(frozen=True)
-class RunRecords:
-    """What a run has left: its plan, its fleet, and its rows in the ledger.
-
-    Attributes:
-        output: Folder of the run.
-        ledger: Address of the ledger, without credentials.
-    """
-
-    output: str
-    ledger: str
-    plan: RunPlan
-    fleet: Fleet
-    microbatches: Sequence[Mapping[str, Any]]
-    attempts: Sequence[Mapping[str, Any]]
-    errors: Sequence[Mapping[str, Any]]
-
-
-def read_records(output: Location, ledger: str | Path | None = None) -> RunRecords:
-    """Return what a run has left.
-
-    Args:
-        output: Folder of the run.
-        ledger: As for :func:`resume_fleet`.
-
-    Raises:
-        FileNotFoundError: ``output`` has no run.
-        FleetError: The run's copy of the fleet is damaged.
-        LedgerError: The ledger cannot be used, or is not named.
-    """
-    target = _resolved(output)
-    plan = RunPlan.load(target)
-    fleet = _kept_fleet(plan, target)
-    with _opened(ledger, target, plan) as book:
-        rows = [book.rows(table, plan.run) for table in (tables.MICROBATCHES, tables.ATTEMPTS, tables.ERRORS)]
-        return RunRecords(str(target), book.name, plan, fleet, *rows)
 
 
 @dataclass(frozen=True)
@@ -425,18 +384,8 @@ def _too_many(why: str, plan: RunPlan, names: Sequence[str], book: Ledger) -> st
     )
 
 
-def _resolved(output: Location) -> StoragePath:
-    target = StoragePath.of(output)
-    return StoragePath.of(target.local.resolve()) if target.is_local else target
-
-
-def _check_no_run(target: StoragePath) -> None:
-    if RunPlan.is_in(target):
-        raise ScoringError(f"{target} has a run, {RunPlan.load(target).run}; resume it, or choose another output")
-
-
 def _check_new(target: StoragePath) -> None:
-    _check_no_run(target)
+    check_no_run(target)
     if target.is_file():
         raise ScoringError(f"the output {target} is a file; name a folder")
     folders = [one for one in target.folders() if one.name != RUN_FOLDER and not one.name.startswith(STAGING_PREFIX)]
@@ -482,39 +431,3 @@ def _microbatch_rows(plan: RunPlan) -> list[dict[str, object]]:
         | {"models": len(one.models), "rows": one.share.rows}
         for one in plan.microbatches
     ]
-
-
-def _opened(ledger: str | Path | None, target: StoragePath, plan: RunPlan | None = None) -> Ledger:
-    """Open the ledger of a run, which is a context that closes it."""
-    if ledger is None and plan is not None and plan.ledger:
-        raise LedgerError(f"{plan.run} has its ledger at {plan.ledger}; give that address, with its password")
-    if ledger is None and not target.is_local:
-        raise LedgerError(f"SQLite cannot be on {target}; give a ledger: a local file, or postgresql://host/database")
-    return Ledger.open(ledger if ledger is not None else target.local / RUN_FOLDER / _LEDGER_FILE)
-
-
-def _keep(plan: RunPlan, fleet: Fleet, target: StoragePath) -> None:
-    """Store a plan and its fleet, unless another driver has begun the same run since this one looked.
-
-    Raises:
-        ScoringError: Another run has been begun there.
-    """
-    if RunPlan.is_in(target) and RunPlan.load(target).run == plan.run:
-        return
-    _check_no_run(target)
-    with tempfile.TemporaryDirectory() as folder:
-        fleet.save(folder)
-        for file in Path(folder).iterdir():
-            (target / RUN_FOLDER / _FLEET_FOLDER / file.name).upload(file)
-    plan.save(target)
-
-
-def _kept_fleet(plan: RunPlan, target: StoragePath) -> Fleet:
-    with tempfile.TemporaryDirectory() as folder:
-        for file in (target / RUN_FOLDER / _FLEET_FOLDER).files():
-            file.path.download(Path(folder, file.path.name))
-        # The files stay mapped when their names are gone.
-        fleet = Fleet.load(folder)
-    if fleet.digest != plan.fleet:
-        raise FleetError(f"the fleet in {target / RUN_FOLDER} is not that of {plan.run}; score it into another output")
-    return fleet

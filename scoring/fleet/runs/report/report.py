@@ -12,8 +12,8 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.fleet.bins import Distribution
 from mirrorspark.scoring.fleet.columns import array, lengths_of
 from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.runs.kept import RunRecords
 from mirrorspark.scoring.fleet.runs.plan import RunPlan
-from mirrorspark.scoring.fleet.runs.run import RunRecords
 
 _MILLION = 1e6
 _SECONDS = ("read_seconds", "score_seconds", "write_seconds", "task_seconds")
@@ -129,8 +129,8 @@ def _models(
 ) -> list[dict[str, Any]]:
     seconds, inferences = _core_seconds(records.plan, records.fleet, microbatches)
     problems: dict[str, str] = {}
-    for row in records.errors:
-        problems.setdefault(row["model"], f"{row['stage']}: {row['message']}")
+    for error in records.errors:
+        problems.setdefault(error["model"], f"{error['stage']}: {error['message']}")
     groups = {name: step.group for step in records.plan.steps for name in step.digests}
     limits = Limits()
     rows = []

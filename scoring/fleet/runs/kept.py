@@ -1,0 +1,117 @@
+"""What a run keeps beside its outputs: its plan, a copy of its fleet, and its ledger."""
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.fleet.columns import FleetError
+from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.runs import tables
+from mirrorspark.scoring.fleet.runs.ledger import Ledger, LedgerError
+from mirrorspark.scoring.fleet.runs.plan import RUN_FOLDER, RunPlan
+from mirrorspark.storage.paths import Location, StoragePath
+
+_FLEET_FOLDER = "fleet"
+_LEDGER_FILE = "ledger.db"
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """What a run has left: its plan, its fleet, and its rows in the ledger.
+
+    Attributes:
+        output: Folder of the run.
+        ledger: Address of the ledger, without credentials.
+    """
+
+    output: str
+    ledger: str
+    plan: RunPlan
+    fleet: Fleet
+    microbatches: Sequence[Mapping[str, Any]]
+    attempts: Sequence[Mapping[str, Any]]
+    errors: Sequence[Mapping[str, Any]]
+
+
+def read_records(output: Location, ledger: str | Path | None = None) -> RunRecords:
+    """Return what a run has left.
+
+    Args:
+        output: Folder of the run.
+        ledger: As for :func:`scoring.fleet.runs.run.resume_fleet`.
+
+    Raises:
+        FileNotFoundError: ``output`` has no run.
+        FleetError: The run's copy of the fleet is damaged.
+        LedgerError: The ledger cannot be used, or is not named.
+    """
+    target = resolved_output(output)
+    plan = RunPlan.load(target)
+    fleet = kept_fleet(plan, target)
+    with opened_ledger(ledger, target, plan) as book:
+        rows = [book.rows(table, plan.run) for table in (tables.MICROBATCHES, tables.ATTEMPTS, tables.ERRORS)]
+        return RunRecords(str(target), book.name, plan, fleet, *rows)
+
+
+def resolved_output(output: Location) -> StoragePath:
+    """Return the folder of a run's outputs, without links, so that its drivers name it alike."""
+    target = StoragePath.of(output)
+    return StoragePath.of(target.local.resolve()) if target.is_local else target
+
+
+def check_no_run(target: StoragePath) -> None:
+    """Check that a folder has no run.
+
+    Raises:
+        ScoringError: It has one.
+    """
+    if RunPlan.is_in(target):
+        raise ScoringError(f"{target} has a run, {RunPlan.load(target).run}; resume it, or choose another output")
+
+
+def opened_ledger(ledger: str | Path | None, target: StoragePath, plan: RunPlan | None = None) -> Ledger:
+    """Open the ledger of a run, which is a context that closes it.
+
+    Raises:
+        LedgerError: It cannot be used, or has to be named.
+    """
+    if ledger is None and plan is not None and plan.ledger:
+        raise LedgerError(f"{plan.run} has its ledger at {plan.ledger}; give that address, with its password")
+    if ledger is None and not target.is_local:
+        raise LedgerError(f"SQLite cannot be on {target}; give a ledger: a local file, or postgresql://host/database")
+    return Ledger.open(ledger if ledger is not None else target.local / RUN_FOLDER / _LEDGER_FILE)
+
+
+def keep_run(plan: RunPlan, fleet: Fleet, target: StoragePath) -> None:
+    """Store a plan and its fleet, unless another driver has begun the same run since this one looked.
+
+    Raises:
+        ScoringError: Another run has been begun there.
+    """
+    if RunPlan.is_in(target) and RunPlan.load(target).run == plan.run:
+        return
+    check_no_run(target)
+    with tempfile.TemporaryDirectory() as folder:
+        fleet.save(folder)
+        for file in Path(folder).iterdir():
+            (target / RUN_FOLDER / _FLEET_FOLDER / file.name).upload(file)
+    plan.save(target)
+
+
+def kept_fleet(plan: RunPlan, target: StoragePath) -> Fleet:
+    """Return the fleet of a run.
+
+    Raises:
+        FleetError: The copy is damaged.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for file in (target / RUN_FOLDER / _FLEET_FOLDER).files():
+            file.path.download(Path(folder, file.path.name))
+        # The files stay mapped when their names are gone.
+        fleet = Fleet.load(folder)
+    if fleet.digest != plan.fleet:
+        raise FleetError(f"the fleet in {target / RUN_FOLDER} is not that of {plan.run}; score it into another output")
+    return fleet
