@@ -201,5 +201,7 @@ def test_the_example_of_the_page_runs(spark: "SparkSession", tmp_path: Path, mon
     ranks = pq.read_table("scores")["response_Rank"].to_pylist()
     assert set(ranks) == {1, 2, 3, 4}
     assert set(pq.read_table("audience")["renewal_binary"].to_pylist()) == {1}
-    assert made["tenth"].count() == 100
-    assert made["report"].totals["microbatches_done"] == 2
+    assert (
+        90 < made["tenth"].count() <= 100
+    )  # of 1,000 rows; those that equal the first of the second tenth have its rank
+    assert made["report"].totals["microbatches_done"] == made["run"].microbatches == 4

@@ -155,12 +155,14 @@ def _models(
 def _core_seconds(
     plan: RunPlan, fleet: Fleet, microbatches: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """Share the seconds of the tasks among the models: those of scoring by their terms and weights, others equally.
+    """Share the seconds of the tasks among the models: those of scoring by their terms, weights and nodes of trees.
+
+    The other seconds are shared equally.
 
     Returns:
         The seconds, and the inferences that took them, by model.
     """
-    sizes = 1 + lengths_of(array(fleet.table, "column")) + lengths_of(array(fleet.table, "weights"))
+    sizes = 1 + sum(lengths_of(array(fleet.table, name)) for name in ("column", "weights", "node_features"))
     size_of = dict(zip(fleet.names, sizes.tolist(), strict=True))
     seconds, inferences = dict.fromkeys(plan.models, 0.0), dict.fromkeys(plan.models, 0)
     for one, row in zip(plan.microbatches, microbatches, strict=True):
