@@ -1,7 +1,7 @@
 """M3: rows are chosen by SQL over the outputs of some models, and ranked among all rows, from packed lists."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -95,6 +95,32 @@ def test_an_audience_of_a_run_joins_the_steps_of_its_models(
     with pytest.raises(ScoringError, match=r"1 of the 2 microbatches of step 0 of the group 'spring' of .*resume"):
         select_scores(output, CONDITION, spark=spark)
     assert select_scores(output, "m4_binary = 1", spark=spark).count() > 0
+
+
+def test_ranks_of_a_run_are_among_the_rows_of_all_its_prefixes(
+    spark: "SparkSession", fleet: Fleet, file: Path, packed: Path, tmp_path: Path
+) -> None:
+    spring = fleet.group("spring")
+    given: dict[str, Any] = {"keys": "key", "layout": "packed", "outputs": "score", "rows_per_microbatch": 1_000}
+    run_fleet(spark, spring, file, tmp_path / "spring", prefixes=2, **given)
+    ranked = rank_scores(tmp_path / "spring", error=0, spark=spark)
+    assert ranked.columns == ["key", "Rank"]
+    both = [ranked, rank_scores(packed, error=0, spark=spark)]
+    found, whole = (np.array(one.orderBy("key").toPandas()["Rank"].tolist(), dtype=float) for one in both)
+    np.testing.assert_array_equal(found, whole[:, :3])
+    run_fleet(spark, fleet, file, tmp_path / "both", **given)
+    with pytest.raises(ScoringError, match="has 2 steps, which are tables of their own"):
+        rank_scores(tmp_path / "both", spark=spark)
+
+
+def test_a_key_may_have_the_name_of_an_output_in_wide_scores(
+    spark: "SparkSession", fleet: Fleet, table: pa.Table, tmp_path: Path
+) -> None:
+    pq.write_table(table.rename_columns(["score", *table.column_names[1:]]), tmp_path / "rows.parquet")
+    score_fleet(tmp_path / "rows.parquet", fleet, tmp_path / "scores", keys="score", spark=spark)
+    found = select_scores(tmp_path / "scores", "m1_Rank = 1 and score < 3000", spark=spark)
+    assert found.columns == ["score", "m1_Rank"]
+    assert found.count() == int(np.sum(table["c1"].to_numpy()[:3_000] >= 1))
 
 
 def test_what_does_not_fit_the_scores_is_one_clear_error(

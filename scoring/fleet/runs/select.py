@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import reduce
 
@@ -48,7 +48,8 @@ class _Table:
 
     @property
     def keys(self) -> list[str]:
-        return [name for name in self.frame.columns if name not in OUTPUTS and name.lower() not in self.outputs]
+        lists = OUTPUTS if self.is_packed else ()
+        return [name for name in self.frame.columns if name not in lists and name.lower() not in self.outputs]
 
     def column(self, model: str, output: str) -> Column:
         name = f"{model}_{output}"
@@ -117,7 +118,8 @@ def rank_scores(
     cut-points are found by ``percentile_approx`` of Spark in a pass of its own.
 
     Args:
-        scores: Packed output of ``score_fleet`` with scores, the folder of a step of ``run_fleet``, or such a table.
+        scores: Packed output with scores, of ``score_fleet`` or of a run of ``run_fleet`` whose models are one step; or
+            such a table.
         ranks: Number of ranks.
         error: Largest share of the rows by which a cut-point is misplaced; 0 for exact ranks of up to a billion rows,
             for which one task keeps all scores of 100 models in memory.
@@ -125,14 +127,21 @@ def rank_scores(
         spark: The session; by default the active one.
 
     Raises:
-        ScoringError: There are no packed scores, or ``ranks`` or ``error`` is out of range.
+        ScoringError: There are no packed scores, or those of several steps; microbatches are not published; or
+            ``ranks`` or ``error`` is out of range.
         FileNotFoundError: There are no scores.
     """
     if ranks < 2:
         raise ScoringError(f"ranks {ranks} is below 2; use 10 for deciles")
     if not 0 <= error < 0.5:
         raise ScoringError(f"error {error} is no small share of the rows; use 0.0001, or 0 for exact ranks")
-    (table,) = _tables(scores, models, _session(scores, spark), ())
+    steps = _tables(scores, models, _session(scores, spark))
+    if len(steps) > 1:
+        raise ScoringError(
+            f"the run {scores} has {len(steps):,} steps, which are tables of their own; rank the output of "
+            f"score_fleet, or of a run of one group with all of its models in a microbatch"
+        )
+    (table,) = steps
     if not table.is_packed or "score" not in table.frame.columns:
         raise ScoringError("the scores have no lists of scores; write them with layout='packed', outputs='score'")
     # Beyond twice the rows, the sketch of Spark merges none of its values.
@@ -189,9 +198,9 @@ def _session(scores: DataFrame | Location, spark: SparkSession | None) -> SparkS
 
 
 def _tables(
-    scores: DataFrame | Location, models: Sequence[str] | None, spark: SparkSession, words: Iterable[str]
+    scores: DataFrame | Location, models: Sequence[str] | None, spark: SparkSession, words: Set[str] | None = None
 ) -> list[_Table]:
-    """Return the tables that the scores consist of: of a run, those of the steps whose models the words name."""
+    """Return the tables that the scores consist of: of a run, those of the steps whose outputs the words name."""
     if isinstance(scores, DataFrame):
         return [_table(scores, models or _named_models([hadoop_path(uri) for uri in scores.inputFiles()]))]
     folder = StoragePath.of(scores)
@@ -199,10 +208,10 @@ def _tables(
         frame = spark.read.parquet(hadoop_uri(folder, scores))
         files = [file.path for file in list_files(folder) if file.path.name.endswith(".parquet")]
         return [_table(frame, models or _named_models(files))]
-    plan, wanted = RunPlan.load(folder), set(words)
+    plan = RunPlan.load(folder)
     published, tables = published_manifests(plan, folder), []
     for step in plan.steps:
-        if not wanted & _outputs_of(step.digests).keys():
+        if words is not None and not words & _outputs_of(step.digests).keys():
             continue
         own = [one for one in plan.microbatches if one.step is step]
         if left := [one.number for one in own if one.number not in published]:
@@ -218,8 +227,10 @@ def _tables(
 def _table(frame: DataFrame, models: Sequence[str]) -> _Table:
     if MODEL_COLUMN in frame.columns and MODEL_COLUMN not in models:
         raise ScoringError("the scores are in the layout long; filter them by the column model, or write them packed")
+    packed = _Table(frame, tuple(models), {}).is_packed
     present = {name.lower() for name in frame.columns}
-    outputs = {name: of for name, of in _outputs_of(models).items() if of[1].lower() in present or name in present}
+    # A key of wide outputs may be called score.
+    outputs = {name: of for name, of in _outputs_of(models).items() if (of[1].lower() if packed else name) in present}
     return _Table(frame, tuple(models), outputs)
 
 
