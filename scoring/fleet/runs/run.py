@@ -120,7 +120,7 @@ def run_fleet(
         models_per_microbatch: The most models of a microbatch.
         rows_per_microbatch: About so many rows, in whole row groups; by default what all slots score in two minutes.
         prefixes: Folders with hashed names that the microbatches are dealt to, for stores that limit the requests per
-            prefix; 1 for none.
+            prefix; 1 for none. Each microbatch writes to one, so ``at_once`` should be no smaller.
         failure_budget: Largest share of models that may fail.
         fail_fast: End at the first model or microbatch that fails.
         model_seconds: The most seconds of a task that one model may take; one that takes longer has failed.

@@ -137,12 +137,18 @@ def test_requests_beyond_what_a_store_serves_are_told_with_the_prefixes_that_hel
     plan = plan_for_cores(work, RATES, 100_000)
     assert plan.bottleneck == "store requests"
     more, _ = plan.warnings
-    prefixes = ceil(plan.puts_per_second / PUTS_PER_SECOND)
-    assert more.endswith(f"that S3 serves; divide the output with prefixes={prefixes}")
-    inputs = ceil(plan.gets_per_second / GETS_PER_SECOND)
-    better = plan_for_cores(replace(work, prefixes=prefixes, input_prefixes=inputs), RATES, 100_000)
-    assert (better.warnings, better.bottleneck) == ((), "compute")
-    assert better.puts_per_second <= PUTS_PER_SECOND
+    (prefixes,) = map(int, re.findall(r"that S3 serves; divide the output with prefixes=(\d+)$", more))
+    inputs = 2 * ceil(plan.gets_per_second / GETS_PER_SECOND)
+    enough, fewer = (
+        plan_for_cores(replace(work, prefixes=count, input_prefixes=inputs), RATES, 100_000)
+        for count in (prefixes, prefixes - 1)
+    )
+    assert (enough.warnings, enough.bottleneck) == ((), "compute")
+    assert enough.puts_per_second <= PUTS_PER_SECOND < fewer.puts_per_second
+    # A microbatch writes to one prefix: fewer at a time would leave prefixes idle.
+    assert enough.at_once == enough.microbatches == prefixes
+    short = plan_for_cores(replace(work, rows=10, row_groups=3), RATES, 100_000)
+    assert short.warnings[0].endswith("that S3 serves; allow more hours")
 
 
 def test_cores_without_work_and_long_tasks_are_told() -> None:

@@ -152,10 +152,11 @@ class FleetPlan:
         """What should be changed before the run begins."""
         found = []
         if self.puts_per_second > PUTS_PER_SECOND:
-            prefixes = ceil(self.work.prefixes * self.puts_per_second / PUTS_PER_SECOND)
+            prefixes = self._enough_prefixes()
+            remedy = "allow more hours" if prefixes is None else f"divide the output with prefixes={prefixes}"
             found.append(
                 f"{self.puts_per_second:,.0f} PUT, COPY and DELETE requests per second and prefix are more than the "
-                f"{PUTS_PER_SECOND:,} that S3 serves; divide the output with prefixes={prefixes}"
+                f"{PUTS_PER_SECOND:,} that S3 serves; {remedy}"
             )
         if self.gets_per_second > GETS_PER_SECOND:
             prefixes = ceil(self.work.input_prefixes * self.gets_per_second / GETS_PER_SECOND)
@@ -174,6 +175,18 @@ class FleetPlan:
                 f"row groups, or take fewer models_per_microbatch"
             )
         return tuple(found)
+
+    def _enough_prefixes(self) -> int | None:
+        """Return how many prefixes keep the requests that change the store below what it serves; None if none do."""
+        # More prefixes need more microbatches, and these have requests of their own.
+        wanted = self.work.prefixes
+        while wanted < self.steps * self.work.row_groups:
+            work = replace(self.work, prefixes=wanted)
+            plan = plan_for_cores(work, self.rates, self.cores, self.models_per_microbatch)
+            if plan.puts_per_second <= PUTS_PER_SECOND:
+                return wanted
+            wanted = max(wanted + 1, ceil(min(wanted, plan.at_once) * plan.puts_per_second / PUTS_PER_SECOND))
+        return None
 
     def cost(self, price_per_core_hour: float) -> float:
         """Return the price of all cores for all hours."""
@@ -253,11 +266,12 @@ def plan_for_cores(work: Work, rates: Rates, cores: int, models_per_microbatch: 
     write = written_bytes / rates.write_bytes_per_second
     of_a_step, groups = (read + compute + write) / steps, work.row_groups
     useful = min(cores, steps * groups)
-    shares = max(1, min(groups, ceil(of_a_step / (useful * DEFAULT_TASK_SECONDS))))
+    # A microbatch writes to one prefix, so that each prefix needs a microbatch at any time.
+    shares = min(groups, max(ceil(of_a_step / (useful * DEFAULT_TASK_SECONDS)), ceil(work.prefixes / steps), 1))
     tasks_of_a_step = min(groups, shares * useful)
     microbatches = steps * shares
     # A microbatch has at most a task per row group, so that many cores need several of them.
-    at_once = min(microbatches, max(DEFAULT_AT_ONCE, ceil(useful / groups)))
+    at_once = min(microbatches, max(DEFAULT_AT_ONCE, ceil(useful / groups), work.prefixes))
     busy = ceil(steps * groups / useful) * of_a_step / groups
     waiting = microbatches / at_once * rates.microbatch_seconds
     tasks = steps * tasks_of_a_step
@@ -279,7 +293,7 @@ def plan_for_cores(work: Work, rates: Rates, cores: int, models_per_microbatch: 
         compute_core_hours=compute / 3600,
         write_core_hours=write / 3600,
         waiting_hours=waiting / 3600,
-        puts_per_second=puts / busy / work.prefixes,
+        puts_per_second=puts / busy / min(work.prefixes, at_once),
         gets_per_second=gets / busy / work.input_prefixes,
     )
 
