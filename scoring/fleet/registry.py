@@ -10,13 +10,17 @@ A new version therefore uploads the models that the former one lacks, and its li
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mirrorspark.callbacks.mlflow.store import default_store, store_client
+from mirrorspark.callbacks.mlflow.store import NoStoreError, default_store, store_client
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.folder import LIST_FILE, files_of
+from mirrorspark.scoring.model.uri import ModelStoreError
+from mirrorspark.storage.credentials import one_line, without_credentials
 
 if TYPE_CHECKING:
     from mirrorspark.scoring.fleet.fleet import Fleet
@@ -40,17 +44,24 @@ def register_fleet(fleet: "Fleet", name: str, *, tracking_uri: str | None = None
     Args:
         fleet: The fleet.
         name: Of the registered model, and of the experiment of its run.
-        tracking_uri: MLflow tracking server or store; by default the one that MLflow is set to.
+        tracking_uri: MLflow tracking server or store; by default that of the last training, or the one that MLflow is
+            set to.
 
     Raises:
         FleetError: The registered model is no fleet, or a file of the former version is damaged.
-        MlflowException: The store cannot be used.
+        ModelStoreError: The store cannot be used.
     """
+    with open_store(tracking_uri, may_be_new=True) as client:
+        version = _registered(client, fleet, name)
+    return f"models:/{name}/{version}"
+
+
+def _registered(client: Any, fleet: "Fleet", name: str) -> str:
+    """Upload what a fleet's version needs, and return the number of the version."""
     from mlflow.exceptions import MlflowException
 
     from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
 
-    client = _client(tracking_uri)
     try:
         client.create_registered_model(name)
         versions = []
@@ -62,23 +73,22 @@ def register_fleet(fleet: "Fleet", name: str, *, tracking_uri: str | None = None
         folder = Path(scratch)
         if versions:
             _download(client, versions[-1], folder)
+            run = versions[-1].run_id
+        else:
+            run = client.create_run(experiment_of(client, name), run_name=name).info.run_id
         fleet.save(folder)
-        run = (
-            versions[-1].run_id
-            if versions
-            else client.create_run(experiment_of(client, name), run_name=name).info.run_id
-        )
-        known = {Path(file.path).name for file in client.list_artifacts(run, _FOLDER)}
-        for file in files_of(folder) - known:
-            client.log_artifact(run, str(folder / file), _FOLDER)
+        # An upload that was cut off may have left a part of a file.
+        known = {Path(file.path).name: file.file_size for file in client.list_artifacts(run, _FOLDER)}
+        for file in sorted(files_of(folder)):
+            if known.get(file) != (folder / file).stat().st_size:
+                client.log_artifact(run, str(folder / file), _FOLDER)
         # The list comes last: a version whose upload was cut off is never registered.
         place = f"{_FOLDER}/{fleet.digest}"
         client.log_artifact(run, str(folder / LIST_FILE), place)
         if not versions:
             client.set_terminated(run)
         tags = {"mirrorspark.fleet": fleet.digest, "mirrorspark.fleet.models": str(len(fleet))}
-        version = client.create_model_version(name, f"runs:/{run}/{place}", run, tags=tags)
-    return f"models:/{name}/{version.version}"
+        return str(client.create_model_version(name, f"runs:/{run}/{place}", run, tags=tags).version)
 
 
 def fetch_fleet(uri: str, folder: Path, tracking_uri: str | None = None) -> None:
@@ -86,7 +96,7 @@ def fetch_fleet(uri: str, folder: Path, tracking_uri: str | None = None) -> None
 
     Raises:
         FleetError: The URI has no version and no alias, there is no such version, or it is no fleet.
-        MlflowException: The store cannot be used.
+        ModelStoreError: The store cannot be used.
     """
     from mlflow.exceptions import MlflowException
 
@@ -94,14 +104,47 @@ def fetch_fleet(uri: str, folder: Path, tracking_uri: str | None = None) -> None
     if parts is None:
         raise FleetError(f"{uri} names no version of a fleet; use models:/<name>/<version> or models:/<name>@<alias>")
     name, version, alias = parts.groups()
-    client = _client(tracking_uri)
+    with open_store(tracking_uri) as client:
+        try:
+            found = (
+                client.get_model_version(name, version) if version else client.get_model_version_by_alias(name, alias)
+            )
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            store = without_credentials(client.tracking_uri)
+            raise FleetError(f"there is no {uri} in the MLflow store {store}; register it there") from error
+        _download(client, found, folder)
+
+
+@contextmanager
+def open_store(tracking_uri: str | None, *, may_be_new: bool = False) -> Iterator[Any]:
+    """Yield a client of an MLflow store.
+
+    Args:
+        tracking_uri: Its address; by default the store of the last training, or the one that MLflow is set to.
+        may_be_new: Whether MLflow's own default store is created where there is none.
+
+    Raises:
+        ModelStoreError: The store cannot be used, by the client either, or there is none.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # raised by a store that is a database
+
     try:
-        found = client.get_model_version(name, version) if version else client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        raise FleetError(f"there is no {uri} in the MLflow store {client.tracking_uri}; register it there") from error
-    _download(client, found, folder)
+        address = tracking_uri or default_store() or mlflow.get_tracking_uri()
+    except NoStoreError as error:
+        if not may_be_new:
+            raise ModelStoreError(f"{error}; name the store in MLFLOW_TRACKING_URI") from None
+        address = mlflow.get_tracking_uri()
+    try:
+        yield store_client(address)
+    except (MlflowException, SQLAlchemyError) as error:
+        store = without_credentials(address)
+        raise ModelStoreError(
+            f"the MLflow store {store} cannot be used: {one_line(error)}; start its server, or name another store"
+        ) from error
 
 
 def _download(client: Any, version: Any, folder: Path) -> None:
@@ -114,9 +157,3 @@ def _download(client: Any, version: Any, folder: Path) -> None:
         listed.rename(folder / LIST_FILE)
         for file in files_of(folder):
             Path(client.download_artifacts(version.run_id, f"{_FOLDER}/{file}", scratch)).rename(folder / file)
-
-
-def _client(tracking_uri: str | None) -> Any:
-    import mlflow
-
-    return store_client(tracking_uri or default_store() or mlflow.get_tracking_uri())

@@ -9,8 +9,9 @@ from mirrorspark.callbacks.mlflow.store import store_client
 from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.registry import register_fleet
+from mirrorspark.scoring.fleet.registry import fetch_fleet, register_fleet
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet
+from mirrorspark.scoring.model.uri import ModelStoreError
 
 MODELS = 40
 
@@ -64,3 +65,27 @@ def test_a_new_version_uploads_ten_models_and_every_version_can_be_loaded(
     for call in (lambda: Fleet.load("models:/other/1"), lambda: register_fleet(first, "other")):
         with pytest.raises(FleetError, match="models:/other/1 is no fleet, but a model of another kind"):
             call()
+
+
+def test_an_upload_that_was_cut_off_is_repeated_and_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = store_client(store)
+    client.create_experiment("campaigns", f"file://{tmp_path / 'artifacts'}")
+    first = many(MODELS)
+    second = first.with_models(many(10, first=5, coefficient=2.0))
+    register_fleet(first, "campaigns", tracking_uri=store)
+    (run,) = client.search_runs([client.get_experiment_by_name("campaigns").experiment_id])
+    whole = tmp_path / "artifacts" / run.info.run_id / "artifacts" / "fleet"
+    before = {file.name for file in whole.glob("*.arrow")}
+    register_fleet(second, "campaigns", tracking_uri=store)
+    (added,) = {file.name for file in whole.glob("*.arrow")} - before
+    client.delete_model_version("campaigns", "2")
+    (whole / added).write_bytes((whole / added).read_bytes()[:100])
+    uri = register_fleet(second, "campaigns", tracking_uri=store)
+    (tmp_path / "fetched").mkdir()
+    fetch_fleet(uri, tmp_path / "fetched", store)
+    assert Fleet.load(tmp_path / "fetched").digest == second.digest
+    (tmp_path / "no database").write_text("text")
+    broken = f"sqlite:///{tmp_path / 'no database'}"
+    with pytest.raises(ModelStoreError, match=r"the MLflow store sqlite:.*no database cannot be used: .*; start its"):
+        fetch_fleet(uri, tmp_path / "fetched", broken)

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from mirrorspark.callbacks.mlflow.metric_requests import Target, start_run
-from mirrorspark.callbacks.mlflow.store import store_client
 from mirrorspark.scoring.fleet.bins import Distribution
+from mirrorspark.scoring.fleet.registry import open_store
 from mirrorspark.scoring.fleet.runs.counts import read_counts
 from mirrorspark.scoring.fleet.runs.kept import read_records
 from mirrorspark.scoring.fleet.runs.plan import RUN_FOLDER, RunPlan
@@ -41,14 +40,14 @@ def fleet_report(
         former: Folder of the run whose scores these are compared with.
         price_per_core_hour: Price of a core for an hour, in any currency; without it, no cost is given.
         experiment: MLflow experiment that gets a run with the numbers and the files; by default none does.
-        tracking_uri: MLflow tracking server or store; by default the one that MLflow is set to.
+        tracking_uri: MLflow tracking server or store; by default as for ``register_fleet``.
 
     Raises:
         FileNotFoundError: One of the folders has no run.
         LedgerError: The ledger cannot be used, or is not named.
         FleetError: The run's copy of the fleet is damaged.
         ScoringError: The price is below 0.
-        MlflowException: The store cannot be used; the files are written.
+        ModelStoreError: The store cannot be used; the files are written.
     """
     records = read_records(output, ledger)
     before = ("", {}) if former is None else (str(former), _distributions(RunPlan.load(StoragePath.of(former)), former))
@@ -70,14 +69,11 @@ def _distributions(plan: RunPlan, output: Location) -> dict[str, Distribution]:
 
 def _log(report: FleetReport, folder: str, experiment: str, tracking_uri: str | None) -> None:
     """Log a report as an MLflow run, the same one for each report of a run."""
-    import mlflow  # takes seconds
-
-    store = tracking_uri or mlflow.get_tracking_uri()
-    client: Any = store_client(store)
-    run = start_run(client, Target(None, store, experiment, report.run))
-    for name, value in report.totals.items():
-        client.log_metric(run, name, value)
-    for name in ("run", "output", "fleet", "former", "ledger"):
-        client.set_tag(run, f"fleet.{name}", getattr(report, name))
-    client.log_artifacts(run, folder)
-    client.set_terminated(run)
+    with open_store(tracking_uri, may_be_new=True) as client:
+        run = start_run(client, Target(None, client.tracking_uri, experiment, report.run))
+        for name, value in report.totals.items():
+            client.log_metric(run, name, value)
+        for name in ("run", "output", "fleet", "former", "ledger"):
+            client.set_tag(run, f"fleet.{name}", getattr(report, name))
+        client.log_artifacts(run, folder)
+        client.set_terminated(run)
