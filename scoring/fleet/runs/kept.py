@@ -11,6 +11,7 @@ from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.ledger import Ledger, LedgerError
+from mirrorspark.scoring.fleet.runs.microbatch import Manifest, published_manifests
 from mirrorspark.scoring.fleet.runs.plan import RUN_FOLDER, RunPlan
 from mirrorspark.storage.paths import Location, StoragePath
 
@@ -20,7 +21,7 @@ _LEDGER_FILE = "ledger.db"
 
 @dataclass(frozen=True)
 class RunRecords:
-    """What a run has left: its plan, its fleet, and its rows in the ledger.
+    """What a run has left: its plan, its fleet, its rows in the ledger, and the manifests of what is published.
 
     Attributes:
         output: Folder of the run.
@@ -34,6 +35,7 @@ class RunRecords:
     microbatches: Sequence[Mapping[str, Any]]
     attempts: Sequence[Mapping[str, Any]]
     errors: Sequence[Mapping[str, Any]]
+    manifests: Mapping[int, Manifest]
 
 
 def read_records(output: Location, ledger: str | Path | None = None) -> RunRecords:
@@ -53,7 +55,7 @@ def read_records(output: Location, ledger: str | Path | None = None) -> RunRecor
     fleet = kept_fleet(plan, target)
     with opened_ledger(ledger, target, plan) as book:
         rows = [book.rows(table, plan.run) for table in (tables.MICROBATCHES, tables.ATTEMPTS, tables.ERRORS)]
-        return RunRecords(str(target), book.name, plan, fleet, *rows)
+        return RunRecords(str(target), book.name, plan, fleet, *rows, published_manifests(plan, target))
 
 
 def resolved_output(output: Location) -> StoragePath:

@@ -57,7 +57,7 @@ class Progress:
         done = [row["number"] for row in microbatches if row["state"] == "done"]
         failed = sum(row["state"] == "failed" for row in microbatches)
         published = [one for one in attempts if one["outcome"] == "done"]
-        busy = _covered((one["began"], one["began"] + one["seconds"]) for one in published)
+        busy = covered_seconds((one["began"], one["began"] + one["seconds"]) for one in published)
         scored = sum(sizes[number] for number in {one["microbatch"] for one in published})
         rate = scored / busy if busy and scored else None
         inferences = sum(sizes[number] for number in done)
@@ -116,7 +116,7 @@ def follow(book: Ledger, run: str, every_seconds: float) -> Iterator[Progress]:
         pause.wait(every_seconds)
 
 
-def _covered(spans: Iterable[tuple[float, float]]) -> float:
+def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
     """Return the length of the union of some spans: what ran at the same time counts once, and pauses not at all."""
     total, reached = 0.0, float("-inf")
     for first, last in sorted(spans):

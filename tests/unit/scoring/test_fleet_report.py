@@ -1,6 +1,7 @@
 """M15, M16: the figures of a run's report, worked by hand, and its page."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,20 @@ def records() -> RunRecords:
     shares = (Share(0, 1_000, (2, 2, 1)), Share(5, 500, (3,)))
     plan = RunPlan("fleet-1", "abc", (), ("id",), "wide", ("Rank",), "", 0.1, steps, shares, (), ())
     failed = dict.fromkeys(TIMES, 0) | {"microbatch": 1, "attempt": 1, "outcome": "failed"}
-    failed |= {"began": 105.0, "seconds": 15.0}
-    rows = [{"number": 0, "state": "done"}, {"number": 1, "state": "failed"}]
+    failed |= {"began": 103.0, "seconds": 17.0}  # beside the first one
+    resumed = failed | {"attempt": 2, "began": 1_000.0, "seconds": 10.0}
+    # The first one is published, whatever a driver has entered later; the second is not.
+    rows = [{"number": 0, "state": "waiting"}, {"number": 1, "state": "failed"}]
     errors = [{"model": "large", "stage": "score", "message": "<b>division by zero</b>"}]
     return RunRecords(
-        "scores", "ledger.db", plan, fleet_from_coefficients(frame), rows, [FIRST | TIMES, failed], errors
+        "scores",
+        "ledger.db",
+        plan,
+        fleet_from_coefficients(frame),
+        rows,
+        [FIRST | TIMES, failed, resumed],
+        errors,
+        {0: {"failed": []}},
     )
 
 
@@ -51,11 +61,12 @@ def report() -> FleetReport:
 
 def test_seconds_and_cost_are_those_of_the_tasks_that_have_published(report: FleetReport) -> None:
     totals = report.totals
-    assert (totals["inferences"], totals["task_seconds"], totals["wall_seconds"]) == (2_000, 8, 20)
+    # From 100 to 120 and, when it was resumed, from 1,000 to 1,010.
+    assert (totals["inferences"], totals["task_seconds"], totals["wall_seconds"]) == (2_000, 8, 30)
     assert (totals["inferences_per_core_second"], totals["core_seconds_per_million"]) == (250, 4_000)
     assert (totals["cost"], totals["cost_per_million"]) == pytest.approx((0.008, 4.0))
     assert (totals["skew_median"], totals["skew_largest"], totals["bytes_per_inference"]) == (2, 2, 1.5)
-    assert (totals["microbatches"], totals["microbatches_done"], totals["attempts_not_done"]) == (2, 1, 1)
+    assert (totals["microbatches"], totals["microbatches_done"], totals["attempts_not_done"]) == (2, 1, 2)
     first, second = report.microbatches.to_pylist()
     assert (first["inferences_per_core_second"], first["skew"], first["attempts"]) == (250, 2, 1)
     assert (second["state"], second["task_seconds"], second["skew"]) == ("failed", None, None)
@@ -79,6 +90,26 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(report: FleetRepo
     assert "<b>division" not in page
     assert all(text in page for text in ("compared with last week", "1 of 2 models have drifted", "cost per million"))
     assert "cost" not in report_page(report_of(records(), {}))
+
+
+def test_models_that_failed_are_known_by_the_manifests_of_a_run_whose_ledger_is_lost() -> None:
+    failed = [{"model": f"m{number}", "stage": "score", "message": "too long"} for number in range(250)]
+    found = records()
+    steps = (Step("spring", 0, dict.fromkeys(("sound", *(one["model"] for one in failed)), "")),)
+    terms = pd.DataFrame({"model": [*steps[0].digests], "column": "x", "coefficient": 1.0})
+    lost = replace(
+        found,
+        plan=replace(found.plan, steps=steps),
+        fleet=fleet_from_coefficients(terms),
+        microbatches=(),
+        attempts=(),
+        errors=(),
+        manifests={0: {"failed": failed}},
+    )
+    report = report_of(lost, {})
+    assert (report.totals["models_failed"], report.totals["microbatches_done"]) == (250, 1)
+    assert {row["model"]: row["problem"] for row in report.models.to_pylist()}["m7"] == "score: too long"
+    assert "200 of 250; report_models.parquet has all" in report_page(report)
 
 
 def test_a_price_below_zero_is_refused() -> None:

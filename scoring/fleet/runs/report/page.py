@@ -18,7 +18,7 @@ _DASH = "-"
 
 
 def report_page(report: FleetReport) -> str:
-    """Return the page as HTML; of thousands of models, it shows those with the largest drift, and all that failed."""
+    """Return the page as HTML; of thousands of models, it shows those with the largest drift, and some that failed."""
     totals = report.totals
     by_drift = report.models.take(pc.sort_indices(report.models, [("drift", "descending", "at_end")])).to_pylist()
     spent = {name: totals[f"{name}_seconds"] for name in ("read", "score", "write")}

@@ -1,7 +1,8 @@
 """The report of a run as values, from its plan, its ledger and the counts beside its outputs."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from mirrorspark.scoring.fleet.columns import array, lengths_of
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.runs.kept import RunRecords
 from mirrorspark.scoring.fleet.runs.plan import RunPlan
+from mirrorspark.scoring.fleet.runs.progress import covered_seconds
 
 _MILLION = 1e6
 _SECONDS = ("read_seconds", "score_seconds", "write_seconds", "task_seconds")
@@ -51,7 +53,8 @@ class FleetReport:
         output: Folder of the run.
         fleet: Digest of the fleet.
         former: Folder of the run that the scores are compared with; empty for none.
-        totals: Numbers of the whole run, by name.
+        totals: Numbers of the whole run, by name. ``wall_seconds`` are those in which some attempt ran: a run that was
+            resumed has not worked in the meantime.
         microbatches: Of :data:`MICROBATCH_SCHEMA`.
         models: Of :data:`MODEL_SCHEMA`.
         distributions: The outputs of each model.
@@ -104,10 +107,15 @@ def report_of(
 
 
 def _microbatches(records: RunRecords) -> list[dict[str, Any]]:
-    states = {row["number"]: row["state"] for row in records.microbatches}
+    # Drivers that share a run may have left another state of a microbatch that is published, which no attempt mends.
+    states = {row["number"]: "waiting" if row["state"] == "done" else row["state"] for row in records.microbatches}
+    states |= dict.fromkeys(records.manifests, "done")
+    attempts = defaultdict[int, list[Mapping[str, Any]]](list)
+    for attempt in records.attempts:
+        attempts[attempt["microbatch"]].append(attempt)
     rows = []
     for one in records.plan.microbatches:
-        tried = [row for row in records.attempts if row["microbatch"] == one.number]
+        tried = attempts[one.number]
         done = next((row for row in reversed(tried) if row["outcome"] == "done"), None)
         row = {"group": one.step.group, "state": states.get(one.number, "waiting"), "number": one.number}
         row |= {"step": one.step.number, "models": len(one.models), "rows": one.share.rows, "attempts": len(tried)}
@@ -129,7 +137,9 @@ def _models(
 ) -> list[dict[str, Any]]:
     seconds, inferences = _core_seconds(records.plan, records.fleet, microbatches)
     problems: dict[str, str] = {}
-    for error in records.errors:
+    # A ledger that was replaced has lost what the plan and the manifests have.
+    kept = [one for manifest in records.manifests.values() for one in manifest["failed"]]
+    for error in [*records.errors, *map(asdict, records.plan.failures), *kept]:
         problems.setdefault(error["model"], f"{error['stage']}: {error['message']}")
     groups = {name: step.group for step in records.plan.steps for name in step.digests}
     limits = Limits()
@@ -196,8 +206,7 @@ def _totals(
         "bytes": sum(row["bytes"] for row in timed),
     }
     found |= {name: sum(row[name] for row in timed) for name in _SECONDS}
-    ends = [row["began"] + row["seconds"] for row in records.attempts]
-    found["wall_seconds"] = max(ends) - min(row["began"] for row in records.attempts) if ends else 0.0
+    found["wall_seconds"] = covered_seconds((row["began"], row["began"] + row["seconds"]) for row in records.attempts)
     skews = [row["skew"] for row in timed if row["skew"] is not None]
     if found["inferences"]:
         found["bytes_per_inference"] = found["bytes"] / found["inferences"]
