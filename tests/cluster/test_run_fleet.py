@@ -591,7 +591,7 @@ def test_the_plan_of_the_command_has_a_run_for_each_cluster_which_together_are_t
     monkeypatch.setattr(type(spark), "stop", lambda _: None)
     fleet.save(tmp_path / "fleet")
     plan = ["plan", "--fleet", str(tmp_path / "fleet"), "--input", str(files), "--keys", "key", "--layout", "long"]
-    plan += ["--cores", "2", "--seconds", "0.1", "--price", "0.05"]
+    plan += ["--cores", "2", "--seconds", "0.1", "--price-per-core-hour", "0.05"]
     runs = ["--clusters", "2", "--output", str(tmp_path / "scores"), "--submissions", str(tmp_path / "runs.json")]
     assert command.main([*plan, *runs]) == 0
     said = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Command that scores a fleet in microbatches: ``mirrorspark fleet plan``, ``run``, ``resume`` and ``status``."""
+"""Command of a fleet's runs: ``mirrorspark fleet plan``, ``run``, ``resume``, ``status`` and ``report``."""
 
 import argparse
 import dataclasses
@@ -47,8 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line arguments; by default those of the process.
 
     Returns:
-        0 when all microbatches are published; 1 when the run has ended before, and can be resumed; 2 when arguments,
-        fleet and input do not fit; 3 when ``status`` finds microbatches left. Standard error has the message.
+        0 when the microbatches that were to be scored are published; 1 when the run has ended before, and can be
+        resumed; 2 when arguments, fleet and input do not fit; 3 when ``status`` finds microbatches left. Standard error
+        has the message.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -152,8 +153,8 @@ def _in_session(options: argparse.Namespace, work: Callable[[SparkSession], Flee
         print(json.dumps(clean(dataclasses.asdict(found))))
     else:
         text = (
-            f"{found.run}: {found.rows:,} rows scored with {found.models:,} models, {len(found.failed_models):,} of "
-            f"which failed; {found.scored:,} of {found.microbatches:,} microbatches in {found.seconds:.1f} s -> "
+            f"{found.run}: {found.scored:,} of {found.microbatches:,} microbatches scored in {found.seconds:.1f} s; "
+            f"{found.rows:,} rows, {found.models:,} models, {len(found.failed_models):,} of which failed -> "
             f"{found.output}"
         )
         print(for_stream(text, sys.stdout))

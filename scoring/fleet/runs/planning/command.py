@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mirrorspark.scoring.errors import ScoringError
@@ -13,6 +12,7 @@ from mirrorspark.scoring.fleet.runs.planning.probe import DEFAULT_PROBE_SECONDS,
 from mirrorspark.scoring.fleet.runs.planning.settings import FAIR, problems_of, recommended_settings
 from mirrorspark.scoring.run import open_session
 from mirrorspark.storage.credentials import clean
+from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.terminal_text import for_stream
 
 
@@ -29,7 +29,7 @@ def add_parser(commands: Any) -> None:
     add = parser.add_argument_group("the run").add_argument
     add("--models-per-microbatch", type=int, help="by default what the plan says")
     add("--prefixes", type=int, default=1, help="folders with hashed names in the output")
-    add("--price", type=float, help="price of a core-hour")
+    add("--price-per-core-hour", type=float, help="in any currency")
     add("--executor-cores", type=int, default=4, help="cores of an executor, for its memory")
     add("--clusters", type=int, help="divide the groups among so many clusters, each of --cores cores")
     add("--output", help="folder of the outputs, in which each cluster has one")
@@ -100,12 +100,13 @@ def _plan(options: argparse.Namespace) -> int:
     settings = recommended_settings(plan.rates.worker_bytes, options.executor_cores)
     if options.submissions:
         runs = [_run_of(options, number, part) for number, part in enumerate(plan.submissions(options.clusters), 1)]
-        Path(options.submissions).write_text(json.dumps({"format": 1, "settings": settings, "runs": runs}, indent=1))
+        content = json.dumps({"format": 1, "settings": settings, "runs": runs}, indent=1)
+        StoragePath.of(options.submissions).write_bytes(content.encode())
     if options.json:
-        cost = None if options.price is None else plan.cost(options.price)
+        cost = None if options.price_per_core_hour is None else plan.cost(options.price_per_core_hour)
         print(json.dumps(clean(plan.as_json() | {"cost": cost, "settings": settings, "problems": problems})))
         return 0
-    lines = [text_of(plan, options.price), f"settings for executors of {options.executor_cores} cores:"]
+    lines = [text_of(plan, options.price_per_core_hour), f"settings for executors of {options.executor_cores} cores:"]
     lines += [f"  --conf {name}={value}" for name, value in sorted(settings.items())]
     lines += [f"this session: {one}" for one in problems]
     print(for_stream("\n".join(lines), sys.stdout))
