@@ -53,6 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+def run() -> None:
+    """Run the command of the process's arguments, and exit with its status unless that is 0.
+
+    What an entry point returns is the status of the process only where pip's script calls it: a job of Databricks calls
+    it in a process of its own, where an exception alone is a failure.
+    """
+    if status := main():
+        sys.exit(status)
+
+
 def _page() -> str:
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
@@ -73,4 +83,4 @@ def _refusal(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

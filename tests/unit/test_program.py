@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +25,23 @@ def test_a_command_gets_the_arguments_behind_its_name(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "argv", ["mirrorspark", "train"])
     assert main() == 7
     assert called == [("mirrorspark.training.runs", ["list", "--json"]), ("mirrorspark.training.run", [])]
+
+
+def test_a_failed_command_ends_in_an_exception_for_whoever_calls_the_entry_point(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A job of Databricks calls the entry point, and does not look at what it returns."""
+    statuses = iter([0, 1, 3])
+    monkeypatch.setattr(program, "import_module", lambda _: SimpleNamespace(main=lambda _: next(statuses)))
+    monkeypatch.setattr(sys, "argv", ["mirrorspark", "fleet", "run"])
+    settings = ConfigParser()
+    settings.read(Path(__file__).resolve().parents[2] / "setup.cfg")
+    entry_point = getattr(program, settings["options.entry_points"]["console_scripts"].strip().partition(":")[2])
+    entry_point()
+    for status in (1, 3):
+        with pytest.raises(SystemExit) as ended:
+            entry_point()
+        assert ended.value.code == status
 
 
 @pytest.mark.process  # MLflow asks `uname` when it is imported
