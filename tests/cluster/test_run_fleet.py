@@ -555,7 +555,10 @@ def test_a_plan_that_cannot_be_made_is_refused(
         ({"cores": 2, "seconds": 0}, "seconds 0 is not above 0"),
         ({"cores": 2, "keys": "id"}, r"key columns \['id'\] are missing"),
         ({"cores": 2, "groups": ["sprign"]}, "did you mean 'spring'"),
-        ({"cores": 0, "seconds": 0.1}, "cores 0 is not above 0"),
+        ({"cores": 0, "keys": "id"}, "cores 0 is not above 0"),  # before the input is looked at
+        ({"hours": 0, "keys": "id"}, "hours 0 is not above 0"),
+        ({"cores": 2, "keys": "id", "rows": 0}, "rows 0 is not above 0"),
+        ({"cores": 2, "keys": "id", "prefixes": 0}, "prefixes 0 is not above 0"),
     ):
         with pytest.raises(ValueError, match=message):
             plan_fleet(spark, fleet, files, **({"keys": "key"} | others))

@@ -149,12 +149,13 @@ class RunPlan:
         shares: Sequence[Share],
         files: Sequence[InputFile],
         prefixes: int = 1,
+        model_seconds: float | None = None,
     ) -> "RunPlan":
         """Return the plan of a new run, with the ledger in its folder.
 
         Its id is the same for the same inputs and settings, so that drivers that begin it at the same time share it.
         """
-        parts = [str(output), keys, table.name, table.outputs, steps, shares, files, prefixes]
+        parts = [str(output), keys, table.name, table.outputs, steps, shares, files, prefixes, model_seconds]
         content = json.dumps(parts, default=asdict)
         models = {name for step in steps for name in step.digests}
         return cls(
@@ -171,6 +172,7 @@ class RunPlan:
             files=tuple(files),
             failures=tuple(one for one in fleet.failures if one.model in models),
             prefixes=prefixes,
+            model_seconds=model_seconds,
         )
 
     @cached_property

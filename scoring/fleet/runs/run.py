@@ -159,9 +159,11 @@ def run_fleet(
     most = max(len(step.digests) for step in steps)
     shares = plan_shares(rows, spark.sparkContext.defaultParallelism, most, rows_per_microbatch)
     described = input_files(files)
-    plan = RunPlan.of(target, checked, locations, keys, table, failure_budget, steps, shares, described, prefixes)
+    plan = RunPlan.of(
+        target, checked, locations, keys, table, failure_budget, steps, shares, described, prefixes, model_seconds
+    )
     with opened_ledger(ledger, target) as book:
-        plan = replace(plan, ledger="" if ledger is None else book.name, model_seconds=model_seconds)
+        plan = replace(plan, ledger="" if ledger is None else book.name)
         names = [one.model for one in plan.failures]
         why = settings.budget_reached(plan, len(names))
         errors = error_rows(plan.run, plan.failures)

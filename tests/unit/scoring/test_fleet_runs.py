@@ -516,12 +516,21 @@ def many(groups: dict[str, int]) -> CheckedFleet:
     return CheckedFleet.of(fleet_from_coefficients(pa.table(terms), pa.table(models)))
 
 
-def planned(files: Path, fleet: CheckedFleet, most_models: int = 10, rows: int | None = None) -> RunPlan:
+def planned(
+    files: Path,
+    fleet: CheckedFleet,
+    most_models: int = 10,
+    rows: int | None = None,
+    model_seconds: float | None = None,
+) -> RunPlan:
     found = ParquetFiles.of(parquet_files(files))
     steps = plan_steps(fleet, None, most_models)
     shares = plan_shares(found.rows(["key", "x"]), 2, most_models, rows)
     output, table = StoragePath.of("/output"), Layout.of(fleet.fleet, "wide", None)
-    return RunPlan.of(output, fleet, [str(files)], ["key"], table, 0.1, steps, shares, input_files(found))
+    described = input_files(found)
+    return RunPlan.of(
+        output, fleet, [str(files)], ["key"], table, 0.1, steps, shares, described, model_seconds=model_seconds
+    )
 
 
 def test_37_models_are_4_microbatches_of_at_most_10(files: Path) -> None:
@@ -529,6 +538,16 @@ def test_37_models_are_4_microbatches_of_at_most_10(files: Path) -> None:
     assert [len(one.models) for one in plan.microbatches] == [10, 10, 10, 7]
     assert [one.folder for one in plan.microbatches][1] == "group=spring/step=00001/rows=00000"
     assert plan.rows == 160
+
+
+def test_drivers_share_a_run_only_if_its_outputs_would_be_the_same(files: Path) -> None:
+    fleet = many({"spring": 3})
+    plan = planned(files, fleet, model_seconds=2.0)
+    assert planned(files, fleet, model_seconds=2.0) == plan
+    assert plan.model_seconds == 2
+    # With another limit other models fail.
+    others = [planned(files, fleet), planned(files, fleet, model_seconds=1.0), planned(files, fleet, 2)]
+    assert len({plan.run, *(other.run for other in others)}) == 4
 
 
 def test_every_model_meets_every_row_once(files: Path) -> None:

@@ -89,6 +89,7 @@ def plan_fleet(
         FileNotFoundError: There are no Parquet files.
     """
     plan = _planner(hours, cores)
+    _check_sizes(rows=rows, models=models, models_per_microbatch=models_per_microbatch, prefixes=prefixes)
     if not seconds > 0:
         raise ScoringError(f"seconds {seconds} is not above 0; give some seconds for the sample")
     if scratch is None and not is_local(spark):
@@ -130,7 +131,17 @@ def plan_fleet(
     return plan(work, measured.rates(len(largest)), models_per_microbatch)
 
 
+def _check_sizes(**sizes: int | None) -> None:
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ScoringError(f"{name} {value} is not above 0; give a number such as 100, or leave it out")
+
+
 def _planner(hours: float | None, cores: int | None) -> Callable[[Work, Rates, int | None], FleetPlan]:
+    # Before the sample is measured, which takes a while.
+    _check_sizes(cores=cores)
+    if hours is not None and not hours > 0:
+        raise ScoringError(f"hours {hours} is not above 0; give a number such as 15")
     if hours is not None and cores is None:
         return lambda work, rates, models: plan_for_hours(work, rates, hours, models)
     if cores is not None and hours is None:
