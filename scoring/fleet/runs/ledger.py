@@ -139,6 +139,7 @@ class Ledger:
         microbatches: Sequence[Mapping[str, Any]],
         published: Collection[int] = (),
         entries: Sequence[Rows] = (),
+        were_done: Collection[int] | None = None,
     ) -> None:
         """Enter a run unless it is there, and bring its microbatches in line with the output.
 
@@ -148,13 +149,16 @@ class Ledger:
             microbatches: Number, group, step, models and rows of each microbatch.
             published: The microbatches whose outputs are there.
             entries: Further rows, which are inserted where there are none of the same keys.
+            were_done: Microbatches that had been entered as done when the outputs were listed. Only these are waiting
+                again if they are not published: others may have been published since. By default all of them.
 
         Raises:
             LedgerError: A driver works on another run of the same output.
         """
         key, now_waiting = {"run_id": run["run_id"]}, {"state": "waiting", "lease_until": 0.0}
         new, row = now_waiting | {"owner": "", "fence": 0, "seconds": 0.0}, tables.MICROBATCHES.c
-        missing = [one["number"] for one in microbatches if one["number"] not in published]
+        entered = {one["number"] for one in microbatches} if were_done is None else {*were_done}
+        missing = sorted(entered.difference(published))
         with self._transaction() as connection:
             self._abandon_others(connection, run)
             self._insert(connection, tables.RUNS, [run])

@@ -305,13 +305,16 @@ def _drive(
     begin, count = time.monotonic(), len(plan.microbatches)
     for problem in problems_of(spark, settings.at_once):
         _LOGGER.warning("%s; mirrorspark fleet plan prints the settings", problem)
+    # In this order: what another driver publishes meanwhile is not taken for lost.
+    were_done = {row["number"] for row in book.rows(tables.MICROBATCHES, plan.run) if row["state"] == "done"}
     manifests = published_manifests(plan, target)
     failed = {one.model for one in plan.failures}
     failed |= {one["model"] for manifest in manifests.values() for one in manifest["failed"]}
     if why := settings.budget_reached(plan, len(failed)):
         raise FleetRunError(_too_many(why, plan, sorted(failed), book))
     errors = [error_rows(plan.run, plan.failures), *_unrecorded(plan, manifests, book)]
-    book.begin(_run_row(plan, target, "running"), _model_rows(plan), _microbatch_rows(plan), manifests, errors)
+    rows = _run_row(plan, target, "running"), _model_rows(plan), _microbatch_rows(plan)
+    book.begin(*rows, manifests, errors, were_done)
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
     scoring = Scoring(spark, plan, target, files, fleet, owner, failed, partial(settings.why_stop, plan))
     state = "failed"

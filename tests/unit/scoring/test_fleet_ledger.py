@@ -87,6 +87,18 @@ def test_two_drivers_never_hold_the_same_microbatch(opened: Open) -> None:
     assert one.take("run", "one", 5, LEASE, (0, 1)) == ([], 1)
 
 
+def test_what_another_driver_has_published_since_the_outputs_were_listed_stays_done(opened: Open) -> None:
+    ledger = opened()
+    begin(ledger)
+    for claim in ledger.take("run", "other", 2, LEASE, ())[0]:
+        where = {"run_id": "run", "number": claim.number, "fence": claim.fence}
+        ledger.send([Change(tables.MICROBATCHES, where, {"state": "done"})])
+    begin(ledger, published=(), were_done=(1,))
+    assert states(ledger) == ["done", "waiting", "waiting"]
+    begin(ledger, published=())
+    assert states(ledger) == ["waiting"] * 3
+
+
 def test_drivers_that_ask_at_the_same_time_get_different_microbatches(opened: Open) -> None:
     count, drivers = 24, 4
     begin(opened(), count)
