@@ -85,7 +85,8 @@ def forest_of(
     of_trees = places[np.repeat(first_nodes, trees) + roots.flatten().to_numpy()]
     counts = np.zeros(len(nodes), np.int64)
     count_leaves(nodes, counts)
-    leaf_counts = np.where(of_trees < 0, 1, np.append(counts, 1)[of_trees])
+    # A root that is a leaf, ~number, takes the last count: 1.
+    leaf_counts = np.append(counts, 1)[np.maximum(of_trees, -1)]
     is_small = leaf_counts <= MOST_LEAVES
     leaf_starts, split_starts = (
         np.concatenate([[0], np.cumsum(np.where(is_small, many, 0))]) for many in (leaf_counts, leaf_counts - 1)

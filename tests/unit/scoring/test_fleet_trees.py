@@ -132,6 +132,16 @@ def test_trees_of_all_sizes_agree_with_a_plain_descent(tmp_path: Path) -> None:
     assert 0 < nulls < 4 * 700
 
 
+def test_models_whose_trees_are_all_single_leaves_are_constants() -> None:
+    constant = RandomForestClassifier(5, max_depth=1, min_samples_leaf=500, random_state=0).fit(TEST, TEST["a"] > 0)
+    nodes = TreeNodes()
+    nodes.roots += [nodes.leaf(value) for value in (1.0, 20.0, 300.0)]
+    sums = Imported.of_trees("identity", ["a"], nodes, intercept=0.5)
+    assert set(scores(fleet_of({"m": sums}, "", None, None), TEST)["m"]) == {321.5}
+    found = scores(fleet_from_sklearn({"m": constant}), TEST)["m"]
+    np.testing.assert_allclose(found, prediction(constant, TEST), rtol=1e-6)
+
+
 def test_trees_read_categories_clips_and_what_stands_for_missing_values() -> None:
     nodes = TreeNodes()
     leaves = [nodes.leaf(value) for value in (1.0, 20.0, 300.0)]
