@@ -53,6 +53,38 @@ class Imported:
         return cls(link, columns, np.ones(len(columns)), intercept, trees=trees)
 
 
+def read_models(models: Mapping[str, Any], read: Callable[[str, Any], Imported]) -> dict[str, Imported]:
+    """Return by name what ``read`` makes of a name and its model.
+
+    Raises:
+        FleetError: A model is refused, or is not as its library writes it.
+    """
+    found = {}
+    for name, model in models.items():
+        try:
+            found[name] = read(name, model)
+        except FleetError:
+            raise
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise FleetError(
+                f"model '{name}' is not as its library writes it ({type(error).__name__}: {error}); write it again"
+            ) from error
+    return found
+
+
+def columns_of(name: str, columns: Sequence[str] | Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """Return the columns of a model, from those of all models or by model.
+
+    Raises:
+        FleetError: There are none for this model.
+    """
+    if not isinstance(columns, Mapping):
+        return columns
+    if name not in columns:
+        raise FleetError(f"columns names none of model '{name}'; give the columns of each model")
+    return columns[name]
+
+
 def column_names(name: str, found: Sequence[str] | None, inputs: int) -> list[str]:
     """Return the names of a model's columns.
 

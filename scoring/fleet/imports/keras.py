@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mirrorspark.scoring.fleet.columns import ACTIVATIONS, FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports.imported import PROBED_ROWS, Imported, fleet_of
+from mirrorspark.scoring.fleet.imports.imported import PROBED_ROWS, Imported, columns_of, fleet_of
 
 # Links by the activation of a network's output.
 _OUTPUT_LINKS = {"linear": "identity", "sigmoid": "logit", "exponential": "log"}
@@ -39,10 +39,7 @@ def fleet_from_keras(
         FleetError: A model has another layer or activation, several outputs, or another number of inputs than columns,
             or its layers do not stand one after the other.
     """
-    imported = {
-        name: _of_keras(name, model, columns[name] if isinstance(columns, Mapping) else columns)
-        for name, model in models.items()
-    }
+    imported = {name: _of_keras(name, model, columns_of(name, columns)) for name, model in models.items()}
     fleet = fleet_of(imported, group, thresholds, cut_points)
     _check_scores(fleet, models, {name: found.columns for name, found in imported.items()})
     return fleet

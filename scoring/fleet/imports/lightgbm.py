@@ -6,7 +6,7 @@ from typing import Any
 
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports.imported import Imported, column_names, fleet_of
+from mirrorspark.scoring.fleet.imports.imported import Imported, column_names, fleet_of, read_models
 from mirrorspark.scoring.fleet.trees import TreeNodes
 
 _LINKS = {
@@ -58,7 +58,7 @@ def fleet_from_lightgbm(
             link; or a file is no model of LightGBM.
         OSError: A file cannot be read.
     """
-    imported = {name: _imported(name, _text(name, model), columns) for name, model in models.items()}
+    imported = read_models(models, lambda name, model: _imported(name, _text(name, model), columns))
     return fleet_of(imported, group, thresholds, cut_points)
 
 
@@ -119,6 +119,10 @@ def _add_tree(nodes: TreeNodes, fields: Mapping[str, str]) -> None:
     features, kinds = numbers("split_feature"), numbers("decision_type")
     bounds, words = numbers("cat_boundaries"), numbers("cat_threshold")
     thresholds = numbers("threshold", float)
+    # A tree of one leaf has no fields of splits.
+    counts = {len(leaves) - 1, *(len(values) for values in (lefts, rights, features, kinds, thresholds))}
+    if counts != {len(lefts)}:
+        raise ValueError(f"lists of {sorted(counts)} splits in one tree")
     places = [0] * len(lefts)
     for split in reversed(range(len(lefts))):
         left, right = (places[child] if child >= 0 else leaves[~child] for child in (lefts[split], rights[split]))

@@ -9,7 +9,7 @@ import numpy as np
 
 from mirrorspark.scoring.fleet.columns import LEAF, FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports.imported import Imported, column_names, fleet_of
+from mirrorspark.scoring.fleet.imports.imported import Imported, column_names, columns_of, fleet_of, read_models
 from mirrorspark.scoring.fleet.trees import TreeNodes, edge_at_most, edge_below
 
 _ACTIVATIONS = {name: name.lower() for name in ("Relu", "Tanh", "Sigmoid", "Elu", "Softplus", "Exp")}
@@ -45,10 +45,7 @@ def fleet_from_onnx(
             is no ONNX.
         OSError: A file cannot be read.
     """
-    imported = {
-        name: _imported(name, model, columns[name] if isinstance(columns, Mapping) else columns)
-        for name, model in models.items()
-    }
+    imported = read_models(models, lambda name, model: _imported(name, model, columns_of(name, columns)))
     return fleet_of(imported, group, thresholds, cut_points)
 
 

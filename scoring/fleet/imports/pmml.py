@@ -11,7 +11,7 @@ import numpy as np
 
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports.imported import Imported, fleet_of
+from mirrorspark.scoring.fleet.imports.imported import Imported, fleet_of, read_models
 from mirrorspark.scoring.fleet.trees import TreeNodes
 
 _LINKS = {"none": "identity", "identity": "identity", "logit": "logit", "softmax": "logit", "exp": "log"}
@@ -40,7 +40,7 @@ def fleet_from_pmml(
         FleetError: A file is no PMML or has a document type, or a model has something that a fleet has not.
         OSError: A file cannot be read.
     """
-    imported = {name: _Document(name, _parsed(Path(file))).imported() for name, file in models.items()}
+    imported = read_models(models, lambda name, file: _Document(name, _parsed(Path(file))).imported())
     return fleet_of(imported, group, thresholds, cut_points)
 
 

@@ -53,9 +53,15 @@ def fleet_from_sklearn(
 
 def _of_sklearn(name: str, model: Any, columns: Sequence[str] | None) -> Imported:
     from sklearn.base import is_classifier
+    from sklearn.exceptions import NotFittedError
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
+    from sklearn.utils.validation import check_is_fitted
 
+    try:
+        check_is_fitted(model)
+    except (NotFittedError, TypeError) as error:
+        raise FleetError(f"model '{name}' is no fitted estimator of scikit-learn: {error}") from error
     steps = [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
     *before, last = steps
     if any(not isinstance(step, StandardScaler) for step in before):

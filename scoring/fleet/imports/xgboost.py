@@ -9,7 +9,7 @@ import numpy as np
 
 from mirrorspark.scoring.fleet.columns import LEAF, FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports.imported import Imported, check_trees, column_names, fleet_of
+from mirrorspark.scoring.fleet.imports.imported import Imported, check_trees, column_names, fleet_of, read_models
 from mirrorspark.scoring.fleet.trees import TreeNodes, edge_below
 
 _LINKS = {
@@ -29,6 +29,7 @@ _LINKS = {
     "rank:ndcg": "identity",
     "rank:map": "identity",
 }
+_OF_XGB_MODEL = "scikit_learn"  # attribute of the files that an XGBModel writes
 _BASES: Mapping[str, Callable[[float], float]] = {
     "identity": lambda score: score,
     "logit": lambda score: float(np.log(score) - np.log1p(-score)),
@@ -47,7 +48,8 @@ def fleet_from_xgboost(
     """Return the fleet of XGBoost's models of trees; scoring needs no XGBoost, nor does reading its JSON files.
 
     The score is the prediction, or the probability of the second of two classes; a missing value goes where XGBoost
-    sends it. An ``XGBModel`` that was stopped early has the trees up to its best iteration, as for its predictions.
+    sends it. An ``XGBModel`` that was stopped early, or the file that it wrote, has the trees up to its best iteration,
+    as for its predictions.
 
     Args:
         models: By name a ``Booster``, an ``XGBModel``, or a file of ``save_model``: JSON, or UBJSON (``.ubj``).
@@ -62,7 +64,7 @@ def fleet_from_xgboost(
         OSError: A file cannot be read.
     """
     loaded = {name: _loaded(model) for name, model in models.items()}
-    imported = {name: _imported(name, _document(name, model), columns) for name, model in loaded.items()}
+    imported = read_models(loaded, lambda name, model: _imported(name, _document(name, model), columns))
     fleet = fleet_of(imported, group, thresholds, cut_points)
     predict = {name: _predictor(model) for name, model in loaded.items() if not isinstance(model, Path)}
     return check_trees(fleet, predict)
@@ -76,12 +78,16 @@ def _loaded(model: Any) -> Any:
         import xgboost
 
         try:
-            return xgboost.Booster(model_file=str(model))
+            booster = xgboost.Booster(model_file=str(model))
         except xgboost.core.XGBoostError as error:
             raise FleetError(f"{model} is no model of XGBoost: {str(error).splitlines()[0]}") from error
-    if not hasattr(model, "get_booster"):
+        # A file of a Booster has all trees, whatever its best iteration.
+        if _OF_XGB_MODEL not in booster.attributes():
+            return booster
+    elif hasattr(model, "get_booster"):
+        booster = model.get_booster()
+    else:
         return model
-    booster = model.get_booster()
     best = booster.attributes().get("best_iteration")
     return booster if best is None else booster[: int(best) + 1]
 
@@ -118,15 +124,23 @@ def _imported(name: str, learner: Mapping[str, Any], columns: Sequence[str] | No
     kind, weights = booster["name"], booster.get("weight_drop")
     if kind not in ("gbtree", "dart"):
         raise FleetError(f"model '{name}' has the booster {kind}; give models of trees (gbtree, dart)")
-    trees = (booster["gbtree"] if kind == "dart" else booster)["model"]["trees"]
+    model = (booster["gbtree"] if kind == "dart" else booster)["model"]
     nodes = TreeNodes()
-    for number, tree in enumerate(trees):
+    for number, tree in enumerate(model["trees"][: _used_trees(learner, model)]):
         _add_tree(name, nodes, tree, 1.0 if weights is None else weights[number])
     # Versions from 3.1 on write a list of one score.
     base = float(str(parameters["base_score"]).strip("[]"))
     link = _LINKS[objective]
     names = column_names(name, learner.get("feature_names") or columns, int(parameters["num_feature"]))
     return Imported.of_trees(link, names, nodes, _BASES[link](base))
+
+
+def _used_trees(learner: Mapping[str, Any], model: Mapping[str, Any]) -> int | None:
+    """Return the number of trees up to the best iteration in a file of an XGBModel; None if all trees are used."""
+    attributes = learner.get("attributes", {})
+    if _OF_XGB_MODEL not in attributes or "best_iteration" not in attributes:
+        return None
+    return (int(attributes["best_iteration"]) + 1) * int(model["gbtree_model_param"].get("num_parallel_tree", 1))
 
 
 def _add_tree(name: str, nodes: TreeNodes, tree: Mapping[str, Any], weight: float) -> None:

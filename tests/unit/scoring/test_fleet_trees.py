@@ -230,10 +230,11 @@ def test_trees_of_xgboost_predict_the_same(tmp_path: Path) -> None:
     for name, model in models.items():
         # XGBoost adds leaves in float32.
         np.testing.assert_allclose(found[name], prediction(model, HOLEY_TEST), rtol=1e-6, atol=2e-6)
-    files = {name: tmp_path / f"{name}.{ending}" for name, ending in (("classes", "json"), ("dart", "ubj"))}
-    for name, file in files.items():
-        models[name].save_model(file)
-    assert fleet_from_xgboost(files).digests == fleet.select(list(files)).digests
+    for ending, names in {"json": ["classes", "dart", "stopped"], "ubj": ["dart", "stopped"]}.items():
+        files = {name: tmp_path / f"{name}.{ending}" for name in names}
+        for name, file in files.items():
+            models[name].save_model(file)
+        assert fleet_from_xgboost(files).digests == fleet.select(names).digests
 
 
 def test_trees_of_lightgbm_predict_the_same(tmp_path: Path) -> None:
@@ -263,7 +264,7 @@ def test_trees_of_lightgbm_predict_the_same(tmp_path: Path) -> None:
     assert fleet_from_lightgbm({"classes": tmp_path / "classes.txt"}).digests == fleet.select(["classes"]).digests
 
 
-def test_text_that_ends_in_the_middle_is_no_model(tmp_path: Path) -> None:
+def test_files_that_are_damaged_are_refused(tmp_path: Path) -> None:
     text = (
         lightgbm.LGBMRegressor(n_estimators=3, n_jobs=1, verbose=-1).fit(FULL, target(FULL)).booster_.model_to_string()
     )
@@ -272,10 +273,18 @@ def test_text_that_ends_in_the_middle_is_no_model(tmp_path: Path) -> None:
         file.write_text(part)
         with pytest.raises(FleetError, match=message):
             fleet_from_lightgbm({"m": file})
+    for part in (text.replace("left_child=", "left="), text.replace("leaf_value=", "leaf_value=x ")):
+        file.write_text(part)
+        with pytest.raises(FleetError, match=r"model 'm' is not as its library writes it \(ValueError:"):
+            fleet_from_lightgbm({"m": file})
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(FleetError, match="UnicodeDecodeError"):
+        fleet_from_lightgbm({"m": file})
     file = tmp_path / "model.json"
-    file.write_text(json.dumps({"version": 1}))
-    with pytest.raises(FleetError, match="no model of XGBoost as JSON"):
-        fleet_from_xgboost({"m": file})
+    for document, message in (({"version": 1}, "no model of XGBoost as JSON"), ({"learner": {}}, "KeyError")):
+        file.write_text(json.dumps(document))
+        with pytest.raises(FleetError, match=message):
+            fleet_from_xgboost({"m": file})
 
 
 def of_categories(library: Any) -> Any:
@@ -302,6 +311,7 @@ THIRDS = pd.cut(FULL["a"], 3, labels=False)
             lambda: make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=1)).fit(FULL, THIRDS),
             "a StandardScaler before its trees",
         ),
+        (fleet_from_sklearn, DecisionTreeRegressor, "no fitted estimator"),
         (fleet_from_sklearn, lambda: IsolationForest(n_estimators=2).fit(FULL), "no trees that a fleet knows"),
         (
             fleet_from_sklearn,
