@@ -82,10 +82,10 @@ class _Document:
         if len(found) != 1:
             raise self._refused(f"{len(found)} models")
         (model,) = found
-        if model.tag == "RegressionModel":
-            return self._regression(model)
         if model.find(".//Targets") is not None:
             raise self._refused("Targets")
+        if model.tag == "RegressionModel":
+            return self._regression(model)
         intercept, columns = self._add(model), self._columns()
         ones, others = np.ones(len(columns)), self._others(model)
         return Imported("identity", columns, ones, intercept, trees=self._nodes, transforms=others)
@@ -131,6 +131,9 @@ class _Document:
         is_class = model.get("functionName") == "classification"
         if normal not in _LINKS or len(tables) != 1 + is_class or (is_class and _LINKS[normal] != "logit"):
             raise self._refused(f"{len(tables)} tables of coefficients with the normalization {normal}")
+        # The logit of the first class is its own sum; only softmax compares the sums of both.
+        if is_class and normal != "softmax" and all(len(table) or float(table.get("intercept", 0)) for table in tables):
+            raise self._refused(f"coefficients of both classes with the normalization {normal}")
         intercept, coefficients = 0.0, dict[int, float]()
         for table in tables:
             sign = -1.0 if is_class and table.get("targetCategory") != self._positive(model) else 1.0
@@ -160,10 +163,11 @@ class _Document:
             return 0.0
         if model.tag == "Scorecard":
             for one in model.iterfind("Characteristics/Characteristic"):
-                leaf = self._nodes.leaf
-                every = [(part, leaf(float(part.get("partialScore", "nan")))) for part in one.iterfind("Attribute")]
-                node = leaf(None)
-                for part, score in reversed(every):
+                node = self._nodes.leaf(None)
+                for part in reversed(one.findall("Attribute")):
+                    if part.get("partialScore") is None:
+                        raise self._refused("an Attribute without a partialScore")
+                    score = self._nodes.leaf(float(part.get("partialScore", "")))
                     node = self._decided(self._predicate(part), score, node, node)
                 self._nodes.roots.append(node)
             return float(model.get("initialScore", "0"))
@@ -204,8 +208,10 @@ class _Document:
     def _score(self, node: Element, positive: str | None) -> float | None:
         if positive is None:
             return None if node.get("score") is None else float(node.get("score", ""))
-        counts = {one.get("value"): float(one.get("recordCount", "nan")) for one in node.iterfind("ScoreDistribution")}
-        if counts:
+        classes = node.findall("ScoreDistribution")
+        if classes:
+            shares = "probability" if all("probability" in one.attrib for one in classes) else "recordCount"
+            counts = {one.get("value"): float(one.attrib[shares]) for one in classes}
             return counts.get(positive, 0.0) / sum(counts.values())
         return None if node.get("score") is None else float(node.get("score") == positive)
 
@@ -225,7 +231,7 @@ class _Document:
         field, operator = one.get("field", ""), one.get("booleanOperator", one.get("operator", ""))
         is_category = field in self._types and self._types[field].get("optype") != "continuous"
         if one.tag == "SimpleSetPredicate" and is_category and operator in ("isIn", "isNotIn"):
-            texts, node = shlex.split(one.findtext("Array", "")), no
+            texts, node = _texts(one.findtext("Array", "")), no
             yes, node = (yes, no) if operator == "isIn" else (no, yes)
             for text in texts:
                 node = self._split(self._term(field, text), 0.5, node, yes, unknown)
@@ -249,18 +255,22 @@ class _Document:
 
     def _compound(self, operator: str, parts: Sequence[Element], yes: int, no: int, unknown: int) -> int:
         """Return a node that goes where several predicates together are true, false or unknown."""
+        if operator not in ("and", "or", "surrogate"):
+            raise self._refused(f"a CompoundPredicate with the operator {operator}")
         first, *rest = parts
         if not rest:
             return self._decided(first, yes, no, unknown)
+        known = after_unknown = self._compound(operator, rest, yes, no, unknown)
+        # Nodes are added once where both ways are the same: else their number would double with each predicate.
         if operator == "and":
-            known = self._compound(operator, rest, yes, no, unknown)
-            return self._decided(first, known, no, self._compound(operator, rest, unknown, no, unknown))
+            if unknown not in (yes, no):
+                after_unknown = self._compound(operator, rest, unknown, no, unknown)
+            return self._decided(first, known, no, no if unknown == no else after_unknown)
         if operator == "or":
-            known = self._compound(operator, rest, yes, no, unknown)
-            return self._decided(first, yes, known, self._compound(operator, rest, yes, unknown, unknown))
-        if operator == "surrogate":
-            return self._decided(first, yes, no, self._compound(operator, rest, yes, no, unknown))
-        raise self._refused(f"a CompoundPredicate with the operator {operator}")
+            if unknown not in (yes, no):
+                after_unknown = self._compound(operator, rest, yes, unknown, unknown)
+            return self._decided(first, yes, known, yes if unknown == yes else after_unknown)
+        return self._decided(first, yes, no, known)
 
     def _split(
         self, feature: int, threshold: float, left: int, right: int, unknown: int, *, is_closed: bool = False
@@ -268,3 +278,10 @@ class _Document:
         add = self._nodes.at_most if is_closed else self._nodes.below
         node = add(feature, threshold, left, right, missing_left=unknown == left)
         return node if unknown in (left, right) else self._nodes.is_missing(feature, unknown, node)
+
+
+def _texts(array: str) -> list[str]:
+    """Return the values of an array of texts: divided by blanks, those with blanks in double quotes."""
+    reader = shlex.shlex(array, posix=True)
+    reader.whitespace_split, reader.quotes, reader.commenters = True, '"', ""
+    return list(reader)
