@@ -14,7 +14,8 @@ from mirrorspark.scoring.fleet.trees import TreeNodes, edge_at_most, edge_below
 
 _ACTIVATIONS = {name: name.lower() for name in ("Relu", "Tanh", "Sigmoid", "Elu", "Softplus", "Exp")}
 _LINKS = {"linear": "identity", "sigmoid": "logit", "exp": "log"}
-_UNCHANGED = ("Identity", "Cast", "Dropout", "Flatten", "Reshape", "Squeeze", "ZipMap", "Normalizer")
+_UNCHANGED = ("Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "ZipMap")
+_FLOATS = (1, 11)  # float and double, of TensorProto.DataType
 _POSITIVE = 1  # place of the second class
 
 
@@ -59,6 +60,7 @@ class _Value:
         layers: Matrix ``[inputs, outputs]`` and bias of each layer.
         activations: Of the layers.
         trees: Link, trees, and what is added to them.
+        is_probability: Whether it is the second column of two that add up to 1.
     """
 
     scale: Any = 1.0
@@ -66,6 +68,7 @@ class _Value:
     layers: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
     activations: tuple[str, ...] = ()
     trees: tuple[str, TreeNodes, float] | None = field(default=None)
+    is_probability: bool = False
 
     @property
     def is_input(self) -> bool:
@@ -74,7 +77,8 @@ class _Value:
     def then(self, matrix: np.ndarray, bias: Any, activation: str = "linear") -> "_Value":
         """Return it after a dense layer."""
         layer = (matrix, np.broadcast_to(np.ravel(bias), matrix.shape[1]))
-        return replace(self, layers=(*self.layers, layer), activations=(*self.activations, activation))
+        activations = (*self.activations, activation)
+        return replace(self, layers=(*self.layers, layer), activations=activations, is_probability=False)
 
 
 def _imported(name: str, given: Any, columns: Sequence[str]) -> Imported:
@@ -100,12 +104,14 @@ def _imported(name: str, given: Any, columns: Sequence[str]) -> Imported:
             constants[node.output[0]] = np.asarray(onnx.numpy_helper.to_array(options["value"]))
         elif any(one in values for one in node.input):
             found = _computed(name, node, options, values, constants)
-            # The other output of a classifier is its label.
-            values[node.output[-1]] = found
+            # The first output of a classifier is its label, the second one of a Dropout its mask.
+            values[node.output[0 if node.op_type == "Dropout" else -1]] = found
     output = graph.output[-1].name
     if output not in values:
         raise FleetError(f"the output '{output}' of model '{name}' is no score; give a model that ends with one")
-    return _model(name, values[output], columns)
+    (given,) = [one for one in graph.input if one.name == inputs[0]]
+    dimensions = [one.dim_value for one in given.type.tensor_type.shape.dim]
+    return _model(name, values[output], columns, dimensions[-1] if dimensions else 0)
 
 
 def _computed(
@@ -114,16 +120,23 @@ def _computed(
     """Return what a node makes of its input."""
     (value, *more) = [values[one] for one in node.input if one in values]
     kind, others = node.op_type, [constants[one] for one in node.input if one in constants]
+    if unknown := [one for one in node.input if one and one not in values and one not in constants]:
+        raise FleetError(
+            f"model '{name}' has the operator {kind} of {unknown}, which are no constants; give them as initializers"
+        )
     is_first = node.input[0] in values
-    if kind in _UNCHANGED and (kind != "Normalizer" or not value.is_input):
+    if kind in _UNCHANGED or (kind == "Cast" and options["to"] in _FLOATS):
+        return value
+    if kind == "Normalizer" and options.get("norm", b"MAX") == b"L1" and value.is_probability:
         return value
     if kind in _ACTIVATIONS and value.layers and value.activations[-1] == "linear" and options.get("alpha", 1.0) == 1:
         return replace(value, activations=(*value.activations[:-1], _ACTIVATIONS[kind]))
-    if kind == "Softmax" and value.layers and value.activations[-1] == "linear":
+    is_of_classes = kind == "Softmax" and options.get("axis", -1) in (1, -1)
+    if is_of_classes and value.layers and value.activations[-1] == "linear":
         matrix, bias = value.layers[-1]
         if len(bias) == 2:
             before = replace(value, layers=value.layers[:-1], activations=value.activations[:-1])
-            return before.then(np.diff(matrix, axis=1), np.diff(bias), "sigmoid")
+            return replace(before.then(np.diff(matrix, axis=1), np.diff(bias), "sigmoid"), is_probability=True)
     if value.trees is None and not more and is_first:
         if kind == "Gemm" and others and not options.get("transA", 0):
             matrix = others[0].T if options.get("transB", 0) else others[0]
@@ -132,9 +145,10 @@ def _computed(
         if kind == "MatMul" and others and others[0].ndim == 2:
             return value.then(others[0], 0.0)
         if kind in ("LinearRegressor", "LinearClassifier"):
-            return _linear(name, kind, options, value)
+            return replace(_linear(name, kind, options, value), is_probability=kind == "LinearClassifier")
         if kind in ("TreeEnsembleRegressor", "TreeEnsembleClassifier") and value == _Value():
-            return replace(value, trees=_trees(name, kind, options))
+            trees = _trees(name, kind, options)
+            return replace(value, trees=trees, is_probability=kind.endswith("Classifier") and trees[0] == "logit")
     if value.trees is None and not more and (scaled := _scaled(kind, options, value, others, is_first)) is not None:
         return scaled
     raise FleetError(
@@ -188,6 +202,8 @@ def _linear(name: str, kind: str, options: Mapping[str, Any], value: _Value) -> 
 
 def _trees(name: str, kind: str, options: Mapping[str, Any]) -> tuple[str, TreeNodes, float]:
     """Return link, trees and intercept of an ensemble."""
+    if doubles := [option for option in options if option.endswith("_as_tensor")]:
+        raise FleetError(f"model '{name}' has {doubles[0]} of doubles; convert it with numbers of 32 bits")
     transform, aggregate = (
         options.get(option, default).decode()
         for option, default in (("post_transform", b"NONE"), ("aggregate_function", b"SUM"))
@@ -247,10 +263,11 @@ def _add_trees(
         nodes.add_tree(features[own], edges[own], lefts, rights, missing_left, values[own], root)
 
 
-def _model(name: str, value: _Value, columns: Sequence[str]) -> Imported:
+def _model(name: str, value: _Value, columns: Sequence[str], inputs: int) -> Imported:
+    """Return the model of a value; ``inputs`` is the number of columns of the input, 0 if the graph does not say it."""
     if value.trees is not None:
         link, nodes, intercept = value.trees
-        return Imported.of_trees(link, [str(one) for one in columns], nodes, intercept)
+        return Imported.of_trees(link, column_names(name, columns, inputs or len(columns)), nodes, intercept)
     if value.is_input or value.layers[-1][0].shape[1] != 1 or value.activations[-1] not in _LINKS:
         shapes = [matrix.shape for matrix, _ in value.layers]
         raise FleetError(

@@ -78,6 +78,8 @@ def both_classes(**options: Any) -> Node:
     return kind, inputs, outputs, attributes
 
 
+NORMALISED: Node = ("Normalizer", ["p"], ["y"], {"norm": "L1"})
+WHOLE: list[Node] = [("Cast", ["i"], ["f"], {"to": TensorProto.FLOAT}), ("MatMul", ["f", "w"], ["y"], {})]
 SCALER: Node = ("Scaler", ["x"], ["s"], {"offset": [1.0, 0.0, 2.0], "scale": [0.5, 2.0, 1.0]})
 LINEAR = {"coefficients": [0.5, -1.0, 2.0], "intercepts": [0.25]}
 TWO_ROWS = {"coefficients": [-0.5, 1.0, -2.0, 0.5, -1.0, 2.0], "intercepts": [-0.25, 0.25], "classlabels_ints": [0, 1]}
@@ -94,13 +96,14 @@ MODELS = {
     "classes": model_of(("LinearClassifier", ["x"], ["label", "y"], TWO_ROWS | {"post_transform": "LOGISTIC"})),
     "normalised": model_of(
         ("LinearClassifier", ["x"], ["label", "p"], TWO_ROWS | {"post_transform": "SOFTMAX"}),
-        ("Normalizer", ["p"], ["y"], {"norm": "L1"}),
+        NORMALISED,
     ),
     "network": model_of(
         ("Sub", ["x", "mean"], ["d"], {}),
         ("Div", ["d", "scale"], ["z"], {}),
         ("Gemm", ["z", "w1", "b1"], ["h"], {"transB": 1}),
-        ("Relu", ["h"], ["r"], {}),
+        ("Relu", ["h"], ["q"], {}),
+        ("Dropout", ["q"], ["r", "mask"], {}),
         ("MatMul", ["r", "w2"], ["m"], {}),
         ("Sigmoid", ["m"], ["y"], {}),
         mean=np.array([1, 2, 3], np.float32),
@@ -150,11 +153,32 @@ def test_models_of_onnx_predict_the_same(tmp_path: Path) -> None:
         (model_of(trees("TreeEnsembleRegressor", ["BRANCH_EQ"] * 4)), "splits of the kind BRANCH_EQ"),
         (model_of(both_classes(base_values=[0.3, 0.1])), "2 base values"),
         (model_of(trees("TreeEnsembleClassifier", ORDERS, classlabels_int64s=[0, 1, 2])), "of 3 outputs"),
+        (model_of(trees("TreeEnsembleRegressor", ORDERS, target_treeids=[7] * 6)), "not as its library writes it"),
+        (
+            model_of(trees("TreeEnsembleRegressor", ORDERS, base_values_as_tensor=numpy_helper.from_array(W1))),
+            "base_values_as_tensor of doubles",
+        ),
+        (model_of(("Cast", ["x"], ["i"], {"to": TensorProto.INT64}), *WHOLE, w=W1[:, :1]), "operator Cast"),
+        (model_of(("MatMul", ["x", "w"], ["p"], {}), NORMALISED, w=W1[:, :1]), "operator Normalizer"),
+        (
+            model_of(
+                ("Constant", [], ["b"], {"value_floats": [1.0]}), ("Gemm", ["x", "w", "b"], ["y"], {}), w=W1[:, :1]
+            ),
+            r"operator Gemm of \['b'\]",
+        ),
     ],
 )
 def test_graphs_that_a_fleet_does_not_have_are_refused(model: onnx.ModelProto, message: str) -> None:
     with pytest.raises(FleetError, match=f"model 'm'.*{message}"):
         fleet_from_onnx({"m": model}, COLUMNS)
+
+
+def test_columns_have_to_be_as_many_as_the_inputs_of_trees() -> None:
+    model = MODELS["trees"]
+    with pytest.raises(FleetError, match="model 'm' has 3 inputs and 4 names"):
+        fleet_from_onnx({"m": model}, [*COLUMNS, "d"])
+    with pytest.raises(FleetError, match="columns names none of model 'm'"):
+        fleet_from_onnx({"m": model}, {"other": COLUMNS})
 
 
 def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
