@@ -24,6 +24,7 @@ from mirrorspark.scoring.fleet.trees import TreeNodes
 PROBED_ROWS = 16
 
 _TREE_TOLERANCE = 1e-5
+_TINY = 1e-30  # LightGBM takes numbers up to 1e-35 for 0
 
 
 @dataclass(frozen=True)
@@ -181,14 +182,15 @@ def check_trees(fleet: Fleet, predict: Mapping[str, Callable[[pd.DataFrame], Any
 
 
 def _rows_beside(model: pa.Table) -> pd.DataFrame:
-    """Return rows whose values are close to thresholds of a model."""
+    """Return rows of which half the values are thresholds of a model or just below, the others around them."""
     features, values = (array(model, name).flatten().to_numpy(False) for name in ("node_features", "node_values"))
     random = np.random.default_rng(0)
     rows = {}
     for place, column in enumerate(array(model, "column").flatten().to_pylist()):
         near = values[(features == place) & (features != LEAF)]
-        near = near[np.isfinite(near)] if np.isfinite(near).any() else np.zeros(1)
-        rows[column] = (random.choice(near, PROBED_ROWS) + random.normal(0, 1 + np.ptp(near), PROBED_ROWS)).astype(
-            np.float32
-        )
+        near = (near[np.isfinite(near)] if np.isfinite(near).any() else np.zeros(1)).astype(np.float32)
+        exact = random.choice(np.concatenate([near, np.nextafter(near, np.float32(-np.inf))]), PROBED_ROWS)
+        around = random.choice(near, PROBED_ROWS) + random.normal(0, np.ptp(near) or 1, PROBED_ROWS)
+        probed = np.where(random.random(PROBED_ROWS) < 0.5, exact, around).astype(np.float32)
+        rows[column] = np.where(np.abs(probed) < _TINY, np.float32(0), probed)
     return pd.DataFrame(rows)

@@ -1,12 +1,15 @@
 """Import of LightGBM's trees, from models in memory or from its text files."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports.imported import Imported, column_names, fleet_of, read_models
+from mirrorspark.scoring.fleet.imports.imported import Imported, check_trees, column_names, fleet_of, read_models
 from mirrorspark.scoring.fleet.trees import TreeNodes
 
 _LINKS = {
@@ -27,7 +30,7 @@ _LINKS = {
 # Bits of decision_type. Source: LightGBM, include/LightGBM/tree.h.
 _IS_CATEGORY, _DEFAULT_LEFT, _MISSING_SHIFT = 1, 2, 2
 _NO_MISSING, _ZERO_MISSING = 0, 1
-_ZERO = 1e-35  # what is at most this far from 0 is missing if zeros are
+_ZERO = float(np.float32(1e-35))  # what is at most this far from 0 is missing if zeros are
 _WORD = 32
 
 
@@ -59,7 +62,13 @@ def fleet_from_lightgbm(
         OSError: A file cannot be read.
     """
     imported = read_models(models, lambda name, model: _imported(name, _text(name, model), columns))
-    return fleet_of(imported, group, thresholds, cut_points)
+    fleet = fleet_of(imported, group, thresholds, cut_points)
+    in_memory = {name: model for name, model in models.items() if not isinstance(model, str | Path)}
+    return check_trees(fleet, {name: partial(_predictions, model) for name, model in in_memory.items()})
+
+
+def _predictions(model: Any, rows: Any) -> np.ndarray:
+    return np.asarray(getattr(model, "booster_", model).predict(rows.to_numpy()))
 
 
 def _text(name: str, model: Any) -> str:

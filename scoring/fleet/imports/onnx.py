@@ -94,10 +94,11 @@ def _imported(name: str, given: Any, columns: Sequence[str]) -> Imported:
             raise FleetError(f"{path} is no ONNX: {error}") from error
     graph = given.graph
     constants = {one.name: np.asarray(onnx.numpy_helper.to_array(one)) for one in graph.initializer}
-    inputs = [one.name for one in graph.input if one.name not in constants]
+    inputs = [one for one in graph.input if one.name not in constants]
     if len(inputs) != 1:
-        raise FleetError(f"model '{name}' has the inputs {inputs}; give models of one matrix of numbers")
-    values: dict[str, _Value] = {inputs[0]: _Value()}
+        names = [one.name for one in inputs]
+        raise FleetError(f"model '{name}' has the inputs {names}; give models of one matrix of numbers")
+    values: dict[str, _Value] = {inputs[0].name: _Value()}
     for node in graph.node:
         options = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
         if node.op_type == "Constant" and "value" in options:
@@ -109,8 +110,7 @@ def _imported(name: str, given: Any, columns: Sequence[str]) -> Imported:
     output = graph.output[-1].name
     if output not in values:
         raise FleetError(f"the output '{output}' of model '{name}' is no score; give a model that ends with one")
-    (given,) = [one for one in graph.input if one.name == inputs[0]]
-    dimensions = [one.dim_value for one in given.type.tensor_type.shape.dim]
+    dimensions = [one.dim_value for one in inputs[0].type.tensor_type.shape.dim]
     return _model(name, values[output], columns, dimensions[-1] if dimensions else 0)
 
 

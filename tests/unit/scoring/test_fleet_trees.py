@@ -241,7 +241,11 @@ def test_trees_of_lightgbm_predict_the_same(tmp_path: Path) -> None:
     rest: dict[str, Any] = {"n_estimators": 20, "n_jobs": 1, "verbose": -1}
     y, zeros = target(HOLEY), FULL.round(0)
     is_high = y > 0
+    stopped = lightgbm.LGBMRegressor(**rest).fit(HOLEY, y).booster_
+    stopped.best_iteration = 3  # as early stopping sets it
     models = {
+        "stopped": stopped,
+        "constant": lightgbm.LGBMRegressor(min_data_in_leaf=1_000, **rest).fit(HOLEY, y),
         "classes": lightgbm.LGBMClassifier(sigmoid=2.0, **rest).fit(HOLEY, is_high),
         "many_leaves": lightgbm.LGBMRegressor(num_leaves=100, **rest).fit(HOLEY, y),
         "tweedie": lightgbm.LGBMRegressor(objective="tweedie", **rest).fit(HOLEY, np.exp(y / 4)),
