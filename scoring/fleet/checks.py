@@ -206,6 +206,8 @@ def _check_trees(table: pa.Table, models: NamedModels) -> None:
     models.refuse(_any(owners, is_bad, count), "a node whose value is NaN or infinite", "train it again")
     places = np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     is_out = ~is_leaf & ((features < 0) | (features >= terms[owners]))
+    for name in ("node_lefts", "node_rights", "node_missing_left"):
+        is_out |= lists[name].flatten().is_null().to_numpy(False)
     # Children come before their parents, so every way ends at a leaf.
     for children in (lefts, rights):
         is_out |= ~is_leaf & ((children < 0) | (children >= places))

@@ -195,15 +195,17 @@ def _file_digest(file: Path) -> str:
 
 
 def _compact(table: pa.Table) -> pa.Table:
-    """Return the table without columns whose values are all null or, in lists, all null or missing."""
-    kept = [field.name for field in table.schema if not _is_empty(array(table, field.name))]
+    """Return the table without the columns that :func:`_complete` restores: without values, or of terms all null."""
+    kept = [field.name for field in table.schema if not _is_empty(array(table, field.name), field.name)]
     return table.select(kept)
 
 
-def _is_empty(values: pa.Array) -> bool:
-    if pa.types.is_list(values.type):
-        values = values.flatten()
-    return values.null_count == len(values)
+def _is_empty(values: pa.Array, name: str) -> bool:
+    if not pa.types.is_list(values.type):
+        return values.null_count == len(values)
+    flat = values.flatten()
+    # Only the number of terms is known without the column: leaves that are all null are kept.
+    return len(flat) == (flat.null_count if name in TERM_FIELDS.names else 0)
 
 
 def _complete(table: pa.Table) -> pa.Table:

@@ -132,12 +132,16 @@ def test_trees_of_all_sizes_agree_with_a_plain_descent(tmp_path: Path) -> None:
     assert 0 < nulls < 4 * 700
 
 
-def test_models_whose_trees_are_all_single_leaves_are_constants() -> None:
+def test_models_whose_trees_are_all_single_leaves_are_constants(tmp_path: Path) -> None:
     constant = RandomForestClassifier(5, max_depth=1, min_samples_leaf=500, random_state=0).fit(TEST, TEST["a"] > 0)
     nodes = TreeNodes()
     nodes.roots += [nodes.leaf(value) for value in (1.0, 20.0, 300.0)]
     sums = Imported.of_trees("identity", ["a"], nodes, intercept=0.5)
     assert set(scores(fleet_of({"m": sums}, "", None, None), TEST)["m"]) == {321.5}
+    null = TreeNodes()
+    null.roots.append(null.leaf(None))
+    fleet_of({"m": Imported.of_trees("identity", ["a"], null)}, "", None, None).save(tmp_path / "fleet")
+    assert np.isnan(scores(Fleet.load(tmp_path / "fleet"), TEST)["m"]).all()
     found = scores(fleet_from_sklearn({"m": constant}), TEST)["m"]
     np.testing.assert_allclose(found, prediction(constant, TEST), rtol=1e-6)
 
@@ -165,6 +169,8 @@ def test_trees_read_categories_clips_and_what_stands_for_missing_values() -> Non
     [
         ({"node_lefts": [0, 0, 2]}, "a split without its children"),
         ({"node_features": [-1, -1, 4]}, "a split without its children or its term"),
+        ({"node_lefts": [None, 0, 0]}, "a split without its children"),
+        ({"node_missing_left": [False, False, None]}, "a split without its children"),
         ({"node_values": [0.0, float("nan"), 1.0]}, "value is NaN or infinite"),
         ({"node_rights": [0, 0]}, "trees whose lists do not fit"),
         ({"tree_roots": [3]}, "a root that is no node"),
