@@ -54,8 +54,16 @@ def read_records(output: Location, ledger: str | Path | None = None) -> RunRecor
     plan = RunPlan.load(target)
     fleet = kept_fleet(plan, target)
     with opened_ledger(ledger, target, plan) as book:
-        rows = [book.rows(table, plan.run) for table in (tables.MICROBATCHES, tables.ATTEMPTS, tables.ERRORS)]
-        return RunRecords(str(target), book.name, plan, fleet, *rows, published_manifests(plan, target))
+        return RunRecords(
+            str(target),
+            book.name,
+            plan,
+            fleet,
+            book.rows(tables.MICROBATCHES, plan.run),
+            book.rows(tables.ATTEMPTS, plan.run),
+            book.rows(tables.ERRORS, plan.run),
+            published_manifests(plan, target),
+        )
 
 
 def resolved_output(output: Location) -> StoragePath:

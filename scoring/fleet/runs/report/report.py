@@ -172,7 +172,8 @@ def _core_seconds(
     Returns:
         The seconds, and the inferences that took them, by model.
     """
-    sizes = 1 + sum(lengths_of(array(fleet.table, name)) for name in ("column", "weights", "node_features"))
+    lengths = [lengths_of(array(fleet.table, name)) for name in ("column", "weights", "node_features")]
+    sizes = 1 + np.sum(lengths, axis=0)
     size_of = dict(zip(fleet.names, sizes.tolist(), strict=True))
     seconds, inferences = dict.fromkeys(plan.models, 0.0), dict.fromkeys(plan.models, 0)
     for one, row in zip(plan.microbatches, microbatches, strict=True):
