@@ -229,6 +229,7 @@ def test_trees_of_xgboost_predict_the_same(tmp_path: Path) -> None:
         "gamma": xgboost.XGBRegressor(objective="reg:gamma", base_score=2.0, **rest).fit(HOLEY, positive),
         "dart": xgboost.XGBClassifier(booster="dart", rate_drop=0.3, base_score=0.2, **rest).fit(HOLEY, is_high),
         "stopped": stopped,
+        "forest": xgboost.XGBRFRegressor(n_estimators=7).fit(HOLEY, y),
     }
     assert stopped.best_iteration < stopped.get_booster().num_boosted_rounds() - 1
     fleet = fleet_from_xgboost(models)
@@ -236,7 +237,7 @@ def test_trees_of_xgboost_predict_the_same(tmp_path: Path) -> None:
     for name, model in models.items():
         # XGBoost adds leaves in float32.
         np.testing.assert_allclose(found[name], prediction(model, HOLEY_TEST), rtol=1e-6, atol=2e-6)
-    for ending, names in {"json": ["classes", "dart", "stopped"], "ubj": ["dart", "stopped"]}.items():
+    for ending, names in {"json": ["classes", "dart", "stopped", "forest"], "ubj": ["dart", "stopped"]}.items():
         files = {name: tmp_path / f"{name}.{ending}" for name in names}
         for name, file in files.items():
             models[name].save_model(file)
