@@ -10,16 +10,16 @@ from mirrorspark.scoring.fleet.columns import LEAF, FleetError
 
 def edge_below(thresholds: Any) -> Any:
     """Return the float32 edges for which ``x < edge`` is ``x < threshold``, for every float32 ``x``."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # the edge above the largest number is infinite
         edges = np.asarray(thresholds, np.float64).astype(np.float32)
-    return np.where(edges < thresholds, np.nextafter(edges, np.float32(np.inf)), edges)
+        return np.where(edges < thresholds, np.nextafter(edges, np.float32(np.inf)), edges)
 
 
 def edge_at_most(thresholds: Any) -> Any:
     """Return the float32 edges for which ``x < edge`` is ``x <= threshold``, for every float32 ``x``."""
     with np.errstate(over="ignore"):
         edges = np.asarray(thresholds, np.float64).astype(np.float32)
-    return np.where(edges <= thresholds, np.nextafter(edges, np.float32(np.inf)), edges)
+        return np.where(edges <= thresholds, np.nextafter(edges, np.float32(np.inf)), edges)
 
 
 class TreeNodes:
