@@ -6,6 +6,7 @@ first of its session and scores six rows with a small model of the tests.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -114,7 +115,8 @@ CALLS: Mapping[str, Callable[[Path], Callable[[], object]]] = {
 def _session() -> "SparkSession":
     from pyspark.sql import SparkSession
 
-    # The executors' Python finds the repository as this one does.
+    # The tasks' Python is this one, whether or not its environment is activated, and finds the repository as it does.
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
     spark = builder.config("spark.executorEnv.PYTHONPATH", ":".join(SOURCES)).getOrCreate()
     spark.sparkContext.setLogLevel("ERROR")
