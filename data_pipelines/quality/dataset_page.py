@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS, TRAIN_SPLIT
 from mirrorspark.data_pipelines.quality.drift import Drift
@@ -17,6 +17,7 @@ from mirrorspark.data_pipelines.quality.findings import Finding, Report, Severit
 from mirrorspark.data_pipelines.quality.profile import ColumnProfile, DatasetProfile
 from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, Role
 from mirrorspark.plots.histogram import overlaid_histogram, share_bars, short_number
+from mirrorspark.plots.page import page_template
 
 PAGE_FILE = "dataset.html"
 
@@ -119,15 +120,10 @@ def dataset_page(
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return page_template(
+        Path(__file__).with_name("dataset_page.html.jinja"),
+        {"percent": _percent, "bytes": _bytes, "weight": _weight, "number": short_number},
     )
-    environment.filters |= {"percent": _percent, "bytes": _bytes, "weight": _weight, "number": short_number}
-    return environment.get_template("dataset_page.html.jinja")
 
 
 def _classes(label: ColumnProfile) -> tuple[str, list[_Row]] | None:

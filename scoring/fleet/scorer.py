@@ -41,7 +41,7 @@ class FleetScorer:
         layout: The columns of the outputs.
         batch_rows: Rows that are scored at a time.
         seconds: float64 ``[models]``: seconds of each model so far. Linear models that are computed together share
-            theirs by their numbers of terms, networks of one shape evenly.
+            theirs by their numbers of terms, models of trees by those of trees, networks of one shape evenly.
     """
 
     def __init__(self, fleet: Fleet, layout: Layout) -> None:
@@ -53,9 +53,9 @@ class FleetScorer:
         rows = min(_MOST_ROWS, max(STRIP, _BATCH_BYTES // max(1, row_bytes)))
         self.batch_rows = rows // STRIP * STRIP
         self.seconds = np.zeros(len(fleet))
-        # An intercept and the decisions take about as long as a term.
-        terms = [np.diff(tile.starts, axis=1).sum(axis=0) + 1 for tile in self._compiled.tiles]
-        self._shares = [counts / counts.sum() for counts in terms]
+        # An intercept and the decisions take about as long as a term, or a tree.
+        self._shares = [_shares(np.diff(tile.starts, axis=1).sum(axis=0) + 1) for tile in self._compiled.tiles]
+        self._tree_shares = [_shares(np.diff(forest.starts) + 1) for forest in self._compiled.forests]
 
     def check(self, schema: pa.Schema) -> None:
         """Check the types of the columns that the fleet reads.
@@ -117,13 +117,16 @@ class FleetScorer:
                 nulls += _decide(stack, first, start, predictors, self.layout.places, where)
             begin, since = time.perf_counter(), begin
             self.seconds[stack.decisions.models] += (begin - since) / len(stack.decisions.models)
-        for forest in self._compiled.forests:
+        for forest, shares in zip(self._compiled.forests, self._tree_shares, strict=True):
             for start, predictors in _sums_of_trees(forest, block):
                 nulls += _decide(forest, 0, start, predictors, self.layout.places, where)
             begin, since = time.perf_counter(), begin
-            trees = np.diff(forest.starts) + 1
-            self.seconds[forest.decisions.models] += (begin - since) * trees / trees.sum()
+            self.seconds[forest.decisions.models] += (begin - since) * shares
         return replace(found, nulls=nulls)
+
+
+def _shares(sizes: np.ndarray) -> np.ndarray:
+    return np.asarray(sizes / sizes.sum())
 
 
 def check_type(column: str, categories: Iterable[str] | None, type_: pa.DataType, reader: Callable[[], str]) -> None:

@@ -10,16 +10,19 @@ from mirrorspark.scoring.fleet.columns import LEAF, FleetError
 
 def edge_below(thresholds: Any) -> Any:
     """Return the float32 edges for which ``x < edge`` is ``x < threshold``, for every float32 ``x``."""
-    with np.errstate(over="ignore"):  # the edge above the largest number is infinite
-        edges = np.asarray(thresholds, np.float64).astype(np.float32)
-        return np.where(edges < thresholds, np.nextafter(edges, np.float32(np.inf)), edges)
+    return _rounded_up(thresholds, np.less)
 
 
 def edge_at_most(thresholds: Any) -> Any:
     """Return the float32 edges for which ``x < edge`` is ``x <= threshold``, for every float32 ``x``."""
-    with np.errstate(over="ignore"):
+    return _rounded_up(thresholds, np.less_equal)
+
+
+def _rounded_up(thresholds: Any, is_left: np.ufunc) -> Any:
+    """Return the smallest float32 numbers that are not left of the thresholds."""
+    with np.errstate(over="ignore"):  # the edge above the largest number is infinite
         edges = np.asarray(thresholds, np.float64).astype(np.float32)
-        return np.where(edges <= thresholds, np.nextafter(edges, np.float32(np.inf)), edges)
+        return np.where(is_left(edges, thresholds), np.nextafter(edges, np.float32(np.inf)), edges)
 
 
 class TreeNodes:

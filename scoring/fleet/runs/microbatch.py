@@ -206,6 +206,7 @@ class Scoring:
     ) -> _Done:
         """Run the Spark job of a microbatch, and publish its files with their manifest."""
         rows = self._rows_of(microbatch.models)
+        selection = Selection(microbatch.models, tuple(sorted(failures)))
         share = microbatch.share
         part = rows.part(share.first, sum(share.groups_per_task))
         # Without a whole manifest, what is there has been damaged since it was published.
@@ -231,7 +232,6 @@ class Scoring:
 
         try:
             keys = pa.schema([rows.schema.field(name) for name in self._plan.keys])
-            selection = Selection(microbatch.models, tuple(sorted(failures)))
             plan = self._plan
             writer = MicrobatchWriter(
                 job, keys, self._shipped, plan.layout, plan.outputs, selection, plan.model_seconds

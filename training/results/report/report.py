@@ -6,13 +6,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 from mirrorspark.data_pipelines.quality.dataset_page import rate_rows
 from mirrorspark.data_pipelines.quality.profile import DatasetProfile
 from mirrorspark.plots.histogram import short_number
 from mirrorspark.plots.html import figure_html, in_digits, table_html
+from mirrorspark.plots.page import page_template
 from mirrorspark.plots.style import PANEL_WIDTH_INCHES
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
@@ -251,13 +252,4 @@ def _figure(figure: "Figure", name: str) -> Markup:
 
 @cache
 def _template() -> Template:
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = short_number
-    return environment.get_template("report.html.jinja")
+    return page_template(Path(__file__).with_name("report.html.jinja"), {"number": short_number})

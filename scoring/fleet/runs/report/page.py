@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from mirrorspark.plots.histogram import share_bars, short_number
+from mirrorspark.plots.page import page_template
 from mirrorspark.scoring.fleet.bins import Distribution, grouped
 from mirrorspark.scoring.fleet.runs.report.report import FleetReport
 
@@ -75,12 +76,4 @@ def _number(value: float | None) -> str:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
-    return environment.get_template("report.html.jinja")
+    return page_template(Path(__file__).with_name("report.html.jinja"), {"number": _number})
