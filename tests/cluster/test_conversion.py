@@ -323,12 +323,15 @@ def test_the_next_conversion_removes_the_files_of_a_killed_one(spark: "SparkSess
     )
     target = tmp_path / "dataset"
     command = [sys.executable, "-c", begin, str(target)]
-    running = WriteJob.begin(StoragePath.of(target), SaveMode.ERROR).staging
+    job = WriteJob.begin(StoragePath.of(target), SaveMode.ERROR)
+    running = job.staging
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE * 60, check=True).stdout.strip()
     for name in (ended, running.name):
         (tmp_path / name / "raw").mkdir(parents=True, exist_ok=True)
     convert(table(spark, ROWS), SPEC, target, options=OPTIONS)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == sorted([running.name, "dataset"])
+    job.abort()
+    assert [folder.name for folder in tmp_path.iterdir()] == ["dataset"]
 
 
 @pytest.mark.full

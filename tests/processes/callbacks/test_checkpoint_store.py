@@ -5,6 +5,7 @@ import errno
 import mmap
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -105,6 +106,9 @@ def killed_after(writes: int) -> Iterator[None]:
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
             nonlocal done
+            # The heartbeat of a write elsewhere in this process.
+            if threading.current_thread().name == "mirrorspark-lease":
+                return function(*arguments, **options)
             if done >= writes:
                 raise KilledError
             done += 1
