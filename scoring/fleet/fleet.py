@@ -115,6 +115,23 @@ class Fleet:
         """Bool ``[models]``: True for models that are sums of trees."""
         return lengths_of(array(self.table, "tree_roots")) > 0
 
+    def shares(self, models: np.ndarray) -> np.ndarray:
+        """Return float64 ``[models]``: the share that each has in the time that some models take together.
+
+        Models are computed together, so no clock tells them apart. A model counts 1, for its intercept and its outputs,
+        and 1 for each of its terms, weights and nodes of trees.
+
+        Args:
+            models: int64 ``[models]``: their positions in the fleet.
+        """
+        sizes = self._sizes[models]
+        return np.asarray(sizes / sizes.sum())
+
+    @cached_property
+    def _sizes(self) -> np.ndarray:
+        lists = ("column", "weights", "node_features")
+        return np.asarray(1 + np.sum([lengths_of(array(self.table, name)) for name in lists], axis=0))
+
     def readers(self, columns: Sequence[str]) -> Mapping[str, str]:
         """Return a model that reads it, for each of some columns."""
         lists = array(self.table, "column")

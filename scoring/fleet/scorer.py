@@ -40,8 +40,8 @@ class FleetScorer:
     Attributes:
         layout: The columns of the outputs.
         batch_rows: Rows that are scored at a time.
-        seconds: float64 ``[models]``: seconds of each model so far. Linear models that are computed together share
-            theirs by their numbers of terms, models of trees by those of trees, networks of one shape evenly.
+        seconds: float64 ``[models]``: seconds of each model so far. Those of models that are computed together are
+            measured as one, and divided by :meth:`scoring.fleet.fleet.Fleet.shares`.
     """
 
     def __init__(self, fleet: Fleet, layout: Layout) -> None:
@@ -53,9 +53,9 @@ class FleetScorer:
         rows = min(_MOST_ROWS, max(STRIP, _BATCH_BYTES // max(1, row_bytes)))
         self.batch_rows = rows // STRIP * STRIP
         self.seconds = np.zeros(len(fleet))
-        # An intercept and the decisions take about as long as a term, or a tree.
-        self._shares = [_shares(np.diff(tile.starts, axis=1).sum(axis=0) + 1) for tile in self._compiled.tiles]
-        self._tree_shares = [_shares(np.diff(forest.starts) + 1) for forest in self._compiled.forests]
+        kinds = (self._compiled.tiles, self._compiled.stacks, self._compiled.forests)
+        together: Sequence[Sequence[LinearTile | NetworkStack | Forest]] = kinds
+        self._shares = [[fleet.shares(part.decisions.models) for part in parts] for parts in together]
 
     def check(self, schema: pa.Schema) -> None:
         """Check the types of the columns that the fleet reads.
@@ -107,26 +107,23 @@ class FleetScorer:
                 _read(plain_column(rows, needed.column), needed, out)
         found, nulls = self.layout.empty(rows.num_rows), 0
         where = (self.layout.name == "wide", *found.by_output.values())
+        of_tiles, of_stacks, of_forests = self._shares
         begin = time.perf_counter()
-        for tile, shares in zip(self._compiled.tiles, self._shares, strict=True):
+        for tile, shares in zip(self._compiled.tiles, of_tiles, strict=True):
             nulls += _score_linear(tile, block, self.layout.places, where)
             begin, since = time.perf_counter(), begin
             self.seconds[tile.decisions.models] += (begin - since) * shares
-        for stack in self._compiled.stacks:
+        for stack, shares in zip(self._compiled.stacks, of_stacks, strict=True):
             for first, start, predictors in _predictors(stack, block):
                 nulls += _decide(stack, first, start, predictors, self.layout.places, where)
             begin, since = time.perf_counter(), begin
-            self.seconds[stack.decisions.models] += (begin - since) / len(stack.decisions.models)
-        for forest, shares in zip(self._compiled.forests, self._tree_shares, strict=True):
+            self.seconds[stack.decisions.models] += (begin - since) * shares
+        for forest, shares in zip(self._compiled.forests, of_forests, strict=True):
             for start, predictors in _sums_of_trees(forest, block):
                 nulls += _decide(forest, 0, start, predictors, self.layout.places, where)
             begin, since = time.perf_counter(), begin
             self.seconds[forest.decisions.models] += (begin - since) * shares
         return replace(found, nulls=nulls)
-
-
-def _shares(sizes: np.ndarray) -> np.ndarray:
-    return np.asarray(sizes / sizes.sum())
 
 
 def check_type(column: str, categories: Iterable[str] | None, type_: pa.DataType, reader: Callable[[], str]) -> None:

@@ -51,6 +51,7 @@ class FleetTally:
         counts: int32 ``[models, BINS]``: outputs by bin, where a manifest needs them.
         digests: SHA-256 of the files by path, where a manifest needs them.
         failures: Models that raised an error, where these are left out.
+        model_seconds: Seconds of each model, where a ledger needs them.
     """
 
     rows: int = 0
@@ -62,6 +63,7 @@ class FleetTally:
     counts: np.ndarray | None = None
     digests: dict[str, str] = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
+    model_seconds: list[float] = field(default_factory=list)
 
     def report(self) -> dict[str, Any]:
         """Return the counters as JSON values, with all seconds, the process and its peak resident memory in bytes."""

@@ -139,6 +139,11 @@ def test_a_run_gives_the_scores_of_score_fleet_and_records_every_microbatch(
     ]
     assert {one["rows"] for one in attempts} == {400}
     assert min(min(one["seconds"], one["bytes"], one["write_seconds"]) for one in attempts) > 0
+    for one in attempts:
+        by_model = json.loads(one["model_seconds"])
+        assert len(by_model) in (1, 3, 4)
+        assert min(by_model) > 0
+        assert sum(by_model) < one["score_seconds"]
     assert {one["state"] for one in rows_of(tables.MICROBATCHES, run.run, tmp_path / "scores")} == {"done"}
     manifest = json.loads((tmp_path / "scores/group=spring/step=00001/rows=00002/_manifest.json").read_text())
     assert (manifest["models"], manifest["failed"]) == (3, [])
@@ -211,6 +216,7 @@ def test_a_report_has_speed_cost_failures_and_drift_as_tables_page_and_mlflow_ru
     assert {name for name, row in models.items() if row["drifted"] == "large"} == {"m0", "m3", "m6", "m9", *BAD}
     assert models["m0"]["median"] == pytest.approx(float(np.median(moved["c0"])), rel=1 / 8)
     assert sum(row["core_seconds"] for row in models.values()) == pytest.approx(totals["task_seconds"])
+    assert {row["core_seconds_from"] for row in models.values()} == {"measured"}
     microbatches = report.microbatches.to_pylist()
     assert len(microbatches) == MICROBATCHES
     assert {(row["rows"], row["attempts"], row["state"]) for row in microbatches} == {(400, 1, "done")}

@@ -224,10 +224,11 @@ class Ledger:
             for entry in entries:
                 self._write(connection, entry)
 
-    def rows(self, table: sa.Table, run: str) -> list[dict[str, Any]]:
-        """Return the rows of a run, in the order of their keys."""
+    def rows(self, table: sa.Table, run: str, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Return the rows of a run, in the order of their keys, with all columns or only some."""
+        wanted = sa.select(*(table.c[name] for name in columns or table.c.keys()))
         with self._transaction() as connection:
-            found = connection.execute(sa.select(table).where(table.c.run_id == run).order_by(*table.primary_key))
+            found = connection.execute(wanted.where(table.c.run_id == run).order_by(*table.primary_key))
             return [dict(row) for row in found.mappings()]
 
     def _unusable(self, error: SQLAlchemyError) -> LedgerError:

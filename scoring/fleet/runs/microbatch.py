@@ -27,7 +27,7 @@ from mirrorspark.scoring.fleet.runs.counts import COUNTS_FILE, counts_file
 from mirrorspark.scoring.fleet.runs.failures import ModelFailure
 from mirrorspark.scoring.fleet.runs.ledger import Change, Claim, Entry, Rows
 from mirrorspark.scoring.fleet.runs.plan import MANIFEST_FILE, Microbatch, RunPlan
-from mirrorspark.scoring.fleet.runs.task import FailedModelsError, MicrobatchWriter, Selection
+from mirrorspark.scoring.fleet.runs.task import FailedModelsError, MicrobatchWriter, Selection, brief
 from mirrorspark.scoring.fleet.score import FleetCounters, ship_fleet
 from mirrorspark.scoring.fleet.task import FleetFilesTask
 from mirrorspark.storage.credentials import one_line
@@ -78,10 +78,16 @@ def error_rows(
 
 @dataclass(frozen=True)
 class _Done:
-    """A microbatch that is published; ``counters`` is None if another attempt has done it."""
+    """A microbatch that is published.
+
+    Attributes:
+        counters: Of its tasks; None if another attempt has done it.
+        model_seconds: Seconds of each model in all tasks.
+    """
 
     manifest: Manifest
     counters: FleetCounters | None = None
+    model_seconds: Sequence[float] = ()
 
 
 class Scoring:
@@ -242,7 +248,8 @@ class Scoring:
             job.abort()
             raise
         result = write_files(partitions, job, body, lambda: part.rows, refusal=ColumnError, seal=seal)
-        return _Done(manifest, FleetCounters.of(result.reports))
+        by_model = zip(*(report["model_seconds"] for report in result.reports), strict=True)
+        return _Done(manifest, FleetCounters.of(result.reports), brief(map(sum, by_model)))
 
     def _rows_of_step(self, models: tuple[str, ...]) -> ParquetRows:
         """Return the input with the columns that some models read."""
@@ -290,5 +297,6 @@ class Scoring:
         counters = done.counters if done is not None else None
         names = "rows nulls read_seconds score_seconds write_seconds tasks task_seconds slowest_seconds median_seconds"
         row |= {name: getattr(counters, name) if counters else 0 for name in names.split()}
+        row["model_seconds"] = json.dumps(done.model_seconds) if done is not None and counters else ""
         files = done.manifest["files"] if done is not None and counters else []
         return Rows(tables.ATTEMPTS, [row | {"bytes": sum(file["bytes"] for file in files)}])

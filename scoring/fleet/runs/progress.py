@@ -104,7 +104,8 @@ def follow(book: Ledger, run: str, every_seconds: float) -> Iterator[Progress]:
     while True:
         try:
             states = [row["state"] for row in book.rows(tables.RUNS, run)]
-            microbatches, attempts = (book.rows(table, run) for table in (tables.MICROBATCHES, tables.ATTEMPTS))
+            microbatches = book.rows(tables.MICROBATCHES, run)
+            attempts = book.rows(tables.ATTEMPTS, run, ("microbatch", "outcome", "began", "seconds"))
         except SQLAlchemyError as error:
             raise LedgerError(f"the ledger {book.name} does not answer ({reason(error)}); look again later") from error
         found = Progress.of(microbatches, attempts, time.time())

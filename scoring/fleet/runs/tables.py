@@ -31,9 +31,10 @@ ATTEMPTS = _table(
     "attempts",
     "run_id microbatch attempt",
     "owner outcome began seconds rows nulls bytes read_seconds score_seconds write_seconds"
-    " tasks task_seconds slowest_seconds median_seconds",
+    " tasks task_seconds slowest_seconds median_seconds model_seconds",
 )
-"""``outcome``: done, failed, superseded (another driver has taken the microbatch over) or stopped."""
+"""``outcome``: done, failed, superseded (another driver has taken the microbatch over) or stopped. ``model_seconds``: a
+JSON list with the seconds of scoring of each model, in the order of the microbatch's; empty if there are none."""
 
 ERRORS = _table(
     "errors",

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -29,6 +29,11 @@ class FailedModelsError(RuntimeError):
     def __reduce__(self) -> tuple[type["FailedModelsError"], tuple[tuple[ModelFailure, ...]]]:
         """Pickle by the failures: the message alone does not rebuild the error."""
         return FailedModelsError, (self.failures,)
+
+
+def brief(seconds: Iterable[float]) -> list[float]:
+    """Return seconds rounded to four digits: clocks are no more precise, and as JSON they stay short."""
+    return [float(f"{value:.4g}") for value in seconds]
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class MicrobatchWriter(FleetWriter):
         except FailedModelsError as error:
             tally.failures = [asdict(replace(one, partition=number)) for one in error.failures]
             return []
+        tally.model_seconds = brief(self.scorer().seconds.tolist())
         begin = time.perf_counter()
         for file in files:
             with self.job.attempt_file(file.attempt, file.path).open_stream() as written:

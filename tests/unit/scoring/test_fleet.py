@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.columns import FleetError
+from mirrorspark.scoring.fleet.columns import FLEET_SCHEMA, FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
 
 TERMS = pd.DataFrame(
@@ -124,6 +124,13 @@ def test_models_are_selected_replaced_added_and_left_out(fleet: Fleet) -> None:
     for call in (lambda: fleet.select(["a"]), lambda: fleet.without(["A", "B"]), lambda: fleet.group("Spring")):
         with pytest.raises(FleetError, match=r"did you mean '(A|spring)'|at least one model"):
             call()
+
+
+def test_models_share_the_time_that_they_take_together_by_their_sizes() -> None:
+    linear, network, trees = {"column": ["a", "b"]}, {"weights": [1.0] * 6}, {"node_features": [0, 1, -1, -1]}
+    fleet = Fleet(pa.Table.from_pylist([linear, network, trees], schema=FLEET_SCHEMA), ("", "", ""))
+    assert fleet.shares(np.arange(3)).tolist() == pytest.approx([3 / 15, 7 / 15, 5 / 15])
+    assert fleet.shares(np.array([2, 0])).tolist() == [5 / 8, 3 / 8]
 
 
 def test_a_saved_fleet_is_loaded_as_it_was(fleet: Fleet, tmp_path: Path) -> None:

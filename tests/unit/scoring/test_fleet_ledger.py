@@ -206,8 +206,21 @@ def test_a_ledger_of_a_newer_schema_is_refused(opened: Open) -> None:
     ledger = opened()
     with ledger._engine.begin() as connection:
         connection.execute(sa.text("UPDATE mirrorspark_fleet_version SET version_num = 'ledger_0099'"))
-    with pytest.raises(LedgerError, match=r"has the schema ledger_0099, which is newer than ledger_0002, the last one"):
+    with pytest.raises(LedgerError, match=r"has the schema ledger_0099, which is newer than ledger_0003, the last one"):
         opened()
+
+
+def test_a_ledger_of_an_older_schema_is_upgraded_and_keeps_its_rows(opened: Open) -> None:
+    ledger = opened()
+    numbers = {column.name: 1 for column in tables.ATTEMPTS.c}
+    attempt = numbers | {"run_id": "run", "owner": "one", "outcome": "done", "model_seconds": "[0.5, 2.0]"}
+    ledger.send([Rows(tables.ATTEMPTS, [attempt])])
+    assert ledger.rows(tables.ATTEMPTS, "run") == [attempt]
+    with ledger._engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE fleet_attempts DROP COLUMN model_seconds"))
+        connection.execute(sa.text("UPDATE mirrorspark_fleet_version SET version_num = 'ledger_0002'"))
+    assert opened().rows(tables.ATTEMPTS, "run") == [attempt | {"model_seconds": ""}]
+    assert opened().rows(tables.ATTEMPTS, "run", ("outcome", "rows")) == [{"outcome": "done", "rows": 1}]
 
 
 @pytest.mark.parametrize(

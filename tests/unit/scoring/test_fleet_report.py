@@ -19,6 +19,7 @@ from mirrorspark.scoring.fleet.runs.report.report import FleetReport, report_of
 FIRST: Mapping[str, Any] = {"microbatch": 0, "attempt": 1, "outcome": "done", "began": 100.0, "seconds": 5.0}
 TIMES = {"tasks": 3, "task_seconds": 8.0, "read_seconds": 1.0, "score_seconds": 4.0, "write_seconds": 2.5}
 TIMES |= {"slowest_seconds": 4.0, "median_seconds": 2.0, "bytes": 3_000}
+UNMEASURED = {"model_seconds": ""}
 
 
 def records() -> RunRecords:
@@ -28,7 +29,7 @@ def records() -> RunRecords:
     steps = (Step("spring", 0, {"small": "a", "large": "b"}),)
     shares = (Share(0, 1_000, (2, 2, 1)), Share(5, 500, (3,)))
     plan = RunPlan("fleet-1", "abc", (), ("id",), "wide", ("Rank",), "", 0.1, steps, shares, (), ())
-    failed = dict.fromkeys(TIMES, 0) | {"microbatch": 1, "attempt": 1, "outcome": "failed"}
+    failed = dict.fromkeys(TIMES, 0) | UNMEASURED | {"microbatch": 1, "attempt": 1, "outcome": "failed"}
     failed |= {"began": 103.0, "seconds": 17.0}  # beside the first one
     resumed = failed | {"attempt": 2, "began": 1_000.0, "seconds": 10.0}
     # The first one is published, whatever a driver has entered later; the second is not.
@@ -40,7 +41,7 @@ def records() -> RunRecords:
         plan,
         fleet_from_coefficients(frame),
         rows,
-        [FIRST | TIMES, failed, resumed],
+        [FIRST | TIMES | {"model_seconds": "[3.0, 0.5]"}, failed, resumed],
         errors,
         {0: {"failed": []}},
     )
@@ -72,10 +73,12 @@ def test_seconds_and_cost_are_those_of_the_tasks_that_have_published(report: Fle
     assert (second["state"], second["task_seconds"], second["skew"]) == ("failed", None, None)
 
 
-def test_a_model_costs_its_share_of_reading_and_writing_and_of_scoring_by_its_terms(report: FleetReport) -> None:
+def test_a_model_costs_its_seconds_of_scoring_and_its_share_of_all_others(report: FleetReport) -> None:
     small, large = report.models.to_pylist()
-    # Each has half of the 4 seconds that were not scoring; of the 4 that were, 2 / 6 and 4 / 6.
-    assert (small["core_seconds"], large["core_seconds"]) == pytest.approx((2 + 4 * 2 / 6, 2 + 4 * 4 / 6))
+    # Each has half of the 4.5 seconds in which no model was computed.
+    assert (small["core_seconds"], large["core_seconds"]) == pytest.approx((3 + 2.25, 0.5 + 2.25))
+    assert small["core_seconds_from"] == large["core_seconds_from"] == "measured"
+    assert report.totals["models_estimated"] == 0
     assert small["core_seconds_per_million"] == pytest.approx(small["core_seconds"] * 1_000)
     assert small["cost_per_million"] == pytest.approx(small["core_seconds"])
     assert (small["nulls"], small["p10"], small["median"], small["p90"]) == (0, 1, 3, 3)
@@ -84,11 +87,32 @@ def test_a_model_costs_its_share_of_reading_and_writing_and_of_scoring_by_its_te
     assert large["problem"] == "score: <b>division by zero</b>"
 
 
+def test_seconds_that_were_not_measured_are_estimated_by_terms_and_marked() -> None:
+    found = records()
+    first, failed, resumed = map(dict, found.attempts)
+    second = resumed | TIMES | {"outcome": "done", "model_seconds": "[1.0, 3.0]"}
+    for attempts in ([first | UNMEASURED], [first | UNMEASURED, second], [first, second | UNMEASURED]):
+        report = report_of(replace(found, attempts=attempts), {})
+        assert report.models["core_seconds_from"].to_pylist() == ["estimated"] * 2
+        assert report.totals["models_estimated"] == 2
+        assert "The core-seconds of 2 models are estimated, at least in part," in report_page(report)
+    # Each has half of the 4 seconds that were not scoring; of the 4 that were, 2 / 6 and 4 / 6.
+    estimated = np.array([2 + 4 * 2 / 6, 2 + 4 * 4 / 6])
+    whole = report_of(replace(found, attempts=[first | UNMEASURED]), {})
+    assert whole.models["core_seconds"].to_pylist() == pytest.approx(estimated)
+    partly = report_of(replace(found, attempts=[first | UNMEASURED, second]), {})
+    assert partly.models["core_seconds"].to_pylist() == pytest.approx(estimated + np.array([1 + 2, 3 + 2]))
+    none = report_of(replace(found, attempts=[failed]), {})
+    assert none.models["core_seconds_from"].to_pylist() == [None, None]
+    assert "are estimated" not in report_page(none)
+
+
 def test_the_page_needs_nothing_else_and_escapes_what_it_shows(report: FleetReport) -> None:
     page = report_page(report)
     assert "&lt;b&gt;division by zero&lt;/b&gt;" in page
     assert "<b>division" not in page
     assert all(text in page for text in ("compared with last week", "1 of 2 models have drifted", "cost per million"))
+    assert "are estimated" not in page
     assert "cost" not in report_page(report_of(records(), {}))
 
 

@@ -1,5 +1,6 @@
 """The report of a run as values, from its plan, its ledger and the counts beside its outputs."""
 
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,6 @@ import pyarrow as pa
 from mirrorspark.data_pipelines.quality.findings import Limits
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.fleet.bins import Distribution
-from mirrorspark.scoring.fleet.columns import array, lengths_of
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.runs.kept import RunRecords
 from mirrorspark.scoring.fleet.runs.plan import RunPlan
@@ -33,15 +33,17 @@ MICROBATCH_SCHEMA = pa.schema(
 
 MODEL_SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("model", "group", "state", "problem", "output")),
+        *((name, pa.string()) for name in ("model", "group", "state", "problem", "output", "core_seconds_from")),
         *((name, pa.int64()) for name in ("rows", "nulls")),
         *((name, pa.float64()) for name in ("core_seconds", "core_seconds_per_million", "cost_per_million")),
         *((name, pa.float64()) for name in (*_QUANTILES, "drift", "drift_by_chance")),
         ("drifted", pa.string()),
     ]
 )
-"""``output``: the one whose quantiles and drift are given. ``drift``: the population stability index against the former
-run. ``drifted``: ``some`` or ``large`` where it exceeds chance by so much; else empty."""
+"""``output``: the one whose quantiles and drift are given. ``core_seconds_from``: ``measured``, or ``estimated`` where
+the ledger lacks the seconds of each model for some microbatch; null without any times. ``drift``: the population
+stability index against the former run. ``drifted``: ``some`` or ``large`` where it exceeds chance by so much; else
+empty."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,8 @@ def _microbatches(records: RunRecords) -> list[dict[str, Any]]:
             row |= {name: done[name] for name in ("tasks", "bytes", "seconds", *_SECONDS)}
             row["inferences_per_core_second"] = one.share.rows * len(one.models) / done["task_seconds"]
             row["skew"] = done["slowest_seconds"] / done["median_seconds"] if done["median_seconds"] else None
+            # Not a column of the table: it has a number per model.
+            row["model_seconds"] = json.loads(done["model_seconds"] or "[]")
         rows.append(row)
     return rows
 
@@ -135,7 +139,7 @@ def _models(
     former: Mapping[str, Distribution],
     price: float | None,
 ) -> list[dict[str, Any]]:
-    seconds, inferences = _core_seconds(records.plan, records.fleet, microbatches)
+    spent = _spent(records.plan, records.fleet, microbatches)
     problems: dict[str, str] = {}
     # A ledger that was replaced has lost what the plan and the manifests have.
     kept = [one for manifest in records.manifests.values() for one in manifest["failed"]]
@@ -145,10 +149,12 @@ def _models(
     limits = Limits()
     rows = []
     for model, group in groups.items():
-        row: dict[str, Any] = {"model": model, "group": group, "core_seconds": seconds[model]}
+        seconds, inferences, is_measured = spent[model]
+        row: dict[str, Any] = {"model": model, "group": group, "core_seconds": seconds}
         row |= {"state": "failed" if model in problems else "sound", "problem": problems.get(model, "")}
-        if inferences[model]:
-            row["core_seconds_per_million"] = seconds[model] / inferences[model] * _MILLION
+        if inferences:
+            row["core_seconds_from"] = "measured" if is_measured else "estimated"
+            row["core_seconds_per_million"] = seconds / inferences * _MILLION
             row["cost_per_million"] = None if price is None else row["core_seconds_per_million"] * price
         if (found := distributions.get(model)) is not None:
             row |= {"output": found.output, "rows": found.rows, "nulls": found.nulls}
@@ -162,29 +168,27 @@ def _models(
     return rows
 
 
-def _core_seconds(
+def _spent(
     plan: RunPlan, fleet: Fleet, microbatches: Sequence[Mapping[str, Any]]
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Share the seconds of the tasks among the models: those of scoring by their terms, weights and nodes of trees.
+) -> dict[str, tuple[float, int, bool]]:
+    """Return seconds of tasks, the inferences that took them, and whether all scoring was measured, by model.
 
-    The other seconds are shared equally.
-
-    Returns:
-        The seconds, and the inferences that took them, by model.
+    Where the ledger lacks the seconds of each model, those of scoring are divided by :meth:`Fleet.shares`. All other
+    seconds of the tasks are shared equally.
     """
-    lengths = [lengths_of(array(fleet.table, name)) for name in ("column", "weights", "node_features")]
-    sizes = 1 + np.sum(lengths, axis=0)
-    size_of = dict(zip(fleet.names, sizes.tolist(), strict=True))
-    seconds, inferences = dict.fromkeys(plan.models, 0.0), dict.fromkeys(plan.models, 0)
+    places = {name: place for place, name in enumerate(fleet.names)}
+    seconds, inferences = np.zeros(len(fleet)), np.zeros(len(fleet), np.int64)
+    is_measured = np.ones(len(fleet), bool)
     for one, row in zip(plan.microbatches, microbatches, strict=True):
         if "task_seconds" not in row:
             continue
-        all_sizes = sum(size_of[name] for name in one.models)
-        equal = (row["task_seconds"] - row["score_seconds"]) / len(one.models)
-        for name in one.models:
-            seconds[name] += equal + row["score_seconds"] * size_of[name] / all_sizes
-            inferences[name] += one.share.rows
-    return seconds, inferences
+        own = np.array([places[name] for name in one.models])
+        scored = np.array(row["model_seconds"] or row["score_seconds"] * fleet.shares(own))
+        seconds[own] += scored + (row["task_seconds"] - scored.sum()) / len(own)
+        inferences[own] += one.share.rows
+        is_measured[own] &= bool(row["model_seconds"])
+    found = zip(seconds.tolist(), inferences.tolist(), is_measured.tolist(), strict=True)
+    return dict(zip(fleet.names, found, strict=True))
 
 
 def _totals(
@@ -199,6 +203,7 @@ def _totals(
         "models": len(models),
         "models_failed": sum(row["state"] == "failed" for row in models),
         "models_drifted": sum(bool(row.get("drifted")) for row in models),
+        "models_estimated": sum(row.get("core_seconds_from") == "estimated" for row in models),
         "microbatches": len(microbatches),
         "microbatches_done": sum(row["state"] == "done" for row in microbatches),
         "microbatches_timed": len(timed),
