@@ -171,7 +171,7 @@ def _models(
 def _spent(
     plan: RunPlan, fleet: Fleet, microbatches: Sequence[Mapping[str, Any]]
 ) -> dict[str, tuple[float, int, bool]]:
-    """Return seconds of tasks, the inferences that took them, and whether all scoring was measured, by model.
+    """Return by model the seconds of tasks, the inferences that took them, and True if all scoring was measured.
 
     Where the ledger lacks the seconds of each model, those of scoring are divided by :meth:`Fleet.shares`. All other
     seconds of the tasks are shared equally.
