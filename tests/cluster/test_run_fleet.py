@@ -602,15 +602,21 @@ def test_the_plan_of_the_command_has_a_run_for_each_cluster_which_together_are_t
     plan = ["plan", "--fleet", str(tmp_path / "fleet"), "--input", str(files), "--keys", "key", "--layout", "long"]
     plan += ["--cores", "2", "--seconds", "0.1", "--price-per-core-hour", "0.05"]
     runs = ["--clusters", "2", "--output", str(tmp_path / "scores"), "--submissions", str(tmp_path / "runs.json")]
+    runs += ["--ledger", str(tmp_path / "ledger.db")]
     assert command.main([*plan, *runs]) == 0
     said = capsys.readouterr().out
     assert "1,200 rows x 12 models = 14,400 inferences" in said
+    assert "divided among 2 clusters: 12 models, 4 cores" in said
     assert "--conf spark.scheduler.mode=FAIR" in said
     written = json.loads((tmp_path / "runs.json").read_text())["runs"]
     assert [one["groups"] for one in written] == [{"spring": 7}, {"autumn": 5}]
     for one in written:
         assert one["command"][:3] == ["mirrorspark", "fleet", "run"]
         assert command.main(one["command"][2:]) == command.EXIT_DONE
+    with Ledger.open(tmp_path / "ledger.db") as book:
+        for number in (1, 2):
+            run = RunPlan.load(StoragePath.of(tmp_path / "scores" / f"cluster-{number}")).run
+            assert {row["state"] for row in book.rows(tables.MICROBATCHES, run)} == {"done"}
     parts = [row for number in (1, 2) for row in scores(tmp_path / "scores" / f"cluster-{number}")]
     score_fleet(files, fleet, tmp_path / "at once", keys="key", layout="long", spark=spark)
     assert sorted(parts, key=lambda row: (row["model"], row["key"])) == scores(tmp_path / "at once")

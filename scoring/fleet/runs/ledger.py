@@ -25,7 +25,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.decisions import Standing, is_held, to_take
-from mirrorspark.storage.credentials import one_line, without_credentials
+from mirrorspark.storage.credentials import is_secret_name, one_line, without_credentials
 
 Clock: TypeAlias = Callable[[sa.Connection], float]
 """Returns the seconds that leases are compared with, from one clock for all drivers of a ledger."""
@@ -301,8 +301,34 @@ def reason(error: SQLAlchemyError) -> str:
     return one_line(getattr(error, "orig", None) or error)
 
 
+def has_password(location: str) -> bool:
+    """Return whether the address of a ledger contains a password; the name of a file does not.
+
+    Raises:
+        LedgerError: The address is malformed.
+    """
+    if not _is_address(location):
+        return False
+    try:
+        url = sa.make_url(location)
+    except (ArgumentError, ValueError) as error:
+        raise _not_opened(location, error) from error
+    return bool(url.password) or any(map(is_secret_name, url.query))
+
+
+def _is_address(location: str | Path) -> bool:
+    return isinstance(location, str) and "://" in location
+
+
+def _not_opened(location: str | Path, error: Exception) -> LedgerError:
+    return LedgerError(
+        f"the ledger {without_credentials(str(location))} cannot be opened ({one_line(error)}); give a file, or an "
+        f"address with an installed driver: postgresql://host/database (pip install psycopg2-binary)"
+    )
+
+
 def _engine(location: str | Path) -> sa.Engine:
-    is_address = isinstance(location, str) and "://" in location
+    is_address = _is_address(location)
     try:
         file = None if is_address else str(Path(location).absolute())
         url = sa.make_url(str(location)) if is_address else sa.URL.create("sqlite", database=file)
@@ -318,11 +344,7 @@ def _engine(location: str | Path) -> sa.Engine:
         options = _SOCKET_OPTIONS if url.get_driver_name().startswith("psycopg") else {}
         engine = sa.create_engine(url, pool_pre_ping=is_postgresql, connect_args=options)
     except (ArgumentError, ImportError, OSError, ValueError) as error:  # ValueError: the port is no number
-        shown = without_credentials(str(location))
-        raise LedgerError(
-            f"the ledger {shown} cannot be opened ({one_line(error)}); give a file, or an address with an installed "
-            f"driver: postgresql://host/database (pip install psycopg2-binary)"
-        ) from error
+        raise _not_opened(location, error) from error
     if not is_postgresql:
         event.listen(engine, "connect", _set_up_sqlite)
         # Transactions lock the file at once: two that have begun to read could not both go on to write.

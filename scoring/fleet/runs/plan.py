@@ -34,6 +34,8 @@ DEFAULT_MODELS = 500
 DEFAULT_AT_ONCE = 2
 
 _PLAN_FILE = "plan.json"
+# A field that is added with a default needs no new format: a plan without it is read with the default, and a version
+# that does not know the field refuses the plan. Any other change does.
 _FORMAT = 1
 
 
@@ -208,14 +210,23 @@ class RunPlan:
 
         Raises:
             FileNotFoundError: The folder has no run.
-            ScoringError: It was written by another version.
+            ScoringError: It was written by another version, or is damaged.
         """
         file = output / RUN_FOLDER / _PLAN_FILE
         if not file.is_file():
             raise FileNotFoundError(f"{output} has no run of a fleet; begin one with run_fleet, or name its output")
-        found = json.loads(file.read_bytes())
-        if found.pop("format", None) != _FORMAT:
-            raise ScoringError(f"{file} was written by another version of mirrorspark; resume the run with that one")
+        try:
+            return cls._of_json(json.loads(file.read_bytes()))
+        except (KeyError, TypeError, ValueError) as error:  # a field is missing, or unknown
+            raise ScoringError(
+                f"{file} was written by another version of mirrorspark, or is damaged ({type(error).__name__}: "
+                f"{error}); use the version that began the run"
+            ) from error
+
+    @classmethod
+    def _of_json(cls, found: dict[str, Any]) -> "RunPlan":
+        if (version := found.pop("format", None)) != _FORMAT:
+            raise ValueError(f"its format is {version}, not {_FORMAT}")
         lists: dict[str, Any] = {name: tuple(found[name]) for name in ("locations", "keys", "outputs")}
         lists["steps"] = tuple(Step(**step) for step in found["steps"])
         lists["shares"] = tuple(

@@ -1,5 +1,6 @@
 """M5, M10, M11, M12, M14, M18, S20: hours and cores agree, groups are dealt, requests and settings are checked."""
 
+import argparse
 import json
 import re
 from dataclasses import replace
@@ -11,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.fleet.runs.ledger import LedgerError
 from mirrorspark.scoring.fleet.runs.planning import command
 from mirrorspark.scoring.fleet.runs.planning.capacity import (
     GETS_PER_SECOND,
@@ -127,6 +129,35 @@ def test_clusters_get_all_groups_and_none_twice(work: Work, clusters: int) -> No
     assert max(loads) - min(loads) <= max(work.models.values())
 
 
+@given(works, st.integers(1, 6))
+def test_clusters_that_have_some_hours_get_the_fewest_cores_and_are_together_the_whole(
+    work: Work, clusters: int
+) -> None:
+    assume(clusters <= len(work.models))
+    whole = plan_for_cores(work, RATES, 100)
+    hours = max(part.hours for part in whole.submissions(clusters))
+    parts = whole.submissions(clusters, hours)
+    for part in parts:
+        assert part.hours <= hours
+        assert part.cores <= 100
+        assert part.cores == 1 or part.with_cores(part.cores - 1).hours > hours
+    assert sum(part.steps for part in parts) == whole.steps
+    assert sum(part.work.inferences for part in parts) == work.inferences
+    for kind in ("read_core_hours", "compute_core_hours", "write_core_hours"):
+        assert sum(getattr(part, kind) for part in parts) == pytest.approx(getattr(whole, kind))
+
+
+def test_two_clusters_share_the_cores_that_one_would_need_for_the_same_hours() -> None:
+    # For 94.8 s, one cluster needs 9 cores. Of 200 and 100 row groups of 2.7 s each, 6 and 3 cores take 34 each.
+    whole = plan_for_cores(WORK, RATES, 9)
+    spring, autumn = whole.submissions(2, whole.hours)
+    assert (dict(spring.work.models), spring.cores) == ({"spring": 1_000}, 6)
+    assert (dict(autumn.work.models), autumn.cores) == ({"autumn": 500}, 3)
+    assert [part.hours * 3600 for part in (spring, autumn)] == pytest.approx([34 * 2.7 + 2] * 2)
+    # With 9 cores each, they are done sooner: 23 and 12 row groups one after the other.
+    assert [part.hours * 3600 for part in whole.submissions(2)] == pytest.approx([23 * 2.7 + 2, 12 * 2.7 + 2])
+
+
 def test_more_clusters_than_groups_are_refused() -> None:
     with pytest.raises(ScoringError, match="3 clusters cannot share 2 groups of models; use 1 to 2"):
         plan_for_cores(WORK, RATES, 9).submissions(3)
@@ -185,6 +216,70 @@ def test_a_plan_is_shown_with_its_cost_and_as_json() -> None:
     ]
     found = json.loads(json.dumps(plan.as_json()))
     assert (found["bottleneck"], found["inferences"], found["work"]["models"]["spring"]) == ("compute", 1.5e9, 1_000)
+
+
+def options_of(*given: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    return parser.parse_args(["plan", "--fleet", "fleet", "--input", "a.parquet", "--keys", "id", *given])
+
+
+SEVERAL = ("--clusters", "2", "--output", "/weekly/", "--submissions", "runs.json")
+
+
+def test_submissions_say_what_each_cluster_needs_and_all_together() -> None:
+    plan = plan_for_cores(WORK, replace(RATES, microbatch_seconds=3.0), 9)
+    options = options_of(*SEVERAL, "--hours", str(plan.hours), "--price-per-core-hour", "10")
+    found = json.loads(json.dumps(command.submissions_of(options, plan, {"spark.a": "b"})))
+    runs, total = found["runs"], found["total"]
+    assert found["settings"] == {"spark.a": "b"}
+    assert [(one["groups"], one["models"], one["cores"]) for one in runs] == [
+        ({"spring": 1_000}, 1_000, 6),
+        ({"autumn": 500}, 500, 3),
+    ]
+    for name in ("models", "inferences", "cores", "core_hours", "cost"):
+        assert total[name] == pytest.approx(sum(one[name] for one in runs))
+    assert (total["models"], total["inferences"], total["cores"]) == (1_500, WORK.inferences, 9)
+    # Nine cores for 34 row groups of 2.7 s and 3 s more.
+    assert [total["hours"], total["cost"]] == pytest.approx([94.8 / 3600, 10 * 9 * 94.8 / 3600])
+    assert command.text_of_submissions(found).splitlines() == [
+        "divided among 2 clusters: 1,500 models, 9 cores, 0.0263 hours: 0.237 core-hours, cost 2.37",
+        "  cluster-1: 1,000 models, 6 cores, 0.0263 hours: 0.158 core-hours, cost 1.58",
+        "  cluster-2: 500 models, 3 cores, 0.0263 hours: 0.079 core-hours, cost 0.79",
+    ]
+    by_cores = command.submissions_of(options_of(*SEVERAL, "--cores", "9"), plan, {})
+    assert [one["cores"] for one in by_cores["runs"]] == [9, 9]
+    assert by_cores["total"]["cost"] is None
+    assert "cost" not in command.text_of_submissions(by_cores)
+
+
+@pytest.mark.parametrize("ledger", ["ledger.db", "postgresql://user@host/database"])
+def test_the_runs_of_clusters_have_the_ledger_that_was_given(ledger: str) -> None:
+    plan = plan_for_cores(WORK, RATES, 9)
+    options = options_of(*SEVERAL, "--cores", "9", "--ledger", ledger)
+    command.check_submissions(options)
+    for number, run in enumerate(command.submissions_of(options, plan, {})["runs"], 1):
+        assert run["command"][:3] == ["mirrorspark", "fleet", "run"]
+        assert {f"--ledger={ledger}", f"--output=/weekly/cluster-{number}"} < {*run["command"]}
+    without = command.submissions_of(options_of(*SEVERAL, "--cores", "9"), plan, {})["runs"]
+    assert not any("ledger" in flag for run in without for flag in run["command"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--clusters", "2"], "give all three"),
+        (["--ledger", "ledger.db"], "--ledger is that of the runs of --clusters"),
+        ([*SEVERAL, "--output", "s3://bucket/weekly"], "SQLite cannot be on s3://bucket/weekly; give a --ledger"),
+        ([*SEVERAL, "--ledger", "postgresql://u:hidden@host/d"], "postgresql://host/d has a password.*PGPASSWORD"),
+        ([*SEVERAL, "--ledger", "postgresql://host/d?password=hidden"], "has a password"),
+        ([*SEVERAL, "--ledger", "postgresql://u:hidden@host:port/d"], "cannot be opened"),
+    ],
+)
+def test_options_for_clusters_that_do_not_fit_are_refused_without_the_password(given: list[str], message: str) -> None:
+    with pytest.raises((ScoringError, LedgerError), match=message) as found:
+        command.check_submissions(options_of("--cores", "9", *given))
+    assert "hidden" not in str(found.value)
 
 
 # Settings of Spark.

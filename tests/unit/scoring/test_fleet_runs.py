@@ -591,6 +591,28 @@ def test_a_plan_is_read_as_it_was_written_and_equal_inputs_have_one_id(files: Pa
     assert planned(files, many({"spring": 5}), rows=60).run != plan.run
 
 
+def test_plans_of_other_versions_are_read_with_defaults_or_refused_by_name(files: Path, tmp_path: Path) -> None:
+    plan, output = planned(files, many({"spring": 5})), StoragePath.of(tmp_path / "output")
+    plan.save(output)
+    file = tmp_path / "output" / "_run" / "plan.json"
+    written = json.loads(file.read_text())
+    older = {name: value for name, value in written.items() if name not in {"prefixes", "model_seconds"}}
+    file.write_text(json.dumps(older))
+    assert RunPlan.load(output) == plan
+    for content, why in (
+        (json.dumps(written | {"tiles": 3}), "TypeError.*'tiles'"),
+        (json.dumps(written | {"steps": [step | {"tiles": 3} for step in written["steps"]]}), "TypeError.*'tiles'"),
+        (json.dumps({name: value for name, value in written.items() if name != "run"}), "TypeError.*'run'"),
+        (json.dumps({name: value for name, value in written.items() if name != "shares"}), "KeyError: 'shares'"),
+        (json.dumps(written | {"format": 2}), "its format is 2, not 1"),
+        (file.read_text()[:-9], "JSONDecodeError"),
+        ("[]", "TypeError"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ScoringError, match=rf"plan\.json was written by another version .*{why}"):
+            RunPlan.load(output)
+
+
 def test_models_and_files_that_have_changed_are_named(files: Path) -> None:
     plan = planned(files, many({"spring": 3}))
     other = many({"spring": 2})

@@ -200,16 +200,19 @@ class FleetPlan:
         """Return the plan for the fewest cores that take at most so many hours."""
         return plan_for_hours(self.work, self.rates, hours, self.models_per_microbatch)
 
-    def submissions(self, clusters: int) -> tuple["FleetPlan", ...]:
+    def submissions(self, clusters: int, hours: float | None = None) -> tuple["FleetPlan", ...]:
         """Deal the groups to clusters, each of which scores its own ones in a run of its own.
 
         Each group is in one plan. The largest ones are dealt first, each to the cluster with the fewest models so far.
 
         Args:
-            clusters: Of this plan's number of cores each; no more than there are groups, since a group is one table.
+            clusters: No more than there are groups, since a group is one table.
+            hours: The time that each run may take, for which each cluster has the fewest cores. By default each has
+                this plan's number of cores, and as many hours as its own models take.
 
         Raises:
-            ScoringError: It is less than 1, or more than there are groups.
+            ScoringError: ``clusters`` is less than 1, or more than there are groups; or no number of cores is enough
+                for a cluster.
         """
         groups = sorted(self.work.models.items(), key=lambda one: (-one[1], one[0]))
         if not 1 <= clusters <= len(groups):
@@ -220,10 +223,11 @@ class FleetPlan:
         parts: list[dict[str, int]] = [{} for _ in range(clusters)]
         for name, count in groups:
             min(parts, key=lambda part: sum(part.values()))[name] = count
-        return tuple(
+        plans = [
             plan_for_cores(replace(self.work, models=part), self.rates, self.cores, self.models_per_microbatch)
             for part in parts
-        )
+        ]
+        return tuple(plan if hours is None else plan.with_hours(hours) for plan in plans)
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""

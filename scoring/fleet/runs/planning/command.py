@@ -3,15 +3,16 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.fleet.runs.ledger import has_password
 from mirrorspark.scoring.fleet.runs.planning.capacity import FleetPlan
 from mirrorspark.scoring.fleet.runs.planning.probe import DEFAULT_PROBE_SECONDS, plan_fleet
 from mirrorspark.scoring.fleet.runs.planning.settings import FAIR, problems_of, recommended_settings
 from mirrorspark.scoring.run import open_session
-from mirrorspark.storage.credentials import clean
+from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.terminal_text import for_stream
 
@@ -31,8 +32,9 @@ def add_parser(commands: Any) -> None:
     add("--prefixes", type=int, default=1, help="folders with hashed names in the output")
     add("--price-per-core-hour", type=float, help="in any currency")
     add("--executor-cores", type=int, default=4, help="cores of an executor, for its memory")
-    add("--clusters", type=int, help="divide the groups among so many clusters, each of --cores cores")
+    add("--clusters", type=int, help="divide the groups among so many clusters, each for --hours or of --cores cores")
     add("--output", help="folder of the outputs, in which each cluster has one")
+    add("--ledger", help="ledger of the runs of --clusters; needed where --output is on a store")
     add("--submissions", help="file for the runs of --clusters, as JSON")
     add = parser.add_argument_group("measurement").add_argument
     add("--scratch", help="folder that all executors can write to; by default a temporary one of this machine")
@@ -79,9 +81,63 @@ def text_of(plan: FleetPlan, price_per_core_hour: float | None = None) -> str:
     return "\n".join([*lines, *(f"warning: {one}" for one in plan.warnings)])
 
 
-def _plan(options: argparse.Namespace) -> int:
+def submissions_of(options: argparse.Namespace, plan: FleetPlan, settings: Mapping[str, str]) -> dict[str, Any]:
+    """Return the runs of several clusters, as ``--submissions`` keeps them: what each needs, and all of them together.
+
+    Args:
+        options: Those of the command, with ``clusters`` and ``output``.
+        plan: Of the whole work on one cluster.
+        settings: Of Spark, for each cluster.
+
+    Raises:
+        ScoringError: As for :meth:`FleetPlan.submissions`, or the name of a group has a comma.
+    """
+    plans, price = plan.submissions(options.clusters, options.hours), options.price_per_core_hour
+    runs = [
+        {"groups": dict(part.work.models)}
+        | _needs([part], price)
+        | {"warnings": list(part.warnings), "command": _command_of(options, number, part)}
+        for number, part in enumerate(plans, 1)
+    ]
+    return {"format": 1, "settings": dict(settings), "total": _needs(plans, price), "runs": runs}
+
+
+def text_of_submissions(submissions: Mapping[str, Any]) -> str:
+    """Return the runs of :func:`submissions_of` for people."""
+    runs = submissions["runs"]
+    lines = [f"divided among {len(runs):,} clusters: {_text_of_needs(submissions['total'])}"]
+    for number, run in enumerate(runs, 1):
+        lines.append(f"  cluster-{number}: {_text_of_needs(run)}")
+        lines += [f"  warning for cluster-{number}: {one}" for one in run["warnings"]]
+    return "\n".join(lines)
+
+
+def check_submissions(options: argparse.Namespace) -> None:
+    """Check the options for several clusters, before anything is measured.
+
+    Raises:
+        ScoringError: One is missing, or the ledger's password would be written into the file of the runs.
+        LedgerError: The ledger's address is malformed.
+    """
     if (options.clusters is None) != (options.submissions is None) or (options.submissions and not options.output):
         raise ScoringError("the runs of --clusters are written to --submissions, and need an --output; give all three")
+    if options.ledger is None:
+        if options.submissions and not StoragePath.of(options.output).is_local:
+            raise ScoringError(
+                f"SQLite cannot be on {without_credentials(options.output)}; give a --ledger: a local file, or "
+                f"postgresql://host/database"
+            )
+    elif not options.submissions:
+        raise ScoringError("--ledger is that of the runs of --clusters; give --clusters, too, or leave --ledger out")
+    elif has_password(options.ledger):
+        raise ScoringError(
+            f"the --ledger {without_credentials(options.ledger)} has a password, which would be written into "
+            f"--submissions; leave it out, and set PGPASSWORD or ~/.pgpass where the runs are started"
+        )
+
+
+def _plan(options: argparse.Namespace) -> int:
+    check_submissions(options)
     spark = open_session(options.master, verbose=options.verbose, settings=FAIR)
     try:
         plan = plan_fleet(
@@ -98,23 +154,45 @@ def _plan(options: argparse.Namespace) -> int:
     finally:
         spark.stop()
     settings = recommended_settings(plan.rates.worker_bytes, options.executor_cores)
-    if options.submissions:
-        runs = [_run_of(options, number, part) for number, part in enumerate(plan.submissions(options.clusters), 1)]
-        content = json.dumps({"format": 1, "settings": settings, "runs": runs}, indent=1)
-        StoragePath.of(options.submissions).write_bytes(content.encode())
+    submissions = submissions_of(options, plan, settings) if options.submissions else None
+    if submissions:
+        StoragePath.of(options.submissions).write_bytes(json.dumps(submissions, indent=1).encode())
     if options.json:
         cost = None if options.price_per_core_hour is None else plan.cost(options.price_per_core_hour)
-        print(json.dumps(clean(plan.as_json() | {"cost": cost, "settings": settings, "problems": problems})))
+        others = {"cost": cost, "settings": settings, "problems": problems, "submissions": submissions}
+        print(json.dumps(clean(plan.as_json() | others)))
         return 0
-    lines = [text_of(plan, options.price_per_core_hour), f"settings for executors of {options.executor_cores} cores:"]
+    lines = [text_of(plan, options.price_per_core_hour)]
+    lines += [text_of_submissions(submissions)] if submissions else []
+    lines += [f"settings for executors of {options.executor_cores} cores:"]
     lines += [f"  --conf {name}={value}" for name, value in sorted(settings.items())]
     lines += [f"this session: {one}" for one in problems]
     print(for_stream("\n".join(lines), sys.stdout))
     return 0
 
 
-def _run_of(options: argparse.Namespace, number: int, plan: FleetPlan) -> dict[str, Any]:
-    """Return the run of a cluster: what it scores, what is expected of it, and its command."""
+def _needs(plans: Sequence[FleetPlan], price_per_core_hour: float | None) -> dict[str, Any]:
+    """Return what runs on clusters of their own, which go on at the same time, need together."""
+    found = {
+        "models": sum(sum(plan.work.models.values()) for plan in plans),
+        "inferences": sum(plan.work.inferences for plan in plans),
+        "cores": sum(plan.cores for plan in plans),
+        "hours": max(plan.hours for plan in plans),
+        "core_hours": sum(plan.core_hours for plan in plans),
+    }
+    return found | {"cost": None if price_per_core_hour is None else found["core_hours"] * price_per_core_hour}
+
+
+def _text_of_needs(needs: Mapping[str, Any]) -> str:
+    cost = "" if needs["cost"] is None else f", cost {needs['cost']:,.2f}"
+    return (
+        f"{needs['models']:,} models, {needs['cores']:,} cores, {needs['hours']:,.3g} hours: "
+        f"{needs['core_hours']:,.3g} core-hours{cost}"
+    )
+
+
+def _command_of(options: argparse.Namespace, number: int, plan: FleetPlan) -> list[str]:
+    """Return the command that begins the run of a cluster."""
     if bad := [group for group in plan.work.models if "," in group]:
         raise ScoringError(
             f"the names of the groups {bad} have a comma, which separates names in --groups; rename them"
@@ -123,11 +201,6 @@ def _run_of(options: argparse.Namespace, number: int, plan: FleetPlan) -> dict[s
     flags = {"fleet": options.fleet, "keys": options.keys, "layout": options.layout, "outputs": options.outputs}
     flags |= {"output": output, "groups": ",".join(plan.work.models), "prefixes": plan.work.prefixes}
     flags |= {"models-per-microbatch": plan.models_per_microbatch, "rows-per-microbatch": plan.rows_per_microbatch}
-    flags |= {"at-once": plan.at_once}
-    given: Sequence[str] = [f"--{name}={value}" for name, value in flags.items() if value is not None]
-    return {
-        "groups": dict(plan.work.models),
-        "cores": plan.cores,
-        "hours": plan.hours,
-        "command": ["mirrorspark", "fleet", "run", *given, "--input", *options.input],
-    }
+    flags |= {"at-once": plan.at_once, "ledger": options.ledger}
+    given = [f"--{name}={value}" for name, value in flags.items() if value is not None]
+    return ["mirrorspark", "fleet", "run", *given, "--input", *options.input]
