@@ -4,10 +4,10 @@
 last movie, and for the movies that ``cold_items`` holds out. The parts are trained, exported and registered as
 ``mirrorspark train`` does it, and all lists come from ``recommend``.
 
-``--choose`` looks at no test row of the first table: a user's last movie is in no row at all, and the four before it
-are asked for. Its rows do have the ratings of movies that the second table holds out. It prints every part, scored from
-the whole history and from its last movies, and blends of the best ones with equal weights; ``HYBRID`` and ``FUSION``
-are its choice. With ``--output`` a second call finds what the first has trained.
+``--choose`` looks at no test row of either table: neither a user's last movie nor any rating of a held-out movie is in
+its rows, and the four movies before a user's last one are asked for. It prints every part, scored from the whole
+history and from its last movies, and blends of the best ones with equal weights; ``HYBRID`` and ``FUSION`` are its
+choice. With ``--output`` a second call finds what the first has trained.
 """
 
 import argparse
@@ -221,8 +221,7 @@ def main() -> None:
 
 def choose(bench: Bench, seed: int) -> None:
     """Print the metrics of all parts and blends for the movies before each user's last one."""
-    ratings = bench.tables[0].sort_values(["userId", "timestamp", "movieId"])
-    asked = bench.asked("choose", rows_of(ratings.drop(ratings.groupby("userId").tail(1).index), set(), CHOSEN_BY))
+    asked = bench.asked("choose", rows_of(without_test_rows(*bench.tables[:2]), set(), CHOSEN_BY))
     rows = bench.spark.createDataFrame(asked.rows).cache()
     lists: dict[Part, Lists] = {}
     _print("part", "seed", "recall@20", "NDCG@20", "seconds to train")
@@ -245,6 +244,13 @@ def choose(bench: Bench, seed: int) -> None:
         choices[choice] = worth(values, best.values)
         _print(choice, *_means(values), *above)
     print(f"of {len(choices)} choices the best: {max(choices, key=lambda choice: choices[choice])}")
+
+
+def without_test_rows(ratings: pd.DataFrame, movies: pd.Series) -> pd.DataFrame:
+    """Return the ratings that neither table asks for: no user's last one, and none of a held-out movie."""
+    in_order = ratings.sort_values(["userId", "timestamp", "movieId"])
+    known, held_out = held_out_movies(in_order.drop(in_order.groupby("userId").tail(1).index), movies)
+    return known[~known["movieId"].isin(held_out)]
 
 
 def shortened(rows: DataFrame, last_items: int) -> DataFrame:

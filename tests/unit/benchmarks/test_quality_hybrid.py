@@ -3,8 +3,8 @@
 import numpy as np
 import pandas as pd
 
-from benchmarks.cold_items import rows_of
-from benchmarks.quality_hybrid import CONTENT, Part, candidates, difference
+from benchmarks.cold_items import held_out_movies, rows_of
+from benchmarks.quality_hybrid import CONTENT, Part, candidates, difference, without_test_rows
 
 RATINGS = pd.DataFrame({"userId": 1, "movieId": [10, 20, 30, 40, 50, 60], "timestamp": range(6)})
 
@@ -41,3 +41,10 @@ def test_rows_of_a_user_count_together_in_the_error_of_a_difference() -> None:
     values, others, users = np.array([1.0, 1.0, 0.0, 0.0]), np.zeros(4), np.array([7, 7, 9, 9])
     assert difference(values, others, users) == "+0.5000 ± 0.3536"
     assert difference(values, others, np.arange(4)) == "+0.5000 ± 0.2500"
+
+
+def test_no_test_row_of_either_table_is_looked_at_to_choose() -> None:
+    movies = pd.Series(range(10, 160, 10))
+    _, held_out = held_out_movies(RATINGS, movies)
+    assert held_out == {30}
+    assert without_test_rows(RATINGS, movies)["movieId"].tolist() == [10, 20, 40, 50]
