@@ -1,4 +1,4 @@
-"""Import of PMML: regressions, scorecards, trees, and sums and averages of trees."""
+"""Import of PMML: regressions, scorecards, neural networks, trees, and sums and averages of trees."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.imports.imported import Imported, fleet_of, read_models
+from mirrorspark.scoring.fleet.imports.pmml_networks import NetworkReader
 from mirrorspark.scoring.fleet.trees import TreeNodes
 
 _LINKS = {"none": "identity", "identity": "identity", "logit": "logit", "softmax": "logit", "exp": "log"}
@@ -26,9 +27,12 @@ def fleet_from_pmml(
 ) -> Fleet:
     """Return the fleet of PMML files.
 
-    A file has a ``RegressionModel``, a ``Scorecard``, a ``TreeModel``, or a ``MiningModel`` that is the sum or average
-    of trees. The score is the prediction, or, of two classes, the probability of the last one that the
-    ``DataDictionary`` lists.
+    A file has a ``RegressionModel``, a ``Scorecard``, a ``NeuralNetwork``, a ``TreeModel``, or a ``MiningModel`` that
+    is the sum or average of trees. The score is the prediction, or, of two classes, the probability of the last one
+    that the ``DataDictionary`` lists.
+
+    The neurons of a network are logistic, tanh, identity or rectifier, each connected to the layer before. Its outputs
+    are one number, or two classes: logistic, or with a softmax of two.
 
     Args:
         models: Files by the name of the model.
@@ -76,8 +80,9 @@ class _Document:
 
     def imported(self) -> Imported:
         """Return the model."""
-        if self._root.find(".//DerivedField") is not None:
-            raise self._refused("derived fields (DerivedField)")
+        for place in ("TransformationDictionary", "LocalTransformations"):
+            if self._root.find(f".//{place}/DerivedField") is not None:
+                raise self._refused(f"derived fields (DerivedField in a {place})")
         found = [one for one in self._root if one.find("MiningSchema") is not None]
         if len(found) != 1:
             raise self._refused(f"{len(found)} models")
@@ -86,6 +91,9 @@ class _Document:
             raise self._refused("Targets")
         if model.tag == "RegressionModel":
             return self._regression(model)
+        if model.tag == "NeuralNetwork":
+            classes = self._classes(model) if model.get("functionName") == "classification" else None
+            return NetworkReader(model, self._types, self._replaced(model), self._refused).imported(classes)
         intercept, columns = self._add(model), self._columns()
         ones, others = np.ones(len(columns)), self._others(model)
         return Imported("identity", columns, ones, intercept, trees=self._nodes, transforms=others)
@@ -101,14 +109,18 @@ class _Document:
     def _columns(self) -> list[str]:
         return [field for field, _ in self._terms]
 
-    def _others(self, model: Element) -> dict[str, list[Any]]:
-        """Return the transforms of the terms: categories, and what stands for a missing value."""
+    def _replaced(self, model: Element) -> dict[str, str]:
+        """Return what stands for a missing value, by field."""
         schemas = [field for one in model.iter("MiningSchema") for field in one]
         for one in schemas:
             if one.get("outliers", "asIs") != "asIs":
                 raise self._refused(f"outliers of '{one.get('name')}'")
-        replaced = {one.get("name"): one.get("missingValueReplacement") for one in schemas}
-        replaced = {field: value for field, value in replaced.items() if value is not None}
+        replaced = {one.get("name", ""): one.get("missingValueReplacement") for one in schemas}
+        return {field: value for field, value in replaced.items() if value is not None}
+
+    def _others(self, model: Element) -> dict[str, list[Any]]:
+        """Return the transforms of the terms: categories, and what stands for a missing value."""
+        replaced = self._replaced(model)
         categories = [category for _, category in self._terms]
         missing = [
             None if field not in replaced else float(replaced[field] or 0) if category is None
@@ -117,13 +129,13 @@ class _Document:
         ]  # fmt: skip
         return {"category": categories, "missing": missing}
 
-    def _positive(self, model: Element) -> str:
-        """Return the class whose probability is the score."""
+    def _classes(self, model: Element) -> tuple[str, str]:
+        """Return the two classes; the score is the probability of the second one."""
         for one in model.iterfind("MiningSchema/MiningField"):
             if one.get("usageType") in ("target", "predicted"):
                 values = [value.get("value", "") for value in self._types[one.get("name", "")].iterfind("Value")]
                 if len(values) == 2:
-                    return values[1]
+                    return values[0], values[1]
         raise self._refused("a target without two values (Value) in its DataDictionary")
 
     def _regression(self, model: Element) -> Imported:
@@ -136,7 +148,7 @@ class _Document:
             raise self._refused(f"coefficients of both classes with the normalization {normal}")
         intercept, coefficients = 0.0, dict[int, float]()
         for table in tables:
-            sign = -1.0 if is_class and table.get("targetCategory") != self._positive(model) else 1.0
+            sign = -1.0 if is_class and table.get("targetCategory") != self._classes(model)[1] else 1.0
             intercept += sign * float(table.get("intercept", "nan"))
             for one in table:
                 category = one.get("value") if one.tag == "CategoricalPredictor" else None
@@ -155,7 +167,7 @@ class _Document:
     def _add(self, model: Element, weight: float = 1.0) -> float:
         """Add the trees of a model, and return what is added to them."""
         if model.tag == "TreeModel":
-            positive = self._positive(model) if model.get("functionName") == "classification" else None
+            positive = self._classes(model)[1] if model.get("functionName") == "classification" else None
             (top,) = model.findall("Node")
             null = self._nodes.leaf(None)
             root = self._tree(model, top, positive, weight, null)

@@ -1,6 +1,6 @@
 """M2: models of PMML predict what their formulas do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.imports.pmml import fleet_from_pmml
@@ -129,6 +130,187 @@ def test_trees_of_classes_give_the_probability_of_the_second_one(tmp_path: Path)
     assert outputs["m_score"].to_pylist() == pytest.approx([0.25, 0.4, 1.0])
 
 
+Layer = tuple[Any, Any, str]
+
+
+def norm(field: str, points: Mapping[float, float], options: str = "") -> str:
+    parts = "".join(f'<LinearNorm orig="{orig}" norm="{value}"/>' for orig, value in points.items())
+    return f'<NormContinuous field="{field}" {options}>{parts}</NormContinuous>'
+
+
+def network(
+    inputs: Sequence[str], layers: Sequence[Layer], outputs: Sequence[str], function: str = "classification"
+) -> str:
+    """Return a network of matrices ``[inputs, outputs]``, biases and options; outputs are the last neurons in order.
+
+    An output of a classification is its class.
+    """
+
+    def derived(expression: str) -> str:
+        return f'<DerivedField optype="continuous" dataType="double">{expression}</DerivedField>'
+
+    text = f'<NeuralNetwork functionName="{function}" activationFunction="logistic">{SCHEMA}<NeuralInputs>'
+    text += "".join(f'<NeuralInput id="0,{place}">{derived(one)}</NeuralInput>' for place, one in enumerate(inputs))
+    text += "</NeuralInputs>"
+    for depth, (matrix, bias, options) in enumerate(layers):
+        text += f"<NeuralLayer {options}>"
+        for place, weights in enumerate(np.transpose(matrix).tolist()):
+            text += f'<Neuron id="{depth + 1},{place}" bias="{bias[place]}">'
+            text += "".join(f'<Con from="{depth},{before}" weight="{one}"/>' for before, one in enumerate(weights))
+            text += "</Neuron>"
+        text += "</NeuralLayer>"
+    text += "<NeuralOutputs>"
+    for place, one in enumerate(outputs):
+        expression = f'<NormDiscrete field="y" value="{one}"/>' if function == "classification" else one
+        text += f'<NeuralOutput outputNeuron="{len(layers)},{place}">{derived(expression)}</NeuralOutput>'
+    return f"{text}</NeuralOutputs></NeuralNetwork>"
+
+
+def activated(name: str, more: str = "") -> str:
+    return f'activationFunction="{name}" {more}'
+
+
+def test_networks_predict_what_those_of_sklearn_do(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    values = random.normal([5.0, 0.0], [2.0, 0.1], (300, 2)).astype(np.float32).astype(np.float64)
+    means, deviations = values.mean(axis=0), values.std(axis=0)
+    scaled = (values - means) / deviations
+    target = np.sin(values[:, 0]) + 3 * scaled[:, 1]
+    inputs = [
+        norm(name, {mean: 0.0, mean + deviation: 1.0})
+        for name, mean, deviation in zip("xz", means.tolist(), deviations.tolist(), strict=True)
+    ]
+    texts: dict[str, str] = {}
+    expected: dict[str, np.ndarray] = {}
+    for name, other in {"tanh": "tanh", "rectifier": "relu", "logistic": "logistic", "identity": "identity"}.items():
+        model = MLPRegressor((5, 4), activation=other, tol=1e9, random_state=0).fit(scaled, target)
+        options = [activated(name), activated(name), activated("identity")]
+        layers = list(zip(model.coefs_, model.intercepts_, options, strict=True))
+        texts[name] = network(inputs, layers, [norm("y", {3.0: 0.0, 1.0: -1.0})], "regression")
+        expected[name] = 3 + 2 * model.predict(scaled)
+    classes = MLPClassifier((5,), activation="tanh", tol=1e9, random_state=0).fit(scaled, target > 0)
+    (first, last), (first_bias, last_bias) = classes.coefs_, classes.intercepts_
+    hidden: Layer = (first, first_bias, activated("tanh"))
+    both = (np.hstack([0 * last, last]), [0.0, last_bias[0]])
+    ends: dict[str, tuple[list[Layer], list[str]]] = {
+        "one": ([(last, last_bias, "")], ["yes"]),
+        "other": ([(-last, -last_bias, "")], ["no"]),
+        "two": ([(np.hstack([-last, last]), [-last_bias[0], last_bias[0]], "")], ["no", "yes"]),
+        "softmax": ([(*both, activated("identity", 'normalizationMethod="softmax"'))], ["no", "yes"]),
+        "twice": (
+            [
+                (last, last_bias, activated("identity")),
+                ([[1.0]], [0.0], ""),
+                ([[-1.0, 1.0]], [1.0, 0.0], activated("identity")),
+            ],
+            ["no", "yes"],
+        ),
+    }
+    for name, (layers, outputs) in ends.items():
+        texts[name] = network(inputs, [hidden, *layers], outputs)
+        expected[name] = classes.predict_proba(scaled)[:, 1]
+    fleet = fleet_from_pmml(files_of(tmp_path, texts))
+    scorer = FleetScorer(fleet, Layout.of(fleet, "packed", ["score"]))
+    found = scorer.outputs(pa.RecordBatch.from_pydict(dict(zip("xz", values.T, strict=True)))).by_output["score"]
+    for place, name in enumerate(fleet.names):
+        np.testing.assert_allclose(found[:, place], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+# As the package pmml of R writes a model of nnet with a factor.
+NNET = """<NeuralNetwork modelName="NeuralNet_model" functionName="regression" numberOfLayers="2"
+activationFunction="logistic"><MiningSchema><MiningField name="y" usageType="predicted"/><MiningField name="x"
+usageType="active"/><MiningField name="state" usageType="active"/></MiningSchema><Output><OutputField name="Predicted_y"
+feature="predictedValue"/></Output><NeuralInputs numberOfInputs="2"><NeuralInput id="1"><DerivedField
+name="derivedNI_x" optype="continuous" dataType="double"><FieldRef field="x"/></DerivedField></NeuralInput><NeuralInput
+id="2"><DerivedField name="derivedNI_stateNY" optype="continuous" dataType="double"><NormDiscrete field="state"
+value="NY"/></DerivedField></NeuralInput></NeuralInputs><NeuralLayer numberOfNeurons="2"><Neuron id="3" bias="0.5"><Con
+from="1" weight="1"/><Con from="2" weight="-2"/></Neuron><Neuron id="4" bias="-1"><Con from="1" weight="0.25"/></Neuron>
+</NeuralLayer><NeuralLayer numberOfNeurons="1" activationFunction="identity"><Neuron id="5" bias="2"><Con from="3"
+weight="3"/><Con from="4" weight="-1"/></Neuron></NeuralLayer><NeuralOutputs numberOfOutputs="1"><NeuralOutput
+outputNeuron="5"><DerivedField name="derivedNO_y" optype="continuous" dataType="double"><FieldRef field="y"/>
+</DerivedField></NeuralOutput></NeuralOutputs></NeuralNetwork>"""
+IDENTITY = activated("identity")
+
+
+def test_inputs_and_outputs_of_networks_are_normalised_between_points(tmp_path: Path) -> None:
+    inputs = [
+        norm("x", {0: 0, 2: 1, 6: 2}, 'mapMissingTo="0.25"'),
+        norm("z", {0: 0, 1: 0.5, 3: 1}, 'outliers="asExtremeValues"'),
+        '<NormDiscrete field="state" value="CA" mapMissingTo="0.5"/>',
+        '<NormDiscrete field="state" value="NY" mapMissingTo="0"/>',
+    ]
+    digits: Layer = ([[1], [10], [100], [1000]], [0], IDENTITY)
+    bends = norm("y", {0: 0.1, 100: 0.5, 500: 0.9})
+    texts = {
+        "inputs": network(inputs, [digits], ['<FieldRef field="y"/>'], "regression"),
+        "bent": network(['<FieldRef field="x"/>'], [([[1]], [0], "")], [bends], "regression"),
+        "nnet": NNET,
+    }
+    fleet = fleet_from_pmml(files_of(tmp_path, texts))
+    x, z = [-2.0, 1.0, 4.0, 10.0, None], [-5.0, 0.5, 2.0, 9.0, None]
+    rows = pa.RecordBatch.from_pydict({"x": x, "z": z, "state": ["CA", "NY", "TX", None, "TX"]})
+    outputs, _ = next(FleetScorer(fleet, Layout.of(fleet, "wide", ["score"])).batches(rows, []))
+    # The schema says 2 for a missing z, which is 0.75 between the points.
+    found = outputs["inputs_score"].to_pylist()
+    assert found == pytest.approx([-1 + 100, 0.5 + 2.5 + 1000, 1.5 + 7.5, 3 + 10 + 50, 0.25 + 7.5], rel=1e-6)
+    *known, missing = outputs["bent_score"].to_pylist()
+    shares = 1 / (1 + np.exp(-np.array(x[:4], np.float64)))
+    assert known == pytest.approx(np.where(shares < 0.5, 250 * (shares - 0.1), 100 + 1000 * (shares - 0.5)), rel=1e-5)
+    assert missing is None
+    firsts = 1 / (1 + np.exp(-np.array([-2 + 0.5, 1 + 0.5 - 2, 4 + 0.5])))
+    seconds = 1 / (1 + np.exp(-(np.array([-2, 1, 4]) / 4 - 1)))
+    *known, no_state, no_x = outputs["nnet_score"].to_pylist()
+    assert known == pytest.approx(2 + 3 * firsts - seconds, rel=1e-6)
+    assert (no_state, no_x) == (None, None)
+
+
+LINE = network(['<FieldRef field="x"/>'], [([[2.0]], [1.0], IDENTITY)], ['<FieldRef field="y"/>'], "regression")
+FIELD = '<FieldRef field="x"/>'
+TWO = [([[2.0, 1.0]], [0.0, 1.0], IDENTITY)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (LINE.replace("identity", "threshold"), "activationFunction 'threshold' .known are logistic"),
+        (LINE.replace(FIELD, '<FieldRef field="age"/>'), "the field 'age', which is not in its DataDictionary"),
+        (LINE.replace(FIELD, "<Constant>1</Constant>"), "a NeuralInput that is a Constant"),
+        (LINE.replace(FIELD, norm("x", {0: 0, 1: 1}, 'outliers="asMissingValues"')), "outliers asMissingValues"),
+        (LINE.replace(FIELD, norm("x", {1: 0})), "'x' without two LinearNorm of different orig"),
+        (LINE.replace('<FieldRef field="y"/>', norm("y", {0: 1, 1: 1})), "two LinearNorm of the same norm"),
+        (LINE.replace('from="0,0"', 'from="7"'), "a connection to '1,0' from '7' outside of the layer before"),
+        (LINE.replace('outputNeuron="1,0"', 'outputNeuron="0,0"'), "an output of the neuron '0,0' outside"),
+        (LINE.replace('weight="2.0"', 'weight="two"'), "not as its library writes it .ValueError"),
+        (LINE.replace('weight="2.0"', ""), "not as its library writes it .KeyError: 'weight'"),
+        (LINE.replace("<NeuralLayer", "<Other").replace("</NeuralLayer", "</Other"), "without NeuralLayer"),
+        (LINE.replace('"logistic"', '"logistic" normalizationMethod="softmax"'), "FieldRef, with the .* softmax"),
+        (network([FIELD], TWO, ["<FieldRef field='y'/>"] * 2, "regression"), "2 NeuralOutput, of FieldRef"),
+        (network([FIELD], TWO, ["no", "yes"]), "2 neurons that is neither logistic nor a softmax of two"),
+        (network([FIELD], TWO, ["no", "maybe"]), r"\['no', 'maybe'\] with the classes 'no' and 'yes'"),
+        (
+            network([norm("x", {0: 0, 1: 1}, 'mapMissingTo="0"'), FIELD], [([[1.0], [1.0]], [0.0], "")], ["yes"]),
+            "two inputs of 'x' with different values where it is missing",
+        ),
+        (
+            network([FIELD], [([[1.0]], [0.0], 'normalizationMethod="softmax"'), ([[1.0]], [0.0], "")], ["yes"]),
+            "the normalizationMethod softmax of a layer before the last one",
+        ),
+        (network([FIELD, FIELD], TWO, ["no", "yes"]).replace('"0,1"', '"0,0"'), "two neurons of a layer .* '0,0'"),
+    ],
+)
+def test_networks_that_a_fleet_does_not_have_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(FleetError, match=f"model 'm'.*{message}"):
+        fleet_from_pmml(files_of(tmp_path, {"m": text}))
+
+
+def test_a_network_with_a_weight_of_nan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match=r"weights with NaN or infinity in 1 model .'m'"):
+        fleet_from_pmml(files_of(tmp_path, {"m": LINE.replace('weight="2.0"', 'weight="NaN"')}))
+
+
+DERIVED = '<LocalTransformations><DerivedField name="d"/></LocalTransformations>'
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -141,6 +323,7 @@ def test_trees_of_classes_give_the_probability_of_the_second_one(tmp_path: Path)
         (CARD.replace('partialScore="2"', ""), "an Attribute without a partialScore"),
         (CARD.replace('partialScore="2"', 'partialScore="two"'), "not as its library writes it .ValueError"),
         (tree(TOP.replace("<True/>", "", 1)), "a node without a condition"),
+        (REGRESSION.replace("<RegressionTable", f"{DERIVED}<RegressionTable", 1), "DerivedField in a LocalTransf"),
     ],
 )
 def test_pmml_that_a_fleet_does_not_have_is_refused(tmp_path: Path, text: str, message: str) -> None:
