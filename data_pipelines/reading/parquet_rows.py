@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
@@ -219,7 +220,7 @@ class ParquetFiles:
         with ThreadPoolExecutor(_FOOTERS_AT_A_TIME) as pool:
             return cls(tuple(files), tuple(pool.map(_footer, files)))
 
-    @property
+    @cached_property
     def schema(self) -> pa.Schema:
         """The columns of the first file, and of all partition folders."""
         return _schema(self.files, self.footers[0], None)

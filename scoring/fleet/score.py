@@ -238,7 +238,8 @@ def _source(spark: SparkSession, rows: Any, columns: Sequence[str], target: Stor
     locations = [rows] if isinstance(rows, Location) else list(rows)
     refuse_own_input([file.path for file in found], locations, target)
     files = ParquetFiles.of(found)
-    present = [name for name in columns if name in files.schema.names]
+    known = set(files.schema.names)
+    present = [name for name in columns if name in known]
     if len(files.of_each_schema(present)) > 1:
         return _of_table(read_together(spark, rows, files, present), columns, target, "spark")
     of_columns = files.rows(present)
