@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -83,7 +84,7 @@ class NetworkReader:
         else:
             stack = self._probability(stack, places, normalization, *classes)
         link, hidden, terms = _LINKS[stack.activations[-1]], stack.activations[:-1], list(self._missing)
-        transforms = {
+        transforms: dict[str, list[Any]] = {
             "clip_low": [None if np.isinf(term.low) else term.low for term in terms],
             "clip_high": [None if np.isinf(term.high) else term.high for term in terms],
             "category": [term.category for term in terms],

@@ -183,7 +183,7 @@ def test_networks_predict_what_those_of_sklearn_do(tmp_path: Path) -> None:
     texts: dict[str, str] = {}
     expected: dict[str, np.ndarray] = {}
     for name, other in {"tanh": "tanh", "rectifier": "relu", "logistic": "logistic", "identity": "identity"}.items():
-        model = MLPRegressor((5, 4), activation=other, tol=1e9, random_state=0).fit(scaled, target)
+        model = MLPRegressor(hidden_layer_sizes=(5, 4), activation=other, tol=1e9, random_state=0).fit(scaled, target)
         options = [activated(name), activated(name), activated("identity")]
         layers = list(zip(model.coefs_, model.intercepts_, options, strict=True))
         texts[name] = network(inputs, layers, [norm("y", {3.0: 0.0, 1.0: -1.0})], "regression")
