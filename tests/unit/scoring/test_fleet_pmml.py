@@ -206,6 +206,7 @@ def test_networks_predict_what_those_of_sklearn_do(tmp_path: Path) -> None:
             ["no", "yes"],
         ),
     }
+    ends["other_twice"] = (ends["twice"][0], ["no"])
     for name, (layers, outputs) in ends.items():
         texts[name] = network(inputs, [hidden, *layers], outputs)
         expected[name] = classes.predict_proba(scaled)[:, 1]
@@ -234,7 +235,7 @@ IDENTITY = activated("identity")
 
 def test_inputs_and_outputs_of_networks_are_normalised_between_points(tmp_path: Path) -> None:
     inputs = [
-        norm("x", {0: 0, 2: 1, 6: 2}, 'mapMissingTo="0.25"'),
+        norm("x", {1: 0.5, 2: 1, 6: 2}, 'mapMissingTo="0.25"'),
         norm("z", {0: 0, 1: 0.5, 3: 1}, 'outliers="asExtremeValues"'),
         '<NormDiscrete field="state" value="CA" mapMissingTo="0.5"/>',
         '<NormDiscrete field="state" value="NY" mapMissingTo="0"/>',
