@@ -102,7 +102,7 @@ def packed_counts(counts: np.ndarray | None) -> str:
         return ""
     # All first bytes of the numbers, then all second ones, and so on: a third shorter, as most upper ones are 0.
     planes = counts.reshape(-1, 1).view(np.uint8).T
-    return base64.b64encode(zlib.compress(planes.tobytes())).decode()
+    return base64.b64encode(zlib.compress(planes.tobytes(), 1)).decode()
 
 
 def unpacked_counts(text: str, models: int) -> np.ndarray:
