@@ -14,7 +14,17 @@ import pytest
 from tests.conftest import PATIENCE
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NAMES_OF_USERS = ("callbacks", "data_pipelines", "models", "plots", "recipes", "scoring", "storage", "training")
+NAMES_OF_USERS = (
+    "callbacks",
+    "data_pipelines",
+    "lifecycle",
+    "models",
+    "plots",
+    "recipes",
+    "scoring",
+    "storage",
+    "training",
+)
 
 
 @dataclass(frozen=True)

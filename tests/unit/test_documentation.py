@@ -35,7 +35,7 @@ INDENTED_SAMPLES = (
     *("fleet.md", "metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
 )
 FENCED_SAMPLES = ("data.md", "reading.md", "recipes.md", "tfrecord.md")
-PACKAGES = ("callbacks", "data_pipelines", "models", "scoring", "storage", "training")
+PACKAGES = ("callbacks", "data_pipelines", "lifecycle", "models", "scoring", "storage", "training")
 
 
 def test_command_line_page_lists_every_flag_with_its_default() -> None:
