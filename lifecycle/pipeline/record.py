@@ -1,0 +1,134 @@
+"""The record of a pipeline for one date: a folder with ``record.json``, which one command at a time may change."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mirrorspark.lifecycle.pipeline.stages import Records, StageRecord
+from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.storage.credentials import clean
+from mirrorspark.training.records.run_lock import hold_lock
+from mirrorspark.training.results.report.summary import strict
+
+RECORD_FILE = "record.json"
+_FOLDER = "pipelines"
+_VERSION = 1
+
+
+class PipelineError(RuntimeError):
+    """A pipeline cannot run: another command runs it, or it was begun with other settings."""
+
+
+@dataclass(frozen=True)
+class PipelineRecord:
+    """What is known of a pipeline for one date.
+
+    Attributes:
+        name: Name of the registered model.
+        run_date: The day that it runs for, such as ``2026-01-31``.
+        settings: The settings that decide its result; they cannot change once it has begun.
+        stages: The record of each stage that has begun.
+        is_finished: Whether all of its stages have passed.
+    """
+
+    name: str
+    run_date: str
+    settings: Mapping[str, Any]
+    stages: Records = field(default_factory=dict)
+    is_finished: bool = False
+
+    @property
+    def facts(self) -> Mapping[str, Mapping[str, Any]]:
+        """The facts of the stages that have passed."""
+        return {name: record.facts for name, record in self.stages.items() if record.state == "passed"}
+
+    def to_json(self) -> str:
+        """Return the document, without passwords."""
+        return json.dumps(clean(strict({"version": _VERSION, **asdict(self)})), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def load(cls, folder: Path) -> "PipelineRecord | None":
+        """Return the record in a folder; None if it has none.
+
+        Raises:
+            PipelineError: It is damaged, or another version wrote it.
+        """
+        file = folder / RECORD_FILE
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+            if (version := document.pop("version")) != _VERSION:
+                raise PipelineError(f"{file} has version {version}, this program reads {_VERSION}; use its own program")
+            stages = {name: StageRecord(**values) for name, values in document.pop("stages").items()}
+            return cls(**document, stages=stages)
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PipelineError(f"{file} is damaged ({error}); remove it to begin that date anew") from error
+
+
+def folder_of(output: Path, name: str, run_date: str) -> Path:
+    """Return the folder of a pipeline for one date."""
+    return output / _FOLDER / name / run_date
+
+
+def former_record(output: Path, name: str, run_date: str) -> PipelineRecord | None:
+    """Return the record of the latest earlier date that is finished; None if there is none.
+
+    Raises:
+        PipelineError: A record is damaged.
+    """
+    parent = output / _FOLDER / name
+    dates = sorted((item.name for item in parent.iterdir()), reverse=True) if parent.is_dir() else []
+    for date in dates:
+        if date < run_date and (record := PipelineRecord.load(parent / date)) is not None and record.is_finished:
+            return record
+    return None
+
+
+@contextlib.contextmanager
+def open_record(folder: Path, new: PipelineRecord) -> Iterator["OpenRecord"]:
+    """Open the record of a date, or begin it, for as long as the block runs.
+
+    Raises:
+        PipelineError: Another command runs this date, the record is damaged, or it was begun with other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(hold_lock(folder))
+        except BlockingIOError as error:
+            raise PipelineError(f"another command runs {new.name} of {new.run_date}; wait for its end") from error
+        former = PipelineRecord.load(folder)
+        if former is not None and (change := _change(former.settings, json.loads(new.to_json())["settings"])):
+            raise PipelineError(
+                f"{new.name} of {new.run_date} was begun with {change}; give the settings that it was begun with, or "
+                f"remove {folder} to begin anew"
+            )
+        yield OpenRecord(folder, former or new)
+
+
+class OpenRecord:
+    """A record that this process may change."""
+
+    def __init__(self, folder: Path, record: PipelineRecord) -> None:
+        self.folder, self.record = folder, record
+
+    def save(self, stages: Records, *, is_finished: bool = False) -> None:
+        """Keep the records of the stages.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        self.record = replace(self.record, stages=stages, is_finished=is_finished)
+        write_atomically(self.folder / RECORD_FILE, self.record.to_json())
+
+
+def _change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return the first setting that differs, in words."""
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            return f"{name}={before.get(name)!r}, not {now.get(name)!r}"
+    return None
