@@ -82,7 +82,7 @@ def paired_intervals(
 def binary_statistics(label: NDArray[Any], score: NDArray[Any]) -> Statistics:
     """Return ``auc``, ``pr_auc``, ``log_loss`` and ``brier`` of probabilities."""
     positive = np.asarray(label) > 0
-    losses = np.stack([_log_loss(positive, score), (score - positive) ** 2.0], axis=1)
+    losses = np.stack([row_log_losses(positive, score), (score - positive) ** 2.0], axis=1)
     # Rows with the same score have one rank.
     order = np.argsort(score, kind="stable")
     ordered = np.asarray(score)[order]
@@ -158,7 +158,7 @@ def mean_statistics(*names: str) -> Callable[[NDArray[Any], NDArray[Any]], Stati
 def multi_label_values(label: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.float64]:
     """Return the log loss and the Brier score of each row over its labels, ``[rows, 2]``."""
     positive = np.asarray(label) > 0
-    losses = [_log_loss(positive, np.asarray(scores)), (np.asarray(scores) - positive) ** 2.0]
+    losses = [row_log_losses(positive, np.asarray(scores)), (np.asarray(scores) - positive) ** 2.0]
     return np.stack([loss.mean(axis=1) for loss in losses], axis=1)
 
 
@@ -185,8 +185,11 @@ def _means(weights: NDArray[np.float64], columns: NDArray[Any]) -> NDArray[np.fl
     return np.asarray((weights @ columns / weights.sum(axis=1, keepdims=True)).T)
 
 
-def _log_loss(positive: NDArray[np.bool_], score: NDArray[Any]) -> NDArray[np.float64]:
-    # As scikit-learn: no probability is more certain than its type can say.
+def row_log_losses(positive: NDArray[np.bool_], score: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the log loss of each probability in nats, in the shape of ``score``.
+
+    As in scikit-learn, no probability is more certain than its type can say.
+    """
     least = np.finfo(score.dtype).eps
     probability = np.clip(score, least, 1 - least).astype(np.float64)
     return np.asarray(-np.where(positive, np.log(probability), np.log1p(-probability)))

@@ -14,10 +14,10 @@ RECALL_AT_PRECISIONS = (0.3, 0.5, 0.7)
 PRECISION_KS = (1, 3, 5)
 
 # Of these a smaller value is better; of a bias, one nearer to 0; of all others, a larger one.
-_ERRORS = ("log_loss", "brier", "rmse", "mae", "mse", "loss", "deviance", "pinball", "interval_width")
+_ERRORS = ("log_loss", "brier", "rmse", "mae", "mse", "loss", "deviance", "pinball", "interval_width", "ece")
 _BIAS = "bias"
 # They describe the rows or the recommended candidates, or are right at a value that the quantiles say.
-_WITHOUT_VERDICT = ("base_rate", "interval_coverage", "coverage", "mean_popularity", "novelty")
+_WITHOUT_VERDICT = ("base_rate", "calibration", "interval_coverage", "coverage", "mean_popularity", "novelty")
 _ROWS = "_rows"
 
 

@@ -1,0 +1,154 @@
+"""The facts that gates decide about: metrics of slices with their intervals, parity, schema, latency and size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirrorspark.lifecycle.gate.measures import INVALID, ROWS, Measures, binning_errors
+from mirrorspark.lifecycle.gate.slices import OVERALL, slice_name
+from mirrorspark.lifecycle.gate.tally import BUCKETS, Tally, weighted_counts
+from mirrorspark.scoring.parity.report import ParityReport
+from mirrorspark.training.results.evaluation.bootstrap import CONFIDENCE, RESAMPLES
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A value with its 95% interval.
+
+    Attributes:
+        low: Lower end, NaN without an interval.
+        high: Upper end.
+        error: Largest distance to the exact value that comes from grouped scores; 0 for an exact value.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    error: float = 0.0
+
+
+@dataclass(frozen=True)
+class SliceFacts:
+    """Metrics of a slice by name.
+
+    Attributes:
+        slicing: Name of the slicing, :data:`slices.OVERALL` for all rows.
+        value: Value of the slicing's expression, as text; None for null and for all rows.
+        examples: Rows that the candidate scored.
+        invalid: Rows for which it gave no valid score.
+        candidate: Its metrics.
+        champion: Those of the champion; empty without one.
+        change: Candidate minus champion, of the same draws of keys.
+    """
+
+    slicing: str
+    value: str | None
+    examples: int
+    invalid: int
+    candidate: Mapping[str, Measure]
+    champion: Mapping[str, Measure] = field(default_factory=dict)
+    change: Mapping[str, Measure] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The slice in words."""
+        return slice_name(self.slicing, self.value)
+
+    @property
+    def is_overall(self) -> bool:
+        """Whether the slice has all rows."""
+        return self.slicing == OVERALL
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that gates decide about.
+
+    Attributes:
+        slices: All rows first.
+        parity: Reports of parity by name of the check.
+        schema_changes: How inputs and outputs differ from the champion's, in words; None without a champion.
+        latency_p99_ms: 99th percentile of the time of a single row, in milliseconds; None if it was not measured.
+        model_bytes: Size of the model's files.
+    """
+
+    slices: tuple[SliceFacts, ...]
+    parity: Mapping[str, ParityReport] = field(default_factory=dict)
+    schema_changes: tuple[str, ...] | None = None
+    latency_p99_ms: float | None = None
+    model_bytes: int | None = None
+
+    @property
+    def has_champion(self) -> bool:
+        """Whether the candidate was compared with a champion."""
+        return any(one.champion for one in self.slices)
+
+
+def slice_facts(
+    slicing: str,
+    value: str | None,
+    tallies: Sequence[Tally],
+    measures: Measures,
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> SliceFacts:
+    """Return the metrics of a slice, with intervals from a Poisson bootstrap of the buckets of keys.
+
+    Args:
+        slicing: Name of the slicing.
+        value: The slice's value.
+        tallies: Of the candidate and, if there is one, of the champion.
+        measures: The metrics of the task.
+        seed: Fixes the draws.
+        resamples: Number of draws.
+    """
+    weights = np.random.default_rng(seed).poisson(1.0, (resamples, BUCKETS)).astype(np.float64)
+    points = [_points(tally, measures) for tally in tallies]
+    drawn = [_drawn(tally, measures, weights) for tally in tallies]
+    # Shares of few cells are off by a little; their distance to the exact value is the same in every draw.
+    centres = [_drawn(tally, measures, np.ones((1, BUCKETS))) for tally in tallies]
+    of_models = [
+        {
+            name: _measure(value, draws[name] - centre[name] + value, error.get(name, 0.0))
+            for name, value in point.items()
+        }
+        for (point, error), draws, centre in zip(points, drawn, centres, strict=True)
+    ]
+    change = {}
+    if len(tallies) > 1:
+        for name, value in points[0][0].items():
+            other = points[1][0][name]
+            draws = drawn[0][name] - drawn[1][name] - (centres[0][name] - centres[1][name])
+            change[name] = _measure(value - other, draws + (value - other), of_models[0][name].error)
+    sums = tallies[0].sums.sum(axis=0)
+    champion = of_models[1] if len(of_models) > 1 else {}
+    return SliceFacts(slicing, value, int(sums[ROWS]), int(sums[INVALID]), of_models[0], champion, change)
+
+
+def _points(tally: Tally, measures: Measures) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the metrics, and how far they may be from their exact values."""
+    found = measures.values(tally.sums.sum(axis=0)[None], [weighted_counts(counts) for counts in tally.fine])
+    errors = [binning_errors(counts.counts) if counts.shift else {} for counts in tally.fine]
+    error = dict(errors[0]) if errors else {}
+    for name in ("auc", "pr_auc"):
+        error[f"macro_{name}"] = float(np.mean([one.get(name, 0.0) for one in errors[1:]] or [0.0]))
+    return {name: float(of[0]) for name, of in found.items()}, error
+
+
+def _drawn(tally: Tally, measures: Measures, weights: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+    return measures.values(weights @ tally.sums, [weighted_counts(counts, weights) for counts in tally.coarse])
+
+
+def _measure(value: float, draws: NDArray[np.float64], error: float) -> Measure:
+    # A draw of few rows may have one class only.
+    draws = draws[np.isfinite(draws)]
+    if not len(draws) or not math.isfinite(value):
+        return Measure(value, error=error)
+    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Measure(value, float(low), float(high), error)
