@@ -23,6 +23,7 @@ HALVES = Experiment("ranker", {"control": 50, "deep": 50})
 # printf 'ranker:user-1' | sha256sum | cut -c1-15, and so on, modulo 10,000.
 KNOWN_BUCKETS = [9073, 1172, 7506, 1611]
 UNITS = pa.array([f"user-{number}" for number in range(100_000)])
+SOME = UNITS[:20_000]
 
 
 def test_the_bucket_is_the_published_formula() -> None:
@@ -47,8 +48,8 @@ def test_the_variants_of_100_000_units_have_their_shares(weights: dict[str, floa
 
 
 def test_experiments_with_different_salts_are_independent() -> None:
-    one = assign_array(UNITS, Experiment("one", {"a": 1, "b": 1})).to_pylist()
-    other = assign_array(UNITS, Experiment("other", {"a": 1, "b": 1})).to_pylist()
+    one = assign_array(SOME, Experiment("one", {"a": 1, "b": 1})).to_pylist()
+    other = assign_array(SOME, Experiment("other", {"a": 1, "b": 1})).to_pylist()
     counts = Counter(zip(one, other, strict=True))
     assert chisquare(list(counts.values())).pvalue > 1e-3
     assert len(counts) == 4
@@ -102,11 +103,11 @@ def test_held_out_units_are_in_no_experiment() -> None:
     one = Experiment("one", {"a": 1, "b": 1}, holdout=0.05)
     other = Experiment("other", {"c": 1, "d": 1}, holdout=0.05)
     wider = Experiment("wider", {"e": 1}, holdout=0.1)
-    outs = [np.array(assign_array(UNITS, each).to_pylist()) == "holdout" for each in (one, other, wider)]
-    assert outs[0].mean() == pytest.approx(0.05, abs=0.003)
+    outs = [np.array(assign_array(SOME, each).to_pylist()) == "holdout" for each in (one, other, wider)]
+    assert outs[0].mean() == pytest.approx(0.05, abs=0.005)
     np.testing.assert_array_equal(outs[0], outs[1])
     assert not (outs[0] & ~outs[2]).any()
-    rest = Counter(assign_array(UNITS, one).to_pylist())
+    rest = Counter(assign_array(SOME, one).to_pylist())
     assert chisquare([rest["a"], rest["b"]]).pvalue > 1e-3
 
 
@@ -114,11 +115,11 @@ def test_experiments_of_one_layer_share_no_unit() -> None:
     parts = ((0.0, 0.3), (0.3, 0.6), (0.6, 1.0))
     experiments = [Experiment(f"e{i}", {"a": 1, "b": 1}, layer="home", part=part) for i, part in enumerate(parts)]
     check_experiments(experiments)
-    taken = np.array([[name is not None for name in assign_array(UNITS, one).to_pylist()] for one in experiments])
+    taken = np.array([[name is not None for name in assign_array(SOME, one).to_pylist()] for one in experiments])
     np.testing.assert_array_equal(taken.sum(axis=0), 1)
     assert taken.mean(axis=1) == pytest.approx([0.3, 0.3, 0.4], abs=0.01)
     # Another layer is dealt independently.
-    across = np.array(assign_array(UNITS, Experiment("x", {"a": 1, "b": 1}, layer="mail")).to_pylist()) == "a"
+    across = np.array(assign_array(SOME, Experiment("x", {"a": 1, "b": 1}, layer="mail")).to_pylist()) == "a"
     assert across[taken[0]].mean() == pytest.approx(0.5, abs=0.02)
 
 
@@ -215,7 +216,7 @@ def test_a_definition_needs_a_name_and_weights_alone(tmp_path: Path) -> None:
         ({"name": ""}, "has the name ''"),
         ({"weights": {}}, "give a weight by variant"),
         ({"weights": {"a": -1, "b": 2}}, "weighs -1; use 0 or more"),
-        ({"weights": {"a": float("nan")}}, "weighs nan; use 0 or more"),
+        ({"weights": {"a": float("nan")}}, "weighs 'NaN'; use 0 or more"),
         ({"weights": {"a": 0, "b": 0}}, "all weights .* are 0"),
         ({"weights": {"holdout": 1}}, "a variant 'holdout'; use a text other than"),
         ({"weights": {"a": 2, "b": 1}}, "change weights with reweighted"),
