@@ -86,7 +86,9 @@ def variant_column(unit: Column, experiment: Experiment) -> Column:
     variant = F.when(unit.isNotNull(), _by_bucket(_bucket_column(experiment.salt, text), experiment))
     if experiment.layer:
         part = experiment.part_buckets
-        variant = F.when(_bucket_column(experiment.layer_salt, text).between(part.start, part.stop - 1), variant)
+        # Counted from the start of the part, one comparison is enough, and so is one hash.
+        place = F.pmod(_bucket_column(experiment.layer_salt, text) - part.start, F.lit(BUCKETS))
+        variant = F.when(place < len(part), variant)
     if experiment.holdout:
         is_held_out = _bucket_column(experiment.holdout_salt, text) < experiment.held_out_buckets
         variant = F.when(is_held_out, HOLDOUT).otherwise(variant)

@@ -91,7 +91,7 @@ def first_exposures(log: DataFrame) -> DataFrame:
 
     by_unit = _by_unit(log).where((F.col("variants") == 1) & (F.col("first.variant") != HOLDOUT))
     fields = [F.col(f"first.{name}").alias(name) for name in ("variant", "weight", "model_version", "time")]
-    return by_unit.select("experiment", "unit", *fields, "table of exposures")
+    return by_unit.select("experiment", "unit", *fields, "exposures")
 
 
 def switched_units(log: DataFrame) -> DataFrame:
@@ -109,7 +109,7 @@ def switched_units(log: DataFrame) -> DataFrame:
     from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
     found = _by_unit(log).where(F.col("variants") > 1)
-    return found.select("experiment", "unit", F.col("names").alias("variants"), "table of exposures")
+    return found.select("experiment", "unit", F.col("names").alias("variants"), "exposures")
 
 
 def exposure_faults(log: DataFrame) -> DataFrame:
@@ -261,7 +261,7 @@ def _by_unit(log: DataFrame) -> DataFrame:
         .groupBy("experiment", "unit")
         .agg(
             F.min(event).alias("first"),
-            F.count_distinct("event_id").alias("table of exposures"),
+            F.count_distinct("event_id").alias("exposures"),
             F.array_sort(F.collect_set("variant")).alias("names"),
         )
         .withColumn("variants", F.size("names"))

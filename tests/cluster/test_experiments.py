@@ -218,8 +218,8 @@ def test_results_have_the_moments_that_an_analysis_needs(spark: "SparkSession") 
 
 
 def scored(spark: "SparkSession") -> "DataFrame":
-    columns = "float(id) as control_score, float(1000 + id) as deep_score, float(-id - 1) as next_score"
-    return spark.range(300).selectExpr("id as user", "id % 5 as page", *columns, "'secret' as notes")
+    scores = ("float(id) as control_score", "float(1000 + id) as deep_score", "float(-id - 1) as next_score")
+    return spark.range(300).selectExpr("id as user", "id % 5 as page", *scores, "'secret' as notes")
 
 
 MODELS = {"control": "control_score", "deep": "deep_score", "next": "next_score"}
