@@ -230,7 +230,7 @@ def arms_of_results(results: DataFrame, experiment: Experiment, *, is_proportion
     return [Arm.of_row(row.asDict(), is_proportion=is_proportion) for row in rows]
 
 
-def analyse(
+def analyse_experiment(
     experiment: Experiment,
     arms: Iterable[Arm],
     *,

@@ -45,7 +45,7 @@ class Choices:
     propensities: Floats
 
 
-def choose(policy: Policy, contexts: ArrayLike, random: np.random.Generator) -> Choices:
+def choose_arms(policy: Policy, contexts: ArrayLike, random: np.random.Generator) -> Choices:
     """Draw an arm for each row by the policy's propensities.
 
     Args:
@@ -153,9 +153,8 @@ class EpsilonGreedy:
         return len(self.counts)
 
     def propensities(self, contexts: ArrayLike) -> Floats:
-        """Return the probability of each arm, ``[rows, arms]``; best arms of one mean share, as do arms without rewards."""
+        """Return the probability of each arm, ``[rows, arms]``; arms that were never tried are the best ones."""
         counts, sums = np.array(self.counts), np.array(self.sums)
-        # An arm that was never tried counts as the best.
         means = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
         return np.tile(_greedy(means[None], self.epsilon), (_rows(contexts), 1))
 

@@ -144,7 +144,7 @@ def exposure_faults(log: DataFrame) -> DataFrame:
     return events.join(counted, "experiment", "left").fillna(0, ["units", "switched", "held_out"])
 
 
-def attributed(
+def attribute_actions(
     exposures: DataFrame,
     actions: DataFrame,
     *,
@@ -214,7 +214,7 @@ def variant_results(units: DataFrame, *, metric: str = "value") -> DataFrame:
     """Return the results of each variant of each experiment: all that an analysis needs of any number of units.
 
     Args:
-        units: Rows of :func:`attributed`, or a table with ``experiment``, ``variant``, a metric and, for CUPED,
+        units: Rows of :func:`attribute_actions`, or a table with ``experiment``, ``variant``, a metric and, for CUPED,
             ``value_before``.
         metric: Column of the metric: ``value``, ``converted``, ``actions`` or one of your own.
 

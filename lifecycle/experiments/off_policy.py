@@ -34,7 +34,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, eq=False)
-class Log:
+class PolicyLog:
     """What a policy chose, and what came of it.
 
     Attributes:
@@ -63,8 +63,8 @@ class Log:
             raise ExperimentError("a reward of the log is no finite number, or an arm is negative; leave out the row")
 
 
-def off_policy(
-    log: Log,
+def off_policy_estimates(
+    log: PolicyLog,
     target: ArrayLike,
     *,
     predicted: ArrayLike | None = None,
@@ -109,16 +109,6 @@ def off_policy(
         residual = weights * (log.rewards - rewards[rows, log.chosen])
         found["dr"] = _estimate("dr", by_model + residual, effective, confidence)
     return found
-
-
-def importance_weights(log: Log, target: ArrayLike) -> Floats:
-    """Return the weight of each logged row under another policy, ``[rows]``: its propensity divided by the logged one.
-
-    Raises:
-        ExperimentError: The shapes do not match, or rows of the target are no probabilities.
-    """
-    arms = _probabilities(target, len(log.chosen), int(log.chosen.max()))
-    return arms[np.arange(len(log.chosen)), log.chosen] / log.propensities
 
 
 def _estimate(method: str, values: Floats, effective: float, confidence: float) -> Estimate:

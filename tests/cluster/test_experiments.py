@@ -13,7 +13,7 @@ from mirrorspark.lifecycle.experiments.exposed import exposed_scores
 from mirrorspark.lifecycle.experiments.exposures import (
     ACTION_COLUMNS,
     EXPOSURE_COLUMNS,
-    attributed,
+    attribute_actions,
     exposure_faults,
     first_exposures,
     log_exposures,
@@ -177,13 +177,13 @@ def actions(spark: "SparkSession") -> "DataFrame":
 
 def test_actions_are_attributed_from_the_exposure_to_the_end_of_the_window(spark: "SparkSession") -> None:
     first = first_exposures(exposure_log(spark)).where("experiment = 'ranker'")
-    found = attributed(first, actions(spark), window=DAY, before=2 * DAY)
+    found = attribute_actions(first, actions(spark), window=DAY, before=2 * DAY)
     assert {row.unit: (row.actions, row.converted, row.value, row.value_before) for row in found.collect()} == {
         "anna": (2, 1, 3.0, 24.0),
         "ben": (1, 1, 0.0, 0.0),
         "emil": (1, 1, 64.0, 0.0),
     }
-    assert "value_before" not in attributed(first, actions(spark), window=DAY).columns
+    assert "value_before" not in attribute_actions(first, actions(spark), window=DAY).columns
 
 
 def test_units_whose_window_is_not_over_are_left_out(spark: "SparkSession") -> None:
@@ -193,7 +193,7 @@ def test_units_whose_window_is_not_over_are_left_out(spark: "SparkSession") -> N
         (NOON + DAY - TICK, set()),
         (NOON + 6 * DAY, {"anna", "ben", "emil"}),
     ):
-        found = attributed(first, actions(spark), window=DAY, until=until).collect()
+        found = attribute_actions(first, actions(spark), window=DAY, until=until).collect()
         assert {row.unit for row in found} == units
 
 
@@ -291,9 +291,9 @@ def test_logs_without_a_column_or_with_another_type_are_refused(spark: "SparkSes
         switched_units(log.withColumn("time", log["time"].cast("string")))
     first = first_exposures(log)
     with pytest.raises(ExperimentError, match="window is 0:00:00; use a time above 0"):
-        attributed(first, actions(spark), window=datetime.timedelta(0))
+        attribute_actions(first, actions(spark), window=datetime.timedelta(0))
     with pytest.raises(ExperimentError, match="table of actions lacks column 'value'"):
-        attributed(first, actions(spark).drop("value"), window=DAY)
+        attribute_actions(first, actions(spark).drop("value"), window=DAY)
     with pytest.raises(ExperimentError, match="no column 'revenue' for the metric"):
         variant_results(first, metric="revenue")
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import integrate, stats
 
-from mirrorspark.lifecycle.experiments.analysis import Arm, analyse, sample_ratio
+from mirrorspark.lifecycle.experiments.analysis import Arm, analyse_experiment, sample_ratio
 from mirrorspark.lifecycle.experiments.definition import Experiment, ExperimentError
 from mirrorspark.lifecycle.experiments.intervals import (
     Difference,
@@ -32,7 +32,7 @@ ALPHA = 0.05
 def test_means_have_the_interval_and_the_p_value_of_welch() -> None:
     random = np.random.default_rng(1)
     control, deep = random.normal(10, 3, 80), random.normal(11, 5, 50)
-    [effect] = analyse(HALVES, [Arm.of_values("control", control), Arm.of_values("deep", deep)]).effects
+    [effect] = analyse_experiment(HALVES, [Arm.of_values("control", control), Arm.of_values("deep", deep)]).effects
     expected = stats.ttest_ind(deep, control, equal_var=False)
     low, high = expected.confidence_interval(0.95)
     assert (effect.low, effect.high, effect.p_value) == pytest.approx((low, high, expected.pvalue))
@@ -42,14 +42,14 @@ def test_means_have_the_interval_and_the_p_value_of_welch() -> None:
 
 def test_proportions_have_the_interval_of_agresti_and_caffo() -> None:
     # By hand: 8/36 - 2/36 = 1/6, error sqrt(8 * 28 / 36**3 + 2 * 34 / 36**3) = 0.07911.
-    [effect] = analyse(HALVES, [Arm.of_counts("control", 34, 1), Arm.of_counts("deep", 34, 7)]).effects
+    [effect] = analyse_experiment(HALVES, [Arm.of_counts("control", 34, 1), Arm.of_counts("deep", 34, 7)]).effects
     assert (effect.low, effect.high) == pytest.approx((0.01161, 0.32172), abs=1e-5)
     assert effect.p_value == pytest.approx(2 * stats.norm.sf(1 / 6 / 0.0791106), rel=1e-4)
     assert effect.difference == pytest.approx(6 / 34)
 
 
 def test_nobody_converting_does_not_make_an_interval_of_width_0() -> None:
-    analysis = analyse(HALVES, [Arm.of_counts("control", 50, 0), Arm.of_counts("deep", 50, 0)])
+    analysis = analyse_experiment(HALVES, [Arm.of_counts("control", 50, 0), Arm.of_counts("deep", 50, 0)])
     assert -0.1 < analysis.effects[0].low < -0.03
     assert 0.03 < analysis.effects[0].high < 0.1
     assert len(analysis.notes) == 2
@@ -99,12 +99,12 @@ def test_numbers_of_units_that_contradict_the_weights_are_a_mismatch() -> None:
 
 def test_several_variants_share_the_level() -> None:
     arms = [Arm.of_counts("control", 1_000, 100), Arm.of_counts("deep", 1_000, 128), Arm.of_counts("wide", 1_000, 90)]
-    both = analyse(THIRDS, arms)
-    alone = analyse(HALVES, arms[:2], confidence=0.975)
+    both = analyse_experiment(THIRDS, arms)
+    alone = analyse_experiment(HALVES, arms[:2], confidence=0.975)
     assert (both.effects[0].low, both.effects[0].high) == pytest.approx((alone.effects[0].low, alone.effects[0].high))
     assert both.effects[0].p_value == pytest.approx(2 * alone.effects[0].p_value)
     # p = 0.049 for this difference alone, and 0.1 among two.
-    assert analyse(HALVES, arms[:2]).effects[0].is_significant
+    assert analyse_experiment(HALVES, arms[:2]).effects[0].is_significant
     assert not both.effects[0].is_significant
 
 
@@ -115,8 +115,10 @@ def test_cuped_takes_what_the_covariate_explains() -> None:
     before = random.normal(size=2 * units)
     values = rho * before + math.sqrt(1 - rho**2) * random.normal(size=2 * units)
     values[units:] += 0.05
-    plain = analyse(HALVES, [Arm.of_values("control", values[:units]), Arm.of_values("deep", values[units:])])
-    adjusted = analyse(
+    plain = analyse_experiment(
+        HALVES, [Arm.of_values("control", values[:units]), Arm.of_values("deep", values[units:])]
+    )
+    adjusted = analyse_experiment(
         HALVES,
         [
             Arm.of_values("control", values[:units], before[:units]),
@@ -136,8 +138,8 @@ def test_cuped_takes_what_the_covariate_explains() -> None:
 def test_a_covariate_without_variance_changes_nothing() -> None:
     values = np.arange(10.0)
     arms = [Arm.of_values("control", values, np.ones(10)), Arm.of_values("deep", values + 1, np.ones(10))]
-    plain = analyse(HALVES, [Arm.of_values("control", values), Arm.of_values("deep", values + 1)])
-    assert analyse(HALVES, arms).effects == plain.effects
+    plain = analyse_experiment(HALVES, [Arm.of_values("control", values), Arm.of_values("deep", values + 1)])
+    assert analyse_experiment(HALVES, arms).effects == plain.effects
 
 
 # Simulations
@@ -253,20 +255,20 @@ def test_plans_have_the_known_size() -> None:
 )
 def test_the_conclusion_is_one_sentence(counts: tuple[int, int], higher_is_better: bool, expected: str) -> None:
     arms = [Arm.of_counts(name, 5_000, of) for name, of in zip(HALVES.variants, counts, strict=True)]
-    conclusion = analyse(HALVES, arms, higher_is_better=higher_is_better).conclusion
+    conclusion = analyse_experiment(HALVES, arms, higher_is_better=higher_is_better).conclusion
     assert expected in conclusion
     assert conclusion.endswith(".")
 
 
 def test_a_mismatch_of_units_is_the_conclusion_whatever_the_effects() -> None:
     arms = [Arm.of_counts("control", 5_200, 500), Arm.of_counts("deep", 4_800, 900)]
-    conclusion = analyse(HALVES, arms).conclusion
+    conclusion = analyse_experiment(HALVES, arms).conclusion
     assert conclusion.startswith("The effects cannot be trusted: control has 5,200 units of 5,000 expected, deep 4,800")
 
 
 def test_the_best_of_several_variants_is_named() -> None:
     arms = [Arm.of_counts(name, 5_000, of) for name, of in (("control", 500), ("deep", 700), ("wide", 750))]
-    assert analyse(THIRDS, arms).conclusion.startswith("wide is better than control")
+    assert analyse_experiment(THIRDS, arms).conclusion.startswith("wide is better than control")
 
 
 @pytest.mark.parametrize(
@@ -283,13 +285,13 @@ def test_results_that_make_no_sense_are_refused(
     arms: list[tuple[str, int, int]], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ExperimentError, match=message):
-        analyse(HALVES, [Arm.of_counts(*arm) for arm in arms], **options)
+        analyse_experiment(HALVES, [Arm.of_counts(*arm) for arm in arms], **options)
 
 
 def test_a_metric_of_one_value_is_refused() -> None:
     arms = [Arm.of_values(name, np.zeros(5)) for name in HALVES.variants]
     with pytest.raises(ExperimentError, match="the metric 'revenue' has one value in 'control' and 'deep'"):
-        analyse(HALVES, arms, metric="revenue")
+        analyse_experiment(HALVES, arms, metric="revenue")
 
 
 def test_arms_without_enough_units_or_with_other_values_are_refused() -> None:

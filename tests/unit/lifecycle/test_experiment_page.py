@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from mirrorspark.lifecycle.experiments.analysis import Analysis, Arm, analyse
+from mirrorspark.lifecycle.experiments.analysis import Analysis, Arm, analyse_experiment
 from mirrorspark.lifecycle.experiments.definition import Experiment
 from mirrorspark.lifecycle.experiments.page import experiment_page
 from mirrorspark.plots.intervals import IntervalRow, interval_chart
@@ -16,7 +16,7 @@ RANKER = Experiment("ranker <1>", {"control": 50, ODD_NAME: 50})
 
 def analysis(units: int = 5_000, others: int = 5_000) -> Analysis:
     arms = [Arm.of_counts("control", units, units // 10), Arm.of_counts(ODD_NAME, others, others // 7)]
-    return analyse(RANKER, arms, planned_units=20_000)
+    return analyse_experiment(RANKER, arms, planned_units=20_000)
 
 
 def test_the_page_has_the_conclusion_the_numbers_and_a_figure_and_no_markup_of_names() -> None:
@@ -56,14 +56,16 @@ def test_means_with_a_covariate_have_their_own_columns() -> None:
         Arm.of_values("control", values[:1_000], before[:1_000]),
         Arm.of_values("deep", values[1_000:], before[1_000:]),
     ]
-    page = experiment_page(analyse(halves, arms, metric="value"))
+    page = experiment_page(analyse_experiment(halves, arms, metric="value"))
     assert "variance left by CUPED" in page
     assert "conversions" not in page
     assert "points" not in page
 
 
 def test_intervals_are_drawn_in_proportion() -> None:
-    chart = interval_chart([IntervalRow("a", 1.0, (0.5, 1.5), (0.0, 2.0)), IntervalRow("b", 2.0, (1.0, 3.0), (0.0, 4.0))])
+    chart = interval_chart(
+        [IntervalRow("a", 1.0, (0.5, 1.5), (0.0, 2.0)), IntervalRow("b", 2.0, (1.0, 3.0), (0.0, 4.0))]
+    )
     bars = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"', chart)]
     assert bars[1] == pytest.approx(2 * bars[0], abs=0.15)
     centres = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', chart)]
