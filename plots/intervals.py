@@ -14,8 +14,8 @@ _QUIET = f"var(--quiet,{style.GREY})"
 _LINE = f"var(--line,{style.GRID})"
 _INK = "var(--ink,#222222)"
 
-_WIDTH, _ROW, _TOP, _FOOT = 760.0, 30.0, 8.0, 24.0
-_LEFT, _RIGHT = 160.0, 560.0
+_WIDTH, _ROW, _TOP, _FOOT = 780.0, 30.0, 8.0, 24.0
+_LEFT, _RIGHT = 160.0, 550.0
 _LETTERS = 24
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, ExperimentError
 from mirrorspark.lifecycle.experiments.intervals import (

@@ -7,7 +7,7 @@ from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from scipy import special  # type: ignore[import-untyped]
 
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 Numbers = Any
 """A float, or float64 ``[tests]``: formulas hold for one test and, in simulations, for many at once."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
 from mirrorspark.lifecycle.experiments.intervals import planned_half_width
