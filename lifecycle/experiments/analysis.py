@@ -266,7 +266,7 @@ def analyse_experiment(
     if all(of.before_mean is not None for of in moments):
         moments, theta = without_covariate(moments)
     alpha = 1 - confidence
-    precision, comparisons = mixture_precision(planned_units, alpha), len(ordered) - 1
+    comparisons = len(ordered) - 1
     effects = []
     for arm, of in zip(ordered[1:], moments[1:], strict=True):
         found = _difference(ordered[0], arm, moments[0], of, is_adjusted=theta is not None)
@@ -274,6 +274,9 @@ def analyse_experiment(
             raise ExperimentError(f"the metric '{metric}' has one value in '{ordered[0].variant}' and '{arm.variant}'")
         plain = difference_of_means(ordered[0].moments, arm.moments).error
         low, high = found.fixed(alpha / comparisons)
+        # Of the planned units, those of the two variants that are compared.
+        share = experiment.shares[experiment.control] + experiment.shares[arm.variant]
+        precision = mixture_precision(planned_units * (share or 1.0), alpha)
         always_low, always_high = found.always_valid(alpha / comparisons, precision)
         effects.append(
             Effect(

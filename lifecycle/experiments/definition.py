@@ -65,6 +65,8 @@ class Experiment:
             raise ExperimentError(f"experiment '{self.name}' has the part {self.part}; use shares 0 <= from < to <= 1")
         if not self.layer and (start, end) != (0, 1):
             raise ExperimentError(f"experiment '{self.name}' has the part {self.part} of no layer; name the layer")
+        # What the caller does with its mapping later must not change the experiment.
+        object.__setattr__(self, "weights", dict(self.weights))
         if not self.salt:
             object.__setattr__(self, "salt", self.name)
         if self.salt in (self.holdout_salt, self.layer_salt):
@@ -120,7 +122,7 @@ class Experiment:
             ExperimentError: There is no variant, or a weight is negative.
         """
         _check_weights(self.name, weights)
-        return replace(self, weights=dict(weights), allocation=reallocated(self.allocation, weights))
+        return replace(self, weights=weights, allocation=reallocated(self.allocation, weights))
 
     @classmethod
     def of(cls, declaration: Any, source: str | Path = "the declaration") -> Experiment:

@@ -2,11 +2,14 @@
 
 import datetime
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 
+from mirrorspark.lifecycle.experiments.analysis import Arm, analyse_experiment, arms_of_results
 from mirrorspark.lifecycle.experiments.assignment import assign, assign_array, assign_units
 from mirrorspark.lifecycle.experiments.definition import Experiment, ExperimentError
 from mirrorspark.lifecycle.experiments.exposed import exposed_scores
@@ -20,6 +23,8 @@ from mirrorspark.lifecycle.experiments.exposures import (
     switched_units,
     variant_results,
 )
+from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.scoring.fleet.score import score_fleet
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -281,6 +286,49 @@ def test_scores_that_cannot_be_exposed_are_refused(
     arguments: dict[str, Any] = {"unit": "user", "scores": MODELS} | changes
     with pytest.raises(ExperimentError, match=message):
         exposed_scores(scored(spark), RANKER, **arguments)
+
+
+def test_models_that_a_fleet_scores_in_one_pass_are_exposed_by_the_experiment(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    names = ["control", "deep", "next"]
+    terms = pd.DataFrame({"model": names, "column": "amount", "coefficient": [1.0, 10.0, 100.0]})
+    fleet = fleet_from_coefficients(terms, pd.DataFrame({"model": names}))
+    rows = spark.range(200).selectExpr("id as user", "double(id) as amount")
+    score_fleet(rows, fleet, tmp_path / "scores", keys="user", outputs="score", spark=spark)
+    wide = spark.read.parquet(str(tmp_path / "scores"))
+
+    served = exposed_scores(wide, RANKER, unit="user", scores={name: f"{name}_score" for name in names})
+
+    found = {row.user: row.score for row in served.exposed.collect()}
+    assert found == {user: user * (1 if assign(user, RANKER) == "control" else 10) for user in range(200)}
+    assert {row.shadow_next for row in served.shadows.collect()} == {100.0 * user for user in range(200)}
+
+
+def test_an_experiment_is_analysed_from_its_log_and_its_actions(spark: "SparkSession") -> None:
+    """Every fourth unit of the control converts, every second one of the other variant."""
+    rows = spark.range(4_000).selectExpr("id as user", "timestamp'2026-03-01 12:00:00' as shown")
+    log = log_exposures(rows, RANKER, unit="user", time="shown")
+    acted = assign_units(rows, RANKER, unit="user").where("user % if(variant = 'deep', 2, 4) = 0")
+    actions = acted.selectExpr(
+        "string(user) as event_id", "string(user) as unit", "2.5D as value", "shown + interval 1 hour as time"
+    )
+    units = attribute_actions(first_exposures(log), actions, window=DAY, before=DAY)
+
+    rates = arms_of_results(variant_results(units.drop("value_before"), metric="converted"), RANKER, is_proportion=True)
+    analysis = analyse_experiment(RANKER, rates, planned_units=4_000)
+
+    variants = [assign(user, RANKER) for user in range(4_000)]
+    deep = [user % 2 == 0 for user, variant in enumerate(variants) if variant == "deep"]
+    control = [user % 4 == 0 for user, variant in enumerate(variants) if variant == "control"]
+    expected = [Arm.of_counts("control", len(control), sum(control)), Arm.of_counts("deep", len(deep), sum(deep))]
+    by_counts = analyse_experiment(RANKER, expected, planned_units=4_000)
+    assert vars(analysis.effects[0]) == pytest.approx(vars(by_counts.effects[0]))
+    assert analysis.sample_ratio == by_counts.sample_ratio
+    assert analysis.conclusion.startswith("deep is better than control: converted differs by +2")
+    amounts = arms_of_results(variant_results(units, metric="value"), RANKER)
+    assert [arm.moments.before_mean for arm in amounts] == [0.0, 0.0]
+    assert amounts[1].moments.mean == pytest.approx(2.5 * sum(deep) / len(deep))
 
 
 def test_logs_without_a_column_or_with_another_type_are_refused(spark: "SparkSession") -> None:

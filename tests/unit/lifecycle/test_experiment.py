@@ -202,6 +202,13 @@ def test_a_saved_experiment_is_read_as_it_was(tmp_path: Path, name: str) -> None
     assert read.declaration() == experiment.declaration()
 
 
+def test_an_experiment_does_not_change_with_the_mapping_that_it_was_made_of() -> None:
+    weights = {"control": 1.0, "deep": 1.0}
+    experiment = Experiment("ranker", weights)
+    weights["deep"] = 9.0
+    assert experiment.weights == {"control": 1.0, "deep": 1.0}
+
+
 def test_a_definition_needs_a_name_and_weights_alone(tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
     path.write_text("name: ranker\nweights: {control: 50, deep: 50}\n")
