@@ -45,6 +45,34 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.data_pipelines.tfrecords import read_tfrecords as read_tfrecords
     from mirrorspark.data_pipelines.tfrecords import write_tfrecords as write_tfrecords
     from mirrorspark.data_pipelines.tfrecords import write_tfrecords_from_parquet as write_tfrecords_from_parquet
+    from mirrorspark.lifecycle.experiments.analysis import Arm as Arm
+    from mirrorspark.lifecycle.experiments.analysis import analyse_experiment as analyse_experiment
+    from mirrorspark.lifecycle.experiments.analysis import arms_of_results as arms_of_results
+    from mirrorspark.lifecycle.experiments.assignment import assign as assign
+    from mirrorspark.lifecycle.experiments.assignment import assign_array as assign_array
+    from mirrorspark.lifecycle.experiments.assignment import assign_units as assign_units
+    from mirrorspark.lifecycle.experiments.assignment import variant_column as variant_column
+    from mirrorspark.lifecycle.experiments.bandits import EpsilonGreedy as EpsilonGreedy
+    from mirrorspark.lifecycle.experiments.bandits import LinUCB as LinUCB
+    from mirrorspark.lifecycle.experiments.bandits import ThompsonSampling as ThompsonSampling
+    from mirrorspark.lifecycle.experiments.bandits import choose_arms as choose_arms
+    from mirrorspark.lifecycle.experiments.definition import Experiment as Experiment
+    from mirrorspark.lifecycle.experiments.definition import ExperimentError as ExperimentError
+    from mirrorspark.lifecycle.experiments.definition import check_experiments as check_experiments
+    from mirrorspark.lifecycle.experiments.exposed import exposed_scores as exposed_scores
+    from mirrorspark.lifecycle.experiments.exposures import attribute_actions as attribute_actions
+    from mirrorspark.lifecycle.experiments.exposures import exposure_faults as exposure_faults
+    from mirrorspark.lifecycle.experiments.exposures import first_exposures as first_exposures
+    from mirrorspark.lifecycle.experiments.exposures import log_exposures as log_exposures
+    from mirrorspark.lifecycle.experiments.exposures import switched_units as switched_units
+    from mirrorspark.lifecycle.experiments.exposures import variant_results as variant_results
+    from mirrorspark.lifecycle.experiments.off_policy import PolicyLog as PolicyLog
+    from mirrorspark.lifecycle.experiments.off_policy import off_policy_estimates as off_policy_estimates
+    from mirrorspark.lifecycle.experiments.page import experiment_page as experiment_page
+    from mirrorspark.lifecycle.experiments.planning import plan_experiment as plan_experiment
+    from mirrorspark.lifecycle.experiments.replay import replay_lists as replay_lists
+    from mirrorspark.lifecycle.experiments.replay import replay_policy as replay_policy
+    from mirrorspark.lifecycle.experiments.replay import replay_scores as replay_scores
     from mirrorspark.models.fitting.step_loop import use_step_loop as use_step_loop
     from mirrorspark.models.layers import feature_inputs as feature_inputs
     from mirrorspark.models.layers import feature_vector as feature_vector
@@ -240,6 +268,25 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.udf": ("scorer_udf",),
         "training.catalogue.build": ("RefreshError",),
         "training.catalogue.refresh": ("RefreshedIndex", "refresh_index"),
+    },
+    "Experiments": {
+        "lifecycle.experiments.analysis": ("Arm", "analyse_experiment", "arms_of_results"),
+        "lifecycle.experiments.assignment": ("assign", "assign_array", "assign_units", "variant_column"),
+        "lifecycle.experiments.bandits": ("EpsilonGreedy", "LinUCB", "ThompsonSampling", "choose_arms"),
+        "lifecycle.experiments.definition": ("Experiment", "ExperimentError", "check_experiments"),
+        "lifecycle.experiments.exposed": ("exposed_scores",),
+        "lifecycle.experiments.exposures": (
+            "attribute_actions",
+            "exposure_faults",
+            "first_exposures",
+            "log_exposures",
+            "switched_units",
+            "variant_results",
+        ),
+        "lifecycle.experiments.off_policy": ("PolicyLog", "off_policy_estimates"),
+        "lifecycle.experiments.page": ("experiment_page",),
+        "lifecycle.experiments.planning": ("plan_experiment",),
+        "lifecycle.experiments.replay": ("replay_lists", "replay_policy", "replay_scores"),
     },
     "Plots": {
         "plots.calibration": ("calibration_curve",),

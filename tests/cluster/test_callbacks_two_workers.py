@@ -79,11 +79,12 @@ def _run_ranks(folder: Path, name: str, commands: list[list[Any]], addresses: li
     return [json.loads(result.read_text()) for result in results]
 
 
-@pytest.fixture(params=[pytest.param("mirrored", marks=pytest.mark.full), "ring"])
+@pytest.fixture(params=["mirrored", "ring"])
 def strategy(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(420)
 def test_two_ranks_share_one_store_stop_together_and_resume_to_the_same_bits(tmp_path: Path, strategy: str) -> None:
     unbroken_store, resumed_store = tmp_path / "unbroken", tmp_path / "resumed"

@@ -530,6 +530,7 @@ def test_a_query_for_a_column_that_is_not_there_is_refused(spark: "SparkSession"
         query(spark, "SELECT tailnum FROM flights", "table.sql")
 
 
+@pytest.mark.full
 def test_the_flights_recipe_builds_one_row_per_flight_from_what_is_known_before_it_departs(
     spark: "SparkSession", tmp_path: Path
 ) -> None:

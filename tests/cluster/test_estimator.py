@@ -50,6 +50,7 @@ def fitted(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> P
     return Pipeline(stages=[miles, stage]).fit(rides(spark))
 
 
+@pytest.mark.full
 def test_the_scores_stand_beside_every_column_that_was_there(spark: "SparkSession", fitted: PipelineModel) -> None:
     scored = fitted.transform(rides(spark))
     assert scored.columns == [*rides(spark).columns, "distance", "score", "model_version"]
@@ -60,6 +61,7 @@ def test_the_scores_stand_beside_every_column_that_was_there(spark: "SparkSessio
     assert scored.first().model_version == "late/1"
 
 
+@pytest.mark.full
 def test_what_is_not_given_is_inferred_and_spark_mls_evaluators_take_the_scores(
     spark: "SparkSession", fitted: PipelineModel, tmp_path: Path
 ) -> None:
@@ -98,6 +100,7 @@ def check_learnt(model: TrainedModel, features: list[str], scored: "DataFrame") 
     assert BinaryClassificationEvaluator(labelCol="late", rawPredictionCol="score").evaluate(scored) > 0.7
 
 
+@pytest.mark.full
 def test_a_saved_pipeline_scores_the_same(spark: "SparkSession", fitted: PipelineModel, tmp_path: Path) -> None:
     path = str(tmp_path / "pipeline")
     fitted.save(path)
@@ -108,6 +111,7 @@ def test_a_saved_pipeline_scores_the_same(spark: "SparkSession", fitted: Pipelin
     assert loaded.transform(some).collect() == fitted.transform(some).collect()
 
 
+@pytest.mark.full
 def test_a_table_that_has_the_outputs_names_already_is_refused(spark: "SparkSession", fitted: PipelineModel) -> None:
     with pytest.raises(ScoringError, match=r"\['score'\] already"):
         fitted.transform(rides(spark).withColumn("score", F.lit(0.0)))

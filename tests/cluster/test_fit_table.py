@@ -100,6 +100,7 @@ def test_what_is_evaluated_and_scored_is_the_calibrated_model(fitted: ms.FitResu
     np.testing.assert_allclose(both["score_y"], both["score_x"], atol=1e-6)
 
 
+@pytest.mark.full
 def test_the_better_of_network_and_gradient_boosting_is_registered_and_scores_as_scikit_learn_does(
     fitted: ms.FitResult, tmp_path: Path
 ) -> None:
@@ -207,6 +208,7 @@ def test_a_spark_table_without_a_key_is_refused(spark: "SparkSession") -> None:
         ms.fit(spark.createDataFrame(rides()), label="late", spark=spark)
 
 
+@pytest.mark.full
 def test_a_model_of_the_users_own_trains_on_both_workers_with_its_loss_metric_and_callback(
     spark: "SparkSession", fitted: ms.FitResult, tmp_path: Path
 ) -> None:
@@ -276,12 +278,13 @@ def evaluated(spark: "SparkSession", result: ms.FitResult, rows: pd.DataFrame, *
     return stage.transform(spark.createDataFrame(rows))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("label", "kind", "metric", "at_least", "at_most"),
     [
-        pytest.param("price", "number", "rmse", 0, 3, marks=pytest.mark.full),
+        ("price", "number", "rmse", 0, 3),
         ("way", "multi_class", "accuracy", 0.95, 1),
-        pytest.param("dear", "binary", "auc", 0.99, 1, marks=pytest.mark.full),
+        ("dear", "binary", "auc", 0.99, 1),
     ],
 )
 def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(

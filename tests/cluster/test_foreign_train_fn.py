@@ -90,6 +90,7 @@ def test_mlflow_has_its_curve_though_it_knows_nothing_of_mlflow(unbroken: Launch
     assert {"examples_per_second", "seconds_per_epoch"} <= set(found.data.metrics)
 
 
+@pytest.mark.full
 def test_a_model_that_it_returns_becomes_a_version_that_scores_like_it(spark: "SparkSession", output: Path) -> None:
     """H9: with moving averages, which all ranks have to give at save time."""
 
@@ -160,6 +161,7 @@ def test_an_error_of_the_function_comes_back_as_it_was_and_is_not_tried_again(
     assert "in train" in attempt.first_error.traceback
 
 
+@pytest.mark.full
 def test_a_strategy_of_its_own_and_ours_both_run(spark: "SparkSession", output: Path) -> None:
     def train() -> Any:
         import tensorflow as tf

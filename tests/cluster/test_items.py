@@ -116,6 +116,7 @@ def fitting(lists: pd.DataFrame) -> int:
     return sum(int(row.candidates[0]) % 2 == int(row.user_id) % 2 for row in lists.itertuples())
 
 
+@pytest.mark.full
 def test_a_movie_that_nobody_has_rated_is_recommended(
     spark: "SparkSession", trained: tuple["Finished", "DataFrame"]
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_movie_that_nobody_has_rated_is_recommended(
     assert fitting(recommend(users, model, keys="user_id", k=1, available=new).toPandas()) >= 32
 
 
+@pytest.mark.full
 def test_a_new_catalogue_takes_the_alias_while_readers_run(
     spark: "SparkSession", trained: tuple["Finished", "DataFrame"], tmp_path: Path
 ) -> None:

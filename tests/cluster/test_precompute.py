@@ -43,6 +43,7 @@ def test_scores_of_a_table_are_found_by_key_and_were_computed_once(
     assert dict(spark.sparkContext._jsc.getPersistentRDDs()).keys() == held.keys()
 
 
+@pytest.mark.full
 def test_lists_of_candidates_are_found_by_key(spark: "SparkSession", tmp_path: Path) -> None:
     ddl = "user string, history array<string>, seen array<string>, row bigint"
     users = spark.createDataFrame([("u0", ["m1"], ["m2"], 0), ("u1", [], None, 1)], ddl)

@@ -168,6 +168,7 @@ def test_a_model_that_scores_is_refused(rows: "DataFrame", tmp_path: Path) -> No
         recommend(rows, export_flights(tmp_path / "flights", seed=1), keys="row", k=3)
 
 
+@pytest.mark.full
 def test_a_router_fuses_the_lists_of_its_models(rows: "DataFrame", movies: Path, tmp_path: Path) -> None:
     """R9: by 1 / (60 + place) with weights, over more candidates than are shown; other routes keep their list."""
     table = rows.withColumn("watched", F.col("history"))
@@ -216,6 +217,7 @@ def test_a_row_that_cannot_be_served_is_marked_and_has_no_lists(
     assert (counters.value.rows, counters.value.bad_rows) == (4, 1)
 
 
+@pytest.mark.full
 def test_lists_are_re_ranked_on_spark_as_in_arrow(spark: "SparkSession", rows: "DataFrame", movies: Path) -> None:
     """R7: two movies of a genre at most, with the attributes from a table of Spark or of Arrow."""
     genres = pa.table({"movie": MOVIES, "genre": [f"g{number % 5}" for number in range(40)]})

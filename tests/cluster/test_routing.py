@@ -122,6 +122,7 @@ def test_a_cascade_answers_alike_everywhere_and_as_its_stages_do_on_spark(
         recommend(table, folder, keys="row", k=4)
 
 
+@pytest.mark.full
 def test_a_cascade_of_integers_answers_alike_everywhere(spark: "SparkSession", tmp_path: Path) -> None:
     """R9: lists hold tokens, and the ranking model was trained on numbers."""
     seen = [[f"{number}" for number in numbers] for numbers in ((1, 2), (), range(38), range(40))]

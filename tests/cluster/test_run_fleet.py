@@ -415,6 +415,7 @@ def test_a_stale_driver_is_fenced_and_the_next_owners_outputs_stay(
     assert digests(output) == clean
 
 
+@pytest.mark.full
 def test_a_run_that_another_driver_begins_at_the_same_time_is_shared_or_left_alone(
     begin: Begin, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -266,6 +266,7 @@ def test_columns_of_any_name_are_scored_where_spark_reads(spark: "SparkSession",
     assert found["score"].to_pylist() == pytest.approx(expected.tolist(), rel=0, abs=1e-6)
 
 
+@pytest.mark.full
 def test_rows_that_spark_reads_are_read_once(spark: "SparkSession", model: Path, tmp_path: Path) -> None:
     """A table that grows meanwhile, or is computed at length, is counted as the tasks read it."""
     read = spark.sparkContext.accumulator(0)

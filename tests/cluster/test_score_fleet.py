@@ -188,6 +188,7 @@ def test_existing_outputs_are_kept_appended_to_or_replaced(
     assert write("overwrite", fleet.select(["model5"])).num_rows == ROWS // 2
 
 
+@pytest.mark.full
 def test_the_example_of_the_page_runs(spark: "SparkSession", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"(?:^ {4}.*\n(?:\n+(?= {4}))?)+", PAGE.read_text(encoding="utf-8"), re.MULTILINE)

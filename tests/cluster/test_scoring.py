@@ -94,6 +94,7 @@ def scores_by_key(frame: "DataFrame") -> dict[str, float]:
     return scores
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("own_python_workers")
 def test_fifty_partitions_load_the_model_once_per_python_worker(spark: "SparkSession", models: Models) -> None:
     """S1: local[2], 50 partitions, at most 2 loads; a second action adds none."""
@@ -114,6 +115,7 @@ def test_fifty_partitions_load_the_model_once_per_python_worker(spark: "SparkSes
     assert counters.value.loads == first.loads, (first, counters.value)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layout", ["row", "block"])
 def test_tfrecord_files_are_scored_like_the_table_they_were_written_from(
     spark: "SparkSession", flights: "DataFrame", models: Models, tmp_path: Path, layout: str

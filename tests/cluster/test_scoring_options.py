@@ -97,6 +97,7 @@ def test_two_hundred_partitions_are_scored_by_one_load_per_python_worker_and_no_
     assert told.peak_memory_bytes > 10e6
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("own_python_workers")
 def test_sql_and_a_udf_tell_what_their_tasks_did_over_all_queries(spark: "SparkSession", tmp_path: Path) -> None:
     """S1, S5, S10: as `score` does; of a model whose scores are all NaN."""

@@ -126,6 +126,7 @@ def test_an_mlflow_model_of_other_people_scores_a_table(spark: "SparkSession", t
     np.testing.assert_allclose([row.prediction for row in scored], pipeline.predict_proba(frame), rtol=1e-12)
 
 
+@pytest.mark.full
 def test_serialized_examples_go_to_a_signature_that_parses_them(spark: "SparkSession", tmp_path: Path) -> None:
     """S16: a column of tf.train.Example, and the payloads of TFRecord files, score like the columns inside."""
     source = save_parsing_saved_model(tmp_path / "source")

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.timeout(300)
 ROWS, TASKS, CALL = 1_003, 4, 128
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("rows", "is_compiled"), [(CALL, False), (None, True), (None, False)])
 def test_hooks_of_a_saved_model_are_traced_once_in_each_python_worker_where_calls_are_padded(
     spark: "SparkSession", tmp_path: Path, rows: int | None, is_compiled: bool

@@ -97,6 +97,7 @@ def test_an_audience_of_a_run_joins_the_steps_of_its_models(
     assert select_scores(output, "m4_binary = 1", spark=spark).count() > 0
 
 
+@pytest.mark.full
 def test_ranks_of_a_run_are_among_the_rows_of_all_its_prefixes(
     spark: "SparkSession", fleet: Fleet, file: Path, packed: Path, tmp_path: Path
 ) -> None:

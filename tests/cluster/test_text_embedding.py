@@ -94,6 +94,7 @@ def recipe(folder: Path, encoders: Path) -> Path:
     return folder
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("kind", ["texts", "images"])
 def test_the_tasks_that_score_embed_by_the_encoder_that_the_model_brings(
     spark: "SparkSession", tmp_path: Path, kind: str

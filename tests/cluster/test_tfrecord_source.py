@@ -172,6 +172,7 @@ def test_a_stream_writes_each_batch_once_also_when_it_is_started_again(spark: "S
     assert not [name for name in [*names_in(tmp_path), *names_in(tmp_path / "out")] if name.startswith(".")]
 
 
+@pytest.mark.full
 def test_a_new_stream_at_the_place_of_an_old_checkpoint_loses_nothing(spark: "SparkSession", tmp_path: Path) -> None:
     """Its batches count from 0 again; the notes of the old query are not its own."""
     give_stream(tmp_path, 0, 1)

@@ -160,6 +160,7 @@ def unbroken(place: Place) -> Trained:
     return place.train("unbroken", profile=True)
 
 
+@pytest.mark.full
 def test_a_profile_of_every_rank_is_left_in_the_runs_folder(unbroken: Trained) -> None:
     """T7: ``--profile`` is what TensorBoard's profiler reads, a folder for each rank."""
     captured = {path.relative_to(unbroken.folder) for path in unbroken.folder.rglob("*.xplane.pb")}

@@ -126,6 +126,7 @@ class Cluster:
         self._outcomes[rank].put(None)
 
 
+@pytest.mark.full
 def test_a_table_sharded_over_two_servers_trains_though_a_worker_is_killed_and_restores_whole(
     dataset: Dataset, tmp_path: Path
 ) -> None:

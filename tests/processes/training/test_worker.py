@@ -111,6 +111,7 @@ def test_a_rank_that_finishes_says_with_how_many_epochs(driver: Driver) -> None:
     assert driver.kinds(None) == ["phase"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("note", ["", "made to fail"])
 def test_nothing_that_tensorflow_generates_is_left_in_the_temporary_folder(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: str

@@ -274,6 +274,7 @@ def test_a_fit_that_failed_leaves_nothing_behind_when_another_one_begins(
     assert len(curve(mlflow_store, run_id, "loss")) == 1
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_a_process_that_ends_after_a_failed_fit_leaves_a_failed_run(mlflow_store: str, tmp_path: Path) -> None:
     program = f"""

@@ -222,6 +222,7 @@ except ModuleNotFoundError as error:
 """
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_a_model_with_a_scann_index_needs_scann_for_that_index_alone(tmp_path: Path) -> None:
     """R1: where the package is missing, all but its own index works."""

@@ -102,7 +102,8 @@ def test_a_process_that_scores_without_tokens_has_neither_keras_nor_numba(tmp_pa
     assert lines_of(_SCORES_LISTS, export_baskets(tmp_path)) == ["[]"]
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", "legacy.Adam", pytest.param("legacy.SGD", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("optimizer", ["Adam", "legacy.Adam", "legacy.SGD"])
 def test_keras_comes_with_a_model_that_needs_it(tmp_path: Path, optimizer: str) -> None:
     """Such a model holds its optimizer, and one of the legacy kind the slots of its variables, too."""
     import tf_keras
@@ -128,6 +129,7 @@ def test_tensorflow_starts_with_the_threads_that_it_is_limited_to(flights_model:
     assert started_by_many > started_by_few
 
 
+@pytest.mark.full
 def test_tensorflow_that_runs_already_with_more_threads_is_told_once() -> None:
     (line,) = lines_of(_RUNS_ALREADY)
     assert line.startswith("TensorFlow computes with 4 threads here, more than the task's cores (1): ")
@@ -150,6 +152,7 @@ def test_a_predictor_leaves_the_process_its_threads_and_computes_in_the_one_that
     assert config == "True -1"
 
 
+@pytest.mark.full
 def test_a_predictor_starts_tensorflow_with_the_threads_that_its_process_has_asked_for(flights_model: Path) -> None:
     """The first session of a process starts the threads of all."""
     assert lines_of(_PREDICTOR_BESIDE_IT, flights_model) == ["99 99"]

@@ -259,6 +259,7 @@ assert not {"scann", "models", "tensorflow_recommenders"} & set(sys.modules)
 """
 
 
+@pytest.mark.full
 @pytest.mark.process
 def test_a_process_without_scann_and_without_this_library_finds_the_same(stock_index: Index, tmp_path: Path) -> None:
     """R1: saved, and loaded by TensorFlow alone."""

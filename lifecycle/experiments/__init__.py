@@ -1,0 +1,1 @@
+"""Experiments: assignment of units to variants, their exposures and actions, the analysis, and bandits."""
