@@ -1,0 +1,203 @@
+"""Promotion of a validated version to champion, and the way back (requirement L3)."""
+
+import getpass
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from mirrorspark.lifecycle.gate.validation import FORMAT_VERSION, Validation
+from mirrorspark.lifecycle.promotion.registry import Registry
+from mirrorspark.storage.credentials import clean
+
+CHAMPION = "champion"
+PREVIOUS = "previous"
+AUDIT_PREFIX = "promotion."
+
+# MLflow takes 5,000 characters for a tag; a reason may be long.
+_REASON_CHARACTERS = 1000
+_SHOWN_FINDINGS = 5
+
+
+class PromotionRefusedError(RuntimeError):
+    """The evidence does not permit the promotion, or is not of the registered files."""
+
+
+class PromotionConflictError(RuntimeError):
+    """The champion is not the one that the candidate was compared with: another promotion came first."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a promotion needs to know of a validation.
+
+    Attributes:
+        name: Registered model of the candidate.
+        version: Its version.
+        digest: Digest of its files when it was validated.
+        champion: Version of the champion that it was compared with; None without one.
+        failed: The findings that block a promotion, in words.
+        at: Time of the validation.
+        sha256: Digest of the whole document.
+    """
+
+    name: str
+    version: str
+    digest: str
+    champion: str | None
+    failed: tuple[str, ...]
+    at: str
+    sha256: str
+
+    @classmethod
+    def of(cls, validation: Validation) -> Self:
+        """Return the evidence of a validation."""
+        return cls._read(validation.to_json())
+
+    @classmethod
+    def load(cls, file: str | Path) -> Self:
+        """Read the evidence that :meth:`lifecycle.gate.validation.Validation.save` has written.
+
+        Raises:
+            OSError: The file cannot be read.
+            PromotionRefusedError: It is no validation, or one of another version.
+        """
+        try:
+            return cls._read(Path(file).read_text(encoding="utf-8"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PromotionRefusedError(
+                f"{file} is no validation ({error}); give the validation.json of one"
+            ) from error
+
+    @classmethod
+    def _read(cls, text: str) -> Self:
+        document = json.loads(text)
+        if (version := document["format_version"]) != FORMAT_VERSION:
+            raise ValueError(f"its format is {version}, this program reads {FORMAT_VERSION}")
+        failed = tuple(one["words"] for one in document["findings"] if one["outcome"] == "failed")
+        if document["passed"] is not (not failed):
+            raise ValueError("its verdict is not that of its findings")
+        candidate, champion = document["candidate"], document["champion"]
+        if champion is not None and champion["name"] != candidate["name"]:
+            raise ValueError(f"it compares {candidate['name']} with another model, {champion['name']}")
+        return cls(
+            name=candidate["name"],
+            version=candidate["version"],
+            digest=candidate["digest"],
+            champion=champion and champion["version"],
+            failed=failed,
+            at=document["at"],
+            sha256=hashlib.sha256(text.encode()).hexdigest(),
+        )
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A move of the alias ``champion``.
+
+    Attributes:
+        name: Registered model.
+        version: The champion from now on.
+        previous: The champion before; None if there was none.
+        is_new: False if the version was the champion already, and nothing was done.
+    """
+
+    name: str
+    version: str
+    previous: str | None
+    is_new: bool = True
+
+
+def promote(evidence: Evidence | Validation, registry: Registry, *, why: str, who: str | None = None) -> Promotion:
+    """Make a validated version the champion, if it has passed and the champion is still the one it was compared with.
+
+    Of several promotions at once one wins; the others are told that the champion has changed. The former champion gets
+    the alias ``previous``. Who, when, why and by which evidence becomes a tag of the version. A promotion that was
+    killed half-way is completed by the same call.
+
+    Args:
+        evidence: The validation, or what :meth:`Evidence.load` has read.
+        registry: Where the versions are.
+        why: The reason, for the audit trail.
+        who: Who promotes; by default the user of this process.
+
+    Raises:
+        PromotionRefusedError: A gate has failed, or the registered files are not those that were validated.
+        PromotionConflictError: The champion has changed since the validation.
+        RegistryError: There is no such version, or another process holds the lock.
+    """
+    evidence = Evidence.of(evidence) if isinstance(evidence, Validation) else evidence
+    name, version = evidence.name, evidence.version
+    if evidence.failed:
+        more = len(evidence.failed) - _SHOWN_FINDINGS
+        shown = "; ".join(evidence.failed[:_SHOWN_FINDINGS]) + (f"; and {more} more" if more > 0 else "")
+        raise PromotionRefusedError(f"{name}/{version} stays out of production: {shown}")
+    if registry.digest(name, version) != evidence.digest:
+        raise PromotionRefusedError(f"the files of {name}/{version} are not those that were validated; validate again")
+    with registry.changing(name):
+        champion = registry.alias(name, CHAMPION)
+        if champion == version:
+            return Promotion(name, version, registry.alias(name, PREVIOUS), is_new=False)
+        if champion != evidence.champion:
+            raise PromotionConflictError(
+                f"the champion of '{name}' is {_words(champion)}, and {name}/{version} was compared with "
+                f"{_words(evidence.champion)}; validate it again"
+            )
+        entry = {"action": "promote", "from": champion, "why": why, "evidence": asdict(evidence)}
+        del entry["evidence"]["failed"]
+        _note(registry, name, version, who, entry)
+        # The champion last: until then nothing has changed for those who score.
+        if champion is not None:
+            registry.set_alias(name, PREVIOUS, champion)
+        registry.set_alias(name, CHAMPION, version)
+    return Promotion(name, version, champion)
+
+
+def rollback(name: str, registry: Registry, *, why: str, who: str | None = None) -> Promotion:
+    """Make the previous champion the champion again.
+
+    Args:
+        name: Registered model.
+        registry: Where the versions are.
+        why: The reason, for the audit trail.
+        who: Who does it; by default the user of this process.
+
+    Raises:
+        PromotionRefusedError: There is no previous champion.
+        RegistryError: There is no such model, or another process holds the lock.
+    """
+    with registry.changing(name):
+        champion, previous = registry.alias(name, CHAMPION), registry.alias(name, PREVIOUS)
+        if previous is None or previous == champion:
+            raise PromotionRefusedError(
+                f"'{name}' has no previous champion to go back to; set the alias {CHAMPION} to a version yourself"
+            )
+        _note(registry, name, previous, who, {"action": "rollback", "from": champion, "why": why})
+        registry.set_alias(name, CHAMPION, previous)
+        # Going back twice would bring the bad one into production again.
+        registry.delete_alias(name, PREVIOUS)
+    return Promotion(name, previous, champion)
+
+
+def audit_trail(name: str, version: str, registry: Registry) -> list[Mapping[str, Any]]:
+    """Return what was done with a version, the earliest first, each with ``at``, ``action``, ``who`` and ``why``.
+
+    Raises:
+        RegistryError: There is no such version.
+    """
+    tags = registry.tags(name, version)
+    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(AUDIT_PREFIX)]
+
+
+def _note(registry: Registry, name: str, version: str, who: str | None, entry: Mapping[str, Any]) -> None:
+    at = datetime.now(UTC)
+    noted = {"at": at.isoformat(timespec="seconds"), "who": who or getpass.getuser(), **entry}
+    noted["why"] = str(noted["why"])[:_REASON_CHARACTERS]
+    registry.set_tag(name, version, f"{AUDIT_PREFIX}{at:%Y%m%dT%H%M%S.%fZ}", json.dumps(clean(noted)))
+
+
+def _words(version: str | None) -> str:
+    return "no version" if version is None else f"version {version}"

@@ -1,0 +1,278 @@
+"""Registries of models behind one protocol: MLflow's, and a plain folder that needs no server (requirement L13)."""
+
+import contextlib
+import getpass
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from mirrorspark.callbacks.mlflow.store import sqlite_file, store_client
+from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.storage.credentials import without_credentials
+
+# Of a process that promotes. It makes a few requests, so another one need not wait for long.
+LOCK_SECONDS = 30.0
+
+_LOCK_SUFFIX = "-promotion-lock"
+
+
+class RegistryError(RuntimeError):
+    """A registry has no such model or version, or another process holds its lock."""
+
+
+class Registry(Protocol):
+    """Aliases and tags of the versions of models."""
+
+    def alias(self, name: str, alias: str) -> str | None:
+        """Return the version that has the alias; None if none has.
+
+        Raises:
+            RegistryError: There is no such model.
+        """
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """Move an alias to a version.
+
+        Raises:
+            RegistryError: There is no such version.
+        """
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """Remove an alias, if it is there."""
+
+    def tags(self, name: str, version: str) -> Mapping[str, str]:
+        """Return the tags of a version.
+
+        Raises:
+            RegistryError: There is no such version.
+        """
+
+    def set_tag(self, name: str, version: str, key: str, value: str) -> None:
+        """Set a tag of a version."""
+
+    def digest(self, name: str, version: str) -> str:
+        """Return the digest of a version's files, that of :class:`scoring.model.directory.PinnedModel`.
+
+        Raises:
+            ModelNotFoundError: There is no such version, or its files are missing.
+        """
+
+    def changing(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Keep all other promotions of a model out while the block runs.
+
+        Raises:
+            RegistryError: Another one has been changing it for longer than :data:`LOCK_SECONDS`.
+        """
+
+
+class FolderRegistry:
+    """A folder: ``NAME/VERSION/`` holds a model, ``NAME/registry.json`` the aliases and tags.
+
+    Its lock is that of a file, which the kernel releases when a process ends, however it ends. Hosts that share the
+    folder see each other's locks where its file system has them (NFS 4 has).
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def alias(self, name: str, alias: str) -> str | None:
+        """See :class:`Registry`."""
+        found: str | None = self._read(name)["aliases"].get(alias)
+        return found
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """See :class:`Registry`."""
+        self._require(name, version)
+        document = self._read(name)
+        document["aliases"][alias] = version
+        self._write(name, document)
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """See :class:`Registry`."""
+        document = self._read(name)
+        document["aliases"].pop(alias, None)
+        self._write(name, document)
+
+    def tags(self, name: str, version: str) -> Mapping[str, str]:
+        """See :class:`Registry`."""
+        self._require(name, version)
+        found: dict[str, str] = self._read(name)["tags"].get(version, {})
+        return found
+
+    def set_tag(self, name: str, version: str, key: str, value: str) -> None:
+        """See :class:`Registry`."""
+        self._require(name, version)
+        document = self._read(name)
+        document["tags"].setdefault(version, {})[key] = value
+        self._write(name, document)
+
+    def digest(self, name: str, version: str) -> str:
+        """See :class:`Registry`."""
+        from mirrorspark.scoring.model.uri import resolve
+
+        self._require(name, version)
+        return resolve(self.folder / name / version).digest
+
+    @contextlib.contextmanager
+    def changing(self, name: str) -> Iterator[None]:
+        """See :class:`Registry`."""
+        self._read(name)
+        with _locked(self.folder / name / "registry.lock", name):
+            yield
+
+    def _read(self, name: str) -> dict[str, Any]:
+        if not (self.folder / name).is_dir():
+            raise RegistryError(f"there is no model '{name}' in {self.folder}; copy versions to {name}/1, {name}/2 …")
+        file = self.folder / name / "registry.json"
+        try:
+            document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            return {"aliases": document["aliases"], "tags": document["tags"]}
+        except FileNotFoundError:
+            return {"aliases": {}, "tags": {}}
+        except (ValueError, KeyError, TypeError) as error:
+            raise RegistryError(f"{file} is damaged ({error}); restore it from a copy") from error
+
+    def _write(self, name: str, document: Mapping[str, Any]) -> None:
+        write_atomically(self.folder / name / "registry.json", json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+    def _require(self, name: str, version: str) -> None:
+        self._read(name)
+        if not (self.folder / name / version).is_dir():
+            raise RegistryError(f"there is no version {version} of '{name}' in {self.folder}")
+
+
+class MLflowRegistry:
+    """MLflow's model registry: a server, a database, or Databricks.
+
+    MLflow moves an alias without looking at where it was, so a lock keeps two promotions apart. For an SQLite file it
+    is the lock of a file beside it. Elsewhere it is an empty registered model, ``NAME-promotion-lock``, since a store
+    lets only one caller create a name; a process that is killed while it holds it leaves it behind, and then
+    :meth:`break_lock` removes it.
+    """
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.tracking_uri = tracking_uri
+        self._client = store_client(tracking_uri)
+
+    def alias(self, name: str, alias: str) -> str | None:
+        """See :class:`Registry`."""
+        model = self._get(lambda: self._client.get_registered_model(name), f"there is no model '{name}'")
+        found = model.aliases.get(alias)
+        return None if found is None else str(found)
+
+    def set_alias(self, name: str, alias: str, version: str) -> None:
+        """See :class:`Registry`."""
+        self._get(
+            lambda: self._client.set_registered_model_alias(name, alias, version),
+            f"there is no version {version} of '{name}'",
+        )
+
+    def delete_alias(self, name: str, alias: str) -> None:
+        """See :class:`Registry`."""
+        self._client.delete_registered_model_alias(name, alias)
+
+    def tags(self, name: str, version: str) -> Mapping[str, str]:
+        """See :class:`Registry`."""
+        absence = f"there is no version {version} of '{name}'"
+        return dict(self._get(lambda: self._client.get_model_version(name, version), absence).tags)
+
+    def set_tag(self, name: str, version: str, key: str, value: str) -> None:
+        """See :class:`Registry`."""
+        self._client.set_model_version_tag(name, version, key, value)
+
+    def digest(self, name: str, version: str) -> str:
+        """See :class:`Registry`."""
+        from mirrorspark.scoring.model.uri import resolve
+
+        return resolve(f"models:/{name}/{version}", tracking_uri=self.tracking_uri).digest
+
+    @contextlib.contextmanager
+    def changing(self, name: str) -> Iterator[None]:
+        """See :class:`Registry`."""
+        self.alias(name, "champion")  # raises if there is no such model
+        if (database := sqlite_file(self.tracking_uri)) is not None:
+            with _locked(database.absolute().with_name(f".{database.name}.{_short(name)}.lock"), name):
+                yield
+            return
+        self._take_lock(name)
+        try:
+            yield
+        finally:
+            self.break_lock(name)
+
+    def break_lock(self, name: str) -> None:
+        """Remove the lock that a process which was killed has left in a server's registry, if there is one.
+
+        Only call this if that process is gone: its promotion and another one would change the aliases together.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.delete_registered_model(name + _LOCK_SUFFIX)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+
+    def _take_lock(self, name: str) -> None:
+        from mlflow.exceptions import MlflowException
+
+        mine = f"{getpass.getuser()}@{socket.gethostname()}, process {os.getpid()}"
+        deadline, pause = time.monotonic() + LOCK_SECONDS, 0.05
+        while True:
+            try:
+                self._client.create_registered_model(name + _LOCK_SUFFIX, description=f"held by {mine}")
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            else:
+                return
+            if time.monotonic() > deadline:
+                raise RegistryError(
+                    f"another process has been changing '{name}' for {LOCK_SECONDS:.0f} s: the registered model "
+                    f"'{name}{_LOCK_SUFFIX}' says which; if that process is gone, delete it (break_lock)"
+                )
+            time.sleep(pause)
+            pause = min(1.0, 2 * pause)
+
+    def _get(self, request: Any, absence: str) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return request()
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            store = without_credentials(self.tracking_uri)
+            raise RegistryError(
+                f"{absence} in {store}; see the Models page of MLflow for those that are there"
+            ) from None
+
+
+def registry_of(location: str | Path) -> Registry:
+    """Return the registry at a location: a folder that is there, else the address of an MLflow store."""
+    if Path(location).is_dir():
+        return FolderRegistry(location)
+    return MLflowRegistry(str(location))
+
+
+@contextlib.contextmanager
+def _locked(path: Path, name: str) -> Iterator[None]:
+    with contextlib.ExitStack() as held:
+        try:
+            # The library's fallback for file systems without locks would outlive its process.
+            lock = FileLock(path, thread_local=False, fallback_to_soft=False)
+            held.enter_context(lock.acquire(timeout=LOCK_SECONDS))
+        except Timeout as error:
+            raise RegistryError(f"another process has been changing '{name}' for {LOCK_SECONDS:.0f} s") from error
+        yield
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]

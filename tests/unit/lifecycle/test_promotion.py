@@ -1,0 +1,183 @@
+"""Promotion of a validated version: what blocks it, who wins of two, what is noted, and the way back (L3, L13)."""
+
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mirrorspark.lifecycle.gate.facts import SliceFacts
+from mirrorspark.lifecycle.gate.validation import Validation
+from mirrorspark.lifecycle.promotion.promote import (
+    CHAMPION,
+    PREVIOUS,
+    Evidence,
+    Promotion,
+    PromotionConflictError,
+    PromotionRefusedError,
+    audit_trail,
+    promote,
+    rollback,
+)
+from mirrorspark.lifecycle.promotion.registry import FolderRegistry, RegistryError
+from mirrorspark.scoring.package import package_model
+from tests.unit.lifecycle.gate_facts import facts_of, slice_of, validation_of
+from tests.unit.scoring.other_models import LINEAR
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> FolderRegistry:
+    """Return a registry with three versions of ``flights``, of which none is the champion."""
+    for version in (1, 2, 3):
+        package_model({**LINEAR, "intercept": float(version)}, tmp_path / "flights" / str(version))
+    return FolderRegistry(tmp_path)
+
+
+def validated(registry: FolderRegistry, version: str, champion: str | None, *slices: SliceFacts) -> Validation:
+    """Return a validation of the registered files; by default all gates have passed."""
+    validation = validation_of(facts_of(*slices), version=version, champion=champion)
+    return replace(validation, candidate=replace(validation.candidate, digest=registry.digest("flights", version)))
+
+
+def test_a_version_becomes_champion_the_former_one_stays_at_hand_and_all_of_it_is_noted(
+    registry: FolderRegistry,
+) -> None:
+    assert promote(validated(registry, "1", None), registry, why="the first") == Promotion("flights", "1", None)
+
+    done = promote(validated(registry, "2", "1"), registry, why="auc +0.01", who="ann")
+
+    assert done == Promotion("flights", "2", "1")
+    assert (registry.alias("flights", CHAMPION), registry.alias("flights", PREVIOUS)) == ("2", "1")
+    (entry,) = audit_trail("flights", "2", registry)
+    assert {key: entry[key] for key in ("action", "who", "why", "from")} == {
+        "action": "promote",
+        "who": "ann",
+        "why": "auc +0.01",
+        "from": "1",
+    }
+    assert entry["evidence"]["digest"] == registry.digest("flights", "2")
+    again = promote(validated(registry, "2", "1"), registry, why="auc +0.01")
+    assert again == Promotion("flights", "2", "1", is_new=False), "the same promotion again does nothing"
+    assert len(audit_trail("flights", "2", registry)) == 1
+
+
+def test_a_failed_gate_other_files_and_another_champion_block_and_change_nothing(registry: FolderRegistry) -> None:
+    promote(validated(registry, "1", None), registry, why="the first")
+    bad = validated(registry, "2", "1", slice_of(0.6))
+    good = validated(registry, "2", "1")
+    other_files = replace(good, candidate=replace(good.candidate, digest="0" * 64))
+
+    with pytest.raises(PromotionRefusedError, match=r"flights/2 stays out of production: .*auc.*0\.6"):
+        promote(bad, registry, why="it is Monday")
+    with pytest.raises(PromotionRefusedError, match="are not those that were validated; validate again"):
+        promote(other_files, registry, why="it is Monday")
+    with pytest.raises(PromotionConflictError, match="is version 1, and flights/3 was compared with no version"):
+        promote(validated(registry, "3", None), registry, why="it is Monday")
+
+    assert (registry.alias("flights", CHAMPION), registry.alias("flights", PREVIOUS)) == ("1", None)
+    assert audit_trail("flights", "2", registry) == []
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told_a_hundred_times(registry: FolderRegistry) -> None:
+    evidence = {version: Evidence.of(validated(registry, version, "1")) for version in ("2", "3")}
+    winners: set[str] = set()
+    for _ in range(100):
+        registry.set_alias("flights", CHAMPION, "1")
+        outcomes: dict[str, str] = {}
+        together = threading.Barrier(2)
+
+        def call(version: str, outcomes: dict[str, str] = outcomes, together: threading.Barrier = together) -> None:
+            together.wait(timeout=30)
+            try:
+                promote(evidence[version], FolderRegistry(registry.folder), why="both")
+                outcomes[version] = "won"
+            except PromotionConflictError:
+                outcomes[version] = "told"
+
+        callers = [threading.Thread(target=call, args=(version,)) for version in ("2", "3")]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(timeout=60)
+
+        assert sorted(outcomes.values()) == ["told", "won"]
+        champion = registry.alias("flights", CHAMPION)
+        assert champion is not None
+        assert outcomes[champion] == "won"
+        assert registry.alias("flights", PREVIOUS) == "1"
+        winners.add(champion)
+    assert winners <= {"2", "3"}
+
+
+@pytest.mark.parametrize("step", ["set_tag", "set_alias previous", "set_alias champion"])
+def test_a_promotion_that_fails_at_any_step_leaves_the_champion_and_the_same_call_completes_it(
+    registry: FolderRegistry, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(validated(registry, "1", None), registry, why="the first")
+    evidence = validated(registry, "2", "1")
+    method, _, alias = step.partition(" ")
+    real: Callable[..., None] = getattr(registry, method)
+
+    def fail(*arguments: str) -> None:
+        if not alias or alias in arguments:
+            raise OSError("the disk is full")
+        real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, method, fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            promote(evidence, registry, why="auc +0.01")
+    assert registry.alias("flights", CHAMPION) == "1"
+
+    promote(evidence, registry, why="auc +0.01")
+
+    assert (registry.alias("flights", CHAMPION), registry.alias("flights", PREVIOUS)) == ("2", "1")
+
+
+def test_a_rollback_goes_back_once(registry: FolderRegistry) -> None:
+    promote(validated(registry, "1", None), registry, why="the first")
+    with pytest.raises(PromotionRefusedError, match="has no previous champion to go back to"):
+        rollback("flights", registry, why="too few clicks")
+    promote(validated(registry, "2", "1"), registry, why="auc +0.01")
+
+    assert rollback("flights", registry, why="too few clicks", who="bob") == Promotion("flights", "1", "2")
+
+    assert (registry.alias("flights", CHAMPION), registry.alias("flights", PREVIOUS)) == ("1", None)
+    assert [(entry["action"], entry["why"]) for entry in audit_trail("flights", "1", registry)] == [
+        ("promote", "the first"),
+        ("rollback", "too few clicks"),
+    ]
+    with pytest.raises(PromotionRefusedError, match="has no previous champion to go back to"):
+        rollback("flights", registry, why="it would bring version 2 back")
+
+
+def test_evidence_is_read_from_the_file_that_a_validation_saves(registry: FolderRegistry, tmp_path: Path) -> None:
+    validation = validated(registry, "2", None)
+    file = validation.save(tmp_path / "evidence")
+
+    assert Evidence.load(file) == Evidence.of(validation)
+
+    document = json.loads(file.read_text())
+    for change, problem in [
+        ({"passed": False}, "its verdict is not that of its findings"),
+        ({"format_version": 9}, "its format is 9, this program reads 1"),
+        ({"champion": {"name": "other", "version": "1"}}, "compares flights with another model, other"),
+    ]:
+        file.write_text(json.dumps(document | change))
+        with pytest.raises(PromotionRefusedError, match=f"is no validation .*{problem}"):
+            Evidence.load(file)
+    file.write_text("[]")
+    with pytest.raises(PromotionRefusedError, match="is no validation"):
+        Evidence.load(file)
+
+
+def test_what_is_not_there_is_named(registry: FolderRegistry) -> None:
+    with pytest.raises(RegistryError, match="there is no model 'boxes' in"):
+        registry.alias("boxes", CHAMPION)
+    with pytest.raises(RegistryError, match="there is no version 9 of 'flights'"):
+        registry.set_alias("flights", CHAMPION, "9")
+    (registry.folder / "flights" / "registry.json").write_text("{}")
+    with pytest.raises(RegistryError, match=r"registry\.json is damaged"):
+        registry.alias("flights", CHAMPION)
