@@ -38,7 +38,8 @@ class Evidence:
         name: Registered model of the candidate.
         version: Its version.
         digest: Digest of its files when it was validated.
-        champion: Version of the champion that it was compared with; None without one.
+        champion: The champion that it was compared with, in words; None without one.
+        champion_digest: Digest of the champion's files.
         failed: The findings that block a promotion, in words.
         at: Time of the validation.
         sha256: Digest of the whole document.
@@ -48,6 +49,7 @@ class Evidence:
     version: str
     digest: str
     champion: str | None
+    champion_digest: str | None
     failed: tuple[str, ...]
     at: str
     sha256: str
@@ -81,13 +83,12 @@ class Evidence:
         if document["passed"] is not (not failed):
             raise ValueError("its verdict is not that of its findings")
         candidate, champion = document["candidate"], document["champion"]
-        if champion is not None and champion["name"] != candidate["name"]:
-            raise ValueError(f"it compares {candidate['name']} with another model, {champion['name']}")
         return cls(
             name=candidate["name"],
             version=candidate["version"],
             digest=candidate["digest"],
-            champion=champion and champion["version"],
+            champion=champion and f"{champion['name']}/{champion['version']}",
+            champion_digest=champion and champion["digest"],
             failed=failed,
             at=document["at"],
             sha256=hashlib.sha256(text.encode()).hexdigest(),
@@ -111,7 +112,15 @@ class Promotion:
     is_new: bool = True
 
 
-def promote(evidence: Evidence | Validation, registry: Registry, *, why: str, who: str | None = None) -> Promotion:
+def promote(
+    evidence: Evidence | Validation,
+    registry: Registry,
+    *,
+    why: str,
+    who: str | None = None,
+    name: str | None = None,
+    version: str | None = None,
+) -> Promotion:
     """Make a validated version the champion, if it has passed and the champion is still the one it was compared with.
 
     Of several promotions at once one wins; the others are told that the champion has changed. The former champion gets
@@ -123,6 +132,8 @@ def promote(evidence: Evidence | Validation, registry: Registry, *, why: str, wh
         registry: Where the versions are.
         why: The reason, for the audit trail.
         who: Who promotes; by default the user of this process.
+        name: Registered model, if the candidate was validated by its folder.
+        version: Its version, likewise.
 
     Raises:
         PromotionRefusedError: A gate has failed, or the registered files are not those that were validated.
@@ -130,7 +141,7 @@ def promote(evidence: Evidence | Validation, registry: Registry, *, why: str, wh
         RegistryError: There is no such version, or another process holds the lock.
     """
     evidence = Evidence.of(evidence) if isinstance(evidence, Validation) else evidence
-    name, version = evidence.name, evidence.version
+    name, version = name or evidence.name, version or evidence.version
     if evidence.failed:
         more = len(evidence.failed) - _SHOWN_FINDINGS
         shown = "; ".join(evidence.failed[:_SHOWN_FINDINGS]) + (f"; and {more} more" if more > 0 else "")
@@ -141,10 +152,10 @@ def promote(evidence: Evidence | Validation, registry: Registry, *, why: str, wh
         champion = registry.alias(name, CHAMPION)
         if champion == version:
             return Promotion(name, version, registry.alias(name, PREVIOUS), is_new=False)
-        if champion != evidence.champion:
+        if (None if champion is None else registry.digest(name, champion)) != evidence.champion_digest:
             raise PromotionConflictError(
-                f"the champion of '{name}' is {_words(champion)}, and {name}/{version} was compared with "
-                f"{_words(evidence.champion)}; validate it again"
+                f"the champion of '{name}' is {'not there' if champion is None else f'version {champion}'}, and "
+                f"{name}/{version} was compared with {evidence.champion or 'none'}; validate it again"
             )
         entry = {"action": "promote", "from": champion, "why": why, "evidence": asdict(evidence)}
         del entry["evidence"]["failed"]
@@ -197,7 +208,3 @@ def _note(registry: Registry, name: str, version: str, who: str | None, entry: M
     noted = {"at": at.isoformat(timespec="seconds"), "who": who or getpass.getuser(), **entry}
     noted["why"] = str(noted["why"])[:_REASON_CHARACTERS]
     registry.set_tag(name, version, f"{AUDIT_PREFIX}{at:%Y%m%dT%H%M%S.%fZ}", json.dumps(clean(noted)))
-
-
-def _words(version: str | None) -> str:
-    return "no version" if version is None else f"version {version}"

@@ -73,6 +73,23 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.lifecycle.experiments.replay import replay_lists as replay_lists
     from mirrorspark.lifecycle.experiments.replay import replay_policy as replay_policy
     from mirrorspark.lifecycle.experiments.replay import replay_scores as replay_scores
+    from mirrorspark.lifecycle.gate.slices import Slicing as Slicing
+    from mirrorspark.lifecycle.gate.thresholds import Gap as Gap
+    from mirrorspark.lifecycle.gate.thresholds import Gates as Gates
+    from mirrorspark.lifecycle.gate.thresholds import Threshold as Threshold
+    from mirrorspark.lifecycle.gate.validate import log_validation as log_validation
+    from mirrorspark.lifecycle.gate.validate import validate as validate
+    from mirrorspark.lifecycle.gate.validation import Validation as Validation
+    from mirrorspark.lifecycle.promotion.promote import Evidence as Evidence
+    from mirrorspark.lifecycle.promotion.promote import Promotion as Promotion
+    from mirrorspark.lifecycle.promotion.promote import PromotionConflictError as PromotionConflictError
+    from mirrorspark.lifecycle.promotion.promote import PromotionRefusedError as PromotionRefusedError
+    from mirrorspark.lifecycle.promotion.promote import audit_trail as audit_trail
+    from mirrorspark.lifecycle.promotion.promote import promote as promote
+    from mirrorspark.lifecycle.promotion.promote import rollback as rollback
+    from mirrorspark.lifecycle.promotion.registry import FolderRegistry as FolderRegistry
+    from mirrorspark.lifecycle.promotion.registry import MLflowRegistry as MLflowRegistry
+    from mirrorspark.lifecycle.promotion.registry import RegistryError as RegistryError
     from mirrorspark.models.fitting.step_loop import use_step_loop as use_step_loop
     from mirrorspark.models.layers import feature_inputs as feature_inputs
     from mirrorspark.models.layers import feature_vector as feature_vector
@@ -287,6 +304,22 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "lifecycle.experiments.page": ("experiment_page",),
         "lifecycle.experiments.planning": ("plan_experiment",),
         "lifecycle.experiments.replay": ("replay_lists", "replay_policy", "replay_scores"),
+    },
+    "Promotion": {
+        "lifecycle.gate.slices": ("Slicing",),
+        "lifecycle.gate.thresholds": ("Gap", "Gates", "Threshold"),
+        "lifecycle.gate.validate": ("log_validation", "validate"),
+        "lifecycle.gate.validation": ("Validation",),
+        "lifecycle.promotion.promote": (
+            "Evidence",
+            "Promotion",
+            "PromotionConflictError",
+            "PromotionRefusedError",
+            "audit_trail",
+            "promote",
+            "rollback",
+        ),
+        "lifecycle.promotion.registry": ("FolderRegistry", "MLflowRegistry", "RegistryError"),
     },
     "Plots": {
         "plots.calibration": ("calibration_curve",),

@@ -59,9 +59,11 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def evidence(registry: MLflowRegistry, version: str, champion: str | None) -> Evidence:
     validation = validation_of(version=version, champion=champion)
-    return Evidence.of(
-        replace(validation, candidate=replace(validation.candidate, digest=registry.digest("flights", version)))
-    )
+    known = replace(validation, candidate=replace(validation.candidate, digest=registry.digest("flights", version)))
+    if known.champion is not None:
+        digest = registry.digest("flights", known.champion.version)
+        known = replace(known, champion=replace(known.champion, digest=digest))
+    return Evidence.of(known)
 
 
 def test_of_two_promotions_at_once_one_wins_and_a_rollback_brings_the_former_champion_back(store: str) -> None:
