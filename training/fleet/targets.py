@@ -97,8 +97,9 @@ class TargetsTask:
 
 def labels_of(targets: Sequence[str]) -> Column:
     """Return the labels of a row as an array of doubles, null where the target is null or NaN."""
-    numbers = [F.col(quoted(name)).cast("double") for name in targets]
-    return F.array(*(F.when(~F.isnan(number), number) for number in numbers))
+    # One text: an expression per target is some ten calls into the JVM, seconds for 200 targets.
+    labels = (f"nullif(cast({quoted(name)} AS double), double('NaN'))" for name in targets)
+    return F.expr(f"array({', '.join(labels)})")
 
 
 def measure_targets(rows: DataFrame, targets: Sequence[str]) -> dict[str, TargetSums]:
