@@ -328,8 +328,9 @@ def _drive(
     with Claims(book, plan.run, owner, settings.at_once, limits, others) as claims:
         claims.note([Change(tables.MODELS, {"run_id": plan.run, "model": one}, {"state": "failed"}) for one in failed])
         try:
-            with progress_bar(spark, "score"):
-                _score_all(scoring, claims, settings.at_once)
+            if len(others) < count:  # else a bar would say that something is scored
+                with progress_bar(spark, "score"):
+                    _score_all(scoring, claims, settings.at_once)
             all_left = microbatches_left(count, published_manifests(plan, target))
             left = [number for number in all_left if number not in others]
             state = "failed" if left else "running" if all_left else "finished"
