@@ -164,6 +164,24 @@ class StoragePath:
             raise FileNotFoundError(errno.ENOENT, "no such file", str(self))
         return int(found.size)
 
+    def version(self) -> str:
+        """Return what changes when the file is written: its ETag on an object store, elsewhere the time of the write.
+
+        Empty on a store that tells neither.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+        """
+        if not self.is_local:
+            with self.open_read() as file:
+                described = {name.lower(): value for name, value in (file.metadata() or {}).items()}
+            if etag := described.get("etag", described.get(b"etag")):
+                return etag if isinstance(etag, str) else etag.decode()
+        found = self._info()
+        if found.type != fs.FileType.File:
+            raise FileNotFoundError(errno.ENOENT, "no such file", str(self))
+        return str(found.mtime_ns or "")
+
     def files(self, *, recursive: bool = True) -> list[StoredFile]:
         """Return the files below this folder, sorted by path; none if the folder does not exist."""
         return [

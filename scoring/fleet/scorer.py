@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, is_number, numeric_values, plain_column
-from mirrorspark.scoring.fleet.columns import some
+from mirrorspark.scoring.fleet.columns import array, lengths_of, some
 from mirrorspark.scoring.fleet.compiled import CompiledFleet, Input, LinearTile, NetworkStack, Terms
 from mirrorspark.scoring.fleet.counting import add_counts
 from mirrorspark.scoring.fleet.fleet import Fleet
@@ -32,6 +33,9 @@ _NETWORK_ROWS = 2048
 # Features of trees for some rows: each tree reads them again.
 _TREE_BYTES = 2**19
 _TREE_ROWS = 1024
+# Of a term: its arrays, their copies while they are prepared, and its values in a strip of 64 rows. Of a weight: its
+# copies. Of a node: the arrays of the two kernels, and their copies.
+_TERM_BYTES, _WEIGHT_BYTES, _NODE_BYTES = 400, 8, 50
 
 
 class FleetScorer:
@@ -124,6 +128,19 @@ class FleetScorer:
             begin, since = time.perf_counter(), begin
             self.seconds[forest.decisions.models] += (begin - since) * shares
         return replace(found, nulls=nulls)
+
+
+def bytes_of_models(fleet: Fleet) -> np.ndarray:
+    """Return int64 ``[models]``: an estimate of the memory that a task takes for each model, were it alone.
+
+    Its arrays, and what a network holds of two layers for some rows at a time. What all models share is not in it: the
+    columns of a batch and the outputs.
+    """
+    terms, weights, nodes = (lengths_of(array(fleet.table, of)) for of in ("column", "weights", "node_features"))
+    layers = array(fleet.table, "layer_sizes").to_pylist()
+    widest = [max((before + after for before, after in pairwise(sizes)), default=0) for sizes in layers]
+    found = _TERM_BYTES * terms + _WEIGHT_BYTES * weights + _NODE_BYTES * nodes
+    return np.asarray(found + 4 * _NETWORK_ROWS * np.array(widest, np.int64))
 
 
 def check_type(column: str, categories: Iterable[str] | None, type_: pa.DataType, reader: Callable[[], str]) -> None:
@@ -316,10 +333,11 @@ def _activate(name: str, values: np.ndarray) -> None:
         elif name == "tanh":
             np.tanh(values, out=values)
         elif name == "sigmoid":
-            np.exp(-values, out=values)
+            np.negative(values, out=values)
+            np.exp(values, out=values)
             values += 1
             np.reciprocal(values, out=values)
         elif name == "elu":
-            values[:] = np.where(values > 0, values, np.expm1(values))
+            np.expm1(values, out=values, where=values <= 0)
         elif name == "softplus":
             np.logaddexp(values, 0, out=values)

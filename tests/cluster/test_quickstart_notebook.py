@@ -3,7 +3,9 @@
 import ast
 import json
 import re
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import jupyter_client
@@ -20,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "notebooks" / "quickstart.ipynb"
 OWN_MODEL = REPOSITORY / "notebooks" / "own_model.ipynb"
 RECOMMENDER = REPOSITORY / "notebooks" / "recommender.ipynb"
+FLEET = REPOSITORY / "notebooks" / "fleet.ipynb"
 
 CELL_TIMEOUT_SECONDS = 240
 EPOCHS = 4
@@ -125,7 +128,25 @@ def test_a_model_of_ones_own_trains_on_both_workers_is_edited_and_mended(tmp_pat
     assert "settings have changed: the code of the model build" in text
 
 
-@pytest.mark.parametrize(("path", "images"), [(OWN_MODEL, 5), (RECOMMENDER, 1)], ids=lambda given: str(given)[-20:])
+@pytest.mark.full
+@pytest.mark.timeout(800)
+def test_a_fleet_is_scored_with_a_bad_model_resumed_and_an_audience_chosen(tmp_path: Path) -> None:
+    """M6, M17: the ledger has the bad model and the second attempt, and the audience buys."""
+    executed = run_notebook(tmp_path, FLEET)
+    with closing(sqlite3.connect(tmp_path / "weekly" / "_run" / "ledger.db")) as ledger:
+        assert ledger.execute("SELECT model, stage FROM fleet_errors").fetchall() == [("campaign13", "columns")]
+        attempts = ledger.execute("SELECT microbatch, outcome FROM fleet_attempts ORDER BY microbatch").fetchall()
+    assert attempts == [(number, "done") for number in (0, 1, 2, 3, 3, 4, 5)]
+    assert (tmp_path / "weekly" / "_run" / "report.html").is_file()
+    (page,) = [page for page in shown(executed) if "caravans" in page]
+    everybody, audience, buyers, buyers_chosen = cells(page)
+    assert audience > 300
+    assert buyers_chosen / audience > 2.5 * buyers / everybody
+
+
+@pytest.mark.parametrize(
+    ("path", "images"), [(OWN_MODEL, 5), (RECOMMENDER, 1), (FLEET, 0)], ids=lambda given: str(given)[-20:]
+)
 def test_longer_notebooks_are_committed_with_their_outputs(path: Path, images: int) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)

@@ -495,6 +495,23 @@ def test_a_model_over_its_time_has_null_outputs_and_a_resumed_run_keeps_the_limi
     assert {(one["stage"], one["error"]) for one in errors} == {("score", "ModelTimeError")}
 
 
+def test_a_model_over_its_memory_has_null_outputs_and_the_others_are_scored(
+    begin: Begin, fleet: Fleet, clean: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(ScoringError, match="model_bytes 0 is not above 0"):
+        begin(tmp_path / "scores", model_bytes=0)
+    (row,) = fleet.select(["m0"]).table.to_pylist()
+    row |= {"model": "wide", "layer_sizes": [1, 500, 1], "weights": [0.0] * 1_501, "activations": ["relu"]}
+    wide = Fleet.of(pa.Table.from_pylist([row | {"group": "winter"}], fleet.table.schema))
+    run = begin(tmp_path / "scores", fleet=fleet.with_models(wide), model_bytes=2**20)
+    assert run.failed_models == ("wide",)
+    (error,) = rows_of(tables.ERRORS, run.run, tmp_path / "scores")
+    assert (error["stage"], error["error"], error["microbatch"]) == ("check", "ModelMemoryError", -1)
+    assert "4,116,600 bytes of memory, and model_bytes allows 1,048,576" in error["message"]
+    found, expected = scores(tmp_path / "scores"), ROWS * MODELS
+    assert [row["score"] is None for row in found] == [False] * expected + [True] * ROWS
+
+
 def test_a_run_is_watched_while_it_goes_on(
     begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

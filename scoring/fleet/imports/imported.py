@@ -1,5 +1,7 @@
 """Imported models as what a fleet stores of them."""
 
+import importlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from mirrorspark.scoring.backends.libraries import BACKENDS_EXTRA
 from mirrorspark.scoring.fleet.columns import (
     FLEET_SCHEMA,
     LEAF,
@@ -52,6 +55,22 @@ class Imported:
     def of_trees(cls, link: str, columns: Sequence[str], trees: TreeNodes, intercept: float = 0.0) -> "Imported":
         """Return a model that is the sum of trees."""
         return cls(link, columns, np.ones(len(columns)), intercept, trees=trees)
+
+
+def library(name: str) -> Any:
+    """Import the library of a model's format, which only the import needs.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; the message says what to do.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"reading such models needs the package '{name}', which {sys.executable} cannot import ({error}); install "
+            f"it, or {BACKENDS_EXTRA} with it; scoring does not need it",
+            name=error.name,
+        ) from error
 
 
 def read_models(models: Mapping[str, Any], read: Callable[[str, Any], Imported]) -> dict[str, Imported]:

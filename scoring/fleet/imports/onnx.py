@@ -9,7 +9,14 @@ import numpy as np
 
 from mirrorspark.scoring.fleet.columns import LEAF, FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports.imported import Imported, column_names, columns_of, fleet_of, read_models
+from mirrorspark.scoring.fleet.imports.imported import (
+    Imported,
+    column_names,
+    columns_of,
+    fleet_of,
+    library,
+    read_models,
+)
 from mirrorspark.scoring.fleet.trees import TreeNodes, edge_at_most, edge_below
 
 _ACTIVATIONS = {name: name.lower() for name in ("Relu", "Tanh", "Sigmoid", "Elu", "Softplus", "Exp")}
@@ -45,6 +52,7 @@ def fleet_from_onnx(
         FleetError: A model has another operator, input or output, or another number of inputs than columns; or a file
             is no ONNX.
         OSError: A file cannot be read.
+        ModuleNotFoundError: The package ``onnx`` is not installed.
     """
     imported = read_models(models, lambda name, model: _imported(name, model, columns_of(name, columns)))
     return fleet_of(imported, group, thresholds, cut_points)
@@ -82,7 +90,7 @@ class _Value:
 
 
 def _imported(name: str, given: Any, columns: Sequence[str]) -> Imported:
-    import onnx
+    onnx = library("onnx")
 
     if isinstance(given, str | Path):
         path = Path(given)

@@ -9,7 +9,14 @@ import numpy as np
 
 from mirrorspark.scoring.fleet.columns import LEAF, FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports.imported import Imported, check_trees, column_names, fleet_of, read_models
+from mirrorspark.scoring.fleet.imports.imported import (
+    Imported,
+    check_trees,
+    column_names,
+    fleet_of,
+    library,
+    read_models,
+)
 from mirrorspark.scoring.fleet.trees import TreeNodes, edge_below
 
 _LINKS = {
@@ -75,8 +82,7 @@ def _loaded(model: Any) -> Any:
     if isinstance(model, str | Path):
         if Path(model).suffix == ".json":
             return Path(model)
-        import xgboost
-
+        xgboost = library("xgboost")
         try:
             booster = xgboost.Booster(model_file=str(model))
         except xgboost.core.XGBoostError as error:

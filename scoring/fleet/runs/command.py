@@ -79,6 +79,7 @@ def _run(options: argparse.Namespace) -> int:
             rows_per_microbatch=options.rows_per_microbatch,
             prefixes=options.prefixes,
             model_seconds=options.model_seconds,
+            model_bytes=options.model_bytes,
             failure_budget=DEFAULT_BUDGET if options.failure_budget is None else options.failure_budget,
             begin_only=options.begin_only,
             **_shared(options),
@@ -177,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows-per-microbatch", type=int, help="rows; by default what all slots score in two minutes")
     add("--prefixes", type=int, default=1, help="folders with hashed names, for stores that limit requests per prefix")
     add("--model-seconds", type=float, help="the most seconds of a task that one model may take; no limit by default")
+    add("--model-bytes", type=int, help="the most memory of a task that one model may take; no limit by default")
     add("--begin-only", action="store_true", help="score nothing: leave all microbatches to resume")
     resume = commands.add_parser("resume", help="score the microbatches that a run lacks")
     resume.set_defaults(command=_resume)

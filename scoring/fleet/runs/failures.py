@@ -17,11 +17,11 @@ from mirrorspark.scoring.fleet.columns import FLEET_SCHEMA, FleetError, array, d
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.folder import LIST_FILE
 from mirrorspark.scoring.fleet.registry import is_registered
-from mirrorspark.scoring.fleet.scorer import check_type
+from mirrorspark.scoring.fleet.scorer import bytes_of_models, check_type
 from mirrorspark.storage.credentials import without_credentials
 
-NOT_OF_A_MODEL = (OSError, MemoryError, FleetError)
-"""Errors of files, stores, machines, and of the folder of a whole fleet."""
+NOT_OF_A_MODEL = (OSError, FleetError)
+"""Errors of files, stores, and of the folder of a whole fleet."""
 
 _MOST_CHARACTERS = 10_000
 
@@ -49,7 +49,8 @@ class ModelFailure:
     def of(cls, model: str, stage: str, error: BaseException, partition: int | None = None) -> "ModelFailure":
         """Return the failure by an exception."""
         lines = "".join(traceback.format_exception(error))
-        return cls(model, stage, type(error).__name__, _stored(str(error)), _stored(lines), partition)
+        message = str(error) or type(error).__name__  # Python's own MemoryError says nothing
+        return cls(model, stage, type(error).__name__, _stored(message), _stored(lines), partition)
 
 
 def _stored(text: str) -> str:
@@ -101,6 +102,23 @@ class CheckedFleet:
             ModelFailure(model, "columns", ColumnError.__name__, message)
             for model, message in _unreadable(self.fleet, columns).items()
         ]
+        return self._without(found)
+
+    def within(self, model_bytes: int | None) -> "CheckedFleet":
+        """Return the fleet with the models replaced, too, that would take more memory; None for no limit."""
+        if model_bytes is None:
+            return self
+        sizes = zip(self.fleet.names, bytes_of_models(self.fleet).tolist(), strict=True)
+        message = "it takes about {:,} bytes of memory, and model_bytes allows {:,}; make it smaller, or raise that"
+        return self._without(
+            [
+                ModelFailure(name, "check", "ModelMemoryError", message.format(size, model_bytes))
+                for name, size in sizes
+                if size > model_bytes and name not in {one.model for one in self.failures}
+            ]
+        )
+
+    def _without(self, found: Sequence[ModelFailure]) -> "CheckedFleet":
         table = without_outputs(self.fleet.table, {one.model for one in found})
         return CheckedFleet(Fleet(table, digests_of(table)), self.digests, (*self.failures, *found))
 

@@ -14,7 +14,8 @@ With several prefixes, a folder ``prefix=<hash>`` is above that of the group: st
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,6 +35,7 @@ DEFAULT_MODELS = 500
 DEFAULT_AT_ONCE = 2
 
 _PLAN_FILE = "plan.json"
+_VERSIONS_AT_A_TIME = 16
 # A field that is added with a default needs no new format: a plan without it is read with the default, and a version
 # that does not know the field refuses the plan. Any other change does.
 _FORMAT = 1
@@ -70,12 +72,22 @@ class Share:
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file of the input, as it was when the run began; ``bytes_decoded`` is what the footer says."""
+    """A file of the input, as it was when the run began.
+
+    Attributes:
+        bytes_decoded: What the footer says.
+        version: What :meth:`StoragePath.version` says; empty if that is nothing, or in the plan of an older version.
+    """
 
     path: str
     bytes: int
     rows: int
     bytes_decoded: int
+    version: str = ""
+
+    def is_same(self, other: "InputFile") -> bool:
+        """Return whether a file is the same as far as both are known."""
+        return self == other or (not self.version and replace(other, version="") == self)
 
 
 @dataclass(frozen=True)
@@ -157,7 +169,8 @@ class RunPlan:
 
         Its id is the same for the same inputs and settings, so that drivers that begin it at the same time share it.
         """
-        parts = [str(output), keys, table.name, table.outputs, steps, shares, files, prefixes, model_seconds]
+        failed = sorted(one.model for one in fleet.failures)
+        parts = [str(output), keys, table.name, table.outputs, steps, shares, files, prefixes, model_seconds, failed]
         content = json.dumps(parts, default=asdict)
         models = {name for step in steps for name in step.digests}
         return cls(
@@ -260,10 +273,10 @@ class RunPlan:
             ScoringError: A file is missing or has changed.
         """
         found = {one.path: (place, one) for place, one in enumerate(input_files(files))}
-        if changed := [one.path for one in self.files if one.path not in found or found[one.path][1] != one]:
+        if changed := [one.path for one in self.files if one.path not in found or not one.is_same(found[one.path][1])]:
             raise ScoringError(
-                f"files of the input are gone or have changed since {self.run} began: {some(changed)}; put them back, "
-                f"or score the new input into another output"
+                f"files of the input are gone, or were written again, since {self.run} began: {some(changed)}; put "
+                f"them back as they were, with their times (cp -p), or score the new input into another output"
             )
         places = [found[one.path][0] for one in self.files]
         return ParquetFiles(
@@ -330,8 +343,10 @@ def plan_shares(rows: ParquetRows, slots: int, models: int, rows_per_microbatch:
 
 
 def input_files(files: ParquetFiles) -> list[InputFile]:
-    """Return what tells whether files have changed."""
-    return [
-        InputFile(str(file.path), file.bytes, sum(footer.group_rows), sum(footer.group_bytes))
-        for file, footer in zip(files.files, files.footers, strict=True)
-    ]
+    """Return what tells whether files have changed; their content is not read."""
+    with ThreadPoolExecutor(_VERSIONS_AT_A_TIME) as pool:
+        versions = pool.map(lambda file: file.path.version(), files.files)
+        return [
+            InputFile(str(file.path), file.bytes, sum(footer.group_rows), sum(footer.group_bytes), version)
+            for file, footer, version in zip(files.files, files.footers, versions, strict=True)
+        ]

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from mirrorspark.data_pipelines.spark.task_bar import clock_time
+from mirrorspark.plots.histogram import short_number
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.ledger import Ledger, LedgerError, reason
@@ -83,7 +84,7 @@ class Progress:
         counts += f", {self.failed:,} failed"
         if self.inferences_per_second is None or self.seconds_left is None:
             return counts
-        return f"{counts}; {self.inferences_per_second:,.3g} inferences/s, {clock_time(self.seconds_left)} left"
+        return f"{counts}; {short_number(self.inferences_per_second)} inferences/s, {clock_time(self.seconds_left)} left"
 
 
 def follow(book: Ledger, run: str, every_seconds: float) -> Iterator[Progress]:

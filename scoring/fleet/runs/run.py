@@ -97,6 +97,7 @@ def run_fleet(
     failure_budget: float = DEFAULT_BUDGET,
     fail_fast: bool = False,
     model_seconds: float | None = None,
+    model_bytes: int | None = None,
     at_once: int = DEFAULT_AT_ONCE,
     lease_seconds: float = DEFAULT_LEASE_SECONDS,
     begin_only: bool = False,
@@ -124,6 +125,8 @@ def run_fleet(
         failure_budget: Largest share of models that may fail.
         fail_fast: End at the first model or microbatch that fails.
         model_seconds: The most seconds of a task that one model may take; one that takes longer has failed.
+        model_bytes: The most memory that one model may take, by its weights and the widths of its layers; one that
+            would take more has failed.
         at_once: Microbatches that are scored at a time.
         lease_seconds: After so long without a sign of life of a driver, another one takes over its microbatches.
         begin_only: Score nothing; the microbatches are left to drivers that resume the run.
@@ -140,6 +143,8 @@ def run_fleet(
     settings = _Settings(failure_budget, fail_fast, at_once, lease_seconds)
     if model_seconds is not None and not model_seconds > 0:
         raise ScoringError(f"model_seconds {model_seconds} is not above 0; leave it out for no limit")
+    if model_bytes is not None and not model_bytes > 0:
+        raise ScoringError(f"model_bytes {model_bytes} is not above 0; leave it out for no limit")
     if prefixes < 1:
         raise ScoringError(f"prefixes {prefixes} is not above 0; use 1 for an output without such folders")
     target = resolved_output(output)
@@ -147,7 +152,7 @@ def run_fleet(
     checked = CheckedFleet.of(fleet)
     locations = _locations(paths)
     files = _files(locations, target)
-    checked = checked.against(files.schema)
+    checked = checked.against(files.schema).within(model_bytes)
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     table = Layout.of(checked.fleet, layout, (outputs,) if isinstance(outputs, str) else outputs)
     check_result(table, files.schema, keys)
@@ -323,8 +328,9 @@ def _drive(
     with Claims(book, plan.run, owner, settings.at_once, limits, others) as claims:
         claims.note([Change(tables.MODELS, {"run_id": plan.run, "model": one}, {"state": "failed"}) for one in failed])
         try:
-            with progress_bar(spark, "score"):
-                _score_all(scoring, claims, settings.at_once)
+            if len(others) < count:  # else a bar would say that something is scored
+                with progress_bar(spark, "score"):
+                    _score_all(scoring, claims, settings.at_once)
             all_left = microbatches_left(count, published_manifests(plan, target))
             left = [number for number in all_left if number not in others]
             state = "failed" if left else "running" if all_left else "finished"

@@ -60,6 +60,18 @@ def test_reads_at_random_and_replaces_a_file(folder: StoragePath) -> None:
     assert [found.path for found in folder.files()] == [file]
 
 
+def test_a_file_that_is_written_again_has_another_version_where_the_store_knows(folder: StoragePath) -> None:
+    file = folder / "file"
+    file.write_bytes(b"one")
+    before = file.version()
+    assert file.version() == before
+    file.write_bytes(b"two")
+    assert (file.version() != before) == (not file.uri.startswith("memory:"))
+    file.delete()
+    with pytest.raises(FileNotFoundError, match="file"):
+        file.version()
+
+
 def test_a_renamed_folder_takes_its_files_along(folder: StoragePath) -> None:
     (folder / "old" / "x" / "1").write_bytes(b"1")
     (folder / "old" / "2").write_bytes(b"2")

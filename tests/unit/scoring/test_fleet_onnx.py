@@ -1,5 +1,6 @@
 """M2: models of ONNX predict what ONNX Runtime does."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,14 @@ def test_columns_have_to_be_as_many_as_the_inputs_of_trees() -> None:
         fleet_from_onnx({"m": model}, [*COLUMNS, "d"])
     with pytest.raises(FleetError, match="columns names none of model 'm'"):
         fleet_from_onnx({"m": model}, {"other": COLUMNS})
+
+
+def test_a_missing_package_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"needs the package 'onnx', .* install it, or mirrorspark\[backends\]"
+    ):
+        fleet_from_onnx({"m": MODELS["trees"]}, COLUMNS)
 
 
 def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:

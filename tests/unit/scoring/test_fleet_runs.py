@@ -1,7 +1,9 @@
 """M5, M6, M8: microbatches are planned, taken and given up by rules; a failing model is found and left out."""
 
 import json
+import os
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
@@ -385,6 +388,33 @@ def test_a_fleet_without_models_or_with_two_of_one_name_is_refused_as_a_whole() 
         CheckedFleet.of(Fleet(pa.concat_tables([table, table]), ()))
 
 
+def test_a_model_that_would_take_too_much_memory_has_failed_before_it_is_scored() -> None:
+    small = fleet_from_coefficients(pa.table({"model": ["a", "b"], "column": ["x", "x"], "coefficient": [1.0, 2.0]}))
+    fleet = small.with_models(network("wide", 30_000))
+    # The term, 90,001 weights, and 2,048 rows of two layers.
+    needed = 400 + 8 * 90_001 + 4 * 2_048 * 30_001
+    assert CheckedFleet.of(fleet).within(None).failures == CheckedFleet.of(fleet).within(needed).failures == ()
+    checked = CheckedFleet.of(fleet).within(needed - 1)
+    (failure,) = checked.failures
+    assert (failure.model, failure.stage, failure.error) == ("wide", "check", "ModelMemoryError")
+    assert failure.message.startswith(
+        f"it takes about {needed:,} bytes of memory, and model_bytes allows {needed - 1:,};"
+    )
+    assert checked.within(needed - 1).failures == checked.failures
+    layout = Layout.of(fleet, "wide", ("score",))
+    rows = pa.RecordBatch.from_pydict({"x": np.ones(2_048)})
+    FleetScorer(fleet, layout).outputs(rows.slice(0, 1))  # compiles the kernels
+    tracemalloc.start()
+    try:
+        FleetScorer(fleet, layout).outputs(rows)
+        assert 0.9 * needed < tracemalloc.get_traced_memory()[1] < 1.1 * needed
+        tracemalloc.reset_peak()
+        FleetScorer(checked.fleet, layout).outputs(rows)
+        assert tracemalloc.get_traced_memory()[1] < 0.1 * needed
+    finally:
+        tracemalloc.stop()
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_failing_models_are_found_by_halving(is_bad: list[bool]) -> None:
     names = [str(number) for number in range(len(is_bad))]
@@ -410,6 +440,15 @@ def test_a_failing_disk_is_no_models_fault() -> None:
 
 
 # Tasks: a model that raises an error is reported, and the others are scored without it.
+
+
+def network(name: str, units: int) -> Fleet:
+    """Return a network of one column with a wide hidden layer, which adds nothing."""
+    (row,) = fleet_from_coefficients(
+        pa.table({"model": [name], "column": ["x"], "coefficient": [1.0]})
+    ).table.to_pylist()
+    row |= {"layer_sizes": [1, units, 1], "weights": [0.0] * (3 * units + 1), "activations": ["relu"]}
+    return Fleet.of(pa.Table.from_pylist([row], schema=FLEET_SCHEMA))
 
 
 def broken_network(weights: list[float], sizes: list[int]) -> Fleet:
@@ -597,8 +636,11 @@ def test_plans_of_other_versions_are_read_with_defaults_or_refused_by_name(files
     file = tmp_path / "output" / "_run" / "plan.json"
     written = json.loads(file.read_text())
     older = {name: value for name, value in written.items() if name not in {"prefixes", "model_seconds"}}
+    older["files"] = [{name: one[name] for name in one if name != "version"} for one in written["files"]]
     file.write_text(json.dumps(older))
-    assert RunPlan.load(output) == plan
+    loaded = RunPlan.load(output)
+    assert replace(loaded, files=plan.files) == plan
+    assert len(loaded.input_of(ParquetFiles.of(parquet_files(files))).files) == 2
     for content, why in (
         (json.dumps(written | {"tiles": 3}), "TypeError.*'tiles'"),
         (json.dumps(written | {"steps": [step | {"tiles": 3} for step in written["steps"]]}), "TypeError.*'tiles'"),
@@ -624,8 +666,21 @@ def test_models_and_files_that_have_changed_are_named(files: Path) -> None:
     assert len(plan.input_of(ParquetFiles.of(parquet_files(files))).files) == 2
     pq.write_table(pa.table({"key": [1], "x": [1.0]}), files / "1.parquet")
     (files / "0.parquet").unlink()
-    with pytest.raises(ScoringError, match=r"files of the input are gone or have changed since .*0.parquet', '"):
+    with pytest.raises(ScoringError, match=r"files of the input are gone, or were written again, .*0.parquet', '"):
         plan.input_of(ParquetFiles.of(parquet_files(files)))
+
+
+def test_a_file_that_was_written_again_with_the_same_size_and_rows_is_named(files: Path) -> None:
+    plan, file = planned(files, many({"spring": 3})), files / "1.parquet"
+    written, content = file.stat(), pq.read_table(file)
+    shuffled = content.set_column(0, "key", pc.add(content["key"], 1))
+    pq.write_table(shuffled, file, row_group_size=20)
+    assert file.stat().st_size == written.st_size
+    with pytest.raises(ScoringError, match=r"since fleet-\w+ began: '\S*1.parquet'; put them back .* \(cp -p\)"):
+        plan.input_of(ParquetFiles.of(parquet_files(files)))
+    pq.write_table(content, file, row_group_size=20)
+    os.utime(file, ns=(written.st_atime_ns, written.st_mtime_ns))
+    assert len(plan.input_of(ParquetFiles.of(parquet_files(files))).files) == 2
 
 
 @pytest.mark.parametrize("manifest", [None, b"", b"{", b"{\xff}", b'{"files": [{"path": "part", "bytes": 9}]}'])

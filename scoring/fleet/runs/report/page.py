@@ -66,8 +66,10 @@ def _tiles(totals: Any) -> list[tuple[str, str]]:
 def _figure(now: Distribution, former: Distribution) -> str:
     counts = dict(zip(("now", "former"), grouped(now, former), strict=True))
     labels = [f"{part} of 10" for part in range(1, len(counts["now"]))] + ["no output"]
-    shares = {name: [count / max(1, sum(of)) for count in of] for name, of in counts.items()}
-    return share_bars(labels, shares, colours=(0, _FORMER_COLOUR))
+    # Ranks and binary outputs leave tenths empty.
+    kept = [place for place in range(len(labels)) if any(of[place] for of in counts.values())]
+    shares = {name: [of[place] / max(1, sum(of)) for place in kept] for name, of in counts.items()}
+    return share_bars([labels[place] for place in kept], shares, colours=(0, _FORMER_COLOUR))
 
 
 def _number(value: float | None) -> str:
