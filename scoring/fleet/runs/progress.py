@@ -84,7 +84,9 @@ class Progress:
         counts += f", {self.failed:,} failed"
         if self.inferences_per_second is None or self.seconds_left is None:
             return counts
-        return f"{counts}; {short_number(self.inferences_per_second)} inferences/s, {clock_time(self.seconds_left)} left"
+        return (
+            f"{counts}; {short_number(self.inferences_per_second)} inferences/s, {clock_time(self.seconds_left)} left"
+        )
 
 
 def follow(book: Ledger, run: str, every_seconds: float) -> Iterator[Progress]:
