@@ -340,14 +340,14 @@ def _label_matrix(label: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:
         if not valid.all() or not np.isin(matrix, (0.0, 1.0)).all():
             raise ValueError("a list of labels has a value other than 0 and 1")
         return matrix == 1
-    matrix = np.zeros((len(label), len(classes)), bool)
+    has = np.zeros((len(label), len(classes)), bool)
     parents = pc.list_parent_indices(label).to_numpy(zero_copy_only=False)
     flat = label.flatten()
     # Labels that are too rare to have an output of the model are no class.
     numbers = pc.index_in(flat, pa.array(classes, pa.string())).to_numpy(zero_copy_only=False)
     known = ~np.isnan(numbers.astype(np.float64))
-    matrix[parents[known], numbers[known].astype(np.int64)] = True
-    return matrix
+    has[parents[known], numbers[known].astype(np.int64)] = True
+    return has
 
 
 def _mean_of_defined(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -101,5 +101,5 @@ def _interval(measure: Measure) -> str:
 
 @cache
 def _template() -> Template:
-    filters = {"number": _number, "signed": _signed, "interval": _interval}
+    filters: dict[str, Callable[..., str]] = {"number": _number, "signed": _signed, "interval": _interval}
     return page_template(Path(__file__).with_name("validation.html.jinja"), filters)

@@ -56,7 +56,7 @@ class ScoreCounts:
         cell = np.cumsum(is_first) - 1
         cells = int(is_first.sum())
         places = (cell * columns + column).ravel()
-        counts = np.bincount(places, values.ravel(), minlength=cells * columns)
+        counts = np.bincount(places, values.ravel(), minlength=cells * columns).astype(np.float64)
         return cls(cut[is_first], shift, counts.reshape(cells, columns))
 
     @classmethod

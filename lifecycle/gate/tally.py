@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,7 @@ class Tally:
 
     def to_bytes(self) -> bytes:
         """Return the tally in NumPy's format, compressed."""
-        arrays = {"sums": self.sums}
+        arrays: dict[str, Any] = {"sums": self.sums}
         for name, counts in (("fine", self.fine), ("coarse", self.coarse)):
             for kind, one in enumerate(counts):
                 arrays |= {f"{name}{kind}_codes": one.codes, f"{name}{kind}_counts": one.counts}
@@ -149,7 +150,7 @@ def _sums(
     used = number >= 0
     place = number[used] * BUCKETS + bucket[used]
     sums = [np.bincount(place, column[used], minlength=slices * BUCKETS) for column in values]
-    return np.stack(sums, axis=-1).reshape(slices, BUCKETS, len(values))
+    return np.stack(sums, axis=-1).astype(np.float64).reshape(slices, BUCKETS, len(values))
 
 
 def _counts(

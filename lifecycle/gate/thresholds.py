@@ -54,8 +54,9 @@ class Threshold:
             )
         if self.interval not in get_args(Interval):
             raise ValueError(f"interval {self.interval!r} is unknown; use one of {list(get_args(Interval))}")
-        if isinstance(self.slices, str) or not self.slices:
-            raise ValueError(f"slices is {self.slices!r}; give a tuple of names of slicings, or ('{OVERALL}',)")
+        given: object = self.slices
+        if isinstance(given, str) or not given:
+            raise ValueError(f"slices is {given!r}; give a tuple of names of slicings, or ('{OVERALL}',)")
         if self.has_gain and self.direction is None:
             raise ValueError(
                 f"{self.metric!r} has no better direction, so it has no gain; give at_least and at_most, or "

@@ -157,8 +157,8 @@ def promote(
                 f"the champion of '{name}' is {'not there' if champion is None else f'version {champion}'}, and "
                 f"{name}/{version} was compared with {evidence.champion or 'none'}; validate it again"
             )
-        entry = {"action": "promote", "from": champion, "why": why, "evidence": asdict(evidence)}
-        del entry["evidence"]["failed"]
+        seen = {key: value for key, value in asdict(evidence).items() if key != "failed"}
+        entry = {"action": "promote", "from": champion, "why": why, "evidence": seen}
         _note(registry, name, version, who, entry)
         # The champion last: until then nothing has changed for those who score.
         if champion is not None:
