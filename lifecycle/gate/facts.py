@@ -113,19 +113,21 @@ def slice_facts(
     drawn = [_drawn(tally, measures, weights) for tally in tallies]
     # Shares of few cells are off by a little; their distance to the exact value is the same in every draw.
     centres = [_drawn(tally, measures, np.ones((1, BUCKETS))) for tally in tallies]
-    of_models = [
-        {
-            name: _measure(found, draws[name] - centre[name] + found, error.get(name, 0.0))
-            for name, found in values.items()
-        }
-        for (values, error), draws, centre in zip(points, drawn, centres, strict=True)
-    ]
+    with np.errstate(invalid="ignore"):  # a ratio to a sum of 0 is infinite, and has no interval
+        of_models = [
+            {
+                name: _measure(found, draws[name] - centre[name] + found, error.get(name, 0.0))
+                for name, found in values.items()
+            }
+            for (values, error), draws, centre in zip(points, drawn, centres, strict=True)
+        ]
     change = {}
     if len(tallies) > 1:
-        for name, point in points[0][0].items():
-            gain = point - points[1][0][name]
-            draws = drawn[0][name] - drawn[1][name] - (centres[0][name] - centres[1][name])
-            change[name] = _measure(gain, draws + gain, of_models[0][name].error)
+        with np.errstate(invalid="ignore"):
+            for name, point in points[0][0].items():
+                gain = point - points[1][0][name]
+                draws = drawn[0][name] - drawn[1][name] - (centres[0][name] - centres[1][name])
+                change[name] = _measure(gain, draws + gain, of_models[0][name].error)
     sums = tallies[0].sums.sum(axis=0)
     champion = of_models[1] if len(of_models) > 1 else {}
     return SliceFacts(slicing, value, int(sums[ROWS]), int(sums[INVALID]), of_models[0], champion, change)

@@ -75,19 +75,16 @@ def test_metrics_of_every_slice_are_those_of_scikit_learn(
 
     found = validate(*models, table, slices, gates(), label="late", keys="id", task="binary", single_rows=0)
 
-    assert [one.name for one in found.facts.slices] == [
-        "overall",
-        *(f"country = {country}" for country in COUNTRIES),
-        "large = false",
-        "large = true",
-    ]
-    masks = [
-        np.ones(ROWS, bool),
-        *(rows.country == country for country in COUNTRIES),
-        rows.x <= 1,
-        rows.x > 1,
-    ]
-    for one, mask in zip(found.facts.slices, masks, strict=True):
+    masks = {
+        "overall": np.ones(ROWS, bool),
+        **{f"country = {country}": rows.country == country for country in COUNTRIES},
+        "large = false": rows.x <= 1,
+        "large = true": rows.x > 1,
+    }
+    assert {one.name for one in found.facts.slices} == set(masks)
+    assert found.facts.slices[0].is_overall
+    for one in found.facts.slices:
+        mask = masks[one.name]
         late, x = rows.late[mask], rows.x[mask]
         assert one.examples == len(late)
         for measured, coefficient in ((one.candidate, 2.0), (one.champion, 0.4)):

@@ -187,7 +187,9 @@ def test_multi_label_metrics_are_those_of_the_evaluation(as_names: bool) -> None
     own = CARRIER == "B6"
     expected = multi_label_metrics(label[own], scores[own])
     for name in ("auc", "pr_auc", "log_loss", "brier", "base_rate", "precision_at_1", "precision_at_3"):
-        assert found["B6"].candidate[name].value == pytest.approx(expected[name], abs=1e-6), name
+        measured = found["B6"].candidate[name]  # all pairs have more scores than are kept apart
+        assert measured.value == pytest.approx(expected[name], abs=measured.error + 1e-6), name
+        assert measured.error < 5e-3
     macro = metrics.roc_auc_score(label[own], scores[own], average="macro")
     assert found["B6"].candidate["macro_auc"].value == pytest.approx(macro)
 
