@@ -30,6 +30,8 @@ def validation_page(validation: Validation) -> str:
     """Return the page as HTML: the verdict, findings (those that block first), and the metrics of all slices."""
     facts = validation.facts
     metrics = list(facts.slices[0].candidate) if facts.slices else []
+    # The interval of a few rows would leave no room for the others.
+    judged = [one for one in facts.slices if one.examples >= validation.gates.min_examples]
     return _template().render(
         validation=validation,
         tiles=_tiles(validation),
@@ -37,7 +39,7 @@ def validation_page(validation: Validation) -> str:
         metrics=metrics,
         slices=facts.slices,
         figures=[
-            figure_html(_figure(metric, facts.slices, validation.findings), f"change of {metric} by slice")
+            figure_html(_figure(metric, judged, validation.findings), f"change of {metric} by slice")
             for metric in _judged(metrics, validation.findings)
             if facts.has_champion
         ],
@@ -90,13 +92,13 @@ def _number(value: float | None) -> str:
 
 
 def _signed(value: float) -> str:
-    return _DASH if math.isnan(value) else in_digits(value, 3, sign="+")
+    return _DASH if math.isnan(value) else in_digits(value, 2, sign="+")
 
 
 def _interval(measure: Measure) -> str:
     if math.isnan(measure.low):
         return "no interval"
-    return f"95%: {in_digits(measure.low, 3, sign='+')} to {in_digits(measure.high, 3, sign='+')}"
+    return f"{in_digits(measure.low, 2, sign='+')} to {in_digits(measure.high, 2, sign='+')}"
 
 
 @cache
