@@ -40,11 +40,6 @@ class PipelineRecord:
     stages: Records = field(default_factory=dict)
     is_finished: bool = False
 
-    @property
-    def facts(self) -> Mapping[str, Mapping[str, Any]]:
-        """The facts of the stages that have passed."""
-        return {name: record.facts for name, record in self.stages.items() if record.state == "passed"}
-
     def to_json(self) -> str:
         """Return the document, without passwords."""
         return json.dumps(clean(strict({"version": _VERSION, **asdict(self)})), indent=2, allow_nan=False) + "\n"

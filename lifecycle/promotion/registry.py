@@ -143,7 +143,6 @@ class FolderRegistry:
         write_atomically(self.folder / name / "registry.json", json.dumps(document, indent=2, sort_keys=True) + "\n")
 
     def _require(self, name: str, version: str) -> None:
-        self._read(name)
         if not (self.folder / name / version).is_dir():
             raise RegistryError(f"there is no version {version} of '{name}' in {self.folder}")
 
@@ -253,13 +252,6 @@ class MLflowRegistry:
             raise RegistryError(
                 f"{absence} in {store}; see the Models page of MLflow for those that are there"
             ) from None
-
-
-def registry_of(location: str | Path) -> Registry:
-    """Return the registry at a location: a folder that is there, else the address of an MLflow store."""
-    if Path(location).is_dir():
-        return FolderRegistry(location)
-    return MLflowRegistry(str(location))
 
 
 @contextlib.contextmanager
