@@ -228,7 +228,8 @@ class MLflowRegistry:
             try:
                 self._client.create_registered_model(name + _LOCK_SUFFIX, description=f"held by {mine}")
             except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                # A server looks a name up that it could not create; if its holder has deleted it by then, it says that.
+                if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
                     raise
             else:
                 return

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -82,6 +83,8 @@ def test_of_two_promotions_at_once_one_wins_and_a_rollback_brings_the_former_cha
                 outcomes[version] = "won"
             except PromotionConflictError:
                 outcomes[version] = "told"
+            except Exception as error:
+                outcomes[version] = f"failed: {error!r}"  # the assertion below shows it
 
         callers = [threading.Thread(target=call, args=(version,)) for version in ("2", "3")]
         for caller in callers:
@@ -112,6 +115,9 @@ def test_what_is_not_there_is_named(store: str) -> None:
 def test_a_lock_that_a_killed_process_has_left_is_named_and_can_be_broken(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
+
     registry = MLflowRegistry(store)
     registry.break_lock("flights")  # there is none yet
     if store.startswith("sqlite"):  # the kernel releases the lock of a file
@@ -124,5 +130,15 @@ def test_a_lock_that_a_killed_process_has_left_is_named_and_can_be_broken(
         promote(evidence(registry, "2", registry.alias("flights", CHAMPION)), registry, why="auc +0.01")
     registry.break_lock("flights")
 
+    # A server that looks for the lock which it could not create, after its holder has released it, does not find it.
+    create = registry._client.create_registered_model
+    answers = iter([MlflowException("not found", error_code=RESOURCE_DOES_NOT_EXIST)])
+
+    def create_or_raise(*arguments: Any, **options: Any) -> Any:
+        if (error := next(answers, None)) is not None:
+            raise error
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(registry._client, "create_registered_model", create_or_raise)
     with registry.changing("flights"):
-        pass
+        assert next(answers, None) is None
