@@ -8,9 +8,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 
 def page_template(file: Path, filters: Mapping[str, Callable[..., Any]]) -> Template:
-    """Return a template whose values are escaped, and in which an unknown name is an error."""
+    """Return a template whose values are escaped, and in which an unknown name is an error.
+
+    It may include ``page_style.jinja``, the style that pages share.
+    """
     environment = Environment(
-        loader=FileSystemLoader(file.parent),
+        loader=FileSystemLoader([file.parent, Path(__file__).parent]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -121,9 +121,13 @@ class OpenRecord:
         write_atomically(self.folder / RECORD_FILE, self.record.to_json())
 
 
-def _change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+def _change(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str | None:
     """Return the first setting that differs, in words."""
     for name in sorted({*before, *now}):
-        if before.get(name) != now.get(name):
-            return f"{name}={before.get(name)!r}, not {now.get(name)!r}"
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            return _change(old, new, f"{prefix}{name}.")
+        return f"{prefix}{name}={old!r}, not {new!r}"
     return None

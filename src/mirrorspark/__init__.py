@@ -73,6 +73,8 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.lifecycle.experiments.replay import replay_lists as replay_lists
     from mirrorspark.lifecycle.experiments.replay import replay_policy as replay_policy
     from mirrorspark.lifecycle.experiments.replay import replay_scores as replay_scores
+    from mirrorspark.lifecycle.gate.eval_config import EvalConfigError as EvalConfigError
+    from mirrorspark.lifecycle.gate.eval_config import read_eval_config as read_eval_config
     from mirrorspark.lifecycle.gate.slices import Slicing as Slicing
     from mirrorspark.lifecycle.gate.thresholds import Gap as Gap
     from mirrorspark.lifecycle.gate.thresholds import Gates as Gates
@@ -80,6 +82,9 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.lifecycle.gate.validate import log_validation as log_validation
     from mirrorspark.lifecycle.gate.validate import validate as validate
     from mirrorspark.lifecycle.gate.validation import Validation as Validation
+    from mirrorspark.lifecycle.pipeline.run import run_pipeline as run_pipeline
+    from mirrorspark.lifecycle.pipeline.settings import PipelineSettings as PipelineSettings
+    from mirrorspark.lifecycle.pipeline.stages import StageFailedError as StageFailedError
     from mirrorspark.lifecycle.promotion.promote import Evidence as Evidence
     from mirrorspark.lifecycle.promotion.promote import Promotion as Promotion
     from mirrorspark.lifecycle.promotion.promote import PromotionConflictError as PromotionConflictError
@@ -306,10 +311,14 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "lifecycle.experiments.replay": ("replay_lists", "replay_policy", "replay_scores"),
     },
     "Promotion": {
+        "lifecycle.gate.eval_config": ("EvalConfigError", "read_eval_config"),
         "lifecycle.gate.slices": ("Slicing",),
         "lifecycle.gate.thresholds": ("Gap", "Gates", "Threshold"),
         "lifecycle.gate.validate": ("log_validation", "validate"),
         "lifecycle.gate.validation": ("Validation",),
+        "lifecycle.pipeline.run": ("run_pipeline",),
+        "lifecycle.pipeline.settings": ("PipelineSettings",),
+        "lifecycle.pipeline.stages": ("StageFailedError",),
         "lifecycle.promotion.promote": (
             "Evidence",
             "Promotion",

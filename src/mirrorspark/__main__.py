@@ -22,7 +22,11 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "train": Command("mirrorspark.training.run", "convert a table, train on it, register the model and score with it"),
+    "pipeline": Command(
+        "mirrorspark.lifecycle.pipeline.command", "run a recipe's pipeline for a date, up to promotion"
+    ),
     "score": Command("mirrorspark.scoring.run", "score files with a model"),
+    "promotion": Command("mirrorspark.lifecycle.command", "validate a model, make it the champion, and go back"),
     "lookup": Command("mirrorspark.scoring.lookup", "answer by key over HTTP, from scores that are there"),
     "fleet": Command("mirrorspark.scoring.fleet.runs.command", "score files with a fleet, in runs that can be resumed"),
     "runs": Command("mirrorspark.training.runs", "list, compare, diff and resume runs"),

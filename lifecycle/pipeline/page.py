@@ -1,0 +1,163 @@
+"""``pipeline.html``: the stages of a date, what they found, and what has changed since the former date."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Template
+
+from mirrorspark.lifecycle.pipeline.record import PipelineRecord
+from mirrorspark.lifecycle.pipeline.stages import Stage, StageRecord
+from mirrorspark.lifecycle.pipeline.weekly import warnings_of
+from mirrorspark.plots.histogram import short_number
+from mirrorspark.plots.page import page_template
+
+PAGE_FILE = "pipeline.html"
+
+_DASH = "-"
+
+
+def pipeline_page(record: PipelineRecord, stages: Sequence[Stage], former: PipelineRecord | None, folder: Path) -> str:
+    """Return the page as HTML.
+
+    Args:
+        record: The record of the date.
+        stages: Its stages.
+        former: The record of the latest earlier date that has finished.
+        folder: Where the page will be, for links.
+    """
+    begun = record.stages
+    found = {name: one.facts for name, one in begun.items()}
+    longest = max((one.seconds for one in begun.values()), default=0.0) or 1.0
+    return _template().render(
+        record=record,
+        verdict=_verdict(record),
+        former=former,
+        tiles=_tiles(record, former),
+        rows=[
+            (
+                stage,
+                one := begun.get(stage.name),
+                0.0 if one is None else 100 * one.seconds / longest,
+                _in_words(stage.name, one),
+            )
+            for stage in stages
+        ],
+        warnings=warnings_of(found),
+        changes=[] if former is None else list(_changes(record, former)),
+        links=list(_links(found, folder)),
+    )
+
+
+def _verdict(record: PipelineRecord) -> tuple[str, str]:
+    """Return the state and a sentence."""
+    for name, one in record.stages.items():
+        if one.state == "failed":
+            return "failed", f"Stopped at '{name}': {one.problem}"
+        if one.state == "running":
+            return "running", f"Running: {name}"
+    if not record.is_finished:
+        return "running", "Between two stages"
+    facts = record.stages["promote"].facts
+    return "passed", f"Version {facts['version']} is the champion."
+
+
+def _tiles(record: PipelineRecord, former: PipelineRecord | None) -> list[tuple[str, str]]:
+    value = _values(record)
+    shown = [
+        ("rows", _shown(value("data", "rows"))),
+        ("candidate", _shown(value("train", "version"))),
+        ("champion before", _shown(value("evaluate", "champion"))),
+        *(
+            (name.replace("_", " "), _shown(number))
+            for name, number in list((value("evaluate", "metrics") or {}).items())[:2]
+        ),
+        ("seconds", _shown(_seconds(record))),
+        ("since", "the first date" if former is None else former.run_date),
+    ]
+    return [(name, text) for name, text in shown if text != _DASH]
+
+
+def _in_words(name: str, one: StageRecord | None) -> str:
+    """Return what a stage has found."""
+    if one is None:
+        return ""
+    if one.problem:
+        return one.problem
+    facts, word = one.facts, _WORDS.get(name)
+    return word(facts) if word is not None and one.state == "passed" else ""
+
+
+_WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "ingest": lambda facts: (
+        f"{len(facts['files'])} tables; "
+        + (f"begins from {facts['warm_start']}" if facts["warm_start"] else "begins from random weights")
+    ),
+    "data": lambda facts: f"{facts['rows']:,} rows",
+    "convert": lambda facts: ", ".join(f"{rows:,} {split}" for split, rows in facts["rows"].items()) + " rows",
+    "train": lambda facts: f"version {facts['version']}",
+    "evaluate": lambda facts: (
+        f"{facts['slices']} slices, "
+        + (f"beside version {facts['champion']}" if facts["champion"] else "no champion to compare with")
+    ),
+    "gate": lambda facts: "all gates passed",
+    "parity": lambda facts: (
+        "largest difference "
+        + f"{max((float(report['max']) for report in facts['reports'].values()), default=0.0):.1e}"
+    ),
+    "deploy": lambda facts: facts["model"] + (f", {facts['rows']:,} rows ahead of time" if "rows" in facts else ""),
+    "smoke": lambda facts: f"{facts['rows']} rows, the slowest in {facts['p99_ms']:.1f} ms",
+    "promote": lambda facts: f"version {facts['version']}, before {facts['previous'] or 'none'}",
+    "notify": lambda facts: f"{facts['targets']} targets",
+}
+
+
+def _changes(record: PipelineRecord, former: PipelineRecord) -> Iterator[tuple[str, str, str, str]]:
+    """Yield what is comparable: its name, its former value, its value now, and the change."""
+    now, before = _values(record), _values(former)
+    pairs = {"rows of the table": (before("data", "rows"), now("data", "rows"))}
+    for split, rows in (now("convert", "rows") or {}).items():
+        pairs[f"{split} rows"] = ((before("convert", "rows") or {}).get(split), rows)
+    for name, value in (now("evaluate", "metrics") or {}).items():
+        pairs[name.replace("_", " ")] = ((before("evaluate", "metrics") or {}).get(name), value)
+    scores = [(values("evaluate", "scores") or {}).get("mean") for values in (before, now)]
+    pairs["mean score"] = (scores[0], scores[1])
+    pairs["p99 of single rows, ms"] = (before("evaluate", "latency_p99_ms"), now("evaluate", "latency_p99_ms"))
+    pairs["seconds"] = (_seconds(former), _seconds(record))
+    for name, (old, new) in pairs.items():
+        if old is not None and new is not None:
+            yield name, _shown(old), _shown(new), f"{new / old - 1:+.1%}" if old else _DASH
+
+
+def _links(found: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the pages of the stages, as links from the folder of this one."""
+    pages = {"data": ("convert", "page"), "training": ("train", "report"), "validation": ("evaluate", "page")}
+    for name, (stage, fact) in pages.items():
+        if page := found.get(stage, {}).get(fact):
+            yield name, os.path.relpath(page, folder)
+    if page := found.get("train", {}).get("run_page"):
+        yield "MLflow run", page
+
+
+def _values(record: PipelineRecord) -> Callable[[str, str], Any]:
+    def value(stage: str, fact: str) -> Any:
+        return record.stages[stage].facts.get(fact) if stage in record.stages else None
+
+    return value
+
+
+def _seconds(record: PipelineRecord) -> float:
+    return sum(one.seconds for one in record.stages.values())
+
+
+def _shown(value: float | str | None) -> str:
+    if value is None:
+        return _DASH
+    return value if isinstance(value, str) else short_number(float(value))
+
+
+@cache
+def _template() -> Template:
+    return page_template(Path(__file__).with_name("pipeline.html.jinja"), {})

@@ -1,0 +1,166 @@
+"""A pipeline for one date: run, gone on with after a failure, or found finished; and its sandbox."""
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from mirrorspark.callbacks.mlflow.store import own_store
+from mirrorspark.lifecycle.pipeline.alerts import Alert, AlertError, send
+from mirrorspark.lifecycle.pipeline.page import PAGE_FILE, pipeline_page
+from mirrorspark.lifecycle.pipeline.record import PipelineRecord, folder_of, former_record, open_record
+from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
+from mirrorspark.lifecycle.pipeline.stages import Records, Stage, StageFailedError, run_stages
+from mirrorspark.lifecycle.pipeline.weekly import WeeklyPipeline
+from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.training.config import RunConfig
+from mirrorspark.training.records.tracking import store_of
+from mirrorspark.training.settings import ConfigError
+
+# Settings that another command for the same date may change.
+_FREE_TO_CHANGE = ("alerts", "smoke_rows")
+_SANDBOX_EPOCHS = 2
+_PARTS = 1_000_000
+
+logger = logging.getLogger(__name__)
+
+
+def run_pipeline(
+    config: RunConfig,
+    settings: PipelineSettings | None = None,
+    *,
+    again_from: str | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> PipelineRecord:
+    """Run a recipe's pipeline for ``config.run_date``, or what is left of it, and return its record.
+
+    A date that is finished is not run again. A date that has failed goes on with the stage that failed. While it runs,
+    and afterwards, ``pipeline.html`` in the date's folder shows its stages.
+
+    Args:
+        config: The run, with its date.
+        settings: Gates, slices and limits; by default those of the recipe's ``pipeline.yaml``.
+        again_from: Name of the stage from which a date is run again although stages have passed.
+        say: Gets a line whenever a stage begins or ends.
+
+    Raises:
+        ConfigError: There is no date, or no such stage.
+        PipelineError: Another command runs this date, or it was begun with other settings.
+        StageFailedError: A stage has failed. The alerts have been sent.
+    """
+    settings = settings or PipelineSettings.of_recipe(config.recipe)
+    folder, run_date = folder_of_date(config), str(config.run_date)
+    former = former_record(Path(config.output).absolute(), config.name, run_date)
+    stages = WeeklyPipeline(config, settings, folder, store_of(config), former).stages()
+    if again_from is not None and again_from not in (names := [stage.name for stage in stages]):
+        raise ConfigError(f"there is no stage '{again_from}'; use one of {names}")
+    asked = {name: value for name, value in asdict(settings).items() if name not in _FREE_TO_CHANGE}
+    new = PipelineRecord(config.name, run_date, {**config.decisive, "pipeline": asked})
+    with open_record(folder, new) as opened:
+        if opened.record.is_finished and again_from is None:
+            say(f"{config.name} of {run_date} has finished before")
+            return opened.record
+        known = _before(stages, opened.record.stages, again_from)
+
+        def save(records: Records, *, is_finished: bool = False) -> None:
+            opened.save(records, is_finished=is_finished)
+            write_atomically(folder / PAGE_FILE, pipeline_page(opened.record, stages, former, folder))
+
+        def keep(records: Records) -> None:
+            save(records)
+            say(_in_words(stages, records))
+
+        try:
+            records = run_stages(stages, known, keep)
+        except StageFailedError as error:
+            _tell_failure(error, opened.record, settings, folder)
+            raise
+        save(records, is_finished=True)
+        return opened.record
+
+
+def folder_of_date(config: RunConfig) -> Path:
+    """Return the folder of a run's date.
+
+    Raises:
+        ConfigError: The run has no date.
+    """
+    if config.run_date is None:
+        raise ConfigError("a pipeline runs for a date; give run_date, 2026-01-31 say")
+    return folder_of(Path(config.output).absolute(), config.name, config.run_date)
+
+
+def planned(config: RunConfig, settings: PipelineSettings) -> list[str]:
+    """Return a line for each stage of a date: its name, what it does, and whether it has passed.
+
+    Raises:
+        PipelineError: The record of the date is damaged.
+    """
+    folder = folder_of_date(config)
+    known = PipelineRecord.load(folder)
+    states = {} if known is None else {name: record.state for name, record in known.stages.items()}
+    stages = WeeklyPipeline(config, settings, folder, store_of(config)).stages()
+    return [f"{stage.name:<9} {states.get(stage.name, 'to do'):<7} {stage.promise}" for stage in stages]
+
+
+def sandbox(config: RunConfig, settings: PipelineSettings, share: float) -> tuple[RunConfig, PipelineSettings]:
+    """Return configuration and settings that try a pipeline with a share of the rows, in one process and a minute.
+
+    Everything goes to the folder ``sandbox`` in the output folder, with an MLflow store of its own; what an earlier
+    sandbox has recorded for the date is removed. Two epochs on a few rows learn little, so bounds of metrics do not
+    count; missing scores, parity, schema and smoke test do. Nobody gets an alert.
+
+    Raises:
+        ConfigError: The share is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"sample is {share:g}; give the share of the rows, above 0 and at most 1")
+    output = Path(config.output).absolute() / "sandbox"
+    keys = ", ".join(f"`{key}`" for key in config.spec.keys)
+    # Salted: splits are often made by a hash of the keys, too.
+    chosen = f"pmod(xxhash64('sandbox', {keys}), {_PARTS}) < {round(share * _PARTS)}"
+    small = replace(
+        config,
+        sql=f"SELECT * FROM (\n{config.sql.rstrip().rstrip(';')}\n) WHERE {chosen}",  # noqa: S608 - the recipe's own
+        master=None,
+        workers=1,
+        epochs=min(config.epochs, _SANDBOX_EPOCHS),
+        output=str(output),
+        tracking_uri=own_store(output),
+        registered_model=None,
+        baseline="none",
+    )
+    shutil.rmtree(folder_of_date(small), ignore_errors=True)
+    gates = replace(settings.gates, thresholds=(), gaps=(), min_examples=1, latency_p99_ms=None)
+    return small, replace(settings, gates=gates, min_rows=1, row_change_at_most=None, drift_at_most=None, alerts=())
+
+
+def _before(stages: Sequence[Stage], records: Records, again_from: str | None) -> Records:
+    """Return the records of the stages before one."""
+    names = [stage.name for stage in stages]
+    kept = names if again_from is None else names[: names.index(again_from)]
+    return {name: record for name, record in records.items() if name in kept}
+
+
+def _in_words(stages: Sequence[Stage], records: Records) -> str:
+    """Return a line on the stage that has just begun or ended."""
+    promises = {stage.name: stage.promise for stage in stages}
+    name, record = list(records.items())[-1]
+    if record.state == "running":
+        return f"{name:<9} {promises[name]} …"
+    return f"{name:<9} {record.state} after {record.seconds:.1f} s"
+
+
+def _tell_failure(error: StageFailedError, record: PipelineRecord, settings: PipelineSettings, folder: Path) -> None:
+    title = f"{record.name} of {record.run_date}: stage '{error.stage}' has failed"
+    # A stage that has failed may have done its work.
+    before = error.stage not in ("promote", "notify")
+    champion = "The champion is unchanged. " if before else ""
+    text = f"{error.problem}\n{champion}The same command goes on from there. {folder / PAGE_FILE}"
+    facts: dict[str, Any] = {"name": record.name, "run_date": record.run_date, "stage": error.stage}
+    try:
+        send(Alert(title, text, facts), settings.alerts)
+    except AlertError as unsent:
+        logger.warning("%s", unsent)

@@ -1,0 +1,206 @@
+"""The pipeline of a recipe on Spark: a fault in each stage, the weeks after, and the sandbox (L7, L9, L11)."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mirrorspark.lifecycle.pipeline import weekly
+from mirrorspark.lifecycle.pipeline.command import main
+from mirrorspark.lifecycle.pipeline.record import PipelineError, PipelineRecord
+from mirrorspark.lifecycle.pipeline.run import run_pipeline
+from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
+from mirrorspark.lifecycle.pipeline.stages import Facts, StageFailedError
+from mirrorspark.lifecycle.promotion.promote import CHAMPION, PREVIOUS, audit_trail
+from mirrorspark.lifecycle.promotion.registry import MLflowRegistry
+from mirrorspark.scoring.precomputed.store import PrecomputedScores
+from mirrorspark.training.config import RunConfig
+from tests.cluster.test_bad_input import write_data, write_job
+from tests.cluster.test_retraining import KNOBS, days_rows
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.timeout(300)
+
+STAGES = ("ingest", "data", "convert", "train", "evaluate", "gate", "parity", "deploy", "smoke", "promote", "notify")
+ASKED: Mapping[str, Any] = {
+    "slices": ["city"],
+    "gates": {
+        "thresholds": [{"metric": "auc", "at_least": 0.75}, {"metric": "auc", "gain_at_least": -0.05}],
+        "min_examples": 20,
+    },
+    "precompute": {"sql": "SELECT id, age, city FROM people", "key": "id"},
+    "alerts": ["log"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    job = write_job(tmp_path_factory.mktemp("weekly"), **KNOBS)
+    write_data(job, days_rows("Oslo", "Rome", "Bonn", "Bern"))
+    (job / "recipe" / "pipeline.yaml").write_text(json.dumps(ASKED), encoding="utf-8")  # JSON is YAML
+    return job
+
+
+def config(folder: Path, run_date: str) -> RunConfig:
+    places = {name: str(folder / name) for name in ("data", "output")}
+    return RunConfig.from_recipe(str(folder / "recipe"), **places, run_date=run_date, workers=1, name="buyers")
+
+
+def registry_of(folder: Path) -> MLflowRegistry:
+    return MLflowRegistry(f"sqlite:///{folder / 'output' / 'mlflow.db'}")
+
+
+@pytest.fixture(scope="module")
+def first(spark: "SparkSession", folder: Path) -> PipelineRecord:
+    """Return the record of a first week in which each stage has failed once, after its work was done."""
+    failed: list[str] = []
+
+    def breaking(name: str) -> Any:
+        work = getattr(weekly.WeeklyPipeline, f"_{name}")
+
+        def once(self: weekly.WeeklyPipeline, found: Mapping[str, Facts]) -> Facts:
+            facts: Facts = work(self, found)
+            if name not in failed:
+                failed.append(name)
+                raise OSError(f"the machine of '{name}' is gone")
+            return facts
+
+        return once
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in STAGES:
+            patch.setattr(weekly.WeeklyPipeline, f"_{name}", breaking(name))
+        for name in STAGES:
+            expected = f"stage '{name}' has failed: the machine of '{name}' is gone"
+            with pytest.raises(StageFailedError, match=expected):
+                run_pipeline(config(folder, "2026-01-03"))
+            is_published = (folder / "output" / "pipelines" / "buyers" / "scores.db").exists()
+            assert is_published is (name in ("promote", "notify"))
+        assert failed == list(STAGES)
+        return run_pipeline(config(folder, "2026-01-03"))
+
+
+def test_after_a_fault_in_each_stage_the_same_call_goes_on_there(first: PipelineRecord, folder: Path) -> None:
+    assert {name: (one.state, one.attempts) for name, one in first.stages.items()} == dict.fromkeys(
+        STAGES, ("passed", 2)
+    )
+    registry = registry_of(folder)
+    # Trained twice would be two versions; promoted twice, two entries.
+    assert (registry.alias("buyers", CHAMPION), registry.alias("buyers", PREVIOUS)) == ("1", None)
+    assert [entry["why"] for entry in audit_trail("buyers", "1", registry)] == ["pipeline of 2026-01-03"]
+    with pytest.raises(Exception, match="no version 2"):
+        registry.tags("buyers", "2")
+    with PrecomputedScores.open(folder / "output" / "pipelines" / "buyers" / "scores.db") as scores:
+        row = scores.get(5)
+        assert row is not None
+        assert row["model_version"] == "buyers/1"
+        assert 0 < row["score"] < 1
+
+
+def test_a_date_that_has_finished_is_not_run_again(first: PipelineRecord, folder: Path) -> None:
+    lines: list[str] = []
+
+    assert run_pipeline(config(folder, "2026-01-03"), say=lines.append) == first
+
+    assert lines == ["buyers of 2026-01-03 has finished before"]
+    settings = PipelineSettings.of({**ASKED, "min_rows": 2}, "here")
+    with pytest.raises(PipelineError, match=r"was begun with pipeline\.min_rows=1, not 2"):
+        run_pipeline(config(folder, "2026-01-03"), settings)
+
+
+def test_a_week_later_the_champion_is_where_training_begins_and_what_it_is_compared_with(
+    first: PipelineRecord, folder: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Week 2 has many more rows from one city, which is told; week 3's labels are noise, which is stopped."""
+    write_data(folder, days_rows("Bern", "Bern", "Bern", "Rome", "Oslo", "Bonn"))
+    command = ["run", f"--recipe={folder / 'recipe'}", f"--data={folder / 'data'}", f"--output={folder / 'output'}"]
+    command += ["--workers=1", "--name=buyers"]
+
+    assert main([*command, "--run-date=2026-01-10"]) == 0
+
+    said = capsys.readouterr()
+    assert re.search(r"champion +models:/buyers/2\nbefore +1\nmetrics +auc 0\.", said.out)
+    assert "warning    columns have drifted since the former date: city (index 0." in said.out
+    assert "buyers/2 is the champion of 2026-01-10, with warnings" in caplog.text
+    dates = folder / "output" / "pipelines" / "buyers"
+    record = PipelineRecord.load(dates / "2026-01-10")
+    assert record is not None
+    assert record.stages["train"].facts["warm_start"]["model"] == "models:/buyers/1"
+    assert record.stages["evaluate"].facts["champion"] == "1"
+    page = (dates / "2026-01-10" / "pipeline.html").read_text(encoding="utf-8")
+    assert "Version 2 is the champion." in page
+    assert "Since 2026-01-03" in page
+    for link in re.findall('href="([^"]+)"', page):
+        assert (dates / "2026-01-10" / link).is_file(), link
+
+    caplog.clear()
+    noise = [f"{n},{20 + n % 9},{city},{n * 7919 % 13 % 2},{part}" for n, (city, part) in enumerate(_places())]
+    write_data(folder, noise)
+
+    assert main([*command, "--run-date=2026-01-17"]) == 1
+
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("mirrorspark: stage 'gate' has failed: auc in overall is 0.")
+    assert "buyers of 2026-01-17: stage 'gate' has failed" in caplog.text
+    assert "The champion is unchanged." in caplog.text
+    assert registry_of(folder).alias("buyers", CHAMPION) == "2"
+    assert "Stopped at &#39;gate&#39;" in (dates / "2026-01-17" / "pipeline.html").read_text(encoding="utf-8")
+
+    # The rows were mended, and the date is run anew.
+    write_data(folder, days_rows("Bern", "Bern", "Bern", "Rome", "Oslo", "Bonn"))
+    assert main([*command, "--run-date=2026-01-17", "--from=ingest"]) == 0
+    assert registry_of(folder).alias("buyers", CHAMPION) == "4"
+
+
+def _places() -> list[tuple[str, str]]:
+    return [tuple(row.split(",")[2::2]) for row in days_rows("Bern", "Bern", "Bern", "Rome", "Oslo", "Bonn")]  # type: ignore[misc]
+
+
+def test_too_few_rows_end_it_before_anything_is_converted(first: PipelineRecord, folder: Path) -> None:
+    write_data(folder, days_rows("Oslo", "Rome", "Bonn", "Bern")[:300])
+
+    with pytest.raises(StageFailedError, match="has 300 rows, -67% against the 900 of 2026-01-03"):
+        run_pipeline(config(folder, "2026-01-04"))
+
+
+def test_the_sandbox_tries_a_share_of_the_rows_and_touches_nothing_else(
+    spark: "SparkSession", folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_data(folder, days_rows("Oslo", "Rome", "Bonn", "Bern"))
+    known = {path.name: path.stat().st_mtime_ns for path in (folder / "output").rglob("*") if path.is_file()}
+    command = ["run", f"--recipe={folder / 'recipe'}", f"--data={folder / 'data'}", f"--output={folder / 'output'}"]
+
+    assert main([*command, "--run-date=2026-01-31", "--sample=0.5", "--workers=4"]) == 0
+
+    assert re.search(r"champion +models:/recipe/1\n", capsys.readouterr().out)
+    sandbox = folder / "output" / "sandbox"
+    record = PipelineRecord.load(sandbox / "pipelines" / "recipe" / "2026-01-31")
+    assert record is not None
+    assert 350 < record.stages["data"].facts["rows"] < 550
+    now = [path for path in (folder / "output").rglob("*") if path.is_file() and sandbox not in path.parents]
+    assert {path.name: path.stat().st_mtime_ns for path in now} == known
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "a pipeline runs for a date; give run_date, 2026-01-31 say"),
+        (["--run-date=2026-01-03", "--from=smok"], "there is no stage 'smok'; use one of ['ingest', "),
+        (["--run-date=2026-01-03", "--alert=pager"], "alert target 'pager' is unknown"),
+        (["--run-date=2026-01-03", "--sample=2"], "sample is 2; give the share of the rows"),
+        (["--run-date=2026-01-03", "--settings=nowhere.yaml"], "there is no file nowhere.yaml"),
+    ],
+)
+def test_what_makes_no_sense_is_said_before_anything_runs(
+    folder: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", f"--recipe={folder / 'recipe'}", f"--data={folder / 'data'}", f"--output={folder / 'output'}"]
+
+    assert main([*command, *flags]) == 2
+
+    assert message in capsys.readouterr().err

@@ -1,0 +1,133 @@
+"""Configurations of TensorFlow Model Analysis as they are written, and what is refused in them (L1)."""
+
+from pathlib import Path
+
+import pytest
+
+from mirrorspark.lifecycle.gate.eval_config import EvalConfigError, read_eval_config
+from mirrorspark.lifecycle.gate.slices import Slicing
+from mirrorspark.lifecycle.gate.thresholds import Threshold
+
+TEXT = """
+# A comment, as in tutorials.
+model_specs { name: "baseline" signature_name: "eval" is_baseline: true label_key: "old" }
+model_specs { name: "candidate" label_key: "late" example_weight_key: "importance" }
+slicing_specs {}
+slicing_specs { feature_keys: ["carrier"] }
+slicing_specs { feature_keys: ["carrier", "origin"] }
+slicing_specs { feature_values { key: "origin" value: "JFK" } feature_values { key: "carrier" value: "AA" } }
+metrics_specs {
+  metrics { class_name: "ExampleCount" }
+  metrics {
+    class_name: "AUC"
+    threshold {
+      value_threshold { lower_bound { value: 0.6 } }
+      change_threshold { direction: HIGHER_IS_BETTER absolute { value: -0.01 } }
+    }
+    per_slice_thresholds {
+      slicing_specs { feature_keys: ["carrier"] }
+      slicing_specs {}
+      threshold { value_threshold { lower_bound { value: 0.5 } } }
+    }
+  }
+  metrics {
+    class_name: "BinaryCrossentropy"
+    threshold { change_threshold { direction: LOWER_IS_BETTER relative { value: 0.05 } } }
+  }
+  metrics {
+    class_name: "AUC" config: '"curve": "PR", "name": "auc_pr"'
+    threshold { value_threshold { lower_bound { value: 0 } } }
+  }
+  thresholds {
+    key: "calibration"
+    value { value_threshold { lower_bound { value: 0.9 } upper_bound { value: 1.1 } } }
+  }
+}
+options { min_slice_size { value: 30 } compute_confidence_intervals { value: true } }
+"""
+YAML = """
+model_specs: [{label_key: late}]
+slicing_specs: [{}, {feature_keys: [carrier]}]
+metrics_specs:
+- metrics:
+  - class_name: AUC
+    threshold:
+      value_threshold: {lower_bound: 0.6}
+      change_threshold: {direction: HIGHER_IS_BETTER, absolute: -0.01}
+"""
+
+
+def test_a_text_proto_becomes_slices_and_gates(tmp_path: Path) -> None:
+    file = tmp_path / "eval_config.pbtxt"
+    file.write_text(TEXT, encoding="utf-8")
+
+    found = read_eval_config(file)
+
+    crossed = (
+        "concat_ws(' x ', coalesce(cast(`carrier` as string), 'null'), coalesce(cast(`origin` as string), 'null'))"
+    )
+    assert found.slices == (
+        Slicing("`carrier`", "carrier"),
+        Slicing(crossed, "carrier x origin"),
+        Slicing(crossed, "carrier x origin:AA x JFK", ("AA x JFK",)),
+    )
+    assert (found.label, found.weight, found.gates.min_examples) == ("late", "importance", 30)
+    every = ("all",)
+    assert found.gates.thresholds == (
+        Threshold("auc", at_least=0.6, gain_at_least=-0.01, slices=every, higher_is_better=True),
+        Threshold("auc", at_least=0.5, slices=("carrier", "overall")),
+        Threshold("log_loss", gain_share_at_least=-0.05, slices=every, higher_is_better=False),
+        Threshold("pr_auc", at_least=0.0, slices=every),
+        Threshold("calibration", at_least=0.9, at_most=1.1, slices=every),
+    )
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_yaml_and_the_json_of_a_run_become_the_same(tmp_path: Path, *, is_wrapped: bool) -> None:
+    file = tmp_path / "eval_config.yaml"
+    inner = YAML if not is_wrapped else "eval_config:\n" + "".join(f"  {line}\n" for line in YAML.splitlines())
+    file.write_text(inner, encoding="utf-8")
+
+    found = read_eval_config(file)
+
+    assert found.slices == (Slicing("`carrier`", "carrier"),)
+    (threshold,) = found.gates.thresholds
+    assert threshold == Threshold("auc", at_least=0.6, gain_at_least=-0.01, slices=("all",), higher_is_better=True)
+
+
+BOUND = "threshold { value_threshold { lower_bound { value: 0.5 } } }"
+CHANGE = "threshold { change_threshold { absolute { value: 0.1 } } }"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("metrics_specs { binarize { class_ids { values: 1 } } }", 'has no field named "binarize"'),
+        ('slicing_specs { slice_keys_sql: "SELECT" }', 'has no field named "slice_keys_sql"'),
+        (
+            'slicing_specs { feature_keys: "a" feature_values { key: "b" value: "1" } }',
+            "a slice crosses all values of ['a'] with {'b': '1'}",
+        ),
+        (f'metrics_specs {{ metrics {{ class_name: "Flips" {BOUND} }} }}', "metric Flips has a threshold and is not"),
+        (
+            f'metrics_specs {{ metrics {{ class_name: "Recall" config: \'"thresholds": [0.3]\' {BOUND} }} }}',
+            "metric Recall has the settings ['thresholds'], which cannot be kept here",
+        ),
+        (f'metrics_specs {{ metrics {{ class_name: "AUC" {CHANGE} }} }}', "change_threshold of auc has no direction"),
+        (
+            'metrics_specs { metrics { class_name: "AUC" per_slice_thresholds '
+            f'{{ slicing_specs {{ feature_keys: "origin" }} {BOUND} }} }} }}',
+            "thresholds name the slices ['origin'], which slicing_specs does not define",
+        ),
+        ("metrics_specs {", "Expected"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "eval_config.pbtxt"
+    file.write_text(text, encoding="utf-8")
+
+    with pytest.raises(EvalConfigError) as raised:
+        read_eval_config(file)
+
+    assert str(file) in str(raised.value)
+    assert message in str(raised.value)
