@@ -209,8 +209,8 @@ def _measured(
         if tokens and name in counts.out_of_vocabulary
         else None,
         outside_share=outside,
-        bins=_binned(part, bins),
-        reference_bins=_binned(part, former_bins),
+        bins=bin_counts(part, bins),
+        reference_bins=bin_counts(part, former_bins),
     )
 
 
@@ -239,7 +239,8 @@ def _bins(train: RawValues, kind: ColumnKind) -> Bins:
     return Bins()
 
 
-def _binned(part: RawValues, bins: Bins) -> tuple[int, ...]:
+def bin_counts(part: RawValues, bins: Bins) -> tuple[int, ...]:
+    """Return the number of values in each bin, that of missing ones last; nothing without bins."""
     if bins.is_empty:
         return ()
     return (*np.bincount(_places(part, bins), minlength=bins.count).tolist(), part.missing)

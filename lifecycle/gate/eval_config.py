@@ -164,7 +164,9 @@ def _slicing(spec: Any) -> Slicing | None:
 
 def _thresholds(spec: Any) -> Iterator[Threshold]:
     for metric in spec.metrics:
-        asked = [(metric.threshold, (ALL_SLICES,))] if metric.HasField("threshold") else []
+        asked: list[tuple[Any, tuple[str, ...]]] = []
+        if metric.HasField("threshold"):
+            asked.append((metric.threshold, (ALL_SLICES,)))
         asked += [(one.threshold, _names(one.slicing_specs)) for one in metric.per_slice_thresholds]
         if asked:
             name = _configured(metric)

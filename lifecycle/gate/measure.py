@@ -69,8 +69,27 @@ def measure(
     Raises:
         PySparkException: An expression cannot be evaluated; a task failed, because of a label of another kind say.
     """
-    scored = _scored(table, models, what)
-    task = MeasureTask(measures, len(models), len(what.slicings), tuple(one.values for one in what.slicings))
+    return _of_slices(_scored(table, models, what), len(models), measures, what)
+
+
+def measure_scores(table: DataFrame, measures: Measures, what: Measured) -> tuple[SliceFacts, ...]:
+    """Return the metrics of each slice as :func:`measure` does, of rows that have their scores already.
+
+    Args:
+        table: Rows with scores, keys and label.
+        measures: The metrics of the task.
+        what: Label, slices and settings; ``output`` is the column of the scores.
+
+    Raises:
+        PySparkException: As for :func:`measure`.
+    """
+    columns = [column.alias(name) for name, column in _own(what).items()]
+    scored = table.select(*columns, column_named(what.output).alias(f"{_PREFIX}scores_0"))
+    return _of_slices(scored, 1, measures, what)
+
+
+def _of_slices(scored: DataFrame, models: int, measures: Measures, what: Measured) -> tuple[SliceFacts, ...]:
+    task = MeasureTask(measures, models, len(what.slicings), tuple(one.values for one in what.slicings))
     parts = map_batches(scored, task, _PARTS)
     # Tasks merge the parts of a slice, so that what the driver gets does not grow with the table.
     whole = parts.groupBy("slicing", "value").applyInArrow(_merge, _PARTS).toArrow()
@@ -85,14 +104,20 @@ def measure(
     return tuple(facts for _, facts in sorted(found, key=lambda one: (one[0], -one[1].examples, one[1].value or "")))
 
 
-def _scored(table: DataFrame, models: Sequence[PinnedModel], what: Measured) -> DataFrame:
-    """Return label, weight, bucket, the values of the slicings, and each model's scores."""
+def _own(what: Measured) -> dict[str, Column]:
+    """Return label, weight, bucket and the values of the slicings."""
     own: dict[str, Column] = {
         _LABEL: F.expr(what.label),
         _WEIGHT: F.expr(what.weight).cast("double") if what.weight else F.lit(1.0),
         _BUCKET: F.pmod(F.xxhash64(F.lit(what.seed), *map(column_named, what.keys)), F.lit(BUCKETS)).cast("int"),
     }
-    own |= {f"{_PREFIX}slice_{place}": F.expr(one.expression).cast("string") for place, one in enumerate(what.slicings)}
+    slices = {f"{_PREFIX}slice_{place}": F.expr(one.expression) for place, one in enumerate(what.slicings)}
+    return own | {name: column.cast("string") for name, column in slices.items()}
+
+
+def _scored(table: DataFrame, models: Sequence[PinnedModel], what: Measured) -> DataFrame:
+    """Return label, weight, bucket, the values of the slicings, and each model's scores."""
+    own = _own(what)
     inputs = [ModelDirectory.open(model.path).inputs.columns for model in models]
     needed = [name for name in dict.fromkeys(name for names in inputs for name in names) if name in table.columns]
     rows = table.select(*(column_named(name) for name in needed), *(column.alias(name) for name, column in own.items()))

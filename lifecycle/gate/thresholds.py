@@ -16,6 +16,14 @@ ALL_SLICES = "all"
 MIN_EXAMPLES = 100
 
 
+def direction_of(metric: str) -> int | None:
+    """Return 1 if more of a metric is better, -1 if less is; None for a metric that has no better value."""
+    if is_better(metric, 2.0, 1.0):
+        return 1
+    # A bias is better near 0, on either side.
+    return -1 if is_better(metric, 1.0, 2.0) and not is_better(metric, 1.0, -2.0) else None
+
+
 @dataclass(frozen=True)
 class Threshold:
     """Bounds of a metric, in all rows or in slices.
@@ -73,10 +81,7 @@ class Threshold:
         """1 if more is better, -1 if less is; None for a metric that has no better value."""
         if self.higher_is_better is not None:
             return 1 if self.higher_is_better else -1
-        if is_better(self.metric, 2.0, 1.0):
-            return 1
-        # A bias is better near 0, on either side.
-        return -1 if is_better(self.metric, 1.0, 2.0) and not is_better(self.metric, 1.0, -2.0) else None
+        return direction_of(self.metric)
 
 
 @dataclass(frozen=True)

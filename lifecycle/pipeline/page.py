@@ -35,7 +35,7 @@ def pipeline_page(record: PipelineRecord, stages: Sequence[Stage], former: Pipel
         record=record,
         verdict=_verdict(record),
         former=former,
-        tiles=_tiles(record, former),
+        tiles=_tiles(record),
         rows=[
             (
                 stage,
@@ -64,7 +64,7 @@ def _verdict(record: PipelineRecord) -> tuple[str, str]:
     return "passed", f"Version {facts['version']} is the champion."
 
 
-def _tiles(record: PipelineRecord, former: PipelineRecord | None) -> list[tuple[str, str]]:
+def _tiles(record: PipelineRecord) -> list[tuple[str, str]]:
     value = _values(record)
     shown = [
         ("rows", _shown(value("data", "rows"))),
@@ -75,7 +75,6 @@ def _tiles(record: PipelineRecord, former: PipelineRecord | None) -> list[tuple[
             for name, number in list((value("evaluate", "metrics") or {}).items())[:2]
         ),
         ("seconds", _shown(_seconds(record))),
-        ("since", "the first date" if former is None else former.run_date),
     ]
     return [(name, text) for name, text in shown if text != _DASH]
 
@@ -92,7 +91,7 @@ def _in_words(name: str, one: StageRecord | None) -> str:
 
 _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "ingest": lambda facts: (
-        f"{len(facts['files'])} tables; "
+        f"{', '.join(facts['files'])}; "
         + (f"begins from {facts['warm_start']}" if facts["warm_start"] else "begins from random weights")
     ),
     "data": lambda facts: f"{facts['rows']:,} rows",
@@ -110,7 +109,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "deploy": lambda facts: facts["model"] + (f", {facts['rows']:,} rows ahead of time" if "rows" in facts else ""),
     "smoke": lambda facts: f"{facts['rows']} rows, the slowest in {facts['p99_ms']:.1f} ms",
     "promote": lambda facts: f"version {facts['version']}, before {facts['previous'] or 'none'}",
-    "notify": lambda facts: f"{facts['targets']} targets",
+    "notify": lambda facts: f"{facts['targets']} target{'' if facts['targets'] == 1 else 's'}",
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
@@ -18,6 +19,8 @@ from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT, is_publishe
 from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE as DATASET_PAGE
 from mirrorspark.data_pipelines.quality.drift import measure_drift, stability_index
 from mirrorspark.data_pipelines.quality.findings import Limits
+from mirrorspark.data_pipelines.quality.profiling import DRIFT_QUANTILES
+from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.tables import query
 from mirrorspark.lifecycle.gate.facts import Measure
 from mirrorspark.lifecycle.gate.page import PAGE_FILE as VALIDATION_PAGE
@@ -29,6 +32,7 @@ from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import Facts, Stage
 from mirrorspark.lifecycle.promotion.promote import CHAMPION, Evidence, promote
 from mirrorspark.lifecycle.promotion.registry import MLflowRegistry, RegistryError
+from mirrorspark.lifecycle.watching.snapshot import SNAPSHOT_FILE, Snapshot
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.directory import ModelDirectory
@@ -48,7 +52,6 @@ STORE_FILE = "scores.db"
 # What a stage found worth telling people although it has passed: texts.
 WARNINGS = "warnings"
 
-_SCORE_BINS = 10
 # Of columns that have drifted, so many are named in a message.
 _SHOWN_COLUMNS = 5
 
@@ -187,7 +190,10 @@ class WeeklyPipeline:
         evidence = validation.save(self.folder / VALIDATION_FOLDER)
         log_validation(validation, trained["run_id"], tracking_uri=self.store)
         overall = validation.facts.slices[0]
-        scores = _score_counts(Path(trained["scored_table"]), _of(self.former, "evaluate", "scores"))
+        values = _scores(Path(trained["scored_table"]))
+        snapshot = Snapshot.of_dataset(Dataset.open(found["convert"]["dataset"])).with_scores(values)
+        snapshot.save(self.folder / SNAPSHOT_FILE)
+        scores = _score_counts(values, _of(self.former, "evaluate", "scores"))
         return {
             "champion": champion,
             "evidence": str(evidence),
@@ -195,6 +201,7 @@ class WeeklyPipeline:
             "metrics": _defined(overall.candidate),
             "change": _defined(overall.change),
             "slices": len(validation.facts.slices),
+            "snapshot": str(self.folder / SNAPSHOT_FILE),
             "latency_p99_ms": validation.facts.latency_p99_ms,
             **scores,
         }
@@ -324,17 +331,19 @@ def _smoke_problems(facts: Facts) -> Sequence[str]:
     return [] if facts["passed"] else [f"single rows differ from the table by up to {facts['max']:.1e}"]
 
 
-def _score_counts(table: Path, former: Mapping[str, Any] | None) -> dict[str, Any]:
+def _scores(table: Path) -> NDArray[np.float64]:
+    """Return the scores of a scored table; those of lists one behind the other."""
+    name = "score" if "score" in pq.ParquetDataset(table).schema.names else SCORES
+    column = pq.read_table(table, columns=[name])[name].combine_chunks()
+    return np.asarray(column.flatten() if name == SCORES else column, np.float64)
+
+
+def _score_counts(values: NDArray[np.float64], former: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the counts of the scores in ten bins, and a warning if they are distributed otherwise than before.
 
     The bins are deciles of the earliest date, so that all dates are comparable.
     """
-    name = "score" if "score" in pq.ParquetDataset(table).schema.names else SCORES
-    column = pq.read_table(table, columns=[name])[name].combine_chunks()
-    values = np.asarray(column.flatten() if name == SCORES else column, np.float64)
-    edges = (
-        list(former["edges"]) if former else sorted({*np.quantile(values, np.linspace(0, 1, _SCORE_BINS + 1)[1:-1])})
-    )
+    edges = list(former["edges"]) if former else np.unique(np.quantile(values, DRIFT_QUANTILES)).tolist()
     counts = [int(count) for count in np.bincount(np.searchsorted(edges, values, "right"), minlength=len(edges) + 1)]
     found: dict[str, Any] = {"scores": {"edges": edges, "counts": counts, "mean": float(values.mean())}}
     if former:

@@ -95,6 +95,16 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.lifecycle.promotion.registry import FolderRegistry as FolderRegistry
     from mirrorspark.lifecycle.promotion.registry import MLflowRegistry as MLflowRegistry
     from mirrorspark.lifecycle.promotion.registry import RegistryError as RegistryError
+    from mirrorspark.lifecycle.watching.counting import NothingToWatchError as NothingToWatchError
+    from mirrorspark.lifecycle.watching.drift import DriftLimits as DriftLimits
+    from mirrorspark.lifecycle.watching.live import Promise as Promise
+    from mirrorspark.lifecycle.watching.live import live_metrics as live_metrics
+    from mirrorspark.lifecycle.watching.page import log_watch as log_watch
+    from mirrorspark.lifecycle.watching.page import watch_page as watch_page
+    from mirrorspark.lifecycle.watching.snapshot import Snapshot as Snapshot
+    from mirrorspark.lifecycle.watching.snapshot import SnapshotError as SnapshotError
+    from mirrorspark.lifecycle.watching.watch import watch as watch
+    from mirrorspark.lifecycle.watching.watch import watch_stream as watch_stream
     from mirrorspark.models.fitting.step_loop import use_step_loop as use_step_loop
     from mirrorspark.models.layers import feature_inputs as feature_inputs
     from mirrorspark.models.layers import feature_vector as feature_vector
@@ -329,6 +339,14 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "rollback",
         ),
         "lifecycle.promotion.registry": ("FolderRegistry", "MLflowRegistry", "RegistryError"),
+    },
+    "Watching": {
+        "lifecycle.watching.counting": ("NothingToWatchError",),
+        "lifecycle.watching.drift": ("DriftLimits",),
+        "lifecycle.watching.live": ("Promise", "live_metrics"),
+        "lifecycle.watching.page": ("log_watch", "watch_page"),
+        "lifecycle.watching.snapshot": ("Snapshot", "SnapshotError"),
+        "lifecycle.watching.watch": ("watch", "watch_stream"),
     },
     "Plots": {
         "plots.calibration": ("calibration_curve",),

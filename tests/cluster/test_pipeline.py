@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(300)
 
+MANY_FROM_BERN = (*("Bern",) * 5, "Rome", "Oslo", "Bonn")
 STAGES = ("ingest", "data", "convert", "train", "evaluate", "gate", "parity", "deploy", "smoke", "promote", "notify")
 ASKED: Mapping[str, Any] = {
     "slices": ["city"],
@@ -117,7 +118,7 @@ def test_a_week_later_the_champion_is_where_training_begins_and_what_it_is_compa
     first: PipelineRecord, folder: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Week 2 has many more rows from one city, which is told; week 3's labels are noise, which is stopped."""
-    write_data(folder, days_rows("Bern", "Bern", "Bern", "Rome", "Oslo", "Bonn"))
+    write_data(folder, days_rows(*MANY_FROM_BERN))
     command = ["run", f"--recipe={folder / 'recipe'}", f"--data={folder / 'data'}", f"--output={folder / 'output'}"]
     command += ["--workers=1", "--name=buyers"]
 
@@ -152,13 +153,13 @@ def test_a_week_later_the_champion_is_where_training_begins_and_what_it_is_compa
     assert "Stopped at &#39;gate&#39;" in (dates / "2026-01-17" / "pipeline.html").read_text(encoding="utf-8")
 
     # The rows were mended, and the date is run anew.
-    write_data(folder, days_rows("Bern", "Bern", "Bern", "Rome", "Oslo", "Bonn"))
+    write_data(folder, days_rows(*MANY_FROM_BERN))
     assert main([*command, "--run-date=2026-01-17", "--from=ingest"]) == 0
     assert registry_of(folder).alias("buyers", CHAMPION) == "4"
 
 
 def _places() -> list[tuple[str, str]]:
-    return [tuple(row.split(",")[2::2]) for row in days_rows("Bern", "Bern", "Bern", "Rome", "Oslo", "Bonn")]  # type: ignore[misc]
+    return [tuple(row.split(",")[2::2]) for row in days_rows(*MANY_FROM_BERN)]  # type: ignore[misc]
 
 
 def test_too_few_rows_end_it_before_anything_is_converted(first: PipelineRecord, folder: Path) -> None:
@@ -168,6 +169,7 @@ def test_too_few_rows_end_it_before_anything_is_converted(first: PipelineRecord,
         run_pipeline(config(folder, "2026-01-04"))
 
 
+@pytest.mark.full
 def test_the_sandbox_tries_a_share_of_the_rows_and_touches_nothing_else(
     spark: "SparkSession", folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

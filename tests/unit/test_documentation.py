@@ -35,8 +35,7 @@ NOT_PYTHON = ("export ", "python ", "mirrorspark ", "mlflow ", "SELECT ", "CREAT
 INDENTED_SAMPLES = (
     *("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "training.md"),
     *("fleet.md", "metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
-    "promotion.md",
-    "experiments.md",
+    *("promotion.md", "experiments.md", "watching.md"),
 )
 FENCED_SAMPLES = ("data.md", "reading.md", "recipes.md", "tfrecord.md")
 PACKAGES = ("callbacks", "data_pipelines", "lifecycle", "models", "scoring", "storage", "training")

@@ -81,7 +81,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["tarin"], "mirrorspark: command 'tarin' is unknown; did you mean train? (see mirrorspark --help)"),
-        (["movielens"], "mirrorspark: command 'movielens' is unknown; use one of ['train', 'score', 'lookup', "),
+        (["movielens"], "mirrorspark: command 'movielens' is unknown; use one of ['train', 'pipeline', 'score', "),
         (
             ["--workers", "2"],
             "mirrorspark: --workers is no command; the flags of a run follow its command: ",

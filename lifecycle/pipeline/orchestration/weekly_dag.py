@@ -18,7 +18,7 @@ _COMMAND = shlex.split(os.environ.get("MIRRORSPARK_PIPELINE", "mirrorspark pipel
 _USAGE = 2
 
 
-@task(retries=2, retry_delay=timedelta(minutes=5))
+@task(retries=2, retry_delay=timedelta(minutes=1))
 def run() -> None:
     """Run what is left of a date; the command's messages go to the task's log."""
     context: Any = get_current_context()

@@ -1,0 +1,163 @@
+"""How good a model is in production: its scores joined with what came out, week by week, beside what was promised."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+from mirrorspark.lifecycle.gate.facts import Measure, SliceFacts
+from mirrorspark.lifecycle.gate.measure import Measured, measure_scores
+from mirrorspark.lifecycle.gate.measures import measures_of
+from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
+from mirrorspark.lifecycle.gate.thresholds import direction_of
+from mirrorspark.lifecycle.watching.watch import WEEK
+from mirrorspark.plots.html import in_digits
+from mirrorspark.scoring.model.directory import Task
+from mirrorspark.scoring.parity import THRESHOLD
+from mirrorspark.scoring.plan import column_named
+
+_START, _LABEL = "__mirrorspark_start", "__mirrorspark_label"
+_DEFAULT_TOLERANCE = 0.02
+# They describe the rows.
+_NO_PROMISE = ("base_rate",)
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a validation measured of the model before it went into production.
+
+    Attributes:
+        metrics: Metric by name, of all rows.
+        model: Name and version.
+    """
+
+    metrics: Mapping[str, float]
+    model: str
+
+    @classmethod
+    def load(cls, file: str | Path) -> Self:
+        """Read the ``validation.json`` of a promotion.
+
+        Raises:
+            OSError: The file cannot be read.
+            ValueError: It is no validation.
+        """
+        try:
+            document = json.loads(Path(file).read_text(encoding="utf-8"))
+            candidate = document["candidate"]
+            (overall,) = (one for one in document["slices"] if one["slicing"] == OVERALL)
+            metrics = {name: float(one["value"]) for name, one in overall["candidate"].items()}
+            return cls(metrics, f"{candidate['name']}/{candidate['version']}")
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{file} is no validation ({error}); give the validation.json of the promotion") from error
+
+
+@dataclass(frozen=True)
+class LiveWindow:
+    """The quality of a model in a window.
+
+    Attributes:
+        start: Begin of the window, as text.
+        scored: Rows that were scored.
+        examples: Those whose outcome is known.
+        metrics: Metrics of these, with 95% intervals.
+        alarms: Metrics that are worse than promised, in words.
+    """
+
+    start: str
+    scored: int
+    examples: int
+    metrics: Mapping[str, Measure]
+    alarms: tuple[str, ...] = ()
+
+
+def live_metrics(
+    scores: DataFrame,
+    outcomes: DataFrame,
+    *,
+    keys: str | Sequence[str],
+    label: str,
+    time: str,
+    window: str = WEEK,
+    task: Task = "binary",
+    output: str = "score",
+    labels: Sequence[str] = (),
+    promise: Promise | None = None,
+    tolerance: float = _DEFAULT_TOLERANCE,
+    min_examples: int = 100,
+    threshold: float = THRESHOLD,
+    seed: int = 1,
+) -> tuple[LiveWindow, ...]:
+    """Join scores with outcomes and measure them by window, in one pass of Spark.
+
+    A metric is an alarm if its whole 95% interval is worse than what was promised, by more than the tolerance. Rows
+    whose outcome is not known yet are counted and not measured.
+
+    Args:
+        scores: What was answered: keys, time and scores.
+        outcomes: What came out: keys and label. Of several outcomes of a key, one has to be chosen before.
+        keys: Columns that both have.
+        label: SQL expression of the label, over the columns of ``outcomes``.
+        time: SQL expression of the time of a score, over the columns of ``scores``.
+        window: Length of a window.
+        task: Task of the model.
+        output: Column of the scores.
+        labels: Classes or labels of the model, of a multi-class or multi-label model.
+        promise: What the metrics are compared with.
+        tolerance: Difference to the promise that is no alarm, in units of the metric.
+        min_examples: Windows with fewer outcomes are not judged.
+        threshold: As for :func:`lifecycle.gate.validate.validate`.
+        seed: Fixes the intervals.
+
+    Returns:
+        The windows that have outcomes, the earliest first.
+
+    Raises:
+        ValueError: A column is missing.
+        PySparkException: A job failed; the message names the reason.
+    """
+    keys = (keys,) if isinstance(keys, str) else tuple(keys)
+    for name, table in {"scores": scores, "outcomes": outcomes}.items():
+        if lost := [key for key in keys if key not in table.columns]:
+            raise ValueError(f"{name} has no columns {lost}; it has {table.columns}")
+    if output not in scores.columns:
+        raise ValueError(f"scores has no column '{output}'; it has {scores.columns}")
+    when = F.window(F.expr(time).cast("timestamp"), window).start.cast("string")
+    answered = scores.select(*map(column_named, keys), column_named(output), when.alias(_START))
+    known = outcomes.select(*map(column_named, keys), F.expr(label).alias(_LABEL))
+    scored = {row[_START]: int(row["count"]) for row in answered.groupBy(_START).count().collect()}
+    joined = answered.join(known.where(F.col(_LABEL).isNotNull()), on=list(keys))
+    what = Measured(_LABEL, keys, output, (Slicing(f"`{_START}`", "window"),), None, seed)
+    found = measure_scores(joined, measures_of(task, threshold, labels), what)
+    windows = [_window(one, scored, promise, tolerance, min_examples) for one in found if not one.is_overall]
+    return tuple(sorted(windows, key=lambda one: one.start))
+
+
+def _window(
+    one: SliceFacts, scored: Mapping[str, int], promise: Promise | None, tolerance: float, min_examples: int
+) -> LiveWindow:
+    start = str(one.value)
+    alarms: tuple[str, ...] = ()
+    if promise is not None and one.examples >= min_examples:
+        alarms = tuple(_worse(one.candidate, promise, tolerance))
+    return LiveWindow(start, scored.get(start, one.examples), one.examples, one.candidate, alarms)
+
+
+def _worse(metrics: Mapping[str, Measure], promise: Promise, tolerance: float) -> Iterator[str]:
+    for name, promised in promise.metrics.items():
+        measure = metrics.get(name)
+        if measure is None or name in _NO_PROMISE or not all(map(math.isfinite, (promised, measure.low, measure.high))):
+            continue
+        direction = direction_of(name)
+        is_low, is_high = measure.high < promised - tolerance, measure.low > promised + tolerance
+        # A calibration is worse on either side.
+        if (is_low and direction != -1) or (is_high and direction != 1):
+            value, low, high = (in_digits(number) for number in (measure.value, measure.low, measure.high))
+            yield f"{name} is {value} ({low} to {high}), promised was {in_digits(promised)}"

@@ -1,0 +1,158 @@
+"""``watch.html``: drift by column and window, and the live quality of a model beside what was promised."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Template
+from matplotlib.figure import Figure
+from mlflow.entities import Metric
+
+from mirrorspark.callbacks.mlflow.store import store_client
+from mirrorspark.lifecycle.watching.live import LiveWindow, Promise
+from mirrorspark.lifecycle.watching.watch import WindowDrift
+from mirrorspark.plots.histogram import short_number
+from mirrorspark.plots.html import figure_html, in_digits
+from mirrorspark.plots.over_time import over_time
+from mirrorspark.plots.page import page_template
+
+PAGE_FILE = "watch.html"
+
+_SHOWN_WINDOWS = 12
+_SHOWN_METRICS = 4
+_DASH = "-"
+# MLflow takes no more in a request.
+_METRICS_PER_REQUEST = 1_000
+
+
+def watch_page(
+    windows: Sequence[WindowDrift], live: Sequence[LiveWindow] = (), *, title: str, promise: Promise | None = None
+) -> str:
+    """Return the page as HTML.
+
+    Args:
+        windows: Drift by window, the earliest first.
+        live: Quality by window, the earliest first.
+        title: What is watched.
+        promise: What the quality is compared with.
+    """
+    shown = windows[-_SHOWN_WINDOWS:]
+    names = list(dict.fromkeys(one.column for window in shown for one in window.columns))
+    found = [{one.column: one for one in window.columns} for window in shown]
+    alarms = [(_start(one.start), words) for one in windows for words in one.alarms]
+    alarms += [(one.start[:10], words) for one in live for words in one.alarms]
+    return _template().render(
+        title=title,
+        alarms=sorted(alarms, reverse=True),
+        tiles=_tiles(windows, live),
+        starts=[_start(one.start) for one in shown],
+        drift=[(name, [of_window.get(name) for of_window in found]) for name in names],
+        last=shown[-1] if shown else None,
+        live=live[-_SHOWN_WINDOWS:],
+        metrics=list(live[-1].metrics) if live else [],
+        figures=[
+            figure_html(_figure(metric, live, promise), f"{metric} by window") for metric in _drawn(live, promise)
+        ],
+        promise=promise,
+    )
+
+
+def log_watch(
+    windows: Sequence[WindowDrift],
+    live: Sequence[LiveWindow],
+    run_id: str,
+    *,
+    title: str,
+    promise: Promise | None = None,
+    tracking_uri: str | None = None,
+) -> None:
+    """Log what was watched to an MLflow run: the page, and metrics by window at the time of its begin.
+
+    Args:
+        windows: Drift by window, the earliest first: ``drift.psi.COLUMN``, and ``drift.alarms``.
+        live: Quality by window: ``live.METRIC``.
+        run_id: The run, one for the model in production say; the same windows may be logged again.
+        title: What is watched.
+        promise: What the quality is compared with.
+        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
+
+    Raises:
+        MlflowException: There is no such run, or the store cannot be used.
+    """
+    import mlflow  # takes seconds
+
+    client = store_client(tracking_uri or mlflow.get_tracking_uri())
+    metrics = []
+    for window in windows:
+        at = _milliseconds(window.start)
+        metrics.append(Metric("drift.alarms", float(len(window.alarms)), at, _step(at)))
+        metrics += [Metric(f"drift.psi.{_named(one.column)}", one.psi, at, _step(at)) for one in window.columns]
+    for quality in live:
+        at = _milliseconds(datetime.fromisoformat(quality.start).replace(tzinfo=UTC))
+        values = {name: one.value for name, one in quality.metrics.items() if math.isfinite(one.value)}
+        metrics += [Metric(f"live.{name}", value, at, _step(at)) for name, value in values.items()]
+    for first in range(0, len(metrics), _METRICS_PER_REQUEST):
+        client.log_batch(run_id, metrics[first : first + _METRICS_PER_REQUEST])
+    client.log_text(run_id, watch_page(windows, live, title=title, promise=promise), PAGE_FILE)
+
+
+def _milliseconds(start: datetime | None) -> int:
+    return int((start or datetime.now(UTC)).timestamp() * 1_000)
+
+
+def _step(at: int) -> int:
+    """Return the day since 1970, so that a window that is logged again replaces no other."""
+    return at // 86_400_000
+
+
+def _named(column: str) -> str:
+    """Return a column's name with the characters that MLflow takes."""
+    return re.sub(r"[^\w./ -]", "_", column, flags=re.ASCII)
+
+
+def _tiles(windows: Sequence[WindowDrift], live: Sequence[LiveWindow]) -> list[tuple[str, str]]:
+    numbers = {
+        "windows": float(len(windows) or len(live)),
+        "rows": float(sum(one.rows for one in windows)),
+        "windows with drift": float(sum(bool(one.alarms) for one in windows)),
+        "outcomes known": float(sum(one.examples for one in live)),
+        "windows worse than promised": float(sum(bool(one.alarms) for one in live)),
+    }
+    return [(name, short_number(number)) for name, number in numbers.items() if number or "windows" in name]
+
+
+def _drawn(live: Sequence[LiveWindow], promise: Promise | None) -> list[str]:
+    """Return the metrics that are drawn: those that were promised first."""
+    there = list(live[-1].metrics) if live else []
+    promised = [name for name in there if promise is not None and name in promise.metrics]
+    return list(dict.fromkeys([*promised, *there]))[:_SHOWN_METRICS] if len(live) > 1 else []
+
+
+def _figure(metric: str, live: Sequence[LiveWindow], promise: Promise | None) -> Figure:
+    measures = [one.metrics[metric] for one in live]
+    return over_time(
+        metric.replace("_", " "),
+        [one.start for one in live],
+        [one.value for one in measures],
+        [one.low for one in measures],
+        [one.high for one in measures],
+        promised=None if promise is None else promise.metrics.get(metric),
+    )
+
+
+def _start(start: datetime | None) -> str:
+    return "all rows" if start is None else f"{start:%Y-%m-%d}"
+
+
+def _number(value: float | None) -> str:
+    return _DASH if value is None or math.isnan(value) else in_digits(value)
+
+
+@cache
+def _template() -> Template:
+    return page_template(Path(__file__).with_name("watch.html.jinja"), {"number": _number})

@@ -1,0 +1,151 @@
+"""The snapshot of a training: in which bins its columns and scores fell, to compare later rows with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from mirrorspark.data_pipelines.convert import read_profile
+from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
+from mirrorspark.data_pipelines.features.kinds import TokenFeature
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.quality.profile import Bins
+from mirrorspark.data_pipelines.quality.profiling import DRIFT_QUANTILES, bin_counts
+from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, RawValues, Role
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.storage.atomic_file import write_atomically
+
+SNAPSHOT_FILE = "snapshot.json"
+FORMAT_VERSION = 1
+
+# A larger vocabulary is not kept, and its new tokens are not counted.
+_MOST_TOKENS = 20_000
+_WATCHED_ROLES = (Role.FEATURE, Role.LABEL)
+
+
+class SnapshotError(ValueError):
+    """A file is no snapshot, or one of another version."""
+
+
+@dataclass(frozen=True)
+class WatchedColumn:
+    """A column as the training saw it.
+
+    Attributes:
+        name: The column.
+        kind: How its values are counted.
+        bins: The bins.
+        counts: Training rows by bin, with missing values last.
+        vocabulary: Tokens that the model knows; empty where they are too many, and for numbers.
+        unknown_share: Share of the training rows' tokens that are not among them.
+        missing_share: Share of the training rows without a value.
+    """
+
+    name: str
+    kind: ColumnKind
+    bins: Bins
+    counts: tuple[int, ...]
+    vocabulary: tuple[str, ...] = ()
+    unknown_share: float = 0.0
+    missing_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The columns that are watched.
+
+    Attributes:
+        columns: The columns, and the scores behind them.
+        features: Specification of the features in its YAML form.
+        at: When it was taken, in ISO format, UTC.
+    """
+
+    columns: tuple[WatchedColumn, ...]
+    features: Mapping[str, Any]
+    at: str
+
+    @classmethod
+    def of_dataset(cls, dataset: Dataset) -> Self:
+        """Return the snapshot of a dataset's training rows, from the profile that the conversion has made.
+
+        Raises:
+            DatasetError: The dataset has no profile.
+        """
+        columns = []
+        for column in read_profile(dataset.path).columns:
+            train = column.splits[TRAIN_SPLIT]
+            if column.role not in _WATCHED_ROLES or not train.bins:
+                continue
+            known = _vocabulary(dataset, column.name)
+            unknown = (train.out_of_vocabulary_share or 0.0) if known else 0.0
+            shares = {"unknown_share": unknown, "missing_share": train.missing_share}
+            columns.append(WatchedColumn(column.name, column.kind, column.bins, train.bins, known, **shares))
+        return cls(tuple(columns), dataset.spec.to_dict(), datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def with_scores(self, scores: ArrayLike, name: str = "score") -> Self:
+        """Return the snapshot with the model's scores of labelled rows, in deciles.
+
+        Args:
+            scores: Scores, ``[rows]``; those that are no number are missing values.
+            name: Column of the scores in the rows to come.
+        """
+        values = np.asarray(scores, np.float64)
+        finite = values[np.isfinite(values)]
+        bins = Bins(edges=tuple(np.unique(np.quantile(finite, DRIFT_QUANTILES)).tolist()) if len(finite) else ())
+        missing = len(values) - len(finite)
+        counts = bin_counts(RawValues(len(values), missing, numbers=finite), bins)
+        share = missing / len(values) if len(values) else 0.0
+        others = tuple(column for column in self.columns if column.name != name)
+        return replace(
+            self, columns=(*others, WatchedColumn(name, ColumnKind.NUMBER, bins, counts, missing_share=share))
+        )
+
+    @property
+    def spec(self) -> FeatureSpec:
+        """The specification of the features."""
+        return FeatureSpec.from_dict(self.features)
+
+    def save(self, file: str | Path) -> None:
+        """Write the snapshot as JSON, in one step.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        write_atomically(Path(file), json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}) + "\n")
+
+    @classmethod
+    def load(cls, file: str | Path) -> Self:
+        """Read what :meth:`save` has written.
+
+        Raises:
+            OSError: The file cannot be read.
+            SnapshotError: It is no snapshot, or one of another version.
+        """
+        try:
+            document = json.loads(Path(file).read_text(encoding="utf-8"))
+            if (version := document["format_version"]) != FORMAT_VERSION:
+                raise SnapshotError(f"{file} has version {version}, this program reads {FORMAT_VERSION}")
+            return cls(tuple(map(_column, document["columns"])), document["features"], document["at"])
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise SnapshotError(f"{file} is no snapshot of a training ({error})") from error
+
+
+def _column(document: Mapping[str, Any]) -> WatchedColumn:
+    bins = Bins(tuple(document["bins"]["edges"]), tuple(document["bins"]["tokens"]))
+    texts = {name: tuple(document[name]) for name in ("counts", "vocabulary")}
+    return WatchedColumn(**{**document, "bins": bins, "kind": ColumnKind(document["kind"]), **texts})
+
+
+def _vocabulary(dataset: Dataset, column: str) -> tuple[str, ...]:
+    feature = next((one for one in dataset.spec.features if column in one.columns), None)
+    if not isinstance(feature, TokenFeature) or dataset.spec.hash_buckets(feature) is not None:
+        return ()
+    tokens = dataset.features.vocabulary(feature).tokens
+    return tuple(tokens.to_pylist()) if len(tokens) <= _MOST_TOKENS else ()
