@@ -12,19 +12,13 @@ JSON has no NaN and no infinity; they become null. A store file that is replaced
 once its checksum has been verified. A row whose checksum does not match is answered with status 503;
 so is an unknown key once the file has been found damaged.
 
-The name in the Host header must be this machine's, ``localhost``, or one given by ``--allow-host``; otherwise a web
-page could point a name of its own at this server and read rows through its visitor's browser (DNS rebinding). Addresses
-are always accepted, because no page can have those as its own name; so are requests without the header, such as probes
-by HTTP/1.0, because browsers always send it.
+The Host header is checked (:class:`scoring.http_server.HostCheck`).
 """
 
 import argparse
-import ipaddress
 import logging
-import math
 import re
 import signal
-import socket
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -36,15 +30,13 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn import Config, Server
 
+from mirrorspark.scoring.http_server import HostCheck, json_value, listening, server
 from mirrorspark.scoring.precomputed.store import PrecomputedScores, Row
 from mirrorspark.scoring.precomputed.store_file import INTEGER, DamagedStoreError, StoreError
 
 # A 64-bit integer has 19 digits. A longer number cannot be a key, and parsing it would take long.
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
-_SECONDS_FOR_LAST_ANSWERS = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,39 +78,9 @@ def application(scores: PrecomputedScores, allowed_hosts: Iterable[str] = ()) ->
             Route("/rows", answers.rows),
             Route("/health", answers.health),
         ],
-        middleware=[Middleware(_HostCheck, allowed_hosts=frozenset(map(str.lower, allowed_hosts)))],
+        middleware=[Middleware(HostCheck, allowed_hosts=allowed_hosts)],
         exception_handlers={DamagedStoreError: _damaged},
     )
-
-
-class _HostCheck:
-    """Refuses requests whose Host header has a name that is not expected; see the module."""
-
-    def __init__(self, app: ASGIApp, allowed_hosts: frozenset[str]) -> None:
-        self._app = app
-        self._allows_all = "*" in allowed_hosts
-        self._allowed = allowed_hosts | {"localhost", socket.gethostname().lower(), socket.getfqdn().lower()}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._allows(host := Request(scope).headers.get("host")):
-            await self._app(scope, receive, send)
-            return
-        refusal = f"the Host header {host!r} is not a name of this server; start it with --allow-host to accept it"
-        await PlainTextResponse(refusal, 421)(scope, receive, send)
-
-    def _allows(self, host: str | None) -> bool:
-        if host is None:
-            return True
-        name = re.sub(r":[0-9]*$", "", host).lower().rstrip(".")
-        return self._allows_all or name in self._allowed or _is_address(name)
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return False
-    return True
 
 
 async def _damaged(request: Request, error: Exception) -> PlainTextResponse:
@@ -168,39 +130,14 @@ class _Answers:
 
 
 def _row_json(row: Row) -> dict[str, Any]:
-    return {"is_fallback": row.is_fallback, "row": _json_value(dict(row))}
-
-
-def _json_value(value: Any) -> Any:
-    """Return ``value`` with None in place of NaN and infinities."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_json_value(element) for element in value]
-    if isinstance(value, dict):
-        return {name: _json_value(element) for name, element in value.items()}
-    return value
+    return {"is_fallback": row.is_fallback, "row": json_value(dict(row))}
 
 
 def _serve(scores: PrecomputedScores, host: str, port: int, allowed_hosts: Sequence[str]) -> None:
-    with socket.create_server((host, port)) as listener:
-        # The head and the body of a response are separate packets. Without this option the body waits 40 ms for the
-        # client to acknowledge the head. asyncio sets it on its own listeners; connections inherit it.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with listening(host, port) as listener:
         address = f"http://{host}:{listener.getsockname()[1]}"
         print(f"listening on {address} with {scores.metadata.rows:,} rows", flush=True)
-        config = Config(
-            application(scores, [host, *allowed_hosts]),
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            ws="none",
-            lifespan="off",
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=_SECONDS_FOR_LAST_ANSWERS,
-        )
-        Server(config).run(sockets=[listener])
+        server(application(scores, [host, *allowed_hosts])).run(sockets=[listener])
 
 
 def _end(*_: object) -> NoReturn:

@@ -10,7 +10,8 @@ import pyarrow as pa
 from mirrorspark.data_pipelines.features.kinds import Sparse
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.cache import load_once
+from mirrorspark.scoring.input.inputs import RowErrors
+from mirrorspark.scoring.model.cache import PROCESS_CACHE, ModelCache, load_once
 from mirrorspark.scoring.model.directory import ModelDescription, PinnedModel, exported_with
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
 from mirrorspark.scoring.model.versions import check_versions
@@ -29,6 +30,7 @@ class Predictor:
         threads: int | None = 1,
         other_versions: OtherVersions = "refuse",
         trust: bool = False,
+        cache: ModelCache = PROCESS_CACHE,
     ) -> None:
         """Load the model and its library, unless this process has loaded it already.
 
@@ -45,6 +47,7 @@ class Predictor:
             other_versions: ``refuse`` or ``allow`` a model that was exported with other library versions (beyond patch
                 versions).
             trust: As for :func:`scoring.batch.score`.
+            cache: Holds the loaded models; by default the one of the process.
 
         Raises:
             ModelNotFoundError: The URI does not lead to a model.
@@ -64,13 +67,13 @@ class Predictor:
         if other_versions == "refuse":
             check_versions(exported_with(pinned.path), pinned.label)
         self.label = pinned.label
-        self._columns = plan.inputs.columns
+        self.columns: tuple[str, ...] = plan.inputs.columns
         # A None has no type, so rows have several schemas.
         self._check = lru_cache(maxsize=_SCHEMAS)(plan.inputs.check)
         is_trained = isinstance(directory.description, ModelDescription)
         features = directory.features.spec.features if is_trained else ()
         self._types = {one.name: _VECTOR for one in features if isinstance(one, Sparse) and one.columns == (one.name,)}
-        self._model: LoadedModel = load_once(pinned.path, pinned.digest, threads=threads)
+        self._model: LoadedModel = load_once(pinned.path, pinned.digest, threads=threads, cache=cache)
 
     def predict(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the model's outputs for one row, and ``model_version``.
@@ -90,19 +93,44 @@ class Predictor:
         Raises:
             ColumnError: As for :meth:`predict`.
         """
-        batch = pa.RecordBatch.from_arrays(
-            [_column(name, [row.get(name, _ABSENT) for row in rows], self._types.get(name)) for name in self._columns],
-            names=self._columns,
-        )
-        self._check(batch.schema)
-        # Calls may be padded to the batch size, so a few rows must not be padded to 8,192.
-        batch_size = min(max(len(rows), 1), DEFAULT_BATCH_SIZE)
-        outputs = self._model.score_arrow(batch, batch_size=batch_size)
-        columns = {name: column.to_pylist() for name, column in outputs.items()}
+        batch = self.batch({name: [row.get(name, _ABSENT) for row in rows] for name in self.columns})
+        columns = {name: column.to_pylist() for name, column in self.outputs(batch).items()}
         return [
             {name: values[number] for name, values in columns.items()} | {VERSION_COLUMN: self.label}
             for number in range(len(rows))
         ]
+
+    def batch(self, columns: Mapping[str, Sequence[Any]]) -> pa.RecordBatch:
+        """Return rows for :meth:`outputs`, after a check of their types; their values are read when they are scored.
+
+        Args:
+            columns: The values of each row by column, all equally many. Columns that the model does not read are
+                ignored.
+
+        Raises:
+            ColumnError: A column is missing, or has values that its feature does not accept.
+        """
+        arrays = [_column(name, columns.get(name, (_ABSENT,)), self._types.get(name)) for name in self.columns]
+        batch = pa.RecordBatch.from_arrays(arrays, names=self.columns)
+        self._check(batch.schema)
+        return batch
+
+    def outputs(self, batch: pa.RecordBatch | pa.Table) -> dict[str, pa.Array]:
+        """Return the model's outputs by name, ``[rows]`` each, for what :meth:`batch` returned or several of these.
+
+        Raises:
+            ColumnError: A row has a value that its feature does not accept.
+        """
+        # Calls may be padded to the batch size, so a few rows must not be padded to 8,192.
+        return self._model.score_arrow(batch, batch_size=min(max(batch.num_rows, 1), DEFAULT_BATCH_SIZE))
+
+    def row_errors(self, batch: pa.RecordBatch) -> RowErrors:
+        """Return the rows that cannot be scored, with the reasons, without scoring.
+
+        Raises:
+            ColumnError: No row can be scored.
+        """
+        return self._model.row_errors(batch)
 
 
 _ABSENT = object()

@@ -1,0 +1,94 @@
+"""The ASGI application: routes, token, Host header, metrics, and the tasks that run beside the requests."""
+
+import asyncio
+import contextlib
+import hmac
+from collections.abc import AsyncIterator, Collection, Iterable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mirrorspark.lifecycle.serve import inference_api, tensorflow_api
+from mirrorspark.lifecycle.serve.errors import RequestError
+from mirrorspark.lifecycle.serve.metrics import CONTENT_TYPE
+from mirrorspark.lifecycle.serve.service import Service, error_response
+from mirrorspark.scoring.http_server import HostCheck
+
+
+def application(
+    service: Service, *, poll_seconds: float, tokens: Collection[str] = (), allowed_hosts: Iterable[str] = ()
+) -> Starlette:
+    """Return the application, for an ASGI server that sends lifespan events.
+
+    Args:
+        service: The models and their limits.
+        poll_seconds: How often each URI is looked up for another version; 0 never looks.
+        tokens: One of these is asked of each request but those for the server's health; without any, none is.
+        allowed_hosts: As for :class:`scoring.http_server.HostCheck`.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(service.batcher.run(), name="batches")]
+        if poll_seconds:
+            tasks += [asyncio.create_task(one.follow(poll_seconds), name=one.uri) for one in service.sources.all]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def metrics(request: Request) -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
+
+    middleware = [Middleware(HostCheck, allowed_hosts=allowed_hosts, refusal=_refusal)]
+    if tokens:
+        middleware.append(Middleware(TokenCheck, tokens=tokens))
+    return Starlette(
+        routes=[*tensorflow_api.routes(service), *inference_api.routes(service), Route("/metrics", metrics)],
+        middleware=middleware,
+        exception_handlers={HTTPException: _http_error},
+        lifespan=lifespan,
+    )
+
+
+class TokenCheck:
+    """Refuses requests without one of the tokens in ``Authorization: Bearer TOKEN``, except probes of health."""
+
+    def __init__(self, app: ASGIApp, tokens: Collection[str]) -> None:
+        """Wrap an application."""
+        self._app, self._tokens = app, [token.encode() for token in tokens]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it."""
+        is_open = scope["type"] != "http" or scope["path"].startswith(f"{inference_api.HEALTH}/")
+        if is_open or self._knows(Request(scope).headers.get("authorization", "")):
+            await self._app(scope, receive, send)
+            return
+        refusal = error_response(RequestError(401, "send one of the server's tokens as Authorization: Bearer TOKEN"))
+        refusal.headers["WWW-Authenticate"] = "Bearer"
+        await refusal(scope, receive, send)
+
+    def _knows(self, header: str) -> bool:
+        scheme, _, token = header.partition(" ")
+        given = token.strip().encode()
+        # All are compared, so that the time does not tell which one is close.
+        return scheme.lower() == "bearer" and sum(hmac.compare_digest(given, one) for one in self._tokens) > 0
+
+
+def _refusal(message: str, status: int) -> Response:
+    return error_response(RequestError(status, message))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    status, detail = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, str(error))
+    response = _refusal(f"{request.method} {request.url.path}: {detail}", status)
+    if isinstance(error, HTTPException) and error.headers:
+        response.headers.update(error.headers)
+    return response

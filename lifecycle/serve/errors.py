@@ -1,0 +1,18 @@
+"""The error that a request is answered with."""
+
+
+class RequestError(ValueError):
+    """Raised for a request that gets no prediction; the message is the answer.
+
+    Attributes:
+        status: The HTTP status.
+        retry_after_seconds: When the client may ask again; None where that would not help.
+    """
+
+    def __init__(self, status: int, message: str, retry_after_seconds: int | None = None) -> None:
+        """Take what the answer needs."""
+        super().__init__(status, message, retry_after_seconds)
+        self.status, self.message, self.retry_after_seconds = status, message, retry_after_seconds
+
+    def __str__(self) -> str:
+        return self.message

@@ -1,0 +1,99 @@
+"""The inputs and outputs of a model as the two protocols name their types."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from mirrorspark.data_pipelines.features.kinds import RawForm
+from mirrorspark.scoring.input.column_types import element_name, is_array
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
+
+DataType: TypeAlias = str
+
+# By element: the name in the Open Inference Protocol, and in TensorFlow Serving.
+_NAMES: Mapping[str, tuple[DataType, str]] = {
+    "boolean": ("BOOL", "DT_BOOL"),
+    "int": ("INT32", "DT_INT32"),
+    "bigint": ("INT64", "DT_INT64"),
+    "float": ("FP32", "DT_FLOAT"),
+    "double": ("FP64", "DT_DOUBLE"),
+    "string": ("BYTES", "DT_STRING"),
+    "binary": ("BYTES", "DT_STRING"),
+}
+# Elements by Arrow's names of types at training. Times are sent as whole numbers in the unit of the training.
+_ELEMENTS = (
+    (re.compile(r"bool"), "boolean"),
+    (re.compile(r"u?int(8|16)|int32"), "int"),
+    (re.compile(r"u?int(32|64)|timestamp.*|date.*"), "bigint"),
+    (re.compile(r"halffloat|float"), "float"),
+    (re.compile(r"double|decimal.*"), "double"),
+    (re.compile(r"(large_)?binary"), "binary"),
+)
+_LIST = re.compile(r"(?:large_)?list<\w+: (.+?)(?: not null)?>")
+_OF_FORM: Mapping[RawForm, str] = {
+    "number": "double",
+    "token": "string",
+    "tokens": "array<string>",
+    "times": "array<bigint>",
+    "indices": "array<bigint>",
+    "values": "array<double>",
+    "bytes": "binary",
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    """An input or an output.
+
+    Attributes:
+        type: Spark's name of its type, such as ``array<float>``.
+    """
+
+    name: str
+    type: str
+
+    @property
+    def datatype(self) -> DataType:
+        """Its type in the Open Inference Protocol."""
+        return _NAMES[element_name(self.type)][0]
+
+    @property
+    def tensorflow_type(self) -> str:
+        """Its type in TensorFlow Serving."""
+        return _NAMES[element_name(self.type)][1]
+
+    @property
+    def shape(self) -> list[int]:
+        """``[rows]``, or ``[rows, elements]`` of lists; -1 is any number."""
+        return [-1, -1] if is_array(self.type) else [-1]
+
+
+def input_fields(directory: ModelDirectory) -> tuple[Field, ...]:
+    """Return the columns that a model reads, in its order."""
+    description = directory.description
+    if isinstance(description, ModelDescription):
+        if description.columns:
+            return tuple(Field(name, _spark_type(type_)) for name, type_ in description.columns.items())
+        forms = {name: form for one in directory.scored_features for name, form in one.raw.items()}
+        trained = directory.features.column_types
+        return tuple(
+            Field(name, _spark_type(trained[name]) if name in trained else _OF_FORM[forms[name]])
+            for name in directory.inputs.columns
+        )
+    if description.inputs is not None:
+        return tuple(Field(column.name, column.type) for column in description.inputs.given)
+    # The models of a router may read a column in several ways.
+    return tuple(Field(name, "string") for name in directory.inputs.columns)
+
+
+def output_fields(directory: ModelDirectory) -> tuple[Field, ...]:
+    """Return the outputs of a model, in its order."""
+    return tuple(Field(name, type_) for name, type_ in directory.description.outputs.items())
+
+
+def _spark_type(arrow: str) -> str:
+    """Return Spark's name for a type that Arrow calls ``arrow``; what has no other is a string."""
+    if in_list := _LIST.fullmatch(arrow):
+        return f"array<{_spark_type(in_list[1])}>"
+    return next((element for pattern, element in _ELEMENTS if pattern.fullmatch(arrow)), "string")

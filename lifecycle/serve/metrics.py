@@ -1,0 +1,64 @@
+"""What the server counts, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from mirrorspark.lifecycle.serve.sources import Source
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """Counters and histograms of one server, and what is read from it when it is asked."""
+
+    def __init__(self, sources: Iterable[Source], waiting_rows: Callable[[], int]) -> None:
+        """Begin at zero.
+
+        Args:
+            sources: The models.
+            waiting_rows: Returns the number of rows that wait.
+        """
+        self._registry = CollectorRegistry()
+        self._sources, self._waiting_rows = tuple(sources), waiting_rows
+        self._registry.register(self)
+
+        def histogram(name: str, text: str, label: str, bounds: tuple[float, ...]) -> Histogram:
+            return Histogram(f"mirrorspark_{name}", text, [label], buckets=bounds, registry=self._registry)
+
+        self.requests = Counter(
+            "mirrorspark_requests",
+            "Requests by protocol, model, version and status.",
+            ["protocol", "model", "version", "code"],
+            registry=self._registry,
+        )
+        self.request_seconds = histogram(
+            "request_seconds", "Seconds from a request to its response.", "protocol", _SECONDS
+        )
+        self.batch_rows = histogram("batch_rows", "Rows of a batch.", "model", _ROWS)
+        self.batch_requests = histogram("batch_requests", "Requests of a batch.", "model", _ROWS)
+        self.batch_seconds = histogram("batch_seconds", "Seconds of a batch.", "model", _SECONDS)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return what is known elsewhere; the registry calls this."""
+        yield GaugeMetricFamily("mirrorspark_queue_rows", "Rows that wait.", value=self._waiting_rows())
+        labels = ["model", "source", "version"]
+        versions = GaugeMetricFamily("mirrorspark_model_info", "The version that answers.", labels=labels)
+        loads = CounterMetricFamily("mirrorspark_model_loads", "Versions that were loaded.", labels=["source"])
+        failures = CounterMetricFamily(
+            "mirrorspark_model_failures", "Look-ups and versions that failed.", labels=["source"]
+        )
+        for one in self._sources:
+            versions.add_metric([one.model.name, one.uri, one.model.version], 1)
+            loads.add_metric([one.uri], one.loads)
+            failures.add_metric([one.uri], one.failures)
+        yield from (versions, loads, failures)
+
+    def text(self) -> bytes:
+        """Return all in Prometheus's text format."""
+        return generate_latest(self._registry)

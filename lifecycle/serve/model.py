@@ -1,0 +1,184 @@
+"""One version of a model that answers requests: what it reads, and its outputs for several requests in one call."""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.lifecycle.serve.errors import RequestError
+from mirrorspark.lifecycle.serve.fields import input_fields, output_fields
+from mirrorspark.lifecycle.serve.rows import MOST_PROBLEMS, Rows, problems_text, shown
+from mirrorspark.scoring.input.column_types import is_array
+from mirrorspark.scoring.model.cache import ModelCache
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
+from mirrorspark.scoring.predictor import Predictor
+
+Outputs: TypeAlias = Mapping[str, list[Any]]
+"""The value of each row by output."""
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """Rows of one request whose columns have types that the model reads.
+
+    Attributes:
+        batch: The columns.
+        name: Returns what the request calls a row, given its number.
+    """
+
+    batch: pa.RecordBatch
+    name: Callable[[int], str]
+
+
+class ServedModel:
+    """A loaded version of a model. Thread-safe, as its predictor is."""
+
+    def __init__(
+        self, pinned: PinnedModel, name: str, *, threads: int | None, trust: bool, cache: ModelCache | None = None
+    ) -> None:
+        """Load the model.
+
+        Args:
+            pinned: The version.
+            name: What requests call the model.
+            threads: As for :class:`scoring.predictor.Predictor`.
+            trust: As for :class:`scoring.predictor.Predictor`.
+            cache: Holds it as long as nothing newer is loaded; by default nothing else does.
+
+        Raises:
+            ModelDirectoryError: As for :class:`scoring.predictor.Predictor`, as are other errors.
+        """
+        # Versions that no longer answer must not stay in memory, as they would in the cache of the process.
+        self._predictor = Predictor(pinned, threads=threads, trust=trust, cache=cache or ModelCache(0))
+        directory = ModelDirectory.open(pinned.path)
+        self.pinned, self.name = pinned, name
+        self.inputs, self.outputs = input_fields(directory), output_fields(directory)
+        self.columns = self._predictor.columns
+        self.labels: Mapping[str, Sequence[str]] = directory.labels
+        self.task = directory.description.task if isinstance(directory.description, ModelDescription) else None
+
+    @property
+    def version(self) -> str:
+        """The registered version, or the start of the digest of an unregistered model."""
+        return self.pinned.version
+
+    @property
+    def has_numbers_only(self) -> bool:
+        """Whether there is a single output, one number for each row."""
+        return len(self.outputs) == 1 and self.outputs[0].type in ("float", "double")
+
+    def checked(self, rows: Rows) -> CheckedRows:
+        """Return rows whose columns have types that the model reads.
+
+        Raises:
+            RequestError: Some have not; the message names field, row and value of the first ones.
+        """
+        try:
+            return CheckedRows(self._predictor.batch(rows.columns), rows.name)
+        except ColumnError as error:
+            raise RequestError(400, self._problems(rows) or str(error)) from None
+
+    def compute(self, requests: Sequence[CheckedRows]) -> list[Outputs | Exception]:
+        """Return the outputs of each request, from one call of the model, or why a request has none.
+
+        A row with a value that the model does not accept costs its own request alone: the others are computed without
+        it. So are requests whose columns have types that do not go together.
+        """
+        try:
+            return self._together(requests)
+        except Exception as error:
+            # The model's code may raise anything. Whoever asked is told, and the server goes on.
+            if len(requests) == 1:
+                return [self._explained(requests[0]) if isinstance(error, ColumnError) else error]
+            is_good = [not isinstance(error, ColumnError) or not self._row_errors(one.batch) for one in requests]
+        if not any(is_good) or all(is_good):
+            # Such as booleans beside integers in one column, of which either alone is accepted.
+            return [answer for one in requests for answer in self.compute([one])]
+        good = iter(self.compute([one for one, is_one in zip(requests, is_good, strict=True) if is_one]))
+        return [next(good) if is_one else self._explained(one) for one, is_one in zip(requests, is_good, strict=True)]
+
+    def warm_up(self, rows: Mapping[str, Sequence[Any]] | None = None) -> bool:
+        """Compute a row, so that the first request finds all in place, and return whether the model takes the row.
+
+        Args:
+            rows: Values by column; by default one made-up row, in which values are missing where that is accepted.
+        """
+        empty: Mapping[str, object] = {"boolean": False, "string": "", "binary": b""}
+        zeros: dict[str, Sequence[Any]] = {
+            one.name: [[] if is_array(one.type) else empty.get(one.type, 0)] for one in self.inputs
+        }
+        nulls: dict[str, Sequence[Any]] = {name: [None] for name in self.columns}
+        for columns in [rows] if rows else [nulls, zeros]:
+            try:
+                self._predictor.outputs(self._predictor.batch(columns))
+            except ColumnError:
+                continue
+            return True
+        return False
+
+    def _together(self, requests: Sequence[CheckedRows]) -> list[Outputs | Exception]:
+        outputs = self._predictor.outputs(_joined([one.batch for one in requests]))
+        values = {name: column.to_pylist() for name, column in outputs.items()}
+        if len(requests) == 1:
+            return [values]
+        ends = list(itertools.accumulate(one.batch.num_rows for one in requests))
+        return [
+            {name: column[start:end] for name, column in values.items()}
+            for start, end in itertools.pairwise([0, *ends])
+        ]
+
+    def _row_errors(self, batch: pa.RecordBatch) -> Mapping[int, str]:
+        try:
+            return self._predictor.row_errors(batch)
+        except Exception as error:  # as in compute
+            return {0: str(error)}
+
+    def _explained(self, request: CheckedRows) -> RequestError:
+        problems = [f"{request.name(row)}: {text}" for row, text in self._row_errors(request.batch).items()]
+        return RequestError(400, problems_text(problems) or "a row cannot be scored")
+
+    def _problems(self, rows: Rows) -> str:
+        """Return a text of the values that are of a type that the model does not read; "" if each alone is."""
+        found = list(itertools.islice(self._wrong_values(rows), MOST_PROBLEMS + 1))
+        return problems_text(found[:MOST_PROBLEMS]) + ("; and more" if len(found) > MOST_PROBLEMS else "")
+
+    def _wrong_values(self, rows: Rows) -> Iterator[str]:
+        # Values of one type have one verdict; a null in the other columns fits every input.
+        known: dict[tuple[str, pa.DataType], str | None] = {}
+        for row in range(rows.count):
+            for name in self.columns:
+                value = rows.columns[name][row]
+                try:
+                    type_ = pa.array([value]).type
+                except (pa.ArrowException, TypeError, OverflowError):
+                    type_ = None
+                if type_ is None or isinstance(value, Mapping):
+                    verdict = self._verdict(name, value)
+                else:
+                    verdict = known.setdefault((name, type_), self._verdict(name, value))
+                if verdict is not None:
+                    yield f"{rows.name(row)}: {verdict} (given: {shown(value)})"
+
+    def _verdict(self, name: str, value: Any) -> str | None:
+        try:
+            self._predictor.batch({one: [value if one == name else None] for one in self.columns})
+        except ColumnError as error:
+            return str(error)
+        return None
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch | pa.Table:
+    """Return the rows of all batches: whole numbers become fractions, and nulls anything, where others have that.
+
+    Raises:
+        ArrowException: Some columns have types that do not go together.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    if all(one.schema.equals(batches[0].schema) for one in batches):
+        return pa.Table.from_batches(batches).combine_chunks()
+    tables = [pa.Table.from_batches([one]) for one in batches]
+    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()

@@ -1,0 +1,197 @@
+"""The rows of a request of TensorFlow Serving's REST API: instances, columns and examples, as JSON has them."""
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mirrorspark.lifecycle.serve.errors import RequestError
+
+SIGNATURE = "serving_default"
+MOST_PROBLEMS = 5
+"""Problems that a message lists; of more it says how many."""
+
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,19}")
+_CHARACTERS = 60
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a request.
+
+    Attributes:
+        columns: The values of each row by column.
+        count: Number of rows.
+        place: What the request calls its rows, for messages.
+    """
+
+    columns: Mapping[str, Sequence[Any]]
+    count: int
+    place: str
+
+    def name(self, row: int) -> str:
+        """Return what a message calls a row."""
+        return f"{self.place}[{row}]"
+
+
+def document_of(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in ``body``.
+
+    Raises:
+        RequestError: It is none.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(400, f"the body is no JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise RequestError(400, f"the body is {_kind(document)}, not a JSON object")
+    return document
+
+
+def predicted_rows(document: Mapping[str, Any], columns: Sequence[str]) -> Rows:
+    """Return the rows of a ``:predict`` request, which has ``instances`` (rows) or ``inputs`` (columns).
+
+    Args:
+        document: The request.
+        columns: The columns that the model reads.
+
+    Raises:
+        RequestError: The request has neither or both, or they are not what the model reads.
+    """
+    check_signature(document)
+    if ("instances" in document) == ("inputs" in document):
+        raise RequestError(400, "give either 'instances', a list of rows, or 'inputs', an object of columns")
+    if "instances" in document:
+        return _of_instances(_listed(document, "instances"), columns)
+    inputs = document["inputs"]
+    if isinstance(inputs, list) and len(columns) == 1:
+        inputs = {columns[0]: inputs}
+    if not isinstance(inputs, dict):
+        raise RequestError(400, f"'inputs' is {_kind(inputs)}, not an object with the columns {list(columns)}")
+    return of_columns(inputs, columns, "inputs")
+
+
+def example_rows(document: Mapping[str, Any], columns: Sequence[str]) -> Rows:
+    """Return the rows of a ``:classify`` or ``:regress`` request: ``examples``, and a ``context`` that all share.
+
+    Raises:
+        RequestError: They are not what the model reads.
+    """
+    check_signature(document)
+    context = document.get("context", {})
+    if not isinstance(context, dict):
+        raise RequestError(400, f"'context' is {_kind(context)}, not an object of columns")
+    examples = _listed(document, "examples")
+    rows = [{**context, **row} if isinstance(row, dict) else row for row in examples]
+    return _of_objects(rows, columns, "examples")
+
+
+def check_signature(document: Mapping[str, Any]) -> None:
+    """Check that a request asks for the only signature.
+
+    Raises:
+        RequestError: It asks for another one.
+    """
+    name = document.get("signature_name", SIGNATURE)
+    if name not in ("", SIGNATURE):
+        raise RequestError(400, f"signature_name {name!r} is unknown; leave it out, or give {SIGNATURE!r}")
+
+
+def of_columns(given: Mapping[str, Any], columns: Sequence[str], place: str) -> Rows:
+    """Return rows from lists of values by column; further columns are ignored.
+
+    Raises:
+        RequestError: A column is missing or no list, or the columns have different lengths.
+    """
+    if missing := [name for name in columns if name not in given]:
+        raise RequestError(400, f"'{place}' lacks {_named(missing)}; the model reads {list(columns)}")
+    for name in columns:
+        if not isinstance(given[name], list):
+            raise RequestError(400, f"column '{name}' of '{place}' is {_kind(given[name])}, not a list of values")
+    lengths = {name: len(given[name]) for name in columns}
+    if len(set(lengths.values())) > 1:
+        raise RequestError(400, f"the columns of '{place}' have different numbers of rows: {lengths}")
+    count = next(iter(lengths.values()), 0)
+    return Rows({name: [_value(one) for one in given[name]] for name in columns}, count, place)
+
+
+def bytes_of(text: Any) -> bytes:
+    """Return the bytes that ``text`` has in base64.
+
+    Raises:
+        RequestError: It is no base64.
+    """
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise RequestError(400, f"{shown(text)} is no base64: {error}") from None
+
+
+def problems_text(problems: Sequence[str], more: int = 0) -> str:
+    """Return one text of several problems; ``more`` are not in the list."""
+    shown = "; ".join(problems[:MOST_PROBLEMS])
+    left = len(problems) - MOST_PROBLEMS + more if len(problems) > MOST_PROBLEMS else more
+    return f"{shown}; and {left} more" if left > 0 else shown
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, cut to some characters."""
+    text = repr(value)
+    return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]}…"
+
+
+def _of_instances(instances: list[Any], columns: Sequence[str]) -> Rows:
+    if len(columns) == 1 and not any(isinstance(one, dict) and columns[0] in one for one in instances):
+        return Rows({columns[0]: [_value(one) for one in instances]}, len(instances), "instances")
+    return _of_objects(instances, columns, "instances")
+
+
+def _of_objects(rows: list[Any], columns: Sequence[str], place: str) -> Rows:
+    problems = [
+        f"{place}[{number}] is {_kind(row)}, not an object of columns"
+        for number, row in enumerate(rows)
+        if not isinstance(row, dict)
+    ]
+    if not problems:
+        found = {name: [row.get(name, _ABSENT) for row in rows] for name in columns}
+        problems = [
+            f"{place}[{number}]: column '{name}' is missing; give it, with null where its value is not known"
+            for name, values in found.items()
+            for number, value in enumerate(values)
+            if value is _ABSENT
+        ]
+    if problems:
+        raise RequestError(400, problems_text(problems))
+    return Rows({name: [_value(one) for one in values] for name, values in found.items()}, len(rows), place)
+
+
+def _listed(document: Mapping[str, Any], name: str) -> list[Any]:
+    rows = document.get(name)
+    if not isinstance(rows, list) or not rows:
+        raise RequestError(400, f"'{name}' is {_kind(rows)}, not a list with a row or more")
+    return rows
+
+
+def _value(value: Any) -> Any:
+    """Return a value of JSON as the model reads it: bytes of ``{"b64": …}``, and whole numbers as keys of a vector."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"b64"}:
+        return bytes_of(value["b64"])
+    return {int(key) if _WHOLE_NUMBER.fullmatch(key) else key: one for key, one in value.items()}
+
+
+def _named(names: Sequence[str]) -> str:
+    return f"the column{'s' if len(names) > 1 else ''} {', '.join(repr(name) for name in names[:MOST_PROBLEMS])}"
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "a boolean", type(None): "missing or null"}
+    if isinstance(value, list) and not value:
+        return "an empty list"
+    return names.get(type(value), "a number")

@@ -1,0 +1,172 @@
+"""The URIs whose models answer, each with the version of now; a new version is loaded beside the old one."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+from mirrorspark.lifecycle.serve.errors import RequestError
+from mirrorspark.lifecycle.serve.model import ServedModel
+from mirrorspark.scoring.model.cache import freeze_gc
+from mirrorspark.scoring.model.directory import PinnedModel
+
+_LOGGER = logging.getLogger(__name__)
+
+State = Literal["LOADING", "AVAILABLE", "END"]
+"""States of a version, as TensorFlow Serving calls them."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A version that the URI leads to and that does not answer, or the look-up that failed."""
+
+    version: str
+    reason: str
+
+
+@dataclass
+class Source:
+    """A model's URI, and the version that answers. Used in the event loop alone.
+
+    Attributes:
+        uri: The URI, such as ``models:/flights@champion``.
+        find: Returns the version that the URI leads to now; may take seconds.
+        load: Loads a version; may take seconds.
+        model: The version that answers.
+        refused: Why a newer version does not answer, or None.
+        loading: The version that is being loaded, or None.
+        example: Values by column of the last request, with which the next version is warmed up.
+    """
+
+    uri: str
+    find: Callable[[str], PinnedModel]
+    load: Callable[[PinnedModel], ServedModel]
+    model: ServedModel
+    refused: Refused | None = None
+    loading: str | None = None
+    loads: int = 1
+    failures: int = 0
+    example: Mapping[str, Sequence[Any]] | None = field(default=None, repr=False)
+
+    @classmethod
+    def open(cls, uri: str, find: Callable[[str], PinnedModel], load: Callable[[PinnedModel], ServedModel]) -> "Source":
+        """Load the version that ``uri`` leads to, and warm it up.
+
+        Raises:
+            ValueError: There is no such model, or it cannot be loaded; so say the errors of :func:`resolve` and
+                :class:`Predictor`, some of which are an ``OSError`` or a ``RuntimeError``.
+        """
+        model = load(find(uri))
+        if not model.warm_up():
+            _LOGGER.info("model %s was not warmed up: no made-up row fits its columns", model.pinned.label)
+        return cls(uri, find, load, model)
+
+    @property
+    def alias(self) -> str | None:
+        """The alias in the URI, which TensorFlow Serving calls a label."""
+        path = self.uri.rpartition("/")[2]
+        return path.rpartition("@")[2] if urlparse(self.uri).scheme == "models" and "@" in path else None
+
+    @property
+    def states(self) -> list[tuple[str, State, str]]:
+        """Version, state and error of all versions that are known."""
+        found: list[tuple[str, State, str]] = [(self.model.version, "AVAILABLE", "")]
+        if self.loading is not None:
+            found.insert(0, (self.loading, "LOADING", ""))
+        elif self.refused is not None and self.refused.version:
+            found.insert(0, (self.refused.version, "END", self.refused.reason))
+        return found
+
+    async def refresh(self) -> None:
+        """Look the URI up; where it leads to another version, load that one, warm it up, and let it answer from now on.
+
+        Requests that came before are answered by the version of then. Where the version cannot be loaded, the old one
+        goes on.
+        """
+        pinned: PinnedModel | None = None
+        try:
+            pinned = await asyncio.to_thread(self.find, self.uri)
+            if (pinned.version, pinned.digest) == (self.model.version, self.model.pinned.digest):
+                self.refused = None
+                return
+            self.loading = pinned.version
+            model = await asyncio.to_thread(self._loaded, pinned)
+        except Exception as error:
+            # Stores, files and the model's own code may raise anything; the version that answers stays.
+            self._refuse(pinned.version if pinned else "", f"{type(error).__name__}: {error}")
+            return
+        finally:
+            self.loading = None
+        _LOGGER.info("model %s answers in place of %s", model.pinned.label, self.model.pinned.label)
+        self.model, self.refused = model, None
+        self.loads += 1
+        # The old version is dropped once its last batch has ended.
+        await asyncio.to_thread(freeze_gc, has_dropped=True)
+
+    async def follow(self, seconds: float) -> None:
+        """Look the URI up every so many seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            await self.refresh()
+
+    def _loaded(self, pinned: PinnedModel) -> ServedModel:
+        model = self.load(pinned)
+        if not (self.example and model.warm_up(self.example)):
+            model.warm_up()
+        return model
+
+    def _refuse(self, version: str, reason: str) -> None:
+        refused = Refused(version, reason)
+        self.failures += 1
+        if refused != self.refused:
+            what = f"version {version} of {self.uri} does not answer" if version else f"{self.uri} was not looked up"
+            _LOGGER.warning("%s, %s goes on: %s", what, self.model.pinned.label, reason)
+        self.refused = refused
+
+
+class Sources:
+    """All models of a server, by name, version and label. The first source of a name is what answers for the name."""
+
+    def __init__(self, sources: Iterable[Source]) -> None:
+        """Take the sources.
+
+        Raises:
+            ValueError: There is none, or two have the same name and alias.
+        """
+        self.all = tuple(sources)
+        if not self.all:
+            raise ValueError("there is no model to serve; name one with --model")
+        places = [(one.model.name, one.alias) for one in self.all]
+        if twice := sorted({f"{name}@{alias}" for name, alias in places if places.count((name, alias)) > 1}):
+            raise ValueError(f"the models {twice} are given twice; give each name and alias once")
+
+    def of(self, name: str) -> list[Source]:
+        """Return the sources with a name.
+
+        Raises:
+            RequestError: There is none.
+        """
+        found = [one for one in self.all if one.model.name == name]
+        if not found:
+            known = sorted({one.model.name for one in self.all})
+            raise RequestError(404, f"model '{name}' is not served here; there is {known}")
+        return found
+
+    def find(self, name: str, version: str | None = None, label: str | None = None) -> Source:
+        """Return the source that answers for a name, and for its version or label if one is given.
+
+        Raises:
+            RequestError: There is none.
+        """
+        found = self.of(name)
+        if version is not None:
+            wanted = [one for one in found if one.model.version == version]
+            what, known = f"version {version}", [one.model.version for one in found]
+        else:
+            wanted = [one for one in found if label is None or one.alias == label]
+            what, known = f"label '{label}'", [one.alias for one in found if one.alias]
+        if not wanted:
+            raise RequestError(404, f"model '{name}' has no {what} here; there is {known}")
+        return wanted[0]

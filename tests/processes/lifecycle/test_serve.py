@@ -1,0 +1,146 @@
+"""The online server answers by both protocols, refuses what it cannot answer, and follows an alias (L4, L8)."""
+
+import contextlib
+import http.client
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mirrorspark.scoring.predictor import Predictor
+from tests.unit.scoring.exported_models import FLIGHTS, export_flights, log_flights
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SECONDS = 60.0
+ROWS = [{**row, "distance": 100.0} for row in FLIGHTS.to_pylist()]
+
+pytestmark = pytest.mark.timeout(480)
+
+
+@contextlib.contextmanager
+def serving(*flags: str) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
+    command = [sys.executable, "-m", "mirrorspark.lifecycle.serve", *flags]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        found = re.match(r"listening on http://127\.0\.0\.1:(\d+) with ", process.stdout.readline())
+        assert found, process.stderr.read()
+        yield int(found[1]), process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(port: int, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, Any, str | None]:
+    """Return status, answer and version."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    with contextlib.closing(connection):
+        connection.request(method, path, None if content is None else json.dumps(content), headers)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        is_json = answer.headers["content-type"] == "application/json"
+        return answer.status, json.loads(text) if is_json else text, answer.headers["X-Model-Version"]
+
+
+def test_both_protocols_have_the_predictors_scores(flights_model: Path) -> None:
+    predicted = Predictor(flights_model).predict_rows(ROWS)
+    expected, label = [row["score"] for row in predicted], predicted[0]["model_version"]
+    name, _, version = label.partition("/")
+    columns = {column: [row[column] for row in ROWS] for column in ("carrier", "hour", "stops", "distance")}
+    with serving("--model", str(flights_model), "--max-rows", "10") as (port, process):
+        model = f"/v1/models/{name}"
+        status, answer, told = ask(port, "POST", f"{model}:predict", {"instances": ROWS})
+        assert (status, told) == (200, version)
+        assert answer["predictions"] == pytest.approx(expected, abs=1e-6)
+        status, answer, _ = ask(port, "POST", f"{model}/versions/{version}:predict", {"inputs": columns})
+        assert answer["outputs"] == pytest.approx(expected, abs=1e-6)
+        _, answer, _ = ask(port, "POST", f"{model}:classify", {"examples": ROWS[:1]})
+        assert dict(answer["result"][0])["1"] == pytest.approx(expected[0], abs=1e-6)
+        _, answer, _ = ask(port, "POST", f"{model}:regress", {"examples": ROWS[:1]})
+        assert answer["result"] == pytest.approx(expected[:1], abs=1e-6)
+        assert ask(port, "GET", model)[1]["model_version_status"][0]["state"] == "AVAILABLE"
+        signature = ask(port, "GET", f"{model}/metadata")[1]["metadata"]["signature_def"]["signature_def"]
+        assert signature["serving_default"]["inputs"]["hour"]["dtype"] == "DT_INT32"
+
+        tensors = [
+            {"name": "carrier", "shape": [1], "datatype": "BYTES", "data": ["UA"]},
+            {"name": "hour", "shape": [1, 1], "datatype": "INT32", "data": [5]},
+            {"name": "stops", "shape": [1, 2], "datatype": "BYTES", "data": ["EWR", "JFK"]},
+            {"name": "distance", "shape": [1], "datatype": "FP64", "data": [100]},
+        ]
+        status, answer, _ = ask(port, "POST", f"/v2/models/{name}/infer", {"id": "7", "inputs": tensors})
+        assert (status, answer["model_version"], answer["id"]) == (200, version, "7")
+        assert answer["outputs"][0]["data"] == pytest.approx(expected[:1], abs=1e-6)
+        assert ask(port, "GET", "/v2/health/ready")[:2] == (200, {"ready": True})
+
+        for rows, message in (
+            ([ROWS[0], ROWS[1] | {"hour": 5.5}], "instances[1]: column 'hour' has type double"),
+            ([{"carrier": "UA"}], "instances[0]: column 'hour' is missing"),
+            ([ROWS[0]] * 11, "the request has 11 rows; give 1 to 10"),
+        ):
+            status, answer, _ = ask(port, "POST", f"{model}:predict", {"instances": rows})
+            assert (status, message in answer["error"]) == (400, True), answer
+        assert ask(port, "GET", "/v1/models/other")[0] == 404
+        assert ask(port, "GET", f"{model}:predict")[0] == 405
+        assert ask(port, "GET", model, Host="evil.example")[0] == 421
+        counted = re.findall(r"^mirrorspark_requests_total{(.*)} 1\.0$", ask(port, "GET", "/metrics")[1], re.MULTILINE)
+        assert any('protocol="v2"' in labels and 'code="200"' in labels for labels in counted)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SECONDS) == 0
+
+
+def test_requests_without_the_token_are_refused(flights_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokens").write_text("first\nsecond\n")
+    with serving("--model", str(flights_model), "--token-file", str(tmp_path / "tokens")) as (port, _):
+        path = f"/v1/models/{flights_model.name}"
+        assert ask(port, "GET", path)[0] == 401
+        assert ask(port, "GET", path, Authorization="Bearer third")[0] == 401
+        assert ask(port, "GET", path, Authorization="Bearer second")[0] == 200
+        assert ask(port, "GET", "/v2/health/live")[0] == 200
+
+
+def test_an_alias_that_moves_changes_the_version_without_a_failed_or_mixed_answer(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    scores = {}
+    for number, seed in (("1", 1), ("2", 2)):
+        model = export_flights(tmp_path / f"flights-{number}", seed=seed)
+        log_flights(store, tmp_path / "artifacts", model)
+        scores[number] = Predictor(model).predict(ROWS[0])["score"]
+    client = MlflowClient(store)
+    client.set_registered_model_alias("flights", "champion", "1")
+    flags = ("--model", "models:/flights@champion", "--tracking-uri", store, "--poll-seconds", "0.2")
+    with serving(*flags) as (port, _):
+        found: list[tuple[int, Any, str | None]] = []
+        is_over = threading.Event()
+
+        def keep_asking() -> None:
+            while not is_over.is_set():
+                found.append(ask(port, "POST", "/v1/models/flights/labels/champion:predict", {"instances": ROWS[:1]}))
+
+        askers = [threading.Thread(target=keep_asking) for _ in range(3)]
+        for asker in askers:
+            asker.start()
+        try:
+            client.set_registered_model_alias("flights", "champion", "2")
+            deadline = time.monotonic() + SECONDS
+            while not found or found[-1][2] != "2":
+                assert time.monotonic() < deadline, "the new version does not answer"
+                is_over.wait(0.01)
+        finally:
+            is_over.set()
+            for asker in askers:
+                asker.join(SECONDS)
+    assert {status for status, *_ in found} == {200}
+    for _, answer, version in found:
+        assert answer["predictions"] == pytest.approx([scores[str(version)]], abs=1e-6)
