@@ -20,7 +20,7 @@ from mirrorspark.training.records.tracking import store_of
 from mirrorspark.training.settings import ConfigError
 
 # Settings that another command for the same date may change.
-_FREE_TO_CHANGE = ("alerts", "smoke_rows")
+_FREE_TO_CHANGE = ("alerts", "cache_table", "smoke_rows")
 _SANDBOX_EPOCHS = 2
 _PARTS = 1_000_000
 
@@ -134,7 +134,8 @@ def sandbox(config: RunConfig, settings: PipelineSettings, share: float) -> tupl
     )
     shutil.rmtree(folder_of_date(small), ignore_errors=True)
     gates = replace(settings.gates, thresholds=(), gaps=(), min_examples=1, latency_p99_ms=None)
-    return small, replace(settings, gates=gates, min_rows=1, row_change_at_most=None, drift_at_most=None, alerts=())
+    free: dict[str, Any] = {"min_rows": 1, "row_change_at_most": None, "drift_at_most": None, "alerts": ()}
+    return small, replace(settings, gates=gates, cache_table=True, **free)
 
 
 def _before(stages: Sequence[Stage], records: Records, again_from: str | None) -> Records:

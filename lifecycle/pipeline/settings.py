@@ -45,6 +45,8 @@ class PipelineSettings:
         drift_at_most: Largest population stability index of a column against the former date, beyond what chance
             explains; None to name columns that have drifted, and to go on.
         precompute: Rows that are scored ahead of time.
+        cache_table: Whether Spark keeps the rows of the recipe's table while the pipeline runs, so that its query is
+            computed once and not by every stage.
         smoke_rows: Number of rows that the deployed model is asked for, one by one.
         alerts: Targets of messages: ``log``, ``https://…``, ``mailto:…``.
     """
@@ -56,6 +58,7 @@ class PipelineSettings:
     row_change_at_most: float | None = 0.5
     drift_at_most: float | None = None
     precompute: Precompute | None = None
+    cache_table: bool = False
     smoke_rows: int = 20
     alerts: tuple[str, ...] = ()
 

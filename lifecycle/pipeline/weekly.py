@@ -116,7 +116,10 @@ class WeeklyPipeline:
 
     def _data(self, found: Found) -> Facts:
         config = self._settled(found)
-        return {"rows": Sources.find(config).table(self._spark(), config).count()}
+        table = Sources.find(config).table(self._spark(), config)
+        if self.settings.cache_table:
+            table.cache()  # the same query of later stages finds it
+        return {"rows": table.count()}
 
     def _data_problems(self, facts: Facts) -> Sequence[str]:
         rows, least = facts["rows"], self.settings.min_rows
@@ -257,6 +260,8 @@ class WeeklyPipeline:
         title = f"{label} is the champion of {self.config.run_date}" + (", with warnings" if warnings else "")
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["evaluate"]["metrics"].items())
         lines = [f"before: {found['promote']['previous'] or 'none'}", metrics, *warnings, found["evaluate"]["page"]]
+        if self.settings.cache_table:
+            Sources.find(self.config).table(self._spark(), self.config).unpersist()
         send(Alert(title, "\n".join(lines), {"warnings": warnings, **found["promote"]}), self.settings.alerts)
         return {"title": title, "targets": len(self.settings.alerts)}
 
