@@ -76,7 +76,9 @@ def former_record(output: Path, name: str, run_date: str) -> PipelineRecord | No
         PipelineError: A record is damaged.
     """
     parent = output / _FOLDER / name
-    dates = sorted((item.name for item in parent.iterdir()), reverse=True) if parent.is_dir() else []
+    # Beside the dates there are published scores, and what a killed process has left of them.
+    folders = [item.name for item in parent.iterdir() if item.is_dir()] if parent.is_dir() else []
+    dates = sorted(folders, reverse=True)
     for date in dates:
         if date < run_date and (record := PipelineRecord.load(parent / date)) is not None and record.is_finished:
             return record

@@ -158,7 +158,9 @@ class ServedModel:
                 if type_ is None or isinstance(value, Mapping):
                     verdict = self._verdict(name, value)
                 else:
-                    verdict = known.setdefault((name, type_), self._verdict(name, value))
+                    if (name, type_) not in known:
+                        known[name, type_] = self._verdict(name, value)
+                    verdict = known[name, type_]
                 if verdict is not None:
                     yield f"{rows.name(row)}: {verdict} (given: {shown(value)})"
 

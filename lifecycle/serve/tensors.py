@@ -81,6 +81,9 @@ def wanted_outputs(document: Mapping[str, Any], fields: Sequence[Field]) -> tupl
     return tuple(known[one["name"]] for one in asked)
 
 
+_MOST_EMPTY_ROWS = 1 << 16
+
+
 def _values(field: Field, tensor: Mapping[str, Any]) -> tuple[int, list[Any]]:
     """Return the number of rows of a tensor, and the value of each."""
     shape, datatype, data = tensor.get("shape"), tensor.get("datatype"), tensor.get("data")
@@ -96,6 +99,9 @@ def _values(field: Field, tensor: Mapping[str, Any]) -> tuple[int, list[Any]]:
             400, f"input '{field.name}' has {len(elements)} elements, and its shape {shape} needs {needed}"
         )
     width = math.prod(shape[1:])
+    # Rows without elements cost their sender nothing, however many there are.
+    if width == 0 and shape[0] > _MOST_EMPTY_ROWS:
+        raise RequestError(400, f"input '{field.name}' has {shape[0]} rows without elements; give fewer")
     _check_elements(field.name, datatype, elements, max(width, 1))
     if datatype in _NUMBERS:
         elements = [None if one is None else float(one) for one in elements]

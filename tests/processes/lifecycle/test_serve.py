@@ -81,6 +81,9 @@ def test_both_protocols_have_the_predictors_scores(flights_model: Path) -> None:
         assert (status, answer["model_version"], answer["id"]) == (200, version, "7")
         assert answer["outputs"][0]["data"] == pytest.approx(expected[:1], abs=1e-6)
         assert ask(port, "GET", "/v2/health/ready")[:2] == (200, {"ready": True})
+        endless = {"name": "carrier", "shape": [10**12, 0], "datatype": "BYTES", "data": []}
+        status, answer, _ = ask(port, "POST", f"/v2/models/{name}/infer", {"inputs": [endless, *tensors[1:]]})
+        assert (status, "rows without elements" in answer["error"]) == (400, True)
 
         for rows, message in (
             ([ROWS[0], ROWS[1] | {"hour": 5.5}], "instances[1]: column 'hour' has type double"),
