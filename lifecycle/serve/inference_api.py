@@ -80,7 +80,8 @@ class _Api:
         if asked is not None and not isinstance(asked, str):
             raise RequestError(400, f"'id' is {shown(asked)}, not a text")
         fields = wanted_outputs(document, model.outputs)
-        outputs = await self.service.outputs(call, model, tensor_rows(document, model.inputs))
+        rows = tensor_rows(document, model.inputs, self.service.limits.check_rows)
+        outputs = await self.service.outputs(call, model, rows)
         answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
         if asked is not None:
             answer["id"] = asked

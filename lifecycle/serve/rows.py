@@ -132,10 +132,10 @@ def bytes_of(text: Any) -> bytes:
         raise RequestError(400, f"{shown(text)} is no base64: {error}") from None
 
 
-def problems_text(problems: Sequence[str], more: int = 0) -> str:
-    """Return one text of several problems; ``more`` are not in the list."""
+def problems_text(problems: Sequence[str]) -> str:
+    """Return one text of several problems."""
     shown = "; ".join(problems[:MOST_PROBLEMS])
-    left = len(problems) - MOST_PROBLEMS + more if len(problems) > MOST_PROBLEMS else more
+    left = len(problems) - MOST_PROBLEMS
     return f"{shown}; and {left} more" if left > 0 else shown
 
 

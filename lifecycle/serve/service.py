@@ -46,6 +46,15 @@ class RequestLimits:
                 f"body_bytes {self.body_bytes}, rows {self.rows} and seconds {self.seconds} must be above 0"
             )
 
+    def check_rows(self, count: int) -> None:
+        """Check the number of rows of a request.
+
+        Raises:
+            RequestError: They are none, or too many.
+        """
+        if not 0 < count <= self.rows:
+            raise RequestError(400, f"the request has {count} rows; give 1 to {self.rows}")
+
 
 @dataclass
 class Call:
@@ -147,8 +156,7 @@ class Service:
                 the time of the request is over (504).
             Exception: What the model raised.
         """
-        if not 0 < rows.count <= self.limits.rows:
-            raise RequestError(400, f"the request has {rows.count} rows; give 1 to {self.limits.rows}")
+        self.limits.check_rows(rows.count)
         checked = model.checked(rows)
         if call.source is not None:
             call.source.example = {name: values[:1] for name, values in rows.columns.items()}
