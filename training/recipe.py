@@ -55,6 +55,13 @@ def recipe_names() -> list[str]:
     return sorted(folder.name for folder in folders if folder.joinpath(RECIPE_FILE).is_file())
 
 
+def recipe_folder(recipe: str) -> Any:
+    """Return the folder of a recipe, as a path or a resource: of the installation, or any other."""
+    if recipe in recipe_names():  # a folder of that name in the working directory is ./name
+        return resources.files("mirrorspark.recipes").joinpath(recipe)
+    return Path(recipe)
+
+
 def load_recipe(recipe: str) -> dict[str, Any]:
     """Return a recipe's settings.
 
@@ -64,10 +71,8 @@ def load_recipe(recipe: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is no such recipe, or its file is no YAML mapping of known fields.
     """
-    folder: Any = Path(recipe)
-    if recipe in recipe_names():  # a folder of that name in the working directory is ./name
-        folder = resources.files("mirrorspark.recipes").joinpath(recipe)
-    elif not folder.is_dir():
+    folder = recipe_folder(recipe)
+    if not folder.is_dir():
         raise ConfigError(f"recipe '{recipe}' is unknown; use one of {recipe_names()} or the path of a folder")
     texts = {}
     for name in (RECIPE_FILE, SQL_FILE):

@@ -8,7 +8,7 @@ from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
 from mirrorspark.data_pipelines.quality.profile import DatasetProfile
 
 # A standard normal variable stays below this with a probability of 99.9%.
-_NOISE_DEVIATIONS = 3.09
+NOISE_DEVIATIONS = 3.09
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def stability_index(counts: tuple[int, ...], expected: tuple[int, ...]) -> tuple
         index += (share - expected_share) * math.log(share / expected_share)
     freedom = len(bins) - 1
     spread = 2 / (9 * freedom)
-    chi_squared = freedom * (1 - spread + _NOISE_DEVIATIONS * math.sqrt(spread)) ** 3
+    chi_squared = freedom * (1 - spread + NOISE_DEVIATIONS * math.sqrt(spread)) ** 3
     return index, chi_squared * (1 / rows + 1 / expected_rows)
 
 

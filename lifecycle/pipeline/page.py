@@ -107,7 +107,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
         + f"{max((float(report['max']) for report in facts['reports'].values()), default=0.0):.1e}"
     ),
     "deploy": lambda facts: facts["model"] + (f", {facts['rows']:,} rows ahead of time" if "rows" in facts else ""),
-    "smoke": lambda facts: f"{facts['rows']} rows, the slowest in {facts['p99_ms']:.1f} ms",
+    "smoke": lambda facts: f"{facts['rows']} rows, p99 {facts['p99_ms']:.1f} ms",
     "promote": lambda facts: f"version {facts['version']}, before {facts['previous'] or 'none'}",
     "notify": lambda facts: f"{facts['targets']} target{'' if facts['targets'] == 1 else 's'}",
 }

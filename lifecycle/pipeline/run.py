@@ -53,7 +53,8 @@ def run_pipeline(
     settings = settings or PipelineSettings.of_recipe(config.recipe)
     folder, run_date = folder_of_date(config), str(config.run_date)
     former = former_record(Path(config.output).absolute(), config.name, run_date)
-    stages = WeeklyPipeline(config, settings, folder, store_of(config), former).stages()
+    pipeline = WeeklyPipeline(config, settings, folder, store_of(config), former)
+    stages = pipeline.stages()
     if again_from is not None and again_from not in (names := [stage.name for stage in stages]):
         raise ConfigError(f"there is no stage '{again_from}'; use one of {names}")
     asked = {name: value for name, value in asdict(settings).items() if name not in _FREE_TO_CHANGE}
@@ -77,6 +78,8 @@ def run_pipeline(
         except StageFailedError as error:
             _tell_failure(error, opened.record, settings, folder)
             raise
+        finally:
+            pipeline.release()
         save(records, is_finished=True)
         return opened.record
 

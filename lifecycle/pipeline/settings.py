@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
 from mirrorspark.lifecycle.gate.thresholds import Gates
 from mirrorspark.storage.credentials import one_line
-from mirrorspark.training.recipe import recipe_names
+from mirrorspark.training.recipe import recipe_folder
 from mirrorspark.training.settings import ConfigError, likely_meant
 
 SETTINGS_FILE = "pipeline.yaml"
@@ -100,9 +99,7 @@ class PipelineSettings:
         Raises:
             ConfigError: As for :meth:`load`.
         """
-        is_own = recipe in recipe_names()
-        folder: Any = resources.files("mirrorspark.recipes").joinpath(recipe) if is_own else Path(recipe)
-        source = folder.joinpath(SETTINGS_FILE)
+        source = recipe_folder(recipe).joinpath(SETTINGS_FILE)
         return cls.load(source) if source.is_file() else cls()
 
     @classmethod

@@ -5,6 +5,7 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT, is_publishe
 from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE as DATASET_PAGE
 from mirrorspark.data_pipelines.quality.drift import measure_drift, stability_index
 from mirrorspark.data_pipelines.quality.findings import Limits
-from mirrorspark.data_pipelines.quality.profiling import DRIFT_QUANTILES
+from mirrorspark.data_pipelines.quality.profile import Bins
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.tables import query
 from mirrorspark.lifecycle.gate.facts import Measure
@@ -32,7 +33,7 @@ from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import Facts, Stage
 from mirrorspark.lifecycle.promotion.promote import CHAMPION, Evidence, promote
 from mirrorspark.lifecycle.promotion.registry import MLflowRegistry, RegistryError
-from mirrorspark.lifecycle.watching.snapshot import SNAPSHOT_FILE, Snapshot
+from mirrorspark.lifecycle.watching.snapshot import SNAPSHOT_FILE, Snapshot, score_column
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.directory import ModelDirectory
@@ -44,7 +45,7 @@ from mirrorspark.training import pipeline as main_job
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.results.report.report import REPORT_FILE
-from mirrorspark.training.sources import Sources
+from mirrorspark.training.sources import Sources, recipe_table
 from mirrorspark.training.spark_session import open_session
 
 VALIDATION_FOLDER = "validation"
@@ -68,7 +69,7 @@ class WeeklyPipeline:
         folder: Where this date's evidence is kept.
         store: MLflow store.
         former: The latest earlier date that has finished.
-        registry: Where the models are registered.
+        cached: The tables that Spark keeps for later stages.
     """
 
     config: RunConfig
@@ -76,10 +77,12 @@ class WeeklyPipeline:
     folder: Path
     store: str
     former: PipelineRecord | None = None
-    registry: MLflowRegistry = field(init=False)
+    cached: list[DataFrame] = field(default_factory=list, init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "registry", MLflowRegistry(self.store))
+    @cached_property
+    def registry(self) -> MLflowRegistry:
+        """Where the models are registered."""
+        return MLflowRegistry(self.store)
 
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages in their order."""
@@ -96,6 +99,11 @@ class WeeklyPipeline:
             Stage("promote", "make the candidate the champion", self._promote),
             Stage("notify", "send the result to those who want to know", self._notify),
         )
+
+    def release(self) -> None:
+        """Let Spark forget the tables that it has kept."""
+        while self.cached:
+            self.cached.pop().unpersist()
 
     def _ingest(self, found: Found) -> Facts:
         check_targets(self.settings.alerts)
@@ -116,9 +124,9 @@ class WeeklyPipeline:
 
     def _data(self, found: Found) -> Facts:
         config = self._settled(found)
-        table = Sources.find(config).table(self._spark(), config)
+        table = recipe_table(self._spark(), config)
         if self.settings.cache_table:
-            table.cache()  # the same query of later stages finds it
+            self.cached.append(table.cache())  # the same query of later stages finds it
         return {"rows": table.count()}
 
     def _data_problems(self, facts: Facts) -> Sequence[str]:
@@ -211,7 +219,7 @@ class WeeklyPipeline:
 
     def _gate(self, found: Found) -> Facts:
         evidence = Evidence.load(found["evaluate"]["evidence"])
-        return {"failed": list(evidence.failed), "evidence": found["evaluate"]["evidence"]}
+        return {"failed": list(evidence.failed)}
 
     def _parity(self, found: Found) -> Facts:
         document = json.loads(Path(found["evaluate"]["evidence"]).read_text(encoding="utf-8"))
@@ -226,7 +234,7 @@ class WeeklyPipeline:
         if (wanted := self.settings.precompute) is None or model.digest != evidence.digest:
             return facts
         config, spark = self._settled(found), self._spark()
-        Sources.find(config).table(spark, config)  # registers the source tables
+        recipe_table(spark, config)  # registers the source tables
         rows = query(spark, wanted.sql, "the sql of precompute")
         scored = score(rows, model, keys=[wanted.key], batch_size=config.scoring_batch_size)
         made = precompute(scored, self.folder / STORE_FILE, key=wanted.key, mode="overwrite")
@@ -260,8 +268,6 @@ class WeeklyPipeline:
         title = f"{label} is the champion of {self.config.run_date}" + (", with warnings" if warnings else "")
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["evaluate"]["metrics"].items())
         lines = [f"before: {found['promote']['previous'] or 'none'}", metrics, *warnings, found["evaluate"]["page"]]
-        if self.settings.cache_table:
-            Sources.find(self.config).table(self._spark(), self.config).unpersist()
         send(Alert(title, "\n".join(lines), {"warnings": warnings, **found["promote"]}), self.settings.alerts)
         return {"title": title, "targets": len(self.settings.alerts)}
 
@@ -282,8 +288,7 @@ class WeeklyPipeline:
         return open_session(self.config.master, self.config.slots, verbose=self.config.verbose)
 
     def _test_rows(self, config: RunConfig) -> DataFrame:
-        table = Sources.find(config).table(self._spark(), config)
-        return table.where(F.col(config.conversion.split_column) == "test")
+        return recipe_table(self._spark(), config).where(F.col(config.conversion.split_column) == "test")
 
 
 def warnings_of(found: Found) -> list[str]:
@@ -348,11 +353,11 @@ def _score_counts(values: NDArray[np.float64], former: Mapping[str, Any] | None)
 
     The bins are deciles of the earliest date, so that all dates are comparable.
     """
-    edges = list(former["edges"]) if former else np.unique(np.quantile(values, DRIFT_QUANTILES)).tolist()
-    counts = [int(count) for count in np.bincount(np.searchsorted(edges, values, "right"), minlength=len(edges) + 1)]
-    found: dict[str, Any] = {"scores": {"edges": edges, "counts": counts, "mean": float(values.mean())}}
+    column = score_column(values, bins=Bins(edges=tuple(former["edges"])) if former else None)
+    scores = {"edges": list(column.bins.edges), "counts": list(column.counts), "mean": float(values.mean())}
+    found: dict[str, Any] = {"scores": scores}
     if former:
-        index, noise = stability_index(tuple(counts), tuple(former["counts"]))
+        index, noise = stability_index(column.counts, tuple(former["counts"]))
         found["score_drift"] = max(0.0, index - noise)
         if found["score_drift"] > Limits().strong_drift:
             found[WARNINGS] = [f"the scores are distributed otherwise than before: index {found['score_drift']:.2f}"]

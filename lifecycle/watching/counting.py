@@ -96,13 +96,14 @@ class CountTask:
         """Yield a row for each window, column and bin that has values."""
         counts: Counter[tuple[datetime | None, int, int]] = Counter()
         latest: dict[datetime | None, datetime | None] = {}
+        known_tokens = {place: pa.array(column.vocabulary, pa.string()) for place, column in self.columns}
         for batch in batches:
             for start, rows in _by_start(pa.Table.from_batches([batch])):
                 found = pc.max(rows[_TIME]).as_py()
                 known = latest.get(start)
                 latest[start] = found if known is None or found is None else max(known, found)
                 for place, column in self.columns:
-                    for number, count in self._counted(column, rows[column.name].combine_chunks()):
+                    for number, count in self._counted(column, rows[column.name].combine_chunks(), known_tokens[place]):
                         counts[start, place, number] += count
         if counts:
             keys = list(counts)
@@ -112,15 +113,14 @@ class CountTask:
             ]
             yield pa.RecordBatch.from_arrays(columns, schema=_COUNTS)
 
-    def _counted(self, column: WatchedColumn, values: Any) -> Iterator[tuple[int, int]]:
-        array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-        found = raw_values(array, column.kind, self.features.get(column.name))
+    def _counted(self, column: WatchedColumn, values: pa.Array, tokens: pa.Array) -> Iterator[tuple[int, int]]:
+        found = raw_values(values, column.kind, self.features.get(column.name))
         yield _ROWS, found.rows
         for number, count in enumerate(bin_counts(found, column.bins)):
             if count:
                 yield number, count
-        if column.vocabulary and found.tokens is not None:
-            known = pc.sum(pc.is_in(found.tokens, pa.array(column.vocabulary, pa.string()))).as_py() or 0
+        if len(tokens) and found.tokens is not None:
+            known = pc.sum(pc.is_in(found.tokens, tokens)).as_py() or 0
             if known < len(found.tokens):
                 yield _UNKNOWN, len(found.tokens) - known
 

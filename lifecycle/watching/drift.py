@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mirrorspark.data_pipelines.quality.drift import stability_index
+from mirrorspark.data_pipelines.quality.drift import NOISE_DEVIATIONS, stability_index
 from mirrorspark.lifecycle.watching.snapshot import Snapshot, WatchedColumn
 
-# A standard normal variable stays below this with a probability of 99.9%.
-_NOISE_DEVIATIONS = 3.09
 # The statistic of Kolmogorov and Smirnov, times the root of the rows, stays below this as often.
 _NOISE_KS = 1.949
 
@@ -148,7 +146,7 @@ def _divergence(p: NDArray[np.float64], q: NDArray[np.float64]) -> float:
 
 def _noise(first: float, second: float, rows: int, others: int) -> float:
     """Return the bound of a difference of shares by chance."""
-    return _NOISE_DEVIATIONS * math.sqrt(first * (1 - first) / others + second * (1 - second) / rows)
+    return NOISE_DEVIATIONS * math.sqrt(first * (1 - first) / others + second * (1 - second) / rows)
 
 
 def _share(part: float, whole: float) -> float:

@@ -95,7 +95,7 @@ def live_metrics(
     threshold: float = THRESHOLD,
     seed: int = 1,
 ) -> tuple[LiveWindow, ...]:
-    """Join scores with outcomes and measure them by window, in one pass of Spark.
+    """Join scores with outcomes and measure them by window, on Spark.
 
     A metric is an alarm if its whole 95% interval is worse than what was promised, by more than the tolerance. Rows
     whose outcome is not known yet are counted and not measured.

@@ -96,16 +96,8 @@ class Snapshot:
             scores: Scores, ``[rows]``; those that are no number are missing values.
             name: Column of the scores in the rows to come.
         """
-        values = np.asarray(scores, np.float64)
-        finite = values[np.isfinite(values)]
-        bins = Bins(edges=tuple(np.unique(np.quantile(finite, DRIFT_QUANTILES)).tolist()) if len(finite) else ())
-        missing = len(values) - len(finite)
-        counts = bin_counts(RawValues(len(values), missing, numbers=finite), bins)
-        share = missing / len(values) if len(values) else 0.0
         others = tuple(column for column in self.columns if column.name != name)
-        return replace(
-            self, columns=(*others, WatchedColumn(name, ColumnKind.NUMBER, bins, counts, missing_share=share))
-        )
+        return replace(self, columns=(*others, score_column(scores, name)))
 
     @property
     def spec(self) -> FeatureSpec:
@@ -135,6 +127,24 @@ class Snapshot:
             return cls(tuple(map(_column, document["columns"])), document["features"], document["at"])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
             raise SnapshotError(f"{file} is no snapshot of a training ({error})") from error
+
+
+def score_column(scores: ArrayLike, name: str = "score", bins: Bins | None = None) -> WatchedColumn:
+    """Return a model's scores as a column that is watched.
+
+    Args:
+        scores: Scores, ``[rows]``; those that are no number are missing values.
+        name: Their column.
+        bins: The bins; by default the deciles.
+    """
+    values = np.asarray(scores, np.float64)
+    finite = values[np.isfinite(values)]
+    if bins is None:
+        bins = Bins(edges=tuple(np.unique(np.quantile(finite, DRIFT_QUANTILES)).tolist()) if len(finite) else ())
+    missing = len(values) - len(finite)
+    counts = bin_counts(RawValues(len(values), missing, numbers=finite), bins)
+    share = missing / len(values) if len(values) else 0.0
+    return WatchedColumn(name, ColumnKind.NUMBER, bins, counts, missing_share=share)
 
 
 def _column(document: Mapping[str, Any]) -> WatchedColumn:
