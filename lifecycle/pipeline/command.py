@@ -8,9 +8,9 @@ from pathlib import Path
 
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.lifecycle.pipeline.alerts import AlertError, check_targets
-from mirrorspark.lifecycle.pipeline.record import PipelineError, PipelineRecord
+from mirrorspark.lifecycle.pipeline.record import ChangedSettingsError, PipelineError, PipelineRecord
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
-from mirrorspark.lifecycle.pipeline.stages import StageFailedError
+from mirrorspark.lifecycle.pipeline.stages import StageFailedError, advice
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.scoring.run import fail
 from mirrorspark.storage.credentials import one_line
@@ -32,8 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command-line arguments; by default those of the process.
 
     Returns:
-        0 when the date is finished, now or before; 1 when a stage has failed, and the same command goes on from there;
-        2 when arguments or settings make no sense. Standard error has the message.
+        0 when the date is finished, now or before; 1 when a stage has failed or another command has the date; 2 when
+        arguments or settings make no sense, or are not those that the date was begun with. Standard error has the
+        message.
     """
     try:
         options, config, settings = read_arguments(arguments)
@@ -47,11 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if config.dry_run:
             return _dry_run(config, settings)
         record = run_pipeline(config, settings, again_from=options.again_from, say=_note)
-    except ConfigError as error:
+    except (ConfigError, ChangedSettingsError) as error:
         return fail(one_line(error), EXIT_USAGE)
     except KeyboardInterrupt:
-        return fail("interrupted; the same command goes on from there", EXIT_FAILED)
-    except (PipelineError, StageFailedError, OSError) as error:
+        return fail(f"interrupted. {advice(None, options.again_from)}", EXIT_FAILED)
+    except StageFailedError as error:
+        return fail(f"{one_line(error)}. {advice(error.again_from, options.again_from)}", EXIT_FAILED)
+    except (PipelineError, OSError) as error:
         return fail(one_line(error), EXIT_FAILED)
     _print_end(record, folder_of_date(config))
     return EXIT_FINISHED
@@ -122,5 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--sample", type=float, metavar="SHARE", help="try it on a share of the rows, in a sandbox on local[1]"
     )
-    run.add_argument("--from", dest="again_from", metavar="STAGE", help="run this stage and those behind it again")
+    run.add_argument(
+        "--from",
+        dest="again_from",
+        metavar="STAGE",
+        help="run this stage and those behind it again; ingest begins anew",
+    )
     return parser

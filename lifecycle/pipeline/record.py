@@ -19,7 +19,11 @@ _VERSION = 1
 
 
 class PipelineError(RuntimeError):
-    """A pipeline cannot run: another command runs it, or it was begun with other settings."""
+    """A pipeline cannot run: another command runs it, or its record is damaged."""
+
+
+class ChangedSettingsError(PipelineError):
+    """A date was begun with other settings."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class PipelineRecord:
     Attributes:
         name: Name of the registered model.
         run_date: The day that it runs for, such as ``2026-01-31``.
-        settings: The settings that decide its result; they cannot change once it has begun.
+        settings: The settings that decide its result; they cannot change until it is begun anew.
         stages: The record of each stage that has begun.
         is_finished: Whether all of its stages have passed.
     """
@@ -61,7 +65,7 @@ class PipelineRecord:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PipelineError(f"{file} is damaged ({error}); remove it to begin that date anew") from error
+            raise PipelineError(f"{file} is damaged ({error}); begin the date anew with --from ingest") from error
 
 
 def folder_of(output: Path, name: str, run_date: str) -> Path:
@@ -86,11 +90,17 @@ def former_record(output: Path, name: str, run_date: str) -> PipelineRecord | No
 
 
 @contextlib.contextmanager
-def open_record(folder: Path, new: PipelineRecord) -> Iterator["OpenRecord"]:
+def open_record(folder: Path, new: PipelineRecord, *, anew: bool = False) -> Iterator["OpenRecord"]:
     """Open the record of a date, or begin it, for as long as the block runs.
 
+    Args:
+        folder: The folder of the date.
+        new: The record of a date that has not begun.
+        anew: Begin it although there is a record, which stays until the new one is saved.
+
     Raises:
-        PipelineError: Another command runs this date, the record is damaged, or it was begun with other settings.
+        PipelineError: Another command runs this date, or the record is damaged.
+        ChangedSettingsError: It was begun with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
@@ -98,11 +108,11 @@ def open_record(folder: Path, new: PipelineRecord) -> Iterator["OpenRecord"]:
             held.enter_context(hold_lock(folder))
         except BlockingIOError as error:
             raise PipelineError(f"another command runs {new.name} of {new.run_date}; wait for its end") from error
-        former = PipelineRecord.load(folder)
+        former = None if anew else PipelineRecord.load(folder)
         if former is not None and (change := _change(former.settings, json.loads(new.to_json())["settings"])):
-            raise PipelineError(
+            raise ChangedSettingsError(
                 f"{new.name} of {new.run_date} was begun with {change}; give the settings that it was begun with, or "
-                f"remove {folder} to begin anew"
+                "begin the date anew with --from ingest"
             )
         yield OpenRecord(folder, former or new)
 

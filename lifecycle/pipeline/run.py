@@ -12,7 +12,7 @@ from mirrorspark.lifecycle.pipeline.alerts import Alert, AlertError, send
 from mirrorspark.lifecycle.pipeline.page import PAGE_FILE, pipeline_page
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord, folder_of, former_record, open_record
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
-from mirrorspark.lifecycle.pipeline.stages import Records, Stage, StageFailedError, run_stages
+from mirrorspark.lifecycle.pipeline.stages import Records, Stage, StageFailedError, advice, run_stages
 from mirrorspark.lifecycle.pipeline.weekly import WeeklyPipeline
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.training.config import RunConfig
@@ -42,12 +42,13 @@ def run_pipeline(
     Args:
         config: The run, with its date.
         settings: Gates, slices and limits; by default those of the recipe's ``pipeline.yaml``.
-        again_from: Name of the stage from which a date is run again although stages have passed.
+        again_from: Name of the stage from which a date is run again although stages have passed. From the first one,
+            it may have other settings. A training that has finished is not repeated unless ``config.resume`` is off.
         say: Gets a line whenever a stage begins or ends.
 
     Raises:
         ConfigError: There is no date, or no such stage.
-        PipelineError: Another command runs this date, or it was begun with other settings.
+        PipelineError: Another command runs this date, or it was begun with other settings (``ChangedSettingsError``).
         StageFailedError: A stage has failed. The alerts have been sent.
     """
     settings = settings or PipelineSettings.of_recipe(config.recipe)
@@ -59,7 +60,7 @@ def run_pipeline(
         raise ConfigError(f"there is no stage '{again_from}'; use one of {names}")
     asked = {name: value for name, value in asdict(settings).items() if name not in _FREE_TO_CHANGE}
     new = PipelineRecord(config.name, run_date, {**config.decisive, "pipeline": asked})
-    with open_record(folder, new) as opened:
+    with open_record(folder, new, anew=again_from == stages[0].name) as opened:
         if opened.record.is_finished and again_from is None:
             say(f"{config.name} of {run_date} has finished before")
             return opened.record
@@ -76,7 +77,7 @@ def run_pipeline(
         try:
             records = run_stages(stages, known, keep)
         except StageFailedError as error:
-            _tell_failure(error, opened.record, settings, folder)
+            _tell_failure(error, opened.record, settings, folder, again_from)
             raise
         finally:
             pipeline.release()
@@ -157,12 +158,14 @@ def _in_words(stages: Sequence[Stage], records: Records) -> str:
     return f"{name:<9} {record.state} after {record.seconds:.1f} s"
 
 
-def _tell_failure(error: StageFailedError, record: PipelineRecord, settings: PipelineSettings, folder: Path) -> None:
+def _tell_failure(
+    error: StageFailedError, record: PipelineRecord, settings: PipelineSettings, folder: Path, given: str | None
+) -> None:
     title = f"{record.name} of {record.run_date}: stage '{error.stage}' has failed"
     # A stage that has failed may have done its work.
     before = error.stage not in ("promote", "notify")
     champion = "The champion is unchanged. " if before else ""
-    text = f"{error.problem}\n{champion}The same command goes on from there. {folder / PAGE_FILE}"
+    text = f"{error.problem}\n{champion}{advice(error.again_from, given)} {folder / PAGE_FILE}"
     facts: dict[str, Any] = {"name": record.name, "run_date": record.run_date, "stage": error.stage}
     try:
         send(Alert(title, text, facts), settings.alerts)

@@ -18,11 +18,24 @@ class StageFailedError(RuntimeError):
     Attributes:
         stage: The stage.
         problem: Why, in one line.
+        again_from: The stage from which the date has to be run again; None if it may go on with the one that failed.
     """
 
-    def __init__(self, stage: str, problem: str) -> None:
+    def __init__(self, stage: str, problem: str, again_from: str | None = None) -> None:
         super().__init__(f"stage '{stage}' has failed: {problem}")
-        self.stage, self.problem = stage, problem
+        self.stage, self.problem, self.again_from = stage, problem, again_from
+
+
+class OutdatedError(RuntimeError):
+    """What an earlier stage has found is no longer so.
+
+    Attributes:
+        again_from: The stage that has to be run again.
+    """
+
+    def __init__(self, problem: str, again_from: str) -> None:
+        super().__init__(problem)
+        self.again_from = again_from
 
 
 @dataclass(frozen=True)
@@ -35,12 +48,15 @@ class Stage:
         work: Does it. It is given the facts of the stages before it, by their names, and returns its own. The same work
             may be done twice, after a crash between its end and its record: it must be safe to repeat.
         check: Returns the problems of the facts, in words; none if the stage has passed.
+        again_from: The stage from which the date has to be run again once the check has found a problem; None if a
+            repetition of this one may pass.
     """
 
     name: str
     promise: str
     work: Callable[[Mapping[str, Facts]], Facts]
     check: Callable[[Facts], Sequence[str]] = lambda facts: ()
+    again_from: str | None = None
 
 
 @dataclass(frozen=True)
@@ -105,13 +121,28 @@ def run_stages(
         except Exception as error:
             problem = one_line(error)
             keep(replace(begun, state="failed", facts=facts, problem=problem))
-            raise StageFailedError(stage.name, problem) from error
+            again_from = error.again_from if isinstance(error, OutdatedError) else None
+            raise StageFailedError(stage.name, problem, again_from) from error
         except BaseException as stop:  # Control-C, or the process is asked to end.
             keep(replace(begun, state="failed", problem=f"it was interrupted ({type(stop).__name__})"))
             raise
         if problems:
             problem = "; ".join(problems)
             keep(replace(begun, state="failed", facts=facts, problem=problem))
-            raise StageFailedError(stage.name, problem)
+            raise StageFailedError(stage.name, problem, stage.again_from)
         keep(replace(begun, state="passed", facts=facts))
     return records
+
+
+def advice(again_from: str | None, given: str | None) -> str:
+    """Return what to do about a stage that has failed, in a sentence.
+
+    Args:
+        again_from: See :class:`StageFailedError`.
+        given: The stage from which the command that failed was told to begin.
+    """
+    if again_from is None:
+        return f"The same command{'' if given is None else ' without --from'} goes on from there."
+    if again_from == "ingest":
+        return "It fails again until data or settings change; then begin the date anew with --from ingest."
+    return f"Run the date again with --from {again_from}."

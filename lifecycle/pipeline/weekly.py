@@ -30,8 +30,8 @@ from mirrorspark.lifecycle.gate.validate import SINGLE_ROWS, log_validation, val
 from mirrorspark.lifecycle.pipeline.alerts import Alert, check_targets, send
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
-from mirrorspark.lifecycle.pipeline.stages import Facts, Stage
-from mirrorspark.lifecycle.promotion.promote import CHAMPION, Evidence, promote
+from mirrorspark.lifecycle.pipeline.stages import Facts, OutdatedError, Stage
+from mirrorspark.lifecycle.promotion.promote import CHAMPION, Evidence, PromotionConflictError, promote
 from mirrorspark.lifecycle.promotion.registry import MLflowRegistry, RegistryError
 from mirrorspark.lifecycle.watching.snapshot import SNAPSHOT_FILE, Snapshot, score_column
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
@@ -53,6 +53,8 @@ STORE_FILE = "scores.db"
 # What a stage found worth telling people although it has passed: texts.
 WARNINGS = "warnings"
 
+# Where a date is begun anew, with other data or settings.
+_NEW = "ingest"
 # Of columns that have drifted, so many are named in a message.
 _SHOWN_COLUMNS = 5
 
@@ -88,13 +90,21 @@ class WeeklyPipeline:
         """Return the stages in their order."""
         return (
             Stage("ingest", "find the source tables, last week's data and the champion", self._ingest),
-            Stage("data", "count the rows of the recipe's table", self._data, self._data_problems),
-            Stage("convert", "convert the table and compare its columns with last week's", self._convert, self._drift),
+            Stage("data", "count the rows of the recipe's table", self._data, self._data_problems, _NEW),
+            Stage(
+                "convert", "convert the table, compare its columns with last week's", self._convert, self._drift, _NEW
+            ),
             Stage("train", "train, export, register, and score the test rows", self._train, _train_problems),
             Stage("evaluate", "measure the candidate beside the champion in all slices", self._evaluate),
-            Stage("gate", "judge what was measured", self._gate, lambda facts: facts["failed"]),
+            Stage("gate", "judge what was measured", self._gate, lambda facts: facts["failed"], _NEW),
             Stage("parity", "compare training framework, batch scorer and single rows", self._parity, _parity_problems),
-            Stage("deploy", "fetch the registered version, and score rows ahead of time", self._deploy, _other_files),
+            Stage(
+                "deploy",
+                "fetch the registered version, score rows ahead of time",
+                self._deploy,
+                _other_files,
+                "evaluate",
+            ),
             Stage("smoke", "ask the deployed version row by row", self._smoke, _smoke_problems),
             Stage("promote", "make the candidate the champion", self._promote),
             Stage("notify", "send the result to those who want to know", self._notify),
@@ -253,7 +263,10 @@ class WeeklyPipeline:
 
     def _promote(self, found: Found) -> Facts:
         evidence = Evidence.load(found["evaluate"]["evidence"])
-        done = promote(evidence, self.registry, why=f"pipeline of {self.config.run_date}")
+        try:
+            done = promote(evidence, self.registry, why=f"pipeline of {self.config.run_date}")
+        except PromotionConflictError as error:
+            raise OutdatedError(str(error), "evaluate") from error
         facts: dict[str, Any] = {"version": done.version, "previous": done.previous, "is_new": done.is_new}
         if (file := found["deploy"].get("store")) is not None:
             current = self.folder.parent / STORE_FILE
@@ -332,7 +345,7 @@ def _numbers(report: Mapping[str, Any]) -> Facts:
 def _other_files(facts: Facts) -> Sequence[str]:
     if facts["digest"] == facts["validated_digest"]:
         return []
-    return [f"the files of {facts['model']} are not those that were validated; run it again with --from evaluate"]
+    return [f"the files of {facts['model']} are not those that were validated"]
 
 
 def _smoke_problems(facts: Facts) -> Sequence[str]:

@@ -10,7 +10,7 @@ import pytest
 
 from mirrorspark.lifecycle.pipeline import weekly
 from mirrorspark.lifecycle.pipeline.command import main
-from mirrorspark.lifecycle.pipeline.record import PipelineError, PipelineRecord
+from mirrorspark.lifecycle.pipeline.record import ChangedSettingsError, PipelineRecord
 from mirrorspark.lifecycle.pipeline.run import run_pipeline
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import Facts, StageFailedError
@@ -111,7 +111,7 @@ def test_a_date_that_has_finished_is_not_run_again(first: PipelineRecord, folder
 
     assert lines == ["buyers of 2026-01-03 has finished before"]
     settings = PipelineSettings.of({**ASKED, "min_rows": 2}, "here")
-    with pytest.raises(PipelineError, match=r"was begun with pipeline\.min_rows=1, not 2"):
+    with pytest.raises(ChangedSettingsError, match=r"was begun with pipeline\.min_rows=1, not 2"):
         run_pipeline(config(folder, "2026-01-03"), settings)
 
 
@@ -147,8 +147,9 @@ def test_a_week_later_the_champion_is_where_training_begins_and_what_it_is_compa
 
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("mirrorspark: stage 'gate' has failed: auc in overall is 0.")
+    assert message.endswith("then begin the date anew with --from ingest.")
     assert "buyers of 2026-01-17: stage 'gate' has failed" in caplog.text
-    assert "The champion is unchanged." in caplog.text
+    assert "The champion is unchanged. It fails again until data or settings change" in caplog.text
     assert registry_of(folder).alias("buyers", CHAMPION) == "2"
     assert "Stopped at &#39;gate&#39;" in (dates / "2026-01-17" / "pipeline.html").read_text(encoding="utf-8")
 
@@ -160,14 +161,16 @@ def noise() -> list[str]:
 
 
 @pytest.mark.full
-def test_a_date_that_was_stopped_is_run_anew_with_other_data(first: PipelineRecord, folder: Path) -> None:
+def test_a_date_that_was_stopped_is_run_anew_with_other_data_and_settings(first: PipelineRecord, folder: Path) -> None:
     write_data(folder, noise())
     with pytest.raises(StageFailedError, match="stage 'gate' has failed"):
         run_pipeline(config(folder, "2026-02-07"))
     write_data(folder, days_rows("Oslo", "Rome", "Bonn", "Bern"))
 
-    record = run_pipeline(config(folder, "2026-02-07"), again_from="ingest")
+    settings = PipelineSettings.of({**ASKED, "min_rows": 2}, "here")
+    record = run_pipeline(config(folder, "2026-02-07"), settings, again_from="ingest")
 
+    assert record.settings["pipeline"]["min_rows"] == 2
     assert record.stages["gate"].attempts == 1
     assert registry_of(folder).alias("buyers", CHAMPION) == record.stages["train"].facts["version"]
 

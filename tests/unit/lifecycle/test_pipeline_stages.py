@@ -10,13 +10,22 @@ import pytest
 
 from mirrorspark.lifecycle.pipeline.record import (
     RECORD_FILE,
+    ChangedSettingsError,
     PipelineError,
     PipelineRecord,
     folder_of,
     former_record,
     open_record,
 )
-from mirrorspark.lifecycle.pipeline.stages import Facts, Records, Stage, StageFailedError, run_stages
+from mirrorspark.lifecycle.pipeline.stages import (
+    Facts,
+    OutdatedError,
+    Records,
+    Stage,
+    StageFailedError,
+    advice,
+    run_stages,
+)
 
 NAMES = ("ingest", "train", "promote")
 NEW = PipelineRecord("churn", "2026-01-31", {"epochs": 3, "tables": {"rows": "id INT"}})
@@ -114,6 +123,28 @@ def test_a_fault_in_any_stage_stops_there_and_the_same_command_goes_on_from_it(
     assert world.done == [], "a pipeline that has passed does nothing"
 
 
+def test_a_failure_says_where_to_go_on(clock: Any) -> None:
+    def failure(stage: Stage) -> StageFailedError:
+        with pytest.raises(StageFailedError) as raised:
+            run_stages([stage], {}, lambda records: None, clock=clock)
+        return raised.value
+
+    def outdated(found: Mapping[str, Facts]) -> Facts:
+        raise OutdatedError("another champion came in between", "evaluate")
+
+    checked = Stage("gate", "judges", lambda found: {}, lambda facts: ["auc is 0.5"], again_from="ingest")
+    broken = Stage("gate", "judges", lambda found: {"rows": 1 // 0}, again_from="ingest")
+    told = [failure(one).again_from for one in (checked, broken, Stage("promote", "promotes", outdated))]
+
+    assert told == ["ingest", None, "evaluate"]
+    assert [advice(one, None) for one in told] == [
+        "It fails again until data or settings change; then begin the date anew with --from ingest.",
+        "The same command goes on from there.",
+        "Run the date again with --from evaluate.",
+    ]
+    assert advice(None, "train") == "The same command without --from goes on from there."
+
+
 def test_a_killed_pipeline_leaves_a_stage_that_is_run_again(tmp_path: Path) -> None:
     world, folder = World(), folder_of(tmp_path, "churn", "2026-01-31")
 
@@ -137,7 +168,7 @@ def test_a_killed_pipeline_leaves_a_stage_that_is_run_again(tmp_path: Path) -> N
     assert world.done == ["ingest", "train", "train", "promote"]
 
 
-def test_a_record_refuses_a_second_command_other_settings_and_damage(tmp_path: Path) -> None:
+def test_a_record_refuses_a_second_command_damage_and_unless_it_is_begun_anew_other_settings(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "churn", "2026-01-31")
     with (
         open_record(folder, NEW) as opened,
@@ -150,12 +181,16 @@ def test_a_record_refuses_a_second_command_other_settings_and_damage(tmp_path: P
     other = PipelineRecord("churn", "2026-01-31", {**NEW.settings, "epochs": 4})
 
     with (
-        pytest.raises(PipelineError, match="was begun with epochs=3, not 4; give the settings"),
+        pytest.raises(ChangedSettingsError, match=r"was begun with epochs=3, not 4; .* anew with --from ingest"),
         open_record(folder, other),
     ):
         pass
+    with open_record(folder, other, anew=True) as opened:
+        assert PipelineRecord.load(folder) == NEW, "it stays until there is another one"
+        opened.save({})
+    assert PipelineRecord.load(folder) == other
     (folder / RECORD_FILE).write_text("{")
-    with pytest.raises(PipelineError, match=r"record.json is damaged .* remove it"), open_record(folder, NEW):
+    with pytest.raises(PipelineError, match=r"record.json is damaged .* --from ingest"), open_record(folder, NEW):
         pass
     (folder / RECORD_FILE).write_text(json.dumps({"version": 9}))
     with pytest.raises(PipelineError, match="has version 9, this program reads 1"), open_record(folder, NEW):
