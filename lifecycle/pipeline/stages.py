@@ -144,5 +144,5 @@ def advice(again_from: str | None, given: str | None) -> str:
     if again_from is None:
         return f"The same command{'' if given is None else ' without --from'} goes on from there."
     if again_from == "ingest":
-        return "It fails again until data or settings change; then begin the date anew with --from ingest."
+        return "With other data or settings, begin the date anew: --from ingest."
     return f"Run the date again with --from {again_from}."

@@ -1,5 +1,6 @@
 """The stages of a recipe's pipeline: from its source tables to a champion whose answers have been tried."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -86,6 +87,11 @@ class WeeklyPipeline:
         """Where the models are registered."""
         return MLflowRegistry(self.store)
 
+    @cached_property
+    def sources(self) -> Sources:
+        """The source tables as this command has found them; their files are read for it."""
+        return Sources.find(self.config)
+
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages in their order."""
         return (
@@ -117,7 +123,6 @@ class WeeklyPipeline:
 
     def _ingest(self, found: Found) -> Facts:
         check_targets(self.settings.alerts)
-        sources = Sources.find(self.config)
         champion = self._champion()
         former = _of(self.former, "convert", "dataset")
         reference = self.config.reference_dataset or (former if former and is_published(former) else None)
@@ -125,7 +130,8 @@ class WeeklyPipeline:
         if warm_start is None and champion is not None and self.settings.warm_start and not self.config.is_fitted:
             warm_start = self._uri(champion)
         return {
-            "files": {table: str(path) for table, path in sources.files.items()},
+            "files": {table: str(path) for table, path in self.sources.files.items()},
+            "source": _digest(self.sources),
             "champion": champion,
             # What the training depends on is settled once: the champion may change before the same command goes on.
             "warm_start": warm_start,
@@ -254,7 +260,7 @@ class WeeklyPipeline:
         model = resolve(found["deploy"]["model"], self.store)
         outputs = ModelDirectory.open(model.path).description.outputs
         output = SCORES if CANDIDATES in outputs else next(iter(outputs))
-        rows = score_single_rows(self._test_rows(self.config), model, output, self.settings.smoke_rows, {})
+        rows = score_single_rows(self._test_rows(self._settled(found)), model, output, self.settings.smoke_rows, {})
         facts = {"rows": rows.parity.rows, "max": rows.parity.max, "passed": rows.parity.passed, "p99_ms": rows.p99_ms}
         if (file := found["deploy"].get("store")) is not None:
             with PrecomputedScores.open(file) as store:
@@ -286,6 +292,10 @@ class WeeklyPipeline:
 
     def _settled(self, found: Found) -> RunConfig:
         known = found["ingest"]
+        if _digest(self.sources) != known["source"]:
+            raise OutdatedError(
+                f"the source files of {self.config.run_date} are not those with which it was begun", "ingest"
+            )
         return replace(self.config, warm_start=known["warm_start"], reference_dataset=known["reference_dataset"])
 
     def _champion(self) -> str | None:
@@ -312,6 +322,12 @@ def warnings_of(found: Found) -> list[str]:
 def _of(record: PipelineRecord | None, stage: str, name: str) -> Any:
     """Return a fact of another date; None if it has none."""
     return None if record is None or stage not in record.stages else record.stages[stage].facts.get(name)
+
+
+def _digest(sources: Sources) -> str:
+    """Return a digest of the source files, the query and the encoders."""
+    identity = {name: part for name, part in sources.identity.items() if name != "reference"}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _defined(measures: Mapping[str, Measure]) -> dict[str, float]:

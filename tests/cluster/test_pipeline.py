@@ -147,9 +147,9 @@ def test_a_week_later_the_champion_is_where_training_begins_and_what_it_is_compa
 
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("mirrorspark: stage 'gate' has failed: auc in overall is 0.")
-    assert message.endswith("then begin the date anew with --from ingest.")
+    assert message.endswith("With other data or settings, begin the date anew: --from ingest.")
     assert "buyers of 2026-01-17: stage 'gate' has failed" in caplog.text
-    assert "The champion is unchanged. It fails again until data or settings change" in caplog.text
+    assert "The champion is unchanged. With other data or settings" in caplog.text
     assert registry_of(folder).alias("buyers", CHAMPION) == "2"
     assert "Stopped at &#39;gate&#39;" in (dates / "2026-01-17" / "pipeline.html").read_text(encoding="utf-8")
 
@@ -175,11 +175,20 @@ def test_a_date_that_was_stopped_is_run_anew_with_other_data_and_settings(first:
     assert registry_of(folder).alias("buyers", CHAMPION) == record.stages["train"].facts["version"]
 
 
-def test_too_few_rows_end_it_before_anything_is_converted(first: PipelineRecord, folder: Path) -> None:
+def test_too_few_rows_end_it_before_anything_is_converted_and_other_files_make_no_half_of_a_date(
+    first: PipelineRecord, folder: Path
+) -> None:
     write_data(folder, days_rows("Oslo", "Rome", "Bonn", "Bern")[:300])
 
     with pytest.raises(StageFailedError, match="has 300 rows, -67% against the 900 of 2026-01-03"):
         run_pipeline(config(folder, "2026-01-04"))
+
+    write_data(folder, days_rows("Oslo", "Rome", "Bonn", "Bern")[:400])
+    with pytest.raises(StageFailedError, match="source files of 2026-01-04 are not those with which") as raised:
+        run_pipeline(config(folder, "2026-01-04"))
+    assert raised.value.again_from == "ingest"
+    with pytest.raises(StageFailedError, match="has 400 rows"):
+        run_pipeline(config(folder, "2026-01-04"), again_from="ingest")
 
 
 @pytest.mark.full

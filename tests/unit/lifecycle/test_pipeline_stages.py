@@ -138,7 +138,7 @@ def test_a_failure_says_where_to_go_on(clock: Any) -> None:
 
     assert told == ["ingest", None, "evaluate"]
     assert [advice(one, None) for one in told] == [
-        "It fails again until data or settings change; then begin the date anew with --from ingest.",
+        "With other data or settings, begin the date anew: --from ingest.",
         "The same command goes on from there.",
         "Run the date again with --from evaluate.",
     ]
