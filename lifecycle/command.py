@@ -11,6 +11,7 @@ from typing import Any
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 
+from mirrorspark.callbacks.mlflow.store import limit_requests
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.lifecycle.gate.eval_config import read_eval_config
 from mirrorspark.lifecycle.gate.serving import SingleRowsError
@@ -50,10 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     warnings.filterwarnings("ignore")
+    limit_requests()
+    from mlflow.exceptions import MlflowException  # takes seconds
+    from sqlalchemy.exc import SQLAlchemyError  # raised by a store that is a database
+
     try:
         return int(options.command(options))
     except (PromotionRefusedError, PromotionConflictError) as error:
         return fail(one_line(error), EXIT_BLOCKED)
+    except (MlflowException, SQLAlchemyError) as error:
+        return fail(f"the MLflow store cannot be used: {one_line(error)}", EXIT_FAILED)
     except (RegistryError, SingleRowsError) as error:
         return fail(one_line(error), EXIT_FAILED)
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:

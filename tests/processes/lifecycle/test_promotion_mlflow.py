@@ -1,5 +1,6 @@
 """Promotion in MLflow's registry, in a file and behind a real server: the same rules, and one winner of two (L3)."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mirrorspark.lifecycle.command import main
 from mirrorspark.lifecycle.promotion import registry as registries
 from mirrorspark.lifecycle.promotion.promote import (
     CHAMPION,
@@ -110,6 +112,23 @@ def test_what_is_not_there_is_named(store: str) -> None:
         registry.set_alias("flights", CHAMPION, "9")
     with pytest.raises(RegistryError, match="there is no version 9 of 'flights'"):
         registry.tags("flights", "9")
+
+
+def test_a_server_that_is_away_is_a_message_without_its_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"MAX_RETRIES": "0", "TIMEOUT": "20"}.items():
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
+    with socket.socket() as taken:  # bound, and not listening
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://ann:hunter2@127.0.0.1:{taken.getsockname()[1]}"
+
+        assert main(["rollback", "flights", "--why", "too few clicks", "--tracking-uri", address]) == 1
+
+    message = capsys.readouterr().err
+    assert message.startswith("mirrorspark: the MLflow store cannot be used: ")
+    assert message.count("\n") == 1
+    assert "hunter2" not in message
 
 
 def test_a_lock_that_a_killed_process_has_left_is_named_and_can_be_broken(
