@@ -24,7 +24,7 @@ from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, MIN_EXAMPLES, Gate
 _MESSAGES: Mapping[str, Mapping[str, str]] = {
     "ModelSpec": {
         **dict.fromkeys(("name", "model_type", "signature_name", "label_key", "prediction_key"), "string"),
-        **{"example_weight_key": "string", "is_baseline": "bool", "preprocessing_function_names": "*string"},
+        **{"example_weight_key": "string", "is_baseline": "bool"},
     },
     "SlicingSpec": {"feature_keys": "*string", "feature_values": ":string"},
     "GenericChangeThreshold": {"absolute": "DoubleValue", "relative": "DoubleValue", "direction": "MetricDirection"},
@@ -93,8 +93,8 @@ class EvalConfig:
     Attributes:
         slices: Its slices.
         gates: Its thresholds.
-        label: Column of the label, if it names one.
-        weight: Column of the weights, if it names one.
+        label: SQL expression of the label's column, if it names one.
+        weight: SQL expression of the weights' column, if it names one.
     """
 
     slices: tuple[Slicing, ...]
@@ -111,7 +111,7 @@ def read_eval_config(file: str | Path) -> EvalConfig:
 
     Raises:
         EvalConfigError: It cannot be read, or asks for what cannot be kept: metrics that are not measured here,
-            thresholds across slices, binarized or aggregated metrics, slices by SQL.
+            thresholds across slices or of some models only, binarized or aggregated metrics, slices by SQL.
         OSError: The file cannot be read.
     """
     path = Path(file)
@@ -131,17 +131,35 @@ def read_eval_config(file: str | Path) -> EvalConfig:
 
 def _asked(message: Any) -> EvalConfig:
     slices = {one.name: one for spec in message.slicing_specs if (one := _slicing(spec)) is not None}
+    models = sorted(message.model_specs, key=lambda model: model.is_baseline)  # the candidate first
+    _check_models(models, message.metrics_specs)
     thresholds = tuple(one for spec in message.metrics_specs for one in _thresholds(spec))
     if unknown := sorted({name for one in thresholds for name in one.slices} - {OVERALL, ALL_SLICES, *slices}):
         raise EvalConfigError(f"thresholds name the slices {unknown}, which slicing_specs does not define")
-    models = sorted(message.model_specs, key=lambda model: model.is_baseline)  # the candidate first
     least = message.options.min_slice_size.value if message.options.HasField("min_slice_size") else MIN_EXAMPLES
     return EvalConfig(
         slices=tuple(slices.values()),
         gates=Gates(thresholds, min_examples=max(least, 1)),
-        label=next((model.label_key for model in models if model.label_key), None),
-        weight=next((model.example_weight_key for model in models if model.example_weight_key), None),
+        label=next((_quoted(model.label_key) for model in models if model.label_key), None),
+        weight=next((_quoted(model.example_weight_key) for model in models if model.example_weight_key), None),
     )
+
+
+def _check_models(models: Sequence[Any], metrics_specs: Sequence[Any]) -> None:
+    """Check that there is one candidate, and that all metrics are asked of it; a run's own file names their models."""
+    candidates = [model.name for model in models if not model.is_baseline]
+    if len(candidates) > 1:
+        raise EvalConfigError(f"model_specs has the candidates {candidates}, and a gate judges one; leave one of them")
+    for spec in metrics_specs if len(models) > 1 else ():  # a name of the only model has no meaning there
+        if spec.model_names and not set(candidates) <= set(spec.model_names):
+            raise EvalConfigError(
+                f"metrics_specs has metrics of {list(spec.model_names)} alone, without the candidate {candidates}"
+            )
+
+
+def _quoted(name: str) -> str:
+    """Return the column of that name as an SQL expression."""
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _slicing(spec: Any) -> Slicing | None:
@@ -154,8 +172,8 @@ def _slicing(spec: Any) -> Slicing | None:
     if not keys and not values:
         return None
     names = keys or sorted(values)
-    texts = [f"coalesce(cast(`{name}` as string), 'null')" for name in names]
-    expression = f"`{names[0]}`" if len(names) == 1 else f"concat_ws(' x ', {', '.join(texts)})"
+    texts = [f"coalesce(cast({_quoted(name)} as string), 'null')" for name in names]
+    expression = _quoted(names[0]) if len(names) == 1 else f"concat_ws(' x ', {', '.join(texts)})"
     if keys:
         return Slicing(expression, " x ".join(names))
     chosen = " x ".join(values[name] for name in names)

@@ -11,12 +11,13 @@ from mirrorspark.lifecycle.gate.thresholds import Threshold
 TEXT = """
 # A comment, as in tutorials.
 model_specs { name: "baseline" signature_name: "eval" is_baseline: true label_key: "old" }
-model_specs { name: "candidate" label_key: "late" example_weight_key: "importance" }
+model_specs { name: "candidate" label_key: "arrived late" example_weight_key: "importance" }
 slicing_specs {}
 slicing_specs { feature_keys: ["carrier"] }
 slicing_specs { feature_keys: ["carrier", "origin"] }
 slicing_specs { feature_values { key: "origin" value: "JFK" } feature_values { key: "carrier" value: "AA" } }
 metrics_specs {
+  model_names: ["candidate", "baseline"]  # as in the file of a run
   metrics { class_name: "ExampleCount" }
   metrics {
     class_name: "AUC"
@@ -71,7 +72,7 @@ def test_a_text_proto_becomes_slices_and_gates(tmp_path: Path) -> None:
         Slicing(crossed, "carrier x origin"),
         Slicing(crossed, "carrier x origin:AA x JFK", ("AA x JFK",)),
     )
-    assert (found.label, found.weight, found.gates.min_examples) == ("late", "importance", 30)
+    assert (found.label, found.weight, found.gates.min_examples) == ("`arrived late`", "`importance`", 30)
     every = ("all",)
     assert found.gates.thresholds == (
         Threshold("auc", at_least=0.6, gain_at_least=-0.01, slices=every, higher_is_better=True),
@@ -96,6 +97,8 @@ def test_yaml_and_the_json_of_a_run_become_the_same(tmp_path: Path, *, is_wrappe
 
 
 BOUND = "threshold { value_threshold { lower_bound { value: 0.5 } } }"
+BASELINE = 'model_specs { name: "old" is_baseline: true }'
+CANDIDATE = 'model_specs { name: "new" }'
 CHANGE = "threshold { change_threshold { absolute { value: 0.1 } } }"
 
 
@@ -120,6 +123,12 @@ CHANGE = "threshold { change_threshold { absolute { value: 0.1 } } }"
             "thresholds name the slices ['origin'], which slicing_specs does not define",
         ),
         ("metrics_specs {", "Expected"),
+        ('model_specs { preprocessing_function_names: "parse" }', 'no field named "preprocessing_function_names"'),
+        (f"{BASELINE} {CANDIDATE} {CANDIDATE}", "the candidates ['new', 'new'], and a gate judges one"),
+        (
+            f'{BASELINE} {CANDIDATE} metrics_specs {{ model_names: "old" }}',
+            "has metrics of ['old'] alone, without the candidate ['new']",
+        ),
     ],
 )
 def test_what_cannot_be_kept_is_refused(tmp_path: Path, text: str, message: str) -> None:
