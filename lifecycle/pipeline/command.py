@@ -10,7 +10,7 @@ from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.lifecycle.pipeline.alerts import AlertError, check_targets
 from mirrorspark.lifecycle.pipeline.record import ChangedSettingsError, PipelineError, PipelineRecord
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
-from mirrorspark.lifecycle.pipeline.stages import StageFailedError, advice
+from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, StageFailedError, advice
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.scoring.run import fail
 from mirrorspark.storage.credentials import one_line
@@ -42,18 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(one_line(error), EXIT_USAGE)
     from mirrorspark.lifecycle.pipeline.run import folder_of_date, run_pipeline, sandbox  # imports Spark and MLflow
 
+    again_from = options.again_from
     try:
         if options.sample is not None:
             config, settings = sandbox(config, settings, options.sample)
+            again_from = again_from or FIRST_STAGE
         if config.dry_run:
-            return _dry_run(config, settings)
-        record = run_pipeline(config, settings, again_from=options.again_from, say=_note)
+            return _dry_run(config, settings, again_from)
+        record = run_pipeline(config, settings, again_from=again_from, say=_note)
     except (ConfigError, ChangedSettingsError) as error:
         return fail(one_line(error), EXIT_USAGE)
     except KeyboardInterrupt:
-        return fail(f"interrupted. {advice(None, options.again_from)}", EXIT_FAILED)
+        return fail(f"interrupted. {_advice(options)}", EXIT_FAILED)
     except StageFailedError as error:
-        return fail(f"{one_line(error)}. {advice(error.again_from, options.again_from)}", EXIT_FAILED)
+        return fail(f"{one_line(error)}. {_advice(options, error.again_from)}", EXIT_FAILED)
     except (PipelineError, OSError) as error:
         return fail(one_line(error), EXIT_FAILED)
     _print_end(record, folder_of_date(config))
@@ -78,12 +80,18 @@ def read_arguments(arguments: Sequence[str] | None) -> tuple[argparse.Namespace,
     return options, config, settings
 
 
-def _dry_run(config: RunConfig, settings: PipelineSettings) -> int:
+def _advice(options: argparse.Namespace, needed: str | None = None) -> str:
+    if options.sample is not None:
+        return "The same command begins anew; --from goes on from a stage."
+    return advice(needed, options.again_from)
+
+
+def _dry_run(config: RunConfig, settings: PipelineSettings, again_from: str | None) -> int:
     """Show the configuration, the preflight's checks and the stages; start nothing but a Spark session."""
     from mirrorspark.lifecycle.pipeline.run import planned
 
     status = main_job.dry_run(config)
-    print("\n".join(planned(config, settings)))
+    print("\n".join(planned(config, settings, again_from)))
     return status
 
 

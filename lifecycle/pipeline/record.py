@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.lifecycle.pipeline.stages import Records, StageRecord
+from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Records, StageRecord
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.records.run_lock import hold_lock
@@ -65,7 +65,9 @@ class PipelineRecord:
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PipelineError(f"{file} is damaged ({error}); begin the date anew with --from ingest") from error
+            raise PipelineError(
+                f"{file} is damaged ({error}); begin the date anew with --from {FIRST_STAGE}"
+            ) from error
 
 
 def folder_of(output: Path, name: str, run_date: str) -> Path:
@@ -112,7 +114,7 @@ def open_record(folder: Path, new: PipelineRecord, *, anew: bool = False) -> Ite
         if former is not None and (change := _change(former.settings, json.loads(new.to_json())["settings"])):
             raise ChangedSettingsError(
                 f"{new.name} of {new.run_date} was begun with {change}; give the settings that it was begun with, or "
-                "begin the date anew with --from ingest"
+                f"begin the date anew with --from {FIRST_STAGE}"
             )
         yield OpenRecord(folder, former or new)
 

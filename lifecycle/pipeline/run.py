@@ -1,7 +1,6 @@
 """A pipeline for one date: run, gone on with after a failure, or found finished; and its sandbox."""
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from mirrorspark.lifecycle.pipeline.alerts import Alert, AlertError, send
 from mirrorspark.lifecycle.pipeline.page import PAGE_FILE, pipeline_page
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord, folder_of, former_record, open_record
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
-from mirrorspark.lifecycle.pipeline.stages import Records, Stage, StageFailedError, advice, run_stages
+from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Records, Stage, StageFailedError, advice, run_stages
 from mirrorspark.lifecycle.pipeline.weekly import WeeklyPipeline
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.training.config import RunConfig
@@ -56,11 +55,10 @@ def run_pipeline(
     former = former_record(Path(config.output).absolute(), config.name, run_date)
     pipeline = WeeklyPipeline(config, settings, folder, store_of(config), former)
     stages = pipeline.stages()
-    if again_from is not None and again_from not in (names := [stage.name for stage in stages]):
-        raise ConfigError(f"there is no stage '{again_from}'; use one of {names}")
+    _check_stage(stages, again_from)
     asked = {name: value for name, value in asdict(settings).items() if name not in _FREE_TO_CHANGE}
     new = PipelineRecord(config.name, run_date, {**config.decisive, "pipeline": asked})
-    with open_record(folder, new, anew=again_from == stages[0].name) as opened:
+    with open_record(folder, new, anew=again_from == FIRST_STAGE) as opened:
         if opened.record.is_finished and again_from is None:
             say(f"{config.name} of {run_date} has finished before")
             return opened.record
@@ -96,25 +94,28 @@ def folder_of_date(config: RunConfig) -> Path:
     return folder_of(Path(config.output).absolute(), config.name, config.run_date)
 
 
-def planned(config: RunConfig, settings: PipelineSettings) -> list[str]:
+def planned(config: RunConfig, settings: PipelineSettings, again_from: str | None = None) -> list[str]:
     """Return a line for each stage of a date: its name, what it does, and whether it has passed.
 
     Raises:
+        ConfigError: There is no date, or no such stage.
         PipelineError: The record of the date is damaged.
     """
     folder = folder_of_date(config)
-    known = PipelineRecord.load(folder)
-    states = {} if known is None else {name: record.state for name, record in known.stages.items()}
     stages = WeeklyPipeline(config, settings, folder, store_of(config)).stages()
+    _check_stage(stages, again_from)
+    known = PipelineRecord.load(folder)
+    kept = {} if known is None else _before(stages, known.stages, again_from)
+    states = {name: record.state for name, record in kept.items()}
     return [f"{stage.name:<9} {states.get(stage.name, 'to do'):<7} {stage.promise}" for stage in stages]
 
 
 def sandbox(config: RunConfig, settings: PipelineSettings, share: float) -> tuple[RunConfig, PipelineSettings]:
     """Return configuration and settings that try a pipeline with a share of the rows, in one process and a minute.
 
-    Everything goes to the folder ``sandbox`` in the output folder, with an MLflow store of its own; what an earlier
-    sandbox has recorded for the date is removed. Two epochs on a few rows learn little, so bounds of metrics do not
-    count; missing scores, parity, schema and smoke test do. Nobody gets an alert.
+    Everything goes to the folder ``sandbox`` in the output folder, with an MLflow store of its own. Two epochs on a few
+    rows learn little, so bounds of metrics do not count; missing scores, parity, schema and smoke test do. Nobody gets
+    an alert. To try the same date again, run it from its first stage.
 
     Raises:
         ConfigError: The share is not above 0 and at most 1.
@@ -134,12 +135,18 @@ def sandbox(config: RunConfig, settings: PipelineSettings, share: float) -> tupl
         output=str(output),
         tracking_uri=own_store(output),
         registered_model=None,
+        checkpoints=None,
         baseline="none",
+        register="model",
     )
-    shutil.rmtree(folder_of_date(small), ignore_errors=True)
     gates = replace(settings.gates, thresholds=(), gaps=(), min_examples=1, latency_p99_ms=None)
     free: dict[str, Any] = {"min_rows": 1, "row_change_at_most": None, "drift_at_most": None, "alerts": ()}
     return small, replace(settings, gates=gates, cache_table=True, **free)
+
+
+def _check_stage(stages: Sequence[Stage], name: str | None) -> None:
+    if name is not None and name not in (names := [stage.name for stage in stages]):
+        raise ConfigError(f"there is no stage '{name}'; use one of {names}")
 
 
 def _before(stages: Sequence[Stage], records: Records, again_from: str | None) -> Records:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from mirrorspark.storage.credentials import one_line
 
 State = Literal["running", "passed", "failed"]
+# A date that is run again from here is begun anew, with other data or settings say.
+FIRST_STAGE = "ingest"
 # What a stage has found: values that JSON has, since the record keeps them.
 Facts = Mapping[str, Any]
 
@@ -143,6 +145,6 @@ def advice(again_from: str | None, given: str | None) -> str:
     """
     if again_from is None:
         return f"The same command{'' if given is None else ' without --from'} goes on from there."
-    if again_from == "ingest":
-        return "With other data or settings, begin the date anew: --from ingest."
+    if again_from == FIRST_STAGE:
+        return f"With other data or settings, begin the date anew: --from {FIRST_STAGE}."
     return f"Run the date again with --from {again_from}."

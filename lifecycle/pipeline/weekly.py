@@ -31,7 +31,7 @@ from mirrorspark.lifecycle.gate.validate import SINGLE_ROWS, log_validation, val
 from mirrorspark.lifecycle.pipeline.alerts import Alert, check_targets, send
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
-from mirrorspark.lifecycle.pipeline.stages import Facts, OutdatedError, Stage
+from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Facts, OutdatedError, Stage
 from mirrorspark.lifecycle.promotion.promote import CHAMPION, Evidence, PromotionConflictError, promote
 from mirrorspark.lifecycle.promotion.registry import MLflowRegistry, RegistryError
 from mirrorspark.lifecycle.watching.snapshot import SNAPSHOT_FILE, Snapshot, score_column
@@ -54,8 +54,6 @@ STORE_FILE = "scores.db"
 # What a stage found worth telling people although it has passed: texts.
 WARNINGS = "warnings"
 
-# Where a date is begun anew, with other data or settings.
-_NEW = "ingest"
 # Of columns that have drifted, so many are named in a message.
 _SHOWN_COLUMNS = 5
 
@@ -95,14 +93,18 @@ class WeeklyPipeline:
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages in their order."""
         return (
-            Stage("ingest", "find the source tables, last week's data and the champion", self._ingest),
-            Stage("data", "count the rows of the recipe's table", self._data, self._data_problems, _NEW),
+            Stage(FIRST_STAGE, "find the source tables, last week's data and the champion", self._ingest),
+            Stage("data", "count the rows of the recipe's table", self._data, self._data_problems, FIRST_STAGE),
             Stage(
-                "convert", "convert the table, compare its columns with last week's", self._convert, self._drift, _NEW
+                "convert",
+                "convert the table, compare its columns with last week's",
+                self._convert,
+                self._drift,
+                FIRST_STAGE,
             ),
             Stage("train", "train, export, register, and score the test rows", self._train, _train_problems),
             Stage("evaluate", "measure the candidate beside the champion in all slices", self._evaluate),
-            Stage("gate", "judge what was measured", self._gate, lambda facts: facts["failed"], _NEW),
+            Stage("gate", "judge what was measured", self._gate, lambda facts: facts["failed"], FIRST_STAGE),
             Stage("parity", "compare training framework, batch scorer and single rows", self._parity, _parity_problems),
             Stage(
                 "deploy",
@@ -294,7 +296,7 @@ class WeeklyPipeline:
         known = found["ingest"]
         if _digest(self.sources) != known["source"]:
             raise OutdatedError(
-                f"the source files of {self.config.run_date} are not those with which it was begun", "ingest"
+                f"the source files of {self.config.run_date} are not those with which it was begun", FIRST_STAGE
             )
         return replace(self.config, warm_start=known["warm_start"], reference_dataset=known["reference_dataset"])
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import pytest
 from mirrorspark.lifecycle.pipeline import weekly
 from mirrorspark.lifecycle.pipeline.command import main
 from mirrorspark.lifecycle.pipeline.record import ChangedSettingsError, PipelineRecord
-from mirrorspark.lifecycle.pipeline.run import run_pipeline
+from mirrorspark.lifecycle.pipeline.run import folder_of_date, run_pipeline, sandbox
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import Facts, StageFailedError
 from mirrorspark.lifecycle.promotion.promote import CHAMPION, PREVIOUS, audit_trail
@@ -191,23 +192,42 @@ def test_too_few_rows_end_it_before_anything_is_converted_and_other_files_make_n
         run_pipeline(config(folder, "2026-01-04"), again_from="ingest")
 
 
+def test_a_sandbox_keeps_what_it_trains_to_itself_and_changes_no_file_before_it_runs(folder: Path) -> None:
+    given = replace(
+        config(folder, "2026-01-31"), register="better", baseline="hist_gradient_boosting", checkpoints="s3://weekly/a"
+    )
+    record = folder / "output" / "sandbox" / "pipelines" / "buyers" / "2026-01-31" / "record.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}", encoding="utf-8")
+
+    small, _ = sandbox(given, PipelineSettings(), 0.5)
+
+    assert (small.register, small.baseline, small.checkpoints) == ("model", "none", None)
+    assert folder_of_date(small) == record.parent
+    assert record.read_text(encoding="utf-8") == "{}"
+
+
 @pytest.mark.full
 def test_the_sandbox_tries_a_share_of_the_rows_and_touches_nothing_else(
     spark: "SparkSession", folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_data(folder, days_rows("Oslo", "Rome", "Bonn", "Bern"))
-    known = {path.name: path.stat().st_mtime_ns for path in (folder / "output").rglob("*") if path.is_file()}
+    output, own = folder / "output", folder / "output" / "sandbox"
+
+    def files() -> dict[Path, int]:
+        found = (path for path in output.rglob("*") if path.is_file() and own not in path.parents)
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    known = files()
     command = ["run", f"--recipe={folder / 'recipe'}", f"--data={folder / 'data'}", f"--output={folder / 'output'}"]
 
     assert main([*command, "--run-date=2026-01-31", "--sample=0.5", "--workers=4"]) == 0
 
     assert re.search(r"champion +models:/recipe/1\n", capsys.readouterr().out)
-    sandbox = folder / "output" / "sandbox"
-    record = PipelineRecord.load(sandbox / "pipelines" / "recipe" / "2026-01-31")
+    record = PipelineRecord.load(own / "pipelines" / "recipe" / "2026-01-31")
     assert record is not None
     assert 350 < record.stages["data"].facts["rows"] < 550
-    now = [path for path in (folder / "output").rglob("*") if path.is_file() and sandbox not in path.parents]
-    assert {path.name: path.stat().st_mtime_ns for path in now} == known
+    assert files() == known
 
 
 @pytest.mark.parametrize(
