@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
@@ -13,7 +14,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.lifecycle.gate.facts import Measure, SliceFacts
-from mirrorspark.lifecycle.gate.measure import Measured, measure_scores
+from mirrorspark.lifecycle.gate.measure import MOST_SLICES, Measured, measure_scores
 from mirrorspark.lifecycle.gate.measures import measures_of
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import direction_of
@@ -24,6 +25,7 @@ from mirrorspark.scoring.parity import THRESHOLD
 from mirrorspark.scoring.plan import column_named
 
 _START, _LABEL = "__mirrorspark_start", "__mirrorspark_label"
+_EPOCH = datetime.fromtimestamp(0, UTC)
 _DEFAULT_TOLERANCE = 0.02
 # They describe the rows.
 _NO_PROMISE = ("base_rate",)
@@ -64,14 +66,14 @@ class LiveWindow:
     """The quality of a model in a window.
 
     Attributes:
-        start: Begin of the window, as text.
+        start: Its begin in UTC.
         scored: Rows that were scored.
         examples: Those whose outcome is known.
         metrics: Metrics of these, with 95% intervals.
         alarms: Metrics that are worse than promised, in words.
     """
 
-    start: str
+    start: datetime
     scored: int
     examples: int
     metrics: Mapping[str, Measure]
@@ -120,7 +122,7 @@ def live_metrics(
         The windows that have outcomes, the earliest first.
 
     Raises:
-        ValueError: A column is missing.
+        ValueError: A column is missing, or there are more than 1,000 windows.
         PySparkException: A job failed; the message names the reason.
     """
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
@@ -129,10 +131,15 @@ def live_metrics(
             raise ValueError(f"{name} has no columns {lost}; it has {table.columns}")
     if output not in scores.columns:
         raise ValueError(f"scores has no column '{output}'; it has {scores.columns}")
-    when = F.window(F.expr(time).cast("timestamp"), window).start.cast("string")
+    when = F.unix_micros(F.window(F.expr(time).cast("timestamp"), window).start).cast("string")
     answered = scores.select(*map(column_named, keys), column_named(output), when.alias(_START))
     known = outcomes.select(*map(column_named, keys), F.expr(label).alias(_LABEL))
     scored = {row[_START]: int(row["count"]) for row in answered.groupBy(_START).count().collect()}
+    if len(scored) > MOST_SLICES:
+        raise ValueError(
+            f"the scores are in {len(scored):,} windows of {window}, and {MOST_SLICES:,} are measured at once; choose "
+            "a longer window, or scores of a shorter time"
+        )
     joined = answered.join(known.where(F.col(_LABEL).isNotNull()), on=list(keys))
     what = Measured(_LABEL, keys, output, (Slicing(f"`{_START}`", "window"),), None, seed)
     found = measure_scores(joined, measures_of(task, threshold, labels), what)
@@ -143,11 +150,12 @@ def live_metrics(
 def _window(
     one: SliceFacts, scored: Mapping[str, int], promise: Promise | None, tolerance: float, min_examples: int
 ) -> LiveWindow:
-    start = str(one.value)
+    assert one.value is not None  # noqa: S101 - Spark leaves rows without a time out of all windows
     alarms: tuple[str, ...] = ()
     if promise is not None and one.examples >= min_examples:
         alarms = tuple(_worse(one.candidate, promise, tolerance))
-    return LiveWindow(start, scored.get(start, one.examples), one.examples, one.candidate, alarms)
+    start = _EPOCH + timedelta(microseconds=int(one.value))
+    return LiveWindow(start, scored[one.value], one.examples, one.candidate, alarms)
 
 
 def _worse(metrics: Mapping[str, Measure], promise: Promise, tolerance: float) -> Iterator[str]:

@@ -45,7 +45,7 @@ def watch_page(
     names = list(dict.fromkeys(one.column for window in shown for one in window.columns))
     found = [{one.column: one for one in window.columns} for window in shown]
     alarms = [(_start(one.start), words) for one in windows for words in one.alarms]
-    alarms += [(one.start[:10], words) for one in live for words in one.alarms]
+    alarms += [(_start(one.start), words) for one in live for words in one.alarms]
     return _template().render(
         title=title,
         alarms=sorted(alarms, reverse=True),
@@ -71,12 +71,13 @@ def log_watch(
     promise: Promise | None = None,
     tracking_uri: str | None = None,
 ) -> None:
-    """Log what was watched to an MLflow run: the page, and metrics by window at the time of its begin.
+    """Log what was watched to an MLflow run: the page, and metrics whose step is the begin of a window.
 
     Args:
         windows: Drift by window, the earliest first: ``drift.psi.COLUMN``, and ``drift.alarms``.
         live: Quality by window: ``live.METRIC``.
-        run_id: The run, one for the model in production say; the same windows may be logged again.
+        run_id: The run, one for the model in production say; a window that is logged again replaces its
+            former values as the latest ones.
         title: What is watched.
         promise: What the quality is compared with.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
@@ -87,27 +88,27 @@ def log_watch(
     import mlflow  # takes seconds
 
     client = store_client(tracking_uri or mlflow.get_tracking_uri())
-    metrics = []
-    for window in windows:
-        at = _milliseconds(window.start)
-        metrics.append(Metric("drift.alarms", float(len(window.alarms)), at, _step(at)))
-        metrics += [Metric(f"drift.psi.{_named(one.column)}", one.psi, at, _step(at)) for one in window.columns]
-    for quality in live:
-        at = _milliseconds(datetime.fromisoformat(quality.start).replace(tzinfo=UTC))
-        values = {name: one.value for name, one in quality.metrics.items() if math.isfinite(one.value)}
-        metrics += [Metric(f"live.{name}", value, at, _step(at)) for name, value in values.items()]
+    metrics = metrics_of(windows, live, datetime.now(UTC))
     for first in range(0, len(metrics), _METRICS_PER_REQUEST):
         client.log_batch(run_id, metrics[first : first + _METRICS_PER_REQUEST])
     client.log_text(run_id, watch_page(windows, live, title=title, promise=promise), PAGE_FILE)
 
 
-def _milliseconds(start: datetime | None) -> int:
-    return int((start or datetime.now(UTC)).timestamp() * 1_000)
+def metrics_of(windows: Sequence[WindowDrift], live: Sequence[LiveWindow], now: datetime) -> list[Metric]:
+    """Return the metrics of windows: their step is the begin of the window in seconds since 1970, their time is now.
 
-
-def _step(at: int) -> int:
-    """Return the day since 1970, so that a window that is logged again replaces no other."""
-    return at // 86_400_000
+    Of several values of a step, MLflow takes the one with the latest time as the metric's value.
+    """
+    at, metrics = int(now.timestamp() * 1_000), list[Metric]()
+    for window in windows:
+        step = int((window.start or now).timestamp())
+        metrics.append(Metric("drift.alarms", float(len(window.alarms)), at, step))
+        metrics += [Metric(f"drift.psi.{_named(one.column)}", one.psi, at, step) for one in window.columns]
+    for quality in live:
+        values = {name: one.value for name, one in quality.metrics.items() if math.isfinite(one.value)}
+        step = int(quality.start.timestamp())
+        metrics += [Metric(f"live.{name}", value, at, step) for name, value in values.items()]
+    return metrics
 
 
 def _named(column: str) -> str:
@@ -137,7 +138,7 @@ def _figure(metric: str, live: Sequence[LiveWindow], promise: Promise | None) ->
     measures = [one.metrics[metric] for one in live]
     return over_time(
         metric.replace("_", " "),
-        [one.start for one in live],
+        [_start(one.start) for one in live],
         [one.value for one in measures],
         [one.low for one in measures],
         [one.high for one in measures],
@@ -146,7 +147,7 @@ def _figure(metric: str, live: Sequence[LiveWindow], promise: Promise | None) ->
 
 
 def _start(start: datetime | None) -> str:
-    return "all rows" if start is None else f"{start:%Y-%m-%d}"
+    return "all rows" if start is None else f"{start:%Y-%m-%d %H:%M}".removesuffix(" 00:00")
 
 
 def _number(value: float | None) -> str:
@@ -155,4 +156,4 @@ def _number(value: float | None) -> str:
 
 @cache
 def _template() -> Template:
-    return page_template(Path(__file__).with_name("watch.html.jinja"), {"number": _number})
+    return page_template(Path(__file__).with_name("watch.html.jinja"), {"number": _number, "start": _start})

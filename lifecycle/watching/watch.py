@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class WindowDrift:
     """The drift in a window.
 
     Attributes:
-        start: Its begin in the time zone of the session; None for a table without times.
+        start: Its begin in UTC; None for a table without times.
         columns: Its columns.
     """
 
@@ -115,5 +115,8 @@ def watch_stream(
 
 
 def _drifts(counts: list[Any], snapshot: Snapshot, limits: DriftLimits) -> tuple[WindowDrift, ...]:
-    found = counts_by_window(counts, snapshot)
-    return tuple(WindowDrift(start, drift_of(snapshot, of_columns, limits)) for start, of_columns in found.items())
+    # Spark gives times in the zone of this process, without naming it.
+    return tuple(
+        WindowDrift(start and start.astimezone(UTC), drift_of(snapshot, of_columns, limits))
+        for start, of_columns in counts_by_window(counts, snapshot).items()
+    )

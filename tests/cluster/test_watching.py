@@ -25,6 +25,7 @@ MONDAY = datetime(2026, 1, 5, tzinfo=UTC)
 # Windows of seven days begin on Thursdays, as 1970 did.
 THURSDAY = MONDAY - timedelta(days=4)
 WEEKS = 3
+STARTS = [THURSDAY + timedelta(days=7 * week) for week in range(WEEKS)]
 ROWS = 900
 SPEC = {
     "features": {"x": {"kind": "numeric"}, "city": {"kind": "categorical"}, "words": {"kind": "text", "max_length": 4}},
@@ -79,6 +80,7 @@ def test_a_planted_shift_is_found_in_its_week_and_columns(table: "DataFrame", sn
     windows = watch(table, snapshot, time="at")
 
     assert [one.rows for one in windows] == [ROWS] * WEEKS
+    assert [one.start for one in windows] == STARTS
     assert [one.column for one in windows[0].columns] == ["x", "city", "words", "y", "score"]
     assert [one.alarms for one in windows[:2]] == [[], []]
     moved = {words.split(":")[0] for words in windows[2].alarms}
@@ -127,6 +129,7 @@ def test_live_metrics_are_those_of_scikit_learn_and_a_broken_promise_is_an_alarm
         **{"keys": "id", "label": "y", "time": "at", "promise": promise},
     )
 
+    assert [one.start for one in windows] == STARTS
     assert [(one.scored, one.examples) for one in windows] == [(ROWS, ROWS), (ROWS, ROWS), (ROWS, ROWS * 2 // 3)]
     joined = pd.concat(weeks)[["id", "score"]].merge(outcomes, on="id")
     for one, frame in zip(windows, weeks, strict=True):
@@ -137,3 +140,7 @@ def test_live_metrics_are_those_of_scikit_learn_and_a_broken_promise_is_an_alarm
     assert [words.split()[0] for words in windows[1].alarms] == ["auc", "log_loss"]
     with pytest.raises(ValueError, match=r"outcomes has no columns \['id'\]"):
         live_metrics(table, spark.createDataFrame(outcomes).drop("id"), keys="id", label="y", time="at")
+    with pytest.raises(ValueError, match=r"are in 2,700 windows of 1 minute, and 1,000 are .* a longer window"):
+        live_metrics(
+            table, spark.createDataFrame(outcomes), **{"keys": "id", "label": "y", "time": "at", "window": "1 minute"}
+        )

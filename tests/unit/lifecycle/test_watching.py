@@ -15,9 +15,13 @@ from scipy.stats import ks_2samp
 
 from mirrorspark.data_pipelines.quality.profile import Bins
 from mirrorspark.data_pipelines.quality.raw_values import ColumnKind
+from mirrorspark.lifecycle.gate.facts import Measure
 from mirrorspark.lifecycle.watching.counting import CountTask, counts_by_window
 from mirrorspark.lifecycle.watching.drift import ColumnCounts, ColumnDrift, DriftLimits, drift_of
+from mirrorspark.lifecycle.watching.live import LiveWindow
+from mirrorspark.lifecycle.watching.page import metrics_of, watch_page
 from mirrorspark.lifecycle.watching.snapshot import Snapshot, SnapshotError, WatchedColumn
+from mirrorspark.lifecycle.watching.watch import WindowDrift
 
 RANDOM = np.random.default_rng(8)
 EDGES = tuple(np.quantile(RANDOM.standard_normal(20_000), np.arange(1, 10) / 10).tolist())
@@ -135,6 +139,22 @@ def test_counts_of_windows_do_not_depend_on_batches() -> None:
         sums.append(counts)
     assert sums[0] == sums[1]
     assert sum(sums[0].values()) == 1_000
+
+
+def test_hours_have_steps_of_their_own_and_what_is_logged_again_is_the_latest() -> None:
+    hours = [START, START + timedelta(hours=1)]
+    live = [LiveWindow(hour, 10, 10, {"auc": Measure(0.7), "calibration": Measure(math.nan)}) for hour in hours]
+    windows = [WindowDrift(hour, tuple(week(200))) for hour in hours]
+
+    once, again = (metrics_of(windows, live, START + timedelta(days=days)) for days in (1, 2))
+
+    assert {metric.key for metric in once} == {"drift.alarms", "drift.psi.x", "drift.psi.city", "live.auc"}
+    assert {metric.step for metric in once} == {int(hour.timestamp()) for hour in hours}
+    for first, second in zip(once, again, strict=True):
+        assert (first.key, first.step) == (second.key, second.step)
+        assert first.timestamp < second.timestamp
+    page = watch_page(windows, live, title="buyers")
+    assert all(text in page for text in ("<td>2026-01-05</td>", "<td>2026-01-05 01:00</td>"))
 
 
 def test_a_snapshot_is_read_as_it_was_written(tmp_path: Path) -> None:
