@@ -142,10 +142,7 @@ class WeeklyPipeline:
 
     def _data(self, found: Found) -> Facts:
         config = self._settled(found)
-        table = recipe_table(self._spark(), config)
-        if self.settings.cache_table:
-            self.cached.append(table.cache())  # the same query of later stages finds it
-        return {"rows": table.count()}
+        return {"rows": recipe_table(self._spark(), config).count()}
 
     def _data_problems(self, facts: Facts) -> Sequence[str]:
         rows, least = facts["rows"], self.settings.min_rows
@@ -293,11 +290,19 @@ class WeeklyPipeline:
         return {"title": title, "targets": len(self.settings.alerts)}
 
     def _settled(self, found: Found) -> RunConfig:
+        """Return what the date was begun with; from now on Spark keeps the recipe's table if the settings say so.
+
+        Raises:
+            OutdatedError: The source files have changed.
+        """
         known = found["ingest"]
         if _digest(self.sources) != known["source"]:
             raise OutdatedError(
                 f"the source files of {self.config.run_date} are not those with which it was begun", FIRST_STAGE
             )
+        if self.settings.cache_table and not self.cached:
+            # The same query finds it in this and all later stages, whichever of them the command begins with.
+            self.cached.append(recipe_table(self._spark(), self.config).cache())
         return replace(self.config, warm_start=known["warm_start"], reference_dataset=known["reference_dataset"])
 
     def _champion(self) -> str | None:
