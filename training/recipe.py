@@ -49,6 +49,15 @@ def as_yaml(values: Mapping[str, Any]) -> str:
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, width=120)
 
 
+def read_yaml(text: str) -> Any:
+    """Return what a YAML text has, read as YAML 1.2 where 1.1 surprises: numbers like ``2:4``, and days, are text.
+
+    Raises:
+        yaml.YAMLError: It is no YAML.
+    """
+    return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
+
+
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the installation."""
     folders = (entry for entry in resources.files("mirrorspark.recipes").iterdir() if entry.is_dir())
@@ -80,7 +89,7 @@ def load_recipe(recipe: str) -> dict[str, Any]:
             raise ConfigError(f"recipe folder {folder} has no {name}; a recipe is a {RECIPE_FILE} and a {SQL_FILE}")
         texts[name] = folder.joinpath(name).read_text(encoding="utf-8")
     try:
-        values = yaml.load(texts[RECIPE_FILE], _Loader)  # noqa: S506 - a safe loader
+        values = read_yaml(texts[RECIPE_FILE])
     except yaml.YAMLError as error:
         raise ConfigError(f"{folder / RECIPE_FILE} is no YAML: {error}") from error
     if not isinstance(values, dict):

@@ -11,7 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
 from mirrorspark.lifecycle.gate.thresholds import Gates
 from mirrorspark.storage.credentials import one_line
-from mirrorspark.training.recipe import recipe_folder
+from mirrorspark.training.recipe import read_yaml, recipe_folder
 from mirrorspark.training.settings import ConfigError, likely_meant
 
 SETTINGS_FILE = "pipeline.yaml"
@@ -113,7 +113,7 @@ class PipelineSettings:
         if not source.is_file():
             raise ConfigError(f"there is no file {source}; give the settings of the pipeline as YAML")
         try:
-            values = yaml.safe_load(source.read_text(encoding="utf-8")) or {}
+            values = read_yaml(source.read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source} is no YAML: {one_line(error)}") from error
         if not isinstance(values, dict):

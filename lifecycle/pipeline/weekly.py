@@ -104,8 +104,14 @@ class WeeklyPipeline:
             ),
             Stage("train", "train, export, register, and score the test rows", self._train, _train_problems),
             Stage("evaluate", "measure the candidate beside the champion in all slices", self._evaluate),
+            Stage(
+                "parity",
+                "compare training framework, batch scorer and single rows",
+                self._parity,
+                _parity_problems,
+                "evaluate",
+            ),
             Stage("gate", "judge what was measured", self._gate, lambda facts: facts["failed"], FIRST_STAGE),
-            Stage("parity", "compare training framework, batch scorer and single rows", self._parity, _parity_problems),
             Stage(
                 "deploy",
                 "fetch the registered version, score rows ahead of time",

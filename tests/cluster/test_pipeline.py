@@ -14,7 +14,7 @@ from mirrorspark.lifecycle.pipeline.command import main
 from mirrorspark.lifecycle.pipeline.record import ChangedSettingsError, PipelineRecord
 from mirrorspark.lifecycle.pipeline.run import folder_of_date, run_pipeline, sandbox
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
-from mirrorspark.lifecycle.pipeline.stages import Facts, StageFailedError
+from mirrorspark.lifecycle.pipeline.stages import Facts, StageFailedError, StageRecord, run_stages
 from mirrorspark.lifecycle.promotion.promote import CHAMPION, PREVIOUS, audit_trail
 from mirrorspark.lifecycle.promotion.registry import MLflowRegistry
 from mirrorspark.scoring.precomputed.store import PrecomputedScores
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(600)
 
 MANY_FROM_BERN = (*("Bern",) * 5, "Rome", "Oslo", "Bonn")
-STAGES = ("ingest", "data", "convert", "train", "evaluate", "gate", "parity", "deploy", "smoke", "promote", "notify")
+STAGES = ("ingest", "data", "convert", "train", "evaluate", "parity", "gate", "deploy", "smoke", "promote", "notify")
 ASKED: Mapping[str, Any] = {
     "slices": ["city"],
     "gates": {
@@ -72,7 +72,7 @@ def first(spark: "SparkSession", folder: Path) -> PipelineRecord:
             if name not in failed:
                 failed.append(name)
                 # By this or the stage before it, with which the command went on.
-                assert len(self.cached) == (name not in ("ingest", "parity", "notify"))
+                assert len(self.cached) == (name not in ("ingest", "gate", "notify"))
                 raise OSError(f"the machine of '{name}' is gone")
             return facts
 
@@ -177,6 +177,22 @@ def test_a_date_that_was_stopped_is_run_anew_with_other_data_and_settings(first:
     assert record.settings["pipeline"]["min_rows"] == 2
     assert record.stages["gate"].attempts == 1
     assert registry_of(folder).alias("buyers", CHAMPION) == record.stages["train"].facts["version"]
+
+
+def test_single_rows_that_differ_end_it_before_the_gate(folder: Path, tmp_path: Path) -> None:
+    report = {"rows": 9, "max": 0.25, "mean": 0.1, "p99": 0.2, "passed": False}
+    evidence = tmp_path / "validation.json"
+    evidence.write_text(json.dumps({"parity": {"single rows and table": report}}), encoding="utf-8")
+    facts = {"evaluate": {"evidence": str(evidence)}, "train": {"parity": report | {"passed": True}}}
+    records = {name: StageRecord("passed", 0.0, facts=of) for name, of in facts.items()}
+    pipeline = weekly.WeeklyPipeline(config(folder, "2026-01-03"), PipelineSettings(), tmp_path, "sqlite://")
+    begun: list[str] = []
+
+    with pytest.raises(StageFailedError, match=r"single rows and table: scores differ by up to 2\.5e-01") as raised:
+        run_stages(pipeline.stages()[5:], records, lambda now: begun.extend(now))
+
+    assert (raised.value.stage, raised.value.again_from) == ("parity", "evaluate")
+    assert "gate" not in begun
 
 
 def test_too_few_rows_end_it_before_anything_is_converted_and_other_files_make_no_half_of_a_date(

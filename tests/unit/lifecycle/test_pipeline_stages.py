@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mirrorspark.lifecycle.gate.slices import Slicing
 from mirrorspark.lifecycle.pipeline.record import (
     RECORD_FILE,
     ChangedSettingsError,
@@ -17,6 +18,7 @@ from mirrorspark.lifecycle.pipeline.record import (
     former_record,
     open_record,
 )
+from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import (
     Facts,
     OutdatedError,
@@ -209,6 +211,16 @@ def test_the_week_before_is_the_latest_finished_date(tmp_path: Path) -> None:
     assert former.run_date == "2026-01-17"
     assert former_record(tmp_path, "churn", "2026-01-10") is None
     assert former_record(tmp_path, "other", "2026-01-31") is None
+
+
+def test_settings_are_read_as_recipes_are(tmp_path: Path) -> None:
+    """YAML 1.1 would make a date and the number 90 of these values."""
+    file = tmp_path / "pipeline.yaml"
+    file.write_text("min_rows: 5\nslices: [{expression: day, values: [2026-01-31, 1:30]}]\n", encoding="utf-8")
+
+    settings = PipelineSettings.load(str(file))
+
+    assert settings == PipelineSettings(slices=(Slicing("day", values=("2026-01-31", "1:30")),), min_rows=5)
 
 
 def test_a_record_has_no_passwords(tmp_path: Path) -> None:
