@@ -33,7 +33,7 @@ def pipeline_page(record: PipelineRecord, stages: Sequence[Stage], former: Pipel
     longest = max((one.seconds for one in begun.values()), default=0.0) or 1.0
     return _template().render(
         record=record,
-        verdict=_verdict(record),
+        verdict=state_of(record),
         former=former,
         tiles=_tiles(record),
         rows=[
@@ -51,8 +51,8 @@ def pipeline_page(record: PipelineRecord, stages: Sequence[Stage], former: Pipel
     )
 
 
-def _verdict(record: PipelineRecord) -> tuple[str, str]:
-    """Return the state and a sentence."""
+def state_of(record: PipelineRecord) -> tuple[str, str]:
+    """Return the state of a date, ``passed``, ``failed`` or ``running``, and a sentence."""
     for name, one in record.stages.items():
         if one.state == "failed":
             return "failed", f"Stopped at '{name}': {one.problem}"
@@ -65,7 +65,7 @@ def _verdict(record: PipelineRecord) -> tuple[str, str]:
 
 
 def _tiles(record: PipelineRecord) -> list[tuple[str, str]]:
-    value = _values(record)
+    value = record.fact
     shown = [
         ("rows", _shown(value("data", "rows"))),
         ("candidate", _shown(value("train", "version"))),
@@ -74,7 +74,7 @@ def _tiles(record: PipelineRecord) -> list[tuple[str, str]]:
             (name.replace("_", " "), _shown(number))
             for name, number in list((value("evaluate", "metrics") or {}).items())[:2]
         ),
-        ("seconds", _shown(_seconds(record))),
+        ("seconds", _shown(seconds_of(record))),
     ]
     return [(name, text) for name, text in shown if text != _DASH]
 
@@ -115,7 +115,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 def _changes(record: PipelineRecord, former: PipelineRecord) -> Iterator[tuple[str, str, str, str]]:
     """Yield what is comparable: its name, its former value, its value now, and the change."""
-    now, before = _values(record), _values(former)
+    now, before = record.fact, former.fact
     pairs = {"rows of the table": (before("data", "rows"), now("data", "rows"))}
     for split, rows in (now("convert", "rows") or {}).items():
         pairs[f"{split} rows"] = ((before("convert", "rows") or {}).get(split), rows)
@@ -124,7 +124,7 @@ def _changes(record: PipelineRecord, former: PipelineRecord) -> Iterator[tuple[s
     scores = [(values("evaluate", "scores") or {}).get("mean") for values in (before, now)]
     pairs["mean score"] = (scores[0], scores[1])
     pairs["p99 of single rows, ms"] = (before("evaluate", "latency_p99_ms"), now("evaluate", "latency_p99_ms"))
-    pairs["seconds"] = (_seconds(former), _seconds(record))
+    pairs["seconds"] = (seconds_of(former), seconds_of(record))
     for name, (old, new) in pairs.items():
         if old is not None and new is not None:
             yield name, _shown(old), _shown(new), f"{new / old - 1:+.1%}" if old else _DASH
@@ -140,14 +140,8 @@ def _links(found: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator[tup
         yield "MLflow run", page
 
 
-def _values(record: PipelineRecord) -> Callable[[str, str], Any]:
-    def value(stage: str, fact: str) -> Any:
-        return record.stages[stage].facts.get(fact) if stage in record.stages else None
-
-    return value
-
-
-def _seconds(record: PipelineRecord) -> float:
+def seconds_of(record: PipelineRecord) -> float:
+    """Return how long the latest attempts of all stages took."""
     return sum(one.seconds for one in record.stages.values())
 
 

@@ -44,6 +44,10 @@ class PipelineRecord:
     stages: Records = field(default_factory=dict)
     is_finished: bool = False
 
+    def fact(self, stage: str, name: str) -> Any:
+        """Return what a stage has found; None if it has not."""
+        return self.stages[stage].facts.get(name) if stage in self.stages else None
+
     def to_json(self) -> str:
         """Return the document, without passwords."""
         return json.dumps(clean(strict({"version": _VERSION, **asdict(self)})), indent=2, allow_nan=False) + "\n"
@@ -82,13 +86,30 @@ def former_record(output: Path, name: str, run_date: str) -> PipelineRecord | No
         PipelineError: A record is damaged.
     """
     parent = output / _FOLDER / name
-    # Beside the dates there are published scores, and what a killed process has left of them.
-    folders = [item.name for item in parent.iterdir() if item.is_dir()] if parent.is_dir() else []
-    dates = sorted(folders, reverse=True)
-    for date in dates:
+    for date in reversed(_dates(parent)):
         if date < run_date and (record := PipelineRecord.load(parent / date)) is not None and record.is_finished:
             return record
     return None
+
+
+def records_in(parent: Path) -> list[PipelineRecord]:
+    """Return the records of all dates of a pipeline, the earliest first, without damaged ones.
+
+    Args:
+        parent: The folder that has a folder for each date.
+    """
+    found = []
+    for date in _dates(parent):
+        # A date that nobody can read must not keep others from being seen; a command for that date tells of it.
+        with contextlib.suppress(PipelineError):
+            found.append(PipelineRecord.load(parent / date))
+    return [record for record in found if record is not None]
+
+
+def _dates(parent: Path) -> list[str]:
+    """Return the names of the folders of dates, the earliest first."""
+    # Beside them there are published scores, and what a killed process has left of them.
+    return sorted(item.name for item in parent.iterdir() if item.is_dir()) if parent.is_dir() else []
 
 
 @contextlib.contextmanager

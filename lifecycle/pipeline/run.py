@@ -8,6 +8,7 @@ from typing import Any
 
 from mirrorspark.callbacks.mlflow.store import own_store
 from mirrorspark.lifecycle.pipeline.alerts import Alert, AlertError, send
+from mirrorspark.lifecycle.pipeline.history import write_history
 from mirrorspark.lifecycle.pipeline.page import PAGE_FILE, pipeline_page
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord, folder_of, former_record, open_record
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
@@ -36,7 +37,7 @@ def run_pipeline(
     """Run a recipe's pipeline for ``config.run_date``, or what is left of it, and return its record.
 
     A date that is finished is not run again. A date that has failed goes on with the stage that failed. While it runs,
-    and afterwards, ``pipeline.html`` in the date's folder shows its stages.
+    and afterwards, ``pipeline.html`` in the date's folder shows its stages, and ``index.html`` beside it all dates.
 
     Args:
         config: The run, with its date.
@@ -68,18 +69,25 @@ def run_pipeline(
             opened.save(records, is_finished=is_finished)
             write_atomically(folder / PAGE_FILE, pipeline_page(opened.record, stages, former, folder))
 
+        has_begun = False
+
         def keep(records: Records) -> None:
+            nonlocal has_begun
             save(records)
             say(_in_words(stages, records))
+            if not has_begun:
+                # Its pictures take a second: it is written at the begin and at the end, not with every stage.
+                write_history(folder.parent)
+                has_begun = True
 
         try:
-            records = run_stages(stages, known, keep)
+            save(run_stages(stages, known, keep), is_finished=True)
         except StageFailedError as error:
             _tell_failure(error, opened.record, settings, folder, again_from)
             raise
         finally:
             pipeline.release()
-        save(records, is_finished=True)
+            write_history(folder.parent)
         return opened.record
 
 

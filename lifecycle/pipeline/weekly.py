@@ -334,7 +334,7 @@ def warnings_of(found: Found) -> list[str]:
 
 def _of(record: PipelineRecord | None, stage: str, name: str) -> Any:
     """Return a fact of another date; None if it has none."""
-    return None if record is None or stage not in record.stages else record.stages[stage].facts.get(name)
+    return None if record is None else record.fact(stage, name)
 
 
 def _digest(sources: Sources) -> str:
