@@ -23,6 +23,7 @@ NOTEBOOK = REPOSITORY / "notebooks" / "quickstart.ipynb"
 OWN_MODEL = REPOSITORY / "notebooks" / "own_model.ipynb"
 RECOMMENDER = REPOSITORY / "notebooks" / "recommender.ipynb"
 FLEET = REPOSITORY / "notebooks" / "fleet.ipynb"
+LIFECYCLE = REPOSITORY / "notebooks" / "lifecycle.ipynb"
 
 CELL_TIMEOUT_SECONDS = 240
 EPOCHS = 4
@@ -144,8 +145,39 @@ def test_a_fleet_is_scored_with_a_bad_model_resumed_and_an_audience_chosen(tmp_p
     assert buyers_chosen / audience > 2.5 * buyers / everybody
 
 
+@pytest.mark.full
+@pytest.mark.timeout(800)
+def test_three_weeks_of_a_shop_end_with_the_good_model_in_production(tmp_path: Path) -> None:
+    """L1, L7, L11: a bad model stops at the gate, drift is found, the server answers what Spark scores."""
+    executed = run_notebook(tmp_path, LIFECYCLE)
+
+    pages = tmp_path / "mirrorspark-output" / "pipelines" / "buyers"
+    assert pages.joinpath("index.html").read_text(encoding="utf-8").count("stopped at gate") == 1
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mirrorspark-output' / 'mlflow.db'}")
+    assert str(client.get_model_version_by_alias("buyers", "champion").version) == "2"
+    assert str(client.get_model_version_by_alias("buyers", "challenger").version) == "3"
+    printed = "".join(entry.text for cell in executed.cells for entry in cell.get("outputs", ()) if "text" in entry)
+    assert re.search(r"stage 'gate' has failed: auc in overall is 0\.\d+", printed)
+    assert re.search(r"2026-01-22 \[\]\n2026-01-29 \['income: ", printed)
+    (answer,) = [
+        entry.data["text/plain"]
+        for cell in executed.cells
+        if ":predict" in cell.source
+        for entry in cell.outputs
+        if entry.output_type == "execute_result"
+    ]
+    version, *answered = re.findall(r"[\d.]+(?:e-\d+)?", answer)
+    scored = cells(shown(executed)[-1])[1::2]
+    assert (version, len(answered)) == ("2", 3)
+    assert [float(value) for value in answered] == pytest.approx(scored, abs=1e-5)
+    assert (tmp_path / "watch.html").is_file()
+    assert (tmp_path / "ranker.html").is_file()
+
+
 @pytest.mark.parametrize(
-    ("path", "images"), [(OWN_MODEL, 5), (RECOMMENDER, 1), (FLEET, 0)], ids=lambda given: str(given)[-20:]
+    ("path", "images"),
+    [(OWN_MODEL, 5), (RECOMMENDER, 1), (FLEET, 0), (LIFECYCLE, 0)],
+    ids=lambda given: str(given)[-20:],
 )
 def test_longer_notebooks_are_committed_with_their_outputs(path: Path, images: int) -> None:
     notebook = nbformat.read(path, as_version=4)
