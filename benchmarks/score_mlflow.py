@@ -26,7 +26,7 @@ SPARK_UDF = "mlflow.pyfunc.spark_udf"
 def run(options: Options) -> Report:
     """Write the table, export the model, and let every side score the table."""
     files = parquet_files(options.scratch, Kind.CLICKS, options.rows)
-    model = in_new_process(_exported, options.scratch, files[0])
+    model = in_new_process(exported_for_mlflow, options.scratch, files[0])
     with standalone_cluster(options.scratch / "cluster", workers=spark_work.SLOTS) as master:
         timings = in_new_process(_measured, options, master, files, model)
     marks = (
@@ -37,7 +37,7 @@ def run(options: Options) -> Report:
     return Report(BENCHMARK.name, BENCHMARK.question, (timing_table(title, options.rows, timings, SPARK_UDF),), marks)
 
 
-def _exported(scratch: Path, rows: Path) -> Path:
+def exported_for_mlflow(scratch: Path, rows: Path) -> Path:
     """Return the folder of an exported model, with MLflow's beside it, as a training logs it."""
     import mlflow
 
@@ -45,7 +45,7 @@ def _exported(scratch: Path, rows: Path) -> Path:
 
     model = export_model(scratch / "exported", rows)
     mlflow.pyfunc.save_model(
-        path=_of_mlflow(model),
+        path=of_mlflow(model),
         loader_module="mirrorspark_pyfunc",
         data_path=str(model),
         code_paths=[str(mirrorspark_pyfunc.__file__)],
@@ -54,7 +54,8 @@ def _exported(scratch: Path, rows: Path) -> Path:
     return model
 
 
-def _of_mlflow(model: Path) -> str:
+def of_mlflow(model: Path) -> str:
+    """Return the folder of MLflow's beside an exported model."""
     return str(model.with_name("mlflow"))
 
 
@@ -67,7 +68,7 @@ def _measured(options: Options, master: str, files: Sequence[Path], model: Path)
     session, target = usual_session(master), options.scratch / "scores"
     table = spark_work.table(session, files)
     names = feature_columns(table.columns)
-    udf = mlflow.pyfunc.spark_udf(session, _of_mlflow(model), result_type="float", env_manager="local")
+    udf = mlflow.pyfunc.spark_udf(session, of_mlflow(model), result_type="float", env_manager="local")
 
     def write(scored: DataFrame) -> None:
         scored.write.parquet(str(target))

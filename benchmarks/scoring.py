@@ -14,6 +14,7 @@ SUITE = Suite(
         "score_growth",
         "score_start",
         "score_row",
+        "serve_online",
         "score_parity",
         "recommend",
         "refresh_index",

@@ -89,15 +89,22 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def server(application: ASGIApp, *, has_lifespan: bool = False, last_seconds: int = SECONDS_FOR_LAST_ANSWERS) -> Server:
-    """Return a server, whose ``run(sockets=[...])`` ends after a signal and the last answers.
+def server(application: ASGIApp) -> Server:
+    """Return a server, whose ``run(sockets=[...])`` ends after a signal and the last answers."""
+    return Server(server_config(application))
+
+
+def server_config(
+    application: ASGIApp, *, has_lifespan: bool = False, last_seconds: int = SECONDS_FOR_LAST_ANSWERS
+) -> Config:
+    """Return the settings of a server.
 
     Args:
         application: What it serves.
         has_lifespan: Whether the application starts and stops with the server.
         last_seconds: How long open requests may take after a signal.
     """
-    config = Config(
+    return Config(
         application,
         log_config=None,
         log_level="warning",
@@ -108,4 +115,3 @@ def server(application: ASGIApp, *, has_lifespan: bool = False, last_seconds: in
         server_header=False,
         timeout_graceful_shutdown=last_seconds,
     )
-    return Server(config)

@@ -35,6 +35,7 @@ def application(
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(service.batcher.run(), name="batches")]
+        tasks += [asyncio.create_task(one.watch(), name=one.name) for one in service.traffics.values()]
         if poll_seconds:
             tasks += [asyncio.create_task(one.follow(poll_seconds), name=one.uri) for one in service.sources.all]
         try:

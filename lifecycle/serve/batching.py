@@ -5,12 +5,12 @@ import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from mirrorspark.lifecycle.serve.errors import RequestError
-from mirrorspark.lifecycle.serve.model import CheckedRows, Outputs, ServedModel
+from mirrorspark.lifecycle.serve.servable import CheckedRows, Outputs, Servable
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BatchLimits:
 class ComputedBatch:
     """What a batch was, for the metrics."""
 
-    model: ServedModel
+    model: Servable
     requests: int
     rows: int
     seconds: float
@@ -56,7 +56,7 @@ class Job:
         is_waiting: Whether it is in the queue.
     """
 
-    model: ServedModel
+    model: Servable
     rows: CheckedRows
     answer: "asyncio.Future[Outputs]"
     since: float = field(default_factory=time.monotonic)
@@ -123,7 +123,7 @@ class Batcher:
             after = max(1, math.ceil(self._seconds_per_row * self._waiting_rows))
             raise RequestError(429, f"{self._waiting_rows} rows wait already; ask again in {after} s", after)
 
-    async def compute(self, model: ServedModel, rows: CheckedRows) -> Outputs:
+    async def compute(self, model: Servable, rows: CheckedRows) -> Outputs:
         """Return the outputs for ``rows``. Cancel the call to give the place in the queue up.
 
         Raises:
@@ -154,7 +154,7 @@ class Batcher:
                     continue
                 rows = sum(job.size for job in jobs)
                 model, begin = jobs[0].model, time.perf_counter()
-                answers = await loop.run_in_executor(thread, model.compute, [job.rows for job in jobs])
+                answers = await loop.run_in_executor(thread, _computed, model, jobs)
                 seconds = time.perf_counter() - begin
                 self._seconds_per_row = seconds / rows
                 for job, answer in zip(jobs, answers, strict=True):
@@ -171,6 +171,13 @@ class Batcher:
             self._has_come.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._has_come.wait(), left)
+
+
+def _computed(model: Servable, jobs: Sequence[Job]) -> Sequence[Outputs | Exception]:
+    try:
+        return model.compute([job.rows for job in jobs])
+    except Exception as error:  # whoever asked is told, and the next batch is computed
+        return [error] * len(jobs)
 
 
 def _finish(job: Job, answer: Outputs | Exception) -> None:

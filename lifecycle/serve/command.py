@@ -2,20 +2,29 @@
 
 import argparse
 import logging
+import math
 import os
 import signal
+import socket
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from mirrorspark.callbacks.mlflow.store import limit_requests
 from mirrorspark.lifecycle.serve.application import application
 from mirrorspark.lifecycle.serve.batching import BatchLimits
+from mirrorspark.lifecycle.serve.draining import DrainingServer
 from mirrorspark.lifecycle.serve.model import ServedModel
+from mirrorspark.lifecycle.serve.processes import LISTENER_FLAG, serve_in_processes
+from mirrorspark.lifecycle.serve.servable import label_of
 from mirrorspark.lifecycle.serve.service import RequestLimits, Service
-from mirrorspark.lifecycle.serve.sources import Source, Sources
-from mirrorspark.scoring.http_server import listening, server
+from mirrorspark.lifecycle.serve.sources import ModelSource, Source, Sources, StoreSource
+from mirrorspark.lifecycle.serve.traffic import Traffic
+from mirrorspark.lifecycle.serve.traffic_settings import TrafficFile
+from mirrorspark.scoring.http_server import listening
 from mirrorspark.scoring.model.cache import freeze_gc
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
@@ -23,6 +32,8 @@ from mirrorspark.scoring.model.uri import resolve
 TOKEN_VARIABLE = "MIRRORSPARK_SERVE_TOKEN"  # noqa: S105 - the name of a variable
 # A thread that computes must not keep the event loop from the interpreter for the usual 5 ms.
 _SWITCH_SECONDS = 0.0005
+# Beyond its last answers, a process that ends drops its models.
+_END_SECONDS = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,10 +43,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 after a signal; 1 when the address cannot be listened on; 2 when a model cannot be served or an option is
         wrong.
     """
-    options = _parser().parse_args(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.processes < 1:
+        parser.error(f"--processes {options.processes} serve nobody; give 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    limit_requests()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
+    if options.listener is not None:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        return _serve(options, lambda: socket.socket(fileno=options.listener))
+    if options.processes == 1:
+        return _serve(options, lambda: listening(options.host, options.port))
+    try:
+        listener = listening(options.host, options.port)
+    except OSError as error:
+        return _not_listening(options, error)
+    with listener:
+        seconds = options.drain_seconds + options.timeout_seconds + _END_SECONDS
+        return serve_in_processes(arguments, options.processes, listener, seconds)
+
+
+def _serve(options: argparse.Namespace, listen: Callable[[], socket.socket]) -> int:
+    """Serve until a signal on what ``listen`` returns once the models are loaded, and return the command's status."""
     try:
         service = _service(options)
         tokens = _tokens(options.token_file)
@@ -43,21 +75,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mirrorspark: {error}", file=sys.stderr)
         return 2
     try:
-        listener = listening(options.host, options.port)
+        listener = listen()
     except OSError as error:
-        print(f"mirrorspark: {options.host}:{options.port} cannot be listened on: {error}", file=sys.stderr)
-        return 1
+        return _not_listening(options, error)
     freeze_gc(has_dropped=False)
     sys.setswitchinterval(_SWITCH_SECONDS)
     hosts = [options.host, *options.allow_host]
     app = application(service, poll_seconds=options.poll_seconds, tokens=tokens, allowed_hosts=hosts)
+    last_seconds = int(options.timeout_seconds) + 1
+    http = DrainingServer(app, drain_seconds=options.drain_seconds, last_seconds=last_seconds)
+    service.is_draining = lambda: http.is_draining
     with listener:
-        labels = ", ".join(one.model.pinned.label for one in service.sources.all)
+        labels = ", ".join(label_of(one.model) for one in service.sources.all)
         print(f"listening on http://{options.host}:{listener.getsockname()[1]} with {labels}", flush=True)
-        http = server(app, has_lifespan=True, last_seconds=int(options.timeout_seconds) + 1)
-        service.is_draining = lambda: http.should_exit
         http.run(sockets=[listener])
     return 0
+
+
+def _not_listening(options: argparse.Namespace, error: OSError) -> int:
+    print(f"mirrorspark: {options.host}:{options.port} cannot be listened on: {error}", file=sys.stderr)
+    return 1
 
 
 def _service(options: argparse.Namespace) -> Service:
@@ -70,12 +107,40 @@ def _service(options: argparse.Namespace) -> Service:
     batch_limits = BatchLimits(options.batch_rows, options.batch_wait_seconds, options.queue_rows)
     if options.poll_seconds < 0:
         raise ValueError(f"--poll-seconds {options.poll_seconds} is no time; give 0 or more")
+    if not 0 <= options.drain_seconds < math.inf:
+        raise ValueError(f"--drain-seconds {options.drain_seconds} is no time; give 0 or more")
     find = partial(resolve, tracking_uri=options.tracking_uri)
 
     def load(pinned: PinnedModel) -> ServedModel:
         return ServedModel(pinned, pinned.name, threads=options.threads, trust=options.trust)
 
-    return Service(Sources([Source.open(uri, find, load) for uri in options.model]), limits, batch_limits)
+    files = [TrafficFile.load(path) for path in options.traffic]
+    wanted = [uri for file in files for uri in [*file.settings.models.values(), *file.settings.shadows.values()]]
+    opened: dict[str, Source] = {}
+    for uri in [*options.model, *wanted]:
+        if uri not in opened:
+            opened[uri] = ModelSource.open(uri, find, load)
+    stores = [StoreSource.open(name, file) for name, file in map(_named_store, options.store)]
+    sources = Sources([*opened.values(), *stores])
+    traffics = [
+        Traffic(file, {name: opened[uri] for name, uri in (file.settings.models | file.settings.shadows).items()})
+        for file in files
+    ]
+    if len({one.name for one in traffics}) < len(traffics):
+        raise ValueError(f"two files of traffic have one name: {[one.name for one in traffics]}")
+    return Service(sources, limits, batch_limits, traffics={one.name: one for one in traffics})
+
+
+def _named_store(text: str) -> tuple[str, str]:
+    """Return the name and the file of ``NAME=FILE``.
+
+    Raises:
+        ValueError: It has another form.
+    """
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise ValueError(f"--store {text} has no name; give NAME=FILE")
+    return name, file
 
 
 def _tokens(file: Path | None) -> list[str]:
@@ -93,6 +158,12 @@ def _tokens(file: Path | None) -> list[str]:
     return tokens
 
 
+def _end_with_parent() -> None:
+    """End as by a signal when standard input ends: then the process that started this one is gone."""
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _end(*_: object) -> NoReturn:
     """Exit. While it serves, uvicorn delays this until open requests are answered."""
     raise SystemExit(0)
@@ -103,9 +174,18 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("most used").add_argument
     add(
         "--model",
-        required=True,
+        default=[],
         action="append",
         help="models:/NAME@ALIAS, models:/NAME/VERSION or a folder; repeatable",
+    )
+    add("--store", default=[], action="append", metavar="NAME=FILE", help="precomputed rows, by key; repeatable")
+    add(
+        "--traffic",
+        default=[],
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="YAML that divides the requests for a name between versions; repeatable",
     )
     add("--host", default="127.0.0.1", help="address to listen on; by default local only")
     add("--port", type=int, default=0, help="port to listen on; by default one that is free")
@@ -129,4 +209,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--queue-rows", type=int, default=BatchLimits.most_waiting_rows, help="rows that may wait; more are refused")
     add("--threads", type=int, default=1, help="threads of the model's library")
+    add = parser.add_argument_group("processes").add_argument
+    add("--processes", type=int, default=1, help="processes that serve, each with the models; a dead one is replaced")
+    add("--drain-seconds", type=float, default=0.0, help="accept requests so long after SIGTERM, but be not ready")
+    add(LISTENER_FLAG, type=int, help=argparse.SUPPRESS)
     return parser

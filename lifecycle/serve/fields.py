@@ -74,11 +74,11 @@ def input_fields(directory: ModelDirectory) -> tuple[Field, ...]:
     description = directory.description
     if isinstance(description, ModelDescription):
         if description.columns:
-            return tuple(Field(name, _spark_type(type_)) for name, type_ in description.columns.items())
+            return tuple(Field(name, spark_type(type_)) for name, type_ in description.columns.items())
         forms = {name: form for one in directory.scored_features for name, form in one.raw.items()}
         trained = directory.features.column_types
         return tuple(
-            Field(name, _spark_type(trained[name]) if name in trained else _OF_FORM[forms[name]])
+            Field(name, spark_type(trained[name]) if name in trained else _OF_FORM[forms[name]])
             for name in directory.inputs.columns
         )
     if description.inputs is not None:
@@ -92,8 +92,8 @@ def output_fields(directory: ModelDirectory) -> tuple[Field, ...]:
     return tuple(Field(name, type_) for name, type_ in directory.description.outputs.items())
 
 
-def _spark_type(arrow: str) -> str:
+def spark_type(arrow: str) -> str:
     """Return Spark's name for a type that Arrow calls ``arrow``; what has no other is a string."""
     if in_list := _LIST.fullmatch(arrow):
-        return f"array<{_spark_type(in_list[1])}>"
+        return f"array<{spark_type(in_list[1])}>"
     return next((element for pattern, element in _ELEMENTS if pattern.fullmatch(arrow)), "string")

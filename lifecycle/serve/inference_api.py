@@ -13,7 +13,6 @@ from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.fields import Field
 from mirrorspark.lifecycle.serve.rows import document_of, shown
 from mirrorspark.lifecycle.serve.service import Call, Service
-from mirrorspark.lifecycle.serve.sources import Source
 from mirrorspark.lifecycle.serve.tensors import output_tensor, tensor_rows, wanted_outputs
 
 PROTOCOL = "v2"
@@ -56,13 +55,13 @@ class _Api:
         return {"ready": True}
 
     async def model_ready(self, call: Call) -> dict[str, Any]:
-        model = call.bind(self._source(call))
+        model = self.service.bind(call)
         await self.ready(call)
         return {"name": model.name, "ready": True}
 
     async def model(self, call: Call) -> dict[str, Any]:
-        model = call.bind(self._source(call))
-        versions = [one.model.version for one in self.service.sources.of(model.name)]
+        model = self.service.bind(call)
+        versions = [one.model.version for one in self.service.named(call)]
         return {
             "name": model.name,
             "versions": list(dict.fromkeys(versions)),
@@ -72,7 +71,7 @@ class _Api:
         }
 
     async def infer(self, call: Call) -> dict[str, Any]:
-        model = call.bind(self._source(call))
+        model = self.service.bind(call)
         if "inference-header-content-length" in call.request.headers:
             raise RequestError(400, "binary data is not supported; send the tensors as JSON")
         document = document_of(await self.service.body(call))
@@ -86,9 +85,6 @@ class _Api:
         if asked is not None:
             answer["id"] = asked
         return answer | {"outputs": [output_tensor(field, outputs[field.name]) for field in fields]}
-
-    def _source(self, call: Call) -> Source:
-        return self.service.sources.find(call.request.path_params["name"], call.request.path_params.get("version"))
 
 
 def _tensor(field: Field) -> dict[str, Any]:

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from mirrorspark.lifecycle.serve.sources import Source
+from mirrorspark.lifecycle.serve.traffic import Traffic
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_DIFFERENCES = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics:
     """Counters and histograms of one server, and what is read from it when it is asked."""
 
-    def __init__(self, sources: Iterable[Source], waiting_rows: Callable[[], int]) -> None:
+    def __init__(self, sources: Iterable[Source], traffics: Iterable[Traffic], waiting_rows: Callable[[], int]) -> None:
         """Begin at zero.
 
         Args:
             sources: The models.
+            traffics: What divides requests.
             waiting_rows: Returns the number of rows that wait.
         """
         self._registry = CollectorRegistry()
-        self._sources, self._waiting_rows = tuple(sources), waiting_rows
+        self._sources, self._traffics, self._waiting_rows = tuple(sources), tuple(traffics), waiting_rows
         self._registry.register(self)
 
         def histogram(name: str, text: str, label: str, bounds: tuple[float, ...]) -> Histogram:
@@ -43,6 +49,16 @@ class Metrics:
         self.batch_rows = histogram("batch_rows", "Rows of a batch.", "model", _ROWS)
         self.batch_requests = histogram("batch_requests", "Requests of a batch.", "model", _ROWS)
         self.batch_seconds = histogram("batch_seconds", "Seconds of a batch.", "model", _SECONDS)
+        labels = ["traffic", "variant", "version", "outcome"]
+        self.variant_requests = Counter(
+            "mirrorspark_variant_requests", "Requests of variants and shadows.", labels, registry=self._registry
+        )
+        self.shadow_skipped = Counter(
+            "mirrorspark_shadow_skipped", "Requests that shadows left out.", ["traffic"], registry=self._registry
+        )
+        self.shadow_difference = histogram(
+            "shadow_difference", "How far a shadow's score of a row is from the answer's.", "shadow", _DIFFERENCES
+        )
 
     def collect(self) -> Iterable[Metric]:
         """Return what is known elsewhere; the registry calls this."""
@@ -58,7 +74,24 @@ class Metrics:
             loads.add_metric([one.uri], one.loads)
             failures.add_metric([one.uri], one.failures)
         yield from (versions, loads, failures)
+        yield from self._of_traffics()
+
+    def _of_traffics(self) -> Iterable[Metric]:
+        labels = ["traffic", "variant"]
+        shares = GaugeMetricFamily("mirrorspark_variant_share", "Share of the units.", labels=labels)
+        stopped = GaugeMetricFamily("mirrorspark_variant_stopped", "1 if the variant was stopped.", labels=labels)
+        for traffic in self._traffics:
+            for name, share in traffic.experiment.shares.items():
+                shares.add_metric([traffic.name, name], share)
+                stopped.add_metric([traffic.name, name], int(traffic.is_stopped(traffic.variants[name])))
+        yield from (shares, stopped)
 
     def text(self) -> bytes:
         """Return all in Prometheus's text format."""
-        return generate_latest(self._registry)
+        if _FOLDER_VARIABLE not in os.environ:
+            return generate_latest(self._registry)
+        # Counts of all processes behind the address are added up; gauges are those of this one.
+        together = CollectorRegistry()
+        MultiProcessCollector(together)
+        together.register(self)
+        return generate_latest(together)

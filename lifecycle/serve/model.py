@@ -1,9 +1,9 @@
 """One version of a model that answers requests: what it reads, and its outputs for several requests in one call."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -11,26 +11,13 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.fields import input_fields, output_fields
 from mirrorspark.lifecycle.serve.rows import MOST_PROBLEMS, Rows, problems_text, shown
+from mirrorspark.lifecycle.serve.servable import CheckedRows, Outputs
 from mirrorspark.scoring.input.column_types import is_array
 from mirrorspark.scoring.model.cache import ModelCache
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
 from mirrorspark.scoring.predictor import Predictor
 
-Outputs: TypeAlias = Mapping[str, list[Any]]
-"""The value of each row by output."""
-
-
-@dataclass(frozen=True)
-class CheckedRows:
-    """Rows of one request whose columns have types that the model reads.
-
-    Attributes:
-        batch: The columns.
-        name: Returns what the request calls a row, given its number.
-    """
-
-    batch: pa.RecordBatch
-    name: Callable[[int], str]
+_LOGGER = logging.getLogger(__name__)
 
 
 class ServedModel:
@@ -56,9 +43,11 @@ class ServedModel:
         directory = ModelDirectory.open(pinned.path)
         self.pinned, self.name = pinned, name
         self.inputs, self.outputs = input_fields(directory), output_fields(directory)
-        self.columns = self._predictor.columns
+        self.columns: tuple[str, ...] = self._predictor.columns
         self.labels: Mapping[str, Sequence[str]] = directory.labels
-        self.task = directory.description.task if isinstance(directory.description, ModelDescription) else None
+        self.task: str | None = (
+            directory.description.task if isinstance(directory.description, ModelDescription) else None
+        )
 
     @property
     def version(self) -> str:
@@ -66,9 +55,9 @@ class ServedModel:
         return self.pinned.version
 
     @property
-    def has_numbers_only(self) -> bool:
-        """Whether there is a single output, one number for each row."""
-        return len(self.outputs) == 1 and self.outputs[0].type in ("float", "double")
+    def digest(self) -> str:
+        """SHA-256 over the files of the model."""
+        return self.pinned.digest
 
     def checked(self, rows: Rows) -> CheckedRows:
         """Return rows whose columns have types that the model reads.
@@ -104,20 +93,32 @@ class ServedModel:
         """Compute a row, so that the first request finds all in place, and return whether the model takes the row.
 
         Args:
-            rows: Values by column; by default one made-up row, in which values are missing where that is accepted.
+            rows: Values by column that another version has computed; by default one made-up row, in which values are
+                missing where that is accepted.
+
+        Raises:
+            Exception: What the model raised for ``rows``, unless it says that they are not what it reads.
         """
+        if rows is not None:
+            return self._takes(rows)
         empty: Mapping[str, object] = {"boolean": False, "string": "", "binary": b""}
         zeros: dict[str, Sequence[Any]] = {
             one.name: [[] if is_array(one.type) else empty.get(one.type, 0)] for one in self.inputs
         }
         nulls: dict[str, Sequence[Any]] = {name: [None] for name in self.columns}
-        for columns in [rows] if rows else [nulls, zeros]:
-            try:
-                self._predictor.outputs(self._predictor.batch(columns))
-            except ColumnError:
-                continue
-            return True
-        return False
+        try:
+            return self._takes(nulls) or self._takes(zeros)
+        except Exception:
+            # A row that nobody has asked for must not keep a model from its work, whatever its code makes of it.
+            _LOGGER.info("model %s cannot compute a made-up row", self.pinned.label, exc_info=True)
+            return False
+
+    def _takes(self, rows: Mapping[str, Sequence[Any]]) -> bool:
+        try:
+            self._predictor.outputs(self._predictor.batch(rows))
+        except ColumnError:
+            return False
+        return True
 
     def _together(self, requests: Sequence[CheckedRows]) -> list[Outputs | Exception]:
         outputs = self._predictor.outputs(_joined([one.batch for one in requests]))

@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 from mirrorspark.lifecycle.serve.errors import RequestError
-from mirrorspark.lifecycle.serve.model import ServedModel
+from mirrorspark.lifecycle.serve.servable import Servable, label_of
+from mirrorspark.lifecycle.serve.stored_rows import StoredRows
 from mirrorspark.scoring.model.cache import freeze_gc
 from mirrorspark.scoring.model.directory import PinnedModel
 
@@ -28,40 +31,23 @@ class Refused:
 
 @dataclass
 class Source:
-    """A model's URI, and the version that answers. Used in the event loop alone.
+    """What answers under a name, and what is known of it. Used in the event loop alone.
 
     Attributes:
-        uri: The URI, such as ``models:/flights@champion``.
-        find: Returns the version that the URI leads to now; may take seconds.
-        load: Loads a version; may take seconds.
+        uri: The model's URI, such as ``models:/flights@champion``, or the store's file.
         model: The version that answers.
         refused: Why a newer version does not answer, or None.
         loading: The version that is being loaded, or None.
-        example: Values by column of the last request, with which the next version is warmed up.
+        example: Values by column of the last row that was computed, with which the next version is warmed up.
     """
 
     uri: str
-    find: Callable[[str], PinnedModel]
-    load: Callable[[PinnedModel], ServedModel]
-    model: ServedModel
+    model: Servable
     refused: Refused | None = None
     loading: str | None = None
     loads: int = 1
     failures: int = 0
     example: Mapping[str, Sequence[Any]] | None = field(default=None, repr=False)
-
-    @classmethod
-    def open(cls, uri: str, find: Callable[[str], PinnedModel], load: Callable[[PinnedModel], ServedModel]) -> "Source":
-        """Load the version that ``uri`` leads to, and warm it up.
-
-        Raises:
-            ValueError: There is no such model, or it cannot be loaded; so say the errors of :func:`resolve` and
-                :class:`Predictor`, some of which are an ``OSError`` or a ``RuntimeError``.
-        """
-        model = load(find(uri))
-        if not model.warm_up():
-            _LOGGER.info("model %s was not warmed up: no made-up row fits its columns", model.pinned.label)
-        return cls(uri, find, load, model)
 
     @property
     def alias(self) -> str | None:
@@ -76,8 +62,55 @@ class Source:
         if self.loading is not None:
             found.insert(0, (self.loading, "LOADING", ""))
         elif self.refused is not None and self.refused.version:
-            found.insert(0, (self.refused.version, "END", self.refused.reason))
+            # The reason may hold paths, addresses and rows: it is for the log alone.
+            found.insert(0, (self.refused.version, "END", "it cannot be loaded; the log of the server says why"))
         return found
+
+    async def refresh(self) -> None:
+        """Look for another version, and let it answer from now on."""
+        raise NotImplementedError
+
+    async def follow(self, seconds: float) -> None:
+        """Look the URI up every so many seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            await self.refresh()
+
+    def _refuse(self, version: str, reason: str) -> None:
+        refused = Refused(version, reason)
+        self.failures += 1
+        if refused != self.refused:
+            what = f"version {version} of {self.uri} does not answer" if version else f"{self.uri} was not looked up"
+            _LOGGER.warning("%s, %s goes on: %s", what, label_of(self.model), reason)
+        self.refused = refused
+
+
+@dataclass(kw_only=True)
+class ModelSource(Source):
+    """A model's URI; a new version is loaded beside the old one.
+
+    Attributes:
+        find: Returns the version that the URI leads to now; may take a minute.
+        load: Loads a version; may take seconds.
+    """
+
+    find: Callable[[str], PinnedModel]
+    load: Callable[[PinnedModel], Servable]
+
+    @classmethod
+    def open(
+        cls, uri: str, find: Callable[[str], PinnedModel], load: Callable[[PinnedModel], Servable]
+    ) -> "ModelSource":
+        """Load the version that ``uri`` leads to, and warm it up.
+
+        Raises:
+            ValueError: There is no such model, or it cannot be loaded; so say the errors of :func:`resolve` and
+                :class:`Predictor`, some of which are an ``OSError`` or a ``RuntimeError``.
+        """
+        model = load(find(uri))
+        if not model.warm_up():
+            _LOGGER.info("model %s was not warmed up: no made-up row fits its columns", label_of(model))
+        return cls(uri, model, find=find, load=load)
 
     async def refresh(self) -> None:
         """Look the URI up; where it leads to another version, load that one, warm it up, and let it answer from now on.
@@ -87,8 +120,8 @@ class Source:
         """
         pinned: PinnedModel | None = None
         try:
-            pinned = await asyncio.to_thread(self.find, self.uri)
-            if (pinned.version, pinned.digest) == (self.model.version, self.model.pinned.digest):
+            pinned = await in_daemon_thread(self.find, self.uri)
+            if (pinned.version, pinned.digest) == (self.model.version, self.model.digest):
                 self.refused = None
                 return
             self.loading = pinned.version
@@ -99,31 +132,58 @@ class Source:
             return
         finally:
             self.loading = None
-        _LOGGER.info("model %s answers in place of %s", model.pinned.label, self.model.pinned.label)
+        _LOGGER.info("model %s answers in place of %s", label_of(model), label_of(self.model))
         self.model, self.refused = model, None
         self.loads += 1
         # The old version is dropped once its last batch has ended.
         await asyncio.to_thread(freeze_gc, has_dropped=True)
 
-    async def follow(self, seconds: float) -> None:
-        """Look the URI up every so many seconds, until cancelled."""
-        while True:
-            await asyncio.sleep(seconds)
-            await self.refresh()
-
-    def _loaded(self, pinned: PinnedModel) -> ServedModel:
+    def _loaded(self, pinned: PinnedModel) -> Servable:
         model = self.load(pinned)
         if not (self.example and model.warm_up(self.example)):
             model.warm_up()
         return model
 
-    def _refuse(self, version: str, reason: str) -> None:
-        refused = Refused(version, reason)
-        self.failures += 1
-        if refused != self.refused:
-            what = f"version {version} of {self.uri} does not answer" if version else f"{self.uri} was not looked up"
-            _LOGGER.warning("%s, %s goes on: %s", what, self.model.pinned.label, reason)
-        self.refused = refused
+
+class StoreSource(Source):
+    """A store of rows, which looks for a newer file itself."""
+
+    @classmethod
+    def open(cls, name: str, file: str) -> "StoreSource":
+        """Open a store.
+
+        Raises:
+            FileNotFoundError, StoreError: There is no store in the file, or it is damaged.
+        """
+        store = StoredRows(name, file)
+        store.warm_up()
+        return cls(file, store)
+
+    async def refresh(self) -> None:
+        """Take note of why a newer file is not in use, if there is one."""
+        assert isinstance(self.model, StoredRows)  # noqa: S101 - open() made it
+        if reason := self.model.refused:
+            self._refuse("", reason)
+        else:
+            self.refused = None
+
+
+async def in_daemon_thread(function: Callable[[str], PinnedModel], uri: str) -> PinnedModel:
+    """Return what a function returns, in a thread that does not delay the end of the process.
+
+    A look-up may wait a minute for a store that does not answer.
+    """
+    found: Future[PinnedModel] = Future()
+    found.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            found.set_result(function(uri))
+        except Exception as error:  # raised where it is awaited
+            found.set_exception(error)
+
+    threading.Thread(target=run, name=f"look-up of {uri}", daemon=True).start()
+    return await asyncio.wrap_future(found)
 
 
 class Sources:
@@ -137,9 +197,12 @@ class Sources:
         """
         self.all = tuple(sources)
         if not self.all:
-            raise ValueError("there is no model to serve; name one with --model")
-        places = [(one.model.name, one.alias) for one in self.all]
-        if twice := sorted({f"{name}@{alias}" for name, alias in places if places.count((name, alias)) > 1}):
+            raise ValueError(
+                "there is nothing to serve; name a model with --model, a store with --store, or a file with --traffic"
+            )
+        # A version that stays has no alias, and is told from others by its number.
+        places = [f"{one.model.name}@{one.alias}" if one.alias else label_of(one.model) for one in self.all]
+        if twice := sorted({place for place in places if places.count(place) > 1}):
             raise ValueError(f"the models {twice} are given twice; give each name and alias once")
 
     def of(self, name: str) -> list[Source]:

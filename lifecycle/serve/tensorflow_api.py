@@ -3,7 +3,7 @@
 Source: https://www.tensorflow.org/tfx/serving/api_rest.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +11,9 @@ from starlette.routing import Route
 
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.fields import Field
-from mirrorspark.lifecycle.serve.model import Outputs, ServedModel
 from mirrorspark.lifecycle.serve.rows import SIGNATURE, document_of, example_rows, predicted_rows
+from mirrorspark.lifecycle.serve.servable import Outputs, Servable, has_numbers_only
 from mirrorspark.lifecycle.serve.service import Call, Service
-from mirrorspark.lifecycle.serve.sources import Source
 
 PROTOCOL = "tensorflow"
 
@@ -46,7 +45,7 @@ def predictions(outputs: Outputs, fields: Sequence[Field], rows: int) -> list[An
     return [{field.name: outputs[field.name][row] for field in fields} for row in range(rows)]
 
 
-def classes(model: ServedModel, outputs: Outputs) -> list[list[tuple[str, float]]]:
+def classes(model: Servable, outputs: Outputs) -> list[list[tuple[str, float]]]:
     """Return the classes of each row with their scores.
 
     Raises:
@@ -66,7 +65,7 @@ class _Api:
     service: Service
 
     async def predict(self, call: Call) -> dict[str, Any]:
-        model = call.bind(self._source(call))
+        model = self.service.bind(call)
         document = document_of(await self.service.body(call))
         rows = predicted_rows(document, model.columns)
         outputs = await self.service.outputs(call, model, rows)
@@ -76,14 +75,14 @@ class _Api:
         return {"outputs": outputs[model.outputs[0].name] if only else dict(outputs)}
 
     async def classify(self, call: Call) -> dict[str, Any]:
-        model = call.bind(self._source(call))
+        model = self.service.bind(call)
         if model.task != "binary" and not model.labels:
             classes(model, {})  # raises before a row is computed
         return {"result": classes(model, await self._of_examples(call, model))}
 
     async def regress(self, call: Call) -> dict[str, Any]:
-        model = call.bind(self._source(call))
-        if not model.has_numbers_only:
+        model = self.service.bind(call)
+        if not has_numbers_only(model):
             raise RequestError(400, f"model '{model.name}' has not one number per row; ask it with :predict")
         return {"result": (await self._of_examples(call, model))[model.outputs[0].name]}
 
@@ -91,18 +90,16 @@ class _Api:
         parameters = call.request.path_params
         if (verb := call.request.url.path.rpartition(":")[2]) in _VERBS:
             raise RequestError(405, f":{verb} answers to POST alone")
+        self.service.bind(call)
+        assert call.source is not None  # noqa: S101 - bind chose it
         if "version" in parameters or "label" in parameters:
-            sources = [self._source(call)]
-            call.bind(sources[0])
-            states = [state for state in sources[0].states if state[1] == "AVAILABLE"]
+            states = [state for state in call.source.states if state[1] == "AVAILABLE"]
         else:
-            sources = self.service.sources.of(parameters["name"])
-            call.bind(sources[0])
-            states = list(dict.fromkeys(state for source in sources for state in source.states))
+            states = list(dict.fromkeys(state for source in self.service.named(call) for state in source.states))
         return {"model_version_status": [_status(*state) for state in states]}
 
     async def metadata(self, call: Call) -> dict[str, Any]:
-        model = call.bind(self._source(call))
+        model = self.service.bind(call)
         signature = {
             "inputs": {field.name: _tensor(field) for field in model.inputs},
             "outputs": {field.name: _tensor(field) for field in model.outputs},
@@ -113,13 +110,9 @@ class _Api:
             "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}},
         }
 
-    async def _of_examples(self, call: Call, model: ServedModel) -> Outputs:
+    async def _of_examples(self, call: Call, model: Servable) -> Outputs:
         rows = example_rows(document_of(await self.service.body(call)), model.columns)
         return await self.service.outputs(call, model, rows)
-
-    def _source(self, call: Call) -> Source:
-        parameters: Mapping[str, str] = call.request.path_params
-        return self.service.sources.find(parameters["name"], parameters.get("version"), parameters.get("label"))
 
 
 def _status(version: str, state: str, error: str) -> dict[str, Any]:

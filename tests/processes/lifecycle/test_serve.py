@@ -1,54 +1,21 @@
 """The online server answers by both protocols, refuses what it cannot answer, and follows an alias (L4, L8)."""
 
-import contextlib
-import http.client
-import json
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mirrorspark.scoring.predictor import Predictor
+from tests.processes.lifecycle.served import SECONDS, ask, serving
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights, log_flights
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-SECONDS = 60.0
 ROWS = [{**row, "distance": 100.0} for row in FLIGHTS.to_pylist()]
 
 pytestmark = pytest.mark.timeout(480)
-
-
-@contextlib.contextmanager
-def serving(*flags: str) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
-    command = [sys.executable, "-m", "mirrorspark.lifecycle.serve", *flags]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        found = re.match(r"listening on http://127\.0\.0\.1:(\d+) with ", process.stdout.readline())
-        assert found, process.stderr.read()
-        yield int(found[1]), process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def ask(port: int, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, Any, str | None]:
-    """Return status, answer and version."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
-    with contextlib.closing(connection):
-        connection.request(method, path, None if content is None else json.dumps(content), headers)
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        is_json = answer.headers["content-type"] == "application/json"
-        return answer.status, json.loads(text) if is_json else text, answer.headers["X-Model-Version"]
 
 
 def test_both_protocols_have_the_predictors_scores(flights_model: Path) -> None:

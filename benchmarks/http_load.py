@@ -1,0 +1,155 @@
+"""Load for an HTTP server: requests at fixed times, or one after the other, over connections that stay open."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+BROKEN = 0
+"""Stands for the status of a request whose connection broke."""
+
+
+@dataclass
+class Load:
+    """What came of some requests.
+
+    Attributes:
+        seconds: Time of each answer with status 200: from when its request was due, so that a server that stalls is
+            charged for those that had to wait behind it.
+        statuses: Number of answers by status; ``BROKEN`` counts lost connections.
+        versions: Number of answers by the version in their head.
+        wall_seconds: Time of all.
+        done: When each request was done, and its status, in seconds since the first.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    versions: Counter[str] = field(default_factory=Counter)
+    wall_seconds: float = 0.0
+    done: list[tuple[float, int]] = field(default_factory=list)
+
+    @property
+    def per_second(self) -> float:
+        """Answers with status 200 per second."""
+        return self.statuses[200] / self.wall_seconds
+
+    def milliseconds(self, quantile: float) -> float:
+        """Return a quantile, such as 99, of the times in milliseconds."""
+        return float(np.percentile(self.seconds, quantile)) * 1e3 if self.seconds else float("nan")
+
+
+def steady(port: int, request: bytes, per_second: float, seconds: float, connections: int = 64) -> Load:
+    """Send requests at fixed times, whether or not earlier ones are answered."""
+    return asyncio.run(_Client(port, request).steady(per_second, seconds, connections))
+
+
+def saturated(port: int, request: bytes, seconds: float, connections: int) -> Load:
+    """Send the next request of each connection as soon as it has its answer."""
+    return asyncio.run(_Client(port, request).saturated(seconds, connections))
+
+
+def post(path: str, body: bytes) -> bytes:
+    """Return the bytes of a request."""
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    return f"{head}\r\n\r\n".encode() + body
+
+
+def on_core(core: int) -> None:
+    """Let this process run on one core alone, if the machine has it."""
+    if core in os.sched_getaffinity(0):
+        os.sched_setaffinity(0, {core})
+
+
+class _Client:
+    def __init__(self, port: int, request: bytes) -> None:
+        self._port, self._request = port, request
+        self._load = Load()
+        self._idle: asyncio.LifoQueue[_Connection] = asyncio.LifoQueue()
+
+    async def steady(self, per_second: float, seconds: float, connections: int) -> Load:
+        for _ in range(connections):
+            self._idle.put_nowait(_Connection(self._port))
+        begin = time.perf_counter()
+        tasks = []
+        for number in range(int(per_second * seconds)):
+            due = begin + number / per_second
+            if (left := due - time.perf_counter()) > 0:
+                await asyncio.sleep(left)
+            tasks.append(asyncio.create_task(self._one(begin, due)))
+        await asyncio.gather(*tasks)
+        return self._ended(begin)
+
+    async def saturated(self, seconds: float, connections: int) -> Load:
+        begin = time.perf_counter()
+
+        async def ask() -> None:
+            connection = _Connection(self._port)
+            while (now := time.perf_counter()) < begin + seconds:
+                await self._ask(connection, begin, now)
+            connection.close()
+
+        await asyncio.gather(*(ask() for _ in range(connections)))
+        return self._ended(begin)
+
+    async def _one(self, begin: float, due: float) -> None:
+        connection = await self._idle.get()
+        await self._ask(connection, begin, due)
+        self._idle.put_nowait(connection)
+
+    async def _ask(self, connection: "_Connection", begin: float, due: float) -> None:
+        try:
+            status, version = await connection.ask(self._request)
+        except (OSError, asyncio.IncompleteReadError):
+            connection.close()
+            status, version = BROKEN, ""
+        now = time.perf_counter()
+        self._load.statuses[status] += 1
+        self._load.versions[version] += 1
+        self._load.done.append((now - begin, status))
+        if status == 200:
+            self._load.seconds.append(now - due)
+
+    def _ended(self, begin: float) -> Load:
+        self._load.wall_seconds = time.perf_counter() - begin
+        while not self._idle.empty():
+            self._idle.get_nowait().close()
+        return self._load
+
+
+class _Connection:
+    """A connection that is opened with its first request, and anew after it broke."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def ask(self, request: bytes) -> tuple[int, str]:
+        """Return status and version of the answer."""
+        if self._streams is None:
+            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._streams
+        writer.write(request)
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
+        await reader.readexactly(int(fields["content-length"]))
+        if fields.get("connection") == "close":
+            self.close()
+        return int(head.split(" ", 2)[1]), fields.get("x-model-version", "")
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another one."""
+        if self._streams is not None:
+            with contextlib.suppress(OSError):
+                self._streams[1].close()
+            self._streams = None
+
+
+def longest_gap(done: Sequence[tuple[float, int]], status: int = 200) -> float:
+    """Return the longest time in seconds without an answer of a status."""
+    times = sorted(when for when, of in done if of == status)
+    return float(np.diff(times).max()) if len(times) > 1 else float("inf")

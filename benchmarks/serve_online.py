@@ -1,0 +1,236 @@
+"""How fast are single rows answered over HTTP, next to ``mlflow models serve`` and to ``Predictor`` without a server?
+
+And what becomes of requests under overload, while the version changes, and when a process is killed? The server has one
+core, the client the other one. The client sends at fixed times, and counts from when a request was due.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+
+from benchmarks.benchmark import Benchmark, Options, main, question_of
+from benchmarks.daemon import Daemon
+from benchmarks.http_load import BROKEN, Load, longest_gap, on_core, post, saturated, steady
+from benchmarks.measure import Mark
+from benchmarks.report import Report, Table
+from benchmarks.score_mlflow import exported_for_mlflow, of_mlflow
+from benchmarks.score_model import feature_columns
+from benchmarks.tables import Kind, parquet_files
+from benchmarks.train_work import in_new_process
+
+SERVER, MLFLOW, PREDICTOR = "mirrorspark serve", "mlflow models serve", "Predictor, no server"
+P99_MARK, MLFLOW_MARK, PREDICTOR_MARK = 10.0, 5.0, 0.5
+PER_SECOND = 500.0
+_SECONDS = 8.0
+_CONNECTIONS = 16
+_SERVER_CORE, _CLIENT_CORE = 0, 1
+_START_SECONDS = 180.0
+_ENVIRONMENT = {
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "TF_USE_LEGACY_KERAS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def run(options: Options) -> Report:
+    """Ask all sides for one row again and again."""
+    files = parquet_files(options.scratch, Kind.CLICKS, options.rows)
+    model = in_new_process(exported_for_mlflow, options.scratch, files[0])
+    table = pq.read_table(files[0])
+    (row,) = table.select(feature_columns(table.column_names)).slice(0, 1).to_pylist()
+    # The next version: the same model under another name has the digest of the first, so it is exported anew.
+    second = in_new_process(exported_for_mlflow, options.scratch / "second", files[0])
+    speeds, loads = _peers(options, model, row)
+    loads |= _under_stress(options, (model, second), row)
+    return Report(BENCHMARK.name, BENCHMARK.question, _tables(speeds, loads), _marks(speeds, loads))
+
+
+def _marks(speeds: dict[str, list[float]], loads: dict[str, Load]) -> tuple[Mark, ...]:
+    by_side = {side: sorted(found)[len(found) // 2] for side, found in speeds.items()}
+    at_rate = next(load for name, load in loads.items() if name.startswith("steady"))
+    overload, change = loads["overload"], loads["version change"]
+    refused = overload.statuses[429] + overload.statuses[503]
+    answered_or_refused = (refused + overload.statuses[200]) / overload.statuses.total()
+    unanswered = change.statuses.total() - change.statuses[200]
+    return (
+        Mark(f"p99 at {PER_SECOND:g} requests/s, ms", at_rate.milliseconds(99), P99_MARK, "at most"),
+        Mark(f"requests/s, {SERVER} / {MLFLOW}", by_side[SERVER] / by_side[MLFLOW], MLFLOW_MARK),
+        Mark(f"requests/s, {SERVER} / {PREDICTOR}", by_side[SERVER] / by_side[PREDICTOR], PREDICTOR_MARK),
+        Mark("overload: share that is answered or refused at once", answered_or_refused, 1.0),
+        Mark("version change: requests without an answer", unanswered, 0, "at most"),
+    )
+
+
+def _tables(speeds: dict[str, list[float]], loads: dict[str, Load]) -> tuple[Table, ...]:
+    peers = tuple(
+        (side, ", ".join(f"{one:,.0f}" for one in found), f"{sorted(found)[len(found) // 2]:,.0f}")
+        for side, found in speeds.items()
+    )
+    rows = tuple(
+        (
+            name,
+            f"{load.statuses.total() / load.wall_seconds:,.0f}",
+            f"{load.per_second:,.0f}",
+            *(f"{load.milliseconds(quantile):.1f}" for quantile in (50, 99, 99.9)),
+            ", ".join(f"{count:,} of {status or 'no answer'}" for status, count in sorted(load.statuses.items())),
+            f"{longest_gap(load.done):.2f}",
+        )
+        for name, load in loads.items()
+    )
+    note = (
+        "Steady requests are sent at fixed times, to the end. Overload: 256 connections that ask again at once, with "
+        "room for 64 rows in the queue. The version changes, and one of two processes is killed, in the middle; "
+        "without an answer are requests that the dead process had accepted."
+    )
+    columns = ("load", "asked/s", "answered/s", "p50 ms", "p99 ms", "p99.9 ms", "statuses", "longest silence, s")
+    return (
+        Table(f"One row of 39 features, {_CONNECTIONS} connections", ("side", "requests/s", "median"), peers),
+        Table("Loads", columns, rows, note),
+    )
+
+
+def _peers(options: Options, model: Path, row: dict[str, object]) -> tuple[dict[str, list[float]], dict[str, Load]]:
+    """Return requests per second by side and round, and the server at fixed rates."""
+    speeds: dict[str, list[float]] = {SERVER: [], MLFLOW: [], PREDICTOR: []}
+    loads: dict[str, Load] = {}
+    ours = post(f"/v1/models/{model.name}:predict", json.dumps({"instances": [row]}).encode())
+    split = {"columns": list(row), "data": [list(row.values())]}
+    theirs = post("/invocations", json.dumps({"dataframe_split": split}).encode())
+    with _served(options, "--model", str(model)) as port, _mlflow(options, model) as mlflow_port:
+        for _ in range(options.rounds):
+            speeds[SERVER].append(_saturated(port, ours))
+            speeds[MLFLOW].append(_saturated(mlflow_port, theirs))
+            speeds[PREDICTOR].append(in_new_process(_predictor_speed, model, row))
+        for rate in (PER_SECOND, 2 * PER_SECOND):
+            name = f"steady, {rate:g}/s"
+            loads[name] = in_new_process(_from_core, partial(steady, port, ours, rate, _SECONDS))
+    return speeds, loads
+
+
+def _under_stress(options: Options, models: tuple[Path, Path], row: dict[str, object]) -> dict[str, Load]:
+    """Return what came of requests under overload, a version change, and a killed process."""
+    first, second = models
+    body = json.dumps({"instances": [row]}).encode()
+    asked = post(f"/v1/models/{first.name}:predict", body)
+    loads = {}
+    with _served(options, "--model", str(first), "--queue-rows", "64") as port:
+        loads["overload"] = in_new_process(_from_core, partial(saturated, port, asked, _SECONDS, 256))
+    store = _registered(options.scratch, first, second)
+    flags = ("--model", "models:/clicks@champion", "--tracking-uri", store, "--poll-seconds", "1")
+    of_registry = post("/v1/models/clicks:predict", body)
+    with _served(options, *flags) as port, _later(partial(_move_alias, store)):
+        loads["version change"] = in_new_process(_from_core, partial(steady, port, of_registry, 200, 3 * _SECONDS))
+    with _served(options, "--model", str(first), "--processes", "2") as port, _later(_kill_a_process):
+        loads["killed process"] = in_new_process(_from_core, partial(steady, port, asked, 200, 3 * _SECONDS))
+    return loads
+
+
+def _saturated(port: int, request: bytes) -> float:
+    load = in_new_process(_from_core, partial(saturated, port, request, _SECONDS, _CONNECTIONS))
+    if set(load.statuses) != {200}:
+        raise RuntimeError(f"a side did not answer: {dict(load.statuses)} by status, {BROKEN} are broken connections")
+    return load.per_second
+
+
+def _from_core(ask: "partial[Load]") -> Load:
+    on_core(_CLIENT_CORE)
+    return ask()
+
+
+def _predictor_speed(model: Path, row: dict[str, object]) -> float:
+    """Return rows per second, one by one, on the core that servers have."""
+    on_core(_SERVER_CORE)
+    os.environ |= _ENVIRONMENT
+    from mirrorspark.scoring.predictor import Predictor
+
+    predictor = Predictor(model)
+    calls, begin = -50, 0.0  # the first calls do not count
+    while calls < 0 or time.perf_counter() < begin + _SECONDS:
+        if calls == 0:
+            begin = time.perf_counter()
+        predictor.predict(row)
+        calls += 1
+    return calls / (time.perf_counter() - begin)
+
+
+@contextlib.contextmanager
+def _served(options: Options, *flags: str) -> Iterator[int]:
+    command = (sys.executable, "-m", "mirrorspark.lifecycle.serve", *flags)
+    with _daemon(options.scratch, "serve", *command) as daemon:
+        yield int(daemon.wait_for(r"listening on http://127\.0\.0\.1:(\d+)", _START_SECONDS)[1])
+
+
+@contextlib.contextmanager
+def _mlflow(options: Options, model: Path) -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    flags = ("-m", of_mlflow(model), "--env-manager", "local", "--port", str(port), "--host", "127.0.0.1")
+    with _daemon(options.scratch, "mlflow", sys.executable, "-m", "mlflow", "models", "serve", *flags) as daemon:
+        daemon.wait_for("Application startup complete|Listening at", _START_SECONDS)
+        yield port
+
+
+@contextlib.contextmanager
+def _daemon(folder: Path, name: str, *command: str) -> Iterator[Daemon]:
+    """Start a program on the core that servers have."""
+    daemon = Daemon.start(("taskset", "--cpu-list", str(_SERVER_CORE), *command), folder / f"{name}.log", _ENVIRONMENT)
+    try:
+        yield daemon
+    finally:
+        daemon.end()
+
+
+@contextlib.contextmanager
+def _later(function: Callable[[], None]) -> Iterator[None]:
+    """Call a function in the middle of what is measured meanwhile."""
+    timer = threading.Timer(1.5 * _SECONDS, function)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+def _registered(scratch: Path, *models: Path) -> str:
+    """Return the store in which the models are the versions of one name."""
+    from mlflow import MlflowClient
+
+    store = f"sqlite:///{scratch / 'mlflow.db'}"
+    client = MlflowClient(store)
+    client.create_registered_model("clicks")
+    for model in models:
+        client.create_model_version("clicks", of_mlflow(model))
+    client.set_registered_model_alias("clicks", "champion", "1")
+    return store
+
+
+def _move_alias(store: str) -> None:
+    from mlflow import MlflowClient
+
+    MlflowClient(store).set_registered_model_alias("clicks", "champion", "2")
+
+
+def _kill_a_process() -> None:
+    mine = psutil.Process().children(recursive=True)
+    servers = [one for one in mine if "--listener" in one.cmdline()]
+    os.kill(servers[0].pid, signal.SIGKILL)
+
+
+BENCHMARK = Benchmark("serve_online", question_of(__doc__), 100_000, run)
+
+if __name__ == "__main__":
+    main(BENCHMARK)

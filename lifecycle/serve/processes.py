@@ -1,0 +1,115 @@
+"""Several processes behind one address: each serves, and one that dies is started anew."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from socket import socket
+
+LISTENER_FLAG = "--listener"
+"""Flag of a process that serves on a socket that it has got, and that ends when its standard input does."""
+
+_LOGGER = logging.getLogger(__name__)
+# A process that dies sooner waits before it is started anew, longer each time.
+_SOUND_SECONDS, _LONGEST_WAIT_SECONDS = 30.0, 30.0
+
+
+def serve_in_processes(arguments: Sequence[str], count: int, listener: socket, last_seconds: float) -> int:
+    """Serve until SIGTERM or SIGINT, in ``count`` processes that accept from one socket.
+
+    Args:
+        arguments: Those of the command.
+        count: Number of processes.
+        listener: The socket, which listens.
+        last_seconds: How long a process may take to end after a signal; then it is killed.
+
+    Returns:
+        0 after a signal; the status of a process that ended before it served for the first time.
+    """
+    with tempfile.TemporaryDirectory(prefix="mirrorspark-serve-") as folder:
+        # The library reads this when it is imported; counts of all processes are added up from files there.
+        environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": folder}
+        return asyncio.run(_Group(arguments, listener, environment, last_seconds).serve(count))
+
+
+class _Group:
+    def __init__(
+        self, arguments: Sequence[str], listener: socket, environment: dict[str, str], last_seconds: float
+    ) -> None:
+        self._command = [
+            *(sys.executable, "-m", "mirrorspark.lifecycle.serve", *arguments),
+            *("--processes", "1", LISTENER_FLAG, str(listener.fileno())),
+        ]
+        self._listener, self._environment, self._last_seconds = listener, environment, last_seconds
+        self._is_ending = asyncio.Event()
+        self._has_served = False
+
+    async def serve(self, count: int) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._is_ending.set)
+        ready = [asyncio.Event() for _ in range(count)]
+        tasks = [asyncio.create_task(self._keep(one)) for one in ready]
+        told = asyncio.create_task(self._tell(ready))
+        statuses = await asyncio.gather(*tasks)
+        told.cancel()
+        return max(statuses)
+
+    async def _tell(self, ready: Sequence[asyncio.Event]) -> None:
+        for one in ready:
+            await one.wait()
+        self._has_served = True
+        host, port = self._listener.getsockname()[:2]
+        print(f"listening on http://{host}:{port} with {len(ready)} processes", flush=True)
+
+    async def _keep(self, ready: asyncio.Event) -> int:
+        """Keep one process alive, and return the status of the group as far as this one decides it."""
+        wait_seconds = 0.0
+        while not self._is_ending.is_set():
+            began = time.monotonic()
+            status = await self._run(ready)
+            if self._is_ending.is_set():
+                break
+            if not self._has_served:
+                self._is_ending.set()
+                return status or 1
+            is_sound = time.monotonic() - began > _SOUND_SECONDS
+            wait_seconds = 0.0 if is_sound else min(wait_seconds * 2 + 1, _LONGEST_WAIT_SECONDS)
+            _LOGGER.error("a process has ended with status %s; another one begins in %g s", status, wait_seconds)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_ending.wait(), wait_seconds)
+        return 0
+
+    async def _run(self, ready: asyncio.Event) -> int:
+        """Run a process to its end, and return its status."""
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=pipe, stdout=pipe, env=self._environment, pass_fds=[self._listener.fileno()]
+        )
+        ended = asyncio.create_task(process.wait())
+        ending = asyncio.create_task(self._is_ending.wait())
+        reading = asyncio.create_task(_hear(process, ready))
+        try:
+            await asyncio.wait([ended, ending], return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                process.terminate()
+                await asyncio.wait([ended], timeout=self._last_seconds)
+        finally:
+            ending.cancel()
+            reading.cancel()
+            if not ended.done():
+                process.kill()
+            status = await ended
+        return status
+
+
+async def _hear(process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
+    """Set ``ready`` with the first line of a process, which says that it listens."""
+    assert process.stdout is not None  # noqa: S101 - a pipe
+    if await process.stdout.readline():
+        ready.set()

@@ -1,0 +1,82 @@
+"""What the server asks of whatever answers: a version of a model, or a store of rows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import pyarrow as pa
+
+from mirrorspark.lifecycle.serve.fields import Field
+from mirrorspark.lifecycle.serve.rows import Rows
+
+Outputs: TypeAlias = Mapping[str, list[Any]]
+"""The value of each row by output."""
+
+
+@dataclass(frozen=True)
+class CheckedRows:
+    """Rows of one request whose columns have types that are read.
+
+    Attributes:
+        batch: The columns.
+        name: Returns what the request calls a row, given its number.
+    """
+
+    batch: pa.RecordBatch
+    name: Callable[[int], str]
+
+
+class Servable(Protocol):
+    """What answers. Thread-safe.
+
+    Attributes:
+        name: What requests call it.
+        inputs: The columns that it reads.
+        outputs: The columns that it returns.
+        columns: Names of ``inputs``.
+        labels: Names of the elements by output that is a list of scores.
+        task: The task of a model that was trained here, or None.
+    """
+
+    name: str
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    columns: tuple[str, ...]
+    labels: Mapping[str, Sequence[str]]
+    task: str | None
+
+    @property
+    def version(self) -> str:
+        """Its version, as answers have it."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """What tells its content from that of any other version."""
+        ...
+
+    def checked(self, rows: Rows) -> CheckedRows:
+        """Return rows whose columns have types that are read.
+
+        Raises:
+            RequestError: Some have not; the message names field, row and value of the first ones.
+        """
+        ...
+
+    def compute(self, requests: Sequence[CheckedRows]) -> list[Outputs | Exception]:
+        """Return the outputs of each request, or why a request has none."""
+        ...
+
+    def warm_up(self, rows: Mapping[str, Sequence[Any]] | None = None) -> bool:
+        """Compute a row, and return whether there is one that can be computed."""
+        ...
+
+
+def label_of(servable: Servable) -> str:
+    """Return name and version in one text, such as ``flights/3``."""
+    return f"{servable.name}/{servable.version}"
+
+
+def has_numbers_only(servable: Servable) -> bool:
+    """Return whether there is a single output, one number for each row."""
+    return len(servable.outputs) == 1 and servable.outputs[0].type in ("float", "double")

@@ -1,0 +1,118 @@
+"""A store of precomputed rows that answers like a model: the key goes in, the row comes out."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mirrorspark.lifecycle.serve.errors import RequestError
+from mirrorspark.lifecycle.serve.fields import Field, spark_type
+from mirrorspark.lifecycle.serve.rows import Rows, problems_text, shown
+from mirrorspark.lifecycle.serve.servable import CheckedRows, Outputs
+from mirrorspark.scoring.precomputed.store import PrecomputedScores
+from mirrorspark.scoring.precomputed.store_file import INTEGER, DamagedStoreError
+
+_LOGGER = logging.getLogger(__name__)
+
+IS_FALLBACK = "is_fallback"
+"""Output that says whether a key is unknown and the row is the store's fallback."""
+
+_INT64 = range(-(2**63), 2**63)
+
+
+class StoredRows:
+    """The rows of a store. A file that replaces the store's is used within seconds, if it is sound.
+
+    Its one input is the key. Its outputs are the other columns, and ``is_fallback``.
+    """
+
+    task: str | None = None
+
+    def __init__(self, name: str, file: str | Path) -> None:
+        """Open a store.
+
+        Args:
+            name: What requests call it.
+            file: The file that ``precompute`` wrote.
+
+        Raises:
+            FileNotFoundError, StoreError: As for :meth:`PrecomputedScores.open`.
+        """
+        self._scores = PrecomputedScores.open(file)
+        metadata = self._scores.metadata
+        self.name = name
+        self.labels: Mapping[str, Sequence[str]] = {}
+        self._is_integer = metadata.key_type == INTEGER
+        self.columns: tuple[str, ...] = (metadata.key,)
+        self.inputs: tuple[Field, ...] = (Field(metadata.key, "bigint" if self._is_integer else "string"),)
+        outputs = {one: spark_type(type_) for one, type_ in metadata.columns.items() if one != metadata.key}
+        self.outputs = tuple(Field(one, type_) for one, type_ in (outputs | {IS_FALLBACK: "boolean"}).items())
+
+    @property
+    def version(self) -> str:
+        """When the store was written: time in UTC, in ISO 8601."""
+        return self._scores.metadata.created
+
+    @property
+    def digest(self) -> str:
+        """As ``version``: each store has its own."""
+        return self.version
+
+    @property
+    def refused(self) -> str | None:
+        """Why the newest file is not in use; None where it is."""
+        return self._scores.refused
+
+    def checked(self, rows: Rows) -> CheckedRows:
+        """Return the keys.
+
+        Raises:
+            RequestError: A key is not of the type of the store's.
+        """
+        keys = rows.columns[self.columns[0]]
+        problems = [
+            f"{rows.name(row)}: column '{self.columns[0]}' is {shown(key)}; give "
+            f"{'a whole number of 64 bits' if self._is_integer else 'a text'}"
+            for row, key in enumerate(keys)
+            if not self._is_key(key)
+        ]
+        if problems:
+            raise RequestError(400, problems_text(problems))
+        array = pa.array(keys, pa.int64() if self._is_integer else pa.string())
+        return CheckedRows(pa.RecordBatch.from_arrays([array], [self.columns[0]]), rows.name)
+
+    def compute(self, requests: Sequence[CheckedRows]) -> list[Outputs | Exception]:
+        """Return the rows of each request, all from one store; a request with an unknown key has the status 404."""
+        keys = [one.batch.column(0).to_pylist() for one in requests]
+        try:
+            found = iter(self._scores.get_many([key for of in keys for key in of]))
+        except DamagedStoreError:
+            _LOGGER.exception("store %s is damaged", self.name)
+            return [RequestError(503, "the store is damaged; the log of the server says more") for _ in requests]
+        answers: list[Outputs | Exception] = []
+        for request, of in zip(requests, keys, strict=True):
+            rows = [next(found) for _ in of]
+            unknown = [f"{request.name(row)}: key {of[row]!r}" for row, one in enumerate(rows) if one is None]
+            if unknown:
+                message = f"{problems_text(unknown)} is unknown, and the store has no fallback"
+                answers.append(RequestError(404, message))
+                continue
+            known = [{**one, IS_FALLBACK: one.is_fallback} for one in rows if one is not None]
+            answers.append({field.name: [row[field.name] for row in known] for field in self.outputs})
+        return answers
+
+    def warm_up(self, rows: Mapping[str, Sequence[Any]] | None = None) -> bool:
+        """Read the first and the last row.
+
+        Raises:
+            DamagedStoreError: They cannot be read.
+        """
+        self._scores.check()
+        return True
+
+    def _is_key(self, key: Any) -> bool:
+        if self._is_integer:
+            return type(key) is int and key in _INT64
+        return isinstance(key, str)

@@ -1,0 +1,97 @@
+"""The file that divides the requests for a name between versions: variants, shadows, and what a variant must keep."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from mirrorspark.lifecycle.experiments.definition import Experiment
+from mirrorspark.lifecycle.serve.live_checks import LiveChecks
+from mirrorspark.storage.credentials import one_line
+
+_FIELDS = ("name", "experiment", "models", "shadows", "checks", "unit_header", "exposures", "alerts")
+
+
+class TrafficError(ValueError):
+    """Raised for a file of traffic that makes no sense; the message names the file, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class TrafficSettings:
+    """How the requests for a name are divided.
+
+    Attributes:
+        name: What clients ask for.
+        models: URI of the model by variant, for each variant of the experiment.
+        shadows: URI by name of models that compute every request, too; their answers go to nobody.
+        checks: What a variant other than the control must keep.
+        unit_header: Header of a request with the unit, such as a user's id. Without it, the control answers.
+        exposures: File that gets a line of JSON for each answer with a variant: the columns of the exposure log.
+        alerts: Who hears of a variant that was stopped: ``log``, ``https://…``, ``mailto:…``.
+    """
+
+    name: str
+    models: dict[str, str]
+    shadows: dict[str, str] = field(default_factory=dict)
+    checks: LiveChecks = field(default_factory=LiveChecks)
+    unit_header: str = "X-Unit-Id"
+    exposures: str | None = None
+    alerts: tuple[str, ...] = ("log",)
+
+
+@dataclass(frozen=True)
+class TrafficFile:
+    """The settings and the experiment of a file, and the text of both, by which a change is noticed."""
+
+    path: Path
+    text: str
+    settings: TrafficSettings
+    experiment: Experiment
+
+    @classmethod
+    def load(cls, path: Path) -> "TrafficFile":
+        """Read a file of YAML or JSON.
+
+        Raises:
+            TrafficError: It is no mapping of known fields, or its values make no sense.
+            ExperimentError: So is its experiment.
+            OSError: It cannot be read.
+        """
+        text = path.read_text(encoding="utf-8")
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise TrafficError(f"{path} is no YAML: {one_line(error)}") from error
+        if not isinstance(values, dict) or not {"name", "experiment", "models"} <= set(values):
+            raise TrafficError(f"{path} needs name, experiment, and models by variant; see docs/serving.md")
+        if unknown := sorted(set(map(str, values)) - set(_FIELDS)):
+            raise TrafficError(f"{path} sets unknown fields {unknown}; known are {list(_FIELDS)}")
+        experiment = values.pop("experiment")
+        if isinstance(experiment, str):
+            found = Experiment.load(path.parent / experiment)
+            text += str(found.declaration())
+        else:
+            found = Experiment.of(experiment, path)
+        settings = _settings(values, path)
+        if set(settings.models) != set(found.variants):
+            raise TrafficError(
+                f"{path} has models for {sorted(settings.models)}, and its experiment the variants "
+                f"{sorted(found.variants)}; give each variant its model, and other models as shadows"
+            )
+        if twice := sorted(set(settings.models) & set(settings.shadows)):
+            raise TrafficError(f"{path} has {twice} as variants and as shadows; give each its own name")
+        return cls(path, text, settings, found)
+
+
+def _settings(values: Mapping[str, Any], path: Path) -> TrafficSettings:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrafficSettings, "traffic")
+    try:
+        built: TrafficSettings = parser.instantiate(parser.parse_object({"traffic": dict(values)})).traffic
+    except (ArgumentError, ValueError, TypeError) as error:
+        message = error.message if isinstance(error, ArgumentError) and error.message else one_line(error)
+        raise TrafficError(f"{path}: {' '.join(message.split()).replace('traffic.', '')}") from error
+    return built

@@ -1,0 +1,40 @@
+"""A server as a process, and its answers."""
+
+import contextlib
+import http.client
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+SECONDS = 60.0
+
+
+@contextlib.contextmanager
+def serving(*flags: str) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
+    command = [sys.executable, "-m", "mirrorspark.lifecycle.serve", *flags]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        found = re.match(r"listening on http://127\.0\.0\.1:(\d+) with ", process.stdout.readline())
+        assert found, process.stderr.read()
+        yield int(found[1]), process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def ask(port: int, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, Any, str | None]:
+    """Return status, answer and version."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    with contextlib.closing(connection):
+        connection.request(method, path, None if content is None else json.dumps(content), headers)
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        is_json = answer.headers["content-type"] == "application/json"
+        return answer.status, json.loads(text) if is_json else text, answer.headers["X-Model-Version"]
