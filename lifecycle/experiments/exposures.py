@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 from functools import reduce
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,32 @@ ACTION_COLUMNS = {"event_id": "string", "unit": "string", "value": "double", "ti
 """Columns of actions and their types; ``value`` is an amount, or 1 for something that only counts."""
 
 _NEEDED = ("event_id", "unit", "experiment", "variant", "time")
+
+
+def exposure(
+    unit: str, experiment: Experiment, variant: str, model_version: str | None, time: datetime.datetime
+) -> dict[str, object]:
+    """Return one event of the exposure log (``EXPOSURE_COLUMNS``), with the time as text in ISO 8601.
+
+    Its ``event_id`` is the one that :func:`log_exposures` gives to the same unit and time.
+
+    Args:
+        unit: The unit's text.
+        experiment: The experiment that chose the variant.
+        variant: The unit's variant.
+        model_version: The version that answered.
+        time: When, with a time zone.
+    """
+    micros = int(time.timestamp()) * 1_000_000 + time.microsecond
+    return {
+        "event_id": hashlib.sha256(f"{experiment.name}:{unit}:{micros}".encode()).hexdigest(),
+        "unit": unit,
+        "experiment": experiment.name,
+        "variant": variant,
+        "weight": experiment.shares.get(variant),
+        "model_version": model_version,
+        "time": time.isoformat(timespec="microseconds"),
+    }
 
 
 def log_exposures(

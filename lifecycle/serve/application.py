@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import hmac
+import logging
+import os
+import signal
 from collections.abc import AsyncIterator, Collection, Iterable
 
 from starlette.applications import Starlette
@@ -18,6 +21,8 @@ from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.metrics import CONTENT_TYPE
 from mirrorspark.lifecycle.serve.service import Service, error_response
 from mirrorspark.scoring.http_server import HostCheck
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def application(
@@ -35,9 +40,12 @@ def application(
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(service.batcher.run(), name="batches")]
+        tasks.append(asyncio.create_task(service.shadow_batcher.run(), name="batches of shadows"))
         tasks += [asyncio.create_task(one.watch(), name=one.name) for one in service.traffics.values()]
         if poll_seconds:
             tasks += [asyncio.create_task(one.follow(poll_seconds), name=one.uri) for one in service.sources.all]
+        for task in tasks:
+            task.add_done_callback(_end_if_failed)
         try:
             yield
         finally:
@@ -81,6 +89,13 @@ class TokenCheck:
         given = token.strip().encode()
         # All are compared, so that the time does not tell which one is close.
         return scheme.lower() == "bearer" and sum(hmac.compare_digest(given, one) for one in self._tokens) > 0
+
+
+def _end_if_failed(task: "asyncio.Task[None]") -> None:
+    """End the server with a task that should not end: without it, it would answer nobody, and look sound."""
+    if not task.cancelled() and (error := task.exception()):
+        _LOGGER.critical("the task '%s' has failed, so the server ends", task.get_name(), exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _refusal(message: str, status: int) -> Response:

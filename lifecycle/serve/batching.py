@@ -174,10 +174,15 @@ class Batcher:
 
 
 def _computed(model: Servable, jobs: Sequence[Job]) -> Sequence[Outputs | Exception]:
+    """Return the outputs of each job, or its error: an exception here would end all batches."""
     try:
-        return model.compute([job.rows for job in jobs])
-    except Exception as error:  # whoever asked is told, and the next batch is computed
-        return [error] * len(jobs)
+        answers = model.compute([job.rows for job in jobs])
+    except Exception as error:
+        answers = [error] * len(jobs)
+    # A future does not take this exception, which generators end with.
+    return [
+        RuntimeError("the model raised StopIteration") if isinstance(one, StopIteration) else one for one in answers
+    ]
 
 
 def _finish(job: Job, answer: Outputs | Exception) -> None:

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.processes < 1:
-        parser.error(f"--processes {options.processes} serve nobody; give 1 or more")
+        parser.error(f"--processes {options.processes} is no number of processes; give 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
     limit_requests()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -121,7 +121,9 @@ def _service(options: argparse.Namespace) -> Service:
         if uri not in opened:
             opened[uri] = ModelSource.open(uri, find, load)
     stores = [StoreSource.open(name, file) for name, file in map(_named_store, options.store)]
-    sources = Sources([*opened.values(), *stores])
+    named = {*options.model, *(uri for file in files for uri in file.settings.models.values())}
+    hidden = [source for uri, source in opened.items() if uri not in named]
+    sources = Sources([*(opened[uri] for uri in opened if uri in named), *stores], hidden)
     traffics = [
         Traffic(file, {name: opened[uri] for name, uri in (file.settings.models | file.settings.shadows).items()})
         for file in files
@@ -160,7 +162,9 @@ def _tokens(file: Path | None) -> list[str]:
 
 def _end_with_parent() -> None:
     """End as by a signal when standard input ends: then the process that started this one is gone."""
-    sys.stdin.buffer.read()
+    # Without Python's buffer, whose lock a thread must not hold at the end of the interpreter.
+    while os.read(sys.stdin.fileno(), 1 << 16):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

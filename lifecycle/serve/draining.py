@@ -1,5 +1,6 @@
 """An ASGI server that goes on for a while after a signal, so that those who send requests learn that it ends."""
 
+import signal
 import time
 from types import FrameType
 
@@ -10,7 +11,7 @@ from mirrorspark.scoring.http_server import server_config
 
 
 class DrainingServer(Server):
-    """Answers for some seconds after the first signal, and says that it is not ready; a second one ends it at once."""
+    """Answers for some seconds after the first signal, and says that it is not ready."""
 
     def __init__(self, application: ASGIApp, *, drain_seconds: float, last_seconds: int) -> None:
         """Create the server.
@@ -29,7 +30,9 @@ class DrainingServer(Server):
         return self._drained_at > 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain, or end if that has begun; uvicorn calls this."""
+        """Begin to drain; a second SIGINT ends at once. uvicorn calls this."""
+        if self.is_draining and sig != signal.SIGINT:
+            return
         super().handle_exit(sig, frame)
         if not self.is_draining:
             self._drained_at = time.monotonic() + self._drain_seconds

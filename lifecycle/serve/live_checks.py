@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# A difference of means that chance explains in one comparison of 700.
-_DEVIATIONS = 3.0
+# Deviations of a difference of means that count as chance. The last requests are compared every second, so that a bound
+# for a single look would stop a good variant within hours.
+_DEVIATIONS = 5.0
 
 
 @dataclass(frozen=True)
 class LiveChecks:
-    """What a variant must keep to answer; of each bound, None is no bound.
+    """Limits for a variant; a variant beyond one is stopped. None is no limit.
 
     Attributes:
         window: Last requests of a variant that are looked at.
@@ -91,20 +92,22 @@ class Measured:
     score_error: float
 
 
-def fault(variant: Measured, control: Measured, checks: LiveChecks) -> str | None:
-    """Return in words what a variant does not keep; None if it may go on, or too little is known."""
+def broken_check(variant: Measured, control: Measured, checks: LiveChecks) -> str | None:
+    """Return in words which check a variant does not pass; None if it passes all, or too little is known.
+
+    Both share the processor and the queue, so a limit that the control is beyond, too, is not the variant's fault.
+    """
     if variant.requests < checks.min_requests:
         return None
-    if checks.failures_at_most is not None and variant.failures > checks.failures_at_most:
-        return (
-            f"{variant.failures:.1%} of {variant.requests} requests failed, at most {checks.failures_at_most:.1%} may"
-        )
-    if checks.p99_ms is not None and variant.p99_ms > checks.p99_ms:
-        return (
-            f"99 % of {variant.requests} requests took up to {variant.p99_ms:.1f} ms, at most {checks.p99_ms:g} may be"
-        )
-    if checks.score_change_at_most is None or control.requests < checks.min_requests:
+    failures, p99_ms = checks.failures_at_most, checks.p99_ms
+    if failures is not None and variant.failures > failures and not control.failures > failures:
+        return f"{variant.failures:.1%} of {variant.requests} requests failed, at most {failures:.1%} may"
+    if p99_ms is not None and variant.p99_ms > p99_ms and not control.p99_ms > p99_ms:
+        return f"99 % of {variant.requests} requests took up to {variant.p99_ms:.1f} ms, at most {p99_ms:g} may be"
+    if checks.score_change_at_most is None or control.requests < checks.min_requests or math.isnan(control.score):
         return None
+    if math.isnan(variant.score):
+        return f"{variant.requests} requests have no score that is a number, and those of the control have"
     change = abs(variant.score - control.score)
     by_chance = _DEVIATIONS * math.hypot(variant.score_error, control.score_error)
     if change > checks.score_change_at_most + by_chance:

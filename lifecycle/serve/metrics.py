@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from mirrorspark.lifecycle.serve.sources import Source
@@ -27,7 +27,7 @@ class Metrics:
 
         Args:
             sources: The models.
-            traffics: What divides requests.
+            traffics: How requests are divided.
             waiting_rows: Returns the number of rows that wait.
         """
         self._registry = CollectorRegistry()
@@ -56,6 +56,9 @@ class Metrics:
         self.shadow_skipped = Counter(
             "mirrorspark_shadow_skipped", "Requests that shadows left out.", ["traffic"], registry=self._registry
         )
+        self.exposures_lost = Counter(
+            "mirrorspark_exposures_lost", "Exposures that were not written.", ["traffic"], registry=self._registry
+        )
         self.shadow_difference = histogram(
             "shadow_difference", "How far a shadow's score of a row is from the answer's.", "shadow", _DIFFERENCES
         )
@@ -65,8 +68,8 @@ class Metrics:
         yield GaugeMetricFamily("mirrorspark_queue_rows", "Rows that wait.", value=self._waiting_rows())
         labels = ["model", "source", "version"]
         versions = GaugeMetricFamily("mirrorspark_model_info", "The version that answers.", labels=labels)
-        loads = CounterMetricFamily("mirrorspark_model_loads", "Versions that were loaded.", labels=["source"])
-        failures = CounterMetricFamily(
+        loads = GaugeMetricFamily("mirrorspark_model_loads", "Versions that were loaded.", labels=["source"])
+        failures = GaugeMetricFamily(
             "mirrorspark_model_failures", "Look-ups and versions that failed.", labels=["source"]
         )
         for one in self._sources:

@@ -14,6 +14,8 @@ from socket import socket
 LISTENER_FLAG = "--listener"
 """Flag of a process that serves on a socket that it has got, and that ends when its standard input does."""
 
+_LISTENING = b"listening on "
+
 _LOGGER = logging.getLogger(__name__)
 # A process that dies sooner waits before it is started anew, longer each time.
 _SOUND_SECONDS, _LONGEST_WAIT_SECONDS = 30.0, 30.0
@@ -54,30 +56,34 @@ class _Group:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._is_ending.set)
         ready = [asyncio.Event() for _ in range(count)]
-        tasks = [asyncio.create_task(self._keep(one)) for one in ready]
-        told = asyncio.create_task(self._tell(ready))
+        tasks = [asyncio.create_task(self._keep_alive(one)) for one in ready]
+        announcing = asyncio.create_task(self._announce(ready))
         statuses = await asyncio.gather(*tasks)
-        told.cancel()
+        announcing.cancel()
         return max(statuses)
 
-    async def _tell(self, ready: Sequence[asyncio.Event]) -> None:
+    async def _announce(self, ready: Sequence[asyncio.Event]) -> None:
         for one in ready:
             await one.wait()
         self._has_served = True
         host, port = self._listener.getsockname()[:2]
         print(f"listening on http://{host}:{port} with {len(ready)} processes", flush=True)
 
-    async def _keep(self, ready: asyncio.Event) -> int:
+    async def _keep_alive(self, ready: asyncio.Event) -> int:
         """Keep one process alive, and return the status of the group as far as this one decides it."""
         wait_seconds = 0.0
         while not self._is_ending.is_set():
             began = time.monotonic()
-            status = await self._run(ready)
+            try:
+                status = await self._run(ready)
+            except OSError as error:  # no memory or descriptor is left; the others go on
+                _LOGGER.error("a process cannot be started: %s", error)  # noqa: TRY400 - no fault of the code
+                status = 1
             if self._is_ending.is_set():
                 break
             if not self._has_served:
                 self._is_ending.set()
-                return status or 1
+                return 128 - status if status < 0 else status or 1
             is_sound = time.monotonic() - began > _SOUND_SECONDS
             wait_seconds = 0.0 if is_sound else min(wait_seconds * 2 + 1, _LONGEST_WAIT_SECONDS)
             _LOGGER.error("a process has ended with status %s; another one begins in %g s", status, wait_seconds)
@@ -89,11 +95,17 @@ class _Group:
         """Run a process to its end, and return its status."""
         pipe = asyncio.subprocess.PIPE
         process = await asyncio.create_subprocess_exec(
-            *self._command, stdin=pipe, stdout=pipe, env=self._environment, pass_fds=[self._listener.fileno()]
+            *self._command,
+            stdin=pipe,
+            stdout=pipe,
+            env=self._environment,
+            pass_fds=[self._listener.fileno()],
+            # A signal to the group of this process must not come to it twice.
+            start_new_session=True,
         )
         ended = asyncio.create_task(process.wait())
         ending = asyncio.create_task(self._is_ending.wait())
-        reading = asyncio.create_task(_hear(process, ready))
+        reading = asyncio.create_task(_read_output(process, ready))
         try:
             await asyncio.wait([ended, ending], return_when=asyncio.FIRST_COMPLETED)
             if not ended.done():
@@ -101,15 +113,25 @@ class _Group:
                 await asyncio.wait([ended], timeout=self._last_seconds)
         finally:
             ending.cancel()
-            reading.cancel()
             if not ended.done():
                 process.kill()
             status = await ended
+            # What is left is there already, unless a child of the process holds the pipe.
+            await asyncio.wait([reading], timeout=1.0)
+            reading.cancel()
         return status
 
 
-async def _hear(process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
-    """Set ``ready`` with the first line of a process, which says that it listens."""
+async def _read_output(process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
+    """Set ``ready`` when a process says that it listens, and pass on whatever else it prints, to its end."""
     assert process.stdout is not None  # noqa: S101 - a pipe
-    if await process.stdout.readline():
-        ready.set()
+    rest = b""
+    # A process whose pipe nobody reads would stop at its next print.
+    while chunk := await process.stdout.read(1 << 16):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.startswith(_LISTENING):
+                ready.set()
+            else:
+                print(line.decode(errors="replace"), file=sys.stderr, flush=True)
+        rest = rest[-(1 << 16) :]

@@ -1,4 +1,4 @@
-"""What the server asks of whatever answers: a version of a model, or a store of rows."""
+"""The interface of what the server can serve: a version of a model, or a store of rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class CheckedRows:
 
 
 class Servable(Protocol):
-    """What answers. Thread-safe.
+    """A version of a model, or a store of rows. Thread-safe.
 
     Attributes:
         name: What requests call it.

@@ -27,8 +27,8 @@ _LOGGER = logging.getLogger(__name__)
 _NOT_KNOWN = ""
 # Statuses that may be the version's fault: another one may answer the same request.
 _MAY_BE_THE_VERSIONS = (400, 500)
-# Shadows compute only while this share of the queue is free, and so many requests at once.
-_SHADOW_QUEUE_SHARE, _MOST_SHADOWED = 0.9, 64
+# Requests that wait for shadows; further ones are left out.
+_MOST_SHADOWED = 64
 
 
 @dataclass(frozen=True)
@@ -69,32 +69,33 @@ class Call:
         request: The request.
         deadline: When its time is over, in the seconds of the event loop.
         is_fixed: Whether ``source`` was chosen in advance, whatever the path names.
+        is_shadow: Whether nobody waits for the answer.
         source: The source that answers.
         model: The version that answers; it stays the same although the source may change.
-        traffic: What divides the requests for the name that the path has, or None.
-        variant: The variant that the request's unit has, or None.
+        traffic: The division of the requests for the name in the path, or None.
+        unit: The unit in the request's header, or None.
+        variant: The variant of the unit, or None.
         content: The body, once it has arrived.
+        arrived: When it had, in the seconds of ``time.perf_counter``.
         outputs: What was computed, or None.
     """
 
     request: Request
     deadline: float
     is_fixed: bool = False
+    is_shadow: bool = False
     source: Source | None = None
     model: Servable | None = None
     traffic: Traffic | None = None
+    unit: str | None = None
     variant: Variant | None = None
     content: bytes | None = None
+    arrived: float = 0.0
     outputs: Outputs | None = None
 
-    @property
-    def unit(self) -> str | None:
-        """The unit in the header that the traffic asks for."""
-        return self.request.headers.get(self.traffic.file.settings.unit_header) if self.traffic else None
-
-    def again(self, source: Source, deadline: float) -> "Call":
+    def again(self, source: Source, deadline: float, *, is_shadow: bool = False) -> "Call":
         """Return the same request, to be answered by a certain source."""
-        return Call(self.request, deadline, is_fixed=True, source=source, content=self.content)
+        return Call(self.request, deadline, is_fixed=True, is_shadow=is_shadow, source=source, content=self.content)
 
 
 Handler: TypeAlias = Callable[[Call], Awaitable[dict[str, Any]]]
@@ -105,7 +106,7 @@ class Service:
     """The models, and what all requests share.
 
     Attributes:
-        traffics: What divides the requests for some names.
+        traffics: How the requests for some names are divided between versions.
         is_draining: Returns whether the server is about to end: it answers, but says that it is not ready.
     """
 
@@ -115,11 +116,14 @@ class Service:
     is_draining: Callable[[], bool] = lambda: False
     traffics: Mapping[str, Traffic] = field(default_factory=dict)
     batcher: Batcher = field(init=False)
+    shadow_batcher: Batcher = field(init=False)
     metrics: Metrics = field(init=False)
 
     def __post_init__(self) -> None:
         self.batcher = Batcher(self.batch_limits, self._on_batch)
         self.metrics = Metrics(self.sources.all, self.traffics.values(), lambda: self.batcher.waiting_rows)
+        # A thread of their own: a slow shadow must not delay an answer.
+        self.shadow_batcher = Batcher(BatchLimits(self.batch_limits.most_rows), lambda batch: None)
         self._shadowed: set[asyncio.Task[None]] = set()
 
     def endpoint(self, protocol: str, handle: Handler) -> Callable[[Request], Awaitable[Response]]:
@@ -130,7 +134,7 @@ class Service:
             call = Call(request, asyncio.get_running_loop().time() + self.limits.seconds)
             response = await self._response(call, handle)
             if call.traffic is not None:
-                response = await self._as_divided(call, handle, response, begin)
+                response = await self._as_divided(call, handle, response)
             model = call.model
             if model is not None:
                 response.headers[NAME_HEADER], response.headers[VERSION_HEADER] = model.name, model.version
@@ -164,6 +168,7 @@ class Service:
             name, version, label = path["name"], path.get("version"), path.get("label")
             if name in self.traffics and version is None and label is None:
                 call.traffic = self.traffics[name]
+                call.unit = _unit_of(call.request, call.traffic.file.settings.unit_header)
                 call.variant = call.traffic.variant_of(call.unit)
                 call.source = (call.variant or call.traffic.control).source
             else:
@@ -176,34 +181,36 @@ class Service:
         """Return all that may answer for the name of a bound request."""
         return list(call.traffic.sources) if call.traffic else self.sources.of(call.request.path_params["name"])
 
-    async def _as_divided(self, call: Call, handle: Handler, response: Response, begin: float) -> Response:
-        """Return the response of a request for a divided name, and take note of what the variant did.
+    async def _as_divided(self, call: Call, handle: Handler, response: Response) -> Response:
+        """Return the response of a request for a divided name, and count what its variant did.
 
         Where a variant fails and the control does not, the control's answer is returned.
         """
-        traffic, model = call.traffic, call.model
-        if traffic is None or model is None:
-            return response
-        variant = call.variant or traffic.control
-        status = response.status_code
-        if variant is not traffic.control and status in _MAY_BE_THE_VERSIONS:
+        traffic, variant, model = call.traffic, call.variant, call.model
+        if traffic is None or model is None or call.content is None:
+            return response  # nothing was asked of a model
+        seconds, has_failed = time.perf_counter() - call.arrived, response.status_code >= 500
+        if variant is not None and variant is not traffic.control and response.status_code in _MAY_BE_THE_VERSIONS:
             again = call.again(traffic.control.source, call.deadline)
             response = await self._response(again, handle)
-            if status == 400 and response.status_code == 400:
-                return response  # the request's own fault
-            call.model, call.outputs = again.model, again.outputs
-        if call.outputs is None and status < 500:
-            return response  # nothing was asked of the model
-        seconds = time.perf_counter() - begin
-        has_failed = status >= 500 or (status == 400 and response.status_code == 200)
-        self._add(traffic, variant, model, seconds, None if has_failed else call.outputs)
+            if again.outputs is None:
+                return response  # whose fault it was is not known
+            call.model, call.outputs, has_failed = again.model, again.outputs, True
+        if variant is not None and (has_failed or call.outputs is not None):
+            self._add(traffic, variant, model, seconds, None if has_failed else call.outputs)
         if response.status_code == 200 and call.outputs is not None:
-            if call.variant is not None and call.unit is not None and call.model is not None:
-                traffic.log_exposure(call.unit, call.variant, call.model)
-                response.headers[VARIANT_HEADER] = call.variant.name
+            self._tell_exposure(call, response)
             for shadow in traffic.shadows.values():
                 self._begin_shadow(call, handle, shadow, traffic)
         return response
+
+    def _tell_exposure(self, call: Call, response: Response) -> None:
+        """Write down that the request's unit has its variant, and say so in the answer's head."""
+        if call.traffic is None or call.variant is None or call.unit is None or call.model is None:
+            return
+        if not call.traffic.log_exposure(call.unit, call.variant, call.model):
+            self.metrics.exposures_lost.labels(call.traffic.name).inc()
+        response.headers[VARIANT_HEADER] = call.variant.name
 
     def _add(
         self, traffic: Traffic, variant: Variant, model: Servable, seconds: float, outputs: Outputs | None
@@ -214,8 +221,7 @@ class Service:
         self.metrics.variant_requests.labels(traffic.name, variant.name, model.version, outcome).inc()
 
     def _begin_shadow(self, call: Call, handle: Handler, shadow: Variant, traffic: Traffic) -> None:
-        most = self.batch_limits.most_waiting_rows * (1 - _SHADOW_QUEUE_SHARE)
-        if len(self._shadowed) >= _MOST_SHADOWED or self.batcher.waiting_rows > most:
+        if len(self._shadowed) >= _MOST_SHADOWED:
             self.metrics.shadow_skipped.labels(traffic.name).inc()
             return
         task = asyncio.create_task(self._shadow(call, handle, shadow, traffic))
@@ -224,7 +230,8 @@ class Service:
 
     async def _shadow(self, call: Call, handle: Handler, shadow: Variant, traffic: Traffic) -> None:
         begin = time.perf_counter()
-        again = call.again(shadow.source, asyncio.get_running_loop().time() + self.limits.seconds)
+        deadline = asyncio.get_running_loop().time() + self.limits.seconds
+        again = call.again(shadow.source, deadline, is_shadow=True)
         response = await self._response(again, handle)
         if response.status_code == 429 or again.model is None:
             return
@@ -238,9 +245,9 @@ class Service:
         Raises:
             RequestError: There is no room in the queue (429), the body is too large (413) or too slow (408).
         """
-        self.batcher.check_room()
         if call.content is not None:
             return call.content
+        self.batcher.check_room()
         length = call.request.headers.get("content-length", "")
         if length.isdigit() and int(length) > self.limits.body_bytes:
             raise self._too_large()
@@ -254,7 +261,7 @@ class Service:
                     parts.append(part)
         except TimeoutError:
             raise RequestError(408, f"the body did not arrive within {self.limits.seconds:g} s") from None
-        call.content = b"".join(parts)
+        call.content, call.arrived = b"".join(parts), time.perf_counter()
         return call.content
 
     async def outputs(self, call: Call, model: Servable, rows: Rows) -> Outputs:
@@ -269,7 +276,8 @@ class Service:
         checked = model.checked(rows)
         try:
             async with asyncio.timeout_at(call.deadline):
-                call.outputs = await self.batcher.compute(model, checked)
+                batcher = self.shadow_batcher if call.is_shadow else self.batcher
+                call.outputs = await batcher.compute(model, checked)
         except TimeoutError:
             raise RequestError(504, f"there was no answer within {self.limits.seconds:g} s") from None
         if call.source is not None:
@@ -284,6 +292,20 @@ class Service:
         self.metrics.batch_rows.labels(name).observe(batch.rows)
         self.metrics.batch_requests.labels(name).observe(batch.requests)
         self.metrics.batch_seconds.labels(name).observe(batch.seconds)
+
+
+def _unit_of(request: Request, header: str) -> str | None:
+    """Return the unit in a header, which is a text in UTF-8.
+
+    Raises:
+        RequestError: It is not.
+    """
+    value = request.headers.get(header)
+    try:
+        # Headers are read as Latin-1, which keeps all bytes.
+        return None if value is None else value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        raise RequestError(400, f"the header {header} is no text in UTF-8") from None
 
 
 def json_response(content: Any, status: int = 200) -> Response:

@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.servable import Servable, label_of
-from mirrorspark.lifecycle.serve.stored_rows import StoredRows
+from mirrorspark.lifecycle.serve.stored_rows import StoredRows, identity
 from mirrorspark.scoring.model.cache import freeze_gc
 from mirrorspark.scoring.model.directory import PinnedModel
 
@@ -145,8 +145,11 @@ class ModelSource(Source):
         return model
 
 
+@dataclass(kw_only=True)
 class StoreSource(Source):
-    """A store of rows, which looks for a newer file itself."""
+    """A store of rows; a file that replaces it is opened and verified beside the old one."""
+
+    _refused_digest: str = ""
 
     @classmethod
     def open(cls, name: str, file: str) -> "StoreSource":
@@ -155,17 +158,21 @@ class StoreSource(Source):
         Raises:
             FileNotFoundError, StoreError: There is no store in the file, or it is damaged.
         """
-        store = StoredRows(name, file)
-        store.warm_up()
-        return cls(file, store)
+        return cls(file, StoredRows(name, file))
 
     async def refresh(self) -> None:
-        """Take note of why a newer file is not in use, if there is one."""
-        assert isinstance(self.model, StoredRows)  # noqa: S101 - open() made it
-        if reason := self.model.refused:
-            self._refuse("", reason)
-        else:
-            self.refused = None
+        """Let the store answer that is in the file now; if it is none, the old one goes on."""
+        digest = ""
+        try:
+            digest = await asyncio.to_thread(identity, self.uri)
+            if digest == self.model.digest:
+                self.refused = None
+            elif digest != self._refused_digest:  # verifying reads the whole file
+                self.model, self.refused = await asyncio.to_thread(StoredRows, self.model.name, self.uri), None
+                self.loads += 1
+        except (OSError, ValueError) as error:
+            self._refused_digest = digest
+            self._refuse("", str(error))
 
 
 async def in_daemon_thread(function: Callable[[str], PinnedModel], uri: str) -> PinnedModel:
@@ -189,19 +196,20 @@ async def in_daemon_thread(function: Callable[[str], PinnedModel], uri: str) -> 
 class Sources:
     """All models of a server, by name, version and label. The first source of a name is what answers for the name."""
 
-    def __init__(self, sources: Iterable[Source]) -> None:
-        """Take the sources.
+    def __init__(self, sources: Iterable[Source], hidden: Iterable[Source] = ()) -> None:
+        """Take the sources, and those which no request can name.
 
         Raises:
             ValueError: There is none, or two have the same name and alias.
         """
-        self.all = tuple(sources)
+        self._named = tuple(sources)
+        self.all = (*self._named, *hidden)
         if not self.all:
             raise ValueError(
                 "there is nothing to serve; name a model with --model, a store with --store, or a file with --traffic"
             )
         # A version that stays has no alias, and is told from others by its number.
-        places = [f"{one.model.name}@{one.alias}" if one.alias else label_of(one.model) for one in self.all]
+        places = [f"{one.model.name}@{one.alias}" if one.alias else label_of(one.model) for one in self._named]
         if twice := sorted({place for place in places if places.count(place) > 1}):
             raise ValueError(f"the models {twice} are given twice; give each name and alias once")
 
@@ -211,9 +219,9 @@ class Sources:
         Raises:
             RequestError: There is none.
         """
-        found = [one for one in self.all if one.model.name == name]
+        found = [one for one in self._named if one.model.name == name]
         if not found:
-            known = sorted({one.model.name for one in self.all})
+            known = sorted({one.model.name for one in self._named})
             raise RequestError(404, f"model '{name}' is not served here; there is {known}")
         return found
 

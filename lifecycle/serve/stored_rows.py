@@ -23,7 +23,7 @@ _INT64 = range(-(2**63), 2**63)
 
 
 class StoredRows:
-    """The rows of a store. A file that replaces the store's is used within seconds, if it is sound.
+    """The rows of a store as it is now, whatever replaces its file later.
 
     Its one input is the key. Its outputs are the other columns, and ``is_fallback``.
     """
@@ -40,7 +40,9 @@ class StoredRows:
         Raises:
             FileNotFoundError, StoreError: As for :meth:`PrecomputedScores.open`.
         """
-        self._scores = PrecomputedScores.open(file)
+        # In this order: a file that comes in between is noticed later.
+        self._digest = identity(file)
+        self._scores = PrecomputedScores(file, follows=False)
         metadata = self._scores.metadata
         self.name = name
         self.labels: Mapping[str, Sequence[str]] = {}
@@ -57,13 +59,8 @@ class StoredRows:
 
     @property
     def digest(self) -> str:
-        """As ``version``: each store has its own."""
-        return self.version
-
-    @property
-    def refused(self) -> str | None:
-        """Why the newest file is not in use; None where it is."""
-        return self._scores.refused
+        """What tells its file from any other one."""
+        return self._digest
 
     def checked(self, rows: Rows) -> CheckedRows:
         """Return the keys.
@@ -94,7 +91,7 @@ class StoredRows:
         answers: list[Outputs | Exception] = []
         for request, of in zip(requests, keys, strict=True):
             rows = [next(found) for _ in of]
-            unknown = [f"{request.name(row)}: key {of[row]!r}" for row, one in enumerate(rows) if one is None]
+            unknown = [f"{request.name(row)}: key {shown(of[row])}" for row, one in enumerate(rows) if one is None]
             if unknown:
                 message = f"{problems_text(unknown)} is unknown, and the store has no fallback"
                 answers.append(RequestError(404, message))
@@ -116,3 +113,13 @@ class StoredRows:
         if self._is_integer:
             return type(key) is int and key in _INT64
         return isinstance(key, str)
+
+
+def identity(file: str | Path) -> str:
+    """Return what changes when a file is replaced.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    found = Path(file).stat()
+    return f"{found.st_dev}-{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"

@@ -1,7 +1,6 @@
 """Requests for one name, divided between versions: variants by an experiment, shadows, and the end of a bad variant."""
 
 import asyncio
-import hashlib
 import json
 import logging
 import logging.handlers
@@ -15,9 +14,10 @@ from filelock import FileLock
 
 from mirrorspark.lifecycle.experiments.assignment import assign
 from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, ExperimentError
+from mirrorspark.lifecycle.experiments.exposures import exposure
 from mirrorspark.lifecycle.pipeline.alerts import Alert, AlertError, send
 from mirrorspark.lifecycle.serve.errors import RequestError
-from mirrorspark.lifecycle.serve.live_checks import Window, fault
+from mirrorspark.lifecycle.serve.live_checks import Measured, Window, broken_check
 from mirrorspark.lifecycle.serve.servable import Outputs, Servable, label_of
 from mirrorspark.lifecycle.serve.sources import Source
 from mirrorspark.lifecycle.serve.traffic_settings import TrafficError, TrafficFile
@@ -29,7 +29,7 @@ _SECONDS = 1.0
 _LOCK_SECONDS = 10.0
 
 
-@dataclass
+@dataclass(eq=False)
 class Variant:
     """One of the models that the requests for a name are divided between.
 
@@ -49,10 +49,18 @@ class Variant:
 
     def add(self, model: Servable, seconds: float, outputs: Outputs | None) -> None:
         """Take a request that ``model`` answered; without outputs it has failed."""
-        if self._model is not self.source.model:
-            self._model, self.window = self.source.model, Window(self.window.most)
+        self._forget_former_version()
         if model is self._model:
             self.window.add(seconds, has_failed=outputs is None, scores=scores_of(outputs or {}))
+
+    def measured(self) -> Measured:
+        """Return what the last requests of the version of now were."""
+        self._forget_former_version()
+        return self.window.measured()
+
+    def _forget_former_version(self) -> None:
+        if self._model is not self.source.model:
+            self._model, self.window = self.source.model, Window(self.window.most)
 
 
 class Traffic:
@@ -71,9 +79,11 @@ class Traffic:
         self.shadows = {name: Variant(name, sources[name], Window(window)) for name in file.settings.shadows}
         exposures = file.settings.exposures
         self._log = ExposureLog(file.path.parent / exposures) if exposures else None
-        self._stopped: dict[str, str] = {}
+        # Reasons by digest: those in the file, and those that could not be written there.
+        self._stopped: Mapping[str, Any] = self._stopped_versions()
+        self._unwritten: dict[str, Any] = {}
+        self._stamp = file.stamp()
         self._problem = ""
-        self._read_stopped()
 
     @property
     def name(self) -> str:
@@ -97,8 +107,9 @@ class Traffic:
         yield from (one.source for one in self.variants.values() if one is not self.control)
 
     def is_stopped(self, variant: Variant) -> bool:
-        """Return whether the variant's version of now must not answer."""
-        return variant.source.model.digest in self._stopped
+        """Return whether the variant's version of now must not answer; the control always may."""
+        digest = variant.source.model.digest
+        return variant is not self.control and (digest in self._stopped or digest in self._unwritten)
 
     def variant_of(self, unit: str | None) -> Variant | None:
         """Return the variant of a unit.
@@ -119,39 +130,69 @@ class Traffic:
             return None
         return self.variants[name]
 
-    def log_exposure(self, unit: str, variant: Variant, model: Servable) -> None:
-        """Write down that a unit got an answer as a member of a variant; ``model`` is what computed it."""
-        if self._log is not None:
-            self._log.add(unit, self.experiment, variant.name, label_of(model))
+    def log_exposure(self, unit: str, variant: Variant, model: Servable) -> bool:
+        """Write down that a unit got an answer as a member of a variant, and return whether that was possible.
+
+        Args:
+            unit: The unit.
+            variant: Its variant.
+            model: What computed the answer: the control, where the variant has failed.
+        """
+        return self._log is None or self._log.add(unit, self.experiment, variant.name, label_of(model))
 
     async def watch(self) -> None:
         """Look every second at the file, at what other processes have stopped, and at the variants, until cancelled."""
         while True:
             await asyncio.sleep(_SECONDS)
-            try:
-                self._read_changes()
-                await self.check()
-            except Exception:
-                # Files and alerts may fail in any way; requests are answered as before.
-                _LOGGER.exception("the traffic of %s was not looked at", self.name)
+            # Files may be on a disk that is slow, and the event loop must not wait for it.
+            await asyncio.to_thread(self.look_at_files)
+            await self.check()
+
+    def look_at_files(self) -> None:
+        """Take what other processes have stopped, and other weights or checks; the log says what cannot be taken."""
+        try:
+            changed, stopped = self._changed_file(), self._stopped_versions()
+        except (ValueError, OSError) as error:
+            if (problem := one_line(error)) != self._problem:
+                _LOGGER.warning("the traffic of %s stays as it is: %s", self.name, problem)
+            self._problem = problem
+            return
+        self._problem = ""
+        if changed is not None:
+            _LOGGER.info("%s has the shares %s now", self.name, changed.experiment.shares)
+            self.file = changed
+        self._take_stopped(stopped)
+
+    def _take_stopped(self, stopped: Mapping[str, Any]) -> None:
+        before = [variant for variant in self.variants.values() if self.is_stopped(variant)]
+        self._stopped = stopped
+        for variant in before:
+            if not self.is_stopped(variant):  # somebody lets it answer again: what it was does not count
+                variant.window = Window(variant.window.most)
 
     async def check(self) -> None:
-        """Stop each variant that does not keep what it must, and tell so."""
-        control = self.control.window.measured()
+        """Stop each variant that does not pass its checks, and send alerts."""
+        control = self.control.measured()
         for variant in self.variants.values():
             if variant is self.control or self.is_stopped(variant):
                 continue
-            if reason := fault(variant.window.measured(), control, self.file.settings.checks):
+            if reason := broken_check(variant.measured(), control, self.file.settings.checks):
                 await self._stop(variant, reason)
 
     async def _stop(self, variant: Variant, reason: str) -> None:
         model = variant.source.model
-        # From here on its units get the control's answers, whatever happens to the file and to the alert.
-        self._stopped[model.digest] = reason
         text = f"{label_of(model)} no longer answers as variant '{variant.name}' of {self.name}: {reason}"
-        _LOGGER.error("%s", text)
         facts = {"name": self.name, "variant": variant.name, "version": label_of(model), "reason": reason}
-        await asyncio.to_thread(self._record_stopped, model.digest, facts)
+        # From here on its units get the control's answers, whatever happens to the file and to the alert.
+        self._unwritten[model.digest] = facts
+        _LOGGER.error("%s", text)
+        try:
+            await asyncio.to_thread(self._record_stopped, model.digest, facts)
+            self._stopped = {**self._stopped, model.digest: facts}
+            del self._unwritten[model.digest]
+        except (ValueError, OSError) as error:
+            text += f". This could not be written down for other processes: {one_line(error)}"
+            _LOGGER.error("%s", text)  # noqa: TRY400 - its message is whole
         alert = Alert(f"{self.name}: variant '{variant.name}' was stopped", text, facts)
         try:
             await asyncio.to_thread(send, alert, self.file.settings.alerts)
@@ -178,28 +219,28 @@ class Traffic:
             raise TrafficError(f"{self._stopped_file} holds no stopped versions; mend it, or delete it")
         return found
 
-    def _read_stopped(self) -> None:
-        self._stopped |= {digest: str(facts.get("reason")) for digest, facts in self._stopped_versions().items()}
+    def _changed_file(self) -> TrafficFile | None:
+        """Return the file as it is now, or None if it is as before.
 
-    def _read_changes(self) -> None:
-        self._read_stopped()
-        try:
-            file = TrafficFile.load(self.file.path)
-            if file.text == self.file.text:
-                return
-            if (file.settings.name, file.settings.models, file.settings.shadows) != (
-                self.name,
-                self.file.settings.models,
-                self.file.settings.shadows,
-            ):
-                raise TrafficError(f"{file.path} has other models than before; start the server anew")
-        except (ValueError, OSError) as error:
-            if (problem := one_line(error)) != self._problem:
-                _LOGGER.warning("the traffic of %s stays as it is: %s", self.name, problem)
-            self._problem = problem
-            return
-        _LOGGER.info("%s has the shares %s now", self.name, file.experiment.shares)
-        self.file, self._problem = file, ""
+        Raises:
+            TrafficError: It asks for what needs a new start; it makes no sense.
+            ExperimentError: So says its experiment.
+            OSError: It cannot be read.
+        """
+        stamp = self.file.stamp()
+        if stamp == self._stamp:
+            return None
+        file, old = TrafficFile.load(self.file.path), self.file
+        fixed = ("name", "models", "shadows", "exposures", "unit_header")
+        changed = [name for name in fixed if getattr(file.settings, name) != getattr(old.settings, name)]
+        if file.experiment.control != old.experiment.control:
+            changed.append("control (the first variant)")
+        if file.settings.checks.window != old.settings.checks.window:
+            changed.append("window")
+        if changed:
+            raise TrafficError(f"{file.path} has another {', '.join(changed)} than before; start the server anew")
+        self._stamp = stamp
+        return None if file.text == old.text else file
 
 
 class ExposureLog:
@@ -211,25 +252,29 @@ class ExposureLog:
         Raises:
             OSError: It cannot be written.
         """
-        self._handler = logging.handlers.WatchedFileHandler(path, encoding="utf-8")
+        self._handler = _Handler(path, encoding="utf-8")
 
-    def add(self, unit: str, experiment: Experiment, variant: str, model_version: str) -> None:
-        """Write a line: the columns of the exposure log (``ms.EXPOSURE_COLUMNS``)."""
-        now = datetime.now(UTC)
-        micros = int(now.timestamp()) * 1_000_000 + now.microsecond
-        # As log_exposures makes it.
-        event_id = hashlib.sha256(f"{experiment.name}:{unit}:{micros}".encode()).hexdigest()
-        line = {
-            "event_id": event_id,
-            "unit": unit,
-            "experiment": experiment.name,
-            "variant": variant,
-            "weight": experiment.shares[variant],
-            "model_version": model_version,
-            "time": now.isoformat(timespec="microseconds"),
-        }
-        text = json.dumps(line, ensure_ascii=False)
-        self._handler.handle(logging.LogRecord(__name__, logging.INFO, "", 0, text, None, None))
+    def add(self, unit: str, experiment: Experiment, variant: str, model_version: str) -> bool:
+        """Write a line, and return whether that was possible; the first failure of a row is logged."""
+        line = exposure(unit, experiment, variant, model_version, datetime.now(UTC))
+        self._handler.has_failed = False
+        record = logging.LogRecord(__name__, logging.INFO, "", 0, json.dumps(line, ensure_ascii=False), None, None)
+        try:
+            self._handler.handle(record)
+        except OSError:  # a file that was moved away cannot be opened anew
+            self._handler.handleError(record)
+        return not self._handler.has_failed
+
+
+class _Handler(logging.handlers.WatchedFileHandler):
+    has_failed = False
+    _is_told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Take note of a line that was not written; logging calls this in an exception."""
+        if not self._is_told:
+            _LOGGER.exception("exposures cannot be written to %s", self.baseFilename)
+        self.has_failed = self._is_told = True
 
 
 def scores_of(outputs: Outputs) -> list[float]:

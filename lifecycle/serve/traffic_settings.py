@@ -1,4 +1,4 @@
-"""The file that divides the requests for a name between versions: variants, shadows, and what a variant must keep."""
+"""The file that divides the requests for a name between versions: variants, shadows, and limits for variants."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,10 +27,10 @@ class TrafficSettings:
         name: What clients ask for.
         models: URI of the model by variant, for each variant of the experiment.
         shadows: URI by name of models that compute every request, too; their answers go to nobody.
-        checks: What a variant other than the control must keep.
+        checks: Limits for variants other than the control.
         unit_header: Header of a request with the unit, such as a user's id. Without it, the control answers.
         exposures: File that gets a line of JSON for each answer with a variant: the columns of the exposure log.
-        alerts: Who hears of a variant that was stopped: ``log``, ``https://…``, ``mailto:…``.
+        alerts: Where a message goes when a variant is stopped: ``log``, ``https://…``, ``mailto:…``.
     """
 
     name: str
@@ -44,12 +44,23 @@ class TrafficSettings:
 
 @dataclass(frozen=True)
 class TrafficFile:
-    """The settings and the experiment of a file, and the text of both, by which a change is noticed."""
+    """The settings and the experiment of a file, the text of both, and the experiment's own file if there is one."""
 
     path: Path
     text: str
     settings: TrafficSettings
     experiment: Experiment
+
+    experiment_path: Path | None
+
+    def stamp(self) -> tuple[object, ...]:
+        """Return what changes with the files.
+
+        Raises:
+            OSError: One of them is gone.
+        """
+        paths = [self.path, self.experiment_path] if self.experiment_path else [self.path]
+        return tuple((found.st_mtime_ns, found.st_size, found.st_ino) for found in (path.stat() for path in paths))
 
     @classmethod
     def load(cls, path: Path) -> "TrafficFile":
@@ -70,8 +81,9 @@ class TrafficFile:
         if unknown := sorted(set(map(str, values)) - set(_FIELDS)):
             raise TrafficError(f"{path} sets unknown fields {unknown}; known are {list(_FIELDS)}")
         experiment = values.pop("experiment")
-        if isinstance(experiment, str):
-            found = Experiment.load(path.parent / experiment)
+        experiment_path = path.parent / experiment if isinstance(experiment, str) else None
+        if experiment_path is not None:
+            found = Experiment.load(experiment_path)
             text += str(found.declaration())
         else:
             found = Experiment.of(experiment, path)
@@ -81,9 +93,13 @@ class TrafficFile:
                 f"{path} has models for {sorted(settings.models)}, and its experiment the variants "
                 f"{sorted(found.variants)}; give each variant its model, and other models as shadows"
             )
+        if odd := [
+            name for name in [*settings.models, *settings.shadows] if not (name.isascii() and name.isprintable())
+        ]:
+            raise TrafficError(f"{path} has the names {odd}, which headers cannot carry; use printable ASCII")
         if twice := sorted(set(settings.models) & set(settings.shadows)):
             raise TrafficError(f"{path} has {twice} as variants and as shadows; give each its own name")
-        return cls(path, text, settings, found)
+        return cls(path, text, settings, found, experiment_path)
 
 
 def _settings(values: Mapping[str, Any], path: Path) -> TrafficSettings:

@@ -70,10 +70,13 @@ class PrecomputedScores:
     to keys, or to the pages that lead to them, hides rows.
     """
 
-    def __init__(self, path: str | Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Open a store; ``clock`` is a monotonic clock in seconds."""
+    def __init__(self, path: str | Path, *, follows: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        """Open a store; ``clock`` is a monotonic clock in seconds.
+
+        Without ``follows``, the store that is open now answers also after another one has replaced its file.
+        """
         self._path = Path(path).absolute()
-        self._clock = clock
+        self._clock, self._follows = clock, follows
         self._lock = threading.Lock()
         self._store = _Store.open(self._path)
         self._next_check = clock() + _CHECK_SECONDS
@@ -179,7 +182,7 @@ class PrecomputedScores:
     def _current(self) -> "_Store":
         """Return the open store; the caller holds the lock."""
         now = self._clock()
-        if now >= self._next_check and not self._is_closed:
+        if self._follows and now >= self._next_check and not self._is_closed:
             self._next_check = now + _CHECK_SECONDS
             self._look_for_replacement()
         return self._store

@@ -70,12 +70,20 @@ def test_both_protocols_have_the_predictors_scores(flights_model: Path) -> None:
 
 def test_requests_without_the_token_are_refused(flights_model: Path, tmp_path: Path) -> None:
     (tmp_path / "tokens").write_text("first\nsecond\n")
-    with serving("--model", str(flights_model), "--token-file", str(tmp_path / "tokens")) as (port, _):
+    flags = ("--token-file", str(tmp_path / "tokens"), "--drain-seconds", "4")
+    with serving("--model", str(flights_model), *flags) as (port, process):
         path = f"/v1/models/{flights_model.name}"
         assert ask(port, "GET", path)[0] == 401
         assert ask(port, "GET", path, Authorization="Bearer third")[0] == 401
         assert ask(port, "GET", path, Authorization="Bearer second")[0] == 200
-        assert ask(port, "GET", "/v2/health/live")[0] == 200
+        assert ask(port, "GET", "/v2/health/ready")[0] == 200
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + SECONDS
+        while ask(port, "GET", "/v2/health/ready")[0] != 503:
+            assert time.monotonic() < deadline, "the server does not say that it ends"
+        # Who still sends requests is answered until a load balancer has noticed.
+        assert ask(port, "GET", path, Authorization="Bearer first")[0] == 200
+        assert process.wait(SECONDS) == 0
 
 
 def test_an_alias_that_moves_changes_the_version_without_a_failed_or_mixed_answer(tmp_path: Path) -> None:

@@ -198,4 +198,6 @@ def test_a_process_that_is_killed_is_replaced_and_all_end_together(flights_model
         after = children()
         server.send_signal(signal.SIGTERM)
         assert server.wait(SECONDS) == 0
+        assert server.stderr is not None
+        assert "Fatal" not in server.stderr.read()
         until(lambda: not any(Path(f"/proc/{one}").exists() for one in after), "a process stays behind")
