@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from google.protobuf import descriptor_pb2, json_format, message_factory, text_format, wrappers_pb2
-from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf import json_format, text_format
 
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, MIN_EXAMPLES, Gates, Threshold
+from mirrorspark.lifecycle.protos import Messages, message_class
 
-# By message and field: the type, behind * if repeated; a map has string keys and the type after the colon. What is not
-# here cannot be kept, and is refused.
-_MESSAGES: Mapping[str, Mapping[str, str]] = {
+# What is not here cannot be kept, and is refused.
+_MESSAGES: Messages = {
     "ModelSpec": {
         **dict.fromkeys(("name", "model_type", "signature_name", "label_key", "prediction_key"), "string"),
         **{"example_weight_key": "string", "is_baseline": "bool"},
@@ -60,7 +59,6 @@ _MESSAGES: Mapping[str, Mapping[str, str]] = {
     },
 }
 _DIRECTIONS = ("UNKNOWN", "LOWER_IS_BETTER", "HIGHER_IS_BETTER")
-_PACKAGE = "tensorflow_model_analysis"
 
 # Names of metrics there, as of classes or in a model, and here.
 _METRICS: Mapping[str, str] = {
@@ -115,7 +113,7 @@ def read_eval_config(file: str | Path) -> EvalConfig:
         OSError: The file cannot be read.
     """
     path = Path(file)
-    message = message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"{_PACKAGE}.EvalConfig"))()
+    message = message_class("EvalConfig", _MESSAGES, {"MetricDirection": _DIRECTIONS})()
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix in (".yaml", ".yml", ".json"):
@@ -249,43 +247,3 @@ def _measured(name: str) -> str:
     if snake not in _METRICS:
         raise EvalConfigError(f"metric {name} has a threshold and is not measured here; known are {sorted(_METRICS)}")
     return _METRICS[snake]
-
-
-def _pool() -> DescriptorPool:
-    """Return the messages as protobuf knows them. The numbers of fields have no meaning in text."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name="eval_config.proto", package=_PACKAGE, syntax="proto3", dependency=[wrappers_pb2.DESCRIPTOR.name]
-    )
-    directions = file.enum_type.add(name="MetricDirection")
-    for number, direction in enumerate(_DIRECTIONS):
-        directions.value.add(name=direction, number=number)
-    for name, fields in _MESSAGES.items():
-        message = file.message_type.add(name=name)
-        for number, (field, kind) in enumerate(fields.items(), 1):
-            _add_field(message, field, number, kind)
-    pool = DescriptorPool()
-    pool.AddSerializedFile(wrappers_pb2.DESCRIPTOR.serialized_pb)
-    pool.Add(file)
-    return pool
-
-
-def _add_field(message: Any, name: str, number: int, kind: str) -> None:
-    field = message.field.add(name=name, number=number, label=_LABELS[kind[0] in "*:"])
-    if kind.startswith(":"):
-        entry = message.nested_type.add(name="".join(part.title() for part in name.split("_")) + "Entry")
-        entry.options.map_entry = True
-        _add_field(entry, "key", 1, "string")
-        _add_field(entry, "value", 2, kind[1:])
-        field.type, field.type_name = _FIELD.TYPE_MESSAGE, entry.name
-        return
-    kind = kind.removeprefix("*")
-    if kind in ("string", "bool"):
-        field.type = _FIELD.TYPE_STRING if kind == "string" else _FIELD.TYPE_BOOL
-    else:
-        package = "google.protobuf" if kind.endswith("Value") and kind not in _MESSAGES else _PACKAGE
-        field.type = _FIELD.TYPE_ENUM if kind == "MetricDirection" else _FIELD.TYPE_MESSAGE
-        field.type_name = f".{package}.{kind}"
-
-
-_FIELD = descriptor_pb2.FieldDescriptorProto
-_LABELS = (_FIELD.LABEL_OPTIONAL, _FIELD.LABEL_REPEATED)

@@ -73,6 +73,9 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.lifecycle.experiments.replay import replay_lists as replay_lists
     from mirrorspark.lifecycle.experiments.replay import replay_policy as replay_policy
     from mirrorspark.lifecycle.experiments.replay import replay_scores as replay_scores
+    from mirrorspark.lifecycle.export.export import ExportedModel as ExportedModel
+    from mirrorspark.lifecycle.export.export import ExportError as ExportError
+    from mirrorspark.lifecycle.export.export import export_model as export_model
     from mirrorspark.lifecycle.gate.eval_config import EvalConfigError as EvalConfigError
     from mirrorspark.lifecycle.gate.eval_config import read_eval_config as read_eval_config
     from mirrorspark.lifecycle.gate.slices import Slicing as Slicing
@@ -321,6 +324,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "lifecycle.experiments.replay": ("replay_lists", "replay_policy", "replay_scores"),
     },
     "Promotion": {
+        "lifecycle.export.export": ("ExportError", "ExportedModel", "export_model"),
         "lifecycle.gate.eval_config": ("EvalConfigError", "read_eval_config"),
         "lifecycle.gate.slices": ("Slicing",),
         "lifecycle.gate.thresholds": ("Gap", "Gates", "Threshold"),

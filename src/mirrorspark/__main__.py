@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "score": Command("mirrorspark.scoring.run", "score files with a model"),
     "promotion": Command("mirrorspark.lifecycle.command", "validate a model, make it the champion, and go back"),
+    "export": Command("mirrorspark.lifecycle.export.command", "write a model for TensorFlow Serving or as ONNX"),
     "serve": Command("mirrorspark.lifecycle.serve.command", "answer online over HTTP, with a model"),
     "lookup": Command("mirrorspark.scoring.lookup", "answer by key over HTTP, from scores that are there"),
     "fleet": Command("mirrorspark.scoring.fleet.runs.command", "score files with a fleet, in runs that can be resumed"),
