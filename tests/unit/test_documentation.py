@@ -19,6 +19,7 @@ import pytest
 import mirrorspark as ms
 from mirrorspark.__main__ import COMMANDS
 from mirrorspark.lifecycle import command as promotion_command
+from mirrorspark.lifecycle.export import command as export_command
 from mirrorspark.lifecycle.pipeline import command as pipeline_command
 from mirrorspark.lifecycle.serve import command as serve_command
 from mirrorspark.scoring import lookup
@@ -73,6 +74,7 @@ def test_commands_in_the_pages_are_understood(tmp_path: Path, monkeypatch: pytes
         "lookup": lookup._parser().parse_args,
         "pipeline": pipeline_command.read_arguments,
         "promotion": promotion_command._parser().parse_args,
+        "export": export_command._parser().parse_args,
         "serve": serve_command._parser().parse_args,
         "doctor": doctor._build_parser().parse_args,
         "runs": runs._build_parser().parse_args,
