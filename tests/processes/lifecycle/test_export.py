@@ -1,5 +1,6 @@
 """A model is exported as TensorFlow Serving and servers of ONNX files want it, whole or not at all (L8)."""
 
+import http.client
 import json
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
 from tests.conftest import PATIENCE
-from tests.unit.scoring.exported_models import FLIGHTS, ORDERS, export_movies, export_orders
+from tests.unit.scoring.exported_models import FLIGHTS, ORDERS, export_movies, export_orders, log_flights
 from tests.unit.scoring.other_models import boxes, save_logistic_onnx, save_logistic_saved_model
 
 pytestmark = pytest.mark.timeout(480)
@@ -59,6 +60,17 @@ for version in base.glob("*/[0-9]*"):
         answer = model.signatures[request.model_spec.signature_name](**inputs)
         scores.setdefault(request.model_spec.name, []).append(answer["score"].numpy().ravel().tolist())
 print(json.dumps({"config": json_format.MessageToDict(config), "scores": scores}))
+"""
+
+# What the containers of MLflow and SageMaker run, on a port that is free.
+CONTAINER = """
+import sys
+from mlflow.pyfunc import load_model, scoring_server
+from mirrorspark.scoring.http_server import listening, server
+listener = listening("127.0.0.1", 0)
+app = scoring_server.init(load_model(sys.argv[1]))
+print(listener.getsockname()[1], flush=True)
+server(app).run(sockets=[listener])
 """
 
 
@@ -218,3 +230,34 @@ def test_a_retrieval_model_is_exported_with_its_exact_search(tmp_path: Path) -> 
     assert set(found.outputs) == {"candidates", "scores"}
     assert found.inputs["seen"] == "string [rows, any]"
     assert found.warm_up_records == 1
+
+
+def test_a_registered_model_keeps_the_contract_of_the_containers_of_sagemaker_and_mlflow(
+    flights_model: Path, tmp_path: Path
+) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    logged = log_flights(store, tmp_path / "artifacts", flights_model)
+    folder = download_artifacts(logged.model_uri, tracking_uri=store)
+    rows = [{**row, "distance": 100.0} for row in FLIGHTS.slice(0, 2).to_pylist()]
+    with subprocess.Popen([sys.executable, "-c", CONTAINER, folder], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline())
+            answers = []
+            for method, path, body in (
+                ("GET", "/ping", None),
+                ("POST", "/invocations", json.dumps({"dataframe_records": rows})),
+            ):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE * 30)
+                connection.request(method, path, body, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                assert answer.status == 200
+                answers.append(answer.read())
+                connection.close()
+        finally:
+            process.terminate()
+    predicted = Predictor(flights_model).predict_rows(rows)
+    scores = [one["score"] for one in json.loads(answers[1])["predictions"]]
+    assert scores == pytest.approx([one["score"] for one in predicted], abs=1e-6)
