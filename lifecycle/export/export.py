@@ -113,7 +113,8 @@ def export_model(
         labels: Labels of this version, which other versions lose, besides the alias in a ``models:/NAME@ALIAS``.
         warm_up: Rows to warm up with, as a table or Parquet files; by default one made-up row.
         warm_up_rows: Take so many of them, at most 1,000.
-        served_from: What the server calls ``base``, such as ``/models`` in a container; by default its path here.
+        served_from: What the server calls ``base``, such as ``/models`` in a container; by default what the model has
+            in ``models.config``, or else the path here.
         format: ``tensorflow``, or ``onnx`` for a package of an ONNX file, which becomes
             ``BASE/NAME/VERSION/model.onnx``, without configuration and warm-up.
         tracking_uri: Address of the MLflow store.
@@ -144,14 +145,14 @@ def export_model(
             _publish(target, source, pinned, directory, signature, rows)
         known = _known(target, pinned)
         if config is not None:
-            base_path = f"{(served_from or str(folder)).rstrip('/')}/{name}"
-            labelled = add_version(config, name, base_path, version, asked)
+            labelled = add_version(config, name, version, asked, folder, served_from)
             write_config(config, config_file)
     return ExportedModel(target, name, version, labels=labelled, config=config_file if signature else None, **known)
 
 
 def _version(pinned: PinnedModel, version: int | None) -> int:
-    if version is None and not pinned.version.isdecimal():
+    # The digest of an unregistered model may happen to be a number, too.
+    if version is None and not (pinned.uri.startswith("models:") and pinned.version.isdecimal()):
         raise ExportError(f"{pinned.uri} is no registered version, which has a number; give one as version")
     number = int(pinned.version) if version is None else version
     if not 1 <= number < 2**63:

@@ -52,7 +52,9 @@ def read_config(file: Path) -> Any:
     return config
 
 
-def add_version(config: Any, name: str, base_path: str, version: int, labels: Collection[str]) -> Mapping[str, int]:
+def add_version(
+    config: Any, name: str, version: int, labels: Collection[str], folder: Path, served_from: str | None
+) -> Mapping[str, int]:
     """Serve a version of a model, and give it ``labels``, which other versions lose; other models stay as they are.
 
     The server loads this version and those with a label, so that labels move without a gap.
@@ -60,16 +62,18 @@ def add_version(config: Any, name: str, base_path: str, version: int, labels: Co
     Args:
         config: The configuration, which is changed.
         name: What requests call the model.
-        base_path: The folder of its versions, as the server sees it.
         version: The version.
         labels: Labels of the version.
+        folder: The folder of all models here.
+        served_from: The same folder as the server sees it; None for what the configuration has, or else ``folder``.
 
     Returns:
         The versions of the model by label.
     """
     models = config.model_config_list.config
     model = next((one for one in models if one.name == name), None) or models.add(name=name)
-    model.base_path = base_path
+    if served_from is not None or not model.base_path:
+        model.base_path = f"{(served_from or str(folder)).rstrip('/')}/{name}"
     if not model.model_platform and not model.model_type:
         model.model_platform = "tensorflow"
     for label in labels:

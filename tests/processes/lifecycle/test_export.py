@@ -107,10 +107,13 @@ def test_a_server_finds_version_labels_and_warm_up_and_other_models_stay(flights
     assert "specific {\n        versions: 2\n        versions: 3\n      }" in text
 
     # Numbers of fields: tensorflow_serving/apis/{prediction_log,predict,model}.proto.
-    strings = {name: tf.constant([""]) for name in ("carrier", "hour")}
-    empty = {"stops": tf.zeros([1, 0], tf.string), "distance": tf.constant([0.0], tf.float64)}
-    tensors = {name: tf.make_tensor_proto(value).SerializeToString() for name, value in (strings | empty).items()}
-    inputs = [field(2, field(1, name.encode()) + field(2, tensors[name])) for name in sorted(tensors)]
+    tensors = {
+        "carrier": tf.make_tensor_proto([""], tf.string),
+        "distance": tf.make_tensor_proto([0.0], tf.float64),
+        "hour": tf.make_tensor_proto([""], tf.string),
+        "stops": tf.make_tensor_proto([], tf.string, [1, 0]),
+    }
+    inputs = [field(2, field(1, name.encode()) + field(2, one.SerializeToString())) for name, one in tensors.items()]
     spec = field(1, field(1, b"flights") + field(3, b"serving_default"))
     file = str(found.folder / "assets.extra/tf_serving_warmup_requests")
     records = [record.numpy() for record in tf.data.TFRecordDataset(file)]
@@ -118,7 +121,9 @@ def test_a_server_finds_version_labels_and_warm_up_and_other_models_stay(flights
 
     again = export_model(flights_model, tmp_path, version=3, labels=["champion"])
     assert again.labels == {"champion": 3, "next": 3}
-    assert "versions: 2" not in (tmp_path / "models.config").read_text()
+    text = (tmp_path / "models.config").read_text()
+    assert "versions: 2" not in text
+    assert 'base_path: "/models/flights"' in text
 
 
 def test_an_export_that_fails_leaves_no_part(
