@@ -49,7 +49,8 @@ def table_of(rows: pa.Table | str | Path, directory: ModelDirectory, most: int) 
         OSError: The files cannot be read.
         WarmUpError: There is no row.
     """
-    source = pyarrow.dataset.dataset(rows if isinstance(rows, pa.Table) else str(rows), format="parquet")
+    is_table = isinstance(rows, pa.Table)
+    source = pyarrow.dataset.dataset(rows) if is_table else pyarrow.dataset.dataset(str(rows), format="parquet")
     directory.inputs.check(source.schema)
     table = source.head(most, columns=list(directory.inputs.columns))
     if not table.num_rows:
