@@ -44,8 +44,8 @@ def message_class(name: str, messages: Messages, enumerations: Mapping[str, Sequ
     )
     for enumeration, values in enumerations.items():
         added = file.enum_type.add(name=enumeration)
-        for number, value in enumerate(values):
-            added.value.add(name=value, number=number)
+        for place, value in enumerate(values):
+            added.value.add(name=value, number=place)
     for message, fields in messages.items():
         described = file.message_type.add(name=message)
         for position, (field, kind) in enumerate(fields.items(), 1):
