@@ -259,7 +259,7 @@ def _weeks_table(year: Year, weeks: Sequence[Week]) -> Table:
             planted.get(one.week, ""),
             one.stopped or "promoted",
             str(one.champion),
-            *(f"{value:.3f}" for value in (*one.auc, one.drift, one.score_drift)),
+            *("-" if math.isnan(value) else f"{value:.3f}" for value in (*one.auc, one.drift, one.score_drift)),
             "; ".join(one.warnings),
             f"{one.seconds:.0f}",
         )

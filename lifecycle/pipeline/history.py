@@ -106,21 +106,25 @@ def _figures(records: Sequence[PipelineRecord]) -> Iterator[str]:
         words = name.replace("_", " ")
         figure = lines_over_time(f"{words} on the test rows", dates, lines, y=words, bound=bounds.get(name))
         yield figure_html(figure, f"{words} of candidate and champion by date")
-    drift = {
-        "largest of the columns": [
-            max((record.fact("convert", "drift") or {}).values(), default=math.nan) for record in records
-        ],
-        "scores": [_number(record.fact("evaluate", "score_drift")) for record in records],
-    }
     asked = records[-1].settings.get("pipeline", {}).get("drift_at_most")
-    bound = Limits().strong_drift if asked is None else float(asked)
-    title, y = "Drift against the date before", "stability index beyond chance"
-    yield figure_html(lines_over_time(title, dates, drift, y=y, bound=bound, from_zero=True), "drift by date")
+    drift = [max((record.fact("convert", "drift") or {}).values(), default=math.nan) for record in records]
+    yield _drift_figure("columns", dates, drift, Limits().strong_drift if asked is None else float(asked))
+    # In a picture of its own: the scores of a bad model are further off than any column.
+    drift = [_number(record.fact("evaluate", "score_drift")) for record in records]
+    yield _drift_figure("scores", dates, drift, Limits().strong_drift)
     rows = {"rows": [_number(record.fact("data", "rows")) for record in records]}
     yield figure_html(lines_over_time("Rows of the table", dates, rows, y="rows", from_zero=True), "rows by date")
     times = {"seconds": [seconds_of(record) for record in records]}
     yield figure_html(lines_over_time("Time of all stages", dates, times, y="seconds", from_zero=True), "time by date")
     yield from _score_figure(records)
+
+
+def _drift_figure(what: str, dates: Sequence[str], drift: Sequence[float], bound: float) -> str:
+    title, y = f"Drift of the {what} against the date before", "stability index beyond chance"
+    lines = {"largest" if what == "columns" else what: drift}
+    return figure_html(
+        lines_over_time(title, dates, lines, y=y, bound=bound, from_zero=True), f"drift of {what} by date"
+    )
 
 
 def _score_figure(records: Sequence[PipelineRecord]) -> Iterator[str]:
@@ -130,7 +134,9 @@ def _score_figure(records: Sequence[PipelineRecord]) -> Iterator[str]:
         return
     edges = list(found.values())[-1]["edges"]
     same = {date: scores["counts"] for date, scores in found.items() if scores["edges"] == edges}
-    figure = shares_over_time("Scores of the test rows", list(same), list(same.values()), y="tenth of the first date")
+    figure = shares_over_time(
+        "Scores of the test rows", list(same), list(same.values()), y="bins: tenths of the first date"
+    )
     yield figure_html(figure, "distribution of the scores by date")
 
 

@@ -78,7 +78,8 @@ def test_pictures_begin_with_the_metric_that_has_a_bound_and_come_with_the_secon
     assert re.findall(r'<img alt="([^"]+)"', page) == [
         "auc of candidate and champion by date",
         "log loss of candidate and champion by date",
-        "drift by date",
+        "drift of columns by date",
+        "drift of scores by date",
         "rows by date",
         "time by date",
         "distribution of the scores by date",
@@ -95,4 +96,4 @@ def test_a_date_whose_stages_have_not_begun_or_whose_record_is_damaged_hides_no_
     page = history_page(records_in(parent))
 
     assert "2026-01-24: Between two stages" in page
-    assert page.count("<img") == 6
+    assert page.count("<img") == 7
