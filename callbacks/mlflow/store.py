@@ -40,6 +40,9 @@ def store_client(tracking_uri: str, registry_uri: str | None = None) -> Any:
     import mlflow  # seconds
     from mlflow.entities import RunStatus
 
+    # The log of the tables that MLflow creates in a new store is of no use, and in a notebook it looks like an error.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+
     class QuietClient(mlflow.MlflowClient):
         """Ends a run without MLflow's lines on standard output, which show the server's address with its password."""
 

@@ -176,7 +176,7 @@ def test_three_weeks_of_a_shop_end_with_the_good_model_in_production(tmp_path: P
 
 @pytest.mark.parametrize(
     ("path", "images"),
-    [(OWN_MODEL, 5), (RECOMMENDER, 1), (FLEET, 0)],
+    [(OWN_MODEL, 5), (RECOMMENDER, 1), (FLEET, 0), (LIFECYCLE, 0)],
     ids=lambda given: str(given)[-20:],
 )
 def test_longer_notebooks_are_committed_with_their_outputs(path: Path, images: int) -> None:

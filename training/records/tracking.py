@@ -248,8 +248,6 @@ class TrackedRun:
             TrackingError: The store cannot be opened.
         """
         limit_requests()
-        # The log of the tables that MLflow creates in a new store is of no use either.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         # One warning of ours about an unreachable server is enough.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.uri = uri
