@@ -12,6 +12,7 @@ import numpy as np
 
 BROKEN = 0
 """Stands for the status of a request whose connection broke."""
+_LONGEST_SECONDS = 60.0
 
 
 @dataclass
@@ -103,8 +104,9 @@ class _Client:
 
     async def _ask(self, connection: "_Connection", begin: float, due: float) -> None:
         try:
-            status, version = await connection.ask(self._request)
-        except (OSError, asyncio.IncompleteReadError):
+            async with asyncio.timeout(_LONGEST_SECONDS):
+                status, version = await connection.ask(self._request)
+        except (OSError, asyncio.IncompleteReadError):  # a timeout is an OSError
             connection.close()
             status, version = BROKEN, ""
         now = time.perf_counter()
@@ -130,6 +132,8 @@ class _Connection:
 
     async def ask(self, request: bytes) -> tuple[int, str]:
         """Return status and version of the answer."""
+        if self._streams is not None and self._streams[0].at_eof():
+            self.close()  # the server may close connections that nobody uses
         if self._streams is None:
             self._streams = await asyncio.open_connection("127.0.0.1", self._port)
         reader, writer = self._streams

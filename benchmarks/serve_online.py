@@ -10,9 +10,9 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -136,6 +136,8 @@ def _under_stress(options: Options, models: tuple[Path, Path], row: dict[str, ob
         loads["version change"] = in_new_process(_from_core, partial(steady, port, of_registry, 200, 3 * _SECONDS))
     with _served(options, "--model", str(first), "--processes", "2") as port, _later(_kill_a_process):
         loads["killed process"] = in_new_process(_from_core, partial(steady, port, asked, 200, 3 * _SECONDS))
+    if not {"1", "2"} <= set(loads["version change"].versions):
+        raise RuntimeError(f"versions {dict(loads['version change'].versions)} answered, not 1 and then 2")
     return loads
 
 
@@ -158,10 +160,10 @@ def _predictor_speed(model: Path, row: dict[str, object]) -> float:
     from mirrorspark.scoring.predictor import Predictor
 
     predictor = Predictor(model)
-    calls, begin = -50, 0.0  # the first calls do not count
-    while calls < 0 or time.perf_counter() < begin + _SECONDS:
-        if calls == 0:
-            begin = time.perf_counter()
+    for _ in range(50):  # they do not count
+        predictor.predict(row)
+    calls, begin = 0, time.perf_counter()
+    while time.perf_counter() < begin + _SECONDS:
         predictor.predict(row)
         calls += 1
     return calls / (time.perf_counter() - begin)
@@ -197,12 +199,15 @@ def _daemon(folder: Path, name: str, *command: str) -> Iterator[Daemon]:
 @contextlib.contextmanager
 def _later(function: Callable[[], None]) -> Iterator[None]:
     """Call a function in the middle of what is measured meanwhile."""
-    timer = threading.Timer(1.5 * _SECONDS, function)
-    timer.start()
-    try:
+    with ThreadPoolExecutor(1) as thread:
+        called = thread.submit(_call_later, function)
         yield
-    finally:
-        timer.join()
+        called.result()
+
+
+def _call_later(function: Callable[[], None]) -> None:
+    time.sleep(1.5 * _SECONDS)
+    function()
 
 
 def _registered(scratch: Path, *models: Path) -> str:

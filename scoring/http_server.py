@@ -13,6 +13,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config, Server
 
 SECONDS_FOR_LAST_ANSWERS = 5
+# Load balancers keep unused connections for a minute, and fail a request on one that the server closes meanwhile.
+_KEEP_ALIVE_SECONDS = 75
 
 
 class HostCheck:
@@ -114,4 +116,5 @@ def server_config(
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=last_seconds,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
     )

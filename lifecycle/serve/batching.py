@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from mirrorspark.lifecycle.serve.errors import RequestError
-from mirrorspark.lifecycle.serve.servable import CheckedRows, Outputs, Servable
+from mirrorspark.lifecycle.serve.rows import Rows
+from mirrorspark.lifecycle.serve.servable import Outputs, Servable
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Job:
     """
 
     model: Servable
-    rows: CheckedRows
+    rows: Rows
     answer: "asyncio.Future[Outputs]"
     since: float = field(default_factory=time.monotonic)
     is_waiting: bool = True
@@ -65,7 +66,7 @@ class Job:
     @property
     def size(self) -> int:
         """Number of its rows."""
-        return self.rows.batch.num_rows
+        return self.rows.count
 
 
 def take(waiting: "deque[Job]", most_rows: int) -> list[Job]:
@@ -123,14 +124,14 @@ class Batcher:
             after = max(1, math.ceil(self._seconds_per_row * self._waiting_rows))
             raise RequestError(429, f"{self._waiting_rows} rows wait already; ask again in {after} s", after)
 
-    async def compute(self, model: Servable, rows: CheckedRows) -> Outputs:
+    async def compute(self, model: Servable, rows: Rows) -> Outputs:
         """Return the outputs for ``rows``. Cancel the call to give the place in the queue up.
 
         Raises:
             RequestError: The queue is full, or the model does not accept a row.
             Exception: What the model raised.
         """
-        self.check_room(rows.batch.num_rows)
+        self.check_room(rows.count)
         job = Job(model, rows, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._waiting_rows += job.size

@@ -11,7 +11,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.fields import input_fields, output_fields
 from mirrorspark.lifecycle.serve.rows import MOST_PROBLEMS, Rows, problems_text, shown
-from mirrorspark.lifecycle.serve.servable import CheckedRows, Outputs
+from mirrorspark.lifecycle.serve.servable import Outputs
 from mirrorspark.scoring.input.column_types import is_array
 from mirrorspark.scoring.model.cache import ModelCache
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
@@ -59,35 +59,26 @@ class ServedModel:
         """SHA-256 over the files of the model."""
         return self.pinned.digest
 
-    def checked(self, rows: Rows) -> CheckedRows:
-        """Return rows whose columns have types that the model reads.
-
-        Raises:
-            RequestError: Some have not; the message names field, row and value of the first ones.
-        """
-        try:
-            return CheckedRows(self._predictor.batch(rows.columns), rows.name)
-        except ColumnError as error:
-            raise RequestError(400, self._problems(rows) or str(error)) from None
-
-    def compute(self, requests: Sequence[CheckedRows]) -> list[Outputs | Exception]:
+    def compute(self, requests: Sequence[Rows]) -> list[Outputs | Exception]:
         """Return the outputs of each request, from one call of the model, or why a request has none.
 
         A row with a value that the model does not accept costs its own request alone: the others are computed without
-        it. So are requests whose columns have types that do not go together.
+        it.
         """
         try:
             return self._together(requests)
         except Exception as error:
-            # The model's code may raise anything. Whoever asked is told, and the server goes on.
+            # The model's code may raise anything. The client is told, and the server goes on.
             if len(requests) == 1:
-                return [self._explained(requests[0]) if isinstance(error, ColumnError) else error]
-            is_good = [not isinstance(error, ColumnError) or not self._row_errors(one.batch) for one in requests]
-        if not any(is_good) or all(is_good):
+                refusal = self._refusal(requests[0]) if isinstance(error, ColumnError) else None
+                return [refusal or error]
+        refusals = [self._refusal(one) for one in requests]
+        good = [one for one, refusal in zip(requests, refusals, strict=True) if refusal is None]
+        if len(good) == len(requests):
             # Such as booleans beside integers in one column, of which either alone is accepted.
             return [answer for one in requests for answer in self.compute([one])]
-        good = iter(self.compute([one for one, is_one in zip(requests, is_good, strict=True) if is_one]))
-        return [next(good) if is_one else self._explained(one) for one, is_one in zip(requests, is_good, strict=True)]
+        answers = iter(self.compute(good) if good else [])
+        return [refusal or next(answers) for refusal in refusals]
 
     def warm_up(self, rows: Mapping[str, Sequence[Any]] | None = None) -> bool:
         """Compute a row, so that the first request finds all in place, and return whether the model takes the row.
@@ -120,26 +111,32 @@ class ServedModel:
             return False
         return True
 
-    def _together(self, requests: Sequence[CheckedRows]) -> list[Outputs | Exception]:
-        outputs = self._predictor.outputs(_joined([one.batch for one in requests]))
+    def _together(self, requests: Sequence[Rows]) -> list[Outputs | Exception]:
+        # One array per column of all requests: arrays of each request cost more than the model's work.
+        columns = {
+            name: list(itertools.chain.from_iterable(one.columns[name] for one in requests)) for name in self.columns
+        }
+        outputs = self._predictor.outputs(self._predictor.batch(columns))
         values = {name: column.to_pylist() for name, column in outputs.items()}
         if len(requests) == 1:
             return [values]
-        ends = list(itertools.accumulate(one.batch.num_rows for one in requests))
+        ends = list(itertools.accumulate(one.count for one in requests))
         return [
             {name: column[start:end] for name, column in values.items()}
             for start, end in itertools.pairwise([0, *ends])
         ]
 
-    def _row_errors(self, batch: pa.RecordBatch) -> Mapping[int, str]:
+    def _refusal(self, rows: Rows) -> RequestError | None:
+        """Return the answer to a request with values that the model does not accept; None if it accepts all."""
         try:
-            return self._predictor.row_errors(batch)
-        except Exception as error:  # as in compute
-            return {0: str(error)}
-
-    def _explained(self, request: CheckedRows) -> RequestError:
-        problems = [f"{request.name(row)}: {text}" for row, text in self._row_errors(request.batch).items()]
-        return RequestError(400, problems_text(problems) or "a row cannot be scored")
+            errors = self._predictor.row_errors(self._predictor.batch(rows.columns))
+        except ColumnError as error:
+            return RequestError(400, self._problems(rows) or str(error))
+        except Exception:
+            return None  # computing it raises the error that the log gets
+        if not errors:
+            return None
+        return RequestError(400, problems_text([f"{rows.name(row)}: {text}" for row, text in errors.items()]))
 
     def _problems(self, rows: Rows) -> str:
         """Return a text of the values that are of a type that the model does not read; "" if each alone is."""
@@ -171,17 +168,3 @@ class ServedModel:
         except ColumnError as error:
             return str(error)
         return None
-
-
-def _joined(batches: Sequence[pa.RecordBatch]) -> pa.RecordBatch | pa.Table:
-    """Return the rows of all batches: whole numbers become fractions, and nulls anything, where others have that.
-
-    Raises:
-        ArrowException: Some columns have types that do not go together.
-    """
-    if len(batches) == 1:
-        return batches[0]
-    if all(one.schema.equals(batches[0].schema) for one in batches):
-        return pa.Table.from_batches(batches).combine_chunks()
-    tables = [pa.Table.from_batches([one]) for one in batches]
-    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()

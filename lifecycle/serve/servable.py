@@ -1,29 +1,13 @@
 """The interface of what the server can serve: a version of a model, or a store of rows."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
-
-import pyarrow as pa
 
 from mirrorspark.lifecycle.serve.fields import Field
 from mirrorspark.lifecycle.serve.rows import Rows
 
 Outputs: TypeAlias = Mapping[str, list[Any]]
 """The value of each row by output."""
-
-
-@dataclass(frozen=True)
-class CheckedRows:
-    """Rows of one request whose columns have types that are read.
-
-    Attributes:
-        batch: The columns.
-        name: Returns what the request calls a row, given its number.
-    """
-
-    batch: pa.RecordBatch
-    name: Callable[[int], str]
 
 
 class Servable(Protocol):
@@ -55,15 +39,7 @@ class Servable(Protocol):
         """What tells its content from that of any other version."""
         ...
 
-    def checked(self, rows: Rows) -> CheckedRows:
-        """Return rows whose columns have types that are read.
-
-        Raises:
-            RequestError: Some have not; the message names field, row and value of the first ones.
-        """
-        ...
-
-    def compute(self, requests: Sequence[CheckedRows]) -> list[Outputs | Exception]:
+    def compute(self, requests: Sequence[Rows]) -> list[Outputs | Exception]:
         """Return the outputs of each request, or why a request has none."""
         ...
 

@@ -273,11 +273,10 @@ class Service:
             Exception: What the model raised.
         """
         self.limits.check_rows(rows.count)
-        checked = model.checked(rows)
         try:
             async with asyncio.timeout_at(call.deadline):
                 batcher = self.shadow_batcher if call.is_shadow else self.batcher
-                call.outputs = await batcher.compute(model, checked)
+                call.outputs = await batcher.compute(model, rows)
         except TimeoutError:
             raise RequestError(504, f"there was no answer within {self.limits.seconds:g} s") from None
         if call.source is not None:

@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.fields import Field, spark_type
 from mirrorspark.lifecycle.serve.rows import Rows, problems_text, shown
-from mirrorspark.lifecycle.serve.servable import CheckedRows, Outputs
+from mirrorspark.lifecycle.serve.servable import Outputs
 from mirrorspark.scoring.precomputed.store import PrecomputedScores
 from mirrorspark.scoring.precomputed.store_file import INTEGER, DamagedStoreError
 
@@ -62,43 +60,26 @@ class StoredRows:
         """What tells its file from any other one."""
         return self._digest
 
-    def checked(self, rows: Rows) -> CheckedRows:
-        """Return the keys.
+    def compute(self, requests: Sequence[Rows]) -> list[Outputs | Exception]:
+        """Return the rows of each request; one with an unknown key has the status 404, with no key 400."""
+        return [self._rows(one) for one in requests]
 
-        Raises:
-            RequestError: A key is not of the type of the store's.
-        """
-        keys = rows.columns[self.columns[0]]
-        problems = [
-            f"{rows.name(row)}: column '{self.columns[0]}' is {shown(key)}; give "
-            f"{'a whole number of 64 bits' if self._is_integer else 'a text'}"
-            for row, key in enumerate(keys)
-            if not self._is_key(key)
-        ]
-        if problems:
-            raise RequestError(400, problems_text(problems))
-        array = pa.array(keys, pa.int64() if self._is_integer else pa.string())
-        return CheckedRows(pa.RecordBatch.from_arrays([array], [self.columns[0]]), rows.name)
-
-    def compute(self, requests: Sequence[CheckedRows]) -> list[Outputs | Exception]:
-        """Return the rows of each request, all from one store; a request with an unknown key has the status 404."""
-        keys = [one.batch.column(0).to_pylist() for one in requests]
+    def _rows(self, request: Rows) -> Outputs | Exception:
+        name = self.columns[0]
+        keys = request.columns[name]
+        if wrong := [row for row, key in enumerate(keys) if not self._is_key(key)]:
+            kind = "a whole number of 64 bits" if self._is_integer else "a text"
+            texts = [f"{request.name(row)}: column '{name}' is {shown(keys[row])}; give {kind}" for row in wrong]
+            return RequestError(400, problems_text(texts))
         try:
-            found = iter(self._scores.get_many([key for of in keys for key in of]))
+            found = self._scores.get_many(keys)
         except DamagedStoreError:
             _LOGGER.exception("store %s is damaged", self.name)
-            return [RequestError(503, "the store is damaged; the log of the server says more") for _ in requests]
-        answers: list[Outputs | Exception] = []
-        for request, of in zip(requests, keys, strict=True):
-            rows = [next(found) for _ in of]
-            unknown = [f"{request.name(row)}: key {shown(of[row])}" for row, one in enumerate(rows) if one is None]
-            if unknown:
-                message = f"{problems_text(unknown)} is unknown, and the store has no fallback"
-                answers.append(RequestError(404, message))
-                continue
-            known = [{**one, IS_FALLBACK: one.is_fallback} for one in rows if one is not None]
-            answers.append({field.name: [row[field.name] for row in known] for field in self.outputs})
-        return answers
+            return RequestError(503, "the store is damaged; the log of the server says more")
+        if unknown := [f"{request.name(row)}: key {shown(keys[row])}" for row, one in enumerate(found) if one is None]:
+            return RequestError(404, f"{problems_text(unknown)} is unknown, and the store has no fallback")
+        rows = [{**one, IS_FALLBACK: one.is_fallback} for one in found if one is not None]
+        return {field.name: [row[field.name] for row in rows] for field in self.outputs}
 
     def warm_up(self, rows: Mapping[str, Sequence[Any]] | None = None) -> bool:
         """Read the first and the last row.

@@ -18,7 +18,8 @@ from mirrorspark.lifecycle.serve.service import Call, Service
 PROTOCOL = "tensorflow"
 
 _MODEL = "/v1/models/{name:str}"
-_PLACES = (f"{_MODEL}/versions/{{version:str}}", f"{_MODEL}/labels/{{label:str}}", _MODEL)
+# The usual one first: routes are tried in this order.
+_PLACES = (_MODEL, f"{_MODEL}/versions/{{version:str}}", f"{_MODEL}/labels/{{label:str}}")
 _VERBS = ("predict", "classify", "regress")
 # Names of the two classes of a binary model, as TensorFlow's estimators have them.
 _BINARY = ("0", "1")

@@ -6,9 +6,10 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SECONDS = 60.0
@@ -17,16 +18,27 @@ SECONDS = 60.0
 @contextlib.contextmanager
 def serving(*flags: str) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
     command = [sys.executable, "-m", "mirrorspark.lifecycle.serve", *flags]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        found = re.match(r"listening on http://127\.0\.0\.1:(\d+) with ", process.stdout.readline())
-        assert found, process.stderr.read()
-        yield int(found[1]), process
-    finally:
-        process.kill()
-        process.communicate()
+    # A file: a pipe that nobody reads would stop a server that logs much.
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            assert process.stdout is not None
+            found = re.match(r"listening on http://127\.0\.0\.1:(\d+) with ", process.stdout.readline())
+            assert found, said(errors)
+            process.stderr = errors
+            yield int(found[1]), process
+        finally:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+def said(errors: IO[str] | None) -> str:
+    """Return what a server has written to standard error."""
+    assert errors is not None
+    errors.seek(0)
+    return errors.read()
 
 
 def ask(port: int, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, Any, str | None]:

@@ -21,7 +21,7 @@ from mlflow.models import infer_signature
 from mirrorspark.lifecycle.experiments.assignment import assign
 from mirrorspark.lifecycle.experiments.definition import Experiment
 from mirrorspark.scoring.precomputed.precompute import precompute
-from tests.processes.lifecycle.served import SECONDS, ask, serving
+from tests.processes.lifecycle.served import SECONDS, ask, said, serving
 
 EXPERIMENT = Experiment("canary", {"old": 50, "new": 50})
 UNITS = [f"user-{number}" for number in range(40)]
@@ -198,6 +198,5 @@ def test_a_process_that_is_killed_is_replaced_and_all_end_together(flights_model
         after = children()
         server.send_signal(signal.SIGTERM)
         assert server.wait(SECONDS) == 0
-        assert server.stderr is not None
-        assert "Fatal" not in server.stderr.read()
+        assert "Fatal" not in said(server.stderr)
         until(lambda: not any(Path(f"/proc/{one}").exists() for one in after), "a process stays behind")
