@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mirrorspark.lifecycle.experiments.allocation import BUCKETS, buckets_of
+from mirrorspark.lifecycle.experiments.allocation import BUCKETS
 from mirrorspark.lifecycle.experiments.columns import column_of
 from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, ExperimentError
 
@@ -141,21 +141,13 @@ def _buckets(salt: str, texts: Iterable[str]) -> NDArray[np.int64]:
 
 def _numbers(texts: list[str], experiment: Experiment) -> NDArray[np.int64]:
     """Return the number of each text's variant, int64 ``[texts]``; or what holds it out."""
-    numbers = _table(experiment)[_buckets(experiment.salt, texts)]
+    numbers = experiment.variant_numbers[_buckets(experiment.salt, texts)]
     if experiment.layer:
         layer, part = _buckets(experiment.layer_salt, texts), experiment.part_buckets
         numbers[(layer < part.start) | (layer >= part.stop)] = _NONE
     if experiment.holdout:
         numbers[_buckets(experiment.holdout_salt, texts) < experiment.held_out_buckets] = _HELD_OUT
     return numbers
-
-
-def _table(experiment: Experiment) -> NDArray[np.int64]:
-    """Return the number of the variant of each bucket, int64 ``[buckets]``."""
-    table = np.empty(BUCKETS, np.int64)
-    for number, name in enumerate(experiment.variants):
-        table[buckets_of(experiment.allocation[name])] = number
-    return table
 
 
 def _names(experiment: Experiment) -> dict[int, str | None]:

@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from mirrorspark.lifecycle.experiments.allocation import BUCKETS, Ranges, allocated, buckets_of, reallocated
 from mirrorspark.storage.atomic_file import write_atomically
@@ -90,7 +92,16 @@ class Experiment:
     @property
     def shares(self) -> dict[str, float]:
         """Share of each variant among the units of the experiment; they sum to 1."""
-        return {name: len(buckets_of(of)) / BUCKETS for name, of in self.allocation.items()}
+        return {name: sum(last - first for first, last in of) / BUCKETS for name, of in self.allocation.items()}
+
+    @cached_property
+    def variant_numbers(self) -> NDArray[np.int64]:
+        """Number of the variant of each bucket, int64 ``[buckets]``; computed once, for a server asks by unit."""
+        numbers = np.empty(BUCKETS, np.int64)
+        for number, name in enumerate(self.variants):
+            numbers[buckets_of(self.allocation[name])] = number
+        numbers.setflags(write=False)
+        return numbers
 
     @property
     def layer_salt(self) -> str:

@@ -1,18 +1,18 @@
 """What a pipeline asks for beside the run itself: ``pipeline.yaml`` in the folder of the recipe."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
 from mirrorspark.lifecycle.gate.thresholds import Gates
+from mirrorspark.lifecycle.settings import settings_of
 from mirrorspark.storage.credentials import one_line
 from mirrorspark.training.recipe import read_yaml, recipe_folder
-from mirrorspark.training.settings import ConfigError, likely_meant
+from mirrorspark.training.settings import ConfigError
 
 SETTINGS_FILE = "pipeline.yaml"
 
@@ -79,18 +79,7 @@ class PipelineSettings:
         Raises:
             ConfigError: A field is unknown, or its value makes no sense.
         """
-        known = [each.name for each in fields(cls)]
-        if unknown := sorted(map(str, set(values) - set(known))):
-            remedy = likely_meant(unknown, known, otherwise=f"known are {known}")
-            raise ConfigError(f"{where} sets unknown fields {unknown}; {remedy}")
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(cls, "settings")
-        try:
-            built: PipelineSettings = parser.instantiate(parser.parse_object({"settings": dict(values)})).settings
-        except (ArgumentError, ValueError, TypeError) as error:
-            message = error.message if isinstance(error, ArgumentError) and error.message else one_line(error)
-            raise ConfigError(f"{where}: {' '.join(message.split()).replace('settings.', '')}") from error
-        return built
+        return settings_of(cls, values, where, ConfigError)
 
     @classmethod
     def of_recipe(cls, recipe: str) -> "PipelineSettings":

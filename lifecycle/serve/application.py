@@ -39,8 +39,10 @@ def application(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(service.batcher.run(), name="batches")]
-        tasks.append(asyncio.create_task(service.shadow_batcher.run(), name="batches of shadows"))
+        tasks = [
+            asyncio.create_task(service.batcher.run(), name="batches"),
+            asyncio.create_task(service.shadow_batcher.run(), name="batches of shadows"),
+        ]
         tasks += [asyncio.create_task(one.watch(), name=one.name) for one in service.traffics.values()]
         if poll_seconds:
             tasks += [asyncio.create_task(one.follow(poll_seconds), name=one.uri) for one in service.sources.all]

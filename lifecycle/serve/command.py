@@ -21,7 +21,7 @@ from mirrorspark.lifecycle.serve.model import ServedModel
 from mirrorspark.lifecycle.serve.processes import LISTENER_FLAG, serve_in_processes
 from mirrorspark.lifecycle.serve.servable import label_of
 from mirrorspark.lifecycle.serve.service import RequestLimits, Service
-from mirrorspark.lifecycle.serve.sources import ModelSource, Source, Sources, StoreSource
+from mirrorspark.lifecycle.serve.sources import ModelSource, Sources, StoreSource
 from mirrorspark.lifecycle.serve.traffic import Traffic
 from mirrorspark.lifecycle.serve.traffic_settings import TrafficFile
 from mirrorspark.scoring.http_server import listening
@@ -114,23 +114,20 @@ def _service(options: argparse.Namespace) -> Service:
     def load(pinned: PinnedModel) -> ServedModel:
         return ServedModel(pinned, pinned.name, threads=options.threads, trust=options.trust)
 
-    files = [TrafficFile.load(path) for path in options.traffic]
-    wanted = [uri for file in files for uri in [*file.settings.models.values(), *file.settings.shadows.values()]]
-    opened: dict[str, Source] = {}
-    for uri in [*options.model, *wanted]:
-        if uri not in opened:
-            opened[uri] = ModelSource.open(uri, find, load)
+    files = {file.settings.name: file for file in map(TrafficFile.load, options.traffic)}
+    if len(files) < len(options.traffic):
+        raise ValueError(f"two files of traffic have one name; there are {list(files)}")
+    named = [*options.model, *(uri for file in files.values() for uri in file.settings.models.values())]
+    shadows = [uri for file in files.values() for uri in file.settings.shadows.values()]
+    opened = {uri: ModelSource.open(uri, find, load) for uri in dict.fromkeys([*named, *shadows])}
     stores = [StoreSource.open(name, file) for name, file in map(_named_store, options.store)]
-    named = {*options.model, *(uri for file in files for uri in file.settings.models.values())}
     hidden = [source for uri, source in opened.items() if uri not in named]
-    sources = Sources([*(opened[uri] for uri in opened if uri in named), *stores], hidden)
-    traffics = [
-        Traffic(file, {name: opened[uri] for name, uri in (file.settings.models | file.settings.shadows).items()})
-        for file in files
-    ]
-    if len({one.name for one in traffics}) < len(traffics):
-        raise ValueError(f"two files of traffic have one name: {[one.name for one in traffics]}")
-    return Service(sources, limits, batch_limits, traffics={one.name: one for one in traffics})
+    sources = Sources([*(opened[uri] for uri in dict.fromkeys(named)), *stores], hidden)
+    traffics = {
+        name: Traffic(file, {one: opened[uri] for one, uri in (file.settings.models | file.settings.shadows).items()})
+        for name, file in files.items()
+    }
+    return Service(sources, limits, batch_limits, traffics=traffics)
 
 
 def _named_store(text: str) -> tuple[str, str]:

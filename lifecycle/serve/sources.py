@@ -6,14 +6,16 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.servable import Servable, label_of
-from mirrorspark.lifecycle.serve.stored_rows import StoredRows, identity
+from mirrorspark.lifecycle.serve.stored_rows import StoredRows, digest_of
 from mirrorspark.scoring.model.cache import freeze_gc
 from mirrorspark.scoring.model.directory import PinnedModel
+from mirrorspark.scoring.precomputed.store import store_identity
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -164,7 +166,7 @@ class StoreSource(Source):
         """Let the store answer that is in the file now; if it is none, the old one goes on."""
         digest = ""
         try:
-            digest = await asyncio.to_thread(identity, self.uri)
+            digest = digest_of(await asyncio.to_thread(store_identity, Path(self.uri)))
             if digest == self.model.digest:
                 self.refused = None
             elif digest != self._refused_digest:  # verifying reads the whole file

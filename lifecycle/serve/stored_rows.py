@@ -9,15 +9,13 @@ from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.fields import Field, spark_type
 from mirrorspark.lifecycle.serve.rows import Rows, problems_text, shown
 from mirrorspark.lifecycle.serve.servable import Outputs
-from mirrorspark.scoring.precomputed.store import PrecomputedScores
+from mirrorspark.scoring.precomputed.store import INTEGERS, PrecomputedScores, StoreIdentity
 from mirrorspark.scoring.precomputed.store_file import INTEGER, DamagedStoreError
 
 _LOGGER = logging.getLogger(__name__)
 
 IS_FALLBACK = "is_fallback"
 """Output that says whether a key is unknown and the row is the store's fallback."""
-
-_INT64 = range(-(2**63), 2**63)
 
 
 class StoredRows:
@@ -38,8 +36,6 @@ class StoredRows:
         Raises:
             FileNotFoundError, StoreError: As for :meth:`PrecomputedScores.open`.
         """
-        # In this order: a file that comes in between is noticed later.
-        self._digest = identity(file)
         self._scores = PrecomputedScores(file, follows=False)
         metadata = self._scores.metadata
         self.name = name
@@ -58,7 +54,7 @@ class StoredRows:
     @property
     def digest(self) -> str:
         """What tells its file from any other one."""
-        return self._digest
+        return digest_of(self._scores.identity)
 
     def compute(self, requests: Sequence[Rows]) -> list[Outputs | Exception]:
         """Return the rows of each request; one with an unknown key has the status 404, with no key 400."""
@@ -92,15 +88,10 @@ class StoredRows:
 
     def _is_key(self, key: Any) -> bool:
         if self._is_integer:
-            return type(key) is int and key in _INT64
+            return type(key) is int and key in INTEGERS
         return isinstance(key, str)
 
 
-def identity(file: str | Path) -> str:
-    """Return what changes when a file is replaced.
-
-    Raises:
-        OSError: There is no such file.
-    """
-    found = Path(file).stat()
-    return f"{found.st_dev}-{found.st_ino}-{found.st_size}-{found.st_mtime_ns}"
+def digest_of(identity: StoreIdentity) -> str:
+    """Return the digest of the store whose file has that identity."""
+    return "-".join(map(str, identity))

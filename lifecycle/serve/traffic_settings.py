@@ -1,18 +1,14 @@
 """The file that divides the requests for a name between versions: variants, shadows, and limits for variants."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
 from mirrorspark.lifecycle.experiments.definition import Experiment
 from mirrorspark.lifecycle.serve.live_checks import LiveChecks
+from mirrorspark.lifecycle.settings import settings_of
 from mirrorspark.storage.credentials import one_line
-
-_FIELDS = ("name", "experiment", "models", "shadows", "checks", "unit_header", "exposures", "alerts")
 
 
 class TrafficError(ValueError):
@@ -50,7 +46,6 @@ class TrafficFile:
     text: str
     settings: TrafficSettings
     experiment: Experiment
-
     experiment_path: Path | None
 
     def stamp(self) -> tuple[object, ...]:
@@ -78,16 +73,14 @@ class TrafficFile:
             raise TrafficError(f"{path} is no YAML: {one_line(error)}") from error
         if not isinstance(values, dict) or not {"name", "experiment", "models"} <= set(values):
             raise TrafficError(f"{path} needs name, experiment, and models by variant; see docs/serving.md")
-        if unknown := sorted(set(map(str, values)) - set(_FIELDS)):
-            raise TrafficError(f"{path} sets unknown fields {unknown}; known are {list(_FIELDS)}")
         experiment = values.pop("experiment")
+        settings = settings_of(TrafficSettings, values, str(path), TrafficError, also=("experiment",))
         experiment_path = path.parent / experiment if isinstance(experiment, str) else None
         if experiment_path is not None:
             found = Experiment.load(experiment_path)
             text += str(found.declaration())
         else:
             found = Experiment.of(experiment, path)
-        settings = _settings(values, path)
         if set(settings.models) != set(found.variants):
             raise TrafficError(
                 f"{path} has models for {sorted(settings.models)}, and its experiment the variants "
@@ -100,14 +93,3 @@ class TrafficFile:
         if twice := sorted(set(settings.models) & set(settings.shadows)):
             raise TrafficError(f"{path} has {twice} as variants and as shadows; give each its own name")
         return cls(path, text, settings, found, experiment_path)
-
-
-def _settings(values: Mapping[str, Any], path: Path) -> TrafficSettings:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrafficSettings, "traffic")
-    try:
-        built: TrafficSettings = parser.instantiate(parser.parse_object({"traffic": dict(values)})).traffic
-    except (ArgumentError, ValueError, TypeError) as error:
-        message = error.message if isinstance(error, ArgumentError) and error.message else one_line(error)
-        raise TrafficError(f"{path}: {' '.join(message.split()).replace('traffic.', '')}") from error
-    return built

@@ -42,7 +42,8 @@ _CHECK_SECONDS = 1.0
 # Verifying reads the whole file: at most once a minute, and a hundredth of the time.
 _VERIFY_SECONDS = 60.0
 _VERIFY_SHARE = 0.01
-_INTEGERS = range(-(2**63), 2**63)
+INTEGERS = range(-(2**63), 2**63)
+"""The integers that are keys."""
 
 
 class Row(dict[str, Any]):
@@ -126,6 +127,12 @@ class PrecomputedScores:
             return found
 
     @property
+    def identity(self) -> "StoreIdentity":
+        """:func:`store_identity` of the store that answers."""
+        with self._lock:
+            return self._current().identity
+
+    @property
     def metadata(self) -> StoreMetadata:
         """What the store says of itself."""
         with self._lock:
@@ -163,7 +170,7 @@ class PrecomputedScores:
             StoreError: The new file is not a store, or has another format.
         """
         with self._lock:
-            if _identity(self._path) == self._store.identity:
+            if store_identity(self._path) == self._store.identity:
                 return
         self._replace(_Store.open(self._path))
 
@@ -191,7 +198,7 @@ class PrecomputedScores:
         if self._opening is not None and self._opening.is_alive():
             return
         try:
-            identity = _identity(self._path)
+            identity = store_identity(self._path)
         except OSError as error:
             self._refuse(None, error)
             return
@@ -236,7 +243,7 @@ class PrecomputedScores:
             ended = self._clock()
             self._next_verification = ended + max(_VERIFY_SECONDS, (ended - began) / _VERIFY_SHARE)
 
-    def _open_replacement(self, identity: "_Identity") -> None:
+    def _open_replacement(self, identity: "StoreIdentity") -> None:
         try:
             self._replace(_Store.open(self._path))
         except (OSError, StoreError) as error:
@@ -253,7 +260,7 @@ class PrecomputedScores:
             self._refused = self._damage = None
         _LOGGER.info("%s has been replaced: %s", self._path, store.metadata)
 
-    def _refuse(self, identity: "_Identity | None", error: Exception) -> None:
+    def _refuse(self, identity: "StoreIdentity | None", error: Exception) -> None:
         refused = _Refused(identity, str(error))
         if refused != self._refused:
             # A look-up does not fail for this, because the open store still answers.
@@ -261,7 +268,7 @@ class PrecomputedScores:
         self._refused = refused
 
 
-_Identity: TypeAlias = tuple[int, int, int]
+StoreIdentity: TypeAlias = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -273,7 +280,7 @@ class _Refused:
         reason: Why it is not used.
     """
 
-    identity: _Identity | None
+    identity: StoreIdentity | None
     reason: str
 
 
@@ -285,7 +292,7 @@ class _Store:
         identity: Identity of the file, which differs for a replacement of the same name.
     """
 
-    identity: _Identity
+    identity: StoreIdentity
     path: Path
     connection: sqlite3.Connection
     file: BinaryIO
@@ -295,7 +302,7 @@ class _Store:
     def open(cls, path: Path) -> "_Store":
         """Open the file, which stays open when another one replaces it."""
         # The identity is read first, so that a replacement in between is noticed at the next check.
-        identity = _identity(path)
+        identity = store_identity(path)
         with contextlib.ExitStack() as opened:
             file = opened.enter_context(path.open("rb"))
             try:
@@ -311,7 +318,7 @@ class _Store:
                 raise StoreError(
                     f"{path} is no store of rows: {error}; write one with mirrorspark.scoring.precomputed.precompute"
                 ) from error
-            if _identity(path) == identity:
+            if store_identity(path) == identity:
                 opened.pop_all()
                 return cls(identity, path, connection, file, metadata)
         # Replaced since: the file that was verified may not be the one that is open.
@@ -326,7 +333,7 @@ class _Store:
         """Return the row of ``key``, the fallback, or None."""
         wanted = self._checked(key)
         found = None
-        if isinstance(wanted, str) or wanted in _INTEGERS:
+        if isinstance(wanted, str) or wanted in INTEGERS:
             found = self._one(_ROW_OF_KEY, wanted)
         text = self.metadata.fallback if found is None else found
         if text is None:
@@ -383,7 +390,7 @@ class _Store:
         )
 
 
-def _identity(path: Path) -> _Identity:
+def store_identity(path: Path) -> StoreIdentity:
     """Return an identity that differs for a replacement of the same name.
 
     Raises:

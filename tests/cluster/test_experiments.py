@@ -17,6 +17,7 @@ from mirrorspark.lifecycle.experiments.exposures import (
     ACTION_COLUMNS,
     EXPOSURE_COLUMNS,
     attribute_actions,
+    exposure,
     exposure_faults,
     first_exposures,
     log_exposures,
@@ -107,6 +108,10 @@ def test_exposures_are_logged_with_their_variant_weight_and_version(spark: "Spar
     # The same showing is the same event, in a repeated job and in a table that has it twice.
     assert len({row.event_id for row in rows}) == len(set(units))
     assert {row.event_id for row in log.collect()} == {row.event_id for row in rows}
+    # A server writes the same event (row.time is in the zone of this process).
+    for row in rows[:5]:
+        event = exposure(row.unit, MANY_RANGES, row.variant, row.model_version, row.time.astimezone())
+        assert (event["event_id"], event["weight"]) == (row.event_id, row.weight)
 
 
 def exposure_log(spark: "SparkSession") -> "DataFrame":
