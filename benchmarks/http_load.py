@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import numpy as np
 
@@ -44,14 +45,14 @@ class Load:
         return float(np.percentile(self.seconds, quantile)) * 1e3 if self.seconds else float("nan")
 
 
-def steady(port: int, request: bytes, per_second: float, seconds: float, connections: int = 64) -> Load:
-    """Send requests at fixed times, whether or not earlier ones are answered."""
-    return asyncio.run(_Client(port, request).steady(per_second, seconds, connections))
+def steady(port: int, requests: Sequence[bytes], per_second: float, seconds: float, connections: int = 64) -> Load:
+    """Send requests in turn at fixed times, whether or not earlier ones are answered."""
+    return asyncio.run(_Client(port, requests).steady(per_second, seconds, connections))
 
 
-def saturated(port: int, request: bytes, seconds: float, connections: int) -> Load:
+def saturated(port: int, requests: Sequence[bytes], seconds: float, connections: int) -> Load:
     """Send the next request of each connection as soon as it has its answer."""
-    return asyncio.run(_Client(port, request).saturated(seconds, connections))
+    return asyncio.run(_Client(port, requests).saturated(seconds, connections))
 
 
 def post(path: str, body: bytes) -> bytes:
@@ -67,8 +68,8 @@ def on_core(core: int) -> None:
 
 
 class _Client:
-    def __init__(self, port: int, request: bytes) -> None:
-        self._port, self._request = port, request
+    def __init__(self, port: int, requests: Sequence[bytes]) -> None:
+        self._port, self._requests = port, cycle(requests)
         self._load = Load()
         self._idle: asyncio.LifoQueue[_Connection] = asyncio.LifoQueue()
 
@@ -105,7 +106,7 @@ class _Client:
     async def _ask(self, connection: "_Connection", begin: float, due: float) -> None:
         try:
             async with asyncio.timeout(_LONGEST_SECONDS):
-                status, version = await connection.ask(self._request)
+                status, version = await connection.ask(next(self._requests))
         except (OSError, asyncio.IncompleteReadError):  # a timeout is an OSError
             connection.close()
             status, version = BROKEN, ""

@@ -39,7 +39,7 @@ def run(options: Options) -> Report:
     """Write the lists and the store, and ask for one key after the other, as often as there are rounds."""
     from mirrorspark.scoring.precomputed.precompute import precompute
 
-    files, store = _files(options.scratch / "lists", options.rows), options.scratch / "lists.db"
+    files, store = list_files(options.scratch / "lists", options.rows), options.scratch / "lists.db"
     begin = time.perf_counter()
     precompute(files, store, key="user_id", fallback=FALLBACK)
     seconds = time.perf_counter() - begin
@@ -82,7 +82,7 @@ def _size(files: Sequence[Path], store: Path, seconds: float) -> Table:
     return Table("The store, written from the Parquet files once", ("Parquet", "store", "seconds", "rows/s"), (cells,))
 
 
-def _files(folder: Path, rows: int) -> list[Path]:
+def list_files(folder: Path, rows: int) -> list[Path]:
     """Write the lists of keys 0 to ``rows``, in an order of no use, into some Parquet files."""
     folder.mkdir()
     generator = np.random.default_rng(SEED)

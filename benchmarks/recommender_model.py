@@ -34,7 +34,7 @@ def clustered_vectors(items: int, users: int) -> tuple[np.ndarray, np.ndarray]:
     return (around(items, _ITEM_NOISE) * norms).astype(np.float32), around(users, _QUERY_NOISE).astype(np.float32)
 
 
-def export_recommender(folder: Path, items: np.ndarray, users: np.ndarray, k: int) -> Path:
+def export_recommender(folder: Path, items: np.ndarray, users: np.ndarray, k: int, *, scann: bool = True) -> Path:
     """Export a ``two_tower`` model whose towers give these vectors for the tokens 0, 1, 2, ..., and return its folder.
 
     Args:
@@ -42,6 +42,7 @@ def export_recommender(folder: Path, items: np.ndarray, users: np.ndarray, k: in
         items: float32 ``[items, DIM]``.
         users: float32 ``[users, DIM]``.
         k: Candidates per row.
+        scann: Whether the folder has that index too.
     """
     from mirrorspark.models import two_tower
     from mirrorspark.models.serving.export import build_indexes, recalls, save_retrieval
@@ -53,7 +54,7 @@ def export_recommender(folder: Path, items: np.ndarray, users: np.ndarray, k: in
     reserved = np.zeros((FIRST_VOCABULARY_ID, DIM), np.float32)
     model.candidate_tower.set_weights([np.concatenate([reserved, items])])
     model.query_tower.set_weights([np.concatenate([reserved, users]), np.eye(DIM), np.zeros(DIM)])
-    indexes = build_indexes(model, k, scann=True, sample=users[:SAMPLE])
+    indexes = build_indexes(model, k, scann=scann, sample=users[:SAMPLE])
     save_retrieval(two_tower, model, fitted, k, indexes, folder / SAVED_MODEL_FOLDER)
     fitted.save(folder / FEATURES_FOLDER)
     found = recalls(indexes, k, users[:SAMPLE])

@@ -15,6 +15,7 @@ SUITE = Suite(
         "score_start",
         "score_row",
         "serve_online",
+        "serve_lists",
         "score_parity",
         "recommend",
         "refresh_index",

@@ -20,8 +20,8 @@ import psutil
 import pyarrow.parquet as pq
 
 from benchmarks.benchmark import Benchmark, Options, main, question_of
-from benchmarks.daemon import Daemon
-from benchmarks.http_load import BROKEN, Load, longest_gap, on_core, post, saturated, steady
+from benchmarks.http_load import BROKEN, Load, on_core, post, saturated, steady
+from benchmarks.http_server import ENVIRONMENT, SERVER_CORE, START_SECONDS, load_of, loads_table, on_server_core, served
 from benchmarks.measure import Mark
 from benchmarks.report import Report, Table
 from benchmarks.score_mlflow import exported_for_mlflow, of_mlflow
@@ -34,16 +34,6 @@ P99_MARK, MLFLOW_MARK, PREDICTOR_MARK = 10.0, 5.0, 0.5
 PER_SECOND = 500.0
 _SECONDS = 8.0
 _CONNECTIONS = 16
-_SERVER_CORE, _CLIENT_CORE = 0, 1
-_START_SECONDS = 180.0
-_ENVIRONMENT = {
-    "TF_NUM_INTRAOP_THREADS": "1",
-    "TF_NUM_INTEROP_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "TF_USE_LEGACY_KERAS": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
 
 
 def run(options: Options) -> Report:
@@ -80,26 +70,14 @@ def _tables(speeds: dict[str, list[float]], loads: dict[str, Load]) -> tuple[Tab
         (side, ", ".join(f"{one:,.0f}" for one in found), f"{sorted(found)[len(found) // 2]:,.0f}")
         for side, found in speeds.items()
     )
-    rows = tuple(
-        (
-            name,
-            f"{load.statuses.total() / load.wall_seconds:,.0f}",
-            f"{load.per_second:,.0f}",
-            *(f"{load.milliseconds(quantile):.1f}" for quantile in (50, 99, 99.9)),
-            ", ".join(f"{count:,} of {status or 'no answer'}" for status, count in sorted(load.statuses.items())),
-            f"{longest_gap(load.done):.2f}",
-        )
-        for name, load in loads.items()
-    )
     note = (
         "Steady requests are sent at fixed times, to the end. Overload: 256 connections that ask again at once, with "
         "room for 64 rows in the queue. The version changes, and one of two processes is killed, in the middle; "
         "without an answer are requests that the dead process had accepted."
     )
-    columns = ("load", "asked/s", "answered/s", "p50 ms", "p99 ms", "p99.9 ms", "statuses", "longest silence, s")
     return (
         Table(f"One row of 39 features, {_CONNECTIONS} connections", ("side", "requests/s", "median"), peers),
-        Table("Loads", columns, rows, note),
+        loads_table("Loads", loads, note),
     )
 
 
@@ -110,14 +88,14 @@ def _peers(options: Options, model: Path, row: dict[str, object]) -> tuple[dict[
     ours = post(f"/v1/models/{model.name}:predict", json.dumps({"instances": [row]}).encode())
     split = {"columns": list(row), "data": [list(row.values())]}
     theirs = post("/invocations", json.dumps({"dataframe_split": split}).encode())
-    with _served(options, "--model", str(model)) as port, _mlflow(options, model) as mlflow_port:
+    with served(options.scratch, "--model", str(model)) as port, _mlflow(options, model) as mlflow_port:
         for _ in range(options.rounds):
             speeds[SERVER].append(_saturated(port, ours))
             speeds[MLFLOW].append(_saturated(mlflow_port, theirs))
             speeds[PREDICTOR].append(in_new_process(_predictor_speed, model, row))
         for rate in (PER_SECOND, 2 * PER_SECOND):
             name = f"steady, {rate:g}/s"
-            loads[name] = in_new_process(_from_core, partial(steady, port, ours, rate, _SECONDS))
+            loads[name] = load_of(partial(steady, port, (ours,), rate, _SECONDS))
     return speeds, loads
 
 
@@ -127,36 +105,31 @@ def _under_stress(options: Options, models: tuple[Path, Path], row: dict[str, ob
     body = json.dumps({"instances": [row]}).encode()
     asked = post(f"/v1/models/{first.name}:predict", body)
     loads = {}
-    with _served(options, "--model", str(first), "--queue-rows", "64") as port:
-        loads["overload"] = in_new_process(_from_core, partial(saturated, port, asked, _SECONDS, 256))
+    with served(options.scratch, "--model", str(first), "--queue-rows", "64") as port:
+        loads["overload"] = load_of(partial(saturated, port, (asked,), _SECONDS, 256))
     store = _registered(options.scratch, first, second)
     flags = ("--model", "models:/clicks@champion", "--tracking-uri", store, "--poll-seconds", "1")
     of_registry = post("/v1/models/clicks:predict", body)
-    with _served(options, *flags) as port, _later(partial(_move_alias, store)):
-        loads["version change"] = in_new_process(_from_core, partial(steady, port, of_registry, 200, 3 * _SECONDS))
-    with _served(options, "--model", str(first), "--processes", "2") as port, _later(_kill_a_process):
-        loads["killed process"] = in_new_process(_from_core, partial(steady, port, asked, 200, 3 * _SECONDS))
+    with served(options.scratch, *flags) as port, _later(partial(_move_alias, store)):
+        loads["version change"] = load_of(partial(steady, port, (of_registry,), 200, 3 * _SECONDS))
+    with served(options.scratch, "--model", str(first), "--processes", "2") as port, _later(_kill_a_process):
+        loads["killed process"] = load_of(partial(steady, port, (asked,), 200, 3 * _SECONDS))
     if not {"1", "2"} <= set(loads["version change"].versions):
         raise RuntimeError(f"versions {dict(loads['version change'].versions)} answered, not 1 and then 2")
     return loads
 
 
 def _saturated(port: int, request: bytes) -> float:
-    load = in_new_process(_from_core, partial(saturated, port, request, _SECONDS, _CONNECTIONS))
+    load = load_of(partial(saturated, port, (request,), _SECONDS, _CONNECTIONS))
     if set(load.statuses) != {200}:
         raise RuntimeError(f"a side did not answer: {dict(load.statuses)} by status, {BROKEN} are broken connections")
     return load.per_second
 
 
-def _from_core(ask: "partial[Load]") -> Load:
-    on_core(_CLIENT_CORE)
-    return ask()
-
-
 def _predictor_speed(model: Path, row: dict[str, object]) -> float:
     """Return rows per second, one by one, on the core that servers have."""
-    on_core(_SERVER_CORE)
-    os.environ |= _ENVIRONMENT
+    on_core(SERVER_CORE)
+    os.environ |= ENVIRONMENT
     from mirrorspark.scoring.predictor import Predictor
 
     predictor = Predictor(model)
@@ -170,30 +143,13 @@ def _predictor_speed(model: Path, row: dict[str, object]) -> float:
 
 
 @contextlib.contextmanager
-def _served(options: Options, *flags: str) -> Iterator[int]:
-    command = (sys.executable, "-m", "mirrorspark.lifecycle.serve", *flags)
-    with _daemon(options.scratch, "serve", *command) as daemon:
-        yield int(daemon.wait_for(r"listening on http://127\.0\.0\.1:(\d+)", _START_SECONDS)[1])
-
-
-@contextlib.contextmanager
 def _mlflow(options: Options, model: Path) -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     flags = ("-m", of_mlflow(model), "--env-manager", "local", "--port", str(port), "--host", "127.0.0.1")
-    with _daemon(options.scratch, "mlflow", sys.executable, "-m", "mlflow", "models", "serve", *flags) as daemon:
-        daemon.wait_for("Application startup complete|Listening at", _START_SECONDS)
+    with on_server_core(options.scratch, "mlflow", sys.executable, "-m", "mlflow", "models", "serve", *flags) as daemon:
+        daemon.wait_for("Application startup complete|Listening at", START_SECONDS)
         yield port
-
-
-@contextlib.contextmanager
-def _daemon(folder: Path, name: str, *command: str) -> Iterator[Daemon]:
-    """Start a program on the core that servers have."""
-    daemon = Daemon.start(("taskset", "--cpu-list", str(_SERVER_CORE), *command), folder / f"{name}.log", _ENVIRONMENT)
-    try:
-        yield daemon
-    finally:
-        daemon.end()
 
 
 @contextlib.contextmanager
