@@ -16,6 +16,7 @@ SUITE = Suite(
         "score_row",
         "serve_online",
         "serve_lists",
+        "validate_slices",
         "score_parity",
         "recommend",
         "refresh_index",
