@@ -1,5 +1,6 @@
 """Start of Spark without its log, unless the user has configured one."""
 
+import logging
 import os
 import re
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pyspark
+from pyspark.logger import PySparkLogger
 
 SILENT: Mapping[str, str] = {"spark.log.level": "OFF", "spark.ui.showConsoleProgress": "false"}
 
@@ -25,10 +27,13 @@ def set_by_the_user() -> set[str]:
 class quiet_launch:  # noqa: N801 - reads as a statement
     """A context that keeps the JVM's start-up lines ("Using Spark's default log4j profile ...") off the terminal.
 
-    The JVM writes them before any log level applies, straight to its inherited file descriptor.
+    The JVM writes them before any log level applies, straight to its inherited file descriptor. From then on PySpark
+    does not print errors of queries, each a line of JSON with Java's stack, either: they are raised.
     """
 
     def __enter__(self) -> None:
+        for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
+            PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
         sys.stderr.flush()
         self._saved = os.dup(2)
         self._null = os.open(os.devnull, os.O_WRONLY)

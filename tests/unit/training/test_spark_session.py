@@ -1,13 +1,16 @@
 """Which session a run gets, what is set in it, and where its driver is to be found."""
 
+import logging
 import socket
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
+from mirrorspark.data_pipelines.spark.silence import quiet_launch
 from mirrorspark.data_pipelines.spark.tasks import is_local
 from mirrorspark.training import spark_session
 from mirrorspark.training.spark_session import (
@@ -47,6 +50,17 @@ def test_a_local_session_is_small_and_silent(spark_conf: Path) -> None:
     assert settings["spark.ui.enabled"] == "false"
     assert settings["spark.log.level"] == "OFF"
     assert "spark.log.level" not in session_settings("local[2]", 2, verbose=True)
+
+
+def test_an_error_of_a_query_is_raised_and_not_printed_as_well(capfd: pytest.CaptureFixture[str]) -> None:
+    logger = PySparkLogger.getLogger("SQLQueryContextLogger")
+    logger.setLevel(logging.NOTSET)
+    logger.exception("no such column", errorClass="UNRESOLVED_COLUMN")
+    assert "no such column" in capfd.readouterr().err
+    with quiet_launch():
+        pass
+    logger.exception("no such column", errorClass="UNRESOLVED_COLUMN")
+    assert capfd.readouterr().err == ""
 
 
 def test_a_cluster_keeps_its_pages_memory_and_address(spark_conf: Path) -> None:
