@@ -62,9 +62,9 @@ class Part:
         return f"{self.model}, last {self.last_items}" if self.last_items else self.model
 
 
-# What `--choose` chose; until it has run, a guess.
-HYBRID: tuple[Part, ...] = (Part("ease", 10), Part("als", 10), Part("item_knn", 5), Part(CONTENT))
-FUSION: Fusion = "places"
+# What `--choose` chose.
+HYBRID: tuple[Part, ...] = (Part("ease", 5), Part("ease", 10), Part("als", 5), Part(CONTENT))
+FUSION: Fusion = "scores"
 # The best of the classical recommenders in docs/quality.md, shown beside the parts.
 BEST_ALONE = Part("ease", 15)
 
