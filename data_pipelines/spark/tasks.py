@@ -9,7 +9,8 @@ import pickle
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
@@ -36,6 +37,9 @@ _WRITTEN_DDL = ", ".join(
     f"{field.name} {'long' if pa.types.is_integer(field.type) else 'string'}" for field in _WRITTEN_SCHEMA
 )
 
+# A call that is part of another one shows no bar of its own.
+_HAS_BAR = ContextVar("_HAS_BAR", default=False)
+
 
 def is_local(spark: SparkSession) -> bool:
     """Tell whether tasks run beside the driver, with its files and packages.
@@ -45,15 +49,24 @@ def is_local(spark: SparkSession) -> bool:
     return re.match(r"local$|local\[", str(spark.sparkContext.master)) is not None
 
 
-def progress_bar(spark: SparkSession, name: str) -> AbstractContextManager[None]:
-    """Return a bar of the session's tasks to be shown within a ``with`` block; nothing where nobody would see it.
+@contextmanager
+def progress_bar(spark: SparkSession, name: str) -> Iterator[None]:
+    """Show a bar of the session's tasks while inside; nothing where nobody would see it, or sees one already.
 
     Args:
         spark: The session.
         name: What it does, in a word: ``score``.
     """
     is_watched = sys.stderr.isatty() or hasattr(builtins, "get_ipython")
-    return task_bar(spark, name) if is_watched else nullcontext()
+    if not is_watched or _HAS_BAR.get():
+        yield
+        return
+    token = _HAS_BAR.set(True)
+    try:
+        with task_bar(spark, name):
+            yield
+    finally:
+        _HAS_BAR.reset(token)
 
 
 def numbered_partitions(spark: SparkSession, count: int) -> DataFrame:

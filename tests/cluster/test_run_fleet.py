@@ -556,6 +556,8 @@ def test_a_plan_is_measured_on_a_sample_and_a_run_takes_its_sizes(
     assert plan.rates.inferences_per_second > 1_000
     assert plan.rates.worker_bytes > 2**20
     assert 0 < plan.rates.microbatch_seconds < 60
+    assert 0 < plan.rates.start_seconds < 60
+    assert plan.hours * 3600 > plan.rates.start_seconds
     assert (plan.steps, plan.microbatches, plan.rows_per_microbatch) == (4, 4, ROWS)
     assert plan.with_hours(plan.hours).hours <= plan.hours
     whole = plan_fleet(spark, fleet, files, hours=15, rows=620_000_000, models=4_500, **given)

@@ -1,5 +1,6 @@
 """The bar of calls that wait for Spark: in a terminal, in a notebook, and not in a file (H9)."""
 
+import builtins
 import io
 import re
 import sys
@@ -13,6 +14,7 @@ import pytest
 from mirrorspark.data_pipelines.spark import task_bar as module_under_test
 from mirrorspark.data_pipelines.spark.job_tasks import SparkTasks, Tasks
 from mirrorspark.data_pipelines.spark.task_bar import TerminalBar, notebook_display, task_bar, work_bar
+from mirrorspark.data_pipelines.spark.tasks import progress_bar
 
 
 class FakeSpark:
@@ -108,6 +110,17 @@ def test_what_fails_is_marked_and_its_error_goes_on(spark: Any, outputs: list[st
     with pytest.raises(ValueError, match="no such column"), task_bar(spark, "score"):
         raise ValueError("no such column")
     assert "did not finish" in outputs[-1]
+
+
+def test_a_call_within_another_one_has_no_bar_of_its_own(
+    spark: Any, outputs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builtins, "get_ipython", object, raising=False)
+    with progress_bar(spark, "plan"), progress_bar(spark, "score"):
+        pass
+    with progress_bar(spark, "score"):
+        pass
+    assert ["plan" in one for one in outputs] == [True, False]
 
 
 def test_a_file_gets_nothing(spark: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,13 +22,20 @@ from mirrorspark.scoring.fleet.runs.planning.capacity import (
     plan_for_cores,
     plan_for_hours,
 )
+from mirrorspark.scoring.fleet.runs.planning.rehearsal import Starts
 from mirrorspark.scoring.fleet.runs.planning.settings import check_settings, recommended_settings
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
 
 RATES = Rates(100e6, 2e6, 50e6, microbatch_seconds=2.0, worker_bytes=2**30)
 WORK = Work(1_000_000, {"spring": 1_000, "autumn": 500}, 1_000.0, 1.0, row_groups=100, gets_per_row_group=10)
 
-rates = st.builds(Rates, *[st.floats(1e4, 1e9)] * 3, microbatch_seconds=st.floats(0, 60), worker_bytes=st.just(2**28))
+rates = st.builds(
+    Rates,
+    *[st.floats(1e4, 1e9)] * 3,
+    microbatch_seconds=st.floats(0, 60),
+    worker_bytes=st.just(2**28),
+    start_seconds=st.floats(0, 60),
+)
 works = st.builds(
     Work,
     rows=st.integers(1, 10**9),
@@ -53,6 +60,8 @@ def test_a_plan_adds_up_what_each_core_does() -> None:
     # 300 row groups of 2.7 s are 34 for the busiest core; two of three microbatches are begun at once.
     assert plan.hours * 3600 == pytest.approx(34 * 2.7 + 3 / 2 * 2)
     assert plan.task_seconds == pytest.approx(12 * 2.7)
+    later = plan_for_cores(WORK, replace(RATES, start_seconds=7.0), 9)
+    assert [later.hours * 3600, later.start_hours * 3600] == pytest.approx([94.8 + 7, 7])
     assert plan.core_hours == pytest.approx(9 * 94.8 / 3600)
     assert plan.cost(0.05) == pytest.approx(plan.core_hours / 20)
     assert plan.gets_per_second == pytest.approx((3_000 + 2 * 27) / 91.8)
@@ -66,6 +75,7 @@ def test_a_plan_adds_up_what_each_core_does() -> None:
         ({"read_bytes_per_second": 1e6}, "read"),
         ({"write_bytes_per_second": 1e6}, "write"),
         ({"microbatch_seconds": 500.0}, "microbatches"),
+        ({"start_seconds": 500.0}, "start"),
     ],
 )
 def test_the_bottleneck_is_what_takes_longest(others: dict[str, float], bottleneck: str) -> None:
@@ -156,6 +166,43 @@ def test_two_clusters_share_the_cores_that_one_would_need_for_the_same_hours() -
     assert [part.hours * 3600 for part in (spring, autumn)] == pytest.approx([34 * 2.7 + 2] * 2)
     # With 9 cores each, they are done sooner: 23 and 12 row groups one after the other.
     assert [part.hours * 3600 for part in whole.submissions(2)] == pytest.approx([23 * 2.7 + 2, 12 * 2.7 + 2])
+
+
+def test_hours_that_no_cores_can_keep_are_refused_with_the_group_that_takes_longest() -> None:
+    # A step of spring has 500 models, one of autumn 100. The average row group of three steps takes
+    # (3 x 10 + 1,100 / 2 + 1,100 / 50) / 300 = 2.007 s, one of spring alone (20 + 500 + 20) / 200 = 2.7 s.
+    work = replace(WORK, models={"spring": 1_000, "autumn": 100})
+    with pytest.raises(ScoringError) as found:
+        plan_for_hours(work, RATES, 3 / 3600)
+    assert str(found.value) == (
+        "no number of cores takes 0.000833333 hours or less: with 300 cores it is 0.00111, as a row group is never "
+        "divided; the group 'spring' of 1,000 models alone takes 0.00131; allow more hours, or write the input with "
+        "smaller row groups"
+    )
+    with pytest.raises(
+        ScoringError, match=r"0.00189, 0.00133 of which are the starts.*takes 0.00208; allow more hours$"
+    ):
+        plan_for_hours(work, replace(RATES, start_seconds=2.8), 4 / 3600)
+
+
+def test_a_cluster_that_cannot_keep_the_hours_is_named() -> None:
+    work = replace(WORK, models={"spring": 1_000, "autumn": 100})
+    whole = plan_for_cores(work, RATES, 300)
+    # 2 s and a row group: of both clusters together 2.007 s, of spring 2.7 s.
+    message = (
+        r"cluster-1 with the group 'spring' of 1,000 models cannot be done in time: .* 200 cores it is 0.00131, as"
+    )
+    with pytest.raises(ScoringError, match=message):
+        whole.submissions(2, whole.hours)
+    assert [part.cores for part in whole.submissions(2, 5 / 3600)] == [200, 25]
+
+
+def test_the_start_of_a_run_is_what_its_microbatches_do_not_take() -> None:
+    # They begin 0.5 s after each other; tasks take 0.1 s, and the first ones 0.8 s, as they load the models.
+    begins, tasks = (1.0, 2.2, 2.7, 3.2), (0.8, 0.1, 0.1, 0.1)
+    attempts = [{"began": at, "slowest_seconds": of} for at, of in zip(begins, tasks, strict=True)]
+    starts = Starts.of(5.0, attempts[::-1])
+    assert [starts.microbatch, starts.run] == pytest.approx([0.4, 5 - 4 * 0.5])
 
 
 def test_more_clusters_than_groups_are_refused() -> None:

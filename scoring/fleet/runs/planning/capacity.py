@@ -1,8 +1,8 @@
 """How many hours a fleet takes on so many cores, and the reverse: arithmetic on measured rates.
 
 A *step* is one pass of some models over all rows, which reads these once. The core-seconds of reading, scoring and
-writing are amounts divided by rates; they are spread over the cores in whole row groups. To that comes the time of each
-microbatch in which no task runs.
+writing are amounts divided by rates; they are spread over the cores in whole row groups. To that comes the time in
+which no task runs: once for the run, and for each microbatch.
 """
 
 from bisect import bisect_left
@@ -12,6 +12,7 @@ from math import ceil
 from typing import Any
 
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.fleet.columns import some
 from mirrorspark.scoring.fleet.runs.plan import DEFAULT_AT_ONCE, DEFAULT_MODELS
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
 
@@ -40,6 +41,8 @@ class Rates:
         write_bytes_per_second: Bytes of the outputs' files.
         microbatch_seconds: Of a microbatch, in which none of its tasks runs: its job starts, its files are published.
         worker_bytes: Largest memory of a process that runs tasks.
+        start_seconds: Of a run, before its first task and after its last microbatch: input, fleet and ledger are
+            opened, and processes load the models.
     """
 
     read_bytes_per_second: float
@@ -47,6 +50,7 @@ class Rates:
     write_bytes_per_second: float
     microbatch_seconds: float
     worker_bytes: int
+    start_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Check the rates."""
@@ -111,6 +115,7 @@ class FleetPlan:
         compute_core_hours: Core-hours of scoring.
         write_core_hours: Core-hours of writing.
         waiting_hours: In which microbatches start and are published.
+        start_hours: In which the run starts.
         puts_per_second: Requests that change the store, per second and prefix, while all cores are busy.
         gets_per_second: Requests that read, the same way.
     """
@@ -132,6 +137,7 @@ class FleetPlan:
     waiting_hours: float
     puts_per_second: float
     gets_per_second: float
+    start_hours: float = 0.0
 
     @property
     def core_hours(self) -> float:
@@ -140,11 +146,14 @@ class FleetPlan:
 
     @property
     def bottleneck(self) -> str:
-        """What takes most of the time: ``read``, ``compute``, ``write``, ``microbatches`` or ``store requests``."""
+        """What takes most of the time.
+
+        It is ``read``, ``compute``, ``write``, ``microbatches``, ``start`` or ``store requests``.
+        """
         if self.puts_per_second > PUTS_PER_SECOND or self.gets_per_second > GETS_PER_SECOND:
             return "store requests"
         hours = {name: getattr(self, f"{name}_core_hours") / self.cores for name in ("read", "compute", "write")}
-        hours["microbatches"] = self.waiting_hours
+        hours |= {"microbatches": self.waiting_hours, "start": self.start_hours}
         return max(hours, key=lambda name: hours[name])
 
     @property
@@ -212,7 +221,7 @@ class FleetPlan:
 
         Raises:
             ScoringError: ``clusters`` is less than 1, or more than there are groups; or no number of cores is enough
-                for a cluster.
+                for a cluster, which the message names.
         """
         groups = sorted(self.work.models.items(), key=lambda one: (-one[1], one[0]))
         if not 1 <= clusters <= len(groups):
@@ -227,7 +236,17 @@ class FleetPlan:
             plan_for_cores(replace(self.work, models=part), self.rates, self.cores, self.models_per_microbatch)
             for part in parts
         ]
-        return tuple(plan if hours is None else plan.with_hours(hours) for plan in plans)
+        if hours is None:
+            return tuple(plans)
+        found = []
+        for number, plan in enumerate(plans, 1):
+            try:
+                found.append(plan.with_hours(hours))
+            except ScoringError as error:
+                raise ScoringError(
+                    f"cluster-{number} with {_named(plan.work.models)} cannot be done in time: {error}"
+                ) from error
+        return tuple(found)
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
@@ -285,7 +304,7 @@ def plan_for_cores(work: Work, rates: Rates, cores: int, models_per_microbatch: 
         work=work,
         rates=rates,
         cores=cores,
-        hours=(busy + waiting) / 3600,
+        hours=(rates.start_seconds + busy + waiting) / 3600,
         models_per_microbatch=models,
         rows_per_microbatch=ceil(work.rows / shares),
         at_once=at_once,
@@ -299,6 +318,7 @@ def plan_for_cores(work: Work, rates: Rates, cores: int, models_per_microbatch: 
         waiting_hours=waiting / 3600,
         puts_per_second=puts / busy / min(work.prefixes, at_once),
         gets_per_second=gets / busy / work.input_prefixes,
+        start_hours=rates.start_seconds / 3600,
     )
 
 
@@ -316,11 +336,35 @@ def plan_for_hours(work: Work, rates: Rates, hours: float, models_per_microbatch
 
     # No core does harm, and from one per step and row group on none helps.
     most = planned(1).steps * work.row_groups
-    shortest = planned(most)
-    if shortest.hours > hours:
-        raise ScoringError(
-            f"no number of cores takes {hours:g} hours or less: with {most:,} cores it is {shortest.hours:.3g}, as a "
-            f"row group is never divided; allow more hours, or write the input with smaller row groups"
-        )
+    if (shortest := planned(most)).hours > hours:
+        raise ScoringError(_why_too_long(shortest, hours, models_per_microbatch))
     cores = bisect_left(range(1, most + 1), True, key=lambda cores: planned(cores).hours <= hours) + 1
     return planned(cores)
+
+
+def _why_too_long(shortest: FleetPlan, hours: float, models_per_microbatch: int | None) -> str:
+    """Return why no number of cores is enough, the group that takes longest, and what would help."""
+    work, starts = shortest.work, shortest.start_hours + shortest.waiting_hours
+    text = f"no number of cores takes {hours:g} hours or less: with {shortest.cores:,} cores it is {shortest.hours:.3g}"
+    remedy = "allow more hours, or write the input with smaller row groups"
+    if starts >= hours:
+        text += f", {starts:.3g} of which are the starts of the run and of its microbatches"
+        remedy = "allow more hours"
+    else:
+        text += ", as a row group is never divided"
+    if len(work.models) > 1:
+        alone = [
+            plan_for_cores(replace(work, models={name: count}), shortest.rates, shortest.cores, models_per_microbatch)
+            for name, count in work.models.items()
+        ]
+        longest = max(alone, key=lambda plan: plan.hours)
+        text += f"; {_named(longest.work.models)} alone takes {longest.hours:.3g}"
+        if longest.hours <= hours:
+            remedy += ", or give the groups runs of their own with groups="
+    return f"{text}; {remedy}"
+
+
+def _named(models: Mapping[str, int]) -> str:
+    """Return groups for a message, with the number of their models."""
+    groups = "the group" if len(models) == 1 else f"{len(models):,} groups"
+    return f"{groups} {some(list(models))} of {sum(models.values()):,} models"

@@ -70,13 +70,15 @@ def text_of(plan: FleetPlan, price_per_core_hour: float | None = None) -> str:
     lines = [
         f"{work.rows:,} rows x {sum(work.models.values()):,} models = {work.inferences:,} inferences",
         f"{plan.cores:,} cores, {plan.hours:,.3g} hours: {plan.core_hours:,.3g} core-hours{cost}",
-        f"core-hours: {of_time}; hours between microbatches: {plan.waiting_hours:,.3g}; bottleneck: {plan.bottleneck}",
+        f"core-hours: {of_time}; hours between microbatches: {plan.waiting_hours:,.3g}, of the start: "
+        f"{plan.start_hours:,.3g}; bottleneck: {plan.bottleneck}",
         f"{plan.microbatches:,} microbatches of {plan.models_per_microbatch:,} models and {plan.rows_per_microbatch:,} "
         f"rows, {plan.at_once} at once; {plan.tasks:,} tasks of {plan.task_seconds:,.3g} s at most",
         f"requests per second and prefix: {plan.puts_per_second:,.3g} PUT, {plan.gets_per_second:,.3g} GET",
         f"measured, per core and second: {rates.read_bytes_per_second / 1e6:,.3g} MB read, "
         f"{rates.inferences_per_second:,.3g} inferences, {rates.write_bytes_per_second / 1e6:,.3g} MB written; "
-        f"{rates.microbatch_seconds:,.3g} s per microbatch; {rates.worker_bytes / 2**20:,.0f} MiB per process",
+        f"{rates.microbatch_seconds:,.3g} s per microbatch, "
+        f"{rates.start_seconds:,.3g} s per run; {rates.worker_bytes / 2**20:,.0f} MiB per process",
     ]
     return "\n".join([*lines, *(f"warning: {one}" for one in plan.warnings)])
 

@@ -4,9 +4,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial, reduce
+from itertools import accumulate
 from math import ceil
+from operator import add
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,7 +19,7 @@ from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, ParquetRows, RowGroups
-from mirrorspark.data_pipelines.spark.tasks import Shares, is_local, numbers_of, portable, write_files
+from mirrorspark.data_pipelines.spark.tasks import Shares, is_local, numbers_of, portable, progress_bar, write_files
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import find_source
 from mirrorspark.scoring.fleet.fleet import Fleet
@@ -26,19 +28,21 @@ from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet
 from mirrorspark.scoring.fleet.runs.plan import DEFAULT_MODELS, Step, plan_steps
 from mirrorspark.scoring.fleet.runs.planning.capacity import FleetPlan, Rates, Work, plan_for_cores, plan_for_hours
+from mirrorspark.scoring.fleet.runs.planning.rehearsal import Starts, rehearse
 from mirrorspark.scoring.fleet.runs.task import MicrobatchWriter, Selection
 from mirrorspark.scoring.fleet.score import check_result, ship_fleet
 from mirrorspark.scoring.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND
 from mirrorspark.scoring.fleet.task import FleetTally, Read
 from mirrorspark.scoring.input.spark_tables import SparkSource
+from mirrorspark.scoring.task.scorer import ShippedModel
 from mirrorspark.storage.paths import Location, StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
-DEFAULT_PROBE_SECONDS = 5.0
+DEFAULT_PROBE_SECONDS = 8.0
 
 # Arrow asks for columns that lie beside each other at once, up to so many bytes.
 _RANGE_BYTES = 32 * 2**20
-# The speed that a trial of a quarter of the time shows may be wrong by so much.
+# The speed that a trial shows may be wrong by so much.
 _MOST_TIMES_LONGER = 16
 
 
@@ -62,8 +66,9 @@ def plan_fleet(
 ) -> FleetPlan:
     """Plan a run of :func:`run_fleet`: the cores for some hours, or the hours on some cores.
 
-    Tasks score a sample, a part of a row group on each core, and the rates that they have are taken for those of the
-    whole run. The result plans further hours and cores by ``with_hours`` and ``with_cores`` without another sample.
+    Tasks score a sample, some row groups on each core, and the rates that they have are taken for those of the whole
+    run. A run over a few rows shows how long runs and microbatches take to start. The result plans further hours and
+    cores by ``with_hours`` and ``with_cores`` without another sample.
 
     Args:
         spark: The session whose cores are measured.
@@ -80,13 +85,14 @@ def plan_fleet(
         models: Models to plan for, in the proportions of the groups; by default those of the fleet.
         prefixes: As for :func:`run_fleet`.
         scratch: A folder that all executors can write to; by default a temporary one, which a local session can.
-        seconds: Duration of the sample, about; two shorter ones come first.
+        seconds: Duration of the sample, about; two shorter ones come first, and the run over a few rows last.
 
     Raises:
         ScoringError: Neither or both of ``hours`` and ``cores`` are given, a number is not above 0, there are no rows,
             a model raises an error, no number of cores is enough, or for a reason of :func:`run_fleet`.
         FleetError: As for :func:`run_fleet`.
         FileNotFoundError: There are no Parquet files.
+        FleetRunError: The run over a few rows fails.
     """
     plan = _planner(hours, cores)
     _check_sizes(rows=rows, models=models, models_per_microbatch=models_per_microbatch, prefixes=prefixes)
@@ -96,10 +102,12 @@ def plan_fleet(
         raise ScoringError(
             "the executors need a folder to write the sample to; give scratch= a path that all can reach"
         )
+    begin = time.perf_counter()
     source = find_source(paths, None)
     if isinstance(source, SparkSource):
         raise ScoringError("a table with a log may change during a run; write it as Parquet, and give its path")
     files = ParquetFiles.of(source)
+    opened = time.perf_counter() - begin
     checked = CheckedFleet.of(fleet).against(files.schema)
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     table = Layout.of(checked.fleet, layout, (outputs,) if isinstance(outputs, str) else outputs)
@@ -113,22 +121,36 @@ def plan_fleet(
     with tempfile.TemporaryDirectory(prefix="mirrorspark-plan-") as local:
         folder = StoragePath.of(local if scratch is None else scratch) / f"probe-{uuid4().hex[:12]}"
         try:
-            measured = sample.measure(spark, checked.fleet, folder, seconds)
+            with progress_bar(spark, "plan"):
+                measured = sample.measure(spark, checked.fleet, folder, seconds)
+                starts = rehearse(
+                    spark,
+                    _sound(checked, largest),
+                    sample.first_rows(),
+                    folder / "run",
+                    Path(local, "ledger.db"),
+                    keys=keys,
+                    layout=table,
+                )
         finally:
             folder.delete()
     many = sample.table.rows if rows is None else rows
+    of_a_row, row_groups = measured.read_bytes / measured.rows, len(sample.table.groups)
+    of_a_group = of_a_row * sample.table.rows / row_groups
     work = Work(
         rows=many,
         models=_of_groups(steps, models),
-        read_bytes_per_row=measured.read_bytes / measured.rows,
+        read_bytes_per_row=of_a_row,
         write_bytes_per_inference=measured.write_bytes / (measured.rows * len(largest)),
-        row_groups=max(1, round(len(sample.table.groups) * many / sample.table.rows)),
-        gets_per_row_group=_runs(files.footers[0].schema.names, columns) + measured.group_bytes / _RANGE_BYTES,
+        row_groups=max(1, round(row_groups * many / sample.table.rows)),
+        gets_per_row_group=_runs(files.footers[0].schema.names, columns) + of_a_group / _RANGE_BYTES,
         is_wide=table.name == "wide",
         input_prefixes=len({str(file.path.parent) for file in files.files}),
         prefixes=prefixes,
     )
-    return plan(work, measured.rates(len(largest)), models_per_microbatch)
+    # A run opens the whole input, as has been done here; that over a few rows did not.
+    starts = replace(starts, run=opened + starts.run)
+    return plan(work, measured.rates(len(largest), starts), models_per_microbatch)
 
 
 def _check_sizes(**sizes: int | None) -> None:
@@ -149,6 +171,12 @@ def _planner(hours: float | None, cores: int | None) -> Callable[[Work, Rates, i
     raise ScoringError("give either hours or cores: the other one is planned")
 
 
+def _sound(checked: CheckedFleet, models: Sequence[str]) -> Fleet:
+    """Return those of the models that have not failed, of which a run would warn; all, if none is left."""
+    failed = {one.model for one in checked.failures}
+    return checked.fleet.select([name for name in models if name not in failed] or models)
+
+
 def _of_groups(steps: Sequence[Step], models: int | None) -> dict[str, int]:
     """Return the number of models by group, of ``models`` if that is given."""
     counts = Counter[str]()
@@ -160,26 +188,29 @@ def _of_groups(steps: Sequence[Step], models: int | None) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What tasks took for a sample; seconds of all of them together, but for ``longest`` and ``wall``."""
+    """What tasks took for a sample; seconds of all of them together, but for ``longest``."""
 
     rows: int
     read_bytes: float
     write_bytes: int
-    group_bytes: float
     read_seconds: float
     score_seconds: float
     write_seconds: float
     longest: float
-    wall: float
     worker_bytes: int
 
-    def rates(self, models: int) -> Rates:
+    def __add__(self, other: "_Measured") -> "_Measured":
+        added = {name: value + getattr(other, name) for name, value in asdict(self).items()}
+        return _Measured(**added | {"worker_bytes": max(self.worker_bytes, other.worker_bytes)})
+
+    def rates(self, models: int, starts: Starts) -> Rates:
         return Rates(
             read_bytes_per_second=self.read_bytes / max(1e-9, self.read_seconds),
             inferences_per_second=self.rows * models / max(1e-9, self.score_seconds),
             write_bytes_per_second=self.write_bytes / max(1e-9, self.write_seconds),
-            microbatch_seconds=max(0.0, self.wall - self.longest),
+            microbatch_seconds=starts.microbatch,
             worker_bytes=self.worker_bytes,
+            start_seconds=starts.run,
         )
 
 
@@ -194,50 +225,91 @@ class _Sample:
 
     def measure(self, spark: SparkSession, fleet: Fleet, folder: StoragePath, seconds: float) -> _Measured:
         """Score as many rows as take about so many seconds."""
-        filled = [place for place, rows in enumerate(self.table.group_rows) if rows]
-        count = min(len(filled), spark.sparkContext.defaultParallelism)
-        # From the whole table: its beginning may be unlike the rest.
-        groups = [self.table.part(filled[number * len(filled) // count], 1) for number in range(count)]
-        part = ParquetRows(
-            self.table.schema,
-            tuple(one.groups[0] for one in groups),
-            tuple(one.group_bytes[0] for one in groups),
-            tuple(one.rows for one in groups),
-        )
-        shipped = ship_fleet(spark, fleet)
-        schema = pa.schema([part.schema.field(name) for name in self.keys])
-        sizes = [_stored_bytes(group, part.schema.names) for group in part.groups]
-
-        def scored(rows: int, name: str) -> _Measured:
-            job = WriteJob.begin(folder / name, SaveMode.ERROR)
-            writer = _SampleWriter(job, schema, shipped, self.layout.name, self.layout.outputs, Selection(self.models))
-            shares = Shares.of(part, (1,) * count)
-            own = [min(rows, group_rows) for group_rows in part.group_rows]
-            begin = time.perf_counter()
-            body = portable(_SampleTask(shares, writer, rows))
-            done = write_files(
-                shares.partitions(spark), job, body, lambda: sum(own), refusal=ColumnError, seal=_refuse_failures
-            )
-            wall = time.perf_counter() - begin
-            kinds, reports = ("read_seconds", "score_seconds", "write_seconds"), done.reports
-            read = sum(size * some / total for size, some, total in zip(sizes, own, part.group_rows, strict=True))
-            return _Measured(
-                **{kind: sum(report[kind] for report in reports) for kind in kinds},
-                rows=sum(own),
-                read_bytes=read,
-                write_bytes=done.bytes,
-                group_bytes=sum(sizes) / count,
-                longest=max(sum(report[kind] for kind in kinds) for report in reports),
-                wall=wall,
-                worker_bytes=max(report["peak_memory_bytes"] for report in reports),
-            )
-
+        passes = _Passes(self, spark, folder, ship_fleet(spark, fleet))
         # Loads the fleet and compiles the kernels.
-        scored(STRIP, "warm-up")
+        passes.score(STRIP, "warm-up")
         few = max(STRIP, int(seconds / 4 * ASSUMED_INFERENCES_PER_SECOND / len(self.models)))
-        trial = scored(few, "trial")
-        times = min(_MOST_TIMES_LONGER, max(1.0, seconds / max(1e-9, trial.longest)))
-        return scored(int(few * times), "sample")
+        trial = passes.score(few, "trial")
+        of_a_core = trial.rows / passes.tasks
+        wanted = of_a_core * min(_MOST_TIMES_LONGER, max(1.0, seconds / max(1e-9, trial.longest)))
+        begin = time.perf_counter()
+        measured = passes.score(int(wanted), "sample-0")
+        # A machine is not equally fast at all times, so that a small table is scored again.
+        times = round(seconds / (time.perf_counter() - begin))
+        return reduce(add, (passes.score(int(wanted), f"sample-{number}") for number in range(1, times)), measured)
+
+    def first_rows(self) -> pa.RecordBatch:
+        """Return some rows of the table."""
+        place = next(place for place, rows in enumerate(self.table.group_rows) if rows)
+        return next(self.table.batches((self.table.groups[place],), STRIP))
+
+    def groups(self, tasks: int, rows: int) -> list[list[int]]:
+        """Return the places of the row groups of each task, which have together ``rows`` rows, or are its share."""
+        filled = [place for place, count in enumerate(self.table.group_rows) if count]
+        # From the whole table: its beginning may be unlike the rest.
+        shares = [filled[task * len(filled) // tasks : (task + 1) * len(filled) // tasks] for task in range(tasks)]
+        found = []
+        for share in shares:
+            before = [0, *accumulate(self.table.group_rows[place] for place in share)]
+            found.append([place for place, count in zip(share, before, strict=False) if count < rows])
+        return found
+
+
+class _Passes:
+    """Passes over a sample in one session; each is a job.
+
+    Attributes:
+        tasks: Tasks of a pass, one for each core that has a row group.
+    """
+
+    def __init__(self, sample: _Sample, spark: SparkSession, folder: StoragePath, shipped: ShippedModel) -> None:
+        self._sample, self._spark, self._folder, self._shipped = sample, spark, folder, shipped
+        self.tasks = min(spark.sparkContext.defaultParallelism, sum(rows > 0 for rows in sample.table.group_rows))
+        self._bytes = lru_cache(maxsize=None)(self._bytes_of)
+
+    def score(self, rows: int, name: str) -> _Measured:
+        """Score at most so many rows in each task."""
+        table = self._sample.table
+        groups = self._sample.groups(self.tasks, rows)
+        chosen = [place for own in groups for place in own]
+        part = ParquetRows(
+            table.schema,
+            tuple(table.groups[place] for place in chosen),
+            tuple(table.group_bytes[place] for place in chosen),
+            tuple(table.group_rows[place] for place in chosen),
+        )
+        counts = [self._counts(own, rows) for own in groups]
+        total = sum(sum(own.values()) for own in counts)
+        job = WriteJob.begin(self._folder / name, SaveMode.ERROR)
+        schema = pa.schema([table.schema.field(key) for key in self._sample.keys])
+        layout, selection = self._sample.layout, Selection(self._sample.models)
+        writer = _SampleWriter(job, schema, self._shipped, layout.name, layout.outputs, selection)
+        shares = Shares.of(part, [len(own) for own in groups])
+        body = portable(_SampleTask(shares, writer, rows))
+        partitions = shares.partitions(self._spark)
+        done = write_files(partitions, job, body, lambda: total, refusal=ColumnError, seal=_refuse_failures)
+        kinds, reports = ("read_seconds", "score_seconds", "write_seconds"), done.reports
+        return _Measured(
+            **{kind: sum(report[kind] for report in reports) for kind in kinds},
+            rows=total,
+            read_bytes=sum(
+                self._bytes(place) * count / table.group_rows[place] for own in counts for place, count in own.items()
+            ),
+            write_bytes=done.bytes,
+            longest=max(sum(report[kind] for kind in kinds) for report in reports),
+            worker_bytes=max(report["peak_memory_bytes"] for report in reports),
+        )
+
+    def _counts(self, places: Sequence[int], rows: int) -> dict[int, int]:
+        """Return how many rows a task scores of each of its row groups."""
+        counts = {}
+        for place in places:
+            counts[place] = min(rows, self._sample.table.group_rows[place])
+            rows -= counts[place]
+        return counts
+
+    def _bytes_of(self, place: int) -> int:
+        return _stored_bytes(self._sample.table.groups[place], self._sample.table.schema.names)
 
 
 @dataclass(frozen=True)
