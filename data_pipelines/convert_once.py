@@ -1,7 +1,9 @@
 """Conversion of a table that is addressed by its content: the same rows are converted once."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
@@ -28,6 +30,7 @@ def convert_once(
     *,
     options: ConversionOptions,
     embedder: Embedder | None = None,
+    source: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Return the dataset of these rows; convert them unless that was done before.
 
@@ -41,12 +44,13 @@ def convert_once(
         name: The directory's name begins so.
         options: Options of the conversion.
         embedder: As for :func:`data_pipelines.convert.convert`.
+        source: What the rows of the table follow from, as JSON values, if that takes less to read than to hash them.
 
     Raises:
         Exception: As :func:`data_pipelines.convert.convert` says.
     """
     columns = (*spec.columns, options.split_column)
-    source = {"table": content_hash(table.select(*map(quoted, columns)))}
+    source = dict(source or {"table": content_hash(table.select(*map(quoted, columns)))})
     source |= embedder.source(spec) if embedder is not None else {}
     path = folder / f"{name}-{dataset_address(source, spec, options)}"
     if not is_published(path):
@@ -66,14 +70,25 @@ def require_columns(table: DataFrame, spec: FeatureSpec) -> None:
 
 def content_hash(table: DataFrame) -> str:
     """Return a hash of all rows of a table in 32 hex digits, independent of their order and partitions."""
-    columns = [part for field in table.schema for part in _hashed(F.col(quoted(field.name)), field.dataType)]
     # Sums of 64-bit hashes as decimals: whole numbers, so the order of the summands does not matter.
-    sums = [F.sum(F.xxhash64(F.lit(seed), *columns).cast("decimal(20,0)")) for seed in (1, 2)]
+    sums = [F.sum(one.cast("decimal(20,0)")) for one in _row_hashes(table.schema)]
     row = table.agg(F.count(F.lit(1)), *sums).first()
     assert row is not None  # noqa: S101 - an aggregate has a row
     schema = ",".join(f"{field.name} {field.dataType.simpleString()}" for field in table.schema)
     text = f"{schema} {row[0]} {row[1]} {row[2]}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _row_hashes(schema: StructType) -> list[Column]:
+    """Return two hashes of a row."""
+    seeds = (1, 2)
+    if not any(isinstance(field.dataType, ArrayType | MapType | StructType) for field in schema):
+        # One text: an expression per column is some calls into the JVM, a second for 300 columns.
+        names = [quoted(field.name) for field in schema]
+        text = ", ".join(f"isnull({name}), {name}" for name in names)
+        return [F.expr(f"xxhash64({seed}, {text})") for seed in seeds]
+    columns = [part for field in schema for part in _hashed(F.col(quoted(field.name)), field.dataType)]
+    return [F.xxhash64(F.lit(seed), *columns) for seed in seeds]
 
 
 def _hashed(column: Column, kind: DataType) -> list[Column]:

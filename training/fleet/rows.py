@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import BooleanType, DataType, NumericType, StringType
 
 from mirrorspark.data_pipelines.any_table import ROW_NUMBER, TableError, as_dataframe, is_in_memory, numbered
 from mirrorspark.data_pipelines.convert import ConversionOptions
-from mirrorspark.data_pipelines.convert_once import convert_once, quoted
+from mirrorspark.data_pipelines.convert_once import content_hash, convert_once, quoted
 from mirrorspark.data_pipelines.features.raw_columns import meant
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
@@ -145,12 +145,27 @@ def converted(rows: FleetRows, folder: Path, name: str) -> Dataset:
             "keys": list(rows.keys),
         }
     )
-    labels = labels_of(rows.targets)
+    kept = (*rows.keys, *rows.features, SPLIT_COLUMN)
+    # The columns as they are: a vector costs Spark more to hash.
+    content = content_hash(rows.table.select(*map(quoted, dict.fromkeys((*kept, *rows.targets)))))
+    vector, count = _labels(rows)
+    chosen = rows.table.select(*map(quoted, dict.fromkeys(kept)), vector.alias(TARGETS), count.alias(_LABELS))
+    return convert_once(
+        chosen.where(F.col(_LABELS) > 0),
+        spec,
+        folder,
+        name,
+        options=ConversionOptions(),
+        source={"table": content, "targets": list(rows.targets)},
+    )
+
+
+def _labels(rows: FleetRows) -> tuple[Column, Column]:
+    """Return the vector of a row's labels, and their number."""
+    labels, every = labels_of(rows.targets), float(len(rows.targets))
+    if not rows.has_missing:
+        # A row has all labels or none, so that one tells; a function for each would be computed twice.
+        return labels.cast("array<float>"), F.when(labels_of(rows.targets[:1])[0].isNotNull(), every).otherwise(0.0)
     is_label = F.transform(labels, lambda label: F.when(label.isNotNull(), 1.0).otherwise(0.0))
-    vector = F.concat(labels, is_label) if rows.has_missing else labels
     count = F.size(F.filter(labels, lambda label: label.isNotNull())).cast("double")
-    kept = dict.fromkeys((*rows.keys, *rows.features, SPLIT_COLUMN))
-    chosen = rows.table.select(
-        *map(quoted, kept), vector.cast("array<float>").alias(TARGETS), count.alias(_LABELS)
-    ).where(F.col(_LABELS) > 0)
-    return convert_once(chosen, spec, folder, name, options=ConversionOptions())
+    return F.concat(labels, is_label).cast("array<float>"), count
