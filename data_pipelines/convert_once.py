@@ -1,11 +1,11 @@
 """Conversion of a table that is addressed by its content: the same rows are converted once."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import Column, DataFrame
+from pyspark.sql import Column, DataFrame, Observation
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 
@@ -70,12 +70,27 @@ def require_columns(table: DataFrame, spec: FeatureSpec) -> None:
 
 def content_hash(table: DataFrame) -> str:
     """Return a hash of all rows of a table in 32 hex digits, independent of their order and partitions."""
-    # Sums of 64-bit hashes as decimals: whole numbers, so the order of the summands does not matter.
-    sums = [F.sum(one.cast("decimal(20,0)")) for one in _row_hashes(table.schema)]
-    row = table.agg(F.count(F.lit(1)), *sums).first()
+    row = table.agg(*_sums(table.schema)).first()
     assert row is not None  # noqa: S101 - an aggregate has a row
-    schema = ",".join(f"{field.name} {field.dataType.simpleString()}" for field in table.schema)
-    text = f"{schema} {row[0]} {row[1]} {row[2]}"
+    return _digest(table.schema, row)
+
+
+def hashed_on_the_way(table: DataFrame) -> tuple[DataFrame, Callable[[], str]]:
+    """Return a table that is hashed as tasks read it, and what returns its :func:`content_hash` afterwards."""
+    seen = Observation()
+    sums = [column.alias(f"sum_{number}") for number, column in enumerate(_sums(table.schema))]
+    return table.observe(seen, *sums), lambda: _digest(table.schema, list(seen.get.values()))
+
+
+def _sums(schema: StructType) -> list[Column]:
+    """Return the number of rows, and two sums of their hashes."""
+    # Of 64-bit hashes as decimals: whole numbers, so the order of the summands does not matter.
+    return [F.count(F.lit(1)), *(F.sum(one.cast("decimal(20,0)")) for one in _row_hashes(schema))]
+
+
+def _digest(schema: StructType, sums: Sequence[Any]) -> str:
+    columns = ",".join(f"{field.name} {field.dataType.simpleString()}" for field in schema)
+    text = f"{columns} {sums[0]} {sums[1]} {sums[2]}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -10,7 +10,7 @@ from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.ml.feature import SQLTransformer
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.convert_once import content_hash
+from mirrorspark.data_pipelines.convert_once import content_hash, hashed_on_the_way
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.directory import ModelDirectory
@@ -123,6 +123,10 @@ def test_the_same_rows_have_the_same_hash_whatever_their_order(spark: "SparkSess
     assert content_hash(table.where("ride_id > 0")) != content_hash(table)
     maps = table.select(F.create_map("town", "kilometres").alias("m"))
     assert content_hash(maps) != content_hash(maps.where("m['here'] IS NOT NULL"))
+    for one in (table, maps):
+        read, found = hashed_on_the_way(one)
+        read.select(F.lit(1)).collect()
+        assert found() == content_hash(one)
 
 
 @pytest.mark.parametrize(

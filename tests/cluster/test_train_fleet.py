@@ -14,11 +14,14 @@ from mlflow import MlflowClient
 import mirrorspark as ms
 from benchmarks.train_fleet import yeast
 from mirrorspark.data_pipelines.any_table import TableError
+from mirrorspark.data_pipelines.dataset.manifest import SPLITS
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.reading.dataset import load_dataset
+from mirrorspark.data_pipelines.reading.dataset import Dataset, load_dataset
 from mirrorspark.scoring.fleet.columns import FleetError
+from mirrorspark.training.fleet.declared import declared_models
 from mirrorspark.training.fleet.inputs import inputs_of
-from mirrorspark.training.fleet.plan import WEIGHTS_FILE, StackMember, StackPlan, StackSettings
+from mirrorspark.training.fleet.plan import TARGETS, WEIGHTS_FILE, StackMember, StackPlan, StackSettings
+from mirrorspark.training.fleet.rows import converted, split_rows
 from mirrorspark.training.fleet.stack import StackedModels
 from mirrorspark.training.fleet.worker import assembled
 
@@ -194,6 +197,26 @@ def test_tables_that_cannot_be_trained_on_are_refused_in_a_line(spark: "SparkSes
         refused(["buys"], table=table.assign(c0=np.inf))
     with pytest.raises(ms.ConfigError, match="global_batch_size 7 does not divide among 2 workers"):
         refused(["buys"], columns=["c0"], workers=2, global_batch_size=7)
+
+
+def test_rows_are_converted_once_for_the_same_targets_without_those_that_have_no_label(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    table = people()[["c0", "buys", "spends"]].astype(float)
+    table.loc[:9, ["buys", "spends"]] = np.nan
+
+    def dataset(*targets: str) -> Dataset:
+        rows = split_rows(table, declared_models(targets, link="identity", penalty=0.0), ["c0"], None, 1, spark)
+        assert not rows.has_missing
+        return converted(rows, tmp_path, "people")
+
+    once = dataset("buys", "spends")
+    assert sum(once.manifest.rows(split) for split in SPLITS) == ROWS - 10
+    labels = np.concatenate([block.features[TARGETS] for split in SPLITS for block in once.blocks(split)])
+    assert np.sort(labels[:, 0]).tolist() == np.sort(table["buys"].dropna()).tolist()
+    assert np.sort(labels[:, 1]) == pytest.approx(np.sort(table["spends"].dropna()))
+    assert dataset("buys", "spends").path == once.path
+    assert dataset("spends", "buys").path != once.path
 
 
 @pytest.mark.full

@@ -14,7 +14,7 @@ from pyspark.sql.types import BooleanType, DataType, NumericType, StringType
 
 from mirrorspark.data_pipelines.any_table import ROW_NUMBER, TableError, as_dataframe, is_in_memory, numbered
 from mirrorspark.data_pipelines.convert import ConversionOptions
-from mirrorspark.data_pipelines.convert_once import content_hash, convert_once, quoted
+from mirrorspark.data_pipelines.convert_once import convert_once, hashed_on_the_way, quoted
 from mirrorspark.data_pipelines.features.raw_columns import meant
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
@@ -40,6 +40,7 @@ class FleetRows:
         places: int32 ``[models]``: the target of each model.
         of_models: By split, the sums of the models' targets.
         has_missing: Whether some row has a label of one target and none of another.
+        content: Hash of the rows: keys, features, split and targets.
     """
 
     table: DataFrame
@@ -49,6 +50,7 @@ class FleetRows:
     places: np.ndarray
     of_models: Mapping[str, TargetSums]
     has_missing: bool
+    content: str
 
 
 def split_rows(
@@ -65,12 +67,15 @@ def split_rows(
     check_columns(declared, list(features))
     rows = default_split(rows, keys, seed=seed)
     targets = declared["target"].unique()
-    sums = measure_targets(rows, targets.to_pylist())
+    names = targets.to_pylist()
+    read = dict.fromkeys((*keys, *features, SPLIT_COLUMN, *names))
+    hashed, content = hashed_on_the_way(rows.select(*map(quoted, read)))
+    sums = measure_targets(hashed, names)
     places = pc.index_in(declared["target"], value_set=targets).to_numpy()
     of_models = {split: of.at(places) for split, of in sums.items()}
     check_targets(of_models, declared["link"].to_pylist(), declared["model"].to_pylist())
     has_missing = any(bool((of.labels < of.rows).any()) for of in sums.values())
-    return FleetRows(rows, keys, features, tuple(targets.to_pylist()), places, of_models, has_missing)
+    return FleetRows(rows, keys, features, tuple(names), places, of_models, has_missing, content())
 
 
 def _with_keys(table: Any, keys: str | Sequence[str] | None, spark: SparkSession) -> tuple[DataFrame, tuple[str, ...]]:
@@ -146,8 +151,6 @@ def converted(rows: FleetRows, folder: Path, name: str) -> Dataset:
         }
     )
     kept = (*rows.keys, *rows.features, SPLIT_COLUMN)
-    # The columns as they are: a vector costs Spark more to hash.
-    content = content_hash(rows.table.select(*map(quoted, dict.fromkeys((*kept, *rows.targets)))))
     vector, count = _labels(rows)
     chosen = rows.table.select(*map(quoted, dict.fromkeys(kept)), vector.alias(TARGETS), count.alias(_LABELS))
     return convert_once(
@@ -156,7 +159,7 @@ def converted(rows: FleetRows, folder: Path, name: str) -> Dataset:
         folder,
         name,
         options=ConversionOptions(),
-        source={"table": content, "targets": list(rows.targets)},
+        source={"table": rows.content, "targets": list(rows.targets)},
     )
 
 

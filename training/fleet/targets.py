@@ -81,10 +81,12 @@ class TargetsTask:
     targets: int
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield a row per split of ``batches``, whose columns are the split and the list of labels."""
+        """Yield a row per split of ``batches``, whose columns are the split and the targets."""
         found: dict[str, TargetSums] = {}
         for batch in batches:
-            values = batch.column(1).flatten().to_numpy(zero_copy_only=False).reshape(-1, self.targets)
+            values = np.empty((batch.num_rows, self.targets), order="F")
+            for place, column in enumerate(batch.columns[1:]):
+                values[:, place] = column.to_numpy(zero_copy_only=False)  # NaN for null
             for split in batch.column(0).unique().drop_null().to_pylist():
                 is_own = pc.equal(batch.column(0), split).fill_null(False).to_numpy(zero_copy_only=False)
                 of_split = TargetSums.of(values[is_own])
@@ -112,7 +114,9 @@ def measure_targets(rows: DataFrame, targets: Sequence[str]) -> dict[str, Target
     none = TargetSums.of(np.empty((0, len(targets))))
     found = dict.fromkeys(SPLITS, none)
     task = portable(TargetsTask(len(targets)))
-    measured = rows.select(F.col(SPLIT_COLUMN).cast("string"), labels_of(targets).alias("labels"))
+    # As they are: an array of them would cost Spark, which has to compile it, as much as all the rest.
+    numbers = (f"cast({quoted(name)} AS double) AS target_{number}" for number, name in enumerate(targets))
+    measured = rows.selectExpr(f"cast({quoted(SPLIT_COLUMN)} AS string) AS split", *numbers)
     for part in measured.mapInArrow(task, "split string, sums array<double>").collect():
         sums = TargetSums(*np.array(part.sums).reshape(len(fields(TargetSums)), -1))
         found[part.split] = found.get(part.split, none).merged(sums)

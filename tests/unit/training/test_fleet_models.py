@@ -19,7 +19,8 @@ def test_targets_are_measured_by_split() -> None:
     rows = pa.record_batch(
         {
             "split": ["train", "test", "train", "train"],
-            "labels": [[1.0, 4.0], [None, 2.0], [0.0, None], [None, None]],
+            "first": [1.0, None, 0.0, None],
+            "second": [4.0, 2.0, None, math.nan],
         }
     )
     (found,) = TargetsTask(2)([rows])
