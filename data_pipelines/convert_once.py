@@ -34,8 +34,8 @@ def convert_once(
 ) -> Dataset:
     """Return the dataset of these rows; convert them unless that was done before.
 
-    The dataset's directory is named by a hash of the rows, of the spec and of the options. The rows are therefore read
-    twice.
+    The dataset's directory is named by a hash of the rows, of the spec and of the options. Without ``source``, the rows
+    are therefore read twice.
 
     Args:
         table: The table; it needs the spec's columns and ``options.split_column``.

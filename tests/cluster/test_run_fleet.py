@@ -545,7 +545,7 @@ def test_a_run_is_watched_while_it_goes_on(
 
 
 def test_a_plan_is_measured_on_a_sample_and_a_run_takes_its_sizes(
-    spark: "SparkSession", begin: Begin, fleet: Fleet, files: Path, tmp_path: Path
+    spark: "SparkSession", begin: Begin, fleet: Fleet, files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     given: dict[str, Any] = {"keys": "key", "layout": "long", "models_per_microbatch": 4, "seconds": 0.2}
     plan = plan_fleet(spark, fleet, files, cores=2, **given)
@@ -560,7 +560,11 @@ def test_a_plan_is_measured_on_a_sample_and_a_run_takes_its_sizes(
     assert plan.hours * 3600 > plan.rates.start_seconds
     assert (plan.steps, plan.microbatches, plan.rows_per_microbatch) == (4, 4, ROWS)
     assert plan.with_hours(plan.hours).hours <= plan.hours
-    whole = plan_fleet(spark, fleet, files, hours=15, rows=620_000_000, models=4_500, **given)
+    bad = fleet_from_coefficients(
+        pd.DataFrame([("m2", "nowhere", 1.0)], columns=["model", "column", "coefficient"]), group="spring"
+    )
+    whole = plan_fleet(spark, fleet.with_models(bad), files, hours=15, rows=620_000_000, models=4_500, **given)
+    assert "have failed" not in caplog.text  # a run will say so, and have a ledger with the reasons
     assert whole.hours <= 15
     assert (sum(whole.work.models.values()), whole.work.row_groups) == (4_500, 6_200_000)
     run = begin(tmp_path / "scores", rows_per_microbatch=plan.rows_per_microbatch, prefixes=2, at_once=plan.at_once)
