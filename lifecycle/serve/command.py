@@ -19,6 +19,7 @@ from mirrorspark.lifecycle.serve.batching import BatchLimits
 from mirrorspark.lifecycle.serve.draining import DrainingServer
 from mirrorspark.lifecycle.serve.model import ServedModel
 from mirrorspark.lifecycle.serve.processes import LISTENER_FLAG, serve_in_processes
+from mirrorspark.lifecycle.serve.repeats import Repeats
 from mirrorspark.lifecycle.serve.servable import label_of
 from mirrorspark.lifecycle.serve.service import RequestLimits, Service
 from mirrorspark.lifecycle.serve.sources import ModelSource, Sources, StoreSource
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.processes < 1:
         parser.error(f"--processes {options.processes} is no number of processes; give 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Repeats())
     limit_requests()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)

@@ -216,7 +216,7 @@ class Service:
         self, traffic: Traffic, variant: Variant, model: Servable, seconds: float, outputs: Outputs | None
     ) -> None:
         """Count a request of a variant; without outputs it has failed."""
-        variant.add(model, seconds, outputs)
+        traffic.add(variant, model, seconds, outputs)
         outcome = "failed" if outputs is None else "answered"
         self.metrics.variant_requests.labels(traffic.name, variant.name, model.version, outcome).inc()
 

@@ -17,7 +17,7 @@ from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, Ex
 from mirrorspark.lifecycle.experiments.exposures import exposure
 from mirrorspark.lifecycle.pipeline.alerts import Alert, AlertError, send
 from mirrorspark.lifecycle.serve.errors import RequestError
-from mirrorspark.lifecycle.serve.live_checks import Measured, Window, broken_check
+from mirrorspark.lifecycle.serve.live_checks import Comparison, Measured, Window, broken_check
 from mirrorspark.lifecycle.serve.servable import Outputs, Servable, label_of
 from mirrorspark.lifecycle.serve.sources import Source
 from mirrorspark.lifecycle.serve.traffic_settings import TrafficError, TrafficFile
@@ -51,7 +51,7 @@ class Variant:
         """Take a request that ``model`` answered; without outputs it has failed."""
         self._forget_former_version()
         if model is self._model:
-            self.window.add(seconds, has_failed=outputs is None, scores=scores_of(outputs or {}))
+            self.window.add(seconds, has_failed=outputs is None)
 
     def measured(self) -> Measured:
         """Return what the last requests of the version of now were."""
@@ -84,6 +84,8 @@ class Traffic:
         self._unwritten: dict[str, Any] = {}
         self._stamp = file.stamp()
         self._problem = ""
+        self._comparisons: dict[str, Comparison] = {}
+        self._compared: list[Servable] = []
 
     @property
     def name(self) -> str:
@@ -130,6 +132,27 @@ class Traffic:
             return None
         return self.variants[name]
 
+    def add(self, variant: Variant, model: Servable, seconds: float, outputs: Outputs | None) -> None:
+        """Take a request that a variant, or a shadow, answered with ``model``; without outputs it has failed."""
+        variant.add(model, seconds, outputs)
+        comparisons = self._comparisons_of_now()
+        if outputs is None or model is not variant.source.model:
+            return
+        scores = scores_of(outputs)
+        if variant is self.control:
+            for comparison in comparisons.values():
+                comparison.control.add(scores)
+        elif variant.name in comparisons:
+            comparisons[variant.name].variant.add(scores)
+
+    def _comparisons_of_now(self) -> dict[str, Comparison]:
+        """Return the scores of each variant beside the control's; another version of any of them begins all anew."""
+        models = [one.source.model for one in self.variants.values()]
+        if models != self._compared:
+            self._compared = models
+            self._comparisons = {name: Comparison() for name, one in self.variants.items() if one is not self.control}
+        return self._comparisons
+
     def log_exposure(self, unit: str, variant: Variant, model: Servable) -> bool:
         """Write down that a unit got an answer as a member of a variant, and return whether that was possible.
 
@@ -169,14 +192,16 @@ class Traffic:
         for variant in before:
             if not self.is_stopped(variant):  # somebody lets it answer again: what it was does not count
                 variant.window = Window(variant.window.most)
+                self._comparisons[variant.name] = Comparison()
 
     async def check(self) -> None:
         """Stop each variant that does not pass its checks, and send alerts."""
-        control = self.control.measured()
-        for variant in self.variants.values():
-            if variant is self.control or self.is_stopped(variant):
+        control, checks = self.control.measured(), self.file.settings.checks
+        for name, comparison in self._comparisons_of_now().items():
+            variant = self.variants[name]
+            if self.is_stopped(variant):
                 continue
-            if reason := broken_check(variant.measured(), control, self.file.settings.checks):
+            if reason := broken_check(variant.measured(), control, checks) or comparison.broken(checks):
                 await self._stop(variant, reason)
 
     async def _stop(self, variant: Variant, reason: str) -> None:
