@@ -262,6 +262,7 @@ def test_a_failed_task_leaves_the_old_data(spark: "SparkSession", tmp_path: Path
     assert not [name for name in [*names_in(tmp_path), *names_in(tmp_path / "t")] if name.startswith(".")]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("way", ONE_WAY)
 def test_a_killed_driver_leaves_hidden_files_that_the_next_write_removes(
     spark: "SparkSession", tmp_path: Path, way: str
@@ -312,6 +313,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(shutil.which("mount") is None, reason="no mount command")
 @pytest.mark.parametrize("way", ONE_WAY)
 @pytest.mark.parametrize("below", ["", "t"])

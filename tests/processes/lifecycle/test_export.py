@@ -237,6 +237,7 @@ def test_a_retrieval_model_is_exported_with_its_exact_search(tmp_path: Path) -> 
     assert found.warm_up_records == 1
 
 
+@pytest.mark.full
 def test_a_registered_model_keeps_the_contract_of_the_containers_of_sagemaker_and_mlflow(
     flights_model: Path, tmp_path: Path
 ) -> None:

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(300)
 ROUNDS = 6
 
 
-@pytest.fixture(scope="module", params=["file", "server"])
+@pytest.fixture(scope="module", params=[pytest.param("file", marks=pytest.mark.full), "server"])
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Yield the address of a store with three versions of ``flights``."""
     from mlflow import MlflowClient
