@@ -48,8 +48,9 @@ class Vocabulary:
         """
         from mirrorspark.data_pipelines.features.vocabulary_kernels import ids_of_integers
 
+        whole = numbers.cast(pa.int64())
         # Nulls are looked up as 0 and get their own id afterwards.
-        values = numbers.cast(pa.int64()).fill_null(0).to_numpy()
+        values = (whole.fill_null(0) if whole.null_count else whole).to_numpy()
         ids = np.asarray(ids_of_integers(values, *self._integer_table))
         if numbers.null_count:
             ids[numbers.is_null().to_numpy(zero_copy_only=False)] = MISSING_ID

@@ -54,11 +54,19 @@ class TrainedGraph:
         return self._meta_graph.signature_def[signature]
 
     def callable(self, fetches: Sequence[str], feeds: Sequence[str]) -> Callable[..., list[np.ndarray]]:
-        """Fill the needed tables and return a function from ``feeds`` to ``fetches``, names of tensors in the graph."""
+        """Fill the needed tables and return a function from ``feeds`` to ``fetches``, names of tensors in the graph.
+
+        Its arguments must be arrays of the types and ranks of ``feeds``.
+        """
+        from tensorflow.core.protobuf.config_pb2 import CallableOptions
+
         assets = self._folder / "assets"
         files = {asset.tensor_info.name: str(assets / asset.filename) for asset in self._meta_graph.asset_file_def}
         self._session.run(_initializers(self._session.graph, self._meta_graph, fetches), files)
-        run: Callable[..., list[np.ndarray]] = self._session.make_callable(list(fetches), list(feeds))
+        # There is no public function: ``make_callable`` checks and converts each feed in Python, as ``Session.run``
+        # does, which takes 0.53 ms for 39 feeds and one row, where this takes 0.04 ms. Keras calls it, too.
+        options = CallableOptions(feed=feeds, fetch=fetches)
+        run: Callable[..., list[np.ndarray]] = self._session._make_callable_from_options(options)
         return run
 
     def array_type(self, name: str, tensor_info: Any) -> ArrayType:
