@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import special, stats  # type: ignore[import-untyped]
 
 Numbers = Any
 """A float, or float64 ``[tests]``: formulas hold for one test and, in simulations, for many at once."""
@@ -126,6 +126,24 @@ def difference_of_proportions(
     ours, theirs = (conversions + 1) / (units + 2), (control_conversions + 1) / (control_units + 2)
     squared = ours * (1 - ours) / (units + 2) + theirs * (1 - theirs) / (control_units + 2)
     return Difference(ours - theirs, np.sqrt(squared), np.inf, units + control_units)
+
+
+def share_above_p_value(events: int, units: int, limit: float) -> float:
+    """Return a p-value of "the share of units with an event is at most ``limit``" that is valid at all looks at once.
+
+    Its inverse is the likelihood of shares that are uniform between ``limit`` and 1, relative to that of ``limit``:
+    while the hypothesis is true, it exceeds 1 / alpha at any look with a probability of at most alpha (Ville's
+    inequality), for any number of independent units. Source: Robbins (1970), as for :meth:`Difference.always_valid`.
+    """
+    if not 0 < limit < 1:
+        return float(limit > 0 or events == 0)
+    others = units - events
+    above = float(special.betaincc(events + 1, others + 1, limit))
+    if above == 0:
+        return 1.0
+    log_ratio = special.betaln(events + 1, others + 1) + math.log(above)
+    log_ratio -= events * math.log(limit) + (others + 1) * math.log1p(-limit)
+    return math.exp(-max(float(log_ratio), 0.0))
 
 
 def without_covariate(variants: Sequence[Moments]) -> tuple[list[Moments], NDArray[np.float64] | float]:

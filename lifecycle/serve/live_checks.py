@@ -1,30 +1,36 @@
-"""What is known of a variant's last requests, and whether it may go on: pure functions over numbers."""
+"""What is known of a variant's requests, and whether it may go on: pure functions over numbers."""
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from mirrorspark.lifecycle.experiments.intervals import Moments, difference_of_means, mixture_precision
+from mirrorspark.lifecycle.experiments.intervals import (
+    Moments,
+    difference_of_means,
+    mixture_precision,
+    share_above_p_value,
+)
 
 FALSE_STOPS = 0.01
-"""Most variants of equal scores that are stopped for them, however long and often they are looked at."""
+"""Most variants that keep their limits, or are as the control, and are stopped however long and often one looks."""
+
+_SLOW = 0.01
+# Limits of LiveChecks, which share FALSE_STOPS.
+_LIMITS = 3
 
 
 @dataclass(frozen=True)
 class LiveChecks:
-    """Limits for a variant; a variant beyond one is stopped. None is no limit.
+    """Limits for a variant; a variant that is beyond one, and not by chance, is stopped. None is no limit.
 
     Attributes:
-        window: Last requests of a variant that are looked at; scores are compared in rounds of so many.
-        min_requests: Fewest requests of a variant that are judged.
-        failures_at_most: Largest share of its requests that it failed to answer.
+        window: Requests of a variant in a round; each round is judged by itself, so that a late change is found.
+        min_requests: Fewest requests of a round that are judged.
+        failures_at_most: Largest share of its requests that it may fail to answer.
         p99_ms: Largest 99th percentile of their times in milliseconds, from the request to its answer.
-        score_change_at_most: Largest difference between its mean score and the control's, beyond what chance explains.
+        score_change_at_most: Largest difference between its mean score and the control's.
     """
 
     window: int = 2000
@@ -43,66 +49,35 @@ class LiveChecks:
         if self.failures_at_most is not None and self.failures_at_most > 1:
             raise ValueError(f"failures_at_most is {self.failures_at_most}; use a share up to 1")
 
-
-@dataclass
-class Window:
-    """The last requests of a variant.
-
-    Attributes:
-        most: How many are kept.
-    """
-
-    most: int
-    _last: deque[tuple[bool, float]] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._last = deque(maxlen=self.most)
-
-    def add(self, seconds: float, *, has_failed: bool) -> None:
-        """Take a request and its time."""
-        self._last.append((has_failed, seconds))
-
-    def measured(self) -> Measured:
-        """Return what the last requests were."""
-        if not self._last:
-            return Measured(0, 0.0, math.nan)
-        failed, seconds = np.array(self._last, np.float64).T
-        return Measured(len(self._last), float(failed.mean()), float(np.percentile(seconds, 99)) * 1000)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Numbers of a window.
-
-    Attributes:
-        requests: Requests in it.
-        failures: Share of these that failed.
-        p99_ms: 99th percentile of their times in milliseconds; NaN without a request.
-    """
-
-    requests: int
-    failures: float
-    p99_ms: float
+    def is_slow(self, seconds: float) -> bool:
+        """Return whether a request took longer than 99 of 100 may."""
+        return self.p99_ms is not None and seconds * 1000 > self.p99_ms
 
 
 @dataclass
-class Scores:
-    """Mean and variance of the scores of requests, without the scores themselves (Welford 1962).
+class Requests:
+    """The requests of one side in a round: counts, and the mean and variance of their scores (Welford 1962).
 
     Attributes:
-        requests: Requests that were answered.
-        units: Those of them whose score is a number.
-        mean: Mean of these.
+        count: Requests.
+        failed: Those of them without an answer.
+        slow: Those that took longer than 99 of 100 may.
+        units: Those whose score is a number.
+        mean: Mean of these scores.
     """
 
-    requests: int = 0
+    count: int = 0
+    failed: int = 0
+    slow: int = 0
     units: int = 0
     mean: float = 0.0
     _squares: float = 0.0
 
-    def add(self, scores: Sequence[float]) -> None:
-        """Take the scores of a request's rows; their mean counts."""
-        self.requests += 1
+    def add(self, scores: Sequence[float] | None, *, is_slow: bool = False) -> None:
+        """Take a request with the scores of its rows, of which the mean counts; None if it has failed."""
+        self.count += 1
+        self.slow += is_slow
+        self.failed += scores is None
         score = sum(scores) / len(scores) if scores else math.nan
         if math.isfinite(score):
             self.units += 1
@@ -110,39 +85,70 @@ class Scores:
             self.mean += change / self.units
             self._squares += change * (score - self.mean)
 
+    @property
+    def answered(self) -> int:
+        """Requests with an answer."""
+        return self.count - self.failed
+
     def moments(self) -> Moments:
-        """Return them as an analysis takes them; at least two requests have a score."""
+        """Return the scores as an analysis takes them; at least two requests have one."""
         return Moments(self.units, self.mean, self._squares / (self.units - 1))
 
 
 @dataclass
 class Comparison:
-    """The scores of a variant and, over the same time, of the control: in rounds, so that a late change is found.
+    """The requests of a variant and, over the same time, of the control: in rounds, so that a late change is found.
 
-    The rounds share ``FALSE_STOPS``: the k-th has the k(k+1)-th part of it, and its interval holds at all looks.
+    The rounds share ``FALSE_STOPS``: the k-th has the k(k+1)-th part of it, and its tests hold at all looks.
     """
 
     number: int = 1
-    variant: Scores = field(default_factory=Scores)
-    control: Scores = field(default_factory=Scores)
+    variant: Requests = field(default_factory=Requests)
+    control: Requests = field(default_factory=Requests)
 
     def broken(self, checks: LiveChecks) -> str | None:
-        """Return in words how the scores differ beyond limit and chance; None if they do not, or too little is known.
+        """Return in words what the variant does not keep; None if it keeps all, or too little is known.
 
         A round that has a window's number of requests of the variant ends here, and the next one begins.
         """
-        reason = self._difference(checks)
-        if self.variant.requests >= checks.window:
-            self.number, self.variant, self.control = self.number + 1, Scores(), Scores()
+        reason = None
+        if self.variant.count >= checks.min_requests:
+            level = FALSE_STOPS / (self.number * (self.number + 1)) / _LIMITS
+            reason = self._failures(checks, level) or self._times(checks, level) or self._scores(checks, level)
+        if self.variant.count >= checks.window:
+            self.number, self.variant, self.control = self.number + 1, Requests(), Requests()
         return reason
 
-    def _difference(self, checks: LiveChecks) -> str | None:
+    def _failures(self, checks: LiveChecks, level: float) -> str | None:
+        limit, count = checks.failures_at_most, self.variant.count
+        if limit is None or not self._is_above(limit, self.variant.failed, self.control.failed, level):
+            return None
+        return f"{self.variant.failed / count:.1%} of {count} requests failed, at most {limit:.1%} may"
+
+    def _times(self, checks: LiveChecks, level: float) -> str | None:
+        count = self.variant.count
+        if checks.p99_ms is None or not self._is_above(_SLOW, self.variant.slow, self.control.slow, level):
+            return None
+        return (
+            f"{self.variant.slow / count:.1%} of {count} requests took longer than {checks.p99_ms:g} ms, "
+            f"at most {_SLOW:.0%} may"
+        )
+
+    def _is_above(self, limit: float, of_variant: int, of_control: int, level: float) -> bool:
+        """Return whether the share of the variant's requests is above ``limit``, and the control's is not.
+
+        Both share the processor and the queue, so a limit that the control is beyond, too, is not the variant's fault.
+        """
+        if of_control > limit * self.control.count:
+            return False
+        return share_above_p_value(of_variant, self.variant.count, limit) <= level
+
+    def _scores(self, checks: LiveChecks, level: float) -> str | None:
         variant, control, limit = self.variant, self.control, checks.score_change_at_most
-        if limit is None or control.units < 2 or min(variant.requests, control.requests) < checks.min_requests:
+        if limit is None or control.units < 2 or min(variant.answered, control.answered) < checks.min_requests:
             return None
         if variant.units < 2:
-            return f"{variant.requests} requests have no score that is a number, and those of the control have"
-        level = FALSE_STOPS / (self.number * (self.number + 1))
+            return f"{variant.answered} requests have no score that is a number, and those of the control have"
         difference = difference_of_means(control.moments(), variant.moments())
         low, high = difference.always_valid(level, mixture_precision(2 * checks.window, FALSE_STOPS))
         if low <= limit and high >= -limit:
@@ -151,18 +157,3 @@ class Comparison:
             f"the mean score is {variant.mean:.4g}, and {control.mean:.4g} of the control: with what chance "
             f"explains they differ by {low:.3g} to {high:.3g}, at most {limit:g} may be"
         )
-
-
-def broken_check(variant: Measured, control: Measured, checks: LiveChecks) -> str | None:
-    """Return in words which check a variant does not pass; None if it passes all, or too little is known.
-
-    Both share the processor and the queue, so a limit that the control is beyond, too, is not the variant's fault.
-    """
-    if variant.requests < checks.min_requests:
-        return None
-    failures, p99_ms = checks.failures_at_most, checks.p99_ms
-    if failures is not None and variant.failures > failures and not control.failures > failures:
-        return f"{variant.failures:.1%} of {variant.requests} requests failed, at most {failures:.1%} may"
-    if p99_ms is not None and variant.p99_ms > p99_ms and not control.p99_ms > p99_ms:
-        return f"99 % of {variant.requests} requests took up to {variant.p99_ms:.1f} ms, at most {p99_ms:g} may be"
-    return None

@@ -5,7 +5,7 @@ import json
 import logging
 import logging.handlers
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, Ex
 from mirrorspark.lifecycle.experiments.exposures import exposure
 from mirrorspark.lifecycle.pipeline.alerts import Alert, AlertError, send
 from mirrorspark.lifecycle.serve.errors import RequestError
-from mirrorspark.lifecycle.serve.live_checks import Comparison, Measured, Window, broken_check
+from mirrorspark.lifecycle.serve.live_checks import Comparison
 from mirrorspark.lifecycle.serve.servable import Outputs, Servable, label_of
 from mirrorspark.lifecycle.serve.sources import Source
 from mirrorspark.lifecycle.serve.traffic_settings import TrafficError, TrafficFile
@@ -29,38 +29,17 @@ _SECONDS = 1.0
 _LOCK_SECONDS = 10.0
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Variant:
     """One of the models that the requests for a name are divided between.
 
     Attributes:
         name: Its name in the experiment, or the shadow's.
         source: Its model.
-        window: Its last requests, since the version of now answers.
     """
 
     name: str
     source: Source
-    window: Window
-    _model: Servable = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self._model = self.source.model
-
-    def add(self, model: Servable, seconds: float, outputs: Outputs | None) -> None:
-        """Take a request that ``model`` answered; without outputs it has failed."""
-        self._forget_former_version()
-        if model is self._model:
-            self.window.add(seconds, has_failed=outputs is None)
-
-    def measured(self) -> Measured:
-        """Return what the last requests of the version of now were."""
-        self._forget_former_version()
-        return self.window.measured()
-
-    def _forget_former_version(self) -> None:
-        if self._model is not self.source.model:
-            self._model, self.window = self.source.model, Window(self.window.most)
 
 
 class Traffic:
@@ -74,9 +53,8 @@ class Traffic:
             sources: The model of each variant and shadow, by name.
         """
         self.file = file
-        window = file.settings.checks.window
-        self.variants = {name: Variant(name, sources[name], Window(window)) for name in file.settings.models}
-        self.shadows = {name: Variant(name, sources[name], Window(window)) for name in file.settings.shadows}
+        self.variants = {name: Variant(name, sources[name]) for name in file.settings.models}
+        self.shadows = {name: Variant(name, sources[name]) for name in file.settings.shadows}
         exposures = file.settings.exposures
         self._log = ExposureLog(file.path.parent / exposures) if exposures else None
         # Reasons by digest: those in the file, and those that could not be written there.
@@ -85,7 +63,7 @@ class Traffic:
         self._stamp = file.stamp()
         self._problem = ""
         self._comparisons: dict[str, Comparison] = {}
-        self._compared: list[Servable] = []
+        self._compared: tuple[object, ...] = ()
 
     @property
     def name(self) -> str:
@@ -134,22 +112,22 @@ class Traffic:
 
     def add(self, variant: Variant, model: Servable, seconds: float, outputs: Outputs | None) -> None:
         """Take a request that a variant, or a shadow, answered with ``model``; without outputs it has failed."""
-        variant.add(model, seconds, outputs)
         comparisons = self._comparisons_of_now()
-        if outputs is None or model is not variant.source.model:
+        if model is not variant.source.model:
             return
-        scores = scores_of(outputs)
+        scores = None if outputs is None else scores_of(outputs)
+        is_slow = self.file.settings.checks.is_slow(seconds)
         if variant is self.control:
             for comparison in comparisons.values():
-                comparison.control.add(scores)
+                comparison.control.add(scores, is_slow=is_slow)
         elif variant.name in comparisons:
-            comparisons[variant.name].variant.add(scores)
+            comparisons[variant.name].variant.add(scores, is_slow=is_slow)
 
     def _comparisons_of_now(self) -> dict[str, Comparison]:
-        """Return the scores of each variant beside the control's; another version of any of them begins all anew."""
-        models = [one.source.model for one in self.variants.values()]
-        if models != self._compared:
-            self._compared = models
+        """Return each variant's requests beside the control's; another version of any, or other checks, begin anew."""
+        now = (*(one.source.model for one in self.variants.values()), self.file.settings.checks)
+        if now != self._compared:
+            self._compared = now
             self._comparisons = {name: Comparison() for name, one in self.variants.items() if one is not self.control}
         return self._comparisons
 
@@ -191,17 +169,14 @@ class Traffic:
         self._stopped = stopped
         for variant in before:
             if not self.is_stopped(variant):  # somebody lets it answer again: what it was does not count
-                variant.window = Window(variant.window.most)
                 self._comparisons[variant.name] = Comparison()
 
     async def check(self) -> None:
         """Stop each variant that does not pass its checks, and send alerts."""
-        control, checks = self.control.measured(), self.file.settings.checks
-        for name, comparison in self._comparisons_of_now().items():
-            variant = self.variants[name]
-            if self.is_stopped(variant):
-                continue
-            if reason := broken_check(variant.measured(), control, checks) or comparison.broken(checks):
+        for name in [*self._comparisons_of_now()]:
+            # Stopping a variant takes a while, in which the next one may get another version.
+            comparison, variant = self._comparisons_of_now()[name], self.variants[name]
+            if not self.is_stopped(variant) and (reason := comparison.broken(self.file.settings.checks)):
                 await self._stop(variant, reason)
 
     async def _stop(self, variant: Variant, reason: str) -> None:
@@ -260,8 +235,6 @@ class Traffic:
         changed = [name for name in fixed if getattr(file.settings, name) != getattr(old.settings, name)]
         if file.experiment.control != old.experiment.control:
             changed.append("control (the first variant)")
-        if file.settings.checks.window != old.settings.checks.window:
-            changed.append("window")
         if changed:
             raise TrafficError(f"{file.path} has another {', '.join(changed)} than before; start the server anew")
         self._stamp = stamp

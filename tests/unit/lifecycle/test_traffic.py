@@ -15,14 +15,14 @@ import pytest
 
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
 from mirrorspark.lifecycle.experiments.exposures import EXPOSURE_COLUMNS, exposure
-from mirrorspark.lifecycle.serve.live_checks import Comparison, LiveChecks, Measured, Window, broken_check
+from mirrorspark.lifecycle.experiments.intervals import share_above_p_value
+from mirrorspark.lifecycle.serve.live_checks import Comparison, LiveChecks, Requests
 from mirrorspark.lifecycle.serve.repeats import Repeats
 from mirrorspark.lifecycle.serve.sources import Source
 from mirrorspark.lifecycle.serve.traffic import Traffic, differences, scores_of
 from mirrorspark.lifecycle.serve.traffic_settings import TrafficError, TrafficFile
 
 CHECKS = LiveChecks(window=1000, min_requests=100, failures_at_most=0.02, p99_ms=20, score_change_at_most=0.05)
-GOOD = Measured(requests=500, failures=0.0, p99_ms=8.0)
 TRAFFIC = {
     "name": "late",
     "experiment": {"name": "canary", "weights": {"old": 90, "new": 10}},
@@ -31,46 +31,56 @@ TRAFFIC = {
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("requests", "reason"),
     [
-        ({}, None),
-        ({"failures": 0.02}, None),
-        ({"failures": 0.03}, "3.0% of 500 requests failed, at most 2.0% may"),
-        ({"failures": 1.0, "requests": 99}, None),
-        ({"p99_ms": 21.0}, "99 % of 500 requests took up to 21.0 ms, at most 20 may be"),
+        (Requests(500, failed=10, slow=5), None),
+        (Requests(500, failed=15, slow=8), None),  # beyond both limits, as chance has it
+        (Requests(500, failed=40), "8.0% of 500 requests failed, at most 2.0% may"),
+        (Requests(99, failed=99, slow=99), None),
+        (Requests(100, failed=100), "100.0% of 100 requests failed, at most 2.0% may"),
+        (Requests(500, slow=25), "5.0% of 500 requests took longer than 20 ms, at most 1% may"),
+        (Requests(1000, failed=55), "5.5% of 1000 requests failed, at most 2.0% may"),
     ],
 )
-def test_a_variant_is_stopped_for_what_it_does_not_keep(change: dict[str, float], reason: str | None) -> None:
-    found = broken_check(Measured(**{**vars(GOOD), **change}), GOOD, CHECKS)
-    assert found is None if reason is None else (found or "").startswith(reason)
+def test_a_variant_is_stopped_for_what_it_does_not_keep(requests: Requests, reason: str | None) -> None:
+    assert Comparison(1, requests, Requests(500, failed=10, slow=5)).broken(CHECKS) == reason
+    # What the control does not keep either is not the variant's fault.
+    assert Comparison(1, requests, Requests(500, failed=11, slow=6)).broken(CHECKS) is None
 
 
-def test_what_the_control_does_not_keep_either_is_not_the_variants_fault() -> None:
-    bad = Measured(**{**vars(GOOD), "failures": 0.5, "p99_ms": 90.0})
-    assert broken_check(bad, GOOD, CHECKS)
-    assert broken_check(bad, bad, CHECKS) is None
+def test_the_p_value_of_a_share_is_the_inverse_of_the_mixed_likelihood_ratio() -> None:
+    # Two events of two units, limit 1/2: the mean of (p / 0.5)² over p from 1/2 to 1 is 4 · 2 · 7/24.
+    assert share_above_p_value(2, 2, 0.5) == pytest.approx(3 / 7)
+    assert [share_above_p_value(0, 9, 0.0), share_above_p_value(1, 9, 0.0), share_above_p_value(9, 9, 1.0)] == [1, 0, 1]
+    assert [share_above_p_value(1, 10**6, 0.5), share_above_p_value(10**6, 10**6, 0.01)] == [1, 0]
 
 
-def looked_at(draws: Any, checks: LiveChecks) -> str | None:
+def looked_at(draws: Any, checks: LiveChecks, failed: Any = None, slow: Any = None) -> str | None:
     """Return why a variant is stopped, which is looked at after every 20 requests of each side."""
     comparison = Comparison()
     for number, (control, variant) in enumerate(draws):
         comparison.control.add([control])
-        comparison.variant.add([variant])
+        has_failed = failed is not None and failed[number]
+        comparison.variant.add(None if has_failed else [variant], is_slow=slow is not None and slow[number])
         if number % 20 == 19 and (reason := comparison.broken(checks)):
             return reason
     return None
 
 
-def test_equal_scores_stop_almost_no_variant_at_any_look_and_a_change_does_in_any_round() -> None:
+def test_a_variant_at_its_limits_is_almost_never_stopped_at_any_look_and_a_change_is_found_in_any_round() -> None:
     random = np.random.default_rng(5)
-    checks = LiveChecks(window=500, min_requests=100, score_change_at_most=0.0)
+    checks = LiveChecks(window=500, min_requests=100, failures_at_most=0.05, p99_ms=20.0, score_change_at_most=0.0)
     equal = random.beta(2, 5, (300, 1500, 2))
-    stopped = sum(looked_at(draws, checks) is not None for draws in equal)
+    failed, slow = random.random((300, 1500)) < 0.05, random.random((300, 1500)) < 0.01
+    stopped = sum(looked_at(*each) is not None for each in zip(equal, [checks] * 300, failed, slow, strict=True))
     assert stopped <= 6  # 3 by FALSE_STOPS; 7 would be a chance of 3 %
     for begin in (0, 1000):
-        draws = equal[0] + np.array([0.0, 0.15]) * (np.arange(1500) >= begin)[:, None]
+        is_late = np.arange(1500) >= begin
+        draws = equal[0] + np.array([0.0, 0.15]) * is_late[:, None]
         assert (looked_at(draws, checks) or "").startswith("the mean score is")
+        often = is_late & (random.random(1500) < 0.2)
+        assert "requests failed" in (looked_at(equal[0], checks, failed=often) or "")
+        assert "took longer" in (looked_at(equal[0], checks, slow=often) or "")
     tolerant = LiveChecks(window=500, min_requests=100, score_change_at_most=0.1)
     assert looked_at(equal[0] + [0.0, 0.1], tolerant) is None
     assert looked_at(equal[0] + [0.0, 0.25], tolerant)
@@ -78,14 +88,6 @@ def test_equal_scores_stop_almost_no_variant_at_any_look_and_a_change_does_in_an
         "100 requests have no score that is a number, and those of the control have"
     )
     assert looked_at(np.full((600, 2), 0.5), checks) is None
-
-
-def test_a_window_forgets_old_requests() -> None:
-    window = Window(100)
-    for number in range(300):
-        window.add(0.5 if number < 200 else 0.001, has_failed=number < 200)
-    assert (window.measured().requests, window.measured().failures) == (100, 0.0)
-    assert window.measured().p99_ms == pytest.approx(1.0)
 
 
 def test_the_first_output_of_numbers_is_the_score() -> None:
@@ -167,7 +169,7 @@ def model(version: str, digest: str) -> Any:
 def fail(traffic: Traffic) -> None:
     variant = traffic.variants["new"]
     for _ in range(20):
-        variant.add(variant.source.model, 0.001, None)
+        traffic.add(variant, variant.source.model, 0.001, None)
     asyncio.run(traffic.check())
 
 
