@@ -1,6 +1,7 @@
 """A log that a model which fails with every request does not fill."""
 
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -10,7 +11,8 @@ from typing import Any
 class Repeats(logging.Filter):
     """Lets an error through once, with its traceback, and from then on once a minute, with the number of the others.
 
-    Errors are alike if their class and the line that raised them are the same: messages often have values of a row.
+    Errors are alike if their class, the line that raised them and the text of the log are the same; that text names the
+    version. Their own messages often have values of a row, and do not count.
     """
 
     def __init__(self, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -19,6 +21,7 @@ class Repeats(logging.Filter):
         self._seconds, self._clock = seconds, clock
         self._told: dict[tuple[Any, ...], float] = {}
         self._held_back: Counter[tuple[Any, ...]] = Counter()
+        self._lock = threading.Lock()  # models fail in other threads, too
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether the record is logged; without an exception, it always is."""
@@ -27,16 +30,17 @@ class Repeats(logging.Filter):
             return True
         while trace.tb_next:
             trace = trace.tb_next
-        place = (record.msg, kind, trace.tb_frame.f_code.co_filename, trace.tb_lineno)
-        now = self._clock()
-        if place not in self._told:
+        place = (record.getMessage(), kind, trace.tb_frame.f_code.co_filename, trace.tb_lineno)
+        with self._lock:
+            now = self._clock()
+            if place not in self._told:
+                self._told[place] = now
+                return True
+            self._held_back[place] += 1
+            if now < self._told[place] + self._seconds:
+                return False
             self._told[place] = now
-            return True
-        self._held_back[place] += 1
-        if now < self._told[place] + self._seconds:
-            return False
-        self._told[place] = now
-        more = f"{self._held_back.pop(place):,} more of the same {kind.__name__} since it was last told"
+            more = f"{self._held_back.pop(place):,} more of the same {kind.__name__} since it was last told"
         record.msg, record.args = "%s (%s)", (record.getMessage(), more)
         record.exc_info = record.exc_text = None
         return True

@@ -16,7 +16,7 @@ from mirrorspark.lifecycle.serve.batching import Batcher, BatchLimits, ComputedB
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.metrics import Metrics
 from mirrorspark.lifecycle.serve.rows import Rows
-from mirrorspark.lifecycle.serve.servable import Outputs, Servable
+from mirrorspark.lifecycle.serve.servable import Outputs, Servable, label_of
 from mirrorspark.lifecycle.serve.sources import Source, Sources
 from mirrorspark.lifecycle.serve.traffic import Traffic, Variant, differences
 from mirrorspark.scoring.http_server import json_value
@@ -154,7 +154,7 @@ class Service:
             return error_response(RequestError(400, "the client is gone"))
         except Exception:
             # The model's own code may raise anything, with rows in the message: they go to no client.
-            _LOGGER.exception("a request to %s failed", call.request.url.path)
+            _LOGGER.exception("%s has failed with a request", label_of(call.model) if call.model else "the server")
             return error_response(RequestError(500, "the model failed; the log of the server says why"))
 
     def bind(self, call: Call) -> Servable:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -125,27 +126,35 @@ def test_an_experiment_may_have_a_file_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_model_that_fails_with_every_request_has_one_traceback_and_then_a_line_a_minute() -> None:
-    times = iter([0.0, 1.0, 2.0, 61.0, 62.0, 90.0])
+    times = iter([0.0, 1.0, 2.0, 61.0, 62.0, 90.0, 91.0, 92.0])
     records: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = records.append  # type: ignore[method-assign]
     handler.addFilter(Repeats(clock=lambda: next(times)))
     logger = logging.Logger("server")
     logger.addHandler(handler)
-    for text in "abcde":
+
+    def fail(label: str, read: Callable[[str], object], text: str) -> None:
         try:
-            int(text)
+            read(text)
         except ValueError:
-            logger.exception("a request to %s failed", "/v1/models/late")
+            logger.exception("%s has failed with a request", label)
+
+    for text in "abcde":  # each error has another message
+        fail("late/1", int, text)
+    # Another version may fail for another reason at the same line.
+    fail("late/2", int, "a")
+    fail("late/2", int, "b")
     try:
         float("elsewhere")
     except ValueError:
-        logger.exception("a request to %s failed", "/v1/models/late")
+        logger.exception("%s has failed with a request", "late/1")
     logger.error("not of an exception")
     assert [(record.getMessage(), record.exc_info is not None) for record in records] == [
-        ("a request to /v1/models/late failed", True),
-        ("a request to /v1/models/late failed (3 more of the same ValueError since it was last told)", False),
-        ("a request to /v1/models/late failed", True),
+        ("late/1 has failed with a request", True),
+        ("late/1 has failed with a request (3 more of the same ValueError since it was last told)", False),
+        ("late/2 has failed with a request", True),
+        ("late/1 has failed with a request", True),
         ("not of an exception", False),
     ]
 
