@@ -11,7 +11,7 @@ from typing import Any
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 
-from mirrorspark.callbacks.mlflow.store import limit_requests
+from mirrorspark.callbacks.mlflow.store import NoStoreError, default_store, limit_requests
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.lifecycle.gate.eval_config import read_eval_config
 from mirrorspark.lifecycle.gate.serving import SingleRowsError
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"the MLflow store cannot be used: {one_line(error)}", EXIT_FAILED)
     except (RegistryError, SingleRowsError) as error:
         return fail(one_line(error), EXIT_FAILED)
+    except NoStoreError as error:
+        return fail(f"{one_line(error)}; give --tracking-uri, or --folder", EXIT_USAGE)
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         return fail(error_text(error), EXIT_USAGE)
     except OSError as error:
@@ -142,9 +144,12 @@ def _registry(options: argparse.Namespace) -> Registry:
 
 
 def _tracking_uri(given: str | None) -> str:
+    if given is not None:
+        return given
     import mlflow  # takes seconds
 
-    return given or str(mlflow.get_tracking_uri())
+    # Where validation finds the models: MLflow's own default would be an empty store, made here and now.
+    return default_store() or str(mlflow.get_tracking_uri())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -173,7 +173,7 @@ def _of_gap(facts: Facts, gap: Gap, min_examples: int) -> Finding:
         return replace(
             base, words=f"{gap.slicing} has {len(values)} slices with enough examples and {gap.metric}, fewer than two"
         )
-    low, high = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+    low, *_, high = sorted(values, key=values.__getitem__)
     value = values[high] - values[low]
     words = (
         f"{gap.metric} is {in_digits(values[low])} in {low} and {in_digits(values[high])} in {high}, a gap of "

@@ -144,6 +144,12 @@ def test_gaps_between_slices(at_most: float, outcome: str) -> None:
     assert "0.7 in sex = f and 0.805 in sex = m" in found.words
 
 
+def test_a_gap_of_nothing_names_two_slices() -> None:
+    slices = [slice_of(0.8), slice_of(0.7, slicing="sex", name="f"), slice_of(0.7, slicing="sex", name="m")]
+    found = outcome_of("gap", facts_of(*slices), replace(NO_SCHEMA, gaps=(Gap("auc", "sex", 0.1),)))
+    assert "0.7 in sex = f and 0.7 in sex = m, a gap of 0" in found.words
+
+
 def test_a_gap_with_one_slice_blocks() -> None:
     found = outcome_of("gap", facts_of(), replace(NO_SCHEMA, gaps=(Gap("auc", "sex", 0.1),)))
     assert (found.outcome, found.words) == ("failed", "sex has 0 slices with enough examples and auc, fewer than two")
