@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mirrorspark.lifecycle.serve import inference_api, tensorflow_api
+from mirrorspark.lifecycle.serve import inference_api, invocations_api, tensorflow_api
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.metrics import CONTENT_TYPE
 from mirrorspark.lifecycle.serve.service import Service, error_response
@@ -62,7 +62,12 @@ def application(
     if tokens:
         middleware.append(Middleware(TokenCheck, tokens=tokens))
     return Starlette(
-        routes=[*tensorflow_api.routes(service), *inference_api.routes(service), Route("/metrics", metrics)],
+        routes=[
+            *tensorflow_api.routes(service),
+            *inference_api.routes(service),
+            *invocations_api.routes(service),
+            Route("/metrics", metrics),
+        ],
         middleware=middleware,
         exception_handlers={HTTPException: _http_error},
         lifespan=lifespan,
@@ -78,8 +83,11 @@ class TokenCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        is_open = scope["type"] != "http" or scope["path"].startswith(f"{inference_api.HEALTH}/")
-        if is_open or self._knows(Request(scope).headers.get("authorization", "")):
+        if (
+            scope["type"] != "http"
+            or _is_probe(scope["path"])
+            or self._knows(Request(scope).headers.get("authorization", ""))
+        ):
             await self._app(scope, receive, send)
             return
         refusal = error_response(RequestError(401, "send one of the server's tokens as Authorization: Bearer TOKEN"))
@@ -91,6 +99,10 @@ class TokenCheck:
         given = token.strip().encode()
         # All are compared, so that the time does not tell which one is close.
         return scheme.lower() == "bearer" and sum(hmac.compare_digest(given, one) for one in self._tokens) > 0
+
+
+def _is_probe(path: str) -> bool:
+    return path == invocations_api.PING or path.startswith(f"{inference_api.HEALTH}/")
 
 
 def _end_if_failed(task: "asyncio.Task[None]") -> None:

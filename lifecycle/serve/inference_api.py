@@ -39,6 +39,17 @@ def routes(service: Service) -> list[Route]:
     return [Route(path, service.endpoint(PROTOCOL, handle), methods=[method]) for path, handle, method in found]
 
 
+def check_ready(service: Service) -> dict[str, Any]:
+    """Return the answer to a probe.
+
+    Raises:
+        RequestError: The server is about to end.
+    """
+    if service.is_draining():
+        raise RequestError(503, "the server is about to end")
+    return {"ready": True}
+
+
 @dataclass(frozen=True)
 class _Api:
     service: Service
@@ -50,9 +61,7 @@ class _Api:
         return {"live": True}
 
     async def ready(self, call: Call) -> dict[str, Any]:
-        if self.service.is_draining():
-            raise RequestError(503, "the server is about to end")
-        return {"ready": True}
+        return check_ready(self.service)
 
     async def model_ready(self, call: Call) -> dict[str, Any]:
         model = self.service.bind(call)

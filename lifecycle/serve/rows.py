@@ -91,6 +91,15 @@ def example_rows(document: Mapping[str, Any], columns: Sequence[str]) -> Rows:
     return _of_objects(rows, columns, "examples")
 
 
+def record_rows(document: Mapping[str, Any], place: str, columns: Sequence[str]) -> Rows:
+    """Return the rows that are a list of objects at ``place`` in a request.
+
+    Raises:
+        RequestError: They are not what the model reads.
+    """
+    return _of_objects(_listed(document, place), columns, place)
+
+
 def check_signature(document: Mapping[str, Any]) -> None:
     """Check that a request asks for the only signature.
 

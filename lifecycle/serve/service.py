@@ -157,15 +157,30 @@ class Service:
             _LOGGER.exception("%s has failed with a request", label_of(call.model) if call.model else "the server")
             return error_response(RequestError(500, "the model failed; the log of the server says why"))
 
-    def bind(self, call: Call) -> Servable:
+    def only_name(self) -> str:
+        """Return the name that a request means which has none: the one that is divided, or that of all models.
+
+        Raises:
+            RequestError: There are several.
+        """
+        names = [*self.traffics] or self.sources.names
+        if len(names) > 1:
+            raise RequestError(400, f"the path names none of the models {names}; ask for /v1/models/NAME:predict")
+        return names[0]
+
+    def bind(self, call: Call, name: str | None = None) -> Servable:
         """Choose what answers a request: by its path, and by its unit where the requests for a name are divided.
+
+        Args:
+            call: The request.
+            name: What is asked for; by default the path has it.
 
         Raises:
             RequestError: Nothing has the name, version or label of the path.
         """
         if not call.is_fixed:
             path = call.request.path_params
-            name, version, label = path["name"], path.get("version"), path.get("label")
+            name, version, label = name or path["name"], path.get("version"), path.get("label")
             if name in self.traffics and version is None and label is None:
                 call.traffic = self.traffics[name]
                 call.unit = _unit_of(call.request, call.traffic.file.settings.unit_header)

@@ -215,6 +215,11 @@ class Sources:
         if twice := sorted({place for place in places if places.count(place) > 1}):
             raise ValueError(f"the models {twice} are given twice; give each name and alias once")
 
+    @property
+    def names(self) -> list[str]:
+        """What requests can name, sorted."""
+        return sorted({one.model.name for one in self._named})
+
     def of(self, name: str) -> list[Source]:
         """Return the sources with a name.
 
@@ -223,8 +228,7 @@ class Sources:
         """
         found = [one for one in self._named if one.model.name == name]
         if not found:
-            known = sorted({one.model.name for one in self._named})
-            raise RequestError(404, f"model '{name}' is not served here; there is {known}")
+            raise RequestError(404, f"model '{name}' is not served here; there is {self.names}")
         return found
 
     def find(self, name: str, version: str | None = None, label: str | None = None) -> Source:

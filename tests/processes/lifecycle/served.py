@@ -42,10 +42,11 @@ def said(errors: IO[str] | None) -> str:
 
 
 def ask(port: int, method: str, path: str, content: Any = None, **headers: str) -> tuple[int, Any, str | None]:
-    """Return status, answer and version."""
+    """Return status, answer and version; ``content`` is a text or becomes JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    body = content if content is None or isinstance(content, str) else json.dumps(content)
     with contextlib.closing(connection):
-        connection.request(method, path, None if content is None else json.dumps(content), headers)
+        connection.request(method, path, body, headers)
         answer = connection.getresponse()
         text = answer.read().decode()
         is_json = answer.headers["content-type"] == "application/json"

@@ -1,5 +1,6 @@
 """The online server answers by both protocols, refuses what it cannot answer, and follows an alias (L4, L8)."""
 
+import json
 import re
 import signal
 import threading
@@ -59,6 +60,7 @@ def test_both_protocols_have_the_predictors_scores(flights_model: Path) -> None:
         ):
             status, answer, _ = ask(port, "POST", f"{model}:predict", {"instances": rows})
             assert (status, message in answer["error"]) == (400, True), answer
+        check_invocations(port, expected, version)
         assert ask(port, "GET", "/v1/models/other")[0] == 404
         assert ask(port, "GET", f"{model}:predict")[0] == 405
         assert ask(port, "GET", model, Host="evil.example")[0] == 421
@@ -66,6 +68,37 @@ def test_both_protocols_have_the_predictors_scores(flights_model: Path) -> None:
         assert any('protocol="v2"' in labels and 'code="200"' in labels for labels in counted)
         process.send_signal(signal.SIGTERM)
         assert process.wait(SECONDS) == 0
+
+
+def check_invocations(port: int, expected: list[float], version: str) -> None:
+    """The routes of SageMaker's containers take what MLflow's server takes, and check it as the other routes do."""
+
+    def invoke(content: Any, media_type: str = "application/json") -> tuple[int, Any, str | None]:
+        return ask(port, "POST", "/invocations", content, **{"Content-Type": media_type})
+
+    assert ask(port, "GET", "/ping")[:2] == (200, {"ready": True})
+    split = {"columns": list(ROWS[0]), "data": [list(row.values()) for row in ROWS], "index": [0, 1, 2]}
+    for content in ({"dataframe_split": split}, {"dataframe_records": ROWS}, {"instances": ROWS}):
+        status, answer, told = invoke(content)
+        assert (status, told) == (200, version)
+        assert [row["score"] for row in answer["predictions"]] == pytest.approx(expected, abs=1e-6)
+    for refused, message in (
+        (
+            {"dataframe_records": [ROWS[0], ROWS[1] | {"hour": 5.5}]},
+            "dataframe_records[1]: column 'hour' has type double",
+        ),
+        ({"dataframe_split": {"columns": ["carrier"], "data": [["UA"]]}}, "'data' lacks the columns 'hour'"),
+        ({"dataframe_split": {"columns": ["a", "b"], "data": [[1]]}}, "data[0] is no list of 2 values"),
+        ({"dataframe_split": split, "instances": ROWS}, "give one of ['dataframe_split'"),
+        ({"instances": ROWS, "params": {"k": 1}}, "no model here takes 'params'"),
+        ({"dataframe_records": [ROWS[0]] * 11}, "the request has 11 rows; give 1 to 10"),
+    ):
+        status, answer, _ = invoke(refused)
+        assert (status, message in answer["error"]) == (400, True), answer
+    status, answer, _ = invoke("carrier,hour,stops,distance\n", "text/csv; charset=utf-8")
+    assert (status, answer["error"]) == (400, "the columns ['stops'] have values that CSV cannot hold; send JSON")
+    assert invoke(json.dumps({"instances": ROWS}), "text/plain")[0] == 415
+    assert ask(port, "GET", "/invocations")[0] == 405
 
 
 def test_requests_without_the_token_are_refused(flights_model: Path, tmp_path: Path) -> None:
@@ -77,10 +110,12 @@ def test_requests_without_the_token_are_refused(flights_model: Path, tmp_path: P
         assert ask(port, "GET", path, Authorization="Bearer third")[0] == 401
         assert ask(port, "GET", path, Authorization="Bearer second")[0] == 200
         assert ask(port, "GET", "/v2/health/ready")[0] == 200
+        assert [ask(port, "GET", "/ping")[0], ask(port, "POST", "/invocations", {})[0]] == [200, 401]
         process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + SECONDS
         while ask(port, "GET", "/v2/health/ready")[0] != 503:
             assert time.monotonic() < deadline, "the server does not say that it ends"
+        assert ask(port, "GET", "/ping")[0] == 503
         # Who still sends requests is answered until a load balancer has noticed.
         assert ask(port, "GET", path, Authorization="Bearer first")[0] == 200
         assert process.wait(SECONDS) == 0

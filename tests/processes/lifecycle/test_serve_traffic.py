@@ -65,6 +65,27 @@ def predict(port: int, path: str = "late", **headers: str) -> tuple[int, Any, st
     return ask(port, "POST", f"/v1/models/{path}:predict", {"instances": [{"x": 2.0}]}, **headers)
 
 
+def invoke(port: int, text: str, **headers: str) -> tuple[int, Any]:
+    """Return the status, and the predictions or the error, of rows in CSV."""
+    status, answer, _ = ask(port, "POST", "/invocations", text, **{"Content-Type": "text/csv", **headers})
+    return status, [one["prediction"] for one in answer["predictions"]] if status == 200 else answer["error"]
+
+
+def check_csv(port: int) -> None:
+    """Rows of CSV have the types of their columns, and each wrong cell is named."""
+    assert invoke(port, 'more,x\r\n"a, b",2\r\n,-1e2\r\n\r\n') == (200, [6.0, -300.0])
+    for text, message in (
+        ("x\n1\na\n1_0\n", "row[1]: column 'x' is 'a', which is no double; row[2]: column 'x' is '1_0', which is no"),
+        ("y\n1\n", "the first line lacks the columns ['x']"),
+        ("x,y\n1\n", "row[0] has 1 cells, and the first line 2 columns"),
+        ("x\n", "the request has 0 rows"),
+        ("", "the body is no CSV in UTF-8 with a line of columns"),
+        ('x\n"1', "the body is no CSV in UTF-8"),
+    ):
+        status, found = invoke(port, text)
+        assert (status, message in found) == (400, True), found
+
+
 def until(is_so: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + SECONDS
     while not is_so():
@@ -99,8 +120,10 @@ def test_units_keep_their_variants_and_a_failing_one_is_stopped_without_a_failed
     """E1, E2: assignment and exposures; a variant that fails is stopped, also after a new start."""
     expected = {unit: {"old": 2.0, "new": 20.0}[str(assign(unit, EXPERIMENT))] for unit in UNITS}
     with divided(tmp_path, checks={"min_requests": 5, "window": 100}) as port:
-        for unit, value in expected.items():
-            assert predict(port, **{"X-Unit-Id": unit})[:2] == (200, {"predictions": [value]})
+        for unit in UNITS[:32]:
+            assert predict(port, **{"X-Unit-Id": unit})[:2] == (200, {"predictions": [expected[unit]]})
+        for unit in UNITS[32:]:
+            assert invoke(port, "x\n2\n", **{"X-Unit-Id": unit}) == (200, [expected[unit]])
         assert predict(port)[:2] == (200, {"predictions": [2.0]})
         assert len(ask(port, "GET", "/v1/models/late")[1]["model_version_status"]) == 2
         # A request that is wrong for every version is nobody's failure.
@@ -136,6 +159,7 @@ def test_too_much_and_too_slow_is_refused_by_status_and_the_next_request_is_answ
     flags = ("--trust", "--timeout-seconds", "8", "--queue-rows", "1", "--max-body-bytes", "1000")
     with serving("--model", str(model), *flags) as (port, _):
         assert predict(port, "model")[:2] == (200, {"predictions": [6.0]})
+        check_csv(port)
         big = {"instances": [{"x": 2.0, "more": "m" * 1000}]}
         assert ask(port, "POST", "/v1/models/model:predict", big)[0] == 413
         (tmp_path / "slow" / "waits").touch()
