@@ -136,12 +136,16 @@ class Predictor:
 _ABSENT = object()
 _VECTOR = pa.map_(pa.int64(), pa.float64())
 _SCHEMAS = 128
+# Types of values that Arrow takes as they are.
+_PLAIN = frozenset((float, int, str, bool, bytes, list, type(None)))
 
 
 def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.Array:
-    if any(value is _ABSENT for value in values):
-        raise ColumnError(f"column '{name}' is missing in a row; give it, with None where its value is not known")
+    if not _PLAIN.issuperset(map(type, values)):
+        if any(value is _ABSENT for value in values):
+            raise ColumnError(f"column '{name}' is missing in a row; give it, with None where its value is not known")
+        values = [list(value.items()) if isinstance(value, Mapping) else value for value in values]
     try:
-        return pa.array([list(value.items()) if isinstance(value, Mapping) else value for value in values], type_)
+        return pa.array(values, type_)
     except (pa.ArrowException, TypeError, OverflowError) as error:
         raise ColumnError(f"column '{name}' has values that are of no one type: {error}") from error
