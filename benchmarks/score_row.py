@@ -20,6 +20,7 @@ from benchmarks.tables import Kind, parquet_files
 from benchmarks.train_work import in_new_process
 
 PREDICTOR, ARROW, CALL, PREDICT = "Predictor", "the scorer, of an Arrow row", "model(...)", "model.predict(...)"
+COLUMNS, ENCODER, GRAPH = "of it: Arrow columns", "of it: ids and numbers", "of it: the graph"
 CALLS = 300
 # A service that answers below 100 ms has a small part of that for the model.
 P99_MARK = 10.0
@@ -49,18 +50,26 @@ def _milliseconds(folder: Path, file: Path) -> dict[str, np.ndarray]:
     import tensorflow as tf
 
     from mirrorspark.data_pipelines.features.transform import Encoder
-    from mirrorspark.scoring.model.directory import ModelDirectory
+    from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
+    from mirrorspark.scoring.backends.trained_model import TrainedBackend, TrainedGraph
+    from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirectory
     from mirrorspark.scoring.model.loaded import LoadedModel
     from mirrorspark.scoring.predictor import Predictor
 
     directory = ModelDirectory.open(folder)
     batch = pq.read_table(file).slice(0, 1)
     (row,) = batch.to_pylist()
-    encoded = Encoder(directory.features).encode_padded(batch, directory.scored_features)
+    encoder, features = Encoder(directory.features), directory.scored_features
+    encoded = encoder.encode_padded(batch, features)
     tensors = {name: tf.constant(values) for name, values in encoded.items()}
     keras, predictor, exported = keras_model(directory.features), Predictor(folder), LoadedModel(folder)
+    graph = TrainedBackend(TrainedGraph(folder / SAVED_MODEL_FOLDER, threads=1), ENCODED_SIGNATURE)
+    columns = {name: [row[name]] for name in predictor.columns}
     ways: Mapping[str, Callable[[], object]] = {
         PREDICTOR: lambda: predictor.predict(row),
+        COLUMNS: lambda: predictor.batch(columns),
+        ENCODER: lambda: encoder.encode_padded(batch, features),
+        GRAPH: lambda: graph(encoded, ["score"]),
         ARROW: lambda: exported.score(batch),
         CALL: lambda: keras(tensors, training=False).numpy(),
         PREDICT: lambda: keras.predict(tensors, verbose=0),
