@@ -11,7 +11,7 @@ from typing import Any
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 
-from mirrorspark.callbacks.mlflow.store import NoStoreError, default_store, limit_requests
+from mirrorspark.callbacks.mlflow.store import NoStoreError, limit_requests, lookup_address
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.lifecycle.gate.eval_config import read_eval_config
 from mirrorspark.lifecycle.gate.serving import SingleRowsError
@@ -140,16 +140,7 @@ def _tell(done: Promotion) -> int:
 def _registry(options: argparse.Namespace) -> Registry:
     if options.folder is not None:
         return FolderRegistry(options.folder)
-    return MLflowRegistry(_tracking_uri(options.tracking_uri))
-
-
-def _tracking_uri(given: str | None) -> str:
-    if given is not None:
-        return given
-    import mlflow  # takes seconds
-
-    # Where validation finds the models: MLflow's own default would be an empty store, made here and now.
-    return default_store() or str(mlflow.get_tracking_uri())
+    return MLflowRegistry(lookup_address(options.tracking_uri))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -218,6 +218,17 @@ def default_store() -> str | None:
     )
 
 
+def lookup_address(tracking_uri: str | None) -> str:
+    """Return the address of the store in which a model is looked up: ``tracking_uri``, or the default one.
+
+    Raises:
+        NoStoreError: As for :func:`default_store`.
+    """
+    import mlflow
+
+    return tracking_uri or default_store() or str(mlflow.get_tracking_uri())
+
+
 def _is_registry_set() -> bool:
     import mlflow
 

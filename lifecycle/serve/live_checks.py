@@ -14,11 +14,10 @@ from mirrorspark.lifecycle.experiments.intervals import (
 )
 
 FALSE_STOPS = 0.01
-"""Most variants that keep their limits, or are as the control, and are stopped however long and often one looks."""
+"""Largest share of variants that are stopped by chance: they keep their limits, however long and often one looks."""
 
+# The share of requests that may take longer than ``LiveChecks.p99_ms``.
 _SLOW = 0.01
-# Limits of LiveChecks, which share FALSE_STOPS.
-_LIMITS = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class LiveChecks:
             raise ValueError(f"failures_at_most is {self.failures_at_most}; use a share up to 1")
 
     def is_slow(self, seconds: float) -> bool:
-        """Return whether a request took longer than 99 of 100 may."""
+        """Return whether a request took longer than ``p99_ms``."""
         return self.p99_ms is not None and seconds * 1000 > self.p99_ms
 
 
@@ -61,7 +60,7 @@ class Requests:
     Attributes:
         count: Requests.
         failed: Those of them without an answer.
-        slow: Those that took longer than 99 of 100 may.
+        slow: Those that took longer than ``LiveChecks.p99_ms``.
         units: Those whose score is a number.
         mean: Mean of these scores.
     """
@@ -99,7 +98,8 @@ class Requests:
 class Comparison:
     """The requests of a variant and, over the same time, of the control: in rounds, so that a late change is found.
 
-    The rounds share ``FALSE_STOPS``: the k-th has the k(k+1)-th part of it, and its tests hold at all looks.
+    The rounds share ``FALSE_STOPS``: the k-th has the k(k+1)-th part of it, which its tests share in turn. Each
+    test holds at all looks.
     """
 
     number: int = 1
@@ -113,8 +113,9 @@ class Comparison:
         """
         reason = None
         if self.variant.count >= checks.min_requests:
-            level = FALSE_STOPS / (self.number * (self.number + 1)) / _LIMITS
-            reason = self._failures(checks, level) or self._times(checks, level) or self._scores(checks, level)
+            tests = (self._failures, self._times, self._scores)
+            level = FALSE_STOPS / (self.number * (self.number + 1)) / len(tests)
+            reason = next(filter(None, (test(checks, level) for test in tests)), None)
         if self.variant.count >= checks.window:
             self.number, self.variant, self.control = self.number + 1, Requests(), Requests()
         return reason

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mirrorspark.callbacks.mlflow.store import NoStoreError, default_store, store_client
+from mirrorspark.callbacks.mlflow.store import NoStoreError, lookup_address, store_client
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.folder import LIST_FILE, files_of
 from mirrorspark.scoring.model.uri import ModelStoreError
@@ -133,7 +133,7 @@ def open_store(tracking_uri: str | None, *, may_be_new: bool = False) -> Iterato
     from sqlalchemy.exc import SQLAlchemyError  # raised by a store that is a database
 
     try:
-        address = tracking_uri or default_store() or mlflow.get_tracking_uri()
+        address = lookup_address(tracking_uri)
     except NoStoreError as error:
         if not may_be_new:
             raise ModelStoreError(f"{error}; name the store in MLFLOW_TRACKING_URI") from None

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.store import NoStoreError, default_store, store_client
+from mirrorspark.callbacks.mlflow.store import NoStoreError, lookup_address, store_client
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
 from mirrorspark.training.results.mlflow_model import mlflow_requirements, mlflow_signature
 
@@ -26,7 +26,7 @@ def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tr
         alias: Alias of the new version.
         tracking_uri: Address of the MLflow store.
     """
-    client = store_client(tracking_uri or _default_store())
+    client = store_client(_store_address(tracking_uri))
     catalogue = ModelDirectory.open(folder).description
     assert isinstance(catalogue, ModelDescription)  # noqa: S101 - a refresh has written it
     tags = {f"catalogue.{field}": str(value) for field, value in catalogue.catalogue.items()}
@@ -46,11 +46,11 @@ def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tr
     return f"models:/{name}/{version}"
 
 
-def _default_store() -> str:
+def _store_address(tracking_uri: str | None) -> str:
     import mlflow
 
     try:
-        return default_store() or str(mlflow.get_tracking_uri())
+        return lookup_address(tracking_uri)
     except NoStoreError:  # The version is the first one in MLflow's default store.
         return str(mlflow.get_tracking_uri())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from mirrorspark.callbacks.mlflow import store
 from mirrorspark.callbacks.mlflow.store import NoStoreError
 from mirrorspark.lifecycle import command
 from mirrorspark.lifecycle.gate.facts import SliceFacts
@@ -195,14 +196,14 @@ def test_the_command_looks_where_trainings_register_and_makes_no_store_of_its_ow
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "default_store", lambda: "sqlite:///elsewhere.db")
-    assert command._tracking_uri(None) == "sqlite:///elsewhere.db"
-    assert command._tracking_uri("http://mlflow:5000") == "http://mlflow:5000"
+    monkeypatch.setattr(store, "default_store", lambda: "sqlite:///elsewhere.db")
+    assert store.lookup_address(None) == "sqlite:///elsewhere.db"
+    assert store.lookup_address("http://mlflow:5000") == "http://mlflow:5000"
 
     def without_store() -> str:
         raise NoStoreError("there is no mlflow.db")
 
-    monkeypatch.setattr(command, "default_store", without_store)
+    monkeypatch.setattr(store, "default_store", without_store)
     assert command.main(["audit", "flights", "1"]) == command.EXIT_USAGE
     assert "there is no mlflow.db; give --tracking-uri, or --folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
