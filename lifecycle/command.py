@@ -11,7 +11,7 @@ from typing import Any
 from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 
-from mirrorspark.callbacks.mlflow.store import NoStoreError, limit_requests, lookup_address
+from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS, NoStoreError, limit_requests, lookup_address
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.lifecycle.gate.eval_config import read_eval_config
 from mirrorspark.lifecycle.gate.serving import SingleRowsError
@@ -29,6 +29,8 @@ from mirrorspark.lifecycle.promotion.promote import (
     rollback,
 )
 from mirrorspark.lifecycle.promotion.registry import FolderRegistry, MLflowRegistry, Registry, RegistryError
+from mirrorspark.scoring.model.directory import ModelNotFoundError, PinnedModel
+from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.run import error_text, fail, open_session
 from mirrorspark.storage.credentials import one_line
 
@@ -77,11 +79,14 @@ def _validate(options: argparse.Namespace) -> int:
     slices, gates, label, weight = _asked(options)
     if label is None:
         raise ValueError("there is no label; give it as --label")
+    # Before Spark starts, which takes seconds.
+    champion = _champion(options.champion, options.tracking_uri)
+    candidate = resolve(options.candidate, options.tracking_uri)
     spark = open_session(options.master, verbose=options.verbose)
     try:
         found = validate(
-            options.candidate,
-            options.champion,
+            candidate,
+            champion,
             spark.read.parquet(*options.input),
             slices,
             gates,
@@ -100,6 +105,14 @@ def _validate(options: argparse.Namespace) -> int:
     print(found.as_text())
     print(f"evidence: {evidence}", file=sys.stderr)
     return EXIT_DONE if found.passed else EXIT_BLOCKED
+
+
+def _champion(uri: str | None, tracking_uri: str | None) -> PinnedModel | None:
+    """Return the champion; the error for one that does not exist says what to do before the first promotion."""
+    try:
+        return None if uri is None else resolve(uri, tracking_uri)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(f"{error}; leave out --champion while nothing is in production") from error
 
 
 def _asked(options: argparse.Namespace) -> tuple[Sequence[str | Slicing], Gates, str | None, str | None]:
@@ -166,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument("--settings", metavar="FILE", help="slices and gates as YAML, as in a recipe's pipeline.yaml")
     asked.add_argument("--eval-config", metavar="FILE", help="slices and thresholds of TensorFlow Model Analysis")
     add("--run-id", help="MLflow run that gets the evidence, too")
-    add("--tracking-uri", help="MLflow store; by default the one that MLflow is configured with")
+    add("--tracking-uri", help=f"MLflow store; {DEFAULT_STORE_IN_WORDS}")
     add("--master", help="Spark master; by default from spark-submit or the environment")
     add("--trust", action="store_true", help="let Python code run that a model brings")
     add("--verbose", action="store_true", help="show the log of Spark")
@@ -201,5 +214,5 @@ def _add_registry(parser: argparse.ArgumentParser, *, is_change: bool = True) ->
         parser.add_argument("--why", required=True, help="the reason, for the audit trail")
         parser.add_argument("--who", help="who does it; by default the user of this process")
     where: Any = parser.add_mutually_exclusive_group()
-    where.add_argument("--tracking-uri", help="MLflow store; by default the one that MLflow is configured with")
+    where.add_argument("--tracking-uri", help=f"MLflow store; {DEFAULT_STORE_IN_WORDS}")
     where.add_argument("--folder", help="folder of versions, without MLflow: NAME/1, NAME/2 …")

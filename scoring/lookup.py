@@ -12,7 +12,7 @@ JSON has no NaN and no infinity; they become null. A store file that is replaced
 once its checksum has been verified. A row whose checksum does not match is answered with status 503;
 so is an unknown key once the file has been found damaged.
 
-The Host header is checked (:class:`scoring.http_server.HostCheck`).
+An error is ``{"error": MESSAGE}``. The Host header is checked (:class:`scoring.http_server.HostCheck`).
 """
 
 import argparse
@@ -28,7 +28,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from mirrorspark.scoring.http_server import HostCheck, json_value, listening, server
@@ -78,14 +78,22 @@ def application(scores: PrecomputedScores, allowed_hosts: Iterable[str] = ()) ->
             Route("/rows", answers.rows),
             Route("/health", answers.health),
         ],
-        middleware=[Middleware(HostCheck, allowed_hosts=allowed_hosts)],
-        exception_handlers={DamagedStoreError: _damaged},
+        middleware=[Middleware(HostCheck, allowed_hosts=allowed_hosts, refusal=_refusal)],
+        exception_handlers={DamagedStoreError: _damaged, HTTPException: _failed},
     )
 
 
-async def _damaged(request: Request, error: Exception) -> PlainTextResponse:
+def _refusal(message: str, status: int) -> JSONResponse:
+    return JSONResponse({"error": message}, status)
+
+
+async def _damaged(request: Request, error: Exception) -> JSONResponse:
     logging.getLogger(__name__).error("%s", error)
-    return PlainTextResponse(str(error), 503)
+    return _refusal(str(error), 503)
+
+
+async def _failed(request: Request, error: Any) -> JSONResponse:
+    return _refusal(error.detail, error.status_code)
 
 
 @dataclass(frozen=True)

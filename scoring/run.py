@@ -16,10 +16,11 @@ from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untype
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.silence import SILENT, quiet_launch, set_by_the_user
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.files import NAN_ADVICE, ScoredFiles, score_files
+from mirrorspark.scoring.files import NAN_ADVICE, ScoredFiles, check_task_seconds, save_mode_of, score_files
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.uri import resolve
@@ -28,6 +29,9 @@ from mirrorspark.scoring.output.forms import form_named
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.storage.terminal_text import for_stream
+
+# Arguments, table and model that do not fit, rather than a store or task that failed.
+_WRONG_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,12 +46,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     begin = time.monotonic()
-    try:  # before Spark starts
-        form, nulls = form_named(options.outputs), dict(_null_rule(rule) for rule in options.null)
-    except ScoringError as error:
-        return fail(str(error), 2)
     if not options.verbose:
         warnings.filterwarnings("ignore")
+    try:  # before Spark starts, which takes seconds
+        form, nulls = form_named(options.outputs), dict(_null_rule(rule) for rule in options.null)
+        save_mode_of(options.mode)
+        check_task_seconds(options.task_seconds)
+        model = resolve(options.model, options.tracking_uri, offline=options.offline)
+    except _WRONG_INPUT as error:
+        return fail(error_text(error), 2)
+    except OSError as error:
+        return fail(error_text(error), 1)
     try:
         spark = open_session(options.master, verbose=options.verbose)
     except (PySparkException, Py4JError) as error:
@@ -57,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scored = score_files(
             spark,
             options.input,
-            resolve(options.model, options.tracking_uri, offline=options.offline),
+            model,
             options.output,
             keys=options.keys.split(","),
             input_format=options.input_format,
@@ -70,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trust=options.trust,
             task_seconds=options.task_seconds,
         )
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+    except _WRONG_INPUT as error:
         return fail(error_text(error), 2)
     except OSError as error:
         return fail(error_text(error), 1)
@@ -128,14 +137,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--input", required=True, nargs="+", help="Parquet files, folders or globs")
     add("--output", required=True, help="folder of the scores")
     add("--keys", required=True, help="columns that identify a row, separated by commas")
-    add("--mode", default="error", help="treatment of data in the output: error, overwrite or append")
+    add("--mode", default="error", help="what to do with scores that are there: error (default), overwrite or append")
     add(
         "--outputs",
         default="columns",
-        help="form of the scores: columns, struct, labelled, wide, long, top:10 (the best labels) or at_least:0.5",
+        help="form of scores: columns (default), struct, labelled, wide, long, top:10 (best labels) or at_least:0.5",
     )
     add("--master", help="Spark master; by default from spark-submit or the environment")
-    add("--tracking-uri", help="MLflow store of the model; by default the one that MLflow is configured with")
+    add("--tracking-uri", help=f"MLflow store of the model; {DEFAULT_STORE_IN_WORDS}")
     add = parser.add_argument_group("rows").add_argument
     add("--input-format", help="format of the input if it is not Parquet: csv, tfrecord, table and so on")
     add(
@@ -148,20 +157,20 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--bad-rows",
         default="fail",
-        help="treatment of a row that cannot be scored: fail, or mark it with the reason in a column 'error'",
+        help="treatment of a row that cannot be scored: fail (default), or mark it with the reason in a column 'error'",
     )
     add = parser.add_argument_group("tasks").add_argument
-    add("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="rows per call of the model")
+    add("--batch-size", type=int, default=DEFAULT_BATCH_SIZE, help="rows per call of the model (default %(default)s)")
     add(
         "--task-seconds",
         type=float,
         default=DEFAULT_TASK_SECONDS,
-        help="longest duration of a task in seconds, which is the work that a lost machine costs",
+        help="longest duration of a task, which is the work that a lost machine costs (default %(default)g)",
     )
     add(
         "--other-versions",
         default="refuse",
-        help="refuse or allow executors whose library versions differ from the model's",
+        help="refuse (default) or allow executors whose library versions differ from the model's",
     )
     add(
         "--trust",

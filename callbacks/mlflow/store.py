@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT = "mirrorspark-output"
 
+# For the help of commands that look a model up.
+DEFAULT_STORE_IN_WORDS = f"by default the one that MLflow is set to, else {DEFAULT_OUTPUT}/mlflow.db"
+
 # The store of this process's last training, if MLflow was set to none.
 _OWN_STORE: str | None = None
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
+from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS
 from mirrorspark.lifecycle.export.export import Format, export_model
 from mirrorspark.storage.credentials import without_credentials
 
@@ -50,5 +51,5 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", help="what requests call the model; by default its registered name")
     add("--warm-up-rows", type=int, default=100, help="rows to warm up with, at most 1000")
     add("--format", choices=get_args(Format), default="tensorflow", help="onnx for a package of an ONNX file")
-    add("--tracking-uri", help="MLflow store of the model; by default the one that MLflow is configured with")
+    add("--tracking-uri", help=f"MLflow store of the model; {DEFAULT_STORE_IN_WORDS}")
     return parser

@@ -140,7 +140,7 @@ def _judged(
     judged, interval = _end(measure, threshold.interval, is_least=rule.is_least), ""
     if threshold.interval != "ignore":
         interval = (
-            f" (95% interval {in_digits(measure.low)} to {in_digits(measure.high)}; it {_PARTS[threshold.interval]})"
+            f" (95% interval {in_digits(measure.low)} to {in_digits(measure.high)}; {_PARTS[threshold.interval]})"
         )
     passed = judged >= rule.bound if rule.is_least else judged <= rule.bound
     side = "at least" if rule.is_least else "at most"
@@ -149,7 +149,7 @@ def _judged(
     return replace(base, value=measure.value, outcome="passed" if passed else "failed", words=words)
 
 
-_PARTS = {"must_pass": "must pass whole", "may_pass": "may pass in part"}
+_PARTS = {"must_pass": "all of it must pass", "may_pass": "one end of it must pass"}
 
 
 def _end(measure: Measure, interval: Interval, *, is_least: bool) -> float:
@@ -216,9 +216,10 @@ def _of_schema(facts: Facts, gates: Gates) -> Iterator[Finding]:
         words = "there is no champion whose inputs and outputs these are compared with"
         yield Finding("schema", "", "", None, None, "skipped", words)
         return
-    outcome: Outcome = "failed" if changes else "passed"
-    words = "; ".join(changes) if changes else "inputs and outputs are those of the champion"
-    yield Finding("schema", "", "", float(len(changes)), 0.0, outcome, words)
+    for words in changes:
+        yield Finding("schema", "", "", float(len(changes)), 0.0, "failed", words)
+    if not changes:
+        yield Finding("schema", "", "", 0.0, 0.0, "passed", "inputs and outputs are those of the champion")
 
 
 def _of_size(gate: str, what: str, unit: str, value: float | None, bound: float) -> Finding:

@@ -23,7 +23,7 @@ from mirrorspark.scoring.plan import column_named
 from mirrorspark.training.executor import child_process
 from mirrorspark.training.executor.child_process import Tail
 
-_ROW = "__mirrorspark_row"
+_ROW = "sample_row"
 _MODULE = "mirrorspark.lifecycle.gate.single_rows"
 
 

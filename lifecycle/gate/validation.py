@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from mirrorspark.lifecycle.gate.decide import Finding, decide, failed
 from mirrorspark.lifecycle.gate.facts import Facts
 from mirrorspark.lifecycle.gate.thresholds import Gates
-from mirrorspark.plots.html import Marked, heading_html, panel_html, rows_html
+from mirrorspark.plots.html import Marked, heading_html, in_digits, panel_html, rows_html
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
@@ -92,7 +93,15 @@ class Validation:
         order = sorted(self.findings, key=lambda one: ("failed", "skipped", "passed").index(one.outcome))
         champion = self.champion.label if self.champion else "no champion"
         head = f"{self.candidate.label} beside {champion}: {self.verdict}"
-        return "\n".join([head, *(f"  {one.outcome:<8}{one.words}" for one in order)])
+        return "\n".join([head, *self._metrics(), *(f"  {one.outcome:<8}{one.words}" for one in order)])
+
+    def _metrics(self) -> Iterator[str]:
+        """Yield a line with the metrics of all rows, in brackets those of the champion."""
+        for one in self.facts.slices:
+            if one.is_overall:
+                champion = {name: f" ({in_digits(measure.value)})" for name, measure in one.champion.items()}
+                values = [f"{name} {in_digits(it.value)}{champion.get(name, '')}" for name, it in one.candidate.items()]
+                yield f"  {one.examples:,} rows: {', '.join(values)}"
 
     def _repr_html_(self) -> str:
         styles = {"passed": "good", "failed": "error", "skipped": "note"}

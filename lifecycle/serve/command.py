@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from mirrorspark.callbacks.mlflow.store import limit_requests
+from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS, limit_requests
 from mirrorspark.lifecycle.serve.application import application
 from mirrorspark.lifecycle.serve.batching import BatchLimits
 from mirrorspark.lifecycle.serve.draining import DrainingServer
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.processes < 1:
         parser.error(f"--processes {options.processes} is no number of processes; give 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it tells of every file that it reads
     for handler in logging.getLogger().handlers:
         handler.addFilter(Repeats())
     limit_requests()
@@ -193,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--host", default="127.0.0.1", help="address to listen on; by default local only")
     add("--port", type=int, default=0, help="port to listen on; by default one that is free")
-    add("--tracking-uri", help="MLflow store of the models; by default the one that MLflow is configured with")
+    add("--tracking-uri", help=f"MLflow store of the models; {DEFAULT_STORE_IN_WORDS}")
     add(
         "--token-file",
         type=Path,

@@ -168,12 +168,8 @@ def _of_objects(rows: list[Any], columns: Sequence[str], place: str) -> Rows:
     ]
     if not problems:
         found = {name: [row.get(name, _ABSENT) for row in rows] for name in columns}
-        problems = [
-            f"{place}[{number}]: column '{name}' is missing; give it, with null where its value is not known"
-            for name, values in found.items()
-            for number, value in enumerate(values)
-            if value is _ABSENT
-        ]
+        lacking = sorted({number for values in found.values() for number, one in enumerate(values) if one is _ABSENT})
+        problems = [f"{place}[{number}] {_lacks(rows[number], columns)}" for number in lacking]
     if problems:
         raise RequestError(400, problems_text(problems))
     return Rows({name: [_value(one) for one in values] for name, values in found.items()}, len(rows), place)
@@ -195,8 +191,17 @@ def _value(value: Any) -> Any:
     return {int(key) if _WHOLE_NUMBER.fullmatch(key) else key: one for key, one in value.items()}
 
 
+def _lacks(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    """Return the words for a row without some of the columns; others that it has may be misspelt."""
+    others = [name for name in row if name not in columns]
+    unread = f"; the model does not read {_named(others)}" if others else ""
+    missing = [name for name in columns if name not in row]
+    return f"lacks {_named(missing)}: give null where a value is not known{unread}"
+
+
 def _named(names: Sequence[str]) -> str:
-    return f"the column{'s' if len(names) > 1 else ''} {', '.join(repr(name) for name in names[:MOST_PROBLEMS])}"
+    listed, left = ", ".join(map(repr, names[:MOST_PROBLEMS])), len(names) - MOST_PROBLEMS
+    return f"the column{'s' if len(names) > 1 else ''} {listed}{f' and {left} more' if left > 0 else ''}"
 
 
 def _kind(value: Any) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from functools import cache
@@ -19,6 +20,9 @@ _NEED = "scoring needs TensorFlow"
 _KERAS_OPTIMIZERS = "tf_keras.src.optimizers"
 # Keeps other threads from using the module while Keras is blocked.
 _START = threading.Lock()
+
+# What TensorFlow's first session prints about itself, whatever the level of its log.
+_NOTES = (b"absl::InitializeLog()", b"MLIR V1 optimization pass is not enabled")
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -68,6 +72,30 @@ def _without_keras() -> Iterator[None]:
         yield
     finally:
         del sys.modules[_KERAS_OPTIMIZERS]
+
+
+@contextlib.contextmanager
+def without_notes() -> Iterator[None]:
+    """Keep two lines of TensorFlow's first session off the terminal; all else is printed at the end.
+
+    They do not go by ``TF_CPP_MIN_LOG_LEVEL``, and are written straight to the file descriptor.
+    """
+    try:
+        stream = os.dup(2)
+    except OSError:  # a process without standard error
+        yield
+        return
+    with tempfile.TemporaryFile() as printed:
+        os.dup2(printed.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stream, 2)
+            printed.seek(0)
+            for line in printed:
+                if not any(note in line for note in _NOTES):
+                    os.write(stream, line)
+            os.close(stream)
 
 
 def session_config(tf: Any, threads: int | None) -> Any:

@@ -9,7 +9,12 @@ import numpy as np
 from mirrorspark.scoring.backends.libraries import library
 from mirrorspark.scoring.backends.protocol import ArrayType, ModelOutputError, Signature
 from mirrorspark.scoring.backends.saved_model import tensor_type
-from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, session_config, start_tensorflow
+from mirrorspark.scoring.backends.tensorflow_runtime import (
+    compute_threads,
+    session_config,
+    start_tensorflow,
+    without_notes,
+)
 
 
 class TrainedGraph:
@@ -129,7 +134,8 @@ def _restored(tf: Any, folder: Path, meta_graph: Any, config: Any) -> Any:
         saver = v1.train.import_meta_graph(meta_graph)
         session = v1.Session(graph=graph, config=config)
         if (folder / "variables" / "variables.index").is_file():
-            saver.restore(session, str(folder / "variables" / "variables"))
+            with without_notes():
+                saver.restore(session, str(folder / "variables" / "variables"))
     # A session runs one graph for any number of rows. Any later addition to the graph, TensorFlow 1's form of a new
     # trace, is an error from now on.
     graph.finalize()

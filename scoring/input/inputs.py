@@ -112,7 +112,7 @@ def check_token_families(schema: pa.Schema, inputs: Sequence[Feature], column_ty
             raise ColumnError(
                 f"column '{name}' has type {given_type}, the model was trained with "
                 f"{column_types[name]}: as tokens {_ONE[given]} and {_ONE[trained]} differ (true is no 1, and 7 no "
-                f"07); make it what it was, for example with CAST to {_SQL_TYPES[trained]}"
+                f"07); give {_ONE[trained]} as in training, in SQL by CAST({name} AS {_SQL_TYPES[trained]})"
             )
 
 

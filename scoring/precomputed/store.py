@@ -315,9 +315,7 @@ class _Store:
             except DamagedStoreError:
                 raise
             except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-                raise StoreError(
-                    f"{path} is no store of rows: {error}; write one with mirrorspark.scoring.precomputed.precompute"
-                ) from error
+                raise StoreError(f"{path} is no store of rows: {error}; write one with ms.precompute") from error
             if store_identity(path) == identity:
                 opened.pop_all()
                 return cls(identity, path, connection, file, metadata)
@@ -370,9 +368,7 @@ class _Store:
         return str(value)
 
     def _damaged(self, reason: object) -> DamagedStoreError:
-        return DamagedStoreError(
-            f"{self.path} is damaged: {reason}; write it again with mirrorspark.scoring.precomputed.precompute"
-        )
+        return DamagedStoreError(f"{self.path} is damaged: {reason}; write it again with ms.precompute")
 
     def _checked(self, key: int | str) -> int | str:
         if self.metadata.key_type == TEXT:
@@ -399,7 +395,5 @@ def store_identity(path: Path) -> StoreIdentity:
     try:
         found = path.stat()
     except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"there is no store of rows at {path}; write one with mirrorspark.scoring.precomputed.precompute"
-        ) from error
+        raise FileNotFoundError(f"there is no store of rows at {path}; write one with ms.precompute") from error
     return found.st_dev, found.st_ino, found.st_mtime_ns

@@ -125,5 +125,5 @@ def verify(file: BinaryIO, path: Path) -> None:
     if _file_checksum(file) != sealed:
         raise DamagedStoreError(
             f"{path} is damaged: its checksum does not match; copy it again from where it was written, or write it "
-            "again with mirrorspark.scoring.precomputed.precompute"
+            "again with ms.precompute"
         )

@@ -126,6 +126,9 @@ def test_a_better_version_passes_and_is_promoted(table: "DataFrame", registry: F
     )
 
     assert found.passed, found.as_text()
+    overall = found.facts.slices[0]
+    auc, former = overall.candidate["auc"].value, overall.champion["auc"].value
+    assert found.as_text().splitlines()[1].startswith(f"  {overall.examples:,} rows: auc {auc:.4f} ({former:.4f}), ")
     assert found.facts.latency_p99_ms is not None
     assert found.facts.latency_p99_ms > 0
     document = json.loads(found.save(tmp_path).read_text())

@@ -465,8 +465,8 @@ def test_a_bad_row_of_a_table_is_named_by_its_key_and_in_sql_by_its_place(
     assert f"the row number 1 of 3 scored together (the first is 0) {fault}" in task_message(caught.value)
 
 
-def test_a_master_that_is_none_ends_the_command_in_one_line(tmp_path: Path) -> None:
-    command = ["--model", str(tmp_path), "--input", str(tmp_path), "--output", str(tmp_path / "scores"), "--keys", "id"]
+def test_a_master_that_is_none_ends_the_command_in_one_line(model: Path, tmp_path: Path) -> None:
+    command = ["--model", str(model), "--input", str(tmp_path), "--output", str(tmp_path / "scores"), "--keys", "id"]
     done = subprocess.run(
         [sys.executable, "-m", "mirrorspark.scoring.run", *command, "--master", "spark.example:7077"],
         cwd=Path(__file__).resolve().parents[2],

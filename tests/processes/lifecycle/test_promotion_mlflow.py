@@ -104,7 +104,7 @@ def test_of_two_promotions_at_once_one_wins_and_a_rollback_brings_the_former_cha
     assert (registry.alias("flights", CHAMPION), registry.alias("flights", PREVIOUS)) == ("1", None)
 
 
-def test_what_is_not_there_is_named(store: str) -> None:
+def test_what_is_not_there_is_named(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     registry = MLflowRegistry(store)
     with pytest.raises(RegistryError, match="there is no model 'boxes' in"):
         registry.alias("boxes", CHAMPION)
@@ -112,6 +112,9 @@ def test_what_is_not_there_is_named(store: str) -> None:
         registry.set_alias("flights", CHAMPION, "9")
     with pytest.raises(RegistryError, match="there is no version 9 of 'flights'"):
         registry.tags("flights", "9")
+    first = ["validate", "--candidate", "models:/boxes/1", "--champion", "models:/boxes@champion", "--input", "rows"]
+    assert main([*first, "--keys", "id", "--label", "late", "--output", "evidence", "--tracking-uri", store]) == 2
+    assert "leave out --champion while nothing is in production" in capsys.readouterr().err
 
 
 def test_a_server_that_is_away_is_a_message_without_its_password(

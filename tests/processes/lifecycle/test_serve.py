@@ -55,7 +55,7 @@ def test_both_protocols_have_the_predictors_scores(flights_model: Path) -> None:
 
         for rows, message in (
             ([ROWS[0], ROWS[1] | {"hour": 5.5}], "instances[1]: column 'hour' has type double"),
-            ([{"carrier": "UA"}], "instances[0]: column 'hour' is missing"),
+            ([{"carrier": "UA"}], "instances[0] lacks the columns 'hour', 'stops', 'distance': give null"),
             ([ROWS[0]] * 11, "the request has 11 rows; give 1 to 10"),
         ):
             status, answer, _ = ask(port, "POST", f"{model}:predict", {"instances": rows})
@@ -86,6 +86,11 @@ def check_invocations(port: int, expected: list[float], version: str) -> None:
         (
             {"dataframe_records": [ROWS[0], ROWS[1] | {"hour": 5.5}]},
             "dataframe_records[1]: column 'hour' has type double",
+        ),
+        (
+            {"dataframe_records": [{"carier": "UA", "hour": 5, "stops": [], "distance": 1.0}]},
+            "dataframe_records[0] lacks the column 'carrier': give null where a value is not known; the model does not "
+            "read the column 'carier'",
         ),
         ({"dataframe_split": {"columns": ["carrier"], "data": [["UA"]]}}, "'data' lacks the columns 'hour'"),
         ({"dataframe_split": {"columns": ["a", "b"], "data": [[1]]}}, "data[0] is no list of 2 values"),

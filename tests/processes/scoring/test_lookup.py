@@ -61,14 +61,13 @@ def serving(store: Path, *flags: str) -> Iterator[tuple[int, "subprocess.Popen[s
 
 
 def ask(port: int, path: str, **headers: str) -> tuple[int, Any]:
-    """Return status and answer: of JSON its value, else the text."""
+    """Return status and answer, which is always JSON."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
     with contextlib.closing(connection):
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()
         text = answer.read().decode()
-        is_json = answer.headers["content-type"] == "application/json"
-        return answer.status, json.loads(text, parse_constant=refuse) if is_json else text
+        return answer.status, json.loads(text, parse_constant=refuse)
 
 
 def refuse(constant: str) -> None:
@@ -85,8 +84,8 @@ def test_rows_are_found_by_key_and_unknown_keys_have_the_fallback(tmp_path: Path
         status, health = ask(port, "/health")
         assert (status, health["rows"], health["model_versions"]) == (200, 2, ["movies/3"])
         for path, message in (("/rows/seven", "key 'seven' is no whole number"), ("/rows", "no key is given")):
-            status, text = ask(port, path)
-            assert (status, message in text) == (400, True)
+            status, answer = ask(port, path)
+            assert (status, message in answer["error"]) == (400, True)
         assert ask(port, "/")[0] == 404
 
 
@@ -97,7 +96,7 @@ def test_without_a_fallback_an_unknown_key_is_not_found(tmp_path: Path) -> None:
             expected = {"is_fallback": False, "row": row(key)}
             assert ask(port, f"/rows/{quote(key, safe='')}") == (200, expected)
             assert ask(port, f"/rows?key={quote(key)}") == (200, {"rows": [expected]})
-        assert ask(port, "/rows/none") == (404, "key 'none' is unknown, and the store has no fallback")
+        assert ask(port, "/rows/none") == (404, {"error": "key 'none' is unknown, and the store has no fallback"})
         assert ask(port, "/rows?key=none") == (200, {"rows": [None]})
 
 
@@ -137,7 +136,7 @@ def test_damage_is_told_by_status_and_by_health(tmp_path: Path) -> None:
             file.seek(places[200])
             file.write(b"0.625")
         answers = [ask(port, f"/rows/{key}") for key in keys]
-        (damage,) = [text for status, text in answers if status == 503]
+        (damage,) = [answer["error"] for status, answer in answers if status == 503]
         assert "is damaged: the checksum of the row" in damage
         assert {answer["row"]["score"] for status, answer in answers if status == 200} == {0.125}
         assert ask(port, "/health")[0] == 503
@@ -149,8 +148,8 @@ def test_requests_for_another_host_are_refused(tmp_path: Path) -> None:
         for host in ("localhost", f"127.0.0.1:{port}", "[::1]:80", "scores.example:443", socket.gethostname()):
             assert ask(port, "/rows/1", Host=host)[0] == 200
         for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", ""):
-            status, text = ask(port, "/rows/1", Host=host)
-            assert (status, "is not a name of this server" in text) == (421, True)
+            status, answer = ask(port, "/rows/1", Host=host)
+            assert (status, "is not a name of this server" in answer["error"]) == (421, True)
 
 
 def test_a_request_without_a_host_is_answered(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_boosting_tells_its_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
         tell=lambda *report: told.append(report),
     )
     counts = [done for _, done, _ in told]
-    assert {(doing, most) for doing, _, most in told} == {("iterations of gradient boosting at most", MAX_ITERATIONS)}
+    assert {(doing, most) for doing, _, most in told} == {("boosting iterations", MAX_ITERATIONS)}
     assert counts == sorted(counts)
     assert 0 < counts[-1] <= fitted.iterations
 

@@ -149,7 +149,7 @@ def _told(model: Any, tell: Callable[[str, int, int], None]) -> Iterator[None]:
     def watch() -> None:
         while not ended.wait(_TELL_SECONDS):
             # scikit-learn has no callback; its model grows in a private attribute.
-            tell("iterations of gradient boosting at most", len(getattr(model, "_predictors", ())), MAX_ITERATIONS)
+            tell("boosting iterations", len(getattr(model, "_predictors", ())), MAX_ITERATIONS)
 
     watcher = threading.Thread(target=watch, name="gradient-boosting", daemon=True)
     watcher.start()
