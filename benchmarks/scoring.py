@@ -24,6 +24,7 @@ SUITE = Suite(
         "embed_text",
         "lookup_precomputed",
         "fleet",
+        "fleet_growth",
         "fleet_plan",
     ),
     page="scoring.md",

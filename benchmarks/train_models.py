@@ -36,6 +36,7 @@ from mirrorspark.data_pipelines.features.kinds import TokenFeature
 from mirrorspark.data_pipelines.reading.batches import LABEL
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, batches
 from mirrorspark.models import catalog
+from mirrorspark.training.executor.child_process import DEFAULT_VARIABLES
 from mirrorspark.training.settings import Optimizer
 
 WORKERS = 2
@@ -236,6 +237,7 @@ def _tensorflow(scratch: Path, ending: contextlib.ExitStack, side: str) -> Team:
     for rank in range(WORKERS // threads):
         config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
         environment = {name: str(threads) for name in names} | {"TF_CONFIG": json.dumps(config)}
+        environment |= DEFAULT_VARIABLES if side == "ring" else {}
         command = [sys.executable, "-m", "benchmarks.train_models_rank", side, token]
         ranks.append(ending.enter_context(_started(command, environment, scratch / f"{side}-{rank}.log")))
     return Team(ranks)

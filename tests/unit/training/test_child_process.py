@@ -14,6 +14,7 @@ from typing import IO, Any
 import pytest
 
 from mirrorspark.training.executor.child_process import (
+    DEFAULT_VARIABLES,
     EXIT_ABANDONED,
     LineBudget,
     Tail,
@@ -108,6 +109,9 @@ def test_a_rank_sees_the_packages_and_the_environment_of_its_task(monkeypatch: p
     assert environment["PYTHONPATH"].split(os.pathsep)[0] == "/shipped/by/spark"
     assert "" not in environment["PYTHONPATH"].split(os.pathsep)
     assert environment["TF_CONFIG"] == '{"task": {"index": 1}}'
+    assert environment["GLIBC_TUNABLES"] == DEFAULT_VARIABLES["GLIBC_TUNABLES"]
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
+    assert tensorflow_environment(1, verbose=False)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=0"
 
 
 Pipe = tuple[IO[str], Callable[[str], object]]

@@ -93,6 +93,20 @@ def test_lazy_adam_leaves_the_rows_alone_that_a_batch_has_not_read() -> None:
         np.testing.assert_allclose(table[:, 0], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_adagrad_is_that_of_keras_bit_for_bit(is_sparse: bool) -> None:
+    trained = []
+    for optimizer in (build_optimizer(OptimizerSettings("adagrad", 0.1)), tf_keras.optimizers.Adagrad(0.1)):
+        table = tf.Variable(tf.random.stateless_uniform((6, 3), (1, 2)))
+        for seed in range(5):
+            values = tf.random.stateless_normal((6, 3), (seed, 3))
+            rows = tf.random.stateless_uniform((6,), (seed, 4), 0, 6, tf.int64)  # some of them twice
+            optimizer.apply_gradients([(tf.IndexedSlices(values, rows, (6, 3)) if is_sparse else values, table)])
+        trained.append([table.numpy(), *(variable.numpy() for variable in optimizer.variables if variable.shape.rank)])
+    for ours, theirs in zip(*trained, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_lazy_adam_is_adam_where_gradients_are_dense() -> None:
     trained = []
     for name in ("adam", "lazy_adam"):
