@@ -13,12 +13,14 @@ if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
 TASK = "multi_class"
 
 Settings = multi_field.Settings
+check_features = multi_field.check_features
 
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
     """Return a model from the spec's features to a logit per class: float32 ``[batch, classes]``."""
     inputs, hidden = multi_field.hidden(settings, fitted, seed)
     outputs = multi_field.heads(settings, fitted.classes, "logits")(hidden)
+    outputs = multi_field.with_linear(settings, fitted, inputs, outputs)
     return multi_field.model_of(settings, inputs, outputs, "multi_class")
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Numeric
+from mirrorspark.data_pipelines.features.kinds import Numeric, Sparse
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
@@ -16,6 +17,9 @@ if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tf_keras
 
 TASK = "binary"
+
+# Layers of the linear model of the sparse features, whose weights have a column for every output.
+LINEAR = "linear_"
 
 NumericEmbedding = Literal["none", "piecewise", "periodic"]
 
@@ -37,6 +41,8 @@ class Settings:
         cross_rank: Width inside of such a layer.
         factor_dim: Width of the vectors whose products, over all pairs of features but vectors, the heads read beside
             the last hidden layer. 0 is without; good for ratings, where user times item is most of what there is.
+        linear: Add a linear model of the sparse features to what the heads give, which memorises what the network
+            generalises. Source: the wide part of Cheng et al. 2016.
         members: Networks of an ensemble. They share the weights of their hidden layers up to a scale per unit; each has
             its own loss and heads. The prediction is the mean of their probabilities.
     """
@@ -51,6 +57,7 @@ class Settings:
     cross_layers: int = 0
     cross_rank: int = 32
     factor_dim: int = 0
+    linear: bool = False
     members: int = 1
 
     def __post_init__(self) -> None:
@@ -76,13 +83,20 @@ class Settings:
             )
 
 
+def check_features(settings: Settings, spec: FeatureSpec) -> None:
+    """Raise ``ModelSettingsError`` where a linear model of the sparse features is asked for, and there are none."""
+    if settings.linear and not any(isinstance(feature, Sparse) for feature in spec.features):
+        raise ModelSettingsError("model setting linear is true, but there is no sparse feature; leave it out")
+
+
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
     """Return a model from the spec's features to one logit: float32 ``[batch, 1]``, the shape for Keras's metrics.
 
     An ensemble has one per member, ``[batch, members, 1]``.
     """
     inputs, last = hidden(settings, fitted, seed)
-    return model_of(settings, inputs, heads(settings, 1, "logit")(last), "multi_field")
+    outputs = with_linear(settings, fitted, inputs, heads(settings, 1, "logit")(last))
+    return model_of(settings, inputs, outputs, "multi_field")
 
 
 def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict[str, tf.Tensor], tf.Tensor]":
@@ -148,6 +162,19 @@ def heads(settings: Settings, outputs: int, name: str) -> "tf_keras.layers.Layer
 
     kind = MemberHeads if settings.members > 1 else tf_keras.layers.Dense
     return kind(outputs, name=name, dtype="float32")
+
+
+def with_linear(
+    settings: Settings, fitted: FittedFeatures, inputs: "Mapping[str, tf.Tensor]", outputs: "tf.Tensor"
+) -> "tf.Tensor":
+    """Return what the heads give, plus a linear model of the sparse features if it is asked for; members share it."""
+    from mirrorspark.models.layers import embedded_sparse
+
+    if not settings.linear:
+        return outputs
+    for part in embedded_sparse(fitted.spec.features, inputs, outputs.shape[-1], LINEAR, from_zero=True):
+        outputs = outputs + (part[:, None] if settings.members > 1 else part)
+    return outputs
 
 
 def model_of(

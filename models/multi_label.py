@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
 TASK = "multi_label"
 
 logits = multi_field.logits
+check_features = multi_field.check_features
 
 # The layer whose weights have a column for every label.
 HEADS = "heads"
@@ -58,7 +59,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
         heads = TwoWayHeads(fitted.classes, name=HEADS, dtype="float32")
     else:
         heads = multi_field.heads(settings, fitted.classes, HEADS)
-    return multi_field.model_of(settings, inputs, heads(hidden), "multi_label")
+    outputs = multi_field.with_linear(settings, fitted, inputs, heads(hidden))
+    return multi_field.model_of(settings, inputs, outputs, "multi_label")
 
 
 def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[str, "tf.Tensor"]:

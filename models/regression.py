@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
 
 TASK = "regression"
 
+check_features = multi_field.check_features
+
 Loss = Literal["squared", "absolute", "poisson", "tweedie", "quantile"]
 # Their mean is the exponential of the network's output.
 _LOG_LINKED = ("poisson", "tweedie")
@@ -68,6 +70,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     inputs, hidden = multi_field.hidden(settings, fitted, seed)
     quantiles = settings.quantiles if settings.loss == "quantile" else ()
     output = multi_field.heads(settings, len(quantiles) or 1, "standardised")(hidden)
+    output = multi_field.with_linear(settings, fitted, inputs, output)
     statistics = fitted.statistics[fitted.spec.label.name]
     scale = statistics.standard_deviation or 1.0
     if settings.loss in _LOG_LINKED:

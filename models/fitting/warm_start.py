@@ -24,6 +24,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     TokenFeature,
 )
 from mirrorspark.models.layers import Field, FieldEmbeddings, lay_out_fields
+from mirrorspark.models.multi_field import LINEAR
 from mirrorspark.models.multi_label import HEADS
 from mirrorspark.models.retrieval.graph import GraphEmbeddings
 
@@ -276,7 +277,7 @@ def _tables(model: tf_keras.Model, fitted: FittedFeatures, earlier: FittedFeatur
     of_items = {id(part) for part in getattr(candidates, "submodules", ())} if fitted.items else set()
     candidates = getattr(candidates, "id_embedding", candidates)
     for layer in model.submodules:
-        if layer.name == HEADS and fitted.spec.label.kind == "multi_label":
+        if (layer.name == HEADS or layer.name.startswith(LINEAR)) and fitted.spec.label.kind == "multi_label":
             yield from ((id(weight), _label_columns(fitted, earlier)) for weight in layer.weights)
             continue
         if isinstance(layer, GraphEmbeddings):

@@ -151,16 +151,16 @@ class SparseEmbedding(tf_keras.layers.Layer):
     ever ``size`` wide, unless the table is so small that a dense gradient is cheaper to reduce.
     """
 
-    def __init__(self, size: int, dim: int, **kwargs: Any) -> None:
+    def __init__(self, size: int, dim: int, *, from_zero: bool = False, **kwargs: Any) -> None:
+        """Store the arguments; a table that begins ``from_zero`` is the weights of a linear model."""
         super().__init__(**kwargs)
         self._size = size
         self._dim = dim
+        self._initializer = "zeros" if from_zero else tf_keras.initializers.RandomUniform(-0.05, 0.05)
 
     def build(self, input_shape: Any) -> None:
         """Create the table ``[size, dim]``."""
-        self._table = self.add_weight(
-            name="table", shape=(self._size, self._dim), initializer=tf_keras.initializers.RandomUniform(-0.05, 0.05)
-        )
+        self._table = self.add_weight(name="table", shape=(self._size, self._dim), initializer=self._initializer)
         super().build(input_shape)
 
     def call(self, inputs: tf.SparseTensor, training: bool | None = None) -> tf.Tensor:

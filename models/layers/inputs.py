@@ -109,7 +109,12 @@ def feature_vector(fitted: FittedFeatures, inputs: Mapping[str, Any], embedding_
 
 
 def embedded_sparse(
-    features: Sequence[Feature], inputs: Mapping[str, Any], embedding_dim: int, prefix: str = ""
+    features: Sequence[Feature],
+    inputs: Mapping[str, Any],
+    embedding_dim: int,
+    prefix: str = "",
+    *,
+    from_zero: bool = False,
 ) -> list[tf.Tensor]:
     """Return the embedding of each sparse feature, float32 ``[batch, embedding_dim]``."""
     parts = []
@@ -117,7 +122,11 @@ def embedded_sparse(
         if isinstance(feature, Sparse):
             # TensorFlow has no product of sparse float16 rows, and casting the table takes longer than the product.
             embedding = SparseEmbedding(
-                feature.size, embedding_dim, dtype="float32", name=f"{prefix}{feature.name}_embedding"
+                feature.size,
+                embedding_dim,
+                from_zero=from_zero,
+                dtype="float32",
+                name=f"{prefix}{feature.name}_embedding",
             )
             parts.append(embedding(inputs[feature.name]))
     return parts

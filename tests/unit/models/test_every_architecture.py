@@ -51,10 +51,10 @@ from tests.unit.scoring.exported_models import ORDERS, described, orders_feature
 # Settings that make an architecture small, with all that it draws by chance.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "lstm_retrieval": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "negatives": 5, "lstm_units": 5},
-    "multi_class": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
+    "multi_class": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "linear": True},
     "multi_field": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
-    "multi_label": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
-    "regression": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
+    "multi_label": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "linear": True},
+    "regression": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "linear": True},
     "sasrec": {"embedding_dim": 4, "blocks": 1, "heads": 2, "dropout": 0.2, "negatives": 5, "sampling": "popularity"},
     "two_tower": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
     "wide_deep": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "crosses": ["customer*movie"]},

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
-from mirrorspark.data_pipelines.features.kinds import Label, Numeric
+from mirrorspark.data_pipelines.features.kinds import Label, Numeric, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog
 from mirrorspark.models.fitting.objectives import compile_model
@@ -122,6 +122,27 @@ def test_factors_need_no_feature_of_a_certain_kind(name: str, kept: slice, fligh
     fitted = with_quantiles(dataclasses.replace(flight_features, spec=spec), LABELS[name])
     model = catalog.architecture(name).build(catalog.settings(name, {"factor_dim": 2}), fitted, 1)
     assert model({key: value for key, value in inputs(4).items() if key in model.input}).shape[0] == 4
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_a_linear_model_of_sparse_features_is_added_to_every_members_outputs(members: int) -> None:
+    spec = FeatureSpec((Sparse("words", size=4),), LABELS["multi_label"], keys=("row",))
+    fitted = FittedFeatures(spec, {}, {})
+    options = {"embedding_dim": 2, "hidden_units": (3,), "members": members, "linear": True}
+    model = catalog.architecture("multi_label").build(catalog.settings("multi_label", options), fitted, 1)
+    words = np.array([[0.0, 2.0, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0]], np.float32)
+    before = model({"words": tf.sparse.from_dense(words)}).numpy()
+    (table,) = (weight for weight in model.weights if weight.name.startswith("linear_words"))
+    assert not table.numpy().any()
+    table.assign(np.arange(20.0).reshape(4, 5))
+    change = model({"words": tf.sparse.from_dense(words)}).numpy() - before
+    expected = words @ table.numpy()
+    np.testing.assert_allclose(change, np.stack([expected] * 2, axis=1) if members == 2 else expected, rtol=1e-5)
+
+
+def test_a_linear_model_without_sparse_features_is_refused(flight_features: FittedFeatures) -> None:
+    with pytest.raises(ModelSettingsError, match="linear is true, but there is no sparse feature"):
+        catalog.check_features("multi_field", {"linear": True}, flight_features.spec)
 
 
 def test_a_member_is_a_network_of_its_own_scales() -> None:
