@@ -17,6 +17,8 @@ from benchmarks.measure import Contender, Mark, interleave
 from benchmarks.report import Report, Table, megabytes, rate
 
 if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
     from mirrorspark.scoring.fleet.score import ScoredFleet
 
 STEP = 10
@@ -24,7 +26,7 @@ MEMORY_MARK = 1.2
 
 
 def run(options: Options) -> Report:
-    """Time the tables in turns; the largest one counts once."""
+    """Time the smaller tables in turns, then the largest work once; then all of it with new processes."""
     from mirrorspark.scoring.fleet.score import score_fleet
 
     middle = max(STEP, options.rows // STEP)
@@ -32,30 +34,26 @@ def run(options: Options) -> Report:
     for rows in (middle // STEP, middle):
         write_wide(folders[rows], rows)
     _repeat(folders[middle], folders[middle * STEP])
-    session, target = spark_work.session(), options.scratch / "scores"
+    target = options.scratch / "scores"
     fleets = {models: Coefficients.of(models).fleet() for models in (MODELS, MANY)}
-    found: dict[str, ScoredFleet] = {}
-
-    def score(name: str, rows: int, models: int) -> None:
-        found[name] = score_fleet(
-            folders[rows],
-            fleets[models],
-            target,
-            keys="key",
-            layout="packed",
-            outputs=("binary", "Rank"),
-            spark=session,
-        )
-
     cases = {f"{MODELS} models, {rows:,} rows": (rows, MODELS) for rows in folders}
     cases[f"{MANY:,} models, {middle:,} rows"] = (middle, MANY)
-    ways: dict[str, Callable[[], object]] = {name: partial(score, name, *case) for name, case in cases.items()}
-    timings = interleave(
-        [Contender(name, work, spark_work.emptied(target)) for name, work in ways.items()], options.rounds
-    )
+
+    def score(session: "SparkSession", rows: int, models: int) -> "ScoredFleet":
+        return score_fleet(folders[rows], fleets[models], target, keys="key", layout="packed", spark=session)
+
+    session = spark_work.session()
+    ways: dict[str, Callable[[], object]] = {name: partial(score, session, *case) for name, case in cases.items()}
+    contenders = [Contender(name, work, spark_work.emptied(target)) for name, work in ways.items()]
+    timings = interleave(contenders[:2], options.rounds) | interleave(contenders[2:], 1, warm_ups=0)
     session.stop()
     rates = {name: rows * models / timings[name].median / spark_work.SLOTS for name, (rows, models) in cases.items()}
-    memory = {name: scored.counters.peak_memory_bytes for name, scored in found.items()}
+    memory = {}
+    for name, case in cases.items():
+        session = spark_work.session()  # whose Python workers are new: a process keeps the largest size that it has had
+        spark_work.emptied(target)()
+        memory[name] = score(session, *case).counters.peak_memory_bytes
+        session.stop()
     _, usual, largest, many = cases
     marks = (
         Mark(f"cost of an inference, {largest} / {usual}", rates[usual] / rates[largest], GROWTH_MARK, "at most"),
