@@ -49,7 +49,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--served-from", help="what the server calls the folder, such as /models in a container")
     add = parser.add_argument_group("others").add_argument
     add("--name", help="what requests call the model; by default its registered name")
-    add("--warm-up-rows", type=int, default=100, help="rows to warm up with, at most 1000")
-    add("--format", choices=get_args(Format), default="tensorflow", help="onnx for a package of an ONNX file")
+    add("--warm-up-rows", type=int, default=100, help="rows to warm up with, at most 1000 (default %(default)s)")
+    add(
+        "--format",
+        choices=get_args(Format),
+        default="tensorflow",
+        help="onnx for a package of an ONNX file (default %(default)s)",
+    )
     add("--tracking-uri", help=f"MLflow store of the model; {DEFAULT_STORE_IN_WORDS}")
     return parser

@@ -201,21 +201,54 @@ def _parser() -> argparse.ArgumentParser:
         help=f"file with a token per line; by default {TOKEN_VARIABLE} has one, or none is asked",
     )
     add("--allow-host", action="append", default=[], metavar="NAME", help="accept this Host name, too; repeatable")
-    add("--poll-seconds", type=float, default=15.0, help="look aliases up so often; 0 never does")
+    add("--poll-seconds", type=float, default=15.0, help="look aliases up so often; 0 never does (default %(default)s)")
     add("--trust", action="store_true", help="let Python code run that a model brings")
     add = parser.add_argument_group("requests").add_argument
-    add("--timeout-seconds", type=float, default=RequestLimits.seconds, help="longest time of a request")
-    add("--max-body-bytes", type=int, default=RequestLimits.body_bytes, help="largest body of a request")
-    add("--max-rows", type=int, default=RequestLimits.rows, help="most rows of a request")
-    add = parser.add_argument_group("batches").add_argument
-    add("--batch-rows", type=int, default=BatchLimits.most_rows, help="most rows that are computed together")
     add(
-        "--batch-wait-seconds", type=float, default=BatchLimits.wait_seconds, help="how long a request waits for others"
+        "--timeout-seconds",
+        type=float,
+        default=RequestLimits.seconds,
+        help="longest time of a request (default %(default)s)",
     )
-    add("--queue-rows", type=int, default=BatchLimits.most_waiting_rows, help="rows that may wait; more are refused")
-    add("--threads", type=int, default=1, help="threads of the model's library")
+    add(
+        "--max-body-bytes",
+        type=int,
+        default=RequestLimits.body_bytes,
+        help="largest body of a request (default %(default)s)",
+    )
+    add("--max-rows", type=int, default=RequestLimits.rows, help="most rows of a request (default %(default)s)")
+    add = parser.add_argument_group("batches").add_argument
+    add(
+        "--batch-rows",
+        type=int,
+        default=BatchLimits.most_rows,
+        help="most rows that are computed together (default %(default)s)",
+    )
+    add(
+        "--batch-wait-seconds",
+        type=float,
+        default=BatchLimits.wait_seconds,
+        help="how long a request waits for others (default %(default)s)",
+    )
+    add(
+        "--queue-rows",
+        type=int,
+        default=BatchLimits.most_waiting_rows,
+        help="rows that may wait; more are refused (default %(default)s)",
+    )
+    add("--threads", type=int, default=1, help="threads of the model's library (default %(default)s)")
     add = parser.add_argument_group("processes").add_argument
-    add("--processes", type=int, default=1, help="processes that serve, each with the models; a dead one is replaced")
-    add("--drain-seconds", type=float, default=0.0, help="accept requests so long after SIGTERM, but be not ready")
+    add(
+        "--processes",
+        type=int,
+        default=1,
+        help="processes that serve, each with the models; a dead one is replaced (default %(default)s)",
+    )
+    add(
+        "--drain-seconds",
+        type=float,
+        default=0.0,
+        help="accept requests so long after SIGTERM, but be not ready (default %(default)s)",
+    )
     add(LISTENER_FLAG, type=int, help=argparse.SUPPRESS)
     return parser
