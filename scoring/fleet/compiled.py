@@ -17,6 +17,8 @@ from mirrorspark.scoring.fleet.kernels import ABSENCE, EQUAL, KINDS, PRODUCT, ST
 
 # Features of a tile: together their strips take 1 MB.
 _MOST_FEATURES = 4096
+# Models of a tile: what compiling it takes is given back before the next one.
+_MOST_MODELS = 512
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class CompiledFleet:
 
     def _tiles(self, models: np.ndarray, terms: Terms) -> Iterator[LinearTile]:
         """Yield tiles of linear models."""
-        own = terms.where(np.isin(terms.owners, models))
+        own = terms if len(models) == len(self._fleet) else terms.where(np.isin(terms.owners, models))
         features, _ = _distinct(own.inputs, own.lows, own.highs, own.logs)
         for some, chosen in _parts(models, own.owners, features):
             yield self._tile(models[some], own.where(chosen), features[chosen])
@@ -230,7 +232,7 @@ class CompiledFleet:
 
 
 def _parts(models: np.ndarray, owners: np.ndarray, features: np.ndarray) -> Iterator[tuple[slice, slice]]:
-    """Yield consecutive models that read a limited number of features together, and their terms.
+    """Yield consecutive models, limited in number and in the features that they read together, and their terms.
 
     Args:
         models: int64 ``[models]``, ascending.
@@ -243,7 +245,8 @@ def _parts(models: np.ndarray, owners: np.ndarray, features: np.ndarray) -> Iter
     for place, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         mine = np.unique(features[start:end])
         new = int(np.count_nonzero(seen[mine] < bounds[-1]))
-        if count + new > _MOST_FEATURES and place > bounds[-1]:
+        models_of_part = place - bounds[-1]
+        if models_of_part == _MOST_MODELS or (count + new > _MOST_FEATURES and models_of_part):
             bounds.append(place)
             new, count = len(mine), 0
         seen[mine] = place
