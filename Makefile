@@ -59,6 +59,7 @@ quality: setup  ## train the models of docs/quality.md and print its tables, an 
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		$(bin)/python -m benchmarks.quality_tables "$(DATA)/adult" && \
 		$(bin)/python -m benchmarks.quality_tables "$(DATA)/adult" --recipes ensemble --options "{'members': 32}" --refit && \
+		$(bin)/python -m benchmarks.quality_tables --set flights --recipes plain ensemble && \
 		$(bin)/python -m benchmarks.quality_multi_label "$(DATA)" && \
 		$(bin)/python -m benchmarks.quality_ratings "$(DATA)/ml_latest_small" && \
 		$(bin)/python -m benchmarks.quality_sequences "$(DATA)/amazon_beauty_seq" --every 3 --limit 395 --patience 8 --threads 2 && \
