@@ -48,7 +48,7 @@ class _Resting(tf_keras.callbacks.Callback):
     """Passes on to a callback what happens while supervision is at work, and the training's begin and end.
 
     Attributes:
-        seconds: Time that went by in the callback, the begin and the end of the training left out.
+        seconds: Time that went by in the callback, the start and the end of the training left out.
     """
 
     def __init__(self, callback: tf_keras.callbacks.Callback) -> None:

@@ -43,7 +43,7 @@ def over_time(
         axes.axhline(promised, color=style.VERMILION, linestyle="--", linewidth=1, label="promised")
         style.legend(axes, location="lower left")
     _name_dates(axes, starts)
-    style.dress(axes, title=f"{metric} in production", x="begin of the window", y=metric)
+    style.dress(axes, title=f"{metric} in production", x="start of the window", y=metric)
     return figure
 
 

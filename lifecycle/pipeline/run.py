@@ -76,7 +76,7 @@ def run_pipeline(
             save(records)
             say(_in_words(stages, records))
             if not has_begun:
-                # Its pictures take a second: it is written at the begin and at the end, not with every stage.
+                # Its pictures take a second: it is written at the start and at the end, not with every stage.
                 write_history(folder.parent)
                 has_begun = True
 

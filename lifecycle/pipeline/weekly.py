@@ -391,7 +391,7 @@ def _scores(table: Path) -> NDArray[np.float64]:
 
 
 def _score_counts(values: NDArray[np.float64], former: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the counts of the scores in ten bins, and a warning if they are distributed otherwise than before.
+    """Return the counts of the scores in ten bins, and a warning if their distribution has changed.
 
     The bins are deciles of the earliest date, so that all dates are comparable.
     """
@@ -402,5 +402,5 @@ def _score_counts(values: NDArray[np.float64], former: Mapping[str, Any] | None)
         index, noise = stability_index(column.counts, tuple(former["counts"]))
         found["score_drift"] = max(0.0, index - noise)
         if found["score_drift"] > Limits().strong_drift:
-            found[WARNINGS] = [f"the scores are distributed otherwise than before: index {found['score_drift']:.2f}"]
+            found[WARNINGS] = [f"the distribution of the scores has changed: index {found['score_drift']:.2f}"]
     return found

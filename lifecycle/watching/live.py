@@ -29,6 +29,8 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 _DEFAULT_TOLERANCE = 0.02
 # They describe the rows.
 _NO_PROMISE = ("base_rate",)
+# Metrics that are worse the farther they are from a value, on either side of it.
+_BEST = {"calibration": 1.0, "bias": 0.0}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class LiveWindow:
     """The quality of a model in a window.
 
     Attributes:
-        start: Its begin in UTC.
+        start: When it starts, in UTC.
         scored: Rows that were scored.
         examples: Those whose outcome is known.
         metrics: Metrics of these, with 95% intervals.
@@ -163,9 +165,15 @@ def _worse(metrics: Mapping[str, Measure], promise: Promise, tolerance: float) -
         measure = metrics.get(name)
         if measure is None or name in _NO_PROMISE or not all(map(math.isfinite, (promised, measure.low, measure.high))):
             continue
-        direction = direction_of(name)
-        is_low, is_high = measure.high < promised - tolerance, measure.low > promised + tolerance
-        # A calibration is worse on either side.
-        if (is_low and direction != -1) or (is_high and direction != 1):
+        if _is_worse(name, measure, promised, tolerance):
             value, low, high = (in_digits(number) for number in (measure.value, measure.low, measure.high))
             yield f"{name} is {value} ({low} to {high}), promised was {in_digits(promised)}"
+
+
+def _is_worse(name: str, measure: Measure, promised: float, tolerance: float) -> bool:
+    low, high = measure.low, measure.high
+    if name in _BEST:
+        distance = max(low - _BEST[name], _BEST[name] - high)
+        return distance > abs(promised - _BEST[name]) + tolerance
+    direction = direction_of(name)
+    return (high < promised - tolerance and direction != -1) or (low > promised + tolerance and direction != 1)

@@ -71,7 +71,7 @@ def log_watch(
     promise: Promise | None = None,
     tracking_uri: str | None = None,
 ) -> None:
-    """Log what was watched to an MLflow run: the page, and metrics whose step is the begin of a window.
+    """Log what was watched to an MLflow run: the page, and metrics whose step is the start of a window.
 
     Args:
         windows: Drift by window, the earliest first: ``drift.psi.COLUMN``, and ``drift.alarms``.
@@ -95,7 +95,7 @@ def log_watch(
 
 
 def metrics_of(windows: Sequence[WindowDrift], live: Sequence[LiveWindow], now: datetime) -> list[Metric]:
-    """Return the metrics of windows: their step is the begin of the window in seconds since 1970, their time is now.
+    """Return the metrics of windows: their step is the start of the window in seconds since 1970, their time is now.
 
     Of several values of a step, MLflow takes the one with the latest time as the metric's value.
     """

@@ -23,7 +23,7 @@ class WindowDrift:
     """The drift in a window.
 
     Attributes:
-        start: Its begin in UTC; None for a table without times.
+        start: When it starts, in UTC; None for a table without times.
         columns: Its columns.
     """
 

@@ -1,5 +1,6 @@
 """Watching on Spark: windows of a table and of a stream, and scores joined with what came out (L2, L11)."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pytest
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from sklearn.metrics import log_loss, roc_auc_score
 
 from mirrorspark.data_pipelines.convert import convert
@@ -121,7 +123,7 @@ def test_live_metrics_are_those_of_scikit_learn_and_a_broken_promise_is_an_alarm
     outcomes = pd.concat(weeks)[["id", "y"]].reset_index(drop=True)
     outcomes.loc[ROWS : 2 * ROWS - 1, "y"] = np.arange(ROWS) % 2
     outcomes = outcomes[(outcomes.index < 2 * ROWS) | (outcomes.index % 3 != 0)]
-    promise = Promise({"auc": 0.75, "log_loss": 0.58, "base_rate": 0.1, "calibration": 1.0}, "buyers/3")
+    promise = Promise({"auc": 0.75, "log_loss": 0.58, "base_rate": 0.1, "calibration": 0.9}, "buyers/3")
 
     windows = live_metrics(
         table.select("id", "at", "score"),
@@ -138,6 +140,12 @@ def test_live_metrics_are_those_of_scikit_learn_and_a_broken_promise_is_an_alarm
         assert one.metrics["log_loss"].value == pytest.approx(log_loss(known.y, known.score), abs=1e-6)
     assert [one.alarms for one in windows[::2]] == [(), ()]
     assert [words.split()[0] for words in windows[1].alarms] == ["auc", "log_loss"]
+    (far,) = live_metrics(
+        table.select("id", "at", (F.col("score") * 0.5).alias("score")),
+        spark.createDataFrame(outcomes[outcomes.index < ROWS]),
+        **{"keys": "id", "label": "y", "time": "at", "promise": Promise({"calibration": 0.9}, "buyers/3")},
+    )
+    assert re.fullmatch(r"calibration is 0\.[45]\d+ \(.*\), promised was 0\.9", far.alarms[0])
     with pytest.raises(ValueError, match=r"outcomes has no columns \['id'\]"):
         live_metrics(table, spark.createDataFrame(outcomes).drop("id"), keys="id", label="y", time="at")
     with pytest.raises(ValueError, match=r"are in 2,700 windows of 1 minute, and 1,000 are .* a longer window"):

@@ -50,7 +50,7 @@ def test_a_promoted_bad_model_an_untold_drift_a_false_alarm_and_a_stopped_good_m
     assert missed(5, stopped=None, champion="5") == ["the bad model of week 5 stopped at the gate"]
     assert missed(5, champion="5") == ["the bad model of week 5 stopped at the gate"]
     assert missed(3, warnings=()) == ["the drift of week 3 was told then"]
-    assert missed(4, warnings=("the scores are distributed otherwise",)) == ["other weeks with a warning, share"]
+    assert missed(4, warnings=("the distribution of the scores has changed",)) == ["other weeks with a warning, share"]
     assert missed(6, stopped="gate") == ["good models that were promoted, share"]
     assert missed(6, seconds=1_800.0) == ["minutes"]
 
