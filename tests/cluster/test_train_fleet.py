@@ -23,7 +23,7 @@ from mirrorspark.training.fleet.inputs import inputs_of
 from mirrorspark.training.fleet.plan import TARGETS, WEIGHTS_FILE, StackMember, StackPlan, StackSettings
 from mirrorspark.training.fleet.rows import converted, split_rows
 from mirrorspark.training.fleet.stack import StackedModels
-from mirrorspark.training.fleet.worker import assembled
+from mirrorspark.training.fleet.worker import NUMBERS, assembled
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -142,6 +142,7 @@ def forward(block: Any, dataset: ms.Dataset, weights: dict[str, np.ndarray]) -> 
     )
     plan = StackPlan("", StackSettings(), 64, targets=4, has_missing=True, members=members)
     values = {name: tf.constant(column) for name, column in block.features.items()}
+    values[NUMBERS] = tf.stack([values.pop(feature.name) for feature in dataset.spec.numeric], axis=1)
     inputs, *_ = assembled((values, None, tf.ones(block.rows)), dataset.features, plan)
     stack = StackedModels(members, len(inputs_of(dataset.features)), plan.settings, 64)
     stack.kernels[0].assign(weights["kernel_0"])

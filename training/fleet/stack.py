@@ -18,8 +18,9 @@ from mirrorspark.training.fleet.plan import StackMember, StackSettings
 _BINS, _REACH, _NARROWNESS = 512, 16.0, 1000.0
 
 Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-"""Inputs ``[batch, inputs]``, labels in the units of the targets, and weights, both ``[batch, targets]``; all float32.
-Missing labels and rows of padding have weight 0."""
+"""Inputs ``[batch, inputs]``, labels in the units of the targets ``[batch, targets]``, and weights of the labels
+``[batch, targets]`` or, where none is missing, of the rows ``[batch, 1]``; all float32. Missing labels and rows of
+padding have weight 0."""
 
 
 class StackedModels(tf_keras.Model):
@@ -112,11 +113,15 @@ class StackedModels(tf_keras.Model):
             weight.assign(tf.where(self._by_model(weight, tf.constant(is_active)), weight, best))
 
     def _evaluated(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Return linear predictors, labels, weighted losses and weights of rows, all ``[batch, models]``."""
+        """Return linear predictors, labels and weighted losses ``[batch, models]``, and weights as in ``batch``."""
         inputs, labels, rows = batch
         given = self._given
-        labels, rows = (tf.gather(values, given.targets, axis=1) for values in (labels, rows))
-        labels = (labels - given.means) / given.scales
+        # What would change nothing is left out: for linear models, passes over the labels take most of a step.
+        if not np.array_equal(given.targets, np.arange(labels.shape[1])):
+            labels = tf.gather(labels, given.targets, axis=1)
+            rows = rows if rows.shape[1] == 1 else tf.gather(rows, given.targets, axis=1)
+        if given.means.any() or (given.scales != 1).any():
+            labels = (labels - given.means) / given.scales
         predictors = self.predictors(inputs)
         return predictors, labels, self._losses_of(predictors, labels) * rows, rows
 
@@ -125,7 +130,8 @@ class StackedModels(tf_keras.Model):
         given = self._given
         functions: Mapping[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {
             "identity": lambda z, y: 0.5 * tf.square(z - y),
-            "logit": lambda z, y: tf.nn.sigmoid_cross_entropy_with_logits(labels=y, logits=z),
+            # Of labels 0 and 1; two kernels, where sigmoid_cross_entropy_with_logits has a dozen with its gradient.
+            "logit": lambda z, y: tf.nn.softplus((1 - 2 * y) * z),
             "log": lambda z, y: tf.exp(z) - y * z,
         }
         if len(given.is_link) == 1:
@@ -147,7 +153,7 @@ class StackedModels(tf_keras.Model):
         return 0.5 * tf.reduce_sum(self._given.penalties * squares)
 
     def _count(self, losses: tf.Tensor, rows: tf.Tensor) -> None:
-        total = tf.reduce_sum(rows, axis=0)
+        total = tf.broadcast_to(tf.reduce_sum(rows, axis=0), [losses.shape[1]])
         self.mean_losses.update_state(tf.math.divide_no_nan(tf.reduce_sum(losses, axis=0), total), total)
 
     def _by_model(self, weight: tf.Variable, values: tf.Tensor) -> tf.Tensor:
@@ -183,7 +189,7 @@ class ScoreCounts:
         self._counts.assign(tf.zeros(self._counts.shape, tf.float64))
 
     def add(self, predictors: tf.Tensor, labels: tf.Tensor, rows: tf.Tensor) -> None:
-        """Add rows with their labels and weights, all ``[batch, models]``."""
+        """Add rows with their labels, ``[batch, models]``, and weights, ``[batch, models]`` or ``[batch, 1]``."""
         models = len(self._centres)
         distances = predictors - self._centres
         bends = tf.sign(distances) * tf.math.log1p(_NARROWNESS * tf.abs(distances)) / math.log1p(_NARROWNESS * _REACH)
@@ -191,9 +197,8 @@ class ScoreCounts:
         # NaN goes to the first bin; the loss of such a model is NaN, too.
         bins = tf.cast(tf.clip_by_value(tf.where(tf.math.is_nan(places), 0.0, places), 0, _BINS - 1), tf.int32)
         groups = (tf.cast(labels > 0.5, tf.int32) * models + tf.range(models)) * _BINS + bins
-        counts = tf.math.unsorted_segment_sum(
-            tf.reshape(rows, [-1]), tf.reshape(groups, [-1]), num_segments=2 * models * _BINS
-        )
+        weights = tf.reshape(tf.broadcast_to(rows, tf.shape(groups)), [-1])
+        counts = tf.math.unsorted_segment_sum(weights, tf.reshape(groups, [-1]), num_segments=2 * models * _BINS)
         self._counts.assign_add(tf.cast(tf.reshape(counts, [2, models, _BINS]), tf.float64))
 
     def areas(self) -> np.ndarray:

@@ -27,6 +27,8 @@ from mirrorspark.training.fleet.stopping import ModelStopping
 
 _TRAIN, _VALIDATION, _TEST = SPLITS
 _MOST_STEPS_PER_EXECUTION = 50
+NUMBERS = "fleet_numbers"
+"""The numeric features of a batch, float32 ``[batch, features]``."""
 
 
 def train(plan: StackPlan) -> str:
@@ -104,27 +106,27 @@ def _batches(
         def assemble(*batch: Any) -> Batch:
             return assembled(batch, features, plan)
 
-        return load_batches(dataset, read).map(assemble)
+        return load_batches(dataset, read, values_as=NUMBERS).map(assemble)
 
     return strategy.distribute_datasets_from_function(rank_dataset)
 
 
 def assembled(batch: tuple[Any, ...], features: FittedFeatures, plan: StackPlan) -> Batch:
-    """Return a batch of :func:`data_pipelines.reading.dataset.load_batches` as the stack takes it.
+    """Return a batch of :func:`data_pipelines.reading.dataset.load_batches`, with ``NUMBERS``, as the stack takes it.
 
     The inputs are in the order of :func:`training.fleet.inputs.inputs_of`.
     """
     values, _, row_weights = batch
-    parts = (
-        [tf.stack([values[feature.name] for feature in features.spec.numeric], axis=1)] if features.spec.numeric else []
-    )
+    parts = [values[NUMBERS]] if features.spec.numeric else []
     for feature in features.spec.categorical:
         # A missing or unknown category becomes a number below 0, for which one_hot gives zeros.
         categories = features.id_count(feature) - FIRST_VOCABULARY_ID
         parts.append(tf.one_hot(values[feature.name] - FIRST_VOCABULARY_ID, categories))
     labels = values[TARGETS][:, : plan.targets]
-    is_label = values[TARGETS][:, plan.targets :] if plan.has_missing else tf.ones_like(labels)
-    return tf.concat(parts, axis=1), labels, is_label * row_weights[:, None]
+    weights = row_weights[:, None]
+    if plan.has_missing:
+        weights *= values[TARGETS][:, plan.targets :]
+    return tf.concat(parts, axis=1), labels, weights
 
 
 def _write(path: Path, model: StackedModels, stopping: ModelStopping, tested: dict[str, np.ndarray]) -> None:

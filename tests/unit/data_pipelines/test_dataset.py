@@ -210,6 +210,13 @@ def test_tensorflow_gets_batches_of_fixed_shape_and_type(small: Dataset) -> None
     assert dataset.element_spec == (features, tf.TensorSpec((4,), tf.float32), tf.TensorSpec((4,), tf.float32))
     read = [{**values, LABEL: label, WEIGHT: weight} for values, label, weight in dataset.as_numpy_iterator()]
     assert_equal_steps(read, list(steps(small, plan)))
+    together = [
+        {**values, LABEL: label, WEIGHT: weight}
+        for values, label, weight in load_batches(small, plan, values_as="numbers").as_numpy_iterator()
+    ]
+    for one in together:
+        one["row"], one["distance"] = one.pop("numbers").T
+    assert_equal_steps(together, list(steps(small, plan)))
 
 
 def test_the_label_of_a_retrieval_is_a_row_of_zeros(tmp_path: Path, write_dataset: WriteDataset) -> None:

@@ -33,7 +33,7 @@ from mirrorspark.training.fleet.stack import Batch, ScoreCounts, StackedModels, 
 from mirrorspark.training.fleet.stopping import ModelStopping
 from mirrorspark.training.fleet.targets import TargetSums
 from mirrorspark.training.fleet.trained import fleet_of, report_of, summary
-from mirrorspark.training.fleet.worker import assembled
+from mirrorspark.training.fleet.worker import NUMBERS, assembled
 from mirrorspark.training.functions import worker as function_rank
 from mirrorspark.training.functions.plan import FunctionPlan, pack_function, unpack_value
 from mirrorspark.training.protocol.activity import Activity
@@ -345,8 +345,7 @@ def test_a_restart_changes_no_bit_and_the_fleet_scores_as_the_stack_does(
 
 def forward(plan: StackPlan, arrays: dict[str, np.ndarray], raw: pa.Table) -> np.ndarray:
     """Return the predictions of the training framework for raw rows, ``[rows, models]``."""
-    encoded = {name: tf.constant(values) for name, values in Encoder(FITTED).encode(raw).items()}
-    inputs, *_ = assembled((encoded, None, tf.ones(raw.num_rows)), FITTED, plan)
+    inputs, *_ = assembled((read_as(raw), None, tf.ones(raw.num_rows)), FITTED, plan)
     stack = StackedModels(plan.members, len(inputs_of(FITTED)), plan.settings, plan.global_batch_size)
     for layer, (kernel, bias) in enumerate(zip(stack.kernels, stack.biases, strict=True)):
         kernel.assign(arrays[f"kernel_{layer}"])
@@ -355,10 +354,16 @@ def forward(plan: StackPlan, arrays: dict[str, np.ndarray], raw: pa.Table) -> np
     return np.stack([1 / (1 + np.exp(-likely)), 10 + 4 * amount, np.exp(count)], axis=1)
 
 
+def read_as(raw: pa.Table) -> dict[str, tf.Tensor]:
+    """Return raw rows as features of a batch that was read."""
+    encoded = Encoder(FITTED).encode(raw)
+    numbers = np.stack([encoded.pop(feature.name) for feature in FITTED.spec.numeric], axis=1)
+    return {NUMBERS: tf.constant(numbers), **{name: tf.constant(values) for name, values in encoded.items()}}
+
+
 def test_labels_weights_and_inputs_of_a_batch(dataset: Dataset) -> None:
     raw = raw_rows(50, seed=4)
-    encoded = {name: tf.constant(values) for name, values in Encoder(FITTED).encode(raw).items()}
-    batch: Batch = assembled((encoded, None, tf.constant([1.0] * 49 + [0.0])), FITTED, plan_of(dataset, ()))
+    batch: Batch = assembled((read_as(raw), None, tf.constant([1.0] * 49 + [0.0])), FITTED, plan_of(dataset, ()))
     inputs, labels, weights = (part.numpy() for part in batch)
     values = np.array(raw[TARGETS].to_pylist(), np.float32)
     np.testing.assert_array_equal(labels, values[:, :3])
