@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(400)
 
-ROWS, NUMBERS = 2_000, ("c0", "c1", "c2", "c3")
+ROWS, COLUMNS = 2_000, ("c0", "c1", "c2", "c3")
 MODELS = pd.DataFrame(
     {
         "model": ["buys", "buys_rarely", "leaves", "spends", "visits"],
@@ -46,7 +46,7 @@ MODELS = pd.DataFrame(
 def people() -> pd.DataFrame:
     """Return four columns of numbers, some missing, one of texts, and four targets; ``leaves`` has few labels."""
     random = np.random.default_rng(8)
-    table = pd.DataFrame(random.normal(size=(ROWS, len(NUMBERS))), columns=list(NUMBERS))
+    table = pd.DataFrame(random.normal(size=(ROWS, len(COLUMNS))), columns=list(COLUMNS))
     table["state"] = random.choice(["CA", "NY", "TX"], ROWS)
     predictor = table["c0"] - table["c1"] / 2 + (table["state"] == "CA")
     table["buys"] = (random.random(ROWS) < 1 / (1 + np.exp(-predictor))).astype("int32")
@@ -68,7 +68,7 @@ def trained(spark: "SparkSession", output: Path) -> ms.TrainedFleet:
     return ms.train_fleet(
         people(),
         MODELS,
-        columns=[*NUMBERS, "state"],
+        columns=[*COLUMNS, "state"],
         learning_rate=0.05,
         epochs=12,
         patience=3,
