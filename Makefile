@@ -66,6 +66,7 @@ quality: setup  ## train the models of docs/quality.md and print its tables, an 
 		$(bin)/python -m benchmarks.quality_recommenders --data "$(DATA)/ml_latest_small" && \
 		$(bin)/python -m benchmarks.quality_hybrid --data "$(DATA)/ml_latest_small" && \
 		$(bin)/python -m benchmarks.quality_gowalla "$(DATA)/gowalla_lightgcn" && \
+		$(bin)/python -m benchmarks.quality_gowalla "$(DATA)/gowalla_lightgcn" --settings "{'name': 'bspm', 'neighbours': 3000}" && \
 		exec $(bin)/python -m benchmarks.cold_items --data "$(DATA)/ml_latest_small"
 
 format: setup  ## rewrite the files as `make check` wants them, as far as that can be done without you

@@ -184,7 +184,7 @@ def without(scores: tf.Tensor, columns: tf.Tensor) -> tf.Tensor:
     return tf.tensor_scatter_nd_update(scores, at, tf.fill(tf.shape(places)[:1], scores.dtype.min))
 
 
-def in_tiles(queries: Queries, rows: int, search: Callable[[Queries], Best]) -> Best:
+def in_tiles(queries: Queries, rows: int | tf.Tensor, search: Callable[[Queries], Best]) -> Best:
     """Return the results of ``search`` for all queries, computed in consecutive tiles of ``rows`` rows.
 
     Args:

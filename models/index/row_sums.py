@@ -7,21 +7,28 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.models.index.exact import TILE_SCORES, Best, ExactTopK, Queries, best_columns, without
+from mirrorspark.models.index.exact import TILE_SCORES, Best, ExactTopK, Queries, best_columns, in_tiles, without
 
 
 class HistoryTopK(ExactTopK):
     """Scores every candidate from the items of the history; among equal scores the lower id is better."""
 
-    def __init__(self, items: int, numbers_per_row: int) -> None:
+    def __init__(self, items: int, numbers_per_row: int = 1, numbers_per_item: int = 0) -> None:
         """Prepare a search among so many items.
 
         Args:
             items: Number of candidates; item i has the id i + 2.
             numbers_per_row: What a row takes in memory beside its scores.
+            numbers_per_item: What each place of a row's history takes besides.
         """
         super().__init__(np.zeros((items + FIRST_VOCABULARY_ID, 0), np.float32))
-        self._tile_queries = max(1, TILE_SCORES // max(self._rows, numbers_per_row))
+        self._row_numbers, self._numbers_per_item = max(self._rows, numbers_per_row), numbers_per_item
+
+    def search(self, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
+        """Return the exact best ``k`` of all candidates, in tiles that are smaller the longer the histories are."""
+        row = self._row_numbers + self._numbers_per_item * tf.shape(queries.vectors)[1]
+        rows = tf.maximum(1, TILE_SCORES // row)
+        return in_tiles(queries, rows, lambda tile: self._search_tile(tile, k, offsets))
 
     def scores(self, ids: tf.Tensor) -> tf.Tensor:
         """Return the scores of all ids, float32 ``[batch, ids]``, padded to whole groups."""
@@ -44,7 +51,7 @@ class PopularTopK(HistoryTopK):
 
     def __init__(self, counts: np.ndarray) -> None:
         """Store float32 ``[items]``."""
-        super().__init__(len(counts), 1)
+        super().__init__(len(counts))
         self._counts = self._padded(counts, 0)
 
     def scores(self, ids: tf.Tensor) -> tf.Tensor:
@@ -62,8 +69,8 @@ class NeighboursTopK(HistoryTopK):
             neighbours: int32 ``[items, k]``, items.
             weights: float32 ``[items, k]``, their weights; 0 where an item has fewer neighbours.
         """
-        # Histories have some hundred items at most, most of them far fewer.
-        super().__init__(len(neighbours), 256 * neighbours.shape[1])
+        # A weight twice, as float32 and float64, its item and its place.
+        super().__init__(len(neighbours), numbers_per_item=5 * neighbours.shape[1])
         self._neighbours = self._padded(neighbours + FIRST_VOCABULARY_ID, 0)
         self._weights = self._padded(weights, 0)
 
@@ -81,7 +88,7 @@ class WeightsTopK(HistoryTopK):
 
     def __init__(self, weights: np.ndarray) -> None:
         """Store float32 ``[items, items]``."""
-        super().__init__(len(weights), 1)
+        super().__init__(len(weights))
         self._weights = self._padded(weights, 0, 1)
 
     def scores(self, ids: tf.Tensor) -> tf.Tensor:
@@ -104,7 +111,7 @@ class FactorsTopK(HistoryTopK):
     def __init__(self, factors: np.ndarray, l2: float, alpha: float) -> None:
         """Store float32 ``[items, rank]`` and the settings that they were computed with."""
         rank = factors.shape[1]
-        super().__init__(len(factors), 64 * rank + 4 * rank**2)
+        super().__init__(len(factors), 4 * rank**2, 3 * rank)
         self._factors = self._padded(factors, 0)
         self._common = tf.Variable(factors.astype(np.float64).T @ factors.astype(np.float64), trainable=False)
         self._l2, self._alpha = l2, alpha

@@ -33,12 +33,21 @@ _IDEOGRAPHS = (
 class WordPiece:
     """A tokenizer with its vocabulary."""
 
-    def __init__(self, tokens: Sequence[str], *, lower_case: bool = True) -> None:
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        *,
+        lower_case: bool = True,
+        strip_accents: bool | None = None,
+        split_ideographs: bool = True,
+    ) -> None:
         """Take a vocabulary.
 
         Args:
             tokens: The tokens in the order of their ids; pieces within a word begin with ``##``.
-            lower_case: Whether texts are lower-cased and their accents removed.
+            lower_case: Whether texts are lower-cased.
+            strip_accents: Whether accents are removed; None for those of lower-cased texts.
+            split_ideographs: Whether each ideograph is a word.
 
         Raises:
             ScoringError: A special token is missing.
@@ -51,14 +60,16 @@ class WordPiece:
             )
         self._first, self._last, self._unknown, self.pad = (self._ids[token] for token in _SPECIAL)
         self._lower_case = lower_case
+        self._strip_accents = lower_case if strip_accents is None else strip_accents
+        self._split_ideographs = split_ideographs
         self._pieces = functools.lru_cache(_REMEMBERED_WORDS)(self._pieces_of)
 
     @classmethod
     def load(cls, folder: Path) -> "WordPiece | None":
         """Return the tokenizer of an encoder's folder, or None if it has no vocabulary.
 
-        ``vocab.txt`` is in the folder (Hugging Face) or in ``assets`` (TF-Hub); ``do_lower_case`` in
-        ``tokenizer_config.json`` is true unless it says otherwise.
+        ``vocab.txt`` is in the folder (Hugging Face) or in ``assets`` (TF-Hub); ``do_lower_case``,
+        ``strip_accents`` and ``tokenize_chinese_chars`` are read from ``tokenizer_config.json``.
 
         Raises:
             ScoringError: A special token is missing.
@@ -70,7 +81,12 @@ class WordPiece:
         settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
         # Not splitlines(), which also splits at characters that are tokens.
         tokens = files[0].read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        return cls(tokens, lower_case=settings.get("do_lower_case", True))
+        return cls(
+            tokens,
+            lower_case=settings.get("do_lower_case", True),
+            strip_accents=settings.get("strip_accents"),
+            split_ideographs=settings.get("tokenize_chinese_chars", True),
+        )
 
     def ids(self, text: str, max_length: int) -> list[int]:
         """Return the ids of ``text`` between those of ``[CLS]`` and ``[SEP]``, at most ``max_length`` in all."""
@@ -78,13 +94,15 @@ class WordPiece:
         return [self._first, *pieces[: max_length - 2], self._last]
 
     def _words(self, text: str) -> Iterator[str]:
-        for word in "".join(map(_cleaned, text)).split():
+        cleaned = (_cleaned(character, split_ideographs=self._split_ideographs) for character in text)
+        for word in "".join(cleaned).split():
             yield from "".join(map(_apart, self._folded(word))).split()
 
     def _folded(self, word: str) -> str:
-        if not self._lower_case:
+        word = word.lower() if self._lower_case else word
+        if not self._strip_accents:
             return word
-        decomposed = unicodedata.normalize("NFD", word.lower())
+        decomposed = unicodedata.normalize("NFD", word)
         return "".join(character for character in decomposed if unicodedata.category(character) != "Mn")
 
     def _pieces_of(self, word: str) -> tuple[int, ...]:
@@ -105,15 +123,19 @@ class WordPiece:
 
 
 @functools.lru_cache(4096)
-def _cleaned(character: str) -> str:
-    """Return a space for white space, nothing for a control character, and ideographs between spaces."""
+def _cleaned(character: str, *, split_ideographs: bool) -> str:
+    """Return a space for white space, nothing for a control character, and ideographs between spaces if asked to."""
     category = unicodedata.category(character)
     if character in " \t\n\r" or category == "Zs":
         return " "
     if category in ("Cc", "Cf") or character == "\N{REPLACEMENT CHARACTER}":
         return ""
     code = ord(character)
-    return f" {character} " if any(first <= code <= last for first, last in _IDEOGRAPHS) else character
+    return (
+        f" {character} "
+        if split_ideographs and any(first <= code <= last for first, last in _IDEOGRAPHS)
+        else character
+    )
 
 
 @functools.lru_cache(4096)

@@ -143,21 +143,24 @@ class CompiledFleet:
     """
 
     def __init__(self, fleet: Fleet) -> None:
-        terms, self.inputs = _terms(fleet)
-        self._fleet = fleet
+        self._fleet, self._terms = fleet, _FleetTerms(fleet)
+        self.inputs = self._terms.rows
         networks, trees = fleet.is_network, fleet.has_trees
-        self.tiles = tuple(self._tiles(np.flatnonzero(~networks & ~trees), terms))
-        self.stacks = tuple(self._stacks(np.flatnonzero(networks), terms))
-        self.forests = tuple(self._forests(np.flatnonzero(trees), terms))
-        # Arrow keeps what the terms took while they were taken apart: 10 kB per model, which the rows need.
+        self.tiles = tuple(self._tiles(np.flatnonzero(~networks & ~trees)))
+        self.stacks = tuple(self._stacks(np.flatnonzero(networks)))
+        self.forests = tuple(self._forests(np.flatnonzero(trees)))
+        del self._terms
+        # Arrow keeps what the terms took while they were taken apart, which the rows need.
         pa.default_memory_pool().release_unused()
 
-    def _tiles(self, models: np.ndarray, terms: Terms) -> Iterator[LinearTile]:
+    def _tiles(self, models: np.ndarray) -> Iterator[LinearTile]:
         """Yield tiles of linear models."""
-        own = terms if len(models) == len(self._fleet) else terms.where(np.isin(terms.owners, models))
-        features, _ = _distinct(own.inputs, own.lows, own.highs, own.logs)
-        for some, chosen in _parts(models, own.owners, features):
-            yield self._tile(models[some], own.where(chosen), features[chosen])
+        for start in range(0, len(models), _MOST_MODELS):
+            some = models[start : start + _MOST_MODELS]
+            terms = self._terms.of(some)
+            features, _ = _distinct(terms.inputs, terms.lows, terms.highs, terms.logs)
+            for own, chosen in _parts(some, terms.owners, features):
+                yield self._tile(some[own], terms.where(chosen), features[chosen])
 
     def _tile(self, models: np.ndarray, terms: Terms, features: np.ndarray) -> LinearTile:
         used, numbers = np.unique(features, return_inverse=True)
@@ -182,7 +185,7 @@ class CompiledFleet:
             _float32(self._intercepts[models] + bases),
         )
 
-    def _stacks(self, models: np.ndarray, terms: Terms) -> Iterator[NetworkStack]:
+    def _stacks(self, models: np.ndarray) -> Iterator[NetworkStack]:
         shapes: dict[tuple[tuple[int, ...], tuple[str, ...]], list[int]] = {}
         sizes, activations = array(self._fleet.table, "layer_sizes"), array(self._fleet.table, "activations")
         for model in models.tolist():
@@ -199,15 +202,15 @@ class CompiledFleet:
                 at += before * after
                 biases.append(every[:, at : at + after, None])
                 at += after
-            of_members = terms.where(np.isin(terms.owners, own))
+            of_members = self._terms.of(own)
             matrices[0] = matrices[0] * _float32(of_members.coefficients).reshape(len(own), 1, shape[0])
             biases[-1] = biases[-1] + _float32(self._intercepts[own])[:, None, None]
             contiguous = tuple(np.ascontiguousarray(matrix) for matrix in matrices)
             yield NetworkStack(self._decisions(own), of_members, contiguous, tuple(biases), names)
 
-    def _forests(self, models: np.ndarray, terms: Terms) -> Iterator[Forest]:
+    def _forests(self, models: np.ndarray) -> Iterator[Forest]:
         """Yield models of trees, as many as read a limited number of features together."""
-        own = terms.where(np.isin(terms.owners, models))
+        own = self._terms.of(models)
         features, _ = _distinct(own.inputs, own.lows, own.highs, own.logs, own.kinds, own.keys, own.belows, own.missing)
         for some, chosen in _parts(models, own.owners, features):
             members = models[some]
@@ -234,7 +237,7 @@ class CompiledFleet:
 
 
 def _parts(models: np.ndarray, owners: np.ndarray, features: np.ndarray) -> Iterator[tuple[slice, slice]]:
-    """Yield consecutive models, limited in number and in the features that they read together, and their terms.
+    """Yield consecutive models, limited in the features that they read together, and their terms.
 
     Args:
         models: int64 ``[models]``, ascending.
@@ -247,8 +250,7 @@ def _parts(models: np.ndarray, owners: np.ndarray, features: np.ndarray) -> Iter
     for place, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         mine = np.unique(features[start:end])
         new = int(np.count_nonzero(seen[mine] < bounds[-1]))
-        models_of_part = place - bounds[-1]
-        if models_of_part == _MOST_MODELS or (count + new > _MOST_FEATURES and models_of_part):
+        if count + new > _MOST_FEATURES and place > bounds[-1]:
             bounds.append(place)
             new, count = len(mine), 0
         seen[mine] = place
@@ -356,33 +358,46 @@ def _distinct(*keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return groups, first
 
 
-def _terms(fleet: Fleet) -> tuple[Terms, tuple[Input, ...]]:
-    """Return the terms of all models, and the rows of the block that they read."""
-    lists = {name: array(fleet.table, name) for name in TERM_FIELDS.names}
-    owners = np.repeat(np.arange(len(fleet)), lengths_of(lists["column"]))
-    flat = {name: values.flatten() for name, values in lists.items()}
-    columns, categories = flat["column"].dictionary_encode(), flat["category"].dictionary_encode()
-    is_category = flat["category"].is_valid().to_numpy(zero_copy_only=False)
-    # A code is above 0, which stands for a missing value, and a float32 holds it exactly.
-    codes = pc.fill_null(categories.indices, 0).to_numpy(zero_copy_only=False) + 1.0
-    spellings = _spellings(columns, categories, is_category)
-    inputs, first = _distinct(columns.indices.to_numpy(zero_copy_only=False), spellings)
-    numbers = {name: numbers_of(flat[name]) for name in ("clip_low", "clip_high", "at_least", "below")}
-    is_bin = ~(np.isnan(numbers["at_least"]) & np.isnan(numbers["below"]))
-    begins = np.where(np.isnan(numbers["at_least"]), -np.inf, numbers["at_least"])
-    terms = Terms(
-        owners,
-        inputs,
-        numbers_of(flat["coefficient"]),
-        np.where(np.isnan(numbers["clip_low"]), -np.inf, numbers["clip_low"]),
-        np.where(np.isnan(numbers["clip_high"]), np.inf, numbers["clip_high"]),
-        pc.fill_null(flat["log"], False).to_numpy(zero_copy_only=False),
-        np.where(is_category, EQUAL, np.where(is_bin, STEP, PRODUCT)),
-        np.where(is_category, codes, np.where(is_bin, begins, 0.0)),
-        np.where(np.isnan(numbers["below"]), np.inf, numbers["below"]),
-        numbers_of(flat["missing"]),
-    )
-    return terms, tuple(_inputs(columns, categories, is_category, inputs, first))
+class _FleetTerms:
+    """The terms of a fleet, as arrays of some models at a time: those of all would take 10 kB per model.
+
+    Attributes:
+        rows: The rows of a block that the models read.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._table, column = fleet.table, array(fleet.table, "column")
+        self._owners = np.repeat(np.arange(len(fleet)), lengths_of(column))
+        columns = column.flatten().dictionary_encode()
+        categories = array(fleet.table, "category").flatten().dictionary_encode()
+        self._is_category = categories.is_valid().to_numpy(zero_copy_only=False)
+        # A code is above 0, which stands for a missing value, and a float32 holds it exactly.
+        self._codes = pc.fill_null(categories.indices, 0).to_numpy(zero_copy_only=False) + 1.0
+        spellings = _spellings(columns, categories, self._is_category)
+        self._inputs, first = _distinct(columns.indices.to_numpy(zero_copy_only=False), spellings)
+        self.rows = tuple(_inputs(columns, categories, self._is_category, self._inputs, first))
+
+    def of(self, models: np.ndarray) -> Terms:
+        """Return the terms of some models, given by their positions in ascending order."""
+        chosen = np.flatnonzero(np.isin(self._owners, models))
+        table = self._table.take(pa.array(models))
+        flat = {name: array(table, name).flatten() for name in TERM_FIELDS.names}
+        numbers = {name: numbers_of(flat[name]) for name in ("clip_low", "clip_high", "at_least", "below")}
+        is_bin = ~(np.isnan(numbers["at_least"]) & np.isnan(numbers["below"]))
+        begins = np.where(np.isnan(numbers["at_least"]), -np.inf, numbers["at_least"])
+        is_category = self._is_category[chosen]
+        return Terms(
+            self._owners[chosen],
+            self._inputs[chosen],
+            numbers_of(flat["coefficient"]),
+            np.where(np.isnan(numbers["clip_low"]), -np.inf, numbers["clip_low"]),
+            np.where(np.isnan(numbers["clip_high"]), np.inf, numbers["clip_high"]),
+            pc.fill_null(flat["log"], False).to_numpy(zero_copy_only=False),
+            np.where(is_category, EQUAL, np.where(is_bin, STEP, PRODUCT)),
+            np.where(is_category, self._codes[chosen], np.where(is_bin, begins, 0.0)),
+            np.where(np.isnan(numbers["below"]), np.inf, numbers["below"]),
+            numbers_of(flat["missing"]),
+        )
 
 
 def _spellings(columns: pa.DictionaryArray, categories: pa.DictionaryArray, is_category: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Layouts of a fleet's outputs: wide, packed or long tables."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.kinds import repeated_names
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.fleet.columns import array, lengths_of
+from mirrorspark.scoring.fleet.columns import array, lengths_of, some
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.kernels import NULL_BINARY, NULL_RANK
 
@@ -24,6 +25,8 @@ best, by the cut-points."""
 
 OUTPUTS: tuple[str, ...] = get_args(OutputName)
 MODEL_COLUMN = "model"
+
+_LOGGER = logging.getLogger(__name__)
 
 _MODEL_TYPE = pa.dictionary(pa.int32(), pa.string())
 _TYPES = {"score": pa.float32(), "binary": pa.int8(), "Rank": pa.int16()}
@@ -107,6 +110,23 @@ class Layout:
                 f"rename the models, or use layout='packed'"
             )
         return layout
+
+    def check_outputs(self, models: Collection[str]) -> None:
+        """Check that the models to score give outputs; warn of those that give none.
+
+        Raises:
+            ScoringError: None of them does.
+        """
+        silent = [
+            name for name, places in zip(self.models, self.places, strict=True) if name in models and (places < 0).all()
+        ]
+        if not silent:
+            return
+        problem = f"{len(silent):,} of the {len(models):,} models have nothing for the outputs {list(self.outputs)}"
+        mend = f"{some(silent)}; add 'score' to outputs, or give them a threshold or cut-points"
+        if len(silent) == len(models):
+            raise ScoringError(f"{problem}: {mend}")
+        _LOGGER.warning("%s and are scored for nothing: %s", problem, mend)
 
     @cached_property
     def fields(self) -> tuple[pa.Field, ...]:

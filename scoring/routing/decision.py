@@ -45,16 +45,22 @@ def decide(router: Router, batch: pa.RecordBatch, now: Callable[[], datetime.dat
     errors: RowErrors = {}
     is_open = np.ones(rows, np.bool_)
     for route in router.routes:
-        takes, is_null = _taken(route, router, batch, now)
+        takes, nulls = _taken(route, router, batch, now)
+        is_null = np.any(list(nulls.values()), axis=0)
+        null_columns = np.full(rows, route.column, object)
+        for column, of_column in nulls.items():
+            null_columns[of_column] = column
         if route.nulls == "fail":
             for row in np.flatnonzero(is_open & is_null):
-                errors[int(row)] = f"column '{route.column}' is null, and the route to '{route.model}' needs a value"
+                errors[int(row)] = (
+                    f"column '{null_columns[row]}' is null, and the route to '{route.model}' needs a value"
+                )
             is_open &= ~is_null
         by_null = is_open & is_null if route.nulls == "match" else np.zeros(rows, np.bool_)
         chosen = is_open & takes & ~is_null
         models[chosen | by_null] = route.model
         reasons[chosen] = route.reason
-        reasons[by_null] = f"{route.column}: null"
+        reasons[by_null] = null_columns[by_null] + ": null"
         is_open &= ~(chosen | by_null)
     return Decision(models, reasons, dict(sorted(errors.items())))
 
@@ -93,26 +99,26 @@ def _fits(value: str | int | bool, type_: pa.DataType) -> bool:
 
 def _taken(
     route: Route, router: Router, batch: pa.RecordBatch, now: Callable[[], datetime.datetime]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return which rows fit the rule, and for which its column is null."""
+) -> tuple[np.ndarray, dict[str | None, np.ndarray]]:
+    """Return which rows fit the rule, and for each column that it reads, where that is null."""
     if route.column is None:
-        return np.ones(batch.num_rows, np.bool_), np.zeros(batch.num_rows, np.bool_)
+        return np.ones(batch.num_rows, np.bool_), {None: np.zeros(batch.num_rows, np.bool_)}
     column = batch.column(route.column)
     if route.younger_than_days is None:
         is_null = column.is_null().to_numpy(zero_copy_only=False)
         if pa.types.is_null(column.type):
-            return ~is_null, is_null
+            return ~is_null, {route.column: is_null}
         values = pa.array(route.values).cast(column.type)
-        return pc.is_in(column, value_set=values).to_numpy(zero_copy_only=False), is_null
+        return pc.is_in(column, value_set=values).to_numpy(zero_copy_only=False), {route.column: is_null}
     born = _days(column, router.time_zone)
     if router.as_of is None:
         today = np.full(batch.num_rows, np.datetime64(now().astimezone(ZoneInfo(router.time_zone)).date(), "D"))
     else:
         today = _days(batch.column(router.as_of), router.time_zone)
-    is_null = np.isnat(born) | np.isnat(today)
     ages = (today - born).astype(np.int64)
     limit = route.younger_than_days
-    return ages < limit if route.boundary == "exclusive" else ages <= limit, is_null
+    takes = ages < limit if route.boundary == "exclusive" else ages <= limit
+    return takes, {router.as_of: np.isnat(today), route.column: np.isnat(born)}
 
 
 def _days(column: pa.Array, time_zone: str) -> np.ndarray:

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,10 +246,15 @@ def test_a_report_of_an_unfinished_run_says_what_has_no_times(
     totals = fleet_report(output).totals
     assert [totals[name] for name in ("microbatches_done", "microbatches_timed", "attempts_not_done")] == [10, 10, 2]
     assert (totals["inferences"], "cost" in totals) == (ROWS * MODELS - (4 + 3) * 400, False)
-    (output / "_run" / "ledger.db").unlink()
-    assert command.main(["report", str(output), "--price-per-core-hour", "1"]) == command.EXIT_DONE
-    assert "0 inferences/s/core" in capsys.readouterr().out
     assert command.main(["report", str(output), "--price-per-core-hour", "-1"]) == command.EXIT_USAGE
+    for arguments in (["report"], ["status"], ["status", "--watch"]):
+        wrong = [*arguments, str(output), "--ledger", str(tmp_path / "leger.db")]
+        assert command.main(wrong) == command.EXIT_FAILED
+        assert "leger.db does not have fleet-" in capsys.readouterr().err
+    assert not (tmp_path / "leger.db").exists()
+    begin(tmp_path / "begun", begin_only=True)
+    assert command.main(["report", str(tmp_path / "begun"), "--price-per-core-hour", "1"]) == command.EXIT_DONE
+    assert "0 inferences/s/core" in capsys.readouterr().out
     assert command.main(["report", str(tmp_path / "none")]) == command.EXIT_USAGE
 
 
@@ -357,6 +363,45 @@ def test_a_model_that_raises_an_error_in_a_task_has_null_outputs_in_that_microba
     with pytest.raises(FleetRunError, match=r"1 of the 12 models of .* \('m5'\), and failure_budget allows 5.0%"):
         begin(tmp_path / "other", failure_budget=0.05)
     assert len(digests(tmp_path / "other")) > 0
+
+
+def test_models_that_fail_in_another_driver_count_for_the_result_and_the_budget(
+    spark: "SparkSession",
+    begin: Begin,
+    clean: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    output, write, others = tmp_path / "scores", microbatch.write_files, list[tuple[int, str]]()
+
+    def write_files(*arguments: Any, **given: Any) -> Any:
+        """Let another driver score a microbatch, in which a model fails, before this one goes on."""
+        if others:
+            number, model = others.pop()
+            failure = asdict(ModelFailure(model, "score", "ZeroDivisionError", "division by zero", "Traceback", 1))
+            monkeypatch.setattr(microbatch, "write_files", partial(failing, {"failures": [failure | {"partition": 0}]}))
+            resume_fleet(spark, output, microbatches=[number], failure_budget=1.0)
+        return write(*arguments, **given)
+
+    def failing(report: dict[str, Any], *arguments: Any, **given: Any) -> Any:
+        monkeypatch.setattr(microbatch, "write_files", write_files)
+        arguments[1].abort()
+        given["seal"]([], [report])
+
+    begin(output, begin_only=True)
+    monkeypatch.setattr(microbatch, "write_files", write_files)
+    others.append((4, "m5"))
+    caplog.clear()
+    assert resume_fleet(spark, output, microbatches=[0], at_once=1).failed_models == ("m5",)
+    # The other driver has warned, and this one.
+    assert len([one for one in caplog.messages if "1 of 12 models" in one and "('m5')" in one]) == 2
+    others.append((8, "m8"))
+    with pytest.raises(FleetRunError, match=r"2 of the 12 models .* \('m5', 'm8'\), and failure_budget allows 10.0%"):
+        resume_fleet(spark, output, at_once=1)
+    assert digests(output).keys() == clean.keys()
+    run = resume_fleet(spark, output, failure_budget=0.2)
+    assert (run.scored, run.failed_models) == (0, ("m5", "m8"))
 
 
 def test_three_failures_in_a_row_or_one_with_fail_fast_end_the_run(

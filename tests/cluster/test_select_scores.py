@@ -97,6 +97,27 @@ def test_an_audience_of_a_run_joins_the_steps_of_its_models(
     assert select_scores(output, "m4_binary = 1", spark=spark).count() > 0
 
 
+def test_rows_without_a_key_are_joined_like_others(spark: "SparkSession", fleet: Fleet, tmp_path: Path) -> None:
+    keys = {"key": pa.array([1, 2, None, 4]), "place": pa.array(["a", None, "c", "d"])}
+    rows = pa.table(keys | {f"c{number}": [2.0, 2.0, 2.0, -2.0] for number in range(MODELS)})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    output = tmp_path / "scores"
+    run_fleet(spark, fleet, tmp_path / "rows.parquet", output, keys=["key", "place"], layout="packed")
+    found = select_scores(output, "m1_Rank = 1 and m4_Rank = 1", spark=spark)
+    assert found.columns == ["key", "place", "m1_Rank", "m4_Rank"]
+    assert {(row["key"], row["place"]) for row in found.collect()} == {(1, "a"), (2, None), (None, "c")}
+
+
+def test_models_that_differ_only_in_case_are_named_exactly(spark: "SparkSession") -> None:
+    scores = spark.createDataFrame([(1, [0.5, -0.5]), (2, [-0.5, 0.5])], "key int, score array<float>")
+    for condition, key in (("a_score > 0", 1), ("A_score > 0", 2)):
+        found = select_scores(scores, condition, models=["a", "A"])
+        assert [row["key"] for row in found.collect()] == [key]
+    for condition in ("a_SCORE > 0", "a_score > 0 and A_score < 0", "A_score > 0 or a_SCORE > 0"):
+        with pytest.raises(ScoringError, match="may mean 'A_score' and 'a_score', which differ only in case"):
+            select_scores(scores, condition, models=["a", "A"])
+
+
 @pytest.mark.full
 def test_ranks_of_a_run_are_among_the_rows_of_all_its_prefixes(
     spark: "SparkSession", fleet: Fleet, file: Path, packed: Path, tmp_path: Path

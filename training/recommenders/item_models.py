@@ -76,6 +76,8 @@ def bspm(interactions: Matrix, settings: BSPM, seed: int) -> Matrix:
         settings: Strengths of the filters, and how many weights of an item are kept.
         seed: Fixes the vector that the search for singular vectors begins with.
     """
+    # Users of one row each that nobody knows add nothing, and there may be as many as rows.
+    interactions = interactions[np.diff(interactions.indptr) > 0]
     users, items = interactions.shape
     roots = [np.sqrt(interactions.sum(axis=axis)) for axis in (1, 0)]
     scales = [np.divide(1, root, out=np.zeros_like(root), where=root > 0) for root in roots]

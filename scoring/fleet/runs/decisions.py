@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from math import floor
 
 # A full disk or a store without access fails every microbatch, after Spark's four tries of each.
 _MOST_FAILURES_IN_A_ROW = 3
@@ -52,7 +53,9 @@ def budget_reached(failed: int, models: int, failure_budget: float, *, fail_fast
     """
     if failed and fail_fast:
         return "fail_fast allows none"
-    return f"failure_budget allows {failure_budget:.1%}" if failed > failure_budget * models else None
+    # Rounded up where it is next to a whole number: 0.29 * 100 is 28.999999999999996.
+    most = floor(failure_budget * models + 1e-9)
+    return f"failure_budget allows {failure_budget:.1%}" if failed > most else None
 
 
 def hopeless(outcomes: Sequence[str], *, fail_fast: bool) -> str | None:

@@ -88,7 +88,7 @@ class Ledger:
     """
 
     def __init__(self, engine: sa.Engine, clock: Clock | None = None) -> None:
-        self.name = without_credentials(engine.url.render_as_string(hide_password=True))
+        self.name = _name(engine.url)
         self._engine = engine
         self._clock = clock or _clock_of(engine.dialect.name)
 
@@ -104,15 +104,33 @@ class Ledger:
             LedgerError: The address is malformed, the database does not answer, or its schema is newer than this
                 version of mirrorspark.
         """
-        ledger = cls(_engine(location), clock)
-        try:
+        url = _url(location)
+        ledger = cls(_engine(url, location), clock)
+        with ledger._closed_on_failure():
             ledger._migrate()
-        except SQLAlchemyError as error:
-            ledger.close()
-            raise ledger._unusable(error) from error
-        except BaseException:
-            ledger.close()
-            raise
+        return ledger
+
+    @classmethod
+    def of_run(cls, location: str | Path, run: str, clock: Clock | None = None) -> Self | None:
+        """Open the ledger that has a run, and upgrade its tables; without the run, create nothing and return None.
+
+        Args:
+            location: As for :meth:`open`.
+            run: Id of the run.
+            clock: As for :meth:`open`.
+
+        Raises:
+            LedgerError: As for :meth:`open`.
+        """
+        url = _url(location)
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
+            return None  # a connection would create the file
+        ledger = cls(_engine(url, location), clock)
+        with ledger._closed_on_failure():
+            if not ledger._has(run):
+                ledger.close()
+                return None
+            ledger._migrate()
         return ledger
 
     def __enter__(self) -> Self:
@@ -224,6 +242,11 @@ class Ledger:
             for entry in entries:
                 self._write(connection, entry)
 
+    def now(self) -> float:
+        """Return the seconds that leases are compared with."""
+        with self._transaction() as connection:
+            return self._clock(connection)
+
     def rows(self, table: sa.Table, run: str, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Return the rows of a run, in the order of their keys, with all columns or only some."""
         wanted = sa.select(*(table.c[name] for name in columns or table.c.keys()))
@@ -231,10 +254,27 @@ class Ledger:
             found = connection.execute(wanted.where(table.c.run_id == run).order_by(*table.primary_key))
             return [dict(row) for row in found.mappings()]
 
+    @contextmanager
+    def _closed_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self.close()
+            if isinstance(error, SQLAlchemyError):
+                raise self._unusable(error) from error
+            raise
+
+    def _has(self, run: str) -> bool:
+        """Return whether the ledger, of any version, has a run."""
+        with self._transaction() as connection:
+            if not sa.inspect(connection).has_table(tables.RUNS.name):
+                return False
+            return connection.scalar(sa.select(tables.RUNS.c.run_id).filter_by(run_id=run)) is not None
+
     def _unusable(self, error: SQLAlchemyError) -> LedgerError:
-        return LedgerError(
-            f"the ledger {self.name} cannot be used ({reason(error)}); start its server, or give another ledger"
-        )
+        is_file = self._engine.dialect.name == "sqlite"
+        remedy = "check the file and its folder" if is_file else "start its server"
+        return LedgerError(f"the ledger {self.name} cannot be used ({reason(error)}); {remedy}, or give another ledger")
 
     def _standings(self, connection: sa.Connection, run: str) -> list[Standing]:
         row = tables.MICROBATCHES.c
@@ -301,6 +341,20 @@ def reason(error: SQLAlchemyError) -> str:
     return one_line(getattr(error, "orig", None) or error)
 
 
+def ledger_name(location: str | Path) -> str:
+    """Return the address of a ledger without credentials, as :attr:`Ledger.name` has it.
+
+    Raises:
+        LedgerError: The address is malformed.
+    """
+    return _name(_url(location))
+
+
+def is_same_ledger(name: str, other: str) -> bool:
+    """Return whether two names of ledgers are of one database, as far as they tell: a host may have several names."""
+    return name == other or _place(name) == _place(other)
+
+
 def has_password(location: str) -> bool:
     """Return whether the address of a ledger contains a password; the name of a file does not.
 
@@ -327,7 +381,18 @@ def _not_opened(location: str | Path, error: Exception) -> LedgerError:
     )
 
 
-def _engine(location: str | Path) -> sa.Engine:
+def _name(url: sa.URL) -> str:
+    return without_credentials(url.render_as_string(hide_password=True))
+
+
+def _place(name: str) -> tuple[object, ...]:
+    url = sa.make_url(name)
+    if url.get_backend_name() == "sqlite":
+        return Path(url.database or "").resolve(), url.query
+    return url.host, url.port or 5432, url.database, url.query.get("host")
+
+
+def _url(location: str | Path) -> sa.URL:
     is_address = _is_address(location)
     try:
         file = None if is_address else str(Path(location).absolute())
@@ -336,14 +401,21 @@ def _engine(location: str | Path) -> sa.Engine:
             raise LedgerError(
                 f"{url.get_backend_name()}:// is the address of no ledger; give a file, or postgresql://host/database"
             )
-        is_postgresql = url.get_backend_name() == "postgresql"
-        if url.drivername == "postgresql":  # which means another driver since SQLAlchemy 2.1
-            url = url.set(drivername=f"postgresql+{'psycopg' if find_spec('psycopg') else 'psycopg2'}")
+    except (ArgumentError, ValueError) as error:  # ValueError: the port is no number
+        raise _not_opened(location, error) from error
+    if url.drivername == "postgresql":  # which means another driver since SQLAlchemy 2.1
+        url = url.set(drivername=f"postgresql+{'psycopg' if find_spec('psycopg') else 'psycopg2'}")
+    return url
+
+
+def _engine(url: sa.URL, location: str | Path) -> sa.Engine:
+    is_postgresql = url.get_backend_name() == "postgresql"
+    try:
         if not is_postgresql and url.database:
             Path(url.database).parent.mkdir(parents=True, exist_ok=True)
         options = _SOCKET_OPTIONS if url.get_driver_name().startswith("psycopg") else {}
         engine = sa.create_engine(url, pool_pre_ping=is_postgresql, connect_args=options)
-    except (ArgumentError, ImportError, OSError, ValueError) as error:  # ValueError: the port is no number
+    except (ArgumentError, ImportError, OSError, ValueError) as error:
         raise _not_opened(location, error) from error
     if not is_postgresql:
         event.listen(engine, "connect", _set_up_sqlite)

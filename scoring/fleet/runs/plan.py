@@ -21,7 +21,8 @@ from typing import Any
 
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, ParquetRows
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.fleet.columns import some
+from mirrorspark.scoring.fleet.columns import array, some
+from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, ModelFailure
 from mirrorspark.scoring.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND
@@ -290,7 +291,7 @@ def folder_columns(prefixes: int) -> tuple[str, ...]:
 
 
 def plan_steps(fleet: CheckedFleet, groups: Sequence[str] | None, most_models: int) -> tuple[Step, ...]:
-    """Divide the models of each group into steps, in their order.
+    """Divide the models of each group into steps, those that read the same columns together.
 
     Args:
         fleet: The fleet.
@@ -307,11 +308,18 @@ def plan_steps(fleet: CheckedFleet, groups: Sequence[str] | None, most_models: i
         raise ScoringError(f"models_per_microbatch {most_models} is not above 0; give a number of models, such as 500")
     steps = []
     for group in dict.fromkeys(fleet.fleet.groups if groups is None else groups):
-        names = fleet.fleet.group(group).names
-        for number, first in enumerate(range(0, len(names), most_models)):
-            own = names[first : first + most_models]
+        models = fleet.fleet.group(group)
+        order = _by_columns(models)
+        for number, first in enumerate(range(0, len(order), most_models)):
+            own = [models.names[model] for model in sorted(order[first : first + most_models])]
             steps.append(Step(group, number, {name: fleet.digests[name] for name in own}))
     return tuple(steps)
+
+
+def _by_columns(fleet: Fleet) -> Sequence[int]:
+    """Return the models in the order of their columns, so that consecutive ones read many of the same."""
+    columns = [sorted(set(names)) for names in array(fleet.table, "column").to_pylist()]
+    return sorted(range(len(columns)), key=lambda model: (columns[model], model))
 
 
 def plan_shares(rows: ParquetRows, slots: int, models: int, rows_per_microbatch: int | None) -> tuple[Share, ...]:

@@ -1,7 +1,6 @@
 """How far a fleet's run is, by the rows of its ledger."""
 
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +50,7 @@ class Progress:
         Args:
             microbatches: Rows of the ledger's table, as are ``attempts``.
             attempts: Of the same run.
-            now: Seconds since the epoch; a lease that has run out by then holds nothing.
+            now: By the clock of the ledger; a lease that has run out by then holds nothing.
         """
         sizes = {row["number"]: row["rows"] * row["models"] for row in microbatches}
         is_held = {row["number"] for row in microbatches if row["state"] == "running" and row["lease_until"] > now}
@@ -103,19 +102,20 @@ def follow(book: Ledger, run: str, every_seconds: float) -> Iterator[Progress]:
     """
     if not every_seconds > 0:
         raise ScoringError(f"every_seconds {every_seconds} is not above 0; give a second or more")
-    pause, idle_seconds = threading.Event(), 0.0
+    pause, idle_looks = threading.Event(), 0
     while True:
         try:
+            now = book.now()
             states = [row["state"] for row in book.rows(tables.RUNS, run)]
             microbatches = book.rows(tables.MICROBATCHES, run)
             attempts = book.rows(tables.ATTEMPTS, run, ("microbatch", "outcome", "began", "seconds"))
         except SQLAlchemyError as error:
             raise LedgerError(f"the ledger {book.name} does not answer ({reason(error)}); look again later") from error
-        found = Progress.of(microbatches, attempts, time.time())
+        found = Progress.of(microbatches, attempts, now)
         yield found
-        idle_seconds = 0.0 if found.running else idle_seconds + every_seconds
-        # A driver that was killed leaves the state as it is.
-        if states != ["running"] or idle_seconds > _IDLE_SECONDS:
+        idle_looks = 0 if found.running else idle_looks + 1
+        # A driver that ends sets the state while others may go on, and one that was killed leaves it.
+        if not found.running and (states != ["running"] or (idle_looks - 1) * every_seconds > _IDLE_SECONDS):
             return
         pause.wait(every_seconds)
 

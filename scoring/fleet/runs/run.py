@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +26,14 @@ from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.claims import LIMITS, Claims
 from mirrorspark.scoring.fleet.runs.decisions import budget_reached, hopeless, microbatches_left
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, ModelFailure
-from mirrorspark.scoring.fleet.runs.kept import check_no_run, keep_run, kept_fleet, opened_ledger, resolved_output
+from mirrorspark.scoring.fleet.runs.kept import (
+    check_no_run,
+    keep_run,
+    kept_fleet,
+    ledger_of_run,
+    opened_ledger,
+    resolved_output,
+)
 from mirrorspark.scoring.fleet.runs.ledger import Change, Ledger, Rows
 from mirrorspark.scoring.fleet.runs.microbatch import Manifest, Scoring, error_rows, published_manifests
 from mirrorspark.scoring.fleet.runs.plan import (
@@ -138,7 +145,8 @@ def run_fleet(
             for a reason of ``score_fleet``.
         FileNotFoundError: There are no Parquet files.
         ParquetError: A file is not Parquet.
-        FleetRunError: Microbatches or too many models failed. The message counts them, and says where the list is.
+        FleetRunError: Microbatches failed, or too many models in all drivers together. The message counts them, and
+            says where the list is.
     """
     settings = _Settings(failure_budget, fail_fast, at_once, lease_seconds)
     if model_seconds is not None and not model_seconds > 0:
@@ -160,6 +168,7 @@ def run_fleet(
     if taken := [key for key in keys if key.lower() in folders]:
         raise ScoringError(f"the keys {taken} have names of the output's folders, {folders}; rename them")
     steps = plan_steps(checked, groups, models_per_microbatch)
+    table.check_outputs({name for step in steps for name, digest in step.digests.items() if digest})
     rows = files.rows(list(dict.fromkeys([*keys, *checked.fleet.columns])))
     most = max(len(step.digests) for step in steps)
     shares = plan_shares(rows, spark.sparkContext.defaultParallelism, most, rows_per_microbatch)
@@ -193,7 +202,8 @@ def resume_fleet(
 ) -> FleetRun:
     """Score the microbatches that a run of :func:`run_fleet` lacks; the result has the bytes of an undisturbed run.
 
-    The run goes on with its own copy of the fleet. A driver that still works on it shares the rest.
+    The run goes on with its own copy of the fleet. A driver that still works on it shares the rest, if it has the same
+    ledger. One that the run did not begin with is used, since that may be lost, with a warning.
 
     Args:
         spark: The session.
@@ -239,11 +249,11 @@ def fleet_status(output: Location, ledger: str | Path | None = None) -> dict[str
 
     Raises:
         FileNotFoundError: ``output`` has no run.
-        LedgerError: The ledger cannot be used, or is not named.
+        LedgerError: The ledger cannot be used, is not named, or does not have the run.
     """
     target = resolved_output(output)
     plan = RunPlan.load(target)
-    with opened_ledger(ledger, target, plan) as book:
+    with ledger_of_run(ledger, target, plan) as book:
         states = Counter(row["state"] for row in book.rows(tables.MICROBATCHES, plan.run))
         failed = sum(row["state"] == "failed" for row in book.rows(tables.MODELS, plan.run))
         found = {"run": plan.run, "output": str(target), "ledger": book.name, "microbatches": len(plan.microbatches)}
@@ -264,11 +274,11 @@ def watch_fleet(
 
     Raises:
         FileNotFoundError: ``output`` has no run.
-        LedgerError: The ledger cannot be used, is not named, or has gone away.
+        LedgerError: The ledger cannot be used, is not named, does not have the run, or has gone away.
     """
     target = resolved_output(output)
     plan = RunPlan.load(target)
-    with opened_ledger(ledger, target, plan) as book:
+    with ledger_of_run(ledger, target, plan) as book:
         yield from follow(book, plan.run, every_seconds)
 
 
@@ -313,8 +323,7 @@ def _drive(
     # In this order: what another driver publishes meanwhile is not taken for lost.
     were_done = {row["number"] for row in book.rows(tables.MICROBATCHES, plan.run) if row["state"] == "done"}
     manifests = published_manifests(plan, target)
-    failed = {one.model for one in plan.failures}
-    failed |= {one["model"] for manifest in manifests.values() for one in manifest["failed"]}
+    failed = {one.model for one in plan.failures} | _failed_in(manifests)
     if why := settings.budget_reached(plan, len(failed)):
         raise FleetRunError(_too_many(why, plan, sorted(failed), book))
     errors = [error_rows(plan.run, plan.failures), *_unrecorded(plan, manifests, book)]
@@ -326,19 +335,24 @@ def _drive(
     limits = replace(LIMITS, lease_seconds=settings.lease_seconds)
     others = () if numbers is None else {*range(count)} - {*numbers}
     with Claims(book, plan.run, owner, settings.at_once, limits, others) as claims:
-        claims.note([Change(tables.MODELS, {"run_id": plan.run, "model": one}, {"state": "failed"}) for one in failed])
+        claims.note(_failures(plan, failed))
         try:
             if len(others) < count:  # else a bar would say that something is scored
                 with progress_bar(spark, "score"):
                     _score_all(scoring, claims, settings.at_once)
-            all_left = microbatches_left(count, published_manifests(plan, target))
+            manifests = published_manifests(plan, target)
+            # Other drivers have had failures of their own.
+            failed = scoring.failed | _failed_in(manifests)
+            claims.note(_failures(plan, failed - scoring.failed))
+            why = settings.budget_reached(plan, len(failed))
+            all_left = microbatches_left(count, manifests)
             left = [number for number in all_left if number not in others]
-            state = "failed" if left else "running" if all_left else "finished"
+            state = "failed" if left or why else "running" if all_left else "finished"
         finally:
             ended = None if state == "running" else time.time()
             claims.note([Change(tables.RUNS, {"run_id": plan.run}, {"state": state, "ended": ended})])
-    names = sorted(scoring.failed)
-    if left and (why := settings.budget_reached(plan, len(names))):
+    names = sorted(failed)
+    if why:
         raise FleetRunError(_too_many(why, plan, names, book))
     if left:
         raise FleetRunError(
@@ -359,6 +373,14 @@ def _drive(
     scored = scoring.outcomes.count("done")
     seconds = time.monotonic() - begin
     return FleetRun(plan.run, str(target), book.name, len(plan.models), tuple(names), plan.rows, count, scored, seconds)
+
+
+def _failed_in(manifests: Mapping[int, Manifest]) -> set[str]:
+    return {one["model"] for manifest in manifests.values() for one in manifest["failed"]}
+
+
+def _failures(plan: RunPlan, names: Iterable[str]) -> list[Change]:
+    return [Change(tables.MODELS, {"run_id": plan.run, "model": one}, {"state": "failed"}) for one in names]
 
 
 def _unrecorded(plan: RunPlan, manifests: Mapping[int, Manifest], book: Ledger) -> list[Rows]:

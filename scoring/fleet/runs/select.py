@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import reduce
+from operator import and_
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +37,7 @@ class _Table:
     Attributes:
         frame: The table.
         models: In the order of packed lists.
-        outputs: By the name of a wide column, in lower case: model and output.
+        outputs: By the name of a wide column: model and output.
     """
 
     frame: DataFrame
@@ -48,8 +50,8 @@ class _Table:
 
     @property
     def keys(self) -> list[str]:
-        lists = OUTPUTS if self.is_packed else ()
-        return [name for name in self.frame.columns if name not in lists and name.lower() not in self.outputs]
+        lists, own = OUTPUTS if self.is_packed else (), {name.lower() for name in self.outputs}
+        return [name for name in self.frame.columns if name not in lists and name.lower() not in own]
 
     def column(self, model: str, output: str) -> Column:
         name = f"{model}_{output}"
@@ -68,36 +70,42 @@ def select_scores(
     """Return the keys of the rows for which an SQL condition on outputs is true, and the outputs that it names.
 
     Of packed lists only the elements that the condition names are read; of a run, only the steps that have them. Models
-    of several steps are joined by the keys, which must then be unique.
+    of several steps are joined by the keys, which must then be unique; a null is a key like others.
 
     Args:
         scores: Output of ``run_fleet`` or ``score_fleet``, wide or packed, or such a table.
         condition: SQL with names as in the layout ``wide``: ``modelX_Rank <= 10 and modelY_binary = 1``. Keys may occur
-            in it; a name that is no plain word stands in backticks.
+            in it; a name that is no plain word stands in backticks. Upper and lower case matter only for models that
+            differ in nothing else.
         models: The models of a table, in the order of its lists; by default those that the files name.
         spark: The session; by default the active one.
 
     Raises:
-        ScoringError: The condition is no SQL, or names no output or an unknown one; microbatches of the steps are not
-            published; the layout is long.
+        ScoringError: The condition is no SQL, or names no output, an unknown one, or two that Spark confuses;
+            microbatches of the steps are not published; the layout is long.
         FileNotFoundError: There are no scores.
     """
-    words = {(quoted.replace("``", "`") or word).lower() for quoted, word in _WORDS.findall(condition)}
-    tables = [one for one in _tables(scores, models, _session(scores, spark), words) if words & one.outputs.keys()]
+    words = {quoted.replace("``", "`") or word for quoted, word in _WORDS.findall(condition)}
+    tables = _tables(scores, models, _session(scores, spark), words)
+    named = _named_outputs(words, [model for one in tables for model in one.models])
+    tables = [one for one in tables if named & one.outputs.keys()]
     if not tables:
         raise ScoringError(f"the condition '{condition}' names no output of a model; write modelX_Rank <= 10, say")
     keys, chosen = tables[0].keys, []
     for table in tables:
-        columns = [table.column(*table.outputs[word]) for word in sorted(words & table.outputs.keys())]
+        own = sorted(named & table.outputs.keys(), key=str.lower)
+        columns = [table.column(*table.outputs[name]) for name in own]
         chosen.append(table.frame.select(*(F.col(f"`{key}`") for key in keys), *columns))
-    found = reduce(lambda one, other: one.join(other, keys), chosen)
+    found = reduce(lambda one, other: _joined(one, other, keys), chosen)
     try:
         return found.where(condition)
     except ParseException as error:
         raise ScoringError(f"the condition '{condition}' is no SQL: {str(error).strip().splitlines()[0]}") from error
     except AnalysisException as error:
-        known = [*found.columns, *(f"{model}_{output}" for one in tables for model, output in one.outputs.values())]
-        unknown = next((word for word in sorted(words) if f"`{word}`" in str(error).lower()), "")
+        known = [*found.columns, *(name for one in tables for name in one.outputs)]
+        # Spark names columns that there are, too, as suggestions.
+        present = {name.lower() for name in found.columns}
+        unknown = next((one for one in sorted(words) if f"`{one}`" in str(error) and one.lower() not in present), "")
         raise ScoringError(
             f"the condition '{condition}' does not fit the scores: {str(error).strip().splitlines()[0]}"
             f"{meant(unknown, known)}"
@@ -210,8 +218,9 @@ def _tables(
         return [_table(frame, models or _named_models(files))]
     plan = RunPlan.load(folder)
     published, tables = published_manifests(plan, folder), []
+    named = None if words is None else _named_outputs(words, plan.models)
     for step in plan.steps:
-        if words is not None and not words & _outputs_of(step.digests).keys():
+        if named is not None and not named & _outputs_of(step.digests).keys():
             continue
         own = [one for one in plan.microbatches if one.step is step]
         if left := [one.number for one in own if one.number not in published]:
@@ -230,12 +239,38 @@ def _table(frame: DataFrame, models: Sequence[str]) -> _Table:
     packed = _Table(frame, tuple(models), {}).is_packed
     present = {name.lower() for name in frame.columns}
     # A key of wide outputs may be called score.
-    outputs = {name: of for name, of in _outputs_of(models).items() if (of[1].lower() if packed else name) in present}
+    outputs = {name: of for name, of in _outputs_of(models).items() if (of[1] if packed else name).lower() in present}
     return _Table(frame, tuple(models), outputs)
 
 
 def _outputs_of(models: Iterable[str]) -> dict[str, tuple[str, str]]:
-    return {f"{model}_{output}".lower(): (model, output) for model in models for output in OUTPUTS}
+    return {f"{model}_{output}": (model, output) for model in models for output in OUTPUTS}
+
+
+def _named_outputs(words: Set[str], models: Iterable[str]) -> set[str]:
+    """Return the outputs that the words of a condition name: the one of exactly that spelling, else in another case.
+
+    Raises:
+        ScoringError: Two of them differ only in case.
+    """
+    outputs, spellings = _outputs_of(models), defaultdict[str, set[str]](set)
+    for name in outputs:
+        spellings[name.lower()].add(name)
+    named = {name for word in words for name in ({word} & outputs.keys() or spellings[word.lower()])}
+    for name in sorted(named):
+        # Spark ignores case, and could not tell which of two such columns is meant.
+        if len(both := sorted(spellings[name.lower()] & named)) > 1:
+            raise ScoringError(
+                f"the condition may mean {' and '.join(map(repr, both))}, which differ only in case; name one of them, "
+                f"exactly so, and the other one in a selection of its own"
+            )
+    return named
+
+
+def _joined(one: DataFrame, other: DataFrame, keys: Sequence[str]) -> DataFrame:
+    quoted = [f"`{key}`" for key in keys]
+    is_same = reduce(and_, (one[key].eqNullSafe(other[key]) for key in quoted))
+    return one.join(other, is_same).drop(*(other[key] for key in quoted))
 
 
 def _named_models(files: Sequence[StoragePath]) -> tuple[str, ...]:

@@ -61,12 +61,24 @@ def test_words_become_the_longest_pieces_of_the_vocabulary(text: str, pieces: li
     assert WordPiece(VOCABULARY).ids(text, 4) == [2, *ids[1:-1][:2], 3]
 
 
-def test_a_tokenizer_keeps_the_case_where_its_folder_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "text", "pieces"),
+    [
+        ({"do_lower_case": False}, "toy Toy", ["toy", "[UNK]"]),
+        ({"do_lower_case": False, "strip_accents": True}, "tóy Tóy", ["toy", "[UNK]"]),
+        ({"do_lower_case": True, "strip_accents": False}, "TOY tóy", ["toy", "[UNK]"]),
+        ({"tokenize_chinese_chars": False}, "京 京京", ["京", "[UNK]"]),
+        ({"strip_accents": None}, "Tóy", ["toy"]),
+    ],
+)
+def test_a_tokenizer_follows_the_settings_in_its_folder(
+    tmp_path: Path, settings: dict[str, Any], text: str, pieces: list[str]
+) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": False}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = WordPiece.load(tmp_path)
     assert tokenizer is not None
-    assert tokenizer.ids("toy Toy", 8) == [2, 4, 1, 3]
+    assert [VOCABULARY[number] for number in tokenizer.ids(text, 8)] == ["[CLS]", *pieces, "[SEP]"]
 
 
 def test_buckets_are_four_for_each_doubling_of_the_length() -> None:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.decisions import Standing
-from mirrorspark.scoring.fleet.runs.ledger import Change, Claim, Ledger, LedgerError, Rows
+from mirrorspark.scoring.fleet.runs.ledger import Change, Claim, Ledger, LedgerError, Rows, is_same_ledger
 
 LEASE = 60.0
 ERROR = {
@@ -202,6 +202,43 @@ def test_another_run_waits_for_the_drivers_of_its_output(opened: Open, clock: Cl
     assert ledger.rows(tables.RUNS, "run")[0]["state"] == "abandoned"
 
 
+def test_a_ledger_that_lacks_a_run_is_not_opened_for_it_and_stays_as_it_is(address: str, opened: Open) -> None:
+    def has_tables() -> bool:
+        if "://" not in address:
+            return Path(address).parent.exists()
+        engine = sa.create_engine(address)
+        try:
+            return bool(sa.inspect(engine).get_table_names())
+        finally:
+            engine.dispose()
+
+    assert (Ledger.of_run(address, "run"), has_tables()) == (None, False)
+    begin(opened())
+    assert Ledger.of_run(address, "another") is None
+    with opened()._engine.begin() as connection:
+        connection.execute(sa.text("ALTER TABLE fleet_attempts DROP COLUMN model_seconds"))
+        connection.execute(sa.text("UPDATE mirrorspark_fleet_version SET version_num = 'ledger_0002'"))
+    found = Ledger.of_run(address, "run")
+    assert found is not None
+    with found:
+        assert (len(states(found)), found.rows(tables.ATTEMPTS, "run")) == (3, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "is_same"),
+    [
+        ("postgresql+psycopg2://host/db", "postgresql+psycopg://host:5432/db?sslmode=require", True),
+        ("postgresql+psycopg2://host/db", "postgresql+psycopg2://host/other", False),
+        ("postgresql+psycopg2://host/db", "postgresql+psycopg2://host:5433/db", False),
+        ("postgresql+psycopg2://host/db", "sqlite:////db", False),
+        ("sqlite:////folder/ledger.db", "sqlite:////folder/../folder/ledger.db", True),
+        ("sqlite:////folder/ledger.db", "sqlite:////folder/leger.db", False),
+    ],
+)
+def test_ledgers_are_the_same_if_their_addresses_lead_to_one_database(name: str, other: str, is_same: bool) -> None:
+    assert is_same_ledger(name, other) == is_same
+
+
 def test_a_ledger_of_a_newer_schema_is_refused(opened: Open) -> None:
     ledger = opened()
     with ledger._engine.begin() as connection:
@@ -226,11 +263,11 @@ def test_a_ledger_of_an_older_schema_is_upgraded_and_keeps_its_rows(opened: Open
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("postgresql+psycopg2://me:secret-password@127.0.0.1:1/db", r"127.0.0.1:1/db cannot be used \(.*refused"),
+        ("postgresql+psycopg2://me:secret-password@127.0.0.1:1/db", r"1/db cannot be used \(.*refused.*start its serv"),
         ("oracle://me:secret-password@host/db", r"oracle:// is the address of no ledger"),
         ("postgresql+unknown://me:secret-password@host/db", r"host/db cannot be opened \(Can't load plugin"),
         ("postgresql://me:secret-password@host:port/db", r"host:port/db cannot be opened \(invalid literal for int"),
-        ("nonsense", r"cannot be used \(unable to open database file\)"),
+        ("nonsense", r"cannot be used \(unable to open database file\); check the file and its folder, or"),
     ],
 )
 def test_a_ledger_that_cannot_be_used_is_one_clear_error(address: str, message: str, tmp_path: Path) -> None:

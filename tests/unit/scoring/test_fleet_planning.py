@@ -5,14 +5,23 @@ import json
 import re
 from dataclasses import replace
 from math import ceil
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, parquet_files
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.scoring.fleet.runs.failures import CheckedFleet
 from mirrorspark.scoring.fleet.runs.ledger import LedgerError
+from mirrorspark.scoring.fleet.runs.plan import plan_steps
 from mirrorspark.scoring.fleet.runs.planning import command
 from mirrorspark.scoring.fleet.runs.planning.capacity import (
     GETS_PER_SECOND,
@@ -21,7 +30,9 @@ from mirrorspark.scoring.fleet.runs.planning.capacity import (
     Work,
     plan_for_cores,
     plan_for_hours,
+    settle,
 )
+from mirrorspark.scoring.fleet.runs.planning.probe import Reads
 from mirrorspark.scoring.fleet.runs.planning.rehearsal import Starts
 from mirrorspark.scoring.fleet.runs.planning.settings import check_settings, recommended_settings
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
@@ -89,6 +100,34 @@ def test_layouts_without_columns_of_models_take_so_many_models_that_reading_is_a
     assert plan.models_per_microbatch == 17_308
     assert plan_for_cores(replace(work, is_wide=True), RATES, 9).models_per_microbatch == 500
     assert plan_for_cores(replace(work, models={"spring": 700}), RATES, 9).models_per_microbatch == 700
+
+
+def test_larger_steps_are_planned_with_the_columns_that_they_read() -> None:
+    work = replace(WORK, models={"spring": 100_000}, is_wide=False)
+    # A row of 10,000 bytes and 5 for each model is read in 100 us and 0.05 us for each; nine times that is
+    # 1,731 inferences of 0.52 us and 0.865 for each model: 1,731 / (1 - 0.865) models read a tenth.
+    settled, models = settle(work, RATES, lambda models: (10_000.0 + 5 * models, 10.0))
+    assert models == pytest.approx(12_857, abs=10)
+    assert settled.read_bytes_per_row == 10_000 + 5 * models
+    plan = plan_for_cores(settled, RATES, 9, models)
+    assert plan.read_core_hours == pytest.approx(plan.steps * 1e6 * settled.read_bytes_per_row / 100e6 / 3600)
+    assert plan.with_hours(plan.hours).hours <= plan.hours
+    assert settle(replace(work, is_wide=True), RATES, lambda _: (1e6, 10.0))[1] == 500
+
+
+def test_steps_read_the_bytes_of_their_own_columns(tmp_path: Path) -> None:
+    rows = 10_000
+    columns = {name: np.random.default_rng(1).normal(size=rows) for name in ("key", "a", "unread", "b", "c")}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet", row_group_size=rows // 2, use_dictionary=False)
+    terms = [("m0", "a", 1.0), ("m1", "b", 1.0), ("m2", "c", 1.0), ("m2", "b", 1.0)]
+    checked = CheckedFleet.of(fleet_from_coefficients(pd.DataFrame(terms, columns=["model", "column", "coefficient"])))
+    files = ParquetFiles.of(parquet_files([tmp_path]))
+    reads = Reads.of(files.rows(["key"]), files.schema.names, ["key"])
+    # Of 64 bits each: the key and one, one and two more columns; the key and two, three more.
+    for models, count in ((1, (2 + 2 + 3) / 3), (2, (3 + 3) / 2), (3, 4)):
+        read_bytes, gets = reads.of_steps(checked.fleet, plan_steps(checked, None, models))
+        assert read_bytes == pytest.approx(8 * count, rel=0.02)
+    assert 2 < gets < 2.1  # what is not read lies between
 
 
 @given(works, rates, st.integers(1, 100_000))
@@ -334,7 +373,9 @@ def test_options_for_clusters_that_do_not_fit_are_refused_without_the_password(g
 
 def test_the_recommended_settings_pass_their_own_check() -> None:
     settings = recommended_settings(2**30, 4) | {"spark.executor.cores": "4"}
-    assert settings["spark.executor.memoryOverhead"] == "5121m"
+    # A quarter more than four GiB, and 384 MiB or a tenth of the heap for the JVM.
+    assert settings["spark.executor.memoryOverhead"] == "5505m"
+    assert recommended_settings(2**30, 4, "10g")["spark.executor.memoryOverhead"] == "6145m"
     assert check_settings(settings, at_once=2, worker_bytes=2**30) == []
 
 
@@ -344,9 +385,10 @@ def test_the_recommended_settings_pass_their_own_check() -> None:
         ({"spark.scheduler.mode": "FIFO"}, "spark.scheduler.mode is not FAIR"),
         ({"spark.task.maxFailures": "1"}, "spark.task.maxFailures 1 is below 4"),
         ({"spark.excludeOnFailure.enabled": "false"}, "spark.excludeOnFailure.enabled is not true"),
-        ({"spark.executor.memoryOverhead": "1g"}, "has 1,024 MiB for the Python processes of 4 cores.*to 5121m"),
+        ({"spark.executor.memoryOverhead": "1g"}, "has 1,024 MiB for the Python processes of 4 cores.*to 5505m"),
+        ({"spark.executor.memoryOverhead": "1g", "spark.executor.memory": "10g"}, "memoryOverhead to 6145m"),
         ({"spark.executor.memoryOverhead": "2048"}, "has 2,048 MiB"),
-        ({"spark.executor.pyspark.memory": "3g"}, "has 3,072 MiB"),
+        ({"spark.executor.pyspark.memory": "3g"}, "has 3,072 MiB.*set spark.executor.pyspark.memory to 5121m"),
     ],
 )
 def test_a_setting_that_is_missing_is_named(others: dict[str, str], problem: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +33,7 @@ from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.claims import Claims, Limits
 from mirrorspark.scoring.fleet.runs.decisions import Standing, budget_reached, hopeless, microbatches_left, to_take
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, failing, without_outputs
+from mirrorspark.scoring.fleet.runs.kept import ledger_of_run, opened_ledger
 from mirrorspark.scoring.fleet.runs.ledger import Change, Claim, Ledger, LedgerError, Rows
 from mirrorspark.scoring.fleet.runs.microbatch import read_manifest
 from mirrorspark.scoring.fleet.runs.plan import RunPlan, input_files, plan_shares, plan_steps
@@ -85,6 +87,8 @@ def test_what_is_left_and_what_is_published_are_all_microbatches(published: set[
 def test_a_run_ends_when_more_than_the_budget_has_failed_or_nothing_works() -> None:
     assert budget_reached(10, 100, 0.1, fail_fast=False) is None
     assert budget_reached(11, 100, 0.1, fail_fast=False) == "failure_budget allows 10.0%"
+    assert budget_reached(29, 100, 0.29, fail_fast=False) is None  # 0.29 * 100 is a little less than 29
+    assert budget_reached(30, 100, 0.29, fail_fast=False) == "failure_budget allows 29.0%"
     assert budget_reached(0, 100, 0.0, fail_fast=True) is None
     assert budget_reached(1, 100, 1.0, fail_fast=True) == "fail_fast allows none"
     assert hopeless(["failed", "failed", "done", "failed", "failed"], fail_fast=False) is None
@@ -229,7 +233,7 @@ def test_a_ledger_that_stays_away_is_one_clear_error(ledger: Unsteady) -> None:
 def test_a_ledger_that_goes_away_after_it_was_opened_is_the_same_clear_error(tmp_path: Path) -> None:
     ledger = Unsteady.open(tmp_path / "ledger.db")
     ledger.is_away = True
-    with pytest.raises(LedgerError, match=r"ledger.db cannot be used \(the server is gone\); start its server"), ledger:
+    with pytest.raises(LedgerError, match=r"ledger.db cannot be used \(the server is gone\); check the file"), ledger:
         begin(ledger)
 
 
@@ -298,13 +302,15 @@ def test_progress_without_an_attempt_has_no_rate() -> None:
 
 
 def test_a_run_is_followed_until_no_driver_works_on_it(ledger: Unsteady) -> None:
-    (claim, *_), _ = ledger.take("run", "one", 2, 1e12, ())
+    claims, _ = ledger.take("run", "one", 2, 60.0, ())  # by the ledger's clock, which is not ours
     looks = follow(ledger, "run", 0.001)
     assert (next(looks).running, next(looks).running) == (2, 2)
-    ledger.send([Change(tables.MICROBATCHES, {"number": claim.number}, {"state": "done"})])
-    assert next(looks).done == 1
-    ledger.send([Change(tables.RUNS, {"run_id": "run"}, {"state": "failed"})])
-    assert len([*looks]) == 1
+    first, last = [Change(tables.MICROBATCHES, {"number": claim.number}, {"state": "done"}) for claim in claims]
+    # One driver has failed, and another one still holds a microbatch.
+    ledger.send([first, Change(tables.RUNS, {"run_id": "run"}, {"state": "failed"})])
+    assert [(found.done, found.running) for found in (next(looks), next(looks))] == [(1, 1), (1, 1)]
+    ledger.send([last])
+    assert [found.done for found in looks] == [2]
     ledger.is_away = True
     with pytest.raises(LedgerError, match=r"ledger.db does not answer \(the server is gone\)"):
         next(follow(ledger, "run", 1.0))
@@ -314,11 +320,10 @@ def test_a_run_is_followed_until_no_driver_works_on_it(ledger: Unsteady) -> None
 
 
 def test_a_run_whose_driver_was_killed_is_not_followed_forever(ledger: Unsteady) -> None:
-    # Each look stands for 20 s without a lease.
-    looks = follow(ledger, "run", 20.0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("threading.Event.wait", lambda *_: False)
-        assert len([*looks]) == 2
+        assert len([*follow(ledger, "run", 20.0)]) == 3  # after 0, 20 and 40 s
+        assert len([*follow(ledger, "run", 3_600.0)]) == 2  # in the first one, a driver may just begin
 
 
 # Models that fail.
@@ -580,6 +585,14 @@ def test_37_models_are_4_microbatches_of_at_most_10(files: Path) -> None:
     assert plan.rows == 160
 
 
+def test_a_step_has_models_that_read_the_same_columns() -> None:
+    """M2: two sets of models with columns of their own take turns in the fleet."""
+    terms = [(f"m{model}", f"{'ab'[model % 2]}{column}", 1.0) for model in range(6) for column in range(2)]
+    fleet = fleet_from_coefficients(pd.DataFrame(terms, columns=["model", "column", "coefficient"]))
+    steps = plan_steps(CheckedFleet.of(fleet), None, 3)
+    assert [list(step.digests) for step in steps] == [["m0", "m2", "m4"], ["m1", "m3", "m5"]]
+
+
 def test_drivers_share_a_run_only_if_its_outputs_would_be_the_same(files: Path) -> None:
     fleet = many({"spring": 3})
     plan = planned(files, fleet, model_seconds=2.0)
@@ -628,6 +641,29 @@ def test_a_plan_is_read_as_it_was_written_and_equal_inputs_have_one_id(files: Pa
     assert planned(files, many({"spring": 5})).run == plan.run
     assert planned(files, many({"spring": 6})).run != plan.run
     assert planned(files, many({"spring": 5}), rows=60).run != plan.run
+
+
+def test_a_run_is_read_from_a_ledger_that_has_it_and_resumed_with_another_one_with_a_warning(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan, target = planned(files, many({"spring": 5})), StoragePath.of(tmp_path / "output")
+    own, other = tmp_path / "output" / "_run" / "ledger.db", tmp_path / "leger.db"
+    with pytest.raises(LedgerError, match=rf"ledger.db does not have {plan.run} any more; resume the run"):
+        ledger_of_run(None, target, plan)
+    with pytest.raises(LedgerError, match=rf"leger.db does not have {plan.run}, whose own is \S*/_run/ledger.db; give"):
+        ledger_of_run(other, target, plan)
+    elsewhere = replace(plan, ledger="postgresql+psycopg2://host/db")
+    with pytest.raises(LedgerError, match=r"leger.db does not .* whose own is postgresql\+psycopg2://host/db; give"):
+        ledger_of_run(other, target, elsewhere)
+    assert not own.exists()
+    assert not other.exists()
+    for same in (None, own, f"sqlite:///{own}"):
+        opened_ledger(same, target, plan).close()
+    assert caplog.messages == []
+    opened_ledger(other, target, plan).close()
+    opened_ledger(own, target, elsewhere).close()
+    names = [re.findall(r"with the ledger \S*/(.*), and not with its own, \S*/(.*);", one) for one in caplog.messages]
+    assert names == [[("leger.db", "ledger.db")], [("ledger.db", "db")]]
 
 
 def test_plans_of_other_versions_are_read_with_defaults_or_refused_by_name(files: Path, tmp_path: Path) -> None:

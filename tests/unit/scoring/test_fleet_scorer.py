@@ -396,3 +396,19 @@ def test_layouts_that_cannot_be_are_refused(layout: str, outputs: list[str] | No
     terms = pa.table({"model": ["a", "A"], "column": ["x", "x"], "coefficient": [1.0, 2.0]})
     with pytest.raises(ScoringError, match=message):
         Layout.of(fleet_from_coefficients(terms), layout, outputs)
+
+
+def test_models_that_give_no_output_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    terms = pa.table({"model": ["a", "b"], "column": ["x", "x"], "coefficient": [1.0, 2.0]})
+    layout = Layout.of(
+        fleet_from_coefficients(terms, pa.table({"model": ["a", "b"], "threshold": [0.5, None]})), "wide", None
+    )
+    layout.check_outputs({"a"})
+    assert not caplog.messages
+    layout.check_outputs({"a", "b"})
+    (message,) = caplog.messages
+    assert message.startswith(
+        "1 of the 2 models have nothing for the outputs ['binary'] and are scored for nothing: 'b'"
+    )
+    with pytest.raises(ScoringError, match=r"1 of the 1 models .*: 'b'; add 'score' to outputs, or give them"):
+        layout.check_outputs({"b"})

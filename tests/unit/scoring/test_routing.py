@@ -111,6 +111,13 @@ def test_rows_without_a_date_follow_the_rule_for_nulls() -> None:
     assert decide(strict, rows, now=lambda: NOON).errors == {
         0: "column 'born' is null, and the route to 'new' needs a value"
     }
+    undated = pa.record_batch({"born": [DAY(2020, 1, 1), None], "day": pa.array([None, None], pa.date32())})
+    matching, strict = (
+        Router((Route("new", "born", younger_than_days=5, nulls=nulls), Route("other")), as_of="day")
+        for nulls in ("match", "fail")
+    )
+    assert list(decide(matching, undated).reasons) == ["day: null", "born: null"]
+    assert decide(strict, undated).errors[0] == "column 'day' is null, and the route to 'new' needs a value"
 
 
 def test_errors_are_in_the_order_of_the_rows_whatever_rule_finds_them() -> None:

@@ -250,6 +250,13 @@ def test_blurring_and_sharpening_agree_with_their_plain_twin(monkeypatch: pytest
     is_kept = largest != 0
     assert (np.abs(largest).max(axis=1) >= np.where(is_kept, 0, np.abs(scores)).max(axis=1) - 0.02).all()
 
+    # There are fewer users than dimensions, and none in the rows of zeros.
+    few, settings = bought[:4].astype(np.float32), dataclasses.replace(settings, dimensions=15)
+    padded = np.vstack([few, np.zeros((90, 20), np.float32)])
+    np.testing.assert_allclose(
+        bspm(csr_array(padded), settings, 1).toarray(), bspm(csr_array(few), settings, 1).toarray(), atol=1e-6
+    )
+
 
 def test_what_a_recommender_has_learnt_is_kept_by_its_content(tmp_path: Path) -> None:
     arrays = {"factors": np.arange(6, dtype=np.float32).reshape(3, 2)}

@@ -6,7 +6,7 @@ which no task runs: once for the run, and for each microbatch.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any
@@ -66,7 +66,7 @@ class Work:
     Attributes:
         rows: Of the table.
         models: Number of models by group.
-        read_bytes_per_row: Bytes in the files of all columns that a step reads.
+        read_bytes_per_row: Bytes in the files of all columns that a step reads, in the mean of the steps.
         write_bytes_per_inference: Bytes of the outputs' files per row and model.
         row_groups: Of the table; a row group is never divided.
         gets_per_row_group: Requests that read the columns of a row group.
@@ -264,6 +264,25 @@ def models_of_a_step(work: Work, rates: Rates) -> int:
     of_an_inference = 1 / rates.inferences_per_second + work.write_bytes_per_inference / rates.write_bytes_per_second
     wanted = 0 if work.is_wide else ceil(of_a_row / of_an_inference * (1 - _READ_SHARE) / _READ_SHARE)
     return min(max(work.models.values()), max(DEFAULT_MODELS, wanted))
+
+
+def settle(work: Work, rates: Rates, reads_of: Callable[[int], tuple[float, float]]) -> tuple[Work, int]:
+    """Return the work with what its steps read, and how many models these have.
+
+    Larger steps read more columns, for which :func:`models_of_a_step` takes still larger ones.
+
+    Args:
+        work: What there is to do.
+        rates: Of a core.
+        reads_of: Returns ``read_bytes_per_row`` and ``gets_per_row_group`` of steps of so many models.
+    """
+    models, wanted = 0, min(max(work.models.values()), DEFAULT_MODELS)
+    while wanted > models:
+        models = wanted
+        read_bytes, gets = reads_of(models)
+        work = replace(work, read_bytes_per_row=read_bytes, gets_per_row_group=gets)
+        wanted = models_of_a_step(work, rates)
+    return work, models
 
 
 def plan_for_cores(work: Work, rates: Rates, cores: int, models_per_microbatch: int | None = None) -> FleetPlan:

@@ -10,7 +10,7 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.fleet.runs.ledger import has_password
 from mirrorspark.scoring.fleet.runs.planning.capacity import FleetPlan
 from mirrorspark.scoring.fleet.runs.planning.probe import DEFAULT_PROBE_SECONDS, plan_fleet
-from mirrorspark.scoring.fleet.runs.planning.settings import FAIR, problems_of, recommended_settings
+from mirrorspark.scoring.fleet.runs.planning.settings import DEFAULT_HEAP, FAIR, problems_of, recommended_settings
 from mirrorspark.scoring.run import open_session
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.storage.paths import StoragePath
@@ -153,9 +153,10 @@ def _plan(options: argparse.Namespace) -> int:
             **{name: getattr(options, name) for name in ("models_per_microbatch", "scratch", "seconds")},
         )
         problems = problems_of(spark, plan.at_once, plan.rates.worker_bytes)
+        heap = spark.conf.get("spark.executor.memory", None) or DEFAULT_HEAP
     finally:
         spark.stop()
-    settings = recommended_settings(plan.rates.worker_bytes, options.executor_cores)
+    settings = recommended_settings(plan.rates.worker_bytes, options.executor_cores, heap)
     submissions = submissions_of(options, plan, settings) if options.submissions else None
     if submissions:
         StoragePath.of(options.submissions).write_bytes(json.dumps(submissions, indent=1).encode())

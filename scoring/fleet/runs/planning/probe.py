@@ -3,13 +3,14 @@
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial, reduce
 from itertools import accumulate
 from math import ceil
 from operator import add
 from pathlib import Path
+from statistics import mean
 from typing import Any
 from uuid import uuid4
 
@@ -22,12 +23,20 @@ from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, Parque
 from mirrorspark.data_pipelines.spark.tasks import Shares, is_local, numbers_of, portable, progress_bar, write_files
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import find_source
+from mirrorspark.scoring.fleet.columns import array
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.kernels import STRIP
 from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet
 from mirrorspark.scoring.fleet.runs.plan import DEFAULT_MODELS, Step, plan_steps
-from mirrorspark.scoring.fleet.runs.planning.capacity import FleetPlan, Rates, Work, plan_for_cores, plan_for_hours
+from mirrorspark.scoring.fleet.runs.planning.capacity import (
+    FleetPlan,
+    Rates,
+    Work,
+    plan_for_cores,
+    plan_for_hours,
+    settle,
+)
 from mirrorspark.scoring.fleet.runs.planning.rehearsal import Starts, rehearse
 from mirrorspark.scoring.fleet.runs.task import MicrobatchWriter, Selection
 from mirrorspark.scoring.fleet.score import check_result, ship_fleet
@@ -44,6 +53,8 @@ DEFAULT_PROBE_SECONDS = 8.0
 _RANGE_BYTES = 32 * 2**20
 # The speed that a trial shows may be wrong by so much.
 _MOST_TIMES_LONGER = 16
+# From which the bytes of columns are taken, and those of steps: row groups and steps are much alike.
+_MOST_GROUPS, _MOST_STEPS = 8, 100
 
 
 def plan_fleet(
@@ -134,23 +145,29 @@ def plan_fleet(
                 )
         finally:
             folder.delete()
-    many = sample.table.rows if rows is None else rows
-    of_a_row, row_groups = measured.read_bytes / measured.rows, len(sample.table.groups)
-    of_a_group = of_a_row * sample.table.rows / row_groups
+    many, row_groups = sample.table.rows if rows is None else rows, len(sample.table.groups)
+    reads = Reads.of(sample.table, files.footers[0].schema.names, keys)
+
+    def reads_of(models: int) -> tuple[float, float]:
+        return reads.of_steps(checked.fleet, plan_steps(checked, groups, models))
+
+    read_bytes, gets = reads_of(len(largest))
     work = Work(
         rows=many,
         models=_of_groups(steps, models),
-        read_bytes_per_row=of_a_row,
+        read_bytes_per_row=read_bytes,
         write_bytes_per_inference=measured.write_bytes / (measured.rows * len(largest)),
         row_groups=max(1, round(row_groups * many / sample.table.rows)),
-        gets_per_row_group=_runs(files.footers[0].schema.names, columns) + of_a_group / _RANGE_BYTES,
+        gets_per_row_group=gets,
         is_wide=table.name == "wide",
         input_prefixes=len({str(file.path.parent) for file in files.files}),
         prefixes=prefixes,
     )
     # A run opens the whole input, as has been done here; that over a few rows did not.
-    starts = replace(starts, run=opened + starts.run)
-    return plan(work, measured.rates(len(largest), starts), models_per_microbatch)
+    rates = measured.rates(len(largest), replace(starts, run=opened + starts.run))
+    if models_per_microbatch is None:
+        work, models_per_microbatch = settle(work, rates, reads_of)
+    return plan(work, rates, models_per_microbatch)
 
 
 def _check_sizes(**sizes: int | None) -> None:
@@ -184,6 +201,43 @@ def _of_groups(steps: Sequence[Step], models: int | None) -> dict[str, int]:
         counts[step.group] += len(step.digests)
     total = counts.total()
     return {group: ceil(count * (total if models is None else models) / total) for group, count in counts.items()}
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What steps read of a table, as the footers of its files say.
+
+    Attributes:
+        stored: The columns of a file, in their order.
+        bytes_per_row: By column, for some row groups from the whole table.
+        group_rows: Rows of a row group, in the mean.
+    """
+
+    keys: tuple[str, ...]
+    stored: tuple[str, ...]
+    bytes_per_row: Mapping[str, float]
+    group_rows: float
+
+    @classmethod
+    def of(cls, table: ParquetRows, stored: Sequence[str], keys: Sequence[str]) -> "Reads":
+        """Read some footers of a table that has rows."""
+        filled = [place for place, rows in enumerate(table.group_rows) if rows]
+        some = filled[:: ceil(len(filled) / _MOST_GROUPS)]
+        rows = sum(table.group_rows[place] for place in some)
+        found = reduce(add, (_stored_bytes(table.groups[place]) for place in some))
+        per_row = {name: size / rows for name, size in found.items()}
+        return cls(tuple(keys), tuple(stored), per_row, table.rows / len(table.groups))
+
+    def of_steps(self, fleet: Fleet, steps: Sequence[Step]) -> tuple[float, float]:
+        """Return ``read_bytes_per_row`` and ``gets_per_row_group`` of :class:`Work`, the means of the steps."""
+        lists, places = array(fleet.table, "column"), {name: place for place, name in enumerate(fleet.names)}
+        sizes, runs = [], []
+        for step in steps[:: ceil(len(steps) / _MOST_STEPS)]:
+            own = lists.take(pa.array([places[name] for name in step.digests])).flatten().unique().to_pylist()
+            columns = {*self.keys, *own}
+            sizes.append(sum(self.bytes_per_row.get(name, 0.0) for name in columns))
+            runs.append(_runs(self.stored, columns))
+        return mean(sizes), mean(runs) + mean(sizes) * self.group_rows / _RANGE_BYTES
 
 
 @dataclass(frozen=True)
@@ -309,7 +363,9 @@ class _Passes:
         return counts
 
     def _bytes_of(self, place: int) -> int:
-        return _stored_bytes(self._sample.table.groups[place], self._sample.table.schema.names)
+        table = self._sample.table
+        found = _stored_bytes(table.groups[place])
+        return sum(found[name] for name in table.schema.names)
 
 
 @dataclass(frozen=True)
@@ -353,17 +409,18 @@ def _refuse_failures(_: Sequence[WrittenFile], reports: Sequence[Mapping[str, An
     return []
 
 
-def _stored_bytes(group: RowGroups, columns: Sequence[str]) -> int:
-    """Return the bytes in the file of some columns of a row group."""
+def _stored_bytes(group: RowGroups) -> Counter[str]:
+    """Return the bytes in the file of each column of a row group."""
+    found = Counter[str]()
     with group.file.path.open_read() as source:
-        found = pq.ParquetFile(source).metadata.row_group(group.first)
-        every = [found.column(place) for place in range(found.num_columns)]
-    wanted = set(columns)
-    return sum(one.total_compressed_size for one in every if one.path_in_schema.split(".")[0] in wanted)
+        of_group = pq.ParquetFile(source).metadata.row_group(group.first)
+        for place in range(of_group.num_columns):
+            column = of_group.column(place)
+            found[column.path_in_schema.split(".")[0]] += column.total_compressed_size
+    return found
 
 
-def _runs(stored: Sequence[str], columns: Sequence[str]) -> int:
+def _runs(stored: Sequence[str], columns: Set[str]) -> int:
     """Return how many runs of columns that lie beside each other in a file ``columns`` are."""
-    wanted = set(columns)
-    is_read = [name in wanted for name in stored]
+    is_read = [name in columns for name in stored]
     return sum(now and not before for now, before in zip(is_read, [False, *is_read], strict=False))

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from math import ceil
 
 from pyspark.sql import SparkSession
 
@@ -12,20 +13,24 @@ FAIR = {"spark.scheduler.mode": "FAIR"}
 
 # A lost machine costs a try of each of its tasks. What a model does wrong is reported, not tried again.
 _MAX_FAILURES = 4
+DEFAULT_HEAP = "1g"
+"""Spark's ``spark.executor.memory`` by default."""
 _OVERHEAD_LEAST, _OVERHEAD_SHARE = 384 * 2**20, 0.1  # Spark's defaults
 # Pandas, Arrow and the allocator vary.
 _MARGIN = 1.25
 _UNITS = {"": 2**20, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
-def recommended_settings(worker_bytes: int, executor_cores: int) -> dict[str, str]:
+def recommended_settings(worker_bytes: int, executor_cores: int, heap: str = DEFAULT_HEAP) -> dict[str, str]:
     """Return the settings for a cluster.
 
     Args:
         worker_bytes: Largest memory of a process that runs tasks, of which each core has one.
         executor_cores: Cores of an executor.
+        heap: ``spark.executor.memory``, by default Spark's own default.
     """
-    overhead = int(worker_bytes * executor_cores * _MARGIN) // 2**20 + 1
+    # The JVM takes memory besides its heap, too.
+    overhead = _python_mib(worker_bytes, executor_cores) + ceil(_overhead_of_jvm(heap) / 2**20)
     return FAIR | {
         "spark.task.maxFailures": str(_MAX_FAILURES),
         "spark.excludeOnFailure.enabled": "true",
@@ -48,14 +53,16 @@ def check_settings(settings: Mapping[str, str], at_once: int, worker_bytes: int 
         found.append(f"spark.task.maxFailures {tries} is below {_MAX_FAILURES}: few lost machines fail a microbatch")
     if settings.get("spark.excludeOnFailure.enabled", "false").lower() != "true":
         found.append("spark.excludeOnFailure.enabled is not true: a broken machine gets the same task again")
-    heap = _size(settings.get("spark.executor.memory", "1g"))
-    overhead = settings.get("spark.executor.pyspark.memory") or settings.get("spark.executor.memoryOverhead")
-    has = max(_OVERHEAD_LEAST, _OVERHEAD_SHARE * heap) if overhead is None else _size(overhead)
-    if worker_bytes * (cores := int(settings.get("spark.executor.cores", 1))) > has:
-        wanted = recommended_settings(worker_bytes, cores)["spark.executor.memoryOverhead"]
+    heap, cores = settings.get("spark.executor.memory", DEFAULT_HEAP), int(settings.get("spark.executor.cores", 1))
+    name, wanted = "spark.executor.memoryOverhead", recommended_settings(worker_bytes, cores, heap)
+    if settings.get("spark.executor.pyspark.memory"):  # limits the processes, however large the overhead is
+        name = "spark.executor.pyspark.memory"
+        wanted = {name: f"{_python_mib(worker_bytes, cores)}m"}
+    has = _size(settings[name]) if name in settings else _overhead_of_jvm(heap)
+    if worker_bytes * cores > has:
         found.append(
             f"an executor has {has / 2**20:,.0f} MiB for the Python processes of {cores} cores, which take "
-            f"{worker_bytes / 2**20:,.0f} MiB each: set spark.executor.memoryOverhead to {wanted}"
+            f"{worker_bytes / 2**20:,.0f} MiB each: set {name} to {wanted[name]}"
         )
     return found
 
@@ -65,6 +72,16 @@ def problems_of(spark: SparkSession, at_once: int, worker_bytes: int = 0) -> lis
     if is_local(spark):
         return []
     return check_settings(dict(spark.sparkContext.getConf().getAll()), at_once, worker_bytes)
+
+
+def _python_mib(worker_bytes: int, cores: int) -> int:
+    """Return the MiB that the processes of an executor should have."""
+    return int(worker_bytes * cores * _MARGIN) // 2**20 + 1
+
+
+def _overhead_of_jvm(heap: str) -> float:
+    """Return the bytes that Spark gives an executor besides a heap of this size."""
+    return max(_OVERHEAD_LEAST, _OVERHEAD_SHARE * _size(heap))
 
 
 def _size(text: str) -> float:

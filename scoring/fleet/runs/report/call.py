@@ -44,7 +44,7 @@ def fleet_report(
 
     Raises:
         FileNotFoundError: One of the folders has no run.
-        LedgerError: The ledger cannot be used, or is not named.
+        LedgerError: The ledger cannot be used, is not named, or does not have the run.
         FleetError: The run's copy of the fleet is damaged.
         ScoringError: The price is below 0.
         ModelStoreError: The store cannot be used; the files are written.
