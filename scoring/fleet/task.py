@@ -27,6 +27,9 @@ from mirrorspark.scoring.task.batches import grouped, regrouped
 from mirrorspark.scoring.task.scorer import ShippedModel, process_report
 from mirrorspark.storage.publish import WriteJob, WrittenFile
 
+# Outputs of a row group: lists of small numbers take four times as much while Parquet encodes them.
+_GROUP_BYTES = ROW_GROUP_BYTES // 2
+
 MODELS_KEY = "mirrorspark_models"
 """Key of the Parquet files' metadata under which the names of the models are, in the order of the lists' elements."""
 
@@ -125,7 +128,7 @@ class FleetWriter:
             ):
                 to.add_key_value_metadata({MODELS_KEY: json.dumps(scorer.layout.models), FLEET_KEY: self.fleet.digest})
                 tally.write_seconds += time.perf_counter() - begin
-                for group in grouped(self._scored(scorer, schema, read, tally), ROW_GROUP_ROWS, ROW_GROUP_BYTES):
+                for group in grouped(self._scored(scorer, schema, read, tally), ROW_GROUP_ROWS, _GROUP_BYTES):
                     begin = time.perf_counter()
                     table = pa.Table.from_batches(group, schema)
                     to.write_table(table, table.num_rows)
