@@ -204,7 +204,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="print the result as JSON")
     for command in (run, resume):
         add = command.add_argument_group("failures and drivers").add_argument
-        add("--failure-budget", type=float, help=f"largest share of models that may fail; at first {DEFAULT_BUDGET}")
+        add(
+            "--failure-budget",
+            type=float,
+            help=f"largest share of models that may fail; {DEFAULT_BUDGET} for a new run",
+        )
         add("--fail-fast", action="store_true", help="end at the first model or microbatch that fails")
         add("--at-once", type=int, default=DEFAULT_AT_ONCE, help="microbatches that are scored at a time")
         add("--lease-seconds", type=float, default=DEFAULT_LEASE_SECONDS, help="when a silent driver is taken for gone")

@@ -188,6 +188,11 @@ def _models_by_name(given: Mapping[str, Fleet | str | Path]) -> tuple[pa.Table, 
 def _table_of(source: Fleet | str | Path) -> pa.Table:
     if isinstance(source, Fleet):
         return source.table
+    if not isinstance(source, str | Path):
+        raise FleetError(
+            f"the fleet is a {type(source).__name__}; give a Fleet, its folder, models:/name/version, a file of "
+            f"coefficients, or these by the names of models"
+        )
     is_fleet = is_registered(source) or (Path(source) / LIST_FILE).exists()
     return Fleet.load(source).table if is_fleet else table_of_coefficients(source)
 

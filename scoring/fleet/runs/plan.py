@@ -37,6 +37,8 @@ DEFAULT_AT_ONCE = 2
 
 _PLAN_FILE = "plan.json"
 _VERSIONS_AT_A_TIME = 16
+# Of the columns that steps read: with more left, the models stay in the order that people know.
+_WORTH_ANOTHER_ORDER = 0.9
 # A field that is added with a default needs no new format: a plan without it is read with the default, and a version
 # that does not know the field refuses the plan. Any other change does.
 _FORMAT = 1
@@ -291,7 +293,7 @@ def folder_columns(prefixes: int) -> tuple[str, ...]:
 
 
 def plan_steps(fleet: CheckedFleet, groups: Sequence[str] | None, most_models: int) -> tuple[Step, ...]:
-    """Divide the models of each group into steps, those that read the same columns together.
+    """Divide the models of each group into steps: in their order, or by their columns where steps read fewer then.
 
     Args:
         fleet: The fleet.
@@ -309,17 +311,26 @@ def plan_steps(fleet: CheckedFleet, groups: Sequence[str] | None, most_models: i
     steps = []
     for group in dict.fromkeys(fleet.fleet.groups if groups is None else groups):
         models = fleet.fleet.group(group)
-        order = _by_columns(models)
+        order = _ordered(models, most_models)
         for number, first in enumerate(range(0, len(order), most_models)):
             own = [models.names[model] for model in sorted(order[first : first + most_models])]
             steps.append(Step(group, number, {name: fleet.digests[name] for name in own}))
     return tuple(steps)
 
 
-def _by_columns(fleet: Fleet) -> Sequence[int]:
-    """Return the models in the order of their columns, so that consecutive ones read many of the same."""
-    columns = [sorted(set(names)) for names in array(fleet.table, "column").to_pylist()]
-    return sorted(range(len(columns)), key=lambda model: (columns[model], model))
+def _ordered(fleet: Fleet, most_models: int) -> Sequence[int]:
+    """Return the models in the order in which they are divided."""
+    columns = [set(names) for names in array(fleet.table, "column").to_pylist()]
+    order: Sequence[int] = range(len(columns))
+    if len(order) <= most_models:
+        return order
+    by_columns = sorted(order, key=lambda model: (sorted(columns[model]), model))
+
+    def reads(models: Sequence[int]) -> int:
+        parts = (models[first : first + most_models] for first in range(0, len(models), most_models))
+        return sum(len(set().union(*(columns[model] for model in part))) for part in parts)
+
+    return by_columns if reads(by_columns) < _WORTH_ANOTHER_ORDER * reads(order) else order
 
 
 def plan_shares(rows: ParquetRows, slots: int, models: int, rows_per_microbatch: int | None) -> tuple[Share, ...]:
