@@ -1,9 +1,9 @@
 """Quality of embeddings over the graph on Gowalla: ``two_tower`` with ``graph_layers`` 0 and 3, by LightGCN's protocol.
 
 ``python -m benchmarks.quality_graph FOLDER`` trains on the files of ``quality_gowalla``, in one process on two threads,
-and prints rows of ``docs/quality.md``. ``--choose`` trains on ``train.txt`` alone, prints the metrics of ``valid.txt``
-after every epoch, and looks at no test row: it chooses the options and ``--epochs``. With ``--state`` a training that
-has reached ``--limit`` goes on in the next call.
+and prints its metrics. ``--choose``, whose rows ``docs/quality.md`` has, trains on ``train.txt`` alone, prints the
+metrics of ``valid.txt`` after every epoch, and looks at no test row: it chooses the options and ``--epochs``. With
+``--state`` a training that has reached ``--limit`` goes on in the next call.
 """
 
 import argparse

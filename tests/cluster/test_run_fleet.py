@@ -3,9 +3,10 @@
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +23,10 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.runs import command, microbatch, tables
+from mirrorspark.scoring.fleet.runs import run as run_module
 from mirrorspark.scoring.fleet.runs.claims import Claims
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, ModelFailure
-from mirrorspark.scoring.fleet.runs.ledger import Claim, Ledger
+from mirrorspark.scoring.fleet.runs.ledger import Claim, Ledger, LedgerError
 from mirrorspark.scoring.fleet.runs.plan import RunPlan
 from mirrorspark.scoring.fleet.runs.planning import command as planning
 from mirrorspark.scoring.fleet.runs.planning.probe import plan_fleet
@@ -296,6 +298,24 @@ def test_only_what_has_failed_is_resumed_and_the_result_is_that_of_a_clean_run(
     assert [(one["microbatch"], one["attempt"], one["stage"], one["message"]) for one in errors] == [
         (number, 1, "write", "no space left on device") for number in (1, 4)
     ]
+    assert command.main(["status", str(output)]) == command.EXIT_DONE
+
+
+@pytest.mark.full
+def test_a_run_whose_disk_is_full_goes_on_once_there_is_room(
+    spark: "SparkSession", begin: Begin, clean: dict[str, str], tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M10: nothing is half-written, neither in the output nor in the ledger beside it."""
+    output, ballast = tiny_disk / "scores", tiny_disk / "ballast"
+    begin(output, begin_only=True)
+    ballast.write_bytes(bytes(shutil.disk_usage(tiny_disk).free - 80 * 1024))
+    monkeypatch.setattr(run_module, "LIMITS", replace(run_module.LIMITS, patience_seconds=1.0, poll_seconds=0.1))
+    with pytest.raises((FleetRunError, LedgerError), match=r"No space left on device|disk is full"):
+        resume_fleet(spark, output, lease_seconds=5)
+    assert len(list(output.glob("group=*/step=*/rows=*/_manifest.json"))) < MICROBATCHES
+    ballast.unlink()
+    resume_fleet(spark, output)
+    assert digests(output) == clean
     assert command.main(["status", str(output)]) == command.EXIT_DONE
 
 

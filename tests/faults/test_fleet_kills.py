@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -46,12 +46,17 @@ SEED = 24
 
 @dataclass(frozen=True)
 class Kill:
-    """What is killed, and when: once so many microbatches are published, and some seconds later."""
+    """What is killed, and when: once so many microbatches are published, and some seconds later.
+
+    Attributes:
+        away: Seconds for which a server stays away, at least until a microbatch is published without it.
+    """
 
     what: str
     published: int
     seconds: float
     executor: int
+    away: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.what} after {self.published} microbatches and {self.seconds:.2f} s"
@@ -60,7 +65,8 @@ class Kill:
 def drawn() -> list[Kill]:
     draw = random.Random(SEED)
     what = [DRIVER] * 4 + [EXECUTOR] * 3 + [SERVER] * 3
-    return [Kill(one, draw.randint(1, MICROBATCHES - 5), draw.uniform(0, 0.5), draw.randrange(2)) for one in what]
+    kills = [Kill(one, draw.randint(1, MICROBATCHES - 5), draw.uniform(0, 0.5), draw.randrange(2)) for one in what]
+    return [*kills[:-1], replace(kills[-1], away=60.0)]
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,9 @@ def test_a_run_of_which_something_is_killed_ends_as_a_clean_one(
             try:
                 before = published(output)
                 wait_until(partial(has_published, process, output, before + 1), RUN_SECONDS, "work without a ledger")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(kill.away)
+                assert process.poll() is None, "the run has ended before its ledger is back"
             finally:
                 place.server.start()
             assert process.wait(LIMIT) == 0, (tmp_path / "driver.log").read_text()

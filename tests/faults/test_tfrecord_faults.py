@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -299,22 +298,7 @@ def test_a_killed_driver_leaves_hidden_files_that_the_next_write_removes(
     assert not [name for name in names_in(target) if name.startswith(".")]
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """Yield a disk of one megabyte; skip where none may be mounted."""
-    folder = tmp_path / "tiny disk"
-    folder.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
-    )
-    if mount.returncode:
-        pytest.skip(f"no disk may be mounted here: {mount.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.full
-@pytest.mark.skipif(shutil.which("mount") is None, reason="no mount command")
 @pytest.mark.parametrize("way", ONE_WAY)
 @pytest.mark.parametrize("below", ["", "t"])
 def test_a_full_disk_fails_and_leaves_the_old_data(
