@@ -1,21 +1,21 @@
-"""Sequential retrieval: an LSTM reads each history in order, and a softmax over all candidates predicts the next item.
+"""Sequential retrieval: an LSTM or GRU reads each history, and a softmax over all candidates predicts the next item.
 
 A history is a list of the candidate's own tokens, oldest first, such as the items that a user has watched. Its rows
 stay ragged from the table to the batch, which pads them on the right. Padding is masked, so a row has the same query in
 every batch. All other features, and the loss, are those of :mod:`models.youtube_dnn`.
 
 Source: Hidasi et al. 2016, "Session-based Recommendations with Recurrent Neural Networks", whose recurrent layer is a
-GRU and whose loss compares with the other rows of the batch.
+GRU (``cell: gru``) and whose loss compares with the other rows of the batch.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import youtube_dnn
-from mirrorspark.models.settings import ModelSettingsError, check_positive
+from mirrorspark.models.settings import Cell, ModelSettingsError, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
@@ -26,17 +26,21 @@ TASK = "retrieval"
 
 @dataclass(frozen=True)
 class Settings(youtube_dnn.Settings):
-    """Settings of the architecture: those of :class:`models.youtube_dnn.Settings`, and the LSTM's.
+    """Settings of the architecture: those of :class:`models.youtube_dnn.Settings`, and the recurrent layer's.
 
     Attributes:
-        lstm_units: Width of the LSTM's state.
+        lstm_units: Width of the state.
+        cell: ``lstm``, or ``gru``, which has a quarter fewer weights.
     """
 
     lstm_units: int = 64
+    cell: Cell = "lstm"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("lstm_units", self.lstm_units)
+        if self.cell not in get_args(Cell):
+            raise ModelSettingsError(f"model setting cell is '{self.cell}'; use {' or '.join(get_args(Cell))}")
 
 
 def check_features(_: Settings, spec: FeatureSpec) -> None:
@@ -85,7 +89,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     embeddings = OrderedEmbeddings(fields, ordered, rows, dim, name="fields")
     embedded = embeddings({field.name: inputs[field.name] for field in fields})
     states = [
-        LastState(settings.lstm_units, name=f"{name}_lstm")([history, inputs[name]])
+        LastState(settings.lstm_units, settings.cell, name=f"{name}_{settings.cell}")([history, inputs[name]])
         for name, history in zip(ordered, embedded[: len(ordered)], strict=True)
     ]
     averaged = embedded[len(ordered) :]

@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # settings are also checked without a dataset
     from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 
 Schedule = Literal["constant", "cosine", "linear"]
+Cell = Literal["lstm", "gru"]
 
 
 class ModelSettingsError(ValueError):

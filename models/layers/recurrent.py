@@ -8,6 +8,9 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features.kinds import MISSING_ID
 from mirrorspark.models.layers import Field, FieldEmbeddings
+from mirrorspark.models.settings import Cell
+
+_LAYERS: Mapping[Cell, type[tf_keras.layers.Layer]] = {"lstm": tf_keras.layers.LSTM, "gru": tf_keras.layers.GRU}
 
 
 class OrderedEmbeddings(FieldEmbeddings):
@@ -49,19 +52,20 @@ class OrderedEmbeddings(FieldEmbeddings):
 
 
 class LastState(tf_keras.layers.Layer):
-    """The state of an LSTM at the end of a list: ``[batch, units]``, zeros for an empty list.
+    """The state of an LSTM or GRU at the end of a list: ``[batch, units]``, zeros for an empty list.
 
-    Padding on the right is masked, so the state does not depend on its length. Source: Hochreiter and Schmidhuber 1997,
-    "Long Short-Term Memory"; the layer is Keras's, which on GPUs calls cuDNN's kernel.
+    Padding on the right is masked, so the state does not depend on its length. Sources: Hochreiter and Schmidhuber
+    1997, "Long Short-Term Memory"; Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder for
+    Statistical Machine Translation". The layers are Keras's, which on GPUs call cuDNN's kernels.
 
     Attributes:
         is_for_xla: Whether XLA compiles the layer; then a loop of its own replaces Keras's, with the same weights.
     """
 
-    def __init__(self, units: int, **kwargs: Any) -> None:
+    def __init__(self, units: int, cell: Cell = "lstm", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.is_for_xla = False
-        self._lstm = tf_keras.layers.LSTM(units, name="lstm")
+        self._layer = _LAYERS[cell](units, name=cell)
 
     def call(self, inputs: Sequence[tf.Tensor]) -> tf.Tensor:
         """Return the state after the last id of each list.
@@ -75,7 +79,7 @@ class LastState(tf_keras.layers.Layer):
         # list, such as that of a padding row, Keras would use its own loop. So an empty list makes one step, and its
         # state is not used.
         steps = tf.concat([tf.ones_like(is_id[:, :1]), is_id[:, 1:]], axis=1)
-        state = self._compiled_state(embedded, steps) if self.is_for_xla else self._lstm(embedded, mask=steps)
+        state = self._compiled_state(embedded, steps) if self.is_for_xla else self._layer(embedded, mask=steps)
         return tf.where(tf.reduce_any(is_id, axis=1, keepdims=True), state, tf.zeros_like(state))
 
     def _compiled_state(self, embedded: tf.Tensor, steps: tf.Tensor) -> tf.Tensor:
@@ -91,15 +95,17 @@ class LastState(tf_keras.layers.Layer):
             length = tf.shape(given)[1]
             places = tf.range(length)
 
-            def step(place: tf.Tensor, hidden: tf.Tensor, memory: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            def step(place: tf.Tensor, *states: tf.Tensor) -> tuple[tf.Tensor, ...]:
                 # A product, because XLA cannot infer the shapes of tf.gather's gradient when batches differ in width.
                 read = tf.einsum("btd,t->bd", given, tf.cast(tf.equal(places, place), given.dtype))
-                _, (next_hidden, next_memory) = self._lstm.cell(read, [hidden, memory])
+                _, following = self._layer.cell(read, list(states))
                 is_step = tf.gather(steps, place, axis=1)[:, tf.newaxis]
-                return place + 1, tf.where(is_step, next_hidden, hidden), tf.where(is_step, next_memory, memory)
+                kept = (tf.where(is_step, after, before) for after, before in zip(following, states, strict=True))
+                return place + 1, *kept
 
-            zeros = tf.zeros((tf.shape(given)[0], self._lstm.units), given.dtype)
-            start = (tf.constant(0), zeros, zeros)
+            zeros = tf.zeros((tf.shape(given)[0], self._layer.units), given.dtype)
+            # Of an LSTM the state and the memory.
+            start = (tf.constant(0), *([zeros] * len(tf.nest.flatten(self._layer.cell.state_size))))
             return tf.while_loop(lambda place, *_: place < length, step, start, maximum_iterations=length)[1]
 
         return last(embedded)

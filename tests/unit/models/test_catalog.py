@@ -58,6 +58,7 @@ def test_settings_are_read_from_what_yaml_gives() -> None:
         ("multi_label", {"dropout": 1.0}, "setting dropout is 1.0"),
         ("youtube_dnn", {"negatives": 0}, "setting negatives is 0; use a whole number from 1 on"),
         ("lstm_retrieval", {"lstm_units": 0}, "setting lstm_units is 0; use a whole number from 1 on"),
+        ("lstm_retrieval", {"cell": "rnn"}, "setting cell is 'rnn'; use lstm or gru"),
         ("lstm_retrieval", {"lstm_units": [64]}, "setting lstm_units is .*; it must be of type int"),
         ("lstm_retrieval", {"dropout": 1.0}, "setting dropout is 1.0"),
         ("sasrec", {"heads": 3}, "setting heads is 3, which does not divide embedding_dim 64; use a divisor"),

@@ -1,6 +1,7 @@
 """F14: an LSTM over ragged histories: one result however a row is padded, in Keras, exported, and compiled by XLA."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,23 +119,25 @@ def gradients(model: tf_keras.Model, given: Batch) -> list[np.ndarray]:
     return [loss.numpy(), *(gradient.numpy() for gradient in found)]
 
 
-def whole_softmax(fitted: FittedFeatures) -> tf_keras.Model:
+def whole_softmax(fitted: FittedFeatures, **others: Any) -> tf_keras.Model:
     """Return a model that draws no sample: its loss is a function of its weights."""
     tf_keras.utils.set_random_seed(4)
-    settings = lstm_retrieval.Settings(embedding_dim=4, hidden_units=(8,), negatives=MOVIES, lstm_units=5)
+    settings = lstm_retrieval.Settings(embedding_dim=4, hidden_units=(8,), negatives=MOVIES, lstm_units=5, **others)
     return lstm_retrieval.build(settings, fitted, seed=4)
 
 
-def test_training_does_not_depend_on_padding(fitted: FittedFeatures) -> None:
-    model = whole_softmax(fitted)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_training_does_not_depend_on_padding(fitted: FittedFeatures, cell: str) -> None:
+    model = whole_softmax(fitted, cell=cell)
     short, long = (gradients(model, batch(HISTORIES, [2, 9, 4, 30, 8], width)) for width in (LONGEST, 13))
     for one, other in zip(short, long, strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-6)
 
 
 @pytest.mark.full
-def test_xla_compiles_forward_and_backward_pass_to_the_same(fitted: FittedFeatures) -> None:
-    model = whole_softmax(fitted)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_xla_compiles_forward_and_backward_pass_to_the_same(fitted: FittedFeatures, cell: str) -> None:
+    model = whole_softmax(fitted, cell=cell)
     # The second width is compiled from a graph that takes any.
     given = [batch(HISTORIES, [2, 9, 4, 30, 8], width) for width in (LONGEST, 13)]
     plain = gradients(model, given[0])
