@@ -8,6 +8,7 @@ import functools
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 
 from mirrorspark.scoring.errors import ScoringError
@@ -94,8 +95,7 @@ class WordPiece:
         return [self._first, *pieces[: max_length - 2], self._last]
 
     def _words(self, text: str) -> Iterator[str]:
-        cleaned = (_cleaned(character, split_ideographs=self._split_ideographs) for character in text)
-        for word in "".join(cleaned).split():
+        for word in "".join(map(_cleaned, text, repeat(self._split_ideographs))).split():
             yield from "".join(map(_apart, self._folded(word))).split()
 
     def _folded(self, word: str) -> str:
@@ -123,7 +123,7 @@ class WordPiece:
 
 
 @functools.lru_cache(4096)
-def _cleaned(character: str, *, split_ideographs: bool) -> str:
+def _cleaned(character: str, split_ideographs: bool) -> str:
     """Return a space for white space, nothing for a control character, and ideographs between spaces if asked to."""
     category = unicodedata.category(character)
     if character in " \t\n\r" or category == "Zs":
@@ -131,11 +131,8 @@ def _cleaned(character: str, *, split_ideographs: bool) -> str:
     if category in ("Cc", "Cf") or character == "\N{REPLACEMENT CHARACTER}":
         return ""
     code = ord(character)
-    return (
-        f" {character} "
-        if split_ideographs and any(first <= code <= last for first, last in _IDEOGRAPHS)
-        else character
-    )
+    is_word = split_ideographs and any(first <= code <= last for first, last in _IDEOGRAPHS)
+    return f" {character} " if is_word else character
 
 
 @functools.lru_cache(4096)

@@ -143,24 +143,21 @@ class CompiledFleet:
     """
 
     def __init__(self, fleet: Fleet) -> None:
-        self._fleet, self._terms = fleet, _FleetTerms(fleet)
-        self.inputs = self._terms.rows
+        terms = _FleetTerms(fleet)
+        self._fleet, self.inputs = fleet, terms.rows
         networks, trees = fleet.is_network, fleet.has_trees
-        self.tiles = tuple(self._tiles(np.flatnonzero(~networks & ~trees)))
-        self.stacks = tuple(self._stacks(np.flatnonzero(networks)))
-        self.forests = tuple(self._forests(np.flatnonzero(trees)))
-        del self._terms
+        self.tiles = tuple(self._tiles(np.flatnonzero(~networks & ~trees), terms))
+        self.stacks = tuple(self._stacks(np.flatnonzero(networks), terms))
+        self.forests = tuple(self._forests(np.flatnonzero(trees), terms))
         # Arrow keeps what the terms took while they were taken apart, which the rows need.
         pa.default_memory_pool().release_unused()
 
-    def _tiles(self, models: np.ndarray) -> Iterator[LinearTile]:
+    def _tiles(self, models: np.ndarray, terms: "_FleetTerms") -> Iterator[LinearTile]:
         """Yield tiles of linear models."""
-        for start in range(0, len(models), _MOST_MODELS):
-            some = models[start : start + _MOST_MODELS]
-            terms = self._terms.of(some)
-            features, _ = _distinct(terms.inputs, terms.lows, terms.highs, terms.logs)
-            for own, chosen in _parts(some, terms.owners, features):
-                yield self._tile(some[own], terms.where(chosen), features[chosen])
+        for some, own in terms.portions(models):
+            features, _ = _distinct(own.inputs, own.lows, own.highs, own.logs)
+            for part, chosen in _parts(some, own.owners, features):
+                yield self._tile(some[part], own.where(chosen), features[chosen])
 
     def _tile(self, models: np.ndarray, terms: Terms, features: np.ndarray) -> LinearTile:
         used, numbers = np.unique(features, return_inverse=True)
@@ -185,7 +182,7 @@ class CompiledFleet:
             _float32(self._intercepts[models] + bases),
         )
 
-    def _stacks(self, models: np.ndarray) -> Iterator[NetworkStack]:
+    def _stacks(self, models: np.ndarray, terms: "_FleetTerms") -> Iterator[NetworkStack]:
         shapes: dict[tuple[tuple[int, ...], tuple[str, ...]], list[int]] = {}
         sizes, activations = array(self._fleet.table, "layer_sizes"), array(self._fleet.table, "activations")
         for model in models.tolist():
@@ -202,21 +199,23 @@ class CompiledFleet:
                 at += before * after
                 biases.append(every[:, at : at + after, None])
                 at += after
-            of_members = self._terms.of(own)
+            of_members = terms.of(own)
             matrices[0] = matrices[0] * _float32(of_members.coefficients).reshape(len(own), 1, shape[0])
             biases[-1] = biases[-1] + _float32(self._intercepts[own])[:, None, None]
             contiguous = tuple(np.ascontiguousarray(matrix) for matrix in matrices)
             yield NetworkStack(self._decisions(own), of_members, contiguous, tuple(biases), names)
 
-    def _forests(self, models: np.ndarray) -> Iterator[Forest]:
+    def _forests(self, models: np.ndarray, terms: "_FleetTerms") -> Iterator[Forest]:
         """Yield models of trees, as many as read a limited number of features together."""
-        own = self._terms.of(models)
-        features, _ = _distinct(own.inputs, own.lows, own.highs, own.logs, own.kinds, own.keys, own.belows, own.missing)
-        for some, chosen in _parts(models, own.owners, features):
-            members = models[some]
-            table = self._fleet.table.take(pa.array(members))
-            starts = np.searchsorted(own.owners[chosen], members)
-            yield forest_of(table, self._decisions(members), own.where(chosen), features[chosen], starts)
+        for some, own in terms.portions(models):
+            features, _ = _distinct(
+                own.inputs, own.lows, own.highs, own.logs, own.kinds, own.keys, own.belows, own.missing
+            )
+            for part, chosen in _parts(some, own.owners, features):
+                members = some[part]
+                table = self._fleet.table.take(pa.array(members))
+                starts = np.searchsorted(own.owners[chosen], members)
+                yield forest_of(table, self._decisions(members), own.where(chosen), features[chosen], starts)
 
     @cached_property
     def _intercepts(self) -> np.ndarray:
@@ -376,6 +375,12 @@ class _FleetTerms:
         spellings = _spellings(columns, categories, self._is_category)
         self._inputs, first = _distinct(columns.indices.to_numpy(zero_copy_only=False), spellings)
         self.rows = tuple(_inputs(columns, categories, self._is_category, self._inputs, first))
+
+    def portions(self, models: np.ndarray) -> Iterator[tuple[np.ndarray, Terms]]:
+        """Yield a limited number of models at a time, with their terms."""
+        for start in range(0, len(models), _MOST_MODELS):
+            some = models[start : start + _MOST_MODELS]
+            yield some, self.of(some)
 
     def of(self, models: np.ndarray) -> Terms:
         """Return the terms of some models, given by their positions in ascending order."""

@@ -1,7 +1,7 @@
 """Layouts of a fleet's outputs: wide, packed or long tables."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -111,15 +111,14 @@ class Layout:
             )
         return layout
 
-    def check_outputs(self, models: Collection[str]) -> None:
+    def check_outputs(self, models: Set[str]) -> None:
         """Check that the models to score give outputs; warn of those that give none.
 
         Raises:
             ScoringError: None of them does.
         """
-        silent = [
-            name for name, places in zip(self.models, self.places, strict=True) if name in models and (places < 0).all()
-        ]
+        without = np.flatnonzero((self.places < 0).all(axis=1)).tolist()
+        silent = [name for name in (self.models[model] for model in without) if name in models]
         if not silent:
             return
         problem = f"{len(silent):,} of the {len(models):,} models have nothing for the outputs {list(self.outputs)}"

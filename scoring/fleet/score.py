@@ -182,7 +182,7 @@ def score_fleet(
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     outputs = (outputs,) if isinstance(outputs, str) else outputs
     planned = Layout.of(fleet, layout, outputs)
-    planned.check_outputs(planned.models)
+    planned.check_outputs(set(planned.models))
     session = _session(rows, spark)
     columns = tuple(dict.fromkeys([*keys, *fleet.columns]))
     source = _source(session, rows, columns, target, reader)

@@ -47,20 +47,17 @@ def decide(router: Router, batch: pa.RecordBatch, now: Callable[[], datetime.dat
     for route in router.routes:
         takes, nulls = _taken(route, router, batch, now)
         is_null = np.any(list(nulls.values()), axis=0)
-        null_columns = np.full(rows, route.column, object)
-        for column, of_column in nulls.items():
-            null_columns[of_column] = column
         if route.nulls == "fail":
-            for row in np.flatnonzero(is_open & is_null):
-                errors[int(row)] = (
-                    f"column '{null_columns[row]}' is null, and the route to '{route.model}' needs a value"
-                )
+            for column, of_column in nulls.items():
+                for row in np.flatnonzero(is_open & of_column):
+                    errors[int(row)] = f"column '{column}' is null, and the route to '{route.model}' needs a value"
             is_open &= ~is_null
         by_null = is_open & is_null if route.nulls == "match" else np.zeros(rows, np.bool_)
         chosen = is_open & takes & ~is_null
         models[chosen | by_null] = route.model
         reasons[chosen] = route.reason
-        reasons[by_null] = null_columns[by_null] + ": null"
+        for column, of_column in nulls.items():
+            reasons[by_null & of_column] = f"{column}: null"
         is_open &= ~(chosen | by_null)
     return Decision(models, reasons, dict(sorted(errors.items())))
 
@@ -100,7 +97,7 @@ def _fits(value: str | int | bool, type_: pa.DataType) -> bool:
 def _taken(
     route: Route, router: Router, batch: pa.RecordBatch, now: Callable[[], datetime.datetime]
 ) -> tuple[np.ndarray, dict[str | None, np.ndarray]]:
-    """Return which rows fit the rule, and for each column that it reads, where that is null."""
+    """Return which rows fit the rule, and for each column that it reads, where that is null; its own is the last."""
     if route.column is None:
         return np.ones(batch.num_rows, np.bool_), {None: np.zeros(batch.num_rows, np.bool_)}
     column = batch.column(route.column)

@@ -320,10 +320,10 @@ def plan_steps(fleet: CheckedFleet, groups: Sequence[str] | None, most_models: i
 
 def _ordered(fleet: Fleet, most_models: int) -> Sequence[int]:
     """Return the models in the order in which they are divided."""
-    columns = [set(names) for names in array(fleet.table, "column").to_pylist()]
-    order: Sequence[int] = range(len(columns))
+    order: Sequence[int] = range(len(fleet))
     if len(order) <= most_models:
         return order
+    columns = [set(names) for names in array(fleet.table, "column").to_pylist()]
     by_columns = sorted(order, key=lambda model: (sorted(columns[model]), model))
 
     def reads(models: Sequence[int]) -> int:
