@@ -71,7 +71,10 @@ class EventCallback(tf_keras.callbacks.Callback):
         self._restored = False
 
     def get_state(self) -> dict[str, Any]:
-        """Return every ``epoch_end`` so far: from a checkpoint they complete the curve after a listener was killed."""
+        """Return every ``epoch_end`` so far, with its Unix ``time`` in seconds.
+
+        From a checkpoint they complete the curve after a listener was killed, and the time keeps its points in order.
+        """
         return {"epoch": self._completed, "told": list(self._epoch_ends)}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -149,7 +152,7 @@ class EventCallback(tf_keras.callbacks.Callback):
             "seconds": self._clock() - self._begin,
             "examples_per_second": self._meter.examples_per_second(),
         }
-        self._epoch_ends.append(event)
+        self._epoch_ends.append(event | {"time": time.time()})
         self._send(event)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Progress events: their order, their numbers, and that the device is not waited for more often than asked."""
 
 import json
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +36,7 @@ def test_a_training_tells_its_story_in_order(
 ) -> None:
     events: list[dict[str, Any]] = []
     callback = EventCallback(events.append, global_batch_size=8, every_seconds=0.0, clock=Clock())
+    begun = time.time()
     new_model().fit(new_dataset(), validation_data=new_dataset(), epochs=2, callbacks=[callback], verbose=0)
 
     epoch = ["progress"] * 4 + ["validation"] * 5 + ["epoch_end"]
@@ -52,6 +54,10 @@ def test_a_training_tells_its_story_in_order(
     assert epoch_end["seconds"] == 9.0
     assert events[-1] == {"event": "train_end", "epochs": 2}
     json.dumps(events, allow_nan=False)
+
+    told = callback.get_state()["told"]
+    assert begun <= told[0]["time"] <= told[1]["time"] <= time.time()
+    assert told == [event | {"time": mine["time"]} for event, mine in zip((events[10], epoch_end), told, strict=True)]
 
 
 def test_between_events_the_loss_stays_on_the_device(new_model: Callable[..., tf_keras.Model]) -> None:
