@@ -1,5 +1,6 @@
 """Tables of items: the candidates' own features, encoded by the candidates' ids."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -84,6 +85,34 @@ def with_catalogue(fitted: FittedFeatures, items: pa.Table, trained: int) -> Fit
     known = fitted.vocabularies[name]
     trained_alone = {**fitted.vocabularies, name: Vocabulary(known.tokens[:trained], known.counts[:trained])}
     return with_items(replace(fitted, vocabularies=trained_alone), fitted.items.features, items)
+
+
+def with_changes(items: ItemTable, changes: pa.Table | None, removed: Collection[str]) -> pa.Table:
+    """Return all rows of ``items``, with new and changed ones from ``changes`` and without those that are removed.
+
+    Args:
+        items: The table of items.
+        changes: Rows whose keys are new or replace a row; None if there are none.
+        removed: Keys of rows to leave out.
+
+    Raises:
+        ColumnError: As :func:`item_keys` says; or ``removed`` names an item that there is not, or that ``changes`` has.
+    """
+    spec = items.features.spec
+    keys = raw_column(items.rows, spec.candidate)
+    gone = pa.array(sorted(removed), pa.string())
+    unknown = gone.filter(pc.invert(pc.is_in(gone, value_set=keys)))
+    if len(unknown):
+        raise ColumnError(f"{len(unknown)} of the removed items are none of the model: {unknown[:5].to_pylist()}")
+    if changes is None:
+        return items.rows.filter(pc.invert(pc.is_in(keys, value_set=gone)))
+    new = item_keys(spec, changes)
+    both = gone.filter(pc.is_in(gone, value_set=new))
+    if len(both):
+        raise ColumnError(f"{len(both)} items are removed and in the table of changes: {both[:5].to_pylist()}")
+    stays = pc.invert(pc.is_in(keys, value_set=pa.chunked_array([gone, new])))
+    added = raw_inputs(changes, spec).append_column(spec.candidate.name, new)
+    return pa.concat_tables([items.rows.filter(stays), added.select(items.rows.column_names).cast(items.rows.schema)])
 
 
 def ids_without_item(fitted: FittedFeatures) -> np.ndarray:

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +18,7 @@ import pyarrow as pa
 from mirrorspark.data_pipelines.any_table import as_arrow
 from mirrorspark.data_pipelines.convert import library_versions
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.items import changed_items, ids_without_item, with_catalogue
+from mirrorspark.data_pipelines.features.items import changed_items, ids_without_item, with_catalogue, with_changes
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.raw_columns import raw_column
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -62,6 +62,8 @@ def refresh_index(
     items: Any,
     folder: str | Path,
     *,
+    changes_only: bool = False,
+    removed: Iterable[str | int] = (),
     least_recall: float = 0.8,
     registered_model: str | None = None,
     alias: str | None = None,
@@ -69,7 +71,7 @@ def refresh_index(
     threads: int | None = None,
     verbose: bool = False,
 ) -> RefreshedIndex:
-    """Write ``model`` with a new catalogue into ``folder``: it recommends ``items`` and nothing else.
+    """Write ``model`` with a new catalogue into ``folder``: it recommends ``items`` and, by default, nothing else.
 
     Nothing is trained. New items get their vectors from their features, changed ones new vectors, and items that are
     gone are never recommended again, while histories with them mean the same as before. All indexes are built anew.
@@ -81,6 +83,9 @@ def refresh_index(
         items: The whole table of items, with the columns of the training: a Spark, pandas or Polars DataFrame, or a
             PyArrow table. This process holds it in memory.
         folder: The new folder.
+        changes_only: ``items`` has only the items that are new or changed, or is None; all others of the model stay.
+            The result is that of the whole table.
+        removed: With ``changes_only``, the keys of items that are gone.
         least_recall: Share of the exact best candidates that every index has to find for sample queries of the
             training; otherwise nothing is written.
         registered_model: Name in the MLflow registry that the result becomes a new version of.
@@ -95,9 +100,11 @@ def refresh_index(
         RefreshError: The model has no item tower, ``folder`` exists, fewer items are left than the model recommends
             per row, an index finds too few of the best, or an option is invalid.
         TableError: ``items`` is no table, or lacks a column.
-        ColumnError: A column has another type than in training, or a key is null or repeated.
+        ColumnError: A column has another type than in training, a key is null or repeated, or a removed one is no
+            item of the model or among the changed ones.
     """
     target = Path(folder)
+    gone = _removed(items, removed, changes_only=changes_only)
     _check_options(target, least_recall, registered_model, alias)
     pinned = pinned_model(model, tracking_uri)
     cores = threads or len(os.sched_getaffinity(0))
@@ -107,7 +114,7 @@ def refresh_index(
             return build(BuildPlan(str(whole), k, cores), verbose=verbose, tell=tell)
 
     embed = partial(embedded_items, pinned.path, threads=cores, verbose=verbose)
-    refreshed = write_refreshed(pinned, items, target, least_recall, build_indexes, embed)
+    refreshed = write_refreshed(pinned, items, target, least_recall, build_indexes, embed, gone)
     if registered_model is None:
         return refreshed
     return replace(refreshed, model_uri=register(target, pinned, registered_model, alias, tracking_uri))
@@ -120,6 +127,7 @@ def write_refreshed(
     least_recall: float,
     build_indexes: Callable[[Path, int], Mapping[str, float]],
     embed: Callable[[FeatureSpec, pa.Table], pa.Table] = lambda spec, items: items,
+    removed: frozenset[str] | None = None,
 ) -> RefreshedIndex:
     """Write the model with new ``items`` into the folder ``target``, whole or not at all.
 
@@ -131,12 +139,16 @@ def write_refreshed(
         build_indexes: Writes the SavedModel into a folder that has all else, for so many candidates per query, and
             returns the recalls of the indexes.
         embed: Returns a table with embedded columns, for the spec of the items.
+        removed: Keys of items that are gone, where ``items`` has only those that are new or changed, or is None; None
+            where it is the whole table.
     """
     directory = ModelDirectory.open(pinned.path)
     before = catalogue_of(directory)
     own = directory.features.items
     assert own is not None  # noqa: S101 - the model has a catalogue
-    table = embed(own.features.spec, _items(items, own.features))
+    table = None if items is None else embed(own.features.spec, _items(items, own.features))
+    if removed is not None:
+        table = with_changes(own, table, removed)
     fitted = with_catalogue(directory.features, table, before.trained)
     catalogue = _compared(directory.features, fitted, before, pinned)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -156,6 +168,20 @@ def write_refreshed(
         *(target, catalogue.candidates, catalogue.new, catalogue.changed, catalogue.removed, recalls),
     )
     return RefreshedIndex(target, catalogue, recalls)
+
+
+def _removed(items: Any, removed: Iterable[str | int], *, changes_only: bool) -> frozenset[str] | None:
+    """Return the keys of items that are gone; None if ``items`` is the whole table."""
+    if isinstance(removed, str):
+        raise RefreshError(f"removed is {removed!r}, one text; give a list of keys")
+    gone = frozenset(map(str, removed))
+    if not changes_only:
+        if gone or items is None:
+            raise RefreshError("removed, and no table of items, go with changes_only; else give the whole table alone")
+        return None
+    if items is None and not gone:
+        raise RefreshError("nothing is to change: there is no table of new or changed items, and removed is empty")
+    return gone
 
 
 def _check_options(target: Path, least_recall: float, registered_model: str | None, alias: str | None) -> None:

@@ -1,7 +1,7 @@
 """A new catalogue without a training: new items, items that are gone, and what stays as it was (R1)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -128,12 +128,19 @@ def without_scann(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mirrorspark.training.catalogue.build.has_scann", lambda: False)
 
 
-def refreshed(model: Path, items: Any, folder: Path, least_recall: float = 0.9) -> RefreshedIndex:
+def refreshed(
+    model: Path, items: Any, folder: Path, least_recall: float = 0.9, removed: Iterable[str] | None = None
+) -> RefreshedIndex:
     """Refresh in this process."""
     pinned = pinned_folder(model)
     assert pinned is not None
     return write_refreshed(
-        pinned, items, folder, least_recall, lambda whole, k: write_indexes(BuildPlan(str(whole), k, threads=1))
+        pinned,
+        items,
+        folder,
+        least_recall,
+        lambda whole, k: write_indexes(BuildPlan(str(whole), k, threads=1)),
+        removed=None if removed is None else frozenset(removed),
     )
 
 
@@ -213,6 +220,30 @@ def test_a_refreshed_model_is_refreshed_as_the_trained_one_would_be(movies: Path
     assert scores(back.folder) == scores(movies)
 
 
+def test_changes_alone_give_the_model_of_the_whole_table(movies: Path, tmp_path: Path) -> None:
+    """#23: items are added, changed and removed without the table of all others."""
+    changed = {"m3": {"year": 2020.0}, "m9": {"genres": None}}
+    whole = refreshed(movies, items_table(range(5, 50), **changed), tmp_path / "whole")
+    parts = [items_table(range(40, 50)), items_table(range(9, 10), **changed)]
+    added = pa.concat_tables(parts, promote_options="permissive")
+    found = refreshed(movies, added.to_pandas(), tmp_path / "changes", removed=["m0", "m1", "m2", "m3", "m4"])
+    assert (found.catalogue.new, found.catalogue.removed, found.catalogue.changed) == (10, 5, 1)
+    assert found.catalogue.digest == whole.catalogue.digest
+    assert scores(found.folder) == scores(whole.folder)
+    # A column may be empty in all of the changes.
+    same = refreshed(found.folder, items_table(range(9, 10), **changed), tmp_path / "same", removed=[])
+    assert same.catalogue.digest == whole.catalogue.digest
+    fewer = refreshed(found.folder, None, tmp_path / "fewer", removed=["m5", "m49"])
+    direct = refreshed(movies, items_table(range(6, 49), **changed), tmp_path / "direct")
+    assert (fewer.catalogue.digest, scores(fewer.folder)) == (direct.catalogue.digest, scores(direct.folder))
+    for removed, items, message in (
+        (["m0", "m6"], None, r"1 of the removed items are none of the model: \['m0'\]"),
+        (["m6", "m7"], items_table(range(7, 8)), r"1 items are removed and in the table of changes: \['m7'\]"),
+    ):
+        with pytest.raises(ColumnError, match=message):
+            refreshed(found.folder, items, tmp_path / "bad", removed=removed)
+
+
 def test_items_that_are_gone_are_not_available(movies: Path, tmp_path: Path) -> None:
     features = ModelDirectory.open(refreshed(movies, items_table(range(10, 40)), tmp_path / "fewer").folder).features
     gone = ids_without_item(features)
@@ -257,6 +288,12 @@ def test_options_that_cannot_be_met_are_refused(movies: Path, tmp_path: Path) ->
     items = items_table(range(40))
     with pytest.raises(RefreshError, match="exists already; give a new folder"):
         refresh_index(movies, items, tmp_path)
+    with pytest.raises(RefreshError, match="go with changes_only; else give the whole table alone"):
+        refresh_index(movies, items, tmp_path / "new", removed=["m1"])
+    with pytest.raises(RefreshError, match="nothing is to change: there is no table"):
+        refresh_index(movies, None, tmp_path / "new", changes_only=True)
+    with pytest.raises(RefreshError, match="removed is 'm1', one text; give a list"):
+        refresh_index(movies, None, tmp_path / "new", changes_only=True, removed="m1")
     with pytest.raises(RefreshError, match=r"least_recall 95 is no share"):
         refresh_index(movies, items, tmp_path / "new", least_recall=95)
     with pytest.raises(RefreshError, match="the alias 'champion' belongs to no model; name it as registered_model"):
