@@ -1,6 +1,7 @@
 """The contract of the catalog's architectures: features of every kind, exact resume, sparse gradients, equal scores.
 
-A new architecture takes part by its line in ``OPTIONS``.
+A new architecture takes part by its line in ``OPTIONS``. ``tests/cluster/test_every_architecture.py`` scores the same
+models by Spark and MLflow.
 """
 
 import dataclasses
@@ -14,17 +15,27 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 import tf_keras
+from scipy.sparse import csr_array
 from scipy.special import expit, softmax
 
 from mirrorspark.callbacks.checkpoints.training_state import tensors
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.items import with_items
-from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Text, TextEmbedding, Vector
+from mirrorspark.data_pipelines.features.kinds import (
+    FIRST_VOCABULARY_ID,
+    Categorical,
+    Label,
+    MultiValued,
+    Text,
+    TextEmbedding,
+    Vector,
+)
 from mirrorspark.data_pipelines.features.raw_columns import raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.models import catalog
 from mirrorspark.models.calibration import CalibratedArchitecture, Calibration
+from mirrorspark.models.classical import RECOMMENDERS
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
@@ -36,6 +47,7 @@ from mirrorspark.models.serving.export import (
     save,
 )
 from mirrorspark.models.serving.preprocessing import model_inputs
+from mirrorspark.models.serving.signatures import EXACT
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.scoring.embedding.model_encoders import graph_encoders, save_features
 from mirrorspark.scoring.model.cache import load_once
@@ -43,6 +55,8 @@ from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
+from mirrorspark.training.recommenders.fitting import scores_of
+from mirrorspark.training.recommenders.lists import best
 from mirrorspark.training.results.evaluation.ranking import best_candidates
 from tests.unit.models.conftest import raw_tensors, vocabulary
 from tests.unit.scoring.encoders import embedded, recorded, save_word_encoder
@@ -62,6 +76,14 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 # Of an architecture with items, beside those above.
 OPTIONS_WITH_ITEMS: Mapping[str, Mapping[str, Any]] = {"two_tower": {"sampling": "mixed", "negatives": 5}}
+# Classical recommenders, which are fitted without steps; what they learn is drawn at random here.
+RECOMMENDER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "als": {"rank": 4},
+    "bspm": {"last_items": 2},
+    "ease": {},
+    "item_knn": {"neighbours": 3},
+    "popularity": {},
+}
 # Architectures that learn ratings, too.
 RATERS = ("two_tower",)
 LABELS = {
@@ -121,9 +143,14 @@ class Trained:
     def is_retrieval(self) -> bool:
         return bool(self.architecture.TASK == "retrieval")
 
+    @property
+    def is_recommender(self) -> bool:
+        return self.name in RECOMMENDERS
+
 
 def test_every_architecture_of_the_catalog_keeps_the_contract() -> None:
     assert set(OPTIONS) == set(catalog.ARCHITECTURES)
+    assert set(RECOMMENDER_OPTIONS) == set(RECOMMENDERS)
 
 
 @pytest.fixture(scope="module")
@@ -215,11 +242,16 @@ def cases() -> list[Any]:
 def trained(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, comment: TextEmbedding
 ) -> Trained:
-    case, name = request.param, request.param.partition(" ")[0]
+    return train(request.param, comment, tmp_path_factory.mktemp("training"))
+
+
+def train(case: str, comment: TextEmbedding, folder: Path) -> Trained:
+    """Train the model of a case by some steps, and again with an interruption, whose checkpoint is in ``folder``."""
+    name = case.partition(" ")[0]
     architecture = catalog.architecture(name)
     fitted = features(architecture.TASK, comment, items=WITH_ITEMS in case)
     catalog.check_features(name, options(case), fitted.spec)
-    batch, prefix = batch_of(fitted, architecture.TASK), str(tmp_path_factory.mktemp(name) / "checkpoint")
+    batch, prefix = batch_of(fitted, architecture.TASK), str(folder / "checkpoint")
     model = compiled(case, fitted, seed=1)
     for _ in range(STEPS):
         model.train_step(batch)
@@ -232,6 +264,23 @@ def trained(
         for _ in range(STEPS):
             one.train_step(batch)
     return Trained(architecture, name, fitted, batch, model, resumed)
+
+
+def recommender(name: str, comment: TextEmbedding) -> Trained:
+    """Return a classical recommender that has learnt numbers drawn at random."""
+    architecture: Any = catalog.architecture(name)
+    fitted = features("retrieval", comment, items=False)
+    catalog.check_features(name, RECOMMENDER_OPTIONS[name], fitted.spec)
+    rng = np.random.default_rng(7)
+    weights = rng.random((MOVIES, MOVIES), np.float32)
+    sparse = csr_array(np.where(weights > 0.9, weights, 0))
+    arrays = {
+        "popularity": {"counts": weights[0]},
+        "ease": {"weights": weights},
+        "als": {"factors": weights[:, :4]},
+    }.get(name, {"ends": sparse.indptr, "columns": sparse.indices, "values": sparse.data})
+    model = architecture.build(catalog.settings(name, RECOMMENDER_OPTIONS[name]), fitted, arrays)
+    return Trained(architecture, name, fitted, batch_of(fitted, "retrieval"), model, resumed=None)
 
 
 def test_a_resumed_training_has_the_bits_of_an_unbroken_one(trained: Trained) -> None:
@@ -273,7 +322,13 @@ def expected_scores(trained: Trained) -> dict[str, np.ndarray]:
         return {name: value.numpy() for name, value in predicted.items()}
     assert spec.excluded is not None
     seen = Encoder(trained.fitted).encode_padded(ROWS, (spec.excluded,))["seen"]
-    ids, scores = best_candidates(predicted.numpy(), candidate_embeddings(model), seen, K)
+    if trained.is_recommender:
+        histories = np.zeros((ROWS.num_rows, MOVIES), np.float32)
+        row, _ = np.nonzero(predicted.numpy())
+        histories[row, predicted.numpy()[predicted.numpy() > 0] - FIRST_VOCABULARY_ID] = 1
+        ids, scores = best(scores_of(trained.name, model.settings, model.arrays), csr_array(histories), seen, K)
+    else:
+        ids, scores = best_candidates(predicted.numpy(), candidate_embeddings(model), seen, K)
     tokens = np.array(["", "", *trained.fitted.vocabulary(spec.candidate).tokens.to_pylist()])
     return {CANDIDATES: tokens[ids], SCORES: scores}
 
@@ -306,12 +361,13 @@ def exported(trained: Trained, folder: Path) -> Path:
     save_features(fitted, folder)
     texts = graph_encoders(folder, fitted.spec.query_features)
     if trained.is_retrieval:
-        module: Any = RetrievalModule(architecture, model, fitted, K, build_indexes(model, K), texts)
+        indexes = {EXACT: model.index} if trained.is_recommender else build_indexes(model, K)
+        module: Any = RetrievalModule(architecture, model, fitted, K, indexes, texts)
     else:
         module = ScoringModule(architecture, model, fitted, texts)
     save(module, folder / SAVED_MODEL_FOLDER)
-    indexes = {"exact": 1.0} if trained.is_retrieval else None
-    return described(folder, trained.name, fitted, architecture.TASK, indexes=indexes)
+    recalls = {EXACT: 1.0} if trained.is_retrieval else None
+    return described(folder, trained.name, fitted, architecture.TASK, indexes=recalls)
 
 
 def assert_only_raters_export_ratings(trained: Trained, folder: Path) -> None:
@@ -335,6 +391,22 @@ def assert_only_raters_export_ratings(trained: Trained, folder: Path) -> None:
 def test_every_way_in_gives_the_scores_of_the_trained_model(trained: Trained, tmp_path: Path) -> None:
     """S15, F14: the exported model, the scorer of tables and the predictor of rows, whatever lists are padded to."""
     folder = exported(trained, tmp_path / "model")
+    assert_all_agree(trained, ways_in(folder))
+    if trained.is_retrieval:
+        assert_only_raters_export_ratings(trained, folder)
+
+
+@pytest.mark.parametrize("name", RECOMMENDER_OPTIONS)
+def test_every_way_in_gives_the_lists_of_a_classical_recommender(
+    name: str, comment: TextEmbedding, tmp_path: Path
+) -> None:
+    """S15, #23."""
+    fitted = recommender(name, comment)
+    assert_all_agree(fitted, ways_in(exported(fitted, tmp_path / "model")))
+
+
+def ways_in(folder: Path) -> dict[str, Mapping[str, list[Any]]]:
+    """Return the outputs for ``ROWS`` by each way in that needs no Spark."""
     pinned = resolve(folder)
     predictor = Predictor(folder)
     loaded = load_once(pinned.path, pinned.digest, threads=1)
@@ -343,21 +415,24 @@ def test_every_way_in_gives_the_scores_of_the_trained_model(trained: Trained, tm
     rows: list[dict[str, Any]] = ROWS.to_pylist()
     for row in rows:
         row["basket"] = None if row["basket"] is None else dict(row["basket"])
-    ways = {
+    return {
         "exported": {name: column.to_pylist() for name, column in loaded.score_arrow(batch).items()},
         "scorer": scorer.scored(loaded, batch, Tally(), ["order_id"]).to_pydict(),
         "predictor, all rows": _columns(predictor.predict_rows(rows)),
         "predictor, row by row": _columns([predictor.predict(row) for row in rows]),
     }
+
+
+def assert_all_agree(trained: Trained, ways: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check the outputs of each way in, in the order of ``ROWS``, against what the training framework predicts."""
     for name, expected in expected_scores(trained).items():
-        assert len(np.unique(expected, axis=0)) == ROWS.num_rows or name == CANDIDATES, "some rows are alike"
+        are_apart = len(np.unique(expected, axis=0)) == ROWS.num_rows
+        assert are_apart or name == CANDIDATES or trained.name == "popularity", "some rows are alike"
         for way, found in ways.items():
             if name == CANDIDATES:
                 np.testing.assert_array_equal(np.array(found[name]), expected, err_msg=way)
             else:
                 np.testing.assert_allclose(np.array(found[name]), expected, rtol=1e-6, atol=1e-6, err_msg=way)
-    if trained.is_retrieval:
-        assert_only_raters_export_ratings(trained, folder)
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:

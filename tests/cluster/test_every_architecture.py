@@ -1,0 +1,66 @@
+"""Every architecture is scored alike by Spark, in SQL, from files and through MLflow (F14, S15, #23)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import pyarrow.parquet as pq
+import pytest
+
+from mirrorspark.data_pipelines.features.raw_columns import raw_inputs
+from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.files import score_files
+from mirrorspark.scoring.model import mirrorspark_pyfunc
+from mirrorspark.scoring.sql import register_sql
+from tests.unit.models import test_every_architecture as contract
+from tests.unit.models.test_every_architecture import OPTIONS, RECOMMENDER_OPTIONS, ROWS, WITH_ITEMS, Trained
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.timeout(600)
+
+comment = contract.comment
+# One of rows, one with vectors and items, and one of sums of weights are in every run of the tests.
+FAMILIES = ("multi_class", "two_tower" + WITH_ITEMS, "ease")
+OTHERS = sorted({*OPTIONS, *RECOMMENDER_OPTIONS} - {case.partition(" ")[0] for case in FAMILIES})
+
+
+def by_mlflow(folder: Path, saved: Path, trained: Trained) -> Any:
+    """Return what the model gives in MLflow's own form."""
+    code = [str(mirrorspark_pyfunc.__file__)]
+    mlflow.pyfunc.save_model(
+        saved, loader_module="mirrorspark_pyfunc", data_path=str(folder), code_paths=code, pip_requirements=[]
+    )
+    return mlflow.pyfunc.load_model(str(saved)).predict(raw_inputs(ROWS, trained.fitted.spec).to_pandas())
+
+
+@pytest.mark.parametrize("cases", [FAMILIES, pytest.param(OTHERS, marks=pytest.mark.full)], ids=["families", "others"])
+def test_spark_sql_files_and_mlflow_give_the_scores_of_the_trained_model(
+    cases: tuple[str, ...], spark: "SparkSession", comment: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "rows.parquet"
+    pq.write_table(ROWS, file)
+    table = spark.read.parquet(str(file))
+    trained, folders = {}, {}
+    for place, case in enumerate(cases):
+        if case in RECOMMENDER_OPTIONS:
+            trained[case] = contract.recommender(case, comment)
+        else:
+            (tmp_path / f"training-{place}").mkdir()
+            trained[case] = contract.train(case, comment, tmp_path / f"training-{place}")
+        folders[case] = contract.exported(trained[case], tmp_path / f"model-{place}")
+        register_sql(spark, f"score_{place}", folders[case])
+    functions = [f"score_{place}(struct(*)) AS s{place}" for place in range(len(cases))]
+    of_sql = table.selectExpr("order_id", *functions).orderBy("order_id").collect()
+    for place, case in enumerate(cases):
+        folder, output = folders[case], tmp_path / f"scores-{place}"
+        score_files(spark, file, folder, output, keys="order_id")
+        ways = {
+            "SQL": [row[f"s{place}"].asDict() for row in of_sql],
+            "Spark": [row.asDict() for row in score(table, folder, keys="order_id").orderBy("order_id").collect()],
+            "files": pq.read_table(output).sort_by("order_id").to_pylist(),
+            "MLflow": by_mlflow(folder, tmp_path / f"mlflow-{place}", trained[case]).to_dict("records"),
+        }
+        columns = {way: {name: [row[name] for row in rows] for name in rows[0]} for way, rows in ways.items()}
+        contract.assert_all_agree(trained[case], columns)
