@@ -60,6 +60,7 @@ def check_models(table: pa.Table) -> None:
     _check_terms(table, names)
     _check_networks(table, names)
     _check_trees(table, names)
+    _check_packages(table, names)
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,19 @@ def _check_trees(table: pa.Table, models: NamedModels) -> None:
     of_terms = np.repeat(np.arange(count), lengths_of(coefficients))
     is_scaled = (lengths[of_terms] > 0) & (numbers_of(coefficients.flatten()) != 1)
     models.refuse(_any(of_terms, is_scaled, count), "a coefficient that trees do not use", "give their terms 1")
+
+
+def _check_packages(table: pa.Table, models: NamedModels) -> None:
+    """Check that packages compute their models alone; what is in them shows when they are opened."""
+    is_packaged = array(table, "package").is_valid().to_numpy(False)
+    has_output = array(table, "package_output").is_valid().to_numpy(False)
+    is_computed = (lengths_of(array(table, "layer_sizes")) > 0) | (lengths_of(array(table, "tree_roots")) > 0)
+    coefficients, intercepts = array(table, "coefficient"), numbers_of(array(table, "intercept"))
+    owners = np.repeat(np.arange(table.num_rows), lengths_of(coefficients))
+    is_computed |= _any(owners, numbers_of(coefficients.flatten()) != 1, table.num_rows) | (intercepts != 0)
+    is_computed |= pc.not_equal(array(table, "link"), "identity").to_numpy(False)
+    is_odd = (is_packaged & is_computed) | (is_packaged != has_output)
+    models.refuse(is_odd, "a package beside what computes the model, or without an output", "import the model again")
 
 
 def _any(owners: np.ndarray, is_bad: np.ndarray, models: int) -> np.ndarray:

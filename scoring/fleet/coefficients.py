@@ -21,6 +21,7 @@ from mirrorspark.scoring.fleet.columns import (
     MODEL_FIELDS,
     NETWORK_FIELDS,
     OPTIONAL_TERM_FIELDS,
+    PACKAGE_FIELDS,
     TERM_FIELDS,
     TREE_FIELDS,
     FleetError,
@@ -149,6 +150,7 @@ def linear_table(models: pa.Table, lengths: np.ndarray, terms: pa.Table) -> pa.T
     columns += [
         lists_of_nulls(np.zeros_like(lengths), field.type.value_type) for field in (*NETWORK_FIELDS, *TREE_FIELDS)
     ]
+    columns += [pa.nulls(len(lengths), field.type) for field in PACKAGE_FIELDS]
     return pa.Table.from_arrays(columns, schema=FLEET_SCHEMA)
 
 

@@ -68,12 +68,17 @@ TREE_FIELDS = pa.schema(
 )
 LEAF = -1
 
+# The files of a model that is called by a backend of the scorer, and which of its outputs is the score. Its terms name
+# the columns that it reads.
+PACKAGE_FIELDS = pa.schema([("package", pa.large_binary()), ("package_output", pa.string())])
+
 FLEET_SCHEMA = pa.schema(
     [
         *MODEL_FIELDS,
         *(pa.field(field.name, pa.list_(field.type)) for field in TERM_FIELDS),
         *NETWORK_FIELDS,
         *TREE_FIELDS,
+        *PACKAGE_FIELDS,
     ]
 )
 OPTIONAL_TERM_FIELDS = tuple(name for name in TERM_FIELDS.names if name not in ("column", "coefficient"))
@@ -128,13 +133,15 @@ def lists_from(lengths: np.ndarray, values: pa.Array) -> pa.Array:
 def digests_of(table: pa.Table) -> tuple[str, ...]:
     """Return the SHA-256 of each model: of its row of the table, whatever the table holds beside it."""
     parts = [_bytes_by_model(array(table, field.name), field.type) for field in FLEET_SCHEMA]
-    # A model without trees has the digest that it had before there were any.
-    others = parts[: -len(TREE_FIELDS)]
+    # A model without trees, or without a package, has the digest that it had before there were any.
+    without_package = parts[: -len(PACKAGE_FIELDS)]
+    plain = without_package[: -len(TREE_FIELDS)]
     has_trees = (lengths_of(array(table, "node_features")) > 0).tolist()
+    is_packaged = array(table, "package").is_valid().to_pylist()
     digests = []
     for number in range(table.num_rows):
         digest = hashlib.sha256()
-        for part in parts if has_trees[number] else others:
+        for part in parts if is_packaged[number] else without_package if has_trees[number] else plain:
             value = part[number]
             # Its length first, so that no value can run into the next.
             digest.update(len(value).to_bytes(8, "little"))
@@ -155,7 +162,19 @@ class _Pieces:
         return self._bytes[self._ends[number] : self._ends[number + 1]]
 
 
-def _bytes_by_model(values: pa.Array, type_: pa.DataType) -> "_Pieces | Sequence[bytes]":
+class _Buffers:
+    """Bytes of packages, which are not copied."""
+
+    def __init__(self, values: pa.Array) -> None:
+        self._values = values
+
+    def __getitem__(self, number: int) -> memoryview:
+        return memoryview(self._values[number].as_buffer() or b"")
+
+
+def _bytes_by_model(values: pa.Array, type_: pa.DataType) -> "_Pieces | _Buffers | Sequence[bytes]":
+    if pa.types.is_large_binary(type_):
+        return _Buffers(values)
     if pa.types.is_string(type_):
         return [json.dumps(value).encode() for value in values.to_pylist()]
     if not pa.types.is_list(type_):

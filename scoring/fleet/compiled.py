@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.scoring.fleet.columns import LINKS, TERM_FIELDS, array, lengths_of, numbers_of
+from mirrorspark.scoring.fleet.columns import LINKS, TERM_FIELDS, array, lengths_of, lists_from, numbers_of
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.forests import Forest, forest_of
 from mirrorspark.scoring.fleet.kernels import ABSENCE, EQUAL, KINDS, PRODUCT, STEP
@@ -140,15 +140,17 @@ class CompiledFleet:
         tiles: The linear models.
         stacks: The networks.
         forests: The models of trees.
+        packaged: The decisions of each model that a backend of the scorer computes.
     """
 
     def __init__(self, fleet: Fleet) -> None:
-        terms = _FleetTerms(fleet)
+        networks, trees, packages = fleet.is_network, fleet.has_trees, fleet.is_packaged
+        terms = _FleetTerms(_without_terms(fleet.table, packages))
         self._fleet, self.inputs = fleet, terms.rows
-        networks, trees = fleet.is_network, fleet.has_trees
-        self.tiles = tuple(self._tiles(np.flatnonzero(~networks & ~trees), terms))
+        self.tiles = tuple(self._tiles(np.flatnonzero(~networks & ~trees & ~packages), terms))
         self.stacks = tuple(self._stacks(np.flatnonzero(networks), terms))
         self.forests = tuple(self._forests(np.flatnonzero(trees), terms))
+        self.packaged = tuple(self._decisions(np.array([model])) for model in np.flatnonzero(packages).tolist())
         # Arrow keeps what the terms took while they were taken apart, which the rows need.
         pa.default_memory_pool().release_unused()
 
@@ -233,6 +235,18 @@ class CompiledFleet:
             np.concatenate([[0], np.cumsum(lengths)]),
             _of_linear_predictor(numbers_of(cuts.flatten()), np.repeat(links, lengths)),
         )
+
+
+def _without_terms(table: pa.Table, models: np.ndarray) -> pa.Table:
+    """Return a fleet's table in which the models of a mask read no column."""
+    if not models.any():
+        return table
+    for name in TERM_FIELDS.names:
+        lists = array(table, name)
+        lengths = lengths_of(lists)
+        kept = lists.flatten().filter(pa.array(np.repeat(~models, lengths)))
+        table = table.set_column(table.column_names.index(name), name, lists_from(np.where(models, 0, lengths), kept))
+    return table
 
 
 def _parts(models: np.ndarray, owners: np.ndarray, features: np.ndarray) -> Iterator[tuple[slice, slice]]:
@@ -364,11 +378,11 @@ class _FleetTerms:
         rows: The rows of a block that the models read.
     """
 
-    def __init__(self, fleet: Fleet) -> None:
-        self._table, column = fleet.table, array(fleet.table, "column")
-        self._owners = np.repeat(np.arange(len(fleet)), lengths_of(column))
+    def __init__(self, table: pa.Table) -> None:
+        self._table, column = table, array(table, "column")
+        self._owners = np.repeat(np.arange(table.num_rows), lengths_of(column))
         columns = column.flatten().dictionary_encode()
-        categories = array(fleet.table, "category").flatten().dictionary_encode()
+        categories = array(table, "category").flatten().dictionary_encode()
         self._is_category = categories.is_valid().to_numpy(zero_copy_only=False)
         # A code is above 0, which stands for a missing value, and a float32 holds it exactly.
         self._codes = pc.fill_null(categories.indices, 0).to_numpy(zero_copy_only=False) + 1.0

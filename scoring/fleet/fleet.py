@@ -22,8 +22,9 @@ _SHOWN_DIGITS = 12
 
 @dataclass(frozen=True)
 class Fleet:
-    """Models that are scored together: linear models, small networks and trees, each with the columns that it reads.
+    """Models that are scored together, each with the columns that it reads.
 
+    A fleet computes linear models, small networks and trees itself; the libraries of other models compute those.
     ``fleet_from_coefficients``, ``fleet_from_sklearn`` and the other ``fleet_from_`` functions make one. A model has a
     name, a group, terms (a column, a transform of its values, a coefficient), a link, and, for the outputs ``binary``
     and ``Rank``, a threshold and cut-points.
@@ -114,6 +115,11 @@ class Fleet:
     def has_trees(self) -> np.ndarray:
         """Bool ``[models]``: True for models that are sums of trees."""
         return lengths_of(array(self.table, "tree_roots")) > 0
+
+    @property
+    def is_packaged(self) -> np.ndarray:
+        """Bool ``[models]``: True for models that a backend of the scorer computes."""
+        return np.asarray(array(self.table, "package").is_valid().to_numpy(zero_copy_only=False))
 
     def shares(self, models: np.ndarray) -> np.ndarray:
         """Return float64 ``[models]``: the share that each has in the time that some models take together.

@@ -29,8 +29,8 @@ from mirrorspark.scoring.fleet.columns import (
 )
 from mirrorspark.storage.atomic_file import replaced
 
-FORMAT_VERSION, VERSION_OF_TREES = 1, 2
-"""A fleet without trees has the first, so that former versions of this library read it, too."""
+FORMAT_VERSION, VERSION_OF_TREES, VERSION_OF_PACKAGES = 1, 2, 3
+"""A fleet has the first of them that knows its models, so that former versions of this library read it, too."""
 
 LIST_FILE = "fleet.arrow"
 
@@ -76,6 +76,8 @@ def write_folder(table: pa.Table, digests: Sequence[str], folder: Path) -> int:
     rows = [(digest, *astuple(stored[digest])) for digest in digests]
     listed = pa.table([pa.array(values) for values in zip(*rows, strict=True)], names=_LIST_SCHEMA.names)
     version = VERSION_OF_TREES if lengths_of(array(table, "tree_roots")).any() else FORMAT_VERSION
+    if table["package"].null_count < table.num_rows:
+        version = VERSION_OF_PACKAGES
     _write(folder / LIST_FILE, listed.cast(_LIST_SCHEMA).replace_schema_metadata({_VERSION_KEY: str(version)}))
     needed = {*listed["file"].to_pylist(), *former["file"].to_pylist()}
     for file in folder.glob(_MODELS_FILES):
@@ -162,9 +164,9 @@ def _list_in(folder: Path) -> pa.Table:
     version = (listed.schema.metadata or {}).get(_VERSION_KEY, b"").decode()
     if not version:
         raise FleetError(f"{file} is no file of a fleet, but some other table; name another folder")
-    if version not in (str(FORMAT_VERSION), str(VERSION_OF_TREES)):
+    if version not in map(str, (FORMAT_VERSION, VERSION_OF_TREES, VERSION_OF_PACKAGES)):
         raise _ListError(
-            f"{file} has the format {version} of fleets, this library reads up to {VERSION_OF_TREES}; use the "
+            f"{file} has the format {version} of fleets, this library reads up to {VERSION_OF_PACKAGES}; use the "
             f"version of mirrorspark that wrote it, or save the fleet again"
         )
     return listed

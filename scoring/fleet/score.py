@@ -31,6 +31,7 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import check_task_seconds, find_source, refuse_own_input, save_mode_of
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.layout import Layout
+from mirrorspark.scoring.fleet.packages import check_trust
 from mirrorspark.scoring.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND, FleetScorer
 from mirrorspark.scoring.fleet.task import MODELS_KEY, FleetFilesTask, FleetRowsTask, FleetWriter
 from mirrorspark.scoring.input.parquet_scan import Reader, rows_of
@@ -143,6 +144,7 @@ def score_fleet(
     reader: Reader = "auto",
     task_seconds: float = DEFAULT_TASK_SECONDS,
     spark: SparkSession | None = None,
+    trust: bool = False,
 ) -> ScoredFleet:
     """Score rows with all models of a fleet in one pass, and write keys and outputs as Parquet.
 
@@ -163,9 +165,11 @@ def score_fleet(
         reader: Reader of a DataFrame of plain Parquet files: see :data:`scoring.input.parquet_scan.Reader`.
         task_seconds: Longest duration of a task, which is the work that a lost machine costs, at an assumed speed.
         spark: The session of files; by default the active one.
+        trust: Whether Python code may run that models of ``fleet_from_models`` bring, here and on the executors.
 
     Raises:
         FleetError: The folder holds no fleet.
+        UntrustedModelError: A model brings Python code, and ``trust`` is False.
         FileNotFoundError: There are no Parquet files.
         ParquetError: A file is not Parquet.
         ScoringError: A key is missing, the layout or an output is unknown, the result would have a column twice,
@@ -179,6 +183,7 @@ def score_fleet(
     check_task_seconds(task_seconds)
     save_mode, target = save_mode_of(mode), StoragePath.of(output)
     fleet = fleet if isinstance(fleet, Fleet) else Fleet.load(fleet)
+    check_trust(fleet, trust=trust)
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     outputs = (outputs,) if isinstance(outputs, str) else outputs
     planned = Layout.of(fleet, layout, outputs)

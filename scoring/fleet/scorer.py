@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, is_number, numeric_values, plain_column
 from mirrorspark.scoring.fleet.columns import array, lengths_of, some
-from mirrorspark.scoring.fleet.compiled import CompiledFleet, Input, LinearTile, NetworkStack, Terms
+from mirrorspark.scoring.fleet.compiled import CompiledFleet, Decisions, Input, LinearTile, NetworkStack, Terms
 from mirrorspark.scoring.fleet.counting import add_counts
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.forests import Forest
 from mirrorspark.scoring.fleet.kernels import STRIP, decide, score_linear, write_features
 from mirrorspark.scoring.fleet.layout import Layout, OutputArrays
+from mirrorspark.scoring.fleet.packages import packages_of
 from mirrorspark.scoring.fleet.tree_kernels import sum_trees
 
 ASSUMED_INFERENCES_PER_SECOND = 2_000_000
@@ -36,6 +37,8 @@ _TREE_ROWS = 1024
 # Of a term: its arrays, their copies while they are prepared, and its values in a strip of 64 rows. Of a weight: its
 # copies. Of a node: the arrays of the two kernels, and their copies.
 _TERM_BYTES, _WEIGHT_BYTES, _NODE_BYTES = 400, 8, 50
+# Of a package: its files are compressed, and libraries hold weights and graphs beside each other.
+_PACKAGE_TIMES = 4
 
 
 class FleetScorer:
@@ -59,6 +62,7 @@ class FleetScorer:
         self.seconds = np.zeros(len(fleet))
         kinds = (self._compiled.tiles, self._compiled.stacks, self._compiled.forests)
         together: Sequence[Sequence[LinearTile | NetworkStack | Forest]] = kinds
+        self._packaged = tuple(zip(self._compiled.packaged, packages_of(fleet), strict=True))
         self._shares = [[fleet.shares(part.decisions.models) for part in parts] for parts in together]
 
     def check(self, schema: pa.Schema) -> None:
@@ -79,6 +83,9 @@ class FleetScorer:
         for needed in self._compiled.inputs:
             reader = partial(self._reader, needed.column)
             check_type(needed.column, needed.categories, schema.field(needed.column).type, reader)
+
+        for _, packaged in self._packaged:
+            packaged.check(schema)
 
     def _reader(self, column: str) -> str:
         return f"model '{self._fleet.readers([column])[column]}'"
@@ -119,14 +126,18 @@ class FleetScorer:
             self.seconds[tile.decisions.models] += (begin - since) * shares
         for stack, shares in zip(self._compiled.stacks, of_stacks, strict=True):
             for first, start, predictors in _predictors(stack, block):
-                nulls += _decide(stack, first, start, predictors, self.layout.places, where)
+                nulls += _decide(stack.decisions, first, start, predictors, self.layout.places, where)
             begin, since = time.perf_counter(), begin
             self.seconds[stack.decisions.models] += (begin - since) * shares
         for forest, shares in zip(self._compiled.forests, of_forests, strict=True):
             for start, predictors in _sums_of_trees(forest, block):
-                nulls += _decide(forest, 0, start, predictors, self.layout.places, where)
+                nulls += _decide(forest.decisions, 0, start, predictors, self.layout.places, where)
             begin, since = time.perf_counter(), begin
             self.seconds[forest.decisions.models] += (begin - since) * shares
+        for decisions, packaged in self._packaged:
+            nulls += _decide(decisions, 0, 0, packaged.scores(rows), self.layout.places, where)
+            begin, since = time.perf_counter(), begin
+            self.seconds[decisions.models] += begin - since
         return replace(found, nulls=nulls)
 
 
@@ -139,7 +150,8 @@ def bytes_of_models(fleet: Fleet) -> np.ndarray:
     terms, weights, nodes = (lengths_of(array(fleet.table, of)) for of in ("column", "weights", "node_features"))
     layers = array(fleet.table, "layer_sizes").to_pylist()
     widest = [max((before + after for before, after in pairwise(sizes)), default=0) for sizes in layers]
-    found = _TERM_BYTES * terms + _WEIGHT_BYTES * weights + _NODE_BYTES * nodes
+    packages = pc.fill_null(pc.binary_length(array(fleet.table, "package")), 0).to_numpy()
+    found = _TERM_BYTES * terms + _WEIGHT_BYTES * weights + _NODE_BYTES * nodes + _PACKAGE_TIMES * packages
     return np.asarray(found + 4 * _NETWORK_ROWS * np.array(widest, np.int64))
 
 
@@ -301,7 +313,7 @@ def _features(terms: Terms, block: np.ndarray, start: int, rows: int) -> np.ndar
 
 
 def _decide(
-    stack: NetworkStack | Forest,
+    decisions: Decisions,
     first: int,
     start: int,
     predictors: np.ndarray,
@@ -309,7 +321,6 @@ def _decide(
     where: tuple[Any, ...],
 ) -> int:
     """Write the outputs of the models from ``first`` on for the rows from ``start`` on."""
-    decisions = stack.decisions
     own = slice(first, first + len(predictors))
     return int(
         decide(

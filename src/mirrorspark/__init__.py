@@ -130,6 +130,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.fleet.imports.keras import fleet_from_keras as fleet_from_keras
     from mirrorspark.scoring.fleet.imports.lightgbm import fleet_from_lightgbm as fleet_from_lightgbm
     from mirrorspark.scoring.fleet.imports.onnx import fleet_from_onnx as fleet_from_onnx
+    from mirrorspark.scoring.fleet.imports.packaged import fleet_from_models as fleet_from_models
     from mirrorspark.scoring.fleet.imports.pmml import fleet_from_pmml as fleet_from_pmml
     from mirrorspark.scoring.fleet.imports.scikit_learn import fleet_from_sklearn as fleet_from_sklearn
     from mirrorspark.scoring.fleet.imports.xgboost import fleet_from_xgboost as fleet_from_xgboost
@@ -270,6 +271,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.fleet.imports.keras": ("fleet_from_keras",),
         "scoring.fleet.imports.lightgbm": ("fleet_from_lightgbm",),
         "scoring.fleet.imports.onnx": ("fleet_from_onnx",),
+        "scoring.fleet.imports.packaged": ("fleet_from_models",),
         "scoring.fleet.imports.pmml": ("fleet_from_pmml",),
         "scoring.fleet.imports.scikit_learn": ("fleet_from_sklearn",),
         "scoring.fleet.imports.xgboost": ("fleet_from_xgboost",),

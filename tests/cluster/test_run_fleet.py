@@ -11,17 +11,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from mlflow.models import infer_signature
 
 from mirrorspark.callbacks.mlflow.store import store_client
 from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.scoring.fleet.imports.packaged import fleet_from_models
 from mirrorspark.scoring.fleet.runs import command, microbatch, tables
 from mirrorspark.scoring.fleet.runs import run as run_module
 from mirrorspark.scoring.fleet.runs.claims import Claims
@@ -34,7 +37,10 @@ from mirrorspark.scoring.fleet.runs.progress import Progress
 from mirrorspark.scoring.fleet.runs.report.call import fleet_report
 from mirrorspark.scoring.fleet.runs.run import FleetRun, FleetRunError, resume_fleet, run_fleet
 from mirrorspark.scoring.fleet.score import score_fleet
+from mirrorspark.scoring.model.consent import UntrustedModelError
+from mirrorspark.scoring.package import package_model
 from mirrorspark.storage.paths import StoragePath
+from tests.unit.scoring.other_models import NAMES, logistic, save_logistic_onnx
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -383,6 +389,57 @@ def test_a_model_that_raises_an_error_in_a_task_has_null_outputs_in_that_microba
     with pytest.raises(FleetRunError, match=r"1 of the 12 models of .* \('m5'\), and failure_budget allows 5.0%"):
         begin(tmp_path / "other", failure_budget=0.05)
     assert len(digests(tmp_path / "other")) > 0
+
+
+RAISES_IN_SOME_ROWS = """
+class Model:
+    def predict(self, rows):
+        if (rows["c0"] > 3.0).any():
+            raise ArithmeticError("c0 is above what I was made for")
+        return rows["c0"].to_numpy() * 2
+
+def _load_pyfunc(path):
+    return Model()
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*An input example was not provided:UserWarning")
+def test_models_of_other_libraries_are_scored_in_the_same_pass_and_fail_alone(
+    begin: Begin, fleet: Fleet, files: Path, tmp_path: Path
+) -> None:
+    """M8, M17, S12: a model of ONNX, and one of Python code that raises an error for some rows."""
+    (tmp_path / "raising_model.py").write_text(RAISES_IN_SOME_ROWS)
+    raising = tmp_path / "raising"
+    mlflow.pyfunc.save_model(
+        str(raising),
+        loader_module="raising_model",
+        code_paths=[str(tmp_path / "raising_model.py")],
+        signature=infer_signature(pd.DataFrame({"c0": [0.5]}), np.array([1.0])),
+        pip_requirements=[],
+    )
+    onnx = package_model(save_logistic_onnx(tmp_path / "m.onnx"), tmp_path / "box", columns=["c0", "c1", "c2"])
+    packages = fleet_from_models({"onnx": onnx, "raising": raising}, group="spring")
+    both = fleet.select(["m0", "m8"]).with_models(packages)
+    given: dict[str, Any] = {"fleet": both, "layout": "packed"}
+    with pytest.raises(UntrustedModelError, match="'raising' of the fleet brings Python code"):
+        begin(tmp_path / "refused", **given)
+    assert not (tmp_path / "refused").exists()
+    run = begin(tmp_path / "scores", trust=True, failure_budget=0.5, **given)
+    assert run.failed_models == ("raising",)
+    errors = rows_of(tables.ERRORS, run.run, tmp_path / "scores")
+    assert {(one["model"], one["stage"], one["error"]) for one in errors} == {("raising", "score", "ArithmeticError")}
+    read = pq.read_table(files, partitioning=None).to_pandas().set_index("key")
+    found = pq.read_table(tmp_path / "scores", partitioning=None).to_pandas()
+    spring = pd.DataFrame(found[found["score"].map(len) == 3].set_index("key")["score"].to_dict()).T
+    rows = read.loc[spring.index]
+    boxes = pa.table({name: rows[column].to_numpy() for name, column in zip(NAMES, ["c0", "c1", "c2"], strict=True)})
+    np.testing.assert_allclose(spring[0], rows["c0"], rtol=1e-6)
+    np.testing.assert_allclose(spring[1], logistic(boxes), atol=1e-6)
+    # The shares of 400 rows in which one is above it have no scores of this model; the others have.
+    is_above = (read["c0"] > 3.0).groupby(np.arange(ROWS) // 400).transform("any").loc[spring.index]
+    assert is_above.nunique() == 2
+    assert (spring[2].isna() == is_above).all()
+    np.testing.assert_allclose(spring[2][~is_above], 2 * rows["c0"][~is_above], rtol=1e-6)
 
 
 def test_models_that_fail_in_another_driver_count_for_the_result_and_the_budget(

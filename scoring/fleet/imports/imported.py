@@ -15,6 +15,7 @@ from mirrorspark.scoring.fleet.columns import (
     FLEET_SCHEMA,
     LEAF,
     MODEL_FIELDS,
+    PACKAGE_FIELDS,
     TERM_FIELDS,
     TREE_FIELDS,
     FleetError,
@@ -32,13 +33,14 @@ _TINY = 1e-30  # LightGBM takes numbers up to 1e-35 for 0
 
 @dataclass(frozen=True)
 class Imported:
-    """One imported model; a network if it has layers, a sum of trees if it has trees, else a linear model.
+    """One imported model: of a package, layers or trees if it has them, else a linear model.
 
     Attributes:
-        coefficients: float64 ``[columns]``; of a network or of trees all are 1.
+        coefficients: float64 ``[columns]``; 1 but for linear models.
         layers: Matrix ``[inputs, outputs]`` and bias of each layer.
         activations: Of the hidden layers.
         trees: The trees, whose features are the positions of the columns.
+        package: The files of a model that a backend of the scorer computes, and the name of its output.
         transforms: By field of :data:`scoring.fleet.columns.TERM_FIELDS`, a value or None for each column.
     """
 
@@ -50,6 +52,7 @@ class Imported:
     activations: Sequence[str] = field(default_factory=tuple)
     trees: TreeNodes | None = None
     transforms: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    package: tuple[bytes | None, str | None] = (None, None)
 
     @classmethod
     def of_trees(cls, link: str, columns: Sequence[str], trees: TreeNodes, intercept: float = 0.0) -> "Imported":
@@ -163,6 +166,8 @@ def fleet_of(
     trees = [{} if model.trees is None else model.trees.lists() for model in every]
     for field_ in TREE_FIELDS:
         values[field_.name] = pa.array([lists.get(field_.name, []) for lists in trees], field_.type)
+    for place, field_ in enumerate(PACKAGE_FIELDS):
+        values[field_.name] = pa.array([model.package[place] for model in every], field_.type)
     return Fleet.of(pa.Table.from_arrays([values[name] for name in FLEET_SCHEMA.names], schema=FLEET_SCHEMA))
 
 
@@ -195,7 +200,7 @@ def check_trees(fleet: Fleet, predict: Mapping[str, Callable[[pd.DataFrame], Any
         if not np.allclose(ours.by_output["score"][:, 0], theirs, rtol=_TREE_TOLERANCE, atol=_TREE_TOLERANCE):
             raise FleetError(
                 f"model '{name}' predicts something else than the sum of its trees with the link "
-                f"{fleet.table['link'][place]}; score it on its own with score_files"
+                f"{fleet.table['link'][place]}; package it with package_model, and give it to fleet_from_models"
             )
     return fleet
 

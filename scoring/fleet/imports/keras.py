@@ -65,7 +65,7 @@ def _of_keras(name: str, model: Any, columns: Sequence[str]) -> Imported:
         else:
             raise FleetError(
                 f"model '{name}' has the layer '{layer.name}' ({kind}); a fleet takes Dense, Activation, Dropout and a "
-                f"Normalization before them; score it on its own with score_files"
+                f"Normalization before them; package it with package_model, and give it to fleet_from_models"
             )
     if not layers or layers[0][0].shape[0] != len(columns) or layers[-1][0].shape[1] != 1:
         shapes = [matrix.shape for matrix, _ in layers]

@@ -160,8 +160,8 @@ def _computed(
     if value.trees is None and not more and (scaled := _scaled(kind, options, value, others, is_first)) is not None:
         return scaled
     raise FleetError(
-        f"model '{name}' has the operator {kind}, or has it where a fleet does not read it; score it on its own with "
-        f"score_files"
+        f"model '{name}' has the operator {kind}, or has it where a fleet does not read it; package it with "
+        f"package_model, and give it to fleet_from_models"
     )
 
 

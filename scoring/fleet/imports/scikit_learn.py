@@ -78,7 +78,8 @@ def _of_sklearn(name: str, model: Any, columns: Sequence[str] | None) -> Importe
     if coefficients is None:
         raise FleetError(
             f"model '{name}', a {type(last).__name__}, has no coefficients and no trees that a fleet knows; give "
-            f"fitted linear models, MLPs, trees, forests or gradient boosting"
+            f"fitted linear models, MLPs, trees, forests or gradient boosting, or log it with MLflow for "
+            f"fleet_from_models"
         )
     coefficients = np.array(coefficients, np.float64)
     if coefficients.size != coefficients.shape[-1]:

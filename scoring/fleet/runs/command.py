@@ -140,7 +140,7 @@ def _watch(options: argparse.Namespace) -> None:
 
 
 def _shared(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("ledger", "fail_fast", "at_once", "lease_seconds")
+    names = ("ledger", "fail_fast", "at_once", "lease_seconds", "trust")
     return {name: getattr(options, name) for name in names}
 
 
@@ -214,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--lease-seconds", type=float, default=DEFAULT_LEASE_SECONDS, help="when a silent driver is taken for gone")
         add("--master", help="Spark master; by default from spark-submit or the environment")
         add("--verbose", action="store_true", help="show the log of Spark")
+        add("--trust", action="store_true", help="Python code that models bring may run")
     return parser
 
 

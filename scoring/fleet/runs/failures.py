@@ -16,8 +16,10 @@ from mirrorspark.scoring.fleet.coefficients import table_of_coefficients
 from mirrorspark.scoring.fleet.columns import FLEET_SCHEMA, FleetError, array, digests_of, lengths_of
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.folder import LIST_FILE
+from mirrorspark.scoring.fleet.packages import packages_of
 from mirrorspark.scoring.fleet.registry import is_registered
 from mirrorspark.scoring.fleet.scorer import bytes_of_models, check_type
+from mirrorspark.scoring.model.directory import ModelDirectoryError
 from mirrorspark.storage.credentials import without_credentials
 
 NOT_OF_A_MODEL = (OSError, FleetError)
@@ -214,7 +216,7 @@ def _bad_models(table: pa.Table, known: Collection[str]) -> list[ModelFailure]:
 
 
 def _unreadable(fleet: Fleet, columns: pa.Schema) -> dict[str, str]:
-    """Return the models that read a column that is missing or of another type, and which one."""
+    """Return the models that read a column that is missing or of another type, and which one, or cannot be opened."""
     lists, types = array(fleet.table, "column"), {field.name: field.type for field in columns}
     owners = np.repeat(np.arange(len(fleet)), lengths_of(lists))
     names = lists.flatten().dictionary_encode()
@@ -223,10 +225,18 @@ def _unreadable(fleet: Fleet, columns: pa.Schema) -> dict[str, str]:
     pairs = names.indices.to_numpy(zero_copy_only=False).astype(np.int64) * (len(categories.dictionary) + 1) + codes
     _, first, of_terms = np.unique(pairs, return_index=True, return_inverse=True)
     found: dict[str, str] = {}
+    # Their libraries say which types they take.
+    packaged = {model.name: model for model in packages_of(fleet)}
     for pair, place in enumerate(first.tolist()):
         if problem := _problem(names[place].as_py(), categories[place].as_py(), types):
             for owner in np.unique(owners[of_terms == pair]).tolist():
-                found.setdefault(fleet.names[owner], problem)
+                if fleet.names[owner] not in packaged:
+                    found.setdefault(fleet.names[owner], problem)
+    for name, model in packaged.items():
+        try:
+            model.check(columns)
+        except (ColumnError, ModelDirectoryError) as error:
+            found[name] = str(error)
     return found
 
 

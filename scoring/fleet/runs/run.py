@@ -22,6 +22,7 @@ from mirrorspark.scoring.files import find_source, refuse_own_input
 from mirrorspark.scoring.fleet.columns import some
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.layout import Layout
+from mirrorspark.scoring.fleet.packages import check_trust
 from mirrorspark.scoring.fleet.runs import tables
 from mirrorspark.scoring.fleet.runs.claims import LIMITS, Claims
 from mirrorspark.scoring.fleet.runs.decisions import budget_reached, hopeless, microbatches_left
@@ -108,6 +109,7 @@ def run_fleet(
     at_once: int = DEFAULT_AT_ONCE,
     lease_seconds: float = DEFAULT_LEASE_SECONDS,
     begin_only: bool = False,
+    trust: bool = False,
 ) -> FleetRun:
     """Score Parquet files with a fleet in microbatches, each of which is published, recorded and repeated on its own.
 
@@ -137,8 +139,10 @@ def run_fleet(
         at_once: Microbatches that are scored at a time.
         lease_seconds: After so long without a sign of life of a driver, another one takes over its microbatches.
         begin_only: Score nothing; the microbatches are left to drivers that resume the run.
+        trust: As for ``score_fleet``.
 
     Raises:
+        UntrustedModelError: A model brings Python code, and ``trust`` is False.
         FleetError: Two models have one name, there is none, or there is no such group.
         LedgerError: The ledger cannot be used.
         ScoringError: The output has data or a run, a key is missing, the input is no plain Parquet of one schema, or
@@ -161,6 +165,7 @@ def run_fleet(
     locations = _locations(paths)
     files = _files(locations, target)
     checked = checked.against(files.schema).within(model_bytes)
+    check_trust(checked.fleet, trust=trust)
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     table = Layout.of(checked.fleet, layout, (outputs,) if isinstance(outputs, str) else outputs)
     check_result(table, files.schema, keys)
@@ -199,6 +204,7 @@ def resume_fleet(
     at_once: int = DEFAULT_AT_ONCE,
     lease_seconds: float = DEFAULT_LEASE_SECONDS,
     microbatches: Sequence[int] | None = None,
+    trust: bool = False,
 ) -> FleetRun:
     """Score the microbatches that a run of :func:`run_fleet` lacks; the result has the bytes of an undisturbed run.
 
@@ -215,8 +221,10 @@ def resume_fleet(
         at_once: Microbatches that are scored at a time.
         lease_seconds: When a driver is taken for gone.
         microbatches: Numbers of those to score; the others are left to other drivers. By default all that are missing.
+        trust: As for ``score_fleet``.
 
     Raises:
+        UntrustedModelError: A model brings Python code, and ``trust`` is False.
         FileNotFoundError: ``output`` has no run, or files of the input are gone.
         LedgerError: The ledger cannot be used, or is not named.
         ScoringError: Models of ``fleet`` or files of the input have changed since the run began, or there is no such
@@ -236,6 +244,7 @@ def resume_fleet(
         plan.check_fleet(CheckedFleet.of(fleet))
     files = plan.input_of(_files(plan.locations, target))
     own = kept_fleet(plan, target)
+    check_trust(own, trust=trust)
     with opened_ledger(ledger, target, plan) as book:
         return _drive(spark, plan, target, book, files, own, settings, microbatches)
 

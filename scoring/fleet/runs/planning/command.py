@@ -41,6 +41,7 @@ def add_parser(commands: Any) -> None:
     add("--seconds", type=float, default=DEFAULT_PROBE_SECONDS, help="duration of the sample")
     add("--master", help="Spark master; by default from spark-submit or the environment")
     add("--verbose", action="store_true", help="show the log of Spark")
+    add("--trust", action="store_true", help="Python code that models bring may run")
     add("--json", action="store_true", help="print the plan as JSON")
 
 
@@ -150,7 +151,7 @@ def _plan(options: argparse.Namespace) -> int:
             outputs=names(options.outputs),
             groups=names(options.groups),
             **{name: getattr(options, name) for name in ("hours", "cores", "layout", "rows", "models", "prefixes")},
-            **{name: getattr(options, name) for name in ("models_per_microbatch", "scratch", "seconds")},
+            **{name: getattr(options, name) for name in ("models_per_microbatch", "scratch", "seconds", "trust")},
         )
         problems = problems_of(spark, plan.at_once, plan.rates.worker_bytes)
         heap = spark.conf.get("spark.executor.memory", None) or DEFAULT_HEAP

@@ -27,6 +27,7 @@ from mirrorspark.scoring.fleet.columns import array
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.kernels import STRIP
 from mirrorspark.scoring.fleet.layout import Layout
+from mirrorspark.scoring.fleet.packages import check_trust
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet
 from mirrorspark.scoring.fleet.runs.plan import DEFAULT_MODELS, Step, plan_steps
 from mirrorspark.scoring.fleet.runs.planning.capacity import (
@@ -74,6 +75,7 @@ def plan_fleet(
     prefixes: int = 1,
     scratch: Location | None = None,
     seconds: float = DEFAULT_PROBE_SECONDS,
+    trust: bool = False,
 ) -> FleetPlan:
     """Plan a run of :func:`run_fleet`: the cores for some hours, or the hours on some cores.
 
@@ -97,8 +99,10 @@ def plan_fleet(
         prefixes: As for :func:`run_fleet`.
         scratch: A folder that all executors can write to; by default a temporary one, which a local session can.
         seconds: Duration of the sample, about; two shorter ones come first, and the run over a few rows last.
+        trust: As for ``score_fleet``.
 
     Raises:
+        UntrustedModelError: A model brings Python code, and ``trust`` is False.
         ScoringError: Neither or both of ``hours`` and ``cores`` are given, a number is not above 0, there are no rows,
             a model raises an error, no number of cores is enough, or for a reason of :func:`run_fleet`.
         FleetError: As for :func:`run_fleet`.
@@ -120,6 +124,7 @@ def plan_fleet(
     files = ParquetFiles.of(source)
     opened = time.perf_counter() - begin
     checked = CheckedFleet.of(fleet).against(files.schema)
+    check_trust(checked.fleet, trust=trust)
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     table = Layout.of(checked.fleet, layout, (outputs,) if isinstance(outputs, str) else outputs)
     check_result(table, files.schema, keys)
