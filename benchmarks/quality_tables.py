@@ -145,7 +145,7 @@ def read_flights() -> Read:
             blocks = list(dataset.blocks(split))
             inputs = {name: np.concatenate([block.features[name] for block in blocks]) for name in blocks[0].features}
             rows[split] = Rows(inputs, np.concatenate([np.asarray(block.label) for block in blocks]))
-        trees = fitted_baseline(dataset, 1, "binary")
+        trees = fitted_baseline("hist_gradient_boosting", dataset, 1, "binary")
         boosting = {
             split: binary_metrics(rows[split].labels, baseline_scores(trees, dataset, split)) for split in SPLITS[1:]
         }

@@ -37,7 +37,7 @@ from mirrorspark.training.settings import (
     check_registry_name,
     check_values,
 )
-from mirrorspark.training.tasks import RANKING, RATING_ERROR, TASKS
+from mirrorspark.training.tasks import BOOSTED_BASELINES, RANKING, RATING_ERROR, TASKS
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.convert import ConversionOptions
@@ -103,6 +103,13 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         if self.task != "retrieval" or self.baseline == "none":
             return ()
         return tuple(map(Recommender.parse, self.baseline if isinstance(self.baseline, list) else [self.baseline]))
+
+    @property
+    def row_baselines(self) -> tuple[str, ...]:
+        """The baselines of a model that scores rows."""
+        if self.task in ("retrieval", "multi_label") or self.baseline == "none":
+            return ()
+        return tuple(self.baseline) if isinstance(self.baseline, list) else (self.baseline,)
 
     def _check_run_date(self) -> None:
         given: Any = self.run_date
@@ -186,9 +193,11 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         )
         sparse = [feature.name for feature in spec if feature.form == "sparse"]
         wide = [feature.name for feature in spec if feature.form in WIDE_FORMS]
+        boosted = [name for name in self.row_baselines if name in BOOSTED_BASELINES]
         require(
-            not (wide and self.baseline == "hist_gradient_boosting"),
-            f"baseline hist_gradient_boosting takes no sparse features or vectors, and {wide} are; use --baseline none",
+            not (wide and boosted),
+            f"baseline {', '.join(boosted)} takes no sparse features or vectors, and {wide} are; use the baseline "
+            f"{TASKS[self.task].baselines[-1]} or none",
         )
         require(not (sparse and self.xla), f"xla compiles no sparse features, and {sparse} are; leave it out")
         reads_items = getattr(catalog.architecture(self.model["name"]), "READS_ITEMS", False)

@@ -3,12 +3,13 @@
 Each raises ``ConfigError`` with the setting, its value and the remedy.
 """
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from mirrorspark.callbacks.checkpoints.commit import Mode
 from mirrorspark.models import own_model
 from mirrorspark.training.settings import ConfigError
-from mirrorspark.training.tasks import RANKING, TASKS
+from mirrorspark.training.tasks import PACKAGED_BASELINES, RANKING, TASKS
 
 if TYPE_CHECKING:
     from mirrorspark.training.config import TrainingConfig
@@ -118,14 +119,23 @@ def check_strategy(config: "TrainingConfig") -> None:
 
 
 def check_baseline(config: "TrainingConfig") -> None:
-    """Check that the baseline fits the task."""
-    known, or_several = TASKS[config.task].baselines, ", a list of them" if config.task == "retrieval" else ""
+    """Check that the baseline fits the task, and that its package is installed."""
+    known, given = TASKS[config.task].baselines, config.baseline
+    may_be_list = config.task != "multi_label"
     require(
-        config.baseline in ("none", *known) or (bool(or_several) and isinstance(config.baseline, list)),
-        f"baseline '{config.baseline}' does not fit a {config.task} model; use {', '.join(known)}{or_several} or none",
+        given in ("none", *known) or (may_be_list and isinstance(given, list)),
+        f"baseline '{given}' does not fit a {config.task} model; use {', '.join(known)}"
+        f"{', a list of them' if may_be_list else ''} or none",
     )
-    labels = [asked.label for asked in config.recommenders]
-    require(len(set(labels)) == len(labels), f"baseline lists one twice: {labels}; leave out the repetition")
+    for name in config.row_baselines:
+        require(name in known, f"baseline {name!r} does not fit a {config.task} model; list {', '.join(known)}")
+        require(
+            name not in PACKAGED_BASELINES or find_spec(name) is not None,
+            f"baseline '{name}' needs the package {name}, which is not installed; run: pip install "
+            f"'mirrorspark[backends]'",
+        )
+    names = [asked.label for asked in config.recommenders] or list(config.row_baselines)
+    require(len(set(names)) == len(names), f"baseline lists one twice: {names}; leave out the repetition")
 
 
 def check_register(config: "TrainingConfig") -> None:
@@ -133,7 +143,7 @@ def check_register(config: "TrainingConfig") -> None:
     if config.register == "model":
         return
     require(
-        config.baseline == "hist_gradient_boosting",
+        "hist_gradient_boosting" in config.row_baselines,
         f"register better needs a baseline that can be registered, and '{config.baseline}' cannot; use the baseline "
         f"hist_gradient_boosting, or register model",
     )

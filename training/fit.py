@@ -245,15 +245,19 @@ def default_batch_size(rows: int, parts: int = 1) -> int:
     return -(-about // parts) * parts
 
 
-def default_baseline(spec: FeatureSpec) -> Literal["none", "hist_gradient_boosting", "popularity"]:
-    """Return the baseline of the label's kind; none where gradient boosting would have to read sparse columns.
+def default_baseline(
+    spec: FeatureSpec,
+) -> Literal["hist_gradient_boosting", "logistic_regression", "ridge", "popularity"]:
+    """Return the baseline of the label's kind.
 
-    It is gradient boosting for the kinds ``binary``, ``multi_class`` and ``number``, unless a feature is sparse or a
-    vector, and popularity for ``multi_label`` and ``candidate``.
+    It is popularity for ``multi_label`` and ``candidate``. For ``binary``, ``multi_class`` and ``number`` it is
+    gradient boosting, or where a feature is sparse or a vector, which that does not take, logistic or ridge regression.
     """
     if spec.label.kind not in _TABLES:
         return "popularity"
-    return "none" if any(feature.form in WIDE_FORMS for feature in spec) else "hist_gradient_boosting"
+    if not any(feature.form in WIDE_FORMS for feature in spec):
+        return "hist_gradient_boosting"
+    return "ridge" if spec.label.kind == "number" else "logistic_regression"
 
 
 def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:

@@ -20,7 +20,8 @@ from mirrorspark.models.settings import Schedule
 from mirrorspark.training.protocol.elastic import BatchRule
 from mirrorspark.training.protocol.limits import Budgets, Limits
 
-Baseline = Literal["none", "hist_gradient_boosting", "popularity", "item_knn", "bspm", "ease", "als"]
+RowBaseline = Literal["hist_gradient_boosting", "xgboost", "lightgbm", "logistic_regression", "ridge"]
+Baseline = Literal["none", RowBaseline, "popularity", "item_knn", "bspm", "ease", "als"]
 Registered = Literal["model", "better"]
 Optimizer = Literal["adam", "adamw", "adagrad", "lazy_adam", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
@@ -60,9 +61,7 @@ class ResultSettings:
     mlflow_run: Annotated[
         MLflowRun, doc("Run to log to within mlflow.start_run(): the active one, a child of it, or a new one")
     ] = "active"
-    baseline: Annotated[
-        Baseline | list[Any], doc("Baseline to compare the model with; of a retrieval model also a list of them")
-    ] = "none"
+    baseline: Annotated[Baseline | list[Any], doc("Baseline to compare the model with, or a list of them")] = "none"
     register: Annotated[Registered, doc("Register this model, or the better of it and --baseline")] = "model"
     calibration: Annotated[CalibrationKind, doc("Map of a classifier's probabilities, fitted on validation rows")] = (
         "none"

@@ -30,13 +30,23 @@ class Task:
     baselines: tuple[str, ...]
 
 
+PACKAGED_BASELINES = ("xgboost", "lightgbm")
+"""Those that are a package of that name, which may be missing."""
+
+BOOSTED_BASELINES = ("hist_gradient_boosting", *PACKAGED_BASELINES)
+"""Those that are gradient boosting, and take no sparse features and vectors."""
+
+LINEAR_BASELINES = ("logistic_regression", "ridge")
+
+_CLASSIFIERS = (*BOOSTED_BASELINES, "logistic_regression")
+
 TASKS: Mapping[str, Task] = {
-    "binary": Task("binary", {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"}, ("hist_gradient_boosting",)),
+    "binary": Task("binary", {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"}, _CLASSIFIERS),
     "multi_label": Task("multi_label", {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"}, ("popularity",)),
-    "multi_class": Task(
-        "multi_class", {"val_log_loss": "min", "val_accuracy": "max", "val_loss": "min"}, ("hist_gradient_boosting",)
+    "multi_class": Task("multi_class", {"val_log_loss": "min", "val_accuracy": "max", "val_loss": "min"}, _CLASSIFIERS),
+    "regression": Task(
+        "number", {"val_rmse": "min", "val_mae": "min", "val_loss": "min"}, (*BOOSTED_BASELINES, "ridge")
     ),
-    "regression": Task("number", {"val_rmse": "min", "val_mae": "min", "val_loss": "min"}, ("hist_gradient_boosting",)),
     # Lists of any other length, too.
     "retrieval": Task(
         "candidate",

@@ -48,6 +48,7 @@ def rides() -> pd.DataFrame:
 def fitted(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> ms.FitResult:
     output = str(tmp_path_factory.mktemp("fit"))
     settings = {"epochs": 3, "learning_rate": 0.02, "calibration": "isotonic"}
+    settings |= {"baseline": ["hist_gradient_boosting", "logistic_regression"]}
     return ms.fit(rides(), label="late", output=output, spark=spark, **settings)
 
 
@@ -55,12 +56,14 @@ def test_a_pandas_table_becomes_a_registered_model_that_is_compared_and_reported
     assert fitted.spec.keys == ("row_number",)
     assert {feature.name: feature.kind for feature in fitted.spec} == {"town": "categorical", "kilometres": "numeric"}
     assert fitted.metrics["test"]["auc"] > 0.8
-    assert list(fitted.table.columns) == ["validation", "test", "hist_gradient_boosting"]
+    assert list(fitted.table.columns) == ["validation", "test", "hist_gradient_boosting", "logistic_regression"]
     page = fitted.report.read_text(encoding="utf-8")
     client = MlflowClient(fitted.trained.tracking_uri)
     run = client.get_run(fitted.trained.run_id)
     assert run.info.status == "FINISHED"
     assert "late 1" in page
+    assert "logistic regression" in page
+    assert {"baseline_auc", "logistic_regression_auc", "difference_logistic_regression_auc"} <= set(run.data.metrics)
     # Of the export's own process, by the model that it has just restored.
     assert "What the predictions depend on" in page
     explanation = fitted.trained.explanation
@@ -134,7 +137,9 @@ def test_the_better_of_network_and_gradient_boosting_is_registered_and_scores_as
     version = MlflowClient(trained.tracking_uri).get_model_version("late-better", exported.model_version)
     assert version.tags["architecture"] == "hist_gradient_boosting"
 
-    baseline = baseline_scores(fitted_baseline(dataset, config.seed, "binary"), dataset, "test")
+    baseline = baseline_scores(
+        fitted_baseline("hist_gradient_boosting", dataset, config.seed, "binary"), dataset, "test"
+    )
     kept = pq.read_table(tmp_path / "predictions" / "test.parquet")
     np.testing.assert_allclose(kept["score"].to_numpy(), baseline, rtol=1e-6)
     table = fitted.rows.sparkSession.createDataFrame(rides().assign(row_number=range(ROWS)))

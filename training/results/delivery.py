@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.storage.atomic_file import replaced, write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.config import RunConfig, TrainingConfig
+from mirrorspark.training.executor.child_process import Tell
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import SUMMARY_FILE
@@ -331,35 +332,41 @@ def _judge(
     best: CommittedCheckpoint,
     attempts: tuple[Attempt, ...],
     choice: Choice | None,
-    tell: Callable[[str, int, int], None],
+    tell: Tell,
 ) -> Verdict:
     config, dataset = job.config, job.dataset
     steps = dataset.steps("train", config.global_batch_size)
     history = [job.epochs[epoch]["logs"] for epoch in sorted(job.epochs)]
     curves = curves_of(history, best.epoch, tuple(attempt.resumed_from / steps for attempt in attempts[1:]))
     if config.task == "retrieval":
-        rivals = _recommended(job, tell)
-        return judge_retrieval(dataset, predictions, rivals, config.top_k, curves)
+        return judge_retrieval(dataset, predictions, _recommended(job, tell), config.top_k, curves)
     if config.task == "multi_label":
         return judge_multi_label(dataset, predictions, str(config.baseline), curves)
-    rival = _rival(job, choice, tell)
+    rivals = _rivals(job, choice, tell)
     if config.task == "multi_class":
-        return judge_multi_class(predictions, rival, config.seed, curves, dataset.features.class_names)
+        return judge_multi_class(predictions, rivals, config.seed, curves, dataset.features.class_names)
     judge = {"binary": judge_binary, "regression": judge_regression}[config.task]
-    return judge(predictions, rival, config.seed, curves)
+    return judge(predictions, rivals, config.seed, curves)
 
 
-def _rival(job: TrainingJob, choice: Choice | None, tell: Callable[[str, int, int], None]) -> Rival | None:
-    """Return what the model is compared with: the one that was not registered, or gradient boosting, fitted here."""
+def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[Rival]:
+    """Return what the model is compared with: the one that was not registered, and the baselines, fitted here."""
+    config, dataset, rivals = job.config, job.dataset, []
     if choice is not None:
-        return Rival(choice.other, read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet"))
-    if job.config.baseline != BASELINE:
-        return None
-    fitted = fitted_baseline(job.dataset, job.config.seed, job.config.task, tell)
-    return Rival(BASELINE, baseline_scores(fitted, job.dataset, "test"))
+        rivals.append(Rival(choice.other, read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")))
+    names = [name for name in config.row_baselines if choice is None or name != BASELINE]
+    for place, name in enumerate(names):
+        which = "" if len(names) == 1 else f"{name} ({place + 1} of {len(names)}): "
+
+        def told(doing: str, done: int = 0, total: int = 0, /, *, which: str = which) -> None:
+            tell(f"{which}{doing}", done, total)
+
+        fitted = fitted_baseline(name, dataset, config.seed, config.task, told)
+        rivals.append(Rival(name, baseline_scores(fitted, dataset, "test")))
+    return rivals
 
 
-def _recommended(job: TrainingJob, tell: Callable[[str, int, int], None]) -> dict[str, np.ndarray]:
+def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
     """Return the lists of each baseline of a retrieval model for the test rows, by its label."""
     if not job.config.recommenders:
         return {}

@@ -344,7 +344,7 @@ def _better(
         return plan.model, chosen, predict
     folder = Path(plan.folder)
     shutil.rmtree(folder / SAVED_MODEL_FOLDER)
-    trees = boosted_trees.BoostedTrees(rival.trees_of(fitted))
+    trees = boosted_trees.BoostedTrees(rival.trees_of(fitted, dataset.features.classes if task == "multi_class" else 0))
     serving.save(serving.ScoringModule(boosted_trees, trees, dataset.features), folder / SAVED_MODEL_FOLDER)
     description = ModelDescription.load(folder)
     versions = {**description.versions, "scikit-learn": version("scikit-learn")}

@@ -24,7 +24,7 @@ from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation.explain import REPEATS, SAMPLE_ROWS, Explanation, explain
 from mirrorspark.training.results.report.facts import report_facts
-from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentence, write_report
+from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentences, write_report
 from mirrorspark.training.results.report.shown import Comparison, trained_html
 
 if TYPE_CHECKING:
@@ -166,9 +166,9 @@ class FitResult:
         MlflowClient(self.trained.tracking_uri).log_text(self.trained.run_id, page, REPORT_FILE)
 
     def __repr__(self) -> str:
-        sentence = verdict_sentence(self.trained.verdict.metrics, self.trained.verdict.baseline)
+        sentences = " ".join(verdict_sentences(self.trained.verdict.metrics, self.trained.verdict.baseline))
         prediction = f"{_label(self)}: {self.spec.label.prediction}."
-        return f"{prediction} {sentence}\n{self.table.to_string(float_format='{:.4f}'.format, na_rep='')}"
+        return f"{prediction} {sentences}\n{self.table.to_string(float_format='{:.4f}'.format, na_rep='')}"
 
     def _repr_html_(self) -> str:
         return trained_html(self.trained, self.spec.label.prediction)

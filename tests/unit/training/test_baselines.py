@@ -1,13 +1,19 @@
-"""Gradient boosting uses the encoded features as promised."""
+"""Baselines of rows use the encoded features as promised: gradient boosting of three libraries, and linear models."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mirrorspark.training.results.evaluation import baselines
-from mirrorspark.training.results.evaluation.baselines import MAX_ITERATIONS, BaselineFeature, hist_gradient_boosting
+from mirrorspark.data_pipelines.features.transform import SparseRows
+from mirrorspark.training.results.evaluation import boosting
+from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline, split_rows
+from mirrorspark.training.results.evaluation.boosting import MAX_ITERATIONS, FittedBoosting, gradient_boosting
+from mirrorspark.training.results.evaluation.linear import linear_model
+from mirrorspark.training.tasks import BOOSTED_BASELINES
 
 FEATURES = (
     BaselineFeature("distance", "value"),
@@ -29,16 +35,76 @@ def columns(rows: int, seed: int, *, carriers: int = 20) -> dict[str, np.ndarray
     return {"distance": distance, "carrier": carrier, "previous": previous, "late": label}
 
 
-def test_boosting_learns_numeric_categorical_and_multi_valued_features() -> None:
+def hist_gradient_boosting(
+    train: Any, validation: Any, features: Any, label: str, *, seed: int, tell: Any = None, **options: Any
+) -> FittedBoosting:
+    told = {} if tell is None else {"tell": tell}
+    return gradient_boosting(split_rows(train, validation, features, label, **options), seed=seed, **told)
+
+
+def fit(name: str, train: Any, validation: Any, features: Any, label: str, **options: Any) -> FittedBaseline:
+    rows = split_rows(train, validation, features, label, **options)
+    return linear_model(rows) if name == "linear" else gradient_boosting(rows, seed=0, library=name)
+
+
+@pytest.mark.parametrize(("name", "least"), [(name, 0.84) for name in BOOSTED_BASELINES] + [("linear", 0.86)])
+def test_a_baseline_learns_numeric_categorical_and_multi_valued_features(name: str, least: float) -> None:
+    """F8, #23: the labels are drawn from a linear model, which a linear one finds best."""
     train, validation, test = (columns(4_000, seed) for seed in (1, 2, 3))
-    full = roc_auc_score(
-        test["late"], hist_gradient_boosting(train, validation, FEATURES, "late", seed=0).predict(test)
-    )
-    assert full > 0.84
+    full = roc_auc_score(test["late"], fit(name, train, validation, FEATURES, "late").predict(test))
+    assert full > least
     for left_out in range(3):
         fewer = FEATURES[:left_out] + FEATURES[left_out + 1 :]
-        fitted = hist_gradient_boosting(train, validation, fewer, "late", seed=0)
-        assert roc_auc_score(test["late"], fitted.predict(test)) < full - 0.02
+        assert roc_auc_score(test["late"], fit(name, train, validation, fewer, "late").predict(test)) < full - 0.02
+
+
+@pytest.mark.parametrize("name", [*BOOSTED_BASELINES, "linear"])
+@pytest.mark.parametrize(("task", "label"), [("multi_class", "class"), ("regression", "minutes")])
+def test_a_baseline_learns_classes_and_numbers_with_weights(name: str, task: str, label: str) -> None:
+    """#23: of six classes the training rows have two; the validation rows have a third."""
+    train, validation = columns(2_000, 1), columns(1_000, 2)
+    for part in (train, validation):
+        part["class"] = np.where(part["late"] == 1, 4, 1)
+        part["minutes"] = 10 * part["distance"] + part["carrier"] % 2
+        part["weight"] = np.where(part["late"] == 1, 9.0, 1.0)
+    validation["class"][:10] = 3
+    fitted = fit(name, train, validation, FEATURES, label, task=task, weight="weight")
+    found = fitted.predict(validation)
+    if task == "regression":
+        assert np.corrcoef(found, validation["minutes"])[0, 1] > 0.97
+    else:
+        assert fitted.class_numbers is not None
+        assert fitted.class_numbers.tolist() == [1, 4]
+        np.testing.assert_allclose(found.sum(axis=1), 1.0, rtol=1e-6)
+        assert found[:, 1].mean() > validation["late"].mean() + 0.1  # the weights
+
+
+@pytest.mark.parametrize("name", [*BOOSTED_BASELINES, "linear"])
+def test_a_baseline_scores_ids_and_lists_that_training_never_saw(name: str) -> None:
+    train, validation = columns(2_000, 1), columns(1_000, 2)
+    unseen = {**validation, "carrier": np.full(1_000, 200), "previous": np.full((1_000, 1), 900)}
+    unseen["distance"] = np.where(np.arange(1_000) % 2, np.nan, unseen["distance"])
+    assert np.isfinite(fit(name, train, validation, FEATURES, "late").predict(unseen)).all()
+
+
+def test_the_linear_model_takes_sparse_features_vectors_and_missing_numbers() -> None:
+    """#23: each of them alone tells the label, and the validation rows choose a strong or a weak regularisation."""
+    generator = np.random.default_rng(0)
+
+    def rows(count: int) -> dict[str, Any]:
+        label = generator.integers(0, 2, count)
+        words = SparseRows(label + 2 * generator.integers(0, 2, count), np.full(count, 5.0), np.ones(count, np.int64))
+        vector = generator.normal(size=(count, 3)) + 100 + 4 * label[:, None]
+        age = np.where(label == 1, np.nan, generator.normal(size=count))
+        return {"words": words, "vector": vector, "age": age, "label": label}
+
+    train, validation = rows(500), rows(300)
+    for name, form, size in (("words", "sparse", 4), ("vector", "vector", 3), ("age", "value", 0)):
+        fitted = fit("linear", train, validation, [BaselineFeature(name, form, size)], "label")
+        assert roc_auc_score(validation["label"], fitted.predict(validation)) > 0.99
+        assert fitted.model.C == 1.0
+    noise = validation | {"label": generator.permutation(validation["label"])}
+    assert fit("linear", train, noise, [BaselineFeature("vector", "vector", 3)], "label").model.C == 1e-4
 
 
 def test_boosting_is_fixed_by_its_seed() -> None:
@@ -51,7 +117,7 @@ def test_boosting_is_fixed_by_its_seed() -> None:
 
 
 def test_boosting_tells_its_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "_TELL_SECONDS", 1e-4)
+    monkeypatch.setattr(boosting, "_TELL_SECONDS", 1e-4)
     told: list[tuple[str, int, int]] = []
     fitted = hist_gradient_boosting(
         *(columns(20_000, 1), columns(1_000, 2), FEATURES, "late"),
@@ -61,16 +127,16 @@ def test_boosting_tells_its_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = [done for _, done, _ in told]
     assert {(doing, most) for doing, _, most in told} == {("boosting iterations", MAX_ITERATIONS)}
     assert counts == sorted(counts)
-    assert 0 < counts[-1] <= fitted.iterations
+    assert 0 < counts[-1] <= fitted.model.n_iter_
 
 
 def test_boosting_stops_early_on_the_validation_split() -> None:
     train, validation = columns(2_000, 1), columns(1_000, 2)
     generator = np.random.default_rng(0)
     unlearnable = {**validation, "late": generator.permutation(validation["late"])}
-    usual = hist_gradient_boosting(train, validation, FEATURES, "late", seed=0).iterations
+    usual = hist_gradient_boosting(train, validation, FEATURES, "late", seed=0).model.n_iter_
     # With shuffled validation labels nothing helps, so the patience runs out at once.
-    assert hist_gradient_boosting(train, unlearnable, FEATURES, "late", seed=0).iterations < usual < 300
+    assert hist_gradient_boosting(train, unlearnable, FEATURES, "late", seed=0).model.n_iter_ < usual < 300
 
 
 @pytest.mark.parametrize("only", [[5], [0, 1, 5]], ids=["no other class", "other classes"])
@@ -81,9 +147,7 @@ def test_boosting_stops_by_the_validation_rows_of_classes_that_it_can_learn(only
         part["class"] = part["late"].astype(np.int64)
         part["weight"] = np.ones(len(part["late"]))
     validation["class"] = np.resize(only, 300)
-    fitted = hist_gradient_boosting(
-        train, validation, FEATURES, "class", seed=0, weight="weight", task="multi_class", classes=6
-    )
+    fitted = hist_gradient_boosting(train, validation, FEATURES, "class", seed=0, weight="weight", task="multi_class")
     assert fitted.predict(validation).shape == (300, 2)
 
 
@@ -94,12 +158,6 @@ def test_boosting_orders_ids_where_a_vocabulary_exceeds_native_categories() -> N
     assert fitted.native_categorical == (False, False, True, False)
     small = hist_gradient_boosting(columns(2_000, 1), validation, FEATURES, "late", seed=0)
     assert small.native_categorical == (False, True, True, False)
-
-
-def test_boosting_scores_ids_that_training_never_saw() -> None:
-    train, validation = columns(2_000, 1), columns(1_000, 2)
-    unseen = {**validation, "carrier": np.full(1_000, 200)}
-    assert np.isfinite(hist_gradient_boosting(train, validation, FEATURES, "late", seed=0).predict(unseen)).all()
 
 
 def test_boosting_uses_row_weights() -> None:

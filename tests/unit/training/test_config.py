@@ -14,10 +14,11 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.data_pipelines.features.kinds import FeatureSpecError, Label, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.classical import Ease
 from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.training import config_rules
 from mirrorspark.training.config import ConfigError, RunConfig, TrainingConfig
 from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE, load_recipe, recipe_names
 from mirrorspark.training.settings import GROUPS, Optimizer
@@ -307,8 +308,29 @@ def test_a_retrieval_model_may_be_compared_with_several_recommenders() -> None:
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             dataclasses.replace(config, baseline=baseline)
-    with pytest.raises(ConfigError, match="does not fit a binary model; use hist_gradient_boosting or none"):
-        TrainingConfig(name="rides", baseline=["popularity"])
+
+
+def test_a_model_of_rows_may_be_compared_with_several_baselines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """#23."""
+    several = ["xgboost", "logistic_regression", "hist_gradient_boosting"]
+    config = TrainingConfig(name="rides", baseline=several, register="better")
+    assert config.row_baselines == tuple(several)
+    assert TrainingConfig(name="rides", baseline="lightgbm").row_baselines == ("lightgbm",)
+    for baseline, message in (
+        (["popularity"], "baseline 'popularity' does not fit a binary model; list hist_gradient_boosting, xgboost, li"),
+        ([{"name": "xgboost"}], "baseline {'name': 'xgboost'} does not fit a binary model"),
+        ("ridge", "baseline 'ridge' does not fit a binary model; use hist_gradient_boosting, xgboost, lightgbm, "),
+        (["lightgbm", "xgboost", "lightgbm"], "baseline lists one twice: ['lightgbm', 'xgboost', 'lightgbm']"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            TrainingConfig(name="rides", baseline=baseline)
+    words = FeatureSpec((Sparse("words", size=9),), Label("late"), ("id",))
+    with pytest.raises(ConfigError, match=r"no sparse features or vectors, .* use the baseline logistic_reg"):
+        config.require_features(words)
+    TrainingConfig(name="rides", baseline=["logistic_regression"]).require_features(words)
+    monkeypatch.setattr(config_rules, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs the package xgboost, which is not installed; run: pip install 'mirr"):
+        dataclasses.replace(config)
 
 
 @pytest.mark.parametrize(

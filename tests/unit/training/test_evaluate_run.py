@@ -19,8 +19,8 @@ from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models.classical import Recommender
 from mirrorspark.training.recommenders.interactions import Interactions
 from mirrorspark.training.recommenders.lists import recommended
-from mirrorspark.training.results.evaluation import baselines, evaluate_run
-from mirrorspark.training.results.evaluation.baselines import hist_gradient_boosting
+from mirrorspark.training.results.evaluation import baselines, boosting, evaluate_run
+from mirrorspark.training.results.evaluation.boosting import gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import (
     Rival,
     baseline_scores,
@@ -31,6 +31,7 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     judge_retrieval,
 )
 from mirrorspark.training.results.evaluation.segments import retrieval_rows
+from mirrorspark.training.results.report.rivals import each_baseline
 
 
 @dataclass(frozen=True)
@@ -111,15 +112,15 @@ def predictions(label: list[float], score: list[float]) -> pa.Table:
 def binary(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Rides in three splits, and a baseline that is quick: more threads than free cores wait for each other."""
     monkeypatch.setattr(baselines, "MAX_THREADS", 1)
-    monkeypatch.setattr(baselines, "MAX_ITERATIONS", 20)
+    monkeypatch.setattr(boosting, "MAX_ITERATIONS", 20)
     test = [rides(40, 3), rides(60, 4)]
     return HandmadeDataset(
         BINARY_SPEC, {"train": [rides(300, 0), rides(300, 1)], "validation": [rides(200, 2)], "test": test}
     )
 
 
-def boosting(dataset: Any) -> Rival:
-    return Rival("hist_gradient_boosting", baseline_scores(fitted_baseline(dataset, 1, "binary"), dataset, "test"))
+def rival(dataset: Any, name: str = "hist_gradient_boosting") -> Rival:
+    return Rival(name, baseline_scores(fitted_baseline(name, dataset, 1, "binary"), dataset, "test"))
 
 
 def test_a_binary_model_is_measured_on_every_evaluated_split() -> None:
@@ -129,7 +130,7 @@ def test_a_binary_model_is_measured_on_every_evaluated_split() -> None:
             "test": predictions([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]),
             "validation": predictions([0, 1], [0.25, 0.75]),
         },
-        None,
+        [],
         seed=1,
         curves=None,
     )
@@ -143,16 +144,16 @@ def test_a_binary_model_is_measured_on_every_evaluated_split() -> None:
 
 def test_a_binary_verdict_has_its_plots_and_the_learning_curves_if_there_are_any() -> None:
     table = {split: predictions([0, 1], [0.2, 0.9]) for split in ("validation", "test")}
-    figures = judge_binary(table, None, seed=1, curves=None).figures
+    figures = judge_binary(table, [], seed=1, curves=None).figures
     assert sorted(figures) == ["calibration", "lift", "precision_recall", "roc", "score_histogram"]
     curves = Figure()
-    assert judge_binary(table, None, seed=1, curves=curves).figures["learning_curves"] is curves
+    assert judge_binary(table, [], seed=1, curves=curves).figures["learning_curves"] is curves
 
 
 def test_gradient_boosting_is_fitted_on_the_same_rows_and_drawn_beside_the_model(binary: Any) -> None:
     label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
-    verdict = judge_binary(table, boosting(binary), seed=1, curves=None)
+    verdict = judge_binary(table, [rival(binary)], seed=1, curves=None)
     assert verdict.baseline["name"] == "hist_gradient_boosting"
     # The label is a threshold on one feature with a little noise, which trees find; 0.5 for all rows is chance.
     assert verdict.baseline["metrics"]["auc"] > 0.9
@@ -160,7 +161,23 @@ def test_gradient_boosting_is_fitted_on_the_same_rows_and_drawn_beside_the_model
     assert verdict.metrics["test"]["auc"] == 0.5
     legend = verdict.figures["roc"].axes[0].get_legend()
     assert legend is not None
-    assert any("hist. gradient boosting" in text.get_text() for text in legend.get_texts())
+    assert any("gradient boosting" in text.get_text() for text in legend.get_texts())
+
+
+def test_each_of_several_baselines_is_compared_and_drawn(binary: Any) -> None:
+    """#23: the first one is the one whose metrics runs are compared by."""
+    label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
+    table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
+    names = ["lightgbm", "logistic_regression", "xgboost"]
+    verdict = judge_binary(table, [rival(binary, name) for name in names], seed=1, curves=None)
+    found = each_baseline(verdict.baseline)
+    assert [one["name"] for one in found] == names
+    for one in found:
+        assert one["metrics"]["auc"] > 0.9
+        assert one["intervals"]["auc"]["high"] < 0
+    legend = verdict.figures["roc"].axes[0].get_legend()
+    texts = " ".join(text.get_text() for text in legend.get_texts())
+    assert all(name in texts for name in ("LightGBM", "logistic regression", "XGBoost"))
 
 
 def test_the_baseline_does_not_see_the_label_through_a_feature_of_that_name(binary: Any) -> None:
@@ -172,7 +189,7 @@ def test_the_baseline_does_not_see_the_label_through_a_feature_of_that_name(bina
     dataset: Any = HandmadeDataset(BINARY_SPEC, noise)
     label = noise["test"][0].label.tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
-    verdict = judge_binary(table, boosting(dataset), seed=1, curves=None)
+    verdict = judge_binary(table, [rival(dataset)], seed=1, curves=None)
     assert verdict.baseline["metrics"]["auc"] < 0.8
 
 
@@ -181,15 +198,15 @@ def test_the_baseline_learns_from_a_bounded_number_of_rows_and_is_judged_on_all(
 ) -> None:
     learnt_from: list[int] = []
 
-    def spy(train: Any, *arguments: Any, **options: Any) -> Any:
-        learnt_from.extend(len(values) for values in train.values())
-        return hist_gradient_boosting(train, *arguments, **options)
+    def spy(rows: Any, **options: Any) -> Any:
+        learnt_from.extend(len(values) for values in rows.train.columns.values())
+        return gradient_boosting(rows, **options)
 
-    monkeypatch.setattr(evaluate_run, "hist_gradient_boosting", spy)
+    monkeypatch.setattr(evaluate_run, "gradient_boosting", spy)
     monkeypatch.setattr(evaluate_run, "BASELINE_ROWS", 300)
     label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
-    verdict = judge_binary(table, boosting(binary), seed=1, curves=None)
+    verdict = judge_binary(table, [rival(binary)], seed=1, curves=None)
     assert set(learnt_from) == {300}  # of 600
     assert verdict.baseline["metrics"]["base_rate"] == pytest.approx(float(np.mean(label)))
     assert any("boosting" in text.get_text() for text in verdict.figures["roc"].axes[0].get_legend().get_texts())

@@ -62,7 +62,9 @@ def test_many_labels_and_candidates_get_their_architecture_alone(kind: str, name
 
 def test_gradient_boosting_is_no_baseline_of_sparse_columns() -> None:
     assert default_baseline(SPEC) == "hist_gradient_boosting"
-    assert default_baseline(FeatureSpec((Sparse("words", size=9),), Label("late"), ("id",))) == "none"
+    wide = (Sparse("words", size=9),)
+    assert default_baseline(FeatureSpec(wide, Label("late"), ("id",))) == "logistic_regression"
+    assert default_baseline(FeatureSpec(wide, Label("late", kind="number"), ("id",))) == "ridge"
 
 
 def test_settings_are_refused_before_rows_are_converted_only_if_no_number_of_workers_takes_them() -> None:

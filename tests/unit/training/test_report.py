@@ -19,7 +19,7 @@ from mirrorspark.training.results.report.report import (
     metrics_table,
     rates_of,
     report_page,
-    verdict_sentence,
+    verdict_sentences,
     write_report,
 )
 
@@ -54,7 +54,7 @@ MODEL = {"auc": 0.75, "pr_auc": 0.5, "log_loss": 0.4}
 )
 def test_the_verdict_names_the_better_one_and_by_how_much(rival: dict[str, float], sentence: str) -> None:
     baseline = {"name": "hist_gradient_boosting", "metrics": rival} if rival else {}
-    assert verdict_sentence({"test": MODEL}, baseline) == sentence
+    assert " ".join(verdict_sentences({"test": MODEL}, baseline)) == sentence
 
 
 def test_the_page_stands_alone_and_shows_no_value_as_markup_and_no_secret(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_difference_within_its_interval_is_none_and_any_other_is_told_with_its
             "log_loss": of_difference(-0.1, -0.2, -0.05),
         },
     }
-    assert verdict_sentence({"test": MODEL}, baseline) == (
+    assert " ".join(verdict_sentences({"test": MODEL}, baseline)) == (
         "The model is better than gradient boosting on the test rows, in AUC by 0.05 (95% interval 0.03 to 0.07; 0.75 "
         "against 0.7) and log loss by 0.1 (95% interval 0.05 to 0.2; 0.4 against 0.5). There is no difference beyond "
         "the noise in PR AUC (0.5 against 0.49; difference +0.01, 95% interval -0.01 to +0.03)."
@@ -109,12 +109,12 @@ def test_a_difference_within_its_interval_is_none_and_any_other_is_told_with_its
         "metrics": {"rmse": 32360.4},
         "intervals": {"rmse": of_difference(-3012, -4912, -1.3e3)},
     }
-    assert verdict_sentence({"test": {"rmse": 29390.0}}, amounts) == (
+    assert " ".join(verdict_sentences({"test": {"rmse": 29390.0}}, amounts)) == (
         "The model is better than popularity on the test rows, in RMSE by 3,000 (95% interval 1,300 to 4,900; 29,390 "
         "against 32,360)."
     )
     within = baseline | {"intervals": dict.fromkeys(MODEL, of_difference(0.01, -0.01, 0.03))}
-    assert verdict_sentence({"test": MODEL}, within).startswith(
+    assert " ".join(verdict_sentences({"test": MODEL}, within)).startswith(
         "The model and gradient boosting do not differ beyond the noise on the test rows: AUC (0.75 against 0.7; "
     )
     page = report_page(ReportFacts("late 3", {"test": MODEL}, baseline | {"resampled": "values of user"}, {}, {}))
@@ -128,7 +128,7 @@ def test_each_of_several_baselines_has_its_column_sentence_and_differences() -> 
     better, worse = ({"auc": of_difference(sign * 0.05, sign * 0.05 - 0.02, sign * 0.05 + 0.02)} for sign in (1, -1))
     baseline = {"name": "popularity", "metrics": {"auc": 0.7}, "intervals": better}
     baseline |= {"others": [{"name": "item_knn", "metrics": {"auc": 0.8}, "intervals": worse}]}
-    assert verdict_sentence({"test": {"auc": 0.75}}, baseline) == (
+    assert " ".join(verdict_sentences({"test": {"auc": 0.75}}, baseline)) == (
         "The model is better than popularity on the test rows, in AUC by 0.05 (95% interval 0.03 to 0.07; 0.75 against "
         "0.7). Item knn is better than the model on the test rows, in AUC by 0.05 (95% interval 0.03 to 0.07; 0.75 "
         "against 0.8): consider it."

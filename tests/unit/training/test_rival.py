@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline, hist_gradient_boosting
+from mirrorspark.training.results.evaluation.baselines import BaselineFeature, split_rows
+from mirrorspark.training.results.evaluation.boosting import FittedBoosting, gradient_boosting
 from mirrorspark.training.results.evaluation.rival import BASELINE, NETWORK, Choice, choose, trees_of
 
 FEATURES = (
@@ -69,9 +70,8 @@ def rides(rows: int, seed: int, *, planes: int = 600) -> dict[str, np.ndarray]:
     }
 
 
-def fitted(label: str, task: str, classes: int = 0) -> FittedBaseline:
-    train, validation = rides(6_000, 1), rides(1_000, 2)
-    return hist_gradient_boosting(train, validation, FEATURES, label, seed=0, task=task, classes=classes)
+def fitted(label: str, task: str) -> FittedBoosting:
+    return gradient_boosting(split_rows(rides(6_000, 1), rides(1_000, 2), FEATURES, label, task=task), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -85,15 +85,16 @@ def test_the_graph_of_the_trees_scores_as_scikit_learn_does_also_unknown_ids_and
 
     from mirrorspark.models import boosted_trees
 
-    model = fitted(label, task, classes)
+    model = fitted(label, task)
     rows = rides(3_000, 3, planes=5_000)
     rows["carrier"][:100] = 77
     expected = model.predict(rows)
     given: dict[str, Any] = {feature.name: tf.constant(rows[feature.name]) for feature in FEATURES}
-    trees = boosted_trees.BoostedTrees(trees_of(model))
+    trees = boosted_trees.BoostedTrees(trees_of(model, classes))
     scores = next(iter(boosted_trees.predict(trees, given).values())).numpy()
     if classes:
-        known = np.asarray(model.model.classes_, np.int64)
+        assert model.class_numbers is not None
+        known = model.class_numbers
         assert scores.shape == (3_000, classes)
         np.testing.assert_array_equal(np.delete(scores, known, axis=1), 0)
         scores = scores[:, known]

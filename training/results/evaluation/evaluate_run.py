@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from mirrorspark.data_pipelines.dataset.blocks import Block
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, catalogue_metrics, ranking_values
@@ -24,11 +24,14 @@ from mirrorspark.plots.ranking import recall_at_k_curve
 from mirrorspark.plots.regression import predicted_and_actual, residuals_by_prediction
 from mirrorspark.plots.roc import roc_curve
 from mirrorspark.plots.score_histogram import score_histogram
+from mirrorspark.training.executor.child_process import Tell
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
     FittedBaseline,
-    hist_gradient_boosting,
+    free_threads,
+    split_rows,
 )
+from mirrorspark.training.results.evaluation.boosting import gradient_boosting
 from mirrorspark.training.results.evaluation.bootstrap import (
     TEST_ROWS,
     Statistics,
@@ -39,6 +42,7 @@ from mirrorspark.training.results.evaluation.bootstrap import (
     paired_intervals,
     regression_statistics,
 )
+from mirrorspark.training.results.evaluation.linear import linear_model
 from mirrorspark.training.results.evaluation.metrics import (
     binary_metrics,
     multi_class_metrics,
@@ -46,10 +50,12 @@ from mirrorspark.training.results.evaluation.metrics import (
     regression_metrics,
 )
 from mirrorspark.training.results.evaluation.segments import retrieval_rows, segment_metrics
-from mirrorspark.training.results.report.rivals import as_baseline
+from mirrorspark.training.results.report.rivals import as_baseline, in_words
+from mirrorspark.training.tasks import LINEAR_BASELINES
 
-# The baseline holds its rows in memory on the driver.
+# A baseline holds its rows in memory on the driver: this many at most, and so many numbers of all features.
 BASELINE_ROWS = 1_000_000
+BASELINE_NUMBERS = 50_000_000
 
 # A multi-label model is evaluated on about this many pairs of a row and a label: metrics and plots sort them in memory.
 JUDGED_PAIRS = 10_000_000
@@ -80,7 +86,7 @@ class Rival:
     """What a model is compared with.
 
     Attributes:
-        name: ``hist_gradient_boosting`` or ``network``.
+        name: That of a baseline, or ``network``.
         scores: Its scores of the test rows in the dataset's stored order, as the predictions: both share label and
             weight.
     """
@@ -88,26 +94,23 @@ class Rival:
     name: str
     scores: np.ndarray
 
-    @property
-    def legend(self) -> str:
-        """The name in the legend of a plot."""
-        return self.name.replace("hist_gradient", "hist._gradient").replace("_", " ")
 
-
-def judge_binary(predictions: Mapping[str, pa.Table], rival: Rival | None, seed: int, curves: Figure | None) -> Verdict:
+def judge_binary(
+    predictions: Mapping[str, pa.Table], rivals: Sequence[Rival], seed: int, curves: Figure | None
+) -> Verdict:
     """Return the verdict on a binary model from its ``score``, ``label`` and ``weight`` per split.
 
     Args:
         predictions: A table per split, in the dataset's stored order.
-        rival: What the model is compared with, if anything.
+        rivals: What the model is compared with.
         seed: Fixes the draws of the intervals.
         curves: The learning curves.
     """
     metrics = {split: metrics_of("binary", table, split=split) for split, table in predictions.items()}
     label, score, weight = _weighed(predictions["test"])
-    others = {rival.legend: rival.scores} if rival else None
+    others = {in_words(rival.name): rival.scores for rival in rivals}
     figures = _probability_figures(label, score, weight, others)
-    compared = _compared(rival, binary_metrics, binary_statistics, (label, score, weight), seed)
+    compared = _compared(rivals, binary_metrics, binary_statistics, (label, score, weight), seed)
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
@@ -137,7 +140,7 @@ def judge_multi_label(
 
 
 def judge_regression(
-    predictions: Mapping[str, pa.Table], rival: Rival | None, seed: int, curves: Figure | None
+    predictions: Mapping[str, pa.Table], rivals: Sequence[Rival], seed: int, curves: Figure | None
 ) -> Verdict:
     """Return the verdict on a regression from its ``score``, ``label`` and ``weight``; see :func:`judge_binary`."""
     metrics = {
@@ -145,8 +148,8 @@ def judge_regression(
         for split, table in predictions.items()
     }
     label, score, weight = _weighed(predictions["test"])
-    others = {rival.legend: rival.scores} if rival else None
-    compared = _compared(rival, regression_metrics, regression_statistics, (label, score, weight), seed)
+    others = {in_words(rival.name): rival.scores for rival in rivals}
+    compared = _compared(rivals, regression_metrics, regression_statistics, (label, score, weight), seed)
     figures = {
         "predicted_and_actual": predicted_and_actual(label, score, weight=weight, baseline=others),
         "residuals": residuals_by_prediction(label, score, weight=weight, baseline=others),
@@ -170,7 +173,7 @@ def _interval_metrics(table: pa.Table) -> dict[str, float]:
 
 def judge_multi_class(
     predictions: Mapping[str, pa.Table],
-    rival: Rival | None,
+    rivals: Sequence[Rival],
     seed: int,
     curves: Figure | None,
     names: Sequence[str],
@@ -184,8 +187,8 @@ def judge_multi_class(
         split: metrics_of("multi_class", table, split=split, classes=classes) for split, table in predictions.items()
     }
     label, scores, weight = _classed(predictions["test"], classes)
-    others = {rival.legend: rival.scores.argmax(axis=1)} if rival else None
-    compared = _compared(rival, multi_class_metrics, multi_class_statistics, (label, scores, weight), seed)
+    others = {in_words(rival.name): rival.scores.argmax(axis=1) for rival in rivals}
+    compared = _compared(rivals, multi_class_metrics, multi_class_statistics, (label, scores, weight), seed)
     best = scores.argmax(axis=1)
     figures = {
         "confusion_matrix": confusion_matrix(label, best, names, weight=weight),
@@ -241,7 +244,7 @@ def judge_retrieval(
         rival |= catalogue_metrics(listed - FIRST_VOCABULARY_ID, counts)
         intervals = _ranking_intervals(values["test"], others, users)
         compared.append({"name": name, "metrics": rival, "intervals": intervals, "resampled": of.unit})
-        shown[name.replace("_", " ")] = _recalls(rival, ranks)
+        shown[in_words(name)] = _recalls(rival, ranks)
     figures = {"recall_at_k": recall_at_k_curve(shown)}
     return Verdict(metrics, as_baseline(compared), figures | ({"learning_curves": curves} if curves else {}))
 
@@ -277,7 +280,7 @@ def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts:
 
 
 def _compared(
-    rival: Rival | None,
+    rivals: Sequence[Rival],
     metrics: Callable[..., dict[str, float]],
     statistics: Callable[[np.ndarray, np.ndarray], Statistics],
     columns: tuple[np.ndarray, np.ndarray, np.ndarray],
@@ -287,15 +290,18 @@ def _compared(
 
     ``columns`` are label, predictions and weight of the test rows.
     """
-    if rival is None:
-        return {}
     label, score, weight = columns
-    return {
-        "name": rival.name,
-        "metrics": metrics(label, rival.scores, weight),
-        "intervals": paired_intervals(statistics, label, score, rival.scores, weight, seed=seed),
-        "resampled": TEST_ROWS,
-    }
+    return as_baseline(
+        [
+            {
+                "name": rival.name,
+                "metrics": metrics(label, rival.scores, weight),
+                "intervals": paired_intervals(statistics, label, score, rival.scores, weight, seed=seed),
+                "resampled": TEST_ROWS,
+            }
+            for rival in rivals
+        ]
+    )
 
 
 def _probability_figures(
@@ -342,30 +348,37 @@ def _classed(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def fitted_baseline(
-    dataset: Dataset, seed: int, task: str, tell: Callable[[str, int, int], None] = lambda doing, done, most: None
+    name: str, dataset: Dataset, seed: int, task: str, tell: Tell = lambda doing, done=0, total=0: None
 ) -> FittedBaseline:
-    """Return gradient boosting, fitted on the training rows and stopped early on the validation rows.
+    """Return a baseline that is fitted on the training rows; the validation rows stop it or choose its regularisation.
 
-    ``tell`` gets its progress, as :func:`training.results.evaluation.baselines.hist_gradient_boosting` says.
+    Args:
+        name: One of the task's baselines (:mod:`training.tasks`).
+        dataset: The dataset of the training.
+        seed: Fixes the sampling inside the fit.
+        task: ``binary``, ``multi_class`` or ``regression``.
+        tell: Gets its progress.
     """
     train, validation = (_columns(dataset.blocks(split), BASELINE_ROWS) for split in ("train", "validation"))
-    features = [BaselineFeature(feature.name, feature.form) for feature in dataset.spec]
+    sizes = {feature.name: int(getattr(feature, "size", 0)) for feature in dataset.spec}
+    features = [BaselineFeature(feature.name, feature.form, sizes[feature.name]) for feature in dataset.spec]
     # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
     weight = _WEIGHT if dataset.spec.weight else None
-    classes = dataset.features.classes if task == "multi_class" else 0
-    return hist_gradient_boosting(
-        train, validation, features, _LABEL, seed=seed, weight=weight, task=task, classes=classes, tell=tell
-    )
+    rows = split_rows(train, validation, features, _LABEL, weight=weight, task=task)
+    if name in LINEAR_BASELINES:
+        return linear_model(rows, tell=tell)
+    return gradient_boosting(rows, seed=seed, library=name, tell=tell)
 
 
 def baseline_scores(model: FittedBaseline, dataset: Dataset, split: str) -> np.ndarray:
-    """Return the prediction of gradient boosting for every row of a split: ``[rows]``, or ``[rows, classes]``."""
-    found = np.concatenate([model.predict(_columns([block])) for block in dataset.blocks(split)])
-    if not model.classes:
+    """Return the prediction of a baseline for every row of a split: ``[rows]``, or ``[rows, classes]``."""
+    with free_threads():
+        found = np.concatenate([model.predict(_columns([block])) for block in dataset.blocks(split)])
+    if model.class_numbers is None:
         return found
     # The rows that it learnt from may lack some classes.
-    scores = np.zeros((len(found), model.classes))
-    scores[:, np.asarray(model.model.classes_, np.int64)] = found
+    scores = np.zeros((len(found), dataset.features.classes))
+    scores[:, model.class_numbers] = found
     return scores
 
 
@@ -376,18 +389,28 @@ def metrics_of(task: str, table: pa.Table, *, split: str, classes: int = 0) -> d
     return (binary_metrics if task == "binary" else regression_metrics)(*_weighed(table), split=split)
 
 
-def _columns(source: Iterable[Block], most_rows: int | None = None) -> dict[str, np.ndarray]:
-    """Return features, label and weight of the blocks, up to the one that reaches ``most_rows``."""
-    blocks, rows = [], 0
+def _columns(source: Iterable[Block], most_rows: int | None = None) -> dict[str, Any]:
+    """Return features, label and weight of the blocks, up to the one that reaches ``most_rows`` or BASELINE_NUMBERS."""
+    blocks, rows, numbers = [], 0, 0
     for block in source:
         blocks.append(block)
         rows += block.rows
-        if most_rows is not None and rows >= most_rows:
+        numbers += sum(of.size if isinstance(of, np.ndarray) else of.values.size for of in block.features.values())
+        if most_rows is not None and (rows >= most_rows or numbers >= BASELINE_NUMBERS):
             break
-    columns = {name: np.concatenate([block.features[name] for block in blocks]) for name in blocks[0].features}
+    columns = {name: _joined([block.features[name] for block in blocks]) for name in blocks[0].features}
     columns[_LABEL] = np.concatenate([block.label for block in blocks if block.label is not None])
     columns[_WEIGHT] = np.concatenate([block.weight for block in blocks])
     return columns
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    """Return the rows of all parts, NumPy arrays or ``SparseRows``."""
+    if not isinstance(parts[0], SparseRows):
+        return np.concatenate(parts)
+    return SparseRows(
+        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("indices", "values", "row_lengths"))
+    )
 
 
 def _matrix(lists: pa.ChunkedArray) -> np.ndarray:

@@ -4,7 +4,7 @@ The export decides, in its own process; the driver reads what it decided.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.catalog import BOOSTED_TREES
 from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline
+from mirrorspark.training.executor.child_process import Tell
+from mirrorspark.training.results.evaluation.baselines import BaselineFeature
+from mirrorspark.training.results.evaluation.boosting import FittedBoosting
 from mirrorspark.training.results.evaluation.evaluate_run import baseline_scores, fitted_baseline, metrics_of
 from mirrorspark.training.results.evaluation.metrics import is_better
 
@@ -101,8 +103,8 @@ def challenge(
     seed: int,
     tables: Mapping[str, pa.Table],
     folder: Path,
-    tell: Callable[[str, int, int], None] = lambda doing, done, most: None,
-) -> tuple[Choice, FittedBaseline, dict[str, pa.Table]]:
+    tell: Tell = lambda doing, done=0, total=0: None,
+) -> tuple[Choice, FittedBoosting, dict[str, pa.Table]]:
     """Fit gradient boosting, choose the better one, and keep the choice and the other one's predictions.
 
     Args:
@@ -112,12 +114,13 @@ def challenge(
         seed: Fixes the sampling of the fit.
         tables: The network's predictions by split.
         folder: Folder of the predictions.
-        tell: As for :func:`training.results.evaluation.baselines.hist_gradient_boosting`.
+        tell: As for :func:`training.results.evaluation.boosting.gradient_boosting`.
 
     Returns:
         The choice, the fitted gradient boosting, and the predictions of the better one.
     """
-    fitted = fitted_baseline(dataset, seed, task, tell)
+    fitted = fitted_baseline(BASELINE, dataset, seed, task, tell)
+    assert isinstance(fitted, FittedBoosting)  # noqa: S101 - BASELINE is one
     column = "scores" if task == "multi_class" else "score"
     found = {split: _with(table, column, baseline_scores(fitted, dataset, split)) for split, table in tables.items()}
     classes = dataset.features.classes if task == "multi_class" else 0
@@ -149,8 +152,10 @@ def _with(table: pa.Table, column: str, scores: np.ndarray) -> pa.Table:
     return table.set_column(table.column_names.index(column), column, values)
 
 
-def trees_of(fitted: FittedBaseline) -> "Trees":
-    """Return the trees of a fitted gradient boosting for :mod:`models.boosted_trees`.
+def trees_of(fitted: FittedBoosting, classes: int = 0) -> "Trees":
+    """Return the trees of scikit-learn's gradient boosting for :mod:`models.boosted_trees`.
+
+    ``classes`` is the number of classes of a multi-class label.
 
     scikit-learn has no public form of them: these are the attributes that its own prediction reads. The parity check of
     every run compares the scores of the export with scikit-learn's, so a version that means something else by
@@ -188,12 +193,12 @@ def trees_of(fitted: FittedBaseline) -> "Trees":
         start=np.asarray(model._baseline_prediction, np.float64).ravel(),
         depth=int(nodes["depth"].max()),
         link="identity" if not len(names) else "softmax" if outputs > 1 else "logit",
-        class_numbers=tuple(int(name) for name in names) if fitted.classes else (),
-        classes=fitted.classes,
+        class_numbers=() if fitted.class_numbers is None else tuple(map(int, fitted.class_numbers)),
+        classes=classes,
     )
 
 
-def _tree_columns(fitted: FittedBaseline) -> tuple[Any, ...]:
+def _tree_columns(fitted: FittedBoosting) -> tuple[Any, ...]:
     """Return the columns in the order of the trees' numbers, in which scikit-learn puts categories first."""
     from mirrorspark.models.boosted_trees import Part, TreeColumn
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.training.results.report.report import REPORT_FILE, in_words, metrics_table, verdict_sentence
+from mirrorspark.training.results.report.report import REPORT_FILE, in_words, metrics_table, verdict_sentences
 
 # MLflow's limit for the description of a version.
 _CHARACTERS = 5000
@@ -39,7 +39,7 @@ def model_card(
     parts = [
         f"Predicts `{spec.label.name}` ({in_words(spec.label.kind)}) from {len(columns)} columns: {_names(columns)}. "
         f"Its prediction is: {spec.label.prediction}.",
-        verdict_sentence(metrics, baseline),
+        *verdict_sentences(metrics, baseline),
         _table(metrics, baseline),
         f"Data: {', '.join(amounts)} rows of `{dataset}`. Architecture: `{architecture}`. Run: `{run}`; its artifact "
         f"`{REPORT_FILE}` has the plots.",

@@ -21,6 +21,7 @@ from mirrorspark.training.recipe import as_yaml
 from mirrorspark.training.records.run_history import headline
 from mirrorspark.training.results.evaluation.bootstrap import TEST_ROWS
 from mirrorspark.training.results.evaluation.metrics import is_better
+from mirrorspark.training.results.report import rivals
 from mirrorspark.training.results.report.cost import Cost
 from mirrorspark.training.results.report.rivals import each_baseline
 
@@ -97,7 +98,7 @@ def report_page(facts: ReportFacts) -> str:
     }
     return _template().render(
         facts=facts,
-        sentence=verdict_sentence(facts.metrics, facts.baseline),
+        sentences=verdict_sentences(facts.metrics, facts.baseline),
         metrics=Markup(table_html(metrics_table(facts.metrics, facts.baseline), index=True)),  # noqa: S704 - escaped
         differences=differences,
         test_rows=TEST_ROWS,
@@ -133,9 +134,9 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[
     return table.reindex([*first, *(name for name in table.index if name not in first)])
 
 
-def verdict_sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> str:
-    """Return in a sentence or two for each baseline whether the model is better than it on the test rows."""
-    return " ".join(filter(None, (_sentence(metrics, rival) for rival in each_baseline(baseline) or [{}])))
+def verdict_sentences(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> list[str]:
+    """Return for each baseline, in a sentence or two, whether the model is better than it on the test rows."""
+    return list(filter(None, (_sentence(metrics, rival) for rival in each_baseline(baseline) or [{}])))
 
 
 def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> str:
@@ -210,7 +211,7 @@ def _begun(text: str) -> str:
 def in_words(name: str) -> str:
     """Return the name of a metric or baseline as a reader knows it."""
     known = {"auc": "AUC", "pr_auc": "PR AUC", "r2": "R²", "rmse": "RMSE", "mae": "MAE"}
-    return known.get(name, name.replace("_", " ").replace("hist gradient", "gradient"))
+    return known.get(name) or rivals.in_words(name)
 
 
 def title_of(figure: str) -> str:

@@ -17,3 +17,9 @@ def as_baseline(compared: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def each_baseline(baseline: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return every baseline of a verdict, the first one first; none for an empty one."""
     return [baseline, *baseline.get(_OTHERS, ())] if baseline else []
+
+
+def in_words(name: str) -> str:
+    """Return the name of a baseline as a reader knows it."""
+    known = {"hist_gradient_boosting": "gradient boosting", "xgboost": "XGBoost", "lightgbm": "LightGBM"}
+    return known.get(name, name.replace("_", " "))

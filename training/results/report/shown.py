@@ -9,7 +9,7 @@ import pandas as pd
 from mirrorspark.plots.html import details_html, figure_html, heading_html, panel_html, paragraph_html, table_html
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.results.evaluation.metrics import is_better
-from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, title_of, verdict_sentence
+from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, title_of, verdict_sentences
 
 if TYPE_CHECKING:
     from mirrorspark.training.launch import Launched
@@ -28,7 +28,7 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
     return panel_html(
         heading_html(trained.version_uri),
         paragraph_html(f"{prediction[:1].upper()}{prediction[1:]}.") if prediction else "",
-        paragraph_html(verdict_sentence(verdict.metrics, verdict.baseline)),
+        *map(paragraph_html, verdict_sentences(verdict.metrics, verdict.baseline)),
         paragraph_html(f"Registered: {trained.chosen}.") if trained.chosen else "",
         paragraph_html(f"Calibration: {trained.calibration}.") if trained.calibration else "",
         table_html(metrics_table(verdict.metrics, verdict.baseline), index=True),

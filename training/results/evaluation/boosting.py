@@ -1,0 +1,268 @@
+"""Gradient boosting on encoded features: scikit-learn's, XGBoost's and LightGBM's."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+from mirrorspark.training.executor.child_process import Tell
+from mirrorspark.training.results.evaluation.baselines import (
+    BaselineFeature,
+    Columns,
+    FittedBaseline,
+    Rows,
+    Split,
+    column,
+    free_threads,
+)
+
+MAX_ITERATIONS = 300
+PATIENCE = 15
+# Of XGBoost, whose default is three times that of the others.
+_LEARNING_RATE = 0.1
+
+_TELL_SECONDS = 0.5
+
+# scikit-learn bins every feature into at most 255 values, and refuses a categorical one with more.
+_MAX_CATEGORIES = 255
+_MISSING_ID = 0
+
+
+@dataclass(frozen=True)
+class FittedBoosting(FittedBaseline):
+    """A fitted gradient boosting.
+
+    Attributes:
+        native_categorical: For each input, whether its ids are split as categories.
+    """
+
+    native_categorical: tuple[bool, ...]
+
+    def inputs(self, columns: Columns) -> NDArray[np.float32]:
+        """Return the features side by side, ``[rows, inputs]``; missing ids that are ordered are NaN."""
+        matrix = _matrix(columns, self.features)
+        return _ordinals_missing_as_nan(matrix, self.features, self.native_categorical)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Rows as the libraries take them: inputs ``[rows, inputs]``, labels and weights ``[rows]``."""
+
+    matrix: NDArray[np.float32]
+    wanted: NDArray[Any]
+    weight: NDArray[Any] | None
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What a library is asked to fit."""
+
+    train: _Inputs
+    held_back: _Inputs | None
+    native_categorical: tuple[bool, ...]
+    is_regression: bool
+    seed: int
+    threads: int
+    tell: Tell
+
+
+def gradient_boosting(
+    split: Split,
+    *,
+    seed: int,
+    library: str = "hist_gradient_boosting",
+    tell: Tell = lambda doing, done=0, total=0: None,
+) -> FittedBoosting:
+    """Fit gradient boosting with the library's defaults, stopped early on the validation rows.
+
+    A multi-valued feature enters as its last id and its length. An id column with more than 255 different ids is
+    ordered by frequency, as its ids are; smaller ones are split as categories.
+
+    Args:
+        split: what to learn from, and what to stop by (with scikit-learn before 1.7, a random tenth of the training
+            rows).
+        seed: fixes the sampling inside the fit.
+        library: ``hist_gradient_boosting`` (scikit-learn), ``xgboost`` or ``lightgbm``.
+        tell: told of the iterations every half second.
+
+    Raises:
+        ValueError: a column is missing or mis-shaped.
+        ImportError: the library is not installed.
+    """
+    matrix = _matrix(split.train.columns, split.features)
+    native = tuple(
+        bool(is_id and np.unique(matrix[:, position]).size <= _MAX_CATEGORIES)
+        for position, is_id in enumerate(_id_columns(split.features))
+    )
+
+    def inputs(rows: Rows, matrix: NDArray[np.float32]) -> _Inputs:
+        return _Inputs(_ordinals_missing_as_nan(matrix, split.features, native), rows.wanted, rows.weight)
+
+    rest = split.held_back
+    held_back = None if rest is None else inputs(rest, _matrix(rest.columns, split.features))
+    with free_threads() as threads:
+        fit = _Fit(inputs(split.train, matrix), held_back, native, split.task == "regression", seed, threads, tell)
+        model = _LIBRARIES[library](fit)
+    return FittedBoosting(model, split.features, split.class_numbers, native)
+
+
+def _hist_gradient_boosting(fit: _Fit) -> Any:
+    kind = HistGradientBoostingRegressor if fit.is_regression else HistGradientBoostingClassifier
+    model = kind(
+        max_iter=MAX_ITERATIONS,
+        early_stopping=fit.held_back is not None,
+        n_iter_no_change=PATIENCE,
+        categorical_features=list(fit.native_categorical),
+        random_state=fit.seed,
+    )
+    held_back: dict[str, Any] = {}
+    if (rest := fit.held_back) is not None and "X_val" in inspect.signature(model.fit).parameters:
+        held_back = {"X_val": rest.matrix, "y_val": rest.wanted, "sample_weight_val": rest.weight}
+    # scikit-learn has no callback; its model grows in a private attribute.
+    with _told(lambda: len(getattr(model, "_predictors", ())), fit.tell):
+        model.fit(fit.train.matrix, fit.train.wanted, sample_weight=fit.train.weight, **held_back)
+    return model
+
+
+def _xgboost(fit: _Fit) -> Any:
+    import xgboost
+
+    done = 0
+
+    class Count(xgboost.callback.TrainingCallback):
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            nonlocal done
+            done = epoch + 1
+            return False
+
+    rest = fit.held_back
+    model = (xgboost.XGBRegressor if fit.is_regression else xgboost.XGBClassifier)(
+        n_estimators=MAX_ITERATIONS,
+        learning_rate=_LEARNING_RATE,
+        early_stopping_rounds=None if rest is None else PATIENCE,
+        enable_categorical=True,
+        feature_types=["c" if is_native else "q" for is_native in fit.native_categorical],
+        n_jobs=fit.threads,
+        random_state=fit.seed,
+        callbacks=[Count()],
+    )
+    with _told(lambda: done, fit.tell):
+        model.fit(
+            fit.train.matrix,
+            fit.train.wanted,
+            sample_weight=fit.train.weight,
+            eval_set=None if rest is None else [(rest.matrix, rest.wanted)],
+            sample_weight_eval_set=None if rest is None or rest.weight is None else [rest.weight],
+            verbose=False,
+        )
+    return model
+
+
+def _lightgbm(fit: _Fit) -> Any:
+    import lightgbm
+
+    done = 0
+
+    def count(environment: Any) -> None:
+        nonlocal done
+        done = environment.iteration + 1
+
+    rest = fit.held_back
+    model = (lightgbm.LGBMRegressor if fit.is_regression else lightgbm.LGBMClassifier)(
+        n_estimators=MAX_ITERATIONS,
+        n_jobs=fit.threads,
+        random_state=fit.seed,
+        deterministic=True,
+        force_col_wise=True,  # else timings decide, and another fit may differ
+        verbosity=-1,
+    )
+    with _told(lambda: done, fit.tell):
+        model.fit(
+            fit.train.matrix,
+            fit.train.wanted,
+            sample_weight=fit.train.weight,
+            eval_X=None if rest is None else rest.matrix,
+            eval_y=None if rest is None else rest.wanted,
+            eval_sample_weight=None if rest is None or rest.weight is None else [rest.weight],
+            categorical_feature=np.flatnonzero(fit.native_categorical).tolist(),
+            callbacks=[count, *([] if rest is None else [lightgbm.early_stopping(PATIENCE, verbose=False)])],
+        )
+    return model
+
+
+_LIBRARIES: Mapping[str, Callable[[_Fit], Any]] = {
+    "hist_gradient_boosting": _hist_gradient_boosting,
+    "xgboost": _xgboost,
+    "lightgbm": _lightgbm,
+}
+
+
+@contextlib.contextmanager
+def _told(iterations: Callable[[], int], tell: Tell) -> Iterator[None]:
+    """Tell how many iterations a model has made while it is fitted inside."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_TELL_SECONDS):
+            tell("boosting iterations", iterations(), MAX_ITERATIONS)
+
+    watcher = threading.Thread(target=watch, name="gradient-boosting", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _matrix(columns: Columns, features: Sequence[BaselineFeature]) -> NDArray[np.float32]:
+    """Return the features side by side, ``[rows, inputs]``: two inputs for a multi-valued feature, one for others.
+
+    float32 holds ids exactly up to 16.7 million and halves the memory.
+    """
+    parts: list[NDArray[Any]] = []
+    for feature in features:
+        values = column(columns, feature.name)
+        dimensions = 2 if feature.form == "ids" else 1
+        if values.ndim != dimensions:
+            raise ValueError(
+                f"feature {feature.name!r} of form {feature.form} has shape {values.shape}; "
+                f"it needs {dimensions} dimensions"
+            )
+        if feature.form == "ids":
+            length = np.count_nonzero(values, axis=1)
+            last = np.take_along_axis(values, np.maximum(length - 1, 0)[:, None], axis=1)[:, 0]
+            parts += [last, length]
+        else:
+            parts.append(values)
+        if len(values) != len(parts[0]):
+            raise ValueError(f"feature {feature.name!r} has {len(values)} rows, others have {len(parts[0])}")
+    matrix = np.empty((len(parts[0]), len(parts)), dtype=np.float32)
+    for position, part in enumerate(parts):
+        matrix[:, position] = part
+    return matrix
+
+
+def _id_columns(features: Sequence[BaselineFeature]) -> list[bool]:
+    """Return True for each column of ``_matrix`` that holds ids."""
+    of_form = {"value": [False], "id": [True], "ids": [True, False]}
+    return [is_id for feature in features for is_id in of_form[feature.form]]
+
+
+def _ordinals_missing_as_nan(
+    matrix: NDArray[np.float32], features: Sequence[BaselineFeature], native: Sequence[bool]
+) -> NDArray[np.float32]:
+    """Mark missing ids as NaN where ids are ordered: 0 would read as more frequent than the most frequent one."""
+    ordered = [is_id and not split for is_id, split in zip(_id_columns(features), native, strict=True)]
+    marked = matrix.copy()
+    for position in np.flatnonzero(ordered):
+        marked[marked[:, position] == _MISSING_ID, position] = np.nan
+    return marked
