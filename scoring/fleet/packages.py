@@ -18,23 +18,24 @@ from mirrorspark.scoring.fleet.columns import FleetError, array, numbers_of
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.input.column_types import is_array
 from mirrorspark.scoring.model.consent import check_consent
-from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, folder_digest
+from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, folder_digest, model_files
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
 
 MOST_BYTES = 512 * 2**20
 """Largest size of a package: a fleet's table holds it, and each process that scores a copy of it."""
 
-# The same files give the same archive, whatever their age.
+# Of all files in an archive, whatever their age.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def packed(folder: Path) -> bytes:
-    """Return the files of a model's folder as an archive, whose bytes depend on nothing else."""
+    """Return the files of a model's folder that its digest covers, as an archive that depends on nothing else."""
     sink = io.BytesIO()
-    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            archive.writestr(zipfile.ZipInfo(path.relative_to(folder).as_posix(), _DATE), path.read_bytes())
+    # Weights hardly compress, and another version of zlib would give other bytes.
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_STORED) as archive:
+        for name, path in model_files(folder):
+            archive.writestr(zipfile.ZipInfo(name, _DATE), path.read_bytes())
     return sink.getvalue()
 
 

@@ -37,7 +37,7 @@ _TREE_ROWS = 1024
 # Of a term: its arrays, their copies while they are prepared, and its values in a strip of 64 rows. Of a weight: its
 # copies. Of a node: the arrays of the two kernels, and their copies.
 _TERM_BYTES, _WEIGHT_BYTES, _NODE_BYTES = 400, 8, 50
-# Of a package: its files are compressed, and libraries hold weights and graphs beside each other.
+# Of a package: its files are unpacked beside it, and libraries hold weights and graphs.
 _PACKAGE_TIMES = 4
 
 
