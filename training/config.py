@@ -37,7 +37,7 @@ from mirrorspark.training.settings import (
     check_registry_name,
     check_values,
 )
-from mirrorspark.training.tasks import BOOSTED_BASELINES, RANKING, RATING_ERROR, TASKS
+from mirrorspark.training.tasks import BOOSTED_BASELINES, LINEAR_BASELINES, RANKING, RATING_ERROR, TASKS
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.convert import ConversionOptions
@@ -197,7 +197,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         require(
             not (wide and boosted),
             f"baseline {', '.join(boosted)} takes no sparse features or vectors, and {wide} are; use the baseline "
-            f"{TASKS[self.task].baselines[-1]} or none",
+            f"{LINEAR_BASELINES.get(self.task)} or none",
         )
         require(not (sparse and self.xla), f"xla compiles no sparse features, and {sparse} are; leave it out")
         reads_items = getattr(catalog.architecture(self.model["name"]), "READS_ITEMS", False)
@@ -289,7 +289,9 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     def for_ranks(self) -> "TrainingConfig":
         """Return the settings that ranks need to train, without tables, stores or servers."""
         settings = {each.name: getattr(self, each.name) for each in dataclasses.fields(TrainingConfig)}
-        return TrainingConfig(**settings | {"tracking_uri": None})
+        # The driver alone fits baselines, and has their packages.
+        of_driver = {"tracking_uri": None, "baseline": "none", "register": "model"}
+        return TrainingConfig(**settings | of_driver)
 
     def as_yaml(self) -> str:
         """Return the resolved configuration in the form of a recipe, without passwords."""
@@ -346,7 +348,7 @@ _FREE_TO_CHANGE = frozenset(
     {"workers", "output", "tracking_uri", "experiment", "mlflow_run", "registered_model"}
     | {"master", "resume", "dry_run", "summary", "verbose"}
     | {"threads_per_worker", "gpus_per_worker", "description", "reference_dataset", "profile", "strategy", "register"}
-    | {"explain", "price_per_core_hour"}
+    | {"explain", "price_per_core_hour", "baseline"}
     | {"parameter_servers", "allow_open_servers"}
     | {"checkpoint_every_steps", "checkpoint_every_seconds", "keep_last", "keep_best", "steps_per_execution"}
     | {"max_restarts", "max_preemptions", "max_start_failures"}

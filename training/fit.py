@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
@@ -37,6 +37,7 @@ from mirrorspark.training.records.tracking import require_names
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.settings import likely_meant
 from mirrorspark.training.spark_session import open_session, task_slots
+from mirrorspark.training.tasks import LINEAR_BASELINES, TASKS
 from mirrorspark.training.train import train_in_view
 
 # One worker's threads and network cost more than they bring below so many training rows each.
@@ -245,9 +246,7 @@ def default_batch_size(rows: int, parts: int = 1) -> int:
     return -(-about // parts) * parts
 
 
-def default_baseline(
-    spec: FeatureSpec,
-) -> Literal["hist_gradient_boosting", "logistic_regression", "ridge", "popularity"]:
+def default_baseline(spec: FeatureSpec) -> str:
     """Return the baseline of the label's kind.
 
     It is popularity for ``multi_label`` and ``candidate``. For ``binary``, ``multi_class`` and ``number`` it is
@@ -257,7 +256,7 @@ def default_baseline(
         return "popularity"
     if not any(feature.form in WIDE_FORMS for feature in spec):
         return "hist_gradient_boosting"
-    return "ridge" if spec.label.kind == "number" else "logistic_regression"
+    return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.kind)]
 
 
 def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:

@@ -36,17 +36,18 @@ PACKAGED_BASELINES = ("xgboost", "lightgbm")
 BOOSTED_BASELINES = ("hist_gradient_boosting", *PACKAGED_BASELINES)
 """Those that are gradient boosting, and take no sparse features and vectors."""
 
-LINEAR_BASELINES = ("logistic_regression", "ridge")
+LINEAR_BASELINES = {"binary": "logistic_regression", "multi_class": "logistic_regression", "regression": "ridge"}
+"""The linear one by task, which takes features of all kinds."""
 
-_CLASSIFIERS = (*BOOSTED_BASELINES, "logistic_regression")
+_OF_ROWS = {task: (*BOOSTED_BASELINES, linear) for task, linear in LINEAR_BASELINES.items()}
 
 TASKS: Mapping[str, Task] = {
-    "binary": Task("binary", {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"}, _CLASSIFIERS),
+    "binary": Task("binary", {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"}, _OF_ROWS["binary"]),
     "multi_label": Task("multi_label", {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"}, ("popularity",)),
-    "multi_class": Task("multi_class", {"val_log_loss": "min", "val_accuracy": "max", "val_loss": "min"}, _CLASSIFIERS),
-    "regression": Task(
-        "number", {"val_rmse": "min", "val_mae": "min", "val_loss": "min"}, (*BOOSTED_BASELINES, "ridge")
+    "multi_class": Task(
+        "multi_class", {"val_log_loss": "min", "val_accuracy": "max", "val_loss": "min"}, _OF_ROWS["multi_class"]
     ),
+    "regression": Task("number", {"val_rmse": "min", "val_mae": "min", "val_loss": "min"}, _OF_ROWS["regression"]),
     # Lists of any other length, too.
     "retrieval": Task(
         "candidate",

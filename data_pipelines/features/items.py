@@ -103,13 +103,13 @@ def with_changes(items: ItemTable, changes: pa.Table | None, removed: Collection
     gone = pa.array(sorted(removed), pa.string())
     unknown = gone.filter(pc.invert(pc.is_in(gone, value_set=keys)))
     if len(unknown):
-        raise ColumnError(f"{len(unknown)} of the removed items are none of the model: {unknown[:5].to_pylist()}")
+        raise ColumnError(f"the model has no items {unknown[:5].to_pylist()} to remove ({len(unknown)} in all)")
     if changes is None:
         return items.rows.filter(pc.invert(pc.is_in(keys, value_set=gone)))
     new = item_keys(spec, changes)
     both = gone.filter(pc.is_in(gone, value_set=new))
     if len(both):
-        raise ColumnError(f"{len(both)} items are removed and in the table of changes: {both[:5].to_pylist()}")
+        raise ColumnError(f"items to remove are in the table of changes, too: {both[:5].to_pylist()}")
     stays = pc.invert(pc.is_in(keys, value_set=pa.chunked_array([gone, new])))
     added = raw_inputs(changes, spec).append_column(spec.candidate.name, new)
     return pa.concat_tables([items.rows.filter(stays), added.select(items.rows.column_names).cast(items.rows.schema)])

@@ -4,6 +4,7 @@ Names and types of columns are those of the model's MLflow signature.
 """
 
 import contextlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,6 +60,7 @@ class PyfuncBackend:
         self.signature = mlflow_signature(folder)
         try:
             with _no_bytecode(folder):
+                _forget_modules_of_other_models(folder)
                 self._model = pyfunc.load_model(str(folder))
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
@@ -99,6 +101,28 @@ def _no_bytecode(folder: Path) -> Iterator[None]:
         yield
     finally:
         sys.dont_write_bytecode = before
+
+
+# Of the models that this process has loaded.
+_CODE_FOLDERS: set[Path] = set()
+
+
+def _forget_modules_of_other_models(folder: Path) -> None:
+    """Let the model import its own code: Python would give it another model's modules of the same names.
+
+    The other model keeps those that it has imported.
+    """
+    code = folder.absolute() / "code"
+    if not code.is_dir():
+        return
+    names = {path.stem for path in code.iterdir()}
+    others = _CODE_FOLDERS - {code}
+    for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file is not None and any(Path(file).is_relative_to(other) for other in others):
+            del sys.modules[name]
+    importlib.invalidate_caches()
+    _CODE_FOLDERS.add(code)
 
 
 def mlflow_signature(folder: Path) -> Signature:

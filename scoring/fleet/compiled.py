@@ -224,7 +224,7 @@ class CompiledFleet:
         return numbers_of(array(self._fleet.table, "intercept"))
 
     def _decisions(self, models: np.ndarray) -> Decisions:
-        chosen = self._fleet.table.take(pa.array(models))
+        chosen = self._fleet.table.select(["link", "threshold", "cut_points"]).take(pa.array(models))
         links = np.array([LINKS.index(link) for link in chosen["link"].to_pylist()], np.int64)
         cuts = array(chosen, "cut_points")
         lengths = lengths_of(cuts)

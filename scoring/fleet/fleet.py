@@ -119,7 +119,7 @@ class Fleet:
     @property
     def is_packaged(self) -> np.ndarray:
         """Bool ``[models]``: True for models that a backend of the scorer computes."""
-        return np.asarray(array(self.table, "package").is_valid().to_numpy(zero_copy_only=False))
+        return np.asarray(self.table["package"].is_valid().to_numpy())
 
     def shares(self, models: np.ndarray) -> np.ndarray:
         """Return float64 ``[models]``: the share that each has in the time that some models take together.

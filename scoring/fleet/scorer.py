@@ -135,6 +135,8 @@ class FleetScorer:
             begin, since = time.perf_counter(), begin
             self.seconds[forest.decisions.models] += (begin - since) * shares
         for decisions, packaged in self._packaged:
+            packaged.load()  # once in a process, and not in the time of the model
+            begin = time.perf_counter()
             nulls += _decide(decisions, 0, 0, packaged.scores(rows), self.layout.places, where)
             begin, since = time.perf_counter(), begin
             self.seconds[decisions.models] += begin - since
@@ -150,7 +152,7 @@ def bytes_of_models(fleet: Fleet) -> np.ndarray:
     terms, weights, nodes = (lengths_of(array(fleet.table, of)) for of in ("column", "weights", "node_features"))
     layers = array(fleet.table, "layer_sizes").to_pylist()
     widest = [max((before + after for before, after in pairwise(sizes)), default=0) for sizes in layers]
-    packages = pc.fill_null(pc.binary_length(array(fleet.table, "package")), 0).to_numpy()
+    packages = pc.fill_null(pc.binary_length(fleet.table["package"]), 0).to_numpy()
     found = _TERM_BYTES * terms + _WEIGHT_BYTES * weights + _NODE_BYTES * nodes + _PACKAGE_TIMES * packages
     return np.asarray(found + 4 * _NETWORK_ROWS * np.array(widest, np.int64))
 

@@ -176,8 +176,10 @@ def _removed(items: Any, removed: Iterable[str | int], *, changes_only: bool) ->
         raise RefreshError(f"removed is {removed!r}, one text; give a list of keys")
     gone = frozenset(map(str, removed))
     if not changes_only:
-        if gone or items is None:
-            raise RefreshError("removed, and no table of items, go with changes_only; else give the whole table alone")
+        if gone:
+            raise RefreshError("removed needs changes_only=True; a whole table says by itself which items are gone")
+        if items is None:
+            raise RefreshError("items is None; give the table of items, or changes_only=True and the removed ones")
         return None
     if items is None and not gone:
         raise RefreshError("nothing is to change: there is no table of new or changed items, and removed is empty")
@@ -228,8 +230,8 @@ def _compared(before: FittedFeatures, after: FittedFeatures, catalogue: Catalogu
     candidates = after.items.rows.num_rows
     if candidates < catalogue.top_k:
         raise RefreshError(
-            f"the table of items has {candidates} rows, and the model recommends {catalogue.top_k} candidates per row; "
-            f"give the whole table"
+            f"the new catalogue has {candidates} items, and the model recommends {catalogue.top_k} candidates per row; "
+            f"give the whole table, or only the changes with changes_only=True"
         )
     was_candidate = np.arange(before.id_count(before.spec.candidate)) >= FIRST_VOCABULARY_ID
     if catalogue.refreshed_from:  # the candidates of a training may lack an item

@@ -351,11 +351,12 @@ def _judge(
 
 def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[Rival]:
     """Return what the model is compared with: the one that was not registered, and the baselines, fitted here."""
-    config, dataset, rivals = job.config, job.dataset, []
-    if choice is not None:
-        rivals.append(Rival(choice.other, read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")))
-    names = [name for name in config.row_baselines if choice is None or name != BASELINE]
+    config, dataset, names, rivals = job.config, job.dataset, job.config.row_baselines, []
     for place, name in enumerate(names):
+        if choice is not None and name == BASELINE:
+            scores = read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")
+            rivals.append(Rival(choice.other, scores))
+            continue
         which = "" if len(names) == 1 else f"{name} ({place + 1} of {len(names)}): "
 
         def told(doing: str, done: int = 0, total: int = 0, /, *, which: str = which) -> None:

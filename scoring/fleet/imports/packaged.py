@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.imports.imported import Imported, fleet_of
-from mirrorspark.scoring.fleet.packages import MOST_BYTES, packed, single_output
+from mirrorspark.scoring.fleet.packages import packed, single_output
 from mirrorspark.scoring.model.directory import ModelDirectory, PinnedModel
 from mirrorspark.scoring.model.uri import pinned_model
 
@@ -50,10 +49,4 @@ def fleet_from_models(
 def _imported(name: str, pinned: PinnedModel, output: str | None) -> Imported:
     directory = ModelDirectory.open(pinned.path)
     chosen, columns = single_output(directory, f"'{name}' ({pinned.label})", output), directory.inputs.columns
-    package = packed(pinned.path)
-    if len(package) > MOST_BYTES:
-        raise FleetError(
-            f"model '{name}' takes {len(package) / 2**20:,.0f} MB, and a fleet holds models of up to "
-            f"{MOST_BYTES / 2**20:,.0f} MB; score it on its own with score_files"
-        )
-    return Imported("identity", columns, np.ones(len(columns)), package=(package, chosen))
+    return Imported("identity", columns, np.ones(len(columns)), package=(packed(pinned.path, name), chosen))

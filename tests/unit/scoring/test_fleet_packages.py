@@ -1,23 +1,27 @@
 """M17: a model that a fleet cannot compute itself is packed into it, and computed by its own library."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from mirrorspark.scoring.fleet import packages
 from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.imports.packaged import fleet_from_models
 from mirrorspark.scoring.fleet.layout import Layout
-from mirrorspark.scoring.fleet.packages import check_trust
+from mirrorspark.scoring.fleet.packages import PackagedModelError, check_trust, packages_of
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet
 from mirrorspark.scoring.fleet.scorer import FleetScorer, bytes_of_models
 from mirrorspark.scoring.model.consent import UntrustedModelError
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.task.scorer import Scorer
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights
 from tests.unit.scoring.other_models import NAMES, boxes, logistic, people, save_logistic_onnx, save_sklearn
 
@@ -48,9 +52,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def fleet(folders: dict[str, Path]) -> Fleet:
     """Return three packages around a linear model that reads a column of one of them."""
     given = {"thresholds": {"box": THRESHOLD}, "cut_points": {"box": CUTS}}
-    packages = fleet_from_models(folders, **given)
+    others = fleet_from_models(folders, **given)
     linear = fleet_from_coefficients(pa.table({"model": ["linear"], "column": ["height"], "coefficient": [2.0]}))
-    return packages.with_models(linear).select(["late", "linear", "box", "pipeline"])
+    return others.with_models(linear).select(["late", "linear", "box", "pipeline"])
 
 
 def scored(fleet: Fleet, *outputs: str) -> pa.RecordBatch:
@@ -93,7 +97,11 @@ def test_a_fleet_with_packages_is_saved_and_replaced_model_by_model(
     assert loaded.digests == fleet.digests
     assert loaded.columns == fleet.columns
     assert scored(loaded, "score") == scored(fleet, "score")
-    again = fleet_from_models(folders)
+    touched = tmp_path / "touched"
+    shutil.copytree(folders["pipeline"], touched)
+    (touched / "__pycache__").mkdir()
+    (touched / "__pycache__" / "model.cpython-311.pyc").write_bytes(b"cache")
+    again = fleet_from_models({**folders, "pipeline": touched})
     assert again.digests[2] == fleet.digests[3], "the same files have the same digest"
     other = fleet_from_models({"pipeline": folders["box"]})
     assert loaded.with_models(other).save(tmp_path / "fleet") == 1
@@ -115,20 +123,39 @@ def test_code_that_a_model_brings_needs_consent(fleet: Fleet) -> None:
     check_trust(fleet.without(["pipeline"]), trust=False)
 
 
-def test_models_without_a_number_per_row_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_error_of_a_library_that_looks_like_one_of_a_store_is_the_models(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M8: a store that fails is waited for, a model is left out."""
+
+    def fails(*_: Any) -> Any:
+        raise OSError("libgomp.so.1: cannot open shared object file")
+
+    (package, *_) = packages_of(fleet)
+    monkeypatch.setattr(Scorer, "load", fails)
+    with pytest.raises(PackagedModelError, match="OSError: libgomp"):
+        package.load()
+
+
+def test_models_without_a_number_per_row_and_large_ones_are_refused(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_sklearn(tmp_path / "lists", outputs="probabilities")
     with pytest.raises(FleetError, match=r"'m' .* has the outputs .*array.*, and a fleet takes one number per row"):
         fleet_from_models({"m": tmp_path / "lists"})
     with pytest.raises(FleetError, match=r"has no number .rank. among its outputs \{.score.: .float.\}"):
         fleet_from_models({"late": folders["late"]}, output="rank")
+    monkeypatch.setattr(packages, "MOST_BYTES", 1_000)
+    with pytest.raises(FleetError, match=r"model 'late' takes .* MB, and a fleet holds models of up to"):
+        fleet_from_models({"late": folders["late"]})
 
 
 def test_a_package_that_is_damaged_or_lacks_its_columns_fails_alone(fleet: Fleet) -> None:
     """M8."""
     places = [field.name for field in fleet.table.schema]
-    packages = fleet.table["package"].to_pylist()
-    packages[2] = packages[2][:-30]
-    broken = fleet.table.set_column(places.index("package"), "package", pa.array(packages, pa.large_binary()))
+    content = fleet.table["package"].to_pylist()
+    content[2] = content[2][:-30]
+    broken = fleet.table.set_column(places.index("package"), "package", pa.array(content, pa.large_binary()))
     columns = TABLE.drop(["visits"]).append_column("visits", pc.cast(TABLE["visits"], pa.string())).schema
     checked = CheckedFleet.of(Fleet.of(broken)).against(columns)
     messages = {failure.model: failure.message for failure in checked.failures}

@@ -329,6 +329,8 @@ def test_a_model_of_rows_may_be_compared_with_several_baselines(monkeypatch: pyt
         config.require_features(words)
     TrainingConfig(name="rides", baseline=["logistic_regression"]).require_features(words)
     monkeypatch.setattr(config_rules, "find_spec", lambda name: None)
+    # Ranks fit no baseline.
+    assert config.for_ranks().row_baselines == ()
     with pytest.raises(ConfigError, match=r"needs the package xgboost, which is not installed; run: pip install 'mirr"):
         dataclasses.replace(config)
 

@@ -237,8 +237,8 @@ def test_changes_alone_give_the_model_of_the_whole_table(movies: Path, tmp_path:
     direct = refreshed(movies, items_table(range(6, 49), **changed), tmp_path / "direct")
     assert (fewer.catalogue.digest, scores(fewer.folder)) == (direct.catalogue.digest, scores(direct.folder))
     for removed, items, message in (
-        (["m0", "m6"], None, r"1 of the removed items are none of the model: \['m0'\]"),
-        (["m6", "m7"], items_table(range(7, 8)), r"1 items are removed and in the table of changes: \['m7'\]"),
+        (["m0", "m6"], None, r"the model has no items \['m0'\] to remove \(1 in all\)"),
+        (["m6", "m7"], items_table(range(7, 8)), r"items to remove are in the table of changes, too: \['m7'\]"),
     ):
         with pytest.raises(ColumnError, match=message):
             refreshed(found.folder, items, tmp_path / "bad", removed=removed)
@@ -267,7 +267,7 @@ def test_a_table_that_is_no_catalogue_is_refused_and_leaves_nothing(movies: Path
         refreshed(movies, items.set_column(0, "sku", pa.array(["", *items["sku"].to_pylist()[1:]])), folder)
     with pytest.raises(ColumnError, match="sku"):
         refreshed(movies, items.set_column(0, "sku", pa.array(range(40))), folder)
-    with pytest.raises(RefreshError, match="the table of items has 4 rows, and the model recommends 5 candidates"):
+    with pytest.raises(RefreshError, match="the new catalogue has 4 items, and the model recommends 5 candidates"):
         refreshed(movies, items.slice(0, 4), folder)
     with pytest.raises(ValueError, match="the vectors of 1 items or more are not finite, such as that of 'm7'"):
         refreshed(movies, items_table(range(40), m7={"year": float("inf")}), folder)
@@ -288,7 +288,9 @@ def test_options_that_cannot_be_met_are_refused(movies: Path, tmp_path: Path) ->
     items = items_table(range(40))
     with pytest.raises(RefreshError, match="exists already; give a new folder"):
         refresh_index(movies, items, tmp_path)
-    with pytest.raises(RefreshError, match="go with changes_only; else give the whole table alone"):
+    with pytest.raises(RefreshError, match="items is None; give the table of items"):
+        refresh_index(movies, None, tmp_path / "new")
+    with pytest.raises(RefreshError, match="removed needs changes_only=True"):
         refresh_index(movies, items, tmp_path / "new", removed=["m1"])
     with pytest.raises(RefreshError, match="nothing is to change: there is no table"):
         refresh_index(movies, None, tmp_path / "new", changes_only=True)

@@ -184,13 +184,17 @@ def _lightgbm(fit: _Fit) -> Any:
         force_col_wise=True,  # else timings decide, and another fit may differ
         verbosity=-1,
     )
+    held_back: dict[str, Any] = {}
+    if rest is not None:
+        held_back = {"eval_set": [(rest.matrix, rest.wanted)]}
+        if "eval_X" in inspect.signature(model.fit).parameters:  # from LightGBM 4.7 on
+            held_back = {"eval_X": rest.matrix, "eval_y": rest.wanted}
     with _told(lambda: done, fit.tell):
         model.fit(
             fit.train.matrix,
             fit.train.wanted,
             sample_weight=fit.train.weight,
-            eval_X=None if rest is None else rest.matrix,
-            eval_y=None if rest is None else rest.wanted,
+            **held_back,
             eval_sample_weight=None if rest is None or rest.weight is None else [rest.weight],
             categorical_feature=np.flatnonzero(fit.native_categorical).tolist(),
             callbacks=[count, *([] if rest is None else [lightgbm.early_stopping(PATIENCE, verbose=False)])],

@@ -365,7 +365,7 @@ def fitted_baseline(
     # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
     weight = _WEIGHT if dataset.spec.weight else None
     rows = split_rows(train, validation, features, _LABEL, weight=weight, task=task)
-    if name in LINEAR_BASELINES:
+    if name == LINEAR_BASELINES[task]:
         return linear_model(rows, tell=tell)
     return gradient_boosting(rows, seed=seed, library=name, tell=tell)
 

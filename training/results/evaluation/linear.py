@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse  # type: ignore[import-untyped]
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, mean_squared_error
 
@@ -23,9 +25,12 @@ from mirrorspark.training.results.evaluation.baselines import (
     column,
 )
 
-# Inverse strengths of the regularisation, of which the validation rows choose one.
-_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-_MAX_ITERATIONS = 1_000
+# scikit-learn's C, the inverse of the strength of the regularisation: the validation rows choose one.
+_INVERSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# A baseline need not be exact: where the last digits take longer, they are left.
+_MAX_ITERATIONS = 200
+# Weights of all classes; the optimiser holds some twenty times as many numbers.
+_MOST_WEIGHTS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,27 @@ class _Scaling:
 
 @dataclass(frozen=True)
 class FittedLinear(FittedBaseline):
-    """A fitted linear model."""
+    """A fitted linear model.
+
+    Attributes:
+        kept: int64 ``[inputs]``: the columns of the features side by side that it reads; None for all.
+    """
 
     scalings: tuple[_Scaling, ...]
+    kept: NDArray[np.int64] | None
 
     def inputs(self, columns: Columns) -> sparse.csr_matrix:
         """Return the features side by side, ``[rows, inputs]``."""
-        return _design(columns, self.features, self.scalings)
+        matrix = _design(columns, self.features, self.scalings)
+        return matrix if self.kept is None else matrix[:, self.kept]
 
 
 def linear_model(split: Split, *, tell: Tell = lambda doing, done=0, total=0: None) -> FittedLinear:
     """Fit logistic regression, or ridge regression where the task is ``regression``.
 
     A category enters as a column for each id, a list as the counts of its ids, a number standardised, a sparse column
-    divided by its largest absolute value. The validation rows choose the strength of the regularisation.
+    divided by its largest absolute value. The validation rows choose the strength of the regularisation; without any it
+    is scikit-learn's default. Where ids, columns and classes are too many, the most frequent columns are read.
 
     Raises:
         ValueError: a column is missing or mis-shaped.
@@ -66,19 +78,34 @@ def linear_model(split: Split, *, tell: Tell = lambda doing, done=0, total=0: No
     train, held_back = split.train, split.held_back
     scalings = tuple(_scaling(feature, column(train.columns, feature.name)) for feature in split.features)
     matrix = _design(train.columns, split.features, scalings)
-    rest = None if held_back is None else _design(held_back.columns, split.features, scalings)
+    kept = _most_frequent(matrix, 1 if split.class_numbers is None else len(split.class_numbers))
+    fitted = FittedLinear(None, split.features, split.class_numbers, scalings, kept)
+    matrix = matrix if kept is None else matrix[:, kept]
+    rest = None if held_back is None else fitted.inputs(held_back.columns)
     is_ridge = split.task == "regression"
-    # Each strength goes on from the weights of the one before.
+    # Logistic regression goes on from the weights with the strength before.
     model: Any = Ridge(solver="lsqr") if is_ridge else LogisticRegression(max_iter=_MAX_ITERATIONS, warm_start=True)
     best, least = None, np.inf
-    for place, strength in enumerate(_STRENGTHS if rest is not None else _STRENGTHS[-1:]):
-        tell("strengths of the regularisation", place, len(_STRENGTHS))
-        model.set_params(**({"alpha": 1 / strength} if is_ridge else {"C": strength}))
-        model.fit(matrix, train.wanted, sample_weight=train.weight)
+    tried = (1.0,) if rest is None else _INVERSE_STRENGTHS
+    for place, inverse in enumerate(tried):
+        tell("strengths of the regularisation", place, len(tried))
+        model.set_params(**({"alpha": 1 / inverse} if is_ridge else {"C": inverse}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the limit of iterations is on purpose
+            model.fit(matrix, train.wanted, sample_weight=train.weight)
         error = 0.0 if rest is None or held_back is None else _error(model, rest, held_back, is_ridge=is_ridge)
         if best is None or error < least:
             best, least = copy.deepcopy(model), error
-    return FittedLinear(best, split.features, split.class_numbers, scalings)
+    return replace(fitted, model=best)
+
+
+def _most_frequent(matrix: sparse.csr_matrix, classes: int) -> NDArray[np.int64] | None:
+    """Return the columns with the most values, ascending, as many as have not too many weights; None for all."""
+    most = max(1, _MOST_WEIGHTS // classes)
+    if matrix.shape[1] <= most:
+        return None
+    counts = np.bincount(matrix.indices, minlength=matrix.shape[1])
+    return np.sort(np.argsort(-counts, kind="stable")[:most])
 
 
 def _error(model: Any, matrix: sparse.csr_matrix, rows: Rows, *, is_ridge: bool) -> float:

@@ -178,6 +178,28 @@ def test_bytecode_planted_in_a_model_does_not_run(tmp_path: Path, monkeypatch: p
     assert scores.tolist() == [1.0, 3.0]
 
 
+@pytest.mark.filterwarnings("ignore:.*An input example was not provided:UserWarning")
+def test_models_with_modules_of_the_same_name_run_their_own_code(tmp_path: Path) -> None:
+    """S12: in one process, as the versions of one model usually are."""
+    source = "class M:\n    def predict(self, rows): return rows['x'] * {}\ndef _load_pyfunc(path): return M()\n"
+    models = []
+    for factor in (2, 3):
+        (tmp_path / "versioned_model.py").write_text(source.format(factor))
+        mlflow.pyfunc.save_model(
+            str(tmp_path / f"model-{factor}"),
+            loader_module="versioned_model",
+            code_paths=[str(tmp_path / "versioned_model.py")],
+            signature=infer_signature(X, np.array([1.0])),
+            pip_requirements=[],
+        )
+        models.append(LoadedModel(tmp_path / f"model-{factor}"))
+    try:
+        found = [next(iter(model.score(pa.table({"x": [0.5, 1.5]})).values())).tolist() for model in models]
+    finally:
+        sys.modules.pop("versioned_model", None)
+    assert found == [[1.0, 3.0], [1.5, 4.5]]
+
+
 def test_the_cache_of_a_models_code_does_not_change_its_digest(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "model.py").write_text("x = 1")
