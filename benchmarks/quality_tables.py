@@ -32,7 +32,7 @@ from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.results.calibrate import Fit, measure
-from mirrorspark.training.results.evaluation.evaluate_run import baseline_scores, fitted_baseline
+from mirrorspark.training.results.evaluation.evaluate_run import baseline_rows, baseline_scores, fitted_baseline
 from mirrorspark.training.results.evaluation.metrics import binary_metrics
 from mirrorspark.training.sources import Sources
 from mirrorspark.training.spark_session import open_session
@@ -145,7 +145,7 @@ def read_flights() -> Read:
             blocks = list(dataset.blocks(split))
             inputs = {name: np.concatenate([block.features[name] for block in blocks]) for name in blocks[0].features}
             rows[split] = Rows(inputs, np.concatenate([np.asarray(block.label) for block in blocks]))
-        trees = fitted_baseline("hist_gradient_boosting", dataset, 1, "binary")
+        trees = fitted_baseline("hist_gradient_boosting", baseline_rows(dataset, "binary"), 1)
         boosting = {
             split: binary_metrics(rows[split].labels, baseline_scores(trees, dataset, split)) for split in SPLITS[1:]
         }

@@ -123,7 +123,6 @@ class PackagedModel:
             PackagedModelError: Its library raises an error of files or connections.
             Exception: It raises another one.
         """
-        self.load()
         names = self.directory.inputs.columns
         own = pa.RecordBatch.from_arrays([plain_column(rows, name) for name in names], names=list(names))
         with self._blamed():

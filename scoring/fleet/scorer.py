@@ -138,8 +138,7 @@ class FleetScorer:
             packaged.load()  # once in a process, and not in the time of the model
             begin = time.perf_counter()
             nulls += _decide(decisions, 0, 0, packaged.scores(rows), self.layout.places, where)
-            begin, since = time.perf_counter(), begin
-            self.seconds[decisions.models] += begin - since
+            self.seconds[decisions.models] += time.perf_counter() - begin
         return replace(found, nulls=nulls)
 
 

@@ -24,7 +24,7 @@ from mirrorspark.data_pipelines.features.infer import NoKeyError
 from mirrorspark.models.calibration import CALIBRATION_FILE
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.training.config import ConfigError
-from mirrorspark.training.results.evaluation.evaluate_run import baseline_scores, fitted_baseline
+from mirrorspark.training.results.evaluation.evaluate_run import baseline_rows, baseline_scores, fitted_baseline
 from mirrorspark.training.results.evaluation.rival import Choice
 from mirrorspark.training.results.export import ExportPlan, export
 
@@ -138,7 +138,7 @@ def test_the_better_of_network_and_gradient_boosting_is_registered_and_scores_as
     assert version.tags["architecture"] == "hist_gradient_boosting"
 
     baseline = baseline_scores(
-        fitted_baseline("hist_gradient_boosting", dataset, config.seed, "binary"), dataset, "test"
+        fitted_baseline("hist_gradient_boosting", baseline_rows(dataset, "binary"), config.seed), dataset, "test"
     )
     kept = pq.read_table(tmp_path / "predictions" / "test.parquet")
     np.testing.assert_allclose(kept["score"].to_numpy(), baseline, rtol=1e-6)

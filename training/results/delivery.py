@@ -32,6 +32,7 @@ from mirrorspark.training.results.calibrate import CalibrationResult
 from mirrorspark.training.results.evaluation.evaluate_run import (
     Rival,
     Verdict,
+    baseline_rows,
     baseline_scores,
     curves_of,
     fitted_baseline,
@@ -352,6 +353,7 @@ def _judge(
 def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[Rival]:
     """Return what the model is compared with: the one that was not registered, and the baselines, fitted here."""
     config, dataset, names, rivals = job.config, job.dataset, job.config.row_baselines, []
+    rows = None
     for place, name in enumerate(names):
         if choice is not None and name == BASELINE:
             scores = read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")
@@ -362,7 +364,8 @@ def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[Rival]:
         def told(doing: str, done: int = 0, total: int = 0, /, *, which: str = which) -> None:
             tell(f"{which}{doing}", done, total)
 
-        fitted = fitted_baseline(name, dataset, config.seed, config.task, told)
+        rows = rows or baseline_rows(dataset, config.task)
+        fitted = fitted_baseline(name, rows, config.seed, told)
         rivals.append(Rival(name, baseline_scores(fitted, dataset, "test")))
     return rivals
 

@@ -23,6 +23,7 @@ from mirrorspark.training.results.evaluation import baselines, boosting, evaluat
 from mirrorspark.training.results.evaluation.boosting import gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import (
     Rival,
+    baseline_rows,
     baseline_scores,
     curves_of,
     fitted_baseline,
@@ -120,7 +121,7 @@ def binary(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def rival(dataset: Any, name: str = "hist_gradient_boosting") -> Rival:
-    return Rival(name, baseline_scores(fitted_baseline(name, dataset, 1, "binary"), dataset, "test"))
+    return Rival(name, baseline_scores(fitted_baseline(name, baseline_rows(dataset, "binary"), 1), dataset, "test"))
 
 
 def test_a_binary_model_is_measured_on_every_evaluated_split() -> None:

@@ -159,6 +159,32 @@ def column(columns: Columns, name: str) -> Any:
     return found if isinstance(found, SparseRows) else np.asarray(found)
 
 
+def feature_columns(columns: Columns, features: Sequence[BaselineFeature]) -> list[Any]:
+    """Return the columns of features.
+
+    Raises:
+        ValueError: one is missing or has another shape than its form, or they have different numbers of rows.
+    """
+    found: list[Any] = []
+    rows = 0
+    for feature in features:
+        values = column(columns, feature.name)
+        if isinstance(values, SparseRows):
+            count = len(values.row_lengths)
+        else:
+            count, dimensions = len(values), 1 if feature.form in ("value", "id") else 2
+            if values.ndim != dimensions:
+                raise ValueError(
+                    f"feature {feature.name!r} of form {feature.form} has shape {values.shape}; "
+                    f"it needs {dimensions} dimensions"
+                )
+        rows = rows if found else count
+        if count != rows:
+            raise ValueError(f"feature {feature.name!r} has {count} rows, others have {rows}")
+        found.append(values)
+    return found
+
+
 @contextlib.contextmanager
 def free_threads() -> Iterator[int]:
     """Limit OpenMP to as many threads as processors are free now, ``MAX_THREADS`` at most, and give their number.

@@ -20,7 +20,7 @@ from mirrorspark.training.results.evaluation.baselines import (
     FittedBaseline,
     Rows,
     Split,
-    column,
+    feature_columns,
     free_threads,
 )
 
@@ -233,22 +233,13 @@ def _matrix(columns: Columns, features: Sequence[BaselineFeature]) -> NDArray[np
     float32 holds ids exactly up to 16.7 million and halves the memory.
     """
     parts: list[NDArray[Any]] = []
-    for feature in features:
-        values = column(columns, feature.name)
-        dimensions = 2 if feature.form == "ids" else 1
-        if values.ndim != dimensions:
-            raise ValueError(
-                f"feature {feature.name!r} of form {feature.form} has shape {values.shape}; "
-                f"it needs {dimensions} dimensions"
-            )
+    for feature, values in zip(features, feature_columns(columns, features), strict=True):
         if feature.form == "ids":
             length = np.count_nonzero(values, axis=1)
             last = np.take_along_axis(values, np.maximum(length - 1, 0)[:, None], axis=1)[:, 0]
             parts += [last, length]
         else:
             parts.append(values)
-        if len(values) != len(parts[0]):
-            raise ValueError(f"feature {feature.name!r} has {len(values)} rows, others have {len(parts[0])}")
     matrix = np.empty((len(parts[0]), len(parts)), dtype=np.float32)
     for position, part in enumerate(parts):
         matrix[:, position] = part

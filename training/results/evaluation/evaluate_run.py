@@ -28,6 +28,7 @@ from mirrorspark.training.executor.child_process import Tell
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
     FittedBaseline,
+    Split,
     free_threads,
     split_rows,
 )
@@ -347,25 +348,28 @@ def _classed(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.
     return table["label"].to_numpy(), scores, table["weight"].to_numpy()
 
 
-def fitted_baseline(
-    name: str, dataset: Dataset, seed: int, task: str, tell: Tell = lambda doing, done=0, total=0: None
-) -> FittedBaseline:
-    """Return a baseline that is fitted on the training rows; the validation rows stop it or choose its regularisation.
-
-    Args:
-        name: One of the task's baselines (:mod:`training.tasks`).
-        dataset: The dataset of the training.
-        seed: Fixes the sampling inside the fit.
-        task: ``binary``, ``multi_class`` or ``regression``.
-        tell: Gets its progress.
-    """
+def baseline_rows(dataset: Dataset, task: str) -> Split:
+    """Return the rows that baselines of a ``binary``, ``multi_class`` or ``regression`` model are fitted from."""
     train, validation = (_columns(dataset.blocks(split), BASELINE_ROWS) for split in ("train", "validation"))
     sizes = {feature.name: int(getattr(feature, "size", 0)) for feature in dataset.spec}
     features = [BaselineFeature(feature.name, feature.form, sizes[feature.name]) for feature in dataset.spec]
     # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
     weight = _WEIGHT if dataset.spec.weight else None
-    rows = split_rows(train, validation, features, _LABEL, weight=weight, task=task)
-    if name == LINEAR_BASELINES[task]:
+    return split_rows(train, validation, features, _LABEL, weight=weight, task=task)
+
+
+def fitted_baseline(
+    name: str, rows: Split, seed: int, tell: Tell = lambda doing, done=0, total=0: None
+) -> FittedBaseline:
+    """Return a baseline that is fitted on the training rows; the validation rows stop it or choose its regularisation.
+
+    Args:
+        name: One of the task's baselines (:mod:`training.tasks`).
+        rows: What :func:`baseline_rows` returns.
+        seed: Fixes the sampling inside the fit.
+        tell: Gets its progress.
+    """
+    if name == LINEAR_BASELINES[rows.task]:
         return linear_model(rows, tell=tell)
     return gradient_boosting(rows, seed=seed, library=name, tell=tell)
 

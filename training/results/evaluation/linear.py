@@ -22,7 +22,7 @@ from mirrorspark.training.results.evaluation.baselines import (
     FittedBaseline,
     Rows,
     Split,
-    column,
+    feature_columns,
 )
 
 # scikit-learn's C, the inverse of the strength of the regularisation: the validation rows choose one.
@@ -76,7 +76,7 @@ def linear_model(split: Split, *, tell: Tell = lambda doing, done=0, total=0: No
         ValueError: a column is missing or mis-shaped.
     """
     train, held_back = split.train, split.held_back
-    scalings = tuple(_scaling(feature, column(train.columns, feature.name)) for feature in split.features)
+    scalings = tuple(map(_scaling, split.features, feature_columns(train.columns, split.features)))
     matrix = _design(train.columns, split.features, scalings)
     kept = _most_frequent(matrix, 1 if split.class_numbers is None else len(split.class_numbers))
     fitted = FittedLinear(None, split.features, split.class_numbers, scalings, kept)
@@ -134,13 +134,8 @@ def _scaling(feature: BaselineFeature, values: Any) -> _Scaling:
 def _design(
     columns: Columns, features: tuple[BaselineFeature, ...], scalings: tuple[_Scaling, ...]
 ) -> sparse.csr_matrix:
-    parts: list[sparse.csr_matrix] = []
-    for feature, scaling in zip(features, scalings, strict=True):
-        part = _part(feature, column(columns, feature.name), scaling)
-        if parts and part.shape[0] != parts[0].shape[0]:
-            raise ValueError(f"feature {feature.name!r} has {part.shape[0]} rows, others have {parts[0].shape[0]}")
-        parts.append(part)
-    return sparse.hstack(parts, format="csr", dtype=np.float32)
+    parts = map(_part, features, feature_columns(columns, features), scalings)
+    return sparse.hstack(list(parts), format="csr", dtype=np.float32)
 
 
 def _part(feature: BaselineFeature, values: Any, scaling: _Scaling) -> sparse.csr_matrix:
@@ -149,12 +144,6 @@ def _part(feature: BaselineFeature, values: Any, scaling: _Scaling) -> sparse.cs
     if isinstance(values, SparseRows):
         entries = values.values / scaling.scale[values.indices]
         return sparse.csr_matrix((entries, values.indices, values.row_starts), shape=(len(values.row_lengths), width))
-    dimensions = 1 if feature.form in ("value", "id") else 2
-    if values.ndim != dimensions:
-        raise ValueError(
-            f"feature {feature.name!r} of form {feature.form} has shape {values.shape}; it needs {dimensions} "
-            f"dimensions"
-        )
     rows = len(values)
     values = values.reshape(rows, -1)
     if feature.form in ("id", "ids"):

@@ -19,7 +19,12 @@ from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.training.executor.child_process import Tell
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting
-from mirrorspark.training.results.evaluation.evaluate_run import baseline_scores, fitted_baseline, metrics_of
+from mirrorspark.training.results.evaluation.evaluate_run import (
+    baseline_rows,
+    baseline_scores,
+    fitted_baseline,
+    metrics_of,
+)
 from mirrorspark.training.results.evaluation.metrics import is_better
 
 if TYPE_CHECKING:
@@ -119,7 +124,7 @@ def challenge(
     Returns:
         The choice, the fitted gradient boosting, and the predictions of the better one.
     """
-    fitted = fitted_baseline(BASELINE, dataset, seed, task, tell)
+    fitted = fitted_baseline(BASELINE, baseline_rows(dataset, task), seed, tell)
     assert isinstance(fitted, FittedBoosting)  # noqa: S101 - BASELINE is one
     column = "scores" if task == "multi_class" else "score"
     found = {split: _with(table, column, baseline_scores(fitted, dataset, split)) for split, table in tables.items()}
