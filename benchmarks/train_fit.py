@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the driver pickles the ranks without loading TensorFlow
     import tensorflow as tf
     import tf_keras
 
+    from mirrorspark.models.fitting.optimizers import OptimizerSettings
     from mirrorspark.training.ring.ring import Ring
 
 Side = Literal["plain", "ring", "alone"]
@@ -100,15 +101,22 @@ class FitRank:
             loss: Any = tf_keras.losses.BinaryCrossentropy(from_logits=True)
             metrics = [tf_keras.metrics.AUC(name="auc", from_logits=True)]
         else:
-            # Keras' Adam goes through the whole tables in every step; this one through what a batch names.
+            # Adam goes through the whole tables in every step; this one through what a batch names.
             model, settings = _two_tower(), OptimizerSettings("adagrad", EMBEDDING_LEARNING_RATE)
             loss, metrics = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True), []
-        model.compile(
-            build_optimizer(settings, *rules), loss, metrics=metrics, steps_per_execution=self.steps_per_execution
-        )
+        optimizer = build_optimizer(settings, *rules) if self.our_loop else keras_optimizer(settings)
+        model.compile(optimizer, loss, metrics=metrics, steps_per_execution=self.steps_per_execution)
         if self.our_loop:
             use_step_loop(model)
         return model
+
+
+def keras_optimizer(settings: "OptimizerSettings") -> Any:
+    """Return Keras's own optimizer of that name and learning rate, as plain ``fit`` has it."""
+    import tf_keras
+
+    config = {"learning_rate": settings.learning_rate}
+    return tf_keras.optimizers.get({"class_name": settings.name, "config": config})
 
 
 def connected_ring(token: str) -> "Ring":

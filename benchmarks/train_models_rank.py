@@ -16,6 +16,7 @@ import tf_keras
 
 from benchmarks.connector_process import RESULT_PREFIX
 from benchmarks.train_bare import distributed_batches
+from benchmarks.train_fit import keras_optimizer
 from benchmarks.train_models_data import Case
 from mirrorspark.data_pipelines.dataset.blocks import LABEL_PREFIX
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
@@ -24,7 +25,7 @@ from mirrorspark.data_pipelines.reading.block_reader import parse_block, shuffle
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models import catalog
 from mirrorspark.models.fitting.objectives import compile_model
-from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.models.fitting.optimizers import OptimizerSettings
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.fitting.fit import build_model
 from mirrorspark.training.fitting.start import Start
@@ -109,12 +110,12 @@ class _Pace(tf_keras.callbacks.Callback):
 
 
 def plain_model(config: TrainingConfig, dataset: Dataset, strategy: tf.distribute.Strategy) -> tf_keras.Model:
-    """Return the same model, compiled with the same optimizer, loss and metrics, and left to Keras' own loop."""
+    """Return the same model, compiled with Keras' own optimizer, and left to its own loop."""
     architecture = catalog.architecture(config.model["name"])
     settings = catalog.settings(config.model["name"], config.model_options)
     with strategy.scope():
         model = architecture.build(settings, dataset.features, config.seed)
-        optimizer = build_optimizer(OptimizerSettings(config.optimizer, config.learning_rate))
+        optimizer = keras_optimizer(OptimizerSettings(config.optimizer, config.learning_rate))
         compile_model(model, architecture.TASK, optimizer, config.steps_per_execution)
     return model
 

@@ -12,8 +12,63 @@ import tf_keras
 from mirrorspark.models.settings import ModelSettingsError, Schedule, check_warm_up
 
 
+class DistinctSlices(tf.IndexedSlices):
+    """A sparse gradient that names no row twice."""
+
+
+class _SparseGradients:
+    """Has Keras sum the parts of a sparse gradient that name the same row only where there may be such parts."""
+
+    def _deduplicate_sparse_grad(self, grads: Sequence[Any]) -> list[Any]:
+        may_repeat = [one for one in grads if not isinstance(one, DistinctSlices)]
+        summed = iter(super()._deduplicate_sparse_grad(may_repeat))  # type: ignore[misc]
+        return [one if isinstance(one, DistinctSlices) else next(summed) for one in grads]
+
+
+class _FusedSteps(_SparseGradients):
+    """Makes the step of Keras's Adam in one kernel, which reads and writes a table once instead of about ten times.
+
+    The formulas are the same. The kernel computes ``1 - beta_2`` in float32, which has five digits of it, so its second
+    moments differ from Keras's by a hundred-thousandth. A sparse gradient becomes a dense one, because Adam moves every
+    row in every step: one that has not been read, by its moments.
+    """
+
+    def update_step(self: Any, gradient: Any, variable: Any) -> None:
+        """Update a variable; a sparse gradient names no row twice."""
+        if self.amsgrad or tf.distribute.get_strategy()._should_use_with_coordinator:
+            super().update_step(gradient, variable)  # type: ignore[misc]
+            return
+        if isinstance(gradient, tf.IndexedSlices):
+            gradient = tf.scatter_nd(gradient.indices[:, tf.newaxis], gradient.values, variable.shape)
+        number, dtype = self._index_dict[self._var_key(variable)], variable.dtype
+        step = tf.cast(self.iterations + 1, dtype)
+        betas = [tf.cast(beta, dtype) for beta in (self.beta_1, self.beta_2)]
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[number].handle,
+            v=self._velocities[number].handle,
+            beta1_power=tf.pow(betas[0], step),
+            beta2_power=tf.pow(betas[1], step),
+            lr=tf.cast(self.learning_rate, dtype),
+            beta1=betas[0],
+            beta2=betas[1],
+            epsilon=tf.cast(self.epsilon, dtype),
+            grad=gradient,
+        )
+
+
 @tf_keras.utils.register_keras_serializable("mirrorspark")
-class LazyAdam(tf_keras.optimizers.Adam):
+class Adam(_FusedSteps, tf_keras.optimizers.Adam):
+    """Keras's Adam, in less time."""
+
+
+@tf_keras.utils.register_keras_serializable("mirrorspark")
+class AdamW(_FusedSteps, tf_keras.optimizers.AdamW):
+    """Keras's AdamW, in less time."""
+
+
+@tf_keras.utils.register_keras_serializable("mirrorspark")
+class LazyAdam(Adam):
     """Adam that updates only the rows of a table that a sparse gradient names, and their moments.
 
     Adam lets the moments of all rows decay in every step, and moves rows that no example has read by what is left of
@@ -23,7 +78,7 @@ class LazyAdam(tf_keras.optimizers.Adam):
     """
 
     def update_step(self, gradient: Any, variable: Any) -> None:
-        """Update a variable; Keras has summed the parts of a sparse gradient that name the same row."""
+        """Update a variable; a sparse gradient names no row twice."""
         if not isinstance(gradient, tf.IndexedSlices):
             super().update_step(gradient, variable)
             return
@@ -45,11 +100,11 @@ class LazyAdam(tf_keras.optimizers.Adam):
 
 
 @tf_keras.utils.register_keras_serializable("mirrorspark")
-class Adagrad(tf_keras.optimizers.Adagrad):
+class Adagrad(_SparseGradients, tf_keras.optimizers.Adagrad):
     """Keras's AdaGrad, bit for bit, whose sparse gradients take half the time."""
 
     def update_step(self, gradient: Any, variable: Any) -> None:
-        """Update a variable; Keras has summed the parts of a sparse gradient that name the same row."""
+        """Update a variable; a sparse gradient names no row twice."""
         if not isinstance(gradient, tf.IndexedSlices):
             super().update_step(gradient, variable)
             return
@@ -74,9 +129,9 @@ def _add_to_rows(variable: Any, rows: tf.Tensor, values: tf.Tensor) -> tf.Tensor
 
 
 OPTIMIZERS: Mapping[str, type] = {
-    "adam": tf_keras.optimizers.Adam,
+    "adam": Adam,
     "adagrad": Adagrad,
-    "adamw": tf_keras.optimizers.AdamW,
+    "adamw": AdamW,
     "lazy_adam": LazyAdam,
     "lion": tf_keras.optimizers.Lion,
     "sgd": tf_keras.optimizers.SGD,

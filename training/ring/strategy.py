@@ -26,6 +26,7 @@ from tensorflow.python.distribute import (
     values,
 )
 
+from mirrorspark.models.fitting.optimizers import DistinctSlices
 from mirrorspark.training.ring.ring import Observer, Ring
 
 
@@ -285,14 +286,14 @@ def all_reduce(ring: Ring, tensors: Sequence[Any]) -> list[Any]:
     return sums
 
 
-def _without_duplicates(slices: tf.IndexedSlices) -> tf.IndexedSlices:
+def _without_duplicates(slices: tf.IndexedSlices) -> DistinctSlices:
     """Return ``slices`` with one slice per index.
 
     A batch has frequent tokens many times, and every slice would be sent; and Keras computes the norm for clipping as
     if no two slices had the same index.
     """
     indices, places = tf.unique(slices.indices)
-    return tf.IndexedSlices(
+    return DistinctSlices(
         tf.math.unsorted_segment_sum(slices.values, places, tf.size(indices)), indices, slices.dense_shape
     )
 

@@ -1,6 +1,8 @@
 """Optimizers by name: schedules worked by hand, clipping, and gradients gathered over parts of a batch."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,18 +95,32 @@ def test_lazy_adam_leaves_the_rows_alone_that_a_batch_has_not_read() -> None:
         np.testing.assert_allclose(table[:, 0], expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "of_keras", "tolerance"),
+    [
+        ("adagrad", tf_keras.optimizers.Adagrad, 0.0),
+        ("adam", tf_keras.optimizers.Adam, 2e-5),
+        ("adamw", tf_keras.optimizers.AdamW, 2e-5),
+    ],
+)
 @pytest.mark.parametrize("is_sparse", [True, False])
-def test_adagrad_is_that_of_keras_bit_for_bit(is_sparse: bool) -> None:
+def test_our_faster_optimizers_are_those_of_keras(
+    name: str, of_keras: Callable[[float], Any], tolerance: float, is_sparse: bool
+) -> None:
+    """AdaGrad bit for bit; of Adam, ``1 - beta_2`` is rounded to float32, which changes it by a hundred-thousandth."""
     trained = []
-    for optimizer in (build_optimizer(OptimizerSettings("adagrad", 0.1)), tf_keras.optimizers.Adagrad(0.1)):
+    for optimizer in (build_optimizer(OptimizerSettings(name, 0.1)), of_keras(0.1)):
         table = tf.Variable(tf.random.stateless_uniform((6, 3), (1, 2)))
         for seed in range(5):
             values = tf.random.stateless_normal((6, 3), (seed, 3))
             rows = tf.random.stateless_uniform((6,), (seed, 4), 0, 6, tf.int64)  # some of them twice
             optimizer.apply_gradients([(tf.IndexedSlices(values, rows, (6, 3)) if is_sparse else values, table)])
-        trained.append([table.numpy(), *(variable.numpy() for variable in optimizer.variables if variable.shape.rank)])
-    for ours, theirs in zip(*trained, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+        state = {variable.name: variable.numpy() for variable in optimizer.variables if variable.shape.rank}
+        trained.append({"table": table.numpy(), **state})
+    ours, theirs = trained
+    assert [*ours] == [*theirs]  # a checkpoint of one is one of the other
+    for name, values in ours.items():
+        np.testing.assert_allclose(values, theirs[name], rtol=tolerance, atol=tolerance / 5, err_msg=name)
 
 
 def test_lazy_adam_is_adam_where_gradients_are_dense() -> None:
