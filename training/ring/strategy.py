@@ -10,6 +10,7 @@ optimizers, metrics and callbacks, ``strategy.run``, ``strategy.reduce``. Three 
 """
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from tensorflow.python.distribute import (
 
 from mirrorspark.models.fitting.optimizers import DistinctSlices
 from mirrorspark.training.ring.ring import Observer, Ring
+from mirrorspark.training.ring.row_sums import sum_rows
 
 
 class RingStrategy(tf.distribute.MirroredStrategy):
@@ -244,12 +246,9 @@ def all_reduce(ring: Ring, tensors: Sequence[Any]) -> list[Any]:
 
     Dense tensors have equal shapes on all ranks. ``tf.IndexedSlices`` stay sparse; their sum has every index once.
     """
-    tensors = [
-        _without_duplicates(tensor) if isinstance(tensor, tf.IndexedSlices) else tf.convert_to_tensor(tensor)
-        for tensor in tensors
-    ]
+    tensors = [tensor if isinstance(tensor, tf.IndexedSlices) else tf.convert_to_tensor(tensor) for tensor in tensors]
     if ring.workers == 1:
-        return tensors
+        return [_without_duplicates(one) if isinstance(one, tf.IndexedSlices) else one for one in tensors]
     sparse = [number for number, tensor in enumerate(tensors) if isinstance(tensor, tf.IndexedSlices)]
     of_dtype: dict[tf.DType, list[int]] = {}
     for number, tensor in enumerate(tensors):
@@ -257,14 +256,19 @@ def all_reduce(ring: Ring, tensors: Sequence[Any]) -> list[Any]:
             of_dtype.setdefault(tensor.dtype, []).append(number)
     sent = [tf.concat([tf.reshape(tensors[number], [-1]) for number in of], axis=0) for of in of_dtype.values()]
     flat_count = len(sent)
-    sent += [part for number in sparse for part in (tensors[number].values, tensors[number].indices)]
+    for number in sparse:
+        sent += [tf.convert_to_tensor(part) for part in (tensors[number].values, tensors[number].indices)]
 
     def exchange(*arrays: Any) -> list[Any]:
         flat = [ring.all_reduce(array) for array in arrays[:flat_count]]
         if len(arrays) == flat_count:
             return flat
+        # A batch has frequent tokens many times: their sums are sent, and not every slice.
+        own = [sum_rows([slices]) for slices in _pairs(arrays[flat_count:])]
         # In one message: for many small tables the number of messages would cost more than the bytes.
-        return flat + [np.concatenate(parts) for parts in zip(*ring.all_gather_many(arrays[flat_count:]), strict=True)]
+        gathered = ring.all_gather_many([*itertools.chain(*own)])
+        by_tensor = zip(*map(_pairs, gathered), strict=True)
+        return [*flat, *itertools.chain(*map(sum_rows, by_tensor))]
 
     if tf.executing_eagerly():
         received = [tf.constant(array) for array in exchange(*(part.numpy() for part in sent))]
@@ -282,20 +286,19 @@ def all_reduce(ring: Ring, tensors: Sequence[Any]) -> list[Any]:
         part, indices = next(gathered), next(gathered)
         part.set_shape([None, *tensors[number].values.shape[1:]])
         indices.set_shape([None])
-        sums[number] = _without_duplicates(tf.IndexedSlices(part, indices, tensors[number].dense_shape))
+        sums[number] = DistinctSlices(part, indices, tensors[number].dense_shape)
     return sums
 
 
-def _without_duplicates(slices: tf.IndexedSlices) -> DistinctSlices:
-    """Return ``slices`` with one slice per index.
+def _pairs(arrays: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    return zip(arrays[::2], arrays[1::2], strict=True)
 
-    A batch has frequent tokens many times, and every slice would be sent; and Keras computes the norm for clipping as
-    if no two slices had the same index.
-    """
+
+def _without_duplicates(slices: tf.IndexedSlices) -> DistinctSlices:
+    """Return ``slices`` with one slice per index: Keras computes the norm for clipping as if there were no other."""
     indices, places = tf.unique(slices.indices)
-    return DistinctSlices(
-        tf.math.unsorted_segment_sum(slices.values, places, tf.size(indices)), indices, slices.dense_shape
-    )
+    sums = tf.math.unsorted_segment_sum(slices.values, places, tf.size(indices))
+    return DistinctSlices(sums, indices, slices.dense_shape)
 
 
 def _local(value: Any) -> Any:
