@@ -43,7 +43,7 @@ class FitRank:
         work: What to train.
         steps_per_execution: Steps that TensorFlow runs before it comes back to Python.
         local_steps: Steps of a worker between two means; 1 is synchronous training.
-        our_loop: Whether the steps run in our loop (`models.fitting.step_loop`) or in Keras'.
+        our_loop: Whether the steps run in our loop (`models.fitting.step_loop`) with our optimizer, or with Keras' own.
         token: Secret of the ring.
     """
 

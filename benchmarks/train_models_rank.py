@@ -110,7 +110,7 @@ class _Pace(tf_keras.callbacks.Callback):
 
 
 def plain_model(config: TrainingConfig, dataset: Dataset, strategy: tf.distribute.Strategy) -> tf_keras.Model:
-    """Return the same model, compiled with Keras' own optimizer, and left to its own loop."""
+    """Return the same model, compiled with Keras' own optimizer, and left to Keras' loop."""
     architecture = catalog.architecture(config.model["name"])
     settings = catalog.settings(config.model["name"], config.model_options)
     with strategy.scope():

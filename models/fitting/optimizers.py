@@ -26,16 +26,20 @@ class _SparseGradients:
 
 
 class _FusedSteps(_SparseGradients):
-    """Makes the step of Keras's Adam in one kernel, which reads and writes a table once instead of about ten times.
+    """Updates a weight by Adam in one kernel, where Keras has about ten operations, each of which reads all of it.
 
-    The formulas are the same. The kernel computes ``1 - beta_2`` in float32, which has five digits of it, so its second
-    moments differ from Keras's by a hundred-thousandth. A sparse gradient becomes a dense one, because Adam moves every
-    row in every step: one that has not been read, by its moments.
+    The formulas are the same. The kernel computes ``1 - beta_2`` in float32, which keeps five of its digits, so its
+    second moments differ from Keras's by a hundred-thousandth. A sparse gradient becomes a dense one, because Adam
+    moves every row in every step: rows that were not read move by their moments.
     """
 
     def update_step(self: Any, gradient: Any, variable: Any) -> None:
         """Update a variable; a sparse gradient names no row twice."""
-        if self.amsgrad or tf.distribute.get_strategy()._should_use_with_coordinator:
+        if (
+            self.amsgrad
+            or getattr(self, "adaptive_epsilon", False)
+            or tf.distribute.get_strategy()._should_use_with_coordinator
+        ):
             super().update_step(gradient, variable)  # type: ignore[misc]
             return
         if isinstance(gradient, tf.IndexedSlices):
@@ -59,12 +63,12 @@ class _FusedSteps(_SparseGradients):
 
 @tf_keras.utils.register_keras_serializable("mirrorspark")
 class Adam(_FusedSteps, tf_keras.optimizers.Adam):
-    """Keras's Adam, in less time."""
+    """Keras's Adam, in one kernel."""
 
 
 @tf_keras.utils.register_keras_serializable("mirrorspark")
 class AdamW(_FusedSteps, tf_keras.optimizers.AdamW):
-    """Keras's AdamW, in less time."""
+    """Keras's AdamW, in one kernel after the decay."""
 
 
 @tf_keras.utils.register_keras_serializable("mirrorspark")

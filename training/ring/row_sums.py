@@ -25,7 +25,18 @@ def sum_rows(parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
 
     Args:
         parts: Values ``[slices, …]`` and the rows, an integer ``[slices]``, that they belong to.
+
+    Raises:
+        ValueError: A part has not as many values as rows, or values of another type than the first part.
     """
+    for values, rows in parts:
+        # The kernel does not check: it would read beyond the end.
+        if len(values) != len(rows) or values.dtype != parts[0][0].dtype:
+            raise ValueError(
+                f"a sparse gradient has {len(values)} values of type {values.dtype} for {len(rows)} rows of type "
+                f"{rows.dtype}, where the first worker's are {parts[0][0].dtype} and {parts[0][1].dtype}; give indices "
+                f"and values of the same types on all workers"
+            )
     slices = sum(len(rows) for _, rows in parts)
     values_like, rows_like = parts[0]
     if values_like.dtype != np.float32:

@@ -3,7 +3,7 @@
 It is for CPUs what `MultiWorkerMirroredStrategy` is for GPUs: one replica per worker, Keras' conventions for losses,
 optimizers, metrics and callbacks, ``strategy.run``, ``strategy.reduce``. Three differences make it fast:
 
-- all gradients of a step are summed in one collective: dense ones as one flat vector per type, sparse ones unchanged;
+- all gradients of a step are summed in one collective: dense ones as one flat vector per type, sparse ones by row;
 - within a ``tf.function`` a metric has this worker's own value. It is summed over the workers where Python reads it,
   at the end of an epoch or of a validation, and not in every step;
 - there is no coordination service. After the loss of a worker the others raise `RingError` instead of aborting.
@@ -29,7 +29,6 @@ from tensorflow.python.distribute import (
 
 from mirrorspark.models.fitting.optimizers import DistinctSlices
 from mirrorspark.training.ring.ring import Observer, Ring
-from mirrorspark.training.ring.row_sums import sum_rows
 
 
 class RingStrategy(tf.distribute.MirroredStrategy):
@@ -263,6 +262,9 @@ def all_reduce(ring: Ring, tensors: Sequence[Any]) -> list[Any]:
         flat = [ring.all_reduce(array) for array in arrays[:flat_count]]
         if len(arrays) == flat_count:
             return flat
+        # Not for dense gradients: it loads numba.
+        from mirrorspark.training.ring.row_sums import sum_rows
+
         # A batch has frequent tokens many times: their sums are sent, and not every slice.
         own = [sum_rows([slices]) for slices in _pairs(arrays[flat_count:])]
         # In one message: for many small tables the number of messages would cost more than the bytes.
@@ -295,7 +297,7 @@ def _pairs(arrays: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def _without_duplicates(slices: tf.IndexedSlices) -> DistinctSlices:
-    """Return ``slices`` with one slice per index: Keras computes the norm for clipping as if there were no other."""
+    """Return ``slices`` with one slice per index: Keras's norm for clipping assumes that no index repeats."""
     indices, places = tf.unique(slices.indices)
     sums = tf.math.unsorted_segment_sum(slices.values, places, tf.size(indices))
     return DistinctSlices(sums, indices, slices.dense_shape)

@@ -10,6 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.models.fitting.optimizers import (
+    DistinctSlices,
     OptimizerSettings,
     WarmUpAndDecay,
     accumulate_gradients,
@@ -119,8 +120,20 @@ def test_our_faster_optimizers_are_those_of_keras(
         trained.append({"table": table.numpy(), **state})
     ours, theirs = trained
     assert [*ours] == [*theirs]  # a checkpoint of one is one of the other
-    for name, values in ours.items():
-        np.testing.assert_allclose(values, theirs[name], rtol=tolerance, atol=tolerance / 5, err_msg=name)
+    for variable, values in ours.items():
+        np.testing.assert_allclose(values, theirs[variable], rtol=tolerance, atol=tolerance / 5, err_msg=variable)
+
+
+@pytest.mark.parametrize("name", ["adam", "lazy_adam", "adagrad"])
+def test_rows_that_are_named_once_are_not_searched_for_duplicates(name: str) -> None:
+    def operations(kind: type[tf.IndexedSlices]) -> set[str]:
+        table, optimizer = tf.Variable(tf.ones([4, 1])), build_optimizer(OptimizerSettings(name))
+        optimizer.build([table])
+        gradient = kind(tf.ones([2, 1]), tf.constant([0, 2]), tf.constant([4, 1]))
+        step = tf.function(lambda: optimizer.apply_gradients([(gradient, table)]))
+        return {operation.type for operation in step.get_concrete_function().graph.get_operations()}
+
+    assert {"Unique", "UnsortedSegmentSum"} <= operations(tf.IndexedSlices) - operations(DistinctSlices)
 
 
 def test_lazy_adam_is_adam_where_gradients_are_dense() -> None:
