@@ -8,8 +8,13 @@ import importlib
 
 import tf_keras
 
-# What the process runs, and the usual entry of a plan. By name, as plans have it: workers do not depend on an entry.
-for module in ("mirrorspark.training.executor.worker", "mirrorspark.training.fitting.fit"):
+# What the process runs, the usual entry of a plan, and the kernel for sparse gradients. By name, as plans have it:
+# workers do not depend on an entry.
+for module in (
+    "mirrorspark.training.executor.worker",
+    "mirrorspark.training.fitting.fit",
+    "mirrorspark.training.ring.row_sums",
+):
     importlib.import_module(module)
 
 # Keras loads these on first use.
