@@ -107,7 +107,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     @property
     def row_baselines(self) -> tuple[str, ...]:
         """The baselines of a model that scores rows."""
-        if self.task in ("retrieval", "multi_label") or self.baseline == "none":
+        if self.task == "retrieval" or self.baseline == "none":
             return ()
         return tuple(self.baseline) if isinstance(self.baseline, list) else (self.baseline,)
 

@@ -121,11 +121,9 @@ def check_strategy(config: "TrainingConfig") -> None:
 def check_baseline(config: "TrainingConfig") -> None:
     """Check that the baseline fits the task, and that its package is installed."""
     known, given = TASKS[config.task].baselines, config.baseline
-    may_be_list = config.task != "multi_label"
     require(
-        given in ("none", *known) or (may_be_list and isinstance(given, list)),
-        f"baseline '{given}' does not fit a {config.task} model; use {', '.join(known)}"
-        f"{', a list of them' if may_be_list else ''} or none",
+        given in ("none", *known) or isinstance(given, list),
+        f"baseline '{given}' does not fit a {config.task} model; use {', '.join(known)}, a list of them or none",
     )
     for name in config.row_baselines:
         require(name in known, f"baseline {name!r} does not fit a {config.task} model; list {', '.join(known)}")

@@ -37,7 +37,7 @@ from mirrorspark.training.records.tracking import require_names
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.settings import likely_meant
 from mirrorspark.training.spark_session import open_session, task_slots
-from mirrorspark.training.tasks import LINEAR_BASELINES, TASKS
+from mirrorspark.training.tasks import LINEAR_BASELINES, POPULARITY, TASKS
 from mirrorspark.training.train import train_in_view
 
 # One worker's threads and network cost more than they bring below so many training rows each.
@@ -249,12 +249,13 @@ def default_batch_size(rows: int, parts: int = 1) -> int:
 def default_baseline(spec: FeatureSpec) -> str:
     """Return the baseline of the label's kind.
 
-    It is popularity for ``multi_label`` and ``candidate``. For ``binary``, ``multi_class`` and ``number`` it is
-    gradient boosting, or where a feature is sparse or a vector, which that does not take, logistic or ridge regression.
+    It is popularity for ``candidate``, and logistic regression for ``multi_label``. For ``binary``, ``multi_class`` and
+    ``number`` it is gradient boosting, or where a feature is sparse or a vector, which that does not take, logistic or
+    ridge regression.
     """
-    if spec.label.kind not in _TABLES:
-        return "popularity"
-    if not any(feature.form in WIDE_FORMS for feature in spec):
+    if spec.label.kind == "candidate":
+        return POPULARITY
+    if spec.label.kind in _TABLES and not any(feature.form in WIDE_FORMS for feature in spec):
         return "hist_gradient_boosting"
     return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.kind)]
 

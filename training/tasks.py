@@ -36,14 +36,26 @@ PACKAGED_BASELINES = ("xgboost", "lightgbm")
 BOOSTED_BASELINES = ("hist_gradient_boosting", *PACKAGED_BASELINES)
 """Those that are gradient boosting, and take no sparse features and vectors."""
 
-LINEAR_BASELINES = {"binary": "logistic_regression", "multi_class": "logistic_regression", "regression": "ridge"}
+POPULARITY = "popularity"
+"""What is the same for every row: the rates of the labels, or the most frequent candidates."""
+
+LINEAR_BASELINES = {
+    "binary": "logistic_regression",
+    "multi_class": "logistic_regression",
+    "multi_label": "logistic_regression",
+    "regression": "ridge",
+}
 """The linear one by task, which takes features of all kinds."""
 
 _OF_ROWS = {task: (*BOOSTED_BASELINES, linear) for task, linear in LINEAR_BASELINES.items()}
 
 TASKS: Mapping[str, Task] = {
     "binary": Task("binary", {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"}, _OF_ROWS["binary"]),
-    "multi_label": Task("multi_label", {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"}, ("popularity",)),
+    "multi_label": Task(
+        "multi_label",
+        {"val_auc": "max", "val_log_loss": "min", "val_loss": "min"},
+        (POPULARITY, LINEAR_BASELINES["multi_label"]),
+    ),
     "multi_class": Task(
         "multi_class", {"val_log_loss": "min", "val_accuracy": "max", "val_loss": "min"}, _OF_ROWS["multi_class"]
     ),

@@ -29,7 +29,7 @@ RECIPE = {
     "label": {"name": "tags", "kind": "multi_label"},
     "keys": "post",
     "model": {"name": "multi_label", "embedding_dim": 64, "hidden_units": [64], "heads": "softmax"},
-    "baseline": "popularity",
+    "baseline": ["popularity", "logistic_regression"],
     "calibration": "isotonic",
     "epochs": 12,
     "global_batch_size": 256,
@@ -79,6 +79,10 @@ def test_a_multi_label_model_learns_tags_from_words(finished: Finished) -> None:
     assert test["precision_at_1"] > 0.5 > popularity["precision_at_1"]
     assert test["auc"] > popularity["auc"] + 0.05
     assert test["log_loss"] < popularity["log_loss"]
+    (logistic,) = finished.summary["baseline"]["others"]
+    assert logistic["name"] == "logistic_regression"
+    assert logistic["metrics"]["precision_at_1"] > 0.55
+    assert set(logistic["intervals"]) > {"micro_f1", "precision_at_5"}
     assert finished.summary["parity"]["max"] <= 1e-5
     assert finished.summary["calibration"].startswith("isotonic, fitted on the validation rows: log loss 0.0")
     scores = pq.read_table(finished.summary["scored_table"])

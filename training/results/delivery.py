@@ -41,6 +41,7 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     judge_multi_label,
     judge_regression,
     judge_retrieval,
+    label_rates,
 )
 from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, Explanation
 from mirrorspark.training.results.evaluation.rival import BASELINE, NETWORK, OTHER_FOLDER, Choice, read_scores
@@ -53,6 +54,7 @@ from mirrorspark.training.results.report.report import REPORT_FILE, write_report
 from mirrorspark.training.results.report.rivals import each_baseline
 from mirrorspark.training.results.report.shown import trained_html
 from mirrorspark.training.results.report.summary import Summary
+from mirrorspark.training.tasks import POPULARITY
 from mirrorspark.training.training_job import TrainingJob
 
 
@@ -341,9 +343,9 @@ def _judge(
     curves = curves_of(history, best.epoch, tuple(attempt.resumed_from / steps for attempt in attempts[1:]))
     if config.task == "retrieval":
         return judge_retrieval(dataset, predictions, _recommended(job, tell), config.top_k, curves)
-    if config.task == "multi_label":
-        return judge_multi_label(dataset, predictions, str(config.baseline), curves)
     rivals = _rivals(job, choice, tell)
+    if config.task == "multi_label":
+        return judge_multi_label(predictions, rivals, config.seed, curves, dataset.features.classes)
     if config.task == "multi_class":
         return judge_multi_class(predictions, rivals, config.seed, curves, dataset.features.class_names)
     judge = {"binary": judge_binary, "regression": judge_regression}[config.task]
@@ -358,6 +360,10 @@ def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[Rival]:
         if choice is not None and name == BASELINE:
             scores = read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")
             rivals.append(Rival(choice.other, scores))
+            continue
+        if name == POPULARITY:
+            rates = label_rates(dataset)
+            rivals.append(Rival(name, np.broadcast_to(rates, (dataset.manifest.rows("test"), len(rates)))))
             continue
         which = "" if len(names) == 1 else f"{name} ({place + 1} of {len(names)}): "
 

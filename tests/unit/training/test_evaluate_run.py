@@ -30,6 +30,7 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     judge_binary,
     judge_multi_label,
     judge_retrieval,
+    label_rates,
 )
 from mirrorspark.training.results.evaluation.segments import retrieval_rows
 from mirrorspark.training.results.report.rivals import each_baseline
@@ -248,13 +249,16 @@ def label_scores(labels: list[list[int]], scores: list[list[float]]) -> pa.Table
 def test_a_multi_label_model_is_measured_beside_what_labels_are_frequent(tags: Any) -> None:
     """F7: a row that has no label counts, too."""
     table = label_scores([[1, 2], [], [0]], [[0.1, 0.9, 0.8], [0.2, 0.3, 0.1], [0.7, 0.1, 0.2]])
-    verdict = judge_multi_label(tags, {"validation": table, "test": table}, "popularity", None)
+    popular = Rival("popularity", np.broadcast_to(label_rates(tags), (3, 3)))
+    verdict = judge_multi_label({"validation": table, "test": table}, [popular], 1, None, classes=3)
     assert verdict.metrics["validation"] == verdict.metrics["test"]
     assert verdict.metrics["test"]["auc"] == 1.0
     assert verdict.metrics["test"]["base_rate"] == pytest.approx(3 / 9)
     # The best label of rows 1 and 3 is theirs; of three labels, 2, 0 and 1.
     assert verdict.metrics["test"]["precision_at_1"] == pytest.approx(2 / 3)
     assert verdict.metrics["test"]["precision_at_3"] == pytest.approx((2 / 3 + 0 + 1 / 3) / 3)
+    # The pairs of 0.9, 0.8 and 0.7 are the three that there are.
+    assert verdict.metrics["test"]["micro_f1"] == 1.0
     # All rows get 0.8, 0.2 and 0.4. The three pairs that are so have one of each, as have the six that are not two.
     baseline = verdict.baseline["metrics"]
     assert verdict.baseline["name"] == "popularity"
@@ -264,11 +268,35 @@ def test_a_multi_label_model_is_measured_beside_what_labels_are_frequent(tags: A
     assert sorted(verdict.figures) == ["calibration", "lift", "precision_recall", "roc", "score_histogram"]
 
 
-def test_a_long_split_of_many_labels_is_judged_by_some_of_its_rows(tags: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_label_of_several_has_a_logistic_regression() -> None:
+    """#23: what no row has is not learnt, and the intervals are those of means and of a ratio."""
+    size = np.linspace(-1, 1, 40).astype(np.float32)
+    labels = [[0] if of > 0.5 else [1] if of < 0 else [] for of in size]
+    rows = dataclasses.replace(tagged(labels, [1.0] * 40), features={"size": size})
+    dataset: Any = HandmadeDataset(TAGS_SPEC, {"train": [rows, rows], "validation": [rows], "test": [rows]})
+    fitted = fitted_baseline("logistic_regression", baseline_rows(dataset, "multi_label"), seed=1)
+    scores = baseline_scores(fitted, dataset, "test")
+    table = label_scores(labels, [[0.5, 0.5, 0.1]] * 40)
+    verdict = judge_multi_label(
+        {"test": table}, [Rival("logistic_regression", scores)], 1, None, classes=TAGS_SPEC.label.classes or 0
+    )
+    assert verdict.baseline["metrics"]["precision_at_1"] == pytest.approx(np.mean([bool(of) for of in labels]))
+    assert scores[:, 2].max() < 0.02
+    intervals = verdict.baseline["intervals"]
+    assert set(intervals) == {"log_loss", "brier", "precision_at_1", "precision_at_3", "micro_f1"}
+    # 30 of 80 pairs are right, and 30 of 110 are named or so in truth.
+    named = 2 * verdict.metrics["test"]["base_rate"] * 120 / (verdict.metrics["test"]["base_rate"] * 120 + 80)
+    assert verdict.metrics["test"]["micro_f1"] == pytest.approx(named)
+    difference = verdict.metrics["test"]["micro_f1"] - verdict.baseline["metrics"]["micro_f1"]
+    assert intervals["micro_f1"]["difference"] == pytest.approx(difference)
+    assert intervals["micro_f1"]["high"] < 0 < intervals["log_loss"]["low"]
+
+
+def test_a_long_split_of_many_labels_is_judged_by_some_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate_run, "JUDGED_PAIRS", 6)
     # Of four rows of three labels every other one is left, whose scores are right.
     table = label_scores([[0], [0], [1], [1]], [[0.9, 0.1, 0.2], [0.1, 0.9, 0.9], [0.2, 0.8, 0.1], [0.9, 0.1, 0.9]])
-    verdict = judge_multi_label(tags, {"test": table}, "none", None)
+    verdict = judge_multi_label({"test": table}, [], 1, None, classes=3)
     assert verdict.metrics["test"]["auc"] == 1.0
 
 
@@ -307,12 +335,18 @@ def test_a_retrieval_model_is_measured_by_rank(retrieval: Any) -> None:
     second = 1 / math.log2(3)
     expected |= {"ndcg_at_2": pytest.approx((1 + second) / 2)}
     # The third row holds back what is out of vocabulary, and the second one has seen the least.
-    expected |= {"new_items_recall_at_2": 1.0, "new_items_ndcg_at_2": 1.0, "new_items_rows": 1.0}
-    expected |= {"light_users_recall_at_2": 1.0, "light_users_ndcg_at_2": pytest.approx(second)}
-    expected |= {"light_users_rows": 1.0}
+    expected |= {f"new_items_{name}_at_2": 1.0 for name in ("recall", "ndcg", "mrr", "hit_rate", "map")}
+    expected |= {f"light_users_{name}_at_2": 1.0 for name in ("recall", "hit_rate")}
+    expected |= {f"light_users_{name}_at_2": 0.5 for name in ("mrr", "map")}
+    expected |= {"light_users_ndcg_at_2": pytest.approx(second), "new_items_rows": 1.0, "light_users_rows": 1.0}
+    # Their lists are the third and the second.
+    bits = [math.log2(6 / count) for count in (3, 2, 1)]
+    for segment, listed, popularity in (("new_items", (2, 0), 2.0), ("light_users", (1, 2), 1.5)):
+        expected |= {f"{segment}_coverage": pytest.approx(2 / 3), f"{segment}_mean_popularity": popularity}
+        expected |= {f"{segment}_novelty": pytest.approx(sum(bits[place] for place in listed) / 2)}
     # The lists have counts 3 + 2, 2 + 1, 1 + 3, 3 + 1, and name all three movies.
     expected |= {"coverage": 1.0, "mean_popularity": 2.0}
-    novelty = (3 * math.log2(6 / 3) + 2 * math.log2(6 / 2) + 3 * math.log2(6 / 1)) / 8
+    novelty = (3 * bits[0] + 2 * bits[1] + 3 * bits[2]) / 8
     expected |= {"novelty": pytest.approx(novelty)}
     assert verdict.metrics == {"test": expected}
     assert verdict.baseline == {}

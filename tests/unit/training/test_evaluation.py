@@ -123,6 +123,8 @@ def test_multi_label_metrics_agree_with_scikit_learn() -> None:
     best = np.argsort(-scores, axis=1)[:, :5]
     hits = np.take_along_axis(labels, best, axis=1).mean(axis=1)
     assert result["precision_at_5"] == pytest.approx(np.average(hits, weights=weight))
+    named = scores >= 0.5
+    assert result["micro_f1"] == pytest.approx(metrics.f1_score(labels, named, average="micro", sample_weight=weight))
 
 
 def test_labels_and_scores_of_different_shapes_are_refused() -> None:

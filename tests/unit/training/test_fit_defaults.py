@@ -52,12 +52,15 @@ def test_without_a_model_a_table_gets_the_ensemble_with_its_optimizer(kind: str,
     assert (named.model, named.optimizer, named.patience) == ({"name": name}, "adam", TrainingConfig.patience)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("multi_label", "multi_label"), ("candidate", "two_tower")])
-def test_many_labels_and_candidates_get_their_architecture_alone(kind: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "baseline"),
+    [("multi_label", "multi_label", "logistic_regression"), ("candidate", "two_tower", "popularity")],
+)
+def test_many_labels_and_candidates_get_their_architecture_alone(kind: str, name: str, baseline: str) -> None:
     features = (Categorical("town"), *([Categorical("late")] if kind == "candidate" else []))
     spec = FeatureSpec(features, Label("late", kind), ("id",))
     config = default_config(spec, rows=100, slots=1, name="late")
-    assert (config.model, config.optimizer, config.baseline) == ({"name": name}, "adam", "popularity")
+    assert (config.model, config.optimizer, config.baseline) == ({"name": name}, "adam", baseline)
 
 
 def test_gradient_boosting_is_no_baseline_of_sparse_columns() -> None:

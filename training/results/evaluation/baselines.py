@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 from numpy.typing import NDArray
+from scipy.sparse import issparse  # type: ignore[import-untyped]
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
 from mirrorspark.data_pipelines.features.kinds import Form
@@ -49,12 +50,13 @@ class Rows:
     """Rows that a baseline learns from or is stopped by.
 
     Attributes:
-        wanted: The labels ``[rows]``: 0 or 1, positions in ``FittedBaseline.class_numbers``, or numbers.
+        wanted: The labels ``[rows]``: 0 or 1, positions in ``FittedBaseline.class_numbers``, or numbers; of several
+            labels a sparse matrix of bool, ``[rows, labels]``.
         weight: Their weights ``[rows]``; None where all rows count the same.
     """
 
     columns: Columns
-    wanted: NDArray[Any]
+    wanted: Any
     weight: NDArray[Any] | None
 
 
@@ -66,7 +68,7 @@ class Split:
         train: The training rows.
         held_back: The validation rows that decide when to stop, or how strong the regularisation is: those of classes
             that ``train`` has, too. None if there are none.
-        class_numbers: The classes of ``train``, ascending; None unless the label has several.
+        class_numbers: The classes of ``train``, ascending, or all labels; None unless there are several.
     """
 
     features: tuple[BaselineFeature, ...]
@@ -82,7 +84,7 @@ class FittedBaseline(ABC):
 
     Attributes:
         model: It has the methods of a scikit-learn classifier or regressor.
-        class_numbers: Of several classes, those that ``predict`` has a column for.
+        class_numbers: Of several classes or labels, those that ``predict`` has a column for.
     """
 
     model: Any
@@ -94,7 +96,7 @@ class FittedBaseline(ABC):
         """Return what the model reads of the columns: a matrix ``[rows, inputs]``."""
 
     def predict(self, columns: Columns) -> NDArray[np.float64]:
-        """Return the probability of label 1, or the number, ``[rows]``; of several classes ``[rows, learnt classes]``.
+        """Return the probability of label 1, or the number, ``[rows]``; of several ``[rows, classes or labels]``.
 
         Raises:
             ValueError: a feature's column is missing or has another shape.
@@ -121,9 +123,9 @@ def split_rows(
         train: feature, label and weight columns by name.
         validation: the same columns.
         features: which columns to use, and how.
-        label: name of the label column: 0 or 1, class numbers, or numbers.
+        label: name of the label column: 0 or 1, class numbers, numbers, or a sparse matrix ``[rows, labels]`` of bool.
         weight: name of the row weight column, if any.
-        task: ``binary``, ``multi_class`` or ``regression``.
+        task: ``binary``, ``multi_class``, ``multi_label`` or ``regression``.
 
     Raises:
         ValueError: no features, a column missing, or a binary label with one class only.
@@ -132,7 +134,7 @@ def split_rows(
         raise ValueError("features is empty; the baseline needs at least one feature")
     wanted, held_back = column(train, label), column(validation, label)
     weights = [None if weight is None else column(of, weight) for of in (train, validation)]
-    numbers, usable = None, np.ones(len(held_back), bool)
+    numbers, usable = None, np.ones(held_back.shape[0], bool)
     if task == "binary":
         wanted = check_binary_label(wanted, split="train")
         held_back = check_binary_label(held_back, split="validation")
@@ -141,6 +143,8 @@ def split_rows(
         numbers, wanted = np.unique(wanted, return_inverse=True)
         usable = np.isin(held_back, numbers)
         held_back = np.searchsorted(numbers, held_back[usable])
+    if task == "multi_label":
+        numbers = np.arange(wanted.shape[1])
     kept = {feature.name: _taken(column(validation, feature.name), usable) for feature in features}
     weights[1] = None if weights[1] is None else weights[1][usable]
     rest = Rows(kept, held_back, weights[1]) if usable.any() else None
@@ -156,7 +160,7 @@ def column(columns: Columns, name: str) -> Any:
     if name not in columns:
         raise ValueError(f"column {name!r} is missing; there are {sorted(columns)}")
     found = columns[name]
-    return found if isinstance(found, SparseRows) else np.asarray(found)
+    return found if isinstance(found, SparseRows) or issparse(found) else np.asarray(found)
 
 
 def feature_columns(columns: Columns, features: Sequence[BaselineFeature]) -> list[Any]:

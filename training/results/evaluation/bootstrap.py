@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mirrorspark.training.results.evaluation.metrics import CLASS_THRESHOLD, precisions_at
+
 RESAMPLES = 200
 CONFIDENCE = 0.95
 
@@ -155,11 +157,27 @@ def mean_statistics(*names: str) -> Callable[[NDArray[Any], NDArray[Any]], Stati
     return of
 
 
-def multi_label_values(label: NDArray[Any], scores: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the log loss and the Brier score of each row over its labels, ``[rows, 2]``."""
-    positive = np.asarray(label) > 0
-    losses = [row_log_losses(positive, np.asarray(scores)), (np.asarray(scores) - positive) ** 2.0]
-    return np.stack([loss.mean(axis=1) for loss in losses], axis=1)
+def multi_label_statistics(label: NDArray[Any], scores: NDArray[Any]) -> Statistics:
+    """Return ``log_loss``, ``brier``, ``precision_at_K`` and ``micro_f1`` of a probability per label.
+
+    Ranks of all pairs of a row and a label, which AUC needs, would take minutes.
+    """
+    positive, probabilities = np.asarray(label) > 0, np.asarray(scores)
+    is_named = probabilities >= CLASS_THRESHOLD
+    columns = {
+        "log_loss": row_log_losses(positive, probabilities).mean(axis=1),
+        "brier": ((probabilities - positive) ** 2.0).mean(axis=1),
+        **precisions_at(positive, probabilities),
+    }
+    right, either = (positive & is_named).sum(axis=1), positive.sum(axis=1) + is_named.sum(axis=1)
+    values = np.stack([*columns.values(), 2.0 * right, either], axis=1)
+
+    def statistics(weights: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
+        *means, twice_right, of_either = _means(weights, values)
+        f1 = np.divide(twice_right, of_either, out=np.zeros_like(of_either), where=of_either > 0)
+        return dict(zip(columns, means, strict=True)) | {"micro_f1": f1}
+
+    return statistics
 
 
 def _draws(

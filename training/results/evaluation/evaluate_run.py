@@ -1,12 +1,13 @@
 """The verdict on a run from its predictions: metrics, baseline, plots. Pure functions, without Spark and MLflow."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
+from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
 
 from mirrorspark.data_pipelines.dataset.blocks import Block
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
@@ -39,7 +40,7 @@ from mirrorspark.training.results.evaluation.bootstrap import (
     binary_statistics,
     mean_statistics,
     multi_class_statistics,
-    multi_label_values,
+    multi_label_statistics,
     paired_intervals,
     regression_statistics,
 )
@@ -57,6 +58,8 @@ from mirrorspark.training.tasks import LINEAR_BASELINES
 # A baseline holds its rows in memory on the driver: this many at most, and so many numbers of all features.
 BASELINE_ROWS = 1_000_000
 BASELINE_NUMBERS = 50_000_000
+# Of many labels, each of which has a model of its own: the numbers of all features times the labels.
+BASELINE_PAIRS = 500_000_000
 
 # A multi-label model is evaluated on about this many pairs of a row and a label: metrics and plots sort them in memory.
 JUDGED_PAIRS = 10_000_000
@@ -116,26 +119,18 @@ def judge_binary(
 
 
 def judge_multi_label(
-    dataset: Dataset, predictions: Mapping[str, pa.Table], baseline: str, curves: Figure | None
+    predictions: Mapping[str, pa.Table], rivals: Sequence[Rival], seed: int, curves: Figure | None, classes: int
 ) -> Verdict:
-    """Return the verdict on a multi-label model from its ``scores``, ``label`` and ``weight`` per split.
+    """Return the verdict on a multi-label model from ``scores``, ``label``, ``weight``; see :func:`judge_binary`.
 
-    The plots show all pairs of a row and a label; the baseline gives every row the rates that labels have in training.
+    The plots show all pairs of a row and one of the ``classes`` labels.
     """
-    classes = dataset.features.classes
     judged = {split: _labelled(table, classes) for split, table in predictions.items()}
     metrics = {split: multi_label_metrics(*columns, split=split) for split, columns in judged.items()}
     label, scores, weight = judged["test"]
-    compared: Mapping[str, Any] = {}
-    others: dict[str, np.ndarray] | None = None
-    if baseline == "popularity":
-        rival = np.broadcast_to(_label_rates(dataset), scores.shape)
-        others = {"popularity": rival.ravel()}
-        compared = {"name": baseline, "metrics": multi_label_metrics(label, rival, weight)}
-        # Ranks of all pairs of a row and a label would take minutes.
-        own, other = (multi_label_values(label, of) for of in (scores, rival))
-        intervals = paired_intervals(mean_statistics("log_loss", "brier"), label, own, other, weight)
-        compared |= {"intervals": intervals, "resampled": TEST_ROWS}
+    rivals = [replace(rival, scores=rival.scores[_judged_rows(predictions["test"], classes)]) for rival in rivals]
+    others = {in_words(rival.name): rival.scores.ravel() for rival in rivals}
+    compared = _compared(rivals, multi_label_metrics, multi_label_statistics, (label, scores, weight), seed)
     figures = _probability_figures(label.ravel(), scores.ravel(), np.repeat(weight, classes), others)
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
@@ -226,10 +221,11 @@ def judge_retrieval(
     rows = {split: retrieval_rows(dataset, split) for split in predictions}
     lists = {split: (_matrix(table["candidates"]), _held_back(table["label"])) for split, table in predictions.items()}
     values = {split: ranking_values(*lists[split], ranks, queries=rows[split].queries) for split in predictions}
+    positions = {split: _positions(table["candidates"], vocabulary) for split, table in predictions.items()}
     metrics = {
         split: _means(values[split])
-        | segment_metrics(*lists[split], rows[split], ranks[-1])
-        | catalogue_metrics(_positions(table["candidates"], vocabulary), counts)
+        | segment_metrics(*lists[split], rows[split], ranks[-1], positions[split], counts)
+        | catalogue_metrics(positions[split], counts)
         | _rating_metrics(table, split)
         for split, table in predictions.items()
     }
@@ -241,8 +237,9 @@ def judge_retrieval(
     for name, listed in rivals.items():
         # Missing and out-of-vocabulary items are in no list, so they are never a hit.
         others = ranking_values(listed, of.candidates, ranks, queries=of.queries)
-        rival = _means(others) | segment_metrics(listed, of.candidates, of, ranks[-1])
-        rival |= catalogue_metrics(listed - FIRST_VOCABULARY_ID, counts)
+        places = listed - FIRST_VOCABULARY_ID
+        rival = _means(others) | segment_metrics(listed, of.candidates, of, ranks[-1], places, counts)
+        rival |= catalogue_metrics(places, counts)
         intervals = _ranking_intervals(values["test"], others, users)
         compared.append({"name": name, "metrics": rival, "intervals": intervals, "resampled": of.unit})
         shown[in_words(name)] = _recalls(rival, ranks)
@@ -319,13 +316,17 @@ def _probability_figures(
 
 def _labelled(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return labels (zeros and ones) and scores ``[rows, classes]`` and weights of all rows, or of every n-th row."""
-    kept = table.take(np.arange(0, table.num_rows, max(1, table.num_rows * classes // JUDGED_PAIRS)))
+    kept = table.take(_judged_rows(table, classes))
     label, scores = (kept[name].combine_chunks() for name in ("label", "scores"))
     packed = RaggedIds(label.flatten().to_numpy(), label.value_lengths().to_numpy()).multi_hot(classes)
     return packed, scores.flatten().to_numpy().reshape(-1, classes), kept["weight"].to_numpy()
 
 
-def _label_rates(dataset: Dataset) -> np.ndarray:
+def _judged_rows(table: pa.Table, classes: int) -> np.ndarray:
+    return np.arange(0, table.num_rows, max(1, table.num_rows * classes // JUDGED_PAIRS))
+
+
+def label_rates(dataset: Dataset) -> np.ndarray:
     """Return the share of the training rows, by weight, that have each label: ``[classes]``."""
     counts, rows = np.zeros(dataset.features.classes), 0.0
     for block in dataset.blocks("train"):
@@ -349,8 +350,10 @@ def _classed(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def baseline_rows(dataset: Dataset, task: str) -> Split:
-    """Return the rows that baselines of a ``binary``, ``multi_class`` or ``regression`` model are fitted from."""
-    train, validation = (_columns(dataset.blocks(split), BASELINE_ROWS) for split in ("train", "validation"))
+    """Return the rows that baselines of a model that scores rows are fitted from."""
+    labels = _label_count(dataset)
+    most = min(BASELINE_NUMBERS, BASELINE_PAIRS // max(labels, 1))
+    train, validation = (_columns(dataset.blocks(split), labels, most) for split in ("train", "validation"))
     sizes = {feature.name: int(getattr(feature, "size", 0)) for feature in dataset.spec}
     features = [BaselineFeature(feature.name, feature.form, sizes[feature.name]) for feature in dataset.spec]
     # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
@@ -377,7 +380,8 @@ def fitted_baseline(
 def baseline_scores(model: FittedBaseline, dataset: Dataset, split: str) -> np.ndarray:
     """Return the prediction of a baseline for every row of a split: ``[rows]``, or ``[rows, classes]``."""
     with free_threads():
-        found = np.concatenate([model.predict(_columns([block])) for block in dataset.blocks(split)])
+        labels = _label_count(dataset)
+        found = np.concatenate([model.predict(_columns([block], labels)) for block in dataset.blocks(split)])
     if model.class_numbers is None:
         return found
     # The rows that it learnt from may lack some classes.
@@ -393,19 +397,38 @@ def metrics_of(task: str, table: pa.Table, *, split: str, classes: int = 0) -> d
     return (binary_metrics if task == "binary" else regression_metrics)(*_weighed(table), split=split)
 
 
-def _columns(source: Iterable[Block], most_rows: int | None = None) -> dict[str, Any]:
-    """Return features, label and weight of the blocks, up to the one that reaches ``most_rows`` or BASELINE_NUMBERS."""
+def _label_count(dataset: Dataset) -> int:
+    """Return the number of labels of which a row may have several; 0 for other datasets."""
+    return dataset.features.classes if dataset.spec.label.kind == "multi_label" else 0
+
+
+def _columns(source: Iterable[Block], labels: int, most_numbers: int | None = None) -> dict[str, Any]:
+    """Return features, label and weight of the blocks.
+
+    Args:
+        source: The blocks.
+        labels: Number of labels of which a row may have several.
+        most_numbers: The last block is the one that reaches so many numbers of all features, or BASELINE_ROWS.
+    """
     blocks, rows, numbers = [], 0, 0
     for block in source:
         blocks.append(block)
         rows += block.rows
         numbers += sum(of.size if isinstance(of, np.ndarray) else of.values.size for of in block.features.values())
-        if most_rows is not None and (rows >= most_rows or numbers >= BASELINE_NUMBERS):
+        if most_numbers is not None and (rows >= BASELINE_ROWS or numbers >= most_numbers):
             break
     columns = {name: _joined([block.features[name] for block in blocks]) for name in blocks[0].features}
-    columns[_LABEL] = np.concatenate([block.label for block in blocks if block.label is not None])
+    stored: list[Any] = [block.label for block in blocks if block.label is not None]
+    columns[_LABEL] = _sparse_labels(stored, labels) if labels else np.concatenate(stored)
     columns[_WEIGHT] = np.concatenate([block.weight for block in blocks])
     return columns
+
+
+def _sparse_labels(parts: Sequence[RaggedIds], labels: int) -> csc_matrix:
+    """Return ones where a row has a label, ``[rows, labels]``."""
+    lengths, ids = (np.concatenate([getattr(part, name) for part in parts]) for name in ("row_lengths", "values"))
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    return csc_matrix((np.ones(len(ids), bool), (rows, ids)), (len(lengths), labels))
 
 
 def _joined(parts: Sequence[Any]) -> Any:

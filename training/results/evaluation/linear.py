@@ -1,15 +1,20 @@
-"""The linear baseline of encoded features: logistic regression, or ridge regression of numbers."""
+"""The linear baseline of encoded features: logistic regression, of several labels one by one, or ridge regression."""
 
 from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+from joblib import Parallel, delayed  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from scipy import sparse  # type: ignore[import-untyped]
+from scipy.special import expit  # type: ignore[import-untyped]
+from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, mean_squared_error
@@ -23,10 +28,14 @@ from mirrorspark.training.results.evaluation.baselines import (
     Rows,
     Split,
     feature_columns,
+    free_threads,
 )
+from mirrorspark.training.results.evaluation.bootstrap import row_log_losses
 
 # scikit-learn's C, the inverse of the strength of the regularisation: the validation rows choose one.
 _INVERSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# Of many labels, each of which has few rows, and a model and its seconds for each strength.
+_INVERSE_STRENGTHS_OF_LABELS = (1.0, 10.0, 100.0)
 # A baseline need not be exact: where the last digits take longer, they are left.
 _MAX_ITERATIONS = 200
 # Weights of all classes; the optimiser holds some twenty times as many numbers.
@@ -66,7 +75,7 @@ class FittedLinear(FittedBaseline):
 
 
 def linear_model(split: Split, *, tell: Tell = lambda doing, done=0, total=0: None) -> FittedLinear:
-    """Fit logistic regression, or ridge regression where the task is ``regression``.
+    """Fit logistic regression, one for each label of several, or ridge regression where the task is ``regression``.
 
     A category enters as a column for each id, a list as the counts of its ids, a number standardised, a sparse column
     divided by its largest absolute value. The validation rows choose the strength of the regularisation; without any it
@@ -82,21 +91,66 @@ def linear_model(split: Split, *, tell: Tell = lambda doing, done=0, total=0: No
     fitted = FittedLinear(None, split.features, split.class_numbers, scalings, kept)
     matrix = matrix if kept is None else matrix[:, kept]
     rest = None if held_back is None else fitted.inputs(held_back.columns)
-    is_ridge = split.task == "regression"
-    # Logistic regression goes on from the weights with the strength before.
-    model: Any = Ridge(solver="lsqr") if is_ridge else LogisticRegression(max_iter=_MAX_ITERATIONS, warm_start=True)
+    model = _MODELS[split.task]()
     best, least = None, np.inf
-    tried = (1.0,) if rest is None else _INVERSE_STRENGTHS
+    strengths = _INVERSE_STRENGTHS_OF_LABELS if split.task == "multi_label" else _INVERSE_STRENGTHS
+    tried = (1.0,) if rest is None else strengths
     for place, inverse in enumerate(tried):
         tell("strengths of the regularisation", place, len(tried))
-        model.set_params(**({"alpha": 1 / inverse} if is_ridge else {"C": inverse}))
+        model.set_params(**({"alpha": 1 / inverse} if split.task == "regression" else {"C": inverse}))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the limit of iterations is on purpose
             model.fit(matrix, train.wanted, sample_weight=train.weight)
-        error = 0.0 if rest is None or held_back is None else _error(model, rest, held_back, is_ridge=is_ridge)
+        error = 0.0 if rest is None or held_back is None else _error(model, rest, held_back, split.task)
         if best is None or error < least:
             best, least = copy.deepcopy(model), error
     return replace(fitted, model=best)
+
+
+class _OneVsRest(BaseEstimator):
+    """Logistic regression for each of several labels, whose weights stand side by side."""
+
+    def __init__(self, C: float = 1.0) -> None:  # noqa: N803 - as scikit-learn's
+        self.C = C
+
+    def fit(
+        self, matrix: sparse.csr_matrix, wanted: sparse.csc_matrix, sample_weight: NDArray[np.float64] | None = None
+    ) -> None:
+        """Learn from ``[rows, inputs]`` and labels, bool ``[rows, labels]``."""
+        with free_threads() as threads:
+            fitted = Parallel(threads, prefer="threads")(
+                delayed(_weights_of_a_label)(self.C, matrix, wanted[:, [label]].toarray().ravel(), sample_weight)
+                for label in range(wanted.shape[1])
+            )
+        self.weights_ = np.stack([weights for weights, _ in fitted], axis=1)
+        self.biases_ = np.array([bias for _, bias in fitted])
+
+    def predict_proba(self, matrix: sparse.csr_matrix) -> NDArray[np.float64]:
+        """Return the probability of each label, ``[rows, labels]``."""
+        return np.asarray(expit(matrix @ self.weights_ + self.biases_))
+
+
+def _weights_of_a_label(
+    inverse: float, matrix: sparse.csr_matrix, wanted: NDArray[Any], weight: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float64], float]:
+    """Return the weights of a label ``[inputs]`` and its bias."""
+    if wanted.min() == wanted.max():
+        # Of a label that no row has, or all of them, logistic regression learns nothing: as if one more had the other.
+        return np.zeros(matrix.shape[1]), float(np.log(len(wanted))) * (1 if wanted[0] else -1)
+    model = LogisticRegression(C=inverse, solver="liblinear", max_iter=_MAX_ITERATIONS, random_state=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(matrix, wanted, sample_weight=weight)
+    return model.coef_[0], float(model.intercept_[0])
+
+
+# Logistic regression goes on from the weights with the strength before.
+_MODELS: Mapping[str, Callable[[], Any]] = {
+    "binary": partial(LogisticRegression, max_iter=_MAX_ITERATIONS, warm_start=True),
+    "multi_class": partial(LogisticRegression, max_iter=_MAX_ITERATIONS, warm_start=True),
+    "multi_label": _OneVsRest,
+    "regression": partial(Ridge, solver="lsqr"),
+}
 
 
 def _most_frequent(matrix: sparse.csr_matrix, classes: int) -> NDArray[np.int64] | None:
@@ -108,10 +162,13 @@ def _most_frequent(matrix: sparse.csr_matrix, classes: int) -> NDArray[np.int64]
     return np.sort(np.argsort(-counts, kind="stable")[:most])
 
 
-def _error(model: Any, matrix: sparse.csr_matrix, rows: Rows, *, is_ridge: bool) -> float:
-    if is_ridge:
+def _error(model: Any, matrix: sparse.csr_matrix, rows: Rows, task: str) -> float:
+    if task == "regression":
         return float(mean_squared_error(rows.wanted, model.predict(matrix), sample_weight=rows.weight))
     probabilities = model.predict_proba(matrix)
+    if task == "multi_label":
+        losses = row_log_losses(rows.wanted.toarray() > 0, probabilities).mean(axis=1)
+        return float(np.average(losses, weights=rows.weight))
     return float(log_loss(rows.wanted, probabilities, sample_weight=rows.weight, labels=model.classes_))
 
 

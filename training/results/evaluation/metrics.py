@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 RECALL_AT_PRECISIONS = (0.3, 0.5, 0.7)
 PRECISION_KS = (1, 3, 5)
+# A row is said to have the labels whose probability is so high.
+CLASS_THRESHOLD = 0.5
 
 # Of these a smaller value is better; of a bias, one nearer to 0; of all others, a larger one.
 _ERRORS = ("log_loss", "brier", "rmse", "mae", "mse", "loss", "deviance", "pinball", "interval_width", "ece")
@@ -187,9 +189,9 @@ def multi_label_metrics(
         split: name of the split for messages.
 
     Returns:
-        Those of :func:`binary_metrics` over all pairs of a row and a label ("micro averages"), and ``precision_at_K``
-        for each K up to the number of labels: the share of the K labels with the highest scores that the row has,
-        averaged over rows.
+        Those of :func:`binary_metrics` over all pairs of a row and a label ("micro averages"); ``micro_f1``, the F1
+        score of the pairs with a probability of 0.5 or more; and ``precision_at_K`` for each K up to the number of
+        labels: the share of the K labels with the highest scores that the row has, averaged over rows.
 
     Raises:
         ValueError: as :func:`binary_metrics`, or shapes that do not match.
@@ -201,18 +203,24 @@ def multi_label_metrics(
         )
     weights = np.ones(len(labels)) if weight is None else _column("weight", weight, (len(labels),), split)
     result = binary_metrics(labels.ravel(), probabilities.ravel(), np.repeat(weights, labels.shape[1]), split=split)
+    is_named = probabilities >= CLASS_THRESHOLD
+    right, either = ((labels > 0) & is_named).sum(axis=1), (labels > 0).sum(axis=1) + is_named.sum(axis=1)
+    result["micro_f1"] = float(2 * (weights @ right) / (weights @ either))
+    values = precisions_at(labels, probabilities)
+    return result | {name: float(np.average(of, weights=weights)) for name, of in values.items()}
+
+
+def precisions_at(labels: NDArray[Any], probabilities: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """Return ``precision_at_K`` of each row, ``[rows]`` by name, for ``[rows, labels]`` of both."""
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(PRECISION_KS)]
     hits = np.take_along_axis(labels, best, axis=1)
-    for k in PRECISION_KS:
-        if k <= labels.shape[1]:
-            result[f"precision_at_{k}"] = float(np.average(hits[:, :k].mean(axis=1), weights=weights))
-    return result
+    return {f"precision_at_{k}": hits[:, :k].mean(axis=1) for k in PRECISION_KS if k <= labels.shape[1]}
 
 
 def is_better(metric: str, value: float, other: float) -> bool:
     """Return whether the value of a metric is better than another one; some have no better value."""
     name = metric.removeprefix("val_")
-    if name in _WITHOUT_VERDICT or name.endswith(_ROWS):
+    if name.endswith((*_WITHOUT_VERDICT, _ROWS)):
         return False
     if name == _BIAS:
         return abs(value) < abs(other)

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mirrorspark.data_pipelines.dataset.blocks import Block
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, MISSING_ID
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.reading.queries import query_digests
-from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
+from mirrorspark.models.retrieval.ranking_metrics import catalogue_metrics, ranking_metrics
 from mirrorspark.training.results.evaluation.bootstrap import TEST_ROWS
 
 # Share of a split's rows whose users count as light; those with as many interactions as the last of them do, too.
@@ -70,26 +70,36 @@ def retrieval_rows(dataset: Dataset, split: str) -> RetrievalRows:
     )
 
 
-def segment_metrics(lists: NDArray[Any], held_back: NDArray[Any], rows: RetrievalRows, k: int) -> dict[str, float]:
-    """Return recall and NDCG at ``k`` of each segment, and its number of rows.
+def segment_metrics(
+    lists: NDArray[Any],
+    held_back: NDArray[Any],
+    rows: RetrievalRows,
+    k: int,
+    positions: NDArray[Any],
+    counts: ArrayLike,
+) -> dict[str, float]:
+    """Return the metrics of the lists of each segment, and its number of rows.
 
     Args:
         lists: ids, best first, ``[rows, k]``.
         held_back: the item of each row, ``[rows]``.
         rows: their facts.
         k: length of the lists.
+        positions: positions of the candidates of the lists in ``counts``, ``[rows, k]``, negative for an empty place.
+        counts: number of training interactions of each candidate, ``[candidates]``.
 
     Returns:
-        ``new_items_recall_at_K``, ``new_items_ndcg_at_K`` and ``new_items_rows``, which count the new items alone, and
-        the same with ``light_users``. A segment without rows, or of all of them, is left out.
+        ``new_items_recall_at_K`` and all others of :func:`ranking_metrics`, of which the new items alone are relevant;
+        ``new_items_coverage`` and all others of :func:`catalogue_metrics`; ``new_items_rows``; and the same with
+        ``light_users``. A segment without rows, or of all of them, is left out.
     """
     result: dict[str, float] = {}
     for segment, is_in in (("new_items", rows.is_new), ("light_users", rows.is_light)):
         if not is_in.any() or is_in.all():
             continue
         found = ranking_metrics(lists[is_in], held_back[is_in], (k,), queries=rows.queries[is_in])
-        result |= {f"{segment}_{metric}": found[metric] for metric in (f"recall_at_{k}", f"ndcg_at_{k}")}
-        result[f"{segment}_rows"] = float(is_in.sum())
+        found |= catalogue_metrics(positions[is_in], counts) | {"rows": float(is_in.sum())}
+        result |= {f"{segment}_{metric}": value for metric, value in found.items()}
     return result
 
 
