@@ -79,8 +79,8 @@ class Predictor:
         """Return the model's outputs for one row, and ``model_version``.
 
         Args:
-            row: Raw columns by name, as in a table. A sparse vector is a mapping of indices to values, and None is a
-                missing value. Columns that the model does not read are ignored.
+            row: Raw columns by name, as in a table. A sparse vector is a mapping of indices to values (in JSON they are
+                texts), and None is a missing value. Columns that the model does not read are ignored.
 
         Raises:
             ColumnError: A column is missing, or has a value that its feature does not accept.
@@ -144,8 +144,13 @@ def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.A
     if not _PLAIN.issuperset(map(type, values)):
         if any(value is _ABSENT for value in values):
             raise ColumnError(f"column '{name}' is missing in a row; give it, with None where its value is not known")
-        values = [list(value.items()) if isinstance(value, Mapping) else value for value in values]
+        values = [_pairs(value) if isinstance(value, Mapping) else value for value in values]
     try:
         return pa.array(values, type_)
     except (pa.ArrowException, TypeError, OverflowError) as error:
         raise ColumnError(f"column '{name}' has values that are of no one type: {error}") from error
+
+
+def _pairs(vector: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """Return indices and values; an index that is a text but no number stays one, which Arrow refuses."""
+    return [(int(key) if isinstance(key, str) and key.isdecimal() else key, value) for key, value in vector.items()]

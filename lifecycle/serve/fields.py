@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from mirrorspark.data_pipelines.features.kinds import RawForm
+from mirrorspark.data_pipelines.features.kinds import RawForm, Sparse
 from mirrorspark.scoring.input.column_types import element_name, is_array
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
 
 DataType: TypeAlias = str
+
+SPARSE_VECTOR = "map<bigint,double>"
+"""Indices and values of a sparse vector in one column: an object in JSON, and such a text where a value is a text."""
 
 # By element: the name in the Open Inference Protocol, and in TensorFlow Serving.
 _NAMES: Mapping[str, tuple[DataType, str]] = {
@@ -20,6 +23,7 @@ _NAMES: Mapping[str, tuple[DataType, str]] = {
     "double": ("FP64", "DT_DOUBLE"),
     "string": ("BYTES", "DT_STRING"),
     "binary": ("BYTES", "DT_STRING"),
+    SPARSE_VECTOR: ("BYTES", "DT_STRING"),
 }
 # Elements by Arrow's names of types at training. Times are sent as whole numbers in the unit of the training.
 _ELEMENTS = (
@@ -75,12 +79,11 @@ def input_fields(directory: ModelDirectory) -> tuple[Field, ...]:
     if isinstance(description, ModelDescription):
         if description.columns:
             return tuple(Field(name, spark_type(type_)) for name, type_ in description.columns.items())
-        forms = {name: form for one in directory.scored_features for name, form in one.raw.items()}
-        trained = directory.features.column_types
-        return tuple(
-            Field(name, spark_type(trained[name]) if name in trained else _OF_FORM[forms[name]])
-            for name in directory.inputs.columns
-        )
+        scored, trained = directory.scored_features, directory.features.column_types
+        forms = {name: _OF_FORM[form] for one in scored for name, form in one.raw.items()}
+        vectors = {one.name: SPARSE_VECTOR for one in scored if isinstance(one, Sparse) and one.columns == (one.name,)}
+        types = forms | {name: spark_type(type_) for name, type_ in trained.items()} | vectors
+        return tuple(Field(name, types[name]) for name in directory.inputs.columns)
     if description.inputs is not None:
         return tuple(Field(column.name, column.type) for column in description.inputs.given)
     # The models of a router may read a column in several ways.

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.routing import Route
 
 from mirrorspark.lifecycle.serve.errors import RequestError
-from mirrorspark.lifecycle.serve.fields import Field
+from mirrorspark.lifecycle.serve.fields import SPARSE_VECTOR, Field
 from mirrorspark.lifecycle.serve.inference_api import check_ready
 from mirrorspark.lifecycle.serve.rows import (
     Rows,
@@ -23,6 +23,7 @@ from mirrorspark.lifecycle.serve.rows import (
     problems_text,
     record_rows,
     shown,
+    vector_of,
 )
 from mirrorspark.lifecycle.serve.service import Call, Service
 
@@ -38,6 +39,7 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
     **dict.fromkeys(("int", "bigint"), lambda text: int(text.replace("_", "?"))),
     **dict.fromkeys(("float", "double"), lambda text: float(text.replace("_", "?"))),
     "string": str,
+    SPARSE_VECTOR: vector_of,
 }
 
 
@@ -134,7 +136,7 @@ def _values(field: Field, texts: Sequence[str], problems: list[str]) -> list[Any
     for number, text in enumerate(texts):
         try:
             values.append(read(text) if text else None)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, RequestError):
             problems.append(f"row[{number}]: column '{field.name}' is {shown(text)}, which is no {field.type}")
     return values
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.lifecycle.serve.errors import RequestError
-from mirrorspark.lifecycle.serve.fields import input_fields, output_fields
+from mirrorspark.lifecycle.serve.fields import SPARSE_VECTOR, input_fields, output_fields
 from mirrorspark.lifecycle.serve.rows import MOST_PROBLEMS, Rows, problems_text, shown
 from mirrorspark.lifecycle.serve.servable import Outputs
 from mirrorspark.scoring.input.column_types import is_array
@@ -92,7 +92,7 @@ class ServedModel:
         """
         if rows is not None:
             return self._takes(rows)
-        empty: Mapping[str, object] = {"boolean": False, "string": "", "binary": b""}
+        empty: Mapping[str, object] = {"boolean": False, "string": "", "binary": b"", SPARSE_VECTOR: {}}
         zeros: dict[str, Sequence[Any]] = {
             one.name: [[] if is_array(one.type) else empty.get(one.type, 0)] for one in self.inputs
         }

@@ -141,6 +141,21 @@ def bytes_of(text: Any) -> bytes:
         raise RequestError(400, f"{shown(text)} is no base64: {error}") from None
 
 
+def vector_of(text: Any) -> dict[str, Any]:
+    """Return the indices and values of the sparse vector that ``text`` has as a JSON object.
+
+    Raises:
+        RequestError: It is none.
+    """
+    try:
+        vector = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RequestError(400, f"{shown(text)} is no JSON object of indices and values: {error}") from None
+    if not isinstance(vector, dict):
+        raise RequestError(400, f"{shown(text)} is no JSON object of indices and values")
+    return vector
+
+
 def problems_text(problems: Sequence[str]) -> str:
     """Return one text of several problems."""
     shown = "; ".join(problems[:MOST_PROBLEMS])

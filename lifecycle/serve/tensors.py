@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mirrorspark.lifecycle.serve.errors import RequestError
-from mirrorspark.lifecycle.serve.fields import DataType, Field
-from mirrorspark.lifecycle.serve.rows import Rows, bytes_of, problems_text, shown
+from mirrorspark.lifecycle.serve.fields import SPARSE_VECTOR, DataType, Field
+from mirrorspark.lifecycle.serve.rows import Rows, bytes_of, problems_text, shown, vector_of
 from mirrorspark.scoring.input.column_types import element_name, is_array
 
 _BITS = {"INT8": 8, "INT16": 16, "INT32": 32, "INT64": 64, "UINT8": 8, "UINT16": 16, "UINT32": 32, "UINT64": 64}
@@ -102,6 +102,8 @@ def _values(field: Field, tensor: Mapping[str, Any], check_rows: Callable[[int],
     _check_elements(field.name, datatype, elements, max(width, 1))
     if datatype in _NUMBERS:
         elements = [None if one is None else float(one) for one in elements]
+    elif field.type == SPARSE_VECTOR:
+        elements = [None if one is None else vector_of(one) for one in elements]
     elif element_name(field.type) == "binary":
         elements = [None if one is None else bytes_of(one) for one in elements]
     if not is_array(field.type) and len(shape) <= 2 and width == 1:

@@ -61,7 +61,7 @@ def is_array(column_type: str) -> bool:
 
 def element_name(column_type: str) -> str:
     """Return the name of the value type of a column, for an array the type of its elements."""
-    return column_type.removeprefix(_ARRAY).removesuffix(_END)
+    return column_type[len(_ARRAY) : -len(_END)] if column_type.startswith(_ARRAY) else column_type
 
 
 ELEMENT_TYPES: Mapping[str, ElementType] = {

@@ -1,0 +1,89 @@
+"""Every architecture goes on with another number of ranks, to the result of the same rows on one (T6, #23)."""
+
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mirrorspark.callbacks.checkpoints.training_state import tensors
+from tests.conftest import PATIENCE
+from tests.processes.training.programs.architectures_rank import ROWS
+from tests.unit.models import test_every_architecture as contract
+from tests.unit.training.conftest import free_addresses
+
+PROGRAM = Path(__file__).parent / "programs" / "architectures_rank.py"
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def state(model: Any) -> list[np.ndarray]:
+    return [variable.numpy() for variable in (*model.trainable_variables, *model.optimizer.variables)]
+
+
+class Alone:
+    """One rank that trains all rows of each case."""
+
+    def __init__(self, case: str, comment: Any) -> None:
+        self.task = contract.catalog.architecture(contract.name_of(case)).TASK
+        self.fitted = contract.features(self.task, comment, items=contract.WITH_ITEMS in case)
+        self.case, self.batch = case, contract.batch_of(self.fitted, self.task, ROWS)
+        self.model = self.new(seed=1)
+
+    def new(self, seed: int) -> Any:
+        return contract.compiled(self.case, self.fitted, seed)
+
+    def train(self, model: Any) -> list[np.ndarray]:
+        for _ in range(contract.STEPS):
+            model.train_step(self.batch)
+        return state(model)
+
+
+# One of each architecture is in every run of the tests.
+WIDEST = [case for case in contract.cases() if isinstance(case, str)]
+OTHERS = [case.values[0] for case in contract.cases() if not isinstance(case, str)]
+
+
+@pytest.mark.parametrize("chosen", [WIDEST, pytest.param(OTHERS, marks=pytest.mark.full)], ids=["widest", "others"])
+def test_two_ranks_and_then_one_again_end_where_one_does(chosen: list[str], tmp_path: Path) -> None:
+    comment, cases = contract.comment_of(tmp_path), [case + contract.BY_RANKS for case in chosen]
+    alone, expected = {case: Alone(case, comment) for case in cases}, {}
+    for case, of in alone.items():
+        of.train(of.model)
+        tensors(of.model, of.model.optimizer).write(str(tmp_path / case))
+        expected[case] = of.train(of.model), of.train(of.model)
+    train_on_two_ranks(tmp_path, cases)
+    first, second = (np.load(tmp_path / f"{rank}.npz") for rank in range(2))
+    for case, of in alone.items():
+        names = [name for name in first.files if name.startswith(f"{case}/")]
+        for name in names:
+            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+        compare(case, [first[name] for name in names], expected[case][0])
+        again = of.new(seed=7)
+        status = tensors(again, again.optimizer).read(str(tmp_path / "two-0" / case))
+        status.assert_existing_objects_matched()
+        status.assert_consumed()
+        compare(case, of.train(again), expected[case][1])
+
+
+def train_on_two_ranks(folder: Path, cases: list[str]) -> None:
+    addresses = ",".join(free_addresses(2))
+    with ExitStack() as running:
+        ranks = []
+        for rank in range(2):
+            command = [sys.executable, str(PROGRAM), str(rank), addresses, str(folder), *cases]
+            process = running.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+            running.callback(process.kill)  # before its end is waited for
+            ranks.append(process)
+        for process in ranks:
+            said = process.communicate(timeout=PATIENCE * 250)[1]
+            assert process.returncode == 0, said
+
+
+def compare(case: str, found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    """Compare what was summed in another order; a gradient that is rounding alone makes a step of Adam, too."""
+    for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=2e-4, err_msg=case)
