@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
 from mirrorspark.scoring.model.consent import remember_consent
 from mirrorspark.scoring.model.directory import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, POSTPROCESS, PREPROCESS, Hooks, with_hooks
+from mirrorspark.scoring.model.new_folder import new_model_folder
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.model.versions import versions_here
 
@@ -90,12 +90,7 @@ def package_model(
         ModuleNotFoundError: A library that the model or its hooks need is not installed here.
     """
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ModelDirectoryError(f"{target} exists already; give a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        whole = Path(scratch) / target.name
-        whole.mkdir()
+    with new_model_folder(target) as whole:
         name, file = _copied(source, whole)
         called = (signature or DEFAULT_SIGNATURE) if name == "saved_model" else None
         trusted = trust and name == "keras"
@@ -120,7 +115,6 @@ def package_model(
         )
         _check_widths(description, found)
         description.save(whole)
-        whole.rename(target)
     remember_consent(target, description)
     return target
 

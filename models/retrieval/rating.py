@@ -1,12 +1,15 @@
 """The second task of a retrieval model: the rating that a query gives a candidate, from the vectors of both."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import NumericStatistics
+from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
+from mirrorspark.models.serving.signatures import RATING
 
 
 class RatingTask(tf_keras.layers.Layer):
@@ -71,12 +74,29 @@ class RatingTask(tf_keras.layers.Layer):
         return of_retrieval * losses + of_rating * tf.square((predicted - ratings) / self._scale)
 
 
-def rating_task(model: Any) -> RatingTask | None:
-    """Return the part of ``model`` that predicts ratings, if it has one."""
+class SavedRating(tf.Module):
+    """A net from :func:`save_rating`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the net."""
+        super().__init__(name="rating")
+        self._loaded = tf.saved_model.load(str(folder))
+
+    def __call__(self, queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
+        """Return the ratings, as :meth:`RatingTask.call`."""
+        return self._loaded.signatures[RATING](queries=queries, candidates=candidates)[RATING]
+
+
+def save_rating(task: RatingTask, embedding_dim: int, folder: Path) -> None:
+    """Write the net as a SavedModel, for a model whose candidates come after the training."""
+    module = tf.Module(name=folder.name)
+    module.state = state(task)
+    specs = {name: tf.TensorSpec([None, embedding_dim], tf.float32, name) for name in ("queries", "candidates")}
+    function = concrete(lambda vectors: {RATING: task(vectors["queries"], vectors["candidates"])}, specs)
+    save_functions(module, {RATING: function}, folder)
+
+
+def rating_task(model: Any) -> Any:
+    """Return the part of ``model`` that predicts ratings, a :class:`RatingTask` or :class:`SavedRating`, or None."""
     task = getattr(model, "rating", None)
-    return task if isinstance(task, RatingTask) else None
-
-
-def rating_of(model: Any, queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
-    """Return the rating, float32 ``[rows]``, of int64 candidates ``[rows]`` by the vectors of their queries."""
-    return model.rating(queries, model.candidate_tower(candidates, training=False))
+    return task if isinstance(task, RatingTask | SavedRating) else None

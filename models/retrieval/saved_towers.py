@@ -24,9 +24,10 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.layers import lists_of_any_length
+from mirrorspark.models.retrieval.rating import RatingTask, SavedRating, rating_task, save_rating
 from mirrorspark.models.serving.preprocessing import encoded_signature, encoded_tensors, model_inputs
 from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
-from mirrorspark.models.serving.signatures import TOWER_SIGNATURE, VECTORS
+from mirrorspark.models.serving.signatures import RATING, TOWER_SIGNATURE, VECTORS
 
 _QUERY, _CANDIDATE = "query", "candidate"
 
@@ -39,7 +40,7 @@ def has_item_tower(model: Any) -> bool:
 
 
 def save_towers(architecture: ModuleType, model: Any, fitted: FittedFeatures, folder: Path) -> None:
-    """Write both towers of a model with an item tower below ``folder``, a SavedModel each.
+    """Write both towers of a model with an item tower below ``folder``, and its net of ratings, a SavedModel each.
 
     The ids of later candidates mean nothing to the towers: in a history they are out of vocabulary, and as a candidate
     such an item has no id embedding.
@@ -62,6 +63,9 @@ def save_towers(architecture: ModuleType, model: Any, fitted: FittedFeatures, fo
     any_length = lists_of_any_length(getattr(model, "query_tower", model))
     _save(query, encoded_signature(queries, any_length), getattr(model, "query_tower", model), folder / _QUERY)
     _save(candidate, encoded_signature(items.features), model.candidate_tower, folder / _CANDIDATE)
+    task = rating_task(model)
+    if isinstance(task, RatingTask):
+        save_rating(task, model.query_tower.output_shape[-1], folder / RATING)
 
 
 def _save(function: Any, specs: Mapping[str, tf.TensorSpec], tower: Any, folder: Path) -> None:
@@ -94,6 +98,7 @@ class SavedTowers(tf.Module):
         super().__init__(name="towers")
         self.query_tower = SavedQueryTower(folder / _QUERY, fitted.spec.query_features)
         self.candidate_tower = _SavedCandidateTower(folder / _CANDIDATE, fitted)
+        self.rating = SavedRating(folder / RATING) if (folder / RATING).is_dir() else None
 
 
 class SavedQueryTower(tf.Module):

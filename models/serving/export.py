@@ -16,7 +16,7 @@ from mirrorspark.models.index import scann as scann_index
 from mirrorspark.models.index.exact import ExactTopK, Index, Queries, recall
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
 from mirrorspark.models.layers import lists_of_any_length
-from mirrorspark.models.retrieval.rating import rating_of, rating_task
+from mirrorspark.models.retrieval.rating import rating_task
 from mirrorspark.models.retrieval.saved_towers import SavedQueryTower
 from mirrorspark.models.serving.preprocessing import (
     GraphEncoder,
@@ -30,8 +30,10 @@ from mirrorspark.models.serving.signatures import (
     ENCODED_SIGNATURE,
     EXACT,
     RATING,
+    RATING_ENCODED,
     RAW_SIGNATURE,
     SCANN,
+    rated_features,
     scann_folder,
 )
 
@@ -79,7 +81,7 @@ class RetrievalModule(tf.Module):
     Each index has a signature under its own name, with two inputs in addition to encoded features: the number of
     candidates to find, and the unavailable candidates. ``serving_default`` and ``encoded`` search exactly for ``k`` of
     all candidates. A model that learns ratings has the signature ``rating``, with the raw columns of a query and its
-    candidate.
+    candidate, and ``rating_encoded`` with their encoded features.
     """
 
     def __init__(
@@ -105,12 +107,11 @@ class RetrievalModule(tf.Module):
         tower = getattr(model, "query_tower", model)
         self._any_length = tower.any_length if isinstance(tower, SavedQueryTower) else lists_of_any_length(tower)
         self._encoder = GraphEncoder(fitted, self._features, encoders)
-        # A model loaded from its export, for a new catalogue, predicts no ratings.
-        self._pairs: GraphEncoder | None = None
-        if rating_task(model) is not None:
-            self._candidate = fitted.spec.candidate.name
-            self._pairs = GraphEncoder(fitted, (*fitted.spec.query_features, fitted.spec.candidate), encoders)
-            self._rating = partial(rating_of, model)
+        self._candidate, task = fitted.spec.candidate.name, rating_task(model)
+        # As partial, because Keras would save functions of a layer that is an attribute.
+        self._rating = None if task is None else partial(task)
+        self._rated = rated_features(fitted.spec)
+        self._pairs = None if task is None else GraphEncoder(fitted, self._rated, encoders)
         if taken := sorted(set(encoded_signature(self._features)) & set(_INDEX_INPUTS)):
             raise ValueError(f"the indexes have inputs called {taken}; give the features another name")
         tokens = fitted.vocabulary(fitted.spec.candidate).tokens.to_pylist()
@@ -130,16 +131,25 @@ class RetrievalModule(tf.Module):
         if EXACT in self._indexes:
             functions[RAW_SIGNATURE] = concrete(lambda inputs: self._search(EXACT, self._encoder(inputs)), raw)
             functions[ENCODED_SIGNATURE] = concrete(lambda inputs: self._search_encoded(EXACT, inputs), encoded)
-            if self._pairs is not None:
-                functions[RATING] = concrete(self._rate, self._pairs.signature())
+            functions |= self._rating_signatures()
         return functions
 
-    def _rate(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Return the rating of each row's candidate, float32 ``[batch]``."""
-        assert self._pairs is not None  # noqa: S101 - the signature is for a model with ratings alone
-        inputs = self._pairs(raw)
-        own = inputs.pop(self._candidate)
-        return {RATING: self._rating(self._predict(inputs), own)}
+    def _rating_signatures(self) -> dict[str, Any]:
+        """Return the functions that give the rating of each row's candidate, float32 ``[batch]``."""
+        rating, pairs, candidates = self._rating, self._pairs, self._indexes[EXACT].exact
+        if rating is None or pairs is None:
+            return {}
+
+        def rate(inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            known = dict(inputs)
+            vectors = tf.gather(candidates.embeddings, known.pop(self._candidate))
+            return {RATING: rating(self._predict(known), vectors)}
+
+        encoded = encoded_signature(self._rated, self._any_length)
+        return {
+            RATING: concrete(lambda raw: rate(pairs(raw)), pairs.signature()),
+            RATING_ENCODED: concrete(lambda given: rate(model_inputs(self._rated, given)), encoded),
+        }
 
     def _search_encoded(self, index: str, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         wanted = {name: inputs[name] for name in _INDEX_INPUTS if name in inputs}

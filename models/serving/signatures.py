@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mirrorspark.data_pipelines.features.kinds import Feature, Sparse
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
 RAW_SIGNATURE = "serving_default"
 ENCODED_SIGNATURE = "encoded"
 # The indexes, and the names of their signatures.
 EXACT, CELLS, SCANN = "exact", "cells", "scann"
-# The signature of a model that predicts ratings, and its output.
-RATING = "rating"
+# The signatures of a model that predicts ratings, from raw columns and from encoded features, and its output.
+RATING, RATING_ENCODED = "rating", "rating_encoded"
 # The signature of a saved tower, and its output.
 TOWER_SIGNATURE, VECTORS = "serving_default", "vectors"
 
@@ -23,6 +24,11 @@ def encoded_names(features: Iterable[Feature]) -> list[str]:
     return [
         name for feature in features for name in (feature.parts if isinstance(feature, Sparse) else (feature.name,))
     ]
+
+
+def rated_features(spec: FeatureSpec) -> tuple[Feature, ...]:
+    """Return the features of a rating, in the order of its inputs: those of the query, and the candidate."""
+    return (*spec.query_features, spec.candidate)
 
 
 def scann_folder(folder: Path) -> Path:

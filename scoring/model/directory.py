@@ -37,6 +37,7 @@ from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, Fit
 from mirrorspark.data_pipelines.features.kinds import Feature
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
+from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE, RATING_ENCODED, rated_features
 from mirrorspark.scoring.input.column_types import ARROW_TYPES, array_of
 from mirrorspark.scoring.input.inputs import FeatureInputs, Inputs
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
@@ -105,6 +106,7 @@ class ModelDescription:
         columns: Arrow type at training by raw column, in the order of the model's inputs; empty if it was not recorded.
         sealed: Digest of ``features_hash`` and the files of the features, to which ``columns`` belong.
         catalogue: The fields of a :class:`scoring.model.catalogue.Catalogue`, for a model that can be refreshed.
+        signature: The signature of the SavedModel that scores encoded features.
     """
 
     task: Task
@@ -117,6 +119,7 @@ class ModelDescription:
     columns: Mapping[str, str] = field(default_factory=dict)
     sealed: str = field(default_factory=str)
     catalogue: Mapping[str, Any] = field(default_factory=dict)
+    signature: str = field(default_factory=lambda: ENCODED_SIGNATURE)
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -138,11 +141,17 @@ class ModelDescription:
 
         With them a table is checked without its features, as long as its columns have the types of the training.
         """
-        inputs = FeatureInputs(_scored_features(features.spec), features.column_types)
+        inputs = FeatureInputs(self.scored_features(features.spec), features.column_types)
         if not set(inputs.columns) <= set(inputs.column_types):
             return self
         columns = {name: inputs.column_types[name] for name in inputs.columns}
         return replace(self, columns=columns, sealed=self._seal(folder))
+
+    def scored_features(self, spec: FeatureSpec) -> tuple[Feature, ...]:
+        """Return the features in the order of the model's inputs: query features, then exclusions or a candidate."""
+        if self.signature == RATING_ENCODED:
+            return rated_features(spec)
+        return spec.query_features + ((spec.excluded,) if spec.excluded else ())
 
     def has_columns_of(self, folder: Path) -> bool:
         """Return whether ``columns`` are those of the features that the model's folder has now."""
@@ -154,8 +163,11 @@ class ModelDescription:
     def save(self, folder: Path) -> None:
         """Write ``mirrorspark.json`` into ``folder``."""
         document = asdict(self)
-        if not self.catalogue:  # so that earlier versions read the descriptions of all other models
+        # So that earlier versions read the descriptions of all other models.
+        if not self.catalogue:
             del document["catalogue"]
+        if self.signature == ENCODED_SIGNATURE:
+            del document["signature"]
         write_description(document, folder)
 
     @classmethod
@@ -266,12 +278,14 @@ class ModelDirectory:
 
     @property
     def scored_features(self) -> tuple[Feature, ...]:
-        """The features in the order of the model's inputs: query features, then exclusions.
+        """The features in the order of the model's inputs.
 
         Raises:
             ModelDirectoryError: As for :attr:`features`.
         """
-        return _scored_features(self.features.spec)
+        features = self.features
+        assert isinstance(self.description, ModelDescription)  # noqa: S101 - it has features
+        return self.description.scored_features(features.spec)
 
     @cached_property
     def labels(self) -> Mapping[str, tuple[str, ...]]:
@@ -339,10 +353,6 @@ def _other_description(path: Path, is_package: bool) -> "PackagedDescription":
         if not (path / name).exists():
             raise ModelDirectoryError(f"{path} lacks {name}; package the model again")
     return packaged
-
-
-def _scored_features(spec: FeatureSpec) -> tuple[Feature, ...]:
-    return spec.query_features + ((spec.excluded,) if spec.excluded else ())
 
 
 def exported_with(folder: Path) -> Versions:

@@ -15,7 +15,7 @@ from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE, EXACT, SCANN, encoded_names, scann_folder
+from mirrorspark.models.serving.signatures import EXACT, SCANN, encoded_names, scann_folder
 from mirrorspark.scoring.backends.catalog import load_backend
 from mirrorspark.scoring.backends.protocol import ArrayType, Backend, ModelOutputError
 from mirrorspark.scoring.backends.trained_model import TrainedBackend, TrainedGraph
@@ -296,7 +296,7 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Fe
         return _packaged(directory.path, description, threads)
     encoder, features = Encoder(directory.features), directory.scored_features
     graph = TrainedGraph(directory.path / SAVED_MODEL_FOLDER, threads=threads)
-    trained = TrainedBackend(graph, ENCODED_SIGNATURE)
+    trained = TrainedBackend(graph, description.signature)
     _check_names("inputs", trained.signature.inputs, encoded_names(features))
     _check_names("outputs", trained.signature.outputs, description.outputs)
     # Older exports, and models whose Keras inputs have a fixed length, need lists padded to that length.

@@ -168,6 +168,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.precomputed.precompute import precompute as precompute
     from mirrorspark.scoring.precomputed.store import PrecomputedScores as PrecomputedScores
     from mirrorspark.scoring.predictor import Predictor as Predictor
+    from mirrorspark.scoring.ratings import rating_model as rating_model
     from mirrorspark.scoring.recommend import recommend as recommend
     from mirrorspark.scoring.reranking.cascade import rank_candidates as rank_candidates
     from mirrorspark.scoring.reranking.rerank import rerank as rerank
@@ -298,6 +299,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.recommend": ("recommend",),
         "scoring.reranking.cascade": ("rank_candidates",),
         "scoring.reranking.rerank": ("rerank",),
+        "scoring.ratings": ("rating_model",),
         "scoring.routing.package": ("package_router",),
         "scoring.routing.router": ("Cascade", "Route", "Router"),
         "scoring.sql": ("register_sql",),

@@ -150,11 +150,13 @@ def _fitted_lists(model: Any, dataset: Dataset, k: int) -> Lists:
 
 def _rated(model: Any, queries: Any, dataset: Dataset, block: Block) -> dict[str, pa.Array]:
     """Return the rating of each row's own candidate and the predicted one, for a model that learns ratings."""
-    from mirrorspark.models.retrieval.rating import rating_of, rating_task
+    from mirrorspark.models.retrieval.rating import rating_task
 
-    if rating_task(model) is None:
+    task = rating_task(model)
+    if task is None:
         return {}
-    predicted = rating_of(model, queries, np.asarray(block.features[dataset.spec.candidate.name]))
+    own = np.asarray(block.features[dataset.spec.candidate.name])
+    predicted = task(queries, model.candidate_tower(own, training=False))
     return {"rating": pa.array(block.label), "predicted_rating": pa.array(predicted.numpy())}
 
 

@@ -52,9 +52,10 @@ from mirrorspark.models.serving.signatures import EXACT
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.scoring.embedding.model_encoders import graph_encoders, save_features
 from mirrorspark.scoring.model.cache import load_once
-from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
+from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirectoryError
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.scoring.ratings import rating_model
 from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
 from mirrorspark.training.recommenders.fitting import scores_of
 from mirrorspark.training.recommenders.lists import best
@@ -382,10 +383,12 @@ def exported(trained: Trained, folder: Path) -> Path:
 
 
 def assert_only_raters_export_ratings(trained: Trained, folder: Path) -> None:
-    """Check the rating of each query and candidate, by a signature of its own, and the metrics of the training."""
+    """Check the rating of each query and candidate, by a model of its own, and the metrics of the training."""
     signatures = tf.saved_model.load(str(folder / SAVED_MODEL_FOLDER)).signatures
     assert ("rating" in signatures) == (trained.name in RATERS)
     if trained.name not in RATERS:
+        with pytest.raises(ModelDirectoryError, match="predicts no ratings: train a two_tower model whose label has"):
+            rating_model(folder, folder.parent / "ratings")
         return
     model, spec, inputs = trained.model, trained.fitted.spec, trained.batch[0]
     queries = trained.architecture.predict(
@@ -394,7 +397,15 @@ def assert_only_raters_export_ratings(trained: Trained, folder: Path) -> None:
     expected = model.rating(queries, model.candidate_tower(inputs["movie"])).numpy()
     asked = raw_inputs(ROWS, spec).append_column("movie", ROWS["movie"])
     raw = {name: raw_tensors(asked)[name] for name in signatures["rating"].structured_input_signature[1]}
-    np.testing.assert_allclose(signatures["rating"](**raw)["rating"].numpy(), expected, rtol=1e-6, atol=1e-6)
+    found = {"signature": signatures["rating"](**raw)["rating"].numpy()}
+    ratings = rating_model(folder, folder.parent / "ratings")
+    rows: list[dict[str, Any]] = ROWS.to_pylist()
+    for row in rows:
+        row["basket"] = None if row["basket"] is None else dict(row["basket"])
+    found["table"] = load_once(resolve(ratings).path, resolve(ratings).digest, threads=1).score(ROWS)["rating"]
+    found["rows"] = _columns([Predictor(ratings).predict(row) for row in rows])["rating"]
+    for way, values in found.items():
+        np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-6, err_msg=way)
     errors = {metric.name: float(metric.result()) for metric in model.metrics}
     assert 0 < errors["mae"] <= errors["rmse"] < 3
 

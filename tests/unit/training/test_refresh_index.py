@@ -33,6 +33,7 @@ from mirrorspark.scoring.model.directory import (
     pinned_folder,
 )
 from mirrorspark.scoring.model.loaded import LoadedModel, Search
+from mirrorspark.scoring.ratings import rating_model
 from mirrorspark.scoring.recommend import tell_age, unavailable_ids
 from mirrorspark.training.catalogue import embed_items
 from mirrorspark.training.catalogue.build import BuildPlan, RefreshError, write_indexes
@@ -46,7 +47,7 @@ ITEMS = FeatureSpec.of_items(
 )
 SPEC = FeatureSpec(
     (Categorical("user"), MultiValued("history", max_length=3, vocabulary_of="movie"), Categorical("movie")),
-    Label("movie", "candidate"),
+    Label("movie", "candidate", rating="stars"),
     ("user",),
     exclude="seen",
     items=ITEMS,
@@ -83,7 +84,8 @@ def fitted_to(items: pa.Table) -> FittedFeatures:
         column_types={"sku": "string", "genres": "list<element: string>", "year": "double"},
     )
     watched = vocabulary(*(f"m{n}" for n in range(30)))
-    return with_items(FittedFeatures(SPEC, {"user": vocabulary("u0", "u1"), "movie": watched}, {}), of_items, items)
+    stars = {"stars": NumericStatistics(3.5, 1.0, 0.5, 5.0, 30)}
+    return with_items(FittedFeatures(SPEC, {"user": vocabulary("u0", "u1"), "movie": watched}, stars), of_items, items)
 
 
 def export(folder: Path, model: Any, fitted: FittedFeatures, sample: np.ndarray) -> Path:
@@ -162,11 +164,23 @@ def test_the_same_items_give_the_same_scores_to_all_digits(movies: Path, tmp_pat
     assert after.versions["onnxruntime"] == before.versions["onnxruntime"]
     assert same.catalogue.digest == before.catalogue["digest"]
     assert same.recalls == before.indexes
+    pairs = ROWS.append_column("movie", pa.array(["m3", "m35", "m1"]))
+    ratings = [ratings_of(model, pairs, tmp_path) for model in (movies, same.folder)]
+    np.testing.assert_allclose(ratings[1], ratings[0], rtol=1e-6)
+    assert len(set(ratings[0])) == 3
+
+
+def ratings_of(model: Path, pairs: pa.Table, folder: Path) -> list[float]:
+    """Return the ratings of pairs of a query and a candidate."""
+    found = LoadedModel(rating_model(model, folder / f"ratings of {model.name}")).score(pairs)["rating"]
+    return [float(value) for value in found]
 
 
 def test_new_items_are_recommended_and_those_that_are_gone_never(movies: Path, tmp_path: Path) -> None:
     found = refreshed(movies, items_table(range(10, 50)), tmp_path / "new")
     assert (found.catalogue.candidates, found.catalogue.new, found.catalogue.removed) == (40, 10, 10)
+    pairs = ROWS.take([0, 0, 0]).append_column("movie", pa.array(["m45", "m47", "never seen"]))
+    assert len(set(ratings_of(found.folder, pairs, tmp_path))) == 3
     before = scores(movies, k=40)
     for index in ("exact", "cells"):
         for row, known in zip(scores(found.folder, k=40, index=index), before, strict=True):
