@@ -15,8 +15,8 @@ from mirrorspark.scoring.input.decoding import BUILT_IN, decoders
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
 from mirrorspark.scoring.model.consent import remember_consent
 from mirrorspark.scoring.model.directory import ModelDirectoryError
-from mirrorspark.scoring.model.hooks import HOOKS_FILE, POSTPROCESS, PREPROCESS, Hooks, with_hooks
-from mirrorspark.scoring.model.new_folder import new_model_folder
+from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS, Hooks, with_hooks
+from mirrorspark.scoring.model.new_folder import copied_hooks, new_model_folder
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.model.versions import versions_here
 
@@ -95,7 +95,7 @@ def package_model(
         called = (signature or DEFAULT_SIGNATURE) if name == "saved_model" else None
         trusted = trust and name == "keras"
         backend = _backend_of_the_copy(name, whole, file, called, source, trusted=trusted)
-        functions = _copied_hooks(hooks, whole) if hooks is not None else None
+        functions = copied_hooks(hooks, whole) if hooks is not None else None
         hook_names = _hook_names(functions, columns or ())
         inputs = _inputs(backend.signature, columns, is_preprocessed=PREPROCESS in hook_names)
         decoders(inputs, backend.signature, name, functions)  # raises for columns that cannot be decoded
@@ -173,13 +173,6 @@ def _is_linear(file: Path) -> bool:
     except ValueError as error:
         raise UnsupportedModelError(f"{file} is no JSON: {error}") from error
     return isinstance(document, dict) and not set(document).isdisjoint(LINEAR_FIELDS)
-
-
-def _copied_hooks(source: str | Path, folder: Path) -> Hooks:
-    """Copy the file of hooks into ``folder`` and load the copy."""
-    if not Path(source).is_file():
-        raise ModelDirectoryError(f"there is no file of hooks at {source}; give a Python file")
-    return Hooks.load(Path(shutil.copyfile(source, folder / HOOKS_FILE)))
 
 
 def _hook_names(hooks: Hooks | None, columns: Sequence[str | Column]) -> tuple[str, ...]:

@@ -16,9 +16,9 @@ from pyspark.sql import SparkSession
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
 from mirrorspark.models.code_digest import code_digest
+from mirrorspark.scoring.registration import new_version
 from mirrorspark.storage.atomic_file import write_when_changed
 from mirrorspark.storage.credentials import clean, without_credentials
-from mirrorspark.training.catalogue.register import new_version
 from mirrorspark.training.driver.launcher import SparkLauncher
 from mirrorspark.training.driver.supervisor import Launcher, Supervisor
 from mirrorspark.training.functions import plan as function_plan

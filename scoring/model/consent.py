@@ -39,7 +39,6 @@ def check_consent(directory: ModelDirectory, label: str) -> None:
         _, folders = read_router(directory.path / description.file)
         for name, folder in folders.items():
             check_consent(ModelDirectory.open(folder), f"'{name}' in {label}")
-        return
     code = _code(description)
     if code and cached_digest(directory.path) not in _PACKAGED_HERE:
         raise UntrustedModelError(

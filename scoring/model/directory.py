@@ -136,6 +136,11 @@ class ModelDescription:
         """Name in the model by output; the names are equal here."""
         return {name: name for name in self.outputs}
 
+    @property
+    def is_scored_from_raw_columns(self) -> bool:
+        """Whether the signature ``serving_default`` of the SavedModel gives the outputs."""
+        return self.signature == ENCODED_SIGNATURE
+
     def with_columns(self, features: FittedFeatures, folder: Path) -> "ModelDescription":
         """Return the description with the columns of ``features``, which ``folder`` of the model has already.
 

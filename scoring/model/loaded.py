@@ -311,7 +311,8 @@ def _packaged(folder: Path, description: PackagedDescription, threads: int | Non
         router, folders = read_router(folder / description.file)
         members = {member: LoadedModel(path, threads=threads) for member, path in folders.items()}
         stages = read_stages(folder / description.file)
-        routed = RoutedModel(router, members, description.outputs, description.labels, threads, stages)
+        hooks = Hooks.load(folder / HOOKS_FILE) if description.hooks else None
+        routed = RoutedModel(router, members, description.outputs, description.labels, threads, stages, hooks)
         return routed, routed
     backend = load_backend(
         name,

@@ -1,17 +1,31 @@
 """A folder of a model that appears when it is whole, or not at all."""
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mirrorspark.scoring.model.directory import ModelDirectoryError
+from mirrorspark.scoring.model.hooks import HOOKS_FILE, Hooks
 
 
 def check_new(target: Path) -> None:
     """Raise ``ModelDirectoryError`` unless ``target`` is missing or an empty folder."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelDirectoryError(f"{target} exists already; give a new folder")
+
+
+def copied_hooks(source: str | Path, folder: Path) -> Hooks:
+    """Copy a file of hooks into the folder of a model, and load the copy.
+
+    Raises:
+        ModelDirectoryError: There is no such file.
+        HookError: It cannot be run.
+    """
+    if not Path(source).is_file():
+        raise ModelDirectoryError(f"there is no file of hooks at {source}; give a Python file")
+    return Hooks.load(Path(shutil.copyfile(source, folder / HOOKS_FILE)))
 
 
 @contextmanager

@@ -77,6 +77,11 @@ def check_columns(router: Router, schema: pa.Schema) -> None:
             if not (pa.types.is_date(type_) or pa.types.is_timestamp(type_) or pa.types.is_null(type_)):
                 raise ColumnError(f"column '{column}' has type {type_}, and ages need a date or a timestamp; cast it")
     for route in router.routes:
+        if route.column is not None and route.has_range:
+            type_ = schema.field(route.column).type
+            is_number = pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_)
+            if not is_number and not pa.types.is_null(type_):
+                raise ColumnError(f"column '{route.column}' has type {type_}, and a range needs numbers; cast it")
         if route.column is not None and route.values:
             type_ = schema.field(route.column).type
             if not pa.types.is_null(type_) and not _fits(route.values[0], type_):
@@ -101,6 +106,11 @@ def _taken(
     if route.column is None:
         return np.ones(batch.num_rows, np.bool_), {None: np.zeros(batch.num_rows, np.bool_)}
     column = batch.column(route.column)
+    if route.has_range:
+        numbers = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        lowest, end = (-np.inf if route.at_least is None else route.at_least), route.below
+        takes = (numbers >= lowest) & (numbers < end if end is not None else True)
+        return takes, {route.column: np.isnan(numbers)}
     if route.younger_than_days is None:
         is_null = column.is_null().to_numpy(zero_copy_only=False)
         if pa.types.is_null(column.type):

@@ -1,7 +1,6 @@
 """Packaging of a router and its models as one folder, which scores like any model."""
 
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +9,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirrorspark.models.index.ranked_lists import is_ranked_list
+from mirrorspark.scoring.model.consent import remember_consent
 from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, PinnedModel, exported_with
+from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS
+from mirrorspark.scoring.model.new_folder import check_new, copied_hooks, new_model_folder
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.model.uri import pinned_model
+from mirrorspark.scoring.model.versions import versions_here
 from mirrorspark.scoring.reranking.items import check_item_columns
 from mirrorspark.scoring.reranking.rerank import arrow_items
 from mirrorspark.scoring.routing.folder import ITEMS_FILE, ROUTER, ROUTER_FILE, inputs_of, model_folder, stages_of
@@ -33,6 +36,7 @@ def package_router(
     *,
     models: Mapping[str, str | Path | PinnedModel],
     items: "DataFrame | pa.Table | pd.DataFrame | None" = None,
+    hooks: str | Path | None = None,
     tracking_uri: str | None = None,
 ) -> Path:
     """Copy the models into ``folder`` with the router that chooses between them.
@@ -47,6 +51,10 @@ def package_router(
         folder: The new folder.
         models: By name, the URI of a model or the result of :func:`scoring.model.uri.resolve`.
         items: Attributes of the candidates of cascades, a row each; the columns that they read are copied.
+        hooks: A Python file, which is copied into the folder and run wherever the router scores. Its function
+            ``preprocess`` gets the rows, a ``pyarrow.RecordBatch``, and returns as many before a model is chosen;
+            ``postprocess`` gets the outputs of all rows, a dict of arrays, and returns it with the same names, as lists
+            cut or re-ordered by a rule of the user's own.
         tracking_uri: Address of the MLflow store.
 
     Returns:
@@ -54,14 +62,14 @@ def package_router(
 
     Raises:
         ModelNotFoundError: A URI leads to no model.
+        HookError: The hooks cannot be run.
         ModelDirectoryError: ``folder`` is not empty, a model is missing or is not used, the models' outputs differ or
             cannot be blended or ranked by, or ``items`` is missing or not used.
         ColumnError: A column of ``items`` is missing, or has a type or a value that cannot be used.
         ScoringError: A rule names a category that no item has.
     """
     target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ModelDirectoryError(f"{target} exists already; give a new folder")
+    check_new(target)
     if set(models) != set(router.models):
         raise ModelDirectoryError(
             f"the router names the models {sorted(router.models)}, and models has {sorted(models)}; give those"
@@ -74,18 +82,34 @@ def package_router(
     for one in pinned.values():
         versions |= exported_with(one.path).compared
     labels = found[router.answering[0]].labels
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        whole = Path(scratch) / target.name
+    with new_model_folder(target) as whole:
         for name, one in pinned.items():
             shutil.copytree(one.path, model_folder(whole / ROUTER, tuple(router.models), name))
         router.save(whole / ROUTER / ROUTER_FILE)
         if attributes is not None:
             pq.write_table(attributes, whole / ROUTER / ITEMS_FILE)
+        hook_names = _hook_names(hooks, whole)
+        if hook_names:
+            versions |= versions_here((), has_hooks=True)
         names = {output: output for output in outputs}
-        PackagedDescription(ROUTER, ROUTER, None, outputs, names, labels=dict(labels), versions=versions).save(whole)
-        whole.rename(target)
+        description = PackagedDescription(
+            ROUTER, ROUTER, None, outputs, names, hooks=hook_names, labels=dict(labels), versions=versions
+        )
+        description.save(whole)
+    remember_consent(target, description)
     return target
+
+
+def _hook_names(source: str | Path | None, folder: Path) -> tuple[str, ...]:
+    """Copy a file of hooks, and return the names of those that it has."""
+    if source is None:
+        return ()
+    hooks = copied_hooks(source, folder)
+    if not (names := tuple(name for name in (PREPROCESS, POSTPROCESS) if hooks.has(name))):
+        raise ModelDirectoryError(
+            f"the file of hooks has neither {PREPROCESS} nor {POSTPROCESS}; define one, or leave the file out"
+        )
+    return names
 
 
 def _outputs(found: Mapping[str, ModelDirectory], router: Router) -> dict[str, str]:

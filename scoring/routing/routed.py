@@ -9,12 +9,15 @@ import numpy as np
 import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.models.index.ranked_lists import CANDIDATES, UNFILLED
 from mirrorspark.scoring.backends.protocol import ArrayType, ModelOutputError, Signature
 from mirrorspark.scoring.input.column_types import element_name, is_array
 from mirrorspark.scoring.input.inputs import Inputs, RowErrors
+from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS, Hooks
 from mirrorspark.scoring.routing.blend import blended, of_length
 from mirrorspark.scoring.routing.decision import Decision, check_columns, decide
 from mirrorspark.scoring.routing.router import Router
+from mirrorspark.scoring.routing.router_hooks import postprocessed, preprocessed
 from mirrorspark.scoring.routing.stages import Stages
 
 MODEL, REASON = "model", "reason"
@@ -107,6 +110,7 @@ class RoutedModel:
         labels: Mapping[str, Sequence[str]],
         threads: int | None,
         stages: Mapping[str, Stages],
+        hooks: Hooks | None = None,
     ) -> None:
         """Create the model.
 
@@ -117,8 +121,9 @@ class RoutedModel:
             labels: Names of the elements by output.
             threads: Threads of the models, as they were asked for.
             stages: The stages of the cascades by name.
+            hooks: Functions that run before the decision and after the answer.
         """
-        self._router, self._members, self._stages = router, members, stages
+        self._router, self._members, self._stages, self._hooks = router, members, stages, hooks
         self._search = RouterSearch(router, members, stages)
         self.threads = threads or 1
         arrays = tuple(
@@ -144,7 +149,7 @@ class RoutedModel:
             ColumnError: No model may or can answer for a row, or a column cannot be read.
         """
         for start in range(0, max(1, table.num_rows), rows):
-            piece = _batch(table.slice(start, rows))
+            piece = self._prepared(_batch(table.slice(start, rows)))
             decision = self._decided(piece)
             if decision.errors:
                 raise ColumnError(decision.errors[min(decision.errors)])
@@ -152,6 +157,7 @@ class RoutedModel:
 
     def row_errors(self, batch: pa.RecordBatch, *, first: bool) -> RowErrors:
         """Return the rows that no model may or can answer for."""
+        batch = self._prepared(batch)
         decision = self._decided(batch)
         errors = dict(decision.errors)
         # With a fallback the decision has found them already.
@@ -163,22 +169,50 @@ class RoutedModel:
     def __call__(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the outputs of the models that were chosen."""
         batch, decision = inputs["rows"], inputs["decision"]
-        made: dict[str, np.ndarray] = {MODEL: decision.models, REASON: decision.reasons.copy()}
+        made: dict[str, np.ndarray] = {MODEL: decision.models.copy(), REASON: decision.reasons.copy()}
         for name in dict.fromkeys(decision.models):
             places = np.flatnonzero(decision.models == name)
-            if name in self._stages:
-                made[REASON][places] += f"; {self._stages[name].cascade.reason}"
             own = batch if len(places) == batch.num_rows else batch.take(pa.array(places))
-            for output, values in self._answer(name, own).items():
-                if output not in made:
-                    made[output] = np.zeros((batch.num_rows, *values.shape[1:]), values.dtype)
-                if made[output].shape[1:] != values.shape[1:]:
-                    raise ModelOutputError(
-                        f"'{output}' of '{name}' has {values.shape[1:]} elements per row, and that of another model of "
-                        f"the router {made[output].shape[1:]}; export them with the same number (top_k; k of a cascade)"
-                    )
-                made[output][places] = values
+            self._put(made, name, places, self._answer(name, own))
+        if self._router.fallback and CANDIDATES in made:
+            self._fill_empty_lists(made, batch)
+        if self._hooks is not None and self._hooks.has(POSTPROCESS):
+            made = postprocessed(self._hooks, made)
         return {output: made[output] for output in outputs}
+
+    def _put(self, made: dict[str, np.ndarray], name: str, places: np.ndarray, answer: dict[str, np.ndarray]) -> None:
+        """Write the outputs of a model, blend or cascade for the rows at ``places`` into those of all rows."""
+        if name in self._stages:
+            made[REASON][places] += f"; {self._stages[name].cascade.reason}"
+        for output, values in answer.items():
+            if output not in made:
+                made[output] = np.zeros((len(made[MODEL]), *values.shape[1:]), values.dtype)
+            if made[output].shape[1:] != values.shape[1:]:
+                raise ModelOutputError(
+                    f"'{output}' of '{name}' has {values.shape[1:]} elements per row, and that of another model of the "
+                    f"router {made[output].shape[1:]}; export them with the same number (top_k; k of a cascade)"
+                )
+            made[output][places] = values
+
+    def _fill_empty_lists(self, made: dict[str, np.ndarray], batch: pa.RecordBatch) -> None:
+        """Have the fallback answer for rows whose list has no candidate."""
+        for other in self._router.fallback:
+            empty = np.flatnonzero((made[CANDIDATES][:, 0] == UNFILLED.encode()) & (made[MODEL] != other))
+            failed = self._errors_of(other, batch, empty)
+            places = np.array([place for place in empty if place not in failed], np.int64)
+            if not len(places):
+                continue
+            answer = self._answer(other, batch.take(pa.array(places)))
+            is_better = answer[CANDIDATES][:, 0] != UNFILLED.encode()
+            places = places[is_better]
+            made[REASON][places] += np.array([f"; {name} has no candidates" for name in made[MODEL][places]], object)
+            made[MODEL][places] = other
+            self._put(made, other, places, {output: values[is_better] for output, values in answer.items()})
+
+    def _prepared(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        if self._hooks is None or not self._hooks.has(PREPROCESS):
+            return batch
+        return preprocessed(self._hooks, batch)
 
     def _answer(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """Return the outputs of a model, blend or cascade; of a search, as many candidates as it asks for."""

@@ -29,6 +29,8 @@ class Route:
             in the future is young, too.
         boundary: ``exclusive``: a row of exactly that age is not younger. ``inclusive``: it is.
         values: The route takes rows with one of these values: texts, integers or booleans.
+        at_least: The route takes rows whose number is not below this one.
+        below: The route takes rows whose number is below this one. NaN counts as null.
         nulls: What happens to rows whose column is null.
     """
 
@@ -37,14 +39,20 @@ class Route:
     younger_than_days: int | None = None
     boundary: Boundary = "exclusive"
     values: tuple[str | int | bool, ...] = ()
+    at_least: float | None = None
+    below: float | None = None
     nulls: Nulls = "skip"
 
     def __post_init__(self) -> None:
-        rules = (self.younger_than_days is not None) + bool(self.values)
+        rules = (self.younger_than_days is not None) + bool(self.values) + self.has_range
         if rules != (self.column is not None):
             raise ScoringError(
                 f"the route to '{self.model}' has the column {self.column!r} and {rules} rules for it; give a column "
-                f"with younger_than_days or values, or none of these"
+                f"with younger_than_days, values, or at_least and below, or none of these"
+            )
+        if self.at_least is not None and self.below is not None and not self.at_least < self.below:
+            raise ScoringError(
+                f"the route to '{self.model}' takes no number: at_least {self.at_least:g}, below {self.below:g}"
             )
         for name, value, known in (("boundary", self.boundary, Boundary), ("nulls", self.nulls, Nulls)):
             if value not in get_args(known):
@@ -53,8 +61,17 @@ class Route:
             raise ScoringError(f"the values {list(self.values)} have several types; give those of the column")
 
     @property
+    def has_range(self) -> bool:
+        """Whether the route takes rows by a range of numbers."""
+        return self.at_least is not None or self.below is not None
+
+    @property
     def reason(self) -> str:
         """Why the route takes a row."""
+        if self.has_range:
+            least = [] if self.at_least is None else [f"{self.column} >= {self.at_least:g}"]
+            most = [] if self.below is None else [f"{self.column} < {self.below:g}"]
+            return " and ".join(least + most)
         if self.younger_than_days is not None:
             sign = "<" if self.boundary == "exclusive" else "<="
             return f"{self.column}: age {sign} {self.younger_than_days} days"

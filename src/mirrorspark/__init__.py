@@ -170,6 +170,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.predictor import Predictor as Predictor
     from mirrorspark.scoring.ratings import rating_model as rating_model
     from mirrorspark.scoring.recommend import recommend as recommend
+    from mirrorspark.scoring.registration import register_model as register_model
     from mirrorspark.scoring.reranking.cascade import rank_candidates as rank_candidates
     from mirrorspark.scoring.reranking.rerank import rerank as rerank
     from mirrorspark.scoring.routing.package import package_router as package_router
@@ -300,6 +301,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.reranking.cascade": ("rank_candidates",),
         "scoring.reranking.rerank": ("rerank",),
         "scoring.ratings": ("rating_model",),
+        "scoring.registration": ("register_model",),
         "scoring.routing.package": ("package_router",),
         "scoring.routing.router": ("Cascade", "Route", "Router"),
         "scoring.sql": ("register_sql",),

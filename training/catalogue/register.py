@@ -1,16 +1,12 @@
 """The registration of a refreshed model as a new version in MLflow."""
 
-import tempfile
-import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
 from mirrorspark.callbacks.mlflow.store import NoStoreError, lookup_address, store_client
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
-from mirrorspark.training.results.mlflow_model import mlflow_requirements, mlflow_signature
-
-_ARTIFACTS = "model"
+from mirrorspark.scoring.registration import log_version
 
 
 def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tracking_uri: str | None) -> str:
@@ -30,20 +26,7 @@ def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tr
     catalogue = ModelDirectory.open(folder).description
     assert isinstance(catalogue, ModelDescription)  # noqa: S101 - a refresh has written it
     tags = {f"catalogue.{field}": str(value) for field, value in catalogue.catalogue.items()}
-    run = client.create_run(_experiment(client, source, name), run_name=folder.name, tags=tags)
-    try:
-        with tempfile.TemporaryDirectory(prefix="mirrorspark-refreshed-") as scratch:
-            logged = Path(scratch) / _ARTIFACTS
-            _write_mlflow_model(folder, logged)
-            client.log_artifacts(run.info.run_id, str(logged), _ARTIFACTS)
-        version = new_version(client, name, f"{run.info.artifact_uri}/{_ARTIFACTS}", run.info.run_id, tags)
-    except BaseException:
-        client.set_terminated(run.info.run_id, "FAILED")
-        raise
-    client.set_terminated(run.info.run_id)
-    if alias is not None:
-        client.set_registered_model_alias(name, alias, version)
-    return f"models:/{name}/{version}"
+    return log_version(client, folder, name, alias, tags, _experiment(client, source, name))
 
 
 def _store_address(tracking_uri: str | None) -> str:
@@ -65,38 +48,4 @@ def _experiment(client: Any, source: PinnedModel, name: str) -> str:
         except MlflowException:
             # The source may be in another store than the new version, or its run deleted.
             pass
-    found = client.get_experiment_by_name(name)
-    return str(found.experiment_id if found else client.create_experiment(name))
-
-
-def _write_mlflow_model(folder: Path, target: Path) -> None:
-    import mlflow.pyfunc
-
-    # Found without an import, which would load TensorFlow in this process.
-    loader = find_spec("mirrorspark.scoring.model.mirrorspark_pyfunc")
-    assert loader is not None  # noqa: S101 - it is a module of ours
-    directory = ModelDirectory.open(folder)
-    with warnings.catch_warnings():
-        # With an example of its input MLflow would load the model, and TensorFlow with it, in this process.
-        warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
-        mlflow.pyfunc.save_model(
-            str(target),
-            loader_module=loader.name.rpartition(".")[2],
-            data_path=str(folder),
-            code_paths=[str(loader.origin)],
-            signature=mlflow_signature(folder, directory.features.spec, directory.description.outputs),
-            pip_requirements=mlflow_requirements(),
-            metadata={"features_hash": directory.features.hash},
-        )
-
-
-def new_version(client: Any, name: str, source: str, run_id: str, tags: dict[str, str]) -> str:
-    """Register the model at ``source`` as a new version of ``name``; return its number."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    return str(client.create_model_version(name, source, run_id, tags=tags).version)
+    return experiment_of(client, name)

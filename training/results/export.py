@@ -34,11 +34,11 @@ from mirrorspark.models.serving.signatures import EXACT
 from mirrorspark.scoring.embedding.model_encoders import encoder_versions, graph_encoders, save_features
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
 from mirrorspark.scoring.model.directory import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription
+from mirrorspark.scoring.model.mlflow_model import input_example, mlflow_requirements, mlflow_signature
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, one_line
 from mirrorspark.training.executor import child_process
 from mirrorspark.training.executor.child_process import Tail, Tell
-from mirrorspark.training.results.mlflow_model import input_example, mlflow_requirements, mlflow_signature
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 
 # Tags of a registered version: the checkpoint of the run's best epoch, and what was registered after it.

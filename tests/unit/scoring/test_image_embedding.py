@@ -19,8 +19,8 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
+from mirrorspark.scoring.model.mlflow_model import mlflow_signature
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.training.results.mlflow_model import mlflow_signature
 from tests.unit.scoring.encoders import (
     embedded,
     recorded,

@@ -21,9 +21,9 @@ from mirrorspark.scoring.model import versions
 from mirrorspark.scoring.model.directory import ModelDescription
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
+from mirrorspark.scoring.model.mlflow_model import mlflow_signature
 from mirrorspark.scoring.model.versions import installed_version
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.training.results.mlflow_model import mlflow_signature
 from tests.unit.scoring.encoders import (
     embedded,
     recorded,

@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import mlflow
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Column
+from mirrorspark.scoring.model.consent import UntrustedModelError
 from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, folder_digest
+from mirrorspark.scoring.model.hooks import HookError
 from mirrorspark.scoring.model.loaded import LoadedModel, Search
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.scoring.registration import register_model
 from mirrorspark.scoring.reranking.ranking import Ranking
 from mirrorspark.scoring.routing.blend import as_arrays, as_lists, blended, of_length
-from mirrorspark.scoring.routing.decision import decide
+from mirrorspark.scoring.routing.decision import check_columns, decide
 from mirrorspark.scoring.routing.package import package_router
 from mirrorspark.scoring.routing.router import Cascade, Route, Router
 from tests.unit.scoring.exported_models import export_movies, export_watches
@@ -222,6 +227,119 @@ def test_values_choose_and_unknown_ones_go_on(models: dict[str, Path], tmp_path:
     assert model.score(rows)["model"].tolist() == ["content", "learned", "learned"]
     with pytest.raises(ColumnError, match="column 'shop' has type int64, and the router compares it with"):
         ModelDirectory.open(tmp_path / "router").inputs.check(rows.set_column(4, "shop", pa.array([1, 2, 3])).schema)
+
+
+def test_ranges_have_their_lower_end_and_not_their_upper_one(models: dict[str, Path], tmp_path: Path) -> None:
+    router = Router(
+        (Route("content", "text", at_least=2.0, below=4.0), Route("learned", "text", below=0), Route("content"))
+    )
+    decision = decide(router, pa.record_batch({"text": [1.5, 2.0, 3.9, 4.0, -1.0, None, float("nan")]}))
+    in_range, below, other = "text >= 2 and text < 4", "text < 0", "no other rule applies"
+    assert list(decision.reasons) == [other, in_range, in_range, other, below, other, other]
+    assert list(decide(router, pa.record_batch({"text": [2, -3]})).models) == ["content", "learned"]
+    assert list(decide(router, pa.record_batch({"text": pa.nulls(1)})).reasons) == [other]
+    strict = Router((Route("content", "text", at_least=2.0, nulls="fail"), Route("learned")))
+    assert list(decide(strict, pa.record_batch({"text": [float("nan"), 3.0]})).errors) == [0]
+    folder = package_router(router, tmp_path / "router", models=models)
+    with pytest.raises(ColumnError, match="column 'text' has type string, and a range needs numbers; cast it"):
+        check_columns(router, pa.schema({"text": pa.string()}))
+    assert LoadedModel(folder).score(ROWS)["reason"].tolist() == [other, in_range, in_range, other]
+
+
+def test_an_empty_list_falls_back(stages: dict[str, Path], tmp_path: Path) -> None:
+    """R9: the last visitor has seen all movies that the towers know."""
+    everyone = export_movies(tmp_path / "everyone", scann=False, prefix="n")
+    router = Router((Route("towers"),), fallback=("towers", "everyone"))
+    model = LoadedModel(
+        package_router(router, tmp_path / "router", models={"towers": stages["towers"], "everyone": everyone})
+    )
+    found = pa.table(model.score_arrow(VISITORS)).to_pylist()
+    assert [row["model"] for row in found] == ["towers", "towers", "towers", "everyone"]
+    assert found[3]["reason"] == "no other rule applies; towers has no candidates"
+    assert found[3]["candidates"][0].startswith("n")
+    assert all(not name or name.startswith("m") for row in found[:3] for name in row["candidates"])
+
+
+HOOKS = """
+import numpy as np
+import pyarrow.compute as pc
+
+def preprocess(rows):
+    # A column without any value has the type null.
+    visits = pc.fill_null(rows.column("visits").cast("double"), 5.0)
+    return rows.set_column(rows.schema.get_field_index("visits"), "visits", visits)
+
+def postprocess(outputs):
+    return outputs | {"score": np.maximum(outputs["score"], 6.0)}
+"""
+
+
+def test_hooks_of_a_router_travel_with_it_by_their_digest(models: dict[str, Path], tmp_path: Path) -> None:
+    """R8: rows before the decision, answers after it; another file is another version, which needs consent."""
+    (tmp_path / "hooks.py").write_text(HOOKS)
+    folder = package_router(BY_AGE, tmp_path / "router", models=models, hooks=tmp_path / "hooks.py")
+    nulls = ROWS.set_column(0, "born", pa.array([DAY(2020, 1, 1)] * 4))
+    found = Predictor(folder).predict_rows(nulls.to_pylist())
+    assert [row["score"] for row in found] == [10.0, 20.0, 30.0, 6.0]
+    before = folder_digest(folder)
+    (folder / "hooks.py").write_text(HOOKS.replace("6.0", "7.0"))
+    assert folder_digest(folder) != before
+    with pytest.raises(UntrustedModelError, match=r"preprocess, postprocess of its hooks\.py"):
+        Predictor(folder)
+    assert Predictor(folder, trust=True).predict(nulls.to_pylist()[3])["score"] == 7.0
+
+
+def test_a_registered_router_answers_by_its_uri_and_through_mlflow(
+    stages: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R9: a version, an alias, and MLflow's own form; the ages, lists and reasons are those of the folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    router = Router(
+        (Route("towers", "rebate", at_least=0.5), Route("funnel")), cascades={"funnel": replace(FUNNEL, k=3)}
+    )
+    folder = package_router(router, tmp_path / "shop", models=stages, items=CATALOGUE)
+    uri = register_model(folder, "shop", alias="champion")
+    assert uri == "models:/shop/1"
+    assert register_model(folder, "shop") == "models:/shop/2"
+    expected = [
+        row | {"model_version": "shop/1"} for row in pa.table(LoadedModel(folder).score_arrow(VISITORS)).to_pylist()
+    ]
+    predictor = Predictor("models:/shop@champion")
+    assert predictor.predict_rows(VISITORS.to_pylist()) == expected
+    found = mlflow.pyfunc.load_model("models:/shop@champion").predict(VISITORS.to_pandas())
+    for row, answer in zip(found.to_dict("records"), expected, strict=True):
+        assert [list(of) if isinstance(of, np.ndarray) else of for of in row.values()] == list(answer.values())[:-1]
+    ratings = register_model(stages["prices"], "prices")
+    prices = mlflow.pyfunc.load_model(ratings).predict(pd.DataFrame({"price": [1, 2], "rebate": [0.0, 0.5]}))
+    assert prices["score"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def preprocess(rows): return rows.slice(1)", "preprocess of hooks.py gives 3 rows for 4 rows"),
+        ("def preprocess(rows): return None", "preprocess of hooks.py gives NoneType for 4 rows"),
+        ("def preprocess(rows): return 1 / 0", "preprocess of hooks.py failed: ZeroDivisionError"),
+        ("def postprocess(outputs): return {'score': outputs['score']}", r"gives \['score'\], and the router has"),
+        (
+            "def postprocess(outputs): return outputs | {'score': outputs['score'][:2]}",
+            r"of shape \[2\], and got \[4\]",
+        ),
+        ("def postprocess(outputs): return outputs | {'score': outputs['score'].astype(str)}", "gives 'score' of <U"),
+    ],
+)
+def test_what_a_router_cannot_use_of_its_hooks_is_told(
+    code: str, message: str, models: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "hooks.py").write_text(code)
+    router = Router((Route("content"),))
+    folder = package_router(router, tmp_path / "r", models={"content": models["content"]}, hooks=tmp_path / "hooks.py")
+    with pytest.raises(HookError, match=message):
+        LoadedModel(folder).score(ROWS)
+    (tmp_path / "hooks.py").write_text("def other(rows): return rows")
+    with pytest.raises(ModelDirectoryError, match="has neither preprocess nor postprocess"):
+        package_router(router, tmp_path / "s", models={"content": models["content"]}, hooks=tmp_path / "hooks.py")
 
 
 def test_digest_is_over_the_rules_and_all_models(models: dict[str, Path], tmp_path: Path) -> None:
@@ -436,6 +554,8 @@ def test_router_is_read_from_yaml(tmp_path: Path) -> None:
         (lambda: Router((Route("a"), Route("b"))), "the last one, and no other, has to have none"),
         (lambda: Route("a", "born"), "has the column 'born' and 0 rules"),
         (lambda: Route("a", values=("x",)), "has the column None and 1 rules"),
+        (lambda: Route("a", "age", values=(1,), below=3.0), "has the column 'age' and 2 rules"),
+        (lambda: Route("a", "age", at_least=3.0, below=3.0), "takes no number: at_least 3, below 3"),
         (lambda: Route("a", "born", values=("x", 1)), "have several types"),
         (lambda: Route("a", nulls="drop"), "nulls 'drop' of the route to 'a' is none of"),
         (lambda: Router((Route("a"),), time_zone="Mars/Base"), "time_zone 'Mars/Base' is unknown"),

@@ -13,6 +13,13 @@ from mirrorspark.data_pipelines.features.kinds import RawForm
 from mirrorspark.data_pipelines.features.raw_columns import IMAGE, as_contents, embedded_content
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.scoring.embedding.model_encoders import taken_as_vectors
+from mirrorspark.scoring.input.column_types import element_name, is_array
+from mirrorspark.scoring.model.directory import ModelDirectory, exported_with
+from mirrorspark.scoring.model.versions import PYTHON
+
+# The modules that load a model for MLflow: one of TensorFlow alone, whose file goes along, and one of ours.
+TRAINED_LOADER = "mirrorspark.scoring.model.mirrorspark_pyfunc"
+PACKAGED_LOADER = "mirrorspark.scoring.model.packaged_pyfunc"
 
 
 def mlflow_signature(folder: Path, spec: FeatureSpec, outputs: Mapping[str, str]) -> Any:
@@ -42,6 +49,31 @@ def mlflow_signature(folder: Path, spec: FeatureSpec, outputs: Mapping[str, str]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(returned))
 
 
+def packaged_signature(directory: ModelDirectory) -> Any:
+    """Return MLflow's signature of a packaged model or router; the columns of its models may be of any type."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
+
+    elements = {
+        "boolean": DataType.boolean,
+        "int": DataType.integer,
+        "bigint": DataType.long,
+        "float": DataType.float,
+        "double": DataType.double,
+        "string": DataType.string,
+        "binary": DataType.binary,
+    }
+
+    def mlflow_type(column_type: str) -> Any:
+        element = elements[element_name(column_type)]
+        return Array(element) if is_array(column_type) else element
+
+    # MLflow would refuse what Spark and Predictor take, such as whole numbers with nulls, which pandas has as floats.
+    inputs: list[Any] = [ColSpec(AnyType(), name, required=False) for name in directory.inputs.columns]
+    outputs: list[Any] = [ColSpec(mlflow_type(of), name) for name, of in directory.description.outputs.items()]
+    return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
+
+
 def input_example(file: Path, folder: Path) -> pd.DataFrame:
     """Return the raw rows of a dataset's example as the model in ``folder`` takes them.
 
@@ -58,3 +90,9 @@ def input_example(file: Path, folder: Path) -> pd.DataFrame:
 def mlflow_requirements() -> list[str]:
     """Return the packages that MLflow needs to load a model, at their versions here."""
     return [f"{package}=={version(package)}" for package in ("tensorflow", "numpy", "pandas")]
+
+
+def packaged_requirements(folder: Path) -> list[str]:
+    """Return the packages that MLflow needs to load a packaged model: Mirrorspark, and what its scores depend on."""
+    compared = {name: of for name, of in exported_with(folder).compared.items() if name != PYTHON}
+    return [f"{package}=={found}" for package, found in ({"mirrorspark": version("mirrorspark")} | compared).items()]

@@ -1,0 +1,117 @@
+"""Registration of a model's folder in MLflow, as a model that MLflow loads, too."""
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
+from mirrorspark.scoring.fleet.registry import open_store
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, find_model_directory
+from mirrorspark.scoring.model.mlflow_model import (
+    PACKAGED_LOADER,
+    TRAINED_LOADER,
+    mlflow_requirements,
+    mlflow_signature,
+    packaged_requirements,
+    packaged_signature,
+)
+
+_ARTIFACTS = "model"
+
+
+def register_model(folder: str | Path, name: str, *, alias: str | None = None, tracking_uri: str | None = None) -> str:
+    """Register the model in ``folder`` as a new version of ``name``, and return its URI: ``models:/<name>/<version>``.
+
+    The folder may be what :func:`scoring.package.package_model`, :func:`scoring.routing.package.package_router` or
+    :func:`scoring.ratings.rating_model` wrote, or an exported model. All entry points take the URI, also with an alias,
+    and ``mlflow.pyfunc.load_model`` loads it, where Mirrorspark and the libraries of the model are installed.
+
+    Args:
+        folder: The folder of the model.
+        name: Name in the registry, and of the experiment of the version's run.
+        alias: Alias that moves to the new version last.
+        tracking_uri: Address of the MLflow store; by default that of the last training, or the one that MLflow is set
+            to.
+
+    Raises:
+        ModelDirectoryError: ``folder`` has no model.
+        ModelStoreError: The store cannot be used.
+    """
+    path = find_model_directory(Path(folder))
+    with open_store(tracking_uri, may_be_new=True) as client:
+        return log_version(client, path, name, alias, {}, experiment_of(client, name))
+
+
+def log_version(
+    client: Any, folder: Path, name: str, alias: str | None, tags: Mapping[str, str], experiment_id: str
+) -> str:
+    """Log the model in ``folder`` in a run of its own, register it, and return the URI of the version.
+
+    Args:
+        client: Client of the MLflow store.
+        folder: The folder of the model.
+        name: Name in the registry.
+        alias: Alias of the new version, which moves to it last.
+        tags: Tags of the run and of the version.
+        experiment_id: Experiment of the run.
+    """
+    run = client.create_run(experiment_id, run_name=folder.name, tags=dict(tags))
+    try:
+        with tempfile.TemporaryDirectory(prefix="mirrorspark-version-") as scratch:
+            logged = Path(scratch) / _ARTIFACTS
+            _write_mlflow_model(folder, logged)
+            client.log_artifacts(run.info.run_id, str(logged), _ARTIFACTS)
+        version = new_version(client, name, f"{run.info.artifact_uri}/{_ARTIFACTS}", run.info.run_id, tags)
+    except BaseException:
+        client.set_terminated(run.info.run_id, "FAILED")
+        raise
+    client.set_terminated(run.info.run_id)
+    if alias is not None:
+        client.set_registered_model_alias(name, alias, version)
+    return f"models:/{name}/{version}"
+
+
+def new_version(client: Any, name: str, source: str, run_id: str, tags: Mapping[str, str]) -> str:
+    """Register the model at ``source`` as a new version of ``name``; return its number."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    return str(client.create_model_version(name, source, run_id, tags=dict(tags)).version)
+
+
+def _write_mlflow_model(folder: Path, target: Path) -> None:
+    import mlflow.pyfunc
+
+    directory = ModelDirectory.open(folder)
+    with warnings.catch_warnings():
+        # With an example of its input MLflow would load the model, and its library with it, in this process.
+        warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
+        mlflow.pyfunc.save_model(str(target), data_path=str(folder), **_flavour(directory))
+
+
+def _flavour(directory: ModelDirectory) -> dict[str, Any]:
+    """Return what MLflow is told of a model: its loader, signature and requirements."""
+    description = directory.description
+    if not isinstance(description, ModelDescription) or not description.is_scored_from_raw_columns:
+        return {
+            "loader_module": PACKAGED_LOADER,
+            "signature": packaged_signature(directory),
+            "pip_requirements": packaged_requirements(directory.path),
+        }
+    # Found without an import, which would load TensorFlow in this process.
+    loader = find_spec(TRAINED_LOADER)
+    assert loader is not None  # noqa: S101 - it is a module of ours
+    return {
+        "loader_module": TRAINED_LOADER.rpartition(".")[2],
+        "code_paths": [str(loader.origin)],
+        "signature": mlflow_signature(directory.path, directory.features.spec, description.outputs),
+        "pip_requirements": mlflow_requirements(),
+        "metadata": {"features_hash": directory.features.hash},
+    }

@@ -1,0 +1,51 @@
+"""The hooks of a router: the user's functions on the rows before it decides, and on the answers."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS, HookError, Hooks
+
+
+def preprocessed(hooks: Hooks, rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the rows that the hook ``preprocess`` makes of ``rows``.
+
+    Raises:
+        HookError: It fails, or does not return as many rows.
+    """
+    try:
+        made = hooks.function(PREPROCESS)(rows)
+    except Exception as error:  # a user's function may raise anything
+        raise HookError(f"{PREPROCESS} of {hooks.file.name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, pa.RecordBatch) or made.num_rows != rows.num_rows:
+        what = f"{made.num_rows} rows" if isinstance(made, pa.RecordBatch) else type(made).__name__
+        raise HookError(
+            f"{PREPROCESS} of {hooks.file.name} gives {what} for {rows.num_rows} rows; have it return a "
+            f"pyarrow.RecordBatch with as many"
+        )
+    return made
+
+
+def postprocessed(hooks: Hooks, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what the hook ``postprocess`` makes of the outputs, with the names and types that they have.
+
+    Raises:
+        HookError: It fails, or returns other names, types or numbers of rows.
+    """
+    made = hooks.call(POSTPROCESS, outputs)
+    if set(made) != set(outputs):
+        raise HookError(
+            f"{POSTPROCESS} of {hooks.file.name} gives {sorted(made)}, and the router has {sorted(outputs)}; have it "
+            f"return those"
+        )
+    for name, values in made.items():
+        before = outputs[name]
+        if values.ndim != before.ndim or len(values) != len(before):
+            raise HookError(
+                f"{POSTPROCESS} of {hooks.file.name} gives '{name}' of shape {list(values.shape)}, and got "
+                f"{list(before.shape)}; have it return a value or a list for each row, as it got them"
+            )
+        if not np.can_cast(values.dtype, before.dtype, "same_kind"):
+            raise HookError(f"{POSTPROCESS} of {hooks.file.name} gives '{name}' of {values.dtype}, not {before.dtype}")
+    return {name: made[name].astype(outputs[name].dtype, copy=False) for name in outputs}
