@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Inputs
 from mirrorspark.scoring.input.parquet_scan import Reader
+from mirrorspark.scoring.model.catalogue import tell_ages
 from mirrorspark.scoring.model.consent import check_consent
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel, pinned_folder
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
@@ -87,6 +89,7 @@ class ScoringPlan:
         # A model that was trained here brings no code, and its scoring enters no module to find that out.
         if not trust and not isinstance(directory.description, ModelDescription):
             check_consent(directory, pinned.label)
+        tell_ages(directory, pinned.label, datetime.now(UTC))
         keys = (keys,) if isinstance(keys, str) else tuple(keys)
         return cls(pinned, directory, directory.inputs, keys, settings, settings.schema(directory), reader)
 

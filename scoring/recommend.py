@@ -21,7 +21,7 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import FeatureInputs
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.input.parquet_scan import Reader, map_rows
-from mirrorspark.scoring.model.catalogue import Catalogue
+from mirrorspark.scoring.model.catalogue import Catalogue, warn_if_stale
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, Search
 from mirrorspark.scoring.output.bad_rows import BadRows
@@ -149,13 +149,13 @@ def _search(directory: ModelDirectory, label: str, wanted: _Wanted) -> Search:
 
 
 def _told_index(directory: ModelDirectory, label: str, wanted: _Wanted) -> np.ndarray | None:
-    """Check the model's index, log what it finds and how old its catalogue is, and return the ids without an item."""
+    """Check the model's index, log what it finds, warn of a stale catalogue, and return the ids without an item."""
     description = checked_index(directory, wanted.index)
     _LOGGER.info("index %s of %s, whose recall was %.3f", wanted.index, label, description.indexes[wanted.index])
     catalogue = Catalogue.of_description(description.catalogue)
     if catalogue is None:
         return None
-    tell_age(catalogue, label, datetime.now(UTC), wanted.stale_after_days)
+    warn_if_stale(catalogue, label, datetime.now(UTC), wanted.stale_after_days)
     return ids_without_item(directory.features) if catalogue.refreshed_from else None
 
 
@@ -176,18 +176,6 @@ def checked_index(directory: ModelDirectory, index: str) -> ModelDescription:
             f"of these"
         )
     return description
-
-
-def tell_age(catalogue: Catalogue, label: str, now: datetime, stale_after_days: float | None) -> None:
-    """Log the age of a catalogue, and warn if it is above a limit."""
-    days = catalogue.age_days(now)
-    _LOGGER.info("%s has %d candidates of %s, %.1f days ago", label, catalogue.candidates, catalogue.date, days)
-    if stale_after_days is not None and days > stale_after_days:
-        _LOGGER.warning(
-            "the catalogue of %s is %.1f days old, more than %g: newer items are not recommended; refresh_index makes "
-            "a new one",
-            *(label, days, stale_after_days),
-        )
 
 
 def unavailable_ids(

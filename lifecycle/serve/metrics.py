@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -76,8 +77,20 @@ class Metrics:
             versions.add_metric([one.model.name, one.uri, one.model.version], 1)
             loads.add_metric([one.uri], one.loads)
             failures.add_metric([one.uri], one.failures)
-        yield from (versions, loads, failures)
+        yield from (versions, loads, failures, self._ages())
         yield from self._of_traffics()
+
+    def _ages(self) -> Metric:
+        ages = GaugeMetricFamily(
+            "mirrorspark_catalogue_age_days",
+            "Days since the catalogue was made; younger items are in no list.",
+            labels=["model", "version", "catalogue"],
+        )
+        now = datetime.now(UTC)
+        for one in self._sources:
+            for name, catalogue in one.model.catalogues.items():
+                ages.add_metric([one.model.name, one.model.version, name], catalogue.age_days(now))
+        return ages
 
     def _of_traffics(self) -> Iterable[Metric]:
         labels = ["traffic", "variant"]

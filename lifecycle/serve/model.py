@@ -14,6 +14,7 @@ from mirrorspark.lifecycle.serve.rows import MOST_PROBLEMS, Rows, problems_text,
 from mirrorspark.lifecycle.serve.servable import Outputs
 from mirrorspark.scoring.input.column_types import is_array
 from mirrorspark.scoring.model.cache import ModelCache
+from mirrorspark.scoring.model.catalogue import Catalogue, catalogues_of
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
 from mirrorspark.scoring.predictor import Predictor
 
@@ -45,6 +46,8 @@ class ServedModel:
         self.inputs, self.outputs = input_fields(directory), output_fields(directory)
         self.columns: tuple[str, ...] = self._predictor.columns
         self.labels: Mapping[str, Sequence[str]] = directory.labels
+        # By what it is called: the model itself, or a model of a router.
+        self.catalogues: Mapping[str, Catalogue] = catalogues_of(directory, name)
         self.task: str | None = (
             directory.description.task if isinstance(directory.description, ModelDescription) else None
         )

@@ -5,6 +5,7 @@ from typing import Any, Protocol, TypeAlias
 
 from mirrorspark.lifecycle.serve.fields import Field
 from mirrorspark.lifecycle.serve.rows import Rows
+from mirrorspark.scoring.model.catalogue import Catalogue
 
 Outputs: TypeAlias = Mapping[str, list[Any]]
 """The value of each row by output."""
@@ -20,6 +21,7 @@ class Servable(Protocol):
         columns: Names of ``inputs``.
         labels: Names of the elements by output that is a list of scores.
         task: The task of a model that was trained here, or None.
+        catalogues: The catalogues of a retrieval model with items, or of those of a router, by name.
     """
 
     name: str
@@ -28,6 +30,7 @@ class Servable(Protocol):
     columns: tuple[str, ...]
     labels: Mapping[str, Sequence[str]]
     task: str | None
+    catalogues: Mapping[str, Catalogue]
 
     @property
     def version(self) -> str:

@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.fields import Field, spark_type
 from mirrorspark.lifecycle.serve.rows import Rows, problems_text, shown
 from mirrorspark.lifecycle.serve.servable import Outputs
+from mirrorspark.scoring.model.catalogue import Catalogue
 from mirrorspark.scoring.precomputed.store import INTEGERS, PrecomputedScores, StoreIdentity
 from mirrorspark.scoring.precomputed.store_file import INTEGER, DamagedStoreError
 
@@ -25,6 +27,7 @@ class StoredRows:
     """
 
     task: str | None = None
+    catalogues: Mapping[str, Catalogue] = MappingProxyType({})
 
     def __init__(self, name: str, file: str | Path) -> None:
         """Open a store.

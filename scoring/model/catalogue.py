@@ -1,11 +1,16 @@
 """The catalogue of a retrieval model whose items have features: its date, its digest and where it comes from."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
+from mirrorspark.scoring.routing.folder import ROUTER, is_router, read_router
+
+_LOGGER = logging.getLogger(__name__)
 
 # Beside the SavedModel: the towers for later catalogues, and queries to measure the recall of their indexes.
 TOWERS_FOLDER = "towers"
@@ -61,3 +66,39 @@ class Catalogue:
 def utc_text(now: datetime) -> str:
     """Return a time as text, to the second."""
     return now.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def catalogues_of(directory: ModelDirectory, label: str) -> dict[str, Catalogue]:
+    """Return the catalogues of a model, or of the models of a router, by the name that messages have for each."""
+    if is_router(directory):
+        _, folders = read_router(directory.path / ROUTER)
+        parts = {f"{name} of {label}": ModelDirectory.open(folder) for name, folder in folders.items()}
+    else:
+        parts = {label: directory}
+    found = {}
+    for name, part in parts.items():
+        description = part.description
+        catalogue = (
+            Catalogue.of_description(description.catalogue) if isinstance(description, ModelDescription) else None
+        )
+        if catalogue is not None:
+            found[name] = catalogue
+    return found
+
+
+def tell_ages(directory: ModelDirectory, label: str, now: datetime) -> None:
+    """Log how old the catalogues of a model are, since items that are younger cannot be in its lists."""
+    for name, catalogue in catalogues_of(directory, label).items():
+        days = catalogue.age_days(now)
+        _LOGGER.info("%s has %d candidates of %s, %.1f days ago", name, catalogue.candidates, catalogue.date, days)
+
+
+def warn_if_stale(catalogue: Catalogue, label: str, now: datetime, stale_after_days: float | None) -> None:
+    """Warn if the age of a catalogue is above a limit."""
+    days = catalogue.age_days(now)
+    if stale_after_days is not None and days > stale_after_days:
+        _LOGGER.warning(
+            "the catalogue of %s is %.1f days old, more than %g: newer items are not recommended; refresh_index makes "
+            "a new one",
+            *(label, days, stale_after_days),
+        )

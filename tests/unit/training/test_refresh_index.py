@@ -1,10 +1,12 @@
 """A new catalogue without a training: new items, items that are gone, and what stays as it was (R1)."""
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +21,13 @@ from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiV
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.lifecycle.serve.metrics import Metrics
+from mirrorspark.lifecycle.serve.model import ServedModel
 from mirrorspark.models import two_tower
 from mirrorspark.models.retrieval.saved_towers import save_towers
 from mirrorspark.models.serving.export import build_indexes, recalls, save_retrieval
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
+from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, tell_ages, warn_if_stale
 from mirrorspark.scoring.model.directory import (
     FEATURES_FOLDER,
     OUTPUTS,
@@ -33,8 +37,11 @@ from mirrorspark.scoring.model.directory import (
     pinned_folder,
 )
 from mirrorspark.scoring.model.loaded import LoadedModel, Search
+from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.ratings import rating_model
-from mirrorspark.scoring.recommend import tell_age, unavailable_ids
+from mirrorspark.scoring.recommend import unavailable_ids
+from mirrorspark.scoring.routing.package import package_router
+from mirrorspark.scoring.routing.router import Route, Router
 from mirrorspark.training.catalogue import embed_items
 from mirrorspark.training.catalogue.build import BuildPlan, RefreshError, write_indexes
 from mirrorspark.training.catalogue.refresh import RefreshedIndex, catalogue_of, refresh_index, write_refreshed
@@ -339,11 +346,29 @@ def test_the_driver_tells_that_another_version_embeds_new_items(
     assert f"has onnxruntime {version('onnxruntime')} instead of 0.0.7" in told
 
 
-def test_the_age_of_a_catalogue_is_told_and_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    catalogue = Catalogue("d", "2026-01-30T12:00:00+00:00", candidates=9, trained=9, top_k=5)
-    now = datetime(2026, 2, 1, tzinfo=UTC)
-    with caplog.at_level("INFO"):
-        tell_age(catalogue, "movies/1", now, stale_after_days=2)
-    assert caplog.messages == ["movies/1 has 9 candidates of 2026-01-30T12:00:00+00:00, 1.5 days ago"]
-    tell_age(catalogue, "movies/1", now, stale_after_days=1)
+def test_the_age_of_a_catalogue_is_told_wherever_it_is_scored_and_warned_of(
+    movies: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """R1: a row may have lists of a catalogue that lacks today's items; a router tells it of its models."""
+    router = package_router(Router((Route("towers"),)), tmp_path / "shop", models={"towers": movies})
+    now = datetime(2026, 2, 1, 12, tzinfo=UTC)
+    made = "has 40 candidates of 2026-01-31T00:00:00+00:00"
+    with caplog.at_level("INFO", logger="mirrorspark.scoring.model.catalogue"):
+        tell_ages(ModelDirectory.open(movies), "movies/1", now)
+        tell_ages(ModelDirectory.open(router), "shop/1", now)
+        assert caplog.messages == [f"movies/1 {made}, 1.5 days ago", f"towers of shop/1 {made}, 1.5 days ago"]
+        new = refreshed(movies, items_table(range(40)), tmp_path / "new").folder
+        Predictor(new)
+    assert re.fullmatch(r"new/\w+ has 40 candidates of .*, 0\.0 days ago", caplog.messages[-1])
+    pinned = pinned_folder(package_router(Router((Route("towers"),)), tmp_path / "of-new", models={"towers": new}))
+    assert pinned is not None
+    served = ServedModel(pinned, "shop", threads=1, trust=False)
+    text = Metrics([SimpleNamespace(model=served, uri="shop", loads=1, failures=0)], [], lambda: 0).text().decode()  # type: ignore[list-item]
+    (age,) = re.findall(r'catalogue_age_days{catalogue="towers of shop",model="shop",version="\w+"} (\S+)', text)
+    assert 0 <= float(age) < 1
+    catalogue = catalogue_of(ModelDirectory.open(movies))
+    before = len(caplog.messages)
+    warn_if_stale(catalogue, "movies/1", now, stale_after_days=2)
+    assert len(caplog.messages) == before
+    warn_if_stale(catalogue, "movies/1", now, stale_after_days=1)
     assert "movies/1 is 1.5 days old, more than 1: newer items are not recommended" in caplog.messages[-1]
