@@ -82,6 +82,8 @@ class LossSettings:
             the softmax and ``uniform`` for the other losses. The softmax is corrected for all of them.
         hard_negatives: Number of the others that are kept for each row while training, those with the highest scores;
             0 keeps all.
+        index_negatives: Number of further others for each row while training: the nearest of all candidates in the
+            model's own index, as it is before the step.
         cosine: Whether queries and candidates have length 1, so that scores are cosines.
         temperature: Divisor of the logits in training; with cosines 0.05 to 0.2 is usual.
         margin: Of ``cosine_contrastive``: the cosine up to which another candidate costs nothing.
@@ -93,6 +95,7 @@ class LossSettings:
     loss: str = "softmax"
     sampling: str = "auto"
     hard_negatives: int = 0
+    index_negatives: int = 0
     cosine: bool = False
     temperature: float = 1.0
     margin: float = 0.4
@@ -120,19 +123,22 @@ class LossSettings:
     def _check_sampling(self) -> None:
         if self.sampling not in SAMPLINGS:
             raise ModelSettingsError(f"model setting sampling is '{self.sampling}'; use one of {list(SAMPLINGS)}")
-        if self.hard_negatives < 0:
-            raise ModelSettingsError(f"model setting hard_negatives is {self.hard_negatives}; use a number from 0 on")
+        for name in ("hard_negatives", "index_negatives"):
+            if getattr(self, name) < 0:
+                raise ModelSettingsError(f"model setting {name} is {getattr(self, name)}; use a number from 0 on")
         if self.hard_negatives > self.negatives and self.sampling not in ("in_batch", "mixed"):
             raise ModelSettingsError(
                 f"model setting hard_negatives is {self.hard_negatives}, of {self.negatives} that are drawn; use "
                 f"fewer, or more negatives"
             )
-        is_uniform = self.sampling in ("auto", "uniform") and not self.hard_negatives
+        hard = [name for name in ("hard_negatives", "index_negatives") if getattr(self, name)]
+        is_uniform = self.sampling in ("auto", "uniform") and not hard
         if self.loss == "gbce" and self.calibration and not is_uniform:
-            chosen = "sampling" if not self.hard_negatives else "hard_negatives"
+            chosen = hard[0] if hard else "sampling"
             raise ModelSettingsError(
                 f"model setting loss is 'gbce', which is calibrated for others of equal probability, but {chosen} is "
-                f"{getattr(self, chosen)!r}; set calibration to 0, or sampling to uniform and hard_negatives to 0"
+                f"{getattr(self, chosen)!r}; set calibration to 0, or sampling to uniform, and hard_negatives and "
+                f"index_negatives to 0"
             )
 
 

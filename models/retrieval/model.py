@@ -16,6 +16,7 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.models.index.exact import GROUP, best_columns, without
 from mirrorspark.models.retrieval.item_tower import ItemTower
 from mirrorspark.models.retrieval.losses import named_loss, softmax_of_rows
 from mirrorspark.models.retrieval.rating import RatingTask
@@ -111,7 +112,25 @@ class RetrievalModel(tf_keras.Model):
         scores = self._scores(queries, candidates[0] if len(candidates) == 1 else tf.concat(candidates, axis=0))
         own_scores = tf.reduce_sum(queries * mine, axis=1) / self._settings.temperature
         columns = self._sampling.columns(own, is_row, drawn)
-        return self._compared(own, own_scores, columns, scores, training)
+        nearest = self._nearest(queries, own) if training and self._settings.index_negatives else None
+        return self._compared(own, own_scores, columns, scores, training, nearest)
+
+    def _nearest(self, queries: tf.Tensor, own: tf.Tensor) -> tf.Tensor:
+        """Return the scores of the candidates but the own one that are nearest to each query: ``[queries, count]``.
+
+        The search has no gradient, and looks at vectors of this moment; so no index can be out of date, and the
+        gradient of the candidates stays sparse.
+        """
+        table = tf.stop_gradient(self.candidate_tower.all_embeddings()[FIRST_VOCABULARY_ID:])
+        scores = tf.matmul(tf.stop_gradient(queries), table, transpose_b=True)
+        scores = without(scores, own[:, tf.newaxis] - FIRST_VOCABULARY_ID)
+        count = tf.minimum(self._settings.index_negatives, tf.shape(table)[0] - 1)
+        missing = -tf.shape(scores)[1] % GROUP
+        scores = tf.pad(scores, [[0, 0], [0, missing]], constant_values=scores.dtype.min)
+        found = best_columns(scores, count).ids + FIRST_VOCABULARY_ID
+        vectors = self.candidate_tower(tf.reshape(found, [-1]), training=True)
+        vectors = tf.reshape(vectors, [tf.shape(found)[0], -1, queries.shape[1]])
+        return tf.einsum("qd,qcd->qc", queries, vectors) / self._settings.temperature
 
     def _losses_among_all(self, queries: tf.Tensor, own: tf.Tensor, training: bool) -> tf.Tensor:
         """Return the loss of each query among all candidates of the vocabulary, float32 ``[queries]``."""
@@ -124,9 +143,24 @@ class RetrievalModel(tf_keras.Model):
         return self._compared(own, own_scores, columns, scores, training)
 
     def _compared(
-        self, own: tf.Tensor, own_logits: tf.Tensor, columns: Columns, scores: tf.Tensor, training: bool
+        self,
+        own: tf.Tensor,
+        own_logits: tf.Tensor,
+        columns: Columns,
+        scores: tf.Tensor,
+        training: bool,
+        nearest: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Return the loss of each query, given its scores, the own one and those ``[queries, columns]``."""
+        """Return the loss of each query.
+
+        Args:
+            own: int64 ``[queries]``, their own candidates.
+            own_logits: float32 ``[queries]``, the scores of these.
+            columns: What all queries are compared with.
+            scores: float32 ``[queries, columns]``.
+            training: Whether only the hardest are kept.
+            nearest: float32 ``[queries, any]``, scores of further others of each.
+        """
         settings = self._settings
         logits, are_others = scores, columns.are_others(own)
         if settings.loss == "softmax" and columns.log_counts is not None:
@@ -135,12 +169,17 @@ class RetrievalModel(tf_keras.Model):
                 own_logits -= columns.log_counts
         hard_negatives = settings.hard_negatives if training else 0
         lowest = scores.dtype.min
-        if settings.loss == "softmax" and columns.are_rows and not hard_negatives:
+        if settings.loss == "softmax" and columns.are_rows and not hard_negatives and nearest is None:
             is_compared = are_others | tf.eye(tf.shape(scores)[0], dtype=tf.bool)
             return softmax_of_rows(tf.where(is_compared, logits, lowest))
         others = tf.where(are_others, logits, lowest)
         if hard_negatives:
             others = hardest(others, tf.where(are_others, scores, lowest), hard_negatives)
+        if nearest is not None:
+            if settings.loss == "softmax" and columns.are_rows:
+                # Each is there once. The candidates of the rows are corrected but for the number of rows, a constant.
+                nearest += tf.math.log(tf.cast(tf.shape(scores)[0], tf.float32))
+            others = tf.concat([others, nearest], axis=1)
         return named_loss(settings, own_logits, others, self._sampling.rate if training else 1.0)
 
     def _scores(self, queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:

@@ -74,7 +74,14 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "sasrec": {"embedding_dim": 4, "blocks": 1, "heads": 2, "dropout": 0.2, "negatives": 5, "sampling": "popularity"},
     "two_tower": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
     "wide_deep": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "crosses": ["customer*movie"]},
-    "youtube_dnn": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "negatives": 5, "hard_negatives": 3},
+    "youtube_dnn": {
+        "embedding_dim": 4,
+        "hidden_units": [8],
+        "dropout": 0.2,
+        "negatives": 5,
+        "hard_negatives": 3,
+        "index_negatives": 2,
+    },
 }
 # Of an architecture with items, beside those above.
 OPTIONS_WITH_ITEMS: Mapping[str, Mapping[str, Any]] = {"two_tower": {"sampling": "mixed", "negatives": 5}}

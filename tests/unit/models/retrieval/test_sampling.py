@@ -139,12 +139,16 @@ def loss_by_numpy(chosen: two_tower.Settings, own: float, others: list[float]) -
     return float((power * np.log1p(np.exp(-own)) + np.log1p(np.exp(values)).sum()) / (1 + len(others)))
 
 
+@pytest.mark.parametrize("nearest", [0, 3], ids=["drawn", "index"])
 @pytest.mark.parametrize("hard", [0, 2], ids=["all", "hard"])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_loss_of_a_batch_is_that_of_numpy(fitted: FittedFeatures, loss: str, sampling: str, hard: int) -> None:
+def test_the_loss_of_a_batch_is_that_of_numpy(
+    fitted: FittedFeatures, loss: str, sampling: str, hard: int, nearest: int
+) -> None:
     """Rows of weight 0 are nobody's candidates, and a row's own candidate is never another one."""
-    chosen = settings(loss, sampling, hard_negatives=hard, **({"calibration": 0.0} if hard else {}))
+    plain = {"calibration": 0.0} if hard or nearest else {}
+    chosen = settings(loss, sampling, hard_negatives=hard, index_negatives=nearest, **plain)
     model = built(chosen, fitted)
     users, movies, weights = [2, 3, 4, 5, 0], [2, 4, 2, 11, 6], [1.0, 2.0, 0.5, 1.0, 0.0]
     inputs = batch(users, movies, weights)
@@ -163,6 +167,11 @@ def test_the_loss_of_a_batch_is_that_of_numpy(fitted: FittedFeatures, loss: str,
         kept = others[:hard] if hard else others
         is_corrected = loss == "softmax"
         logits = [scores[other] - (math.log(counts[other]) if is_corrected else 0.0) for other in kept]
+        in_catalogue = {other: query @ candidates[other] / chosen.temperature for other in range(2, MOVIES + 2)}
+        of_index = sorted(in_catalogue.keys() - {movie}, key=in_catalogue.__getitem__, reverse=True)[:nearest]
+        # The counts of a batch's candidates are shares of its rows, of which there are five.
+        rows_of_one = math.log(len(movies)) if is_corrected and sampling == "in_batch" else 0.0
+        logits += [in_catalogue[other] + rows_of_one for other in of_index]
         own = scores[movie] - (math.log(counts[movie]) if is_corrected and sampling == "in_batch" else 0.0)
         total += weight * loss_by_numpy(chosen, own, logits)
     assert float(model.compute_loss(inputs, training=True)) == pytest.approx(total / len(movies), rel=1e-4)
