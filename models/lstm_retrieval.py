@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tf_keras
 
 TASK = "retrieval"
+READS_ITEMS = True
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,10 @@ class Settings(youtube_dnn.Settings):
             raise ModelSettingsError(f"model setting cell is '{self.cell}'; use {' or '.join(get_args(Cell))}")
 
 
-def check_features(_: Settings, spec: FeatureSpec) -> None:
-    """Raise ``ModelSettingsError`` unless there is a history to read."""
+def check_features(settings: Settings, spec: FeatureSpec) -> None:
+    """Raise ``ModelSettingsError`` unless there is a history to read, and candidates have an id or features."""
     histories(spec)
+    settings.check_items(spec)
 
 
 def histories(spec: FeatureSpec) -> tuple[str, ...]:
@@ -80,6 +82,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     """
     from mirrorspark.models.layers import concatenated, inputs_without_ids, lay_out_fields, symbolic_inputs
     from mirrorspark.models.layers.recurrent import LastState, OrderedEmbeddings
+    from mirrorspark.models.retrieval.item_tower import candidate_tower
     from mirrorspark.models.retrieval.model import RetrievalModel
     from mirrorspark.models.retrieval.towers import query_tower
 
@@ -95,7 +98,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     averaged = embedded[len(ordered) :]
     joined = concatenated([*states, *averaged, *inputs_without_ids(features, inputs, dim)])
     tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed, cosine=settings.cosine)
-    return RetrievalModel(tower, fitted, settings, seed)
+    return RetrievalModel(tower, fitted, settings, seed, candidate_tower(settings, fitted, dim, seed))
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":

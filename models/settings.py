@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 if TYPE_CHECKING:  # settings are also checked without a dataset
     from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+    from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
 Schedule = Literal["constant", "cosine", "linear"]
 Cell = Literal["lstm", "gru"]
@@ -139,6 +140,35 @@ class LossSettings:
                 f"model setting loss is 'gbce', which is calibrated for others of equal probability, but {chosen} is "
                 f"{getattr(self, chosen)!r}; set calibration to 0, or sampling to uniform, and hard_negatives and "
                 f"index_negatives to 0"
+            )
+
+
+@dataclass(frozen=True)
+class ItemSettings(LossSettings):
+    """Settings of a retrieval model whose candidate tower may read the features of items, and those of the loss.
+
+    Attributes:
+        candidate_id: Whether candidates have an embedding by id beside their item features.
+        id_dropout: With item features, share of the rows whose candidate's id embedding is left out while training, so
+            that the features alone do for items without training rows.
+        item_hidden_units: Width of each hidden layer on the item features.
+    """
+
+    candidate_id: bool = True
+    id_dropout: float = 0.1
+    item_hidden_units: tuple[int, ...] = (64,)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for units in self.item_hidden_units:
+            check_positive("item_hidden_units", units)
+        check_fraction("id_dropout", self.id_dropout)
+
+    def check_items(self, spec: "FeatureSpec") -> None:
+        """Raise ``ModelSettingsError`` if candidates have neither an id nor features."""
+        if spec.items is None and not self.candidate_id:
+            raise ModelSettingsError(
+                "model setting candidate_id is false, but the candidates have no features: give items"
             )
 
 

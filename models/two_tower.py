@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.models.settings import LossSettings, ModelSettingsError, check_fraction, check_positive
+from mirrorspark.models.settings import ItemSettings, ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
@@ -23,17 +23,13 @@ READS_ITEMS = True
 
 
 @dataclass(frozen=True)
-class Settings(LossSettings):
-    """Settings of the architecture, and those of the loss.
+class Settings(ItemSettings):
+    """Settings of the architecture, and those of the candidates and of the loss.
 
     Attributes:
         embedding_dim: Width of the field embeddings, and of both towers' outputs.
         hidden_units: Width of each hidden layer of the query tower.
         dropout: Share of hidden units dropped while training.
-        candidate_id: Whether candidates have an embedding by id beside their item features.
-        id_dropout: With item features, share of the rows whose candidate's id embedding is left out while training, so
-            that the features alone do for items without training rows.
-        item_hidden_units: Width of each hidden layer on the item features.
         graph_layers: How often the embeddings of users and candidates are propagated over the graph of the training
             rows (LightGCN, :mod:`models.retrieval.graph`); 0 leaves them as they are.
         rating_hidden_units: With a rating in the label, width of each hidden layer between both vectors and the rating.
@@ -45,9 +41,6 @@ class Settings(LossSettings):
     embedding_dim: int = 32
     hidden_units: tuple[int, ...] = (64,)
     dropout: float = 0.0
-    candidate_id: bool = True
-    id_dropout: float = 0.1
-    item_hidden_units: tuple[int, ...] = (64,)
     graph_layers: int = 0
     rating_hidden_units: tuple[int, ...] = (64,)
     retrieval_weight: float = 1.0
@@ -56,14 +49,13 @@ class Settings(LossSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive("embedding_dim", self.embedding_dim)
-        for name in ("hidden_units", "item_hidden_units", "rating_hidden_units"):
+        for name in ("hidden_units", "rating_hidden_units"):
             for units in getattr(self, name):
                 check_positive(name, units)
         for name in ("retrieval_weight", "rating_weight"):
             if not getattr(self, name) > 0:  # also not a number
                 raise ModelSettingsError(f"model setting {name} is {getattr(self, name)}; use a number above 0")
         check_fraction("dropout", self.dropout)
-        check_fraction("id_dropout", self.id_dropout)
         if self.graph_layers < 0:
             raise ModelSettingsError(f"model setting graph_layers is {self.graph_layers}; use a number from 0 on")
         if self.graph_layers and not self.candidate_id:
@@ -109,8 +101,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
 def check_features(settings: Settings, spec: FeatureSpec) -> None:
     """Raise ``ModelSettingsError`` if candidates have neither an id nor features, or a graph would have no users."""
-    if spec.items is None and not settings.candidate_id:
-        raise ModelSettingsError("model setting candidate_id is false, but the candidates have no features: give items")
+    settings.check_items(spec)
     if settings.graph_layers and not any(isinstance(one, Bucketed | Categorical) for one in spec.query_features):
         raise ModelSettingsError(
             f"model setting graph_layers is {settings.graph_layers}, but no feature has single ids, which the users of "
@@ -119,30 +110,15 @@ def check_features(settings: Settings, spec: FeatureSpec) -> None:
 
 
 def _candidate_tower(settings: Settings, fitted: FittedFeatures, seed: int, graph: Any = None) -> Any:
-    by_id: Any = None
-    if graph is not None:
-        from mirrorspark.models.retrieval.graph import GraphCandidates
+    from mirrorspark.models.retrieval.item_tower import candidate_tower
 
-        # A tower with item features gives the length 1 to their sum.
-        by_id = GraphCandidates(graph, cosine=settings.cosine and fitted.items is None)
-    if fitted.items is None:
-        from mirrorspark.models.retrieval.towers import candidate_tower
+    if graph is None:
+        return candidate_tower(settings, fitted, settings.embedding_dim, seed)
+    from mirrorspark.models.retrieval.graph import GraphCandidates
 
-        return by_id or candidate_tower(fitted, settings.embedding_dim, cosine=settings.cosine)
-    from mirrorspark.models.retrieval.item_tower import ItemTower
-
-    return ItemTower(
-        fitted,
-        fitted.items,
-        settings.embedding_dim,
-        hidden_units=settings.item_hidden_units,
-        with_ids=settings.candidate_id,
-        id_dropout=settings.id_dropout,
-        cosine=settings.cosine,
-        # Another sequence than that of the query tower's dropout.
-        seed=seed + 1_000,
-        id_embedding=by_id,
-    )
+    # A tower with item features gives the length 1 to their sum.
+    by_id = GraphCandidates(graph, cosine=settings.cosine and fitted.items is None)
+    return candidate_tower(settings, fitted, settings.embedding_dim, seed, by_id) if fitted.items else by_id
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.models.settings import LossSettings, check_fraction, check_positive
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models.settings import ItemSettings, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tensorflow as tf
     import tf_keras
 
 TASK = "retrieval"
+READS_ITEMS = True
 
 
 @dataclass(frozen=True)
-class Settings(LossSettings):
-    """Settings of the architecture, and those of the loss.
+class Settings(ItemSettings):
+    """Settings of the architecture, and those of the candidates and of the loss.
 
     Attributes:
         embedding_dim: Width of the field embeddings, of the query and of the candidates.
@@ -41,9 +43,15 @@ class Settings(LossSettings):
         check_fraction("dropout", self.dropout)
 
 
+def check_features(settings: Settings, spec: FeatureSpec) -> None:
+    """Raise ``ModelSettingsError`` if candidates have neither an id nor features."""
+    settings.check_items(spec)
+
+
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
-    """Return a model with ``query_tower`` and ``candidate_tower``; the latter contains the softmax's weights by id."""
+    """Return a model with ``query_tower`` and ``candidate_tower``: the softmax's weights by id, or of item features."""
     from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
+    from mirrorspark.models.retrieval.item_tower import candidate_tower
     from mirrorspark.models.retrieval.model import RetrievalModel
     from mirrorspark.models.retrieval.towers import query_tower
 
@@ -51,7 +59,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     inputs = symbolic_inputs(features, any_length=True)
     joined = concatenated_inputs(fitted, features, inputs, dim)
     tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed, cosine=settings.cosine)
-    return RetrievalModel(tower, fitted, settings, seed)
+    return RetrievalModel(tower, fitted, settings, seed, candidate_tower(settings, fitted, dim, seed))
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":

@@ -203,7 +203,8 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         reads_items = getattr(catalog.architecture(self.model["name"]), "READS_ITEMS", False)
         require(
             spec.items is None or reads_items,
-            f"model '{self.model['name']}' reads no item features; use two_tower, or leave items out",
+            f"model '{self.model['name']}' reads no item features; use two_tower, youtube_dnn or "
+            f"lstm_retrieval, or leave items out",
         )
         require(
             spec.items is None or self.strategy != "parameter_server",

@@ -17,6 +17,8 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures, ItemTable
 from mirrorspark.data_pipelines.features.items import encoded_items
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.models.layers import ResumableDropout, concatenated_inputs, symbolic_inputs
+from mirrorspark.models.retrieval import towers
+from mirrorspark.models.settings import ItemSettings
 
 
 class ItemTower(tf_keras.layers.Layer):
@@ -91,6 +93,33 @@ class ItemTower(tf_keras.layers.Layer):
             kept = self._dropout(tf.gather(self._is_trained, ids), training=training)
             content += self.id_embedding(ids) * (kept * self._kept_share if training else kept)
         return tf.math.l2_normalize(content, axis=-1) if self._cosine else content
+
+
+def candidate_tower(
+    settings: ItemSettings, fitted: FittedFeatures, dim: int, seed: int, by_id: Any = None
+) -> towers.CandidateEmbedding | ItemTower:
+    """Return the candidate tower: on the features of items if there are any, else the table of embeddings by id.
+
+    Args:
+        settings: Whether candidates have ids, and the layers on their features.
+        fitted: The features.
+        dim: Width of the result.
+        seed: Seed of the model; the tower draws another sequence than its other layers.
+        by_id: The layer that embeds the ids beside features; by default a table of the tower's own.
+    """
+    if fitted.items is None:
+        return towers.candidate_tower(fitted, dim, cosine=settings.cosine)
+    return ItemTower(
+        fitted,
+        fitted.items,
+        dim,
+        hidden_units=settings.item_hidden_units,
+        with_ids=settings.candidate_id,
+        id_dropout=settings.id_dropout,
+        cosine=settings.cosine,
+        seed=seed + 1_000,
+        id_embedding=by_id,
+    )
 
 
 def _features_net(items: ItemTable, dim: int, hidden_units: Sequence[int]) -> tf_keras.Model:

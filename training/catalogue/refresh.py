@@ -206,7 +206,7 @@ def catalogue_of(directory: ModelDirectory) -> Catalogue:
     if found is None:
         raise RefreshError(
             f"the model in {directory.path} cannot take new items: it was not trained with a table of items, or an "
-            f"earlier version of mirrorspark exported it; train a two_tower model with items"
+            f"earlier version of mirrorspark exported it; train one with items"
         )
     return found
 

@@ -328,7 +328,7 @@ def test_a_model_without_items_is_refused_with_advice(tmp_path: Path) -> None:
     description.save(tmp_path / "model")
     assert "catalogue" not in (tmp_path / "model" / "mirrorspark.json").read_text()
     directory = ModelDirectory(tmp_path / "model", description)
-    with pytest.raises(RefreshError, match=r"not trained with a table of items.*train a two_tower model"):
+    with pytest.raises(RefreshError, match=r"not trained with a table of items.*train one with items"):
         catalogue_of(directory)
 
 
