@@ -55,19 +55,9 @@ benchmarks: setup  ## measure data path, training and scoring, some hours, pages
 		$(bin)/python -m benchmarks.data_path $(ARGS) && $(bin)/python -m benchmarks.training $(ARGS) && \
 		exec $(bin)/python -m benchmarks.scoring $(ARGS)
 
-quality: setup  ## train the models of docs/quality.md and print its tables, about an hour (DATA=folder of the data sets)
+quality: setup  ## train the models of docs/quality.md, write docs/benchmarks/quality.md, about an hour (DATA=folder of the data sets)
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
-		$(bin)/python -m benchmarks.quality_tables "$(DATA)/adult" && \
-		$(bin)/python -m benchmarks.quality_tables "$(DATA)/adult" --recipes ensemble --options "{'members': 32}" --refit && \
-		$(bin)/python -m benchmarks.quality_tables --set flights --recipes plain ensemble && \
-		$(bin)/python -m benchmarks.quality_multi_label "$(DATA)" && \
-		$(bin)/python -m benchmarks.quality_ratings "$(DATA)/ml_latest_small" && \
-		$(bin)/python -m benchmarks.quality_sequences "$(DATA)/amazon_beauty_seq" --every 3 --limit 395 --patience 8 --threads 2 && \
-		$(bin)/python -m benchmarks.quality_recommenders --data "$(DATA)/ml_latest_small" && \
-		$(bin)/python -m benchmarks.quality_hybrid --data "$(DATA)/ml_latest_small" && \
-		$(bin)/python -m benchmarks.quality_gowalla "$(DATA)/gowalla_lightgcn" && \
-		$(bin)/python -m benchmarks.quality_gowalla "$(DATA)/gowalla_lightgcn" --settings "{'name': 'bspm', 'neighbours': 3000}" && \
-		exec $(bin)/python -m benchmarks.cold_items --data "$(DATA)/ml_latest_small"
+		exec $(bin)/python -m benchmarks.quality "$(DATA)"
 
 format: setup  ## rewrite the files as `make check` wants them, as far as that can be done without you
 	$(bin)/ruff format .

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 
+from benchmarks.printed import print_cells, print_titles
 from mirrorspark.data_pipelines.convert import convert
 from mirrorspark.data_pipelines.dataset.manifest import is_published
 from mirrorspark.data_pipelines.features.kinds import Feature, Text
@@ -39,6 +40,17 @@ HELD_OUT = 0.1
 MOST_SUBWORDS = 100
 COLUMNS = ("interaction_id", "user_id", "movie_id", "recent_movies", "watched", "split", "is_cold")
 _UNAVAILABLE = -1e9
+MEASURES = (
+    "validation",
+    "popular",
+    "known",
+    "known_of_all",
+    "cold_of_cold",
+    "cold_of_all",
+    "chance",
+    "val_loss",
+    "seconds",
+)
 
 
 @dataclass(frozen=True)
@@ -70,11 +82,12 @@ def main() -> None:
     by_name = features_by_name(config, subwords)
     with tempfile.TemporaryDirectory() as folder:
         chosen = {name: by_name[name] for name in options.only or by_name}
+        print_titles("item features", "seed", *MEASURES)
         for name, held in converted(config, chosen, Path(folder), choose=options.choose).items():
             found = [measured(held, config, seed) for seed in options.seeds]
-            for seed, line in zip(options.seeds, found, strict=True):
-                print(name, seed, line)
-            print(name, "mean", pd.DataFrame(found).mean().round(4).to_dict())
+            lines = pd.DataFrame(found, index=options.seeds).reindex(columns=MEASURES)
+            for seed, line in [*lines.iterrows(), ("mean", lines.mean())]:
+                print_cells(name, seed, *("" if np.isnan(value) else f"{value:.4f}" for value in line))
 
 
 def features_by_name(config: RunConfig, subwords: Text) -> dict[str, tuple[Feature, ...]]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
+from benchmarks.printed import print_cells, print_titles
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.models.classical import Recommender
 from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
@@ -92,15 +93,12 @@ def main() -> None:
     parser.add_argument("--settings", type=ast.literal_eval, nargs="+", default=SETTINGS)
     given = parser.parse_args()
     checkins, held = known_and_held(given.folder, choose=given.choose)
-    print(f"| recommender | recall@{K} | NDCG@{K} | seconds to fit | seconds of lists |", flush=True)
+    print_titles("recommender", f"recall@{K}", f"NDCG@{K}", "seconds to fit", "seconds of lists")
     for settings in given.settings:
         asked = Recommender.parse(settings)
         found = measure(asked, checkins, held, given.seed)
-        print(
-            f"| {asked.label} | {found['recall']:.4f} | {found['ndcg']:.4f} | {found['fit']:.0f} | "
-            f"{found['lists']:.0f} |",
-            flush=True,
-        )
+        metrics, seconds = ([found[name] for name in names] for names in (("recall", "ndcg"), ("fit", "lists")))
+        print_cells(asked.label, *map("{:.4f}".format, metrics), *map("{:.0f}".format, seconds))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pyarrow as pa
 import tensorflow as tf
 import tf_keras
 
+from benchmarks.printed import print_cells, print_titles
 from benchmarks.quality_gowalla import USERS_AT_ONCE, Checkins, K, known_and_held, recall_and_ndcg
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Categorical, Label
@@ -150,13 +151,13 @@ def main() -> None:
     if given.state:
         given.state.mkdir(parents=True, exist_ok=True)
     checkins, held = known_and_held(given.folder, choose=given.choose)
-    print(f"| graph_layers | seed | epochs | recall@{K} | NDCG@{K} | seconds to train |", flush=True)
+    print_titles("graph_layers", "seed", "epochs", f"recall@{K}", f"NDCG@{K}", "seconds to train")
     for layers in given.layers:
         training, began = Training(checkins, layers, given), time.perf_counter()
 
         def tell(layers: int = layers, training: Training = training) -> None:
-            found = " | ".join(f"{value:.4f}" for value in training.measured(held).values())
-            print(f"| {layers} | {given.seed} | {training.epochs} | {found} | {training.seconds:.0f} |", flush=True)
+            found = map("{:.4f}".format, training.measured(held).values())
+            print_cells(layers, given.seed, training.epochs, *found, f"{training.seconds:.0f}")
 
         while training.epochs < given.epochs and time.perf_counter() - began < given.limit:
             training.epoch()

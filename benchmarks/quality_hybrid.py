@@ -27,6 +27,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import expr
 
 from benchmarks.cold_items import dataset_of, held_out_movies, read_tables, rows_of
+from benchmarks.printed import print_cells, print_titles
 from mirrorspark.callbacks.mlflow.store import own_store
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
@@ -224,25 +225,25 @@ def choose(bench: Bench, seed: int) -> None:
     asked = bench.asked("choose", rows_of(without_test_rows(*bench.tables[:2]), set(), CHOSEN_BY))
     rows = bench.spark.createDataFrame(asked.rows).cache()
     lists: dict[Part, Lists] = {}
-    _print("part", "seed", "recall@20", "NDCG@20", "seconds to train")
+    print_titles("part", "seed", "recall@20", "NDCG@20", "seconds to train")
     for name in (*CLASSICAL, CONTENT):
         model, seconds = bench.trained(Part(name), asked, seed)
         for length in LENGTHS if name in CLASSICAL else (0,):
             part = Part(name, length)
             lists[part] = Lists.of(shortened(rows, length), model, DEPTH)
-            _print(part, seed, *_means(lists[part].values), f"{seconds:.0f}")
+            print_cells(part, seed, *_means(lists[part].values), f"{seconds:.0f}")
     order = sorted(lists, key=lambda part: -worth(lists[part].values, lists[BEST_ALONE].values))
     print(f"parts, the best first: {'; '.join(map(str, order))}")
     best = lists[order[0]]
     choices: dict[str, float] = {}
-    _print("parts", "fusion", "recall@20", "NDCG@20", f"recall above {order[0]}", "NDCG")
+    print_titles("parts", "fusion", "recall@20", "NDCG@20", f"recall above {order[0]}", "NDCG")
     for parts, fusion in itertools.product(candidates(order), get_args(Fusion)):
         found = {str(part): dict(lists[part].found) for part in parts}
         values = values_of(blended(found, dict.fromkeys(found, 1.0), fusion), best.wanted)
         above = [difference(*pair, best.users) for pair in zip(values, best.values, strict=True)]
         choice = f"{'; '.join(found)} | {fusion}"
         choices[choice] = worth(values, best.values)
-        _print(choice, *_means(values), *above)
+        print_cells(choice, *_means(values), *above)
     print(f"of {len(choices)} choices the best: {max(choices, key=lambda choice: choices[choice])}")
 
 
@@ -322,7 +323,7 @@ def measure(bench: Bench, asked: Asked, groups: Sequence[Group], seeds: Sequence
     }
     found: dict[str, dict[Group, list[np.ndarray]]] = {}
     users: dict[Group, np.ndarray] = {}
-    _print("model", "seed", *_columns(groups), "seconds to train", "seconds of lists")
+    print_titles("model", "seed", *_columns(groups), "seconds to train", "seconds of lists")
     for seed in seeds:
         trained = {part: bench.trained(part, asked, seed) for part in dict.fromkeys([*HYBRID, BEST_ALONE])}
         hybrids = bench.hybrids({part: model for part, (model, _) in trained.items()}, asked.movies)
@@ -340,7 +341,7 @@ def measure(bench: Bench, asked: Asked, groups: Sequence[Group], seeds: Sequence
                     values, users[group] = lists.values, lists.users
                 found.setdefault(name, {}).setdefault(group, []).append(values)
                 cells += _means(values)
-            _print(name, seed, *cells, seconds, f"{time.perf_counter() - began:.0f}")
+            print_cells(name, seed, *cells, seconds, f"{time.perf_counter() - began:.0f}")
     tell_means(found, users, list(hybrids))
 
 
@@ -355,16 +356,16 @@ def tell_means(
         hybrids: The models that are not parts.
     """
     of_rows = {name: {group: np.mean(of, axis=0) for group, of in groups.items()} for name, groups in found.items()}
-    _print("model, mean of the seeds", *_columns(users))
+    print_titles("model, mean of the seeds", *_columns(users))
     for name, groups in of_rows.items():
-        _print(name, *(cell for group in users for cell in _means(groups[group])))
+        print_cells(name, *(cell for group in users for cell in _means(groups[group])))
     for name in hybrids:
         above = []
         for group, of_users in users.items():
             for metric, values in enumerate(of_rows[name][group]):
                 parts = [groups[group][metric] for other, groups in of_rows.items() if other not in hybrids]
                 above.append(difference(values, max(parts, key=lambda of: float(of.mean())), of_users))
-        _print(f"{name}, above the best part", *above)
+        print_cells(f"{name}, above the best part", *above)
 
 
 def _columns(groups: Iterable[Group]) -> list[str]:
@@ -373,10 +374,6 @@ def _columns(groups: Iterable[Group]) -> list[str]:
 
 def _means(values: np.ndarray) -> list[str]:
     return [f"{mean:.4f}" for mean in values.mean(axis=1)]
-
-
-def _print(*cells: object) -> None:
-    print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.multiclass import OneVsRestClassifier
 
+from benchmarks.printed import print_cells, print_titles
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Label, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--options", type=ast.literal_eval, default={}, help="more options of the model")
     given = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(2)
-    print(f"| set | model | {' | '.join(f'P@{k}' for k in PRECISION_KS)} | micro F1 | chosen | seconds |", flush=True)
+    print_titles("set", "model", *(f"P@{k}" for k in PRECISION_KS), "micro F1", "chosen", "seconds")
     for name in given.sets:
         known, test = read(given.folder, name)
         is_held = np.random.default_rng(0).random(len(known.labels)) < VALIDATION_SHARE
@@ -191,9 +192,9 @@ def _of_network(rows: tuple[Rows, Rows, Rows, Rows], name: str, given: argparse.
 
 
 def _print(name: str, model: str, found: Sequence[Found]) -> None:
-    figures = " | ".join(f"{np.mean([one[0][figure] for one in found]):.4f}" for figure in found[0][0])
+    figures = (f"{np.mean([one[0][figure] for one in found]):.4f}" for figure in found[0][0])
     chosen = ", ".join(one[1] for one in found)
-    print(f"| {name} | {model} | {figures} | {chosen} | {np.mean([one[2] for one in found]):.0f} |", flush=True)
+    print_cells(name, model, *figures, chosen, f"{np.mean([one[2] for one in found]):.0f}")
 
 
 if __name__ == "__main__":

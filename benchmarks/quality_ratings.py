@@ -18,6 +18,7 @@ import pyarrow as pa
 import tensorflow as tf
 import tf_keras
 
+from benchmarks.printed import print_cells, print_titles
 from benchmarks.quality_tables import Rows, statistics_of, vocabulary_of
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued
@@ -155,9 +156,11 @@ def main() -> None:
     ]
     rmse, mae = np.mean(found, axis=0)
     biases = np.mean([biases_rmse(ratings, fold == number) for number in range(FOLDS)])
-    print(f"biases alone: {biases:.4f}")
-    print("folds:", *(f"{one:.4f}" for one, _ in found))
-    print(f"| {given.seed} | {rmse:.4f} | {mae:.4f} | {given.epochs} | {time.monotonic() - began:.0f} |")
+    print_titles("model", "seed", "RMSE", "mean absolute error", "epochs", "seconds")
+    print_cells("factors", given.seed, f"{rmse:.4f}", f"{mae:.4f}", given.epochs, f"{time.monotonic() - began:.0f}")
+    for number, (of_fold, error) in enumerate(found, start=1):
+        print_cells(f"fold {number}", given.seed, f"{of_fold:.4f}", f"{error:.4f}", given.epochs, "")
+    print_cells("biases alone", "", f"{biases:.4f}", "", "", "")
 
 
 if __name__ == "__main__":

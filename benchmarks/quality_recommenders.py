@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.printed import print_cells, print_titles
 from mirrorspark.models.classical import Recommender
 from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
 from mirrorspark.training.config import RunConfig
@@ -39,6 +40,8 @@ def main() -> None:
         give_checkpoints(spark, Path(folder) / "spark")
         dataset, _ = sources.dataset(sources.table(spark, config), config)
         interactions, candidate = Interactions(dataset), dataset.spec.candidate.name
+        of_splits = (f"{split} {metric}@{K}" for split in ("validation", "test") for metric in ("recall", "NDCG"))
+        print_titles("recommender", *of_splits, "seconds")
         for row in ROWS:
             asked, cells = Recommender.parse(row), []
             began = time.perf_counter()
@@ -49,7 +52,7 @@ def main() -> None:
                 cells += [f"{found[f'{metric}_at_{K}']:.4f}" for metric in ("recall", "ndcg")]
             # Each split is a fit of its own.
             seconds = (time.perf_counter() - began) / 2
-            print(" | ".join([asked.label, *cells, f"{seconds:.0f}"]), flush=True)
+            print_cells(asked.label, *cells, f"{seconds:.0f}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import pyarrow as pa
 import tensorflow as tf
 import tf_keras
 
+from benchmarks.printed import print_cells, print_titles
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Categorical, Label, MultiValued
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -215,11 +216,9 @@ def main() -> None:
         for name in given.recipes
         for seed in given.seeds
     ]
-    print("| recipe | seed | validation HR@10 | NDCG@10 | test HR@10 | NDCG@10 | epoch | seconds |")
-    print("|---|---|---|---|---|---|---|---|")
+    print_titles("recipe", "seed", "validation HR@10", "NDCG@10", "test HR@10", "NDCG@10", "epoch", "seconds")
     for name, seed, of in rows:
-        numbers = " | ".join(f"{number:.4f}" for number in (*of.validation, *of.test))
-        print(f"| {name} | {seed} | {numbers} | {of.epoch} | {of.seconds:.0f} |")
+        print_cells(name, seed, *map("{:.4f}".format, (*of.validation, *of.test)), of.epoch, f"{of.seconds:.0f}")
 
 
 def _limits(given: argparse.Namespace) -> dict[str, Any]:

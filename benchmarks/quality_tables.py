@@ -21,6 +21,7 @@ import pyarrow as pa
 import tensorflow as tf
 import tf_keras
 
+from benchmarks.printed import print_cells, print_titles
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.fitting import bin_boundaries
@@ -297,14 +298,14 @@ def main() -> None:
     tf.config.threading.set_intra_op_parallelism_threads(2)
     fitted, rows, boosting = read_flights() if given.set == "flights" else read_adult(given.folder)
     figures = columns(given.set, choose=given.choose)
-    _print_titles(titles(figures))
+    print_titles(*titles(figures))
     calibrated: list[Sequence[str]] = []
     for name in given.recipes:
         done = [train(fitted, rows, {**RECIPES[name], **given.options}, seed, given) for seed in given.seeds]
         means = [float(np.mean([one.metrics[split][metric] for one in done])) for split, metric in figures]
         ends = [float(np.mean([getattr(one, field) for one in done])) for field in ("epochs", "seconds")]
         seeds = ", ".join(map(str, given.seeds))
-        _print(name, seeds, *(f"{mean:.4f}" for mean in means), *(f"{end:.0f}" for end in ends))
+        print_cells(name, seeds, *(f"{mean:.4f}" for mean in means), *(f"{end:.0f}" for end in ends))
         if not given.choose:
             losses, errors = (
                 {kind: np.mean([getattr(one.test_fits[kind], field) for one in done]) for kind in CALIBRATIONS}
@@ -312,21 +313,11 @@ def main() -> None:
             )
             calibrated += [(name, kind, f"{losses[kind]:.4f}", f"{errors[kind]:.4f}") for kind in CALIBRATIONS]
     if boosting:
-        _print("gradient boosting", "", *(f"{boosting[split][metric]:.4f}" for split, metric in figures), "", "")
+        print_cells("gradient boosting", "", *(f"{boosting[split][metric]:.4f}" for split, metric in figures), "", "")
     if calibrated:
-        print()
-        _print_titles(CALIBRATION_TITLES)
+        print_titles(*CALIBRATION_TITLES)
         for cells in calibrated:
-            _print(*cells)
-
-
-def _print_titles(names: Sequence[str]) -> None:
-    _print(*names)
-    print(f"|{'---|' * len(names)}", flush=True)
-
-
-def _print(*cells: str) -> None:
-    print(f"| {' | '.join(cells)} |", flush=True)
+            print_cells(*cells)
 
 
 if __name__ == "__main__":

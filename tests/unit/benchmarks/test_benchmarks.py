@@ -14,6 +14,8 @@ from benchmarks.cost_per_row import cost_tables, growth
 from benchmarks.file_sizes import size_table
 from benchmarks.jvm_connector import ARTIFACT, reason_in
 from benchmarks.measure import Mark, Timing
+from benchmarks.printed import print_cells, print_titles
+from benchmarks.quality import Run, page
 from benchmarks.report import REPOSITORY, Report
 from benchmarks.score_growth import beyond_start
 from benchmarks.suite import overview
@@ -160,3 +162,15 @@ def test_overview_lists_all_marks_and_what_was_skipped(tmp_path: Path) -> None:
 
     assert "| [file_sizes](file_sizes.md) | block / row | 0.2 | at most 0.25 | met |" in page
     assert "- [jvm_connector](jvm_connector.md) (2026-01-31): **Skipped**: Maven cannot be reached." in page
+
+
+def test_the_page_of_quality_has_the_tables_of_what_was_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    for names in (("model", "AUC"), ("model", "seconds")):
+        print_titles(*names)
+        print("epoch 1 of 2")
+        print_cells("plain", 0.9)
+    said = capsys.readouterr().out.splitlines(keepends=True)
+    written = page({"Adult": [Run("quality_tables DATA/adult", 3.2, said)]}, {"commit": "abc"})
+    table = "| model | AUC |\n|---|---|\n| plain | 0.9 |\n\n| model | seconds |\n|---|---|\n| plain | 0.9 |"
+    assert f"## Adult\n\n`python -m benchmarks.quality_tables DATA/adult`, 3 s:\n\n{table}\n" in written
+    assert written.endswith("## Measured on\n\n- commit: abc\n")

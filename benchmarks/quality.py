@@ -1,0 +1,99 @@
+"""All measurements of quality, one after the other: ``python -m benchmarks.quality FOLDER``, or ``make quality``.
+
+FOLDER has the data sets. What each command says goes to the terminal, and its tables, when all have run, to
+``docs/benchmarks/quality.md``; ``docs/quality.md`` explains the figures and sets them beside published ones.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.printed import table_lines
+from benchmarks.report import REPOSITORY, conditions
+
+PAGE = REPOSITORY / "docs" / "benchmarks" / "quality.md"
+# Where the sets are, in the commands.
+DATA = "DATA"
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "Adult": (
+        "quality_tables DATA/adult",
+        "quality_tables DATA/adult --recipes ensemble --options \"{'members': 32}\" --refit",
+    ),
+    "Flights": ("quality_tables --set flights --recipes plain ensemble",),
+    "Several labels": ("quality_multi_label DATA",),
+    "Ratings": ("quality_ratings DATA/ml_latest_small",),
+    "Sequences": ("quality_sequences DATA/amazon_beauty_seq --every 3 --limit 395 --patience 8 --threads 2",),
+    "Cold items": ("cold_items --data DATA/ml_latest_small",),
+    "Classical recommenders": ("quality_recommenders --data DATA/ml_latest_small",),
+    "Several models together": ("quality_hybrid --data DATA/ml_latest_small",),
+    "Gowalla": (
+        "quality_gowalla DATA/gowalla_lightgcn",
+        "quality_gowalla DATA/gowalla_lightgcn --settings \"{'name': 'bspm', 'neighbours': 3000}\"",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A command that was run, how long it took, and the lines that it printed."""
+
+    command: str
+    seconds: float
+    said: Sequence[str]
+
+
+def run(command: str, folder: Path) -> Run:
+    """Run a command, and show what it says.
+
+    Raises:
+        subprocess.CalledProcessError: It failed.
+    """
+    arguments = [part.replace(DATA, str(folder)) for part in shlex.split(command)]
+    begin, lines = time.monotonic(), []
+    with subprocess.Popen(
+        [sys.executable, "-m", f"benchmarks.{arguments[0]}", *arguments[1:]], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return Run(command, time.monotonic() - begin, lines)
+
+
+def page(runs: Mapping[str, Sequence[Run]], measured_on: Mapping[str, str]) -> str:
+    """Return the page."""
+    parts = [
+        "# quality",
+        "The tables of `make quality`, as it printed them. [Quality](../quality.md) says what the figures mean, how "
+        "they were chosen, and what others have published.",
+    ]
+    for title, of_title in runs.items():
+        parts.append(f"## {title}")
+        for one in of_title:
+            parts.append(f"`python -m benchmarks.{one.command}`, {one.seconds:.0f} s:")
+            parts.append("\n".join(table_lines(one.said)))
+    parts.append("\n".join(["## Measured on", "", *(f"- {key}: {value}" for key, value in measured_on.items())]))
+    return "\n\n".join(parts) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, help="folder of the data sets")
+    parser.add_argument("--output", type=Path, default=PAGE, help="the page (default: docs/benchmarks/quality.md)")
+    options = parser.parse_args(arguments)
+    runs = {title: [run(command, options.data) for command in commands] for title, commands in COMMANDS.items()}
+    facts = {name: value for name, value in conditions(1).items() if name != "rounds"}
+    options.output.write_text(page(runs, facts), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
