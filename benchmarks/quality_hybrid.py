@@ -34,7 +34,7 @@ from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.models.retrieval.ranking_metrics import ranking_values
 from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.recommend import recommend
-from mirrorspark.scoring.routing.blend import Fusion, as_arrays, blended
+from mirrorspark.scoring.routing.blend import ListFusion, as_arrays, blended
 from mirrorspark.scoring.routing.package import package_router
 from mirrorspark.scoring.routing.router import Cascade, Route, Router
 from mirrorspark.training.config import RunConfig
@@ -65,7 +65,7 @@ class Part:
 
 # What `--choose` chose.
 HYBRID: tuple[Part, ...] = (Part("ease", 5), Part("ease", 10), Part("als", 5), Part(CONTENT))
-FUSION: Fusion = "scores"
+FUSION: ListFusion = "scores"
 # The best of the classical recommenders in docs/quality.md, shown beside the parts.
 BEST_ALONE = Part("ease", 15)
 
@@ -237,7 +237,7 @@ def choose(bench: Bench, seed: int) -> None:
     best = lists[order[0]]
     choices: dict[str, float] = {}
     print_titles("parts", "fusion", "recall@20", "NDCG@20", f"recall above {order[0]}", "NDCG")
-    for parts, fusion in itertools.product(candidates(order), get_args(Fusion)):
+    for parts, fusion in itertools.product(candidates(order), get_args(ListFusion)):
         found = {str(part): dict(lists[part].found) for part in parts}
         values = values_of(blended(found, dict.fromkeys(found, 1.0), fusion), best.wanted)
         above = [difference(*pair, best.users) for pair in zip(values, best.values, strict=True)]

@@ -73,6 +73,9 @@ class ExactTopK(tf.Module):
     with the batch.
     """
 
+    scores_are_products = True
+    """Whether there are vectors of queries and candidates whose products are the scores."""
+
     def __init__(
         self, candidate_embeddings: np.ndarray, removed: np.ndarray | None = None, *, is_saved: bool = True
     ) -> None:
@@ -100,6 +103,15 @@ class ExactTopK(tf.Module):
     def exact(self) -> "ExactTopK":
         """This index itself, for the protocol of all indexes."""
         return self
+
+    def query_vectors(self, vectors: tf.Tensor) -> tf.Tensor:
+        """Return float32 ``[batch, dim]``, whose products with :attr:`candidate_vectors` are the scores."""
+        return vectors
+
+    @property
+    def candidate_vectors(self) -> tf.Tensor:
+        """float32 ``[ids, dim]``."""
+        return self.embeddings[: self.id_count]
 
     @property
     def candidate_ids(self) -> np.ndarray:

@@ -13,6 +13,8 @@ from mirrorspark.models.index.exact import TILE_SCORES, Best, ExactTopK, Queries
 class HistoryTopK(ExactTopK):
     """Scores every candidate from the items of the history; among equal scores the lower id is better."""
 
+    scores_are_products = False
+
     def __init__(self, items: int, numbers_per_row: int = 1, numbers_per_item: int = 0) -> None:
         """Prepare a search among so many items.
 
@@ -108,6 +110,8 @@ class FactorsTopK(HistoryTopK):
     :func:`training.recommenders.als.fold_in` has the equation.
     """
 
+    scores_are_products = True
+
     def __init__(self, factors: np.ndarray, l2: float, alpha: float) -> None:
         """Store float32 ``[items, rank]`` and the settings that they were computed with."""
         rank = factors.shape[1]
@@ -118,6 +122,15 @@ class FactorsTopK(HistoryTopK):
 
     def scores(self, ids: tf.Tensor) -> tf.Tensor:
         """Return the products; 0 for a row without a history."""
+        return tf.matmul(self.query_vectors(ids), self._factors, transpose_b=True)
+
+    @property
+    def candidate_vectors(self) -> tf.Tensor:
+        """float32 ``[ids, rank]``."""
+        return self._factors[: self.id_count]
+
+    def query_vectors(self, ids: tf.Tensor) -> tf.Tensor:
+        """Return the factors of the users, float32 ``[batch, rank]``; 0 for a row without a history."""
         # The factors of id 0 are 0.
         own = tf.cast(tf.gather(self._factors, ids), tf.float64)
         count = tf.cast(tf.math.count_nonzero(ids, axis=1), tf.float64)[:, tf.newaxis, tf.newaxis]
@@ -126,5 +139,4 @@ class FactorsTopK(HistoryTopK):
         # Any matrix that can be inverted does for a row without a history.
         matrix += tf.where(count > 0, self._l2 * count, 1.0) * identity
         wanted = (1 + self._alpha) * tf.reduce_sum(own, axis=1)
-        users = tf.linalg.solve(matrix, wanted[:, :, tf.newaxis])[:, :, 0]
-        return tf.matmul(tf.cast(users, tf.float32), self._factors, transpose_b=True)
+        return tf.cast(tf.linalg.solve(matrix, wanted[:, :, tf.newaxis])[:, :, 0], tf.float32)

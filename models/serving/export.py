@@ -26,13 +26,17 @@ from mirrorspark.models.serving.preprocessing import (
 )
 from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
 from mirrorspark.models.serving.signatures import (
+    CANDIDATE_VECTORS,
     CELLS,
     ENCODED_SIGNATURE,
     EXACT,
+    EXCLUDED,
+    QUERY_VECTORS,
     RATING,
     RATING_ENCODED,
     RAW_SIGNATURE,
     SCANN,
+    VECTORS,
     rated_features,
     scann_folder,
 )
@@ -131,8 +135,23 @@ class RetrievalModule(tf.Module):
         if EXACT in self._indexes:
             functions[RAW_SIGNATURE] = concrete(lambda inputs: self._search(EXACT, self._encoder(inputs)), raw)
             functions[ENCODED_SIGNATURE] = concrete(lambda inputs: self._search_encoded(EXACT, inputs), encoded)
-            functions |= self._rating_signatures()
+            functions |= self._rating_signatures() | self._vector_signatures(encoded)
         return functions
+
+    def _vector_signatures(self, encoded: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
+        """Return the functions that give the vectors whose products are the scores, if they are products."""
+        index = self._indexes[EXACT].exact
+
+        def queries(inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            found = self._queries(model_inputs(self._features, inputs))
+            return {VECTORS: index.query_vectors(found.vectors), EXCLUDED: found.excluded}
+
+        if not index.scores_are_products:
+            return {}
+        return {
+            QUERY_VECTORS: concrete(queries, encoded),
+            CANDIDATE_VECTORS: concrete(lambda _: {VECTORS: tf.identity(index.candidate_vectors)}, {}),
+        }
 
     def _rating_signatures(self) -> dict[str, Any]:
         """Return the functions that give the rating of each row's candidate, float32 ``[batch]``."""
@@ -151,6 +170,12 @@ class RetrievalModule(tf.Module):
             RATING_ENCODED: concrete(lambda given: rate(model_inputs(self._rated, given)), encoded),
         }
 
+    def _queries(self, inputs: Mapping[str, tf.Tensor]) -> Queries:
+        """Return the vectors of the rows, and the ids that they exclude."""
+        vectors = self._predict({name: value for name, value in inputs.items() if name != self._exclude})
+        nothing = tf.zeros([tf.shape(vectors)[0], 0], tf.int64)
+        return Queries(vectors, inputs[self._exclude] if self._exclude else nothing)
+
     def _search_encoded(self, index: str, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         wanted = {name: inputs[name] for name in _INDEX_INPUTS if name in inputs}
         return self._search(index, model_inputs(self._features, inputs), **wanted)
@@ -162,9 +187,7 @@ class RetrievalModule(tf.Module):
         most_candidates: tf.Tensor | None = None,
         unavailable_ids: tf.Tensor | None = None,
     ) -> dict[str, tf.Tensor]:
-        vectors = self._predict({name: value for name, value in inputs.items() if name != self._exclude})
-        nothing = tf.zeros([tf.shape(vectors)[0], 0], tf.int64)
-        queries = Queries(vectors, inputs[self._exclude] if self._exclude else nothing)
+        queries = self._queries(inputs)
         k = self._k if most_candidates is None else most_candidates
         searched = self._indexes[index]
         best = searched.search(queries, k, searched.exact.offsets(unavailable_ids))

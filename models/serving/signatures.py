@@ -15,6 +15,9 @@ ENCODED_SIGNATURE = "encoded"
 EXACT, CELLS, SCANN = "exact", "cells", "scann"
 # The signatures of a model that predicts ratings, from raw columns and from encoded features, and its output.
 RATING, RATING_ENCODED = "rating", "rating_encoded"
+# The signatures of a retrieval model whose scores are products of vectors: those of queries, with the ids that each row
+# excludes, and those of all candidates by id.
+QUERY_VECTORS, CANDIDATE_VECTORS, EXCLUDED = "query_vectors", "candidate_vectors", "excluded"
 # The signature of a saved tower, and its output.
 TOWER_SIGNATURE, VECTORS = "serving_default", "vectors"
 

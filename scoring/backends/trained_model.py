@@ -98,13 +98,13 @@ class TrainedBackend:
         """
         self.graph, self.threads = graph, graph.threads
         definition = graph.signature_def(signature)
-        self._given = given or {}
+        self.given = given or {}
         self._inputs, self._outputs = tuple(definition.inputs), tuple(definition.outputs)
         self.signature = Signature(
             tuple(
                 graph.array_type(name, tensor_info)
                 for name, tensor_info in definition.inputs.items()
-                if name not in self._given
+                if name not in self.given
             ),
             tuple(graph.array_type(name, tensor_info) for name, tensor_info in definition.outputs.items()),
         )
@@ -115,7 +115,7 @@ class TrainedBackend:
 
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the named outputs."""
-        every = {**inputs, **self._given}
+        every = {**inputs, **self.given}
         found = dict(zip(self._outputs, self._run(*(every[name] for name in self._inputs)), strict=True))
         return {name: found[name] for name in outputs}
 

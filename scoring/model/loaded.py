@@ -15,7 +15,16 @@ from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.models.serving.signatures import EXACT, SCANN, encoded_names, scann_folder
+from mirrorspark.models.serving.signatures import (
+    CANDIDATE_VECTORS,
+    EXACT,
+    EXCLUDED,
+    QUERY_VECTORS,
+    SCANN,
+    VECTORS,
+    encoded_names,
+    scann_folder,
+)
 from mirrorspark.scoring.backends.catalog import load_backend
 from mirrorspark.scoring.backends.protocol import ArrayType, Backend, ModelOutputError
 from mirrorspark.scoring.backends.trained_model import TrainedBackend, TrainedGraph
@@ -30,10 +39,13 @@ from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.output.arrays import arrow_array, checked_output, no_values
 from mirrorspark.scoring.routing.folder import read_router, read_stages
 from mirrorspark.scoring.routing.routed import RoutedModel
+from mirrorspark.scoring.routing.vector_search import CandidateVectors
 
 DEFAULT_BATCH_SIZE = 8192
 # Largest size of the scores of a part; larger parts take more memory and are no faster.
 PART_BYTES = 16 * 2**20
+# A query of ALS has a matrix of its own.
+_VECTOR_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -78,12 +90,16 @@ class LoadedModel:
         self.labels = directory.labels
         self._folder = folder
         self._backend, self._feed = _loaded(directory, threads)
+        self._exact_backend = self._backend
         self.threads = self._backend.threads
         widths = {array.name: array.width for array in self._backend.signature.outputs}
         # Largest number of elements per row of each output; None if unknown before the first call. The lock protects
         # concurrent calls that update it.
         self._widths = {name: widths[of] for name, of in self.description.model_outputs.items()}
         self._widths_lock = threading.Lock()
+        # Of the signatures of vectors, made when they are first called; shared by the searches with this model.
+        self._vector_backends: dict[str, TrainedBackend] = {}
+        self._vectors_lock = threading.Lock()
         for name, labels in self.labels.items():
             self._check_labels(name, labels)
 
@@ -128,6 +144,54 @@ class LoadedModel:
         return self.with_search(
             replace(search, most_candidates=min(most, search.most_candidates), unavailable_ids=gone)
         )
+
+    def vectors(self) -> "CandidateVectors":
+        """Return the vectors of the candidates of a retrieval model, and their tokens.
+
+        Raises:
+            ModelOutputError: Its scores are no products of vectors, or it was exported without them.
+        """
+        (found,) = self._vector_backend(CANDIDATE_VECTORS)({}, (VECTORS,)).values()
+        features = ModelDirectory.open(self._folder).features
+        tokens = features.vocabulary(features.spec.candidate).tokens
+        return CandidateVectors(tokens.cast(pa.binary()).to_numpy(zero_copy_only=False), found[FIRST_VOCABULARY_ID:])
+
+    def query_vectors(self, batch: pa.RecordBatch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the vectors of rows, float32 ``[some rows, dim]``, and the ids that each excludes, int64 ``[…, any]``.
+
+        Raises:
+            ModelOutputError: As for :meth:`vectors`.
+            ColumnError: As for :meth:`score`.
+        """
+        backend = self._vector_backend(QUERY_VECTORS)
+        for _, inputs in self._feed.parts(batch, _VECTOR_ROWS):
+            found = backend(inputs, (VECTORS, EXCLUDED))
+            yield found[VECTORS], found[EXCLUDED]
+
+    @property
+    def unavailable_ids(self) -> np.ndarray:
+        """int64 ``[any]``: candidates that the search of this model must not find."""
+        given = self._backend.given if isinstance(self._backend, TrainedBackend) else {}
+        return np.asarray(given.get("unavailable_ids", np.zeros(0)), np.int64)
+
+    def list_length(self, batch: pa.RecordBatch) -> int:
+        """Return the number of places in a list of a retrieval model, which a row of ``batch`` tells the first time."""
+        if self._widths[CANDIDATES] is None:
+            self.score(batch.slice(0, 1))
+        return self._widths[CANDIDATES] or 0
+
+    def _vector_backend(self, signature: str) -> TrainedBackend:
+        with self._vectors_lock:
+            if signature not in self._vector_backends:
+                self._vector_backends[signature] = TrainedBackend(self._graph, signature)
+            return self._vector_backends[signature]
+
+    @property
+    def _graph(self) -> TrainedGraph:
+        """The graph of the SavedModel with the stock operations."""
+        if not isinstance(self._exact_backend, TrainedBackend):
+            raise ModelOutputError(f"the model in {self._folder} has no vectors; give one that was trained here")
+        return self._exact_backend.graph
 
     @cached_property
     def _scann_graph(self) -> TrainedGraph:

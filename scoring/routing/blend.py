@@ -11,8 +11,13 @@ import pyarrow as pa
 
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED, is_ranked_list
 
-Fusion = Literal["places", "scores"]
+ListFusion = Literal["places", "scores"]
 """What a list gives its candidates: ``1 / (60 + place)``, or their scores, scaled to 0..1 within the list."""
+
+Fusion = Literal[ListFusion, "cosine", "dot"]
+"""Besides, a search among all candidates by the weighted sum of the cosines or products of the models' vectors."""
+
+VECTOR_FUSIONS: tuple[Fusion, ...] = ("cosine", "dot")
 
 # Cormack, Clarke, Buettcher 2009: "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods".
 _RANK_OFFSET = 60
@@ -24,7 +29,7 @@ _EMPTY: Mapping[str, tuple[Any, Any]] = {
 
 
 def blended(
-    parts: Mapping[str, dict[str, np.ndarray]], weights: Mapping[str, float], fusion: Fusion = "places"
+    parts: Mapping[str, dict[str, np.ndarray]], weights: Mapping[str, float], fusion: ListFusion = "places"
 ) -> dict[str, np.ndarray]:
     """Return the outputs of a blend: ranked lists are fused, numbers are summed with their weights.
 
@@ -41,7 +46,7 @@ def blended(
 
 
 def _fused(
-    parts: Mapping[str, dict[str, np.ndarray]], weights: Mapping[str, float], fusion: Fusion
+    parts: Mapping[str, dict[str, np.ndarray]], weights: Mapping[str, float], fusion: ListFusion
 ) -> dict[str, np.ndarray]:
     """Fuse ranked lists by places or by scaled scores, because scores of different models have no common unit.
 

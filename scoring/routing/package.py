@@ -10,7 +10,13 @@ import pyarrow.parquet as pq
 
 from mirrorspark.models.index.ranked_lists import is_ranked_list
 from mirrorspark.scoring.model.consent import remember_consent
-from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, PinnedModel, exported_with
+from mirrorspark.scoring.model.directory import (
+    ModelDescription,
+    ModelDirectory,
+    ModelDirectoryError,
+    PinnedModel,
+    exported_with,
+)
 from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS
 from mirrorspark.scoring.model.new_folder import check_new, copied_hooks, new_model_folder
 from mirrorspark.scoring.model.packaged import PackagedDescription
@@ -18,6 +24,7 @@ from mirrorspark.scoring.model.uri import pinned_model
 from mirrorspark.scoring.model.versions import versions_here
 from mirrorspark.scoring.reranking.items import check_item_columns
 from mirrorspark.scoring.reranking.rerank import arrow_items
+from mirrorspark.scoring.routing.blend import VECTOR_FUSIONS
 from mirrorspark.scoring.routing.folder import ITEMS_FILE, ROUTER, ROUTER_FILE, inputs_of, model_folder, stages_of
 from mirrorspark.scoring.routing.routed import MODEL, REASON
 from mirrorspark.scoring.routing.router import Router
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import DataFrame
 
+# The scores of these are sums over a row's history.
+WITHOUT_VECTORS = ("popularity", "item_knn", "bspm", "ease")
 _NUMBERS = ("float", "double")
 _BLENDED = (*_NUMBERS, "array<float>", "array<double>")
 
@@ -77,6 +86,7 @@ def package_router(
     pinned = {name: pinned_model(model, tracking_uri) for name, model in models.items()}
     found = {name: ModelDirectory.open(one.path) for name, one in pinned.items()}
     outputs = _outputs({name: found[name] for name in router.answering}, router)
+    _check_vectors(found, router)
     attributes = _attributes(found, router, items)
     versions: dict[str, str] = {}
     for one in pinned.values():
@@ -128,6 +138,20 @@ def _outputs(found: Mapping[str, ModelDirectory], router: Router) -> dict[str, s
     if router.blends and (other := [name for name, type_ in numbers.items() if type_ not in _BLENDED]):
         raise ModelDirectoryError(f"the outputs {other} are no floating-point numbers, so they cannot be blended")
     return outputs | {MODEL: "string", REASON: "string"}
+
+
+def _check_vectors(found: Mapping[str, ModelDirectory], router: Router) -> None:
+    """Check that the models of blends have vectors, if these are what the blends go by."""
+    if router.fusion not in VECTOR_FUSIONS:
+        return
+    for blend, weights in router.blends.items():
+        for name in weights:
+            of = found[name].description
+            if not isinstance(of, ModelDescription) or of.task != "retrieval" or of.architecture in WITHOUT_VECTORS:
+                raise ModelDirectoryError(
+                    f"fusion '{router.fusion}' goes by vectors, and '{name}' of the blend '{blend}' has none; blend "
+                    f"retrieval models that were trained here, but none of {', '.join(WITHOUT_VECTORS)}"
+                )
 
 
 def _check_cascades(found: Mapping[str, ModelDirectory], router: Router, *, has_items: bool) -> None:

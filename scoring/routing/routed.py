@@ -1,9 +1,10 @@
 """A router with its models loaded: it decides for each row, calls the models, and puts their outputs together."""
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,12 @@ from mirrorspark.scoring.backends.protocol import ArrayType, ModelOutputError, S
 from mirrorspark.scoring.input.column_types import element_name, is_array
 from mirrorspark.scoring.input.inputs import Inputs, RowErrors
 from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS, Hooks
-from mirrorspark.scoring.routing.blend import blended, of_length
+from mirrorspark.scoring.routing.blend import ListFusion, blended, of_length
 from mirrorspark.scoring.routing.decision import Decision, check_columns, decide
 from mirrorspark.scoring.routing.router import Router
 from mirrorspark.scoring.routing.router_hooks import postprocessed, preprocessed
 from mirrorspark.scoring.routing.stages import Stages
+from mirrorspark.scoring.routing.vector_search import VectorSearch
 
 MODEL, REASON = "model", "reason"
 """Outputs that a router adds: the model, blend or cascade that answers for a row, and why."""
@@ -125,6 +127,8 @@ class RoutedModel:
         """
         self._router, self._members, self._stages, self._hooks = router, members, stages, hooks
         self._search = RouterSearch(router, members, stages)
+        self._vector_searches: dict[str, VectorSearch] = {}
+        self._lock = threading.Lock()
         self.threads = threads or 1
         arrays = tuple(
             ArrayType(name, element_name(type_), (None, *_width(name, type_, labels)))
@@ -224,13 +228,33 @@ class RoutedModel:
     def _found(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """Return the outputs of a model or blend, or the candidates of the first stage of a cascade."""
         first, weights = self._router.found_by(name), self._router.weights(name)
+        if self._router.is_vector_blend(name):
+            return self._found_by_vectors(name, batch)
         parts = {part: self._search.member(part, name).score(batch) for part in weights}
         only = len(parts) == 1 and first in parts
-        found = parts[first] if only else blended(parts, weights, self._router.fusion)
+        found = parts[first] if only else blended(parts, weights, cast(ListFusion, self._router.fusion))
         if name not in self._stages:
             return found
         # A model of another library lists as many as it does.
         return {output: values[:, : self._search.depth(name)] for output, values in found.items()}
+
+    def _found_by_vectors(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+        """Return the candidates of one search with the vectors of a blend's models."""
+        first = self._router.found_by(name)
+        parts: dict[str, Any] = {part: self._search.member(part, name) for part in self._router.weights(name)}
+        most = self._search.depth(name) if name in self._stages else self._search.most
+        if most is None:
+            most = max(part.list_length(batch) for part in parts.values())
+        return self._vectors(first).found(parts, batch, most)
+
+    def _vectors(self, blend: str) -> VectorSearch:
+        """Return the search of a blend, which is made once for all copies of this model."""
+        with self._lock:
+            if blend not in self._vector_searches:
+                weights = self._router.blends[blend]
+                models: dict[str, Any] = {part: self._members[part] for part in weights}
+                self._vector_searches[blend] = VectorSearch(models, weights, cosine=self._router.fusion == "cosine")
+            return self._vector_searches[blend]
 
     def _listed(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """Return the lists of a cascade, found and ranked some rows at a time."""

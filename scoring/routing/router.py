@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.reranking.rules import Rules
-from mirrorspark.scoring.routing.blend import Fusion
+from mirrorspark.scoring.routing.blend import VECTOR_FUSIONS, Fusion
 
 Nulls = Literal["skip", "match", "fail"]
 """A row with a null in a route's column: the next route decides, this one takes it, or the row cannot be scored."""
@@ -148,7 +148,9 @@ class Router:
         as_of: Column with the date or moment at which ages count; None is the time of the call.
         time_zone: Zone whose calendar days count for ages, and in which moments without a zone are given.
         blend_depth: Candidates that :func:`scoring.recommend.recommend` takes from each model for a blend, at least.
-        fusion: What the fused lists go by: ``places`` of the candidates, or ``scores``, scaled within each list.
+        fusion: What a blend of retrieval models goes by: ``places`` of the candidates in their lists, or ``scores``,
+            scaled within each list; or one search among all candidates by the weighted sum of ``cosine`` or ``dot``
+            products of the models' vectors.
         cascades: Cascades by name.
     """
 
@@ -209,6 +211,10 @@ class Router:
         """Return the weights of the models that answer, or find a cascade's candidates, by that name."""
         first = self.found_by(name)
         return self.blends.get(first, {first: 1.0})
+
+    def is_vector_blend(self, name: str) -> bool:
+        """Return whether one search with the vectors of several models answers by that name, or finds for it."""
+        return self.fusion in VECTOR_FUSIONS and self.found_by(name) in self.blends
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -50,6 +50,7 @@ from mirrorspark.models.serving.export import (
 from mirrorspark.models.serving.preprocessing import model_inputs
 from mirrorspark.models.serving.signatures import EXACT
 from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.scoring.backends.protocol import ModelOutputError
 from mirrorspark.scoring.embedding.model_encoders import graph_encoders, save_features
 from mirrorspark.scoring.model.cache import load_once
 from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirectoryError
@@ -429,6 +430,7 @@ def test_every_way_in_gives_the_scores_of_the_trained_model(trained: Trained, tm
     assert_all_agree(trained, ways_in(folder))
     if trained.is_retrieval:
         assert_only_raters_export_ratings(trained, folder)
+        assert_vectors_give_the_scores(folder)
 
 
 @pytest.mark.parametrize("name", RECOMMENDER_OPTIONS)
@@ -437,7 +439,25 @@ def test_every_way_in_gives_the_lists_of_a_classical_recommender(
 ) -> None:
     """S15, #23."""
     fitted = recommender(name, comment)
-    assert_all_agree(fitted, ways_in(exported(fitted, tmp_path / "model")))
+    folder = exported(fitted, tmp_path / "model")
+    assert_all_agree(fitted, ways_in(folder))
+    if name == "als":
+        assert_vectors_give_the_scores(folder)
+    else:
+        with pytest.raises(ModelOutputError, match="but not 'candidate_vectors'"):
+            load_once(resolve(folder).path, resolve(folder).digest, threads=1).vectors()
+
+
+def assert_vectors_give_the_scores(folder: Path) -> None:
+    """Check that the products of the vectors of queries and candidates are the scores of lists (R9)."""
+    loaded = load_once(resolve(folder).path, resolve(folder).digest, threads=1)
+    batch, candidates = ROWS.combine_chunks().to_batches()[0], loaded.vectors()
+    (queries, excluded), lists = next(loaded.query_vectors(batch)), loaded.score(batch)
+    assert excluded.shape[0] == ROWS.num_rows
+    place = {token: number for number, token in enumerate(candidates.tokens)}
+    for query, tokens, scores in zip(queries, lists[CANDIDATES], lists[SCORES], strict=True):
+        products = candidates.vectors[[place[token] for token in tokens]] @ query
+        np.testing.assert_allclose(products, scores, rtol=1e-5, atol=1e-6)
 
 
 def ways_in(folder: Path) -> dict[str, Mapping[str, list[Any]]]:

@@ -232,6 +232,24 @@ def export_movies(folder: Path, *, scann: bool, prefix: str = "m") -> Path:
     return described(folder, "two_tower", fitted, "retrieval", indexes=recalls(indexes, 3, sample))
 
 
+def export_als(folder: Path, movies: Iterable[str]) -> Path:
+    """Export ALS, with factors drawn at random, for rows with a history and what they have seen; lists of three."""
+    from mirrorspark.models import catalog
+    from mirrorspark.models.serving.export import RetrievalModule, save
+
+    spec = movies_features("m").spec
+    features = tuple(one for one in spec.features if one.name in ("history", "movie"))
+    fitted = FittedFeatures(
+        FeatureSpec(features, spec.label, spec.keys, exclude=spec.exclude), {"movie": _vocabulary(*movies)}, {}
+    )
+    architecture: Any = catalog.architecture("als")
+    tokens = fitted.vocabulary(spec.candidate).tokens
+    factors = np.random.default_rng(5).normal(size=(len(tokens), 4)).astype(np.float32)
+    model = architecture.build(catalog.settings("als", {"rank": 4}), fitted, {"factors": factors})
+    save(RetrievalModule(architecture, model, fitted, 3, {"exact": model.index}), folder / SAVED_MODEL_FOLDER)
+    return described(folder, "als", fitted, "retrieval", indexes={"exact": 1.0})
+
+
 def export_watches(folder: Path) -> Path:
     """Export an untrained binary model of movies, which were integers in training, and of rebates."""
     fitted = FittedFeatures(

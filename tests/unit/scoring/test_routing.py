@@ -29,7 +29,7 @@ from mirrorspark.scoring.routing.blend import as_arrays, as_lists, blended, of_l
 from mirrorspark.scoring.routing.decision import check_columns, decide
 from mirrorspark.scoring.routing.package import package_router
 from mirrorspark.scoring.routing.router import Cascade, Route, Router
-from tests.unit.scoring.exported_models import export_movies, export_watches
+from tests.unit.scoring.exported_models import export_als, export_movies, export_watches
 
 NOON = datetime.datetime(2026, 3, 10, 12, tzinfo=datetime.UTC)
 DAY = datetime.date
@@ -218,6 +218,69 @@ def test_lists_are_fused_by_their_scores() -> None:
     candidates, scores = as_lists(fused)
     assert candidates.to_pylist() == [["x", "y", "z"], ["w"]]
     assert scores.to_pylist() == [[1.0, 0.75, 0.0], [0.0]]
+
+
+@pytest.mark.parametrize("fusion", ["dot", "cosine"])
+def test_one_search_ranks_all_candidates_by_the_vectors_of_several_models(
+    movies_model: Path, fusion: Any, tmp_path: Path
+) -> None:
+    """R9: towers and ALS under one scorer; ALS knows other movies besides, and nothing of who has no history."""
+    names = [f"m{number}" for number in range(20, 50)]
+    als = export_als(tmp_path / "als", names)
+    router = Router((Route("both"),), blends={"both": {"towers": 1.0, "als": 0.5}}, fusion=fusion)
+    model = LoadedModel(package_router(router, tmp_path / "router", models={"towers": movies_model, "als": als}))
+    rows = VISITORS.slice(0, 3)
+    expected = np.zeros((3, 50))
+    for name, weight in (("towers", 1.0), ("als", 0.5)):
+        loaded = LoadedModel({"towers": movies_model, "als": als}[name])
+        (queries, _), of = next(loaded.query_vectors(rows.to_batches()[0])), loaded.vectors()
+        for token, vector in zip(of.tokens, of.vectors, strict=True):
+            lengths = np.linalg.norm(queries, axis=1) * np.linalg.norm(vector) if fusion == "cosine" else np.ones(3)
+            products = np.divide(queries @ vector, lengths, out=np.zeros(3), where=lengths > 0)
+            expected[:, int(token[1:])] += weight * products
+    seen = [[] if of is None else [int(movie[1:]) for movie in of] for of in rows["seen"].to_pylist()]
+    for row, ids in enumerate(seen):
+        expected[row, ids] = -np.inf
+    found = model.with_search(Search("exact", 10, np.zeros(0, np.int64), searches())).score(rows)
+    for row in range(3):
+        best = np.argsort(-expected[row], kind="stable")[:10]
+        assert [int(token[1:]) for token in found["candidates"][row]] == best.tolist()
+        np.testing.assert_allclose(found["scores"][row], expected[row][best], rtol=1e-5)
+    assert max(int(token[1:]) for token in found["candidates"].ravel()) >= 40
+    # Lists of the usual length, and by rows: as the models have them.
+    usual = pa.table(model.score_arrow(rows)).to_pylist()
+    assert [len(row["candidates"]) for row in usual] == [3, 3, 3]
+    assert [row["candidates"] for row in usual] == [
+        [token.decode() for token in row[:3]] for row in found["candidates"]
+    ]
+    predicted = Predictor(tmp_path / "router").predict_rows(rows.to_pylist())
+    assert [row["candidates"] for row in predicted] == [row["candidates"] for row in usual]
+
+
+def searches(unavailable: int | None = None) -> dict[str, Search]:
+    """Return a search of the towers and ALS, without the movie of that number."""
+    first = [2 + unavailable, 2 + unavailable - 20] if unavailable is not None else [None, None]
+    return {
+        name: Search("exact", 10, np.array([] if place is None else [place], np.int64))
+        for name, place in zip(("towers", "als"), first, strict=True)
+    }
+
+
+def test_what_no_model_may_find_is_in_no_list_of_one_search(movies_model: Path, tmp_path: Path) -> None:
+    als = export_als(tmp_path / "als", [f"m{number}" for number in range(20, 50)])
+    router = Router((Route("both"),), blends={"both": {"towers": 1.0, "als": 1.0}}, fusion="dot")
+    model = LoadedModel(package_router(router, tmp_path / "router", models={"towers": movies_model, "als": als}))
+    row = VISITORS.slice(1, 1)
+    nobody = np.zeros(0, np.int64)
+    every = model.with_search(Search("exact", 50, nobody, searches())).score(row)["candidates"][0].tolist()
+    number = int(next(token for token in every if 20 <= int(token[1:]) < 40)[1:])
+    rest = model.with_search(Search("exact", 50, nobody, searches(unavailable=number))).score(row)["candidates"][0]
+    assert [token for token in every if token != f"m{number}".encode()] == rest.tolist()[:-1]
+    assert rest[-1] == b""
+    prices = package_model({"coefficients": {"price": 1.0}}, tmp_path / "prices", outputs={"scores": "score"})
+    numbers = Router((Route("both"),), blends={"both": {"prices": 1.0}}, fusion="dot")
+    with pytest.raises(ModelDirectoryError, match="'prices' of the blend 'both' has none"):
+        package_router(numbers, tmp_path / "other", models={"prices": prices})
 
 
 def test_values_choose_and_unknown_ones_go_on(models: dict[str, Path], tmp_path: Path) -> None:
