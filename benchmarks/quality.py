@@ -1,6 +1,6 @@
 """All measurements of quality, one after the other: ``python -m benchmarks.quality FOLDER``, or ``make quality``.
 
-FOLDER has the data sets. What each command says goes to the terminal, and its tables, when all have run, to
+FOLDER has the data sets. What each command says goes to the terminal, and its tables to
 ``docs/benchmarks/quality.md``; ``docs/quality.md`` explains the figures and sets them beside published ones.
 """
 
@@ -89,9 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help="folder of the data sets")
     parser.add_argument("--output", type=Path, default=PAGE, help="the page (default: docs/benchmarks/quality.md)")
     options = parser.parse_args(arguments)
-    runs = {title: [run(command, options.data) for command in commands] for title, commands in COMMANDS.items()}
     facts = {name: value for name, value in conditions(1).items() if name != "rounds"}
-    options.output.write_text(page(runs, facts), encoding="utf-8")
+    runs: dict[str, list[Run]] = {}
+    for title, commands in COMMANDS.items():
+        for command in commands:
+            runs.setdefault(title, []).append(run(command, options.data))
+            # An hour of figures must not be lost to an error in the last command.
+            options.output.write_text(page(runs, facts), encoding="utf-8")
     return 0
 
 

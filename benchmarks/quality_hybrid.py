@@ -66,6 +66,8 @@ class Part:
 # What `--choose` chose.
 HYBRID: tuple[Part, ...] = (Part("ease", 5), Part("ease", 10), Part("als", 5), Part(CONTENT))
 FUSION: ListFusion = "scores"
+# Parts that have vectors, which one search can take: beside it stand their fused lists.
+PAIR: tuple[Part, ...] = (Part("als", 5), Part(CONTENT))
 # The best of the classical recommenders in docs/quality.md, shown beside the parts.
 BEST_ALONE = Part("ease", 15)
 
@@ -183,18 +185,26 @@ class Bench:
         return trained.model, sum(trained.seconds.values())
 
     def hybrids(self, models: Mapping[Part, PinnedModel], movies: pd.DataFrame) -> dict[str, Path]:
-        """Return the packaged hybrid, and the one that keeps a place of every list for a new movie."""
+        """Return the packaged hybrids: of all parts, with a place of every list for a new movie, and of two parts."""
         blends = {"parts": {str(part): 1.0 for part in HYBRID}}
+        pair = {"parts": {str(part): 1.0 for part in PAIR}}
         one_new = {"category": "is_new", "at_least": {"yes": 1}}
         cascades = {"shown": Cascade("parts", "movie_id", rerank=one_new, depth=DEPTH, k=K)}
         routers = {
             "hybrid": Router((Route("parts"),), blends, blend_depth=DEPTH, fusion=FUSION),
             "hybrid, a new movie in every list": Router((Route("shown"),), blends, fusion=FUSION, cascades=cascades),
+            "als and two_tower, lists by their scores": Router((Route("parts"),), pair, fusion=FUSION),
+            "als and two_tower, one search by cosine": Router((Route("parts"),), pair, fusion="cosine"),
         }
-        own = {str(part): models[part] for part in HYBRID}
+        by_name = {str(part): model for part, model in models.items()}
         folder = Path(tempfile.mkdtemp(dir=self.output))
         return {
-            name: package_router(router, folder / str(number), models=own, items=movies if router.cascades else None)
+            name: package_router(
+                router,
+                folder / str(number),
+                models={part: by_name[part] for part in router.models},
+                items=movies if router.cascades else None,
+            )
             for number, (name, router) in enumerate(routers.items())
         }
 

@@ -116,7 +116,10 @@ def marks_table(marks: Sequence[Mark]) -> Table:
     rows = tuple(
         (
             mark.what,
-            significant(mark.found),
+            # Where it is missed by less than three digits show, with as many as it takes.
+            significant(mark.found)
+            if mark.is_met or f"{mark.found:.3g}" != f"{mark.limit:.3g}"
+            else f"{mark.found:.6g}",
             f"{mark.bound} {significant(mark.limit)}",
             "met" if mark.is_met else "**not met**",
         )

@@ -83,6 +83,11 @@ def setting_names(name: str) -> set[str]:
     return {"name", *get_type_hints(architecture(name).Settings)}
 
 
+def reads_items(name: str) -> bool:
+    """Return whether the candidates of an architecture may have features."""
+    return bool(getattr(architecture(name), "READS_ITEMS", False))
+
+
 def check_features(name: str, options: Mapping[str, Any], spec: FeatureSpec) -> None:
     """Check early whether architecture ``name`` can be built for these features.
 

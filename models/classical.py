@@ -136,6 +136,9 @@ RECOMMENDERS: Mapping[str, type[Any]] = {
     "als": ALS,
 }
 
+SUMS_OVER_HISTORY = ("popularity", "item_knn", "bspm", "ease")
+"""Those whose scores are sums over the items of a history, and no products of vectors."""
+
 
 @dataclass(frozen=True)
 class Recommender:

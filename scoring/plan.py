@@ -86,10 +86,14 @@ class ScoringPlan:
         """
         pinned = model if isinstance(model, PinnedModel) else pinned_folder(model) or resolve(model, tracking_uri)
         directory = ModelDirectory.open(pinned.path)
-        # A model that was trained here brings no code, and its scoring enters no module to find that out.
-        if not trust and not isinstance(directory.description, ModelDescription):
+        # Most models were trained here: they bring no code and have no catalogue, and scoring them enters no module to
+        # find that out.
+        description = directory.description
+        is_trained = isinstance(description, ModelDescription)
+        if not trust and not is_trained:
             check_consent(directory, pinned.label)
-        tell_ages(directory, pinned.label, datetime.now(UTC))
+        if not isinstance(description, ModelDescription) or description.catalogue:
+            tell_ages(directory, pinned.label, datetime.now(UTC))
         keys = (keys,) if isinstance(keys, str) else tuple(keys)
         return cls(pinned, directory, directory.inputs, keys, settings, settings.schema(directory), reader)
 

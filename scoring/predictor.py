@@ -1,5 +1,6 @@
 """Scoring of single rows in this process, without Spark, a server or the network (requirement S15)."""
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -144,13 +145,18 @@ def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.A
     if not _PLAIN.issuperset(map(type, values)):
         if any(value is _ABSENT for value in values):
             raise ColumnError(f"column '{name}' is missing in a row; give it, with None where its value is not known")
-        values = [_pairs(value) if isinstance(value, Mapping) else value for value in values]
+        values = [_pairs(name, value) if isinstance(value, Mapping) else value for value in values]
     try:
         return pa.array(values, type_)
     except (pa.ArrowException, TypeError, OverflowError) as error:
         raise ColumnError(f"column '{name}' has values that are of no one type: {error}") from error
 
 
-def _pairs(vector: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
-    """Return indices and values; an index that is a text but no number stays one, which Arrow refuses."""
-    return [(int(key) if isinstance(key, str) and key.isdecimal() else key, value) for key, value in vector.items()]
+def _pairs(name: str, vector: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """Return indices and values; in JSON an index is a text."""
+    pairs = []
+    for key, value in vector.items():
+        if isinstance(key, str) and not re.fullmatch(r"0|[1-9]\d{0,18}", key, re.ASCII):
+            raise ColumnError(f"column '{name}' has the index {key!r}, which is no whole number from 0 on")
+        pairs.append((int(key) if isinstance(key, str) else key, value))
+    return pairs

@@ -45,6 +45,11 @@ def rating_model(model: str | Path | PinnedModel, folder: str | Path, *, trackin
     description = directory.description
     if not isinstance(description, ModelDescription) or description.task != "retrieval":
         raise ModelDirectoryError(f"{pinned.label} is no retrieval model; its own scores are what it predicts")
+    if directory.features.spec.label.rating is None:
+        raise ModelDirectoryError(
+            f"{pinned.label} predicts no ratings: train a two_tower model whose label has a rating "
+            f"(label: {{name: ..., kind: candidate, rating: ...}})"
+        )
     with new_model_folder(Path(folder)) as whole:
         for name in (SAVED_MODEL_FOLDER, FEATURES_FOLDER, ENCODERS_FOLDER):
             if (pinned.path / name).is_dir():
@@ -62,7 +67,7 @@ def rating_model(model: str | Path | PinnedModel, folder: str | Path, *, trackin
             LoadedModel(whole)
         except ModelOutputError as error:
             raise ModelDirectoryError(
-                f"{pinned.label} predicts no ratings: train a two_tower model whose label has a rating "
-                f"(label: {{name: ..., kind: candidate, rating: ...}})"
+                f"{pinned.label}, a {description.architecture} model, predicts no ratings, or an earlier version "
+                f"exported it; train a two_tower model, or export it again"
             ) from error
     return Path(folder)

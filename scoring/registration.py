@@ -1,23 +1,17 @@
 """Registration of a model's folder in MLflow, as a model that MLflow loads, too."""
 
+import re
 import tempfile
 import warnings
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
+from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.fleet.registry import open_store
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, find_model_directory
-from mirrorspark.scoring.model.mlflow_model import (
-    PACKAGED_LOADER,
-    TRAINED_LOADER,
-    mlflow_requirements,
-    mlflow_signature,
-    packaged_requirements,
-    packaged_signature,
-)
+from mirrorspark.scoring.model.directory import ModelDirectory, find_model_directory
+from mirrorspark.scoring.model.mlflow_model import mlflow_flavour
 
 _ARTIFACTS = "model"
 
@@ -39,7 +33,14 @@ def register_model(folder: str | Path, name: str, *, alias: str | None = None, t
     Raises:
         ModelDirectoryError: ``folder`` has no model.
         ModelStoreError: The store cannot be used.
+        ScoringError: MLflow takes no such name or alias.
     """
+    if not name.strip() or set(name) & set("/:"):
+        raise ScoringError(f"name '{name}' must be a name without '/' and ':'")
+    if alias is not None and (not re.fullmatch(r"[\w-]+", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE)):
+        raise ScoringError(
+            f"alias '{alias}' is not one that MLflow takes; use letters, digits, '_' and '-', and neither latest nor v1"
+        )
     path = find_model_directory(Path(folder))
     with open_store(tracking_uri, may_be_new=True) as client:
         return log_version(client, path, name, alias, {}, experiment_of(client, name))
@@ -93,25 +94,4 @@ def _write_mlflow_model(folder: Path, target: Path) -> None:
     with warnings.catch_warnings():
         # With an example of its input MLflow would load the model, and its library with it, in this process.
         warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
-        mlflow.pyfunc.save_model(str(target), data_path=str(folder), **_flavour(directory))
-
-
-def _flavour(directory: ModelDirectory) -> dict[str, Any]:
-    """Return what MLflow is told of a model: its loader, signature and requirements."""
-    description = directory.description
-    if not isinstance(description, ModelDescription) or not description.is_scored_from_raw_columns:
-        return {
-            "loader_module": PACKAGED_LOADER,
-            "signature": packaged_signature(directory),
-            "pip_requirements": packaged_requirements(directory.path),
-        }
-    # Found without an import, which would load TensorFlow in this process.
-    loader = find_spec(TRAINED_LOADER)
-    assert loader is not None  # noqa: S101 - it is a module of ours
-    return {
-        "loader_module": TRAINED_LOADER.rpartition(".")[2],
-        "code_paths": [str(loader.origin)],
-        "signature": mlflow_signature(directory.path, directory.features.spec, description.outputs),
-        "pip_requirements": mlflow_requirements(),
-        "metadata": {"features_hash": directory.features.hash},
-    }
+        mlflow.pyfunc.save_model(str(target), data_path=str(folder), **mlflow_flavour(directory))

@@ -200,11 +200,10 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             f"{LINEAR_BASELINES.get(self.task)} or none",
         )
         require(not (sparse and self.xla), f"xla compiles no sparse features, and {sparse} are; leave it out")
-        reads_items = getattr(catalog.architecture(self.model["name"]), "READS_ITEMS", False)
         require(
-            spec.items is None or reads_items,
-            f"model '{self.model['name']}' reads no item features; use two_tower, youtube_dnn or "
-            f"lstm_retrieval, or leave items out",
+            spec.items is None or catalog.reads_items(self.model["name"]),
+            f"model '{self.model['name']}' reads no item features; use "
+            f"{', '.join(filter(catalog.reads_items, catalog.ARCHITECTURES))}, or leave items out",
         )
         require(
             spec.items is None or self.strategy != "parameter_server",

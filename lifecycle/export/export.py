@@ -21,7 +21,6 @@ from mirrorspark.lifecycle.export.warm_up import (
     table_of,
     write_warm_up,
 )
-from mirrorspark.models.serving.signatures import RAW_SIGNATURE
 from mirrorspark.scoring.backends.onnx_file import OnnxBackend
 from mirrorspark.scoring.backends.protocol import ArrayType, Backend
 from mirrorspark.scoring.backends.saved_model import DEFAULT_SIGNATURE, SavedModelBackend
@@ -185,7 +184,7 @@ def _source(directory: ModelDirectory, pinned: PinnedModel, format_: Format) -> 
     if isinstance(description, ModelDescription):
         if format_ == "onnx":
             raise ExportError(f"{pinned.label} is a SavedModel and has no file of ONNX; use the format 'tensorflow'")
-        return directory.path / SAVED_MODEL_FOLDER, RAW_SIGNATURE
+        return directory.path / SAVED_MODEL_FOLDER, description.raw_signature
     if description.hooks:
         raise ExportError(
             f"{pinned.label} calls the hooks {list(description.hooks)}, Python code that only Mirrorspark runs; serve "

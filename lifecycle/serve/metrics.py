@@ -84,12 +84,12 @@ class Metrics:
         ages = GaugeMetricFamily(
             "mirrorspark_catalogue_age_days",
             "Days since the catalogue was made; younger items are in no list.",
-            labels=["model", "version", "catalogue"],
+            labels=["model", "source", "version", "catalogue"],
         )
         now = datetime.now(UTC)
         for one in self._sources:
             for name, catalogue in one.model.catalogues.items():
-                ages.add_metric([one.model.name, one.model.version, name], catalogue.age_days(now))
+                ages.add_metric([one.model.name, one.uri, one.model.version, name], catalogue.age_days(now))
         return ages
 
     def _of_traffics(self) -> Iterable[Metric]:

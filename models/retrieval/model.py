@@ -16,7 +16,7 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.models.index.exact import GROUP, best_columns, without
+from mirrorspark.models.index.exact import GROUP, TILE_SCORES, Best, Queries, best_columns, in_tiles, without
 from mirrorspark.models.retrieval.item_tower import ItemTower
 from mirrorspark.models.retrieval.losses import named_loss, softmax_of_rows
 from mirrorspark.models.retrieval.rating import RatingTask
@@ -122,12 +122,18 @@ class RetrievalModel(tf_keras.Model):
         gradient of the candidates stays sparse.
         """
         table = tf.stop_gradient(self.candidate_tower.all_embeddings()[FIRST_VOCABULARY_ID:])
-        scores = tf.matmul(tf.stop_gradient(queries), table, transpose_b=True)
-        scores = without(scores, own[:, tf.newaxis] - FIRST_VOCABULARY_ID)
-        count = tf.minimum(self._settings.index_negatives, tf.shape(table)[0] - 1)
-        missing = -tf.shape(scores)[1] % GROUP
-        scores = tf.pad(scores, [[0, 0], [0, missing]], constant_values=scores.dtype.min)
-        found = best_columns(scores, count).ids + FIRST_VOCABULARY_ID
+        candidates = tf.shape(table)[0]
+        count, missing = tf.minimum(self._settings.index_negatives, candidates - 1), -candidates % GROUP
+
+        def search(tile: Queries) -> Best:
+            scores = without(tf.matmul(tile.vectors, table, transpose_b=True), tile.excluded)
+            scores = tf.pad(scores, [[0, 0], [0, missing]], constant_values=scores.dtype.min)
+            return best_columns(scores, count)
+
+        # In tiles, since all scores of a step with a query for each place of a history would take gigabytes.
+        rows = tf.maximum(1, TILE_SCORES // candidates)
+        asked = Queries(tf.stop_gradient(queries), own[:, tf.newaxis] - FIRST_VOCABULARY_ID)
+        found = in_tiles(asked, rows, search).ids + FIRST_VOCABULARY_ID
         vectors = self.candidate_tower(tf.reshape(found, [-1]), training=True)
         vectors = tf.reshape(vectors, [tf.shape(found)[0], -1, queries.shape[1]])
         return tf.einsum("qd,qcd->qc", queries, vectors) / self._settings.temperature
@@ -177,7 +183,7 @@ class RetrievalModel(tf_keras.Model):
             others = hardest(others, tf.where(are_others, scores, lowest), hard_negatives)
         if nearest is not None:
             if settings.loss == "softmax" and columns.are_rows:
-                # Each is there once. The candidates of the rows are corrected but for the number of rows, a constant.
+                # A row's candidate has the logit s - log(p), which leaves out log(rows) of s - log(rows * p).
                 nearest += tf.math.log(tf.cast(tf.shape(scores)[0], tf.float32))
             others = tf.concat([others, nearest], axis=1)
         return named_loss(settings, own_logits, others, self._sampling.rate if training else 1.0)

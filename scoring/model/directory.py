@@ -37,7 +37,13 @@ from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, Fit
 from mirrorspark.data_pipelines.features.kinds import Feature
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE, RATING_ENCODED, rated_features
+from mirrorspark.models.serving.signatures import (
+    ENCODED_SIGNATURE,
+    RATING,
+    RATING_ENCODED,
+    RAW_SIGNATURE,
+    rated_features,
+)
 from mirrorspark.scoring.input.column_types import ARROW_TYPES, array_of
 from mirrorspark.scoring.input.inputs import FeatureInputs, Inputs
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
@@ -137,9 +143,9 @@ class ModelDescription:
         return {name: name for name in self.outputs}
 
     @property
-    def is_scored_from_raw_columns(self) -> bool:
-        """Whether the signature ``serving_default`` of the SavedModel gives the outputs."""
-        return self.signature == ENCODED_SIGNATURE
+    def raw_signature(self) -> str:
+        """The signature of the SavedModel that scores raw columns."""
+        return RATING if self.signature == RATING_ENCODED else RAW_SIGNATURE
 
     def with_columns(self, features: FittedFeatures, folder: Path) -> "ModelDescription":
         """Return the description with the columns of ``features``, which ``folder`` of the model has already.

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mirrorspark.data_pipelines.features.items import ids_without_item
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
@@ -90,7 +92,7 @@ class LoadedModel:
         self.labels = directory.labels
         self._folder = folder
         self._backend, self._feed = _loaded(directory, threads)
-        self._exact_backend = self._backend
+        self._own_backend = self._backend
         self.threads = self._backend.threads
         widths = {array.name: array.width for array in self._backend.signature.outputs}
         # Largest number of elements per row of each output; None if unknown before the first call. The lock protects
@@ -154,6 +156,9 @@ class LoadedModel:
         (found,) = self._vector_backend(CANDIDATE_VECTORS)({}, (VECTORS,)).values()
         features = ModelDirectory.open(self._folder).features
         tokens = features.vocabulary(features.spec.candidate).tokens
+        # An item that is gone adds nothing, also where another model still knows it.
+        found = found.copy()
+        found[self._removed_ids] = 0
         return CandidateVectors(tokens.cast(pa.binary()).to_numpy(zero_copy_only=False), found[FIRST_VOCABULARY_ID:])
 
     def query_vectors(self, batch: pa.RecordBatch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -170,12 +175,20 @@ class LoadedModel:
 
     @property
     def unavailable_ids(self) -> np.ndarray:
-        """int64 ``[any]``: candidates that the search of this model must not find."""
+        """int64 ``[any]``: candidates that this model must not find: those of its search, and items that are gone."""
         given = self._backend.given if isinstance(self._backend, TrainedBackend) else {}
-        return np.asarray(given.get("unavailable_ids", np.zeros(0)), np.int64)
+        return np.union1d(np.asarray(given.get("unavailable_ids", np.zeros(0)), np.int64), self._removed_ids)
+
+    @cached_property
+    def _removed_ids(self) -> np.ndarray:
+        """int64 ``[any]``: candidates of the training that the catalogue lacks."""
+        catalogue: Mapping[str, Any] = getattr(self.description, "catalogue", {})
+        if not catalogue.get("refreshed_from"):
+            return np.zeros(0, np.int64)
+        return ids_without_item(ModelDirectory.open(self._folder).features)
 
     def list_length(self, batch: pa.RecordBatch) -> int:
-        """Return the number of places in a list of a retrieval model, which a row of ``batch`` tells the first time."""
+        """Return the number of places in a list of a retrieval model, found by scoring one row the first time."""
         if self._widths[CANDIDATES] is None:
             self.score(batch.slice(0, 1))
         return self._widths[CANDIDATES] or 0
@@ -189,9 +202,9 @@ class LoadedModel:
     @property
     def _graph(self) -> TrainedGraph:
         """The graph of the SavedModel with the stock operations."""
-        if not isinstance(self._exact_backend, TrainedBackend):
+        if not isinstance(self._own_backend, TrainedBackend):
             raise ModelOutputError(f"the model in {self._folder} has no vectors; give one that was trained here")
-        return self._exact_backend.graph
+        return self._own_backend.graph
 
     @cached_property
     def _scann_graph(self) -> TrainedGraph:

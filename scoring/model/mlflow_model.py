@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,36 @@ import pyarrow.parquet as pq
 from mirrorspark.data_pipelines.features.kinds import RawForm
 from mirrorspark.data_pipelines.features.raw_columns import IMAGE, as_contents, embedded_content
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models.serving.signatures import RAW_SIGNATURE
 from mirrorspark.scoring.embedding.model_encoders import taken_as_vectors
 from mirrorspark.scoring.input.column_types import element_name, is_array
-from mirrorspark.scoring.model.directory import ModelDirectory, exported_with
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, exported_with
 from mirrorspark.scoring.model.versions import PYTHON
 
 # The modules that load a model for MLflow: one of TensorFlow alone, whose file goes along, and one of ours.
-TRAINED_LOADER = "mirrorspark.scoring.model.mirrorspark_pyfunc"
-PACKAGED_LOADER = "mirrorspark.scoring.model.packaged_pyfunc"
+_TRAINED_LOADER = "mirrorspark.scoring.model.mirrorspark_pyfunc"
+_PACKAGED_LOADER = "mirrorspark.scoring.model.packaged_pyfunc"
+
+
+def mlflow_flavour(directory: ModelDirectory) -> dict[str, Any]:
+    """Return MLflow's arguments for a model: its loader, signature and requirements."""
+    description = directory.description
+    if not isinstance(description, ModelDescription) or description.raw_signature != RAW_SIGNATURE:
+        return {
+            "loader_module": _PACKAGED_LOADER,
+            "signature": _packaged_signature(directory),
+            "pip_requirements": _packaged_requirements(directory.path),
+        }
+    # Found without an import, which would load TensorFlow in this process.
+    loader = find_spec(_TRAINED_LOADER)
+    assert loader is not None  # noqa: S101 - it is a module of ours
+    return {
+        "loader_module": _TRAINED_LOADER.rpartition(".")[2],
+        "code_paths": [str(loader.origin)],
+        "signature": mlflow_signature(directory.path, directory.features.spec, description.outputs),
+        "pip_requirements": _trained_requirements(directory.path),
+        "metadata": {"features_hash": directory.features.hash},
+    }
 
 
 def mlflow_signature(folder: Path, spec: FeatureSpec, outputs: Mapping[str, str]) -> Any:
@@ -49,7 +72,7 @@ def mlflow_signature(folder: Path, spec: FeatureSpec, outputs: Mapping[str, str]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(returned))
 
 
-def packaged_signature(directory: ModelDirectory) -> Any:
+def _packaged_signature(directory: ModelDirectory) -> Any:
     """Return MLflow's signature of a packaged model or router; the columns of its models may be of any type."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
@@ -87,12 +110,13 @@ def input_example(file: Path, folder: Path) -> pd.DataFrame:
     return as_contents(rows, vectors_of=vectors).to_pandas()
 
 
-def mlflow_requirements() -> list[str]:
-    """Return the packages that MLflow needs to load a model, at their versions here."""
-    return [f"{package}=={version(package)}" for package in ("tensorflow", "numpy", "pandas")]
+def _trained_requirements(folder: Path) -> list[str]:
+    """Return the packages that MLflow needs to load an exported model: TensorFlow's version at the export."""
+    own = {"tensorflow": exported_with(folder).compared.get("tensorflow", version("tensorflow"))}
+    return [f"{name}=={found}" for name, found in (own | {of: version(of) for of in ("numpy", "pandas")}).items()]
 
 
-def packaged_requirements(folder: Path) -> list[str]:
+def _packaged_requirements(folder: Path) -> list[str]:
     """Return the packages that MLflow needs to load a packaged model: Mirrorspark, and what its scores depend on."""
     compared = {name: of for name, of in exported_with(folder).compared.items() if name != PYTHON}
     return [f"{package}=={found}" for package, found in ({"mirrorspark": version("mirrorspark")} | compared).items()]

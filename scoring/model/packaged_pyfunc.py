@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class PackagedModel:
-    """A packaged model, which takes a DataFrame with its columns. Who loads it has agreed to code that it brings."""
+    """A packaged model, which takes a DataFrame with its columns. Loading it runs the code that it brings."""
 
     def __init__(self, folder: Path) -> None:
         """Load the model.

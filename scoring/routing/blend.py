@@ -14,10 +14,10 @@ from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED, 
 ListFusion = Literal["places", "scores"]
 """What a list gives its candidates: ``1 / (60 + place)``, or their scores, scaled to 0..1 within the list."""
 
-Fusion = Literal[ListFusion, "cosine", "dot"]
-"""Besides, a search among all candidates by the weighted sum of the cosines or products of the models' vectors."""
+VectorFusion = Literal["cosine", "dot"]
+"""By what one search among all candidates goes: the weighted sum of the cosines or products of the models' vectors."""
 
-VECTOR_FUSIONS: tuple[Fusion, ...] = ("cosine", "dot")
+Fusion = Literal[ListFusion, VectorFusion]
 
 # Cormack, Clarke, Buettcher 2009: "Reciprocal rank fusion outperforms Condorcet and individual rank learning methods".
 _RANK_OFFSET = 60

@@ -107,7 +107,7 @@ def _taken(
         return np.ones(batch.num_rows, np.bool_), {None: np.zeros(batch.num_rows, np.bool_)}
     column = batch.column(route.column)
     if route.has_range:
-        numbers = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        numbers = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         lowest, end = (-np.inf if route.at_least is None else route.at_least), route.below
         takes = (numbers >= lowest) & (numbers < end if end is not None else True)
         return takes, {route.column: np.isnan(numbers)}

@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mirrorspark.models.classical import SUMS_OVER_HISTORY
 from mirrorspark.models.index.ranked_lists import is_ranked_list
 from mirrorspark.scoring.model.consent import remember_consent
 from mirrorspark.scoring.model.directory import (
@@ -24,7 +25,7 @@ from mirrorspark.scoring.model.uri import pinned_model
 from mirrorspark.scoring.model.versions import versions_here
 from mirrorspark.scoring.reranking.items import check_item_columns
 from mirrorspark.scoring.reranking.rerank import arrow_items
-from mirrorspark.scoring.routing.blend import VECTOR_FUSIONS
+from mirrorspark.scoring.routing.blend import VectorFusion
 from mirrorspark.scoring.routing.folder import ITEMS_FILE, ROUTER, ROUTER_FILE, inputs_of, model_folder, stages_of
 from mirrorspark.scoring.routing.routed import MODEL, REASON
 from mirrorspark.scoring.routing.router import Router
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from pyspark.sql import DataFrame
 
-# The scores of these are sums over a row's history.
-WITHOUT_VECTORS = ("popularity", "item_knn", "bspm", "ease")
 _NUMBERS = ("float", "double")
 _BLENDED = (*_NUMBERS, "array<float>", "array<double>")
 
@@ -61,9 +60,10 @@ def package_router(
         models: By name, the URI of a model or the result of :func:`scoring.model.uri.resolve`.
         items: Attributes of the candidates of cascades, a row each; the columns that they read are copied.
         hooks: A Python file, which is copied into the folder and run wherever the router scores. Its function
-            ``preprocess`` gets the rows, a ``pyarrow.RecordBatch``, and returns as many before a model is chosen;
-            ``postprocess`` gets the outputs of all rows, a dict of arrays, and returns it with the same names, as lists
-            cut or re-ordered by a rule of the user's own.
+            ``preprocess`` gets the rows with the columns that the router and its models read, a
+            ``pyarrow.RecordBatch``, and returns as many before a model is chosen; it may change columns, which the
+            table has to have. ``postprocess`` gets the outputs of all rows, a dict of arrays, and returns it with the
+            same names: lists cut or re-ordered by a rule of the user's own, for example.
         tracking_uri: Address of the MLflow store.
 
     Returns:
@@ -142,15 +142,15 @@ def _outputs(found: Mapping[str, ModelDirectory], router: Router) -> dict[str, s
 
 def _check_vectors(found: Mapping[str, ModelDirectory], router: Router) -> None:
     """Check that the models of blends have vectors, if these are what the blends go by."""
-    if router.fusion not in VECTOR_FUSIONS:
+    if router.fusion not in get_args(VectorFusion):
         return
     for blend, weights in router.blends.items():
         for name in weights:
             of = found[name].description
-            if not isinstance(of, ModelDescription) or of.task != "retrieval" or of.architecture in WITHOUT_VECTORS:
+            if not isinstance(of, ModelDescription) or of.task != "retrieval" or of.architecture in SUMS_OVER_HISTORY:
                 raise ModelDirectoryError(
                     f"fusion '{router.fusion}' goes by vectors, and '{name}' of the blend '{blend}' has none; blend "
-                    f"retrieval models that were trained here, but none of {', '.join(WITHOUT_VECTORS)}"
+                    f"retrieval models that were trained here, but none of {', '.join(SUMS_OVER_HISTORY)}"
                 )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.models.index.ranked_lists import CANDIDATES, UNFILLED
+from mirrorspark.models.index.ranked_lists import CANDIDATES, UNFILLED, is_ranked_list
 from mirrorspark.scoring.backends.protocol import ArrayType, ModelOutputError, Signature
 from mirrorspark.scoring.input.column_types import element_name, is_array
 from mirrorspark.scoring.input.inputs import Inputs, RowErrors
@@ -130,6 +130,7 @@ class RoutedModel:
         self._vector_searches: dict[str, VectorSearch] = {}
         self._lock = threading.Lock()
         self.threads = threads or 1
+        self._are_lists = is_ranked_list(set(outputs) - {MODEL, REASON})
         arrays = tuple(
             ArrayType(name, element_name(type_), (None, *_width(name, type_, labels)))
             for name, type_ in outputs.items()
@@ -178,7 +179,7 @@ class RoutedModel:
             places = np.flatnonzero(decision.models == name)
             own = batch if len(places) == batch.num_rows else batch.take(pa.array(places))
             self._put(made, name, places, self._answer(name, own))
-        if self._router.fallback and CANDIDATES in made:
+        if self._router.fallback and self._are_lists:
             self._fill_empty_lists(made, batch)
         if self._hooks is not None and self._hooks.has(POSTPROCESS):
             made = postprocessed(self._hooks, made)
@@ -216,7 +217,7 @@ class RoutedModel:
     def _prepared(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         if self._hooks is None or not self._hooks.has(PREPROCESS):
             return batch
-        return preprocessed(self._hooks, batch)
+        return preprocessed(self._hooks, self._router, batch)
 
     def _answer(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         """Return the outputs of a model, blend or cascade; of a search, as many candidates as it asks for."""

@@ -1,6 +1,7 @@
 """The declaration of a router: which model, blend or cascade of models answers for which rows."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.reranking.rules import Rules
-from mirrorspark.scoring.routing.blend import VECTOR_FUSIONS, Fusion
+from mirrorspark.scoring.routing.blend import Fusion, VectorFusion
 
 Nulls = Literal["skip", "match", "fail"]
 """A row with a null in a route's column: the next route decides, this one takes it, or the row cannot be scored."""
@@ -50,6 +51,11 @@ class Route:
                 f"the route to '{self.model}' has the column {self.column!r} and {rules} rules for it; give a column "
                 f"with younger_than_days, values, or at_least and below, or none of these"
             )
+        for name in ("at_least", "below"):
+            value = getattr(self, name)
+            is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+            if value is not None and not is_number:
+                raise ScoringError(f"{name} {value!r} of the route to '{self.model}' is no number; give one")
         if self.at_least is not None and self.below is not None and not self.at_least < self.below:
             raise ScoringError(
                 f"the route to '{self.model}' takes no number: at_least {self.at_least:g}, below {self.below:g}"
@@ -214,7 +220,7 @@ class Router:
 
     def is_vector_blend(self, name: str) -> bool:
         """Return whether one search with the vectors of several models answers by that name, or finds for it."""
-        return self.fusion in VECTOR_FUSIONS and self.found_by(name) in self.blends
+        return self.fusion in get_args(VectorFusion) and self.found_by(name) in self.blends
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -5,14 +5,18 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS, HookError, Hooks
+from mirrorspark.scoring.routing.decision import check_columns
+from mirrorspark.scoring.routing.router import Router
 
 
-def preprocessed(hooks: Hooks, rows: pa.RecordBatch) -> pa.RecordBatch:
+def preprocessed(hooks: Hooks, router: Router, rows: pa.RecordBatch) -> pa.RecordBatch:
     """Return the rows that the hook ``preprocess`` makes of ``rows``.
 
     Raises:
-        HookError: It fails, or does not return as many rows.
+        HookError: It fails, or does not return as many rows with the columns that decide.
     """
     try:
         made = hooks.function(PREPROCESS)(rows)
@@ -24,6 +28,10 @@ def preprocessed(hooks: Hooks, rows: pa.RecordBatch) -> pa.RecordBatch:
             f"{PREPROCESS} of {hooks.file.name} gives {what} for {rows.num_rows} rows; have it return a "
             f"pyarrow.RecordBatch with as many"
         )
+    try:
+        check_columns(router, made.schema)
+    except ColumnError as error:
+        raise HookError(f"what {PREPROCESS} of {hooks.file.name} gives cannot be routed: {error}") from error
     return made
 
 
@@ -48,4 +56,9 @@ def postprocessed(hooks: Hooks, outputs: Mapping[str, np.ndarray]) -> dict[str, 
             )
         if not np.can_cast(values.dtype, before.dtype, "same_kind"):
             raise HookError(f"{POSTPROCESS} of {hooks.file.name} gives '{name}' of {values.dtype}, not {before.dtype}")
+    if CANDIDATES in made and made[CANDIDATES].shape != made[SCORES].shape:
+        raise HookError(
+            f"{POSTPROCESS} of {hooks.file.name} gives '{CANDIDATES}' of shape {list(made[CANDIDATES].shape)}, and "
+            f"'{SCORES}' of {list(made[SCORES].shape)}; have it cut both alike"
+        )
     return {name: made[name].astype(outputs[name].dtype, copy=False) for name in outputs}

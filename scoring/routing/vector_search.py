@@ -1,6 +1,6 @@
 """One search with the vectors of several retrieval models: a candidate's score is the weighted sum of their products.
 
-Other than a fusion of lists it ranks all candidates, also those that no model has among its best. This module does not
+Unlike a fusion of lists it ranks all candidates, also those that no model has among its best. This module does not
 import Spark or TensorFlow.
 """
 
@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
-from mirrorspark.scoring.output.best_kernel import keep_best
 
 # Most scores in memory at a time, unless one row has more: 64 MB.
 _TILE_SCORES = 1 << 24
@@ -83,8 +82,8 @@ class VectorSearch:
     def found(self, models: Mapping[str, VectorModel], batch: pa.RecordBatch, most: int) -> dict[str, np.ndarray]:
         """Return the best ``most`` candidates of every row, ``[rows, most]`` by output, with empty places at the end.
 
-        A row's lists have no candidate that any model excludes for it, and none that all models that know it must not
-        find. Of equal scores the one comes first that an earlier model knows, or knows under the lower id.
+        A list has no candidate that any model excludes for the row, and none that is unavailable in every model that
+        knows it. Ties go to the candidate of the earlier model, then to the lower id.
 
         Args:
             models: The models with their searches; they are those that this was made of.
@@ -109,6 +108,9 @@ class VectorSearch:
     def _best(
         self, queries: np.ndarray, rows: np.ndarray, places: np.ndarray, unavailable: np.ndarray, most: int
     ) -> dict[str, np.ndarray]:
+        # Numba, which other processes that score do without.
+        from mirrorspark.scoring.output.best_kernel import keep_best
+
         items, order = len(self._tokens), np.argsort(rows, kind="stable")
         rows, places = rows[order], places[order]
         candidates = np.full((len(queries), most), UNFILLED.encode(), object)

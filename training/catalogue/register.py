@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
-from mirrorspark.callbacks.mlflow.store import NoStoreError, lookup_address, store_client
+from mirrorspark.scoring.fleet.registry import open_store
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
 from mirrorspark.scoring.registration import log_version
 
@@ -21,21 +21,15 @@ def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tr
         name: Name in the registry.
         alias: Alias of the new version.
         tracking_uri: Address of the MLflow store.
+
+    Raises:
+        ModelStoreError: The store cannot be used.
     """
-    client = store_client(_store_address(tracking_uri))
     catalogue = ModelDirectory.open(folder).description
     assert isinstance(catalogue, ModelDescription)  # noqa: S101 - a refresh has written it
     tags = {f"catalogue.{field}": str(value) for field, value in catalogue.catalogue.items()}
-    return log_version(client, folder, name, alias, tags, _experiment(client, source, name))
-
-
-def _store_address(tracking_uri: str | None) -> str:
-    import mlflow
-
-    try:
-        return lookup_address(tracking_uri)
-    except NoStoreError:  # The version is the first one in MLflow's default store.
-        return str(mlflow.get_tracking_uri())
+    with open_store(tracking_uri, may_be_new=True) as client:
+        return log_version(client, folder, name, alias, tags, _experiment(client, source, name))
 
 
 def _experiment(client: Any, source: PinnedModel, name: str) -> str:

@@ -41,6 +41,7 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     judge_multi_label,
     judge_regression,
     judge_retrieval,
+    judged_step,
     label_rates,
 )
 from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, Explanation
@@ -355,7 +356,8 @@ def _judge(
 def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[Rival]:
     """Return what the model is compared with: the one that was not registered, and the baselines, fitted here."""
     config, dataset, names, rivals = job.config, job.dataset, job.config.row_baselines, []
-    rows = None
+    rows, rows_of_test = None, dataset.manifest.rows("test")
+    step = judged_step(rows_of_test, dataset.features.classes) if config.task == "multi_label" else 1
     for place, name in enumerate(names):
         if choice is not None and name == BASELINE:
             scores = read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")
@@ -363,7 +365,7 @@ def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[Rival]:
             continue
         if name == POPULARITY:
             rates = label_rates(dataset)
-            rivals.append(Rival(name, np.broadcast_to(rates, (dataset.manifest.rows("test"), len(rates)))))
+            rivals.append(Rival(name, np.broadcast_to(rates, (-(-rows_of_test // step), len(rates)))))
             continue
         which = "" if len(names) == 1 else f"{name} ({place + 1} of {len(names)}): "
 
@@ -372,7 +374,7 @@ def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[Rival]:
 
         rows = rows or baseline_rows(dataset, config.task)
         fitted = fitted_baseline(name, rows, config.seed, told)
-        rivals.append(Rival(name, baseline_scores(fitted, dataset, "test")))
+        rivals.append(Rival(name, baseline_scores(fitted, dataset, "test", step)))
     return rivals
 
 

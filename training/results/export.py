@@ -33,8 +33,14 @@ from mirrorspark.models.classical import FittedArchitecture
 from mirrorspark.models.serving.signatures import EXACT
 from mirrorspark.scoring.embedding.model_encoders import encoder_versions, graph_encoders, save_features
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
-from mirrorspark.scoring.model.directory import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription
-from mirrorspark.scoring.model.mlflow_model import input_example, mlflow_requirements, mlflow_signature
+from mirrorspark.scoring.model.directory import (
+    OUTPUTS,
+    QUANTILES,
+    SAVED_MODEL_FOLDER,
+    ModelDescription,
+    ModelDirectory,
+)
+from mirrorspark.scoring.model.mlflow_model import input_example, mlflow_flavour
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, one_line
 from mirrorspark.training.executor import child_process
@@ -405,8 +411,6 @@ def _sample_queries(architecture: Any, model: Any, dataset: Dataset) -> np.ndarr
 def _register(plan: ExportPlan, dataset: Dataset, architecture: str) -> ExportResult:
     import mlflow
 
-    from mirrorspark.scoring.model import mirrorspark_pyfunc
-
     mlflow.set_tracking_uri(plan.tracking_uri)  # For this process alone, like the registry.
     mlflow.set_registry_uri(plan.registry_uri)
     client = store_client(plan.tracking_uri, plan.registry_uri)
@@ -418,16 +422,14 @@ def _register(plan: ExportPlan, dataset: Dataset, architecture: str) -> ExportRe
     # System metrics are off in any environment, since they would be those of the export.
     mlflow.start_run(run_id=plan.mlflow_run_id, log_system_metrics=False)
     try:
+        flavour = mlflow_flavour(ModelDirectory.open(folder))
+        flavour["metadata"] |= {"dataset": Path(plan.dataset).name}
         info = mlflow.pyfunc.log_model(
             name=plan.model_name,
-            loader_module=mirrorspark_pyfunc.__name__.rpartition(".")[2],
             data_path=plan.folder,
-            code_paths=[str(mirrorspark_pyfunc.__file__)],
-            signature=mlflow_signature(folder, dataset.spec, ModelDescription.load(folder).outputs),
+            **flavour,
             input_example=example,
-            pip_requirements=mlflow_requirements(),
             registered_model_name=plan.registered_model,
-            metadata={"features_hash": dataset.features.hash, "dataset": Path(plan.dataset).name},
             # The registered version gets these tags, too, in the request that creates it.
             tags=plan.model_tags | {CHECKPOINT_TAG: Path(plan.checkpoint).name, ARCHITECTURE_TAG: architecture},
         )

@@ -34,6 +34,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 from mirrorspark.data_pipelines.features.raw_columns import raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
+from mirrorspark.lifecycle.export.export import export_model
 from mirrorspark.models import catalog
 from mirrorspark.models.calibration import CalibratedArchitecture, Calibration
 from mirrorspark.models.classical import RECOMMENDERS
@@ -256,7 +257,7 @@ def cases() -> list[Any]:
 
     Of one architecture the case that has all of it is in every run of the tests.
     """
-    readers = [name for name in catalog.ARCHITECTURES if getattr(catalog.architecture(name), "READS_ITEMS", False)]
+    readers = [name for name in catalog.ARCHITECTURES if catalog.reads_items(name)]
     plain = [*catalog.ARCHITECTURES, *(name + WITH_ITEMS for name in readers)]
     graphs = [case for case in plain if "graph_layers" in catalog.setting_names(name_of(case))]
     found = sorted([*plain, *(case + OVER_A_GRAPH for case in graphs)])
@@ -401,7 +402,7 @@ def assert_only_raters_export_ratings(trained: Trained, folder: Path) -> None:
     signatures = tf.saved_model.load(str(folder / SAVED_MODEL_FOLDER)).signatures
     assert ("rating" in signatures) == (trained.name in RATERS)
     if trained.name not in RATERS:
-        with pytest.raises(ModelDirectoryError, match="predicts no ratings: train a two_tower model whose label has"):
+        with pytest.raises(ModelDirectoryError, match=f"a {trained.name} model, predicts no ratings"):
             rating_model(folder, folder.parent / "ratings")
         return
     model, spec, inputs = trained.model, trained.fitted.spec, trained.batch[0]
@@ -420,6 +421,8 @@ def assert_only_raters_export_ratings(trained: Trained, folder: Path) -> None:
     found["rows"] = _columns([Predictor(ratings).predict(row) for row in rows])["rating"]
     for way, values in found.items():
         np.testing.assert_allclose(values, expected, rtol=1e-6, atol=1e-6, err_msg=way)
+    served = export_model(ratings, folder.parent / "served", version=1)
+    assert (served.signature, list(served.outputs)) == ("rating", ["rating"])
     errors = {metric.name: float(metric.result()) for metric in model.metrics}
     assert 0 < errors["mae"] <= errors["rmse"] < 3
 

@@ -222,7 +222,7 @@ def test_lists_are_fused_by_their_scores() -> None:
 
 @pytest.mark.parametrize("fusion", ["dot", "cosine"])
 def test_one_search_ranks_all_candidates_by_the_vectors_of_several_models(
-    movies_model: Path, fusion: Any, tmp_path: Path
+    movies_model: Path, fusion: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R9: towers and ALS under one scorer; ALS knows other movies besides, and nothing of who has no history."""
     names = [f"m{number}" for number in range(20, 50)]
@@ -255,6 +255,16 @@ def test_one_search_ranks_all_candidates_by_the_vectors_of_several_models(
     ]
     predicted = Predictor(tmp_path / "router").predict_rows(rows.to_pylist())
     assert [row["candidates"] for row in predicted] == [row["candidates"] for row in usual]
+    # In parts and tiles of a row or two, and as the first stage of a cascade.
+    monkeypatch.setattr("mirrorspark.scoring.model.loaded._VECTOR_ROWS", 2)
+    monkeypatch.setattr("mirrorspark.scoring.routing.vector_search._TILE_SCORES", 1)
+    again = LoadedModel(tmp_path / "router").score(rows)
+    np.testing.assert_array_equal(again["candidates"], model.score(rows)["candidates"])
+    genres = pa.table({"movie": [f"m{number}" for number in range(50)], "genre": ["g"] * 50})
+    shown = Cascade("both", "movie", rerank={"category": "genre", "at_most": 5}, depth=10, k=3)
+    cascade = replace(router, routes=(Route("shown"),), cascades={"shown": shown})
+    folder = package_router(cascade, tmp_path / "cascade", models={"towers": movies_model, "als": als}, items=genres)
+    np.testing.assert_array_equal(LoadedModel(folder).score(rows)["candidates"], again["candidates"])
 
 
 def searches(unavailable: int | None = None) -> dict[str, Search]:
@@ -301,6 +311,8 @@ def test_ranges_have_their_lower_end_and_not_their_upper_one(models: dict[str, P
     assert list(decision.reasons) == [other, in_range, in_range, other, below, other, other]
     assert list(decide(router, pa.record_batch({"text": [2, -3]})).models) == ["content", "learned"]
     assert list(decide(router, pa.record_batch({"text": pa.nulls(1)})).reasons) == [other]
+    of_ids = Router((Route("content", "text", at_least=2**60), Route("learned")))
+    assert list(decide(of_ids, pa.record_batch({"text": [2**61, 2**53 + 1]})).models) == ["content", "learned"]
     strict = Router((Route("content", "text", at_least=2.0, nulls="fail"), Route("learned")))
     assert list(decide(strict, pa.record_batch({"text": [float("nan"), 3.0]})).errors) == [0]
     folder = package_router(router, tmp_path / "router", models=models)
@@ -365,6 +377,13 @@ def test_a_registered_router_answers_by_its_uri_and_through_mlflow(
     uri = register_model(folder, "shop", alias="champion")
     assert uri == "models:/shop/1"
     assert register_model(folder, "shop") == "models:/shop/2"
+    for name, alias, message in (
+        ("shop/eu", None, "name 'shop/eu' must be a name without"),
+        ("shop", "v1", "alias 'v1' is not one that MLflow takes"),
+        ("shop", "the best", "alias 'the best' is not one"),
+    ):
+        with pytest.raises(ScoringError, match=message):
+            register_model(folder, name, alias=alias)
     expected = [
         row | {"model_version": "shop/1"} for row in pa.table(LoadedModel(folder).score_arrow(VISITORS)).to_pylist()
     ]
@@ -384,6 +403,7 @@ def test_a_registered_router_answers_by_its_uri_and_through_mlflow(
         ("def preprocess(rows): return rows.slice(1)", "preprocess of hooks.py gives 3 rows for 4 rows"),
         ("def preprocess(rows): return None", "preprocess of hooks.py gives NoneType for 4 rows"),
         ("def preprocess(rows): return 1 / 0", "preprocess of hooks.py failed: ZeroDivisionError"),
+        ("def preprocess(rows): return rows.drop_columns(['born'])", "cannot be routed: column 'born' is missing"),
         ("def postprocess(outputs): return {'score': outputs['score']}", r"gives \['score'\], and the router has"),
         (
             "def postprocess(outputs): return outputs | {'score': outputs['score'][:2]}",
@@ -396,13 +416,28 @@ def test_what_a_router_cannot_use_of_its_hooks_is_told(
     code: str, message: str, models: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "hooks.py").write_text(code)
-    router = Router((Route("content"),))
+    router = Router((Route("content", "born", younger_than_days=9, nulls="match"), Route("content")), as_of="today")
     folder = package_router(router, tmp_path / "r", models={"content": models["content"]}, hooks=tmp_path / "hooks.py")
     with pytest.raises(HookError, match=message):
         LoadedModel(folder).score(ROWS)
     (tmp_path / "hooks.py").write_text("def other(rows): return rows")
     with pytest.raises(ModelDirectoryError, match="has neither preprocess nor postprocess"):
         package_router(router, tmp_path / "s", models={"content": models["content"]}, hooks=tmp_path / "hooks.py")
+
+
+CUTS = "def postprocess(outputs): return {name: v[:, :2] if v.ndim == 2 else v for name, v in outputs.items()}"
+
+
+def test_hooks_cut_both_lists_of_a_router_alike(movies_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "hooks.py").write_text(CUTS)
+    router, models = Router((Route("towers"),)), {"towers": movies_model}
+    folder = package_router(router, tmp_path / "two", models=models, hooks=tmp_path / "hooks.py")
+    assert [len(row) for row in LoadedModel(folder).score(VISITORS)["candidates"]] == [2, 2, 2, 2]
+    one = "def postprocess(outputs): return outputs | {'scores': outputs['scores'][:, :2]}"
+    (tmp_path / "hooks.py").write_text(one)
+    folder = package_router(router, tmp_path / "one", models=models, hooks=tmp_path / "hooks.py")
+    with pytest.raises(HookError, match=r"'candidates' of shape \[4, 3\], and 'scores' of \[4, 2\]"):
+        LoadedModel(folder).score(VISITORS)
 
 
 def test_digest_is_over_the_rules_and_all_models(models: dict[str, Path], tmp_path: Path) -> None:
@@ -619,6 +654,8 @@ def test_router_is_read_from_yaml(tmp_path: Path) -> None:
         (lambda: Route("a", values=("x",)), "has the column None and 1 rules"),
         (lambda: Route("a", "age", values=(1,), below=3.0), "has the column 'age' and 2 rules"),
         (lambda: Route("a", "age", at_least=3.0, below=3.0), "takes no number: at_least 3, below 3"),
+        (lambda: Route("a", "age", at_least="3"), "at_least '3' of the route to 'a' is no number"),  # type: ignore[arg-type]
+        (lambda: Route("a", "age", below=float("nan")), "below nan of the route to 'a' is no number"),
         (lambda: Route("a", "born", values=("x", 1)), "have several types"),
         (lambda: Route("a", nulls="drop"), "nulls 'drop' of the route to 'a' is none of"),
         (lambda: Router((Route("a"),), time_zone="Mars/Base"), "time_zone 'Mars/Base' is unknown"),

@@ -401,7 +401,9 @@ def test_every_recipe_that_is_installed_makes_a_configuration() -> None:
 
 
 def test_item_features_need_a_model_that_reads_them_and_a_query() -> None:
-    with pytest.raises(ConfigError, match="model 'sasrec' reads no item features; use two_tower, youtube_dnn or"):
+    with pytest.raises(
+        ConfigError, match="model 'sasrec' reads no item features; use lstm_retrieval, two_tower, youtube_dnn, or leave"
+    ):
         RunConfig.from_recipe("movielens_items", model={"name": "sasrec"})
     items = {name: part for name, part in load_recipe("movielens_items")["items"].items() if name != "sql"}
     with pytest.raises(ConfigError, match="has items without sql; give the query that builds their table"):

@@ -292,6 +292,18 @@ def test_each_label_of_several_has_a_logistic_regression() -> None:
     assert intervals["micro_f1"]["high"] < 0 < intervals["log_loss"]["low"]
 
 
+def test_rows_of_weight_0_teach_a_label_nothing_and_a_step_leaves_out_scores() -> None:
+    labels, weights = [[0], [1], [0], [], [1], [0], [2]], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+    size = np.array([1, -1, 1, 0, -1, 1, 0], np.float32)
+    rows = dataclasses.replace(tagged(labels, weights), features={"size": size})
+    dataset: Any = HandmadeDataset(TAGS_SPEC, {"train": [rows], "validation": [rows], "test": [rows, rows, rows]})
+    fitted = fitted_baseline("logistic_regression", baseline_rows(dataset, "multi_label"), seed=1)
+    scores = baseline_scores(fitted, dataset, "test")
+    assert scores[:, 2].max() < 0.2
+    np.testing.assert_array_equal(baseline_scores(fitted, dataset, "test", 4), scores[::4])
+    assert evaluate_run.judged_step(21, 3) == 1
+
+
 def test_a_long_split_of_many_labels_is_judged_by_some_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate_run, "JUDGED_PAIRS", 6)
     # Of four rows of three labels every other one is left, whose scores are right.

@@ -188,6 +188,10 @@ def test_new_items_are_recommended_and_those_that_are_gone_never(movies: Path, t
     assert (found.catalogue.candidates, found.catalogue.new, found.catalogue.removed) == (40, 10, 10)
     pairs = ROWS.take([0, 0, 0]).append_column("movie", pa.array(["m45", "m47", "never seen"]))
     assert len(set(ratings_of(found.folder, pairs, tmp_path))) == 3
+    router = Router((Route("all"),), blends={"all": {"towers": 1.0}}, fusion="dot")
+    blend = package_router(router, tmp_path / "blend", models={"towers": found.folder})
+    for listed in LoadedModel(blend).score_arrow(ROWS)["candidates"].to_pylist():
+        assert not {f"m{n}" for n in range(10)} & {*listed}
     before = scores(movies, k=40)
     for index in ("exact", "cells"):
         for row, known in zip(scores(found.folder, k=40, index=index), before, strict=True):
@@ -364,7 +368,7 @@ def test_the_age_of_a_catalogue_is_told_wherever_it_is_scored_and_warned_of(
     assert pinned is not None
     served = ServedModel(pinned, "shop", threads=1, trust=False)
     text = Metrics([SimpleNamespace(model=served, uri="shop", loads=1, failures=0)], [], lambda: 0).text().decode()  # type: ignore[list-item]
-    (age,) = re.findall(r'catalogue_age_days{catalogue="towers of shop",model="shop",version="\w+"} (\S+)', text)
+    (age,) = re.findall(r'age_days{catalogue="towers of shop",model="shop",source="shop",version="\w+"} (\S+)', text)
     assert 0 <= float(age) < 1
     catalogue = catalogue_of(ModelDirectory.open(movies))
     before = len(caplog.messages)

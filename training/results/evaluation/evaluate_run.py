@@ -1,7 +1,7 @@
 """The verdict on a run from its predictions: metrics, baseline, plots. Pure functions, without Spark and MLflow."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,8 +58,10 @@ from mirrorspark.training.tasks import LINEAR_BASELINES
 # A baseline holds its rows in memory on the driver: this many at most, and so many numbers of all features.
 BASELINE_ROWS = 1_000_000
 BASELINE_NUMBERS = 50_000_000
-# Of many labels, each of which has a model of its own: the numbers of all features times the labels.
-BASELINE_PAIRS = 500_000_000
+# Of many labels, each of which has a model of its own: the numbers of all features times the labels, and the rows times
+# the labels.
+BASELINE_PRODUCTS = 500_000_000
+BASELINE_PAIRS = 50_000_000
 
 # A multi-label model is evaluated on about this many pairs of a row and a label: metrics and plots sort them in memory.
 JUDGED_PAIRS = 10_000_000
@@ -123,12 +125,12 @@ def judge_multi_label(
 ) -> Verdict:
     """Return the verdict on a multi-label model from ``scores``, ``label``, ``weight``; see :func:`judge_binary`.
 
-    The plots show all pairs of a row and one of the ``classes`` labels.
+    The plots show all pairs of a row and one of the ``classes`` labels. The rivals' scores are those of every
+    :func:`judged_step`-th row.
     """
     judged = {split: _labelled(table, classes) for split, table in predictions.items()}
     metrics = {split: multi_label_metrics(*columns, split=split) for split, columns in judged.items()}
     label, scores, weight = judged["test"]
-    rivals = [replace(rival, scores=rival.scores[_judged_rows(predictions["test"], classes)]) for rival in rivals]
     others = {in_words(rival.name): rival.scores.ravel() for rival in rivals}
     compared = _compared(rivals, multi_label_metrics, multi_label_statistics, (label, scores, weight), seed)
     figures = _probability_figures(label.ravel(), scores.ravel(), np.repeat(weight, classes), others)
@@ -316,14 +318,15 @@ def _probability_figures(
 
 def _labelled(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return labels (zeros and ones) and scores ``[rows, classes]`` and weights of all rows, or of every n-th row."""
-    kept = table.take(_judged_rows(table, classes))
+    kept = table.take(np.arange(0, table.num_rows, judged_step(table.num_rows, classes)))
     label, scores = (kept[name].combine_chunks() for name in ("label", "scores"))
     packed = RaggedIds(label.flatten().to_numpy(), label.value_lengths().to_numpy()).multi_hot(classes)
     return packed, scores.flatten().to_numpy().reshape(-1, classes), kept["weight"].to_numpy()
 
 
-def _judged_rows(table: pa.Table, classes: int) -> np.ndarray:
-    return np.arange(0, table.num_rows, max(1, table.num_rows * classes // JUDGED_PAIRS))
+def judged_step(rows: int, labels: int) -> int:
+    """Return n where every n-th row of a split with several labels is judged."""
+    return max(1, rows * labels // JUDGED_PAIRS)
 
 
 def label_rates(dataset: Dataset) -> np.ndarray:
@@ -352,8 +355,10 @@ def _classed(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.
 def baseline_rows(dataset: Dataset, task: str) -> Split:
     """Return the rows that baselines of a model that scores rows are fitted from."""
     labels = _label_count(dataset)
-    most = min(BASELINE_NUMBERS, BASELINE_PAIRS // max(labels, 1))
-    train, validation = (_columns(dataset.blocks(split), labels, most) for split in ("train", "validation"))
+    limits = BASELINE_ROWS, BASELINE_NUMBERS
+    if labels:
+        limits = min(BASELINE_ROWS, BASELINE_PAIRS // labels), min(BASELINE_NUMBERS, BASELINE_PRODUCTS // labels)
+    train, validation = (_columns(dataset.blocks(split), labels, limits) for split in ("train", "validation"))
     sizes = {feature.name: int(getattr(feature, "size", 0)) for feature in dataset.spec}
     features = [BaselineFeature(feature.name, feature.form, sizes[feature.name]) for feature in dataset.spec]
     # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
@@ -377,12 +382,19 @@ def fitted_baseline(
     return gradient_boosting(rows, seed=seed, library=name, tell=tell)
 
 
-def baseline_scores(model: FittedBaseline, dataset: Dataset, split: str) -> np.ndarray:
-    """Return the prediction of a baseline for every row of a split: ``[rows]``, or ``[rows, classes]``."""
+def baseline_scores(model: FittedBaseline, dataset: Dataset, split: str, step: int = 1) -> np.ndarray:
+    """Return the prediction of a baseline for every ``step``-th row of a split.
+
+    Returns:
+        ``[rows]``, or ``[rows, classes]`` of several classes or labels.
+    """
+    labels, before, parts = _label_count(dataset), 0, []
     with free_threads():
-        labels = _label_count(dataset)
-        found = np.concatenate([model.predict(_columns([block], labels)) for block in dataset.blocks(split)])
-    if model.class_numbers is None:
+        for block in dataset.blocks(split):
+            parts.append(model.predict(_columns([block], labels))[-before % step :: step])
+            before += block.rows
+    found = np.concatenate(parts)
+    if labels or model.class_numbers is None:
         return found
     # The rows that it learnt from may lack some classes.
     scores = np.zeros((len(found), dataset.features.classes))
@@ -402,20 +414,20 @@ def _label_count(dataset: Dataset) -> int:
     return dataset.features.classes if dataset.spec.label.kind == "multi_label" else 0
 
 
-def _columns(source: Iterable[Block], labels: int, most_numbers: int | None = None) -> dict[str, Any]:
+def _columns(source: Iterable[Block], labels: int, limits: tuple[int, int] | None = None) -> dict[str, Any]:
     """Return features, label and weight of the blocks.
 
     Args:
         source: The blocks.
         labels: Number of labels of which a row may have several.
-        most_numbers: The last block is the one that reaches so many numbers of all features, or BASELINE_ROWS.
+        limits: The last block is the one that reaches so many rows, or so many numbers of all features.
     """
     blocks, rows, numbers = [], 0, 0
     for block in source:
         blocks.append(block)
         rows += block.rows
         numbers += sum(of.size if isinstance(of, np.ndarray) else of.values.size for of in block.features.values())
-        if most_numbers is not None and (rows >= BASELINE_ROWS or numbers >= most_numbers):
+        if limits is not None and (rows >= limits[0] or numbers >= limits[1]):
             break
     columns = {name: _joined([block.features[name] for block in blocks]) for name in blocks[0].features}
     stored: list[Any] = [block.label for block in blocks if block.label is not None]

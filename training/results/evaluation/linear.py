@@ -34,12 +34,14 @@ from mirrorspark.training.results.evaluation.bootstrap import row_log_losses
 
 # scikit-learn's C, the inverse of the strength of the regularisation: the validation rows choose one.
 _INVERSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-# Of many labels, each of which has few rows, and a model and its seconds for each strength.
+# Fewer for several labels: each strength costs a model per label, and labels have few rows.
 _INVERSE_STRENGTHS_OF_LABELS = (1.0, 10.0, 100.0)
 # A baseline need not be exact: where the last digits take longer, they are left.
 _MAX_ITERATIONS = 200
 # Weights of all classes; the optimiser holds some twenty times as many numbers.
 _MOST_WEIGHTS = 10_000_000
+# Validation rows of several labels whose losses are in memory together.
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,9 @@ class _OneVsRest(BaseEstimator):
         self, matrix: sparse.csr_matrix, wanted: sparse.csc_matrix, sample_weight: NDArray[np.float64] | None = None
     ) -> None:
         """Learn from ``[rows, inputs]`` and labels, bool ``[rows, labels]``."""
+        if sample_weight is not None and not sample_weight.all():
+            used = np.flatnonzero(sample_weight > 0)
+            matrix, wanted, sample_weight = matrix[used], wanted[used], sample_weight[used]
         with free_threads() as threads:
             fitted = Parallel(threads, prefer="threads")(
                 delayed(_weights_of_a_label)(self.C, matrix, wanted[:, [label]].toarray().ravel(), sample_weight)
@@ -135,9 +140,12 @@ def _weights_of_a_label(
 ) -> tuple[NDArray[np.float64], float]:
     """Return the weights of a label ``[inputs]`` and its bias."""
     if wanted.min() == wanted.max():
-        # Of a label that no row has, or all of them, logistic regression learns nothing: as if one more had the other.
+        # A label that no row or every row has cannot be fitted; its rate is that of one more row that differs.
         return np.zeros(matrix.shape[1]), float(np.log(len(wanted))) * (1 if wanted[0] else -1)
-    model = LogisticRegression(C=inverse, solver="liblinear", max_iter=_MAX_ITERATIONS, random_state=1)
+    # liblinear regularises the bias as well: scaled, so that the rate of a rare label is not drawn to a half.
+    model = LogisticRegression(
+        C=inverse, solver="liblinear", intercept_scaling=10.0, max_iter=_MAX_ITERATIONS, random_state=1
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(matrix, wanted, sample_weight=weight)
@@ -165,10 +173,14 @@ def _most_frequent(matrix: sparse.csr_matrix, classes: int) -> NDArray[np.int64]
 def _error(model: Any, matrix: sparse.csr_matrix, rows: Rows, task: str) -> float:
     if task == "regression":
         return float(mean_squared_error(rows.wanted, model.predict(matrix), sample_weight=rows.weight))
-    probabilities = model.predict_proba(matrix)
     if task == "multi_label":
-        losses = row_log_losses(rows.wanted.toarray() > 0, probabilities).mean(axis=1)
-        return float(np.average(losses, weights=rows.weight))
+        parts = (slice(first, first + _ROWS_AT_ONCE) for first in range(0, matrix.shape[0], _ROWS_AT_ONCE))
+        wanted = rows.wanted.tocsr()
+        losses = [
+            row_log_losses(wanted[part].toarray(), model.predict_proba(matrix[part])).mean(axis=1) for part in parts
+        ]
+        return float(np.average(np.concatenate(losses), weights=rows.weight))
+    probabilities = model.predict_proba(matrix)
     return float(log_loss(rows.wanted, probabilities, sample_weight=rows.weight, labels=model.classes_))
 
 
