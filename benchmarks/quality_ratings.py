@@ -88,11 +88,11 @@ def _rows(fitted: FittedFeatures, table: pd.DataFrame, lists: Mapping[str, int])
 
 
 def trained(
-    fitted: FittedFeatures, train: Rows, others: Rows, given: argparse.Namespace, *, told: bool
+    fitted: FittedFeatures, train: Rows, others: Rows, seed: int, given: argparse.Namespace, *, told: bool
 ) -> tuple[float, float]:
     """Train, and return the RMSE and the mean absolute error of the other rows; ``told`` prints those of each epoch."""
-    tf_keras.utils.set_random_seed(given.seed)
-    model = regression.build(regression.Settings(**OPTIONS | given.options), fitted, given.seed)
+    tf_keras.utils.set_random_seed(seed)
+    model = regression.build(regression.Settings(**OPTIONS | given.options), fitted, seed)
     optimizer = OptimizerSettings("adamw", given.rate, weight_decay=given.decay)
     compile_model(model, "regression", build_optimizer(optimizer), steps_per_execution=16)
 
@@ -133,7 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--choose", action="store_true")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of folds and models")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--rate", type=float, default=0.003)
@@ -142,25 +142,31 @@ def main() -> None:
     given = parser.parse_args()
     tf.config.threading.set_intra_op_parallelism_threads(2)
     ratings = read_ratings(given.folder)
-    rng = np.random.default_rng(0)
-    fold, is_held = rng.permutation(len(ratings)) % FOLDS, rng.random(len(ratings)) < 0.1
     if given.choose:
-        known = ratings[fold != 0]
-        held = is_held[fold != 0]
-        trained(*fitted_rows(known[~held], known[held]), given, told=True)
+        rng = np.random.default_rng(0)
+        is_known, is_held = rng.permutation(len(ratings)) % FOLDS != 0, rng.random(len(ratings)) < 0.1
+        known, held = ratings[is_known], is_held[is_known]
+        trained(*fitted_rows(known[~held], known[held]), given.seeds[0], given, told=True)
         return
-    began = time.monotonic()
-    found = [
-        trained(*fitted_rows(ratings[fold != number], ratings[fold == number]), given, told=False)
-        for number in range(FOLDS)
-    ]
-    rmse, mae = np.mean(found, axis=0)
-    biases = np.mean([biases_rmse(ratings, fold == number) for number in range(FOLDS)])
-    print_titles("model", "seed", "RMSE", "mean absolute error", "epochs", "seconds")
-    print_cells("factors", given.seed, f"{rmse:.4f}", f"{mae:.4f}", given.epochs, f"{time.monotonic() - began:.0f}")
-    for number, (of_fold, error) in enumerate(found, start=1):
-        print_cells(f"fold {number}", given.seed, f"{of_fold:.4f}", f"{error:.4f}", given.epochs, "")
-    print_cells("biases alone", "", f"{biases:.4f}", "", "", "")
+    print_titles("model", "seed", "RMSE", "mean absolute error", "lowest and highest fold", "epochs", "seconds")
+    of_seeds = []
+    for seed in given.seeds:
+        began, fold = time.monotonic(), np.random.default_rng(seed - 1).permutation(len(ratings)) % FOLDS
+        found = [
+            trained(*fitted_rows(ratings[fold != number], ratings[fold == number]), seed, given, told=False)
+            for number in range(FOLDS)
+        ]
+        of_seeds.append([*np.mean(found, axis=0), _biases_of(ratings, fold)])
+        ends = " to ".join(f"{end(one for one, _ in found):.4f}" for end in (min, max))
+        errors = (f"{error:.4f}" for error in of_seeds[-1][:2])
+        print_cells("factors", seed, *errors, ends, given.epochs, f"{time.monotonic() - began:.0f}")
+    rmse, mae, biases = np.mean(of_seeds, axis=0)
+    print_cells("factors", "mean", f"{rmse:.4f}", f"{mae:.4f}", "", given.epochs, "")
+    print_cells("biases alone", "mean", f"{biases:.4f}", "", "", "", "")
+
+
+def _biases_of(ratings: pd.DataFrame, fold: np.ndarray) -> float:
+    return float(np.mean([biases_rmse(ratings, fold == number) for number in range(FOLDS)]))
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--patience", type=int, default=5)
     parser.add_argument("--limit", type=float, default=400.0, help="seconds of a training")
@@ -219,6 +219,11 @@ def main() -> None:
     print_titles("recipe", "seed", "validation HR@10", "NDCG@10", "test HR@10", "NDCG@10", "epoch", "seconds")
     for name, seed, of in rows:
         print_cells(name, seed, *map("{:.4f}".format, (*of.validation, *of.test)), of.epoch, f"{of.seconds:.0f}")
+    for recipe in given.recipes:
+        means = np.mean(
+            [(*of.validation, *of.test, of.epoch, of.seconds) for name, _, of in rows if name == recipe], axis=0
+        )
+        print_cells(recipe, "mean", *map("{:.4f}".format, means[:4]), *map("{:.0f}".format, means[4:]))
 
 
 def _limits(given: argparse.Namespace) -> dict[str, Any]:

@@ -1,8 +1,5 @@
 """Every architecture goes on with another number of ranks, to the result of the same rows on one (T6, #23)."""
 
-import subprocess
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +7,8 @@ import numpy as np
 import pytest
 
 from mirrorspark.callbacks.checkpoints.training_state import tensors
-from tests.conftest import PATIENCE
 from tests.processes.training.programs.architectures_rank import ROWS
+from tests.processes.training.ranks import run_together
 from tests.unit.models import test_every_architecture as contract
 from tests.unit.training.conftest import free_addresses
 
@@ -71,16 +68,7 @@ def test_two_ranks_and_then_one_again_end_where_one_does(chosen: list[str], tmp_
 
 def train_on_two_ranks(folder: Path, cases: list[str]) -> None:
     addresses = ",".join(free_addresses(2))
-    with ExitStack() as running:
-        ranks = []
-        for rank in range(2):
-            command = [sys.executable, str(PROGRAM), str(rank), addresses, str(folder), *cases]
-            process = running.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-            running.callback(process.kill)  # before its end is waited for
-            ranks.append(process)
-        for process in ranks:
-            said = process.communicate(timeout=PATIENCE * 250)[1]
-            assert process.returncode == 0, said
+    run_together([PROGRAM, rank, addresses, folder, *cases] for rank in range(2))
 
 
 def compare(case: str, found: list[np.ndarray], expected: list[np.ndarray]) -> None:

@@ -1,10 +1,7 @@
 """`RingStrategy` on one, two and three workers: T3, T9; two workers equal one at the same global batch."""
 
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import tensorflow as tf
 from mirrorspark.training.ring.errors import RingError
 from mirrorspark.training.ring.ring import Ring
 from mirrorspark.training.ring.strategy import RingStrategy
-from tests.conftest import PATIENCE
+from tests.processes.training.ranks import run_together
 from tests.unit.training.conftest import free_addresses
 
 PROGRAM = Path(__file__).parent / "programs" / "ring_rank.py"
@@ -61,16 +58,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
             addresses = ",".join(free_addresses(workers))
             of_three = ("adam", *MEANS, *OUTER, "custom_loop", "finite_dataset")
             cases = ",".join(case for case in ((*CASES, *OUTER) if workers < 3 else of_three) if case not in left_out)
-            ranks = []
-            with ExitStack() as running:
-                for rank, file in enumerate(files):
-                    command = [sys.executable, str(PROGRAM), str(rank), addresses, str(file), cases]
-                    process = running.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-                    running.callback(process.kill)  # before its end is waited for
-                    ranks.append(process)
-                for process in ranks:
-                    said = process.communicate(timeout=PATIENCE * 250)[1]
-                    assert process.returncode == 0, said
+            run_together([PROGRAM, rank, addresses, file, cases] for rank, file in enumerate(files))
             known[workers] = [dict(np.load(file)) for file in files]
         return known[workers]
 

@@ -42,9 +42,9 @@ def test_ratings_beat_biases(shared_data: Path) -> None:
     ratings = quality_ratings.read_ratings(shared_data / "ml_latest_small")
     ratings = ratings[ratings["userId"] % 2 == 0].reset_index(drop=True)
     is_test = np.random.default_rng(0).permutation(len(ratings)) % 5 == 0
-    given = argparse.Namespace(seed=1, options={"members": 1}, rate=0.003, decay=0.3, batch=512, epochs=2)
+    given = argparse.Namespace(options={"members": 1}, rate=0.003, decay=0.3, batch=512, epochs=2)
     rows = quality_ratings.fitted_rows(ratings[~is_test], ratings[is_test])
-    rmse, _ = quality_ratings.trained(*rows, given, told=False)
+    rmse, _ = quality_ratings.trained(*rows, 1, given, told=False)
     assert rmse < quality_ratings.biases_rmse(ratings, is_test) - 0.01
 
 

@@ -1,0 +1,23 @@
+"""Ranks of a training as processes of Python."""
+
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from tests.conftest import PATIENCE
+
+
+def run_together(commands: Iterable[Sequence[Any]]) -> None:
+    """Run programs with their arguments at the same time, until all of them have ended well."""
+    with ExitStack() as running:
+        ranks = []
+        for command in commands:
+            arguments = [sys.executable, *map(str, command)]
+            process = running.enter_context(subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True))
+            running.callback(process.kill)  # before its end is waited for
+            ranks.append(process)
+        for process in ranks:
+            said = process.communicate(timeout=PATIENCE * 250)[1]
+            assert process.returncode == 0, said
