@@ -18,6 +18,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import BinaryType, CharType, DataType, StringType, VarcharType
 
+from mirrorspark.data_pipelines.features.kinds import ImageEmbedding
 from mirrorspark.data_pipelines.features.raw_columns import IMAGE, TEXT, VECTOR, ColumnError, meant
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import map_batches, progress_bar
@@ -99,6 +100,47 @@ def embed_text(
             process.
     """
     settings = EncoderSettings(signature, model_output, max_length, batch_size)
+    return CachedEncoder.of(encoder, settings, cache).with_vectors(df, column, output)
+
+
+def embed_images(
+    df: DataFrame,
+    column: str,
+    encoder: str | Path,
+    *,
+    cache: Location,
+    output: str = "embedding",
+    signature: str | None = None,
+    model_output: str | None = None,
+    max_bytes: int = ImageEmbedding.max_bytes,
+    max_pixels: int = ImageEmbedding.max_pixels,
+    batch_size: int = 64,
+) -> DataFrame:
+    """Return ``df`` with a column of type ``array<float>``: the vector that an encoder gives each image.
+
+    It works as :func:`embed_text`, and the vectors are those of the feature kind ``image_embedding``, with the same
+    cache. The vector of a null or of no bytes is null.
+
+    Args:
+        df: The table. It is read twice and has to give the same images.
+        column: The bytes of JPEG or PNG files, as Spark's format ``binaryFile`` reads them into ``content``.
+        encoder: A folder or file as for :func:`embed_text`, of an encoder that takes one array of images,
+            ``[batch, height, width, channels]`` or ``[batch, channels, height, width]``, and gives vectors
+            ``[batch, d]``. Images are resized to its input, with pixels from 0 to 255.
+        cache: As for :func:`embed_text`, like the next three.
+        output: Name of the new column.
+        signature: Signature of a SavedModel.
+        model_output: The encoder's output that is the vector.
+        max_bytes: Most bytes of an image.
+        max_pixels: Most pixels of an image, its height times its width, which are checked before it is decoded.
+        batch_size: Images in a call of the encoder.
+
+    Raises:
+        ScoringError: As for :func:`embed_text`.
+        ColumnError: The column is missing or holds no bytes, or an image cannot be read or is too large.
+        OSError: As for :func:`embed_text`.
+    """
+    settings = ImageSettings(signature, model_output, max_bytes, max_pixels, batch_size)
     return CachedEncoder.of(encoder, settings, cache).with_vectors(df, column, output)
 
 

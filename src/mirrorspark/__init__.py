@@ -120,6 +120,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.plots.run_curves import run_curves as run_curves
     from mirrorspark.plots.score_histogram import score_histogram as score_histogram
     from mirrorspark.scoring.batch import score as score
+    from mirrorspark.scoring.embedding.embed import embed_images as embed_images
     from mirrorspark.scoring.embedding.embed import embed_text as embed_text
     from mirrorspark.scoring.embedding.embedder import Embedder as Embedder
     from mirrorspark.scoring.errors import ScoringError as ScoringError
@@ -263,7 +264,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "Scoring": {
         "scoring.batch": ("score",),
-        "scoring.embedding.embed": ("embed_text",),
+        "scoring.embedding.embed": ("embed_images", "embed_text"),
         "scoring.embedding.embedder": ("Embedder",),
         "scoring.errors": ("ScoringError",),
         "scoring.files": ("score_files",),

@@ -24,6 +24,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError, as_cont
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.text import single_spaced
 from mirrorspark.scoring.batch import score
+from mirrorspark.scoring.embedding.embed import embed_images
 from mirrorspark.scoring.embedding.embedder import Embedder
 from mirrorspark.scoring.embedding.encoder import encoder_digest
 from mirrorspark.scoring.embedding.vector_cache import normalised_text
@@ -228,6 +229,16 @@ def test_a_conversion_refuses_images_that_cannot_be_read_and_keeps_the_vectors_o
         "embedded 0 new images, 3 from the cache",
         "embedded 0 new images, 3 from the cache",
     ]
+    # As a column of a table, by a cache of its own.
+    caplog.clear()
+    for message in ("embedded 3 new images, 0 from the cache", "embedded 0 new images, 3 from the cache"):
+        vectors = embed_images(table, "photo", feature.encoder, cache=tmp_path / "vectors", output="colour").collect()
+        assert caplog.messages.pop() == message
+    for row in vectors:
+        assert (row.colour is None) == (not row.photo)
+    assert len({tuple(row.colour) for row in vectors if row.colour}) == 3
+    with pytest.raises(ColumnError, match="5 different images that cannot be read"):
+        embed_images(worse, "photo", feature.encoder, cache=tmp_path / "vectors")
 
 
 def test_spark_normalises_texts_as_scoring_does(spark: "SparkSession") -> None:
