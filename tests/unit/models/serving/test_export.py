@@ -27,10 +27,20 @@ from mirrorspark.models.serving.export import (
     save,
     save_retrieval,
 )
-from mirrorspark.models.serving.signatures import CELLS, ENCODED_SIGNATURE, EXACT, RAW_SIGNATURE, SCANN, scann_folder
+from mirrorspark.models.serving.signatures import (
+    CANDIDATE_VECTORS,
+    CELLS,
+    ENCODED_SIGNATURE,
+    EXACT,
+    QUERY_VECTORS,
+    RAW_SIGNATURE,
+    SCANN,
+    scann_folder,
+)
 
 SAMPLE = np.random.default_rng(1).normal(size=(30, 4)).astype(np.float32)
 LOWEST = np.finfo(np.float32).min
+OF_VECTORS = (CANDIDATE_VECTORS, QUERY_VECTORS)
 
 
 def features(candidates: int, user: str = "user") -> FittedFeatures:
@@ -55,7 +65,7 @@ def retrieval(candidates: int, *, user: str = "user", k: int = 3) -> RetrievalMo
 def test_a_small_catalogue_has_the_exact_index_alone() -> None:
     assert set(build_indexes(towers(features(15)), 3, scann=True, sample=SAMPLE)) == {EXACT}
     signatures = retrieval(15).signatures()
-    assert set(signatures) == {RAW_SIGNATURE, ENCODED_SIGNATURE, EXACT}
+    assert set(signatures) == {RAW_SIGNATURE, ENCODED_SIGNATURE, EXACT, *OF_VECTORS}
     nothing = tf.zeros((2, 0), tf.int64)
     found = signatures[ENCODED_SIGNATURE](user=tf.constant([2, 0], tf.int64), seen=nothing)["candidates"].numpy()
     assert found.shape == (2, 3)
@@ -79,7 +89,7 @@ def test_scann_is_saved_beside_the_indexes_that_load_without_it(tmp_path: Path) 
     stock, beside = (
         tf.saved_model.load(str(folder)) for folder in (tmp_path / "stock", scann_folder(tmp_path / "stock"))
     )
-    assert set(stock.signatures) == {RAW_SIGNATURE, ENCODED_SIGNATURE, EXACT, CELLS}
+    assert set(stock.signatures) == {RAW_SIGNATURE, ENCODED_SIGNATURE, EXACT, CELLS, *OF_VECTORS}
     assert set(beside.signatures) == {SCANN}
     assert b"Scann>" not in (tmp_path / "stock" / "saved_model.pb").read_bytes()
 
