@@ -212,8 +212,10 @@ def test_a_report_has_speed_cost_failures_and_drift_as_tables_page_and_mlflow_ru
     counts = ("rows", "models", "models_failed", "models_drifted", "microbatches_done", "inferences")
     # Of the models that read c0, m0, m3, m6 and m9, none is bad; m5, m2 and m7 now have no outputs.
     assert [totals[name] for name in counts] == [ROWS, MODELS, 3, 7, MICROBATCHES, ROWS * MODELS]
-    spent = totals["read_seconds"] + totals["score_seconds"] + totals["write_seconds"]
-    assert 0.9 * totals["task_seconds"] < spent <= totals["task_seconds"] < totals["wall_seconds"] * 16
+    # The rest of a task is what the machine gives to others meanwhile.
+    spent = [totals[f"{step}_seconds"] for step in ("read", "score", "write")]
+    assert min(spent) > 0
+    assert sum(spent) <= totals["task_seconds"] < totals["wall_seconds"] * 16
     assert totals["cost"] == pytest.approx(totals["task_seconds"] * 0.0001)
     assert totals["cost_per_million"] == pytest.approx(totals["cost"] / (ROWS * MODELS) * 1e6)
     assert totals["inferences_per_core_second"] == pytest.approx(ROWS * MODELS / totals["task_seconds"])
