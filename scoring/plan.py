@@ -89,8 +89,7 @@ class ScoringPlan:
         # Most models were trained here: they bring no code and have no catalogue, and scoring them enters no module to
         # find that out.
         description = directory.description
-        is_trained = isinstance(description, ModelDescription)
-        if not trust and not is_trained:
+        if not trust and not isinstance(description, ModelDescription):
             check_consent(directory, pinned.label)
         if not isinstance(description, ModelDescription) or description.catalogue:
             tell_ages(directory, pinned.label, datetime.now(UTC))

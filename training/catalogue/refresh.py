@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -33,6 +32,7 @@ from mirrorspark.scoring.model.directory import (
     PinnedModel,
     exported_with,
 )
+from mirrorspark.scoring.model.new_folder import new_model_folder
 from mirrorspark.scoring.model.uri import pinned_model
 from mirrorspark.training.catalogue.build import BuildPlan, RefreshError, build
 from mirrorspark.training.catalogue.embed_items import embedded_items
@@ -151,9 +151,7 @@ def write_refreshed(
         table = with_changes(own, table, removed)
     fitted = with_catalogue(directory.features, table, before.trained)
     catalogue = _compared(directory.features, fitted, before, pinned)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        whole = Path(scratch) / target.name
+    with new_model_folder(target) as whole:
         shutil.copytree(pinned.path / TOWERS_FOLDER, whole / TOWERS_FOLDER)
         shutil.copyfile(pinned.path / SAMPLE_FILE, whole / SAMPLE_FILE)
         if (pinned.path / ENCODERS_FOLDER).is_dir():
@@ -162,7 +160,6 @@ def write_refreshed(
         recalls = build_indexes(whole, catalogue.top_k)
         _check_recalls(recalls, least_recall)
         _described(directory, fitted, catalogue, recalls, whole).save(whole)
-        whole.rename(target)
     _LOGGER.info(
         "%s has %d candidates, %d of them new and %d changed, %d removed; recalls %s",
         *(target, catalogue.candidates, catalogue.new, catalogue.changed, catalogue.removed, recalls),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirrorspark.training.results.evaluation.metrics import CLASS_THRESHOLD, precisions_at
+from mirrorspark.training.results.evaluation.metrics import precisions_at, right_and_either
 
 RESAMPLES = 200
 CONFIDENCE = 0.95
@@ -163,13 +163,12 @@ def multi_label_statistics(label: NDArray[Any], scores: NDArray[Any]) -> Statist
     Ranks of all pairs of a row and a label, which AUC needs, would take minutes.
     """
     positive, probabilities = np.asarray(label) > 0, np.asarray(scores)
-    is_named = probabilities >= CLASS_THRESHOLD
     columns = {
         "log_loss": row_log_losses(positive, probabilities).mean(axis=1),
         "brier": ((probabilities - positive) ** 2.0).mean(axis=1),
         **precisions_at(positive, probabilities),
     }
-    right, either = (positive & is_named).sum(axis=1), positive.sum(axis=1) + is_named.sum(axis=1)
+    right, either = right_and_either(positive, probabilities)
     values = np.stack([*columns.values(), 2.0 * right, either], axis=1)
 
     def statistics(weights: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:

@@ -146,9 +146,8 @@ def _weights_of_a_label(
     model = LogisticRegression(
         C=inverse, solver="liblinear", intercept_scaling=10.0, max_iter=_MAX_ITERATIONS, random_state=1
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(matrix, wanted, sample_weight=weight)
+    # Threads share their filters of warnings, so it is the caller who ignores those of the limit of iterations.
+    model.fit(matrix, wanted, sample_weight=weight)
     return model.coef_[0], float(model.intercept_[0])
 
 

@@ -203,11 +203,21 @@ def multi_label_metrics(
         )
     weights = np.ones(len(labels)) if weight is None else _column("weight", weight, (len(labels),), split)
     result = binary_metrics(labels.ravel(), probabilities.ravel(), np.repeat(weights, labels.shape[1]), split=split)
-    is_named = probabilities >= CLASS_THRESHOLD
-    right, either = ((labels > 0) & is_named).sum(axis=1), (labels > 0).sum(axis=1) + is_named.sum(axis=1)
+    right, either = right_and_either(labels > 0, probabilities)
     result["micro_f1"] = float(2 * (weights @ right) / (weights @ either))
     values = precisions_at(labels, probabilities)
     return result | {name: float(np.average(of, weights=weights)) for name, of in values.items()}
+
+
+def right_and_either(
+    positive: NDArray[np.bool_], probabilities: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return how many labels each row has that it is said to have, and how many it has and is said to have in all.
+
+    The micro-averaged F1 score is twice the sum of the first, divided by that of the second.
+    """
+    is_named = probabilities >= CLASS_THRESHOLD
+    return (positive & is_named).sum(axis=1), positive.sum(axis=1) + is_named.sum(axis=1)
 
 
 def precisions_at(labels: NDArray[Any], probabilities: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
