@@ -32,7 +32,7 @@ from mirrorspark.callbacks.mlflow.store import own_store
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.models.retrieval.ranking_metrics import ranking_values
-from mirrorspark.scoring.model.directory import PinnedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.recommend import recommend
 from mirrorspark.scoring.routing.blend import ListFusion, as_arrays, blended
 from mirrorspark.scoring.routing.package import package_router

@@ -16,7 +16,7 @@ from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Mark
 from benchmarks.report import Report, Table
 from benchmarks.train_work import FLIGHTS, flights_config, flights_table, in_new_process, trained, usual_session
-from mirrorspark.scoring.model.directory import PinnedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.parity import THRESHOLD, ParityReport, parity_check
 
 EPOCHS = 3

@@ -29,7 +29,7 @@ from mirrorspark.lifecycle.promotion.promote import (
     rollback,
 )
 from mirrorspark.lifecycle.promotion.registry import FolderRegistry, MLflowRegistry, Registry, RegistryError
-from mirrorspark.scoring.model.directory import ModelNotFoundError, PinnedModel
+from mirrorspark.scoring.model.pinned import ModelNotFoundError, PinnedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.run import error_text, fail, open_session
 from mirrorspark.storage.credentials import one_line

@@ -10,8 +10,8 @@ from pyspark.sql import DataFrame
 
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.input.parquet_scan import Reader, map_rows
-from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ExtraColumns, ScoringPlan

@@ -40,8 +40,8 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.input.spark_tables import SparkSource, read_together
 from mirrorspark.scoring.input.tfrecords import tfrecord_table
-from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.output.older_scores import check_same_columns

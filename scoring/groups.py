@@ -17,8 +17,9 @@ from mirrorspark.data_pipelines.spark.schema import sent_schema_of
 from mirrorspark.data_pipelines.spark.tasks import map_batches
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.null_policy import NullPolicy, NullRule
-from mirrorspark.scoring.model.directory import ModelDirectoryError, ModelNotFoundError, PinnedModel
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.pinned import ModelNotFoundError, PinnedModel
 from mirrorspark.scoring.model.uri import pinned_model
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form

@@ -14,7 +14,7 @@ from mirrorspark.scoring.input.column_types import element_name
 from mirrorspark.scoring.input.decoding import BUILT_IN, decoders
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
 from mirrorspark.scoring.model.consent import remember_consent
-from mirrorspark.scoring.model.directory import ModelDirectoryError
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS, Hooks, with_hooks
 from mirrorspark.scoring.model.new_folder import copied_hooks, new_model_folder
 from mirrorspark.scoring.model.packaged import PackagedDescription

@@ -21,9 +21,10 @@ from mirrorspark.scoring.input.inputs import Inputs
 from mirrorspark.scoring.input.parquet_scan import Reader
 from mirrorspark.scoring.model.catalogue import tell_ages
 from mirrorspark.scoring.model.consent import check_consent
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel, pinned_folder
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
 from mirrorspark.scoring.model.loaded import Search
+from mirrorspark.scoring.model.pinned import PinnedModel, pinned_folder
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.task.scorer import Counters, Scorer, Settings, ship
 

@@ -13,8 +13,9 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import RowErrors
 from mirrorspark.scoring.model.cache import PROCESS_CACHE, ModelCache, load_once
-from mirrorspark.scoring.model.directory import ModelDescription, PinnedModel, exported_with
+from mirrorspark.scoring.model.directory import ModelDescription, exported_with
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.versions import check_versions
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task.scorer import VERSION_COLUMN, OtherVersions, Settings

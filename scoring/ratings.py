@@ -7,16 +7,11 @@ from pathlib import Path
 from mirrorspark.models.serving.signatures import RATING, RATING_ENCODED
 from mirrorspark.scoring.backends.protocol import ModelOutputError
 from mirrorspark.scoring.embedding.model_encoders import ENCODERS_FOLDER
-from mirrorspark.scoring.model.directory import (
-    FEATURES_FOLDER,
-    SAVED_MODEL_FOLDER,
-    ModelDescription,
-    ModelDirectory,
-    ModelDirectoryError,
-    PinnedModel,
-)
+from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.new_folder import new_model_folder
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import pinned_model
 
 

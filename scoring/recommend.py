@@ -22,8 +22,9 @@ from mirrorspark.scoring.input.inputs import FeatureInputs
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.input.parquet_scan import Reader, map_rows
 from mirrorspark.scoring.model.catalogue import Catalogue, warn_if_stale
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, Search
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS
 from mirrorspark.scoring.plan import ScoringPlan

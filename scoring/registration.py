@@ -10,8 +10,9 @@ from typing import Any
 from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.fleet.registry import open_store
-from mirrorspark.scoring.model.directory import ModelDirectory, find_model_directory
+from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.mlflow_model import mlflow_flavour
+from mirrorspark.scoring.model.pinned import find_model_directory
 
 _ARTIFACTS = "model"
 

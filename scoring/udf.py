@@ -16,8 +16,8 @@ from mirrorspark.data_pipelines.spark.tasks import portable
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Inputs
 from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ScoringPlan

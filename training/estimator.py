@@ -24,8 +24,9 @@ from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, random_split
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.embedding.embedder import Embedder
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.directory import ModelDirectory, PinnedModel
+from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.udf import scorer_udf
 from mirrorspark.storage.credentials import clean

@@ -6,7 +6,7 @@ from pathlib import Path
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.scoring.model.directory import PinnedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.training.config import RunConfig, TrainingConfig
 from mirrorspark.training.live.details import tell_findings
 from mirrorspark.training.live.view import LiveView

@@ -25,11 +25,10 @@ from mirrorspark.scoring.model.directory import (
     SAVED_MODEL_FOLDER,
     ModelDescription,
     ModelDirectory,
-    ModelDirectoryError,
-    ModelNotFoundError,
-    PinnedModel,
     exported_with,
 )
+from mirrorspark.scoring.model.errors import ModelDirectoryError
+from mirrorspark.scoring.model.pinned import ModelNotFoundError, PinnedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.model.versions import tell_encoder_versions
 from mirrorspark.storage.atomic_file import write_atomically

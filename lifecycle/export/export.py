@@ -24,12 +24,8 @@ from mirrorspark.lifecycle.export.warm_up import (
 from mirrorspark.scoring.backends.onnx_file import OnnxBackend
 from mirrorspark.scoring.backends.protocol import ArrayType, Backend
 from mirrorspark.scoring.backends.saved_model import DEFAULT_SIGNATURE, SavedModelBackend
-from mirrorspark.scoring.model.directory import (
-    SAVED_MODEL_FOLDER,
-    ModelDescription,
-    ModelDirectory,
-    PinnedModel,
-)
+from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.storage.paths import StoragePath
 

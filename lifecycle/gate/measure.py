@@ -19,7 +19,8 @@ from mirrorspark.lifecycle.gate.measures import Measures
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.tally import BUCKETS, Tally, tallies
 from mirrorspark.scoring.batch import score
-from mirrorspark.scoring.model.directory import ModelDirectory, PinnedModel
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.plan import column_named
 
 MOST_SLICES = 1000

@@ -17,7 +17,9 @@ from mirrorspark.lifecycle.gate.single_rows import ANSWERS_FILE, ROWS_FILE
 from mirrorspark.models.index.ranked_lists import CANDIDATES
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.input.inputs import ColumnInputs
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel, model_files
+from mirrorspark.scoring.model.digest import model_files
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.parity import ParityReport, parity_check
 from mirrorspark.scoring.plan import column_named
 from mirrorspark.training.executor import child_process

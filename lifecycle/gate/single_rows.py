@@ -17,7 +17,7 @@ _WARM_ROWS = 20
 
 def main() -> int:
     """Score the rows that the plan on standard input names; print a JSON line with the 99th percentile of the times."""
-    from mirrorspark.scoring.model.directory import PinnedModel
+    from mirrorspark.scoring.model.pinned import PinnedModel
     from mirrorspark.scoring.predictor import Predictor
     from mirrorspark.training.executor import child_process
 

@@ -19,7 +19,8 @@ from mirrorspark.lifecycle.gate.thresholds import Gates, Threshold
 from mirrorspark.lifecycle.gate.validation import JSON_FILE, ModelReference, Validation
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel, Task
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, Task
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import pinned_model
 from mirrorspark.scoring.parity import THRESHOLD, ParityReport
 from mirrorspark.scoring.plan import check_keys

@@ -13,7 +13,7 @@ from mirrorspark.lifecycle.gate.decide import Finding, decide, failed
 from mirrorspark.lifecycle.gate.facts import Facts
 from mirrorspark.lifecycle.gate.thresholds import Gates
 from mirrorspark.plots.html import Marked, heading_html, in_digits, panel_html, rows_html
-from mirrorspark.scoring.model.directory import PinnedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.results.report.summary import strict

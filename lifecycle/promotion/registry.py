@@ -58,7 +58,7 @@ class Registry(Protocol):
         """Set a tag of a version."""
 
     def digest(self, name: str, version: str) -> str:
-        """Return the digest of a version's files, that of :class:`scoring.model.directory.PinnedModel`.
+        """Return the digest of a version's files, that of :class:`scoring.model.pinned.PinnedModel`.
 
         Raises:
             ModelNotFoundError: There is no such version, or its files are missing.

@@ -27,7 +27,7 @@ from mirrorspark.lifecycle.serve.traffic import Traffic
 from mirrorspark.lifecycle.serve.traffic_settings import TrafficFile
 from mirrorspark.scoring.http_server import listening
 from mirrorspark.scoring.model.cache import freeze_gc
-from mirrorspark.scoring.model.directory import PinnedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
 
 TOKEN_VARIABLE = "MIRRORSPARK_SERVE_TOKEN"  # noqa: S105 - the name of a variable

@@ -15,7 +15,8 @@ from mirrorspark.lifecycle.serve.servable import Outputs
 from mirrorspark.scoring.input.column_types import is_array
 from mirrorspark.scoring.model.cache import ModelCache
 from mirrorspark.scoring.model.catalogue import Catalogue, catalogues_of
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.predictor import Predictor
 
 _LOGGER = logging.getLogger(__name__)

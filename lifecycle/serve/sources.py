@@ -14,7 +14,7 @@ from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.servable import Servable, label_of
 from mirrorspark.lifecycle.serve.stored_rows import StoredRows, digest_of
 from mirrorspark.scoring.model.cache import freeze_gc
-from mirrorspark.scoring.model.directory import PinnedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.precomputed.store import store_identity
 
 _LOGGER = logging.getLogger(__name__)

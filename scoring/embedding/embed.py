@@ -38,7 +38,8 @@ from mirrorspark.scoring.embedding.vector_cache import (
 from mirrorspark.scoring.embedding.vectors import Encoder, readable_vectors
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.cache import ModelChangedError, freeze_gc, limit_numeric_libraries
-from mirrorspark.scoring.model.directory import PinnedModel, folder_digest
+from mirrorspark.scoring.model.digest import folder_digest
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.output.bad_rows import good_rows
 from mirrorspark.scoring.plan import column_named
 from mirrorspark.scoring.task.batches import regrouped

@@ -28,7 +28,8 @@ from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSetting
 from mirrorspark.scoring.embedding.vectors import Encoder, readable_vectors
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import RowErrors
-from mirrorspark.scoring.model.directory import FEATURES_FOLDER, exported_with, folder_digest
+from mirrorspark.scoring.model.digest import folder_digest
+from mirrorspark.scoring.model.directory import FEATURES_FOLDER, exported_with
 from mirrorspark.scoring.model.versions import tell_encoder_versions, versions_here
 
 # Beside the features, whose digest is computed whenever a model is opened.

@@ -22,12 +22,9 @@ from mirrorspark.scoring.fleet.columns import FleetError, numbers_of
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.input.column_types import is_array
 from mirrorspark.scoring.model.consent import check_consent
-from mirrorspark.scoring.model.directory import (
-    ModelDirectory,
-    ModelDirectoryError,
-    folder_digest,
-    model_files,
-)
+from mirrorspark.scoring.model.digest import folder_digest, model_files
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.versions import ModelVersionsError
 from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally

@@ -36,7 +36,7 @@ from mirrorspark.scoring.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND, Flee
 from mirrorspark.scoring.fleet.task import MODELS_KEY, FleetFilesTask, FleetRowsTask, FleetWriter
 from mirrorspark.scoring.input.parquet_scan import Reader, rows_of
 from mirrorspark.scoring.input.spark_tables import SparkSource, read_together
-from mirrorspark.scoring.model.directory import PinnedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.output.older_scores import check_same_columns
 from mirrorspark.scoring.plan import SentColumns, check_keys, column_named
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS, plan_tasks

@@ -25,8 +25,8 @@ from mirrorspark.scoring.batch import score_as_planned
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import TokenFamily, trained_families
 from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ScoringPlan

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mirrorspark.scoring.backends.libraries import library
-from mirrorspark.scoring.model.directory import folder_digest
+from mirrorspark.scoring.model.digest import folder_digest
 from mirrorspark.scoring.model.loaded import LoadedModel
 
 CACHED_BYTES = 2 * 1024**3

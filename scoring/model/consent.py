@@ -4,7 +4,8 @@ from pathlib import Path
 
 from mirrorspark.scoring.backends.catalog import runs_code
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, cached_digest
+from mirrorspark.scoring.model.digest import cached_digest
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.routing.folder import read_router

@@ -1,4 +1,4 @@
-"""Model folders: their layout, description and digest, readable without the library that computes the model.
+"""Model folders: their layout and description, readable without the library that computes the model.
 
 An exported model, trained by Mirrorspark::
 
@@ -23,13 +23,11 @@ Any other MLflow model::
 import hashlib
 import json
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
-from urllib.parse import unquote, urlparse
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
 
@@ -46,16 +44,16 @@ from mirrorspark.models.serving.signatures import (
 )
 from mirrorspark.scoring.input.column_types import ARROW_TYPES, array_of
 from mirrorspark.scoring.input.inputs import FeatureInputs, Inputs
+from mirrorspark.scoring.model.digest import folder_digest
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
 from mirrorspark.scoring.model.versions import Versions, pinned_versions
-from mirrorspark.storage.paths import leads_out
 
 if TYPE_CHECKING:
     from mirrorspark.scoring.model.packaged import PackagedDescription
 
 FORMAT_VERSION = 1
 PACKAGED_FORMAT_VERSION = 2
-FORMS = "models:/<name>/<version>, models:/<name>@<alias>, models:/m-<id>, runs:/<run id>[/<path>] or a local folder"
 
 DESCRIPTION_FILE = "mirrorspark.json"
 MLFLOW_FILE = "MLmodel"
@@ -76,25 +74,8 @@ OUTPUTS: Mapping[str, Mapping[str, str]] = {
 # What a regression of quantiles has besides, in the order of its setting.
 QUANTILES: Mapping[str, str] = {"quantiles": array_of("float")}
 
-# Enough for a call with thousands of models; an entry takes a few hundred bytes per file.
-_KEPT_FOLDERS = 10_000
-# FAT has the coarsest timestamps of all file systems: two seconds.
-_CLOCK_TICK_NS = 2 * 10**9
-
-_FileState: TypeAlias = tuple[str, int, int, int, int]
-"""Relative name, size in bytes, mtime and ctime in ns, and inode."""
-
-_DIGEST_DIGITS = 12
 # The names of list elements differ between writers.
 _ELEMENT = re.compile(r"list<\w+: ")
-
-
-class ModelDirectoryError(ValueError):
-    """Raised for a folder without a usable model; the message names the folder, the problem and the remedy."""
-
-
-class ModelNotFoundError(ValueError):
-    """Raised when a URI does not lead to a model; the message names the missing part and what exists."""
 
 
 @dataclass(frozen=True)
@@ -388,134 +369,3 @@ def _fitted(path: Path, description: ModelDescription) -> FittedFeatures:
             f"{description.features_hash}; export the model again"
         )
     return features
-
-
-@dataclass(frozen=True)
-class PinnedModel:
-    """One exact version of a model; it does not change when an alias moves.
-
-    Attributes:
-        uri: The URI of exactly this version.
-        name: Registered name; for unregistered models the last part of the path.
-        version: Registered version; for unregistered models the id of the run or logged model, or the start of the
-            digest.
-        digest: SHA-256 over the files of the model.
-        path: Local folder of the model.
-    """
-
-    uri: str
-    name: str
-    version: str
-    digest: str
-    path: Path
-
-    @property
-    def label(self) -> str:
-        """Value of the column ``model_version``, such as ``flights/3``."""
-        return f"{self.name}/{self.version}"
-
-
-def pinned_folder(location: str | Path) -> PinnedModel | None:
-    """Return the model in a local folder; None for a URI that leads to a store.
-
-    Raises:
-        ModelNotFoundError: There is no such folder.
-        ModelDirectoryError: It holds no model, or more than one.
-    """
-    uri = str(location)
-    if uri.startswith(("models:", "runs:")):
-        return None
-    folder = Path(unquote(urlparse(uri).path) if uri.startswith("file:") else uri)
-    if not folder.is_dir():
-        raise ModelNotFoundError(f"model '{uri}' does not exist: there is no such folder; use {FORMS}")
-    folder = folder.resolve()
-    path = find_model_directory(folder)
-    digest = cached_digest(path)
-    return PinnedModel(uri=str(folder), name=path.name, version=digest[:_DIGEST_DIGITS], digest=digest, path=path)
-
-
-def find_model_directory(folder: Path) -> Path:
-    """Return the model folder: ``folder`` itself, or the one below ``data/`` of an MLflow model.
-
-    An MLflow model that contains no exported model is itself the model.
-
-    Raises:
-        ModelDirectoryError: There is no model, or more than one.
-    """
-    places = [folder, folder / "data", *sorted((folder / "data").glob("*/"))]
-    found = [place for place in places if (place / DESCRIPTION_FILE).is_file()]
-    if len(found) == 1:
-        return found[0]
-    if not found and (folder / MLFLOW_FILE).is_file():
-        return folder
-    holds = f"holds {len(found)} exported models" if found else f"holds no exported model ({DESCRIPTION_FILE})"
-    raise ModelDirectoryError(
-        f"{folder} {holds}, neither itself nor below data/; give a model that mirrorspark.training.run exported, that "
-        f"mirrorspark.scoring.package wrote, or that MLflow logged"
-        if not found
-        else f"{folder} {holds}: {[str(place) for place in found]}; give one of them"
-    )
-
-
-def is_outside_digest(name: str) -> bool:
-    """Return whether a file of that relative name may be one that :func:`model_files` leaves out."""
-    return leads_out(name) or "__pycache__" in name
-
-
-def model_files(folder: Path) -> list[tuple[str, Path]]:
-    """Return the files below ``folder`` that the digest covers, with their relative names, sorted.
-
-    Python's caches are left out: they appear when code in an MLflow model is first imported, and scoring ignores them.
-    Only the names that Python gives them are, which have two suffixes: no module can be imported by such a name.
-
-    Raises:
-        ModelDirectoryError: A part of it is a link to a folder.
-    """
-    found = []
-    for path in folder.rglob("*"):
-        if path.is_symlink() and path.is_dir():
-            raise ModelDirectoryError(
-                f"{path} is a link to a folder, whose files the digest of the model would not cover; copy the folder"
-            )
-        is_cache = path.parent.name == "__pycache__" and path.match("*.*.pyc")
-        if path.is_file() and not is_cache:
-            found.append((path.relative_to(folder).as_posix(), path))
-    return sorted(found)
-
-
-def folder_digest(folder: Path) -> str:
-    """Return the SHA-256 (64 hex digits) over relative names and contents of a model's files."""
-    digest = hashlib.sha256()
-    for name, path in model_files(folder):
-        with path.open("rb") as file:
-            digest.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
-def cached_digest(folder: Path, *, now_ns: Callable[[], int] = time.time_ns) -> str:
-    """Return :func:`folder_digest` of ``folder``, from the cache if the files are unchanged.
-
-    Args:
-        folder: Folder of a model.
-        now_ns: Returns the time of day in nanoseconds.
-    """
-    # A write changes mtime, a replaced file has another inode, and ctime cannot be set back. Two changes may fall into
-    # one tick of the file system's clock, so the cache is not used for files that young. A change that is missed
-    # nevertheless cannot produce wrong scores: load_once reads the files and compares their digest with this one, and
-    # loaded models are cached by digest.
-    states = tuple(_state(name, path) for name, path in model_files(folder))
-    latest_ns = max((max(written, changed) for _, _, written, changed, _ in states), default=0)
-    if now_ns() - latest_ns < _CLOCK_TICK_NS:
-        return folder_digest(folder)
-    return _digest(folder, states)
-
-
-def _state(name: str, path: Path) -> _FileState:
-    found = path.stat()
-    return name, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
-
-
-@lru_cache(maxsize=_KEPT_FOLDERS)
-def _digest(folder: Path, states: tuple[_FileState, ...]) -> str:
-    """Return the digest of ``folder``; ``states`` are part of the cache key."""
-    return folder_digest(folder)

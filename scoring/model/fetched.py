@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
-from mirrorspark.scoring.model.directory import cached_digest, folder_digest, model_files
+from mirrorspark.scoring.model.digest import cached_digest, folder_digest, model_files
 from mirrorspark.storage.host_cache import HostCache, HostCacheError, Lease
 
 # The library itself reads these and XDG_CACHE_HOME, because they belong to a host, a container or a CI job and apply to

@@ -11,15 +11,15 @@ from mirrorspark.scoring.backends.protocol import ArrayType, UnsupportedModelErr
 from mirrorspark.scoring.backends.pyfunc import mlflow_signature
 from mirrorspark.scoring.input.column_types import array_of
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
+from mirrorspark.scoring.model.digest import is_outside_digest
 from mirrorspark.scoring.model.directory import (
     DESCRIPTION_FILE,
     PACKAGED_FORMAT_VERSION,
-    ModelDirectoryError,
     check_outputs,
-    is_outside_digest,
     read_description,
     write_description,
 )
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 
 # Outputs whose elements can have names.
 _LABELLED_TYPES = (array_of("float"), array_of("double"))

@@ -23,14 +23,7 @@ from mirrorspark.callbacks.mlflow.store import (
     sqlite_file,
     store_client,
 )
-from mirrorspark.scoring.model.directory import (
-    FORMS,
-    ModelNotFoundError,
-    PinnedModel,
-    cached_digest,
-    find_model_directory,
-    pinned_folder,
-)
+from mirrorspark.scoring.model.digest import cached_digest
 from mirrorspark.scoring.model.fetched import (
     DISK_ERRORS,
     FOLDER_VARIABLE,
@@ -42,6 +35,7 @@ from mirrorspark.scoring.model.fetched import (
     is_offline_by_environment,
     models_to_fetch_into,
 )
+from mirrorspark.scoring.model.pinned import FORMS, ModelNotFoundError, PinnedModel, find_model_directory, pinned_folder
 from mirrorspark.storage.credentials import without_credentials
 
 if TYPE_CHECKING:  # importing MLflow takes seconds, and a local folder does not need it

@@ -16,8 +16,8 @@ from mirrorspark.data_pipelines.spark.tasks import map_batches
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.output.forms import AS_COLUMNS
 from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys
 from mirrorspark.scoring.reranking.ranking import Ranking, candidate_schema, ranked

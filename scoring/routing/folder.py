@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirrorspark.scoring.input.inputs import Inputs
-from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.routing.routed import RoutedInputs
 from mirrorspark.scoring.routing.router import Router

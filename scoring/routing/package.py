@@ -11,16 +11,12 @@ import pyarrow.parquet as pq
 from mirrorspark.models.classical import SUMS_OVER_HISTORY
 from mirrorspark.models.index.ranked_lists import is_ranked_list
 from mirrorspark.scoring.model.consent import remember_consent
-from mirrorspark.scoring.model.directory import (
-    ModelDescription,
-    ModelDirectory,
-    ModelDirectoryError,
-    PinnedModel,
-    exported_with,
-)
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, exported_with
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS
 from mirrorspark.scoring.model.new_folder import check_new, copied_hooks, new_model_folder
 from mirrorspark.scoring.model.packaged import PackagedDescription
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import pinned_model
 from mirrorspark.scoring.model.versions import versions_here
 from mirrorspark.scoring.reranking.items import check_item_columns

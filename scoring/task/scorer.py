@@ -28,8 +28,9 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.column_types import ARROW_TYPES
 from mirrorspark.scoring.input.null_policy import NO_NULL_POLICY, NullPolicy, NullRule
 from mirrorspark.scoring.model.cache import PROCESS_CACHE, freeze_gc, limit_numeric_libraries, load_once
-from mirrorspark.scoring.model.directory import ModelDirectory, PinnedModel, exported_with
+from mirrorspark.scoring.model.directory import ModelDirectory, exported_with
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel, Search
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.versions import check_versions
 from mirrorspark.scoring.output.bad_rows import (
     ERROR_COLUMN,

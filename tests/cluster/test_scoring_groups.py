@@ -16,8 +16,8 @@ from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.scoring import groups
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.groups import score_by_group
-from mirrorspark.scoring.model.directory import ModelNotFoundError, PinnedModel
 from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.pinned import ModelNotFoundError, PinnedModel
 from mirrorspark.scoring.model.uri import pinned_model, resolve
 from mirrorspark.scoring.output.forms import Long, TopK, Wide
 from mirrorspark.scoring.package import package_model

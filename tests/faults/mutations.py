@@ -32,7 +32,9 @@ from mirrorspark.data_pipelines.tfrecord.arrow_schema import FeatureTypeError
 from mirrorspark.data_pipelines.tfrecord.examples import MalformedExampleError, encode_example
 from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
 from mirrorspark.data_pipelines.tfrecord.row_decoder import RowDecoder
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory, ModelDirectoryError, model_files
+from mirrorspark.scoring.model.digest import model_files
+from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.precomputed.precompute import precompute
 from mirrorspark.scoring.precomputed.store import PrecomputedScores

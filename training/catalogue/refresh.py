@@ -25,14 +25,9 @@ from mirrorspark.data_pipelines.spark.task_bar import work_bar
 from mirrorspark.scoring.embedding.model_encoders import ENCODERS_FOLDER
 from mirrorspark.scoring.input.inputs import FeatureInputs
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, utc_text
-from mirrorspark.scoring.model.directory import (
-    FEATURES_FOLDER,
-    ModelDescription,
-    ModelDirectory,
-    PinnedModel,
-    exported_with,
-)
+from mirrorspark.scoring.model.directory import FEATURES_FOLDER, ModelDescription, ModelDirectory, exported_with
 from mirrorspark.scoring.model.new_folder import new_model_folder
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import pinned_model
 from mirrorspark.training.catalogue.build import BuildPlan, RefreshError, build
 from mirrorspark.training.catalogue.embed_items import embedded_items

@@ -5,7 +5,8 @@ from typing import Any
 
 from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
 from mirrorspark.scoring.fleet.registry import open_store
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, PinnedModel
+from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.registration import log_version
 
 

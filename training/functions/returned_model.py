@@ -11,7 +11,7 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.backends.protocol import UnsupportedModelError
-from mirrorspark.scoring.model.directory import ModelDirectoryError
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.package import package_model
 from mirrorspark.training.functions.plan import ReturnValueError
 

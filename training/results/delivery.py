@@ -17,7 +17,7 @@ from mlflow.utils.autologging_utils import disable_autologging
 from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
 from mirrorspark.callbacks.mlflow.metric_requests import NOTE_TAG
 from mirrorspark.plots.image import figure_of_image
-from mirrorspark.scoring.model.directory import PinnedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.storage.atomic_file import replaced, write_atomically
 from mirrorspark.storage.credentials import clean

@@ -33,13 +33,7 @@ from mirrorspark.models.classical import FittedArchitecture
 from mirrorspark.models.serving.signatures import EXACT
 from mirrorspark.scoring.embedding.model_encoders import encoder_versions, graph_encoders, save_features
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
-from mirrorspark.scoring.model.directory import (
-    OUTPUTS,
-    QUANTILES,
-    SAVED_MODEL_FOLDER,
-    ModelDescription,
-    ModelDirectory,
-)
+from mirrorspark.scoring.model.directory import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.mlflow_model import input_example, mlflow_flavour
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, one_line

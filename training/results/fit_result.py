@@ -17,8 +17,8 @@ from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
-from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.output.forms import Labelled
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.results.delivery import Trained

@@ -8,7 +8,8 @@ import numpy as np
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.imports.imported import Imported, fleet_of
 from mirrorspark.scoring.fleet.packages import packed, single_output
-from mirrorspark.scoring.model.directory import ModelDirectory, PinnedModel
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import pinned_model
 
 

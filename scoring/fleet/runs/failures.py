@@ -19,7 +19,7 @@ from mirrorspark.scoring.fleet.folder import LIST_FILE
 from mirrorspark.scoring.fleet.packages import packages_of
 from mirrorspark.scoring.fleet.registry import is_registered
 from mirrorspark.scoring.fleet.scorer import bytes_of_models, check_type
-from mirrorspark.scoring.model.directory import ModelDirectoryError
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.storage.credentials import without_credentials
 
 NOT_OF_A_MODEL = (OSError, FleetError)

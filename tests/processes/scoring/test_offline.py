@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.tracking_server import TrackingServer
-from mirrorspark.scoring.model.directory import PinnedModel
 from mirrorspark.scoring.model.fetched import FetchedModelsError
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import ModelStoreError, resolve
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor

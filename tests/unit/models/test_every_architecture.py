@@ -54,7 +54,8 @@ from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.scoring.backends.protocol import ModelOutputError
 from mirrorspark.scoring.embedding.model_encoders import graph_encoders, save_features
 from mirrorspark.scoring.model.cache import load_once
-from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirectoryError
+from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.ratings import rating_model

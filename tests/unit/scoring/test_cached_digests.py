@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mirrorspark.scoring.model import directory
-from mirrorspark.scoring.model.directory import cached_digest, folder_digest
+from mirrorspark.scoring.model import digest
+from mirrorspark.scoring.model.digest import cached_digest, folder_digest
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.other_models import LINEAR
@@ -34,7 +34,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         folders.append(folder)
         return folder_digest(folder)
 
-    monkeypatch.setattr(directory, "folder_digest", reading)
+    monkeypatch.setattr(digest, "folder_digest", reading)
     return folders
 
 
@@ -123,7 +123,7 @@ def test_a_uri_is_resolved_without_reading_the_files_again(
     tmp_path: Path, read: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model is some milliseconds old: no tick of a clock is to be waited for here."""
-    monkeypatch.setattr(directory, "_CLOCK_TICK_NS", 0)
+    monkeypatch.setattr(digest, "_CLOCK_TICK_NS", 0)
     folder = package_model(LINEAR, tmp_path / "linear").resolve()
     first = resolve(folder)
     assert resolve(folder) == first

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mirrorspark.scoring.model.directory import folder_digest
+from mirrorspark.scoring.model.digest import folder_digest
 from mirrorspark.scoring.model.fetched import (
     FetchedModels,
     FetchedModelsError,

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from mirrorspark.scoring.model.cache import ModelCache, ModelChangedError, load_once
-from mirrorspark.scoring.model.directory import folder_digest
+from mirrorspark.scoring.model.digest import folder_digest
 from mirrorspark.scoring.model.loaded import LoadedModel
 
 

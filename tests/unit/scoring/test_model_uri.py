@@ -16,8 +16,11 @@ import pytest
 
 from mirrorspark.callbacks.mlflow.store import own_store
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
-from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, ModelNotFoundError, folder_digest
+from mirrorspark.scoring.model.digest import folder_digest
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.packaged import PackagedDescription
+from mirrorspark.scoring.model.pinned import ModelNotFoundError
 from mirrorspark.scoring.model.uri import ModelStoreError, resolve
 from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.exported_models import log_flights

@@ -23,9 +23,9 @@ from mirrorspark.scoring.model.directory import (
     FORMAT_VERSION,
     ModelDescription,
     ModelDirectory,
-    ModelDirectoryError,
     exported_with,
 )
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.model.uri import resolve

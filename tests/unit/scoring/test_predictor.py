@@ -15,7 +15,8 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.model import consent
 from mirrorspark.scoring.model.consent import UntrustedModelError
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectoryError
+from mirrorspark.scoring.model.directory import DESCRIPTION_FILE
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.model.versions import ModelVersionsError

@@ -18,7 +18,9 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.model.consent import UntrustedModelError
-from mirrorspark.scoring.model.directory import ModelDirectory, ModelDirectoryError, folder_digest
+from mirrorspark.scoring.model.digest import folder_digest
+from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HookError
 from mirrorspark.scoring.model.loaded import LoadedModel, Search
 from mirrorspark.scoring.package import package_model

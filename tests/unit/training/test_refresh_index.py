@@ -34,9 +34,9 @@ from mirrorspark.scoring.model.directory import (
     SAVED_MODEL_FOLDER,
     ModelDescription,
     ModelDirectory,
-    pinned_folder,
 )
 from mirrorspark.scoring.model.loaded import LoadedModel, Search
+from mirrorspark.scoring.model.pinned import pinned_folder
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.ratings import rating_model
 from mirrorspark.scoring.recommend import unavailable_ids

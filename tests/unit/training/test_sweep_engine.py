@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from mirrorspark.callbacks.mlflow.store import ActiveRun
-from mirrorspark.scoring.model.directory import PinnedModel
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.training import pipeline
 from mirrorspark.training.config import ConfigError, RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError

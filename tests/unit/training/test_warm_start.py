@@ -16,7 +16,9 @@ from mlflow import MlflowClient
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.model.catalogue import Catalogue
-from mirrorspark.scoring.model.directory import ModelDescription, PinnedModel, folder_digest
+from mirrorspark.scoring.model.digest import folder_digest
+from mirrorspark.scoring.model.directory import ModelDescription
+from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.package import package_model
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training import training_job, warm_start

@@ -1,0 +1,5 @@
+"""The error of a model's folder, raised by all that reads or writes one."""
+
+
+class ModelDirectoryError(ValueError):
+    """Raised for a folder without a usable model; the message names the folder, the problem and the remedy."""

@@ -1,0 +1,84 @@
+"""One exact version of a model: what it is known by, and the one that a local folder holds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from mirrorspark.scoring.model.digest import cached_digest
+from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, MLFLOW_FILE
+from mirrorspark.scoring.model.errors import ModelDirectoryError
+
+FORMS = "models:/<name>/<version>, models:/<name>@<alias>, models:/m-<id>, runs:/<run id>[/<path>] or a local folder"
+
+_DIGEST_DIGITS = 12
+
+
+class ModelNotFoundError(ValueError):
+    """Raised when a URI does not lead to a model; the message names the missing part and what exists."""
+
+
+@dataclass(frozen=True)
+class PinnedModel:
+    """One exact version of a model; it does not change when an alias moves.
+
+    Attributes:
+        uri: The URI of exactly this version.
+        name: Registered name; for unregistered models the last part of the path.
+        version: Registered version; for unregistered models the id of the run or logged model, or the start of the
+            digest.
+        digest: SHA-256 over the files of the model.
+        path: Local folder of the model.
+    """
+
+    uri: str
+    name: str
+    version: str
+    digest: str
+    path: Path
+
+    @property
+    def label(self) -> str:
+        """Value of the column ``model_version``, such as ``flights/3``."""
+        return f"{self.name}/{self.version}"
+
+
+def pinned_folder(location: str | Path) -> PinnedModel | None:
+    """Return the model in a local folder; None for a URI that leads to a store.
+
+    Raises:
+        ModelNotFoundError: There is no such folder.
+        ModelDirectoryError: It holds no model, or more than one.
+    """
+    uri = str(location)
+    if uri.startswith(("models:", "runs:")):
+        return None
+    folder = Path(unquote(urlparse(uri).path) if uri.startswith("file:") else uri)
+    if not folder.is_dir():
+        raise ModelNotFoundError(f"model '{uri}' does not exist: there is no such folder; use {FORMS}")
+    folder = folder.resolve()
+    path = find_model_directory(folder)
+    digest = cached_digest(path)
+    return PinnedModel(uri=str(folder), name=path.name, version=digest[:_DIGEST_DIGITS], digest=digest, path=path)
+
+
+def find_model_directory(folder: Path) -> Path:
+    """Return the model folder: ``folder`` itself, or the one below ``data/`` of an MLflow model.
+
+    An MLflow model that contains no exported model is itself the model.
+
+    Raises:
+        ModelDirectoryError: There is no model, or more than one.
+    """
+    places = [folder, folder / "data", *sorted((folder / "data").glob("*/"))]
+    found = [place for place in places if (place / DESCRIPTION_FILE).is_file()]
+    if len(found) == 1:
+        return found[0]
+    if not found and (folder / MLFLOW_FILE).is_file():
+        return folder
+    holds = f"holds {len(found)} exported models" if found else f"holds no exported model ({DESCRIPTION_FILE})"
+    raise ModelDirectoryError(
+        f"{folder} {holds}, neither itself nor below data/; give a model that mirrorspark.training.run exported, that "
+        f"mirrorspark.scoring.package wrote, or that MLflow logged"
+        if not found
+        else f"{folder} {holds}: {[str(place) for place in found]}; give one of them"
+    )
