@@ -4,7 +4,8 @@ import hashlib
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -76,18 +77,24 @@ class Hooks:
         function: Callable[..., Any] = getattr(self.module, name)
         return function
 
+    @contextmanager
+    def failures(self, name: str) -> Iterator[None]:
+        """Raise ``HookError``, which names the function, for whatever its call in the block raises."""
+        try:
+            yield
+        except Exception as error:  # a user's function may raise anything
+            raise HookError(f"{name} of {self.file.name} failed: {type(error).__name__}: {error}") from error
+
     def call(self, name: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Call a function with named arrays and return its named arrays.
 
         Raises:
             HookError: The function fails, or does not return named arrays.
         """
-        try:
+        with self.failures(name):
             made = self.function(name)(dict(arrays))
             if isinstance(made, Mapping):
                 return {str(key): np.asarray(values) for key, values in made.items()}
-        except Exception as error:  # a user's function may raise anything
-            raise HookError(f"{name} of {self.file.name} failed: {type(error).__name__}: {error}") from error
         raise HookError(f"{name} of {self.file.name} gives {type(made).__name__}; have it return a dict of arrays")
 
 

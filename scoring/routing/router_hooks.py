@@ -18,10 +18,8 @@ def preprocessed(hooks: Hooks, router: Router, rows: pa.RecordBatch) -> pa.Recor
     Raises:
         HookError: It fails, or does not return as many rows with the columns that decide.
     """
-    try:
+    with hooks.failures(PREPROCESS):
         made = hooks.function(PREPROCESS)(rows)
-    except Exception as error:  # a user's function may raise anything
-        raise HookError(f"{PREPROCESS} of {hooks.file.name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, pa.RecordBatch) or made.num_rows != rows.num_rows:
         what = f"{made.num_rows} rows" if isinstance(made, pa.RecordBatch) else type(made).__name__
         raise HookError(
