@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from mirrorspark.data_pipelines.features.items import ids_without_item
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, is_filled
+from mirrorspark.models.serving.signatures import EXACT
 from mirrorspark.scoring.batch import BatchTask
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import FeatureInputs
@@ -70,7 +71,8 @@ def recommend(
             :func:`scoring.model.uri.resolve`.
         keys: Columns that identify a row; they pass through unchanged.
         k: Candidates per row; it may differ from the ``top_k`` of the export.
-        index: ``exact``, or an approximate index of the model: ``cells`` or ``scann``.
+        index: ``exact``, or an approximate index of the model: ``cells`` or ``scann``. Blends by ``cosine`` or ``dot``
+            are always searched exactly.
         available: The candidates that may be recommended; None means all that the model knows.
         unavailable: Candidates that must not be recommended; takes precedence over ``available``.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
@@ -87,9 +89,9 @@ def recommend(
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
         UntrustedModelError: A ranking model brings Python code, and ``trust`` is False.
-        ScoringError: The model is neither a retrieval model nor a router of such models, or lacks the index; ``k`` is
-            below 1 or above the number of candidates; no candidate is available; or for a reason of
-            :func:`scoring.batch.score`.
+        ScoringError: The model is neither a retrieval model nor a router of such models, or lacks the index; no list
+            of a router would use the index; ``k`` is below 1 or above the number of candidates; no candidate is
+            available; or for a reason of :func:`scoring.batch.score`.
         ColumnError: As for :func:`scoring.batch.score`, and for the tables of candidates.
     """
     settings = Settings.of(AS_COLUMNS, batch_size, with_version, nulls, bad_rows, other_versions)
@@ -135,12 +137,18 @@ def _search(directory: ModelDirectory, label: str, wanted: _Wanted) -> Search:
         raise ScoringError(f"k {wanted.k} is below 1")
     for cascade in router.cascades.values():
         cascade.rules(wanted.k)  # Raises for limits that do not go with so many.
+    if wanted.index != EXACT and not router.listing:
+        raise ScoringError(
+            f"index '{wanted.index}' is of no use to {label}: a blend by '{router.fusion}' searches all candidates "
+            f"exactly; leave index out"
+        )
     searches, left = {}, 0
     for name in router.answering:
         model = ModelDirectory.open(folders[name])
-        removed = _told_index(model, f"{name} of {label}", wanted)
+        of_this = wanted if name in router.listing else replace(wanted, index=EXACT)
+        removed = _told_index(model, f"{name} of {label}", of_this)
         gone, of_model, own = _gone(model.features, wanted.available, wanted.unavailable, removed)
-        searches[name], left = Search(wanted.index, of_model, gone), left + own
+        searches[name], left = Search(of_this.index, of_model, gone), left + own
     if not left:
         raise ScoringError(
             f"none of the candidates of the models {sorted(searches)} is available; check the tokens of available and "

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.models.index.ranked_lists import CANDIDATES, UNFILLED, is_ranked_list
+from mirrorspark.models.serving.signatures import EXACT
 from mirrorspark.scoring.backends.protocol import ArrayType, ModelOutputError, Signature
 from mirrorspark.scoring.input.column_types import element_name, is_array
 from mirrorspark.scoring.input.inputs import Inputs, RowErrors
@@ -87,9 +88,11 @@ class RouterSearch:
             return self.members[part]
         if (part, name) not in self._finding:
             available = self.stages[name].available if name in self.stages else None
-            self._finding[part, name] = self.members[part].finding(
-                self.depth(name), self.of_models.get(part), available
-            )
+            search = self.of_models.get(part)
+            if search is not None and self.router.is_vector_blend(name):
+                # The model only gives its vectors: an index of its own would be loaded for nothing.
+                search = replace(search, index=EXACT)
+            self._finding[part, name] = self.members[part].finding(self.depth(name), search, available)
         return self._finding[part, name]
 
     def depth(self, name: str) -> int:

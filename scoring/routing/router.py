@@ -201,8 +201,17 @@ class Router:
     @property
     def answering(self) -> tuple[str, ...]:
         """The names of the models that answer for rows or find candidates, each once."""
-        named = [route.model for route in self.routes] + list(self.fallback) + list(self.blends) + list(self.cascades)
-        return tuple(dict.fromkeys(part for name in named for part in self.weights(name)))
+        return tuple(dict.fromkeys(part for name in self._answers for part in self.weights(name)))
+
+    @property
+    def listing(self) -> tuple[str, ...]:
+        """The names of the models whose own lists are asked for, each once; others only give their vectors."""
+        names = [name for name in self._answers if not self.is_vector_blend(name)]
+        return tuple(dict.fromkeys(part for name in names for part in self.weights(name)))
+
+    @property
+    def _answers(self) -> list[str]:
+        return [route.model for route in self.routes] + [*self.fallback, *self.blends, *self.cascades]
 
     @property
     def ranking(self) -> tuple[str, ...]:

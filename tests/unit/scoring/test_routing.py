@@ -25,6 +25,7 @@ from mirrorspark.scoring.model.hooks import HookError
 from mirrorspark.scoring.model.loaded import LoadedModel, Search
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.scoring.recommend import recommend
 from mirrorspark.scoring.registration import register_model
 from mirrorspark.scoring.reranking.ranking import Ranking
 from mirrorspark.scoring.routing.blend import as_arrays, as_lists, blended, of_length
@@ -267,6 +268,23 @@ def test_one_search_ranks_all_candidates_by_the_vectors_of_several_models(
     cascade = replace(router, routes=(Route("shown"),), cascades={"shown": shown})
     folder = package_router(cascade, tmp_path / "cascade", models={"towers": movies_model, "als": als}, items=genres)
     np.testing.assert_array_equal(LoadedModel(folder).score(rows)["candidates"], again["candidates"])
+
+
+def test_one_search_by_vectors_loads_no_index(movies_model: Path, tmp_path: Path) -> None:
+    """#23: neither model has an index of ScaNN, and a route to one of them alone would need it."""
+    als = export_als(tmp_path / "als", [f"m{number}" for number in range(20, 50)])
+    router = Router((Route("both"),), blends={"both": {"towers": 1.0, "als": 1.0}}, fusion="cosine")
+    folder = package_router(router, tmp_path / "router", models={"towers": movies_model, "als": als})
+    model, nobody = LoadedModel(folder), np.zeros(0, np.int64)
+    no_table: Any = None  # It is refused before the table is read.
+    exact = model.with_search(Search("exact", 5, nobody, searches())).score(VISITORS)
+    asked = {name: replace(search, index="scann") for name, search in searches().items()}
+    found = model.with_search(Search("scann", 5, nobody, asked)).score(VISITORS)
+    np.testing.assert_array_equal(found["candidates"], exact["candidates"])
+    with pytest.raises(ScoringError, match=r"index 'scann' is of no use to router/.*; leave index out"):
+        recommend(no_table, folder, keys="row", k=5, index="scann")
+    lists = replace(router, routes=(Route("als", "device", values=("tv",)), Route("both")))
+    assert (router.listing, lists.listing) == ((), ("als",))
 
 
 def searches(unavailable: int | None = None) -> dict[str, Search]:
