@@ -43,6 +43,7 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     judge_retrieval,
     judged_step,
     label_rates,
+    part_learnt_from,
 )
 from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, Explanation
 from mirrorspark.training.results.evaluation.rival import BASELINE, NETWORK, OTHER_FOLDER, Choice, read_scores
@@ -374,7 +375,8 @@ def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[Rival]:
 
         rows = rows or baseline_rows(dataset, config.task)
         fitted = fitted_baseline(name, rows, config.seed, told)
-        rivals.append(Rival(name, baseline_scores(fitted, dataset, "test", step)))
+        part = part_learnt_from(rows, dataset.manifest.rows("train"))
+        rivals.append(Rival(name, baseline_scores(fitted, dataset, "test", step), part))
     return rivals
 
 

@@ -31,8 +31,10 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     judge_multi_label,
     judge_retrieval,
     label_rates,
+    part_learnt_from,
 )
 from mirrorspark.training.results.evaluation.segments import retrieval_rows
+from mirrorspark.training.results.report.report import verdict_sentences
 from mirrorspark.training.results.report.rivals import each_baseline
 
 
@@ -210,6 +212,8 @@ def test_the_baseline_learns_from_a_bounded_number_of_rows_and_is_judged_on_all(
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
     verdict = judge_binary(table, [rival(binary)], seed=1, curves=None)
     assert set(learnt_from) == {300}  # of 600
+    assert part_learnt_from(baseline_rows(binary, "binary"), 600) == {"rows": 300, "of": 600}
+    assert part_learnt_from(baseline_rows(binary, "binary"), 300) == {}
     assert verdict.baseline["metrics"]["base_rate"] == pytest.approx(float(np.mean(label)))
     assert any("boosting" in text.get_text() for text in verdict.figures["roc"].axes[0].get_legend().get_texts())
 
@@ -268,7 +272,7 @@ def test_a_multi_label_model_is_measured_beside_what_labels_are_frequent(tags: A
     assert sorted(verdict.figures) == ["calibration", "lift", "precision_recall", "roc", "score_histogram"]
 
 
-def test_each_label_of_several_has_a_logistic_regression() -> None:
+def test_each_label_of_several_has_a_logistic_regression(monkeypatch: pytest.MonkeyPatch) -> None:
     """#23: what no row has is not learnt, and the intervals are those of means and of a ratio."""
     size = np.linspace(-1, 1, 40).astype(np.float32)
     labels = [[0] if of > 0.5 else [1] if of < 0 else [] for of in size]
@@ -290,6 +294,14 @@ def test_each_label_of_several_has_a_logistic_regression() -> None:
     difference = verdict.metrics["test"]["micro_f1"] - verdict.baseline["metrics"]["micro_f1"]
     assert intervals["micro_f1"]["difference"] == pytest.approx(difference)
     assert intervals["micro_f1"]["high"] < 0 < intervals["log_loss"]["low"]
+    assert "learnt_from" not in verdict.baseline
+    # 40 rows of three labels are as many as it takes, of 80.
+    monkeypatch.setattr(evaluate_run, "BASELINE_PAIRS", 120)
+    part = part_learnt_from(baseline_rows(dataset, "multi_label"), 80)
+    sampled = judge_multi_label({"test": table}, [Rival("logistic_regression", scores, part)], 1, None, classes=3)
+    assert sampled.baseline["learnt_from"] == {"rows": 40, "of": 80}
+    (sentence,) = verdict_sentences(sampled.metrics, sampled.baseline)
+    assert sentence.endswith(". Logistic regression learnt from the first 40 of the 80 training rows.")
 
 
 def test_rows_of_weight_0_teach_a_label_nothing_and_a_step_leaves_out_scores() -> None:

@@ -59,6 +59,11 @@ class Rows:
     wanted: Any
     weight: NDArray[Any] | None
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return int(self.wanted.shape[0])
+
 
 @dataclass(frozen=True)
 class Split:

@@ -77,8 +77,9 @@ class Verdict:
     Attributes:
         metrics: Metrics by split.
         baseline: Name of the baseline, its test metrics, ``intervals``: by metric the difference, model minus
-            baseline, and the ends of its 95% interval, and ``resampled``: what was drawn for them, in words; empty
-            without one. Of several it is the first one, with the same of each of the rest in ``others``.
+            baseline, and the ends of its 95% interval, ``resampled``: what was drawn for them, in words, and
+            ``learnt_from``: how many ``rows`` ``of`` the training rows it learnt from, if not from all; empty without
+            one. Of several it is the first one, with the same of each of the rest in ``others``.
         figures: Plots by file name.
     """
 
@@ -95,10 +96,12 @@ class Rival:
         name: That of a baseline, or ``network``.
         scores: Its scores of the test rows in the dataset's stored order, as the predictions: both share label and
             weight.
+        learnt_from: How many ``rows`` ``of`` the training rows it learnt from; empty for all.
     """
 
     name: str
     scores: np.ndarray
+    learnt_from: Mapping[str, int] = field(default_factory=dict)
 
 
 def judge_binary(
@@ -299,6 +302,7 @@ def _compared(
                 "intervals": paired_intervals(statistics, label, score, rival.scores, weight, seed=seed),
                 "resampled": TEST_ROWS,
             }
+            | ({"learnt_from": dict(rival.learnt_from)} if rival.learnt_from else {})
             for rival in rivals
         ]
     )
@@ -364,6 +368,11 @@ def baseline_rows(dataset: Dataset, task: str) -> Split:
     # Weights of one differ from no weights: with them scikit-learn samples other rows for its bins, and does worse.
     weight = _WEIGHT if dataset.spec.weight else None
     return split_rows(train, validation, features, _LABEL, weight=weight, task=task)
+
+
+def part_learnt_from(rows: Split, all_rows: int) -> dict[str, int]:
+    """Return how many ``rows`` ``of`` all training rows baselines learn from; empty where it is all of them."""
+    return {"rows": rows.train.count, "of": all_rows} if rows.train.count < all_rows else {}
 
 
 def fitted_baseline(

@@ -136,7 +136,16 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[
 
 def verdict_sentences(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> list[str]:
     """Return for each baseline, in a sentence or two, whether the model is better than it on the test rows."""
-    return list(filter(None, (_sentence(metrics, rival) for rival in each_baseline(baseline) or [{}])))
+    sentences = (_sentence(metrics, rival) + _sample(rival) for rival in each_baseline(baseline) or [{}])
+    return list(filter(None, sentences))
+
+
+def _sample(baseline: Mapping[str, Any]) -> str:
+    """Return from how many rows a baseline learnt that did not learn from all, as a sentence."""
+    if not (part := baseline.get("learnt_from")):
+        return ""
+    rival = _begun(in_words(str(baseline["name"])))
+    return f" {rival} learnt from the first {part['rows']:,} of the {part['of']:,} training rows."
 
 
 def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> str:
