@@ -45,6 +45,9 @@ class FitRank:
         local_steps: Steps of a worker between two means; 1 is synchronous training.
         our_loop: Whether the steps run in our loop (`models.fitting.step_loop`) with our optimizer, or with Keras' own.
         token: Secret of the ring.
+
+    Raises:
+        ValueError: ``local_steps`` without our loop, or on the side ``plain``, where nothing would make them.
     """
 
     side: Side
@@ -53,6 +56,13 @@ class FitRank:
     local_steps: int = 1
     our_loop: bool = False
     token: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.local_steps > 1 and (self.side == "plain" or not self.our_loop):
+            raise ValueError(
+                f"local_steps {self.local_steps} need our loop and a ring, and the side '{self.side}' with our_loop "
+                f"{self.our_loop} lacks one; give our_loop=True on the side 'ring' or 'alone', or local_steps 1"
+            )
 
     def __call__(self) -> float:
         """Train and return the seconds of the timed steps, in the mean of the ranks."""

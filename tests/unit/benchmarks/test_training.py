@@ -24,6 +24,7 @@ from benchmarks.suite import Suite, overview
 from benchmarks.train_bare import BareResult
 from benchmarks.train_checkpoints import stalled_share
 from benchmarks.train_data import ITEMS, USERS, Work, rows_of
+from benchmarks.train_fit import FitRank
 from benchmarks.train_halves import Halves, Times, halves_of
 from benchmarks.train_local_steps import SLOWER, of_all_ranks
 from benchmarks.train_models import ALONE as IN_ONE_PROCESS
@@ -104,6 +105,14 @@ def test_label_of_a_two_tower_row_is_the_place_of_its_item_in_the_batch() -> Non
 
     assert (users.max() < USERS, items.max() < ITEMS) == (True, True)
     assert labels[:6].tolist() == [0, 1, 2, 3, 0, 1]
+
+
+@pytest.mark.parametrize(("side", "our_loop"), [("ring", False), ("plain", True)])
+def test_local_steps_that_nothing_would_make_are_refused(side: Any, our_loop: bool) -> None:
+    work = Work.of_rows("mlp", 256, 1024)
+    assert FitRank("ring", work, local_steps=8, our_loop=True).local_steps == 8
+    with pytest.raises(ValueError, match="local_steps 8 need our loop and a ring"):
+        FitRank(side, work, local_steps=8, our_loop=our_loop)
 
 
 def test_aim_compares_with_the_best_reference_that_was_measured() -> None:
