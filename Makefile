@@ -55,7 +55,7 @@ benchmarks: setup  ## measure data path, training and scoring, some hours, pages
 		$(bin)/python -m benchmarks.data_path $(ARGS) && $(bin)/python -m benchmarks.training $(ARGS) && \
 		exec $(bin)/python -m benchmarks.scoring $(ARGS)
 
-quality: setup  ## train the models of docs/quality.md, write docs/benchmarks/quality.md, about an hour (DATA=folder of the data sets)
+quality: setup  ## train the models of docs/quality.md, write docs/benchmarks/quality.md, one to three hours (DATA=folder of the data sets)
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		exec $(bin)/python -m benchmarks.quality "$(DATA)"
 

@@ -2,6 +2,7 @@
 
 FOLDER has the data sets. What each command says goes to the terminal, and its tables to
 ``docs/benchmarks/quality.md``; ``docs/quality.md`` explains the figures and sets them beside published ones.
+``--only Gowalla Ratings`` measures two sections of the page anew, and leaves the others as they are.
 """
 
 import argparse
@@ -67,20 +68,30 @@ def run(command: str, folder: Path) -> Run:
     return Run(command, time.monotonic() - begin, lines)
 
 
-def page(runs: Mapping[str, Sequence[Run]], measured_on: Mapping[str, str]) -> str:
-    """Return the page."""
-    parts = [
-        "# quality",
-        "The tables of `make quality`, as it printed them. [Quality](../quality.md) says what the figures mean, how "
-        "they were chosen, and what others have published.",
-    ]
-    for title, of_title in runs.items():
-        parts.append(f"## {title}")
-        for one in of_title:
-            parts.append(f"`python -m benchmarks.{one.command}`, {one.seconds:.0f} s:")
-            parts.append("\n".join(table_lines(one.said)))
-    parts.append("\n".join(["## Measured on", "", *(f"- {key}: {value}" for key, value in measured_on.items())]))
-    return "\n\n".join(parts) + "\n"
+def section(runs: Sequence[Run], measured_on: Mapping[str, str]) -> str:
+    """Return what stands below the title of a section."""
+    parts = []
+    for one in runs:
+        parts.append(f"`python -m benchmarks.{one.command}`, {one.seconds:.0f} s:")
+        parts.append("\n".join(table_lines(one.said)))
+    parts.append("Measured: " + "; ".join(f"{key} {value}" for key, value in measured_on.items()) + ".")
+    return "\n\n".join(parts)
+
+
+def page(sections: Mapping[str, str]) -> str:
+    """Return the page, of sections by title."""
+    begin = (
+        "# quality\n\nThe tables of `make quality`, as it printed them. [Quality](../quality.md) says what the figures "
+        "mean, how they were chosen, and what others have published."
+    )
+    parts = [f"## {title}\n\n{sections[title]}" for title in COMMANDS if title in sections]
+    return "\n\n".join([begin, *parts]) + "\n"
+
+
+def sections_of(text: str) -> dict[str, str]:
+    """Return the sections of a page by title."""
+    _, *parts = text.split("\n## ")
+    return {title: body.strip() for title, _, body in (part.partition("\n") for part in parts)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,14 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the data sets")
     parser.add_argument("--output", type=Path, default=PAGE, help="the page (default: docs/benchmarks/quality.md)")
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=[*COMMANDS], help="sections (default: all)")
     options = parser.parse_args(arguments)
     facts = {name: value for name, value in conditions(1).items() if name != "rounds"}
-    runs: dict[str, list[Run]] = {}
-    for title, commands in COMMANDS.items():
-        for command in commands:
-            runs.setdefault(title, []).append(run(command, options.data))
-            # An hour of figures must not be lost to an error in the last command.
-            options.output.write_text(page(runs, facts), encoding="utf-8")
+    sections = sections_of(options.output.read_text(encoding="utf-8")) if options.output.exists() else {}
+    for title in options.only:
+        sections[title] = section([run(command, options.data) for command in COMMANDS[title]], facts)
+        # An hour of figures must not be lost to an error in the last command.
+        options.output.write_text(page(sections), encoding="utf-8")
     return 0
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import data_path, scoring, training
+from benchmarks import data_path, quality, scoring, training
 from benchmarks.benchmark import Benchmark, Options, answer, on_one_core, question_of, scratch_folder
 from benchmarks.cost_per_row import cost_tables, growth
 from benchmarks.file_sizes import size_table
 from benchmarks.jvm_connector import ARTIFACT, reason_in
 from benchmarks.measure import Mark, Timing
 from benchmarks.printed import print_cells, print_titles
-from benchmarks.quality import Run, page
 from benchmarks.report import REPOSITORY, Report
 from benchmarks.score_growth import beyond_start
 from benchmarks.suite import overview
@@ -164,13 +163,24 @@ def test_overview_lists_all_marks_and_what_was_skipped(tmp_path: Path) -> None:
     assert "- [jvm_connector](jvm_connector.md) (2026-01-31): **Skipped**: Maven cannot be reached." in page
 
 
-def test_the_page_of_quality_has_the_tables_of_what_was_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_of_quality_has_the_tables_of_what_was_printed(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sections that are not measured anew stay as they are."""
     for names in (("model", "AUC"), ("model", "seconds")):
         print_titles(*names)
         print("epoch 1 of 2")
         print_cells("plain", 0.9)
     said = capsys.readouterr().out.splitlines(keepends=True)
-    written = page({"Adult": [Run("quality_tables DATA/adult", 3.2, said)]}, {"commit": "abc"})
+    monkeypatch.setattr(quality, "run", lambda command, folder: quality.Run(command, 3.2, said))
+    written = tmp_path / "quality.md"
+    measure = ["DATA", "--output", str(written), "--only"]
+    for commit, titles in (("one", ["Gowalla", "Ratings"]), ("two", ["Ratings", "Adult"])):
+        monkeypatch.setattr(quality, "conditions", lambda rounds, at=commit: {"commit": at, "rounds": "1"})
+        assert quality.main([*measure, *titles]) == 0
     table = "| model | AUC |\n|---|---|\n| plain | 0.9 |\n\n| model | seconds |\n|---|---|\n| plain | 0.9 |"
-    assert f"## Adult\n\n`python -m benchmarks.quality_tables DATA/adult`, 3 s:\n\n{table}\n" in written
-    assert written.endswith("## Measured on\n\n- commit: abc\n")
+    ratings = f"## Ratings\n\n`python -m benchmarks.quality_ratings DATA/ml_latest_small`, 3 s:\n\n{table}"
+    page = written.read_text(encoding="utf-8")
+    assert f"{ratings}\n\nMeasured: commit two.\n\n## Gowalla\n" in page
+    assert [part.partition("\n")[0] for part in page.split("\n## ")] == ["# quality", "Adult", "Ratings", "Gowalla"]
+    assert page.endswith("Measured: commit one.\n")
