@@ -3,8 +3,9 @@
 ``python -m benchmarks.quality_multi_label FOLDER`` prints rows of ``docs/quality.md``. FOLDER has ``bibtex`` (Mulan's
 ARFF files) and ``rcv1_subset1`` (``X.npz`` and ``Y.npz``; a random third of its first half is the test). A random 15 %
 of the training rows choose the epoch, the logistic regression's C, and the threshold of the F1 score; then both models
-are trained on all training rows. Rows of several seeds are means. ``--choose`` prints the validation rows' figures by
-epoch and looks at no test row.
+are trained on all training rows. The validation rows also fit the mixture of the network and the labels' centroids,
+which are those of all training rows in the end. Rows of several seeds are means. ``--choose`` prints the validation
+rows' figures by epoch and looks at no test row.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from scipy.sparse import csr_array, load_npz  # type: ignore[import-untyped]
+from scipy.special import expit, logit  # type: ignore[import-untyped]
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
@@ -31,6 +33,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Label, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import multi_label
+from mirrorspark.models.centroids import LabelledRows, fit_centroids, fit_mixture
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.training.results.evaluation.metrics import PRECISION_KS, multi_label_metrics
@@ -130,6 +133,19 @@ def network(train: Rows, others: Rows, name: str, given: argparse.Namespace, see
         yield np.concatenate([multi_label.predict(model, block)["scores"].numpy() for block in blocks])
 
 
+def cosines(train: Rows, others: Rows) -> np.ndarray:
+    """Return the cosines of the other rows and the centroids of the training rows' labels."""
+    rows = LabelledRows({"words": train.words}, train.labels, np.ones(len(train.labels), np.float32))
+    found: np.ndarray = fit_centroids(lambda: [rows]).cosines({"words": others.tensor()}).numpy()
+    return found
+
+
+def logits(scores: np.ndarray) -> np.ndarray:
+    """Return the log-odds of float32 probabilities, of which some are rounded to 0 or 1."""
+    odds: np.ndarray = logit(np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7))
+    return odds
+
+
 def logistic(train: Rows, others: Rows, c: float) -> np.ndarray:
     """Return the other rows' scores by one-vs-rest logistic regression."""
     model = OneVsRestClassifier(LogisticRegression(C=c, solver="liblinear", random_state=1), n_jobs=2)
@@ -163,7 +179,8 @@ def main() -> None:
         found = [_of_network((train, held, known, test), name, given, seed) for seed in given.seeds]
         if given.choose:
             continue
-        _print(name, "multi_label", found)
+        for model in found[0]:
+            _print(name, model, [of_seed[model] for of_seed in found])
         began = time.monotonic()
         tried = {c: logistic(train, held, c) for c in LOGISTIC_C}
         c = max(tried, key=lambda c: sum(quality(held.labels, tried[c], 0.5).values()))
@@ -175,20 +192,30 @@ Found: TypeAlias = tuple[Mapping[str, float], str, float]
 """The figures of the test rows, what was chosen, and the seconds."""
 
 
-def _of_network(rows: tuple[Rows, Rows, Rows, Rows], name: str, given: argparse.Namespace, seed: int) -> Found:
+def _of_network(
+    rows: tuple[Rows, Rows, Rows, Rows], name: str, given: argparse.Namespace, seed: int
+) -> Mapping[str, Found]:
+    """Return what the network finds, alone and with the labels' centroids."""
     train, held, known, test = rows
-    best, threshold, epochs, began = 0.0, 0.0, 0, time.monotonic()
+    best, best_scores, epochs, began = 0.0, np.empty(0), 0, time.monotonic()
     for epoch, scores in enumerate(islice(network(train, held, name, given, seed), given.most_epochs), 1):
         measured = quality(held.labels, scores, 0.5)
         if given.choose:
             print(epoch, *(f"{figure} {value:.4f}" for figure, value in measured.items()), flush=True)
         # All figures together: one of them, of a few hundred rows, is mostly chance.
         if sum(measured.values()) > best:
-            best, threshold, epochs = sum(measured.values()), best_threshold(held.labels, scores), epoch
+            best, best_scores, epochs = sum(measured.values()), scores, epoch
     if given.choose:
-        return {}, "", 0.0
+        return {}
+    threshold = best_threshold(held.labels, best_scores)
     *_, scores = islice(network(known, test, name, given, seed), epochs)
-    return quality(test.labels, scores, threshold), f"{epochs}", time.monotonic() - began
+    alone = quality(test.labels, scores, threshold), f"{epochs}", time.monotonic() - began
+    of_held, of_test = cosines(train, held), cosines(known, test)
+    pairs = logits(best_scores).ravel(), of_held.ravel(), held.labels.ravel()
+    mixture = fit_mixture(*pairs, np.ones(held.labels.size))
+    threshold = best_threshold(held.labels, expit(mixture(logits(best_scores), of_held)))
+    measured = quality(test.labels, expit(mixture(logits(scores), of_test)), threshold)
+    return {"multi_label": alone, "multi_label, centroids": (measured, f"{epochs}", time.monotonic() - began)}
 
 
 def _print(name: str, model: str, found: Sequence[Found]) -> None:

@@ -1,6 +1,7 @@
 """Calibration of a classifier: a map of its log-odds, fitted on rows that its weights were not fitted to.
 
-Both kinds are strictly increasing, so rows keep their order; of several classes the likeliest stays the same.
+Both kinds of a :class:`Calibration` are strictly increasing, so rows keep their order; of several classes the likeliest
+stays the same. The third kind, of :mod:`models.centroids`, reads more of a row than its log-odds.
 """
 
 import json
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:  # the driver reads a calibration without loading TensorFlow
     import tensorflow as tf
 
-CalibrationKind = Literal["none", "temperature", "isotonic"]
+CalibrationKind = Literal["none", "temperature", "isotonic", "centroids"]
 
 # A calibration's file in the folder of its model.
 CALIBRATION_FILE = "calibration.json"
@@ -76,8 +77,7 @@ class Calibration:
     def save(self, folder: Path, measured: Mapping[str, Any]) -> None:
         """Write the calibration and what was ``measured`` of it into the folder of its model."""
         document = {"kind": self.kind, "temperature": self.temperature, "knots": self.knots, "measured": measured}
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CALIBRATION_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
+        save_calibration(folder, document)
 
 
 @dataclass(frozen=True)
@@ -114,16 +114,32 @@ def fit(kind: str, logits: Floats, labels: NDArray[Any], weights: Floats) -> Cal
     Raises:
         CalibrationError: The rows that count have one class only, or there is none.
     """
-    counted = weights > 0
+    counted = counted_rows(labels, weights)
     logits, labels, weights = logits[counted], labels[counted], weights[counted]
-    if len(np.unique(labels)) < 2:
-        raise CalibrationError(
-            f"the {len(labels)} validation rows with a weight above 0 have fewer than two classes, so nothing can be "
-            f"calibrated by them; give the validation split rows of all classes, or leave calibration out"
-        )
     if kind == "temperature":
         return Calibration(kind, temperature=_temperature(logits, labels, weights))
     return Calibration(kind, knots=_knots(logits, labels, weights))
+
+
+def counted_rows(labels: NDArray[Any], weights: Floats) -> NDArray[np.bool_]:
+    """Return which rows count, ``[rows]``.
+
+    Raises:
+        CalibrationError: They have one class only, or there is none.
+    """
+    counted: NDArray[np.bool_] = weights > 0
+    if len(np.unique(labels[counted])) < 2:
+        raise CalibrationError(
+            f"the {counted.sum()} validation rows with a weight above 0 have fewer than two classes, so nothing can be "
+            f"calibrated by them; give the validation split rows of all classes, or leave calibration out"
+        )
+    return counted
+
+
+def save_calibration(folder: Path, document: Mapping[str, Any]) -> None:
+    """Write what :class:`Calibration` and :class:`models.centroids.Mixture` say of themselves."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CALIBRATION_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
 
 
 def log_loss(logits: Floats, labels: NDArray[Any], weights: Floats) -> float:

@@ -103,8 +103,7 @@ def check_calibration(name: str, kind: str) -> None:
     """Check that the probabilities of architecture ``name`` can be calibrated by ``kind``.
 
     Raises:
-        ModelSettingsError: It predicts no probabilities, does not give its ``logits``, or has several classes, which an
-            isotonic map does not take.
+        ModelSettingsError: It predicts no probabilities, does not give its ``logits``, or the kind is for other labels.
     """
     if kind == "none":
         return
@@ -118,6 +117,10 @@ def check_calibration(name: str, kind: str) -> None:
         raise ModelSettingsError(
             f"calibration '{kind}' needs the functions logits and probabilities, and model '{name}' lacks {missing}; "
             f"leave calibration out, or see models/multi_field.py for an example"
+        )
+    if kind == "centroids" and given.TASK != "multi_label":
+        raise ModelSettingsError(
+            f"calibration 'centroids' is for several labels, and model '{name}' predicts one; use temperature"
         )
     if kind == "isotonic" and given.TASK == "multi_class":
         raise ModelSettingsError(

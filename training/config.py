@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog, own_model
+from mirrorspark.models.centroids import sparse_features
 from mirrorspark.models.classical import FittedArchitecture, Recommender
 from mirrorspark.models.settings import check_warm_up
 from mirrorspark.storage.atomic_file import write_when_changed
@@ -211,6 +212,8 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             "items out",
         )
         catalog.check_features(self.model["name"], self.model_options, spec)
+        if self.calibration == "centroids":
+            sparse_features(spec, classes=0)
 
     @property
     def as_recommender(self) -> Recommender:

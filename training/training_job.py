@@ -15,6 +15,7 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fetch import fetch
 from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models.centroids import sparse_features
 from mirrorspark.models.classical import check_recommenders
 from mirrorspark.models.settings import check_candidates
 from mirrorspark.storage.paths import StoragePath
@@ -69,6 +70,8 @@ def open_job(
     """
     config, dataset = prepared.config, prepared.dataset
     config.require_features(dataset.spec)
+    if config.calibration == "centroids":
+        sparse_features(dataset.spec, dataset.features.classes)
     interaction_graph.is_needed(config)  # Raises where the graph does not go with the configuration.
     if config.task == "retrieval":
         check_candidates(dataset.features, config.top_k)

@@ -1,12 +1,14 @@
 """The calibration of a trained classifier on the validation rows, kept in the folder of its model."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -16,6 +18,13 @@ from mirrorspark.models.calibration import (
     Floats,
     fit,
     log_loss,
+)
+from mirrorspark.models.centroids import (
+    CentroidArchitecture,
+    LabelledRows,
+    fit_centroids,
+    fit_mixture,
+    sparse_features,
 )
 from mirrorspark.plots.calibration import calibration_bins
 from mirrorspark.plots.inputs import binary_inputs
@@ -54,7 +63,7 @@ class CalibrationResult:
         except FileNotFoundError:
             return None
         measured = {name: Fit(**values) for name, values in document["measured"].items()}
-        return cls(document["kind"], document["temperature"], **measured)
+        return cls(document["kind"], document.get("temperature", 1.0), **measured)
 
     def in_words(self) -> str:
         """Return it as a line of the report."""
@@ -68,26 +77,33 @@ class CalibrationResult:
 
 def calibrate(
     architecture: Any, model: Any, dataset: Dataset, kind: str, folder: Path, tell: Callable[[int, int], None]
-) -> CalibratedArchitecture:
+) -> CalibratedArchitecture | CentroidArchitecture:
     """Return the architecture with calibrated predictions, and keep the calibration in the model's ``folder``.
 
     Args:
         architecture: A classifier's, with ``logits`` and ``probabilities``.
-        model: The trained model.
+        model: The trained model; of the kind ``centroids`` it gets their tables.
         dataset: Its dataset.
-        kind: ``temperature`` or ``isotonic``.
+        kind: ``temperature``, ``isotonic`` or ``centroids``.
         folder: The model's folder.
         tell: Gets the validation rows so far, and the number of all.
 
     Raises:
         CalibrationError: The validation rows that count have one class only.
+        ModelSettingsError: The dataset has no sparse feature, or too large ones, for centroids.
     """
-    logits, labels, weights = _validation(architecture, model, dataset, tell)
+    logits, labels, weights = _validation(partial(architecture.logits, model), architecture.TASK, dataset, tell)
+    before = asdict(measure(logits, labels, weights))
+    if kind == "centroids":
+        centroids = fit_centroids(partial(_training_rows, dataset)).in_variables()
+        # A SavedModel has the variables that the model's attributes lead to.
+        model.label_centroids = [*centroids.rarity.values(), *centroids.tables.values()]
+        cosines, *_ = _validation(centroids.cosines, architecture.TASK, dataset, tell)
+        mixture = fit_mixture(logits, cosines, labels, weights)
+        mixture.save(folder, {"before": before, "after": asdict(measure(mixture(logits, cosines), labels, weights))})
+        return CentroidArchitecture(architecture, centroids, mixture)
     calibration = fit(kind, logits, labels, weights)
-    measured = {
-        "before": asdict(measure(logits, labels, weights)),
-        "after": asdict(measure(calibration.applied(logits), labels, weights)),
-    }
+    measured = {"before": before, "after": asdict(measure(calibration.applied(logits), labels, weights))}
     calibration.save(folder, measured)
     return CalibratedArchitecture(architecture, calibration)
 
@@ -107,29 +123,49 @@ def measure(logits: Floats, labels: np.ndarray, weights: Floats) -> Fit:
     return Fit(log_loss(logits, labels, weights), error)
 
 
+def _training_rows(dataset: Dataset) -> Iterator[LabelledRows]:
+    """Yield the training rows of a multi-label dataset, block by block."""
+    features = sparse_features(dataset.spec, dataset.features.classes)
+    for block in dataset.blocks("train"):
+        sparse = {feature.name: _csr(block.features[feature.name], feature.size) for feature in features}
+        assert isinstance(block.label, RaggedIds)  # noqa: S101 - as of every multi-label dataset
+        yield LabelledRows(sparse, block.label.multi_hot(dataset.features.classes), block.weight)
+
+
+def _csr(rows: Any, size: int) -> csr_array:
+    return csr_array((rows.values, rows.indices, rows.row_starts), (len(rows.row_lengths), size))
+
+
 def _validation(
-    architecture: Any, model: Any, dataset: Dataset, tell: Callable[[int, int], None]
+    outputs_of: Callable[[Any], Any], task: str, dataset: Dataset, tell: Callable[[int, int], None]
 ) -> tuple[Floats, np.ndarray, Floats]:
-    """Return logits, labels and weights: a row per validation row, or per pair of a row and a label."""
+    """Return outputs, labels and weights: a row per validation row, or per pair of a row and a label.
+
+    Args:
+        outputs_of: Returns logits ``[batch, classes]``, or other numbers of that shape, of a model's inputs.
+        task: The model's task.
+        dataset: Its dataset.
+        tell: Gets the validation rows so far, and the number of all.
+    """
     import tensorflow as tf
 
     from mirrorspark.models.serving.preprocessing import input_tensors
 
-    logits_of = tf.function(lambda inputs: architecture.logits(model, inputs), reduce_retracing=True)
-    classes = dataset.features.classes if architecture.TASK == "multi_label" else 1
+    traced = tf.function(outputs_of, reduce_retracing=True, autograph=False)
+    classes = dataset.features.classes if task == "multi_label" else 1
     total = dataset.manifest.rows("validation")
     every = max(1, total * classes // _PAIRS)
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     rows = 0
     for block in dataset.blocks("validation"):
-        logits = logits_of(input_tensors(dataset.spec.query_features, block.features)).numpy()
+        outputs = traced(input_tensors(dataset.spec.query_features, block.features)).numpy()
         # Rows at equal distances in the whole split.
         kept = slice(-rows % every, None, every)
         labels = block.label.multi_hot(classes) if isinstance(block.label, RaggedIds) else np.asarray(block.label)
-        parts.append((logits[kept], labels[kept], np.asarray(block.weight)[kept]))
+        parts.append((outputs[kept], labels[kept], np.asarray(block.weight)[kept]))
         rows += block.rows
         tell(rows, total)
-    logits, labels, weights = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    if architecture.TASK == "multi_class":
-        return logits.astype(np.float64), labels, weights.astype(np.float64)
-    return logits.ravel().astype(np.float64), labels.ravel(), np.repeat(weights.astype(np.float64), logits.shape[1])
+    outputs, labels, weights = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    if task == "multi_class":
+        return outputs.astype(np.float64), labels, weights.astype(np.float64)
+    return outputs.ravel().astype(np.float64), labels.ravel(), np.repeat(weights.astype(np.float64), outputs.shape[1])

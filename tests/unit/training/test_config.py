@@ -350,7 +350,8 @@ def test_a_model_of_rows_may_be_compared_with_several_baselines(monkeypatch: pyt
             r"calibration .* needs the functions .*, and model 'own_binary' lacks \['logits', ",
         ),
         ("multi_class", "isotonic", "calibration 'isotonic' maps one probability, .*; use temperature"),
-        ("multi_field", "platt", r"calibration 'platt' is unknown; use one of \['none', 'temperature', 'isotonic'\]"),
+        ("multi_field", "platt", r"calibration 'platt' is unknown; use one of \['none', 'temperature', 'isotonic', "),
+        ("multi_field", "centroids", "calibration 'centroids' is for several labels, and model 'multi_field' predicts"),
     ],
 )
 def test_only_probabilities_are_calibrated(model: str, kind: str, message: str) -> None:

@@ -1,0 +1,206 @@
+"""Label centroids: how similar a row is to the training rows of each label.
+
+A network learns little of a label with ten training rows; the mean of these rows is a fair picture of it. A row's
+entries are weighted by their rarity and divided by their length, a label's centroid is the sum of its rows so made, and
+the cosine of both stands beside the network's probability (Rocchio 1971; Manning et al. 2008, "Introduction to
+Information Retrieval", chapters 6 and 14).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mirrorspark.data_pipelines.features.kinds import Sparse
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models.calibration import Floats, counted_rows, save_calibration
+from mirrorspark.models.settings import ModelSettingsError
+
+if TYPE_CHECKING:  # the driver checks a configuration without loading TensorFlow
+    import tensorflow as tf
+
+# The centroids of 100,000 columns and 2,500 labels. They are dense, in the model and while they are fitted.
+_MOST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Some training rows.
+
+    Attributes:
+        sparse: By feature, SciPy's compressed sparse rows, float32 ``[rows, size]``.
+        labels: float32 ``[rows, classes]``, 1 for the labels that a row has.
+        weights: float32 ``[rows]``, from 0.
+    """
+
+    sparse: Mapping[str, Any]
+    labels: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class LabelCentroids:
+    """The centroids of all labels.
+
+    Attributes:
+        rarity: By feature float32 ``[size]``, the weight of each column: its smoothed inverse document frequency.
+        tables: By feature float32 ``[size, classes]``, the columns' parts of the centroids times their rarity. The
+            product of a row with them is that of the weighted row with the centroids, all of which have the length 1.
+    """
+
+    rarity: Mapping[str, Any]
+    tables: Mapping[str, Any]
+
+    def in_variables(self) -> "LabelCentroids":
+        """Return the same in TensorFlow's variables, which a SavedModel stores better than constants."""
+        import tensorflow as tf
+
+        def variables(arrays: Mapping[str, Any]) -> dict[str, tf.Variable]:
+            return {name: tf.Variable(values, trainable=False) for name, values in arrays.items()}
+
+        return LabelCentroids(variables(self.rarity), variables(self.tables))
+
+    def cosines(self, inputs: "Mapping[str, tf.Tensor]") -> "tf.Tensor":
+        """Return float32 ``[batch, classes]`` from -1 to 1; 0 for a row without entries and a label without rows."""
+        import tensorflow as tf
+
+        from mirrorspark.models.layers.embeddings import sparse_product
+
+        products, squares = [], []
+        for name, table in self.tables.items():
+            rows = inputs[name]
+            values = rows.values * tf.gather(self.rarity[name], rows.indices[:, 1])
+            squares.append(tf.math.unsorted_segment_sum(values**2, rows.indices[:, 0], rows.dense_shape[0]))
+            products.append(sparse_product(rows, table))
+        return tf.math.divide_no_nan(tf.add_n(products), tf.sqrt(tf.add_n(squares))[:, tf.newaxis])
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Log-odds as a weighted sum of a probability and a cosine.
+
+    A sum with the probability, which is flat at both ends, ranks better than one with the log-odds.
+    """
+
+    of_probability: float
+    of_cosine: float
+    bias: float
+
+    def __call__(self, logits: Any, cosines: Any) -> Any:
+        """Return the log-odds of NumPy's arrays of equal shape."""
+        from scipy.special import expit  # type: ignore[import-untyped]
+
+        return self.of_probability * expit(logits) + self.of_cosine * cosines + self.bias
+
+    def in_graph(self, logits: "tf.Tensor", cosines: "tf.Tensor") -> "tf.Tensor":
+        """Return the same as operations of TensorFlow."""
+        import tensorflow as tf
+
+        return self.of_probability * tf.sigmoid(logits) + self.of_cosine * cosines + self.bias
+
+    def save(self, folder: Path, measured: Mapping[str, Any]) -> None:
+        """Write the weights and what was ``measured`` of them into the folder of their model."""
+        save_calibration(folder, {"kind": "centroids", **asdict(self), "measured": measured})
+
+
+@dataclass(frozen=True)
+class CentroidArchitecture:
+    """A multi-label architecture whose log-odds are those of a mixture; it has ``logits`` and ``probabilities``."""
+
+    architecture: Any
+    centroids: LabelCentroids
+    mixture: Mixture
+
+    @property
+    def TASK(self) -> str:  # noqa: N802 - the name in every architecture
+        """The architecture's task."""
+        return str(self.architecture.TASK)
+
+    def predict(self, model: Any, inputs: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+        """Return the probabilities in the architecture's outputs, float32 ``[batch, classes]``."""
+        logits = self.architecture.logits(model, inputs)
+        mixed = self.mixture.in_graph(logits, self.centroids.cosines(inputs))
+        found: dict[str, tf.Tensor] = self.architecture.probabilities(mixed)
+        return found
+
+
+def sparse_features(spec: FeatureSpec, classes: int) -> tuple[Sparse, ...]:
+    """Return the features that centroids are made of.
+
+    Args:
+        spec: The features of the table.
+        classes: Number of labels; 0 while it is not known.
+
+    Raises:
+        ModelSettingsError: There is none, or the centroids would be larger than a gibibyte.
+    """
+    found = tuple(feature for feature in spec.query_features if isinstance(feature, Sparse))
+    if not found:
+        raise ModelSettingsError(
+            "calibration 'centroids' compares sparse features, and there is none; use temperature or isotonic"
+        )
+    columns = sum(feature.size for feature in found)
+    if 4 * columns * classes > _MOST_BYTES:
+        raise ModelSettingsError(
+            f"calibration 'centroids' would keep {columns:,} columns for each of {classes:,} labels, "
+            f"{4e-9 * columns * classes:.1f} GB, and {_MOST_BYTES / 1e9:.1f} GB is the most; use temperature "
+            f"or isotonic"
+        )
+    return found
+
+
+def fit_centroids(parts: Callable[[], Iterable[LabelledRows]]) -> LabelCentroids:
+    """Return the centroids of the training rows.
+
+    Args:
+        parts: Returns all rows, part by part, in each of two calls; rows of weight 0 do not count.
+    """
+    rows, counts = 0, dict[str, Any]()
+    for part in parts():
+        counted = part.weights > 0
+        rows += int(counted.sum())
+        for name, table in part.sparse.items():
+            entries = table[counted]
+            columns = entries.indices[entries.data != 0]
+            counts[name] = counts.get(name, 0) + np.bincount(columns, minlength=table.shape[1])
+    rarity = {name: (np.log((1 + rows) / (1 + count)) + 1).astype(np.float32) for name, count in counts.items()}
+    sums: dict[str, np.ndarray] = {}
+    for part in parts():
+        weighted = {name: table.multiply(rarity[name][np.newaxis]).tocsr() for name, table in part.sparse.items()}
+        squares = sum(table.power(2).sum(axis=1) for table in weighted.values())
+        lengths = np.sqrt(squares, where=squares > 0, out=np.ones_like(squares))
+        shares = part.labels * (part.weights / lengths)[:, np.newaxis]
+        for name, table in weighted.items():
+            sums[name] = sums.get(name, 0) + table.T @ shares
+    lengths = np.sqrt(sum((table**2).sum(axis=0) for table in sums.values()))
+    scale = np.divide(1, lengths, where=lengths > 0, out=np.zeros_like(lengths))
+    return LabelCentroids(
+        rarity, {name: (table * scale * rarity[name][:, np.newaxis]).astype(np.float32) for name, table in sums.items()}
+    )
+
+
+def fit_mixture(logits: Floats, cosines: Floats, labels: NDArray[Any], weights: Floats) -> Mixture:
+    """Return the mixture of least log loss, by logistic regression.
+
+    Args:
+        logits: Log-odds of pairs of a validation row and a label, ``[pairs]``.
+        cosines: ``[pairs]``.
+        labels: 0 or 1, ``[pairs]``.
+        weights: ``[pairs]``, from 0.
+
+    Raises:
+        CalibrationError: The pairs that count have one class only, or there is none.
+    """
+    # Their imports take a second, and the driver imports this module.
+    from scipy.special import expit
+    from sklearn.linear_model import LogisticRegression
+
+    counted = counted_rows(labels, weights)
+    inputs = np.stack([expit(logits), cosines], axis=1)[counted]
+    # Three weights of thousands of pairs need no penalty.
+    found = LogisticRegression(C=1e6, max_iter=1_000).fit(inputs, labels[counted], weights[counted])
+    of_probability, of_cosine = found.coef_[0].tolist()
+    return Mixture(of_probability, of_cosine, bias=float(found.intercept_[0]))
