@@ -13,7 +13,14 @@ from mirrorspark.data_pipelines.convert import DatasetExistsError, convert, data
 from mirrorspark.data_pipelines.dataset.manifest import is_published
 from mirrorspark.data_pipelines.quality.profile import DatasetProfile
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.data_pipelines.tables import find_tables, package_folder, query, register_tables, source_identity
+from mirrorspark.data_pipelines.tables import (
+    SourceError,
+    find_tables,
+    package_folder,
+    query,
+    register_tables,
+    source_identity,
+)
 from mirrorspark.scoring.embedding.embedder import Embedder
 from mirrorspark.training.config import ConfigError, RunConfig
 from mirrorspark.training.recipe import SQL_FILE
@@ -40,8 +47,8 @@ class Sources:
         """Return the sources of a run.
 
         Raises:
-            ConfigError: The recipe brings no data, and none is given.
-            SourceError: A table has no file.
+            ConfigError: The recipe brings no data and none is given, or a table has no file in the folder that is.
+            SourceError: The recipe's data package is not installed, or a table has no file in it.
             ScoringError: An encoder is missing.
         """
         files = _source_files(config)
@@ -104,15 +111,18 @@ def recipe_table(spark: SparkSession, config: RunConfig) -> DataFrame:
     """Return the table that the recipe's query builds from its source tables.
 
     Raises:
-        ConfigError: The recipe brings no data, and none is given.
-        SourceError: A table has no file, cannot be read, or the query cannot be run.
+        ConfigError: As for :meth:`Sources.find`.
+        SourceError: As for :meth:`Sources.find`; a table cannot be read, or the query cannot be run.
     """
     return _table(spark, config, _source_files(config))
 
 
 def _source_files(config: RunConfig) -> dict[str, Path]:
     if config.data is not None:
-        return find_tables(Path(config.data), config.tables)
+        try:
+            return find_tables(Path(config.data), config.tables)
+        except SourceError as error:
+            raise ConfigError(str(error)) from error
     if config.data_package is None:
         raise ConfigError(f"recipe '{config.name}' brings no data; give the folder with its tables as --data")
     return find_tables(package_folder(config.data_package, config.data_package_folder), config.tables)

@@ -101,20 +101,31 @@ def test_a_recipe_of_ones_own_with_a_mistake_is_bad_usage(
     assert "sets unknown fields ['epoch']" in only_line(capsys)
 
 
-def test_a_recipe_without_data_asks_for_it(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "movielens"], "recipe 'movielens' brings no data; give the folder with its tables as --data"),
+        (["--data", "nowhere"], "data folder nowhere does not exist; give the folder with the tables as --data"),
+        (["--data", "."], "table 'flights' has no file in .; expected one of ['flights.parquet', 'flights.csv', "),
+    ],
+)
+def test_data_that_is_not_given_or_not_there_is_bad_usage(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
 ) -> None:
     monkeypatch.setattr("mirrorspark.training.readiness.preflight.java_major_version", lambda: 17)
-    assert main(["--recipe", "movielens"]) == EXIT_USAGE
-    expected = "mirrorspark: recipe 'movielens' brings no data; give the folder with its tables as --data"
-    assert only_line(capsys) == expected
+    assert main(arguments) == EXIT_USAGE
+    assert only_line(capsys).startswith(f"mirrorspark: {message}")
+    assert main([*arguments, "--dry-run"]) == EXIT_USAGE
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--data", "nowhere"], "data folder nowhere does not exist; give the folder with the tables as --data"),
         (["--output", "file"], "output: file cannot be written (Not a directory)"),
         (["--tracking-uri", "http://no-such-host.invalid"], "tracking: http://no-such-host.invalid cannot be reached"),
     ],
