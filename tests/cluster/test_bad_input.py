@@ -83,14 +83,14 @@ def nothing_is_left(folder: Path) -> bool:
 def test_data_folder_that_does_not_exist(say: Say, folder: Path) -> None:
     shutil.rmtree(folder / "data")
     status, line = say()
-    assert (status, "does not exist" in line, str(folder / "data") in line) == (1, True, True)
+    assert (status, "does not exist" in line, str(folder / "data") in line) == (2, True, True)
     assert nothing_is_left(folder)
 
 
 def test_missing_table_file(say: Say, folder: Path) -> None:
     (folder / "data" / "people.csv").unlink()
     status, line = say()
-    assert status == 1
+    assert status == 2
     assert "table 'people' has no file" in line
     assert nothing_is_left(folder)
 

@@ -1,5 +1,6 @@
 """Ranks of a training as processes of Python."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,10 +13,11 @@ from tests.conftest import PATIENCE
 def run_together(commands: Iterable[Sequence[Any]]) -> None:
     """Run programs with their arguments at the same time, until all of them have ended well."""
     with ExitStack() as running:
-        ranks = []
+        ranks, environment = [], os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # where the tests are, too
         for command in commands:
             arguments = [sys.executable, *map(str, command)]
-            process = running.enter_context(subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True))
+            started = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+            process = running.enter_context(started)
             running.callback(process.kill)  # before its end is waited for
             ranks.append(process)
         for process in ranks:
