@@ -135,7 +135,7 @@ def network(train: Rows, others: Rows, name: str, given: argparse.Namespace, see
 
 def cosines(train: Rows, others: Rows) -> np.ndarray:
     """Return the cosines of the other rows and the centroids of the training rows' labels."""
-    rows = LabelledRows({"words": train.words}, train.labels, np.ones(len(train.labels), np.float32))
+    rows = LabelledRows({"words": train.words}, csr_array(train.labels), np.ones(len(train.labels), np.float32))
     found: np.ndarray = fit_centroids(lambda: [rows]).cosines({"words": others.tensor()}).numpy()
     return found
 

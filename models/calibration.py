@@ -122,7 +122,7 @@ def fit(kind: str, logits: Floats, labels: NDArray[Any], weights: Floats) -> Cal
 
 
 def counted_rows(labels: NDArray[Any], weights: Floats) -> NDArray[np.bool_]:
-    """Return which rows count, ``[rows]``.
+    """Return a mask of the rows with a weight above 0, bool ``[rows]``.
 
     Raises:
         CalibrationError: They have one class only, or there is none.
@@ -137,7 +137,7 @@ def counted_rows(labels: NDArray[Any], weights: Floats) -> NDArray[np.bool_]:
 
 
 def save_calibration(folder: Path, document: Mapping[str, Any]) -> None:
-    """Write what :class:`Calibration` and :class:`models.centroids.Mixture` say of themselves."""
+    """Write the calibration's file into the model's folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CALIBRATION_FILE).write_text(json.dumps(document, indent=2), encoding="utf-8")
 

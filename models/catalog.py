@@ -120,7 +120,8 @@ def check_calibration(name: str, kind: str) -> None:
         )
     if kind == "centroids" and given.TASK != "multi_label":
         raise ModelSettingsError(
-            f"calibration 'centroids' is for several labels, and model '{name}' predicts one; use temperature"
+            f"calibration 'centroids' is for several labels, and model '{name}' predicts one; use temperature "
+            f"or isotonic"
         )
     if kind == "isotonic" and given.TASK == "multi_class":
         raise ModelSettingsError(

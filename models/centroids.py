@@ -1,9 +1,9 @@
 """Label centroids: how similar a row is to the training rows of each label.
 
-A network learns little of a label with ten training rows; the mean of these rows is a fair picture of it. A row's
-entries are weighted by their rarity and divided by their length, a label's centroid is the sum of its rows so made, and
-the cosine of both stands beside the network's probability (Rocchio 1971; Manning et al. 2008, "Introduction to
-Information Retrieval", chapters 6 and 14).
+A network learns little of a label with ten training rows; the mean of these rows is a fair picture of it. Each entry is
+multiplied by the rarity of its column, and each row divided by its length. A label's centroid is the sum of its rows.
+The mixture adds the cosine of a row and a centroid to the network's probability (Rocchio 1971; Manning et al. 2008,
+"Introduction to Information Retrieval", chapters 6 and 14).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +22,7 @@ from mirrorspark.models.settings import ModelSettingsError
 if TYPE_CHECKING:  # the driver checks a configuration without loading TensorFlow
     import tensorflow as tf
 
-# The centroids of 100,000 columns and 2,500 labels. They are dense, in the model and while they are fitted.
+# The centroids of 100,000 columns and 2,500 labels: they are dense. While they are fitted there are two copies.
 _MOST_BYTES = 1 << 30
 
 
@@ -31,13 +31,13 @@ class LabelledRows:
     """Some training rows.
 
     Attributes:
-        sparse: By feature, SciPy's compressed sparse rows, float32 ``[rows, size]``.
-        labels: float32 ``[rows, classes]``, 1 for the labels that a row has.
+        sparse: By feature, SciPy's compressed sparse rows, float32 ``[rows, size]``, no index twice in a row.
+        labels: SciPy's compressed sparse rows, float32 ``[rows, classes]``, 1 for the labels that a row has.
         weights: float32 ``[rows]``, from 0.
     """
 
     sparse: Mapping[str, Any]
-    labels: np.ndarray
+    labels: Any
     weights: np.ndarray
 
 
@@ -47,8 +47,8 @@ class LabelCentroids:
 
     Attributes:
         rarity: By feature float32 ``[size]``, the weight of each column: its smoothed inverse document frequency.
-        tables: By feature float32 ``[size, classes]``, the columns' parts of the centroids times their rarity. The
-            product of a row with them is that of the weighted row with the centroids, all of which have the length 1.
+        tables: By feature float32 ``[size, classes]``: the centroids, of length 1 over all features, times the rarity
+            once more. So the product with a row as it is equals that of the weighted row with the centroids.
     """
 
     rarity: Mapping[str, Any]
@@ -58,10 +58,13 @@ class LabelCentroids:
         """Return the same in TensorFlow's variables, which a SavedModel stores better than constants."""
         import tensorflow as tf
 
-        def variables(arrays: Mapping[str, Any]) -> dict[str, tf.Variable]:
-            return {name: tf.Variable(values, trainable=False) for name, values in arrays.items()}
+        def variables(kind: str, arrays: Mapping[str, Any]) -> dict[str, tf.Variable]:
+            return {
+                feature: tf.Variable(values, trainable=False, name=f"{feature}_{kind}")
+                for feature, values in arrays.items()
+            }
 
-        return LabelCentroids(variables(self.rarity), variables(self.tables))
+        return LabelCentroids(variables("rarity", self.rarity), variables("centroids", self.tables))
 
     def cosines(self, inputs: "Mapping[str, tf.Tensor]") -> "tf.Tensor":
         """Return float32 ``[batch, classes]`` from -1 to 1; 0 for a row without entries and a label without rows."""
@@ -73,7 +76,12 @@ class LabelCentroids:
         for name, table in self.tables.items():
             rows = inputs[name]
             values = rows.values * tf.gather(self.rarity[name], rows.indices[:, 1])
-            squares.append(tf.math.unsorted_segment_sum(values**2, rows.indices[:, 0], rows.dense_shape[0]))
+            # Repeated indices, which are neighbours, make one entry of the row: their values add up.
+            is_first = tf.reduce_any(rows.indices[1:] != rows.indices[:-1], axis=1)
+            is_first = tf.concat([tf.ones_like(rows.indices[:1, 0], tf.bool), is_first], axis=0)
+            entries = tf.math.segment_sum(values, tf.cumsum(tf.cast(is_first, tf.int64)) - 1)
+            rows_of_entries = tf.boolean_mask(rows.indices[:, 0], is_first)
+            squares.append(tf.math.unsorted_segment_sum(entries**2, rows_of_entries, rows.dense_shape[0]))
             products.append(sparse_product(rows, table))
         return tf.math.divide_no_nan(tf.add_n(products), tf.sqrt(tf.add_n(squares))[:, tf.newaxis])
 
@@ -108,7 +116,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class CentroidArchitecture:
-    """A multi-label architecture whose log-odds are those of a mixture; it has ``logits`` and ``probabilities``."""
+    """A multi-label architecture, which has ``logits`` and ``probabilities``, with the log-odds of a mixture."""
 
     architecture: Any
     centroids: LabelCentroids
@@ -156,7 +164,7 @@ def fit_centroids(parts: Callable[[], Iterable[LabelledRows]]) -> LabelCentroids
     """Return the centroids of the training rows.
 
     Args:
-        parts: Returns all rows, part by part, in each of two calls; rows of weight 0 do not count.
+        parts: Called twice; each call yields all training rows in parts. Rows of weight 0 do not count.
     """
     rows, counts = 0, dict[str, Any]()
     for part in parts():
@@ -172,14 +180,18 @@ def fit_centroids(parts: Callable[[], Iterable[LabelledRows]]) -> LabelCentroids
         weighted = {name: table.multiply(rarity[name][np.newaxis]).tocsr() for name, table in part.sparse.items()}
         squares = sum(table.power(2).sum(axis=1) for table in weighted.values())
         lengths = np.sqrt(squares, where=squares > 0, out=np.ones_like(squares))
-        shares = part.labels * (part.weights / lengths)[:, np.newaxis]
+        shares = part.labels.multiply((part.weights / lengths)[:, np.newaxis]).tocsr()
         for name, table in weighted.items():
-            sums[name] = sums.get(name, 0) + table.T @ shares
-    lengths = np.sqrt(sum((table**2).sum(axis=0) for table in sums.values()))
+            products = (table.T @ shares).tocoo()
+            if name not in sums:
+                sums[name] = np.zeros(products.shape, np.float32)
+            sums[name][products.row, products.col] += products.data
+    lengths = np.sqrt(sum(np.einsum("cl,cl->l", table, table) for table in sums.values()))
     scale = np.divide(1, lengths, where=lengths > 0, out=np.zeros_like(lengths))
-    return LabelCentroids(
-        rarity, {name: (table * scale * rarity[name][:, np.newaxis]).astype(np.float32) for name, table in sums.items()}
-    )
+    for name, table in sums.items():
+        table *= scale
+        table *= rarity[name][:, np.newaxis]
+    return LabelCentroids(rarity, sums)
 
 
 def fit_mixture(logits: Floats, cosines: Floats, labels: NDArray[Any], weights: Floats) -> Mixture:
@@ -200,7 +212,11 @@ def fit_mixture(logits: Floats, cosines: Floats, labels: NDArray[Any], weights: 
 
     counted = counted_rows(labels, weights)
     inputs = np.stack([expit(logits), cosines], axis=1)[counted]
-    # Three weights of thousands of pairs need no penalty.
-    found = LogisticRegression(C=1e6, max_iter=1_000).fit(inputs, labels[counted], weights[counted])
-    of_probability, of_cosine = found.coef_[0].tolist()
-    return Mixture(of_probability, of_cosine, bias=float(found.intercept_[0]))
+    deviations = inputs.std(axis=0)
+    deviations[deviations == 0] = 1
+    # A row has few of thousands of labels, so probabilities and gradients are tiny: with its own tolerance the solver
+    # stops at once. Three weights of thousands of pairs need no penalty.
+    model = LogisticRegression(C=1e6, solver="newton-cholesky", tol=1e-10, max_iter=1_000)
+    model.fit(inputs / deviations, labels[counted], weights[counted])
+    of_probability, of_cosine = (model.coef_[0] / deviations).tolist()
+    return Mixture(of_probability, of_cosine, bias=float(model.intercept_[0]))

@@ -63,7 +63,7 @@ class ResultSettings:
     ] = "active"
     baseline: Annotated[Baseline | list[Any], doc("Baseline to compare the model with, or a list of them")] = "none"
     register: Annotated[Registered, doc("Register this model, or the better of it and --baseline")] = "model"
-    calibration: Annotated[CalibrationKind, doc("Map of a classifier's probabilities, fitted on validation rows")] = (
+    calibration: Annotated[CalibrationKind, doc("What corrects a classifier's probabilities after the training")] = (
         "none"
     )
     explain: Annotated[bool, doc("Explain the predictions on some test rows, for the report")] = True

@@ -1,5 +1,6 @@
 """S3, S6, S7: a model of many labels, from sparse vectors to scores with names, on posts and their tags."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from mirrorspark.models.calibration import CALIBRATION_FILE
 from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
@@ -84,7 +86,11 @@ def test_a_multi_label_model_learns_tags_from_words(finished: Finished) -> None:
     assert logistic["metrics"]["precision_at_1"] > 0.55
     assert set(logistic["intervals"]) > {"micro_f1", "precision_at_5"}
     assert finished.summary["parity"]["max"] <= 1e-5
-    assert finished.summary["calibration"].startswith("centroids, fitted on the validation rows: log loss 0.0")
+    model = Path(finished.summary["run_folder"]) / "model"
+    calibration = json.loads((model / CALIBRATION_FILE).read_text(encoding="utf-8"))
+    assert calibration["kind"] == "centroids"
+    assert calibration["of_cosine"] > 0
+    assert calibration["measured"]["after"]["log_loss"] < calibration["measured"]["before"]["log_loss"]
     scores = pq.read_table(finished.summary["scored_table"])
     assert scores.schema.field("scores").type == pa.list_(pa.field("element", pa.float32()))
     assert set(scores["model_version"].to_pylist()) == {"posts/1"}

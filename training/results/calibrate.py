@@ -16,6 +16,7 @@ from mirrorspark.models.calibration import (
     CALIBRATION_FILE,
     CalibratedArchitecture,
     Floats,
+    counted_rows,
     fit,
     log_loss,
 )
@@ -76,29 +77,32 @@ class CalibrationResult:
 
 
 def calibrate(
-    architecture: Any, model: Any, dataset: Dataset, kind: str, folder: Path, tell: Callable[[int, int], None]
+    architecture: Any, model: Any, dataset: Dataset, kind: str, folder: Path, tell: Callable[[str, int, int], None]
 ) -> CalibratedArchitecture | CentroidArchitecture:
     """Return the architecture with calibrated predictions, and keep the calibration in the model's ``folder``.
 
     Args:
         architecture: A classifier's, with ``logits`` and ``probabilities``.
-        model: The trained model; of the kind ``centroids`` it gets their tables.
+        model: The trained model. With ``centroids``, their tables become an attribute of it.
         dataset: Its dataset.
         kind: ``temperature``, ``isotonic`` or ``centroids``.
         folder: The model's folder.
-        tell: Gets the validation rows so far, and the number of all.
+        tell: Gets what is read, the rows so far, and the number of all.
 
     Raises:
         CalibrationError: The validation rows that count have one class only.
         ModelSettingsError: The dataset has no sparse feature, or too large ones, for centroids.
     """
-    logits, labels, weights = _validation(partial(architecture.logits, model), architecture.TASK, dataset, tell)
+    told = partial(tell, "validation rows to calibrate by")
+    logits, labels, weights = _validation(partial(architecture.logits, model), architecture.TASK, dataset, told)
     before = asdict(measure(logits, labels, weights))
     if kind == "centroids":
-        centroids = fit_centroids(partial(_training_rows, dataset)).in_variables()
+        counted_rows(labels, weights)  # an error of theirs comes before all training rows are read, twice
+        centroids = fit_centroids(partial(_training_rows, dataset, tell)).in_variables()
         # A SavedModel has the variables that the model's attributes lead to.
         model.label_centroids = [*centroids.rarity.values(), *centroids.tables.values()]
-        cosines, *_ = _validation(centroids.cosines, architecture.TASK, dataset, tell)
+        told = partial(tell, "validation rows beside the centroids")
+        cosines, *_ = _validation(centroids.cosines, architecture.TASK, dataset, told)
         mixture = fit_mixture(logits, cosines, labels, weights)
         mixture.save(folder, {"before": before, "after": asdict(measure(mixture(logits, cosines), labels, weights))})
         return CentroidArchitecture(architecture, centroids, mixture)
@@ -123,17 +127,25 @@ def measure(logits: Floats, labels: np.ndarray, weights: Floats) -> Fit:
     return Fit(log_loss(logits, labels, weights), error)
 
 
-def _training_rows(dataset: Dataset) -> Iterator[LabelledRows]:
+def _training_rows(dataset: Dataset, tell: Callable[[str, int, int], None]) -> Iterator[LabelledRows]:
     """Yield the training rows of a multi-label dataset, block by block."""
     features = sparse_features(dataset.spec, dataset.features.classes)
+    rows, total = 0, dataset.manifest.rows("train")
     for block in dataset.blocks("train"):
         sparse = {feature.name: _csr(block.features[feature.name], feature.size) for feature in features}
         assert isinstance(block.label, RaggedIds)  # noqa: S101 - as of every multi-label dataset
-        yield LabelledRows(sparse, block.label.multi_hot(dataset.features.classes), block.weight)
+        labels = csr_array(block.label.multi_hot(dataset.features.classes))
+        yield LabelledRows(sparse, labels, block.weight)
+        rows += block.rows
+        tell("training rows for the centroids", rows, total)
 
 
 def _csr(rows: Any, size: int) -> csr_array:
-    return csr_array((rows.values, rows.indices, rows.row_starts), (len(rows.row_lengths), size))
+    """Return the same rows with the values of repeated indices added up."""
+    parts = rows.values, rows.indices, rows.row_starts
+    found = csr_array(parts, (len(rows.row_lengths), size), copy=True)  # the block's own arrays stay as they are
+    found.sum_duplicates()
+    return found
 
 
 def _validation(

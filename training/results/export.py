@@ -256,8 +256,7 @@ def main() -> int:
     if plan.calibration != "none":
         from mirrorspark.training.results.calibrate import calibrate
 
-        told = partial(tell, "validation rows to calibrate by")
-        architecture = calibrate(architecture, model, dataset, plan.calibration, Path(plan.folder), told)
+        architecture = calibrate(architecture, model, dataset, plan.calibration, Path(plan.folder), tell)
     tell("building the index" if architecture.TASK == "retrieval" else "writing the model")
     _write_model(plan, dataset, architecture, model, tell)
     predict = traced(architecture, model)

@@ -31,13 +31,17 @@ SPEC = FeatureSpec(
 
 
 def drawn(rows: int) -> tuple[dict[str, csr_array], np.ndarray]:
-    """Return sparse rows by feature, some without entries, and their three labels, of which the last is never set."""
+    """Return sparse rows by feature and their three labels, of which the last is never set.
+
+    Some rows have no entries, and some entries are stored zeros.
+    """
     random = np.random.default_rng(2)
     sparse = {}
     for name, size in SIZES.items():
         table = random.poisson(0.15, (rows, size)).astype(np.float32)
         table[::17] = 0
         sparse[name] = csr_array(table)
+        sparse[name].data[::19] = 0
     labels = np.stack([sparse["words"].toarray()[:, :5].sum(1) > 0, random.random(rows) < 0.3, np.zeros(rows)], axis=1)
     return sparse, labels.astype(np.float32)
 
@@ -54,30 +58,48 @@ def test_cosines_are_those_of_weighted_rows_and_of_their_sums() -> None:
 
     def parts() -> Iterator[LabelledRows]:
         for half in halves:
-            yield LabelledRows({name: rows[half] for name, rows in sparse.items()}, labels[half], weights[half])
+            of_half = {name: rows[half] for name, rows in sparse.items()}
+            yield LabelledRows(of_half, csr_array(labels[half]), weights[half])
 
-    found = fit_centroids(parts).in_variables().cosines({name: tensor(rows) for name, rows in sparse.items()})
+    centroids = fit_centroids(parts).in_variables()
+    found = centroids.cosines({name: tensor(rows) for name, rows in sparse.items()}).numpy()
     together = np.concatenate([rows.toarray() for rows in sparse.values()], axis=1)
     weigh = TfidfTransformer().fit((together != 0)[weights > 0])
     rows = normalize(together * weigh.idf_)
     expected = rows @ normalize((labels * weights[:, None]).T @ rows).T
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert not np.any(expected[::17])
-    assert not np.any(expected[:, 2])
+    assert not np.any(found[::17])
+    assert not np.any(found[:, 2])
+    halved = {name: in_halves(rows) for name, rows in sparse.items()}
+    np.testing.assert_allclose(
+        centroids.cosines({name: tensor(rows) for name, rows in halved.items()}), found, atol=1e-6
+    )
+
+
+def in_halves(rows: csr_array) -> csr_array:
+    """Return the same rows with every entry as two of half its value."""
+    return csr_array((np.repeat(rows.data / 2, 2), np.repeat(rows.indices, 2), 2 * rows.indptr), rows.shape)
 
 
 def test_a_model_is_calibrated_by_the_cosines_of_its_dataset(tmp_path: Path) -> None:
-    """The network knows nothing, so all that its predictions have learnt is the centroids'."""
-    sparse, labels = drawn(400)
+    """The network knows nothing, so all that its predictions have learnt is the centroids'.
+
+    Half of the training rows have a weight of 0 and the opposite labels, and all indices are repeated.
+    """
+    sparse, labels = drawn(700)
+    sparse = {name: in_halves(rows) for name, rows in sparse.items()}
+    right = labels[600:]
+    labels[:300] = 1 - labels[:300]
+    weights = np.repeat(np.float32([0, 1]), [300, 400])
     ragged = RaggedIds(np.nonzero(labels)[1], labels.sum(1).astype(np.int64))
 
     def blocks(split: str) -> Iterator[Block]:
-        first, last = {"train": (0, 300), "validation": (300, 400)}[split]
+        first, last = {"train": (0, 600), "validation": (600, 700)}[split]
         features: dict[str, Any] = {}
         for name, rows in sparse.items():
             lengths = np.diff(rows.indptr).astype(np.int64)
             features[name] = SparseRows(rows.indices.astype(np.int64), rows.data, lengths).cut(first, last)
-        yield Block(features, ragged.cut(first, last), np.ones(last - first, np.float32), {})
+        yield Block(features, ragged.cut(first, last), weights[first:last], {})
 
     class Network:
         TASK, probabilities = multi_label.TASK, staticmethod(multi_label.probabilities)
@@ -92,11 +114,10 @@ def test_a_model_is_calibrated_by_the_cosines_of_its_dataset(tmp_path: Path) -> 
     architecture = calibrate(cast(Any, Network), model, cast(Any, dataset), "centroids", tmp_path, lambda *_: None)
     assert architecture.TASK == "multi_label"
     assert {tuple(table.shape) for table in state(model)} == {(40,), (30,), (40, 3), (30, 3)}
-    inputs = {name: tensor(rows[300:]) for name, rows in sparse.items()}
+    inputs = {name: tensor(rows[600:]) for name, rows in sparse.items()}
     scores = architecture.predict(model, inputs)["scores"].numpy()
     assert scores.dtype == np.float32
-    right = scores[labels[300:, 0] > 0, 0].mean()
-    assert right > scores[labels[300:, 0] == 0, 0].mean() + 0.1
+    assert scores[right[:, 0] > 0, 0].mean() > scores[right[:, 0] == 0, 0].mean() + 0.1
     assert scores[:, 2].max() < 0.2
     result = CalibrationResult.load(tmp_path)
     assert result is not None
@@ -104,14 +125,18 @@ def test_a_model_is_calibrated_by_the_cosines_of_its_dataset(tmp_path: Path) -> 
     assert result.in_words().startswith("centroids, fitted on the validation rows: log loss 0.")
 
 
-def test_the_mixture_is_that_of_the_rows_that_count() -> None:
+@pytest.mark.parametrize(
+    ("expected", "probability"), [((4, 3, -5), 1.0), ((200, 3, -7), 0.02)], ids=["few labels", "thousands of labels"]
+)
+def test_the_mixture_is_that_of_the_rows_that_count(expected: tuple[float, ...], probability: float) -> None:
+    """Of thousands of labels, each is rare and its probability small."""
     random = np.random.default_rng(5)
-    logits, cosines = logit(random.random(60_000)), random.random(60_000)
-    chance = expit(4 * expit(logits) + 3 * cosines - 5)
-    labels, weights = (random.random(60_000) < chance).astype(float), (random.random(60_000) < 0.9).astype(float)
+    logits, cosines = logit(probability * random.random(200_000)), random.random(200_000)
+    chance = expit(expected[0] * expit(logits) + expected[1] * cosines + expected[2])
+    labels, weights = (random.random(200_000) < chance).astype(float), (random.random(200_000) < 0.9).astype(float)
     labels[weights == 0] = 1 - labels[weights == 0]
     found = fit_mixture(logits, cosines, labels, weights)
-    np.testing.assert_allclose([found.of_probability, found.of_cosine, found.bias], [4, 3, -5], atol=0.15)
+    np.testing.assert_allclose([found.of_probability, found.of_cosine, found.bias], expected, rtol=0.05)
     np.testing.assert_allclose(found.in_graph(tf.constant(logits), tf.constant(cosines)), found(logits, cosines))
     with pytest.raises(CalibrationError, match="the 5 validation rows with a weight above 0 have fewer than two"):
         fit_mixture(logits[:5], cosines[:5], np.ones(5), np.ones(5))

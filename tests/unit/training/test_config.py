@@ -14,7 +14,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-from mirrorspark.data_pipelines.features.kinds import FeatureSpecError, Label, Sparse
+from mirrorspark.data_pipelines.features.kinds import FeatureSpecError, Label, Numeric, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.classical import Ease
 from mirrorspark.models.settings import ModelSettingsError
@@ -358,6 +358,15 @@ def test_only_probabilities_are_calibrated(model: str, kind: str, message: str) 
     """#23."""
     with pytest.raises(ValueError, match=message):
         TrainingConfig(name="rides", model={"name": model}, calibration=kind)
+
+
+def test_centroids_need_sparse_features() -> None:
+    """#23."""
+    config = TrainingConfig(name="posts", model={"name": "multi_label"}, calibration="centroids")
+    label = Label("tags", "multi_label", classes=3)
+    config.require_features(FeatureSpec((Sparse("words", size=9),), label, ("id",)))
+    with pytest.raises(ValueError, match="calibration 'centroids' compares sparse features, and there is none"):
+        config.require_features(FeatureSpec((Numeric("age"),), label, ("id",)))
 
 
 @pytest.mark.parametrize(

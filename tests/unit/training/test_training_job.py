@@ -177,6 +177,24 @@ def test_a_warm_up_longer_than_the_training_is_refused_before_there_is_a_run(
     assert not (tmp_path / "runs").exists()
 
 
+def test_centroids_that_are_too_large_are_refused_before_there_is_a_run(
+    new_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = new_config(
+        output=str(tmp_path),
+        features={"words": {"kind": "sparse", "size": 1_000_000}},
+        label={"name": "late", "kind": "multi_label"},
+        model={"name": "multi_label"},
+        baseline="none",
+        calibration="centroids",
+    )
+    dataset = SimpleNamespace(spec=config.spec, features=SimpleNamespace(classes=300))
+    prepared = PreparedRun(config, cast(Any, dataset), cast(Any, None), "no store")
+    with pytest.raises(ModelSettingsError, match="1,000,000 columns"), open_job(prepared, cast(Any, None)):
+        pass
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_training_that_is_done_does_not_fail_for_the_words_about_it(
     job: TrainingJob, caplog: pytest.LogCaptureFixture
 ) -> None:
