@@ -1,4 +1,4 @@
-"""Import and threads of TensorFlow in a process that scores."""
+"""Import, threads and devices of TensorFlow in a process that scores."""
 
 import contextlib
 import logging
@@ -20,6 +20,8 @@ _NEED = "scoring needs TensorFlow"
 _KERAS_OPTIMIZERS = "tf_keras.src.optimizers"
 # Keeps other threads from using the module while Keras is blocked.
 _START = threading.Lock()
+# Set once this process is known to be a Python worker of Spark.
+_IS_WORKER = threading.Event()
 
 # What TensorFlow's first session prints about itself, whatever the level of its log.
 _NOTES = (b"absl::InitializeLog()", b"MLIR V1 optimization pass is not enabled")
@@ -28,11 +30,12 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def limit_tensorflow(threads: int) -> None:
-    """Limit the threads of TensorFlow in this process, unless the environment sets them.
+    """Limit the threads of TensorFlow in this process, unless the environment sets them, and keep it off the GPUs.
 
     The limit applies to the process because a Python worker of Spark belongs to a task. If TensorFlow has been imported
     before, its threads may exist already: they stay, with one warning in the log if there are more.
     """
+    _IS_WORKER.set()
     tf = sys.modules.get("tensorflow")
     if tf is None:
         # By default every Python worker of a node would start a thread per core of the node.
@@ -45,7 +48,9 @@ def limit_tensorflow(threads: int) -> None:
 def start_tensorflow() -> Any:
     """Import TensorFlow with the environment variables that it reads only once, except those for threads.
 
-    Keras is not imported until a Keras model or a SavedModel with an optimizer needs it.
+    Keras is not imported until a Keras model or a SavedModel with an optimizer needs it. A GPU computes with whole
+    floats, and Spark's Python workers use one only if their environment has ``CUDA_VISIBLE_DEVICES``: each of them
+    would take all of its memory.
 
     Raises:
         ModuleNotFoundError: It is not installed here.
@@ -56,7 +61,12 @@ def start_tensorflow() -> Any:
         os.environ["TF_USE_LEGACY_KERAS"] = "1"
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         with _without_keras():
-            return library("tensorflow", _NEED)
+            tf = library("tensorflow", _NEED)
+        # With the ten bits of TF32, a GPU's scores differ from a CPU's by up to 1e-4.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+        if _IS_WORKER.is_set() and "CUDA_VISIBLE_DEVICES" not in os.environ:
+            tf.config.set_visible_devices([], "GPU")
+        return tf
 
 
 @contextlib.contextmanager

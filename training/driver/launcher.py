@@ -52,12 +52,15 @@ def require_classic(spark: SparkSession) -> None:
 
 
 class EarlyRunner(MirroredStrategyRunner):
-    """The runner, except that workers which need no addresses of its tasks start before these exchange them."""
+    """The runner, except that workers which need no addresses of its tasks start before these exchange them.
+
+    And it leaves the environment of Spark's Python workers as it was.
+    """
 
     def _get_spark_task_program(self, train_fn: WorkerTask, **kwargs: Any) -> Callable[[Any], list[Any]]:
         program: Callable[[Any], list[Any]] = super()._get_spark_task_program(train_fn, **kwargs)
         # The program refers to the task that it calls, so both are pickled together and stay the same object.
-        return partial(run_program, program, train_fn) if train_fn.plan.meets_through_driver else program
+        return partial(run_program, program, train_fn)
 
 
 class SparkLauncher:

@@ -15,6 +15,7 @@ runner's settings begins before that (:func:`run_program`), and meets the others
 
 import contextlib
 import json
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -155,9 +156,30 @@ class WorkerTask:
 
 
 def run_program(program: Callable[[Any], list[Any]], task: WorkerTask, partition: Any) -> list[Any]:
-    """Start the worker, then run the runner's ``program``, which exchanges addresses and calls ``task``."""
-    with task.begun():
+    """Run the runner's ``program``, which exchanges addresses and calls ``task``.
+
+    A worker that meets the others through the driver starts before the exchange.
+    """
+    with _environment_kept(), task.begun() if task.plan.meets_through_driver else contextlib.nullcontext():
         return program(partition)
+
+
+@contextlib.contextmanager
+def _environment_kept() -> Iterator[None]:
+    """Restore after the block what the runner sets in Spark's Python worker, which Spark uses again.
+
+    The runner takes a task's GPUs for indices into a ``CUDA_VISIBLE_DEVICES`` that is there: the one of an earlier
+    attempt has too few, or hides them all. And scores would be computed on the GPUs of a training that has ended.
+    """
+    before = {name: os.environ.get(name) for name in ("TF_CONFIG", "CUDA_VISIBLE_DEVICES")}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _host(context: TaskContext | None) -> str:

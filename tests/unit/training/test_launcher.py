@@ -1,6 +1,7 @@
 """T6: what Spark's message of a failed job is read as, which sessions can launch one, and when its ranks begin."""
 
 import json
+import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import psutil
 import pytest
 from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
 from pyspark import BarrierTaskContext, BarrierTaskInfo, TaskContext, cloudpickle
+from pyspark.resource import ResourceInformation
 
 from mirrorspark.training.driver import launcher
 from mirrorspark.training.driver.launcher import (
@@ -125,6 +127,9 @@ class Exchange(BarrierTaskContext):
     def cpus(self) -> int:
         return 1
 
+    def resources(self) -> dict[str, ResourceInformation]:
+        return {"gpu": ResourceInformation("gpu", ["2"])}
+
     def getTaskInfos(self) -> list[BarrierTaskInfo]:  # noqa: N802 - likewise
         return [BarrierTaskInfo("127.0.0.1:38765")]
 
@@ -135,10 +140,10 @@ class Exchange(BarrierTaskContext):
         return [message]
 
 
-def program(task: WorkerTask) -> Callable[[Any], list[Any]]:
+def program(task: WorkerTask, *, use_gpu: bool = False) -> Callable[[Any], list[Any]]:
     """Return what a task of the runner's job runs, as it arrives there."""
     runner: EarlyRunner = object.__new__(EarlyRunner)  # its constructor needs a JVM
-    for name, value in {"num_slots": 1, "num_tasks": 1, "use_gpu": False}.items():
+    for name, value in {"num_slots": 1, "num_tasks": 1, "use_gpu": use_gpu}.items():
         setattr(runner, f"_{name}", value)
     runner._gpu_resource_name, runner._use_custom_strategy = "gpu", True
     arrived: Callable[[Any], list[Any]] = pickle.loads(cloudpickle.dumps(runner._get_spark_task_program(task)))  # noqa: S301
@@ -169,6 +174,20 @@ def test_a_rank_that_can_begins_before_the_runners_exchange(
     environment = json.loads((tmp_path / "seen").read_text())["environment"]
     assert environment["CUDA_VISIBLE_DEVICES"] == ""
     assert ("TF_CONFIG" in environment) == (not begins_early)
+
+
+@pytest.mark.process
+def test_an_attempt_leaves_a_python_worker_as_it_was_so_the_next_one_finds_its_gpu(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T9: the runner would look for GPU 2 in the list that it left there, and what comes after would see the GPU."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    before = dict(os.environ)
+    for _ in range(2):
+        monkeypatch.setattr(TaskContext, "_taskContext", Exchange.of())
+        program(task(driver.server.address, "tell_all", str(tmp_path / "seen")), use_gpu=True)(iter(()))
+        assert json.loads((tmp_path / "seen").read_text())["environment"]["CUDA_VISIBLE_DEVICES"] == "2"
+        assert dict(os.environ) == before
 
 
 @pytest.mark.process
