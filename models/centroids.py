@@ -1,6 +1,6 @@
 """Label centroids: how similar a row is to the training rows of each label.
 
-A network learns little of a label with ten training rows; the mean of these rows is a fair picture of it. Each entry is
+A network learns little of a label with few training rows; the mean of these rows is a fair picture of it. Each entry is
 multiplied by the rarity of its column, and each row divided by its length. A label's centroid is the sum of its rows.
 The mixture adds the cosine of a row and a centroid to the network's probability (Rocchio 1971; Manning et al. 2008,
 "Introduction to Information Retrieval", chapters 6 and 14).
@@ -22,7 +22,7 @@ from mirrorspark.models.settings import ModelSettingsError
 if TYPE_CHECKING:  # the driver checks a configuration without loading TensorFlow
     import tensorflow as tf
 
-# The centroids of 100,000 columns and 2,500 labels: they are dense. While they are fitted there are two copies.
+# The centroids of 100,000 columns and 2,500 labels, which are dense. There are two copies when variables are made.
 _MOST_BYTES = 1 << 30
 
 
@@ -67,7 +67,10 @@ class LabelCentroids:
         return LabelCentroids(variables("rarity", self.rarity), variables("centroids", self.tables))
 
     def cosines(self, inputs: "Mapping[str, tf.Tensor]") -> "tf.Tensor":
-        """Return float32 ``[batch, classes]`` from -1 to 1; 0 for a row without entries and a label without rows."""
+        """Return float32 ``[batch, classes]`` from -1 to 1; 0 for a row without entries and a label without rows.
+
+        Each row's indices ascend, as those of every batch do.
+        """
         import tensorflow as tf
 
         from mirrorspark.models.layers.embeddings import sparse_product
@@ -212,11 +215,13 @@ def fit_mixture(logits: Floats, cosines: Floats, labels: NDArray[Any], weights: 
 
     counted = counted_rows(labels, weights)
     inputs = np.stack([expit(logits), cosines], axis=1)[counted]
-    deviations = inputs.std(axis=0)
-    deviations[deviations == 0] = 1
+    means, deviations = inputs.mean(axis=0), inputs.std(axis=0)
+    # A column that is constant but for rounding gets no weight.
+    deviations[np.ptp(inputs, axis=0) <= 1e-6 * np.abs(inputs).max(axis=0)] = np.inf
     # A row has few of thousands of labels, so probabilities and gradients are tiny: with its own tolerance the solver
     # stops at once. Three weights of thousands of pairs need no penalty.
     model = LogisticRegression(C=1e6, solver="newton-cholesky", tol=1e-10, max_iter=1_000)
-    model.fit(inputs / deviations, labels[counted], weights[counted])
-    of_probability, of_cosine = (model.coef_[0] / deviations).tolist()
-    return Mixture(of_probability, of_cosine, bias=float(model.intercept_[0]))
+    model.fit((inputs - means) / deviations, labels[counted], weights[counted])
+    found = model.coef_[0] / deviations
+    of_probability, of_cosine = found.tolist()
+    return Mixture(of_probability, of_cosine, bias=float(model.intercept_[0] - found @ means))

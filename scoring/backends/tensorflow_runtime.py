@@ -21,7 +21,9 @@ _KERAS_OPTIMIZERS = "tf_keras.src.optimizers"
 # Keeps other threads from using the module while Keras is blocked.
 _START = threading.Lock()
 # Set once this process is known to be a Python worker of Spark.
-_IS_WORKER = threading.Event()
+_WORKER = threading.Event()
+# Whoever sets this variable wants GPUs to be used.
+_GPUS = "CUDA_VISIBLE_DEVICES"
 
 # What TensorFlow's first session prints about itself, whatever the level of its log.
 _NOTES = (b"absl::InitializeLog()", b"MLIR V1 optimization pass is not enabled")
@@ -30,12 +32,12 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def limit_tensorflow(threads: int) -> None:
-    """Limit the threads of TensorFlow in this process, unless the environment sets them, and keep it off the GPUs.
+    """Limit the threads of TensorFlow in this process, unless the environment sets them, and keep it on the CPU.
 
     The limit applies to the process because a Python worker of Spark belongs to a task. If TensorFlow has been imported
     before, its threads may exist already: they stay, with one warning in the log if there are more.
     """
-    _IS_WORKER.set()
+    _WORKER.set()
     tf = sys.modules.get("tensorflow")
     if tf is None:
         # By default every Python worker of a node would start a thread per core of the node.
@@ -48,25 +50,42 @@ def limit_tensorflow(threads: int) -> None:
 def start_tensorflow() -> Any:
     """Import TensorFlow with the environment variables that it reads only once, except those for threads.
 
-    Keras is not imported until a Keras model or a SavedModel with an optimizer needs it. A GPU computes with whole
-    floats, and Spark's Python workers use one only if their environment has ``CUDA_VISIBLE_DEVICES``: each of them
-    would take all of its memory.
+    Keras is not imported until a Keras model or a SavedModel with an optimizer needs it.
 
     Raises:
         ModuleNotFoundError: It is not installed here.
     """
     with _START:
         if "tensorflow" in sys.modules:
-            return library("tensorflow", _NEED)
-        os.environ["TF_USE_LEGACY_KERAS"] = "1"
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        with _without_keras():
             tf = library("tensorflow", _NEED)
-        # With the ten bits of TF32, a GPU's scores differ from a CPU's by up to 1e-4.
-        tf.config.experimental.enable_tensor_float_32_execution(False)
-        if _IS_WORKER.is_set() and "CUDA_VISIBLE_DEVICES" not in os.environ:
-            tf.config.set_visible_devices([], "GPU")
+        else:
+            os.environ["TF_USE_LEGACY_KERAS"] = "1"
+            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+            with _without_keras():
+                tf = library("tensorflow", _NEED)
+        if _WORKER.is_set():
+            _choose_devices(tf)
         return tf
+
+
+@cache
+def _choose_devices(tf: Any) -> None:
+    """Keep TensorFlow in a Python worker off the GPUs, unless the environment names some, and without TF32.
+
+    Every worker would reserve the whole memory of a GPU.
+    """
+    # TF32 has ten bits of mantissa: scores differ by up to 1e-4 from a CPU's.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    if _GPUS in os.environ:
+        return
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:
+        _LOGGER.warning(
+            "another UDF has started TensorFlow with a GPU in this Python worker, so models are scored there, too; set "
+            "spark.executorEnv.%s=-1 if they are to be scored on CPUs",
+            _GPUS,
+        )
 
 
 @contextlib.contextmanager
@@ -109,7 +128,9 @@ def without_notes() -> Iterator[None]:
 
 
 def session_config(tf: Any, threads: int | None) -> Any:
-    """Return the configuration of a TensorFlow 1 session that keeps the threads of the process.
+    """Return the configuration of a TensorFlow 1 session that keeps the threads of the process, and off the GPUs.
+
+    A session does not go by the devices that ``tf.config`` shows. It uses a GPU if the environment names some.
 
     Args:
         tf: TensorFlow.
@@ -118,6 +139,7 @@ def session_config(tf: Any, threads: int | None) -> Any:
     """
     is_in_caller = threads == 1 and INTER_OP not in os.environ
     return tf.compat.v1.ConfigProto(
+        device_count={} if _GPUS in os.environ else {"GPU": 0},
         # The first session of a process starts these threads for all: the same number as without a session.
         intra_op_parallelism_threads=compute_threads(tf),
         inter_op_parallelism_threads=-1 if is_in_caller else 0,

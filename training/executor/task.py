@@ -124,7 +124,7 @@ class WorkerTask:
         threads = self.plan.threads or (context.cpus() if context else 1)
         environment = tensorflow_environment(threads, verbose=self.plan.verbose)
         if self.plan.meets_through_driver:
-            # The runner is yet to set these; the present values are of an earlier attempt.
+            # The runner sets these later, and such a worker needs neither; the present values are the executor's own.
             environment.pop("TF_CONFIG", None)
             environment["CUDA_VISIBLE_DEVICES"] = ""
         return environment

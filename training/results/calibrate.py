@@ -134,10 +134,19 @@ def _training_rows(dataset: Dataset, tell: Callable[[str, int, int], None]) -> I
     for block in dataset.blocks("train"):
         sparse = {feature.name: _csr(block.features[feature.name], feature.size) for feature in features}
         assert isinstance(block.label, RaggedIds)  # noqa: S101 - as of every multi-label dataset
-        labels = csr_array(block.label.multi_hot(dataset.features.classes))
-        yield LabelledRows(sparse, labels, block.weight)
+        yield LabelledRows(sparse, _label_rows(block.label, dataset.features.classes), block.weight)
         rows += block.rows
         tell("training rows for the centroids", rows, total)
+
+
+def _label_rows(labels: RaggedIds, classes: int) -> csr_array:
+    """Return float32 ``[rows, classes]``, 1 at the ids of each row."""
+    starts = np.concatenate([[0], np.cumsum(labels.row_lengths)])
+    parts = np.ones(len(labels.values), np.float32), labels.values, starts
+    found = csr_array(parts, (len(labels.row_lengths), classes), copy=True)
+    found.sum_duplicates()
+    found.data[:] = 1
+    return found
 
 
 def _csr(rows: Any, size: int) -> csr_array:

@@ -138,6 +138,10 @@ def test_the_mixture_is_that_of_the_rows_that_count(expected: tuple[float, ...],
     found = fit_mixture(logits, cosines, labels, weights)
     np.testing.assert_allclose([found.of_probability, found.of_cosine, found.bias], expected, rtol=0.05)
     np.testing.assert_allclose(found.in_graph(tf.constant(logits), tf.constant(cosines)), found(logits, cosines))
+    # A network that says the same of all rows, but for rounding, has no weight.
+    alone = fit_mixture(np.full_like(logits, -1.3), cosines, labels, weights)
+    assert alone.of_probability == 0
+    assert alone.of_cosine == pytest.approx(expected[1], rel=0.2)
     with pytest.raises(CalibrationError, match="the 5 validation rows with a weight above 0 have fewer than two"):
         fit_mixture(logits[:5], cosines[:5], np.ones(5), np.ones(5))
 

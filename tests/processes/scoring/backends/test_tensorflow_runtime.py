@@ -28,6 +28,7 @@ model = LoadedModel(Path(sys.argv[1]), threads=threads)
 print(model.threads, os.environ[INTRA_OP], os.environ[INTER_OP], psutil.Process().num_threads() - before)
 tf = sys.modules["tensorflow"]
 print(tf.config.get_visible_devices("GPU"), tf.config.experimental.tensor_float_32_execution_enabled())
+print(dict(model._backend.graph._session._config.device_count))
 """
 
 _RUNS_ALREADY = """
@@ -124,13 +125,13 @@ def test_keras_comes_with_a_model_that_needs_it(tmp_path: Path, optimizer: str) 
 
 def test_tensorflow_starts_with_the_threads_that_it_is_limited_to(flights_model: Path) -> None:
     """As its settings say; how many it makes of them is its own, but for nine it starts more than for one."""
-    (few, devices), (many, _) = (lines_of(_LIMITED, flights_model, threads) for threads in (1, 9))
+    (few, *devices), (many, *_) = (lines_of(_LIMITED, flights_model, threads) for threads in (1, 9))
     *of_few, started_by_few = map(int, few.split())
     *of_many, started_by_many = map(int, many.split())
     assert (of_few, of_many) == ([1] * 3, [9] * 3)
     assert started_by_many > started_by_few
-    # No GPU, whatever the machine has, and whole floats.
-    assert devices == "[] False"
+    # No GPU, whatever the machine has, and no TF32.
+    assert devices == ["[] False", "{'GPU': 0}"]
 
 
 @pytest.mark.full

@@ -229,6 +229,7 @@ def test_serving_a_sparse_vector_holds_no_embedding_of_each_entry() -> None:
     operations = {operation.type for operation in call.graph.get_operations()}
     assert "SparseMatrixMatMul" in operations
     assert not {kind for kind in operations if "Gather" in kind}
+    assert call(sparse([], size=50)).shape == (0, 3)
 
 
 def test_a_long_sparse_vector_is_never_made_dense() -> None:
