@@ -171,7 +171,7 @@ def _environment_kept() -> Iterator[None]:
     The runner takes a task's GPUs for indices into a ``CUDA_VISIBLE_DEVICES`` that is there: the one of an earlier
     attempt has too few, or hides them all. And scores would be computed on the GPUs of a training that has ended.
     """
-    before = {name: os.environ.get(name) for name in ("TF_CONFIG", "CUDA_VISIBLE_DEVICES")}
+    before = {name: os.environ.get(name) for name in worker_process.PER_RANK}
     try:
         yield
     finally:

@@ -24,8 +24,9 @@ from mirrorspark.training.executor.fork_server import STACKS_AT_ONCE, STACKS_END
 
 PRELOAD = "mirrorspark.training.executor.worker_preload"
 
-# May differ between the workers of one server, since TensorFlow reads it at its first operation, not at its import.
-_PER_RANK = frozenset({"TF_CONFIG", "CUDA_VISIBLE_DEVICES"})
+# The runner sets these for each attempt. They may differ between the workers of one server, since TensorFlow reads them
+# at its first operation, not at its import.
+PER_RANK = frozenset({"TF_CONFIG", "CUDA_VISIBLE_DEVICES"})
 
 # Only for the server, whose libraries must not start threads, since a fork would lack them. NumPy's linear algebra
 # starts its threads at import, and Arrow's allocator starts one that returns memory (without it, it does so inline).
@@ -163,7 +164,7 @@ class _Needs:
 
     @classmethod
     def of(cls, environment: Mapping[str, str], preload: str) -> "_Needs":
-        lasting = {name: value for name, value in environment.items() if name not in _PER_RANK}
+        lasting = {name: value for name, value in environment.items() if name not in PER_RANK}
         return cls(frozenset(lasting.items()), tuple(path for path in sys.path if path), preload)
 
 

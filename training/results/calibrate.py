@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
-from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.calibration import (
     CALIBRATION_FILE,
@@ -141,10 +141,7 @@ def _training_rows(dataset: Dataset, tell: Callable[[str, int, int], None]) -> I
 
 def _label_rows(labels: RaggedIds, classes: int) -> csr_array:
     """Return float32 ``[rows, classes]``, 1 at the ids of each row."""
-    starts = np.concatenate([[0], np.cumsum(labels.row_lengths)])
-    parts = np.ones(len(labels.values), np.float32), labels.values, starts
-    found = csr_array(parts, (len(labels.row_lengths), classes), copy=True)
-    found.sum_duplicates()
+    found = _csr(SparseRows(labels.values, np.ones(len(labels.values), np.float32), labels.row_lengths), classes)
     found.data[:] = 1
     return found
 
