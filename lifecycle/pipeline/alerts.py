@@ -1,13 +1,15 @@
 """Alerts: what has happened, sent to a webhook, by e-mail or to the log, without secrets (requirement L11)."""
 
+import base64
 import json
 import logging
 import os
 import smtplib
 import ssl
+import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from typing import Any
@@ -20,6 +22,7 @@ SMTP_VARIABLE = "MIRRORSPARK_SMTP"
 # The sender's address.
 SENDER_VARIABLE = "MIRRORSPARK_ALERTS_FROM"
 
+# For all that a target takes: the look-up of its name, the connection, and an answer that comes byte by byte.
 _SECONDS = 10.0
 _SUBMISSION_PORT, _TLS_PORT = 587, 465
 
@@ -50,14 +53,34 @@ class Alert:
         return Alert(title, without_credentials(self.text), clean(dict(self.facts)))
 
 
-def send(alert: Alert, targets: Sequence[str]) -> None:
+def report(alert: Alert, targets: Sequence[str]) -> str | None:
+    """Send an alert to every target, and log what fails: an alert never ends what it reports.
+
+    Args:
+        alert: As for :func:`send`.
+        targets: As for :func:`send`.
+
+    Returns:
+        Which targets did not get it, without what may be secret in them; None if all did.
+    """
+    try:
+        send(alert, targets)
+    except AlertError as error:
+        logger.error("%s", error)  # noqa: TRY400 - its message is whole, and a traceback may quote a target
+        return str(error)
+    return None
+
+
+def send(alert: Alert, targets: Sequence[str], *, seconds: float = _SECONDS) -> None:
     """Send an alert to every target, even if some of them cannot be reached.
 
     Args:
         alert: The alert; secrets are removed from it.
         targets: Each is ``log``, the address of a webhook (``https://…``, which gets JSON with ``title``, ``text`` and
             ``facts``; chat programs show ``text``), or ``mailto:`` with one or more addresses, separated by commas.
-            E-mail goes through the server in the environment variable ``MIRRORSPARK_SMTP``.
+            E-mail goes through the server in the environment variable ``MIRRORSPARK_SMTP``. Redirects of a webhook
+            are not followed.
+        seconds: Longest time for one target.
 
     Raises:
         AlertError: Some targets did not get it; the message names them, without what may be secret in them.
@@ -65,12 +88,11 @@ def send(alert: Alert, targets: Sequence[str]) -> None:
     alert, problems = alert.cleaned(), []
     for target in targets:
         try:
-            _sender(target)(alert)
+            _within(seconds, _sender(target, seconds), alert)
         except AlertError as error:
             problems.append(str(error))
-        except (OSError, smtplib.SMTPException, ValueError) as error:
-            # A webhook's address is its password, and some libraries quote it.
-            problems.append(f"{shown(target)}: {one_line(error).replace(target, shown(target))}")
+        except Exception as error:  # Whatever libraries raise must not take the place of what is reported.
+            problems.append(f"{shown(target)}: {_harmless(error, target)}")
     if problems:
         raise AlertError(f"{len(problems)} of {len(targets)} targets did not get the alert: {'; '.join(problems)}")
 
@@ -82,59 +104,153 @@ def check_targets(targets: Sequence[str]) -> None:
         AlertError: A target is unknown, or e-mail has no server.
     """
     for target in targets:
-        _sender(target)
+        _sender(target, _SECONDS)
 
 
 def shown(target: str) -> str:
     """Return a target for people: of a webhook only its host, since the rest of its address is often a secret."""
-    if target.startswith(("http://", "https://")):
-        parts = urlsplit(target)
+    if target.lower().startswith(("http://", "https://")):
+        try:
+            parts = urlsplit(target)
+        except ValueError:  # brackets that enclose no address
+            return f"{target.partition(':')[0]}://…"
         return f"{parts.scheme}://{parts.hostname}/…"
     return without_credentials(target)
 
 
-def _sender(target: str) -> Callable[[Alert], None]:
+def _sender(target: str, seconds: float) -> Callable[[Alert], None]:
     if target == "log":
         return lambda alert: logger.warning("%s\n%s", alert.title, alert.text)
-    if target.startswith(("http://", "https://")):
-        return lambda alert: _post(target, alert)
+    if target.lower().startswith(("http://", "https://")):
+        webhook = _webhook(target)
+        return lambda alert: _post(webhook, alert, seconds)
     if target.startswith("mailto:"):
         addresses = [address.strip() for address in target.removeprefix("mailto:").split(",")]
         if not all("@" in address for address in addresses):
             raise AlertError(f"alert target '{shown(target)}' has no address; give one as mailto:team@example.com")
         server = _mail_server()
-        return lambda alert: _mail(server, addresses, alert)
+        return lambda alert: _mail(server, addresses, alert, seconds)
     raise AlertError(f"alert target '{shown(target)}' is unknown; give log, https://… or mailto:…")
 
 
-def _post(address: str, alert: Alert) -> None:
-    body = json.dumps({"title": alert.title, "text": f"{alert.title}\n{alert.text}", "facts": alert.facts}).encode()
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")  # noqa: S310
+def _within(seconds: float, sender: Callable[[Alert], None], alert: Alert) -> None:
+    """Call a sender, and give up on it after some time: timeouts of sockets begin anew with each byte.
+
+    Raises:
+        TimeoutError: It took longer.
+        Exception: What the sender raises.
+    """
+    raised: list[Exception] = []
+
+    def call() -> None:
+        try:
+            sender(alert)
+        except Exception as error:  # It is raised below, in the caller's thread.
+            raised.append(error)
+
+    # A daemon, so that a target which never ends its answer does not keep the process.
+    thread = threading.Thread(target=call, name="alert", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"it has not taken the alert within {seconds:g} s")
+    if raised:
+        raise raised[0]
+
+
+def _harmless(error: Exception, target: str) -> str:
+    """Return what an error says without the parts of its target, which libraries and servers may quote."""
+    text = one_line(error)
+    for part in sorted(set(_secret_parts(target)), key=len, reverse=True):
+        text = text.replace(part, "…")
+    return text
+
+
+def _secret_parts(target: str) -> Iterator[str]:
+    for address in (target, os.environ.get(SMTP_VARIABLE, "") if target.startswith("mailto:") else ""):
+        whole, _, rest = address.partition("://")
+        authority, _, path = rest.partition("/")
+        parts = [address, f"/{path}", path, *path.replace("?", "/").replace("&", "/").replace("=", "/").split("/")]
+        user, at, _ = rest.rpartition("@") if "@" in rest else authority.rpartition("@")
+        parts += [user, *user.split(":")] if at else []
+        # A short word, such as the `x` of a path, says nothing, and is part of other words.
+        yield from (form for part in parts for form in (part, unquote(part)) if len(form) > 3 and form != whole)
+
+
+@dataclass(frozen=True)
+class _Webhook:
+    """The address of a webhook without user and password, and the header that has those."""
+
+    address: str
+    headers: Mapping[str, str]
+
+
+def _webhook(target: str) -> _Webhook:
+    """Return a webhook.
+
+    Raises:
+        AlertError: It is not an address.
+    """
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS):  # noqa: S310 - the scheme is checked above
+        parts = urlsplit(target)
+        port = parts.port
+    except ValueError:
+        # What it says of a port quotes a password that has a colon or a slash in it.
+        raise AlertError(
+            f"alert target '{shown(target)}' is not an address; give https://host/path, and %2F for a slash, %3A for a "
+            f"colon and %40 for an at sign in a user name or a password"
+        ) from None
+    host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
+    if not host or any(character.isspace() or not character.isprintable() for character in target):
+        raise AlertError(f"alert target '{shown(target)}' has no host, or a space in it; give https://host/path")
+    headers = {"Content-Type": "application/json"}
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+    netloc = host if port is None else f"{host}:{port}"
+    return _Webhook(parts._replace(netloc=netloc, fragment="").geturl(), headers)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Takes a redirect for the error that it is: the alert must not go where somebody else sends it."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def _post(webhook: _Webhook, alert: Alert, seconds: float) -> None:
+    body = json.dumps({"title": alert.title, "text": f"{alert.title}\n{alert.text}", "facts": alert.facts}).encode()
+    request = urllib.request.Request(webhook.address, body, dict(webhook.headers), method="POST")  # noqa: S310
+    try:
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=seconds):
             pass
     except urllib.error.HTTPError as error:
         error.close()
-        raise AlertError(f"{shown(address)}: it answered with status {error.code}") from None
+        remedy = "; redirects are not followed, give the address itself" if error.code // 100 == 3 else ""
+        raise AlertError(f"{shown(webhook.address)}: it answered with status {error.code}{remedy}") from None
 
 
 def _mail_server() -> SplitResult:
-    found = urlsplit(os.environ.get(SMTP_VARIABLE, ""))
+    try:
+        found = urlsplit(os.environ.get(SMTP_VARIABLE, ""))
+        _ = found.port
+    except ValueError:  # its message quotes the address
+        raise AlertError(f"{SMTP_VARIABLE} is not an address; set it to smtp://user:password@host:587") from None
     if found.scheme not in ("smtp", "smtps") or not found.hostname:
         raise AlertError(f"there is no server for e-mail; set {SMTP_VARIABLE} to smtp://user:password@host:587")
     return found
 
 
-def _mail(server: SplitResult, addresses: Sequence[str], alert: Alert) -> None:
+def _mail(server: SplitResult, addresses: Sequence[str], alert: Alert, seconds: float) -> None:
     message = EmailMessage()
     message["Subject"], message["To"] = alert.title, ", ".join(addresses)
     message["From"] = os.environ.get(SENDER_VARIABLE, f"mirrorspark@{server.hostname}")
     message.set_content(alert.text)
     host, context = str(server.hostname), ssl.create_default_context()
     if server.scheme == "smtps":
-        connection: smtplib.SMTP = smtplib.SMTP_SSL(host, server.port or _TLS_PORT, timeout=_SECONDS, context=context)
+        connection: smtplib.SMTP = smtplib.SMTP_SSL(host, server.port or _TLS_PORT, timeout=seconds, context=context)
     else:
-        connection = smtplib.SMTP(host, server.port or _SUBMISSION_PORT, timeout=_SECONDS)
+        connection = smtplib.SMTP(host, server.port or _SUBMISSION_PORT, timeout=seconds)
     with connection:
         connection.ehlo_or_helo_if_needed()
         if server.scheme == "smtp" and connection.has_extn("starttls"):

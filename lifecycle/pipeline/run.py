@@ -1,13 +1,12 @@
 """A pipeline for one date: run, gone on with after a failure, or found finished; and its sandbox."""
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from mirrorspark.callbacks.mlflow.store import own_store
-from mirrorspark.lifecycle.pipeline.alerts import Alert, AlertError, send
+from mirrorspark.lifecycle.pipeline.alerts import Alert, report
 from mirrorspark.lifecycle.pipeline.history import write_history
 from mirrorspark.lifecycle.pipeline.page import PAGE_FILE, pipeline_page
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord, folder_of, former_record, open_record
@@ -23,8 +22,6 @@ from mirrorspark.training.settings import ConfigError
 _FREE_TO_CHANGE = ("alerts", "cache_table", "smoke_rows")
 _SANDBOX_EPOCHS = 2
 _PARTS = 1_000_000
-
-logger = logging.getLogger(__name__)
 
 
 def run_pipeline(
@@ -182,7 +179,4 @@ def _tell_failure(
     champion = "The champion is unchanged. " if before else ""
     text = f"{error.problem}\n{champion}{advice(error.again_from, given)} {folder / PAGE_FILE}"
     facts: dict[str, Any] = {"name": record.name, "run_date": record.run_date, "stage": error.stage}
-    try:
-        send(Alert(title, text, facts), settings.alerts)
-    except AlertError as unsent:
-        logger.warning("%s", unsent)
+    report(Alert(title, text, facts), settings.alerts)

@@ -28,7 +28,7 @@ from mirrorspark.lifecycle.gate.facts import Measure
 from mirrorspark.lifecycle.gate.page import PAGE_FILE as VALIDATION_PAGE
 from mirrorspark.lifecycle.gate.serving import score_single_rows
 from mirrorspark.lifecycle.gate.validate import SINGLE_ROWS, log_validation, validate
-from mirrorspark.lifecycle.pipeline.alerts import Alert, check_targets, send
+from mirrorspark.lifecycle.pipeline.alerts import Alert, check_targets, report
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Facts, OutdatedError, Stage
@@ -292,8 +292,11 @@ class WeeklyPipeline:
         title = f"{label} is the champion of {self.config.run_date}" + (", with warnings" if warnings else "")
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["evaluate"]["metrics"].items())
         lines = [f"before: {found['promote']['previous'] or 'none'}", metrics, *warnings, found["evaluate"]["page"]]
-        send(Alert(title, "\n".join(lines), {"warnings": warnings, **found["promote"]}), self.settings.alerts)
-        return {"title": title, "targets": len(self.settings.alerts)}
+        alert = Alert(title, "\n".join(lines), {"warnings": warnings, **found["promote"]})
+        # The champion has changed, whoever hears of it: a date whose alert is lost is finished, with a warning.
+        unsent = report(alert, self.settings.alerts)
+        facts: dict[str, Any] = {"title": title, "targets": len(self.settings.alerts)}
+        return facts if unsent is None else {**facts, WARNINGS: [unsent]}
 
     def _settled(self, found: Found) -> RunConfig:
         """Return what the date was begun with; from now on Spark keeps the recipe's table if the settings say so.

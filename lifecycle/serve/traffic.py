@@ -15,7 +15,7 @@ from filelock import FileLock
 from mirrorspark.lifecycle.experiments.assignment import assign
 from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, ExperimentError
 from mirrorspark.lifecycle.experiments.exposures import exposure
-from mirrorspark.lifecycle.pipeline.alerts import Alert, AlertError, send
+from mirrorspark.lifecycle.pipeline.alerts import Alert, report
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.live_checks import Comparison
 from mirrorspark.lifecycle.serve.servable import Outputs, Servable, label_of
@@ -194,10 +194,7 @@ class Traffic:
             text += f". This could not be written down for other processes: {one_line(error)}"
             _LOGGER.error("%s", text)  # noqa: TRY400 - its message is whole
         alert = Alert(f"{self.name}: variant '{variant.name}' was stopped", text, facts)
-        try:
-            await asyncio.to_thread(send, alert, self.file.settings.alerts)
-        except AlertError as error:
-            _LOGGER.error("%s", error)  # noqa: TRY400 - its message is whole, and without secrets
+        await asyncio.to_thread(report, alert, self.file.settings.alerts)
 
     @property
     def _stopped_file(self) -> Path:

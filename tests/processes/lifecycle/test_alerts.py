@@ -1,5 +1,6 @@
 """Alerts reach a real webhook and a real mail server, and have no secret in them (L11)."""
 
+import base64
 import http.server
 import json
 import logging
@@ -11,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.lifecycle.pipeline.alerts import SENDER_VARIABLE, SMTP_VARIABLE, Alert, AlertError, check_targets, send
+from mirrorspark.lifecycle.pipeline.alerts import (
+    SENDER_VARIABLE,
+    SMTP_VARIABLE,
+    Alert,
+    AlertError,
+    check_targets,
+    report,
+    send,
+)
 
 ALERT = Alert(
     "churn of 2026-01-31: stage 'gate' has failed",
@@ -35,7 +44,10 @@ class Webhook(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.received.append((self.path, json.loads(body)))  # type: ignore[attr-defined]
-        self.send_response(500 if "broken" in self.path else 200)
+        self.server.credentials = self.headers["Authorization"]  # type: ignore[attr-defined]
+        self.send_response(500 if "broken" in self.path else 302 if "moved" in self.path else 200)
+        if "moved" in self.path:
+            self.send_header("Location", f"http://{self.headers['Host']}/elsewhere")
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
@@ -56,6 +68,29 @@ class MailServer(socketserver.StreamRequestHandler):
             self.wfile.write(b"250 ok\r\n" if command != b"QUIT" else b"221 bye\r\n")
             if command == b"QUIT":
                 return
+
+
+class Answers(socketserver.StreamRequestHandler):
+    """Answers every caller with bytes, whatever it asks, and without an end if the bytes have none."""
+
+    answer: bytes = b""
+    is_endless = False
+
+    def handle(self) -> None:
+        try:
+            self.request.recv(1 << 16)
+            self.wfile.write(self.answer)
+            while self.is_endless and not over.wait(0.02):
+                self.wfile.write(b"x")
+        except OSError:
+            return  # the caller has hung up
+
+
+over = threading.Event()
+
+
+def answering(answer: bytes, *, is_endless: bool = False) -> type[Answers]:
+    return type("Answering", (Answers,), {"answer": answer, "is_endless": is_endless})
 
 
 def test_a_webhook_and_a_mail_server_get_the_alert_without_its_secrets(
@@ -119,3 +154,98 @@ def test_a_target_that_makes_no_sense_is_refused_before_there_is_anything_to_sen
         check_targets([target])
 
     assert str(failure.value).startswith(problem)
+
+
+def test_a_webhook_gets_the_user_and_the_password_of_its_address_as_a_header() -> None:
+    with served(Webhook) as webhook:
+        send(ALERT, [f"http://alerts:s3cret%2Fpass@127.0.0.1:{webhook.server_address[1]}/hook?room=7"])
+
+    ((path, _),) = webhook.received
+    assert path == "/hook?room=7"
+    assert webhook.credentials == "Basic " + base64.b64encode(b"alerts:s3cret/pass").decode()
+
+
+def test_an_alert_does_not_go_where_a_redirect_leads() -> None:
+    with (
+        served(Webhook) as webhook,
+        pytest.raises(AlertError, match="answered with status 302; redirects are not followed"),
+    ):
+        send(ALERT, [f"http://127.0.0.1:{webhook.server_address[1]}/moved/secretpath"])
+
+    assert [path for path, _ in webhook.received] == ["/moved/secretpath"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"220 mail.example.com ready\r\n",
+        b"HTTP/1.1 banana secretpath\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 " + b"x" * 70_000 + b"\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
+        b"",
+    ],
+    ids=["ssh", "smtp", "bad status", "many heads", "long line", "redirect to a file", "nothing"],
+)
+def test_what_answers_no_http_is_logged_and_ends_nothing(answer: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    with served(answering(answer)) as odd, served(Webhook) as webhook:
+        target = f"http://127.0.0.1:{odd.server_address[1]}/services/secretpath?key=hunter2hunter2"
+        unsent = report(ALERT, [target, f"http://127.0.0.1:{webhook.server_address[1]}/next"])
+
+    assert unsent is not None
+    assert unsent.startswith("1 of 2 targets did not get the alert: http://127.0.0.1/…: ")
+    assert unsent in caplog.text
+    assert "secretpath" not in caplog.text + unsent
+    assert "hunter2" not in caplog.text + unsent
+    assert [path for path, _ in webhook.received] == ["/next"]
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX-Long: ", b"220 "], ids=["webhook", "mail"])
+def test_an_answer_that_never_ends_is_given_up(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(answering(head, is_endless=True)) as endless:
+        port = endless.server_address[1]
+        monkeypatch.setenv(SMTP_VARIABLE, f"smtp://127.0.0.1:{port}")
+        target = f"http://127.0.0.1:{port}/hook" if head.startswith(b"HTTP") else "mailto:team@example.com"
+        over.clear()
+        try:
+            with pytest.raises(AlertError, match=r"it has not taken the alert within 0\.3 s"):
+                send(ALERT, [target], seconds=0.3)
+        finally:
+            over.set()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "https://hooks:hunter2hunter2/B0@example.invalid/services/secretpath",
+        "https://hooks:hunter2hunter2@example.invalid:port/secretpath",
+        "https://[hunter2hunter2/secretpath",
+        "https:///hunter2hunter2",
+        "https://example.invalid/secretpath hunter2hunter2",
+        "HTTPS://hooks:hunter2hunter2@exa\nmple.invalid/",
+    ],
+)
+def test_an_address_that_is_none_is_refused_without_its_secrets(target: str) -> None:
+    for refusing in (lambda: check_targets([target]), lambda: send(ALERT, [target])):
+        with pytest.raises(AlertError) as failure:
+            refusing()
+        assert "hunter2" not in str(failure.value)
+        assert "secretpath" not in str(failure.value)
+
+
+def test_an_address_for_mail_that_is_none_is_refused_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SMTP_VARIABLE, "smtp://me:hunter2/hunter2@mail.example.com")
+
+    with pytest.raises(AlertError, match=f"{SMTP_VARIABLE} is not an address") as failure:
+        check_targets(["mailto:team@example.com"])
+
+    assert "hunter2" not in str(failure.value)
+
+
+def test_a_fact_that_json_lacks_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with served(Webhook) as webhook:
+        report(Alert("title", "text", {"odd": {1, 2}}), [f"http://127.0.0.1:{webhook.server_address[1]}/x", "log"])
+
+    assert "not JSON serializable" in caplog.text
+    assert "title\ntext" in caplog.text
