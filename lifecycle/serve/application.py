@@ -6,7 +6,7 @@ import hmac
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -78,15 +78,22 @@ class TokenCheck:
     """Refuses requests without one of the tokens in ``Authorization: Bearer TOKEN``, except probes of health."""
 
     def __init__(self, app: ASGIApp, tokens: Collection[str]) -> None:
-        """Wrap an application."""
-        self._app, self._tokens = app, [token.encode() for token in tokens]
+        """Wrap an application.
+
+        Raises:
+            ValueError: A token is blank, so that an empty header would have it.
+        """
+        if not all(token.strip() for token in tokens):
+            raise ValueError("a token is blank; give each at least one character")
+        # Clients write what ASCII lacks into a header as UTF-8 (curl) or as Latin-1 (Python's http.client, Java).
+        self._app, self._tokens = app, [form for token in tokens for form in _in_a_header(token.strip())]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
         if (
             scope["type"] != "http"
             or _is_probe(scope["path"])
-            or self._knows(Request(scope).headers.get("authorization", ""))
+            or self._knows(dict(scope["headers"]).get(b"authorization", b""))
         ):
             await self._app(scope, receive, send)
             return
@@ -94,11 +101,18 @@ class TokenCheck:
         refusal.headers["WWW-Authenticate"] = "Bearer"
         await refusal(scope, receive, send)
 
-    def _knows(self, header: str) -> bool:
-        scheme, _, token = header.partition(" ")
-        given = token.strip().encode()
+    def _knows(self, header: bytes) -> bool:
+        # As bytes: as text, a space of Unicode may be a part of a token's last character.
+        scheme, _, token = header.partition(b" ")
+        given = token.strip()
         # All are compared, so that the time does not tell which one is close.
-        return scheme.lower() == "bearer" and sum(hmac.compare_digest(given, one) for one in self._tokens) > 0
+        return scheme.lower() == b"bearer" and sum(hmac.compare_digest(given, one) for one in self._tokens) > 0
+
+
+def _in_a_header(token: str) -> Iterator[bytes]:
+    yield token.encode()
+    if not token.isascii() and all(ord(character) < 256 for character in token):
+        yield token.encode("latin-1")
 
 
 def _is_probe(path: str) -> bool:

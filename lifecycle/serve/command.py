@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(options: argparse.Namespace, listen: Callable[[], socket.socket]) -> int:
     """Serve until a signal on what ``listen`` returns once the models are loaded, and return the command's status."""
     try:
+        tokens = tokens_of(options.token_file)
         service = _service(options)
-        tokens = _tokens(options.token_file)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"mirrorspark: {error}", file=sys.stderr)
         return 2
@@ -146,16 +146,23 @@ def _named_store(text: str) -> tuple[str, str]:
     return name, file
 
 
-def _tokens(file: Path | None) -> list[str]:
-    """Return the tokens: the lines of a file, or what the environment has.
+def tokens_of(file: Path | None) -> list[str]:
+    """Return the tokens: the lines of a file, or what the environment has; none if neither is given.
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: It has no token.
+        ValueError: What is given holds no token. A server that asks for none would be open, against what was meant.
     """
     if file is None:
-        return [token] if (token := os.environ.get(TOKEN_VARIABLE, "").strip()) else []
-    tokens = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        given = os.environ.get(TOKEN_VARIABLE)
+        if given is not None and not given.strip():
+            raise ValueError(f"{TOKEN_VARIABLE} is set and blank; give a token, or unset it to serve without one")
+        return [] if given is None else [given.strip()]
+    try:
+        text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error.reason}); write one token into each line") from None
+    tokens = [line.strip() for line in text.splitlines() if line.strip()]
     if not tokens:
         raise ValueError(f"{file} holds no token; write one into each line")
     return tokens

@@ -62,6 +62,8 @@ def test_a_role_is_a_program_with_the_secret_of_a_file(role: list[str], called: 
         ([], {}, "there is no role"),
         (["leader"], {}, "role 'leader' is unknown; give driver"),
         (["server"], {"PGPASSWORD_FILE": "/nowhere"}, "PGPASSWORD_FILE names /nowhere, which cannot be read"),
+        (["server"], {"MIRRORSPARK_SERVE_TOKEN_FILE": ""}, "MIRRORSPARK_SERVE_TOKEN_FILE is set and blank"),
+        (["server"], {"PGPASSWORD_FILE": "/dev/null"}, "PGPASSWORD_FILE names /dev/null, which is blank"),
     ],
 )
 def test_a_wrong_start_says_what_to_give(role: list[str], variables: dict[str, str], message: str) -> None:

@@ -17,10 +17,12 @@ fail() {
 }
 
 for name in AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY MIRRORSPARK_SERVE_TOKEN PGPASSWORD; do
-    eval "file=\${${name}_FILE:-}"
-    if [ -n "$file" ]; then
+    eval "given=\${${name}_FILE+given} file=\${${name}_FILE:-}"
+    if [ -n "$given" ]; then
+        [ -n "$file" ] || fail "${name}_FILE is set and blank; name the file that has the secret, or unset it"
         [ -r "$file" ] || fail "${name}_FILE names $file, which cannot be read; mount the secret there"
         value=$(cat "$file")
+        [ -n "$(printf %s "$value" | tr -d '[:space:]')" ] || fail "${name}_FILE names $file, which is blank"
         export "$name=$value"
         unset "${name}_FILE"
     fi
