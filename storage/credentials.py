@@ -21,17 +21,25 @@ _NAMES = (
     r"passw(?:or)?d\d{0,3}|passphrase|[._-]pwd|[._-]pass|secret|secret[._-]?(?:access[._-]?)?key"
     r"|(?:admin|db|ftp|key|ldap|mail|my|pg|proxy|redis|root|smtp|sql|ssh|store|user)pass"
     r"|(?:access|account|api|private|shared|storage|signing|encryption|fernet|hmac|master)[._-]?key"
-    r"|shared[._-]?access[._-]?(?:key|signature)"
-    r"|connection[._-]?string"
+    r"|(?:auth|functions|instrumentation|integration|licen[cs]e|routing|service|subscription|webhook|write)[._-]?key"
+    r"|shared[._-]?access[._-]?(?:key|signature)|shared[._-]?secret[._-]?value|secret[._-]?key[._-]?base"
+    r"|conn(?:ection)?[._-]?str(?:ing)?s?|sas[._-]?(?:token|url|uri|key)|web[._-]?hook(?:[._-]?ur[li])?|redis[._-]?auth"
     # Azure's end with the name of an account.
     r"|(?:account[._-]key[._-]|client\.secret\.|fs\.azure\.sas\.)[\w.-]{1,256}"
 )
 # Environment variables are in capitals; so are the special tokens of a text.
-_VARIABLES = r"(?-i:\b(?!(?:BOS|CLS|EOS|MASK|OOV|PAD|SEP|UNK)_)[A-Z][A-Z0-9_]{0,64}_TOKEN)"
+_ENDS_OF_VARIABLES = r"_(?:AUTH|CREDENTIAL|DSN|PAT|PSK|PW|SAS|TOKEN)"
+_VARIABLES = rf"(?-i:\b(?!(?:BOS|CLS|EOS|MASK|OOV|PAD|SEP|UNK)_)[A-Z][A-Z0-9_]{{0,64}}{_ENDS_OF_VARIABLES})"
+# Parameters of an address. Elsewhere, a `key` or a `code` is a word like any other.
+_PARAMETERS = (
+    r"(?:[?&]|&amp;|%3F|%26)"
+    r"(?:access_?token|api-?key|auth(?:key)?|code|hapikey|id_token|key|pass|sas|sig(?:nature)?|st|token|x-goog-credential)"
+)
 _TEXT_NAMES = (
     rf"(?:{_NAMES}|{_VARIABLES}"
-    r"|(?:access|api|auth|databricks|github|gitlab|hf|refresh|sas|security|session|tracking)[._-]?token"
-    r"|(?:\b|(?<=%3B))pwd|x-amz-(?:signature|credential)|[?&]sig|[?&]token)"
+    r"|(?:access|api|auth|bot|databricks|deploy|github|gitlab|hf|id|job|private|refresh|sas|security|session|tracking"
+    r"|vault)[._-]?token"
+    rf"|(?:\b|(?<=%3B))pwd|x-(?:amz|goog)-(?:signature|credential)|{_PARAMETERS})"
 )
 # Quotes have more backslashes before them the deeper a text is in JSON. Those of bytes have a letter before them.
 _QUOTE = r"\\{0,15}['\"]"
@@ -84,13 +92,39 @@ _ISSUED = re.compile(
     r"|\bdapi[0-9a-f]{32}"  # Databricks
     r"|\b(?:gh[opsur]_|github_pat_)\w{20,}"  # GitHub
     r"|\bglpat-[\w-]{20,}"  # GitLab
-    r"|\bxox[a-z]-[\w-]{10,}|(?<=hooks\.slack\.com/services/)[\w/]+"  # Slack
+    r"|\b(?:GOCSPX-|ya29\.)[\w-]{20,}"  # Google's OAuth
+    r"|\bxox[a-z]-[\w-]{10,}|\bxapp-\d-[\w-]{10,}"  # Slack
     r"|\bhf_[A-Za-z0-9]{30,}"  # Hugging Face
+    r"|\b(?:[rs]k_(?:live|test)|whsec)_\w{16,}"  # Stripe
+    r"|\bSG\.[\w-]{16,64}\.[\w-]{16,}"  # SendGrid
+    r"|\bhv[bs]\.[\w-]{20,}"  # Vault
+    r"|\bgl(?:sa|c)_\w{20,}"  # Grafana
+    r"|\b(?:npm_\w{30,}|pypi-[\w-]{40,}|do[opr]_v1_[0-9a-f]{40,})"  # npm, PyPI, DigitalOcean
     r"|\bsk-(?:\w+-){0,4}\w{20,}[\w-]*"  # OpenAI and others
     r"|\beyJ[\w-]{10,2048}+\.[\w-]{10,}\.[\w-]*"  # JSON web tokens
 )
 
-_SECRET_NAME = re.compile(rf"(?:(?:^|[._-])token|{_NAMES})$", re.IGNORECASE)
+# Addresses that are secrets: whoever knows one may write. The part that a service gives out ends with the address.
+_WEBHOOK = re.compile(
+    r"(?P<name>\b(?:"
+    r"hooks\.slack(?:-gov)?\.com/\w+/"  # services, workflows, triggers
+    r"|webhook\.office\.com/(?:webhook\w*/)?|outlook\.office(?:365)?\.com/webhook\w*/"  # Teams
+    r"|(?:logic\.azure|powerplatform)\.com(?::\d{1,5})?/"  # Teams by Power Automate
+    r"|discord(?:app)?\.com/api/(?:v\d{1,2}/)?webhooks/"
+    r"|chat\.googleapis\.com/v1/spaces/"
+    r"|pagerduty\.com/(?:integration|x-ere)/|victorops\.com/integrations/"
+    r"|api\.telegram\.org/bot"
+    r"|hooks\.zapier\.com/hooks/catch/|maker\.ifttt\.com/|hook\.(?:\w{1,8}\.)?make\.com/"
+    r"|(?:feishu\.cn|larksuite\.com)/open-apis/bot/|webexapis\.com/v1/webhooks/incoming/"
+    r"|hc-ping\.com/|webhook\.site/"
+    # Servers of one's own: Mattermost, Rocket.Chat, Grafana OnCall.
+    r"|(?<=/)(?:hooks|webhooks?|incoming-webhook)/(?=[\w/-]{0,128}?[\w-]{16,128}(?![\w-]))(?=[\w/-]{0,128}?\d)"
+    r"))[^\s'\"<>|\\]+"
+)
+
+_SECRET_NAME = re.compile(
+    rf"(?:(?:^|[._-])token|{_NAMES}|(?-i:{_ENDS_OF_VARIABLES})|[._-](?:auth|dsn|sas))$", re.IGNORECASE
+)
 # A shorter value is more often a common word (`MY_TOKEN=yes`) than a secret.
 _SECRET_CHARACTERS = 8
 
@@ -103,7 +137,8 @@ def without_credentials(text: str) -> str:
     """Return ``text`` without the secrets in it.
 
     User name and password are removed from every URI. ``***`` replaces the value after a name such as ``password=`` or
-    ``Authorization:``, private keys, tokens that their first letters give away, and the value of every environment
+    ``Authorization:``, what is secret in the address of a webhook, private keys, tokens that their first letters give
+    away, and the value of every environment
     variable named like a secret (``MLFLOW_TRACKING_TOKEN``, ``AWS_SECRET_ACCESS_KEY``), or within one that is an
     address or a connection string.
     """
@@ -112,7 +147,7 @@ def without_credentials(text: str) -> str:
     text = _AUTHORITY.sub(_without_user, text)
     text = _PRIVATE_KEY.sub(rf"\g<name>{HIDDEN}\g<end>", text)
     text = _ISSUED.sub(HIDDEN, text)
-    for before in (_ORACLE, _HEADER, _BEARER, _COOKIE, _TUPLE, _ELEMENT):
+    for before in (_WEBHOOK, _ORACLE, _HEADER, _BEARER, _COOKIE, _TUPLE, _ELEMENT):
         text = before.sub(rf"\g<name>{HIDDEN}", text)
     for named in (_NAMED, _NEXT):
         text = named.sub(lambda found: f"{found['name']}{found['open'] or ''}{HIDDEN}", text)

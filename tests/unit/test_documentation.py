@@ -33,6 +33,23 @@ from mirrorspark.training.sweep.command import read_options
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 NOT_PYTHON = ("export ", "python ", "mirrorspark ", "mlflow ", "SELECT ", "CREATE ")
+# Each file that opens a listening socket, and the row of SECURITY.md that tells of it.
+LISTENERS = {
+    "lifecycle/serve/command.py": "`mirrorspark serve`",
+    "scoring/http_server.py": "`mirrorspark serve`",
+    "scoring/lookup.py": "`mirrorspark lookup`",
+    "training/fault_injection/proxy.py": "fault-injecting proxy",
+    "training/parameter_servers/connections.py": "coordinator of parameter servers",
+    "training/parameter_servers/train.py": "TensorFlow's servers",
+    "training/protocol/event_server.py": "event channel of a training",
+    "training/readiness/executor_probe.py": "preflight's probe",
+    "training/ring/connection.py": "ring of workers",
+}
+# What opens one: the calls of sockets, asyncio, the standard library's servers, TensorFlow, gRPC, and our own.
+LISTENING_CALLS = re.compile(
+    r"\b(?:create_server|start_server|start_unix_server|add_insecure_port|add_secure_port|listening|uvicorn\.run)\("
+    r"|\.listen\(\)|\.bind\(\(|\b\w*(?:HTTP|TCP|UDP|WSGI|XMLRPC)Server\(|distribute\.Server\(|\bListener\("
+)
 # Their samples stand four spaces from the margin; those of the others are marked as Python.
 INDENTED_SAMPLES = (
     *("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "training.md"),
@@ -152,6 +169,16 @@ def test_samples_of_the_pages_call_what_there_is(name: str) -> None:
 def test_page_of_python_names_is_up_to_date() -> None:
     written = runpy.run_path(str(REPOSITORY / "tools" / "api_page.py"))["page"]()
     assert page("docs/api.md") == written, "run python tools/api_page.py"
+
+
+def test_security_lists_every_listener() -> None:
+    code = [path for package in (*PACKAGES, "plots", "src") for path in (REPOSITORY / package).rglob("*.py")]
+
+    listening = {str(path.relative_to(REPOSITORY)) for path in code if LISTENING_CALLS.search(path.read_text())}
+
+    assert listening == set(LISTENERS), "say in SECURITY.md who may use the listener, and name its row here"
+    rows = re.findall(r"^\| (.*?) \|", page("SECURITY.md"), re.MULTILINE)
+    assert [row for row in LISTENERS.values() if not any(one.startswith(row) for one in rows)] == []
 
 
 def test_messages_in_troubleshooting_are_those_of_the_code() -> None:

@@ -133,6 +133,97 @@ FORMS: tuple[Form, ...] = (
         "https://hooks.slack.com/services/{0} 404",
         "T0" + _word("t", 8).upper() + "/B0" + _word("b", 8).upper() + "/" + _word("hook", 24),
     ),
+    # Webhooks: whoever knows the address may write.
+    *(
+        _form(f"webhook of {service}", f"POST {address} failed", *(_word(f"{service} {n}", 26) for n in range(parts)))
+        for service, address, parts in (
+            ("Slack's workflows", "https://hooks.slack.com/workflows/{0}/{1}", 2),
+            ("Teams", "https://corp.webhook.office.com/webhookb2/{0}@{1}/IncomingWebhook/{2}/{3}", 4),
+            ("Teams before", "https://outlook.office.com/webhook/{0}@{1}/IncomingWebhook/{2}", 3),
+            (
+                "Teams by Power Automate",
+                "https://prod-07.westeurope.logic.azure.com:443/workflows/{0}/triggers/manual/paths/invoke"
+                "?api-version=2016-06-01&sp=%2Ftriggers&sv=1.0&sig={1}",
+                2,
+            ),
+            ("Discord", "https://discord.com/api/webhooks/112233445566778899/{0}", 1),
+            ("Discord before", "https://ptb.discordapp.com/api/v10/webhooks/112233445566778899/{0}?wait=true", 1),
+            ("Google Chat", "https://chat.googleapis.com/v1/spaces/AAAA/messages?key={0}&token={1}", 2),
+            ("PagerDuty", "https://events.pagerduty.com/integration/{0}/enqueue", 1),
+            ("PagerDuty in Europe", "https://events.eu.pagerduty.com/x-ere/{0}", 1),
+            ("VictorOps", "https://alert.victorops.com/integrations/generic/20131114/alert/{0}/team", 1),
+            ("Opsgenie", "https://api.opsgenie.com/v1/json/integrations?apiKey={0}", 1),
+            ("Telegram", "https://api.telegram.org/bot123456789:{0}/sendMessage?chat_id=5", 1),
+            ("Zapier", "https://hooks.zapier.com/hooks/catch/123456/{0}/", 1),
+            ("IFTTT", "https://maker.ifttt.com/trigger/failed/with/key/{0}", 1),
+            ("Make", "https://hook.eu1.make.com/{0}", 1),
+            ("Feishu", "https://open.feishu.cn/open-apis/bot/v2/hook/{0}", 1),
+            ("DingTalk", "https://oapi.dingtalk.com/robot/send?access_token={0}", 1),
+            ("WeCom", "https://qyapi.weixin.qq.com/cgi-bin/webhook/send?key={0}", 1),
+            ("Webex", "https://webexapis.com/v1/webhooks/incoming/{0}", 1),
+            ("Healthchecks", "https://hc-ping.com/{0}/fail", 1),
+            ("Mattermost", "https://chat.corp.example/hooks/{0}", 1),
+            ("Rocket.Chat", "https://rocket.corp.example/hooks/64b7/{0}", 1),
+        )
+    ),
+    # Parameters of addresses.
+    *(
+        _form(f"parameter {name}", f"GET https://api.example/v1?a=1&{name}={{0}}&b=2 403", _word(f"parameter {name}"))
+        for name in (
+            *(
+                "key",
+                "sig",
+                "signature",
+                "code",
+                "token",
+                "access_token",
+                "accessToken",
+                "api_key",
+                "apikey",
+                "api-key",
+            ),
+            *("auth", "authkey", "id_token", "sas", "pass", "pwd", "hapikey", "subscription-key", "X-Goog-Signature"),
+        )
+    ),
+    _form("parameter in HTML", '<a href="/f?a=1&amp;key={0}&amp;b=2">', _word("html")),
+    _form("parameter in an encoded address", "/login?next=https%3A%2F%2Fx%2Ff%3Fkey%3D{0}%26b", _word("encoded")),
+    # Variables and settings by the end of their names.
+    *(
+        _form(f"variable {name}", f"{name}={{0}} python train.py", _word(f"variable {name}"))
+        for name in (
+            *(
+                "REDIS_AUTH",
+                "MYSQL_PASSWD",
+                "FTP_PW",
+                "NPM_AUTH",
+                "SENTRY_DSN",
+                "CONTAINER_SAS",
+                "AZURE_DEVOPS_EXT_PAT",
+            ),
+            *("WIFI_PSK", "DB_CONN_STR", "DB_CONNSTR", "STORE_CREDENTIAL", "ALERT_WEBHOOK", "TEAMS_WEBHOOK_URL"),
+            *("PAGERDUTY_ROUTING_KEY", "SECRET_KEY_BASE", "AZURE_FUNCTIONS_KEY", "APPINSIGHTS_INSTRUMENTATIONKEY"),
+        )
+    ),
+    _form("setting of redis", "redis_auth: {0}", _word("redis auth")),
+    _form(
+        "event of PagerDuty", json.dumps({"routing_key": _word("routing"), "event_action": "trigger"}), _word("routing")
+    ),
+    _form("connection string of .NET", '"ConnectionStrings": "{0}"', _word("dotnet")),
+    _form("connection string of Service Bus", "Endpoint=sb://a/;SharedSecretValue={0};X=1", _word("service bus")),
+    # Headers.
+    *(
+        _form(f"header {name}", f"> {name}: {{0}}", _word(f"header {name}"))
+        for name in ("Private-Token", "Job-Token", "X-Vault-Token", "Ocp-Apim-Subscription-Key", "x-functions-key")
+    ),
+    _form("authorization of Opsgenie", "Authorization: GenieKey {0}", _word("genie")),
+    # Issued.
+    _form("key of Stripe", "No such charge for {0}", "sk" + "_live_" + _word("stripe", 24)),
+    _form("key of SendGrid", "401 {0}", "S" + "G." + _word("sendgrid", 22) + "." + _word("sendgrid 2", 43)),
+    _form("token of Vault", "denied: {0}", "hv" + "s." + _word("vault", 24)),
+    _form("token of Grafana", "denied: {0}", "gl" + "sa_" + _word("grafana", 32)),
+    _form("token of Slack's apps", "denied: {0}", "xa" + "pp-1-A0-" + _word("xapp", 32)),
+    _form("token of npm", "denied: {0}", "np" + "m_" + _word("npm", 36)),
+    _form("token of Google's OAuth", "denied: {0}", "ya" + "29." + _word("ya29", 40)),
     _form("token of Hugging Face", "Invalid user token {0}.", "h" + "f_" + _word("hugging", 34)),
     _form("key of OpenAI", "Incorrect API key provided: {0}.", "s" + "k-proj-" + _word("openai", 40)),
     _form("bearer token", "{'Authorization': 'Bearer {0}'}", _word("bearer")),
@@ -215,6 +306,10 @@ VARIABLES: dict[str, str] = {
     "HF_TOKEN": _word("variable hugging"),
     "RIDES_DATABASE": f"postgresql://reader:{quote('p@ss/' + _word('variable pg'), safe='')}@db:5432/rides",
     "SMTP_PASS": _word("variable mail"),
+    "REDIS_AUTH": _word("variable redis"),
+    "SENTRY_DSN": f"https://{_word('variable sentry')}@o1.ingest.example/4",
+    "CONTAINER_SAS": f"sv=2022-11-02&sig={_word('variable sas')}",
+    "TEAMS_WEBHOOK_URL": f"https://flow.example/{_word('variable teams')}",
     "SIGNING_PRIVATE_KEY": "\n".join([_BEGIN, *(_base64(f"variable line {number}", 48) for number in range(3)), _END]),
 }
 

@@ -51,6 +51,13 @@ def test_user_and_password_are_cut_out(text: str, expected: str) -> None:
         "(secretary,Ann) and (token,rides)",
         "<title>password</title>",
         "the password of the store is missing",
+        "key=7, code=404, auth=basic, sig=0.05, token=rides",
+        "needs_auth=True, glob_pat=*.csv, AUTHOR=Ann, PATH=/usr/bin, DSN=rides, MIN_PATS_OF=2",
+        "read from https://hooks.example/docs/webhooks/introduction and /webhooks/",
+        "https://discord.com/channels/112233445566778899 and https://www.office.com/launch",
+        "GET /v1/models/flights?page=2&codes=4&keys=a&tokens=b",
+        "https://example.com/integrations/webhooks/getting-started-with-webhooks",
+        "a monkey=1&donkey=2",
         "",
     ],
 )
@@ -95,6 +102,10 @@ def test_text_without_credentials_is_unchanged(text: str) -> None:
         ("<password>s3cret</password><user>ann</user>", "<password>***</password><user>ann</user>"),
         (r"{\\\"password\\\": \\\"a\\\\\\\"b\\\", 3}", r"{\\\"password\\\": \\\"***\\\", 3}"),
         ("if password == 's3cret':", "if password == '***':"),
+        ("GET /rows?key=abc&page=2", "GET /rows?key=***&page=2"),
+        ("https://hooks.slack.com/services/T0/B0/abc failed", "https://hooks.slack.com/services/*** failed"),
+        ("https://discord.com/api/webhooks/12/abc failed", "https://discord.com/api/webhooks/*** failed"),
+        ("REDIS_AUTH=abc SENTRY_DSN=def x=y", "REDIS_AUTH=*** SENTRY_DSN=*** x=y"),
     ],
 )
 def test_values_with_the_name_of_a_secret_are_hidden(text: str, expected: str) -> None:
@@ -149,6 +160,18 @@ def test_a_document_is_cleaned_in_all_its_parts() -> None:
         "fs.azure.account.oauth2.client.secret.n.dfs.core.windows.net",
         "spark.executorEnv.DATABRICKS_TOKEN",
         "DBPASS",
+        "REDIS_AUTH",
+        "redis_auth",
+        "MYSQL_PASSWD",
+        "SENTRY_DSN",
+        "sentry.dsn",
+        "CONTAINER_SAS",
+        "AZURE_DEVOPS_EXT_PAT",
+        "DB_CONN_STR",
+        "teams_webhook_url",
+        "SLACK_WEBHOOK",
+        "PAGERDUTY_ROUTING_KEY",
+        "SECRET_KEY_BASE",
     ],
 )
 def test_secret_names(name: str) -> None:
@@ -156,7 +179,24 @@ def test_secret_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["keys", "monitor", "key", "tokenizer", "passwords_seen", "secretary", "PWD", "OLDPWD"]
+    "name",
+    [
+        "keys",
+        "monitor",
+        "key",
+        "tokenizer",
+        "passwords_seen",
+        "secretary",
+        "PWD",
+        "OLDPWD",
+        "PATH",
+        "GLOB_PATTERN",
+        "glob_pat",
+        "auth",
+        "AUTHOR",
+        "sort_key",
+        "SSH_AUTH_SOCK",
+    ],
 )
 def test_other_names(name: str) -> None:
     assert not is_secret_name(name)
@@ -178,7 +218,26 @@ def test_a_megabyte_without_secrets_is_unchanged(part: str) -> None:
     assert without_credentials(text) == text
 
 
-@pytest.mark.parametrize("part", [":/a", "a:/@", "eyJ-", "pwd={;", "jdbc:oracle:a:", "account.key.", "(a.", "<a", "\\"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        ":/a",
+        "a:/@",
+        "eyJ-",
+        "pwd={;",
+        "jdbc:oracle:a:",
+        "account.key.",
+        "(a.",
+        "<a",
+        "\\",
+        "/hooks/",
+        "/hooks/1",
+        "/webhooks/aaaaaaaaaaaaaaaa-",
+        "A_",
+        "?key",
+        "%26",
+    ],
+)
 def test_the_time_grows_with_the_length_of_a_text_and_not_with_its_square(part: str) -> None:
     """T7: the square would be hours for some of these."""
     without_credentials(part * (200_000 // len(part)))
