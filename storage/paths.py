@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -343,9 +344,17 @@ class StoragePath:
     def _listing(self, *, recursive: bool = False) -> list[tuple[str, fs.FileInfo]]:
         """Return the entries below this path, each with its relative path."""
         store, path = self._open_store()
-        found = store.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive))
         root = path.rstrip("/") + "/"
-        return sorted(((info.path.removeprefix(root), info) for info in found), key=lambda entry: entry[0])
+        try:
+            found = store.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive))
+            entries = [(info.path.removeprefix(root), info) for info in found]  # reading a path decodes it
+        except (PermissionError, UnicodeDecodeError):
+            if not self.is_local:
+                raise
+            # Another user may have made an entry in a shared folder that nobody else can read.
+            readable = _readable_entries(self.local, recursive=recursive)
+            entries = [(info.path.removeprefix(root), info) for info in readable]
+        return sorted(entries, key=lambda entry: entry[0])
 
     def _open_store(self) -> tuple[fs.FileSystem, str]:
         if self.is_local:
@@ -403,6 +412,32 @@ def _local_path(text: str) -> Path:
         raise StorageError(f"{text} has one slash after {scheme}: and names no place; write {advice}")
     # A file may be called ~x, so only "~" and "~/..." stand for the home folder.
     return Path(text).expanduser() if text == "~" or text.startswith("~/") else Path(text)
+
+
+def _readable_entries(folder: Path, *, recursive: bool) -> Iterator[fs.FileInfo]:
+    """Yield the entries below a local folder without hidden ones that cannot be read or whose names are not UTF-8.
+
+    Raises:
+        PermissionError: A folder that is not hidden cannot be read.
+        ValueError: A name that is not hidden is not UTF-8.
+    """
+    with os.scandir(folder) as scanned:
+        entries = list(scanned)
+    for entry in entries:
+        is_hidden = entry.name.startswith((".", "_"))
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError:
+            if is_hidden:
+                continue
+            raise ValueError(f"{folder} has a name that is not UTF-8, {os.fsencode(entry.name)!r}; rename it") from None
+        if entry.is_file():
+            found = entry.stat()
+            yield fs.FileInfo(entry.path, fs.FileType.File, mtime_ns=found.st_mtime_ns, size=found.st_size)
+        elif entry.is_dir():
+            yield fs.FileInfo(entry.path, fs.FileType.Directory)
+            if recursive and not (is_hidden and not os.access(entry.path, os.R_OK | os.X_OK, effective_ids=True)):
+                yield from _readable_entries(Path(entry.path), recursive=True)
 
 
 def _delete_tree(folder: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mirrorspark.storage.credentials import one_line
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish.recovery import clear, living, state_of
+from mirrorspark.storage.publish.recovery import clear, is_foreign, living, state_of
 from mirrorspark.storage.publish.staging import STALE_SECONDS, Timing, stagings
 
 
@@ -39,10 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _repair(target: StoragePath, is_applied: bool, timing: Timing) -> int:
     if target.is_local:
         target = StoragePath.of(target.local.resolve())
-    found = stagings(target)
+    everything = stagings(target)
+    found = [staging for staging in everything if not is_foreign(staging)]
     alive = living([staging.folder for staging in found if not staging.is_over], timing)
-    if not found:
+    if not everything:
         print(f"{target}: no write is pending")
+    for staging in everything:
+        if staging not in found:
+            print(f"{staging.folder}\n  is by another user, or a link: left alone")
     for staging in found:
         owner = staging.owner or "an unknown process"
         if staging.folder in alive:

@@ -22,7 +22,7 @@ from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.claims import is_claimed, is_lost
 from mirrorspark.storage.publish.journal import Journal, flush, in_parallel
 from mirrorspark.storage.publish.keeper import end_keeper, start_keeper
-from mirrorspark.storage.publish.recovery import recover, restore_former, settle
+from mirrorspark.storage.publish.recovery import is_foreign, recover, restore_former, settle
 from mirrorspark.storage.publish.staging import (
     ATTEMPTS_FOLDER,
     FORMER_FOLDER,
@@ -136,7 +136,7 @@ class WriteJob:
             TargetExistsError: There is data at ``target`` and the mode is ``error`` or ``ignore``.
             WriteInProgressError: Another process writes data that this write would overwrite, or has the same name.
             NotADirectoryError: ``target`` is a file.
-            ForeignStagingError: Another user has left a write to ``target``.
+            ForeignStagingError: Another user's overwrite was cut off while ``target`` was not there.
         """
         if target.is_local:
             # Links are resolved, because a rename would replace the link instead of the folder.
@@ -370,7 +370,8 @@ class WriteJob:
         except LeaseLostError:
             if self._was_finished(journal, lease.timing):
                 return
-            if journal.had_success and not is_open(self.staging) and stagings(self.target) in ([], [self._place]):
+            others = [one for one in stagings(self.target) if one != self._place and not is_foreign(one)]
+            if journal.had_success and not is_open(self.staging) and not others:
                 # This process may have deleted the file after others had created it.
                 (self.target / SUCCESS_FILE).write_bytes(b"")
             raise
@@ -475,7 +476,8 @@ def _earlier_write(target: StoragePath, name: str, owner: Owner) -> Staging | No
         (
             left
             for left in stagings(target)
-            if left.write_name == name and not left.is_over and left.owner == owner and not is_lost(left.folder)
+            if left.write_name == name and not left.is_over and not is_foreign(left)
+            if left.owner == owner and not is_lost(left.folder)
         ),
         None,
     )

@@ -6,7 +6,9 @@ import fcntl
 import logging
 import os
 import re
+import stat
 from collections.abc import Iterable
+from functools import lru_cache
 
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.claims import claim, record_outcome
@@ -14,6 +16,7 @@ from mirrorspark.storage.publish.journal import JOURNAL_FILE, Check, Journal
 from mirrorspark.storage.publish.staging import (
     ATTEMPTS_FOLDER,
     FORMER_FOLDER,
+    LEASE_FILE,
     TIMING,
     Heartbeat,
     Lease,
@@ -35,7 +38,7 @@ class WriteInProgressError(OSError):
 
 
 class ForeignStagingError(PermissionError):
-    """A staging folder, or a file in it that decides which files are deleted, belongs to another user."""
+    """A staging folder of another user has the only copy of what the target held."""
 
 
 def recover(
@@ -49,7 +52,8 @@ def recover(
 ) -> None:
     """Finish or take back the writes to ``target`` whose owner is gone, on this host or another.
 
-    A committed publish is finished. Any other write is taken back. Writes with a living owner are left alone.
+    A committed publish is finished. Any other write is taken back. Writes with a living owner are left alone, and so is
+    what another user has left: whoever may create files in a shared folder must not keep others from writing.
 
     Args:
         target: Target folder of the writes.
@@ -60,16 +64,24 @@ def recover(
         timing: Intervals of the lease.
 
     Raises:
-        WriteInProgressError: Another process is writing, and must not.
-        ForeignStagingError: Another user has left a write.
+        WriteInProgressError: Another process is writing, and must not: of this user, of root, or of the target's owner.
+        ForeignStagingError: An overwrite by another user was cut off while the target was not there.
         UnsafeJournalError: A journal names a file outside the target.
         OSError: The store refuses.
     """
     found = [staging for staging in stagings(target) if staging != kept]
-    alive = living([staging.folder for staging in found if not staging.is_over], timing)
-    for staging in found:
+    foreign = {staging for staging in found if is_foreign(staging)}
+    for staging in foreign:
+        _leave_alone(staging)
+    # An append harms nobody, so it need not know whether the writes of others are alive.
+    heard = [
+        one for one in found if one not in foreign or ((is_overwrite or one.write_name == name) and _may_write(one))
+    ]
+    alive = living([staging.folder for staging in heard if not staging.is_over], timing)
+    for staging in heard:
         if staging.folder not in alive:
-            clear(staging)
+            if staging not in foreign:
+                clear(staging)
             continue
         other = staging.owner
         is_refused = is_overwrite or staging.write_name == name
@@ -121,7 +133,7 @@ def clear(staging: Staging) -> None:
     """Finish or take back a write whose owner is gone, unless another process does so at the same time.
 
     Raises:
-        ForeignStagingError: The write belongs to another user.
+        ForeignStagingError: The write belongs to another user; see :func:`is_foreign`.
         UnsafeJournalError: Its journal names a file outside the target.
         OSError: The store refuses.
     """
@@ -160,17 +172,63 @@ def _replaces_nothing(staging: Staging) -> bool:
     return staging.folder.is_local and (staging.folder / FORMER_FOLDER).exists() and not staging.target.exists()
 
 
-def _check_ours(staging: Staging) -> None:
+def is_foreign(staging: Staging) -> bool:
+    """Return whether a staging folder, or what decides in it which files are deleted, is a link or another user's.
+
+    A folder that has gone meanwhile is nobody's. Objects of a store have no owner.
+    """
     if not staging.folder.is_local:
-        return
+        return False
+    # The folder first: what another user's folder holds may not be readable.
     for path in (staging.folder, staging.folder / JOURNAL_FILE, staging.folder / FORMER_FOLDER):
-        if path.local.is_symlink() or (path.exists() and path.local.lstat().st_uid != os.geteuid()):
-            raise ForeignStagingError(
-                errno.EPERM,
-                "left over from a write by another user, and ignored; have that user run python -m "
-                "mirrorspark.storage.repair, or delete the folder if nobody needs it",
-                str(path),
-            )
+        try:
+            found = path.local.lstat()
+        except FileNotFoundError:
+            continue
+        if stat.S_ISLNK(found.st_mode) or found.st_uid != os.geteuid():
+            return True
+    return False
+
+
+def _check_ours(staging: Staging) -> None:
+    if is_foreign(staging):
+        raise ForeignStagingError(
+            errno.EPERM,
+            "left over from a write by another user, and ignored; have that user run python -m "
+            "mirrorspark.storage.repair, or delete the folder if nobody needs it",
+            str(staging.folder),
+        )
+
+
+def _leave_alone(staging: Staging) -> None:
+    """Leave a write of another user as it is, and say so once.
+
+    Raises:
+        ForeignStagingError: What it replaces is in its folder alone, and would be deleted with it once there is
+            another target. Whoever can make such a folder could also take the target's name.
+    """
+    if staging.is_beside and not staging.target.exists() and os.path.lexists(staging.folder.local / FORMER_FOLDER):
+        _check_ours(staging)
+    _warn_of_foreign_write(staging.folder)
+
+
+@lru_cache(maxsize=1000)
+def _warn_of_foreign_write(folder: StoragePath) -> None:
+    _LOGGER.warning(
+        "%s is left over from a write by another user, or a link, and was ignored; have that user run python -m "
+        "mirrorspark.storage.repair, or delete it if nobody needs it",
+        folder,
+    )
+
+
+def _may_write(staging: Staging) -> bool:
+    """Return whether a write of another user is one by root or by the target's owner, whose lease can be read."""
+    try:
+        owners = {0, staging.target.local.lstat().st_uid}
+        is_readable = os.access(staging.folder.local / LEASE_FILE, os.R_OK, effective_ids=True)
+        return is_readable and staging.folder.local.lstat().st_uid in owners
+    except FileNotFoundError:
+        return False
 
 
 def living(stagings: Iterable[StoragePath], timing: Timing = TIMING) -> set[StoragePath]:

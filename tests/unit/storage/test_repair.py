@@ -1,23 +1,34 @@
 """Planted journals are refused, and a command shows and ends what is pending (T6)."""
 
+import ast
 import json
 import os
 import stat
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from mirrorspark.storage.listing import list_files
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import (
     SUCCESS_FILE,
     ForeignStagingError,
+    SaveMode,
+    Timing,
     UnsafeJournalError,
+    WriteInProgressError,
+    WriteJob,
     WrittenFile,
+    recovery,
 )
 from mirrorspark.storage.publish.staging import open_write
 from mirrorspark.storage.repair import main as repair
 from tests.unit.storage.writes import (
+    FakeTime,
     begin,
     half_published,
     kill_owner,
@@ -74,20 +85,157 @@ def test_a_damaged_journal_is_refused(tmp_path: Path, content: str) -> None:
         begin(tmp_path / "t", "append")
 
 
+def owned_by_a_stranger(monkeypatch: pytest.MonkeyPatch, *strangers: Path) -> None:
+    """Have these entries belong to another user."""
+    lstat = Path.lstat
+
+    def owned(path: Path) -> os.stat_result:
+        found = list(lstat(path))
+        found[stat.ST_UID] += path in strangers
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "lstat", owned)
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+@pytest.mark.parametrize("is_moved", [True, False], ids=["committed", "begun"])
 @pytest.mark.parametrize("place", ["below", "beside"])
-def test_a_staging_folder_of_another_user_is_refused(
-    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+def test_a_staging_folder_of_another_user_is_left_alone_and_blocks_no_write(
+    tmp_path: Path, place: str, mode: str, is_moved: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     target = tmp_path / "t"
     written(target, "error", {"part-0": b"old"})
     staging = target / ".tfrecord-write-planted" if place == "below" else tmp_path / ".tfrecord-write-planted.t"
-    plant(StoragePath.of(staging), deletes=["part-0"], is_moved=True)
-    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    plant(StoragePath.of(staging), is_moved=is_moved, **{"deletes" if is_moved else "files": ["part-0", "part-1"]})
+    owned_by_a_stranger(monkeypatch, staging)
 
-    with pytest.raises(ForeignStagingError, match=r"by another user, and ignored.*planted"):
-        begin(target, "append")
+    for _ in range(2):  # An append of either mode that a second write finds.
+        written(target, mode, {"part-1": b"new"} if mode == "overwrite" else {f"part-{uuid4().hex}": b"new"})
 
-    assert visible(target) == {"part-0": b"old"}
+    assert sorted(visible(target).values()) == ([b"new"] if mode == "overwrite" else [b"new", b"new", b"old"])
+    if place == "beside" or mode == "append":
+        assert (staging / "publish.json").exists(), "it is not ours to end"
+    assert caplog.text.count("is left over from a write by another user, or a link, and was ignored") == 1
+
+
+def test_a_journal_of_another_user_in_a_folder_of_ours_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "t"
+    written(target, "error", {"part-0": b"old"})
+    staging = target / ".tfrecord-write-planted"
+    plant(StoragePath.of(staging), is_moved=True, deletes=["part-0"])
+    owned_by_a_stranger(monkeypatch, staging / "publish.json")
+
+    written(target, "append", {"part-1": b"new"})
+
+    assert visible(target) == {"part-0": b"old", "part-1": b"new"}
+
+
+def test_what_another_users_overwrite_holds_alone_is_not_lost_to_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path / "t", "error", {"part-0": b"old"})
+    job = begin(tmp_path / "t", "overwrite")
+    (job.staging / "whole" / "part-1").write_bytes(b"new")
+    (tmp_path / "t").rename(job.staging.local / "former")
+    kill_owner(job)
+    with monkeypatch.context() as others:
+        owned_by_a_stranger(others, job.staging.local)
+        with pytest.raises(ForeignStagingError, match="by another user"):
+            begin(tmp_path / "t", "append")
+
+    written(tmp_path / "t", "append", {"part-2": b"next"})
+
+    assert visible(tmp_path / "t") == {"part-0": b"old", "part-2": b"next"}
+
+
+@pytest.mark.parametrize("owner", ["of the target", "a stranger"])
+def test_an_overwrite_waits_for_a_living_write_of_the_targets_owner_and_for_no_strangers(
+    tmp_path: Path, owner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "t"
+    written(target, "error", {"part-0": b"old"})
+    alive = begin(target, "append", Timing())  # below the target, which holds data
+    strangers = [alive.staging.local, *([target] if owner == "of the target" else [])]
+    # root may write anywhere, so this user is another one than root.
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 7)
+    lstat = Path.lstat
+
+    def owned(path: Path) -> os.stat_result:
+        found = list(lstat(path))
+        found[stat.ST_UID] += 9 if path in strangers else 7
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "lstat", owned)
+    monkeypatch.setattr(recovery, "_is_held", lambda name: True)
+
+    if owner == "of the target":
+        with pytest.raises(WriteInProgressError, match="is writing to"):
+            WriteJob.begin(StoragePath.of(target), SaveMode.OVERWRITE, driver=os.getppid(), timing=FakeTime().timing)
+    else:
+        written(target, "overwrite", {"part-1": b"new"})
+        assert visible(target) == {"part-1": b"new"}
+    alive.abort()
+
+
+def in_a_child_as_nobody(work: Callable[[], object]) -> object:
+    """Return what ``work`` returns in a process of a user without rights; skip where this user is not root."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            result = work()
+        except BaseException as error:
+            result = repr(error)
+        os.write(writing, repr(result).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return ast.literal_eval(said)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("mode", ["append", "overwrite"])
+def test_what_nobody_else_can_read_or_name_blocks_neither_writers_nor_readers(mode: str) -> None:
+    """As a user whose umask is 077 leaves it, with a name that is not UTF-8, as a file, a pipe and a broken link."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        shared, target = Path(folder), Path(folder, "t")
+        shared.chmod(0o777)
+        written(target, "error", {"part-0": b"old"})
+        for place, end in ((target, ""), (shared, ".t")):
+            (place / f".tfrecord-write-closed{end}").mkdir(0o700)
+            (place / f".tfrecord-write-{os.fsdecode(bytes([255, 254]))}{end}").mkdir()
+            os.mkfifo(place / f".tfrecord-write-pipe{end}")
+            (place / f".tfrecord-write-link{end}").symlink_to("/nowhere")
+            (place / f".tfrecord-write-file{end}").write_bytes(b"")
+        (target / ".tfrecord-write-closed" / "lease.json").write_text("{}")
+        for path in (target, *target.glob("part-*"), target / SUCCESS_FILE):
+            os.chown(path, 65534, 65534)
+
+        def work() -> dict[str, bytes]:
+            assert listed(target) == {"part-0": b"old"}
+            written(target, mode, {"part-1": b"new"})
+            return visible(target)
+
+        assert in_a_child_as_nobody(work) == (
+            {"part-1": b"new"} if mode == "overwrite" else {"part-0": b"old", "part-1": b"new"}
+        )
+
+
+def test_a_visible_name_that_is_not_utf_8_is_an_error_and_not_left_out(tmp_path: Path) -> None:
+    written(tmp_path / "t", "error", {"part-0": b"old"})
+    (tmp_path / "t" / os.fsdecode(b"part-\xff")).write_bytes(b"more")
+
+    with pytest.raises(ValueError, match="has a name that is not UTF-8"):
+        list_files(tmp_path / "t")
 
 
 @pytest.mark.parametrize("place", ["below", "beside"])
@@ -118,16 +266,16 @@ def test_a_strangers_journal_hides_only_files_of_the_stranger(
     assert listed(tmp_path) == {}, "readers of other users' data follow the journals of those users"
 
 
-def test_a_staging_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+def test_a_staging_folder_that_is_a_link_is_left_alone(tmp_path: Path) -> None:
     written(tmp_path / "t", "error", {"part-0": b"old"})
     elsewhere = StoragePath.of(tmp_path / "elsewhere")
     plant(elsewhere, deletes=["part-0"], is_moved=True)
     (tmp_path / "t" / ".tfrecord-write-planted").symlink_to(elsewhere.local)
 
-    with pytest.raises(ForeignStagingError):
-        begin(tmp_path / "t", "append")
+    written(tmp_path / "t", "append", {"part-1": b"new"})
 
-    assert visible(tmp_path / "t") == {"part-0": b"old"}
+    assert visible(tmp_path / "t") == {"part-0": b"old", "part-1": b"new"}
+    assert (elsewhere / "publish.json").exists()
 
 
 def test_a_task_cannot_name_a_file_outside_the_target(tmp_path: Path) -> None:
@@ -169,6 +317,19 @@ def test_repair_leaves_a_live_write_alone(tmp_path: Path, capsys: pytest.Capture
     assert f"process {os.getpid()} on" in (shown := capsys.readouterr().out)
     assert "alive" in shown
     assert job.staging.exists()
+
+
+def test_repair_shows_a_strangers_write_and_leaves_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    staging = tmp_path / "t" / ".tfrecord-write-planted"
+    plant(StoragePath.of(staging), deletes=["part-0"], is_moved=True)
+    owned_by_a_stranger(monkeypatch, staging)
+
+    assert repair([str(tmp_path / "t"), "--apply"]) == 0
+
+    assert "is by another user, or a link: left alone" in capsys.readouterr().out
+    assert (staging / "publish.json").exists()
 
 
 def test_repair_refuses_what_was_planted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
