@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from mirrorspark.callbacks.mlflow.store import sqlite_file, store_client
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.paths import leads_out
 
 # Of a process that promotes. It makes a few requests, so another one need not wait for long.
 LOCK_SECONDS = 30.0
@@ -118,19 +119,34 @@ class FolderRegistry:
         from mirrorspark.scoring.model.uri import resolve
 
         self._require(name, version)
-        return resolve(self.folder / name / version).digest
+        return resolve(self._place(name, version)).digest
 
     @contextlib.contextmanager
     def changing(self, name: str) -> Iterator[None]:
         """See :class:`Registry`."""
         self._read(name)
-        with _locked(self.folder / name / "registry.lock", name):
+        with _locked(self._place(name) / "registry.lock", name):
             yield
 
+    def _place(self, name: str, version: str | None = None) -> Path:
+        """Return the folder of a model, or of a version.
+
+        Raises:
+            RegistryError: A name leads out of the registry, or can be the name of no folder.
+        """
+        for part in (name, *([] if version is None else [version])):
+            if not isinstance(part, str) or part in ("", ".", "..") or "/" in part or "\\" in part or leads_out(part):
+                raise RegistryError(
+                    f"{part!r} cannot be the name of a model or version in {self.folder}; give the name of a folder in "
+                    f"it, without slashes"
+                )
+        return self.folder / name if version is None else self.folder / name / version
+
     def _read(self, name: str) -> dict[str, Any]:
-        if not (self.folder / name).is_dir():
+        folder = self._place(name)
+        if not folder.is_dir():
             raise RegistryError(f"there is no model '{name}' in {self.folder}; copy versions to {name}/1, {name}/2 …")
-        file = self.folder / name / "registry.json"
+        file = folder / "registry.json"
         try:
             document: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             return {"aliases": document["aliases"], "tags": document["tags"]}
@@ -140,10 +156,10 @@ class FolderRegistry:
             raise RegistryError(f"{file} is damaged ({error}); restore it from a copy") from error
 
     def _write(self, name: str, document: Mapping[str, Any]) -> None:
-        write_atomically(self.folder / name / "registry.json", json.dumps(document, indent=2, sort_keys=True) + "\n")
+        write_atomically(self._place(name) / "registry.json", json.dumps(document, indent=2, sort_keys=True) + "\n")
 
     def _require(self, name: str, version: str) -> None:
-        if not (self.folder / name / version).is_dir():
+        if not self._place(name, version).is_dir():
             raise RegistryError(f"there is no version {version} of '{name}' in {self.folder}")
 
 

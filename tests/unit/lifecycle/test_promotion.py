@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,3 +208,31 @@ def test_the_command_looks_where_trainings_register_and_makes_no_store_of_its_ow
     assert command.main(["audit", "flights", "1"]) == command.EXIT_USAGE
     assert "there is no mlflow.db; give --tracking-uri, or --folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "odd", ["", ".", "..", "../other", "/etc", "a/../../b", "flights/../..", "a\\b", "a\0b", "x" * 300, "\ud800", 7]
+)
+def test_a_name_leads_out_of_no_folder_registry(tmp_path: Path, odd: Any) -> None:
+    """A validation's name and version come from a file that others may have written."""
+    (tmp_path / "registry" / "flights" / "1").mkdir(parents=True)
+    (tmp_path / "other" / "1").mkdir(parents=True)
+    (tmp_path / "other" / "registry.json").write_text('{"aliases": {"champion": "1"}, "tags": {}}')
+    registry, name = FolderRegistry(tmp_path / "registry"), "flights"
+    calls = [
+        lambda: registry.alias(odd, "champion"),
+        lambda: registry.set_alias(odd, "champion", "1"),
+        lambda: registry.set_alias(name, "champion", odd),
+        lambda: registry.delete_alias(odd, "champion"),
+        lambda: registry.tags(odd, "1"),
+        lambda: registry.tags(name, odd),
+        lambda: registry.set_tag(odd, "1", "key", "value"),
+        lambda: registry.set_tag(name, odd, "key", "value"),
+        lambda: registry.digest(odd, "1"),
+        lambda: registry.digest(name, odd),
+        lambda: registry.changing(odd).__enter__(),
+    ]
+    for call in calls:
+        with pytest.raises(RegistryError, match="cannot be the name of a model or version"):
+            call()
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["1", "registry.json"]
