@@ -103,6 +103,14 @@ class RunningAttempt:
         # A rank of an earlier attempt that dies late must not count against this one.
         if event.get("attempt") != self.number:
             return
+        try:
+            self._process(event)
+        finally:
+            # Also after an event that makes no sense: the driver must not seem to handle it for ever.
+            with self._lock:
+                self._watchdog.handling_since(None)
+
+    def _process(self, event: Event) -> None:
         with self._lock:
             if self._is_over:
                 return
@@ -126,8 +134,6 @@ class RunningAttempt:
         if event["event"] == "listening":  # Handled before anything slow, since the ranks wait for it.
             self._tell_peers(has_to_be_complete=True)
         self._tell(event)
-        with self._lock:
-            self._watchdog.handling_since(None)
 
     def renew_leases(self) -> None:
         """Renew the leases of all tasks; a task whose lease ends stops its rank."""

@@ -105,7 +105,10 @@ class ClusterConnections:
 
         def admit(connected: socket.socket) -> tuple[_Connection, Registration]:
             connection = _Connection(connected)
-            return connection, connection.accept(token)
+            registration = connection.accept(token)
+            if type(registration.rank) is not int or not 0 < registration.rank < roles.ranks:
+                raise ValueError(f"it registers as rank {str(registration.rank)[:40]} of {roles.ranks}")
+            return connection, registration
 
         with Admissions(
             socket.create_server(split_address(address), backlog=roles.ranks),
@@ -195,7 +198,7 @@ class ClusterConnections:
         """Receive a rank's stop request; if the rank is lost, return why."""
         try:
             message = self._connections[rank].receive()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             return str(error)
         self._stop_reason = self._stop_reason or str(message.get("stop"))
         return None

@@ -160,7 +160,7 @@ class Admissions(Generic[Admitted]):
         except TokenMismatchError:
             self._refusals.add(host)
             _close(connection)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             logger.debug("%s from %s ended: %s", self._what, host, error)
             _close(connection)
         finally:

@@ -204,7 +204,7 @@ class EventClient:
                     self._forget(int(message["acknowledged"]))
                 elif self._on_command is not None:
                     self._on_command(message)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, OverflowError, RecursionError) as error:
             logger.debug("the driver's line ended: %s", error)
         finally:
             is_cut.set()

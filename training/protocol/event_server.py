@@ -17,7 +17,9 @@ from mirrorspark.training.protocol.events import (
     Command,
     Event,
     EventAddress,
+    OddLineError,
     Sender,
+    event_of,
 )
 from mirrorspark.training.protocol.handshake import (
     HANDSHAKE_SECONDS,
@@ -94,10 +96,13 @@ class EventServer:
             with connection, connection.makefile("rb") as stream:
                 line = self._let_in(connection, stream)
                 while received := stream.readline(LINE_BYTES):
-                    number, needs_answer, event = json.loads(received)
-                    self._publish(line.client, int(number), dict(event))
+                    number, needs_answer, event = event_of(received)
+                    self._publish(line.client, number, event)
                     if needs_answer:
                         line.say({"acknowledged": number})
+        except OddLineError as error:
+            # Only this connection ends. The client sends the line again over the next one, and is heard until then.
+            logger.warning("%s; its connection was closed", error)
         finally:
             if line is not None:
                 with self._commanding:

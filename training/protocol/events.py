@@ -11,6 +11,9 @@ Commands go to the tasks; only ``peers`` goes to the ranks themselves. Commands 
 that connect later, or again; the others reach only connected clients.
 """
 
+import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +27,13 @@ DROPPABLE = frozenset({"progress", "validation", "alive", "system"})
 RETAINED = frozenset({"stop", "abort", "peers"})
 # Commands for the ranks themselves, which wait for them; they need not pass through the tasks.
 FOR_RANKS = frozenset({"peers"})
+
+# Values that the driver counts with; the others, such as a loss, are shown as they are and need not be finite.
+_COUNTED = frozenset(
+    {"attempt", "beats", "collectives", "epoch", "rank", "step", "step_in_epoch", "steps", "time", "waiting_seconds"}
+)
+# More no column, no clock and no metric store holds.
+_LARGEST = 2**63 - 1
 
 Event = dict[str, Any]
 Command = dict[str, Any]
@@ -41,3 +51,56 @@ class EventAddress:
     def __repr__(self) -> str:
         """Return the address without the token, since this text lands in logs."""
         return f"EventAddress({self.host}:{self.port})"
+
+
+class OddLineError(ValueError):
+    """A line of a proven client is not an event, or has a number that cannot be counted with; names the rank."""
+
+
+def event_of(line: bytes) -> tuple[int, bool, Event]:
+    """Return the number of an event among those of its client, whether it wants an answer, and the event.
+
+    Raises:
+        OddLineError: The line has another form, or a number that overflows.
+    """
+    try:
+        number, needs_answer, event = json.loads(line)
+        problem = _problem(number, event)
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise OddLineError(f"a client sent a line that is not an event: {str(error)[:200]}") from error
+    if problem is not None:
+        raise OddLineError(f"{_sender(event)} sent an event that cannot be read: {problem}")
+    return number, bool(needs_answer), event
+
+
+def _problem(number: object, event: object) -> str | None:
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return "it is not an object with the kind of an event"
+    if type(number) is not int or not 0 < number <= _LARGEST:
+        return f"its number is {str(number)[:40]}, and not a whole number from 1"
+    for name in _COUNTED & event.keys():
+        value = event[name]
+        if value is not None and not (type(value) in (int, float) and math.isfinite(value)):
+            return f"its {name} is {str(value)[:40]}, and not a finite number"
+    for name, value in event.items():
+        if any(type(one) is int and abs(one) > _LARGEST for one in _leaves(value)):
+            return f"its {name} has a number of more than 64 bits"
+    return None
+
+
+def _leaves(value: object) -> Iterator[object]:
+    """Yield the numbers and texts in a value of JSON, without recursion: it may be as deep as the parser takes."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+        else:
+            yield one
+
+
+def _sender(event: object) -> str:
+    rank = event.get("rank") if isinstance(event, dict) else None
+    return f"rank {rank}" if type(rank) is int and 0 <= rank <= _LARGEST else "a client"

@@ -19,7 +19,13 @@ class AddressBook:
         self._addresses: list[str | None] = [None] * ranks
 
     def add(self, rank: int, address: str) -> None:
-        """Set the address of ``rank``."""
+        """Set the address of ``rank``.
+
+        Raises:
+            ValueError: There is no such rank, or the address is not a text.
+        """
+        if not 0 <= rank < len(self._addresses) or not isinstance(address, str):
+            raise ValueError(f"rank {rank} of {len(self._addresses)} reports the address {str(address)[:80]!r}")
         self._addresses[rank] = address
         self.has_news = True
 

@@ -5,7 +5,9 @@ import dataclasses
 import errno
 import json
 import logging
+import math
 import queue
+import re
 import socket
 import threading
 import time
@@ -212,6 +214,52 @@ def test_lines_that_are_no_events_end_only_the_connection_they_came_by() -> None
         client.send({"event": "progress"})
         client.close()
     assert log.kinds() == ["progress"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('[1e999, true, {"event": "log", "rank": 3, "attempt": 1}]', "rank 3 sent .* its number is inf"),
+        ('[NaN, true, {"event": "log", "rank": 3, "attempt": 1}]', "rank 3 sent .* its number is nan"),
+        (f'[{10**400}, true, {{"event": "log", "rank": 3, "attempt": 1}}]', "rank 3 sent .* its number is 1000"),
+        (
+            f'[{"9" * 5000}, true, {{"event": "log", "rank": 3, "attempt": 1}}]',
+            "a client sent a line that is not an event",
+        ),
+        ('[true, true, {"event": "log", "rank": 3, "attempt": 1}]', "rank 3 sent .* its number is True"),
+        ('[0, true, {"event": "log", "rank": 3, "attempt": 1}]', "rank 3 sent .* its number is 0"),
+        ('["1", true, {"event": "log", "rank": 3}]', "rank 3 sent .* its number is 1, and not a whole number"),
+        ('[1, true, {"event": "alive", "rank": 3, "step": Infinity}]', "rank 3 sent .* its step is inf"),
+        ('[1, true, {"event": "alive", "rank": 3, "step": "x"}]', "rank 3 sent .* its step is x"),
+        ('[1, true, {"event": "alive", "rank": 3, "time": 1e400}]', "rank 3 sent .* its time is inf"),
+        ('[1, true, {"event": "alive", "rank": [3]}]', r"a client sent .* its rank is \[3\]"),
+        (
+            f'[1, true, {{"event": "epoch_end", "rank": 3, "logs": {{"loss": {10**30}}}}}]',
+            "rank 3 .* its logs has a number",
+        ),
+        ('[1, true, {"event": 7, "rank": 3}]', "rank 3 sent .* it is not an object with the kind of an event"),
+        ('[1, true, [["event", "log"]]]', "a client sent .* it is not an object"),
+        ("[" * 100_000, "a client sent a line that is not an event"),
+        ("7", "a client sent a line that is not an event"),
+    ],
+)
+def test_a_number_that_overflows_ends_one_connection_and_no_thread_and_names_the_rank(
+    line: str, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Threads that end by an error are errors of a test."""
+    log = Log()
+    with EventServer("127.0.0.1", log) as server:
+        with connection_to(server.address) as connection:
+            nonce = read_line(connection).strip().decode()
+            answer = proof(server.address.token, "client", nonce, "00").encode()
+            connection.sendall(b"00 " + answer + b'\n{"client": "c", "sender": "rank"}\n' + line.encode() + b"\n")
+            read_line(connection)
+            assert connection.recv(1) == b""
+        client = EventClient(server.address, rank=3, attempt=1)
+        client.send({"event": "epoch_end", "logs": {"loss": math.nan, "auc": 0.5}, "step": 7})
+        client.close()
+    assert log.kinds() == ["epoch_end"], "a loss need not be a number"
+    assert re.search(said, caplog.text)
 
 
 def test_an_event_that_its_receiver_stumbles_over_does_not_silence_the_rank(caplog: pytest.LogCaptureFixture) -> None:
