@@ -1,5 +1,6 @@
 """Backend for LightGBM models in a text file of ``Booster.save_model``."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,9 +27,10 @@ class LightGBMBackend:
             ModuleNotFoundError: LightGBM is not installed here.
         """
         lightgbm = library("lightgbm", f"the model {path.name} needs LightGBM", BACKENDS_EXTRA)
+        _check_whole(path)
         try:
             self._booster = lightgbm.Booster(model_file=path)
-        except lightgbm.basic.LightGBMError as error:
+        except (lightgbm.basic.LightGBMError, ValueError, KeyError, TypeError) as error:
             raise UnsupportedModelError(f"LightGBM {lightgbm.__version__} cannot read {path}: {error}") from error
         if self._booster.pandas_categorical:
             raise UnsupportedModelError(
@@ -49,3 +51,21 @@ class LightGBMBackend:
         """Return the predictions: ``[rows]``, or ``[rows, classes]``."""
         predicted = np.asarray(self._booster.predict(inputs[INPUT], num_threads=self.threads))
         return dict.fromkeys(outputs, predicted)
+
+
+def _check_whole(path: Path) -> None:
+    """Make sure that a model's text is whole, which LightGBM takes for granted: it ends the process if it is cut off.
+
+    Raises:
+        UnsupportedModelError: It is no text of LightGBM, or trees are missing.
+        OSError: It cannot be read.
+    """
+    content = path.read_bytes()
+    sizes = re.search(rb"^tree_sizes=([\d ]*)$", content[: content.find(b"\nTree=")], re.MULTILINE)
+    has_all = sizes is not None and len(sizes[1].split()) == content.count(b"\nTree=")
+    has_ends = b"\nend of trees\n" in content and (b"\nparam" in content) == (b"\nend of parameters\n" in content)
+    if not (content.startswith(b"tree\n") and has_all and has_ends):
+        raise UnsupportedModelError(
+            f"LightGBM cannot read {path}: it is no text of a model, or ends in the middle; give the file that "
+            f"Booster.save_model wrote"
+        )

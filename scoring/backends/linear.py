@@ -67,7 +67,7 @@ class LinearBackend:
         try:
             self._coefficients = np.array(list(coefficients.values()), np.float64)
             self._intercept = np.array(document.get("intercept", 0.0), np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise UnsupportedModelError(
                 f"{path}: coefficients and intercept must be numbers, or lists of one number per output ({error})"
             ) from error
@@ -90,7 +90,7 @@ class LinearBackend:
 def _document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnsupportedModelError(f"{path} is no JSON: {error}") from error
     if not isinstance(document, dict):
         raise UnsupportedModelError(f"{path} must be a JSON object of {list(FIELDS)}")
@@ -102,7 +102,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _check(path: Path, coefficients: np.ndarray, intercept: np.ndarray, link: str) -> None:
-    if link not in _INVERSE_LINKS:
+    if not isinstance(link, str) or link not in _INVERSE_LINKS:
         raise UnsupportedModelError(f"{path}: link '{link}' is unknown; use one of {sorted(_INVERSE_LINKS)}")
     if intercept.shape not in ((), coefficients.shape[1:]) or coefficients.ndim > 2:
         raise UnsupportedModelError(

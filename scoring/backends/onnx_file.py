@@ -45,12 +45,12 @@ class OnnxBackend:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            given, made = self._session.get_inputs(), self._session.get_outputs()
         except _load_errors(runtime) as error:
             raise UnsupportedModelError(
                 f"ONNX Runtime {runtime.__version__} cannot load {path} ({error}); a model whose weights are stored in "
                 f"files of their own has to be saved as one (onnx.save_model(..., save_as_external_data=False))"
             ) from error
-        given, made = self._session.get_inputs(), self._session.get_outputs()
         self._ranks = {array.name: len(array.shape) for array in given}
         self.signature = Signature(
             tuple(_array_type(array) for array in given),
@@ -66,8 +66,9 @@ class OnnxBackend:
 
 def _load_errors(runtime: Any) -> tuple[type[Exception], ...]:
     """Return the errors of ONNX Runtime for a file that it cannot load; they have no common class."""
-    errors = runtime.capi.onnxruntime_pybind11_state
-    return (errors.Fail, errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented, errors.RuntimeException)
+    own = vars(runtime.capi.onnxruntime_pybind11_state).values()
+    # UnicodeDecodeError, a ValueError, is that of damaged names.
+    return (ValueError, *(one for one in own if isinstance(one, type) and issubclass(one, Exception)))
 
 
 def _array_type(array: Any) -> ArrayType:

@@ -2,8 +2,10 @@
 
 import json
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,9 +33,10 @@ class XGBoostBackend:
             ModuleNotFoundError: XGBoost is not installed here.
         """
         xgboost = library("xgboost", f"the model {path.name} needs XGBoost", BACKENDS_EXTRA)
+        check_whole(path)
         try:
             self._booster = xgboost.Booster(model_file=path)
-        except xgboost.core.XGBoostError as error:
+        except (xgboost.core.XGBoostError, ValueError) as error:
             raise UnsupportedModelError(
                 f"XGBoost {xgboost.__version__} cannot read {path}: {_first_words(error)}; give the file that "
                 f"Booster.save_model wrote"
@@ -63,6 +66,103 @@ class XGBoostBackend:
     def _predict(self, features: np.ndarray) -> np.ndarray:
         # A DMatrix would copy the rows, with all threads of the machine.
         return np.asarray(self._booster.inplace_predict(features, iteration_range=self._trees, missing=np.nan))
+
+
+def check_whole(path: Path) -> None:
+    """Make sure that a model's file is whole, which XGBoost takes for granted: a damaged one may end the process.
+
+    Raises:
+        UnsupportedModelError: It is cut off, or nested deeper than any model.
+        OSError: It cannot be read.
+    """
+    content = path.read_bytes()
+    try:
+        if path.suffix == ".ubj" and not content.lstrip().startswith(b'{"'):
+            _check_ubjson(content)
+        else:
+            dict(json.loads(content))
+    except (ValueError, TypeError, IndexError, struct.error, RecursionError) as error:
+        raise UnsupportedModelError(
+            f"XGBoost cannot read {path}: it is damaged ({type(error).__name__}: {str(error)[:200]}); give the file "
+            f"that Booster.save_model wrote"
+        ) from error
+
+
+# Universal Binary JSON, draft 12 (ubjson.org): sizes of numbers, and their forms where they are lengths.
+_UBJSON_BYTES = {"Z": 0, "N": 0, "T": 0, "F": 0, "i": 1, "U": 1, "C": 1, "I": 2, "l": 4, "d": 4, "L": 8, "D": 8}
+_UBJSON_LENGTHS = {"i": ">b", "U": ">B", "I": ">h", "l": ">i", "L": ">q"}
+_MOST_LEVELS = 64
+
+
+def _check_ubjson(content: bytes) -> None:
+    """Read a document from its first to its last byte without making values of it.
+
+    Raises:
+        ValueError: It is not one.
+        IndexError, struct.error: It ends in the middle.
+    """
+    place = 0
+    # What is open: the kind of each container, the type of its values if they have one, and how many are left.
+    opened: list[list[Any]] = []
+
+    def skip(count: int) -> None:
+        nonlocal place
+        if not 0 <= count <= len(content) - place:
+            raise ValueError(f"{count} bytes at byte {place} of {len(content)}")
+        place += count
+
+    def marker() -> str:
+        nonlocal place
+        place += 1
+        return chr(content[place - 1])
+
+    def length() -> int:
+        form = _UBJSON_LENGTHS.get(kind := marker())
+        if form is None:
+            raise ValueError(f"the length {kind!r} at byte {place}")
+        (found,) = struct.unpack_from(form, content, place)
+        skip(_UBJSON_BYTES[kind])
+        return int(found)
+
+    def value(kind: str) -> None:
+        nonlocal place
+        if kind in "{[":
+            if len(opened) == _MOST_LEVELS:
+                raise ValueError(f"more than {_MOST_LEVELS} levels")
+            of = left = None
+            if content[place] == ord("$"):
+                place += 1
+                of = marker()
+            if content[place] == ord("#"):
+                place += 1
+                left = length()
+            elif of is not None:
+                raise ValueError(f"values of one type without a number of them at byte {place}")
+            if kind == "[" and of in _UBJSON_BYTES and left is not None:
+                skip(left * _UBJSON_BYTES[of])
+            else:
+                opened.append([kind, of, left])
+        elif kind in "SH":
+            skip(length())
+        elif kind in _UBJSON_BYTES:
+            skip(_UBJSON_BYTES[kind])
+        else:
+            raise ValueError(f"the value {kind!r} at byte {place}")
+
+    if (first := marker()) != "{":
+        raise ValueError(f"it begins with {first!r}")
+    value(first)
+    while opened:
+        kind, of, left = container = opened[-1]
+        if left == 0 or (left is None and content[place] == ord("}" if kind == "{" else "]")):
+            place += left is None
+            opened.pop()
+            continue
+        if left is not None:
+            container[2] -= 1
+        if kind == "{":
+            skip(length())
+        value(marker() if of is None else of)
 
 
 def _first_words(error: Exception) -> str:

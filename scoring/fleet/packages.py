@@ -2,8 +2,11 @@
 
 import hashlib
 import io
+import json
+import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,17 +24,22 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError, plain_c
 from mirrorspark.scoring.fleet.columns import FleetError, numbers_of
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.input.column_types import is_array
-from mirrorspark.scoring.model.consent import check_consent
-from mirrorspark.scoring.model.digest import folder_digest, model_files
-from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.consent import UntrustedModelError, check_consent, check_described
+from mirrorspark.scoring.model.digest import archive_digest, folder_digest, is_outside_digest, model_files
+from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory
 from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.versions import ModelVersionsError
 from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
+from mirrorspark.storage.paths import leads_out
 
 MOST_BYTES = 512 * 2**20
 """Largest size of a package: a fleet's table holds it, and each process that scores a copy of it."""
 
+# A model of TensorFlow has some dozens of files.
+_MOST_FILES = 10_000
+# Weights hardly compress: we store them as they are, and an archive that grows more than this is a bomb.
+_MOST_TIMES = 20
 # Of all files in an archive, whatever their age.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
@@ -180,6 +188,7 @@ def check_trust(fleet: Fleet, *, trust: bool) -> None:
     if trust:
         return
     for model in packages_of(fleet):
+        _check_described(model.package.as_buffer(), model.name)
         check_consent(model.directory, f"'{model.name}' of the fleet")
 
 
@@ -188,19 +197,87 @@ def _unpacked(content: pa.Buffer, name: str) -> Path:
     if not target.is_dir():
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             whole = Path(scratch, "model")
-            try:
-                with zipfile.ZipFile(pa.BufferReader(content)) as archive:
-                    archive.extractall(whole)
-            except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-                raise ModelDirectoryError(
-                    f"the files of model '{name}' are damaged ({error}); import it again"
-                ) from error
+            with _opened(content, name) as archive:
+                archive.extractall(whole)
             try:
                 whole.rename(target)
             except OSError:  # another process was quicker
                 if not target.is_dir():
                     raise
     return target
+
+
+@contextmanager
+def _opened(content: pa.Buffer, name: str) -> Iterator[zipfile.ZipFile]:
+    """Open a package whose table of contents may be unpacked.
+
+    Raises:
+        ModelDirectoryError: It is damaged, or too large.
+    """
+    try:
+        with zipfile.ZipFile(pa.BufferReader(content)) as archive:
+            _check_archive(archive, content.size, name)
+            yield archive
+    except (ModelDirectoryError, UntrustedModelError):
+        raise
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # The disk refuses; Arrow's error for a place outside of the package has no number.
+        raise ModelDirectoryError(f"the files of model '{name}' are damaged ({error}); import it again") from error
+
+
+def _check_described(content: pa.Buffer, name: str) -> None:
+    """Ask for consent by what a package says of itself, so that one that is refused is not unpacked.
+
+    Raises:
+        UntrustedModelError: It brings code, and this process has not packaged it.
+        ModelDirectoryError: It is damaged, or too large.
+    """
+    with _opened(content, name) as archive:
+        # A model without a description is one of MLflow.
+        is_described = DESCRIPTION_FILE in archive.namelist()
+        document = json.loads(archive.read(DESCRIPTION_FILE)) if is_described else {"backend": "pyfunc"}
+        if not isinstance(document, dict):
+            raise ModelDirectoryError(f"the description of model '{name}' is damaged; import it again")
+        check_described(document, lambda: archive_digest(archive), f"'{name}' of the fleet")
+
+
+def _check_archive(archive: zipfile.ZipFile, packed_bytes: int, name: str) -> None:
+    """Make sure that an archive may be unpacked, by its table of contents; unpacking stops at the sizes in there.
+
+    Raises:
+        ModelDirectoryError: It has too many or too large files, files outside of its folder, twice or under each other,
+            or links.
+    """
+    entries = archive.infolist()
+    size = sum(entry.file_size for entry in entries)
+    problem = None
+    if len(entries) > _MOST_FILES:
+        problem = f"{len(entries):,} files, and a model has up to {_MOST_FILES:,}"
+    elif size > MOST_BYTES or size > _MOST_TIMES * max(packed_bytes, 2**16):
+        problem = (
+            f"{size / 2**20:,.0f} MB in {packed_bytes / 2**20:,.1f} MB, and a model takes up to what its package does"
+        )
+    elif odd := next((entry.filename for entry in entries if _is_odd(entry)), None):
+        problem = f"the entry {odd[:80]!r}, which is a link or leads out of the model's folder"
+    elif len({entry.filename for entry in entries}) < len(entries):
+        problem = "two files of one name"
+    if problem is not None:
+        raise ModelDirectoryError(
+            f"the package of model '{name}' has {problem}; import the model again, from its source"
+        )
+
+
+def _is_odd(entry: zipfile.ZipInfo) -> bool:
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    parts = entry.filename.rstrip("/").split("/")
+    return (
+        kind not in (0, stat.S_IFREG, stat.S_IFDIR)
+        or leads_out(entry.filename)
+        or not {"", ".", ".."}.isdisjoint(parts)
+        or "\\" in entry.filename
+        or is_outside_digest(entry.filename)
+    )
 
 
 _OWN_FOLDER_LOCK = Lock()

@@ -1,6 +1,8 @@
 """Consent of the caller to Python code that a model brings, which would run here and on the executors."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mirrorspark.scoring.backends.catalog import runs_code
 from mirrorspark.scoring.errors import ScoringError
@@ -40,8 +42,32 @@ def check_consent(directory: ModelDirectory, label: str) -> None:
         _, folders = read_router(directory.path / description.file)
         for name, folder in folders.items():
             check_consent(ModelDirectory.open(folder), f"'{name}' in {label}")
-    code = _code(description)
-    if code and cached_digest(directory.path) not in _PACKAGED_HERE:
+    _check(_code(description), lambda: cached_digest(directory.path), label)
+
+
+def check_described(document: Mapping[str, Any], digest: Callable[[], str], label: str) -> None:
+    """Do :func:`check_consent` by the document of a description alone, for a model whose files are still packed.
+
+    Args:
+        document: The content of ``mirrorspark.json``.
+        digest: Returns the digest of the model's files.
+        label: The model, in words.
+
+    Raises:
+        UntrustedModelError: It says that it brings code.
+    """
+    hooks = document.get("hooks")
+    code = _code_of(
+        tuple(map(str, hooks)) if isinstance(hooks, list) else (),
+        str(document.get("backend", "")),
+        str(document.get("file", "")),
+        is_trusted=bool(document.get("trusted")),
+    )
+    _check(code, digest, label)
+
+
+def _check(code: Sequence[str], digest: Callable[[], str], label: str) -> None:
+    if code and digest() not in _PACKAGED_HERE:
         raise UntrustedModelError(
             f"model {label} brings Python code, which would run here and on the executors with your rights: "
             f"{' and '.join(code)}; if you trust who made it, give trust=True (on the command line --trust)"
@@ -50,9 +76,14 @@ def check_consent(directory: ModelDirectory, label: str) -> None:
 
 def _code(description: PackagedDescription) -> list[str]:
     """Return what of a model is Python code."""
-    code = [f"{', '.join(description.hooks)} of its {HOOKS_FILE}"] if description.hooks else []
-    if description.trusted:
-        code.append(f"what its {description.file} holds, such as Lambda layers")
-    if runs_code(description.backend):
+    return _code_of(description.hooks, description.backend, description.file, is_trusted=description.trusted)
+
+
+def _code_of(hooks: Sequence[str], backend: str, file: str, *, is_trusted: bool) -> list[str]:
+    code = [f"{', '.join(hooks)} of its {HOOKS_FILE}"] if hooks else []
+    if is_trusted:
+        held = "operations that read or write files" if backend == "saved_model" else "Lambda layers"
+        code.append(f"what its {file} holds, such as {held}")
+    if runs_code(backend):
         code.append("the modules and pickled objects of its MLflow model")
     return code

@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+import zipfile
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -51,6 +52,14 @@ def folder_digest(folder: Path) -> str:
     for name, path in model_files(folder):
         with path.open("rb") as file:
             digest.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def archive_digest(archive: zipfile.ZipFile) -> str:
+    """Return what :func:`folder_digest` returns for the folder whose model files an archive holds."""
+    digest = hashlib.sha256()
+    for name in sorted(archive.namelist()):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(archive.read(name)).digest())
     return digest.hexdigest()
 
 

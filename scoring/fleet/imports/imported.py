@@ -88,7 +88,7 @@ def read_models(models: Mapping[str, Any], read: Callable[[str, Any], Imported])
             found[name] = read(name, model)
         except FleetError:
             raise
-        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError) as error:
             raise FleetError(
                 f"model '{name}' is not as its library writes it ({type(error).__name__}: {error}); write it again"
             ) from error

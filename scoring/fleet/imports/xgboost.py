@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mirrorspark.scoring.backends.xgboost_file import check_whole
 from mirrorspark.scoring.fleet.columns import LEAF, FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.imports.imported import (
@@ -84,9 +85,10 @@ def _loaded(model: Any) -> Any:
             return Path(model)
         xgboost = library("xgboost")
         try:
+            check_whole(Path(model))
             booster = xgboost.Booster(model_file=str(model))
-        except xgboost.core.XGBoostError as error:
-            raise FleetError(f"{model} is no model of XGBoost: {str(error).splitlines()[0]}") from error
+        except (xgboost.core.XGBoostError, ValueError) as error:
+            raise FleetError(f"{model} is no model of XGBoost: {[*str(error).splitlines(), ''][0]}") from error
         # A file of a Booster has all trees, whatever its best iteration.
         if _OF_XGB_MODEL not in booster.attributes():
             return booster
@@ -102,7 +104,7 @@ def _document(name: str, model: Any) -> Mapping[str, Any]:
     if isinstance(model, Path):
         try:
             return dict(json.loads(model.read_bytes())["learner"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FleetError(f"{model} is no model of XGBoost as JSON; write it with save_model") from error
     if not hasattr(model, "save_raw"):
         raise FleetError(f"model '{name}', a {type(model).__name__}, is no model of XGBoost; give a Booster or a file")

@@ -162,10 +162,11 @@ def run_fleet(
     target = resolved_output(output)
     _check_new(target)
     checked = CheckedFleet.of(fleet)
+    # First: to read the columns of a packaged model is to unpack it.
+    check_trust(checked.fleet, trust=trust)
     locations = _locations(paths)
     files = _files(locations, target)
     checked = checked.against(files.schema).within(model_bytes)
-    check_trust(checked.fleet, trust=trust)
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     table = Layout.of(checked.fleet, layout, (outputs,) if isinstance(outputs, str) else outputs)
     check_result(table, files.schema, keys)

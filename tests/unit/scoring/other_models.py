@@ -1,6 +1,7 @@
 """Small models of other libraries for the tests of scoring, with rows for them."""
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -305,3 +306,15 @@ def save_picture_keras(path: Path, height: int, width: int) -> Any:
     model.set_weights([random.standard_normal(weights.shape) for weights in model.get_weights()])
     model.save(path)
     return model
+
+
+def damaged(content: bytes, *, turned_bits: int = 12) -> Iterator[bytes]:
+    """Yield a file cut off at some places, nested without end, and with bits turned, the same ones in every run."""
+    for part in range(8):
+        yield content[: len(content) * part // 8]
+    yield from (opening * 50_000 for opening in (b"[", b"{", b"<a>"))
+    random = np.random.default_rng(50)
+    for place in random.integers(0, len(content), turned_bits):
+        turned = bytearray(content)
+        turned[place] ^= 1 << int(random.integers(8))
+        yield bytes(turned)

@@ -1,6 +1,7 @@
 """M17: imported models predict what their libraries do, on random rows; others are refused by name."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,21 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.fleet import Fleet
 from mirrorspark.scoring.fleet.imports.keras import fleet_from_keras
+from mirrorspark.scoring.fleet.imports.lightgbm import fleet_from_lightgbm
+from mirrorspark.scoring.fleet.imports.onnx import fleet_from_onnx
+from mirrorspark.scoring.fleet.imports.pmml import fleet_from_pmml
 from mirrorspark.scoring.fleet.imports.scikit_learn import fleet_from_sklearn
+from mirrorspark.scoring.fleet.imports.xgboost import fleet_from_xgboost
 from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.scorer import FleetScorer
+from tests.unit.scoring.other_models import (
+    NAMES,
+    damaged,
+    save_lightgbm,
+    save_logistic_onnx,
+    save_xgboost,
+)
+from tests.unit.scoring.test_fleet_pmml import AVERAGE, HEAD
 
 COLUMNS = ["a", "b", "c"]
 RANDOM = np.random.default_rng(5)
@@ -116,3 +129,34 @@ def test_networks_of_keras_predict_the_same() -> None:
     }.items():
         with pytest.raises(FleetError, match=message):
             fleet_from_keras({"m": odd}, COLUMNS)
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.pmml", "m.json", "m.ubj", "m.txt"])
+def test_a_damaged_file_is_read_or_ends_in_a_fleet_error(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    read: dict[str, Callable[[], object]] = {
+        "m.onnx": lambda: fleet_from_onnx({"m": file}, NAMES),
+        "m.pmml": lambda: fleet_from_pmml({"m": file}),
+        "m.json": lambda: fleet_from_xgboost({"m": file}),
+        "m.ubj": lambda: fleet_from_xgboost({"m": file}),
+        "m.txt": lambda: fleet_from_lightgbm({"m": file}),
+    }
+    match name:
+        case "m.onnx":
+            save_logistic_onnx(file)
+        case "m.pmml":
+            file.write_text(f"{HEAD}{AVERAGE}</PMML>")
+        case "m.txt":
+            save_lightgbm(file)
+        case _:
+            save_xgboost(file)
+    # XGBoost itself does not survive every number in its binary form.
+    bits = 0 if name == "m.ubj" else 12
+    whole, refused = file.read_bytes(), 0
+    for content in damaged(whole, turned_bits=bits):
+        file.write_bytes(content)
+        try:
+            read[name]()
+        except FleetError:
+            refused += 1
+    assert refused >= 8

@@ -1,6 +1,10 @@
 """M17: a model that a fleet cannot compute itself is packed into it, and computed by its own library."""
 
+import io
 import shutil
+import stat
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from mirrorspark.scoring.fleet.packages import PackagedModelError, check_trust, 
 from mirrorspark.scoring.fleet.runs.failures import CheckedFleet
 from mirrorspark.scoring.fleet.scorer import FleetScorer, bytes_of_models
 from mirrorspark.scoring.model.consent import UntrustedModelError
+from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.task.scorer import Scorer
@@ -121,6 +126,77 @@ def test_code_that_a_model_brings_needs_consent(fleet: Fleet) -> None:
         check_trust(fleet, trust=False)
     check_trust(fleet, trust=True)
     check_trust(fleet.without(["pipeline"]), trust=False)
+
+
+def test_a_package_with_code_is_refused_before_it_is_unpacked(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    unpacked: list[str] = []
+    monkeypatch.setattr(packages, "_unpacked", lambda content, name: unpacked.append(name))
+
+    with pytest.raises(UntrustedModelError, match="model 'pipeline' of the fleet brings Python code"):
+        check_trust(fleet.select(["pipeline"]), trust=False)
+
+    assert unpacked == []
+
+
+def archive(*entries: tuple[str, bytes], packing: int = zipfile.ZIP_STORED, mode: int = 0) -> pa.Buffer:
+    sink = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(sink, "w", packing) as file:
+        warnings.simplefilter("ignore", UserWarning)  # of two files of one name
+        for name, content in entries:
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = mode << 16
+            file.writestr(entry, content, packing)
+    return pa.py_buffer(sink.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("package", "problem"),
+    [
+        (archive(("a", b"0" * 20_000_000), packing=zipfile.ZIP_DEFLATED), "has 19 MB in 0.0 MB"),
+        (archive(*((f"{number}", b"") for number in range(10_001))), "has 10,001 files, and a model has up to 10,000"),
+        (archive(("../outside", b"x")), r"has the entry '../outside', which is a link or leads out"),
+        (archive(("/etc/outside", b"x")), "has the entry '/etc/outside', which is a link or leads out"),
+        (archive(("a/../../outside", b"x")), "has the entry .*, which is a link or leads out"),
+        (archive(("a\\..\\outside", b"x")), "has the entry .*, which is a link or leads out"),
+        (archive(("__pycache__/hooks.cpython-311.pyc", b"x")), "has the entry .*, which is a link or leads out"),
+        (archive(("n" * 300, b"x")), "has the entry .*, which is a link or leads out"),
+        (archive(("link", b"/etc/passwd"), mode=stat.S_IFLNK | 0o777), "has the entry 'link', which is a link"),
+        (archive(("pipe", b""), mode=stat.S_IFIFO | 0o777), "has the entry 'pipe', which is a link"),
+        (archive(("a", b"1"), ("a", b"2")), "has two files of one name"),
+        (pa.py_buffer(b"PK no archive"), "are damaged"),
+        (pa.py_buffer(b""), "are damaged"),
+        (archive(("mirrorspark.json", b"[]")), "is damaged"),
+        (archive(("mirrorspark.json", b"{")), "are damaged"),
+    ],
+)
+def test_a_package_that_is_no_model_is_refused_and_leaves_nothing(
+    package: pa.Buffer, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(packages, "_scratch", lambda: tmp_path / "scratch")
+    model = packages.PackagedModel("m", pa.scalar(package.to_pybytes(), pa.large_binary()), "score")
+
+    with pytest.raises(ModelDirectoryError, match=problem):
+        packages._check_described(package, "m")
+    if "json" not in package.to_pybytes().decode("latin-1"):
+        with pytest.raises(ModelDirectoryError, match=problem):
+            _ = model.directory
+
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["scratch"]
+
+
+def test_a_package_with_a_bit_turned_ends_in_an_error_of_ours_or_is_the_same(folders: dict[str, Path]) -> None:
+    whole = packages.packed(folders["box"], "box")
+    random = np.random.default_rng(50)
+    for place in [*random.integers(0, len(whole), 40), *range(len(whole) - 60, len(whole), 5)]:
+        turned = bytearray(whole)
+        turned[place] ^= 1 << int(random.integers(8))
+        try:
+            packages._check_described(pa.py_buffer(bytes(turned)), "box")
+            _ = packages.PackagedModel("box", pa.scalar(bytes(turned)), "score").directory
+        except ModelDirectoryError:
+            continue
 
 
 def test_an_error_of_a_library_that_looks_like_one_of_a_store_is_the_models(

@@ -123,8 +123,9 @@ def plan_fleet(
         raise ScoringError("a table with a log may change during a run; write it as Parquet, and give its path")
     files = ParquetFiles.of(source)
     opened = time.perf_counter() - begin
-    checked = CheckedFleet.of(fleet).against(files.schema)
+    checked = CheckedFleet.of(fleet)
     check_trust(checked.fleet, trust=trust)
+    checked = checked.against(files.schema)
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
     table = Layout.of(checked.fleet, layout, (outputs,) if isinstance(outputs, str) else outputs)
     check_result(table, files.schema, keys)
