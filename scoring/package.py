@@ -76,7 +76,8 @@ def package_model(
         labels: Names of the elements, in the model's order, by column of several scores; the names of classes, for
             example. The forms ``Labelled``, ``Wide``, ``Long``, ``TopK`` and ``AtLeast`` need them.
         trust: Whether Python code in a file of tf-keras (``Lambda`` layers, classes of other modules, calls of other
-            functions than operations of graphs) may run here. Another process that scores it needs ``trust``, too.
+            functions than operations of graphs) may run here, and whether the graphs of a SavedModel or a file of
+            tf-keras may read and write files. Another process that scores it needs ``trust``, too.
 
     Returns:
         The folder.
@@ -93,7 +94,7 @@ def package_model(
     with new_model_folder(target) as whole:
         name, file = _copied(source, whole)
         called = (signature or DEFAULT_SIGNATURE) if name == "saved_model" else None
-        trusted = trust and name == "keras"
+        trusted = trust and name in ("keras", "saved_model")
         backend = _backend_of_the_copy(name, whole, file, called, source, trusted=trusted)
         functions = copied_hooks(hooks, whole) if hooks is not None else None
         hook_names = _hook_names(functions, columns or ())
@@ -111,7 +112,8 @@ def package_model(
             hooks=hook_names,
             labels={output: tuple(names) for output, names in (labels or {}).items()},
             versions=versions_here(compared_libraries(name), has_hooks=functions is not None),
-            trusted=trusted,
+            # Every other SavedModel scores without consent.
+            trusted=trusted and getattr(backend, "needs_trust", True),
         )
         _check_widths(description, found)
         description.save(whole)
@@ -170,7 +172,7 @@ def _backend_of(file: Path) -> str:
 def _is_linear(file: Path) -> bool:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnsupportedModelError(f"{file} is no JSON: {error}") from error
     return isinstance(document, dict) and not set(document).isdisjoint(LINEAR_FIELDS)
 

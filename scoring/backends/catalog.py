@@ -65,7 +65,7 @@ def load_backend(
         path: The model's file or folder.
         signature: Signature of a SavedModel; None for other models.
         threads: Threads of the backend, if it has threads of its own; None means one per core.
-        trusted: Whether Python code in a file of Keras may run.
+        trusted: Whether Python code in a file of Keras may run, and its graphs or a SavedModel's read and write files.
 
     Raises:
         UnsupportedModelError: The model cannot be loaded or scored, or there is no such backend.

@@ -13,7 +13,7 @@ import numpy as np
 
 from mirrorspark.scoring.backends.libraries import library
 from mirrorspark.scoring.backends.protocol import Signature, UnsupportedModelError, with_rank
-from mirrorspark.scoring.backends.saved_model import tensor_type
+from mirrorspark.scoring.backends.saved_model import side_effects, tensor_type
 from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
 
 # Functions of TensorFlow that layers of operations may call, by the modules that define them: the operations of graphs.
@@ -27,6 +27,18 @@ _OPERATIONS = (
     "tf_keras.src.backend",
     "tf_keras.src.losses",
 )
+# Operations among these call Python, read or write files, or reach other processes.
+_NOT_OF_NUMBERS = tuple(
+    f"tensorflow.python.ops.{prefix}{module}"
+    for prefix in ("", "gen_")
+    for module in (
+        *("checkpoint_ops", "data_flow_ops", "dataset_ops", "debug_ops", "decode_proto_ops", "encode_proto_ops"),
+        *("experimental_dataset_ops", "functional_ops", "io_ops", "logging_ops", "lookup_ops", "proto_ops", "rpc_ops"),
+        *("script_ops", "summary_ops"),
+    )
+)
+# Settings of Keras' layers that may name a file, which is read when the layer is made.
+_FILES_OF_LAYERS = ("vocabulary", "input_vocabulary", "vocabulary_file", "filepath", "file_path", "filename")
 _FUNCTION_OF_LAYER = {
     "TFOpLambda": "function",
     "SlicingOpLambda": "function",
@@ -47,8 +59,8 @@ class KerasBackend:
             trusted: Whether code in the file may run.
 
         Raises:
-            UnsupportedModelError: The file is not a tf-keras model or holds code and is not trusted, or the model has
-                no inputs or keeps state between calls.
+            UnsupportedModelError: The file is not a tf-keras model or is damaged, or holds code, reads or writes files
+                and is not trusted, or the model has no inputs or keeps state between calls.
             ModuleNotFoundError: A library is not installed here.
         """
         tf = start_tensorflow()
@@ -64,8 +76,10 @@ class KerasBackend:
         try:
             with safe_mode(not trusted):
                 model = keras.models.load_model(path, compile=False, safe_mode=not trusted)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            # Files of Keras 3 have other classes and settings, which fail in tf-keras in several ways.
+        except MemoryError:
+            raise
+        except Exception as error:
+            # Damaged files, and those of Keras 3 with other classes and settings, fail in tf-keras in many ways.
             raise UnsupportedModelError(
                 f"{path} cannot be read by tf-keras {keras.__version__} ({error}); of Keras 3, or with classes of "
                 f"your own, export a SavedModel (model.export) and give that"
@@ -94,6 +108,12 @@ class KerasBackend:
         self._call = tf.function(call, autograph=False).get_concrete_function(
             *(tf.TensorSpec(spec.shape, spec.dtype) for spec in specs.values())
         )
+        # Last: operations may be reached in other ways than by the layers that are searched above.
+        if not trusted and (found := side_effects(self._call.graph.as_graph_def())):
+            raise UnsupportedModelError(
+                f"{path} has the operations {', '.join(found)}, which call Python or read or write files when it "
+                f"scores; if you trust who made the file, give trust=True to package_model"
+            )
         self._model = model  # keeps its variables alive
 
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:
@@ -112,16 +132,26 @@ def _code_in(path: Path) -> str | None:
         if isinstance(module, str) and module.partition(".")[0] not in ("keras", "tf_keras"):
             return f"an object of {module}.{name}"
         if isinstance(name, str) and name in _FUNCTION_OF_LAYER:
-            called = dict(node.get("config") or {}).get(_FUNCTION_OF_LAYER[name])
+            called = _config(node).get(_FUNCTION_OF_LAYER[name])
             if not _is_operation(called):
                 return f"a call of {called}"
+        if isinstance(name, str):
+            for setting in _FILES_OF_LAYERS:
+                if isinstance(file := _config(node).get(setting), str):
+                    return f"a layer {name} that reads the file {file}"
     return None
+
+
+def _config(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = node.get("config")
+    return found if isinstance(found, Mapping) else {}
 
 
 def _is_operation(symbol: object) -> bool:
     """Return whether a public name of TensorFlow belongs to an operation of graphs."""
     named = library("tensorflow.python.util.tf_export", "a Keras file needs TensorFlow").get_symbol_from_name
-    return isinstance(symbol, str) and getattr(named(symbol), "__module__", "").startswith(_OPERATIONS)
+    module = getattr(named(symbol), "__module__", "") if isinstance(symbol, str) else ""
+    return module.startswith(_OPERATIONS) and not module.startswith(_NOT_OF_NUMBERS)
 
 
 def _configuration(path: Path) -> Any:
@@ -139,15 +169,19 @@ def _configuration(path: Path) -> Any:
         h5py = library("h5py", f"the model {path.name} needs h5py")
         with h5py.File(path, "r") as file:
             return json.loads(file.attrs["model_config"])
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Damaged archives and HDF5 files fail in many ways.
         raise UnsupportedModelError(
             f"{path} holds no Keras model ({error}); save a whole model (model.save), not its weights alone"
         ) from error
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, dict):
-        yield value
-    if isinstance(value, dict | list):
-        for element in value.values() if isinstance(value, dict) else value:
-            yield from _objects(element)
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield one
+        if isinstance(one, dict | list):
+            waiting += one.values() if isinstance(one, dict) else one

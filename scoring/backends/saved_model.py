@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mirrorspark.scoring.backends.libraries import library
 from mirrorspark.scoring.backends.protocol import ELEMENTS, ArrayType, Signature, UnsupportedModelError, with_rank
 from mirrorspark.scoring.backends.tensorflow_runtime import compute_threads, start_tensorflow
 
@@ -15,13 +16,44 @@ _COMPILED = "_XlaMustCompile"
 
 _MISSING_OPERATION = re.compile(r"Op type not registered '(\w+)'")
 
+# Operations that call a function of this process's Python, by a number: that of a file means another function here.
+_PYTHON_OPERATIONS = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless"})
+# Operations that read or write files, or reach other processes, wherever a graph has them. Those that save and restore
+# variables and fill tables from assets are in every SavedModel, and are not among them.
+_FILE_OPERATIONS = frozenset(
+    {
+        *("ReadFile", "WriteFile", "MatchingFiles", "ImmutableConst", "DecodeProtoV2", "EncodeProto"),
+        *("WholeFileReader", "WholeFileReaderV2", "TextLineReader", "TextLineReaderV2", "LMDBReader"),
+        *("TFRecordReader", "TFRecordReaderV2", "FixedLengthRecordReader", "FixedLengthRecordReaderV2"),
+        *("TextLineDataset", "TFRecordDataset", "TFRecordDatasetV2", "FixedLengthRecordDataset"),
+        *(
+            "FixedLengthRecordDatasetV2",
+            "CSVDataset",
+            "CSVDatasetV2",
+            "SqlDataset",
+            "LMDBDataset",
+            "MatchingFilesDataset",
+        ),
+        *("SaveDataset", "SaveDatasetV2", "LoadDataset", "SnapshotDataset", "SnapshotDatasetV2", "DatasetToTFRecord"),
+        *("Save", "SaveSlices", "Restore", "RestoreSlice", "LoadAndRemapMatrix", "GenerateVocabRemapping"),
+        *("CreateSummaryFileWriter", "CreateSummaryDbWriter", "DebugIdentity", "DebugIdentityV2", "DebugIdentityV3"),
+        *("RemoteCall", "RpcCall", "RpcClient", "RpcServer", "DataServiceDataset", "FileSystemSetConfiguration"),
+    }
+)
+
 DEFAULT_SIGNATURE = "serving_default"
 
 
 class SavedModelBackend:
-    """A signature of a SavedModel."""
+    """A signature of a SavedModel.
 
-    def __init__(self, folder: Path, *, signature: str | None = None, threads: int | None = None) -> None:
+    Attributes:
+        needs_trust: Whether its graphs read or write files, or reach other processes.
+    """
+
+    def __init__(
+        self, folder: Path, *, signature: str | None = None, threads: int | None = None, trusted: bool = False
+    ) -> None:
         """Load the SavedModel; imports TensorFlow.
 
         Args:
@@ -29,13 +61,17 @@ class SavedModelBackend:
             signature: Name of the signature to call; None chooses ``serving_default``, the only one, or for a module
                 without signatures, as TF-Hub has them, its own call with a tensor of texts.
             threads: Ignored: TensorFlow uses the threads of the process (:func:`limit_tensorflow`).
+            trusted: Whether its graphs may read and write files.
 
         Raises:
-            UnsupportedModelError: There is no such signature, or none to choose, or TensorFlow lacks an operation.
+            UnsupportedModelError: It is damaged, there is no such signature, or none to choose, TensorFlow lacks an
+                operation, or one calls Python, or reads or writes files and it is not trusted.
             ModuleNotFoundError: TensorFlow is not installed here.
         """
         tf = start_tensorflow()
         self.threads = compute_threads(tf)
+        # Before it is loaded, which runs the graphs that fill its tables.
+        self.needs_trust = _check_operations(folder, trusted=trusted)
         # The signature does not keep its own variables and tables alive; the module does.
         self._module = _loaded(tf, folder)
         self._call = _function(tf, self._module, signature, folder)
@@ -75,13 +111,64 @@ class SavedModelBackend:
         return self._module, call
 
 
+def side_effects(graph: Any) -> list[str]:
+    """Return the operations of a ``GraphDef`` that call Python, read or write files, or reach other processes."""
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    return sorted({node.op for node in nodes if _has_side_effects(node)})
+
+
+def _has_side_effects(node: Any) -> bool:
+    if node.op == "PrintV2":
+        return bool(node.attr["output_stream"].s.startswith(b"file:"))
+    return node.op in _PYTHON_OPERATIONS or node.op in _FILE_OPERATIONS
+
+
+def _check_operations(folder: Path, *, trusted: bool) -> bool:
+    """Return whether the graphs of a SavedModel read or write files.
+
+    Raises:
+        UnsupportedModelError: They do, and it is not trusted, or they call Python, or it is damaged.
+    """
+    parse = library("tensorflow.python.saved_model.loader_impl", "a SavedModel needs TensorFlow").parse_saved_model
+    document = _read(folder, lambda: parse(str(folder)))
+    found = sorted({name for one in document.meta_graphs for name in side_effects(one.graph_def)})
+    if python := [name for name in found if name in _PYTHON_OPERATIONS]:
+        raise UnsupportedModelError(
+            f"{folder} has the operations {', '.join(python)} (tf.py_function, tf.numpy_function), which call Python "
+            f"functions of the process that made it; export it with operations of TensorFlow alone"
+        )
+    if found and not trusted:
+        raise UnsupportedModelError(
+            f"{folder} has the operations {', '.join(found)}, which read or write files with your rights, or reach "
+            f"other processes; if you trust who made it, give trust=True to package_model"
+        )
+    return bool(found)
+
+
 def _loaded(tf: Any, folder: Path) -> Any:
+    return _read(folder, lambda: tf.saved_model.load(str(folder)))
+
+
+def _read(folder: Path, read: Callable[[], Any]) -> Any:
+    """Return what ``read`` makes of a SavedModel.
+
+    Raises:
+        UnsupportedModelError: It is damaged, or has an operation that TensorFlow lacks.
+        OSError: The disk or store refuses.
+    """
     try:
-        return tf.saved_model.load(str(folder))
-    except (FileNotFoundError, RuntimeError) as error:
+        return read()
+    except MemoryError:
+        raise
+    except Exception as error:  # Damaged files fail in TensorFlow, protobuf and Python in many ways.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         missing = _MISSING_OPERATION.search(str(error))
         if missing is None:
-            raise
+            problem = " ".join(str(error).split())[:500]
+            raise UnsupportedModelError(
+                f"{folder} cannot be read as a SavedModel ({type(error).__name__}: {problem}); export it again"
+            ) from error
         raise UnsupportedModelError(
             f"{folder} has the operation {missing[1]}, which a package such as tensorflow-text adds to TensorFlow; "
             f"export the model without it"

@@ -18,6 +18,8 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.backends import keras_file
 from mirrorspark.scoring.backends.protocol import ModelOutputError, UnsupportedModelError
 from mirrorspark.scoring.input.inputs import Column
+from mirrorspark.scoring.model import consent
+from mirrorspark.scoring.model.consent import UntrustedModelError, check_consent
 from mirrorspark.scoring.model.directory import (
     DESCRIPTION_FILE,
     FORMAT_VERSION,
@@ -34,7 +36,9 @@ from tests.unit.scoring.other_models import (
     LINEAR,
     NAMES,
     boxes,
+    damaged,
     logistic,
+    save_lightgbm,
     save_logistic_keras,
     save_logistic_onnx,
     save_logistic_saved_model,
@@ -188,8 +192,8 @@ def test_links_are_those_of_generalised_linear_models(tmp_path: Path, link: str,
         ("tf", {"signature": "predict"}, UnsupportedModelError, r"has the signatures \['serving_default'\] but not 'p"),
         ("damaged.onnx", {}, UnsupportedModelError, "ONNX Runtime .* cannot load"),
         ("parts.onnx", {}, UnsupportedModelError, "weights are stored in files of their own has to be saved as one"),
-        ("damaged.ubj", {}, UnsupportedModelError, "XGBoost .* cannot read"),
-        ("damaged.txt", {}, UnsupportedModelError, "LightGBM .* cannot read"),
+        ("damaged.ubj", {}, UnsupportedModelError, "XGBoost cannot read"),
+        ("damaged.txt", {}, UnsupportedModelError, "LightGBM cannot read"),
         ("damaged.keras", {}, UnsupportedModelError, "holds no Keras model"),
         ("damaged.json", {}, UnsupportedModelError, "is no JSON"),
         ({"coefficients": {}}, {}, UnsupportedModelError, "one coefficient per column"),
@@ -337,7 +341,18 @@ def test_an_archive_behind_an_hdf5_file_hides_no_code(tmp_path: Path, monkeypatc
         package_model(source, tmp_path / "refused", columns=NAMES)
 
 
-@pytest.mark.parametrize("function", ["keras.models.load_model", "load_op_library", "io.gfile.remove", "nothing"])
+@pytest.mark.parametrize(
+    "function",
+    [
+        *("keras.models.load_model", "load_op_library", "io.gfile.remove", "nothing", "py_function", "numpy_function"),
+        *("io.read_file", "io.write_file", "io.matching_files", "compat.v1.py_func", "lookup.TextFileInitializer"),
+        *(f"raw_ops.{name}" for name in ("ReadFile", "WriteFile", "PyFunc", "EagerPyFunc", "RestoreV2", "SaveV2")),
+        *(
+            f"raw_ops.{name}"
+            for name in ("TFRecordDataset", "InitializeTableFromTextFile", "RemoteCall", "EncodeProto")
+        ),
+    ],
+)
 def test_a_keras_file_calls_only_operations_of_graphs(tmp_path: Path, function: str) -> None:
     """S12: a layer of an operation names any public function, and may call it when it is loaded."""
     import h5py
@@ -354,6 +369,114 @@ def test_a_keras_file_calls_only_operations_of_graphs(tmp_path: Path, function: 
         file.attrs["model_config"] = document.replace('"math.multiply"', f'"{function}"')
     with pytest.raises(UnsupportedModelError, match=f"holds a call of {function}, which loading would run"):
         package_model(tmp_path / "m.h5", tmp_path / "refused", columns=NAMES)
+
+
+@pytest.mark.parametrize("layer", ["StringLookup", "IntegerLookup", "TextVectorization", "Hidden"])
+def test_a_keras_file_reads_no_vocabulary_from_another_file_without_trust(tmp_path: Path, layer: str) -> None:
+    """The path comes from whoever made the file, and what is read there may leave with the scores."""
+    import tf_keras
+
+    secret = tmp_path / "secret.txt"
+    secret.write_text("3\n5\n")
+    kind = "IntegerLookup" if layer == "IntegerLookup" else "StringLookup" if layer == "Hidden" else layer
+    raw = tf_keras.Input((1,), name="word", dtype="int64" if kind == "IntegerLookup" else "string")
+    looked_up = getattr(tf_keras.layers, kind)(vocabulary=str(secret))
+    inner: Any = looked_up(raw)
+    if layer == "Hidden":  # in a model that is a layer of the model
+        inner = tf_keras.Model(raw, inner)(raw)
+    tf_keras.Model(raw, inner).save(tmp_path / "m.keras")
+
+    with pytest.raises(UnsupportedModelError, match=f"holds a layer {kind} that reads the file .*secret.txt"):
+        package_model(tmp_path / "m.keras", tmp_path / "refused")
+
+
+def file_reader(folder: Path, operation: str) -> Path:
+    """Save a SavedModel whose graph has an operation that calls Python, or reads or writes files."""
+    import tensorflow as tf
+
+    def call(path: Any) -> dict[str, Any]:
+        if operation == "ReadFile":
+            found = tf.map_fn(tf.io.read_file, path)
+        elif operation == "WriteFile":
+            with tf.control_dependencies([tf.io.write_file(path[0], "planted")]):
+                found = tf.identity(path)
+        elif operation == "PrintV2":
+            with tf.control_dependencies([tf.print(path, output_stream=f"file://{folder}.planted")]):
+                found = tf.identity(path)
+        else:
+            function = tf.py_function if operation == "EagerPyFunc" else tf.numpy_function
+            found = function(lambda one: one, [path], tf.string)
+        return {"found": tf.ensure_shape(found, [None])}
+
+    module = tf.Module()
+    module.call = tf.function(call, input_signature=[tf.TensorSpec([None], tf.string, "path")], autograph=False)
+    tf.saved_model.save(module, str(folder), signatures=module.call)
+    return folder
+
+
+@pytest.mark.parametrize("operation", ["ReadFile", "WriteFile", "PrintV2"])
+def test_the_graphs_of_a_saved_model_touch_files_only_for_those_who_trust_it(tmp_path: Path, operation: str) -> None:
+    source = file_reader(tmp_path / "source", operation)
+    with pytest.raises(UnsupportedModelError, match=f"has the operations {operation}, which read or write files"):
+        package_model(source, tmp_path / "refused")
+
+    folder = package_model(source, tmp_path / "model", trust=True)
+
+    check_consent(ModelDirectory.open(folder), "it")  # by who has packaged it
+    consent._PACKAGED_HERE.clear()
+    with pytest.raises(UntrustedModelError, match="such as operations that read or write files"):
+        check_consent(ModelDirectory.open(folder), "it")
+    # A folder cannot consent for itself.
+    document = json.loads((folder / "mirrorspark.json").read_text())
+    (folder / "mirrorspark.json").write_text(json.dumps(document | {"trusted": False}))
+    with pytest.raises(UnsupportedModelError, match=f"has the operations {operation}, which read or write files"):
+        LoadedModel(folder)
+
+
+@pytest.mark.parametrize("operation", ["EagerPyFunc", "PyFunc"])
+def test_a_saved_model_that_calls_python_is_refused_because_the_function_is_not_in_it(
+    tmp_path: Path, operation: str
+) -> None:
+    source = file_reader(tmp_path / "source", operation)
+    for trust in (False, True):
+        with pytest.raises(UnsupportedModelError, match=f"has the operations {operation}.*which call Python functions"):
+            package_model(source, tmp_path / "refused", trust=trust)
+
+
+def test_a_saved_model_without_such_operations_needs_no_consent_even_if_it_was_trusted(tmp_path: Path) -> None:
+    folder = package_model(save_logistic_saved_model(tmp_path / "tf"), tmp_path / "model", trust=True)
+
+    assert json.loads((folder / "mirrorspark.json").read_text()).get("trusted") in (None, False)
+
+
+@pytest.mark.parametrize("name", ["m.keras", "m.h5", "m.onnx", "m.ubj", "m.txt", "m.json", "saved_model.pb"])
+def test_a_damaged_model_is_read_or_ends_in_an_error_of_ours(tmp_path: Path, name: str) -> None:
+    (tmp_path / "whole").mkdir()
+    source = tmp_path / "whole" / name
+    match name:
+        case "saved_model.pb":
+            save_logistic_saved_model(tmp_path / "whole")
+        case "m.onnx":
+            save_logistic_onnx(source)
+        case "m.ubj":
+            save_xgboost(source)
+        case "m.txt":
+            save_lightgbm(source)
+        case "m.json":
+            source.write_text(json.dumps(LINEAR))
+        case _:
+            save_logistic_keras(source)
+    # XGBoost and LightGBM themselves do not survive every number in their trees.
+    bits = 0 if name in ("m.ubj", "m.txt") else 12
+    whole, refused = source.read_bytes(), 0
+    for number, content in enumerate(damaged(whole, turned_bits=bits)):
+        source.write_bytes(content)
+        given = tmp_path / "whole" if name == "saved_model.pb" else source
+        try:
+            package_model(given, tmp_path / f"model-{number}", columns=None if name == "saved_model.pb" else NAMES)
+        except (UnsupportedModelError, ModelDirectoryError):
+            refused += 1
+    assert refused >= 4
 
 
 @pytest.mark.parametrize("file", ["../outside.json", "/outside.json", "inner/../../outside.json", "__pycache__/x.json"])
