@@ -214,7 +214,7 @@ def _webhook(target: str) -> _Webhook:
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Takes a redirect for the error that it is: the alert must not go where somebody else sends it."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, *_: Any, **__: Any) -> None:
         return None
 
 

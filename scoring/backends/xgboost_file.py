@@ -129,7 +129,8 @@ def _check_ubjson(content: bytes) -> None:
         if kind in "{[":
             if len(opened) == _MOST_LEVELS:
                 raise ValueError(f"more than {_MOST_LEVELS} levels")
-            of = left = None
+            of: str | None = None
+            left: int | None = None
             if content[place] == ord("$"):
                 place += 1
                 of = marker()
@@ -138,7 +139,7 @@ def _check_ubjson(content: bytes) -> None:
                 left = length()
             elif of is not None:
                 raise ValueError(f"values of one type without a number of them at byte {place}")
-            if kind == "[" and of in _UBJSON_BYTES and left is not None:
+            if kind == "[" and of is not None and of in _UBJSON_BYTES and left is not None:
                 skip(left * _UBJSON_BYTES[of])
             else:
                 opened.append([kind, of, left])

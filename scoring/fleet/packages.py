@@ -258,7 +258,7 @@ def _check_archive(archive: zipfile.ZipFile, packed_bytes: int, name: str) -> No
         problem = (
             f"{size / 2**20:,.0f} MB in {packed_bytes / 2**20:,.1f} MB, and a model takes up to what its package does"
         )
-    elif odd := next((entry.filename for entry in entries if _is_odd(entry)), None):
+    elif (odd := next((entry.filename for entry in entries if _is_odd(entry)), None)) is not None:
         problem = f"the entry {odd[:80]!r}, which is a link or leads out of the model's folder"
     elif len({entry.filename for entry in entries}) < len(entries):
         problem = "two files of one name"
