@@ -77,6 +77,37 @@ def test_silent_strangers_delay_no_registration() -> None:
                     pass
 
 
+@pytest.mark.parametrize("odd", [10**30, -1, 0, 4, 1.0, True, [1], "1", None])
+def test_a_rank_that_there_is_not_is_not_registered_and_ends_no_coordinator(odd: Any) -> None:
+    [address] = free_addresses(1)
+    with ThreadPoolExecutor(5) as pool, contextlib.ExitStack() as ending:
+        accepting = pool.submit(ClusterConnections.accept_all, address, ROLES, "secret", SECONDS)
+        stranger = CoordinatorConnection.register(address, Registration(odd, "host:9", ""), "secret", SECONDS)
+        ending.callback(stranger.close)
+        ranks = [
+            pool.submit(CoordinatorConnection.register, address, Registration(rank, f"host:{rank}", ""), "secret", 60.0)
+            for rank in (1, 2, 3)
+        ]
+        connections = accepting.result(SECONDS)
+        ending.callback(connections.close)
+        for rank in ranks:
+            ending.callback(rank.result().close)
+        assert connections.registrations.keys() == {1, 2, 3}
+
+
+@pytest.mark.parametrize("line", [b"7\n", b"[1, 2]\n", b"1e999\n", b"[" * 2000 + b"\n", b'{"stop": \n'])
+def test_a_line_that_is_no_message_is_the_loss_of_its_rank_and_ends_no_thread(
+    connected: tuple[ClusterConnections, list[CoordinatorConnection]], line: bytes
+) -> None:
+    connections, lines = connected
+
+    lines[0]._connection.socket.sendall(line)
+    wait_until(lambda: connections.lost == (1,))
+    lines[1]._connection.send({"stop": "preempted"})
+
+    wait_until(connections.is_stop_requested)
+
+
 class ScarceListener(socket.socket):
     """A listener that has no file descriptor for its first ``failures`` connections."""
 
