@@ -159,7 +159,7 @@ def promote(
             )
         seen = {key: value for key, value in asdict(evidence).items() if key != "failed"}
         entry = {"action": "promote", "from": champion, "why": why, "evidence": seen}
-        _note(registry, name, version, who, entry)
+        _note(registry, name, version, champion, who, entry)
         # The champion last: until then nothing has changed for those who score.
         if champion is not None:
             registry.set_alias(name, PREVIOUS, champion)
@@ -168,7 +168,7 @@ def promote(
 
 
 def rollback(name: str, registry: Registry, *, why: str, who: str | None = None) -> Promotion:
-    """Make the previous champion the champion again.
+    """Make the previous champion the champion again. A rollback that was killed half-way is completed by the same call.
 
     Args:
         name: Registered model.
@@ -182,11 +182,15 @@ def rollback(name: str, registry: Registry, *, why: str, who: str | None = None)
     """
     with registry.changing(name):
         champion, previous = registry.alias(name, CHAMPION), registry.alias(name, PREVIOUS)
+        if previous is not None and previous == champion and _was_rolled_back_to(registry, name, champion):
+            # A former call has been killed before its last step.
+            registry.delete_alias(name, PREVIOUS)
+            return Promotion(name, champion, None, is_new=False)
         if previous is None or previous == champion:
             raise PromotionRefusedError(
                 f"'{name}' has no previous champion to go back to; set the alias {CHAMPION} to a version yourself"
             )
-        _note(registry, name, previous, who, {"action": "rollback", "from": champion, "why": why})
+        _note(registry, name, previous, champion, who, {"action": "rollback", "from": champion, "why": why})
         registry.set_alias(name, CHAMPION, previous)
         # Going back twice would bring the bad one into production again.
         registry.delete_alias(name, PREVIOUS)
@@ -199,12 +203,32 @@ def audit_trail(name: str, version: str, registry: Registry) -> list[Mapping[str
     Raises:
         RegistryError: There is no such version.
     """
+    return list(_entries(name, version, registry).values())
+
+
+def _entries(name: str, version: str, registry: Registry) -> dict[str, Mapping[str, Any]]:
+    """Return the audit trail of a version by its tags, which begin with the time."""
     tags = registry.tags(name, version)
-    return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(AUDIT_PREFIX)]
+    return {key: json.loads(tags[key]) for key in sorted(tags) if key.startswith(AUDIT_PREFIX)}
 
 
-def _note(registry: Registry, name: str, version: str, who: str | None, entry: Mapping[str, Any]) -> None:
+def _was_rolled_back_to(registry: Registry, name: str, version: str) -> bool:
+    trail = audit_trail(name, version, registry)
+    return bool(trail) and trail[-1]["action"] == "rollback"
+
+
+def _note(
+    registry: Registry, name: str, version: str, champion: str | None, who: str | None, entry: Mapping[str, Any]
+) -> None:
+    """Note that a version takes the place of a champion, unless a call that was killed has noted it."""
     at = datetime.now(UTC)
-    noted = {"at": at.isoformat(timespec="seconds"), "who": who or getpass.getuser(), **entry}
+    noted: dict[str, Any] = clean({"who": who or getpass.getuser(), **entry})
     noted["why"] = str(noted["why"])[:_REASON_CHARACTERS]
-    registry.set_tag(name, version, f"{AUDIT_PREFIX}{at:%Y%m%dT%H%M%S.%fZ}", json.dumps(clean(noted)))
+    own = _entries(name, version, registry)
+    others = {} if champion is None else _entries(name, champion, registry)
+    latest = own.get(max([*own, *others], default=""), {})
+    # What was noted last of both versions has not been done: if it had been, and undone, that was noted later.
+    if {key: value for key, value in latest.items() if key != "at"} == noted:
+        return
+    document = json.dumps({"at": at.isoformat(timespec="seconds"), **noted})
+    registry.set_tag(name, version, f"{AUDIT_PREFIX}{at:%Y%m%dT%H%M%S.%fZ}", document)

@@ -6,22 +6,27 @@ import hashlib
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import psutil
 from filelock import FileLock, Timeout
 
 from mirrorspark.callbacks.mlflow.store import sqlite_file, store_client
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.paths import leads_out
+from mirrorspark.training.records.run_state import boot_id
 
 # Of a process that promotes. It makes a few requests, so another one need not wait for long.
 LOCK_SECONDS = 30.0
 
 _LOCK_SUFFIX = "-promotion-lock"
+# The clock may have been adjusted since, which shifts the start time of a process a little.
+_SAME_START_SECONDS = 2.0
 
 
 class RegistryError(RuntimeError):
@@ -168,8 +173,8 @@ class MLflowRegistry:
 
     MLflow moves an alias without looking at where it was, so a lock keeps two promotions apart. For an SQLite file it
     is the lock of a file beside it. Elsewhere it is an empty registered model, ``NAME-promotion-lock``, since a store
-    lets only one caller create a name; a process that is killed while it holds it leaves it behind, and then
-    :meth:`break_lock` removes it.
+    lets only one caller create a name. A process that is killed while it holds it leaves it behind. The next call on
+    the same machine removes it; from another one, which cannot see that process, :meth:`break_lock` does.
     """
 
     def __init__(self, tracking_uri: str) -> None:
@@ -238,17 +243,18 @@ class MLflowRegistry:
     def _take_lock(self, name: str) -> None:
         from mlflow.exceptions import MlflowException
 
-        mine = f"{getpass.getuser()}@{socket.gethostname()}, process {os.getpid()}"
         deadline, pause = time.monotonic() + LOCK_SECONDS, 0.05
         while True:
             try:
-                self._client.create_registered_model(name + _LOCK_SUFFIX, description=f"held by {mine}")
+                self._client.create_registered_model(name + _LOCK_SUFFIX, _this_process(), _words(_this_process()))
             except MlflowException as error:
                 # A server looks a name up that it could not create; if its holder has deleted it by then, it says that.
                 if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
                     raise
             else:
                 return
+            if self._remove_abandoned_lock(name):
+                continue
             if time.monotonic() > deadline:
                 raise RegistryError(
                     f"another process has been changing '{name}' for {LOCK_SECONDS:.0f} s: the registered model "
@@ -256,6 +262,22 @@ class MLflowRegistry:
                 )
             time.sleep(pause)
             pause = min(1.0, 2 * pause)
+
+    def _remove_abandoned_lock(self, name: str) -> bool:
+        """Remove the lock of a process of this machine that is gone; return True if it was there."""
+        from mlflow.exceptions import MlflowException
+
+        # One caller at a time looks at it and removes it: another one could remove the lock that follows it.
+        place = Path(tempfile.gettempdir(), f"mirrorspark-{getpass.getuser()}-{_short(self.tracking_uri + name)}.lock")
+        with _locked(place, name):
+            try:
+                tags = self._client.get_registered_model(name + _LOCK_SUFFIX).tags
+            except MlflowException:  # released meanwhile, or the store is away, which the next request tells
+                return False
+            if not _is_gone(tags):
+                return False
+            self.break_lock(name)
+        return True
 
     def _get(self, request: Any, absence: str) -> Any:
         from mlflow.exceptions import MlflowException
@@ -281,6 +303,30 @@ def _locked(path: Path, name: str) -> Iterator[None]:
         except Timeout as error:
             raise RegistryError(f"another process has been changing '{name}' for {LOCK_SECONDS:.0f} s") from error
         yield
+
+
+def _this_process() -> dict[str, str]:
+    """Return the holder of a lock: what tells this process from all others, those of its number included."""
+    started = f"{psutil.Process().create_time():.2f}"
+    who = {"user": getpass.getuser(), "host": socket.gethostname(), "process": str(os.getpid())}
+    return who | {"started": started} | ({"boot": boot} if (boot := boot_id()) else {})
+
+
+def _words(holder: Mapping[str, str]) -> str:
+    return f"held by {holder['user']}@{holder['host']}, process {holder['process']}"
+
+
+def _is_gone(holder: Mapping[str, str]) -> bool:
+    """Return True if a process was one of this user on this machine, and has ended."""
+    here = _this_process()
+    # Without the machine's own id, a container of the same name could be another one.
+    if not here.get("boot") or any(holder.get(key) != here[key] for key in ("user", "host", "boot")):
+        return False
+    try:
+        started = psutil.Process(int(holder["process"])).create_time()
+    except psutil.NoSuchProcess:
+        return True
+    return abs(started - float(holder["started"])) > _SAME_START_SECONDS
 
 
 def _short(name: str) -> str:

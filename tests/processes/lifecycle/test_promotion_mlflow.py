@@ -1,7 +1,11 @@
 """Promotion in MLflow's registry, in a file and behind a real server: the same rules, and one winner of two (L3)."""
 
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -21,6 +25,7 @@ from mirrorspark.lifecycle.promotion.promote import (
 )
 from mirrorspark.lifecycle.promotion.registry import MLflowRegistry, RegistryError
 from mirrorspark.scoring.package import package_model
+from tests.conftest import PATIENCE
 from tests.mlflow_server import mlflow_server
 from tests.unit.lifecycle.gate_facts import validation_of
 from tests.unit.scoring.other_models import LINEAR
@@ -134,7 +139,28 @@ def test_a_server_that_is_away_is_a_message_without_its_password(
     assert "hunter2" not in message
 
 
-def test_a_lock_that_a_killed_process_has_left_is_named_and_can_be_broken(
+def test_a_promotion_is_completed_after_a_process_of_this_machine_was_killed_while_it_held_the_lock(
+    store: str,
+) -> None:
+    holder = """
+import os, signal, sys
+from mirrorspark.lifecycle.promotion.registry import MLflowRegistry
+with MLflowRegistry(sys.argv[1]).changing("flights"):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", holder, store], timeout=PATIENCE * 60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    registry = MLflowRegistry(store)
+    if not store.startswith("sqlite"):
+        held = registry._client.get_registered_model("flights-promotion-lock")
+        assert held.description.startswith("held by ")
+
+    begin = time.monotonic()
+    with registry.changing("flights"):
+        assert time.monotonic() - begin < registries.LOCK_SECONDS, "nobody is waited for"
+
+
+def test_a_lock_that_a_process_of_another_machine_has_left_is_named_and_can_be_broken(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.exceptions import MlflowException
@@ -146,7 +172,9 @@ def test_a_lock_that_a_killed_process_has_left_is_named_and_can_be_broken(
         with registry.changing("flights"):
             return
     monkeypatch.setattr(registries, "LOCK_SECONDS", 0.2)
-    registry._take_lock("flights")  # by a process that is killed now
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(registries.socket, "gethostname", lambda: "elsewhere")
+        registry._take_lock("flights")  # by a process that is killed now
 
     with pytest.raises(RegistryError, match="'flights-promotion-lock' says which; if that process is gone, delete it"):
         promote(evidence(registry, "2", registry.alias("flights", CHAMPION)), registry, why="auc +0.01")

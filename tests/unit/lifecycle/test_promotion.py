@@ -145,6 +145,40 @@ def test_a_promotion_that_fails_at_any_step_leaves_the_champion_and_the_same_cal
     promote(evidence, registry, why="auc +0.01")
 
     assert (registry.alias("flights", CHAMPION), registry.alias("flights", PREVIOUS)) == ("2", "1")
+    assert len(audit_trail("flights", "2", registry)) == 1, "one promotion is one entry"
+
+
+@pytest.mark.parametrize("step", ["set_tag", "set_alias", "delete_alias"])
+def test_a_rollback_that_fails_at_any_step_is_completed_by_the_same_call_and_noted_once(
+    registry: FolderRegistry, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(validated(registry, "1", None), registry, why="the first")
+    promote(validated(registry, "2", "1"), registry, why="auc +0.01")
+
+    def fail(*arguments: str) -> None:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, step, fail)
+        with pytest.raises(OSError, match="the disk is full"):
+            rollback("flights", registry, why="too few clicks")
+
+    rollback("flights", registry, why="too few clicks")
+
+    assert (registry.alias("flights", CHAMPION), registry.alias("flights", PREVIOUS)) == ("1", None)
+    assert [entry["action"] for entry in audit_trail("flights", "1", registry)] == ["promote", "rollback"]
+    with pytest.raises(PromotionRefusedError, match="has no previous champion to go back to"):
+        rollback("flights", registry, why="too few clicks")
+
+
+def test_a_version_that_is_promoted_again_after_a_rollback_is_noted_again(registry: FolderRegistry) -> None:
+    promote(validated(registry, "1", None), registry, why="the first")
+    evidence = Evidence.of(validated(registry, "2", "1"))
+    for _ in range(2):
+        promote(evidence, registry, why="auc +0.01")
+        rollback("flights", registry, why="too few clicks")
+    assert [entry["action"] for entry in audit_trail("flights", "2", registry)] == ["promote"] * 2
+    assert [entry["action"] for entry in audit_trail("flights", "1", registry)] == ["promote", *["rollback"] * 2]
 
 
 def test_a_rollback_goes_back_once(registry: FolderRegistry) -> None:
