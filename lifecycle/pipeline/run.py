@@ -57,14 +57,21 @@ def run_pipeline(
     asked = {name: value for name, value in asdict(settings).items() if name not in _FREE_TO_CHANGE}
     new = PipelineRecord(config.name, run_date, {**config.decisive, "pipeline": asked})
     with open_record(folder, new, anew=again_from == FIRST_STAGE) as opened:
+
+        def write_page() -> None:
+            write_atomically(folder / PAGE_FILE, pipeline_page(opened.record, stages, former, folder))
+
         if opened.record.is_finished and again_from is None:
             say(f"{config.name} of {run_date} has finished before")
+            # The command that has finished it may have been killed before its pages said so.
+            write_page()
+            write_history(folder.parent)
             return opened.record
         known = _before(stages, opened.record.stages, again_from)
 
         def save(records: Records, *, is_finished: bool = False) -> None:
             opened.save(records, is_finished=is_finished)
-            write_atomically(folder / PAGE_FILE, pipeline_page(opened.record, stages, former, folder))
+            write_page()
 
         has_begun = False
 
