@@ -1,9 +1,10 @@
-"""Atomic replacement of local files: after a crash the old content or the new one is there, never a part."""
+"""Atomic replacement of local files and folders: after a crash the old or the new content is there, never a part."""
 
 import contextlib
 import fcntl
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,38 @@ def temporary_beside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def folder_beside(path: Path) -> Iterator[Path]:
+    """Yield a new, empty folder beside ``path`` for what is to be moved there; the rest is removed at the end.
+
+    As with :func:`temporary_beside`, what a killed process leaves is removed by the next call for the same ``path``.
+
+    Raises:
+        OSError: The folder cannot be created.
+    """
+    _remove_abandoned(path)
+    temporary, descriptor = _locked_folder(path)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary)
+        os.close(descriptor)
+
+
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+        temporary.mkdir()
+        # Another process may find it before it is locked, and remove it.
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(temporary, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a disk without locks, where nothing is taken for abandoned
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if temporary.exists():
+                return temporary, descriptor
+            os.close(descriptor)
+
+
 def _locked_file(path: Path) -> tuple[Path, int]:
     while True:
         temporary = path.with_name(f".{path.name}.{uuid4().hex}")
@@ -82,14 +115,25 @@ def _locked_file(path: Path) -> tuple[Path, int]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove temporary files of processes that were killed while they replaced ``path``."""
+    """Remove temporary files and folders of processes that were killed while they replaced ``path``."""
     prefix = f".{path.name}."
     with contextlib.suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
             if entry.name.startswith(prefix) and _ID.fullmatch(entry.name.removeprefix(prefix)):
-                with contextlib.suppress(OSError), Path(entry.path).open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    Path(entry.path).unlink()
+                with contextlib.suppress(OSError):
+                    _remove_unless_locked(Path(entry.path))
+
+
+def _remove_unless_locked(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def write_atomically(path: Path, text: str) -> None:

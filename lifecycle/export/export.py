@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from mirrorspark.scoring.backends.saved_model import DEFAULT_SIGNATURE, SavedMod
 from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.storage.atomic_file import folder_beside
 from mirrorspark.storage.paths import StoragePath
 
 Format = Literal["tensorflow", "onnx"]
@@ -207,8 +207,8 @@ def _publish(
     rows: pa.Table | None,
 ) -> None:
     """Write the folder of a version under another name, and rename it when the disk has it."""
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        whole = Path(scratch) / target.name
+    with folder_beside(target) as scratch:
+        whole = scratch / target.name
         backend: Backend
         records = 0
         if signature is None:

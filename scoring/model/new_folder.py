@@ -1,13 +1,13 @@
 """A folder of a model that appears when it is whole, or not at all."""
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, Hooks
+from mirrorspark.storage.atomic_file import folder_beside
 
 
 def check_new(target: Path) -> None:
@@ -37,8 +37,8 @@ def new_model_folder(target: Path) -> Iterator[Path]:
     """
     check_new(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        whole = Path(scratch) / target.name
+    with folder_beside(target) as scratch:
+        whole = scratch / target.name
         whole.mkdir()
         yield whole
         whole.rename(target)

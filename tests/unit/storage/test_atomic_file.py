@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mirrorspark.storage.atomic_file import write_atomically, write_when_changed
+from mirrorspark.storage.atomic_file import folder_beside, write_atomically, write_when_changed
 from mirrorspark.storage.paths import StoragePath
 
 
@@ -50,6 +50,20 @@ def test_what_a_killed_process_left_is_removed_by_the_next_that_replaces_the_fil
     (tmp_path / f".other.json.{'0' * 32}").write_bytes(b"of another file")
     write_atomically(tmp_path / "run.json", "one")
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", f".other.json.{'0' * 32}"}
+
+
+def test_a_folder_beside_a_path_is_gone_at_the_end_and_so_is_that_of_a_killed_process_but_not_one_in_use(
+    tmp_path: Path,
+) -> None:
+    target, left = tmp_path / "3", tmp_path / f".3.{'0' * 32}"
+    (left / "variables").mkdir(parents=True)
+    (left / "variables" / "data").write_bytes(b"half")
+    with folder_beside(target) as first, folder_beside(target) as second:
+        assert {*tmp_path.iterdir()} == {first, second}
+        (first / "whole").mkdir()
+        (first / "whole").rename(target)
+        (second / "half").mkdir()
+    assert [*tmp_path.iterdir()] == [target]
 
 
 @pytest.mark.parametrize("way", ["download", "upload"])
