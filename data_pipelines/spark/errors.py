@@ -6,22 +6,56 @@ from mirrorspark.storage.credentials import without_credentials
 
 _JAVA_ERROR = re.compile(r"^(?:Caused by)?: (?:[\w$]+\.)*[\w$]+: (.+)$", re.MULTILINE)
 _SQL_STATE = re.compile(r"\s*SQLSTATE: \w+$")
-_PYTHON_ERROR = re.compile(r"^(?:[\w]+\.)*(\w*(?:Error|Exception|Warning|Interrupt)): (.+)$", re.MULTILINE)
+_PYTHON_ERROR = re.compile(r"^(?:[\w]+\.)*(\w*(?:Error|Exception|Warning|Interrupt))(?:: (.+))?$", re.MULTILINE)
+
+_MORE_FOR_WORKERS = "give executors more spark.executor.memoryOverhead, or let fewer tasks run at a time on each"
+# Signs of memory that has run out in Spark's own messages, and what to say of each.
+_LACK_OF_MEMORY = (
+    (
+        re.compile(r"java\.lang\.OutOfMemoryError: (?!unable to create)(.+)"),
+        "{}: the memory of a JVM has run out; set spark.executor.memory higher, or spark.driver.memory if the driver "
+        "runs the tasks (local[N]) or collects the rows",
+    ),
+    (
+        re.compile(r"ExecutorLostFailure .*?Reason: (.*?(?:exceeding .*?memory|\b137\b|OOM).*)"),
+        f"{{}}: an executor was killed, most often because its memory has run out; {_MORE_FOR_WORKERS}",
+    ),
+    (
+        re.compile(r"(Python worker exited unexpectedly)"),
+        f"{{}}: it was killed, most often because memory has run out, or has crashed; {_MORE_FOR_WORKERS}; "
+        "spark.python.worker.faulthandler.enabled=true tells where a crash was",
+    ),
+)
 
 
 def task_message(error: Exception) -> str:
     """Return the message of the Python exception that a failed task raised.
 
-    If the JVM itself failed, it is its message and that of the cause, or else the first line of ``error``.
+    If the JVM itself failed, it is its message and that of the cause, or else the first line of ``error``. Where memory
+    has run out, it has the remedy.
     """
     text = without_credentials(str(error))
-    raised = [match for match in _PYTHON_ERROR.finditer(text) if not match.group(1).startswith("Py4J")]
+    raised = [match.groups() for match in _PYTHON_ERROR.finditer(text) if not match[1].startswith("Py4J")]
     if raised:
-        return raised[-1].group(2).strip()
+        kind, message = raised[-1]
+        said = (message or kind).strip()
+        if kind.endswith("MemoryError"):
+            return f"{said}: the memory of a Python worker has run out; {_MORE_FOR_WORKERS}"
+        return said
+    if (lacking := lack_of_memory(text)) is not None:
+        return lacking
     causes = [_SQL_STATE.sub("", message).strip() for message in _JAVA_ERROR.findall(text)]
     if causes:
         return causes[0] if causes[0] == causes[-1] else f"{causes[0].rstrip('.')} ({causes[-1]})"
     return first_line(error)
+
+
+def lack_of_memory(text: str) -> str | None:
+    """Return what Spark's message says of memory that has run out, with the remedy; None if it does not."""
+    for sign, words in _LACK_OF_MEMORY:
+        if found := sign.search(text):
+            return words.format(found[1].strip().rstrip("."))
+    return None
 
 
 def first_line(error: Exception) -> str:

@@ -130,8 +130,7 @@ def _in_a_process(plan: Mapping[str, Any]) -> dict[str, Any]:
         child_process.tell(process, json.dumps(plan))
         answer = child_process.answer(process, lambda doing, done, total: None)
         if status := process.wait():
-            lines = tail.text().strip().splitlines()
-            raise SingleRowsError(f"single rows cannot be scored: {lines[-1] if lines else f'status {status}'}")
+            raise SingleRowsError(f"single rows cannot be scored: {child_process.why_it_failed(status, tail)}")
         return answer
     finally:
         child_process.end(process, tail)

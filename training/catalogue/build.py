@@ -87,8 +87,7 @@ def answered(
         child_process.tell(process, json.dumps(plan))
         answer = child_process.answer(process, tell)
         if status := process.wait():
-            lines = tail.text().strip().splitlines()
-            raise RefreshError(f"{failure}: {lines[-1] if lines else f'status {status}'}")
+            raise RefreshError(f"{failure}: {child_process.why_it_failed(status, tail)}")
         return answer
     finally:
         child_process.end(process, tail)

@@ -15,8 +15,10 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
+from mirrorspark.data_pipelines.spark.errors import lack_of_memory
 from mirrorspark.training.executor.task import WorkerTask, run_program
 from mirrorspark.training.executor.worker_control import Outcome
+from mirrorspark.training.executor.worker_failure import MORE_MEMORY
 from mirrorspark.training.protocol.cause import SESSION_LOST, RankError
 from mirrorspark.training.protocol.plan import AttemptPlan
 
@@ -162,4 +164,7 @@ def read_failure(message: str, now: float) -> RankError:
     telling = [line.strip() for line in lines if _TELLING.match(line)]
     reason = telling[0] if telling else " ".join(lines[:2]).strip()
     is_taken_away = _TAKEN_AWAY.search(reason) is not None
+    # A Python worker here is only the parent of its rank, which holds the memory.
+    if not is_taken_away and "Python worker" not in reason and lack_of_memory(reason) is not None:
+        reason = f"{reason.rstrip('.')}; most often memory has run out: {MORE_MEMORY}"
     return RankError("preempted" if is_taken_away else "spark", None, "BarrierJobError", reason, now)

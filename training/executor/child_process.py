@@ -10,6 +10,7 @@ import io
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -18,9 +19,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import IO, Any, Protocol
 
+from mirrorspark.storage import out_of_memory
 from mirrorspark.storage.credentials import without_credentials
 
 EXIT_ABANDONED = 3
+
+_MORE_MEMORY = "stop what else runs on this machine, or use one with more memory; then the same command goes on"
 
 
 class Tell(Protocol):
@@ -117,6 +121,24 @@ def teller(stream: IO[str]) -> Tell:
         print(json.dumps({"doing": doing, "done": done, "total": total}), file=stream, flush=True)
 
     return tell
+
+
+def why_it_failed(status: int, tail: "Tail") -> str:
+    """Return why a process has ended with a status other than 0: the signal, the last line of its output, the remedy.
+
+    Args:
+        status: Its exit status, negative for a signal.
+        tail: Its standard error.
+    """
+    text = tail.text().strip()
+    last = text.splitlines()[-1].strip() if text else ""
+    if status >= 0:
+        is_memory, words = out_of_memory.is_told_in(last), last or f"status {status}"
+    else:
+        # Nobody else kills it, and C++ aborts a process that gets no memory. The line before is no reason of a kill.
+        is_memory = -status == signal.SIGKILL or out_of_memory.is_told_in(text)
+        words = out_of_memory.killed_by(status) + (f" ({last})" if last and -status != signal.SIGKILL else "")
+    return f"{words}: memory has run out; {_MORE_MEMORY}" if is_memory else words
 
 
 def end(process: subprocess.Popen[str], tail: "Tail") -> None:

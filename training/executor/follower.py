@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 import psutil
 
+from mirrorspark.storage import out_of_memory
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.executor.child_process import Tail
 from mirrorspark.training.executor.worker_control import Outcome
-from mirrorspark.training.executor.worker_failure import MESSAGE_LENGTH
+from mirrorspark.training.executor.worker_failure import MESSAGE_LENGTH, MORE_MEMORY
 from mirrorspark.training.executor.worker_process import WorkerProcess
 from mirrorspark.training.protocol.cause import Cause
 from mirrorspark.training.protocol.event_client import EventClient
@@ -57,6 +58,7 @@ class Follower:
         self._lease_seconds = lease_seconds
         self._has_taken_over = False
         self._has_said_all = False
+        self._kernel_kills = out_of_memory.kernel_kills()
         self._observed: psutil.Process | None = None
         with contextlib.suppress(psutil.NoSuchProcess):  # A process that has ended already has its exit status.
             self._observed = psutil.Process(process.pid)
@@ -117,17 +119,25 @@ class Follower:
 
     def _end_without_a_word(self, status: int) -> Outcome:
         if status < 0:
-            number = -status
-            name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+            words = out_of_memory.killed_by(status)
+            if (why := self._lack_of_memory(-status)) is not None:
+                return report_failure(self._events, "machine", "killed", f"{words} {why}; {MORE_MEMORY}")
             # TensorFlow's coordination service, used only in trainings on GPUs, aborts workers whose peer is gone.
             has_gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "") not in ("", "-1")
-            is_consequence = number == signal.SIGABRT and has_gpus
-            return report_failure(
-                self._events, "peer" if is_consequence else "lost", "killed", f"killed by signal {name}"
-            )
+            is_consequence = -status == signal.SIGABRT and has_gpus
+            return report_failure(self._events, "peer" if is_consequence else "lost", "killed", words)
         cause: Cause = "lost" if self._has_taken_over else "start"
         message = f"left with status {status} and said nothing\n{self._tail.text()}"
         return report_failure(self._events, cause, "exited", message)
+
+    def _lack_of_memory(self, number: int) -> str | None:
+        """Return how it shows that a worker which a signal has ended had no memory left; None if it does not show."""
+        if number == signal.SIGKILL and out_of_memory.kernel_kills() > self._kernel_kills:
+            return f"when the kernel of {self._host} ended a process because memory had run out"
+        # C++ aborts a process that gets none.
+        if number == signal.SIGABRT and out_of_memory.is_told_in(self._tail.text()):
+            return "when it got no more memory"
+        return None
 
     def _tell_system(self) -> None:
         if self._observed is None:

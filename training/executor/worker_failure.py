@@ -14,6 +14,7 @@ from mirrorspark.callbacks.checkpoints.commit import CheckpointDamagedError
 from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError
 from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
 from mirrorspark.callbacks.collectives.equal_weights import WeightsDifferError
+from mirrorspark.storage import out_of_memory
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.paths import StoreUnreachableError
 from mirrorspark.training.protocol.activity import Phase
@@ -22,6 +23,11 @@ from mirrorspark.training.ring.errors import RingChecksumError, RingConnectError
 # Longest message of an error; the traceback may be longer.
 MESSAGE_LENGTH = 4000
 _TRACEBACK_LENGTH = 8000
+
+MORE_MEMORY = (
+    "give the workers' machines more memory, start fewer workers on each, or set a smaller --global-batch-size or a "
+    "larger --accumulate"
+)
 
 
 class EntryError(ImportError):
@@ -48,11 +54,21 @@ def describe(error: BaseException, phase: Phase = "training") -> dict[str, Any]:
         "is_from_tensorflow": _is_from_tensorflow(error),
         "cause": _cause(error, phase),
         "type": type(error).__name__,
-        # Secrets are removed before the texts are cut, since half a secret would not be found.
-        "message": without_credentials(str(error))[:MESSAGE_LENGTH],
+        "message": _message(error),
         "traceback": without_credentials("".join(traceback.format_exception(error)))[-_TRACEBACK_LENGTH:],
         **{name: number for name in _WHERE_IT_BEGAN if isinstance(number := getattr(error, name, None), int)},
     }
+
+
+def _message(error: BaseException) -> str:
+    """Return the message of an error; that of one for want of memory, which may be empty, with a remedy."""
+    # Secrets are removed before the texts are cut, since half a secret would not be found.
+    text = without_credentials(str(error))
+    # TensorFlow tells it after lines on the graph.
+    told = [line for line in text.splitlines() if out_of_memory.is_told_in(line)]
+    if isinstance(error, MemoryError) or (told and (isinstance(error, OSError) or _is_from_tensorflow(error))):
+        return f"{(told or [text or 'memory has run out'])[0].strip()[:MESSAGE_LENGTH]}; {MORE_MEMORY}"
+    return text[:MESSAGE_LENGTH]
 
 
 # Attributes of errors that are noticed some steps after they began.

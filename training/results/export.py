@@ -170,8 +170,7 @@ class ExportProcess:
         child_process.tell(self._process, json.dumps(dataclasses.asdict(plan)))
         answer = child_process.answer(self._process, tell)
         if status := self._process.wait():
-            lines = self._tail.text().strip().splitlines()
-            raise ExportFailedError(f"export failed: {lines[-1] if lines else f'status {status}'}")
+            raise ExportFailedError(f"export failed: {child_process.why_it_failed(status, self._tail)}")
         return ExportResult(**answer)
 
     def close(self) -> None:

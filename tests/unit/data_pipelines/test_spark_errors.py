@@ -24,6 +24,35 @@ Caused by: java.lang.NumberFormatException: For input string: "far"
 \t... 24 more
 """
 
+PYTHON_MEMORY = """An exception was thrown from the Python worker:
+Traceback (most recent call last):
+  File "task.py", line 13, in work
+    raise MemoryError
+MemoryError
+"""
+
+WORKER_KILLED = """An error occurred while calling o48.count.
+: org.apache.spark.SparkException: Job aborted due to stage failure: Task 0 in stage 0.0 failed 1 times, most recent \
+failure: Lost task 0.0 in stage 0.0 (TID 0) (localhost executor driver): org.apache.spark.SparkException: Python \
+worker exited unexpectedly (crashed). Consider setting 'spark.python.worker.faulthandler.enabled'.
+\tat org.apache.spark.api.python.BasePythonRunner$ReaderIterator.handleEndOfDataSection(PythonRunner.scala:571)
+Caused by: java.io.EOFException
+\tat java.base/java.io.DataInputStream.readInt(DataInputStream.java:398)
+"""
+
+EXECUTOR_KILLED = """An error occurred while calling o61.count.
+: org.apache.spark.SparkException: Job aborted due to stage failure: Task 3 in stage 1.0 failed 4 times, most recent \
+failure: Lost task 3.3 in stage 1.0 (TID 9) (10.0.0.7 executor 2): ExecutorLostFailure (executor 2 exited caused by \
+one of the running tasks) Reason: Container killed by YARN for exceeding physical memory limits. 5.5 GB of 5.5 GB used.
+Driver stacktrace:
+\tat org.apache.spark.scheduler.DAGScheduler.$anonfun$abortStage$2(DAGScheduler.scala:2894)
+"""
+
+JVM_MEMORY = """An error occurred while calling o144.collectToPython.
+: java.lang.OutOfMemoryError: Java heap space
+\tat org.apache.spark.unsafe.types.UTF8String.repeat(UTF8String.java:1195)
+"""
+
 WITHOUT_CAUSE = """An error occurred while calling o1.save.
 : java.io.IOException: No space left on device
 \tat java.base/java.io.FileOutputStream.writeBytes(Native Method)
@@ -46,6 +75,31 @@ WITHOUT_CAUSE = """An error occurred while calling o1.save.
 )
 def test_a_failed_task_says_what_is_wrong_in_one_line(text: str, message: str) -> None:
     assert task_message(RuntimeError(text)) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "begin", "remedy"),
+    [
+        (PYTHON_MEMORY, "MemoryError: the memory of a Python worker has run out; ", "spark.executor.memoryOverhead"),
+        (WORKER_KILLED, "Python worker exited unexpectedly: it was killed, most often because memory has run out", "o"),
+        (
+            EXECUTOR_KILLED,
+            "Container killed by YARN for exceeding physical memory limits. 5.5 GB of 5.5 GB used: ",
+            "o",
+        ),
+        (
+            JVM_MEMORY,
+            "Java heap space: the memory of a JVM has run out; set spark.executor.memory higher",
+            "(local[N])",
+        ),
+    ],
+    ids=["Python", "worker", "executor", "JVM"],
+)
+def test_memory_that_has_run_out_is_named_with_its_remedy(text: str, begin: str, remedy: str) -> None:
+    message = task_message(RuntimeError(text))
+    assert message.startswith(begin)
+    assert remedy in message
+    assert "\n" not in message
 
 
 def test_the_first_line_is_without_the_plan() -> None:

@@ -22,6 +22,7 @@ from mirrorspark.training.executor.child_process import (
     tell,
     teller,
     tensorflow_environment,
+    why_it_failed,
 )
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -84,6 +85,29 @@ def test_reports_on_the_way_are_told_and_the_last_line_is_the_answer() -> None:
     told: list[tuple[Any, ...]] = []
     assert answer(process, lambda *of: told.append(of)) == {"exact": 1.0}
     assert told == [("embedding", 3, 10), ("writing", 0, 0)]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("raise OSError('the disk is full')", "OSError: the disk is full"),
+        ("sys.exit(5)", "status 5"),
+        ("print('a warning', file=sys.stderr); os.abort()", "killed by signal SIGABRT (a warning)"),
+        ("raise MemoryError", "MemoryError: memory has run out; stop what else runs on this machine, or use"),
+        # The last line of a process that the kernel kills is some warning, and no reason.
+        ("print('a warning', file=sys.stderr); os.kill(os.getpid(), 9)", "killed by signal SIGKILL: memory has run"),
+        (
+            "new = ctypes.CDLL('libstdc++.so.6')._Znwm; new.argtypes = [ctypes.c_size_t]; new(1 << 62)",
+            "killed by signal SIGABRT (what():  std::bad_alloc): memory has run out; stop",
+        ),
+    ],
+    ids=["error", "status", "abort", "MemoryError", "kernel", "bad_alloc"],
+)
+def test_the_reason_of_a_failure_names_the_signal_and_tells_of_memory(program: str, reason: str) -> None:
+    with start_child(f"import ctypes, os, sys; {program}") as process:
+        tail = Tail(process.stderr, echo=False)
+        assert why_it_failed(process.wait(timeout=60), tail).startswith(reason)
 
 
 def test_threads_are_those_asked_for() -> None:

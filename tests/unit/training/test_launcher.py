@@ -24,6 +24,7 @@ from mirrorspark.training.driver.launcher import (
 )
 from mirrorspark.training.executor import worker_process
 from mirrorspark.training.executor.task import WorkerTask
+from mirrorspark.training.executor.worker_failure import MORE_MEMORY
 from mirrorspark.training.protocol.cause import RankError
 from tests.processes.training.test_worker import Driver, task
 
@@ -47,6 +48,13 @@ TRACE = "Traceback (most recent call last):\n  File worker.py, line 53\n"
             "ExecutorLostFailure (executor 1 exited): SIGKILL",
         ),
         (
+            f"{SPARK}: Job aborted.\nExecutorLostFailure (executor 1 exited) Reason: Command exited with code 137\n",
+            "spark",
+            "BarrierJobError",
+            "ExecutorLostFailure (executor 1 exited) Reason: Command exited with code 137; most often memory has run "
+            f"out: {MORE_MEMORY}",
+        ),
+        (
             f"{SPARK}: Job aborted.\nExecutorLostFailure (executor 1 exited unrelated to the running tasks) Reason: "
             "Container was preempted.\n\tat scala",
             "preempted",
@@ -67,7 +75,15 @@ TRACE = "Traceback (most recent call last):\n  File worker.py, line 53\n"
         ),
         ("Job aborted\nsecond line\nthird line", "spark", "BarrierJobError", "Job aborted second line"),
     ],
-    ids=["cancelled", "executor lost", "executor preempted", "worker crashed", "package missing", "other"],
+    ids=[
+        "cancelled",
+        "executor lost",
+        "executor without memory",
+        "executor preempted",
+        "worker crashed",
+        "package missing",
+        "other",
+    ],
 )
 def test_sparks_message_is_read_for_what_tells_most(message: str, cause: Any, type_: str, expected: str) -> None:
     assert read_failure(message, now=7.0) == RankError(cause, None, type_, expected, 7.0)

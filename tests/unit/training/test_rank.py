@@ -81,6 +81,19 @@ def test_the_cause_of_an_error(error: Exception, phase: Phase, cause: str) -> No
     assert describe(error, phase)["cause"] == cause
 
 
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "memory has run out; give the workers' machines more memory, start fewer workers on each, or"),
+        (MemoryError("Unable to allocate 8 GiB"), "Unable to allocate 8 GiB; give the workers' machines"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "[Errno 12] Cannot allocate memory; give the workers'"),
+    ],
+    ids=["Python", "NumPy", "kernel"],
+)
+def test_an_error_for_want_of_memory_has_the_remedy(error: Exception, message: str) -> None:
+    assert describe(error)["message"].startswith(message)
+
+
 @pytest.mark.parametrize("number", sorted(_MACHINE_ERRORS))
 def test_an_error_of_the_machine_is_not_the_users(number: int) -> None:
     """T6: limits of the machine that are reached, or a network that is down, cost an attempt and not the run."""
@@ -164,6 +177,12 @@ def tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_cause_of_an_error_of_tensorflow(error: Exception, phase: Phase, cause: str) -> None:
     event = describe(error, phase)
     assert (event["cause"], event["is_from_tensorflow"]) == (cause, True)
+
+
+@pytest.mark.usefixtures("tensorflow")
+def test_an_error_of_tensorflow_for_want_of_memory_is_the_line_that_says_so_with_the_remedy() -> None:
+    event = describe(OpError("Graph execution error:\n\nOOM when allocating tensor with shape[9]\n [[node]]"))
+    assert event["message"].startswith("OOM when allocating tensor with shape[9]; give the workers' machines more memo")
 
 
 def test_an_error_is_reported_with_type_message_and_place() -> None:
