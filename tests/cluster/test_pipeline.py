@@ -110,9 +110,15 @@ def test_after_a_fault_in_each_stage_the_same_call_goes_on_there(first: Pipeline
 
 def test_a_date_that_has_finished_is_not_run_again(first: PipelineRecord, folder: Path) -> None:
     lines: list[str] = []
+    dates = folder / "output" / "pipelines" / "buyers"
+    pages = (dates / "2026-01-03" / "pipeline.html", dates / "index.html")
+    for page in pages:  # as if the command had been killed once the record had said that it has finished
+        page.unlink()
 
     assert run_pipeline(config(folder, "2026-01-03"), say=lines.append) == first
 
+    assert "Version 1 is the champion." in pages[0].read_text(encoding="utf-8")
+    assert "finished" in pages[1].read_text(encoding="utf-8")
     assert lines == ["buyers of 2026-01-03 has finished before"]
     settings = PipelineSettings.of({**ASKED, "min_rows": 2}, "here")
     with pytest.raises(ChangedSettingsError, match=r"was begun with pipeline\.min_rows=1, not 2"):

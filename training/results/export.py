@@ -45,6 +45,9 @@ from mirrorspark.training.results.predictions import all_predictions, of_raw_row
 CHECKPOINT_TAG = "checkpoint"
 ARCHITECTURE_TAG = "architecture"
 
+# Begins the source of a version that is a logged model.
+_LOGGED = "models:/m-"
+
 # This many queries estimate the recall of 20 candidates to half a percent.
 _SAMPLED_QUERIES = 1_000
 
@@ -409,6 +412,7 @@ def _register(plan: ExportPlan, dataset: Dataset, architecture: str) -> ExportRe
     known = registered_before(client, plan, architecture)
     if known is not None:
         return known
+    delete_unregistered(client, plan)
     folder = Path(plan.folder)
     example = input_example(dataset.path / FEATURES_FOLDER / EXAMPLE_FILE, folder)
     # System metrics are off in any environment, since they would be those of the export.
@@ -447,6 +451,23 @@ def registered_before(client: Any, plan: ExportPlan, architecture: str) -> Expor
         if known.status == "READY" and tags == wanted:
             return ExportResult(known.source, str(known.version))
     return None
+
+
+def delete_unregistered(client: Any, plan: ExportPlan) -> None:
+    """Delete the run's logged models of this name without a version: an earlier export was killed at its registration.
+
+    ``mlflow gc`` removes their files.
+    """
+    from mlflow.entities import LoggedModelStatus
+
+    run = client.get_run(plan.mlflow_run_id).info
+    sources = {known.source for known in client.search_model_versions(f"run_id = '{run.run_id}'")}
+    of_run = f"source_run_id = '{run.run_id}'"
+    for model in client.search_logged_models([run.experiment_id], filter_string=of_run):
+        # A registry that copies models does not tell of which a version is.
+        is_left = model.model_uri not in sources and all(source.startswith(_LOGGED) for source in sources)
+        if model.name == plan.model_name and (is_left or model.status != LoggedModelStatus.READY):
+            client.delete_logged_model(model.model_id)
 
 
 def has_scann() -> bool:

@@ -19,6 +19,7 @@ from mirrorspark.training.results.export import (
     ExportPlan,
     ExportProcess,
     ExportResult,
+    delete_unregistered,
     export,
     export_once,
     registered_before,
@@ -201,3 +202,27 @@ def test_a_version_of_the_same_run_and_checkpoint_is_found(
     assert registered_before(client, other, "multi_field") is None
     assert registered_before(client, plan, "multi_field") is None
     assert registered_before(client, dataclasses.replace(mine, registered_model="nobody's"), "multi_field") is None
+
+
+def test_models_that_a_killed_export_has_logged_and_not_registered_are_deleted_and_no_others(
+    plan: ExportPlan, client: MlflowClient
+) -> None:
+    experiment = client.create_experiment("killed exports")
+    run, other_run = (client.create_run(experiment).info.run_id for _ in range(2))
+
+    def logged(run: str, name: str, status: str) -> str:
+        model = client.create_logged_model(experiment, name, source_run_id=run)
+        if status != "PENDING":
+            client.finalize_logged_model(model.model_id, status)
+        return str(model.model_id)
+
+    client.create_registered_model("of-killed-exports")
+    registered = logged(run, plan.model_name, "READY")
+    client.create_model_version("of-killed-exports", f"models:/{registered}", run)
+    kept = {registered, logged(run, "a-users-own", "PENDING"), logged(other_run, plan.model_name, "PENDING")}
+    for status in ("PENDING", "READY"):
+        logged(run, plan.model_name, status)
+
+    delete_unregistered(client, dataclasses.replace(plan, mlflow_run_id=run))
+
+    assert {model.model_id for model in client.search_logged_models([experiment])} == kept

@@ -22,8 +22,10 @@ from typing import Any
 import psutil
 import pytest
 
+from mirrorspark.storage import out_of_memory
 from mirrorspark.training.executor import worker_process
 from mirrorspark.training.executor.task import WorkerTask
+from mirrorspark.training.executor.worker_failure import MORE_MEMORY
 from mirrorspark.training.executor.worker_process import WorkerProcess, WorkerStartError
 from mirrorspark.training.protocol.event_server import EventServer
 from mirrorspark.training.protocol.events import Event, EventAddress
@@ -190,6 +192,18 @@ def test_every_other_end_has_a_cause(
     error = driver.next("error")
     assert (error["cause"], error["type"], error["rank"]) == (cause, type_, 0)
     assert driver.kinds("task").count("error") + driver.kinds(None).count("error") == 1
+
+
+def test_a_rank_that_is_killed_while_the_kernel_counts_a_kill_for_memory_is_named_with_the_remedy(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = tmp_path / "vmstat"
+    counters.write_text("pgfault 5\noom_kill 2\n", encoding="ascii")
+    monkeypatch.setattr(out_of_memory, "_COUNTERS", counters)
+    (outcome,) = task(driver.server.address, "be_killed_for_memory", str(counters))()
+    assert (outcome["cause"], outcome["type"]) == ("machine", "killed")
+    assert outcome["message"].startswith("killed by signal SIGKILL when the kernel of ")
+    assert outcome["message"].endswith(MORE_MEMORY)
 
 
 def test_an_abort_on_a_gpu_is_reported_as_a_consequence_of_another_ranks_end(
