@@ -70,7 +70,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """Yield a new, empty folder beside ``path`` for what is to be moved there; the rest is removed at the end.
+    """Yield a new, empty folder beside ``path``, which is removed at the end unless it has been renamed.
 
     As with :func:`temporary_beside`, what a killed process leaves is removed by the next call for the same ``path``.
 
@@ -82,7 +82,8 @@ def folder_beside(path: Path) -> Iterator[Path]:
     try:
         yield temporary
     finally:
-        shutil.rmtree(temporary)
+        if temporary.exists():
+            shutil.rmtree(temporary)
         os.close(descriptor)
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.conftest import PATIENCE
@@ -76,11 +77,16 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 @dataclass(frozen=True)
 class PostgreSQL:
-    """A server with a new database, which can be stopped, as by a crash, and started again."""
+    """A server with a new database, which can be stopped, or killed, and started again.
+
+    Attributes:
+        kill: Kills all of its processes, or with ``False`` only one that serves a client.
+    """
 
     address: str
     stop: Callable[[], None]
     start: Callable[[], None]
+    kill: Callable[[bool], None]
 
 
 @contextlib.contextmanager
@@ -122,11 +128,28 @@ def postgresql_server() -> Iterator[PostgreSQL]:
         stop = partial(call, "pg_ctl", "stop", "--wait", "--mode", "immediate")
         start()
         try:
-            yield PostgreSQL(f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres", stop, start)
+            kill = partial(_kill, folder / "data" / "postmaster.pid")
+            yield PostgreSQL(f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres", stop, start, kill)
         finally:
             stop()
     finally:
         shutil.rmtree(folder)
+
+
+def _kill(file: Path, everything: bool) -> None:
+    """Send SIGKILL to the processes of a server, or to one of those that serve clients."""
+    server = psutil.Process(int(file.read_text().split()[0]))
+    if everything:
+        ended = [server, *server.children()]
+        # The first one starts another for each that dies.
+        for process in ended:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    else:
+        ended = [next(process for process in server.children() if "127.0.0.1" in " ".join(process.cmdline()))]
+        ended[0].kill()
+    _, left = psutil.wait_procs(ended, timeout=PATIENCE * 10)
+    assert left == []
 
 
 def _binaries() -> Path:

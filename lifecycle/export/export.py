@@ -207,16 +207,14 @@ def _publish(
     rows: pa.Table | None,
 ) -> None:
     """Write the folder of a version under another name, and rename it when the disk has it."""
-    with folder_beside(target) as scratch:
-        whole = scratch / target.name
+    with folder_beside(target) as whole:
         backend: Backend
         records = 0
         if signature is None:
             backend = OnnxBackend(source)
-            whole.mkdir()
             shutil.copyfile(source, whole / _ONNX_FILE)
         else:
-            shutil.copytree(source, whole)
+            shutil.copytree(source, whole, dirs_exist_ok=True)
             # The copy is loaded, since servers will load that.
             backend = graph = SavedModelBackend(whole, signature=signature)
             is_trained = isinstance(directory.description, ModelDescription)

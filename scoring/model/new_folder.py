@@ -37,8 +37,6 @@ def new_model_folder(target: Path) -> Iterator[Path]:
     """
     check_new(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with folder_beside(target) as scratch:
-        whole = scratch / target.name
-        whole.mkdir()
+    with folder_beside(target) as whole:
         yield whole
         whole.rename(target)

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import stat
 import sys
 import threading
@@ -124,6 +125,29 @@ def failing(folder: Path, number: int) -> IoCalls:
             raise OSError(code, os.strerror(code), f"call {count}: {event}")
 
     return IoCalls(folder, fail)
+
+
+def killed_before(folder: Path, number: int, act: Callable[[], object]) -> bool:
+    """Run ``act`` in a copy of this process, which is killed before call ``number`` below ``folder``.
+
+    Returns:
+        False if it has made fewer calls, and ended well.
+    """
+
+    def kill(count: int, event: str) -> None:
+        if count == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    process = os.fork()
+    if process == 0:
+        status = 1
+        with contextlib.suppress(BaseException), IoCalls(folder, kill):
+            act()
+            status = 0
+        os._exit(status)
+    _, status = os.waitpid(process, 0)
+    assert status in (0, signal.SIGKILL), f"it failed before call {number}"
+    return status == signal.SIGKILL
 
 
 Survival = Literal["what was flushed", "all names, but no content that was not flushed"] | int

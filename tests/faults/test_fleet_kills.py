@@ -1,6 +1,7 @@
 """M6, M7, M8, S20: runs of a fleet on a cluster, of which something is killed at a random moment, end as a clean one.
 
-What is killed is the driver, which is then resumed, an executor, or PostgreSQL, which is started again.
+What is killed is the driver, which is then resumed, an executor, one process of PostgreSQL, or all of them, which are
+then started again.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(3 * RUN_SECONDS)]
 ROWS, MODELS, MICROBATCHES = 2_400, 12, 12
 # A driver that was killed holds its microbatches for so long.
 LEASE_SECONDS = 20
-DRIVER, EXECUTOR, SERVER = "driver", "executor", "PostgreSQL"
+DRIVER, EXECUTOR, SERVER, BACKEND = "driver", "executor", "PostgreSQL", "a process of PostgreSQL"
 SEED = 24
 
 
@@ -64,9 +65,9 @@ class Kill:
 
 def drawn() -> list[Kill]:
     draw = random.Random(SEED)
-    what = [DRIVER] * 4 + [EXECUTOR] * 3 + [SERVER] * 3
+    what = [DRIVER] * 4 + [EXECUTOR] * 3 + [SERVER] * 3 + [BACKEND]
     kills = [Kill(one, draw.randint(1, MICROBATCHES - 5), draw.uniform(0, 0.5), draw.randrange(2)) for one in what]
-    return [*kills[:-1], replace(kills[-1], away=60.0)]
+    return [replace(kill, away=60.0) if number == len(kills) - 2 else kill for number, kill in enumerate(kills)]
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,12 @@ def test_a_run_of_which_something_is_killed_ends_as_a_clean_one(
             executors = place.executors()
             executors[kill.executor % len(executors)].kill()
             assert process.wait(LIMIT) == 0, (tmp_path / "driver.log").read_text()
+        elif kill.what == BACKEND:
+            # The server then ends all connections, and starts again by itself.
+            place.server.kill(False)
+            assert process.wait(LIMIT) == 0, (tmp_path / "driver.log").read_text()
         else:
-            place.server.stop()
+            place.server.kill(True)
             try:
                 before = published(output)
                 wait_until(partial(has_published, process, output, before + 1), RUN_SECONDS, "work without a ledger")

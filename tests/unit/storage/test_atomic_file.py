@@ -60,8 +60,7 @@ def test_a_folder_beside_a_path_is_gone_at_the_end_and_so_is_that_of_a_killed_pr
     (left / "variables" / "data").write_bytes(b"half")
     with folder_beside(target) as first, folder_beside(target) as second:
         assert {*tmp_path.iterdir()} == {first, second}
-        (first / "whole").mkdir()
-        (first / "whole").rename(target)
+        first.rename(target)
         (second / "half").mkdir()
     assert [*tmp_path.iterdir()] == [target]
 
