@@ -150,6 +150,9 @@ def _kill(file: Path, everything: bool) -> None:
         ended[0].kill()
     _, left = psutil.wait_procs(ended, timeout=PATIENCE * 10)
     assert left == []
+    if everything:
+        # Where nobody reaps the dead, the server's process is still there, and another one would not start.
+        file.unlink()
 
 
 def _binaries() -> Path:
