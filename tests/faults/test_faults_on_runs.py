@@ -23,6 +23,7 @@ from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.driver import failure_policy, supervisor
 from mirrorspark.training.driver.errors import TrainingFailedError
+from mirrorspark.training.executor.worker_failure import MORE_MEMORY
 from mirrorspark.training.fault_injection import faults
 from mirrorspark.training.fault_injection.faults import Fault, Run, Trigger
 from mirrorspark.training.live import drawing
@@ -273,6 +274,30 @@ def test_one_worker_learns_what_two_do(place: Place, unbroken: Trained) -> None:
     alone = place.train("alone", workers=1, epochs=2)
     assert [attempt.workers for attempt in alone.attempts] == [1]
     _assert_same_epochs(alone, unbroken, epochs=2)
+
+
+@pytest.mark.full
+def test_a_rank_that_gets_no_memory_is_named_with_the_remedy_and_the_training_goes_on_and_ends_equal(
+    place: Place, unbroken: Trained
+) -> None:
+    with faults.injected(place.spark, Fault("no_memory", rank=1, step=STEPS + 20)):
+        broken = place.train("no-memory")
+    lost, finished = broken.attempts
+    assert (lost.first_error.cause, lost.first_error.rank) == ("machine", 1)
+    assert lost.first_error.message == f"killed by signal SIGABRT when it got no more memory; {MORE_MEMORY}"
+    assert finished.resumed_from == lost.committed > 0
+    _assert_same_training(broken, unbroken)
+
+
+@pytest.mark.full
+def test_a_rank_that_never_gets_enough_memory_ends_the_training_when_its_restarts_are_spent(place: Place) -> None:
+    with (
+        faults.injected(place.spark, Fault("no_memory", rank=0, step=5, attempt=None)),
+        pytest.raises(TrainingFailedError) as failed,
+    ):
+        place.train("never-memory", epochs=1, max_restarts=1)
+    assert len(failed.value.attempts) == 2
+    assert f"{MORE_MEMORY}; max_restarts 1 is spent, the same command " in str(failed.value)
 
 
 @pytest.mark.full

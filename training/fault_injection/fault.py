@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 VARIABLE = "MIRRORSPARK_FAULTS"
 
-Kind = Literal["kill", "stop", "raise", "hang", "freeze", "hang_input", "slow_input", "full_disk"]
+Kind = Literal["kill", "stop", "raise", "no_memory", "hang", "freeze", "hang_input", "slow_input", "full_disk"]
 
 # Default durations: long enough for any watchdog, and finite.
 _SECONDS: dict[Kind, float] = {
@@ -29,9 +29,10 @@ class Fault:
     """A fault within a rank; as text ``hang:rank=1,step=40``.
 
     Attributes:
-        kind: ``kill`` and ``stop`` (signals to its own process), ``raise`` (an error of the user's code), ``hang`` (in
-            Python), ``freeze`` (holding Python's lock, so that no other thread runs), ``hang_input`` and ``slow_input``
-            (the training data), ``full_disk`` (writes below ``path`` fail; Python's files only).
+        kind: ``kill`` and ``stop`` (signals to its own process), ``raise`` (an error of the user's code),
+            ``no_memory`` (C++ asks for more than there is, and aborts the process), ``hang`` (in Python), ``freeze``
+            (holding Python's lock, so that no other thread runs), ``hang_input`` and ``slow_input`` (the training
+            data), ``full_disk`` (writes below ``path`` fail; Python's files only).
         rank: The rank; None for every rank.
         step: Optimizer steps before the fault; for faults of the input, batches of this process.
         attempt: The attempt; None for every attempt.

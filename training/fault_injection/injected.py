@@ -19,6 +19,9 @@ from mirrorspark.training.fault_injection import fault as faults
 from mirrorspark.training.fault_injection.disk import full_disk
 from mirrorspark.training.fault_injection.fault import Fault
 
+# Bytes that no machine has.
+_MORE_THAN_THERE_IS = 1 << 62
+
 logger = logging.getLogger(__name__)
 
 
@@ -102,6 +105,10 @@ def _inject(fault: Fault, step: int) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         case "raise":
             raise InjectedFault(f"{faults.VARIABLE} asked for an error after step {step}")
+        case "no_memory":
+            new = ctypes.CDLL("libstdc++.so.6")._Znwm  # operator new(size_t)
+            new.argtypes, new.restype = [ctypes.c_size_t], ctypes.c_void_p
+            new(_MORE_THAN_THERE_IS)
         case "hang":
             threading.Event().wait(fault.duration)
         case "freeze":

@@ -91,6 +91,7 @@ def wait_until_stopped(process: subprocess.Popen[bytes]) -> None:
     [
         ("kill:rank=1,step=40", Fault("kill", rank=1, step=40)),
         ("raise:", Fault("raise")),
+        ("no_memory:rank=0", Fault("no_memory", rank=0)),
         ("hang_input:attempt=every", Fault("hang_input", attempt=None)),
         ("slow_input:seconds=0.5,attempt=2", Fault("slow_input", seconds=0.5, attempt=2)),
         ("full_disk:path=/run/checkpoints", Fault("full_disk", path="/run/checkpoints")),
