@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from uuid import uuid4
 
 from mirrorspark.scoring.model.digest import cached_digest, folder_digest, model_files
+from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.host_cache import HostCache, HostCacheError, Lease
 
 # The library itself reads these and XDG_CACHE_HOME, because they belong to a host, a container or a CI job and apply to
@@ -248,11 +248,9 @@ class FetchedModels:
 
     def _write(self, uri: str, version: FetchedVersion) -> None:
         record = self._record(version.store, uri)
-        partial = record.with_name(f".{uuid4().hex}")
         try:
             record.parent.mkdir(exist_ok=True)
-            partial.write_text(json.dumps(asdict(version), indent=2), encoding="utf-8")
-            partial.replace(record)
+            write_atomically(record, json.dumps(asdict(version), indent=2))
         except OSError as error:
             raise self._cannot_hold(error) from error
 
