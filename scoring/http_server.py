@@ -12,9 +12,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config, Server
 
+from mirrorspark.scoring.http_connections import IDLE_SECONDS, ConnectionLimits, protocol_with
+
 SECONDS_FOR_LAST_ANSWERS = 5
-# Load balancers keep unused connections for a minute, and fail a request on one that the server closes meanwhile.
-_KEEP_ALIVE_SECONDS = 75
 
 
 class HostCheck:
@@ -91,30 +91,38 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def server(application: ASGIApp) -> Server:
+def server(application: ASGIApp, limits: ConnectionLimits) -> Server:
     """Return a server, whose ``run(sockets=[...])`` ends after a signal and the last answers."""
-    return Server(server_config(application))
+    return Server(server_config(application, limits))
 
 
 def server_config(
-    application: ASGIApp, *, has_lifespan: bool = False, last_seconds: int = SECONDS_FOR_LAST_ANSWERS
+    application: ASGIApp,
+    limits: ConnectionLimits,
+    *,
+    has_lifespan: bool = False,
+    last_seconds: int = SECONDS_FOR_LAST_ANSWERS,
 ) -> Config:
     """Return the settings of a server.
 
     Args:
         application: What it serves.
+        limits: Limits of its connections.
         has_lifespan: Whether the application starts and stops with the server.
         last_seconds: How long open requests may take after a signal.
     """
     return Config(
         application,
         log_config=None,
-        log_level="warning",
+        # A warning for each client that speaks no HTTP would let anybody fill the log.
+        log_level="error",
         access_log=False,
+        http=protocol_with(limits),
         ws="none",
         lifespan="on" if has_lifespan else "off",
         proxy_headers=False,
         server_header=False,
+        backlog=limits.backlog,
         timeout_graceful_shutdown=last_seconds,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=int(IDLE_SECONDS),
     )

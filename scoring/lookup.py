@@ -3,7 +3,8 @@
 =====================  =============================================================================================
 GET /rows/KEY          ``{"is_fallback": false, "row": {...}}``; status 404 where the key is unknown and the store has
                        no fallback
-GET /rows?key=A&key=B  ``{"rows": [...]}`` with one of these for each key, in their order; null where there is none
+GET /rows?key=A&key=B  ``{"rows": [...]}`` with one of these for each of up to 256 keys, in their order; null where
+                       there is none
 GET /health            rows, versions of the models, when the store was written, and in ``refused`` why a newer file is
                        not in use, or null; status 503 where the store is damaged
 =====================  =============================================================================================
@@ -12,7 +13,8 @@ JSON has no NaN and no infinity; they become null. A store file that is replaced
 once its checksum has been verified. A row whose checksum does not match is answered with status 503;
 so is an unknown key once the file has been found damaged.
 
-An error is ``{"error": MESSAGE}``. The Host header is checked (:class:`scoring.http_server.HostCheck`).
+An error is ``{"error": MESSAGE}``, without the store's path, which the log has. The Host header is checked
+(:class:`scoring.http_server.HostCheck`), and connections have limits (:mod:`scoring.http_connections`).
 """
 
 import argparse
@@ -31,12 +33,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from mirrorspark.scoring.http_connections import ConnectionLimits
 from mirrorspark.scoring.http_server import HostCheck, json_value, listening, server
 from mirrorspark.scoring.precomputed.store import PrecomputedScores, Row
 from mirrorspark.scoring.precomputed.store_file import INTEGER, DamagedStoreError, StoreError
 
 # A 64-bit integer has 19 digits. A longer number cannot be a key, and parsing it would take long.
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")
+# Rows are read in the event loop, which other requests wait for.
+_MOST_KEYS = 256
+_ANSWER_SECONDS = 30.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,17 +85,12 @@ def application(scores: PrecomputedScores, allowed_hosts: Iterable[str] = ()) ->
             Route("/health", answers.health),
         ],
         middleware=[Middleware(HostCheck, allowed_hosts=allowed_hosts, refusal=_refusal)],
-        exception_handlers={DamagedStoreError: _damaged, HTTPException: _failed},
+        exception_handlers={DamagedStoreError: answers.damaged, HTTPException: _failed},
     )
 
 
 def _refusal(message: str, status: int) -> JSONResponse:
     return JSONResponse({"error": message}, status)
-
-
-async def _damaged(request: Request, error: Exception) -> JSONResponse:
-    logging.getLogger(__name__).error("%s", error)
-    return _refusal(str(error), 503)
 
 
 async def _failed(request: Request, error: Any) -> JSONResponse:
@@ -113,6 +114,8 @@ class _Answers:
         keys = [self._key(text) for text in request.query_params.getlist("key")]
         if not keys:
             raise HTTPException(400, "no key is given; ask for /rows?key=A&key=B")
+        if len(keys) > _MOST_KEYS:
+            raise HTTPException(400, f"{len(keys)} keys are given; ask for at most {_MOST_KEYS} at a time")
         found = self.scores.get_many(keys)
         return JSONResponse({"rows": [None if row is None else _row_json(row) for row in found]})
 
@@ -124,9 +127,17 @@ class _Answers:
                 "rows": metadata.rows,
                 "model_versions": metadata.model_versions,
                 "created": metadata.created,
-                "refused": self.scores.refused,
+                "refused": self._without_path(self.scores.refused),
             }
         )
+
+    async def damaged(self, request: Request, error: Exception) -> JSONResponse:
+        logging.getLogger(__name__).error("%s", error)
+        return _refusal(self._without_path(str(error)) or "", 503)
+
+    def _without_path(self, reason: str | None) -> str | None:
+        """Return a reason for those who ask: where the store lies is for the log alone."""
+        return reason and reason.replace(str(self.scores.path), "the store")
 
     def _key(self, text: str) -> int | str:
         metadata = self.scores.metadata
@@ -145,7 +156,8 @@ def _serve(scores: PrecomputedScores, host: str, port: int, allowed_hosts: Seque
     with listening(host, port) as listener:
         address = f"http://{host}:{listener.getsockname()[1]}"
         print(f"listening on {address} with {scores.metadata.rows:,} rows", flush=True)
-        server(application(scores, [host, *allowed_hosts])).run(sockets=[listener])
+        limits = ConnectionLimits(_ANSWER_SECONDS, probes=("/health",))
+        server(application(scores, [host, *allowed_hosts]), limits).run(sockets=[listener])
 
 
 def _end(*_: object) -> NoReturn:

@@ -149,7 +149,12 @@ def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.A
         values = [_pairs(name, value) if isinstance(value, Mapping) else value for value in values]
     try:
         return pa.array(values, type_)
-    except (pa.ArrowException, TypeError, OverflowError) as error:
+    except UnicodeEncodeError as error:
+        raise ColumnError(
+            f"column '{name}' has a text with {error.object[error.start]!r}, half of a character, which UTF-8 cannot "
+            f"hold: cut texts between characters"
+        ) from error
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise ColumnError(f"column '{name}' has values that are of no one type: {error}") from error
 
 

@@ -9,6 +9,7 @@ belongs to, and its variant.
 from __future__ import annotations
 
 import hashlib
+import hmac
 from collections.abc import Iterable
 from functools import reduce
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,30 @@ def bucket_of(salt: str, unit: str | int) -> int:
         ExperimentError: The unit is null, neither a text nor an integer, or a text that UTF-8 cannot hold.
     """
     return _hashed(salt, _text_of(unit))
+
+
+def sign_unit(unit: str | int, key: str) -> str:
+    """Return a unit with its signature, as the header of a request has it where a server checks it.
+
+    Whoever knows the key may name units, such as a gateway that knows its users; a client may only repeat its own. The
+    signature is HMAC-SHA256 over the unit's text in UTF-8, in hexadecimal digits after a dot.
+
+    Raises:
+        ExperimentError: The unit is null, neither a text nor an integer, or a text that UTF-8 cannot hold.
+    """
+    text = _text_of(unit)
+    return f"{text}.{_signature(text, key)}"
+
+
+def signed_unit(text: str, key: str) -> str | None:
+    """Return the unit that :func:`sign_unit` has signed with ``key``; None if this signature is not there."""
+    unit, _, signature = text.rpartition(".")
+    is_signed = hmac.compare_digest(signature.encode(errors="replace"), _signature(unit, key).encode())
+    return unit if is_signed else None
+
+
+def _signature(unit: str, key: str) -> str:
+    return hmac.new(key.encode(), unit.encode(errors="replace"), hashlib.sha256).hexdigest()
 
 
 def assign(unit: str | int, experiment: Experiment) -> str | None:

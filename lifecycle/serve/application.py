@@ -20,7 +20,11 @@ from mirrorspark.lifecycle.serve import inference_api, invocations_api, tensorfl
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.metrics import CONTENT_TYPE
 from mirrorspark.lifecycle.serve.service import Service, error_response
+from mirrorspark.scoring.http_connections import is_probe
 from mirrorspark.scoring.http_server import HostCheck
+
+PROBES = (invocations_api.PING, invocations_api.HEALTH, f"{inference_api.HEALTH}/")
+"""Paths of probes, which have no token (:func:`scoring.http_connections.is_probe`)."""
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -47,13 +51,20 @@ def application(
         if poll_seconds:
             tasks += [asyncio.create_task(one.follow(poll_seconds), name=one.uri) for one in service.sources.all]
         for task in tasks:
-            task.add_done_callback(_end_if_failed)
+            task.add_done_callback(end_if_failed)
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def end_if_failed(task: "asyncio.Task[None]") -> None:
+        """End the server with a task that should not end: without it, it would answer nobody, and look sound."""
+        if not task.cancelled() and (error := task.exception()):
+            _LOGGER.critical("the task '%s' has failed, so the server ends", task.get_name(), exc_info=error)
+            service.has_failed = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE)
@@ -92,7 +103,7 @@ class TokenCheck:
         """Pass the request on, or refuse it."""
         if (
             scope["type"] != "http"
-            or _is_probe(scope["path"])
+            or is_probe(scope["path"], PROBES)
             or self._knows(dict(scope["headers"]).get(b"authorization", b""))
         ):
             await self._app(scope, receive, send)
@@ -113,17 +124,6 @@ def _in_a_header(token: str) -> Iterator[bytes]:
     yield token.encode()
     if not token.isascii() and all(ord(character) < 256 for character in token):
         yield token.encode("latin-1")
-
-
-def _is_probe(path: str) -> bool:
-    return path == invocations_api.PING or path.startswith(f"{inference_api.HEALTH}/")
-
-
-def _end_if_failed(task: "asyncio.Task[None]") -> None:
-    """End the server with a task that should not end: without it, it would answer nobody, and look sound."""
-    if not task.cancelled() and (error := task.exception()):
-        _LOGGER.critical("the task '%s' has failed, so the server ends", task.get_name(), exc_info=error)
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _refusal(message: str, status: int) -> Response:

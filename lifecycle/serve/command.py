@@ -14,35 +14,40 @@ from pathlib import Path
 from typing import NoReturn
 
 from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS, limit_requests
-from mirrorspark.lifecycle.serve.application import application
+from mirrorspark.lifecycle.serve.application import PROBES, application
 from mirrorspark.lifecycle.serve.batching import BatchLimits
 from mirrorspark.lifecycle.serve.draining import DrainingServer
 from mirrorspark.lifecycle.serve.model import ServedModel
-from mirrorspark.lifecycle.serve.processes import LISTENER_FLAG, serve_in_processes
+from mirrorspark.lifecycle.serve.processes import LISTENER_FLAG, say_alive, serve_in_processes
 from mirrorspark.lifecycle.serve.repeats import Repeats
 from mirrorspark.lifecycle.serve.servable import label_of
 from mirrorspark.lifecycle.serve.service import RequestLimits, Service
 from mirrorspark.lifecycle.serve.sources import ModelSource, Sources, StoreSource
 from mirrorspark.lifecycle.serve.traffic import Traffic
 from mirrorspark.lifecycle.serve.traffic_settings import TrafficFile
+from mirrorspark.scoring.http_connections import ConnectionLimits
 from mirrorspark.scoring.http_server import listening
 from mirrorspark.scoring.model.cache import freeze_gc
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
+
+_LOGGER = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "MIRRORSPARK_SERVE_TOKEN"  # noqa: S105 - the name of a variable
 # A thread that computes must not keep the event loop from the interpreter for the usual 5 ms.
 _SWITCH_SECONDS = 0.0005
 # Beyond its last answers, a process that ends drops its models.
 _END_SECONDS = 10.0
+# Beyond the time of a request, a client takes its answer.
+_ANSWER_SECONDS = 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the first line of standard output has the address.
 
     Returns:
-        0 after a signal; 1 when the address cannot be listened on; 2 when a model cannot be served or an option is
-        wrong.
+        0 after a signal; 1 when the address cannot be listened on, or what serves has failed; 2 when a model cannot be
+        served or an option is wrong.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = _parser()
@@ -75,9 +80,18 @@ def _serve(options: argparse.Namespace, listen: Callable[[], socket.socket]) -> 
     try:
         tokens = tokens_of(options.token_file)
         service = _service(options)
+        service.has_tokens = bool(tokens)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"mirrorspark: {error}", file=sys.stderr)
         return 2
+    for traffic in service.traffics.values():
+        if not service.trusts(traffic):
+            _LOGGER.warning(
+                "whoever reaches this server chooses the units of %s, so refused requests, times and scores stop no "
+                "variant: sign units (unit_key_file), ask for tokens, or set trusts_callers in %s",
+                traffic.name,
+                traffic.file.path,
+            )
     try:
         listener = listen()
     except OSError as error:
@@ -87,13 +101,24 @@ def _serve(options: argparse.Namespace, listen: Callable[[], socket.socket]) -> 
     hosts = [options.host, *options.allow_host]
     app = application(service, poll_seconds=options.poll_seconds, tokens=tokens, allowed_hosts=hosts)
     last_seconds = int(options.timeout_seconds) + 1
-    http = DrainingServer(app, drain_seconds=options.drain_seconds, last_seconds=last_seconds)
+    http = DrainingServer(
+        app,
+        ConnectionLimits(options.timeout_seconds + _ANSWER_SECONDS, PROBES),
+        drain_seconds=options.drain_seconds,
+        last_seconds=last_seconds,
+        on_second=say_alive if options.listener is not None else lambda: None,
+    )
     service.is_draining = lambda: http.is_draining
     with listener:
         labels = ", ".join(label_of(one.model) for one in service.sources.all)
         print(f"listening on http://{options.host}:{listener.getsockname()[1]} with {labels}", flush=True)
-        http.run(sockets=[listener])
-    return 0
+        try:
+            http.run(sockets=[listener])
+        except SystemExit:
+            # uvicorn raises the signal again that has ended it, and a server that has failed sends itself one.
+            if not service.has_failed:
+                raise
+    return int(service.has_failed)
 
 
 def _not_listening(options: argparse.Namespace, error: OSError) -> int:
@@ -107,7 +132,7 @@ def _service(options: argparse.Namespace) -> Service:
     Raises:
         ValueError: An option is wrong, or there is no such model; other errors are those of loading.
     """
-    limits = RequestLimits(options.max_body_bytes, options.max_rows, options.timeout_seconds)
+    limits = RequestLimits(options.max_body_bytes, options.max_rows, options.timeout_seconds, options.max_values)
     batch_limits = BatchLimits(options.batch_rows, options.batch_wait_seconds, options.queue_rows)
     if options.poll_seconds < 0:
         raise ValueError(f"--poll-seconds {options.poll_seconds} is no time; give 0 or more")
@@ -224,6 +249,12 @@ def _parser() -> argparse.ArgumentParser:
         help="largest body of a request (default %(default)s)",
     )
     add("--max-rows", type=int, default=RequestLimits.rows, help="most rows of a request (default %(default)s)")
+    add(
+        "--max-values",
+        type=int,
+        default=RequestLimits.values,
+        help="most values of a request: numbers, texts, lists, objects (default %(default)s)",
+    )
     add = parser.add_argument_group("batches").add_argument
     add(
         "--batch-rows",
@@ -249,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
         "--processes",
         type=int,
         default=1,
-        help="processes that serve, each with the models; a dead one is replaced (default %(default)s)",
+        help="processes that serve, each with the models; one that dies or hangs is replaced (default %(default)s)",
     )
     add(
         "--drain-seconds",

@@ -52,10 +52,12 @@ class Field:
 
     Attributes:
         type: Spark's name of its type, such as ``array<float>``.
+        may_be_bytes: Whether it is called a string, and may be read as bytes by one of several models.
     """
 
     name: str
     type: str
+    may_be_bytes: bool = False
 
     @property
     def datatype(self) -> DataType:
@@ -66,6 +68,11 @@ class Field:
     def tensorflow_type(self) -> str:
         """Its type in TensorFlow Serving."""
         return _NAMES[element_name(self.type)][1]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its values, or those of its lists, are texts."""
+        return element_name(self.type) == "string" and not self.may_be_bytes
 
     @property
     def shape(self) -> list[int]:
@@ -87,7 +94,7 @@ def input_fields(directory: ModelDirectory) -> tuple[Field, ...]:
     if description.inputs is not None:
         return tuple(Field(column.name, column.type) for column in description.inputs.given)
     # The models of a router may read a column in several ways.
-    return tuple(Field(name, "string") for name in directory.inputs.columns)
+    return tuple(Field(name, "string", may_be_bytes=True) for name in directory.inputs.columns)
 
 
 def output_fields(directory: ModelDirectory) -> tuple[Field, ...]:

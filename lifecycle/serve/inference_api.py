@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.fields import Field
-from mirrorspark.lifecycle.serve.rows import document_of, shown
+from mirrorspark.lifecycle.serve.rows import Rows, document_of, shown
 from mirrorspark.lifecycle.serve.service import Call, Service
 from mirrorspark.lifecycle.serve.tensors import output_tensor, tensor_rows, wanted_outputs
 
@@ -83,17 +83,26 @@ class _Api:
         model = self.service.bind(call)
         if "inference-header-content-length" in call.request.headers:
             raise RequestError(400, "binary data is not supported; send the tensors as JSON")
-        document = document_of(await self.service.body(call))
-        asked = document.get("id")
-        if asked is not None and not isinstance(asked, str):
-            raise RequestError(400, f"'id' is {shown(asked)}, not a text")
-        fields = wanted_outputs(document, model.outputs)
-        rows = tensor_rows(document, model.inputs, self.service.limits.check_rows)
+        limits = self.service.limits
+
+        def read(body: bytes) -> tuple[str | None, tuple[Field, ...], Rows]:
+            document = document_of(body, limits.values)
+            asked = document.get("id")
+            if asked is not None and not isinstance(asked, str):
+                raise RequestError(400, f"'id' is {shown(asked)}, not a text")
+            rows = tensor_rows(document, model.inputs, limits.check_rows, limits.values)
+            return asked, wanted_outputs(document, model.outputs), rows
+
+        asked, fields, rows = await self.service.rows(call, read)
         outputs = await self.service.outputs(call, model, rows)
         answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
         if asked is not None:
             answer["id"] = asked
-        return answer | {"outputs": [output_tensor(field, outputs[field.name]) for field in fields]}
+
+        def tensors() -> list[dict[str, Any]]:
+            return [output_tensor(field, outputs[field.name]) for field in fields]
+
+        return answer | {"outputs": await self.service.made(call, tensors)}
 
 
 def _tensor(field: Field) -> dict[str, Any]:

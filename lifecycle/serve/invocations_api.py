@@ -16,7 +16,10 @@ from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.fields import SPARSE_VECTOR, Field
 from mirrorspark.lifecycle.serve.inference_api import check_ready
 from mirrorspark.lifecycle.serve.rows import (
+    MOST_VALUES,
     Rows,
+    check_values,
+    check_vectors,
     document_of,
     of_columns,
     predicted_rows,
@@ -29,7 +32,8 @@ from mirrorspark.lifecycle.serve.service import Call, Service
 
 PROTOCOL = "invocations"
 PING = "/ping"
-"""Answered without a token, because probes have none."""
+HEALTH = "/health"
+"""Both are answered without a token, because probes have none; MLflow's server has both."""
 
 _FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
@@ -47,7 +51,7 @@ def routes(service: Service) -> list[Route]:
     """Return the routes."""
     api = _Api(service)
     return [
-        Route(PING, service.endpoint(PROTOCOL, api.ping), methods=["GET"]),
+        *(Route(path, service.endpoint(PROTOCOL, api.ping), methods=["GET"]) for path in (PING, HEALTH)),
         Route("/invocations", service.endpoint(PROTOCOL, api.invoke), methods=["POST"]),
     ]
 
@@ -65,11 +69,14 @@ class _Api:
         media_type = given.partition(";")[0].strip().lower()
         if media_type not in ("application/json", "text/csv"):
             raise RequestError(415, f"the content type is {shown(given)}; send application/json or text/csv")
-        body = await self.service.body(call)
-        if media_type == "text/csv":
-            rows = csv_rows(body, model.inputs, self.service.limits.check_rows)
-        else:
-            rows = json_rows(document_of(body), model.columns)
+        limits = self.service.limits
+
+        def read(body: bytes) -> Rows:
+            if media_type == "text/csv":
+                return csv_rows(body, model.inputs, limits.check_rows, limits.values)
+            return json_rows(document_of(body, limits.values), model.columns)
+
+        rows = await self.service.rows(call, read)
         outputs = await self.service.outputs(call, model, rows)
         names = [field.name for field in model.outputs]
         return {"predictions": [{name: outputs[name][row] for name in names} for row in range(rows.count)]}
@@ -96,19 +103,24 @@ def json_rows(document: Mapping[str, Any], columns: Sequence[str]) -> Rows:
     return predicted_rows(document, columns)
 
 
-def csv_rows(body: bytes, fields: Sequence[Field], check_rows: Callable[[int], None]) -> Rows:
+def csv_rows(
+    body: bytes, fields: Sequence[Field], check_rows: Callable[[int], None], most_values: int = MOST_VALUES
+) -> Rows:
     """Return the rows of CSV in UTF-8, whose first line has the columns; an empty cell is a missing value.
 
     Args:
         body: The request.
         fields: The inputs of the model.
         check_rows: Raises unless a request may have so many rows.
+        most_values: Most cells, and entries of the vectors in them.
 
     Raises:
-        RequestError: The body is no CSV, lacks a column, or has a cell that is not of its column's type.
+        RequestError: The body is no CSV, has too many cells, lacks a column, or has a cell that is not of its column's
+            type.
     """
     if odd := [field.name for field in fields if field.type not in _READERS]:
         raise RequestError(400, f"the columns {odd} have values that CSV cannot hold; send JSON")
+    check_values(body.count(b",") + body.count(b"\n") + body.count(b"\r") + 1, most_values)
     try:
         head, *lines = [
             line for line in csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True) if line
@@ -123,10 +135,12 @@ def csv_rows(body: bytes, fields: Sequence[Field], check_rows: Callable[[int], N
     wrong = [row for row, line in enumerate(lines) if len(line) != len(head)]
     problems = [f"row[{row}] has {len(lines[row])} cells, and the first line {len(head)} columns" for row in wrong]
     if not problems:
-        cells = {field: [line[head.index(field.name)] for line in lines] for field in fields}
+        places = {field: head.index(field.name) for field in fields}
+        cells = {field: [line[place] for line in lines] for field, place in places.items()}
         columns = {field.name: _values(field, texts, problems) for field, texts in cells.items()}
     if problems:
         raise RequestError(400, problems_text(problems))
+    check_vectors(columns, most_values)
     return Rows(columns, len(lines), "row")
 
 
@@ -147,5 +161,7 @@ def _split_rows(table: Any, columns: Sequence[str]) -> Rows:
         raise RequestError(400, "'dataframe_split' is no object with the lists 'columns' and 'data'")
     if wrong := [row for row, line in enumerate(lines) if not isinstance(line, list) or len(line) != len(names)]:
         raise RequestError(400, problems_text([f"data[{row}] is no list of {len(names)} values" for row in wrong]))
-    given = {str(name): [line[place] for line in lines] for place, name in enumerate(names)}
+    # The first of two equal names, as in CSV; what the model does not read is not looked at.
+    places = {str(name): place for place, name in reversed([*enumerate(names)])}
+    given = {name: [line[places[name]] for line in lines] for name in columns if name in places}
     return of_columns(given, columns, "data")

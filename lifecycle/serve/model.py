@@ -20,6 +20,7 @@ from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.predictor import Predictor
 
 _LOGGER = logging.getLogger(__name__)
+_ROWS_LISTED = 32
 
 
 class ServedModel:
@@ -121,7 +122,7 @@ class ServedModel:
             name: list(itertools.chain.from_iterable(one.columns[name] for one in requests)) for name in self.columns
         }
         outputs = self._predictor.outputs(self._predictor.batch(columns))
-        values = {name: column.to_pylist() for name, column in outputs.items()}
+        values = {name: _listed(column) for name, column in outputs.items()}
         if len(requests) == 1:
             return [values]
         ends = list(itertools.accumulate(one.count for one in requests))
@@ -155,7 +156,7 @@ class ServedModel:
                 value = rows.columns[name][row]
                 try:
                     type_ = pa.array([value]).type
-                except (pa.ArrowException, TypeError, OverflowError):
+                except (pa.ArrowException, TypeError, ValueError, OverflowError):
                     type_ = None
                 if type_ is None or isinstance(value, Mapping):
                     verdict = self._verdict(name, value)
@@ -172,3 +173,9 @@ class ServedModel:
         except ColumnError as error:
             return str(error)
         return None
+
+
+def _listed(column: pa.Array) -> list[Any]:
+    """Return values as Python's; one call for long lists of lists would keep other threads from the interpreter."""
+    parts = (column.slice(start, _ROWS_LISTED).to_pylist() for start in range(0, len(column), _ROWS_LISTED))
+    return list(itertools.chain.from_iterable(parts))

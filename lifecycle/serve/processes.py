@@ -1,9 +1,10 @@
-"""Several processes behind one address: each serves, and one that dies is started anew."""
+"""Several processes behind one address: each serves, and one that dies or keeps silent is replaced."""
 
 import asyncio
 import contextlib
 import logging
 import os
+import select
 import signal
 import sys
 import tempfile
@@ -15,10 +16,13 @@ LISTENER_FLAG = "--listener"
 """Flag of a process that serves on a socket that it has got, and that ends when its standard input does."""
 
 _LISTENING = b"listening on "
+_ALIVE = b"alive"
 
 _LOGGER = logging.getLogger(__name__)
 # A process that dies sooner waits before it is started anew, longer each time.
 _SOUND_SECONDS, _LONGEST_WAIT_SECONDS = 30.0, 30.0
+# A process that says nothing for so many seconds is stopped or hangs, and is killed.
+_SILENT_SECONDS = 10
 
 
 def serve_in_processes(arguments: Sequence[str], count: int, listener: socket, last_seconds: float) -> int:
@@ -37,6 +41,42 @@ def serve_in_processes(arguments: Sequence[str], count: int, listener: socket, l
         # The library reads this when it is imported; counts of all processes are added up from files there.
         environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": folder}
         return asyncio.run(_Group(arguments, listener, environment, last_seconds).serve(count))
+
+
+def say_alive() -> None:
+    """Tell the process that started this one that it still works; not where nobody reads, which would block."""
+    _, writable, _ = select.select([], [sys.stdout.fileno()], [], 0)
+    if writable:
+        os.write(sys.stdout.fileno(), _ALIVE + b"\n")
+
+
+class _Life:
+    """The signs of life of a process.
+
+    Attributes:
+        ready: Set when it serves for the first time.
+    """
+
+    def __init__(self, ready: asyncio.Event) -> None:
+        self.ready, self._serves, self._silent_seconds = ready, False, 0
+
+    def begin(self) -> None:
+        """Take note that it listens."""
+        self._serves = True
+        self.ready.set()
+
+    def see(self) -> None:
+        """Take note of a sign."""
+        self._silent_seconds = 0
+
+    async def end(self) -> None:
+        """Return when it has served and then kept silent for too long.
+
+        Seconds are counted here, not read from a clock: while this process is stopped, too, nobody is silent.
+        """
+        while self._silent_seconds < _SILENT_SECONDS:
+            await asyncio.sleep(1)
+            self._silent_seconds += self._serves
 
 
 class _Group:
@@ -105,14 +145,19 @@ class _Group:
         )
         ended = asyncio.create_task(process.wait())
         ending = asyncio.create_task(self._is_ending.wait())
-        reading = asyncio.create_task(_read_output(process, ready))
+        life = _Life(ready)
+        reading = asyncio.create_task(_read_output(process, life))
+        silent = asyncio.create_task(life.end())
         try:
-            await asyncio.wait([ended, ending], return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
+            await asyncio.wait([ended, ending, silent], return_when=asyncio.FIRST_COMPLETED)
+            if silent.done() and not ending.done():
+                _LOGGER.error("process %s has said nothing for %s s; it is killed", process.pid, _SILENT_SECONDS)
+            elif not ended.done():
                 process.terminate()
                 await asyncio.wait([ended], timeout=self._last_seconds)
         finally:
             ending.cancel()
+            silent.cancel()
             if not ended.done():
                 process.kill()
             status = await ended
@@ -122,8 +167,8 @@ class _Group:
         return status
 
 
-async def _read_output(process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
-    """Set ``ready`` when a process says that it listens, and pass on whatever else it prints, to its end."""
+async def _read_output(process: asyncio.subprocess.Process, life: _Life) -> None:
+    """Take note of what a process says of its life, and pass on whatever else it prints, to its end."""
     assert process.stdout is not None  # noqa: S101 - a pipe
     rest = b""
     # A process whose pipe nobody reads would stop at its next print.
@@ -131,7 +176,9 @@ async def _read_output(process: asyncio.subprocess.Process, ready: asyncio.Event
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             if line.startswith(_LISTENING):
-                ready.set()
+                life.begin()
+            elif line == _ALIVE:
+                life.see()
             else:
                 print(line.decode(errors="replace"), file=sys.stderr, flush=True)
         rest = rest[-(1 << 16) :]

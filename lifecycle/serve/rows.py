@@ -1,20 +1,30 @@
 """The rows of a request of TensorFlow Serving's REST API: instances, columns and examples, as JSON has them."""
 
 import base64
-import binascii
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from mirrorspark.lifecycle.serve.errors import RequestError
+from mirrorspark.lifecycle.serve.fields import Field
 
 SIGNATURE = "serving_default"
 MOST_PROBLEMS = 5
 """Problems that a message lists; of more it says how many."""
 
+MOST_VALUES = 131_072
+"""Numbers, texts, lists and objects of a request's JSON, or cells of its CSV, unless the server has another limit."""
+
+MOST_LEVELS = 32
+"""Levels of lists and objects in a request; the deepest that a model reads are lists of vectors in columns."""
+
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,19}")
+# The largest float has 309.
+_DIGITS = 310
 _CHARACTERS = 60
 _ABSENT = object()
 
@@ -38,19 +48,80 @@ class Rows:
         return f"{self.place}[{row}]"
 
 
-def document_of(body: bytes) -> dict[str, Any]:
+def document_of(body: bytes, most_values: int = MOST_VALUES) -> dict[str, Any]:
     """Return the JSON object in ``body``.
 
+    Python's parser lets no other thread run except where it calls a function of Python, here for each number. So what
+    it makes is counted before.
+
+    Args:
+        body: JSON in UTF-8.
+        most_values: Most numbers, texts, lists and objects in it.
+
     Raises:
-        RequestError: It is none.
+        RequestError: It is none, or has too many values (413) or levels of lists and objects.
     """
+    check_size(body, most_values)
     try:
-        document = json.loads(body)
+        document = json.loads(body.decode("utf-8-sig"), parse_int=_whole_number, parse_float=_number)
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the body is no JSON: {error}") from None
+        raise RequestError(400, f"the body is no JSON in UTF-8: {error}") from None
     if not isinstance(document, dict):
         raise RequestError(400, f"the body is {_kind(document)}, not a JSON object")
     return document
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > _DIGITS:  # reading it takes the square of its length
+        raise ValueError(f"it has a number of {len(text)} digits")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    return float(text)
+
+
+def check_size(body: bytes, most_values: int) -> None:
+    """Check how many values JSON has, and how deeply its lists and objects are nested.
+
+    Raises:
+        RequestError: They are too many (413), or too deep.
+    """
+    lists = body.count(b"[") + body.count(b"{")
+    # Most requests need no second look: what is counted here may be in texts, too.
+    if lists <= MOST_LEVELS and lists + body.count(b",") < most_values:
+        return
+    found = np.frombuffer(body.replace(b"\\\\", b"__").replace(b'\\"', b"__"), np.uint8)
+    is_outside = np.bitwise_xor.accumulate(found == ord('"')) == 0
+    folded = found | 0x20  # both kinds of brackets become one
+    is_open = is_outside & (folded == ord("{"))
+    check_values(int(np.count_nonzero(is_open | (is_outside & (found == ord(","))))) + 1, most_values)
+    brackets = np.flatnonzero(is_open | (is_outside & (folded == ord("}"))))
+    levels = np.cumsum(np.where(is_open[brackets], 1, -1))
+    if len(levels) and levels.max() > MOST_LEVELS:
+        raise RequestError(400, f"the body has lists or objects on {levels.max()} levels; {MOST_LEVELS} may be")
+
+
+def check_values(count: int, most: int) -> None:
+    """Check the number of values of a request.
+
+    Raises:
+        RequestError: They are too many; the status is 413.
+    """
+    if count > most:
+        raise RequestError(
+            413, f"the request has {count} values, at most {most} may be (--max-values); send fewer rows at a time"
+        )
+
+
+def check_vectors(columns: Mapping[str, Sequence[Any]], most_values: int) -> None:
+    """Check the number of entries of all sparse vectors, which came as texts.
+
+    Raises:
+        RequestError: They are too many; the status is 413.
+    """
+    vectors = (one for values in columns.values() for one in values if isinstance(one, dict))
+    check_values(sum(map(len, vectors)), most_values)
 
 
 def predicted_rows(document: Mapping[str, Any], columns: Sequence[str]) -> Rows:
@@ -108,7 +179,7 @@ def check_signature(document: Mapping[str, Any]) -> None:
     """
     name = document.get("signature_name", SIGNATURE)
     if name not in ("", SIGNATURE):
-        raise RequestError(400, f"signature_name {name!r} is unknown; leave it out, or give {SIGNATURE!r}")
+        raise RequestError(400, f"signature_name {shown(name)} is unknown; leave it out, or give {SIGNATURE!r}")
 
 
 def of_columns(given: Mapping[str, Any], columns: Sequence[str], place: str) -> Rows:
@@ -126,7 +197,7 @@ def of_columns(given: Mapping[str, Any], columns: Sequence[str], place: str) -> 
     if len(set(lengths.values())) > 1:
         raise RequestError(400, f"the columns of '{place}' have different numbers of rows: {lengths}")
     count = next(iter(lengths.values()), 0)
-    return Rows({name: [_value(one) for one in given[name]] for name in columns}, count, place)
+    return Rows({name: _column(name, given[name], place) for name in columns}, count, place)
 
 
 def bytes_of(text: Any) -> bytes:
@@ -137,7 +208,7 @@ def bytes_of(text: Any) -> bytes:
     """
     try:
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise RequestError(400, f"{shown(text)} is no base64: {error}") from None
 
 
@@ -147,13 +218,41 @@ def vector_of(text: Any) -> dict[str, Any]:
     Raises:
         RequestError: It is none.
     """
+    if not isinstance(text, str) or text.count("[") + text.count("{") > MOST_LEVELS:  # it is one object of numbers
+        raise RequestError(400, f"{shown(text)} is no JSON object of indices and values")
     try:
         vector = json.loads(text)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(400, f"{shown(text)} is no JSON object of indices and values: {error}") from None
     if not isinstance(vector, dict):
         raise RequestError(400, f"{shown(text)} is no JSON object of indices and values")
     return vector
+
+
+def with_texts(rows: Rows, fields: Sequence[Field]) -> Rows:
+    """Return rows in which columns of texts have no bytes: TensorFlow Serving's clients may send texts as base64.
+
+    Raises:
+        RequestError: The bytes are no UTF-8.
+    """
+    texts = {one.name for one in fields if one.is_text}
+    columns = {
+        name: [_text(name, value, rows.name(row)) for row, value in enumerate(values)]
+        for name, values in rows.columns.items()
+        if name in texts and any(isinstance(one, bytes | list) for one in values)
+    }
+    return Rows({**rows.columns, **columns}, rows.count, rows.place) if columns else rows
+
+
+def _text(name: str, value: Any, row: str) -> Any:
+    if isinstance(value, list):
+        return [_text(name, one, row) for one in value] if any(isinstance(one, bytes) for one in value) else value
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise RequestError(400, f"{row}: column '{name}' has bytes that are no text in UTF-8") from None
 
 
 def problems_text(problems: Sequence[str]) -> str:
@@ -165,13 +264,15 @@ def problems_text(problems: Sequence[str]) -> str:
 
 def shown(value: Any) -> str:
     """Return a value for a message, cut to some characters."""
+    if isinstance(value, str | bytes | list):
+        value = value[: _CHARACTERS + 1]
     text = repr(value)
     return text if len(text) <= _CHARACTERS else f"{text[:_CHARACTERS]}…"
 
 
 def _of_instances(instances: list[Any], columns: Sequence[str]) -> Rows:
     if len(columns) == 1 and not any(isinstance(one, dict) and columns[0] in one for one in instances):
-        return Rows({columns[0]: [_value(one) for one in instances]}, len(instances), "instances")
+        return Rows({columns[0]: _column(columns[0], instances, "instances")}, len(instances), "instances")
     return _of_objects(instances, columns, "instances")
 
 
@@ -187,7 +288,7 @@ def _of_objects(rows: list[Any], columns: Sequence[str], place: str) -> Rows:
         problems = [f"{place}[{number}] {_lacks(rows[number], columns)}" for number in lacking]
     if problems:
         raise RequestError(400, problems_text(problems))
-    return Rows({name: [_value(one) for one in values] for name, values in found.items()}, len(rows), place)
+    return Rows({name: _column(name, values, place) for name, values in found.items()}, len(rows), place)
 
 
 def _listed(document: Mapping[str, Any], name: str) -> list[Any]:
@@ -197,8 +298,21 @@ def _listed(document: Mapping[str, Any], name: str) -> list[Any]:
     return rows
 
 
+def _column(name: str, values: Sequence[Any], place: str) -> list[Any]:
+    """Return the values of a column as the model reads them."""
+    found = []
+    for row, value in enumerate(values):
+        try:
+            found.append(_value(value))
+        except RequestError as error:
+            raise RequestError(400, f"{place}[{row}]: column '{name}': {error}") from None
+    return found
+
+
 def _value(value: Any) -> Any:
     """Return a value of JSON as the model reads it: bytes of ``{"b64": …}``, and whole numbers as keys of a vector."""
+    if isinstance(value, list):
+        return [_value(one) for one in value] if any(isinstance(one, dict) for one in value) else value
     if not isinstance(value, dict):
         return value
     if value.keys() == {"b64"}:
@@ -215,7 +329,7 @@ def _lacks(row: Mapping[str, Any], columns: Sequence[str]) -> str:
 
 
 def _named(names: Sequence[str]) -> str:
-    listed, left = ", ".join(map(repr, names[:MOST_PROBLEMS])), len(names) - MOST_PROBLEMS
+    listed, left = ", ".join(map(shown, names[:MOST_PROBLEMS])), len(names) - MOST_PROBLEMS
     return f"the column{'s' if len(names) > 1 else ''} {listed}{f' and {left} more' if left > 0 else ''}"
 
 

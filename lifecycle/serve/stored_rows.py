@@ -11,7 +11,7 @@ from mirrorspark.lifecycle.serve.fields import Field, spark_type
 from mirrorspark.lifecycle.serve.rows import Rows, problems_text, shown
 from mirrorspark.lifecycle.serve.servable import Outputs
 from mirrorspark.scoring.model.catalogue import Catalogue
-from mirrorspark.scoring.precomputed.store import INTEGERS, PrecomputedScores, StoreIdentity
+from mirrorspark.scoring.precomputed.store import INTEGERS, PrecomputedScores, StoreIdentity, is_in_utf8
 from mirrorspark.scoring.precomputed.store_file import INTEGER, DamagedStoreError
 
 _LOGGER = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class StoredRows:
         name = self.columns[0]
         keys = request.columns[name]
         if wrong := [row for row, key in enumerate(keys) if not self._is_key(key)]:
-            kind = "a whole number of 64 bits" if self._is_integer else "a text"
+            kind = "a whole number of 64 bits" if self._is_integer else "a text that UTF-8 can hold"
             texts = [f"{request.name(row)}: column '{name}' is {shown(keys[row])}; give {kind}" for row in wrong]
             return RequestError(400, problems_text(texts))
         try:
@@ -92,7 +92,7 @@ class StoredRows:
     def _is_key(self, key: Any) -> bool:
         if self._is_integer:
             return type(key) is int and key in INTEGERS
-        return isinstance(key, str)
+        return isinstance(key, str) and is_in_utf8(key)
 
 
 def digest_of(identity: StoreIdentity) -> str:

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.fields import Field
-from mirrorspark.lifecycle.serve.rows import SIGNATURE, document_of, example_rows, predicted_rows
+from mirrorspark.lifecycle.serve.rows import SIGNATURE, Rows, document_of, example_rows, predicted_rows
 from mirrorspark.lifecycle.serve.servable import Outputs, Servable, has_numbers_only
 from mirrorspark.lifecycle.serve.service import Call, Service
 
@@ -67,10 +67,14 @@ class _Api:
 
     async def predict(self, call: Call) -> dict[str, Any]:
         model = self.service.bind(call)
-        document = document_of(await self.service.body(call))
-        rows = predicted_rows(document, model.columns)
+
+        def read(body: bytes) -> tuple[bool, Rows]:
+            document = document_of(body, self.service.limits.values)
+            return "instances" in document, predicted_rows(document, model.columns)
+
+        has_instances, rows = await self.service.rows(call, read)
         outputs = await self.service.outputs(call, model, rows)
-        if "instances" in document:
+        if has_instances:
             return {"predictions": predictions(outputs, model.outputs, rows.count)}
         only = len(model.outputs) == 1
         return {"outputs": outputs[model.outputs[0].name] if only else dict(outputs)}
@@ -79,7 +83,8 @@ class _Api:
         model = self.service.bind(call)
         if model.task != "binary" and not model.labels:
             classes(model, {})  # raises before a row is computed
-        return {"result": classes(model, await self._of_examples(call, model))}
+        outputs = await self._of_examples(call, model)
+        return {"result": await self.service.made(call, classes, model, outputs)}
 
     async def regress(self, call: Call) -> dict[str, Any]:
         model = self.service.bind(call)
@@ -112,7 +117,8 @@ class _Api:
         }
 
     async def _of_examples(self, call: Call, model: Servable) -> Outputs:
-        rows = example_rows(document_of(await self.service.body(call)), model.columns)
+        most_values = self.service.limits.values
+        rows = await self.service.rows(call, lambda body: example_rows(document_of(body, most_values), model.columns))
         return await self.service.outputs(call, model, rows)
 
 

@@ -4,16 +4,20 @@ Source: https://github.com/open-inference/open-inference-protocol, specification
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mirrorspark.lifecycle.serve.errors import RequestError
 from mirrorspark.lifecycle.serve.fields import SPARSE_VECTOR, DataType, Field
-from mirrorspark.lifecycle.serve.rows import Rows, bytes_of, problems_text, shown, vector_of
+from mirrorspark.lifecycle.serve.rows import MOST_VALUES, Rows, bytes_of, check_vectors, problems_text, shown, vector_of
 from mirrorspark.scoring.input.column_types import element_name, is_array
 
 _BITS = {"INT8": 8, "INT16": 16, "INT32": 32, "INT64": 64, "UINT8": 8, "UINT16": 16, "UINT32": 32, "UINT64": 64}
 _NUMBERS = ("FP16", "FP32", "FP64", "BF16")
+_LARGEST = int(sys.float_info.max)
+_MOST_DIMENSIONS = 8
+_MOST_SIZE = 2**63
 
 
 def _is_whole(datatype: DataType) -> Callable[[Any], bool]:
@@ -22,15 +26,25 @@ def _is_whole(datatype: DataType) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and least <= value <= most
 
 
+def _is_whole_float(value: Any) -> bool:
+    """Return whether a whole number is one that a float can be near to."""
+    return type(value) is int and abs(value) <= _LARGEST
+
+
 _FITS: Mapping[DataType, Callable[[Any], bool]] = {
     "BOOL": lambda value: type(value) is bool,
     "BYTES": lambda value: type(value) is str,
-    **{name: lambda value: type(value) in (int, float) for name in _NUMBERS},
+    **{name: lambda value: type(value) is float or _is_whole_float(value) for name in _NUMBERS},
     **{name: _is_whole(name) for name in _BITS},
 }
 
 
-def tensor_rows(document: Mapping[str, Any], fields: Sequence[Field], check_rows: Callable[[int], None]) -> Rows:
+def tensor_rows(
+    document: Mapping[str, Any],
+    fields: Sequence[Field],
+    check_rows: Callable[[int], None],
+    most_values: int = MOST_VALUES,
+) -> Rows:
     """Return the rows of an ``infer`` request; null in ``data`` is a missing value, and further inputs are ignored.
 
     Bytes that the model reads as they are, such as images, are sent as base64.
@@ -40,6 +54,7 @@ def tensor_rows(document: Mapping[str, Any], fields: Sequence[Field], check_rows
         fields: The inputs of the model.
         check_rows: Raises unless a request may have so many rows. It is asked before there is a list of them, since
             rows without elements cost their sender nothing.
+        most_values: Most entries of sparse vectors.
 
     Raises:
         RequestError: An input is missing or malformed, or has an element that is not of its datatype.
@@ -47,7 +62,7 @@ def tensor_rows(document: Mapping[str, Any], fields: Sequence[Field], check_rows
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or not all(isinstance(one, dict) for one in inputs):
         raise RequestError(400, "'inputs' is no list of tensors, each with name, shape, datatype and data")
-    by_name = {one.get("name"): one for one in inputs}
+    by_name = {name: one for one in inputs if isinstance(name := one.get("name"), str)}
     if missing := [field.name for field in fields if field.name not in by_name]:
         raise RequestError(400, f"'inputs' lacks {missing}; the model reads {[field.name for field in fields]}")
     counts: dict[str, int] = {}
@@ -56,6 +71,7 @@ def tensor_rows(document: Mapping[str, Any], fields: Sequence[Field], check_rows
         counts[field.name], columns[field.name] = _values(field, by_name[field.name], check_rows)
     if len(set(counts.values())) > 1:
         raise RequestError(400, f"the inputs have different numbers of rows (first dimension of shape): {counts}")
+    check_vectors(columns, most_values)
     return Rows(columns, next(iter(counts.values()), 0), "row")
 
 
@@ -78,22 +94,32 @@ def wanted_outputs(document: Mapping[str, Any], fields: Sequence[Field]) -> tupl
     if not asked:
         return tuple(fields)
     known = {field.name: field for field in fields}
-    if not isinstance(asked, list) or not all(isinstance(one, dict) and one.get("name") in known for one in asked):
+    objects = asked if isinstance(asked, list) else [asked]
+    names = [name for one in objects if isinstance(one, dict) and isinstance(name := one.get("name"), str)]
+    if len(names) < len(objects) or not known.keys() >= set(names) or not isinstance(asked, list):
         raise RequestError(400, f"'outputs' is {shown(asked)}; name some of {list(known)}, each as an object with name")
-    return tuple(known[one["name"]] for one in asked)
+    return tuple(known[name] for name in dict.fromkeys(names))
 
 
 def _values(field: Field, tensor: Mapping[str, Any], check_rows: Callable[[int], None]) -> tuple[int, list[Any]]:
     """Return the number of rows of a tensor, and the value of each."""
     shape, datatype, data = tensor.get("shape"), tensor.get("datatype"), tensor.get("data")
-    if not isinstance(shape, list) or not shape or not all(type(size) is int and size >= 0 for size in shape):
-        raise RequestError(400, f"input '{field.name}' has the shape {shown(shape)}; give [rows] or [rows, elements]")
+    if (
+        not isinstance(shape, list)
+        or not 0 < len(shape) <= _MOST_DIMENSIONS
+        or not all(type(size) is int and 0 <= size < _MOST_SIZE for size in shape)
+    ):
+        raise RequestError(
+            400,
+            f"input '{field.name}' has the shape {shown(shape)}; give [rows] or [rows, elements], and at most "
+            f"{_MOST_DIMENSIONS} dimensions",
+        )
     check_rows(shape[0])
     if not isinstance(datatype, str) or datatype not in _FITS:
         raise RequestError(400, f"input '{field.name}' has the datatype {shown(datatype)}; use one of {list(_FITS)}")
     if not isinstance(data, list):
         raise RequestError(400, f"input '{field.name}' has no list as data; binary data is not supported")
-    elements, needed = _flat(data), math.prod(shape)
+    elements, needed = _flat(field.name, data, shape), math.prod(shape)
     if len(elements) != needed:
         raise RequestError(
             400, f"input '{field.name}' has {len(elements)} elements, and its shape {shape} needs {needed}"
@@ -103,9 +129,9 @@ def _values(field: Field, tensor: Mapping[str, Any], check_rows: Callable[[int],
     if datatype in _NUMBERS:
         elements = [None if one is None else float(one) for one in elements]
     elif field.type == SPARSE_VECTOR:
-        elements = [None if one is None else vector_of(one) for one in elements]
+        elements = _each(field.name, vector_of, elements, max(width, 1))
     elif element_name(field.type) == "binary":
-        elements = [None if one is None else bytes_of(one) for one in elements]
+        elements = _each(field.name, bytes_of, elements, max(width, 1))
     if not is_array(field.type) and len(shape) <= 2 and width == 1:
         return shape[0], elements
     if len(shape) == 1:
@@ -124,8 +150,27 @@ def _check_elements(name: str, datatype: DataType, elements: Sequence[Any], widt
         raise RequestError(400, problems_text(problems))
 
 
-def _flat(data: list[Any]) -> list[Any]:
-    """Return the elements of ``data``, which may be nested as the shape says, in row-major order."""
-    while any(isinstance(one, list) for one in data):
+def _each(name: str, read: Callable[[Any], Any], elements: Sequence[Any], width: int) -> list[Any]:
+    """Return what ``read`` makes of each element that is there."""
+    found = []
+    for place, one in enumerate(elements):
+        try:
+            found.append(None if one is None else read(one))
+        except RequestError as error:
+            raise RequestError(400, f"row[{place // width}]: input '{name}': {error}") from None
+    return found
+
+
+def _flat(name: str, data: list[Any], shape: Sequence[int]) -> list[Any]:
+    """Return the elements of ``data``, which may be nested as the shape says, in row-major order.
+
+    Raises:
+        RequestError: It is nested more deeply.
+    """
+    for _ in shape:
+        if not any(isinstance(one, list) for one in data):
+            return data
         data = [element for one in data for element in (one if isinstance(one, list) else [one])]
+    if any(isinstance(one, list) for one in data):
+        raise RequestError(400, f"input '{name}' has lists on more levels than its shape {list(shape)} has dimensions")
     return data

@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from mirrorspark.lifecycle.experiments.assignment import assign
+from mirrorspark.lifecycle.experiments.assignment import assign, signed_unit
 from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, ExperimentError
 from mirrorspark.lifecycle.experiments.exposures import exposure
 from mirrorspark.lifecycle.pipeline.alerts import Alert, report
@@ -55,6 +55,7 @@ class Traffic:
         self.file = file
         self.variants = {name: Variant(name, sources[name]) for name in file.settings.models}
         self.shadows = {name: Variant(name, sources[name]) for name in file.settings.shadows}
+        self._unit_key = file.unit_key()
         exposures = file.settings.exposures
         self._log = ExposureLog(file.path.parent / exposures) if exposures else None
         # Reasons by digest: those in the file, and those that could not be written there.
@@ -91,6 +92,26 @@ class Traffic:
         digest = variant.source.model.digest
         return variant is not self.control and (digest in self._stopped or digest in self._unwritten)
 
+    @property
+    def trusts_callers(self) -> bool:
+        """Whether nobody can choose a unit whom the settings do not trust with it."""
+        return self._unit_key is not None or self.file.settings.trusts_callers
+
+    def unit_of(self, text: str) -> str:
+        """Return the unit that a header has.
+
+        Raises:
+            RequestError: Units are signed, and this one is not.
+        """
+        if self._unit_key is None:
+            return text
+        unit = signed_unit(text, self._unit_key)
+        if unit is None:
+            raise RequestError(
+                400, f"the header {self.file.settings.unit_header} has no unit that is signed with this server's key"
+            )
+        return unit
+
     def variant_of(self, unit: str | None) -> Variant | None:
         """Return the variant of a unit.
 
@@ -110,13 +131,25 @@ class Traffic:
             return None
         return self.variants[name]
 
-    def add(self, variant: Variant, model: Servable, seconds: float, outputs: Outputs | None) -> None:
-        """Take a request that a variant, or a shadow, answered with ``model``; without outputs it has failed."""
+    def add(
+        self,
+        variant: Variant,
+        model: Servable,
+        seconds: float,
+        outputs: Outputs | None,
+        *,
+        is_trusted: bool = True,
+    ) -> None:
+        """Take a request that a variant, or a shadow, answered with ``model``; without outputs it has failed.
+
+        Of a caller who is not trusted, the time and the scores do not count: rows make both, and the caller has chosen
+        them, and the variant.
+        """
         comparisons = self._comparisons_of_now()
         if model is not variant.source.model:
             return
-        scores = None if outputs is None else scores_of(outputs)
-        is_slow = self.file.settings.checks.is_slow(seconds)
+        scores = None if outputs is None else scores_of(outputs) if is_trusted else []
+        is_slow = is_trusted and self.file.settings.checks.is_slow(seconds)
         if variant is self.control:
             for comparison in comparisons.values():
                 comparison.control.add(scores, is_slow=is_slow)
@@ -228,7 +261,7 @@ class Traffic:
         if stamp == self._stamp:
             return None
         file, old = TrafficFile.load(self.file.path), self.file
-        fixed = ("name", "models", "shadows", "exposures", "unit_header")
+        fixed = ("name", "models", "shadows", "exposures", "unit_header", "unit_key_file")
         changed = [name for name in fixed if getattr(file.settings, name) != getattr(old.settings, name)]
         if file.experiment.control != old.experiment.control:
             changed.append("control (the first variant)")

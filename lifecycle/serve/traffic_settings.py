@@ -10,6 +10,8 @@ from mirrorspark.lifecycle.serve.live_checks import LiveChecks
 from mirrorspark.lifecycle.settings import settings_of
 from mirrorspark.storage.credentials import one_line
 
+_KEY_CHARACTERS = 16
+
 
 class TrafficError(ValueError):
     """Raised for a file of traffic that makes no sense; the message names the file, the value and the remedy."""
@@ -25,6 +27,10 @@ class TrafficSettings:
         shadows: URI by name of models that compute every request, too; their answers go to nobody.
         checks: Limits for variants other than the control.
         unit_header: Header of a request with the unit, such as a user's id. Without it, the control answers.
+        unit_key_file: File with the key that units are signed with
+            (:func:`lifecycle.experiments.assignment.sign_unit`); without one, they are what callers say.
+        trusts_callers: Whether callers are trusted with what they say of units, such as a gateway that sets the header
+            itself. Callers with one of the server's tokens always are.
         exposures: File that gets a line of JSON for each answer with a variant: the columns of the exposure log.
         alerts: Where a message goes when a variant is stopped: ``log``, ``https://…``, ``mailto:…``.
     """
@@ -34,6 +40,8 @@ class TrafficSettings:
     shadows: dict[str, str] = field(default_factory=dict)
     checks: LiveChecks = field(default_factory=LiveChecks)
     unit_header: str = "X-Unit-Id"
+    unit_key_file: str | None = None
+    trusts_callers: bool = False
     exposures: str | None = None
     alerts: tuple[str, ...] = ("log",)
 
@@ -47,6 +55,24 @@ class TrafficFile:
     settings: TrafficSettings
     experiment: Experiment
     experiment_path: Path | None
+
+    def unit_key(self) -> str | None:
+        """Return the key that units are signed with; None where they are not.
+
+        Raises:
+            TrafficError: It is too short.
+            OSError: Its file cannot be read.
+        """
+        if self.settings.unit_key_file is None:
+            return None
+        path = self.path.parent / self.settings.unit_key_file
+        key = path.read_text(encoding="utf-8").strip()
+        if len(key) < _KEY_CHARACTERS:
+            raise TrafficError(
+                f"{path} has a key of {len(key)} characters; write {_KEY_CHARACTERS} or more, such as those of "
+                f"`openssl rand -hex 32`"
+            )
+        return key
 
     def stamp(self) -> tuple[object, ...]:
         """Return what changes with the files.

@@ -127,6 +127,11 @@ class PrecomputedScores:
             return found
 
     @property
+    def path(self) -> Path:
+        """The file, absolute, as messages name it."""
+        return self._path
+
+    @property
     def identity(self) -> "StoreIdentity":
         """:func:`store_identity` of the store that answers."""
         with self._lock:
@@ -331,7 +336,7 @@ class _Store:
         """Return the row of ``key``, the fallback, or None."""
         wanted = self._checked(key)
         found = None
-        if isinstance(wanted, str) or wanted in INTEGERS:
+        if is_in_utf8(wanted) if isinstance(wanted, str) else wanted in INTEGERS:
             found = self._one(_ROW_OF_KEY, wanted)
         text = self.metadata.fallback if found is None else found
         if text is None:
@@ -384,6 +389,15 @@ class _Store:
             f"the key {key!r} is {type(key).__name__}, and column '{self.metadata.key}' of the store is "
             f"{self.metadata.key_type}; convert it"
         )
+
+
+def is_in_utf8(text: str) -> bool:
+    """Return whether UTF-8 can hold a text; it holds no half of a character pair, so no store has a key with one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def store_identity(path: Path) -> StoreIdentity:

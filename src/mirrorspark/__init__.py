@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.lifecycle.experiments.assignment import assign as assign
     from mirrorspark.lifecycle.experiments.assignment import assign_array as assign_array
     from mirrorspark.lifecycle.experiments.assignment import assign_units as assign_units
+    from mirrorspark.lifecycle.experiments.assignment import sign_unit as sign_unit
     from mirrorspark.lifecycle.experiments.assignment import variant_column as variant_column
     from mirrorspark.lifecycle.experiments.bandits import EpsilonGreedy as EpsilonGreedy
     from mirrorspark.lifecycle.experiments.bandits import LinUCB as LinUCB
@@ -313,7 +314,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "Experiments": {
         "lifecycle.experiments.analysis": ("Arm", "analyse_experiment", "arms_of_results"),
-        "lifecycle.experiments.assignment": ("assign", "assign_array", "assign_units", "variant_column"),
+        "lifecycle.experiments.assignment": ("assign", "assign_array", "assign_units", "sign_unit", "variant_column"),
         "lifecycle.experiments.bandits": ("EpsilonGreedy", "LinUCB", "ThompsonSampling", "choose_arms"),
         "lifecycle.experiments.definition": ("Experiment", "ExperimentError", "check_experiments"),
         "lifecycle.experiments.exposed": ("exposed_scores",),

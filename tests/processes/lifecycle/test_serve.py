@@ -1,5 +1,9 @@
 """The online server answers by both protocols, refuses what it cannot answer, and follows an alias (L4, L8)."""
 
+import base64
+import contextlib
+import gzip
+import http.client
 import json
 import re
 import signal
@@ -61,6 +65,7 @@ def test_both_protocols_have_the_predictors_scores(flights_model: Path) -> None:
             status, answer, _ = ask(port, "POST", f"{model}:predict", {"instances": rows})
             assert (status, message in answer["error"]) == (400, True), answer
         check_invocations(port, expected, version)
+        check_what_clients_get_wrong(port, name, expected)
         assert ask(port, "GET", "/v1/models/other")[0] == 404
         assert ask(port, "GET", f"{model}:predict")[0] == 405
         assert ask(port, "GET", model, Host="evil.example")[0] == 421
@@ -104,6 +109,40 @@ def check_invocations(port: int, expected: list[float], version: str) -> None:
     assert (status, answer["error"]) == (400, "the columns ['stops'] have values that CSV cannot hold; send JSON")
     assert invoke(json.dumps({"instances": ROWS}), "text/plain")[0] == 415
     assert ask(port, "GET", "/invocations")[0] == 405
+
+
+def check_what_clients_get_wrong(port: int, name: str, expected: list[float]) -> None:
+    """Q5: what no model reads is refused by its column, and gzip and base64 are read."""
+    good = ROWS[0]
+    for change, message in (
+        ({"carrier": "a\ud83d"}, "instances[0]: column 'carrier' has a text with '\\ud83d', half of a character"),
+        ({"stops": ["a\ud83d"]}, "instances[0]: column 'stops' has a text with"),
+        ({"distance": 10**309}, "instances[0]: column 'distance' has values that are of no one type"),
+        ({"hour": 2**70}, "instances[0]: column 'hour' has values that are of no one type"),
+        ({"carrier": {"b64": "/w=="}}, "instances[0]: column 'carrier' has bytes that are no text in UTF-8"),
+    ):
+        status, answer, _ = ask(port, "POST", f"/v1/models/{name}:predict", {"instances": [good | change]})
+        assert (status, message in answer["error"]) == (400, True), answer
+    texts = good | {"carrier": {"b64": base64.b64encode(b"UA").decode()}, "stops": [{"b64": "RVdS"}, "JFK"]}
+    packed = gzip.compress(json.dumps({"instances": [texts]}).encode())
+    for body, encoding, status in (
+        (packed, "gzip", 200),
+        (packed[:-9], "gzip", 400),
+        (b"{}", "gzip", 400),
+        (packed, "br", 415),
+        (gzip.compress(b" " * (4 * 2**20 + 1)), "gzip", 413),
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+        with contextlib.closing(connection):
+            connection.request("POST", f"/v1/models/{name}:predict", body, {"Content-Encoding": encoding})
+            answer = connection.getresponse()
+            text = json.loads(answer.read())
+            assert answer.status == status, text
+            if status == 200:
+                assert text["predictions"] == pytest.approx(expected[:1], abs=1e-6)
+    names = [{"name": ["carrier"], "shape": [1], "datatype": "BYTES", "data": ["UA"]}]
+    status, answer, _ = ask(port, "POST", f"/v2/models/{name}/infer", {"inputs": names})
+    assert (status, "'inputs' lacks ['carrier'" in answer["error"]) == (400, True)
 
 
 def test_requests_without_the_token_are_refused(flights_model: Path, tmp_path: Path) -> None:

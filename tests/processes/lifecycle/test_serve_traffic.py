@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +17,14 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow.models import infer_signature
 
 from mirrorspark.lifecycle.experiments.assignment import assign
 from mirrorspark.lifecycle.experiments.definition import Experiment
 from mirrorspark.scoring.precomputed.precompute import precompute
-from tests.processes.lifecycle.served import SECONDS, ask, said, serving
+from tests.processes.lifecycle.served import REPOSITORY, SECONDS, ask, said, serving
 
 EXPERIMENT = Experiment("canary", {"old": 50, "new": 50})
 UNITS = [f"user-{number}" for number in range(40)]
@@ -178,11 +181,28 @@ def test_too_much_and_too_slow_is_refused_by_status_and_the_next_request_is_answ
         assert (status, "user-1" in str(answer)) == (500, False)
 
 
+# Serves a store, and what computes fails: nothing from outside makes it.
+FAILING = """
+import sys
+from mirrorspark.lifecycle.serve import batching, command
+async def fail(self): raise RuntimeError("planted")
+batching.Batcher.run = fail
+sys.exit(command.main(sys.argv[1:]))
+"""
+
+
+def test_a_server_that_ends_because_a_part_of_it_failed_says_so_by_its_status(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"user": [7], "model_version": ["movies/3"]}), tmp_path / "lists.parquet")
+    precompute(str(tmp_path / "lists.parquet"), tmp_path / "lists.db", key="user")
+    command = [sys.executable, "-c", FAILING, "--store", f"lists={tmp_path / 'lists.db'}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=SECONDS * 4, check=False)
+    assert done.returncode == 1
+    assert "the task 'batches' has failed, so the server ends" in done.stderr
+
+
 def test_a_store_answers_beside_the_models(tmp_path: Path) -> None:
     """S19: the user goes in, the list comes out."""
     rows = {"user": [7, 8], "items": [["a", "b"], ["c"]], "model_version": ["movies/3"] * 2}
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.table(rows), tmp_path / "lists.parquet")
     fallback = {"items": ["popular"], "model_version": "movies/3"}
     precompute(str(tmp_path / "lists.parquet"), tmp_path / "lists.db", key="user", fallback=fallback)
@@ -200,12 +220,13 @@ def test_a_store_answers_beside_the_models(tmp_path: Path) -> None:
             400,
             "instances[0]: column 'user' is 'x'; give a whole number of 64 bits",
         )
+        assert ask(port, "GET", "/health")[:2] == (200, {"ready": True})
         tensor = {"name": "user", "shape": [1], "datatype": "INT64", "data": [7]}
         _, answer, _ = ask(port, "POST", "/v2/models/lists/infer", {"inputs": [tensor]})
         assert answer["outputs"][0] == {"name": "items", "datatype": "BYTES", "shape": [1, 2], "data": ["a", "b"]}
 
 
-def test_a_process_that_is_killed_is_replaced_and_all_end_together(flights_model: Path) -> None:
+def test_a_process_that_is_killed_or_stopped_is_replaced_and_all_end_together(flights_model: Path) -> None:
     with serving("--model", str(flights_model), "--processes", "2") as (port, server):
         path = f"/v1/models/{flights_model.name}"
 
@@ -219,6 +240,9 @@ def test_a_process_that_is_killed_is_replaced_and_all_end_together(flights_model
         # The other one answers meanwhile: what the dead one had not accepted is in the queue of both.
         assert all(ask(port, "GET", path)[0] == 200 for _ in range(20))
         until(lambda: len(children()) == 2 and before[0] not in children(), "the process was not replaced")
+        # One that is stopped, or hangs, answers nobody either.
+        os.kill(before[1], signal.SIGSTOP)
+        until(lambda: len(children()) == 2 and before[1] not in children(), "the stopped process was not replaced")
         after = children()
         server.send_signal(signal.SIGTERM)
         assert server.wait(SECONDS) == 0

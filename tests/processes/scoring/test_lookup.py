@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -87,6 +88,8 @@ def test_rows_are_found_by_key_and_unknown_keys_have_the_fallback(tmp_path: Path
             status, answer = ask(port, path)
             assert (status, message in answer["error"]) == (400, True)
         assert ask(port, "/")[0] == 404
+        assert len(ask(port, "/rows?" + "&".join(["key=7"] * 256))[1]["rows"]) == 256
+        assert "257 keys are given; ask for at most 256" in ask(port, "/rows?" + "&".join(["key=7"] * 257))[1]["error"]
 
 
 def test_without_a_fallback_an_unknown_key_is_not_found(tmp_path: Path) -> None:
@@ -130,16 +133,18 @@ def test_damage_is_told_by_status_and_by_health(tmp_path: Path) -> None:
         deadline = time.monotonic() + SECONDS
         while (refused := ask(port, "/health")[1]["refused"]) is None:
             assert time.monotonic() < deadline, "the damaged store has not been seen"
-        assert "is damaged: its checksum does not match" in refused
+        assert "the store is damaged: its checksum does not match" in refused
+        assert str(tmp_path) not in refused
         assert ask(port, "/rows/0") == (200, {"is_fallback": False, "row": row(0, 0.125)})
         with (tmp_path / "open.db").open("r+b") as file:
             file.seek(places[200])
             file.write(b"0.625")
         answers = [ask(port, f"/rows/{key}") for key in keys]
         (damage,) = [answer["error"] for status, answer in answers if status == 503]
-        assert "is damaged: the checksum of the row" in damage
+        assert "the store is damaged: the checksum of the row" in damage
         assert {answer["row"]["score"] for status, answer in answers if status == 200} == {0.125}
-        assert ask(port, "/health")[0] == 503
+        status, health = ask(port, "/health")
+        assert (status, str(tmp_path) in str([damage, health])) == (503, False)
 
 
 def test_requests_for_another_host_are_refused(tmp_path: Path) -> None:
@@ -161,6 +166,61 @@ def test_a_request_without_a_host_is_answered(tmp_path: Path) -> None:
     ):
         connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
         assert answer.readline().split()[1] == b"200"
+
+
+def answered(port: int, sent: bytes) -> bytes:
+    """Return the first line of the answer to some bytes; "" where the server closes the connection without one."""
+    with (
+        socket.create_connection(("127.0.0.1", port), SECONDS) as connection,
+        connection.makefile("rb") as answer,
+        contextlib.suppress(ConnectionError),
+    ):
+        connection.sendall(sent)
+        return answer.readline()
+    return b""
+
+
+def test_a_head_has_a_limit_whole_or_not(tmp_path: Path) -> None:
+    with serving(store_of(tmp_path, [1])) as (port, _):
+        for size, status in ((16_000, b"200"), (17_000, b"431")):
+            assert answered(port, b"GET /health HTTP/1.1\r\nX: " + b"x" * size + b"\r\n\r\n").split()[1] == status
+        # Without an end, it is refused as soon as it is too long, and so are trailers behind a body.
+        assert answered(port, b"GET /health HTTP/1.1\r\nX: " + b"x" * 17_000).split()[1] == b"431"
+        assert answered(port, b"GET /" + b"x" * 17_000).split()[1] == b"431"
+        chunks = b"PUT /rows/1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+        with socket.create_connection(("127.0.0.1", port), SECONDS) as connection:
+            connection.sendall(chunks)
+            assert connection.recv(100).split()[1] == b"405"
+            with pytest.raises(ConnectionError):  # noqa: PT012 - which of the two finds out is the system's
+                for _ in range(10_000):
+                    connection.sendall(b"T: " + b"t" * 10_000 + b"\r\n")
+
+
+def test_silent_connections_make_room_and_health_is_answered(tmp_path: Path) -> None:
+    """256 files allow 128 connections: those that have waited longest are closed for the next ones."""
+    store = store_of(tmp_path, [1])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        process = started(store)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with process, contextlib.ExitStack() as opened:
+        opened.callback(process.kill)
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split(":")[2].split()[0])
+        kept = socket.create_connection(("127.0.0.1", port), SECONDS)
+        opened.callback(kept.close)
+        kept.sendall(b"GET /rows/1 HTTP/1.1\r\n\r\n")
+        assert kept.recv(9) == b"HTTP/1.1 "
+        silent = [opened.enter_context(socket.create_connection(("127.0.0.1", port), SECONDS)) for _ in range(500)]
+        for one in silent[::2]:  # half of them have begun a request
+            with contextlib.suppress(ConnectionError):
+                one.sendall(b"POST /rows HTTP/1.1\r\nContent-Length: 9\r\n")
+        for _ in range(20):
+            assert ask(port, "/health")[0] == 200
+        assert silent[0].recv(1) == b""
+        assert len([*Path(f"/proc/{process.pid}/fd").iterdir()]) < 256
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,13 +13,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from starlette.requests import Request
 
+from mirrorspark.lifecycle.experiments.assignment import sign_unit
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
 from mirrorspark.lifecycle.experiments.exposures import EXPOSURE_COLUMNS, exposure
 from mirrorspark.lifecycle.experiments.intervals import share_above_p_value
+from mirrorspark.lifecycle.serve.batching import BatchLimits
+from mirrorspark.lifecycle.serve.errors import RequestError
+from mirrorspark.lifecycle.serve.fields import Field
 from mirrorspark.lifecycle.serve.live_checks import Comparison, LiveChecks, Requests
 from mirrorspark.lifecycle.serve.repeats import Repeats
-from mirrorspark.lifecycle.serve.sources import Source
+from mirrorspark.lifecycle.serve.rows import Rows
+from mirrorspark.lifecycle.serve.servable import Outputs
+from mirrorspark.lifecycle.serve.service import RequestLimits, Service
+from mirrorspark.lifecycle.serve.sources import Source, Sources
+from mirrorspark.lifecycle.serve.tensorflow_api import routes
 from mirrorspark.lifecycle.serve.traffic import Traffic, differences, scores_of
 from mirrorspark.lifecycle.serve.traffic_settings import TrafficError, TrafficFile
 
@@ -164,10 +173,10 @@ def _written(folder: Path, content: dict[str, object]) -> Path:
     return folder / "traffic.yaml"
 
 
-def traffic(folder: Path, **checks: float) -> Traffic:
+def traffic(folder: Path, *, settings: Mapping[str, object] | None = None, **checks: float) -> Traffic:
     """Return traffic between two models without content."""
     checks = {"min_requests": 10, "window": 100} | checks
-    file = TrafficFile.load(_written(folder, TRAFFIC | {"checks": checks}))
+    file = TrafficFile.load(_written(folder, TRAFFIC | {"checks": checks} | (settings or {})))
     return Traffic(file, {name: Source(name, model("1", name)) for name in ("old", "new")})
 
 
@@ -251,3 +260,105 @@ def test_an_exposure_is_the_event_that_spark_logs(tmp_path: Path) -> None:
     assert list(event) == list(EXPOSURE_COLUMNS)
     text = f"canary:user-1:{int(datetime(2026, 1, 31, 5, tzinfo=UTC).timestamp()) * 1_000_000 + 7}"
     assert (event["event_id"], event["weight"]) == (hashlib.sha256(text.encode()).hexdigest(), 0.1)
+
+
+KEY = "a key of 16 characters or more"
+
+
+def test_a_unit_is_signed_by_whoever_knows_the_key(tmp_path: Path) -> None:
+    (tmp_path / "unit.key").write_text(f"{KEY}\n")
+    one = traffic(tmp_path, settings={"unit_key_file": "unit.key"})
+    for unit in ("user-1", "a.b", "ü", ""):
+        assert one.unit_of(sign_unit(unit, KEY)) == unit
+    # By hand: printf user-1 | openssl dgst -sha256 -hmac "a key of 16 characters or more"
+    assert sign_unit("user-1", KEY) == "user-1.e01b8049c8d37c9c8d43615b1d542f192836454a20e139139b0a5adef3cbd6df"
+    for text in ("user-1", "", ".", "user-2" + sign_unit("user-1", KEY)[6:], sign_unit("user-1", KEY + "s")):
+        with pytest.raises(RequestError, match="has no unit that is signed with this server's key"):
+            one.unit_of(text)
+    assert one.trusts_callers
+    assert not traffic(tmp_path).trusts_callers
+    assert traffic(tmp_path).unit_of("user-1") == "user-1"
+    (tmp_path / "unit.key").write_text("short")
+    with pytest.raises(TrafficError, match="has a key of 5 characters; write 16 or more"):
+        traffic(tmp_path, settings={"unit_key_file": "unit.key"})
+
+
+class Scripted:
+    """A servable whose answer to a row is the row's own: a score, or the status of an error."""
+
+    inputs = outputs = (Field("x", "double"),)
+    columns, labels, task, catalogues = ("x",), {}, None, {}  # type: ignore[var-annotated]
+
+    def __init__(self, version: str, statuses: Mapping[float, int]) -> None:
+        self.name, self.version, self.digest, self._statuses = "late", version, version, statuses
+
+    def compute(self, requests: Sequence[Rows]) -> list[Outputs | Exception]:
+        return [self._answer(one.columns["x"][0]) for one in requests]
+
+    def warm_up(self, rows: Mapping[str, Sequence[Any]] | None = None) -> bool:
+        return True
+
+    def _answer(self, x: float) -> Outputs | Exception:
+        status = self._statuses.get(x)
+        if status is None:
+            return {"x": [x]}
+        return RuntimeError("of the model") if status == 500 else RequestError(status, "of the row")
+
+
+# What each row makes of the two models: refused by the variant alone, an error of its code, an error of both.
+REFUSED, FAILS, FAILS_BOTH, ODD_SCORE = 1.0, 2.0, 3.0, 1e9
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens", "stopped_by"),
+    [
+        ({}, False, {FAILS}),
+        ({}, True, {REFUSED, FAILS, ODD_SCORE}),
+        ({"trusts_callers": True}, False, {REFUSED, FAILS, ODD_SCORE}),
+        ({"unit_key_file": "unit.key"}, False, {REFUSED, FAILS, ODD_SCORE}),
+    ],
+)
+def test_whoever_may_choose_units_stops_a_variant_by_errors_of_its_own_code_alone(
+    tmp_path: Path, settings: dict[str, object], tokens: bool, stopped_by: set[float]
+) -> None:
+    (tmp_path / "unit.key").write_text(KEY)
+    sign = (lambda unit: sign_unit(unit, KEY)) if "unit_key_file" in settings else (lambda unit: unit)
+    stopped = set()
+    for row in (REFUSED, FAILS, ODD_SCORE, FAILS_BOTH):
+        folder = tmp_path / str(row)
+        folder.mkdir()
+        (folder / "unit.key").write_text(KEY)
+        one = traffic(folder, settings=settings, score_change_at_most=1.0)
+        one.variants["old"].source.model = Scripted("1", {FAILS_BOTH: 500})
+        one.variants["new"].source.model = Scripted("2", {REFUSED: 400, FAILS: 500, FAILS_BOTH: 500})
+        units = {
+            name: [u for u in map(str, range(600)) if one.variant_of(u) is one.variants[name]]
+            for name in ("old", "new")
+        }
+        sources = Sources([one.variants["old"].source])
+        service = Service(sources, RequestLimits(), BatchLimits(), traffics={"late": one}, has_tokens=tokens)
+        asked = [(sign(unit), 0.0) for unit in units["old"][:40]] + [(sign(unit), row) for unit in units["new"][:40]]
+        statuses = asyncio.run(_statuses(service, one, asked))
+        assert set(statuses) <= {200, 500}
+        assert (500 in statuses) == (row == FAILS_BOTH)
+        if one.is_stopped(one.variants["new"]):
+            stopped.add(row)
+    assert stopped == stopped_by
+
+
+async def _statuses(service: Service, one: Traffic, asked: Sequence[tuple[str, float]]) -> list[int]:
+    predict = next(route for route in routes(service) if route.path == "/v1/models/{name:str}:predict")
+    batches = asyncio.create_task(service.batcher.run())
+    statuses = []
+    for unit, x in asked:
+        body = json.dumps({"instances": [x]}).encode()
+        head = {"type": "http", "method": "POST", "path": "/", "path_params": {"name": "late"}, "query_string": b""}
+
+        async def receive(body: bytes = body) -> dict[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        request = Request({**head, "headers": [(b"x-unit-id", unit.encode())]}, receive)
+        statuses.append((await predict.endpoint(request)).status_code)
+    await one.check()
+    batches.cancel()
+    return statuses

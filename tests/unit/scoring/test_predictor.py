@@ -60,6 +60,23 @@ def test_a_row_that_cannot_be_scored_says_why(predictor: Predictor, tmp_path: Pa
         members.predict(MEMBERS.to_pylist()[0] | {"member": 1})
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("carrier", "a\ud83d", "column 'carrier' has a text with '\\\\ud83d', half of a character"),
+        ("stops", ["EWR", "\udc00"], "column 'stops' has a text with '\\\\udc00', half of a character"),
+        ("distance", 10**400, "column 'distance' has values that are of no one type"),
+        ("hour", 2**70, "column 'hour' has values that are of no one type"),
+        ("hour", [[1], "x"], "column 'hour' has values that are of no one type"),
+    ],
+)
+def test_a_value_that_arrow_cannot_hold_is_told_by_its_column(
+    predictor: Predictor, column: str, value: object, message: str
+) -> None:
+    with pytest.raises(ColumnError, match=message):
+        predictor.predict({**FLIGHTS.to_pylist()[0], column: value})
+
+
 def test_a_damaged_description_is_told_before_its_versions_are_read(tmp_path: Path) -> None:
     model = package_model(LINEAR, tmp_path / "model")
     (model / DESCRIPTION_FILE).write_text("[]")
