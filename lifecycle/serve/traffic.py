@@ -243,7 +243,7 @@ class Traffic:
             found = json.loads(self._stopped_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise TrafficError(f"{self._stopped_file} is no JSON ({error}); mend it, or delete it") from error
         if not isinstance(found, dict):
             raise TrafficError(f"{self._stopped_file} holds no stopped versions; mend it, or delete it")

@@ -4,6 +4,8 @@ import contextlib
 import http.client
 import json
 import re
+import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,29 @@ def serving(*flags: str) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+
+@contextlib.contextmanager
+def few_files(count: int) -> Iterator[None]:
+    """Let processes that begin meanwhile open no more than ``count`` files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@contextlib.contextmanager
+def silent_connections(port: int, count: int) -> Iterator[list[socket.socket]]:
+    """Keep connections open of which every second one has begun a request, and none ends it."""
+    with contextlib.ExitStack() as opened:
+        silent = []
+        for number in range(count):
+            silent.append(opened.enter_context(socket.create_connection(("127.0.0.1", port), SECONDS)))
+            if number % 2:
+                silent[-1].sendall(b"POST /rows HTTP/1.1\r\nContent-Length: 9\r\n")
+        yield silent
 
 
 def said(errors: IO[str] | None) -> str:

@@ -24,7 +24,7 @@ from mlflow.models import infer_signature
 from mirrorspark.lifecycle.experiments.assignment import assign
 from mirrorspark.lifecycle.experiments.definition import Experiment
 from mirrorspark.scoring.precomputed.precompute import precompute
-from tests.processes.lifecycle.served import REPOSITORY, SECONDS, ask, said, serving
+from tests.processes.lifecycle.served import REPOSITORY, SECONDS, ask, few_files, said, serving, silent_connections
 
 EXPERIMENT = Experiment("canary", {"old": 50, "new": 50})
 UNITS = [f"user-{number}" for number in range(40)]
@@ -206,7 +206,7 @@ def test_a_store_answers_beside_the_models(tmp_path: Path) -> None:
     pq.write_table(pa.table(rows), tmp_path / "lists.parquet")
     fallback = {"items": ["popular"], "model_version": "movies/3"}
     precompute(str(tmp_path / "lists.parquet"), tmp_path / "lists.db", key="user", fallback=fallback)
-    with serving("--store", f"lists={tmp_path / 'lists.db'}") as (port, _):
+    with few_files(256), serving("--store", f"lists={tmp_path / 'lists.db'}") as (port, process):
         asked = {"instances": [{"user": 8}, {"user": 9}]}
         status, answer, version = ask(port, "POST", "/v1/models/lists:predict", asked)
         assert status == 200
@@ -220,10 +220,15 @@ def test_a_store_answers_beside_the_models(tmp_path: Path) -> None:
             400,
             "instances[0]: column 'user' is 'x'; give a whole number of 64 bits",
         )
-        assert ask(port, "GET", "/health")[:2] == (200, {"ready": True})
         tensor = {"name": "user", "shape": [1], "datatype": "INT64", "data": [7]}
         _, answer, _ = ask(port, "POST", "/v2/models/lists/infer", {"inputs": [tensor]})
         assert answer["outputs"][0] == {"name": "items", "datatype": "BYTES", "shape": [1, 2], "data": ["a", "b"]}
+        # Q5: of 128 connections, those that have waited longest are closed for the next ones.
+        with silent_connections(port, 200) as silent:
+            for path in ("/health", "/ping", "/v2/health/ready"):
+                assert ask(port, "GET", path)[:2] == (200, {"ready": True})
+            assert silent[0].recv(1) == b""
+            assert len([*Path(f"/proc/{process.pid}/fd").iterdir()]) < 256
 
 
 def test_a_process_that_is_killed_or_stopped_is_replaced_and_all_end_together(flights_model: Path) -> None:

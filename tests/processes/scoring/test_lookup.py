@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import re
-import resource
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ import pytest
 
 from mirrorspark.scoring.precomputed.precompute import precompute
 from tests.conftest import PATIENCE
+from tests.processes.lifecycle.served import few_files, silent_connections
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SECONDS = 60.0
@@ -198,29 +198,17 @@ def test_a_head_has_a_limit_whole_or_not(tmp_path: Path) -> None:
 
 def test_silent_connections_make_room_and_health_is_answered(tmp_path: Path) -> None:
     """256 files allow 128 connections: those that have waited longest are closed for the next ones."""
-    store = store_of(tmp_path, [1])
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
-        process = started(store)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with few_files(256):
+        process = started(store_of(tmp_path, [1]))
     with process, contextlib.ExitStack() as opened:
         opened.callback(process.kill)
         assert process.stdout is not None
         port = int(process.stdout.readline().split(":")[2].split()[0])
-        kept = socket.create_connection(("127.0.0.1", port), SECONDS)
-        opened.callback(kept.close)
-        kept.sendall(b"GET /rows/1 HTTP/1.1\r\n\r\n")
-        assert kept.recv(9) == b"HTTP/1.1 "
-        silent = [opened.enter_context(socket.create_connection(("127.0.0.1", port), SECONDS)) for _ in range(500)]
-        for one in silent[::2]:  # half of them have begun a request
-            with contextlib.suppress(ConnectionError):
-                one.sendall(b"POST /rows HTTP/1.1\r\nContent-Length: 9\r\n")
-        for _ in range(20):
-            assert ask(port, "/health")[0] == 200
-        assert silent[0].recv(1) == b""
-        assert len([*Path(f"/proc/{process.pid}/fd").iterdir()]) < 256
+        with silent_connections(port, 500) as silent:
+            for _ in range(20):
+                assert ask(port, "/health")[0] == 200
+            assert silent[0].recv(1) == b""
+            assert len([*Path(f"/proc/{process.pid}/fd").iterdir()]) < 256
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

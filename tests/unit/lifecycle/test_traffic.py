@@ -238,6 +238,16 @@ def test_a_variant_is_stopped_also_where_that_cannot_be_written_down(
     assert "could not be written down for other processes" in caplog.text
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "{", "[]", b"\xff"])
+def test_a_damaged_record_of_stopped_versions_ends_no_server(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str | bytes
+) -> None:
+    one = traffic(tmp_path)
+    (tmp_path / "traffic.stopped.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    one.look_at_files()
+    assert "the traffic of late stays as it is" in caplog.text
+
+
 def test_weights_change_while_it_answers_and_other_models_need_a_new_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
