@@ -80,10 +80,15 @@ def read_models(models: Mapping[str, Any], read: Callable[[str, Any], Imported])
     """Return by name what ``read`` makes of a name and its model.
 
     Raises:
-        FleetError: A model is refused, or is not as its library writes it.
+        FleetError: A model is refused, is not as its library writes it, or is an address instead of a file.
     """
     found = {}
     for name, model in models.items():
+        if isinstance(model, str) and "://" in model:
+            raise FleetError(
+                f"model '{name}' is at {model}, and models are read from local files; copy it here, with the files "
+                f"beside it that belong to it, and give its path"
+            )
         try:
             found[name] = read(name, model)
         except FleetError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -41,16 +41,19 @@ def fleet_from_onnx(
     its last output, of two classes the probability of the second one. Missing values make the outputs null; in trees
     they go where the model sends them. Reading needs the package ``onnx``.
 
+    Weights in files of their own are read from the folder of the model's file, or below it, and from nowhere else.
+
     Args:
-        models: By name a ``ModelProto``, or a file.
+        models: By name a file, a ``ModelProto``, or the bytes of one; the last two have their weights in them.
         columns: The columns in the order of the input: of all models, or by model.
         group: Group of the models.
         thresholds: Score from which ``binary`` is 1, by model.
         cut_points: Ascending scores at which ``Rank`` falls, by model.
 
     Raises:
-        FleetError: A model has another operator, input or output, or another number of inputs than columns; or a file
-            is no ONNX.
+        FleetError: A model has another operator, input or output, or another number of inputs than columns; a file is
+            no ONNX; or weights lie in a file that is missing, is outside the model's folder, or is a link, or in any
+            file where the model was not given as one.
         OSError: A file cannot be read.
         ModuleNotFoundError: The package ``onnx`` is not installed.
     """
@@ -92,16 +95,16 @@ class _Value:
 def _imported(name: str, given: Any, columns: Sequence[str]) -> Imported:
     onnx = library("onnx")
 
-    if isinstance(given, str | Path):
-        path = Path(given)
+    folder = None
+    if isinstance(given, str | Path | bytes):
+        content, called = (given, f"model '{name}'") if isinstance(given, bytes) else (Path(given).read_bytes(), given)
+        folder = None if isinstance(given, bytes) else Path(given).parent
         try:
-            given = onnx.load_model_from_string(path.read_bytes())
+            given = onnx.load_model_from_string(content)
         except Exception as error:
-            if isinstance(error, OSError):
-                raise
-            raise FleetError(f"{path} is no ONNX: {error}") from error
+            raise FleetError(f"{called} is no ONNX: {error}") from error
     graph = given.graph
-    constants = {one.name: np.asarray(onnx.numpy_helper.to_array(one)) for one in graph.initializer}
+    constants = {one.name: _array(name, one, folder) for one in graph.initializer}
     inputs = [one for one in graph.input if one.name not in constants]
     if len(inputs) != 1:
         names = [one.name for one in inputs]
@@ -110,7 +113,7 @@ def _imported(name: str, given: Any, columns: Sequence[str]) -> Imported:
     for node in graph.node:
         options = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
         if node.op_type == "Constant" and "value" in options:
-            constants[node.output[0]] = np.asarray(onnx.numpy_helper.to_array(options["value"]))
+            constants[node.output[0]] = _array(name, options["value"], folder)
         elif any(one in values for one in node.input):
             found = _computed(name, node, options, values, constants)
             # The first output of a classifier is its label, the second one of a Dropout its mask.
@@ -120,6 +123,46 @@ def _imported(name: str, given: Any, columns: Sequence[str]) -> Imported:
         raise FleetError(f"the output '{output}' of model '{name}' is no score; give a model that ends with one")
     dimensions = [one.dim_value for one in inputs[0].type.tensor_type.shape.dim]
     return _model(name, values[output], columns, dimensions[-1] if dimensions else 0)
+
+
+def _array(name: str, tensor: Any, folder: Path | None) -> np.ndarray:
+    """Return the values of a tensor, from the model or from a file in its ``folder``; None if the model has no file."""
+    onnx = library("onnx")
+
+    if not onnx.external_data_helper.uses_external_data(tensor):
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    file = _side_file(name, f"the weights '{tensor.name}' of model '{name}'", location, folder)
+    try:
+        return np.asarray(onnx.numpy_helper.to_array(tensor, base_dir=str(folder)))
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise FleetError(
+            f"the weights '{tensor.name}' of model '{name}' cannot be read from {file} ({error}); save the model again"
+        ) from error
+
+
+def _side_file(name: str, what: str, location: str, folder: Path | None) -> Path:
+    """Return the file of weights at ``location``, which a model from elsewhere must not choose freely.
+
+    Raises:
+        FleetError: The model has no folder, or the file is missing there or may be anywhere.
+    """
+    if folder is None:
+        raise FleetError(
+            f"{what} are in a file '{location}', and model '{name}' was not given as a file, so that there is no "
+            f"folder to look in; give the path of the model, or what onnx.load returns for it"
+        )
+    parts = PurePosixPath(location).parts
+    is_outside = not parts or PurePosixPath(location).is_absolute() or ".." in parts or "\\" in location
+    steps = [folder.joinpath(*parts[: place + 1]) for place in range(len(parts))]
+    if is_outside or any(step.is_symlink() for step in steps):
+        raise FleetError(
+            f"{what} are in '{location}', which is outside the model's folder or a link; put the file beside the "
+            f"model, and save the model with its name alone"
+        )
+    if not steps[-1].is_file():
+        raise FleetError(f"{what} are in '{location}', and {folder} has no such file; put it there")
+    return steps[-1]
 
 
 def _computed(

@@ -1,5 +1,6 @@
 """M2: models of ONNX predict what ONNX Runtime does."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,70 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no protocol buffer")
     with pytest.raises(FleetError, match="is no ONNX"):
         fleet_from_onnx({"m": tmp_path / "model.onnx"}, COLUMNS)
+
+
+def with_side_file(folder: Path, weights: list[float], location: str = "weights.bin") -> Path:
+    """Write a linear model of two inputs, whose weights are in a file beside it that it calls ``location``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "weights.bin").write_bytes(np.array(weights, np.float32).tobytes())
+    outside = TensorProto(name="w", data_type=1, dims=[2, 1], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", location), ("length", "8")):
+        outside.external_data.add(key=key, value=value)
+    model = model_of(("MatMul", ["x", "w"], ["y"], {}))
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 2
+    model.graph.initializer.append(outside)
+    path = folder / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("directory", ["a", "."])
+def test_weights_of_a_side_file_lie_beside_their_model_whatever_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, directory: str
+) -> None:
+    with_side_file(tmp_path / "a", [1, 2])
+    with_side_file(tmp_path / "b", [100, 200])
+    monkeypatch.chdir(tmp_path / directory)
+    models = {name: tmp_path / name / "m.onnx" for name in ("a", "b")}
+    models["relative"] = Path(os.path.relpath(models["b"]))
+    fleet = fleet_from_onnx(models, ["p", "q"])
+    assert fleet.table["coefficient"].to_pylist() == [[1, 2], [100, 200], [100, 200]]
+
+
+def test_a_model_in_memory_brings_its_weights_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = with_side_file(tmp_path, [3, 4])
+    monkeypatch.chdir(tmp_path)  # where the file would be found
+    without = onnx.load(str(path), load_external_data=False)
+    for given in (without, path.read_bytes()):
+        with pytest.raises(FleetError, match=r"'weights.bin', and model 'm' was not given as a file.*give the path"):
+            fleet_from_onnx({"m": given}, ["p", "q"])
+    whole = onnx.load(str(path))
+    for given in (whole, whole.SerializeToString()):
+        assert fleet_from_onnx({"m": given}, ["p", "q"]).table["coefficient"].to_pylist() == [[3, 4]]
+
+
+@pytest.mark.parametrize(
+    "location", ["../weights.bin", "/{outside}", "sub/../../weights.bin", "link.bin", "way/w.bin", ""]
+)
+def test_weights_outside_the_folder_of_the_model_are_refused(tmp_path: Path, location: str) -> None:
+    outside = with_side_file(tmp_path, [5, 6]).parent / "weights.bin"
+    path = with_side_file(tmp_path / "model", [7, 8], location.format(outside=outside))
+    (path.parent / "sub").mkdir()
+    (path.parent / "link.bin").symlink_to(outside)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "w.bin").write_bytes(outside.read_bytes())
+    (path.parent / "way").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FleetError, match=r"outside the model's folder or a link; put the file beside"):
+        fleet_from_onnx({"m": path}, ["p", "q"])
+
+
+def test_weights_that_are_missing_or_too_few_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FleetError, match=r"weights 'w' of model 'm' are in 'other.bin', and .* has no such file"):
+        fleet_from_onnx({"m": with_side_file(tmp_path, [1, 2], "other.bin")}, ["p", "q"])
+    with pytest.raises(FleetError, match=r"weights 'w' of model 'm' cannot be read from .*weights.bin"):
+        fleet_from_onnx({"m": with_side_file(tmp_path, [1])}, ["p", "q"])
+
+
+def test_an_address_instead_of_a_file_is_refused_with_what_to_do() -> None:
+    with pytest.raises(FleetError, match=r"'m' is at s3://bucket/m.onnx, .* copy it here, with the files beside it"):
+        fleet_from_onnx({"m": "s3://bucket/m.onnx"}, COLUMNS)
