@@ -1,5 +1,6 @@
 """Tables in any of the forms that users have, as Spark DataFrames, and back."""
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pyarrow as pa
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
+
+from mirrorspark.data_pipelines.features.column_facts import CATEGORIES
 
 # The key of a table in memory that has none: the position of the row.
 ROW_NUMBER = "row_number"
@@ -40,6 +43,9 @@ def as_dataframe(table: Any, spark: SparkSession) -> DataFrame:
         arrow = in_arrow(table)
         _require_different(arrow.column_names)
         df = spark.createDataFrame(arrow)
+        for field in arrow.schema:
+            if noted := categories_of(field):
+                df = df.withMetadata(field.name, {name: json.loads(order) for name, order in noted.items()})
     if spark.conf.get("spark.sql.caseSensitive") != "true":
         _require_different(df.columns)
         _require_different_but_for_case(df.columns)
@@ -126,8 +132,37 @@ def in_arrow(table: Any) -> pa.Table:
             f"a {type(table).__name__} is no table; give a Spark, pandas or Polars DataFrame, a PyArrow table, the "
             f"name of a table, or the path of Parquet, CSV or JSON files"
         )
-    schema = pa.schema([(field.name, _plain(field.type)) for field in arrow.schema])
-    return arrow.cast(schema, safe=False)  # nanoseconds become microseconds
+    orders = {field.name: _order(arrow, field) for field in arrow.schema if pa.types.is_dictionary(field.type)}
+    if type(table).__module__.startswith("polars"):
+        orders |= {name: _order_of_enum(kind) for name, kind in table.collect_schema().items() if _is_enum(kind)}
+    fields = []
+    for field in arrow.schema:
+        noted = {CATEGORIES: json.dumps(orders[field.name])} if field.name in orders else categories_of(field)
+        fields.append(pa.field(field.name, _plain(field.type), metadata=noted or None))
+    return arrow.cast(pa.schema(fields), safe=False)  # nanoseconds become microseconds
+
+
+def _order(arrow: pa.Table, field: pa.Field) -> list[str]:
+    """Return the values of an ordered dictionary as text, the lowest first; an empty list if it has no order."""
+    chunks, kind = arrow.column(field.name).chunks, field.type.value_type
+    has_tokens = pa.types.is_integer(kind) or pa.types.is_string(_plain(kind))
+    if not (field.type.ordered and chunks and has_tokens):
+        return []
+    return [value for value in chunks[0].dictionary.cast(pa.string()).to_pylist() if value]
+
+
+def _is_enum(kind: Any) -> bool:
+    return type(kind).__name__ == "Enum"
+
+
+def _order_of_enum(kind: Any) -> list[str]:
+    return [value for value in kind.categories.to_list() if value]
+
+
+def categories_of(field: pa.Field) -> dict[str, str]:
+    """Return what :func:`in_arrow` has noted of a column of categories: its order, as JSON by the name of the note."""
+    noted = (field.metadata or {}).get(CATEGORIES.encode())
+    return {} if noted is None else {CATEGORIES: noted.decode()}
 
 
 def _of_pandas(table: Any) -> pa.Table:

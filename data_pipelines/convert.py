@@ -33,6 +33,7 @@ from mirrorspark.data_pipelines.dataset.manifest import (
 )
 from mirrorspark.data_pipelines.dataset.shards import EncodeTask, ShardResult
 from mirrorspark.data_pipelines.dataset.staging import Staged, stage
+from mirrorspark.data_pipelines.features.column_facts import CATEGORIES
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.fitting import EmptySplitError, fit_features
 from mirrorspark.data_pipelines.features.kinds import Label
@@ -221,7 +222,10 @@ class _Conversion:
         samples = {split: staged.sample(split) for split in SPLITS}
         features = self._own(FEATURES_FOLDER)
         items = self.items.select(*self.spec.items.columns).toArrow() if self.items and self.spec.items else None
-        fitted = fit_features(spark, staged.measured, self.spec, samples[TRAIN_SPLIT], scratch, features, items)
+        categories = [field.name for field in df.schema if CATEGORIES in field.metadata]
+        fitted = fit_features(
+            *(spark, staged.measured, self.spec, samples[TRAIN_SPLIT], scratch, features, items), categories=categories
+        )
         results = self._encode(spark, staged)
         check_classes(results, self.spec.label)
         profile = profile_columns(samples, self.spec, counts=_split_counts(results), reference=reference)

@@ -77,6 +77,18 @@ def check_bounds(name: str, clip: Any) -> None:
         )
 
 
+def check_order(name: str, order: Any) -> None:
+    """Check the values of an ordinal feature or label, the lowest first."""
+    values = order if isinstance(order, tuple) else ()
+    if len(values) < 2 or not all(isinstance(value, str) and value for value in values):
+        raise FeatureSpecError(
+            f"'{name}': order {order!r} is not a list of two or more texts; give all values as text, the lowest first, "
+            f"for example [low, middle, high] (numbers in quotes)"
+        )
+    if twice := sorted({value for value in values if values.count(value) > 1}):
+        raise FeatureSpecError(f"'{name}': order has {twice} twice; keep one of each")
+
+
 def is_finite(value: Any) -> bool:
     """Return whether ``value`` is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

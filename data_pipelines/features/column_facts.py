@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,27 @@ from pyspark.sql.types import (
     ArrayType,
     BooleanType,
     DataType,
+    DateType,
     FractionalType,
     IntegralType,
     MapType,
     NumericType,
     StringType,
+    StructField,
     StructType,
+    TimestampNTZType,
+    TimestampType,
 )
+
+from mirrorspark.data_pipelines.features.dates import DATE_ORDERS, DATE_PATTERNS, DateOrder
+
+CATEGORIES = "mirrorspark.categories"
+"""Metadata of a column that was a categorical of pandas or Polars, or a dictionary of Arrow: its values as text, the
+lowest first, or an empty list if they have no order.
+"""
+
+# As many first values tell which forms of dates are worth a look at all of them.
+_FIRST_VALUES = 100
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,10 @@ class ColumnFacts:
         elements: 95th percentile of the number of elements for arrays, or of words for strings.
         size: Length of the vectors, for vectors; for arrays of fractions, the number of elements that all have in
             common.
+        empty: The number of rows with an empty text, for strings: missing values.
+        dates: By order of year, month and day, the number of rows whose text is a date in it; orders of none are left
+            out.
+        order: The values of an ordered categorical as text, the lowest first.
     """
 
     name: str
@@ -48,6 +67,9 @@ class ColumnFacts:
     skewness: float | None = None
     elements: float | None = None
     size: int | None = None
+    empty: int = 0
+    dates: Mapping[DateOrder, int] = dataclass_field(default_factory=dict)
+    order: tuple[str, ...] = ()
 
 
 def column_facts(df: DataFrame) -> dict[str, ColumnFacts]:
@@ -62,12 +84,23 @@ def column_facts(df: DataFrame) -> dict[str, ColumnFacts]:
     assert row is not None  # noqa: S101 - an aggregate has one row
     facts = {}
     for position, field in enumerate(df.schema):
-        found = {what: row[f"{position} {what}"] for what in measures[field.name]}
+        found = {what: row[f"{position} {what}"] for what in measures[field.name] if what not in DATE_ORDERS}
+        dates = {order: row[f"{position} {order}"] for order in DATE_ORDERS if order in measures[field.name]}
         if isinstance(field.dataType, VectorUDT):
             vector = df.where(quoted(field.name).isNotNull()).select(quoted(field.name)).first()
             found["size"] = vector[0].size if vector else None
-        facts[field.name] = ColumnFacts(field.name, field.dataType, **found)
+        facts[field.name] = ColumnFacts(
+            field.name,
+            field.dataType,
+            **found,
+            dates={order: rows for order, rows in dates.items() if rows},
+            order=_order_of(field),
+        )
     return facts
+
+
+def _order_of(field: StructField) -> tuple[str, ...]:
+    return tuple(field.metadata.get(CATEGORIES, ()))
 
 
 def _measures(kind: DataType, column: Column) -> Mapping[str, Column]:
@@ -76,10 +109,12 @@ def _measures(kind: DataType, column: Column) -> Mapping[str, Column]:
     if isinstance(kind, NumericType):
         number = F.when(~F.isnan(column.cast("double")), column.cast("double"))
         measures |= {"minimum": F.min(number), "maximum": F.max(number), "skewness": F.skewness(number)}
-    if isinstance(kind, NumericType | StringType | BooleanType):
+    if isinstance(kind, NumericType | StringType | BooleanType | DateType | TimestampType | TimestampNTZType):
         measures["distinct"] = F.approx_count_distinct(column)
     if isinstance(kind, StringType):
         measures["elements"] = F.percentile_approx(F.size(F.split(F.trim(column), r"\s+")), 0.95)
+        measures["empty"] = F.count_if(column == "")
+        measures |= {order: F.count_if(column.rlike(found.expression)) for order, found in DATE_PATTERNS.items()}
     if isinstance(kind, ArrayType):
         measures["elements"] = F.percentile_approx(F.when(column.isNotNull(), F.size(column)), 0.95)
     if isinstance(kind, ArrayType) and isinstance(kind.elementType, FractionalType):
@@ -99,21 +134,24 @@ def arrow_facts(rows: pa.Table, schema: StructType) -> dict[str, ColumnFacts]:
         rows: The table.
         schema: The columns with the types that they have in Spark.
     """
-    return {field.name: _arrow_facts(field.name, field.dataType, rows[field.name]) for field in schema}
+    return {field.name: _arrow_facts(field, rows[field.name]) for field in schema}
 
 
-def _arrow_facts(name: str, kind: DataType, column: pa.ChunkedArray) -> ColumnFacts:
+def _arrow_facts(field: StructField, column: pa.ChunkedArray) -> ColumnFacts:
+    name, kind = field.name, field.dataType
     values = column.drop_null()  # in its chunks: together, texts of gigabytes are no array
     found: dict[str, Any] = {}
     if isinstance(kind, NumericType):
         numbers = values.cast(pa.float64(), safe=False).to_numpy()
         found |= _moments(numbers[~np.isnan(numbers)])
-    if isinstance(kind, NumericType | StringType | BooleanType):
+    if isinstance(kind, NumericType | StringType | BooleanType | DateType | TimestampType | TimestampNTZType):
         found["distinct"] = pc.count_distinct(values).as_py()
     if isinstance(kind, StringType):
         # Java's white space; that of Arrow's expressions lacks the vertical tab.
         gaps = pc.count_substring_regex(pc.utf8_trim(values, " "), r"[ \t\n\x0b\f\r]+")
         found["elements"] = _percentile(pc.add(gaps, 1), 0.95)
+        found["empty"] = pc.sum(pc.equal(values, "")).as_py() or 0
+        found["dates"] = _dates(values)
     if isinstance(kind, ArrayType):
         lengths = pc.list_value_length(values)
         found["elements"] = _percentile(lengths, 0.95)
@@ -123,7 +161,17 @@ def _arrow_facts(name: str, kind: DataType, column: pa.ChunkedArray) -> ColumnFa
     if isinstance(kind, MapType) and isinstance(kind.keyType, IntegralType):
         ends = pc.min_max(pc.struct_field(pc.list_flatten(values.cast(_as_list(values.type))), [0]))
         found |= {"minimum": ends["min"].as_py(), "maximum": ends["max"].as_py()}
-    return ColumnFacts(name, kind, len(values), **found)
+    return ColumnFacts(name, kind, len(values), order=_order_of(field), **found)
+
+
+def _dates(texts: pa.ChunkedArray) -> dict[DateOrder, int]:
+    first = texts.filter(pc.not_equal(texts, "")).slice(0, _FIRST_VALUES)
+    likely = [order for order in DATE_ORDERS if _rows_of_dates(first, order)]
+    return {order: _rows_of_dates(texts, order) for order in likely}
+
+
+def _rows_of_dates(texts: pa.ChunkedArray, order: DateOrder) -> int:
+    return pc.sum(pc.match_substring_regex(texts, DATE_PATTERNS[order].expression)).as_py() or 0
 
 
 def _as_list(kind: pa.MapType) -> pa.ListType:

@@ -90,6 +90,7 @@ class FittedFeatures:
         column_types: Per raw column, its type in training in Arrow's notation (``bool``, ``list<element: int64>``).
             Empty if types were not recorded.
         items: The candidates' own features, if the spec has some.
+        categories: The columns that were categoricals of pandas or Polars, or dictionaries of Arrow, in training.
     """
 
     spec: FeatureSpec
@@ -98,6 +99,7 @@ class FittedFeatures:
     quantiles: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     column_types: Mapping[str, str] = field(default_factory=dict)
     items: ItemTable | None = None
+    categories: tuple[str, ...] = ()
 
     def vocabulary(self, feature: TokenFeature) -> Vocabulary:
         """Return the vocabulary of ``feature``."""
@@ -163,8 +165,9 @@ class FittedFeatures:
             "statistics": {name: asdict(statistics) for name, statistics in self.statistics.items()},
             "quantiles": {name: list(boundaries) for name, boundaries in self.quantiles.items()},
         }
-        # Features that were fitted before types were recorded keep their hash.
-        return parts | ({"column_types": dict(self.column_types)} if self.column_types else {})
+        # Features that were fitted before types and categories were recorded keep their hash.
+        parts |= {"column_types": dict(self.column_types)} if self.column_types else {}
+        return parts | ({"categories": list(self.categories)} if self.categories else {})
 
     def save(self, folder: Path | StoragePath) -> None:
         """Write the spec, the statistics and one Arrow file per vocabulary into ``folder``."""
@@ -203,6 +206,7 @@ class FittedFeatures:
                     quantiles={name: tuple(boundaries) for name, boundaries in document["quantiles"].items()},
                     column_types=dict(document.get("column_types", {})),
                     items=ItemTable.load(local / ITEMS_FOLDER) if spec.items else None,
+                    categories=tuple(document.get("categories", ())),
                 )
                 written_hash = document["hash"]
             except (ValueError, KeyError, TypeError, AttributeError) as error:  # also JSON's and Arrow's own errors

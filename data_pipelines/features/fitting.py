@@ -5,7 +5,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -177,6 +177,7 @@ def fit_features(
     scratch: StoragePath,
     target: StoragePath,
     items: pa.Table | None = None,
+    categories: Iterable[str] = (),
 ) -> FittedFeatures:
     """Join the parts of a measurement into fitted features, and save them.
 
@@ -193,6 +194,7 @@ def fit_features(
         target: Folder to save to.
         items: The table of :attr:`FeatureSpec.items`, if the spec has them. Its features are fitted to all its rows,
             and its keys without a training row follow the other candidates in the vocabulary, in their order as text.
+        categories: The columns that are categoricals in the table.
 
     Raises:
         EmptySplitError: A vocabulary stays empty.
@@ -200,6 +202,7 @@ def fit_features(
     """
     with tempfile.TemporaryDirectory(prefix="mirrorspark-vocabularies-") as folder:
         fitted = _joined(spark, measured, spec, sample, scratch, Path(folder))
+        fitted = replace(fitted, categories=tuple(name for name in categories if name in fitted.column_types))
         if spec.items is not None and items is not None:
             own = Path(folder) / "items"
             own.mkdir()

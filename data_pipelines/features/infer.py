@@ -27,13 +27,16 @@ from pyspark.sql.types import (
 )
 
 from mirrorspark.data_pipelines.features.column_facts import ColumnFacts, arrow_facts, column_facts, quoted
+from mirrorspark.data_pipelines.features.dates import DateOrder
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
+    Date,
     Feature,
     FeatureSpecError,
     Label,
     MultiValued,
     Numeric,
+    Ordinal,
     Sparse,
     Text,
     Vector,
@@ -52,6 +55,8 @@ MOST_CODES = 50
 # A text has more words than a name or a title, and few repetitions.
 LEAST_WORDS_OF_TEXT = 4
 LEAST_SHARE_OF_DISTINCT_TEXTS = 0.5
+# A few texts among dates, such as "unknown", are missing values.
+LEAST_SHARE_OF_DATES = 0.95
 # If nearly every row has a token of its own, later rows will have unknown ones.
 MOST_SHARE_OF_DISTINCT_TOKENS = 0.9
 # Beyond this many tokens, hashing is better than a vocabulary.
@@ -59,6 +64,7 @@ MOST_VOCABULARY = 1_000_000
 # Amounts of money and counts of visits are more skewed than this, and nearly normal as logarithms.
 LEAST_SKEWNESS_OF_LOGARITHM = 3.0
 LONGEST_LIST = 200
+_SHOWN_VALUES = 5
 _YES = frozenset({"yes", "y", "true", "t", "1", "1.0", "positive", "pos", "on"})
 _RENAME = "rename it; all columns of pandas: df.columns = df.columns.str.replace('[^A-Za-z0-9_]+', '_', regex=True)"
 # As in id, order_id, ORDER_ID, orderId and orderID, but not in paid.
@@ -114,7 +120,8 @@ def infer_spec(
             continue
         feature, reason = propose_feature(fact)
         # A column without a proposal is a warning: it may only have been read as the wrong type.
-        _LOGGER.log(logging.INFO if feature is not None else logging.WARNING, "column %s: %s", name, reason)
+        is_doubtful = feature is None or (isinstance(fact.type, StringType) and len(orders_of_dates(fact)) > 1)
+        _LOGGER.log(logging.WARNING if is_doubtful else logging.INFO, "column %s: %s", name, reason)
         if feature is not None:
             features.append(feature)
         else:
@@ -123,7 +130,9 @@ def infer_spec(
         why = "; ".join(reasons[:5]) or "besides the label and the keys there is none"
         raise FeatureSpecError(f"no column can be a feature of '{label}': {why}")
     proposed = propose_label(facts[label], _two_values(df, facts[label]))
-    _LOGGER.info("label %s: %s", label, reason_of_label(proposed, facts[label]))
+    is_doubtful = proposed.kind == "multi_class" and len(facts[label].order) > 1
+    level = logging.WARNING if is_doubtful else logging.INFO
+    _LOGGER.log(level, "label %s: %s", label, reason_of_label(proposed, facts[label]))
     return FeatureSpec(tuple(features), proposed, proposed_keys)
 
 
@@ -134,8 +143,15 @@ def propose_feature(facts: ColumnFacts) -> tuple[Feature | None, str]:
     if not facts.rows:
         return None, "left out: it has no value"
     kind = facts.type
-    if isinstance(kind, IntegralType | FractionalType | StringType | BooleanType) and facts.distinct <= 1:
+    has_distinct = (
+        IntegralType | FractionalType | StringType | BooleanType | DateType | TimestampType | TimestampNTZType
+    )
+    if isinstance(kind, has_distinct) and facts.distinct <= 1:
         return None, "left out: it has the same value everywhere"
+    if len(facts.order) > 1 and isinstance(kind, StringType | IntegralType):
+        return Ordinal(facts.name, order=facts.order), f"ordinal, of {len(facts.order)} values in the table's order"
+    if isinstance(kind, DateType | TimestampType | TimestampNTZType):
+        return Date(facts.name), "date, as a number of days"
     if isinstance(kind, StringType):
         return _propose_string(facts)
     if isinstance(kind, BooleanType):
@@ -168,12 +184,37 @@ def _propose_vector(facts: ColumnFacts) -> tuple[Feature | None, str]:
         size = int(facts.maximum) + 1 if facts.maximum is not None else 0
     if size:
         return Sparse(facts.name, size=size), f"sparse, of {size} columns"
-    remedy = "; it can order the rows (time=), or give parts of it, such as the month, as columns of their own"
-    is_time = isinstance(kind, DateType | TimestampType | TimestampNTZType)
-    return None, f"left out: no feature takes the type {kind.simpleString()}{remedy if is_time else ''}"
+    return None, f"left out: no feature takes the type {kind.simpleString()}"
 
 
 def _propose_string(facts: ColumnFacts) -> tuple[Feature | None, str]:
+    orders = orders_of_dates(facts)
+    if len(orders) == 1:
+        others = facts.rows - facts.empty - facts.dates[orders[0]]
+        missing = f"; {others} other values are missing ones" if others else ""
+        return Date(
+            facts.name, order=orders[0]
+        ), f"date, as a number of days, written in the order {orders[0]}{missing}"
+    feature, reason = _propose_text(facts)
+    return feature, reason + (ambiguous_dates(facts.name) if orders else "")
+
+
+def orders_of_dates(facts: ColumnFacts) -> list[DateOrder]:
+    """Return the orders in which nearly all texts of a column are dates: several if the days do not tell them apart."""
+    least = LEAST_SHARE_OF_DATES * (facts.rows - facts.empty)
+    found = {order: rows for order, rows in facts.dates.items() if rows >= least}
+    return [order for order, rows in found.items() if rows == max(found.values())]
+
+
+def ambiguous_dates(name: str) -> str:
+    """Return what a finding says of texts that are dates in two orders."""
+    return (
+        f"; its values are dates whose day and month cannot be told apart: give the feature '{name}' the kind date and "
+        f"the order dmy or mdy"
+    )
+
+
+def _propose_text(facts: ColumnFacts) -> tuple[Feature | None, str]:
     words = int(facts.elements or 1)
     if words >= LEAST_WORDS_OF_TEXT and facts.distinct >= LEAST_SHARE_OF_DISTINCT_TEXTS * facts.rows:
         length = min(words, LONGEST_LIST)
@@ -233,7 +274,15 @@ def propose_label(facts: ColumnFacts, values: Mapping[str, int] | None = None) -
 
 def reason_of_label(label: Label, facts: ColumnFacts) -> str:
     """Return the kind of a proposed label; of ratings, which might be numbers too, with the way to change it."""
-    if label.kind != "multi_class" or not isinstance(facts.type, IntegralType):
+    if label.kind != "multi_class":
+        return label.kind
+    if len(facts.order) > 1:
+        return (
+            f"multi_class: the order of its values ({' < '.join(facts.order[:_SHOWN_VALUES])}"
+            f"{' < …' if len(facts.order) > _SHOWN_VALUES else ''}) is not learnt; to learn it, give the ranks as a "
+            f"column of numbers with {{'name': …, 'kind': 'number'}} as label"
+        )
+    if not isinstance(facts.type, IntegralType):
         return label.kind
     return (
         f"multi_class: it has {facts.distinct} different whole numbers; if they are amounts or ratings, give "

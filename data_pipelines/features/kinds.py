@@ -25,9 +25,11 @@ from mirrorspark.data_pipelines.features.checks import (
     check_encoder,
     check_ids,
     check_ngrams,
+    check_order,
     check_truncate,
     is_finite,
 )
+from mirrorspark.data_pipelines.features.dates import DATE_ORDERS, DateOrder
 from mirrorspark.data_pipelines.features.text import DEFAULT_SEPARATORS, SeparatorPatternError, spelled_out
 
 MISSING_ID = 0
@@ -46,9 +48,10 @@ size]``.
 WIDE_FORMS: frozenset[Form] = frozenset({"sparse", "vector"})
 """The forms of many numbers per row, which the baseline of boosted trees does not take."""
 
-RawForm = Literal["number", "token", "tokens", "times", "indices", "values", "bytes"]
+RawForm = Literal["number", "token", "tokens", "date", "times", "indices", "values", "bytes"]
 """The exported model's input for a raw column: ``number`` float64 ``[batch]``, NaN for missing; ``token`` string
-``[batch]`` and ``tokens`` string ``[batch, any]``, ``""`` for missing; ``times`` int64 ``[batch, any]`` beside tokens;
+``[batch]`` and ``tokens`` string ``[batch, any]``, ``""`` for missing; ``date`` string ``[batch]``, the text of a date,
+``""`` for missing; ``times`` int64 ``[batch, any]`` beside tokens;
 ``indices`` int64 ``[batch, any]``, negative for padding, and ``values`` float64 ``[batch, any]`` beside it, or alone
 for a vector, NaN for missing; ``bytes`` string ``[batch]`` of any bytes, ``""`` for missing.
 """
@@ -85,7 +88,7 @@ class Numeric(_Column):
         log: Take the logarithm ``sign(x) * log(1 + |x|)``, which is defined for negative numbers and 0 too.
     """
 
-    kind: ClassVar[Literal["numeric"]] = "numeric"
+    kind: ClassVar[Literal["numeric", "ordinal", "date"]] = "numeric"
     form: ClassVar[Literal["value"]] = "value"
     raw_form: ClassVar[RawForm] = "number"
     impute: float | Literal["mean"] = "mean"
@@ -100,6 +103,49 @@ class Numeric(_Column):
             check_boolean(self.name, option, getattr(self, option))
         if self.clip is not None:
             check_bounds(self.name, self.clip)
+
+
+@dataclass(frozen=True)
+class Ordinal(Numeric):
+    """One token per row, of values that have an order; becomes float32 ``[batch]``: its rank, as a number is encoded.
+
+    Attributes:
+        name: Column of the table, and name of the model's input; texts, whole numbers or booleans.
+        order: The values as text, the lowest first, whose ranks are 0, 1, 2, …. Any other value is missing.
+    """
+
+    kind: ClassVar[Literal["ordinal"]] = "ordinal"
+    raw_form: ClassVar[RawForm] = "token"
+    order: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self.name, self.order)
+
+
+@dataclass(frozen=True)
+class Date(Numeric):
+    """A date, with or without a time of day, or that alone; becomes float32 ``[batch]``, as a number is encoded.
+
+    The number is that of days since the start of 1970 in UTC. Texts have their zone in them or none, which counts as
+    UTC: ``2024-01-31``, ``2024-01-31T18:30:00+01:00``, ``31.1.2024``, ``31 Jan 2024``, ``1/31/2024 6:30 PM``. What is
+    not a date in that order, such as ``unknown`` or ``2024-02-30``, is missing.
+
+    Attributes:
+        name: Column of the table, and name of the model's input: texts, dates or timestamps.
+        order: The order of year, month and day in texts: ``ymd``, ``dmy`` or ``mdy``, or ``time`` for times of day.
+    """
+
+    kind: ClassVar[Literal["date"]] = "date"
+    raw_form: ClassVar[RawForm] = "date"
+    order: DateOrder = "ymd"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in DATE_ORDERS:
+            raise FeatureSpecError(
+                f"feature '{self.name}': order {self.order!r} is unknown; use {' or '.join(DATE_ORDERS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -398,7 +444,19 @@ class ImageEmbedding(_Column):
 
 
 EmbeddedFeature = TextEmbedding | ImageEmbedding
-Feature = Numeric | Bucketed | Categorical | MultiValued | Sequence | Text | Sparse | Vector | EmbeddedFeature
+Feature = (
+    Numeric
+    | Ordinal
+    | Date
+    | Bucketed
+    | Categorical
+    | MultiValued
+    | Sequence
+    | Text
+    | Sparse
+    | Vector
+    | EmbeddedFeature
+)
 MeasuredFeature = Numeric | Bucketed
 TokenFeature = Categorical | MultiValued | Sequence | Text
 ListFeature = MultiValued | Sequence | Text

@@ -10,11 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mirrorspark.data_pipelines.features.dates import days_of_texts
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
+    Date,
     EmbeddedFeature,
     Feature,
     ImageEmbedding,
+    Ordinal,
     RawForm,
     Sequence,
     Sparse,
@@ -31,6 +34,7 @@ RAW_TYPES: Mapping[RawForm, pa.DataType] = {
     "number": pa.float64(),
     "token": pa.string(),
     "tokens": pa.list_(pa.string()),
+    "date": pa.string(),
     "times": pa.list_(pa.int64()),
     "indices": pa.list_(pa.int64()),
     "values": pa.list_(pa.float64()),
@@ -58,10 +62,10 @@ class ColumnError(ValueError):
 def raw_column(table: pa.Table | pa.RecordBatch, feature: Feature) -> pa.Array:
     """Return the table's values for ``feature`` as one array.
 
-    Numbers (numeric, bucketed) are float64, a token or text a string, tokens a list of strings (a sequence's in time
-    order), sparse vectors a list of ``{index: int64, value: float64}``, and vectors, those of embedded texts included,
-    a list of float64 that has the vector's size, or no element if the vector is missing. A text that is yet to be
-    embedded is a string, an image bytes.
+    Numbers (numeric, bucketed, the ranks of an ordinal feature, the days of a date) are float64, a token or text a
+    string, tokens a list of strings (a sequence's in time order), sparse vectors a list of ``{index: int64, value:
+    float64}``, and vectors, those of embedded texts included, a list of float64 that has the vector's size, or no
+    element if the vector is missing. A text that is yet to be embedded is a string, an image bytes.
 
     Raises:
         ColumnError: A column is absent, its type cannot be read as the feature's kind, two related columns have lists
@@ -268,6 +272,20 @@ def is_vector(column_type: pa.DataType) -> bool:
     ]
 
 
+def _is_date(column_type: pa.DataType) -> bool:
+    return _is_text(column_type) or any(check(column_type) for check in (pa.types.is_timestamp, pa.types.is_date))
+
+
+def _as_dates(column: pa.Array) -> pa.Array:
+    """Return dates as text in the order of ISO 8601; texts stay."""
+    if _is_text(column.type) or pa.types.is_null(column.type):
+        return column.cast(RAW_TYPES["date"])
+    if pa.types.is_date(column.type):
+        return column.cast(pa.timestamp("us")).cast(pa.string())
+    zone = None if column.type.tz is None else "UTC"
+    return column.cast(pa.timestamp("us", zone), safe=False).cast(pa.string())
+
+
 def _as_times(column: pa.Array) -> pa.Array:
     """Return lists of int64 that sort like the times, whatever their unit."""
     lists = column.cast(pa.list_(column.type.value_type)) if _has_elements(column) else column.cast(RAW_TYPES["times"])
@@ -285,6 +303,7 @@ _RAW_CHECKS: Mapping[RawForm, Callable[[pa.DataType], bool]] = {
     "number": is_number,
     "token": _is_token,
     "tokens": _is_list_of(_is_token),
+    "date": _is_date,
     "times": _is_list_of(_is_time),
     "indices": _is_list_of(pa.types.is_integer),
     "values": _is_list_of(is_number),
@@ -293,7 +312,7 @@ _RAW_CHECKS: Mapping[RawForm, Callable[[pa.DataType], bool]] = {
 _RAW_CASTS: Mapping[RawForm, Callable[[pa.Array], pa.Array]] = {
     form: lambda column, raw_type=raw_type: column if column.type == raw_type else column.cast(raw_type, safe=False)
     for form, raw_type in RAW_TYPES.items()
-} | {"times": _as_times}
+} | {"times": _as_times, "date": _as_dates}
 
 
 def _vector_parts(feature: Sparse, column: pa.Array) -> tuple[pa.ListArray, pa.ListArray]:
@@ -355,13 +374,23 @@ def _vectors(feature: EmbeddedFeature, column: pa.Array) -> pa.Array:
     return vectors
 
 
+def _ranks(feature: Ordinal, tokens: pa.StringArray) -> pa.Array:
+    return pc.index_in(tokens, pa.array(feature.order, pa.string())).cast(RAW_TYPES["number"])
+
+
+def _days(feature: Date, texts: pa.StringArray) -> pa.Array:
+    return pa.array(days_of_texts(texts, feature.order), RAW_TYPES["number"], from_pandas=True)
+
+
 _JOINS: Mapping[type[Feature], Callable[..., pa.Array]] = {
+    Ordinal: _ranks,
+    Date: _days,
     Sequence: _in_time_order,
     Sparse: _entries,
     TextEmbedding: _vectors,
     ImageEmbedding: _vectors,
 }
-"""The functions that make one array of the raw columns of a feature with two of them, or of an embedded column."""
+"""The functions that make the array of a feature from its raw columns, where it is not one of them as it is."""
 
 
 def _check_lengths(feature: Sequence | Sparse, one: pa.ListArray, other: pa.ListArray) -> None:

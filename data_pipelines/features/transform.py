@@ -26,6 +26,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
+    Date,
     EmbeddedFeature,
     Feature,
     ImageEmbedding,
@@ -33,6 +34,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     MeasuredFeature,
     MultiValued,
     Numeric,
+    Ordinal,
     Sequence,
     Sparse,
     Text,
@@ -399,6 +401,8 @@ def _encode_embedding(fitted: FittedFeatures, feature: EmbeddedFeature, column: 
 
 _ENCODERS: Mapping[type[Feature], Callable[[FittedFeatures, Any, pa.Array], Encoded]] = {
     Numeric: _encode_number,
+    Ordinal: _encode_number,
+    Date: _encode_number,
     Bucketed: _encode_bucket,
     Categorical: _encode_token,
     MultiValued: _encode_tokens,

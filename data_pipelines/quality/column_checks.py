@@ -1,13 +1,16 @@
 """Checks of single columns: missing, infinite, constant, extreme and new values, labels, and label leaks."""
 
+import re
 from collections.abc import Iterator, Mapping
 
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
+from mirrorspark.data_pipelines.features.dates import DATE_PATTERNS
 from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Severity, percent
 from mirrorspark.data_pipelines.quality.profile import ColumnProfile, DatasetProfile, SplitColumn
 from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, Role
 
 _SHOWN_VALUES = 3
+_LEAST_DATES = 3  # of so many different values as dates, it is not by chance
 
 
 def column_findings(column: ColumnProfile, profile: DatasetProfile, limits: Limits) -> Iterator[Finding]:
@@ -27,6 +30,7 @@ def column_findings(column: ColumnProfile, profile: DatasetProfile, limits: Limi
         yield from _weight_findings(column)
         return
     yield from _constant_findings(column, limits)
+    yield from _date_findings(column)
     yield from _range_findings(column, limits)
     yield from _label_identity_findings(column, limits)
 
@@ -157,6 +161,28 @@ def _constant_findings(column: ColumnProfile, limits: Limits) -> Iterator[Findin
             "constant",
             f"'{column.name}' is {value} in {percent(train.commonest_share)} of the training rows that have it; it "
             f"carries little information: take it out, unless the rare values matter",
+        )
+
+
+def _date_findings(column: ColumnProfile) -> Iterator[Finding]:
+    """Yield a finding about dates that are categories: a later day is unknown to the model."""
+    train = column.splits[TRAIN_SPLIT]
+    if column.feature_kind != "categorical" or train.distinct < _LEAST_DATES:
+        return
+    values = [entry.value for entry in train.commonest]
+    orders = [
+        order
+        for order, found in DATE_PATTERNS.items()
+        if all(re.fullmatch(found.expression, value) for value in values)
+    ]
+    if orders:
+        yield Finding(
+            Severity.WARNING,
+            column.name,
+            "dates",
+            f"'{column.name}' holds dates as text (such as '{values[0]}'), each of which is a category of its own, so "
+            f"that the model knows nothing of other days; give the feature the kind date and the order "
+            f"{' or '.join(orders)}, or take it out of the spec",
         )
 
 

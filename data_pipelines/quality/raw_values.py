@@ -7,8 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.kinds import Feature, Text
-from mirrorspark.data_pipelines.features.raw_columns import is_number, is_vector, list_lengths, numeric_values
+from mirrorspark.data_pipelines.features.kinds import Date, Feature, Text
+from mirrorspark.data_pipelines.features.raw_columns import (
+    is_number,
+    is_vector,
+    list_lengths,
+    numeric_values,
+    raw_column,
+)
 from mirrorspark.data_pipelines.features.text import normalise, split_tokens
 
 
@@ -60,6 +66,8 @@ def column_kind(name: str, column_type: pa.DataType, role: Role, feature: Featur
     if pa.types.is_map(column_type) or is_vector(column_type) or isinstance(feature, Text):
         return ColumnKind.TOKENS
     element = column_type.value_type if _is_list(column_type) else column_type
+    if isinstance(feature, Date) and role is Role.FEATURE:
+        return ColumnKind.TIME
     if pa.types.is_timestamp(element) or pa.types.is_date(element):
         return ColumnKind.TIME
     form = feature.raw.get(name) if feature is not None and role is Role.FEATURE else None
@@ -79,6 +87,10 @@ def raw_values(column: pa.Array, kind: ColumnKind, feature: Feature | None) -> R
     """Return the countable values of a column; ``feature`` is the feature that reads it, or None."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if kind is ColumnKind.TIME and isinstance(feature, Date) and pa.types.is_string(column.type):
+        days = numeric_values(raw_column(pa.table({feature.name: column}), feature))
+        column = pa.array(np.round(days * 86_400e6), pa.float64(), from_pandas=True)
+        column = column.cast(pa.int64()).cast(pa.timestamp("us"))
     if kind in (ColumnKind.NUMBER, ColumnKind.TIME):
         return _number_values(column, kind)
     if kind is ColumnKind.TOKENS:

@@ -25,7 +25,8 @@ _NAMES: Mapping[str, tuple[DataType, str]] = {
     "binary": ("BYTES", "DT_STRING"),
     SPARSE_VECTOR: ("BYTES", "DT_STRING"),
 }
-# Elements by Arrow's names of types at training. Times are sent as whole numbers in the unit of the training.
+# Elements by Arrow's names of types at training. The times of a sequence are sent as whole numbers in the unit of the
+# training, a date as its text.
 _ELEMENTS = (
     (re.compile(r"bool"), "boolean"),
     (re.compile(r"u?int(8|16)|int32"), "int"),
@@ -34,11 +35,13 @@ _ELEMENTS = (
     (re.compile(r"double|decimal.*"), "double"),
     (re.compile(r"(large_)?binary"), "binary"),
 )
+_DATE = re.compile(r"(timestamp|date).*")
 _LIST = re.compile(r"(?:large_)?list<\w+: (.+?)(?: not null)?>")
 _OF_FORM: Mapping[RawForm, str] = {
     "number": "double",
     "token": "string",
     "tokens": "array<string>",
+    "date": "string",
     "times": "array<bigint>",
     "indices": "array<bigint>",
     "values": "array<double>",
@@ -85,16 +88,20 @@ def input_fields(directory: ModelDirectory) -> tuple[Field, ...]:
     description = directory.description
     if isinstance(description, ModelDescription):
         if description.columns:
-            return tuple(Field(name, spark_type(type_)) for name, type_ in description.columns.items())
+            return tuple(Field(name, _input_type(type_)) for name, type_ in description.columns.items())
         scored, trained = directory.scored_features, directory.features.column_types
         forms = {name: _OF_FORM[form] for one in scored for name, form in one.raw.items()}
         vectors = {one.name: SPARSE_VECTOR for one in scored if isinstance(one, Sparse) and one.columns == (one.name,)}
-        types = forms | {name: spark_type(type_) for name, type_ in trained.items()} | vectors
+        types = forms | {name: _input_type(type_) for name, type_ in trained.items()} | vectors
         return tuple(Field(name, types[name]) for name in directory.inputs.columns)
     if description.inputs is not None:
         return tuple(Field(column.name, column.type) for column in description.inputs.given)
     # The models of a router may read a column in several ways.
     return tuple(Field(name, "string", may_be_bytes=True) for name in directory.inputs.columns)
+
+
+def _input_type(arrow: str) -> str:
+    return "string" if _DATE.fullmatch(arrow) else spark_type(arrow)
 
 
 def output_fields(directory: ModelDirectory) -> tuple[Field, ...]:

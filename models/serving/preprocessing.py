@@ -17,6 +17,14 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import arithmetic
+from mirrorspark.data_pipelines.features.dates import (
+    DATE_PATTERNS,
+    MICROSECONDS_OF_A_DAY,
+    MONTHS,
+    DateOrder,
+    microseconds,
+    orders_read,
+)
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import (
     FIRST_VOCABULARY_ID,
@@ -25,6 +33,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
+    Date,
     EmbeddedFeature,
     Feature,
     Form,
@@ -32,6 +41,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     ListFeature,
     MultiValued,
     Numeric,
+    Ordinal,
     RawForm,
     Sequence,
     Sparse,
@@ -57,6 +67,7 @@ _RAW_SPECS: Mapping[RawForm, tuple[list[None], tf.DType]] = {
     "number": ([None], tf.float64),
     "token": ([None], tf.string),
     "tokens": ([None, None], tf.string),
+    "date": ([None], tf.string),
     "times": ([None, None], tf.int64),
     "indices": ([None, None], tf.int64),
     "values": ([None, None], tf.float64),
@@ -100,6 +111,7 @@ class GraphEncoder(tf.Module):
             name: _lookup_table(fitted.vocabulary(feature), Path(folder) / f"{name}.txt")
             for name, feature in looked_up.items()
         }
+        self._ranks = {feature.name: _rank_table(feature) for feature in self._features if isinstance(feature, Ordinal)}
         self._normalise = GraphNormaliser() if any(isinstance(feature, Text) for feature in self._features) else None
 
     def signature(self) -> dict[str, tf.TensorSpec]:
@@ -130,6 +142,17 @@ class GraphEncoder(tf.Module):
         offset, divisor = self.fitted.scaling(feature)
         values = arithmetic.measured(raw, feature, self._numbers)
         return arithmetic.standardised(values, imputed_value(self.fitted, feature), offset, divisor, self._numbers)
+
+    def rank(self, feature: Ordinal, tokens: tf.Tensor) -> tf.Tensor:
+        """Return float32 ``[batch]``."""
+        return self.number(feature, self._ranks[feature.name].lookup(tokens))
+
+    def date(self, feature: Date, texts: tf.Tensor) -> tf.Tensor:
+        """Return float32 ``[batch]``."""
+        days = tf.fill(tf.shape(texts), tf.constant(np.nan, tf.float64))
+        for order in orders_read(feature.order):
+            days = tf.where(tf.math.is_nan(days), _days(order, texts), days)
+        return self.number(feature, days)
 
     def bucket(self, feature: Bucketed, raw: tf.Tensor) -> tf.Tensor:
         """Return int64 ``[batch]``."""
@@ -211,6 +234,8 @@ class GraphEncoder(tf.Module):
 
 _ENCODERS: Mapping[type[Feature], Callable[..., Any]] = {
     Numeric: GraphEncoder.number,
+    Ordinal: GraphEncoder.rank,
+    Date: GraphEncoder.date,
     Bucketed: GraphEncoder.bucket,
     Categorical: GraphEncoder.ids,
     MultiValued: GraphEncoder.id_list,
@@ -303,6 +328,53 @@ def sparse_tensor(size: int, indices: tf.Tensor, values: tf.Tensor, row_lengths:
     # tf.repeat would allocate the longest row's number of entries for every row.
     rows = tf.RaggedTensor.from_row_lengths(indices, row_lengths, validate=False).to_sparse().indices[:, 0]
     return tf.SparseTensor(tf.stack([rows, indices], axis=1), values, tf.stack([batch, _int64(size)]))
+
+
+def _rank_table(feature: Ordinal) -> tf.lookup.StaticHashTable:
+    ranks = tf.range(len(feature.order), dtype=tf.float64)
+    initializer = tf.lookup.KeyValueTensorInitializer(tf.constant(feature.order, tf.string), ranks)
+    return tf.lookup.StaticHashTable(initializer, default_value=tf.constant(np.nan, tf.float64))
+
+
+def _days(order: DateOrder, texts: tf.Tensor) -> tf.Tensor:
+    """Return float64 ``[batch]``: days since the start of 1970, NaN for what is not a date in this order."""
+    pattern = DATE_PATTERNS[order]
+    is_date = tf.strings.regex_full_match(texts, pattern.expression)
+    dates = tf.where(is_date, texts, pattern.example)
+    groups = {
+        name: tf.strings.regex_replace(dates, pattern.expression, rf"\{place + 1}")
+        for place, name in enumerate(pattern.groups)
+    }
+    parts = {"year": _int64(1970), "month": _int64(1), "day": _int64(1)}
+    parts |= {name: _date_part(name, group) for name, group in groups.items()}
+    instants, is_day = microseconds(parts, tf.where)
+    days = tf.cast(instants, tf.float64) / float(MICROSECONDS_OF_A_DAY)
+    return tf.where(is_date & is_day, days, tf.constant(np.nan, tf.float64))
+
+
+def _date_part(name: str, texts: tf.Tensor) -> tf.Tensor:
+    """Return the int64 number of one group of a date, as :mod:`data_pipelines.features.dates` reads it."""
+    if name == "half":
+        lower = tf.strings.lower(texts)
+        return tf.cast(lower == "a", tf.int64) + 2 * tf.cast(lower == "p", tf.int64)
+    if name == "zone":
+        digits = tf.strings.regex_replace(texts, r":|^[^+-].*", "")
+        hours, minutes = (
+            _whole(tf.strings.regex_replace(digits, r"^[+-](..)(..)?$", rf"\{place}")) for place in (1, 2)
+        )
+        sign = tf.where(tf.strings.regex_full_match(digits, "-.*"), _int64(-1), _int64(1))
+        return sign * (hours * 60 + minutes)
+    if name == "fraction":
+        return _whole(tf.strings.substr(tf.strings.join([texts, "000000"]), 0, 6))
+    if name == "month":
+        texts = tf.strings.lower(texts)
+        for place, month in enumerate(MONTHS):
+            texts = tf.strings.regex_replace(texts, f"^{month}.*", str(place + 1))
+    return _whole(texts)
+
+
+def _whole(digits: tf.Tensor) -> tf.Tensor:
+    return tf.strings.to_number(tf.where(tf.equal(digits, ""), "0", digits), tf.int64)
 
 
 def _lookup_table(vocabulary: Vocabulary, file: Path) -> tf.lookup.StaticHashTable:

@@ -5,21 +5,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytest
 from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.data_pipelines.any_table import as_dataframe, in_arrow
 from mirrorspark.data_pipelines.convert import ConversionOptions, convert
 from mirrorspark.data_pipelines.features.column_facts import arrow_facts, column_facts
 from mirrorspark.data_pipelines.features.infer import NoKeyError, infer_spec
 from mirrorspark.data_pipelines.features.kinds import (
     Bucketed,
     Categorical,
+    Date,
     FeatureSpecError,
     Label,
     MultiValued,
     Numeric,
+    Ordinal,
     Sequence,
     Sparse,
     Text,
@@ -169,6 +173,52 @@ def test_a_table_in_memory_is_measured_as_spark_measures_it(orders: "DataFrame")
             label="again",
             in_memory=rows.rename_columns({"order_id": "size"}),
         )
+
+
+def test_orders_and_dates_of_a_table_in_memory_reach_the_features(spark: "SparkSession", tmp_path: Path) -> None:
+    """An ordered categorical becomes its rank, a text that is a date a number of days; Spark measures the same."""
+    n = np.arange(400)
+    days = np.datetime64("2024-01-01") + n % 40
+    frame = pd.DataFrame(
+        {
+            "id": [f"row {i}" for i in n],
+            "size": pd.Categorical(np.array(["S", "M", "L"])[n % 3], ["S", "M", "L", "XL"], ordered=True),
+            "grade": pd.Categorical(n % 2 + 1, [2, 1], ordered=True),
+            "town": pd.Categorical(np.array(["here", "there"])[n % 2]),
+            "iso": days.astype(str),
+            "german": [f"{day[8:]}.{day[5:7]}.{day[:4]}" for day in days.astype(str)],
+            "either": [f"{day % 12 + 1:02}/{day % 11 + 1:02}/2024" for day in n],
+            "at": days.astype("datetime64[us]"),
+            "y": n % 2,
+            "split": np.array(["train", "validation", "test", "train"])[n // 3 % 4],
+        }
+    )
+    rows = in_arrow(frame)
+    df = as_dataframe(rows, spark)
+    spec = infer_spec(df, label="y", keys="id", in_memory=rows)
+    assert spec == infer_spec(df, label="y", keys="id")
+    assert spec.features == (
+        Ordinal("size", order=("S", "M", "L", "XL")),
+        Ordinal("grade", order=("2", "1")),
+        Categorical("town"),
+        Date("iso"),
+        Date("german", order="dmy"),
+        Categorical("either"),
+        Date("at"),
+    )
+    dataset = convert(df, spec, tmp_path / "dates", options=ConversionOptions(accept_errors=True))
+    fitted = dataset.features
+    assert fitted.categories == ("size", "grade", "town")
+    means = {name: statistics.mean for name, statistics in fitted.statistics.items()}
+    trained = frame[frame["split"] == "train"]
+    assert means["size"] == pytest.approx(trained["size"].cat.codes.mean())
+    assert means["grade"] == pytest.approx((trained["grade"] == 1).mean())
+    # The first of January 2024 is day 19,723.
+    expected = 19_723 + (trained.index.to_numpy() % 40).mean()
+    assert [means[name] for name in ("iso", "german", "at")] == pytest.approx([expected] * 3)
+    (finding,) = [one for one in dataset.manifest.findings if one["check"] == "dates"]
+    assert finding["column"] == "either"
+    assert "give the feature the kind date and the order dmy or mdy" in finding["sentence"]
 
 
 def test_an_impossible_proposal_of_features_is_refused(orders: "DataFrame") -> None:

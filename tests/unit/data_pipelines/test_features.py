@@ -13,12 +13,14 @@ from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
+    Date,
     Feature,
     FeatureSpecError,
     ImageEmbedding,
     Label,
     MultiValued,
     Numeric,
+    Ordinal,
     Sequence,
     Sparse,
     Text,
@@ -62,6 +64,8 @@ RETRIEVAL = FeatureSpec(
 EVERY_KIND_YAML = r"""
 features:
   amount: {kind: numeric, clip: [0, null], log: true}
+  grade: {kind: ordinal, order: [low, high], standardise: false}
+  joined: {kind: date, order: dmy}
   age: {kind: bucketed, buckets: 4}
   shop: {kind: categorical}
   customer: {kind: categorical, hash_buckets: 1000}
@@ -82,6 +86,8 @@ keys: order_id
 EVERY_KIND = FeatureSpec(
     features=(
         Numeric("amount", clip=(0, None), log=True),
+        Ordinal("grade", order=("low", "high"), standardise=False),
+        Date("joined", order="dmy"),
         Bucketed("age", buckets=4),
         Categorical("shop"),
         Categorical("customer", hash_buckets=1000),
@@ -167,6 +173,8 @@ def test_every_kind_says_what_it_is_to_the_model_and_what_it_is_read_from() -> N
     forms = {feature.name: feature.form for feature in EVERY_KIND}
     assert forms == {
         "amount": "value",
+        "grade": "value",
+        "joined": "value",
         "age": "id",
         "shop": "id",
         "customer": "id",
@@ -264,6 +272,10 @@ FEATURE_MISTAKES = {
     "range as a number": ({"kind": "numeric", "clip": 3}, "feature 'x': clip 3 is not a range"),
     "range up to infinity": ({"kind": "numeric", "clip": [0, float("inf")]}, "is not a range"),
     "switch as text": ({"kind": "numeric", "log": "yes"}, "feature 'x': log is 'yes'; use true or false"),
+    "ranks without an order": ({"kind": "ordinal"}, r"'x': order \(\) is not a list of two or more texts"),
+    "ranks of numbers": ({"kind": "ordinal", "order": [1, 2]}, r"order \(1, 2\) is not .*numbers in quotes"),
+    "ranks that repeat": ({"kind": "ordinal", "order": ["a", "b", "a"]}, r"'x': order has \['a'\] twice"),
+    "dates in no order": ({"kind": "date", "order": "ydm"}, "feature 'x': order 'ydm' is unknown; use ymd or dmy"),
     "one bucket": ({"kind": "bucketed", "buckets": 1}, "feature 'x': buckets is 1; use a whole number from 2 on"),
     "no hash buckets": ({"kind": "categorical", "hash_buckets": 0}, "feature 'x': hash_buckets is 0"),
     "hash with a vocabulary": (
@@ -451,6 +463,8 @@ def test_the_page_s_example_is_a_spec() -> None:
     spec = FeatureSpec.from_dict({"features": features, "label": "orders_again", "keys": "order_id"})
     assert {feature.kind for feature in spec} == {
         "numeric",
+        "ordinal",
+        "date",
         "bucketed",
         "categorical",
         "sequence",

@@ -1,5 +1,7 @@
 """Which feature or label is proposed for which column, from what was measured of it."""
 
+from typing import Any
+
 import pytest
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql.types import (
@@ -20,19 +22,21 @@ from mirrorspark.data_pipelines.features.column_facts import ColumnFacts
 from mirrorspark.data_pipelines.features.infer import likely_keys, propose_feature, propose_label, reason_of_label
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
+    Date,
     Feature,
     FeatureSpecError,
     Label,
     MultiValued,
     Numeric,
+    Ordinal,
     Sparse,
     Text,
     Vector,
 )
 
 
-def facts(kind: DataType, name: str = "x", *, rows: int = 10_000, distinct: int = 500, **known: float) -> ColumnFacts:
-    return ColumnFacts(name, kind, rows, distinct, **known)  # type: ignore[arg-type]
+def facts(kind: DataType, name: str = "x", *, rows: int = 10_000, distinct: int = 500, **known: Any) -> ColumnFacts:
+    return ColumnFacts(name, kind, rows, distinct, **known)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +64,14 @@ def facts(kind: DataType, name: str = "x", *, rows: int = 10_000, distinct: int 
         (facts(MapType(IntegerType(), DoubleType()), minimum=0, maximum=41), Sparse("x", size=42)),
         (facts(VectorUDT(), size=300_000), Sparse("x", size=300_000)),
         (facts(ArrayType(FloatType()), elements=384, size=384), Vector("x", size=384)),
+        (facts(DateType()), Date("x")),
+        (facts(StringType(), distinct=9_900, elements=1, dates={"ymd": 10_000}), Date("x")),
+        (facts(StringType(), dates={"dmy": 9_500, "mdy": 4_000}), Date("x", order="dmy")),
+        (facts(StringType(), empty=5_000, dates={"time": 4_900}), Date("x", order="time")),
+        (facts(StringType(), elements=1, dates={"ymd": 9_000}), Categorical("x")),
+        (facts(StringType(), elements=1, dates={"dmy": 10_000, "mdy": 10_000}), Categorical("x")),
+        (facts(StringType(), order=("low", "mid", "high")), Ordinal("x", order=("low", "mid", "high"))),
+        (facts(IntegerType(), distinct=3, order=("3", "1", "2")), Ordinal("x", order=("3", "1", "2"))),
     ],
 )
 def test_a_column_finds_its_kind(column: ColumnFacts, expected: Feature) -> None:
@@ -74,7 +86,7 @@ def test_a_column_finds_its_kind(column: ColumnFacts, expected: Feature) -> None
         (facts(StringType(), distinct=1), "it has the same value everywhere"),
         (facts(StringType(), distinct=9_900, elements=1), "its 9900 different values identify single rows"),
         (facts(LongType(), "row_id", distinct=10_100), "its 10100 different values identify single rows"),
-        (facts(DateType()), "no feature takes the type date"),
+        (facts(DateType(), distinct=1), "it has the same value everywhere"),
         (facts(ArrayType(DoubleType())), "no feature takes the type array<double>"),
         (facts(MapType(StringType(), DoubleType())), "no feature takes the type map<string,double>"),
         (
@@ -115,6 +127,26 @@ def test_ratings_are_classes_and_the_log_names_the_way_to_make_them_numbers() ->
     )
     words = facts(StringType(), "way", distinct=5)
     assert reason_of_label(propose_label(words), words) == "multi_class"
+
+
+def test_the_log_says_that_the_order_of_a_label_is_not_learnt() -> None:
+    sizes = facts(StringType(), "size", distinct=3, order=("S", "M", "L"))
+    assert reason_of_label(propose_label(sizes), sizes) == (
+        "multi_class: the order of its values (S < M < L) is not learnt; to learn it, give the ranks as a column of "
+        "numbers with {'name': …, 'kind': 'number'} as label"
+    )
+
+
+def test_the_log_says_why_dates_stay_categories_and_which_values_of_dates_are_missing() -> None:
+    either = facts(StringType(), elements=1, dates={"dmy": 10_000, "mdy": 10_000})
+    assert propose_feature(either)[1] == (
+        "categorical, of 500 different values; its values are dates whose day and month cannot be told apart: give the "
+        "feature 'x' the kind date and the order dmy or mdy"
+    )
+    some = facts(StringType(), elements=1, dates={"mdy": 9_700}, empty=200)
+    assert propose_feature(some)[1] == (
+        "date, as a number of days, written in the order mdy; 100 other values are missing ones"
+    )
 
 
 @pytest.mark.parametrize(

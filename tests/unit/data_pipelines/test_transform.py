@@ -2,6 +2,7 @@
 
 import decimal
 import math
+from datetime import date, datetime
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
+    Date,
     Feature,
     ImageEmbedding,
     Label,
     MultiValued,
     Numeric,
+    Ordinal,
     Sequence,
     Sparse,
     Text,
@@ -31,6 +34,7 @@ from mirrorspark.data_pipelines.features.raw_columns import (
     ColumnError,
     as_contents,
     embedded_column,
+    numeric_values,
     raw_column,
     raw_inputs,
     unembedded_type,
@@ -683,3 +687,52 @@ def test_columns_of_nothing_but_null_are_missing_in_every_row(feature: Feature, 
         assert encoder(feature).encode_padded(table)["x_row_lengths"].tolist() == [0, 0]
     else:
         assert not encoder(feature).encode_padded(table)["x"].any()
+
+
+@pytest.mark.parametrize(
+    ("order", "days"),
+    [
+        # The last of January 2024 is day 19,753 since 1970.
+        ("ymd", {"2024-01-31": 19_753, " 2024/1/31 ": 19_753, "2024-Jan-31": 19_753, "1969-12-31": -1}),
+        ("ymd", {"2024-01-31T18:00:00": 19_753.75, "2024-01-31 00:30+01:00": 19_753 - 1 / 48, "2024-02-29": 19_782}),
+        ("ymd", {"1970-01-01T00:00:00.864Z": 1e-5, "2024-01-31 12:00 -0600": 19_753.75, "31.1.2024": math.nan}),
+        ("dmy", {"31.1.2024": 19_753, "31 January 2024": 19_753, "Wed, 31 Jan 2024 06:00:00 GMT": 19_753.25}),
+        (
+            "dmy",
+            {"2024-01-31": 19_753, "1/31/2024": math.nan, "29.2.2023": math.nan, "unknown": math.nan, "": math.nan},
+        ),
+        ("mdy", {"1/31/2024": 19_753, "Jan 31, 2024": 19_753, "1/31/2024 6:00 PM": 19_753.75, "1.2.2024": math.nan}),
+        ("mdy", {"1/31/2024 12:00 am": 19_753, "31/1/2024": math.nan}),
+        ("time", {"06:00": 0.25, "6:00:00 pm": 0.75, "24:00": math.nan, "2024-01-31": math.nan}),
+    ],
+)
+def test_texts_of_dates_become_days(order: Any, days: dict[str, float]) -> None:
+    column = raw_column(pa.table({"x": [*days, None]}), Date("x", order=order))
+    np.testing.assert_array_equal(numeric_values(column), [*days.values(), math.nan])
+
+
+def test_dates_and_timestamps_become_the_days_of_their_text() -> None:
+    zoned = pa.array([datetime(2024, 1, 31, 6)]).cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("ns", "Asia/Tokyo"))
+    for column, expected in (
+        (pa.array([date(2024, 1, 31)]), 19_753),
+        (pa.array([datetime(2024, 1, 31, 6)], pa.timestamp("ms")), 19_753.25),
+        (zoned, 19_753.25),
+        (pa.nulls(1), math.nan),
+    ):
+        days = raw_column(pa.table({"x": column}), Date("x", order="dmy"))
+        np.testing.assert_array_equal(numeric_values(days), [expected])
+    with pytest.raises(ColumnError, match="column 'x' has type int64, which a date feature cannot take"):
+        raw_column(pa.table({"x": [19_753]}), Date("x"))
+
+
+@pytest.mark.parametrize(
+    ("column", "order", "ranks"),
+    [
+        (["S", "L", None, "", "XXL"], ("S", "M", "L"), [0, 2, math.nan, math.nan, math.nan]),
+        ([3, 1, None, 7], ("3", "1", "2"), [0, 1, math.nan, math.nan]),
+        ([True, False], ("false", "true"), [1, 0]),
+    ],
+)
+def test_an_ordinal_feature_is_the_rank_of_its_value(column: list[Any], order: Any, ranks: list[float]) -> None:
+    found = raw_column(pa.table({"x": column}), Ordinal("x", order=order))
+    np.testing.assert_array_equal(numeric_values(found), ranks)

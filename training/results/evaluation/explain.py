@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from pandas.api.types import is_numeric_dtype
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Feature, Numeric
+from mirrorspark.data_pipelines.features.kinds import Date, Feature, Numeric, Ordinal
 from mirrorspark.data_pipelines.features.labels import encode_label
-from mirrorspark.data_pipelines.features.raw_columns import as_contents
+from mirrorspark.data_pipelines.features.raw_columns import as_contents, raw_column
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.plots.explanation import dependence_chart, importance_chart
@@ -300,8 +300,10 @@ def _slices(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.Data
 
 def _sliced(column: pa.ChunkedArray, feature: Feature) -> pd.Series:
     """Return the slice of every row: its value, or of many numbers the interval between two quantiles."""
-    if not isinstance(feature, Numeric):
+    if not isinstance(feature, Numeric) or isinstance(feature, Ordinal):
         return column.to_pandas()
+    if isinstance(feature, Date):
+        column = pa.chunked_array([raw_column(pa.table({feature.name: column}), feature)])
     numbers = column.cast(pa.float64(), safe=False).to_pandas().replace([np.inf, -np.inf], np.nan)
     if numbers.nunique() <= _MOST_VALUES:
         return numbers

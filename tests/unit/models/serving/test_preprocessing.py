@@ -21,11 +21,13 @@ from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
     Categorical,
+    Date,
     Feature,
     ImageEmbedding,
     Label,
     MultiValued,
     Numeric,
+    Ordinal,
     Sequence,
     Sparse,
     Text,
@@ -56,6 +58,12 @@ FEATURES = (
     Numeric("logarithm", log=True),
     Numeric("clipped", clip=(-2.5, 1e6)),
     Numeric("clipped_logarithm", impute=-5, clip=(None, 100), log=True, standardise=False),
+    Ordinal("size", order=("S", "M", "L", "known 3")),
+    Ordinal("log_size", order=("L", "0"), impute=2, log=True, standardise=False),
+    Date("iso"),
+    Date("german", order="dmy", standardise=False, impute=19753),
+    Date("american", order="mdy"),
+    Date("clock", order="time", standardise=False),
     Bucketed("bucket", buckets=6),
     Categorical("token"),
     Categorical("hashed_token", hash_buckets=7),
@@ -122,6 +130,19 @@ NUMBERS = st.one_of(
     st.floats(-10, 10),
 )
 LISTS = st.one_of(st.none(), st.lists(TOKENS, max_size=8))
+YEARS, MONTHS, DAYS = st.integers(0, 9999), st.integers(0, 13), st.integers(0, 32)
+SEPARATORS = st.sampled_from(["-", "/", ".", " "])
+CLOCKS = st.sampled_from(
+    ["", "T00:00", " 23:59:59.999999999", " 7:05 pm", " 12:30:00AM", ", 18:30 GMT", "T18:30:00,5+0530", "T1:00-01:00"]
+)
+DATES = st.one_of(
+    TOKENS,
+    st.builds("{0:04}{3}{1:02}{3}{2:02}{4}".format, YEARS, MONTHS, DAYS, SEPARATORS, CLOCKS),
+    st.builds("{2}{3}{1}{3}{0:04}{4}".format, YEARS, MONTHS, DAYS, SEPARATORS, CLOCKS),
+    st.builds("{1}{3}{2}{3}{0:04}{4}".format, YEARS, MONTHS, DAYS, SEPARATORS, CLOCKS),
+    st.sampled_from(["29 Feb 2023", "Thu, 29 Febr 2024", "29 february 2024", "Sept 3, 1999 3:15 a.m.", "5 MAY 0001"]),
+    CLOCKS.map(lambda clock: clock.lstrip("T, ")),
+)
 VISITS = st.lists(st.tuples(TOKENS, st.one_of(st.none(), st.integers(-3, 3), st.integers(-(2**60), 2**60))), max_size=8)
 ENTRIES = st.lists(st.tuples(st.integers(0, 39), NUMBERS), max_size=8)
 PICTURES = st.one_of(st.none(), st.just([]), st.lists(NUMBERS, min_size=3, max_size=3))
@@ -146,7 +167,11 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
     for feature in (*FEATURES, EXCLUDED):
         if feature.name in row or feature.name == "clicks":
             continue
-        if isinstance(feature, Numeric | Bucketed):
+        if isinstance(feature, Date):
+            row[feature.name] = draw(DATES)
+        elif isinstance(feature, Ordinal):
+            row[feature.name] = draw(st.one_of(TOKENS, st.sampled_from(feature.order)))
+        elif isinstance(feature, Numeric | Bucketed):
             row[feature.name] = draw(NUMBERS)
         else:
             row[feature.name] = draw(LISTS if isinstance(feature, MultiValued) else TOKENS)
@@ -162,7 +187,7 @@ def as_table(fitted: FittedFeatures, drawn: list[dict[str, Any]]) -> pa.Table:
         return known[int(value.removeprefix("known "))] if str(value).startswith("known ") else value
 
     types: dict[str, pa.DataType] = dict.fromkeys((f.name for f in FEATURES), pa.string())
-    types |= dict.fromkeys((f.name for f in FEATURES if isinstance(f, Numeric | Bucketed)), pa.float64())
+    types |= dict.fromkeys((f.name for f in FEATURES if "number" in f.raw.values()), pa.float64())
     lists = (f.name for f in (*FEATURES, EXCLUDED) if isinstance(f, MultiValued | Sequence))
     types |= dict.fromkeys(lists, pa.list_(pa.string()))
     types |= {
