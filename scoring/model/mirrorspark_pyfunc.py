@@ -4,6 +4,9 @@ MLflow imports this file under its own name from the model's ``code`` folder. Th
 columns.
 """
 
+import datetime
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ import pandas as pd
 import tensorflow as tf
 
 RAW_SIGNATURE = "serving_default"
+_NO_TIME = -(2**63)  # sorts before every time
+_INVALID_INDEX = -1
 
 
 class RawColumnsModel:
@@ -21,47 +26,124 @@ class RawColumnsModel:
         self._model = tf.saved_model.load(str(folder / "saved_model"))
         self._signature = self._model.signatures[RAW_SIGNATURE]
         self._specs = self._signature.structured_input_signature[1]
+        document = json.loads((folder / "features" / "features.json").read_bytes())
+        self._types: Mapping[str, str] = document.get("column_types", {})
+        features: Mapping[str, Mapping[str, Any]] = document["spec"]["features"]
+        of_kind = {
+            kind: {name: one for name, one in features.items() if one["kind"] == kind}
+            for kind in ("date", "sequence", "sparse")
+        }
+        self._dates = frozenset(of_kind["date"])
+        self._times = frozenset(one["time"] for one in of_kind["sequence"].values())
+        # A vector in one column, and the two parts of it that the model takes.
+        self._vectors = {
+            name: (f"{name}_indices", f"{name}_values")
+            for name, one in of_kind["sparse"].items()
+            if one.get("indices") is None
+        }
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return one row of outputs per row of ``model_input``; null, NaN and "" are missing values."""
+        columns = {str(name): model_input[name] for name in model_input.columns}
+        for name, parts in self._vectors.items():
+            if name in columns and not columns.keys() >= {*parts}:
+                entries = [_entries(vector) for vector in columns[name]]
+                columns |= {part: pd.Series([pair[place] for pair in entries]) for place, part in enumerate(parts)}
+        if missing := sorted(set(self._specs) - set(columns)):
+            raise ValueError(
+                f"the columns {missing} are missing; the table has {sorted(map(str, model_input.columns))}"
+            )
         outputs = self._signature(
-            **{name: tf.constant(_raw(model_input[name], spec)) for name, spec in self._specs.items()}
+            **{name: tf.constant(self._raw(name, columns[name], spec)) for name, spec in self._specs.items()}
         )
         return pd.DataFrame(
             {name: _column(value.numpy()) for name, value in sorted(outputs.items())}, index=model_input.index
         )
 
+    def _raw(self, name: str, column: pd.Series, spec: tf.TensorSpec) -> np.ndarray:
+        if spec.shape.rank == 1 and spec.dtype == tf.float64:
+            return _numbers(column)
+        if spec.dtype == tf.string:
+            of_value: Callable[[Any], Any] = _date if name in self._dates else _token_of(self._types.get(name, ""))
+        elif spec.dtype == tf.int64 and name in self._times:
+            of_value = _time
+        else:
+            of_value = spec.dtype.as_numpy_dtype
+        missing: Any = {tf.string: "", tf.float64: np.nan, tf.int64: _INVALID_INDEX}[spec.dtype]
+        missing = _NO_TIME if name in self._times else missing
 
-def _raw(column: pd.Series, spec: tf.TensorSpec) -> np.ndarray:
-    if spec.shape.rank == 1 and spec.dtype == tf.float64:
-        return column.astype("float64").to_numpy()
-    if spec.shape.rank == 1:
-        return np.array([_token(value) for value in column], dtype=object)
-    # The value for a missing element or the padding of a shorter list: no token, NaN, or an invalid index.
-    missing: Any = {tf.string: "", tf.float64: np.nan, tf.int64: -1}[spec.dtype]
-    lists = [[] if value is None or np.isscalar(value) else list(value) for value in column]
-    width = max((len(values) for values in lists), default=0)
-    padded = np.full((len(lists), width), missing, dtype=object)
-    for row, values in enumerate(lists):
-        padded[row, : len(values)] = [missing if _is_missing(value) else value for value in values]
-    return (
-        np.vectorize(_token, otypes=[object])(padded)
-        if spec.dtype == tf.string
-        else padded.astype(spec.dtype.as_numpy_dtype)
-    )
+        def read(value: Any) -> Any:
+            return missing if _is_missing(value) else of_value(value)
+
+        if spec.shape.rank == 1:
+            return np.array([read(value) for value in column], dtype=object)
+        # The value for a missing element also pads a shorter list: no token, NaN, or an invalid index.
+        lists = [[] if value is None or np.isscalar(value) or value is pd.NA else list(value) for value in column]
+        padded = np.full((len(lists), max(map(len, lists), default=0)), missing, dtype=object)
+        for row, values in enumerate(lists):
+            padded[row, : len(values)] = [read(value) for value in values]
+        return padded if spec.dtype == tf.string else padded.astype(spec.dtype.as_numpy_dtype)
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    if column.dtype == object or isinstance(column.dtype, pd.CategoricalDtype):
+        return np.array([np.nan if _is_missing(value) else float(value) for value in column], np.float64)
+    return np.asarray(column.to_numpy(dtype="float64", na_value=np.nan))
+
+
+def _token_of(trained: str) -> Callable[[Any], str | bytes]:
+    """Return the function that writes a value as in training, given the Arrow type of the column or list there.
+
+    pandas has whole numbers and booleans as floats where one of them is missing.
+    """
+    if "int" in trained:
+        return lambda value: _token(value if isinstance(value, str) or value != int(value) else int(value))
+    if "bool" in trained:
+        return lambda value: _token(value if isinstance(value, str) or value not in (0, 1) else bool(value))
+    return _token
 
 
 def _token(value: Any) -> str | bytes:
-    if _is_missing(value):
-        return ""
     if isinstance(value, bytes | bytearray):  # Spark's rows have the second
         return bytes(value)
     # Booleans become the tokens that Arrow and SQL write.
     return str(value).lower() if isinstance(value, bool | np.bool_) else str(value)
 
 
+def _date(value: Any) -> str:
+    if isinstance(value, np.datetime64):
+        value = pd.Timestamp(value)
+    is_date = isinstance(value, datetime.date | datetime.time)  # Timestamp and datetime are dates
+    return str(value.isoformat()) if is_date else str(value)
+
+
+def _time(value: Any) -> int:
+    is_date = isinstance(value, np.datetime64 | datetime.date)
+    return int(pd.Timestamp(value).as_unit("us").value) if is_date else int(value)
+
+
+def _entries(vector: Any) -> tuple[list[int], list[float]]:
+    """Return indices and values of a vector of Spark, as such or as its struct, or of a map, also as pairs."""
+    if _is_missing(vector):
+        return [], []
+    if isinstance(vector, Mapping) and {"indices", "values"} <= set(vector):
+        vector = (
+            list(vector["values"])
+            if vector["indices"] is None
+            else zip(vector["indices"], vector["values"], strict=True)
+        )
+    elif hasattr(vector, "toArray"):
+        vector = vector.toArray()
+    if isinstance(vector, np.ndarray) and vector.dtype != object:
+        vector = vector.tolist()
+    if isinstance(vector, list) and not (vector and isinstance(vector[0], tuple | list | np.ndarray)):
+        vector = [(place, value) for place, value in enumerate(vector) if value != 0]
+    pairs = list(vector.items() if isinstance(vector, Mapping) else vector)
+    return [int(index) for index, _ in pairs], [np.nan if value is None else float(value) for _, value in pairs]
+
+
 def _is_missing(value: Any) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and bool(np.isnan(value)))
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and bool(np.isnan(value)))
 
 
 def _column(values: np.ndarray) -> Any:

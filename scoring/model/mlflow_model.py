@@ -1,9 +1,11 @@
 """What MLflow is told of an exported model: its signature, an example of its input, and the packages that it needs."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -24,6 +26,13 @@ _TRAINED_LOADER = "mirrorspark.scoring.model.mirrorspark_pyfunc"
 _PACKAGED_LOADER = "mirrorspark.scoring.model.packaged_pyfunc"
 
 
+# Arrow types at training of which MLflow takes all that pandas and Spark make of them.
+_STRICT_TYPES: Mapping[RawForm, tuple[str, ...]] = defaultdict(
+    tuple,
+    {"number": ("double", "float", "halffloat"), "token": ("string",), "date": ("string",), "bytes": ("binary",)},
+)
+
+
 def mlflow_flavour(directory: ModelDirectory) -> dict[str, Any]:
     """Return MLflow's arguments for a model: its loader, signature and requirements."""
     description = directory.description
@@ -34,35 +43,64 @@ def mlflow_flavour(directory: ModelDirectory) -> dict[str, Any]:
             "pip_requirements": _packaged_requirements(directory.path),
         }
     # Found without an import, which would load TensorFlow in this process.
+    fitted = directory.features
     loader = find_spec(_TRAINED_LOADER)
     assert loader is not None  # noqa: S101 - it is a module of ours
     return {
         "loader_module": _TRAINED_LOADER.rpartition(".")[2],
         "code_paths": [str(loader.origin)],
-        "signature": mlflow_signature(directory.path, directory.features.spec, description.outputs),
+        "signature": mlflow_signature(
+            directory.path,
+            fitted.spec,
+            description.outputs,
+            column_types=fitted.column_types,
+            categories=fitted.categories,
+        ),
         "pip_requirements": _trained_requirements(directory.path),
-        "metadata": {"features_hash": directory.features.hash},
+        "metadata": {"features_hash": fitted.hash, "column_types": dict(fitted.column_types)},
     }
 
 
-def mlflow_signature(folder: Path, spec: FeatureSpec, outputs: Mapping[str, str]) -> Any:
-    """Return MLflow's signature of the model in ``folder``: raw columns to outputs."""
-    from mlflow.models import ModelSignature
-    from mlflow.types.schema import Array, ColSpec, DataType, Schema
+def mlflow_signature(
+    folder: Path,
+    spec: FeatureSpec,
+    outputs: Mapping[str, str],
+    *,
+    column_types: Mapping[str, str] = MappingProxyType({}),
+    categories: Collection[str] = (),
+) -> Any:
+    """Return MLflow's signature of the model in ``folder``: columns of the table to outputs.
 
-    types: Mapping[RawForm, Any] = {
+    MLflow would refuse what a table of the training has in pandas or Spark: whole numbers with a gap, which are floats
+    there, or those of a numeric feature; nullable types, categoricals, dates, decimals, lists, vectors. Such columns
+    have any type, and the loader reads them by their type in training.
+
+    Args:
+        folder: The folder of the model.
+        spec: Its feature specification.
+        outputs: Spark type by output.
+        column_types: Arrow type by column at training; without it numbers are doubles and tokens text.
+        categories: The columns that were categoricals in training.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
+
+    strict: Mapping[RawForm, Any] = {
         "number": DataType.double,
         "token": DataType.string,
-        "tokens": Array(DataType.string),
-        "times": Array(DataType.long),
-        "indices": Array(DataType.long),
-        "values": Array(DataType.double),
+        "date": DataType.string,
         "bytes": DataType.binary,
     }
     features = [*spec.query_features, *([spec.excluded] if spec.excluded else [])]
-    forms = {name: form for one in features for name, form in one.raw.items()}
-    forms |= dict.fromkeys(taken_as_vectors(folder), "values")
-    inputs: list[Any] = [ColSpec(types[form], name, required=False) for name, form in forms.items()]
+    types: dict[str, Any] = {}
+    for feature in features:
+        # A sparse vector comes in its own column, or as its two parts.
+        types |= {name: AnyType() for name in feature.columns}
+        for name, form in feature.raw.items():
+            is_strict = column_types.get(name) in (None, *_STRICT_TYPES[form]) and name not in categories
+            types[name] = strict[form] if form in strict and is_strict else AnyType()
+    types |= dict.fromkeys(taken_as_vectors(folder), Array(DataType.double))
+    inputs: list[Any] = [ColSpec(type_, name, required=False) for name, type_ in types.items()]
     given: Mapping[str, Any] = {
         "float": DataType.float,
         "array<float>": Array(DataType.float),

@@ -1,6 +1,8 @@
 """Small exported models for the tests of scoring, and an MLflow store that holds them."""
 
 from collections.abc import Iterable, Mapping
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,10 +14,12 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericSt
 from mirrorspark.data_pipelines.features.kinds import (
     Bucketed,
     Categorical,
+    Date,
     ImageEmbedding,
     Label,
     MultiValued,
     Numeric,
+    Ordinal,
     Sequence,
     Sparse,
     Text,
@@ -136,6 +140,63 @@ def export_members(folder: Path) -> Path:
         {"member": _vocabulary("true", "false"), "flags": _vocabulary("false", "true")},
         {},
         column_types={name: str(MEMBERS.schema.field(name).type) for name in ("member", "flags")},
+    )
+    return _export_binary(folder, fitted, seed=7)
+
+
+TYPES = pa.table(
+    {
+        "id": pa.array(range(5)),
+        "store": pa.array([1, 2, None, 3, 2], pa.int32()),
+        "visits": pa.array([400, None, 3, 17, 25]),
+        "amount": pa.array([0.5, None, -2.0, 3.0, 1.0]),
+        "price": pa.array([Decimal("9.50"), None, Decimal("0.25"), Decimal("3.00"), Decimal("1.75")]),
+        "member": pa.array([True, None, False, True, False]),
+        "shop": pa.array(["a", "b", None, "a", "c"]),
+        "size": pa.array(["S", "L", None, "M", "XXL"]),
+        "mood": pa.array(["low", "high", "", "unseen", "low"]),
+        "joined": pa.array(["29.02.2024", "1.1.2024", None, "unknown", "31 Dec 2023"]),
+        "day": pa.array([date(2024, 2, 29), None, date(1970, 1, 1), date(2024, 1, 1), date(2023, 12, 31)]),
+        "when": pa.array([datetime(2024, 2, 29, 12), None, datetime(2024, 1, 1), datetime(2023, 1, 1), None])
+        .cast(pa.timestamp("us"))
+        .cast(pa.timestamp("us", "UTC")),
+        "codes": pa.array([[1, 2], None, [], [3, None], [2]], pa.list_(pa.int64())),
+    }
+)
+
+
+def export_types(folder: Path) -> Path:
+    """Export an untrained binary model of columns of many types, which were recorded; ``shop`` was a categorical."""
+    spec = FeatureSpec(
+        features=(
+            Categorical("store"),
+            Numeric("visits"),
+            Numeric("amount"),
+            Numeric("price"),
+            Categorical("member"),
+            Categorical("shop"),
+            Ordinal("size", order=("S", "M", "L")),
+            Ordinal("mood", order=("low", "high")),
+            Date("joined", order="dmy"),
+            Date("day"),
+            Date("when"),
+            MultiValued("codes", max_length=2),
+        ),
+        label=Label("again"),
+        keys=("id",),
+    )
+    days = NumericStatistics(mean=19_700.0, standard_deviation=50.0, minimum=0.0, maximum=19_800.0, count=4)
+    fitted = FittedFeatures(
+        spec,
+        {
+            "store": _vocabulary("2", "1", "3"),
+            "member": _vocabulary("true", "false"),
+            "shop": _vocabulary("a", "b", "c"),
+            "codes": _vocabulary("2", "1", "3"),
+        },
+        {one.name: days if isinstance(one, Date) else NumericStatistics(1.0, 2.0, 0, 9, 4) for one in spec.numeric},
+        column_types={name: str(TYPES.schema.field(name).type) for name in TYPES.column_names if name != "id"},
+        categories=("shop", "size"),
     )
     return _export_binary(folder, fitted, seed=7)
 
