@@ -143,7 +143,8 @@ def _entries(vector: Any) -> tuple[list[int], list[float]]:
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and bool(np.isnan(value)))
+    is_nan = isinstance(value, float | np.floating) and bool(np.isnan(value))
+    return value is None or value is pd.NA or value is pd.NaT or is_nan
 
 
 def _column(values: np.ndarray) -> Any:

@@ -84,11 +84,7 @@ def read_models(models: Mapping[str, Any], read: Callable[[str, Any], Imported])
     """
     found = {}
     for name, model in models.items():
-        if isinstance(model, str) and "://" in model:
-            raise FleetError(
-                f"model '{name}' is at {model}, and models are read from local files; copy it here, with the files "
-                f"beside it that belong to it, and give its path"
-            )
+        require_local(name, model)
         try:
             found[name] = read(name, model)
         except FleetError:
@@ -98,6 +94,19 @@ def read_models(models: Mapping[str, Any], read: Callable[[str, Any], Imported])
                 f"model '{name}' is not as its library writes it ({type(error).__name__}: {error}); write it again"
             ) from error
     return found
+
+
+def require_local(name: str, model: Any) -> None:
+    """Check that a model is not an address: its library would read it, or a part of it, from wherever it likes.
+
+    Raises:
+        FleetError: It is one.
+    """
+    if isinstance(model, str) and "://" in model:
+        raise FleetError(
+            f"model '{name}' is at {model}, and models are read from local files; copy it here, with the files beside "
+            f"it that belong to it, and give its path"
+        )
 
 
 def columns_of(name: str, columns: Sequence[str] | Mapping[str, Sequence[str]]) -> Sequence[str]:

@@ -17,6 +17,7 @@ from mirrorspark.scoring.fleet.imports.imported import (
     fleet_of,
     library,
     read_models,
+    require_local,
 )
 from mirrorspark.scoring.fleet.trees import TreeNodes, edge_below
 
@@ -71,6 +72,8 @@ def fleet_from_xgboost(
             has columns without names; or a file is no model of XGBoost.
         OSError: A file cannot be read.
     """
+    for name, model in models.items():
+        require_local(name, model)
     loaded = {name: _loaded(model) for name, model in models.items()}
     imported = read_models(loaded, lambda name, model: _imported(name, _document(name, model), columns))
     fleet = fleet_of(imported, group, thresholds, cut_points)

@@ -13,7 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mirrorspark.scoring.fleet.columns import FleetError
+from mirrorspark.scoring.fleet.imports.lightgbm import fleet_from_lightgbm
 from mirrorspark.scoring.fleet.imports.onnx import fleet_from_onnx
+from mirrorspark.scoring.fleet.imports.pmml import fleet_from_pmml
+from mirrorspark.scoring.fleet.imports.xgboost import fleet_from_xgboost
 from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.scorer import FleetScorer
 
@@ -259,6 +262,15 @@ def test_weights_that_are_missing_or_too_few_are_named(tmp_path: Path) -> None:
         fleet_from_onnx({"m": with_side_file(tmp_path, [1])}, ["p", "q"])
 
 
-def test_an_address_instead_of_a_file_is_refused_with_what_to_do() -> None:
-    with pytest.raises(FleetError, match=r"'m' is at s3://bucket/m.onnx, .* copy it here, with the files beside it"):
-        fleet_from_onnx({"m": "s3://bucket/m.onnx"}, COLUMNS)
+@pytest.mark.parametrize(
+    ("read", "file"),
+    [
+        (lambda models: fleet_from_onnx(models, COLUMNS), "s3://bucket/m.onnx"),
+        (fleet_from_pmml, "https://somewhere/m.pmml"),
+        (fleet_from_lightgbm, "file:///tmp/m.txt"),
+        (fleet_from_xgboost, "s3://bucket/m.ubj"),
+    ],
+)
+def test_an_address_instead_of_a_file_is_refused_with_what_to_do(read: Any, file: str) -> None:
+    with pytest.raises(FleetError, match=rf"'m' is at {file}, .* copy it here, with the files beside it"):
+        read({"m": file})
