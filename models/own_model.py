@@ -175,12 +175,14 @@ def returns_logits(model: "tf_keras.Model") -> bool:
 
 
 def keep_compilation(model: "tf_keras.Model", steps_per_execution: int) -> None:
-    """Compile a model that the user has compiled once more, so that rows of weight 0 count in no metric.
+    """Compile a model that the user has compiled once more, so that padding counts in no metric and no loss.
 
     Args:
         model: The compiled model; its optimizer, loss and metrics are kept.
         steps_per_execution: Steps that TensorFlow runs before it returns to Python.
     """
+    from mirrorspark.models.fitting.real_rows import count_real_rows
+
     metrics, loss = model.compiled_metrics, model.compiled_loss
     model.compile(
         optimizer=model.optimizer,
@@ -191,6 +193,7 @@ def keep_compilation(model: "tf_keras.Model", steps_per_execution: int) -> None:
         steps_per_execution=steps_per_execution,
         run_eagerly=model._run_eagerly,
     )
+    count_real_rows(model)
 
 
 def _joined(metrics: Any, more: Any) -> Any:

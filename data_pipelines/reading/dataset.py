@@ -40,6 +40,7 @@ from mirrorspark.data_pipelines.reading.batches import (
 )
 from mirrorspark.data_pipelines.reading.decode_blocks import SparseSteps
 from mirrorspark.data_pipelines.reading.order import RANGE_BLOCK, EpochOrder
+from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.data_pipelines.tfrecord.records import read_record_at
 from mirrorspark.plots.html import details_html, findings_html, heading_html, panel_html, paragraph_html, rows_html
 from mirrorspark.storage.credentials import without_credentials
@@ -189,8 +190,7 @@ class Dataset:
         places = [(shard.path, number) for shard in shards for number in range(len(shard.block_rows))]
         block_rows = np.array([rows for shard in shards for rows in shard.block_rows], np.int64)
         order = EpochOrder(block_rows, plan.global_batch_size, plan.seed, epoch)
-        batch = plan.batch_size_per_worker
-        lanes = order.lanes_of(plan.rank * batch, (plan.rank + 1) * batch)
+        lanes = order.lanes_of(plan.share.start, plan.share.stop)
         found: dict[str, set[int]] = {}
         for block in order.ranges(*lanes, step, step + 1)[:, RANGE_BLOCK].tolist():
             path, number = places[block]
@@ -248,6 +248,11 @@ class ReadPlan:
         """Rows of one batch on this worker."""
         return self.global_batch_size // self.workers
 
+    @property
+    def share(self) -> range:
+        """The rows of every global batch that are this worker's."""
+        return range(self.rank * self.batch_size_per_worker, (self.rank + 1) * self.batch_size_per_worker)
+
 
 def load_dataset(
     location: str | Path | StoragePath, *, checksums: bool = False, cache: DatasetCache | None = None
@@ -264,6 +269,7 @@ def load_batches(
     plan: ReadPlan,
     *,
     values_as: str | None = None,
+    scaled_to: Literal["batch", "share"] | None = None,
     busy: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> "tf.data.Dataset":
     """Return batches ``(features, label, weight)`` for one worker.
@@ -284,6 +290,8 @@ def load_batches(
         plan: What to read of it.
         values_as: Name of one tensor, float32 ``[batch, features]``, in which all features of the form ``value`` come
             instead of a tensor for each: a hundred of them cost a millisecond per batch, and more per iterator.
+        scaled_to: Return each batch as a :class:`PaddedBatch`: with the scale of the global ``batch``, which is that of
+            all workers, or of the worker's ``share``, for updates that it makes on its own.
         busy: A context that is entered while rows are read and assembled: an input that is always busy slows the
             training.
 
@@ -307,10 +315,13 @@ def load_batches(
         upcoming = _chunks(dataset, plan)
         while True:
             with busy():
-                chunk = next(upcoming, None)
-            if chunk is None:
+                found = next(upcoming, None)
+            if found is None:
                 return
+            chunk, order, first_step = found
+            part = plan.share if scaled_to == "share" else range(plan.global_batch_size)
             yield {
+                "scales": _scales(order, first_step, len(chunk.floats), part),
                 "floats": chunk.floats,
                 "int64s": chunk.int64s,
                 "ids": tuple(chunk.ids),
@@ -319,7 +330,7 @@ def load_batches(
                 "vectors": tuple(chunk.vectors),
             }
 
-    def step_of(chunk: dict[str, Any], step: tf.Tensor) -> tuple[Any, tf.Tensor, tf.Tensor]:
+    def step_of(chunk: dict[str, Any], step: tf.Tensor) -> tuple[Any, ...]:
         # A few large arrays arrive and are split here: slices along the first axis copy nothing.
         floats, single = chunk["floats"][step], columns.floats[len(together) :]  # features are before label and weight
         tensors = dict(zip(single, tf.unstack(floats[len(together) :], len(single)), strict=True))
@@ -334,7 +345,9 @@ def load_batches(
         features = {name: tensors[name] for name in others}
         if values_as is not None and together:
             features[values_as] = tf.transpose(floats[: len(together)])
-        return features, label, weight
+        if scaled_to is None:
+            return features, label, weight
+        return PaddedBatch(features, label, weight, chunk["scales"][step])
 
     @tf.autograph.experimental.do_not_convert  # it would be a quarter of the time in which the input is made
     def steps_of(chunk: dict[str, Any]) -> tf.data.Dataset:
@@ -357,6 +370,7 @@ def _chunk_signature(columns: BatchColumns, batch: int) -> dict[str, Any]:
     import tensorflow as tf  # deferred: see above
 
     return {
+        "scales": tf.TensorSpec((None,), tf.float32),
         "floats": tf.TensorSpec((None, len(columns.floats), batch), tf.float32),
         "int64s": tf.TensorSpec((None, len(columns.int64s), batch), tf.int64),
         "ids": tuple(tf.TensorSpec((None, batch, length), tf.int64) for length in columns.ids.values()),
@@ -380,7 +394,7 @@ def batches(dataset: Dataset, plan: ReadPlan) -> Iterator[dict[str, Column]]:
         DamagedRecordError, DamagedBlockError: A shard is damaged.
     """
     columns = BatchColumns.of(dataset.features)
-    for chunk in _chunks(dataset, plan):
+    for chunk, _, _ in _chunks(dataset, plan):
         yield {
             **{name: chunk.floats[:, place] for place, name in enumerate(columns.floats)},
             **{name: chunk.int64s[:, place] for place, name in enumerate(columns.int64s)},
@@ -399,19 +413,28 @@ def _sparse_rows(rows: SparseSteps) -> list[SparseRows]:
     ]
 
 
-def _chunks(dataset: Dataset, plan: ReadPlan) -> Iterator[Chunk]:
+def _scales(order: EpochOrder, first_step: int, steps: int, part: range) -> npt.NDArray[np.float32]:
+    """Return :attr:`PaddedBatch.scale` of some steps, of a part of their rows."""
+    scales = np.ones(steps, np.float32)
+    last = first_step + steps - 1
+    # A part that is nothing but padding has no loss to scale.
+    scales[-1] = len(part) / max(order.real_rows(last, part.start, part.stop), 1)
+    return scales
+
+
+def _chunks(dataset: Dataset, plan: ReadPlan) -> Iterator[tuple[Chunk, EpochOrder, int]]:
+    """Yield chunks, each with the order of its epoch and its first step."""
     steps = dataset.steps(plan.split, plan.global_batch_size, plan.remainder)
     shards, batch = dataset.manifest.splits[plan.split], plan.batch_size_per_worker
     stored, columns = StoredBlocks(dataset.path, shards), BatchColumns.of(dataset.features)
     at_once = steps_per_chunk(columns, shards, batch)
-    rows = range(plan.rank * batch, (plan.rank + 1) * batch)
     reader: EpochReader | None = None
     epoch, step = plan.epoch, plan.step
     while plan.epochs is None or epoch < plan.epoch + plan.epochs:
         order = EpochOrder(stored.rows, plan.global_batch_size, plan.seed, epoch)
-        reader = EpochReader(stored, columns, order, rows, reader.slots if reader else None)
+        reader = EpochReader(stored, columns, order, plan.share, reader.slots if reader else None)
         while step < steps:
             last = min(step + at_once, steps)
-            yield reader.read(step, last)
+            yield reader.read(step, last), order, step
             step = last
         epoch, step = epoch + 1, 0

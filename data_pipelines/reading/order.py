@@ -92,6 +92,16 @@ class EpochOrder:
         first = np.searchsorted(bounds, first_row, side="right") - 1
         return int(first), int(np.searchsorted(bounds, last_row, side="left"))
 
+    def real_rows(self, step: int, first_row: int, last_row: int) -> int:
+        """Return how many of the rows from ``first_row`` up to ``last_row`` of a step's batch are not padding."""
+        if step < self.full_steps:
+            return last_row - first_row
+        starts = self.lane_rows
+        # The rows of a lane come first in its part of the batch; `ranges` says how the rest is spread.
+        counts = np.diff(starts * (self.rows % self.global_batch_size) // self.global_batch_size)
+        within = np.minimum(starts[:-1] + counts, last_row) - np.maximum(starts[:-1], first_row)
+        return int(np.maximum(within, 0).sum())
+
     def ranges(self, first_lane: int, last_lane: int, first_step: int, last_step: int) -> npt.NDArray[np.int64]:
         """Return the rows that lanes read for the steps from ``first_step`` up to, not including, ``last_step``.
 

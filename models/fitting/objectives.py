@@ -6,6 +6,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from mirrorspark.models.fitting.real_rows import count_real_rows
 from mirrorspark.models.layers.members import (
     MemberLoss,
     is_ensemble,
@@ -44,9 +45,10 @@ def compile_model(model: tf_keras.Model, task: str, optimizer: Any, steps_per_ex
     else:
         loss, metrics = _OBJECTIVES[task](model, lambda kind: kind)
     model.compile(optimizer, loss=loss, weighted_metrics=metrics, steps_per_execution=steps_per_execution)
+    count_real_rows(model)
 
 
-# Loss and metrics of each task. The compiled loss divides by the padded batch; the metric divides by the weighted rows.
+# Loss and metrics of each task. The compiled loss divides by the rows; the metric divides by their weights.
 
 
 # ``of`` turns the class of a metric into one that looks at the prediction of an ensemble.

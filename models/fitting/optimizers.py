@@ -302,11 +302,16 @@ def accumulate_gradients(model: tf_keras.Model, parts: int) -> None:
 
 def _parts(batch: Any, parts: int) -> list[Any]:
     tensors = tf.nest.flatten(batch, expand_composites=False)
-    split = [
-        tf.sparse.split(tensor, parts, axis=0) if isinstance(tensor, tf.SparseTensor) else tf.split(tensor, parts)
-        for tensor in tensors
-    ]
+    split = [_split(tensor, parts) for tensor in tensors]
     return [tf.nest.pack_sequence_as(batch, [of[part] for of in split]) for part in range(parts)]
+
+
+def _split(tensor: Any, parts: int) -> list[Any]:
+    if isinstance(tensor, tf.SparseTensor):
+        return list(tf.sparse.split(tensor, parts, axis=0))
+    if tensor.shape.rank == 0:  # the scale of a padded batch, which is that of each part
+        return [tensor] * parts
+    return list(tf.split(tensor, parts))
 
 
 def _mean(gradients: Sequence[Any]) -> Any:

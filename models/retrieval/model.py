@@ -16,6 +16,7 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.reading.padding import padding_scale
 from mirrorspark.models.index.exact import GROUP, TILE_SCORES, Best, Queries, best_columns, in_tiles, without
 from mirrorspark.models.retrieval.item_tower import ItemTower
 from mirrorspark.models.retrieval.losses import named_loss, softmax_of_rows
@@ -184,7 +185,9 @@ class RetrievalModel(tf_keras.Model):
         if nearest is not None:
             if settings.loss == "softmax" and columns.are_rows:
                 # A row's candidate has the logit s - log(p), which leaves out log(rows) of s - log(rows * p).
-                nearest += tf.math.log(tf.cast(tf.shape(scores)[0], tf.float32))
+                # A worker's share may be padding alone.
+                rows = tf.maximum(tf.reduce_sum(tf.cast(columns.is_candidate, tf.float32)), 1.0)
+                nearest += tf.math.log(rows)
             others = tf.concat([others, nearest], axis=1)
         return named_loss(settings, own_logits, others, self._sampling.rate if training else 1.0)
 
@@ -193,14 +196,15 @@ class RetrievalModel(tf_keras.Model):
         return tf.matmul(queries, candidates, transpose_b=True) / self._settings.temperature
 
     def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
-        """Return the weighted mean loss of a batch ``(features, label, weight)``; the label is a rating or ignored."""
-        features, label, weight = inputs
+        """Return the weighted mean loss of a batch of ``load_batches``; the label is a rating or ignored."""
+        features, label, weight = inputs[:3]
         if self._settings.sampling != "in_batch":
             # The others are candidates of the vocabulary, so a row of another one has no loss, and any as its own.
             own = features[self._candidate]
             weight = tf.where(own >= FIRST_VOCABULARY_ID, weight, 0.0)
             features = {**features, self._candidate: tf.maximum(own, FIRST_VOCABULARY_ID)}
-        return self._mean(self.row_losses(features, weight, training, label), weight, tf.shape(weight)[0])
+        losses = self.row_losses(features, weight, training, label)
+        return self._mean(losses, weight, tf.shape(weight)[0], padding_scale(inputs))
 
     def train_step(self, inputs: Any) -> dict[str, tf.Tensor]:
         """Make one update; return the epoch's metrics so far, over all replicas."""
@@ -215,13 +219,20 @@ class RetrievalModel(tf_keras.Model):
         self.compute_loss(inputs)
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def _mean(self, losses: tf.Tensor, weights: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
-        """Return the sum of weighted losses divided by the rows of the batch, and add them to the metric."""
+    def _mean(self, losses: tf.Tensor, weights: tf.Tensor, rows: tf.Tensor, scale: Any) -> tf.Tensor:
+        """Return the sum of weighted losses divided by the rows that are not padding, and add them to the metric.
+
+        Args:
+            losses: float32 ``[losses]``.
+            weights: float32 ``[losses]``.
+            rows: The rows of the batch, padding included.
+            scale: :attr:`data_pipelines.reading.padding.PaddedBatch.scale`.
+        """
         loss, total = tf.reduce_sum(losses * weights), tf.reduce_sum(weights)
         self.mean_loss.update_state(tf.math.divide_no_nan(loss, total), sample_weight=total)
         # Dividing by the rows of all replicas makes the all-reduced gradient their mean.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        return loss / (tf.cast(rows, tf.float32) * replicas)
+        return scale * loss / (tf.cast(rows, tf.float32) * replicas)
 
     def _known(self, features: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Return the features that are inputs of the query tower."""

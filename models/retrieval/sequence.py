@@ -7,6 +7,7 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, MISSING_ID
+from mirrorspark.data_pipelines.reading.padding import padding_scale
 from mirrorspark.models.retrieval.model import RetrievalModel
 from mirrorspark.models.retrieval.towers import CandidateEmbedding
 from mirrorspark.models.settings import LossSettings
@@ -49,10 +50,10 @@ class SequenceRetrieval(RetrievalModel):
         self.state_tower = state_tower
 
     def compute_loss(self, inputs: Any, training: bool = False) -> tf.Tensor:
-        """Return the weighted mean loss of a batch ``(features, label, weight)``; the label is ignored."""
+        """Return the weighted mean loss of a batch of ``load_batches``; the label is ignored."""
         if self.state_tower is None or not training:
             return super().compute_loss(inputs, training)
-        features, _, weight = inputs
+        features, _, weight = inputs[:3]
         states = self.state_tower(self._known(features), training=training)
         following = following_ids(features[self._history], features[self._candidate])
         weights = tf.where(following >= FIRST_VOCABULARY_ID, weight[:, tf.newaxis], 0.0)
@@ -60,7 +61,7 @@ class SequenceRetrieval(RetrievalModel):
         used = tf.where(weights > 0)
         weights = tf.gather_nd(weights, used)
         losses = self.query_losses(tf.gather_nd(states, used), tf.gather_nd(following, used), weights > 0, training)
-        return self._mean(losses, weights, tf.shape(weight)[0])
+        return self._mean(losses, weights, tf.shape(weight)[0], padding_scale(inputs))
 
 
 def following_ids(ids: tf.Tensor, candidate: tf.Tensor) -> tf.Tensor:

@@ -237,7 +237,7 @@ def _batches(
 
     def rank_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         read_plan = _read_plan(plan, split, context.input_pipeline_id, start)
-        shares = load_batches(dataset, read_plan, busy=activity.input_busy)
+        shares = load_batches(dataset, read_plan, scaled_to="batch", busy=activity.input_busy)
         # A distributed dataset could not be wrapped any more.
         return gate(split_among_replicas(shares, context.num_replicas_in_sync // context.num_input_pipelines))
 
@@ -251,9 +251,13 @@ def split_among_replicas(shares: tf.data.Dataset, replicas: int) -> tf.data.Data
         return shares
 
     def split(*share: Any) -> tf.data.Dataset:
-        return tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(by_replica, share))
+        parts = [by_replica(part) for part in tf.nest.flatten(share)]
+        # The function is given the parts of a named tuple, whose class counts.
+        return tf.data.Dataset.from_tensor_slices(tf.nest.pack_sequence_as(shares.element_spec, parts))
 
     def by_replica(rows: Any) -> Any:
+        if rows.shape.rank == 0:  # the scale of a padded batch, which is that of all replicas
+            return tf.repeat(rows, replicas)
         reshape = tf.sparse.reshape if isinstance(rows, tf.SparseTensor) else tf.reshape
         return reshape(rows, [replicas, rows.shape[0] // replicas, *rows.shape[1:]])
 

@@ -11,16 +11,17 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from mirrorspark.data_pipelines.reading.padding import padding_scale
 from mirrorspark.training.fleet.plan import StackMember, StackSettings
 
 # Bins of linear predictors, from this far below that of the mean label to as far above. They are narrow in the middle,
 # where all predictors are after a large penalty; further out their width is a 25th of the distance.
 _BINS, _REACH, _NARROWNESS = 512, 16.0, 1000.0
 
-Batch = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+Batch = tuple[tf.Tensor, ...]
 """Inputs ``[batch, inputs]``, labels in the units of the targets ``[batch, targets]``, and weights of the labels
 ``[batch, targets]`` or, where none is missing, of the rows ``[batch, 1]``; all float32. Missing labels and rows of
-padding have weight 0."""
+padding have weight 0. One with padding is a :class:`data_pipelines.reading.padding.PaddedBatch`."""
 
 
 class StackedModels(tf_keras.Model):
@@ -77,7 +78,7 @@ class StackedModels(tf_keras.Model):
         weights = self.trainable_variables
         with tf.GradientTape() as tape:
             _, _, losses, rows = self._evaluated(batch)
-            loss = tf.reduce_sum(tf.reduce_sum(losses, axis=0) * self._given.gains)
+            loss = padding_scale(batch) * tf.reduce_sum(tf.reduce_sum(losses, axis=0) * self._given.gains)
             # Gradients are summed over the replicas, each of which has the whole penalty.
             loss += self._penalty() / tf.distribute.get_strategy().num_replicas_in_sync
         gradients = tape.gradient(loss, weights)
@@ -114,7 +115,7 @@ class StackedModels(tf_keras.Model):
 
     def _evaluated(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Return linear predictors, labels and weighted losses ``[batch, models]``, and weights as in ``batch``."""
-        inputs, labels, rows = batch
+        inputs, labels, rows = batch[:3]
         given = self._given
         # What would change nothing is left out: for linear models, passes over the labels take most of a step.
         if not np.array_equal(given.targets, np.arange(labels.shape[1])):
@@ -228,9 +229,9 @@ class _Given:
     """The constants of the models, ``[models]`` each, as in :class:`training.fleet.plan.StackMember`.
 
     Attributes:
-        gains: Factors of the sums of a batch's losses: 1 / (rows of a batch * share of rows with a label). The loss is
-            so, on average over batches, the mean over all labels. A mean over the labels of each batch would give more
-            weight to rows of batches with fewer labels.
+        gains: Factors of the sums of a full batch's losses: 1 / (rows of a batch * share of rows with a label). The
+            loss is so, on average over batches, the mean over all labels. A mean over the labels of each batch would
+            give more weight to rows of batches with fewer labels.
         is_link: bool ``[models]`` for each link that a model has.
     """
 

@@ -17,12 +17,13 @@ from mirrorspark.data_pipelines.dataset.manifest import SPLITS
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
+from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.fitting.step_loop import use_step_loop
 from mirrorspark.storage.atomic_file import replaced
 from mirrorspark.training.fleet.inputs import inputs_of
 from mirrorspark.training.fleet.plan import TARGETS, WEIGHTS_FILE, StackPlan
-from mirrorspark.training.fleet.stack import Batch, StackedModels
+from mirrorspark.training.fleet.stack import StackedModels
 from mirrorspark.training.fleet.stopping import ModelStopping
 
 _TRAIN, _VALIDATION, _TEST = SPLITS
@@ -103,20 +104,20 @@ def _batches(
         features = dataset.features
 
         @tf.autograph.experimental.do_not_convert
-        def assemble(*batch: Any) -> Batch:
-            return assembled(batch, features, plan)
+        def assemble(*batch: Any) -> PaddedBatch:
+            return assembled(PaddedBatch(*batch), features, plan)
 
-        return load_batches(dataset, read, values_as=NUMBERS).map(assemble)
+        return load_batches(dataset, read, values_as=NUMBERS, scaled_to="batch").map(assemble)
 
     return strategy.distribute_datasets_from_function(rank_dataset)
 
 
-def assembled(batch: tuple[Any, ...], features: FittedFeatures, plan: StackPlan) -> Batch:
+def assembled(batch: PaddedBatch, features: FittedFeatures, plan: StackPlan) -> PaddedBatch:
     """Return a batch of :func:`data_pipelines.reading.dataset.load_batches`, with ``NUMBERS``, as the stack takes it.
 
     The inputs are in the order of :func:`training.fleet.inputs.inputs_of`.
     """
-    values, _, row_weights = batch
+    values, _, row_weights, scale = batch
     parts = [values[NUMBERS]] if features.spec.numeric else []
     for feature in features.spec.categorical:
         # A missing or unknown category becomes a number below 0, for which one_hot gives zeros.
@@ -126,7 +127,7 @@ def assembled(batch: tuple[Any, ...], features: FittedFeatures, plan: StackPlan)
     weights = row_weights[:, None]
     if plan.has_missing:
         weights *= values[TARGETS][:, plan.targets :]
-    return tf.concat(parts, axis=1), labels, weights
+    return PaddedBatch(tf.concat(parts, axis=1), labels, weights, scale)
 
 
 def _write(path: Path, model: StackedModels, stopping: ModelStopping, tested: dict[str, np.ndarray]) -> None:

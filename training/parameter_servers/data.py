@@ -45,7 +45,8 @@ class BatchSupply:
         self._dataset = dataset
         self._validation = validation
         self._activity = activity
-        stream = gate(load_batches(dataset, training, busy=activity.input_busy))
+        # An update is one worker's share; see `worker_read_plan`.
+        stream = gate(load_batches(dataset, training, scaled_to="share", busy=activity.input_busy))
         self._training = iter(stream)
         self._validating: Iterator[Any] = iter(())
         self._next_step = -1
@@ -68,7 +69,9 @@ class BatchSupply:
         # Each call of a worker covers consecutive steps; the next call begins elsewhere.
         if step != self._next_step:
             plan = dataclasses.replace(self._validation, step=step)
-            self._validating = iter(load_batches(self._dataset, plan, busy=self._activity.input_busy))
+            self._validating = iter(
+                load_batches(self._dataset, plan, scaled_to="batch", busy=self._activity.input_busy)
+            )
         self._next_step = step + 1
         return next(self._validating)
 
@@ -86,8 +89,8 @@ class RemoteBatches:
             validation: Batches of the validation split.
         """
         self._name = name
-        self._training = load_batches(dataset, training).element_spec
-        self._validation = load_batches(dataset, validation).element_spec
+        self._training = load_batches(dataset, training, scaled_to="share").element_spec
+        self._validation = load_batches(dataset, validation, scaled_to="batch").element_spec
 
     def training(self, _: tf.distribute.InputContext) -> tf.data.Dataset:
         """Return the training stream of the worker that builds it."""

@@ -31,6 +31,7 @@ from mirrorspark.data_pipelines.reading import batches as batches_module
 from mirrorspark.data_pipelines.reading.batches import CHUNK_BYTES, LABEL, WEIGHT
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, batches, load_batches
 from mirrorspark.data_pipelines.reading.decode_blocks import DamagedBlockError
+from mirrorspark.data_pipelines.reading.order import EpochOrder
 from mirrorspark.data_pipelines.tfrecord.examples import encode_example
 from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
 from tests.unit.data_pipelines.conftest import vocabulary
@@ -131,6 +132,37 @@ def test_padding_is_all_zeros_and_spread_over_the_workers(tmp_path: Path, write_
         assert [len(rows_that_count(step)) for step in (first, last)] == [4, 1]
         padding = last[WEIGHT] == 0
         assert all(not column[padding].any() for column in last.values())
+
+
+@pytest.mark.parametrize(("shards", "batch", "workers"), LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_the_scale_of_a_batch_says_how_many_of_its_rows_are_padding(
+    tmp_path: Path, write_dataset: WriteDataset, shards: list[list[int]], batch: int, workers: int
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset", shards)
+    rows, share = sum(map(sum, shards)), batch // workers
+    last = rows - (dataset.steps("train", batch) - 1) * batch
+    for rank in range(workers):
+        plan = ReadPlan("train", batch, rank=rank, workers=workers, seed=2, epochs=2)
+        together = [step.scale.numpy().item() for step in load_batches(dataset, plan, scaled_to="batch")]
+        assert together == [*[1.0] * (len(together) // 2 - 1), np.float32(batch / last).item()] * 2
+        for step in load_batches(dataset, plan, scaled_to="share"):
+            real = max(1, np.count_nonzero(step.weight))  # the rows of these datasets have weights above 0
+            assert step.scale.numpy() == np.float32(share / real)
+
+
+@given(
+    blocks=st.lists(st.integers(0, 300), min_size=1, max_size=6).filter(any),
+    share=st.integers(1, 120),
+    workers=st.integers(1, 6),
+)
+def test_rows_that_are_not_padding_are_counted_by_arithmetic(blocks: list[int], share: int, workers: int) -> None:
+    order = EpochOrder(np.array(blocks), share * workers, seed=1, epoch=0)
+    left = sum(blocks)
+    for step in range(order.steps):
+        counts = [order.real_rows(step, rank * share, (rank + 1) * share) for rank in range(workers)]
+        assert sum(counts) == order.real_rows(step, 0, share * workers) == min(left, share * workers)
+        left -= sum(counts)
+    assert left == 0
 
 
 def test_the_sequence_of_global_batches_is_the_same_for_any_number_of_workers(small: Dataset) -> None:

@@ -1,6 +1,7 @@
 """The two-tower loss against NumPy: in-batch softmax, sampling correction, weights, padding, accidental hits (R1)."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.kinds import MISSING_ID, Label
+from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.models import two_tower
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
@@ -116,6 +118,40 @@ def test_the_loss_is_the_corrected_softmax_over_the_batch(
     candidates = model.candidate_tower(inputs[0]["movie"]).numpy().astype(np.float64)
     expected = loss_by_numpy(queries, candidates, movies, weights, [0.2, 0.2, 0.5, 0.3, 0.2])
     assert float(model.compute_loss(inputs, training=True)) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"hard_negatives": 1},
+        {"index_negatives": 1},
+        {"loss": "bpr"},
+        {"sampling": "mixed", "negatives": 2},
+        {"sampling": "uniform", "negatives": 3},
+    ],
+    ids=lambda changed: " ".join(changed) or "softmax",
+)
+def test_padding_changes_neither_the_loss_nor_its_gradient(
+    rating_features: FittedFeatures, changed: dict[str, Any]
+) -> None:
+    """R1: nor the number of rows by which logits are corrected; the draws of both batches are the same."""
+    tf_keras.utils.set_random_seed(4)
+    model = two_tower.build(dataclasses.replace(SETTINGS, **changed), rating_features, seed=4)
+    model.candidate_tower.set_weights([np.random.default_rng(4).normal(size=(5, 4)).astype(np.float32)])
+    drawn = [] if model.sample is None else model.sample.get_weights()
+    alone = batch([2, 3], [4, 3], [1.0, 2.0])
+    padded = PaddedBatch(*batch([2, 3, 0, 0], [4, 3, MISSING_ID, MISSING_ID], [1.0, 2.0, 0.0, 0.0]), tf.constant(2.0))
+    losses, gradients = [], []
+    for inputs in (alone, padded):
+        if model.sample is not None:
+            model.sample.set_weights(drawn)
+        with tf.GradientTape() as tape:
+            losses.append(model.compute_loss(inputs, training=True))
+        gradients.append([tf.convert_to_tensor(one) for one in tape.gradient(losses[-1], model.trainable_variables)])
+    assert float(losses[1]) == pytest.approx(float(losses[0]), rel=1e-6)
+    for ours, theirs in zip(gradients[1], gradients[0], strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 @BATCHES

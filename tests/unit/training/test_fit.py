@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.reading.dataset import ReadPlan, load_batches
+from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.training.fitting import fit
 from mirrorspark.training.protocol.activity import Activity, Phase
 from mirrorspark.training.protocol.event_client import EventClient
@@ -87,7 +88,8 @@ def test_a_share_stays_one_whatever_is_made_of_it() -> None:
 def test_the_replicas_of_a_worker_share_its_rows() -> None:
     """T9: a strategy takes a batch for each of them in every step."""
     sparse = tf.sparse.from_dense([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 4.0]])
-    rows = ({"age": tf.range(4), "ids": tf.reshape(tf.range(8), [4, 2]), "words": sparse}, tf.range(4.0))
+    features = {"age": tf.range(4), "ids": tf.reshape(tf.range(8), [4, 2]), "words": sparse}
+    rows = PaddedBatch(features, tf.range(4.0), tf.ones(4), tf.constant(1.25))
     shares = tf.data.Dataset.from_tensors(rows).repeat(2)
 
     batches = list(fit.split_among_replicas(shares, 2))
@@ -95,7 +97,8 @@ def test_the_replicas_of_a_worker_share_its_rows() -> None:
     assert len(batches) == 4
     assert fit.split_among_replicas(shares, 1) is shares
     assert fit.split_among_replicas(shares, 2).element_spec[0]["words"].shape == [2, 2]
-    features, label = batches[1]
+    features, label, _, scale = batches[1]
+    assert scale.numpy() == 1.25
     assert (features["age"].numpy().tolist(), label.numpy().tolist()) == ([2, 3], [2.0, 3.0])
     assert features["ids"].numpy().tolist() == [[4, 5], [6, 7]]
     assert tf.sparse.to_dense(features["words"]).numpy().tolist() == [[3.0, 0.0], [0.0, 4.0]]
@@ -103,9 +106,10 @@ def test_the_replicas_of_a_worker_share_its_rows() -> None:
 
 def test_batches_of_replicas_have_the_models_shapes(tmp_path: Path) -> None:
     dataset = write_token_dataset(tmp_path / "dataset", {"train": 64}, tokens=4)
-    shares = load_batches(dataset, ReadPlan("train", global_batch_size=8))
+    shares = load_batches(dataset, ReadPlan("train", global_batch_size=8), scaled_to="batch")
 
     given, shared = fit.split_among_replicas(shares, 2).element_spec, shares.element_spec
 
-    for mine, whole in zip(tf.nest.flatten(given), tf.nest.flatten(shared), strict=True):
+    assert (given.scale.shape.as_list(), type(given)) == ([], PaddedBatch)
+    for mine, whole in zip(tf.nest.flatten(given[:3]), tf.nest.flatten(shared[:3]), strict=True):
         assert mine.shape.as_list() == [4, *whole.shape.as_list()[1:]]

@@ -23,13 +23,14 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.scoring.fleet.layout import Layout
 from mirrorspark.scoring.fleet.scorer import FleetScorer
 from mirrorspark.training.fleet.declared import declared_models
 from mirrorspark.training.fleet.inputs import inputs_of
 from mirrorspark.training.fleet.plan import TARGETS, StackMember, StackPlan, StackSettings, train_stack
-from mirrorspark.training.fleet.stack import Batch, ScoreCounts, StackedModels, areas_under_curve
+from mirrorspark.training.fleet.stack import ScoreCounts, StackedModels, areas_under_curve
 from mirrorspark.training.fleet.stopping import ModelStopping
 from mirrorspark.training.fleet.targets import TargetSums
 from mirrorspark.training.fleet.trained import fleet_of, report_of, summary
@@ -124,6 +125,18 @@ def test_each_model_becomes_what_it_would_alone(hidden: tuple[int, ...]) -> None
             np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=member.name)
     unread = np.delete(stack.kernels[0].numpy()[:, 4], [0, 2], axis=0)
     assert not unread.any()
+
+
+def test_padding_changes_neither_the_update_of_a_stack_nor_its_losses() -> None:
+    """The mean over the rows of a full batch, and the penalty, keep their shares in a batch that is filled up."""
+    given = [part[0, : ROWS // 2] for part in batches()]
+    padded = [np.concatenate([part, np.zeros_like(part)]) for part in given]
+    alone, filled = (StackedModels(MEMBERS, INPUTS, StackSettings((), "tanh"), rows) for rows in (ROWS // 2, ROWS))
+    for stack, batch in ((alone, PaddedBatch(*given, 1.0)), (filled, PaddedBatch(*padded, tf.constant(2.0)))):
+        stack.compile(tf_keras.optimizers.SGD(RATE))
+        stack.train_step(batch)
+    np.testing.assert_allclose(filled.kernels[0], alone.kernels[0], atol=1e-6)
+    np.testing.assert_allclose(filled.mean_losses.result(), alone.mean_losses.result(), rtol=1e-6)
 
 
 def test_the_weights_of_a_model_do_not_depend_on_the_others() -> None:
@@ -345,7 +358,7 @@ def test_a_restart_changes_no_bit_and_the_fleet_scores_as_the_stack_does(
 
 def forward(plan: StackPlan, arrays: dict[str, np.ndarray], raw: pa.Table) -> np.ndarray:
     """Return the predictions of the training framework for raw rows, ``[rows, models]``."""
-    inputs, *_ = assembled((read_as(raw), None, tf.ones(raw.num_rows)), FITTED, plan)
+    inputs, *_ = assembled(PaddedBatch(read_as(raw), None, tf.ones(raw.num_rows), 1.0), FITTED, plan)
     stack = StackedModels(plan.members, len(inputs_of(FITTED)), plan.settings, plan.global_batch_size)
     for layer, (kernel, bias) in enumerate(zip(stack.kernels, stack.biases, strict=True)):
         kernel.assign(arrays[f"kernel_{layer}"])
@@ -363,8 +376,10 @@ def read_as(raw: pa.Table) -> dict[str, tf.Tensor]:
 
 def test_labels_weights_and_inputs_of_a_batch(dataset: Dataset) -> None:
     raw = raw_rows(50, seed=4)
-    batch: Batch = assembled((read_as(raw), None, tf.constant([1.0] * 49 + [0.0])), FITTED, plan_of(dataset, ()))
-    inputs, labels, weights = (part.numpy() for part in batch)
+    given = PaddedBatch(read_as(raw), None, tf.constant([1.0] * 49 + [0.0]), tf.constant(50 / 49))
+    batch = assembled(given, FITTED, plan_of(dataset, ()))
+    inputs, labels, weights, scale = (part.numpy() for part in batch)
+    assert scale == np.float32(50 / 49)
     values = np.array(raw[TARGETS].to_pylist(), np.float32)
     np.testing.assert_array_equal(labels, values[:, :3])
     np.testing.assert_array_equal(weights[:49], values[:49, 3:])

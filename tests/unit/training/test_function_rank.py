@@ -25,8 +25,9 @@ from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError, fence
 from mirrorspark.callbacks.stop_request import TrainingStopped
+from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.training.fault_injection.injected import InjectedFault, InjectedFaults, from_environment
+from mirrorspark.training.fault_injection.injected import InjectedFault, InjectedFaults, InputGate, from_environment
 from mirrorspark.training.functions import worker as function_rank
 from mirrorspark.training.functions.fit_watch import FitWatch, global_batch_size
 from mirrorspark.training.functions.plan import FunctionPlan, UnsupportedKerasError, pack_function, unpack_value
@@ -399,6 +400,8 @@ def test_input_that_hangs_goes_on_when_its_time_is_over() -> None:
     assert [len(x) for x, _ in gated] == [2, 2, 2]
     assert float(tf.timestamp() - begin) >= 0.3
     assert InjectedFaults([]).input(batches) is batches
+    padded = batches.map(lambda x, y: PaddedBatch(x, y, y, tf.ones([])))
+    assert type(InputGate([]).wrap(padded).element_spec) is PaddedBatch
 
 
 @pytest.mark.parametrize("strategy", strategies(), ids=["mirrored", "ring"])

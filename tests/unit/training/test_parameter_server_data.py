@@ -34,8 +34,8 @@ def test_training_stream_is_that_of_the_worker(dataset: Dataset) -> None:
     # The coordinator plans as some worker: the shapes are those of all.
     remote = RemoteBatches(supply.name, dataset, ReadPlan("train", 32, workers=2), VALIDATION)
     stream = remote.training(tf.distribute.InputContext())
-    assert stream.element_spec == load_batches(dataset, TRAINING).element_spec
-    for found, expected in zip(stream.take(9), load_batches(dataset, TRAINING).take(9), strict=True):
+    assert stream.element_spec == load_batches(dataset, TRAINING, scaled_to="share").element_spec
+    for found, expected in zip(stream.take(9), load_batches(dataset, TRAINING, scaled_to="share").take(9), strict=True):
         assert_equal(found, expected)
     assert activity.step >= 9
 
@@ -47,9 +47,9 @@ def test_a_gate_holds_up_the_training_stream_alone(dataset: Dataset) -> None:
     supply = BatchSupply(dataset, TRAINING, VALIDATION, Activity(), gate)
     remote = RemoteBatches(supply.name, dataset, TRAINING, VALIDATION)
     (found,) = remote.training(tf.distribute.InputContext()).take(1)
-    (expected,) = load_batches(dataset, TRAINING).skip(3).take(1)
+    (expected,) = load_batches(dataset, TRAINING, scaled_to="share").skip(3).take(1)
     assert_equal(found, expected)
-    (first,) = load_batches(dataset, VALIDATION).take(1)
+    (first,) = load_batches(dataset, VALIDATION, scaled_to="batch").take(1)
     assert_equal(remote.validation(tf.constant(0, tf.int64)), first)
 
 
@@ -57,7 +57,7 @@ def test_validation_batches_come_by_number_in_any_order(dataset: Dataset) -> Non
     supply = BatchSupply(dataset, TRAINING, VALIDATION, Activity())
     remote = RemoteBatches(supply.name, dataset, TRAINING, VALIDATION)
     ask = tf.function(remote.validation)
-    expected = list(load_batches(dataset, VALIDATION))
+    expected = list(load_batches(dataset, VALIDATION, scaled_to="batch"))
     for step in (3, 4, 0, 1, 1):
         assert_equal(ask(tf.constant(step, tf.int64)), expected[step])
 

@@ -169,8 +169,8 @@ def test_the_loss_of_a_batch_is_that_of_numpy(
         logits = [scores[other] - (math.log(counts[other]) if is_corrected else 0.0) for other in kept]
         in_catalogue = {other: query @ candidates[other] / chosen.temperature for other in range(2, MOVIES + 2)}
         of_index = sorted(in_catalogue.keys() - {movie}, key=in_catalogue.__getitem__, reverse=True)[:nearest]
-        # The counts of a batch's candidates are shares of its rows, of which there are five.
-        rows_of_one = math.log(len(movies)) if is_corrected and sampling == "in_batch" else 0.0
+        # The counts of a batch's candidates are shares of its rows, of which there are four without padding.
+        rows_of_one = math.log(len(rows)) if is_corrected and sampling == "in_batch" else 0.0
         logits += [in_catalogue[other] + rows_of_one for other in of_index]
         own = scores[movie] - (math.log(counts[movie]) if is_corrected and sampling == "in_batch" else 0.0)
         total += weight * loss_by_numpy(chosen, own, logits)
