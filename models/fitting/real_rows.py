@@ -26,9 +26,10 @@ def count_real_rows(model: tf_keras.Model) -> None:
     sum by its ``reduction``, and one that a ``train_step`` of its own computes, stay as they are.
 
     Args:
-        model: A compiled model, in the scope of its strategy.
+        model: A compiled model.
     """
-    losses = _LossesOfRealRows(model.compiled_loss)
+    with model.distribute_strategy.scope():  # of the metric's variables, as in `Model.compile`
+        losses = _LossesOfRealRows(model.compiled_loss)
     model.compiled_loss = losses
     model.train_step, model.test_step = losses.within(model.train_step), losses.within(model.test_step)
 

@@ -138,15 +138,12 @@ class InputGate:
 
     def wrap(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Return the dataset with its batches passed through this gate."""
-        spec = dataset.element_spec
+        return dataset.map(self._pass, num_parallel_calls=1, deterministic=True)
 
-        def passed(*batch: Any) -> Any:
-            with tf.control_dependencies([tf.numpy_function(self._wait, [], tf.int64, stateful=True)]):
-                same = [tf.identity(part) for part in tf.nest.flatten(batch, expand_composites=True)]
-            # The function is given the parts of a named tuple, whose class counts.
-            return tf.nest.pack_sequence_as(spec, same, expand_composites=True)
-
-        return dataset.map(passed, num_parallel_calls=1, deterministic=True)
+    def _pass(self, *batch: Any) -> Any:
+        with tf.control_dependencies([tf.numpy_function(self._wait, [], tf.int64, stateful=True)]):
+            same = tf.nest.map_structure(tf.identity, batch, expand_composites=True)
+        return same if len(same) > 1 else same[0]
 
     def _wait(self) -> int:
         if not self.is_active:

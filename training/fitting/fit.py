@@ -16,6 +16,7 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.stop_request import TrainingStopped
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
+from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.models import catalog, own_model
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
@@ -250,10 +251,8 @@ def split_among_replicas(shares: tf.data.Dataset, replicas: int) -> tf.data.Data
     if replicas == 1:
         return shares
 
-    def split(*share: Any) -> tf.data.Dataset:
-        parts = [by_replica(part) for part in tf.nest.flatten(share)]
-        # The function is given the parts of a named tuple, whose class counts.
-        return tf.data.Dataset.from_tensor_slices(tf.nest.pack_sequence_as(shares.element_spec, parts))
+    def split(share: PaddedBatch) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(by_replica, share))
 
     def by_replica(rows: Any) -> Any:
         if rows.shape.rank == 0:  # the scale of a padded batch, which is that of all replicas

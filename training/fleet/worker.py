@@ -104,8 +104,8 @@ def _batches(
         features = dataset.features
 
         @tf.autograph.experimental.do_not_convert
-        def assemble(*batch: Any) -> PaddedBatch:
-            return assembled(PaddedBatch(*batch), features, plan)
+        def assemble(batch: PaddedBatch) -> PaddedBatch:
+            return assembled(batch, features, plan)
 
         return load_batches(dataset, read, values_as=NUMBERS, scaled_to="batch").map(assemble)
 

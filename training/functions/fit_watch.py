@@ -19,6 +19,7 @@ from mirrorspark.callbacks.backup import BackupAndRestore
 from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 from mirrorspark.callbacks.progress import EventCallback
 from mirrorspark.callbacks.stop_request import StopOnRequest, TrainingStopped
+from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.training.fault_injection.injected import InjectedFaults, InputGate
 from mirrorspark.training.fitting.activity_callback import ActivityCallback
 from mirrorspark.training.protocol.activity import Activity
@@ -207,6 +208,8 @@ def global_batch_size(x: Any, batch_size: int | None) -> int | None:
 
 
 def _batch_size(dataset: tf.data.Dataset) -> int | None:
+    if isinstance(dataset.element_spec, PaddedBatch):  # whose scale has no rows, which TensorFlow does not expect
+        return dataset.element_spec.weight.shape[0]
     # Not from the shapes, which are unknown if the last batch may be smaller.
     size = int(distribute.compute_batch_size(dataset))
     return size if size > 0 else None

@@ -347,6 +347,8 @@ def test_the_size_of_a_batch() -> None:
     x = np.zeros((10, 2))
     batched = tf.data.Dataset.from_tensor_slices(x).batch(4)
     assert global_batch_size(batched.repeat().prefetch(1), None) == 4
+    full = tf.data.Dataset.from_tensor_slices(x).batch(5, drop_remainder=True)
+    assert global_batch_size(full.map(lambda x: PaddedBatch(x, x, x[:, 0], tf.ones([]))), None) == 5
     loose = tf.data.Dataset.from_generator(lambda: [x], output_signature=tf.TensorSpec([None, 2]))
     assert global_batch_size(loose, None) is None
     assert global_batch_size({"a": x, "b": tf.constant(x)}, 5) == 5

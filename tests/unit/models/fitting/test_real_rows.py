@@ -1,5 +1,6 @@
 """Losses and gradients are means over the rows that are not padding: for every label kind, ensembles and own models."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -136,11 +137,12 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_rows(losses: list[int], size:
     """Of any losses in batches of any size; a weight multiplies the loss of its row, which still counts as one."""
     values = np.array(losses, np.float32)
     weights = np.arange(len(losses), dtype=np.float32) % 3 if weighted else np.ones(len(losses), np.float32)
-    assert loss_of(PLAIN, batches((values[:, None], values, weights), size)) == pytest.approx(
+    assert loss_of(plain(), batches((values[:, None], values, weights), size)) == pytest.approx(
         float((values * weights).mean()), rel=1e-4, abs=1e-4
     )
 
 
+@functools.cache
 def plain() -> tf_keras.Model:
     """Return a model whose losses are the labels, and whose step is called without a graph."""
     model = tf_keras.Sequential([tf_keras.layers.Lambda(lambda inputs: inputs)])
@@ -148,9 +150,6 @@ def plain() -> tf_keras.Model:
     model.compile("sgd", loss=lambda labels, _: labels)
     count_real_rows(model)
     return model
-
-
-PLAIN = plain()
 
 
 @pytest.mark.parametrize("loop", [use_step_loop, lambda model: None], ids=["our loop", "Keras' loop"])
