@@ -6,7 +6,7 @@ loss and the gradient of such a batch would be too small, and the epoch's loss w
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
@@ -52,7 +52,7 @@ class _LossesOfRealRows(LossesContainer):
         """The scale of the batch in hand, or None."""
         return getattr(self._of_thread, "scale", None)
 
-    def within(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def within(self, step: Any) -> Any:
         """Return the model's ``step``, which is given a batch without its scale; losses are scaled meanwhile."""
         # A function would keep the scale of the graph in which it is traced first, so there it has to be an argument.
         is_function = isinstance(step, tf.types.experimental.PolymorphicFunction)
