@@ -111,9 +111,16 @@ def _main_job(frozen: Frozen) -> None:
 def _commands(frozen: Frozen) -> None:
     run = _last_run(frozen.folder / "out")
     uri = f"sqlite:///{frozen.folder}/out/mlflow.db"
-    words = ("score", "--model", "models:/flights/1", "--tracking-uri", uri, "--input", str(run / "scores.parquet"))
-    refused = frozen.command("score of a table without the columns", *words, "--output", "no-scores", status=2)
-    frozen.exact["score of a table without the columns: message"] = _without_paths(refused.strip().splitlines()[-1])
+    words = ("score", "--model", "models:/flights/1", "--tracking-uri", uri, "--keys", "flight_id")
+    [rows] = (frozen.folder / "out" / "datasets").glob("*/test_rows.parquet")
+    frozen.command("score", *words, "--input", str(rows), "--output", "scored")
+    frozen.exact["score: scores"] = _scores(frozen.folder / "scored")
+    refused = frozen.command(
+        "score of a table without the features",
+        *(*words, "--input", str(run / "scores.parquet"), "--output", "refused"),
+        status=1,
+    )
+    frozen.exact["score of a table without the features: message"] = _without_paths(refused.strip().splitlines()[-1])
     listed = json.loads(frozen.command("runs list", "runs", "list", "--output", "out", "--json"))
     frozen.exact["runs list"] = [sorted(run) for run in listed]
     frozen.command("doctor", "doctor")
@@ -190,20 +197,24 @@ PARTS: Mapping[str, Callable[[Frozen], None]] = {
 
 
 def _results(name: str, run: Path) -> dict[str, Any]:
-    import pyarrow.parquet as pq
-
     summary = json.loads((run / "summary.json").read_text())
-    scores = pq.read_table(run / "scores.parquet").drop_columns(["model_version"]).sort_by("flight_id")
-    columns = b"".join(repr(column.to_pylist()).encode() for column in scores.columns)
     return {
         f"{name}: metrics": summary["metrics"],
         f"{name}: parity": summary["parity"],
         f"{name}: attempts": summary["attempts"],
-        f"{name}: columns": scores.column_names,
-        f"{name}: scores": _digest(columns),
+        f"{name}: scores": _scores(run / "scores.parquet"),
         f"{name}: dataset": Path(summary["dataset"]["path"]).name,
         f"{name}: weights": _weights(run),
     }
+
+
+def _scores(path: Path) -> str:
+    """Return the names of a scored table's columns, and a digest of its values by key."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path).drop_columns(["model_version"]).sort_by("flight_id")
+    values = b"".join(repr(column.to_pylist()).encode() for column in table.columns)
+    return f"{', '.join(table.column_names)}: {_digest(values)}"
 
 
 def _weights(run: Path) -> str:
