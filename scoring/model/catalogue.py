@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.scoring.model.composites import composite_of
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
-from mirrorspark.scoring.routing.folder import ROUTER, is_router, read_router
+from mirrorspark.scoring.model.packaged import PackagedDescription
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -69,10 +70,12 @@ def utc_text(now: datetime) -> str:
 
 
 def catalogues_of(directory: ModelDirectory, label: str) -> dict[str, Catalogue]:
-    """Return the catalogues of a model, or of the models of a router, by the name that messages have for each."""
-    if is_router(directory):
-        _, folders = read_router(directory.path / ROUTER)
-        parts = {f"{name} of {label}": ModelDirectory.open(folder) for name, folder in folders.items()}
+    """Return the catalogues of a model, or of the models of a composite, by the name that messages have for each."""
+    description = directory.description
+    composite = composite_of(description)
+    if composite is not None and isinstance(description, PackagedDescription):
+        members = composite.members(directory.path / description.file)
+        parts = {f"{name} of {label}": ModelDirectory.open(folder) for name, folder in members.items()}
     else:
         parts = {label: directory}
     found = {}

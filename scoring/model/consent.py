@@ -6,11 +6,11 @@ from typing import Any
 
 from mirrorspark.scoring.backends.catalog import runs_code
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.model.composites import composite_of
 from mirrorspark.scoring.model.digest import cached_digest
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
 from mirrorspark.scoring.model.packaged import PackagedDescription
-from mirrorspark.scoring.routing.folder import read_router
 
 # By digest, the models whose code this process has been given by its user, who packaged them.
 _PACKAGED_HERE: set[str] = set()
@@ -38,9 +38,9 @@ def check_consent(directory: ModelDirectory, label: str) -> None:
     # It was trained here, and such a model brings no code.
     if isinstance(description, ModelDescription):
         return
-    if description.inputs is None:
-        _, folders = read_router(directory.path / description.file)
-        for name, folder in folders.items():
+    composite = composite_of(description)
+    if composite is not None:
+        for name, folder in composite.members(directory.path / description.file).items():
             check_consent(ModelDirectory.open(folder), f"'{name}' in {label}")
     _check(_code(description), lambda: cached_digest(directory.path), label)
 

@@ -44,6 +44,7 @@ from mirrorspark.models.serving.signatures import (
 )
 from mirrorspark.scoring.input.column_types import ARROW_TYPES, array_of
 from mirrorspark.scoring.input.inputs import FeatureInputs, Inputs
+from mirrorspark.scoring.model.composites import composite_of
 from mirrorspark.scoring.model.digest import folder_digest
 from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
@@ -295,10 +296,10 @@ class ModelDirectory:
     def inputs(self) -> Inputs:
         """The columns that the model reads."""
         if not isinstance(self.description, ModelDescription):
-            # Imported here because a router opens the folders of its models.
-            from mirrorspark.scoring.routing.folder import routed_inputs
-
-            return self.description.inputs or routed_inputs(self.path / self.description.file)
+            composite = composite_of(self.description)
+            if composite is not None:
+                return composite.inputs(self.path / self.description.file)
+            return self.description.inputs
         return _TrainedColumns(self, self.description.columns) if self.description.columns else self.feature_inputs
 
     @property

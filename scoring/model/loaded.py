@@ -4,9 +4,9 @@ import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -35,19 +35,30 @@ from mirrorspark.scoring.input.column_types import ARROW_TYPES, ELEMENT_TYPES, e
 from mirrorspark.scoring.input.decoding import decoders
 from mirrorspark.scoring.input.feed import ColumnFeed, FeatureFeed, Feed
 from mirrorspark.scoring.input.inputs import RowErrors
+from mirrorspark.scoring.model.composites import composite_of
 from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirectory
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, PREPROCESS, Hooks, with_hooks
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.output.arrays import arrow_array, checked_output, no_values
-from mirrorspark.scoring.routing.folder import read_router, read_stages
-from mirrorspark.scoring.routing.routed import RoutedModel
-from mirrorspark.scoring.routing.vector_search import CandidateVectors
 
 DEFAULT_BATCH_SIZE = 8192
 # Largest size of the scores of a part; larger parts take more memory and are no faster.
 PART_BYTES = 16 * 2**20
 # A query of ALS has a matrix of its own.
 _VECTOR_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class CandidateVectors:
+    """The candidates of a model.
+
+    Attributes:
+        tokens: Their tokens in UTF-8, objects ``[candidates]``, in the order of their ids.
+        vectors: float32 ``[candidates, dim]``.
+    """
+
+    tokens: np.ndarray
+    vectors: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,14 @@ class Search:
     most_candidates: int
     unavailable_ids: np.ndarray
     of_models: Mapping[str, "Search"] = field(default_factory=dict)
+
+
+@runtime_checkable
+class CompositeModel(Backend, Feed, Protocol):
+    """A loaded composite: backend and feed in one, as each of its models has a feed of its own."""
+
+    def with_search(self, searches: Mapping[str, Any], most_candidates: int) -> "CompositeModel":
+        """Return a composite whose models search, and whose lists have at most so many candidates."""
 
 
 class LoadedModel:
@@ -114,7 +133,7 @@ class LoadedModel:
         """
         model = copy.copy(self)
         model._widths = self._widths | dict.fromkeys((CANDIDATES, SCORES), search.most_candidates)
-        if isinstance(self._backend, RoutedModel):
+        if isinstance(self._backend, CompositeModel):
             model._backend = model._feed = self._backend.with_search(search.of_models, search.most_candidates)
             return model
         if not isinstance(self._backend, TrainedBackend):
@@ -147,7 +166,7 @@ class LoadedModel:
             replace(search, most_candidates=min(most, search.most_candidates), unavailable_ids=gone)
         )
 
-    def vectors(self) -> "CandidateVectors":
+    def vectors(self) -> CandidateVectors:
         """Return the vectors of the candidates of a retrieval model, and their tokens.
 
         Raises:
@@ -384,13 +403,12 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Fe
 
 def _packaged(folder: Path, description: PackagedDescription, threads: int | None) -> tuple[Backend, Feed]:
     name = description.backend
-    if description.inputs is None:
-        router, folders = read_router(folder / description.file)
-        members = {member: LoadedModel(path, threads=threads) for member, path in folders.items()}
-        stages = read_stages(folder / description.file)
-        hooks = Hooks.load(folder / HOOKS_FILE) if description.hooks else None
-        routed = RoutedModel(router, members, description.outputs, description.labels, threads, stages, hooks)
-        return routed, routed
+    hooks = Hooks.load(folder / HOOKS_FILE) if description.hooks else None
+    composite = composite_of(description)
+    if composite is not None:
+        load_member = partial(LoadedModel, threads=threads)
+        loaded = composite.load(folder / description.file, description, load_member, hooks, threads)
+        return loaded, loaded
     backend = load_backend(
         name,
         folder / description.file,
@@ -398,7 +416,6 @@ def _packaged(folder: Path, description: PackagedDescription, threads: int | Non
         threads=threads,
         trusted=description.trusted,
     )
-    hooks = Hooks.load(folder / HOOKS_FILE) if description.hooks else None
     found = decoders(description.inputs, backend.signature, name, hooks)
     takes = None if PREPROCESS in description.hooks else backend.signature
     return with_hooks(backend, hooks, description.hooks), ColumnFeed(description.inputs, takes, found)

@@ -1,8 +1,9 @@
 """The folder of a router: its rules, a folder for each of its models, and the items of its cascades."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,10 +11,14 @@ import pyarrow.parquet as pq
 from mirrorspark.scoring.input.inputs import Inputs
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.errors import ModelDirectoryError
+from mirrorspark.scoring.model.hooks import Hooks
 from mirrorspark.scoring.model.packaged import PackagedDescription
-from mirrorspark.scoring.routing.routed import RoutedInputs
+from mirrorspark.scoring.routing.routed import RoutedInputs, RoutedModel
 from mirrorspark.scoring.routing.router import Router
 from mirrorspark.scoring.routing.stages import StageInputs, Stages
+
+if TYPE_CHECKING:
+    from mirrorspark.scoring.model.loaded import LoadedModel
 
 ROUTER, ROUTER_FILE, ITEMS_FILE = "router", "router.json", "items.parquet"
 """Folder and backend of a router, the file with its rules, and the one with the items of its cascades, if it has any.
@@ -29,6 +34,36 @@ def is_router(directory: ModelDirectory) -> bool:
     """Return whether a model is a router of models."""
     description = directory.description
     return isinstance(description, PackagedDescription) and description.backend == ROUTER
+
+
+class _RouterKind:
+    """Routers, as the registry of composites has them (:mod:`scoring.model.composites`)."""
+
+    def members(self, folder: Path) -> dict[str, Path]:
+        """Return the folders of the models by name."""
+        return read_router(folder)[1]
+
+    def inputs(self, folder: Path) -> RoutedInputs:
+        """Return the columns that a router and its models read."""
+        return routed_inputs(folder)
+
+    def load(
+        self,
+        folder: Path,
+        description: PackagedDescription,
+        load_member: Callable[[Path], "LoadedModel"],
+        hooks: Hooks | None,
+        threads: int | None,
+    ) -> RoutedModel:
+        """Load a router and its models."""
+        router, folders = read_router(folder)
+        members = {name: load_member(path) for name, path in folders.items()}
+        return RoutedModel(
+            router, members, description.outputs, description.labels, threads, read_stages(folder), hooks
+        )
+
+
+COMPOSITE = _RouterKind()
 
 
 def read_router(folder: Path) -> tuple[Router, dict[str, Path]]:

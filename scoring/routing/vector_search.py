@@ -5,7 +5,6 @@ import Spark or TensorFlow.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,22 +12,10 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
+from mirrorspark.scoring.model.loaded import CandidateVectors
 
 # Most scores in memory at a time, unless one row has more: 64 MB.
 _TILE_SCORES = 1 << 24
-
-
-@dataclass(frozen=True)
-class CandidateVectors:
-    """The candidates of a model.
-
-    Attributes:
-        tokens: Their tokens in UTF-8, objects ``[candidates]``, in the order of their ids.
-        vectors: float32 ``[candidates, dim]``.
-    """
-
-    tokens: np.ndarray
-    vectors: np.ndarray
 
 
 class VectorModel(Protocol):
