@@ -3,18 +3,51 @@
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
+from mirrorspark.callbacks.mlflow.store import NoStoreError, lookup_address, store_client
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.fleet.registry import open_store
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.mlflow_model import mlflow_flavour
 from mirrorspark.scoring.model.pinned import find_model_directory
+from mirrorspark.scoring.model.uri import ModelStoreError
+from mirrorspark.storage.credentials import one_line, without_credentials
 
 _ARTIFACTS = "model"
+
+
+@contextmanager
+def open_store(tracking_uri: str | None, *, may_be_new: bool = False) -> Iterator[Any]:
+    """Yield a client of an MLflow store.
+
+    Args:
+        tracking_uri: Its address; by default the store of the last training, or the one that MLflow is set to.
+        may_be_new: Whether MLflow's own default store is created where there is none.
+
+    Raises:
+        ModelStoreError: The store cannot be used, by the client either, or there is none.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError  # raised by a store that is a database
+
+    try:
+        address = lookup_address(tracking_uri)
+    except NoStoreError as error:
+        if not may_be_new:
+            raise ModelStoreError(f"{error}; name the store in MLFLOW_TRACKING_URI") from None
+        address = mlflow.get_tracking_uri()
+    try:
+        yield store_client(address)
+    except (MlflowException, SQLAlchemyError) as error:
+        store = without_credentials(address)
+        raise ModelStoreError(
+            f"the MLflow store {store} cannot be used: {one_line(error)}; start its server, or name another store"
+        ) from error
 
 
 def register_model(folder: str | Path, name: str, *, alias: str | None = None, tracking_uri: str | None = None) -> str:

@@ -10,17 +10,14 @@ A new version therefore uploads the models that the former one lacks, and its li
 
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from mirrorspark.callbacks.mlflow.store import NoStoreError, lookup_address, store_client
 from mirrorspark.scoring.fleet.columns import FleetError
 from mirrorspark.scoring.fleet.folder import LIST_FILE, files_of
-from mirrorspark.scoring.model.uri import ModelStoreError
-from mirrorspark.storage.credentials import one_line, without_credentials
+from mirrorspark.scoring.registration import open_store
+from mirrorspark.storage.credentials import without_credentials
 
 if TYPE_CHECKING:
     from mirrorspark.scoring.fleet.fleet import Fleet
@@ -115,36 +112,6 @@ def fetch_fleet(uri: str, folder: Path, tracking_uri: str | None = None) -> None
             store = without_credentials(client.tracking_uri)
             raise FleetError(f"there is no {uri} in the MLflow store {store}; register it there") from error
         _download(client, found, folder)
-
-
-@contextmanager
-def open_store(tracking_uri: str | None, *, may_be_new: bool = False) -> Iterator[Any]:
-    """Yield a client of an MLflow store.
-
-    Args:
-        tracking_uri: Its address; by default the store of the last training, or the one that MLflow is set to.
-        may_be_new: Whether MLflow's own default store is created where there is none.
-
-    Raises:
-        ModelStoreError: The store cannot be used, by the client either, or there is none.
-    """
-    import mlflow
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError  # raised by a store that is a database
-
-    try:
-        address = lookup_address(tracking_uri)
-    except NoStoreError as error:
-        if not may_be_new:
-            raise ModelStoreError(f"{error}; name the store in MLFLOW_TRACKING_URI") from None
-        address = mlflow.get_tracking_uri()
-    try:
-        yield store_client(address)
-    except (MlflowException, SQLAlchemyError) as error:
-        store = without_credentials(address)
-        raise ModelStoreError(
-            f"the MLflow store {store} cannot be used: {one_line(error)}; start its server, or name another store"
-        ) from error
 
 
 def _download(client: Any, version: Any, folder: Path) -> None:

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
-from mirrorspark.scoring.fleet.registry import open_store
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.registration import log_version
+from mirrorspark.scoring.registration import log_version, open_store
 
 
 def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tracking_uri: str | None) -> str:

@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 
 from mirrorspark.callbacks.mlflow.metric_requests import Target, start_run
 from mirrorspark.scoring.fleet.bins import Distribution
-from mirrorspark.scoring.fleet.registry import open_store
 from mirrorspark.scoring.fleet.runs.counts import read_counts
 from mirrorspark.scoring.fleet.runs.kept import read_records
 from mirrorspark.scoring.fleet.runs.plan import RUN_FOLDER, RunPlan
 from mirrorspark.scoring.fleet.runs.report.page import report_page
 from mirrorspark.scoring.fleet.runs.report.report import FleetReport, report_of
+from mirrorspark.scoring.registration import open_store
 from mirrorspark.storage.paths import Location, StoragePath
 
 PAGE_FILE = "report.html"
