@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SAMPLE_RATIO_P_VALUE = 1e-3
 """Below it, the numbers of units contradict the weights (Fabijan et al. 2019, "Diagnosing sample ratio mismatch")."""
 
+# Where the always-valid intervals are narrowest, of an experiment without a plan.
+_UNPLANNED_UNITS = 10_000
+
 # Fewer conversions, or units that did not convert, and the intervals of proportions are rough.
 _FEWEST_OUTCOMES = 10
 
@@ -141,7 +144,7 @@ class Effect:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the fixed-horizon interval excludes 0."""
+        """Whether the fixed-horizon interval excludes 0, which tells something at the planned number of units alone."""
         return not self.low <= 0 <= self.high
 
     @property
@@ -183,7 +186,7 @@ class Analysis:
         effects: Of each other variant.
         sample_ratio: The check of the numbers of units.
         confidence: Level of the intervals, for all effects together.
-        planned_units: Number of units at which the always-valid intervals are narrowest.
+        planned_units: Number of units at which the experiment ends; None without a plan.
         higher_is_better: Whether a larger metric is better.
         notes: What a reader of the numbers has to know, sentences.
     """
@@ -196,9 +199,19 @@ class Analysis:
     effects: tuple[Effect, ...]
     sample_ratio: SampleRatio
     confidence: float
-    planned_units: int
+    planned_units: int | None
     higher_is_better: bool
     notes: tuple[str, ...]
+
+    @property
+    def units(self) -> int:
+        """Number of units of all variants that are expected to have some."""
+        return sum(self.sample_ratio.units.values())
+
+    @property
+    def has_planned_units(self) -> bool:
+        """Whether the planned number of units is reached, so that the fixed-horizon intervals are right."""
+        return self.planned_units is not None and self.units >= self.planned_units
 
     @property
     def is_proportion(self) -> bool:
@@ -236,7 +249,7 @@ def analyse_experiment(
     *,
     metric: str = "converted",
     confidence: float = 0.95,
-    planned_units: int = 10_000,
+    planned_units: int | None = None,
     higher_is_better: bool = True,
 ) -> Analysis:
     """Compare each variant of an experiment with its control.
@@ -251,8 +264,9 @@ def analyse_experiment(
         arms: Results by variant.
         metric: Name of the metric.
         confidence: Level of all intervals together.
-        planned_units: Total number of units that the experiment is planned for. The always-valid intervals are right
-            for any value that was chosen before the data were seen, and narrowest at this one.
+        planned_units: Total number of units that the experiment is planned for, chosen before the data were seen. The
+            always-valid intervals are narrowest there, at 10,000 units without a plan. Until it is reached, and
+            without it, the conclusion follows from the always-valid intervals, then from the fixed-horizon ones.
         higher_is_better: Whether a larger metric is better.
 
     Raises:
@@ -276,7 +290,7 @@ def analyse_experiment(
         low, high = found.fixed(alpha / comparisons)
         # Of the planned units, those of the two variants that are compared.
         share = experiment.shares[experiment.control] + experiment.shares[arm.variant]
-        precision = mixture_precision(planned_units * (share or 1.0), alpha)
+        precision = mixture_precision((planned_units or _UNPLANNED_UNITS) * (share or 1.0), alpha)
         always_low, always_high = found.always_valid(alpha / comparisons, precision)
         effects.append(
             Effect(
@@ -328,7 +342,11 @@ def sample_ratio(experiment: Experiment, units: Mapping[str, int]) -> SampleRati
 
 
 def _check(
-    experiment: Experiment, arms: Sequence[Arm], by_name: Mapping[str, Arm], confidence: float, planned_units: int
+    experiment: Experiment,
+    arms: Sequence[Arm],
+    by_name: Mapping[str, Arm],
+    confidence: float,
+    planned_units: int | None,
 ) -> None:
     names = [arm.variant for arm in arms]
     if len(by_name) < len(names):
@@ -344,7 +362,7 @@ def _check(
         )
     if len({arm.conversions is None for arm in arms}) > 1:
         raise ExperimentError("some results are proportions and others means; give one metric for all variants")
-    if not 0 < confidence < 1 or planned_units < 1:
+    if not 0 < confidence < 1 or (planned_units is not None and planned_units < 1):
         raise ExperimentError(
             f"confidence is {confidence} and planned_units {planned_units}; use a share between 0 and 1, and 1 or more"
         )

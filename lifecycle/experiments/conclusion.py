@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
 
 def conclusion_of(analysis: Analysis) -> str:
-    """Return the sentence: the check of the units first, then what holds at any look, then what holds at the end."""
+    """Return the sentence: the check of the units, else what follows from the intervals that are right now.
+
+    These are the always-valid ones until the planned number of units is reached, then the fixed-horizon ones.
+    """
     ratio = analysis.sample_ratio
     if ratio.is_mismatch:
         (name, count), *others = ratio.units.items()
@@ -19,21 +22,18 @@ def conclusion_of(analysis: Analysis) -> str:
             f"The effects cannot be trusted: {found} (sample-ratio mismatch, p = {ratio.p_value:.1g}), so find out "
             f"what loses or adds units."
         )
-    sure = [effect for effect in analysis.effects if effect.is_always_significant]
+    sure = [effect for effect in analysis.effects if _is_sure(effect, analysis)]
     if better := [effect for effect in sure if _is_better(effect, analysis)]:
         return f"{_verdict(_largest(better), analysis)}."
-    likely = [effect for effect in analysis.effects if effect.is_significant and _is_better(effect, analysis)]
-    if likely:
-        return (
-            f"{_verdict(_largest(likely), analysis, is_fixed=True)}, provided that the experiment ends now as planned: "
-            f"at an earlier look the difference is not certain."
-        )
     if len(sure) == len(analysis.effects):
         return f"{_verdict(_largest(sure), analysis)}."
-    nearest = min(analysis.effects, key=lambda effect: effect.always_p_value)
+    unsure = [effect for effect in analysis.effects if effect not in sure]
+    nearest = min(unsure, key=lambda effect: effect.always_p_value)
+    p_value = nearest.p_value if analysis.has_planned_units else nearest.always_p_value
     return (
         f"No variant has been shown to be better than {analysis.control}: in {analysis.metric}, {nearest.variant} may "
-        f"differ by anything from {interval_text(nearest.always_low, nearest.always_high, analysis)}."
+        f"differ by anything from {_valid(nearest, analysis)} ({_kind(analysis)}, p = {p_value:.3f}, "
+        f"{_progress(analysis)})."
     )
 
 
@@ -55,12 +55,31 @@ def _largest(effects: list[Effect]) -> Effect:
     return max(effects, key=lambda effect: abs(effect.difference))
 
 
-def _verdict(effect: Effect, analysis: Analysis, *, is_fixed: bool = False) -> str:
-    ends = (effect.low, effect.high) if is_fixed else (effect.always_low, effect.always_high)
+def _is_sure(effect: Effect, analysis: Analysis) -> bool:
+    return effect.is_significant if analysis.has_planned_units else effect.is_always_significant
+
+
+def _verdict(effect: Effect, analysis: Analysis) -> str:
     word = "better" if _is_better(effect, analysis) else "worse"
-    kind = "fixed-horizon" if is_fixed else "always-valid"
+    points = " points" if analysis.is_proportion else ""
     return (
         f"{effect.variant} is {word} than {analysis.control}: {analysis.metric} differs by "
-        f"{difference_text(effect.difference, analysis)}{' points' if analysis.is_proportion else ''} "
-        f"({kind} {100 * analysis.confidence:g} % interval {interval_text(*ends, analysis)})"
+        f"{difference_text(effect.difference, analysis)}{points} ({_kind(analysis)} {_valid(effect, analysis)})"
     )
+
+
+def _valid(effect: Effect, analysis: Analysis) -> str:
+    """Return the interval that is right now."""
+    ends = (effect.low, effect.high) if analysis.has_planned_units else (effect.always_low, effect.always_high)
+    return interval_text(*ends, analysis)
+
+
+def _kind(analysis: Analysis) -> str:
+    name = "fixed-horizon" if analysis.has_planned_units else "always-valid"
+    return f"{name} {100 * analysis.confidence:g} % interval"
+
+
+def _progress(analysis: Analysis) -> str:
+    if analysis.planned_units is None:
+        return f"{analysis.units:,} units"
+    return f"{analysis.units:,} of {analysis.planned_units:,} planned units"

@@ -29,7 +29,7 @@ def experiment_page(analysis: Analysis, *, course: Mapping[str, Analysis] | None
             then shows how the always-valid intervals have narrowed.
     """
     ratio = analysis.sample_ratio
-    total = sum(ratio.units.values())
+    total = analysis.units
     shares = {
         "units": [count / total for count in ratio.units.values()],
         "expected": [count / total for count in ratio.expected.values()],
@@ -50,11 +50,11 @@ def experiment_page(analysis: Analysis, *, course: Mapping[str, Analysis] | None
 
 
 def _tiles(analysis: Analysis, total: int) -> list[tuple[str, str]]:
-    share = total / analysis.planned_units
+    planned = analysis.planned_units
+    plan = [] if planned is None else [("planned units", f"{planned:,}"), ("of the plan", f"{total / planned:.0%}")]
     return [
         ("units", f"{total:,}"),
-        ("planned units", f"{analysis.planned_units:,}"),
-        ("of the plan", f"{share:.0%}"),
+        *plan,
         ("variants", str(len(analysis.arms))),
         ("check of the units", "mismatch" if analysis.sample_ratio.is_mismatch else "passed"),
     ]

@@ -245,7 +245,6 @@ def test_plans_have_the_known_size() -> None:
         ),
         ((500, 700), False, "deep is worse than control: converted differs by +4.00 points"),
         ((700, 500), False, "deep is better than control: converted differs by -4.00 points"),
-        ((500, 570), True, "interval +0.19 to +2.61), provided that the experiment ends now as planned"),
         (
             (500, 505),
             True,
@@ -258,6 +257,37 @@ def test_the_conclusion_is_one_sentence(counts: tuple[int, int], higher_is_bette
     conclusion = analyse_experiment(HALVES, arms, higher_is_better=higher_is_better).conclusion
     assert expected in conclusion
     assert conclusion.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("planned_units", "expected"),
+    [
+        (
+            20_000,
+            "No variant has been shown to be better than control: in converted, deep may differ by anything from -0.51 "
+            "to +3.31 (always-valid 95 % interval, p = 0.288, 10,000 of 20,000 planned units).",
+        ),
+        (None, "always-valid 95 % interval, p = 0.307, 10,000 units)."),
+        (
+            10_000,
+            "deep is better than control: converted differs by +1.40 points (fixed-horizon 95 % interval +0.19 to +2.61).",
+        ),
+    ],
+    ids=["at half of the plan", "without a plan", "at the end of the plan"],
+)
+def test_the_conclusion_follows_from_the_interval_that_is_valid_now(planned_units: int | None, expected: str) -> None:
+    # The fixed-horizon interval is +0.19 to +2.61 in all of them.
+    arms = [Arm.of_counts(name, 5_000, of) for name, of in (("control", 500), ("deep", 570))]
+    analysis = analyse_experiment(HALVES, arms, planned_units=planned_units)
+    assert analysis.effects[0].is_significant
+    assert not analysis.effects[0].is_always_significant
+    assert analysis.conclusion.endswith(expected)
+
+
+def test_a_variant_that_is_surely_worse_does_not_hide_one_that_may_be_better() -> None:
+    arms = [Arm.of_counts(name, 5_000, of) for name, of in (("control", 500), ("deep", 300), ("wide", 520))]
+    conclusion = analyse_experiment(THIRDS, arms).conclusion
+    assert conclusion.startswith("No variant has been shown to be better than control: in converted, wide may differ")
 
 
 def test_a_mismatch_of_units_is_the_conclusion_whatever_the_effects() -> None:

@@ -32,6 +32,13 @@ def test_the_page_has_the_conclusion_the_numbers_and_a_figure_and_no_markup_of_n
     assert not re.search(r"<script|https?://(?!www\.w3\.org/2000/svg)", page)
 
 
+def test_the_page_of_an_experiment_without_a_plan_names_none() -> None:
+    arms = [Arm.of_counts("control", 5_000, 500), Arm.of_counts(ODD_NAME, 5_000, 570)]
+    page = experiment_page(analyse_experiment(RANKER, arms))
+    assert "planned units" not in page
+    assert "holds for a single look at the planned end, and there is no plan." in page
+
+
 def test_a_mismatch_of_units_stands_out() -> None:
     page = experiment_page(analysis(5_600, 5_000))
     assert '<p class="card conclusion bad">The effects cannot be trusted' in page
