@@ -102,10 +102,10 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 def check_features(settings: Settings, spec: FeatureSpec) -> None:
     """Raise ``ModelSettingsError`` if candidates have neither an id nor features, or a graph would have no users."""
     settings.check_items(spec)
-    if settings.graph_layers and not any(isinstance(one, Bucketed | Categorical) for one in spec.query_features):
+    if settings.graph_layers and spec.user_feature is None:
         raise ModelSettingsError(
-            f"model setting graph_layers is {settings.graph_layers}, but no feature has single ids, which the users of "
-            f"the graph would be; add a categorical one, or set graph_layers to 0"
+            f"model setting graph_layers is {settings.graph_layers}, but no feature is the users of the graph; name "
+            f"the one of single ids that is, user: NAME in the feature spec, or set graph_layers to 0"
         )
 
 

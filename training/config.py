@@ -326,7 +326,8 @@ class RunConfig(DataSettings, RunSettings, TrainingConfig):
         """The feature specification."""
         parts = {"features": self.features, "label": self.label, "keys": self.keys}
         items = {name: part for name, part in self.items.items() if name != "sql"}
-        return FeatureSpec.from_dict(parts | {"weight": self.weight, "exclude": self.exclude, "items": items})
+        others = {"weight": self.weight, "exclude": self.exclude, "user": self.user, "items": items}
+        return FeatureSpec.from_dict(parts | others)
 
     @classmethod
     def from_recipe(cls, recipe: str, **settings: Any) -> "RunConfig":

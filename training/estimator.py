@@ -42,6 +42,7 @@ _TABLE_PARAMS: Mapping[str, tuple[Any, str]] = {
     "keys": (None, "the columns that name a row"),
     "weight": (None, "column of training weights"),
     "exclude": (None, "list column of candidates that are not recommended for the row"),
+    "user": (None, "feature whose values are the users, where its name does not say so"),
     "split_column": (SPLIT_COLUMN, "says which rows are for training, validation and test; made where it is absent"),
     "split_shares": (None, "share of each split where the column is made; by default 80, 10 and 10 percent"),
     "shards": (ConversionOptions.shards, "TFRecord files per split"),
@@ -249,7 +250,7 @@ class TrainingEstimator(
         Raises:
             FeatureSpecError: The parts contradict each other, or one is missing.
         """
-        parts = ("features", "label", "keys", "weight", "exclude")
+        parts = ("features", "label", "keys", "weight", "exclude", "user")
         return FeatureSpec.from_dict({name: self.getOrDefault(name) for name in parts})
 
     @property
@@ -298,12 +299,13 @@ class TrainingEstimator(
             FeatureSpecError: There is no label, or the table has no features for it.
         """
         named = {name: self.getOrDefault(name) for name in ("weight", "exclude") if self.getOrDefault(name)}
+        user = {"user": self.getOrDefault("user")} if self.getOrDefault("user") else {}
         label, keys = self.getOrDefault("label"), self.getOrDefault("keys") or ()
         if label is None:
             raise FeatureSpecError("the estimator has no label; give the name of the column to learn")
         others = (self.getOrDefault("split_column"), *named.values())
         spec = default_spec(table, label, keys=(keys,) if isinstance(keys, str) else tuple(keys), exclude=others)
-        return FeatureSpec.from_dict(spec.to_dict() | named)
+        return FeatureSpec.from_dict(spec.to_dict() | named | user)
 
     def _converted(self, table: DataFrame, spec: FeatureSpec, config: TrainingConfig) -> Dataset:
         options = ConversionOptions(

@@ -213,6 +213,7 @@ class DataSettings:
     keys: Annotated[str | list[str], doc("The columns that name a row")] = field(default_factory=list)
     weight: Annotated[str | None, doc("Column of training weights")] = None
     exclude: Annotated[str | None, doc("List column of candidates that are not recommended for the row")] = None
+    user: Annotated[str | None, doc("Feature whose values are the users, where its name does not say so")] = None
     items: Annotated[dict[str, Any], doc("Key, query (sql) and features of a table of the candidates")] = field(
         default_factory=dict
     )

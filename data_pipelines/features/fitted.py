@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Bucketed, Categorical, Numeric, TokenFeature
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Bucketed, Numeric, TokenFeature
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.storage.paths import StoragePath
@@ -112,11 +112,10 @@ class FittedFeatures:
         tokens = self.spec.hash_buckets(feature) or len(self.vocabulary(feature))
         return tokens + FIRST_VOCABULARY_ID
 
-    @cached_property
+    @property
     def user(self) -> str | None:
-        """The feature whose values are a recommender's users: the query's one of single ids with the most of them."""
-        ids = [feature for feature in self.spec.query_features if isinstance(feature, Bucketed | Categorical)]
-        return max(ids, key=self.id_count).name if ids else None
+        """The feature whose values are a recommender's users (:attr:`FeatureSpec.user_feature`); None without users."""
+        return self.spec.user_feature
 
     def boundaries(self, feature: Bucketed) -> npt.NDArray[np.float64]:
         """Return the rising boundaries between the buckets of ``feature``, one fewer than there are buckets."""

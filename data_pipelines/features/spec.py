@@ -40,6 +40,16 @@ if TYPE_CHECKING:  # a spec needs no Spark
 # Names become file names (vocabularies), inputs of a SavedModel and parts of SQL; all of these accept this pattern.
 COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
+# Optional parts of a spec that are a column's name.
+_OTHERS = ("weight", "exclude", "user")
+
+# Names of the feature that says who asks. An attribute of a user, such as user_age, is not among them.
+_USER_NAME = re.compile(
+    r"(user|customer|visitor|member|subscriber|account|client|viewer|reader|listener|player|buyer|shopper|person)s?"
+    r"(_?(id|ids|key|no|nr|num|number|name|idx|index|code|hash|uuid|guid))?|uid",
+    re.IGNORECASE,
+)
+
 _KINDS: Mapping[str, type[Feature]] = {kind.kind: kind for kind in get_args(Feature)}
 
 
@@ -57,6 +67,8 @@ class FeatureSpec:
             weight.
         items: Optional features of the candidates themselves, from a table of items (:meth:`of_items`); only for a
             label of kind ``candidate``.
+        user: Optional feature whose values are the users; only for a label of kind ``candidate``. Without it, see
+            :attr:`user_feature`.
     """
 
     features: tuple[Feature, ...]
@@ -65,6 +77,7 @@ class FeatureSpec:
     weight: str | None = None
     exclude: str | None = None
     items: "FeatureSpec | None" = None
+    user: str | None = None
     _by_name: Mapping[str, Feature] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -97,6 +110,7 @@ class FeatureSpec:
             )
         if self.items is not None and self.label.kind != "candidate":
             raise FeatureSpecError(f"items need a label of kind candidate; '{self.label.name}' is not")
+        self._check_user()
         # The exported model takes features and exclusions together, by name.
         taken = {name for feature in self.features for name in (*feature.columns, *feature.raw)}
         if self.exclude is not None and self.exclude in (*by_name, *taken, *self.keys, self.weight):
@@ -150,6 +164,17 @@ class FeatureSpec:
             raise FeatureSpecError(
                 f"label '{self.label.name}' is hashed; a hash does not lead back to the token to recommend: leave out "
                 f"hash_buckets"
+            )
+
+    def _check_user(self) -> None:
+        if self.user is None:
+            return
+        if self.label.kind != "candidate":
+            raise FeatureSpecError(f"user '{self.user}' needs a label of kind candidate; '{self.label.name}' is not")
+        singles = [feature.name for feature in self._single_ids]
+        if self.user not in singles:
+            raise FeatureSpecError(
+                f"user '{self.user}' is not a feature of the query with a single id per row; use one of {singles}"
             )
 
     @classmethod
@@ -231,6 +256,21 @@ class FeatureSpec:
         return tuple(feature for feature in self.features if feature.name != self.label.name)
 
     @property
+    def _single_ids(self) -> tuple[Categorical | Bucketed, ...]:
+        return tuple(feature for feature in self.query_features if isinstance(feature, Categorical | Bucketed))
+
+    @property
+    def user_feature(self) -> str | None:
+        """The feature whose values are a recommender's users; None without users.
+
+        It is ``user`` or else the first feature of single ids with a user's name, such as ``user_id`` or
+        ``customerId``. An hour, say, may have more values than there are users, so nothing is guessed from values.
+        """
+        if self.user is not None:
+            return self.user
+        return next((feature.name for feature in self._single_ids if _USER_NAME.fullmatch(feature.name)), None)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns that conversion reads, without repetition: keys, features, label, rating, weight, exclude."""
         read = (column for feature in self.features for column in feature.columns)
@@ -299,8 +339,9 @@ class FeatureSpec:
             "keys": list(self.keys),
             "weight": self.weight,
             "exclude": self.exclude,
-            # Specs from before there were items keep their hash, too.
+            # Specs from before there were items and users keep their hash, too.
             **({"items": self._items_dict(self.items.to_dict())} if self.items else {}),
+            **({"user": self.user} if self.user else {}),
         }
 
     @classmethod
@@ -326,6 +367,7 @@ class FeatureSpec:
             weight=data.get("weight"),
             exclude=data.get("exclude"),
             items=_items_from_dict(data["items"]) if data.get("items") else None,
+            user=data.get("user"),
         )
 
     @classmethod
@@ -367,7 +409,7 @@ class FeatureSpec:
             for feature in self.features
         }
         label = {name: value for name, value in dataclasses.asdict(self.label).items() if value is not None}
-        others = {name: getattr(self, name) for name in ("weight", "exclude") if getattr(self, name) is not None}
+        others = {name: getattr(self, name) for name in _OTHERS if getattr(self, name) is not None}
         items = {"items": self._items_dict(self.items._edited())} if self.items else {}
         return {"label": label, "keys": list(self.keys), **others, "features": features, **items}
 
@@ -385,7 +427,7 @@ class FeatureSpec:
 
     def _heading(self) -> str:
         about = f"label {self.label.name} ({self.label.kind}), keys {', '.join(self.keys)}"
-        others = [f"{name} {value}" for name in ("weight", "exclude") if (value := getattr(self, name)) is not None]
+        others = [f"{name} {value}" for name in _OTHERS if (value := getattr(self, name)) is not None]
         return ", ".join([about, *others])
 
     def features_html(self) -> str:

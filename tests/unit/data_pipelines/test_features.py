@@ -111,6 +111,41 @@ def changed(**parts: Any) -> dict[str, Any]:
     return yaml.safe_load(YAML) | parts
 
 
+@pytest.mark.parametrize(
+    ("names", "user", "found"),
+    [
+        (("hour", "user_id"), None, "user_id"),
+        (("customerId", "town"), None, "customerId"),
+        (("user_age", "userCountry", "hour"), None, None),
+        (("hour", "kunde"), "kunde", "kunde"),
+        (("user", "household"), "household", "household"),
+    ],
+)
+def test_a_user_is_what_the_spec_calls_one_or_nobody(
+    names: tuple[str, ...], user: str | None, found: str | None
+) -> None:
+    features = (*map(Categorical, names), Categorical("movie"))
+    spec = FeatureSpec(features, Label("movie", "candidate"), keys=("row",), user=user)
+    assert spec.user_feature == found
+    assert FeatureSpec.from_dict(spec.to_dict()) == spec
+    assert FeatureSpec.from_dict(spec._edited()) == spec
+    assert ("user" in spec.to_dict()) == (user is not None)
+
+
+@pytest.mark.parametrize(
+    ("user", "kind", "message"),
+    [
+        ("movie", "candidate", "user 'movie' is not a feature of the query with a single id per row; use one of"),
+        ("age", "candidate", "use one of \\['town'\\]"),
+        ("town", "binary", "user 'town' needs a label of kind candidate"),
+    ],
+)
+def test_a_user_who_is_not_a_single_id_of_the_query_is_refused(user: str, kind: Any, message: str) -> None:
+    features = (Categorical("town"), Numeric("age"), *([Categorical("movie")] if kind == "candidate" else []))
+    with pytest.raises(FeatureSpecError, match=message):
+        FeatureSpec(features, Label("movie", kind), keys=("row",), user=user)
+
+
 def test_the_yaml_form_says_what_the_dataclasses_say() -> None:
     assert FeatureSpec.from_dict(yaml.safe_load(YAML)) == SPEC
     assert FeatureSpec.from_dict(yaml.safe_load(EVERY_KIND_YAML)) == EVERY_KIND

@@ -270,7 +270,8 @@ def test_the_conclusion_is_one_sentence(counts: tuple[int, int], higher_is_bette
         (None, "always-valid 95 % interval, p = 0.307, 10,000 units)."),
         (
             10_000,
-            "deep is better than control: converted differs by +1.40 points (fixed-horizon 95 % interval +0.19 to +2.61).",
+            "deep is better than control: converted differs by +1.40 points (fixed-horizon 95 % interval +0.19 to "
+            "+2.61).",
         ),
     ],
     ids=["at half of the plan", "without a plan", "at the end of the plan"],

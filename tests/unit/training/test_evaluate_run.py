@@ -435,6 +435,26 @@ def test_a_light_user_is_known_by_little(retrieval: Any, changes: dict[str, Any]
     assert (rows.users.tolist(), rows.is_new.tolist()) == ([2, 3, 4, 5], [False, False, True, False])
 
 
+@pytest.mark.parametrize("changes", [{}, {"exclude": None}], ids=["excluded", "training rows"])
+def test_without_a_user_rows_are_resampled_and_nobody_is_light(retrieval: Any, changes: dict[str, Any]) -> None:
+    parts = RETRIEVAL_SPEC.to_dict()
+    features = {"hour" if name == "user" else name: part for name, part in parts["features"].items()}
+    spec = FeatureSpec.from_dict(parts | changes | {"features": features})
+
+    def by_hour(part: Any) -> Any:
+        return dataclasses.replace(part, features={"hour": part.features["user"], "movie": part.features["movie"]})
+
+    splits = {name: [by_hour(part) for part in blocks] for name, blocks in retrieval.splits.items()}
+    dataset: Any = dataclasses.replace(retrieval, spec=spec, splits=splits)
+    rows = retrieval_rows(dataset, "test")
+    assert rows.unit == "test rows"
+    assert len(set(rows.users.tolist())) == 4
+    table = lists([["a"] * 5] * 4, ["a", "b", "b", "b"])
+    verdict = judge_retrieval(dataset, {"test": table}, {}, k=5, curves=None)
+    assert not [name for name in verdict.metrics["test"] if name.startswith("light_users")]
+    assert Interactions(dataset).user is None
+
+
 def test_popularity_recommends_what_a_user_has_not_seen_and_never_what_nobody_can(retrieval: Any) -> None:
     table = lists([["a"] * 5] * 4, ["a", "b", "b", "b"])
     spark: Any = None

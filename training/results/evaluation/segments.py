@@ -1,5 +1,6 @@
 """The rows of a retrieval split by query and user, and metrics of its segments: new items, light users."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,8 @@ class RetrievalRows:
         unit: What ``users`` number, in words.
         candidates: int64 ``[rows]``: the ids of the held-back items.
         is_new: bool ``[rows]``: the held-back item has no training row.
-        is_light: bool ``[rows]``: the user is among the quarter with the fewest known interactions.
+        is_light: bool ``[rows]``: the user is among the quarter with the fewest known interactions; False in all rows
+            of a dataset without users.
     """
 
     queries: NDArray[np.uint64]
@@ -54,19 +56,16 @@ def retrieval_rows(dataset: Dataset, split: str) -> RetrievalRows:
         ids = np.concatenate([block.features[name] for block in blocks])
         # Users that the vocabulary lacks are as many as their rows, for all we know.
         users = np.where(ids < FIRST_VOCABULARY_ID, users, ids)
+    is_light = np.zeros(len(users), np.bool_) if name is None else _is_light(dataset, blocks, name, users)
     candidates = np.concatenate([block.features[candidate.name] for block in blocks])
     counts = np.concatenate([np.zeros(FIRST_VOCABULARY_ID), dataset.features.vocabulary(candidate).counts.to_numpy()])
-    if spec.exclude is not None or spec.histories:
-        interactions = np.concatenate([_known_interactions(block, spec) for block in blocks])
-    else:
-        interactions = _rows_of(dataset, name, users)
     return RetrievalRows(
         np.concatenate([query_digests(block, spec) for block in blocks]),
         users,
         TEST_ROWS if name is None else f"values of {name}",
         candidates,
         counts[candidates] == 0,
-        interactions <= np.quantile(interactions, LIGHT_SHARE, method="lower"),
+        is_light,
     )
 
 
@@ -103,16 +102,23 @@ def segment_metrics(
     return result
 
 
+def _is_light(dataset: Dataset, blocks: Sequence[Block], user: str, users: NDArray[np.int64]) -> NDArray[np.bool_]:
+    spec = dataset.spec
+    if spec.exclude is not None or spec.histories:
+        interactions = np.concatenate([_known_interactions(block, spec) for block in blocks])
+    else:
+        interactions = _rows_of(dataset, user, users)
+    return np.asarray(interactions <= np.quantile(interactions, LIGHT_SHARE, method="lower"))
+
+
 def _known_interactions(block: Block, spec: FeatureSpec) -> NDArray[np.int64]:
     """Return how many interactions of its user each row names, ``[rows]``."""
     lists = [block.features[name] for name in spec.histories] if block.excluded is None else [block.excluded]
     return np.max([np.count_nonzero(ids != MISSING_ID, axis=1) for ids in lists], axis=0)
 
 
-def _rows_of(dataset: Dataset, user: str | None, users: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rows_of(dataset: Dataset, user: str, users: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the training rows of the user of each row, ``[rows]``."""
-    if user is None:
-        return np.zeros(len(users), np.int64)
     train = np.concatenate([block.features[user] for block in dataset.blocks("train")])
     counts = np.bincount(train, minlength=max(int(users.max()) + 1, 1))
     return np.where(users < 0, 0, counts[np.maximum(users, 0)])

@@ -123,5 +123,5 @@ def test_settings_and_features_that_leave_nothing_to_propagate_are_refused() -> 
             "keys": "row",
         }
     )
-    with pytest.raises(ModelSettingsError, match="no feature has single ids"):
+    with pytest.raises(ModelSettingsError, match="no feature is the users of the graph; name"):
         two_tower.check_features(two_tower.Settings(graph_layers=1), histories)
