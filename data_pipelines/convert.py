@@ -49,6 +49,7 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, progress_bar
 from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
+from mirrorspark.plots.beside import beside_the_result
 from mirrorspark.storage.credentials import clean
 from mirrorspark.storage.paths import Location, StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
@@ -240,15 +241,15 @@ class _Conversion:
             findings=tuple(vars(finding) for finding in report.findings),
             versions=library_versions(),
         )
-        page = self._page(manifest, profile, report, reference)
-        if report.errors and not self.options.accept_errors:
-            kept = _refused_page(self.job.target)
-            kept.write_bytes(page)
+        is_refused = bool(report.errors) and not self.options.accept_errors
+        kept = _refused_page(self.job.target) if is_refused else self._own(PAGE_FILE)
+        with beside_the_result(f"the page {kept}"):
+            kept.write_bytes(self._page(manifest, profile, report, reference))
+        if is_refused:
             raise DatasetError(
                 f"{report.refusal()}\nSee {kept}. Fix the table, or accept the errors (accept_errors, "
                 f"--accept-data-errors) to write the dataset anyway"
             )
-        self._own(PAGE_FILE).write_bytes(page)
         self._write_own_files(manifest, samples[SPLITS[-1]], profile)
         written = [result.written_file() for result in results]
         return [*written, *self._own_files()]

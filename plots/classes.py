@@ -43,10 +43,10 @@ def class_quality(
     ):
         for index, (name, of) in enumerate(shares.items()):
             if index == 0:
-                axes.barh(places, of[position], color=style.SKY, height=0.7, label=name)
+                axes.barh(places, of[position], color=style.SKY, height=0.7, label=style.label(name))
             else:
                 colour = style.baseline_colour(index - 1)
-                axes.scatter(of[position], places, color=colour, marker="D", s=26, zorder=3, label=name)
+                axes.scatter(of[position], places, color=colour, marker="D", s=26, zorder=3, label=style.label(name))
         axes.set_yticks(places, shown)
         axes.set_xlim(0, 1.02)
         style.dress(axes, title=title, x=f"{title} of the class", y="")

@@ -61,4 +61,4 @@ def confusion_matrix(
 
 def shown_names(names: Sequence[str]) -> list[str]:
     """Return the names of the classes that have a place of their own, shortened."""
-    return [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names[:MOST_CLASSES]]
+    return [style.shown(name, _LONGEST_NAME) for name in names[:MOST_CLASSES]]

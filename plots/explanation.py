@@ -39,7 +39,7 @@ def importance_chart(importance: Mapping[str, tuple[float, float]], *, loss: str
         color=style.MODEL,
         ecolor=style.GREY,
     )
-    axes.set_yticks(range(len(names)), [_shortened(name, _LONGEST_NAME) for name in names])
+    axes.set_yticks(range(len(names)), [style.shown(name, _LONGEST_NAME) for name in names])
     axes.axvline(0, color=style.BLACK, linewidth=0.8)
     style.dress(axes, title="Importance", x=f"Increase of {loss} when shuffled", y="")
     axes.grid(visible=False, axis="y")
@@ -72,24 +72,21 @@ def dependence_chart(curves: Mapping[str, tuple[Sequence[object], Mapping[str, S
         for number, (what, means) in enumerate(named.items()):
             colour, marker = style.series(number)
             if are_numbers:
-                axes.plot(places, means, color=colour, linewidth=style.LINE_WIDTH, label=what)
+                axes.plot(places, means, color=colour, linewidth=style.LINE_WIDTH, label=style.label(what))
             else:
-                axes.plot(places, means, color=colour, marker=marker, linestyle="none", label=what)
+                axes.plot(places, means, color=colour, marker=marker, linestyle="none", label=style.label(what))
         if not are_numbers:
-            axes.set_xticks(places, [_shortened(value) for value in values], rotation=60, ha="right", fontsize=8)
+            axes.set_xticks(
+                places, [style.shown(value, _LONGEST_VALUE) for value in values], rotation=60, ha="right", fontsize=8
+            )
         if len(named) > 1 and position == 1:
             style.legend(axes, location="best")
         # One scale for all panels, so that a flat one is seen to be flat.
         axes.set_ylim(low - margin, high + margin)
         style.dress(
             axes,
-            title=_shortened(name, _LONGEST_NAME),
+            title=style.shown(name, _LONGEST_NAME),
             x="",
             y="Mean prediction" if position % columns == 1 or columns == 1 else "",
         )
     return figure
-
-
-def _shortened(value: object, longest: int = _LONGEST_VALUE) -> str:
-    text = "missing" if value is None else str(value)
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"

@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mirrorspark.plots.beside import reason_of
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -116,7 +118,10 @@ def findings_html(findings: Sequence[Mapping[str, str]]) -> str:
 def figure_html(figure: Figure, name: str) -> str:
     """Return the figure as an image in the markup; ``name`` is what readers without images get."""
     content = io.BytesIO()
-    figure.savefig(content, dpi=90, format="png")
+    try:
+        figure.savefig(content, dpi=90, format="png")
+    except Exception as error:  # The page has more than this picture, and says that it is missing.
+        return paragraph_html(f"The picture '{name}' is missing: {reason_of(error)}.", quiet=True)
     encoded = base64.b64encode(content.getvalue()).decode()
     # White, since the figure's ink is dark whatever the page's ground.
     style = "max-width:100%;background:#fff;border-radius:6px"

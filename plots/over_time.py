@@ -70,7 +70,9 @@ def lines_over_time(
     axes = figure.subplots()
     for index, (name, values) in enumerate(lines.items()):
         colour, marker = style.series(index)
-        axes.plot(range(len(dates)), values, color=colour, marker=marker, markersize=3, linewidth=1.2, label=name)
+        axes.plot(
+            range(len(dates)), values, color=colour, marker=marker, markersize=3, linewidth=1.2, label=style.label(name)
+        )
     if bound is not None:
         axes.axhline(bound, color=style.GREY, linestyle="--", linewidth=1, label=f"bound, {bound:g}")
     if from_zero:
@@ -107,4 +109,4 @@ def shares_over_time(title: str, dates: Sequence[str], counts: Sequence[Sequence
 
 def _name_dates(axes: Axes, dates: Sequence[str]) -> None:
     shown = np.arange(len(dates))[:: math.ceil(len(dates) / _LABELS) or 1]
-    axes.set_xticks(shown, [dates[place][:10] for place in shown])
+    axes.set_xticks(shown, [style.shown(dates[place][:10]) for place in shown])

@@ -52,7 +52,7 @@ def precision_recall_curve(
             # Average precision is the area under steps, not under straight lines between the points.
             drawstyle="steps-post",
             **style.curve(index),
-            label=f"{name} (AP = {average:.3f})",
+            label=f"{style.label(name)} (AP = {average:.3f})",
         )
     base_rate = curves[0][1].base_rate
     axes.axhline(base_rate, color=style.GREY, linewidth=1, linestyle=":", label=f"base rate = {base_rate:.3f}")

@@ -37,7 +37,7 @@ def recall_at_k_curve(curves: Mapping[str, Mapping[int, float]]) -> Figure:
             **style.curve(index),
             marker="o",
             markersize=5,
-            label=f"{name} (recall@{ks[-1]} = {points[ks[-1]]:.3f})",
+            label=f"{style.label(name)} (recall@{ks[-1]} = {points[ks[-1]]:.3f})",
         )
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)

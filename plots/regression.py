@@ -70,7 +70,12 @@ def predicted_and_actual(
         )
         mean = np.average(of, weights=weights)
         right.hist(
-            of, bins=_BINS, range=(-widest, widest), weights=weights, label=f"{name} (mean {in_digits(mean)})", **look
+            of,
+            bins=_BINS,
+            range=(-widest, widest),
+            weights=weights,
+            label=f"{style.label(name)} (mean {in_digits(mean)})",
+            **look,
         )
     right.axvline(0, color=style.GREY, linestyle=":")
     style.dress(right, title="Errors", x="Predicted minus actual", y="Rows")
@@ -115,7 +120,7 @@ def residuals_by_prediction(
             np.divide(np.bincount(group, weights * values), total, out=np.zeros_like(total), where=total > 0)
             for values in (predicted, predicted - actual, (predicted - actual) ** 2)
         )
-        look = style.curve(index) | {"marker": "o", "markersize": 4, "label": name}
+        look = style.curve(index) | {"marker": "o", "markersize": 4, "label": style.label(name)}
         left.plot(middle, mean, **look)
         right.plot(middle, np.sqrt(square), **look)
     left.axhline(0, color=style.GREY, linestyle=":")

@@ -41,7 +41,7 @@ def roc_curve(
             false_positive,
             true_positive,
             **style.curve(index),
-            label=f"{name} (AUC = {area:.3f})",
+            label=f"{style.label(name)} (AUC = {area:.3f})",
         )
     axes.plot([0, 1], [0, 1], color=style.GREY, linewidth=1, linestyle=":", label="chance (AUC = 0.500)")
     axes.set_xlim(-0.01, 1.01)

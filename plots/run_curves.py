@@ -18,6 +18,7 @@ _VALIDATION_PREFIX = "val_"
 _LEGEND_INCHES_PER_ROW = 0.24
 # Approximate width of a run's name in the legend.
 _INCHES_PER_NAME = 3.2
+_LONGEST_NAME = 40
 _BEST_MARKER_SIZE = 9
 
 
@@ -97,7 +98,14 @@ def _add_legend(figure: Figure, runs: Sequence[str], *, has_best: bool) -> None:
     for index, run in enumerate(runs):
         colour, marker = style.series(index)
         handles.append(
-            Line2D([], [], color=colour, linewidth=style.LINE_WIDTH, marker=marker if has_best else None, label=run)
+            Line2D(
+                [],
+                [],
+                color=colour,
+                linewidth=style.LINE_WIDTH,
+                marker=marker if has_best else None,
+                label=style.label(run, _LONGEST_NAME),
+            )
         )
     handles += [
         Line2D([], [], color=style.GREY, linewidth=style.LINE_WIDTH, label="validation"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # importing a colour only, as --help does, does not load matplotlib
@@ -33,6 +34,12 @@ PANEL_WIDTH_INCHES = 5.6
 PANEL_HEIGHT_INCHES = 4.2
 DOTS_PER_INCH = 120
 LINE_WIDTH = 2.0
+# A longer text would leave no room for its panel.
+_LONGEST_TEXT = 48
+_LONGEST_LABEL = 32
+# Characters that are not text: controls, line breaks, halves of pairs; and those that turn the order of reading.
+_NO_TEXT = frozenset(("Cc", "Cs", "Zl", "Zp"))
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # Height of a panel's tick labels and axis label.
 _WORDS_BELOW_POINTS = 34
 
@@ -40,25 +47,45 @@ _WORDS_BELOW_POINTS = 34
 def new_figure(columns: int = 1, rows: int = 1, *, height_ratios: tuple[float, ...] | None = None) -> Figure:
     """Return an empty figure with room for ``rows`` times ``columns`` panels.
 
-    The figure is a bare ``matplotlib.figure.Figure``: pyplot does not know it, it needs no display, and it is freed
-    with its last reference.
+    The figure is a bare ``matplotlib.figure.Figure`` that draws texts as they are: pyplot does not know it, it needs no
+    display, and it is freed with its last reference.
     """
-    from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    from mirrorspark.plots.literal import LiteralFigure
 
     height = PANEL_HEIGHT_INCHES * (sum(height_ratios) if height_ratios else rows)
     size = (PANEL_WIDTH_INCHES * columns, height)
-    return Figure(figsize=size, dpi=DOTS_PER_INCH, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    return LiteralFigure(figsize=size, dpi=DOTS_PER_INCH, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
 
 
 def dress(axes: Axes, *, title: str, x: str, y: str) -> None:
     """Give one panel its title, axis labels, a light grid and no box."""
-    axes.set_title(title, fontsize=12, fontweight="bold", loc="left")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
+    axes.set_title(shown(title) if title else "", fontsize=12, fontweight="bold", loc="left")
+    axes.set_xlabel(shown(x) if x else "")
+    axes.set_ylabel(shown(y) if y else "")
     axes.grid(visible=True, color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def shown(value: object, longest: int = _LONGEST_TEXT) -> str:
+    """Return a name or value as a text of one line: shortened, without control characters, and never empty."""
+    text = "missing" if value is None else str(value) or "(empty)"
+    text = text if len(text) <= longest else f"{text[: longest - 1]}…"
+    return "".join(map(_visible, text))
+
+
+def label(name: object, longest: int = _LONGEST_LABEL) -> str:
+    """Return a name for a legend, which leaves out those with an underscore in front."""
+    text = shown(name, longest)
+    return f" {text}" if text.startswith("_") else text
+
+
+def _visible(character: str) -> str:
+    if character in _TURNING or unicodedata.category(character) in _NO_TEXT:
+        return character.encode("unicode_escape").decode("ascii")
+    return character
 
 
 def legend(axes: Axes, *, location: Corner) -> None:

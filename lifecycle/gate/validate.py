@@ -18,6 +18,7 @@ from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
 from mirrorspark.lifecycle.gate.thresholds import Gates, Threshold
 from mirrorspark.lifecycle.gate.validation import JSON_FILE, ModelReference, Validation
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
+from mirrorspark.plots.beside import drawn
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, Task
 from mirrorspark.scoring.model.pinned import PinnedModel
@@ -137,7 +138,8 @@ def log_validation(validation: Validation, run_id: str, *, tracking_uri: str | N
     from mirrorspark.lifecycle.gate.page import PAGE_FILE, validation_page
 
     client = store_client(tracking_uri or mlflow.get_tracking_uri())
-    client.log_text(run_id, validation_page(validation), PAGE_FILE)
+    for name, page in drawn({PAGE_FILE: lambda: validation_page(validation)}).items():
+        client.log_text(run_id, page, name)
     client.log_text(run_id, validation.to_json(), JSON_FILE)
     client.set_tag(run_id, "validation", validation.verdict)
 

@@ -12,6 +12,7 @@ from typing import Any
 from mirrorspark.lifecycle.gate.decide import Finding, decide, failed
 from mirrorspark.lifecycle.gate.facts import Facts
 from mirrorspark.lifecycle.gate.thresholds import Gates
+from mirrorspark.plots.beside import beside_the_result
 from mirrorspark.plots.html import Marked, heading_html, in_digits, panel_html, rows_html
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.storage.atomic_file import write_atomically
@@ -148,7 +149,8 @@ class Validation:
 
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        write_atomically(target / PAGE_FILE, validation_page(self))
+        with beside_the_result(f"the page {target / PAGE_FILE}"):
+            write_atomically(target / PAGE_FILE, validation_page(self))
         # Last, because it is what a promotion reads.
         write_atomically(target / JSON_FILE, self.to_json())
         return target / JSON_FILE

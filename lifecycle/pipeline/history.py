@@ -14,6 +14,7 @@ from mirrorspark.data_pipelines.quality.findings import Limits
 from mirrorspark.lifecycle.pipeline.page import PAGE_FILE, seconds_of, state_of
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord, records_in
 from mirrorspark.lifecycle.pipeline.weekly import warnings_of
+from mirrorspark.plots.beside import beside_the_result
 from mirrorspark.plots.histogram import short_number
 from mirrorspark.plots.html import figure_html
 from mirrorspark.plots.over_time import lines_over_time, shares_over_time
@@ -26,14 +27,11 @@ _SHOWN_METRICS = 2
 
 
 def write_history(parent: Path) -> None:
-    """Write the page of a pipeline's dates into the folder that has a folder for each of them.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write the page of a pipeline's dates into the folder that has a folder for each of them."""
     records = records_in(parent)
     if records:
-        write_atomically(parent / HISTORY_FILE, history_page(records))
+        with beside_the_result(f"the page {parent / HISTORY_FILE}"):
+            write_atomically(parent / HISTORY_FILE, history_page(records))
 
 
 def history_page(records: Sequence[PipelineRecord]) -> str:

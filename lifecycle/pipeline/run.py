@@ -13,6 +13,7 @@ from mirrorspark.lifecycle.pipeline.record import PipelineRecord, folder_of, for
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Records, Stage, StageFailedError, advice, run_stages
 from mirrorspark.lifecycle.pipeline.weekly import WeeklyPipeline
+from mirrorspark.plots.beside import beside_the_result
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.records.tracking import store_of
@@ -59,7 +60,8 @@ def run_pipeline(
     with open_record(folder, new, anew=again_from == FIRST_STAGE) as opened:
 
         def write_page() -> None:
-            write_atomically(folder / PAGE_FILE, pipeline_page(opened.record, stages, former, folder))
+            with beside_the_result(f"the page {folder / PAGE_FILE}"):
+                write_atomically(folder / PAGE_FILE, pipeline_page(opened.record, stages, former, folder))
 
         if opened.record.is_finished and again_from is None:
             say(f"{config.name} of {run_date} has finished before")

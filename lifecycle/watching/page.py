@@ -16,6 +16,7 @@ from mlflow.entities import Metric
 from mirrorspark.callbacks.mlflow.store import store_client
 from mirrorspark.lifecycle.watching.live import LiveWindow, Promise
 from mirrorspark.lifecycle.watching.watch import WindowDrift
+from mirrorspark.plots.beside import drawn
 from mirrorspark.plots.histogram import short_number
 from mirrorspark.plots.html import figure_html, in_digits
 from mirrorspark.plots.over_time import over_time
@@ -91,7 +92,9 @@ def log_watch(
     metrics = metrics_of(windows, live, datetime.now(UTC))
     for first in range(0, len(metrics), _METRICS_PER_REQUEST):
         client.log_batch(run_id, metrics[first : first + _METRICS_PER_REQUEST])
-    client.log_text(run_id, watch_page(windows, live, title=title, promise=promise), PAGE_FILE)
+    pages = drawn({PAGE_FILE: lambda: watch_page(windows, live, title=title, promise=promise)})
+    for name, page in pages.items():
+        client.log_text(run_id, page, name)
 
 
 def metrics_of(windows: Sequence[WindowDrift], live: Sequence[LiveWindow], now: datetime) -> list[Metric]:

@@ -16,6 +16,7 @@ from mlflow.utils.autologging_utils import disable_autologging
 
 from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
 from mirrorspark.callbacks.mlflow.metric_requests import NOTE_TAG
+from mirrorspark.plots.beside import beside_the_result
 from mirrorspark.plots.image import figure_of_image
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
@@ -186,11 +187,12 @@ def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None
     seconds = job.view.all_seconds()
     cost = _cost(job, trained.attempts, seconds)
     trained = replace(trained, seconds=seconds, cost=cost)
-    facts = report_facts(trained, job.dataset, job.config, parity=parity)
     values = {f"seconds_{name.replace(' ', '_')}": value for name, value in seconds.items()}
     values["core_seconds"] = cost.total_core_seconds
     job.log_metrics(values | ({} if cost.money is None else {"cost": cost.money}))
-    job.tracked.log_text(write_report(facts, job.folder.path / REPORT_FILE), REPORT_FILE)
+    with beside_the_result(f"the page {REPORT_FILE} of run {job.folder.path.name}"):
+        facts = report_facts(trained, job.dataset, job.config, parity=parity)
+        job.tracked.log_text(write_report(facts, job.folder.path / REPORT_FILE), REPORT_FILE)
     return trained
 
 
@@ -412,10 +414,11 @@ def _log_verdict(job: TrainingJob, verdict: Verdict, model_uri: str) -> None:
             values |= {f"{difference}_{name}{end}": value for end, value in ends.items()}
     job.log_metrics(values, model_uri)
     for name, figure in verdict.figures.items():
-        image = job.tracked.log_figure(figure, name)
-        job.folder.plots.mkdir(exist_ok=True)
-        with replaced(job.folder.plots / f"{name}.png") as file:
-            file.write(image)
+        with beside_the_result(f"picture '{name}'"):
+            image = job.tracked.log_figure(figure, name)
+            job.folder.plots.mkdir(exist_ok=True)
+            with replaced(job.folder.plots / f"{name}.png") as file:
+                file.write(image)
 
 
 def _describe_model(job: TrainingJob, exported: ExportResult, verdict: Verdict, choice: Choice | None) -> None:

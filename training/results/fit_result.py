@@ -15,6 +15,7 @@ from mirrorspark.data_pipelines.any_table import ROW_NUMBER, as_dataframe, in_fo
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.plots.beside import beside_the_result
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
 from mirrorspark.scoring.model.loaded import LoadedModel
@@ -148,8 +149,9 @@ class FitResult:
         encoders = ModelEncoders(self.model.path, self.dataset.spec.features)
         sample = encoders.embedded(chosen.select(*self.spec.columns).toArrow())
         explanation = explain(sample, self.dataset.features, self._predict, repeats=repeats, seed=seed)
-        facts = report_facts(self.trained, self.dataset, self.config, explanation=explanation)
-        self._log_report(write_report(facts, self.report))
+        with beside_the_result(f"the explanation on the page {REPORT_FILE}"):
+            facts = report_facts(self.trained, self.dataset, self.config, explanation=explanation)
+            self._log_report(write_report(facts, self.report))
         return explanation
 
     @cached_property

@@ -13,6 +13,7 @@ from optuna.visualization.matplotlib import (
     plot_param_importances,
 )
 
+from mirrorspark.plots.literal import make_literal
 from mirrorspark.training.sweep.study import importances
 
 _WIDTH_INCHES, _HEIGHT_INCHES = 7.2, 4.8
@@ -48,4 +49,5 @@ def _figure(axes: Any, width_inches: float = 0.0) -> Figure:
     plt.close(figure)  # Notebooks do not show it; it can still be saved.
     figure.set_size_inches(max(_WIDTH_INCHES, width_inches), _HEIGHT_INCHES)
     figure.set_layout_engine("tight")
+    make_literal(figure)
     return figure

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import optuna
 
+from mirrorspark.plots.beside import beside_the_result
 from mirrorspark.storage.credentials import one_line, without_credentials
 from mirrorspark.training.driver.signals import on_stop_signals
 from mirrorspark.training.records.open_run import leave
@@ -222,8 +223,9 @@ class _Sweep:
         for name, text in summary.texts().items():
             self.tracked.log_text(text, name)
         self.tracked.log_document(summary.to_dict(), SUMMARY_FILE)
-        for name, figure in figures(self.study, config.monitor).items():
-            self.tracked.log_figure(figure, name)
+        with beside_the_result("a picture of the sweep"):
+            for name, figure in figures(self.study, config.monitor).items():
+                self.tracked.log_figure(figure, name)
         return summary
 
 

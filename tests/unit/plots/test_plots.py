@@ -13,21 +13,29 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from sklearn import metrics
 from sklearn.calibration import calibration_curve as sklearn_calibration_curve
 
+from mirrorspark.plots import style
+from mirrorspark.plots.beside import drawn
 from mirrorspark.plots.calibration import calibration_bins, calibration_curve, compact_count, wilson_interval
 from mirrorspark.plots.classes import class_quality
 from mirrorspark.plots.confusion import confusion_matrix
+from mirrorspark.plots.explanation import dependence_chart, importance_chart
+from mirrorspark.plots.html import figure_html
 from mirrorspark.plots.image import figure_of_image
 from mirrorspark.plots.inputs import binary_inputs
 from mirrorspark.plots.learning_curves import learning_curves, panel_names
 from mirrorspark.plots.lift import cumulative_gain, decile_lift, lift_chart
+from mirrorspark.plots.over_time import lines_over_time, over_time, shares_over_time
 from mirrorspark.plots.precision_recall import precision_recall_curve
 from mirrorspark.plots.ranking import recall_at_k_curve
 from mirrorspark.plots.regression import predicted_and_actual, residuals_by_prediction
 from mirrorspark.plots.roc import roc_curve
+from mirrorspark.plots.run_curves import run_curves
 from mirrorspark.plots.score_histogram import score_histogram
+from mirrorspark.plots.slice_changes import slice_changes
 
 LABEL = np.array([0, 0, 1, 1])
 SCORE = np.array([0.1, 0.4, 0.35, 0.8])
@@ -376,3 +384,84 @@ def test_an_image_becomes_a_figure_of_its_size() -> None:
     original.savefig(buffer, format="png")
     again = figure_of_image(buffer.getvalue())
     assert png_size(again) == png_size(original)
+
+
+# Names that matplotlib reads as mathematics, leaves out, cannot draw, or has no room for.
+ODD_NAMES = {
+    "mathematics": "$20% & $30%",
+    "unmatched mathematics": "_$x^\\frac{\n",
+    "no glyphs": "中文🎉\x00\ud800",
+    "long": "W" * 300,
+}
+
+
+def figures_with_names(name: str) -> dict[str, Callable[[], Figure]]:
+    """Return the functions that draw names or values from a table, each with ``name`` wherever it takes a text."""
+    weight = {name: SCORE}
+    return {
+        "classes": lambda: class_quality(LABEL, LABEL, [name, "b"], baseline={name: LABEL}),
+        "confusion": lambda: confusion_matrix(LABEL, LABEL, [name, "b"]),
+        "importance": lambda: importance_chart({name: (1.0, 0.1)}, loss=name),
+        "dependence": lambda: dependence_chart({name: ([name, None], {name: [1.0, 2.0], "b": [2.0, 1.0]})}),
+        "runs": lambda: run_curves({name: {name: [1.0, 2.0]}}),
+        "learning": lambda: learning_curves({name: [1.0, 2.0]}),
+        "over time": lambda: over_time(name, [name, "b"], [1, 2], [1, 1], [2, 2]),
+        "lines": lambda: lines_over_time(name, [name, "b"], {name: [1, 2], "c": [1, 2]}, y=name),
+        "shares": lambda: shares_over_time(name, [name, "b"], [[1, 2], [2, 3]], y=name),
+        "slices": lambda: slice_changes(name, [name], [0.1], [0.0], [0.2], failed=[True]),
+        "roc": lambda: roc_curve(LABEL, SCORE, baseline=weight),
+        "precision and recall": lambda: precision_recall_curve(LABEL, SCORE, baseline=weight),
+        "recall at k": lambda: recall_at_k_curve({name: {1: 0.1, 2: 0.2}}),
+        "regression": lambda: predicted_and_actual(SCORE, SCORE, baseline=weight),
+        "residuals": lambda: residuals_by_prediction(SCORE, SCORE, baseline=weight),
+    }
+
+
+@pytest.mark.parametrize("name", ODD_NAMES.values(), ids=ODD_NAMES)
+def test_a_name_is_drawn_as_it_is_whatever_its_characters(name: str) -> None:
+    begin = style.shown(name, 10).rstrip("…")
+    for kind, draw in figures_with_names(name).items():
+        figure = draw()
+        figure.savefig(io.BytesIO(), format="png", dpi=30)
+        texts = figure.findobj(Text)
+        assert any(begin in text.get_text() for text in texts), kind
+        assert not any(text.get_parse_math() for text in texts), kind
+        if kind in ("roc", "runs", "lines", "classes", "dependence"):
+            legends = [figure.axes[0].get_legend(), *figure.legends]
+            assert any(begin in text.get_text() for of in legends if of for text in of.get_texts()), kind
+
+
+def test_a_name_becomes_a_line_of_text() -> None:
+    assert style.shown("a\nb\u2028\x00\ud800\u202e") == "a\\nb\\u2028\\x00\\ud800\\u202e"
+    assert style.shown("$x_1$ \\frac{a}") == "$x_1$ \\frac{a}"
+    assert [style.shown(value) for value in ("", None, 3)] == ["(empty)", "missing", "3"]
+    assert style.shown("abcdef", 4) == "abc…"
+    assert [style.label(name) for name in ("_x", "x")] == [" _x", "x"]
+
+
+def test_powers_of_a_logarithmic_axis_stay_mathematics() -> None:
+    figure = style.new_figure()
+    axes = figure.add_subplot()
+    axes.set_xscale("log")
+    style.dress(axes, title="$10^3$", x="$x$", y="")
+    axes.plot([1, 1_000], [1, 2])
+    figure.savefig(io.BytesIO(), format="png", dpi=30)
+    assert axes.xaxis.get_major_ticks()[0].label1.get_parse_math()
+    assert not any(text.get_parse_math() for text in (axes.xaxis.label, axes.yaxis.label))
+
+
+def test_a_picture_that_fails_is_said_and_the_others_are_there(caplog: pytest.LogCaptureFixture) -> None:
+    def failing() -> Figure:
+        raise ValueError("\n$20% & $30%\n^\nParseException: Expected end of text")
+
+    assert list(drawn({"roc": failing, "lift": lambda: lift_chart(LABEL, SCORE)})) == ["lift"]
+    assert caplog.messages == ["'roc' is missing: ValueError: $20% & $30%. The result is complete without it"]
+
+
+def test_a_page_says_which_of_its_pictures_is_missing() -> None:
+    figure = Figure()
+    figure.add_subplot().set_title("$20% & $30%")
+    markup = figure_html(figure, "Change of <b>")
+    assert markup == (
+        '<p class="quiet">The picture &#x27;Change of &lt;b&gt;&#x27; is missing: ValueError: $20% &amp; $30%.</p>'
+    )

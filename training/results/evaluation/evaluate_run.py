@@ -15,6 +15,7 @@ from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, catalogue_metrics, ranking_values
+from mirrorspark.plots.beside import drawn
 from mirrorspark.plots.calibration import calibration_curve
 from mirrorspark.plots.classes import class_quality
 from mirrorspark.plots.confusion import confusion_matrix
@@ -151,10 +152,12 @@ def judge_regression(
     label, score, weight = _weighed(predictions["test"])
     others = {in_words(rival.name): rival.scores for rival in rivals}
     compared = _compared(rivals, regression_metrics, regression_statistics, (label, score, weight), seed)
-    figures = {
-        "predicted_and_actual": predicted_and_actual(label, score, weight=weight, baseline=others),
-        "residuals": residuals_by_prediction(label, score, weight=weight, baseline=others),
-    }
+    figures = drawn(
+        {
+            "predicted_and_actual": lambda: predicted_and_actual(label, score, weight=weight, baseline=others),
+            "residuals": lambda: residuals_by_prediction(label, score, weight=weight, baseline=others),
+        }
+    )
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
@@ -191,14 +194,16 @@ def judge_multi_class(
     others = {in_words(rival.name): rival.scores.argmax(axis=1) for rival in rivals}
     compared = _compared(rivals, multi_class_metrics, multi_class_statistics, (label, scores, weight), seed)
     best = scores.argmax(axis=1)
-    figures = {
-        "confusion_matrix": confusion_matrix(label, best, names, weight=weight),
-        "classes": class_quality(label, best, names, weight=weight, baseline=others),
-        # Of all pairs of a row and a class.
-        "calibration": calibration_curve(
-            (label[:, None] == np.arange(classes)).ravel(), scores.ravel(), weight=np.repeat(weight, classes)
-        ),
-    }
+    figures = drawn(
+        {
+            "confusion_matrix": lambda: confusion_matrix(label, best, names, weight=weight),
+            "classes": lambda: class_quality(label, best, names, weight=weight, baseline=others),
+            # Of all pairs of a row and a class.
+            "calibration": lambda: calibration_curve(
+                (label[:, None] == np.arange(classes)).ravel(), scores.ravel(), weight=np.repeat(weight, classes)
+            ),
+        }
+    )
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
@@ -248,7 +253,7 @@ def judge_retrieval(
         intervals = _ranking_intervals(values["test"], others, users)
         compared.append({"name": name, "metrics": rival, "intervals": intervals, "resampled": of.unit})
         shown[in_words(name)] = _recalls(rival, ranks)
-    figures = {"recall_at_k": recall_at_k_curve(shown)}
+    figures = drawn({"recall_at_k": lambda: recall_at_k_curve(shown)})
     return Verdict(metrics, as_baseline(compared), figures | ({"learning_curves": curves} if curves else {}))
 
 
@@ -274,12 +279,13 @@ def _ranking_intervals(
 
 
 def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts: Sequence[float]) -> Figure | None:
-    """Return the learning curves of the epochs' logs, or None without any epoch."""
+    """Return the learning curves of the epochs' logs; None without any epoch, or where they cannot be drawn."""
     if not history:
         return None
     names = [name for name in history[0] if all(name in logs for logs in history)]
     columns = {name: [logs[name] for logs in history] for name in names}
-    return learning_curves(columns, best_epoch=best_epoch, restarts=tuple(restarts))
+    found = drawn({"learning_curves": lambda: learning_curves(columns, best_epoch=best_epoch, restarts=restarts)})
+    return found.get("learning_curves")
 
 
 def _compared(
@@ -311,13 +317,15 @@ def _compared(
 def _probability_figures(
     label: np.ndarray, score: np.ndarray, weight: np.ndarray, others: dict[str, np.ndarray] | None
 ) -> dict[str, Figure]:
-    return {
-        "roc": roc_curve(label, score, weight=weight, baseline=others),
-        "precision_recall": precision_recall_curve(label, score, weight=weight, baseline=others),
-        "calibration": calibration_curve(label, score, weight=weight),
-        "lift": lift_chart(label, score, weight=weight),
-        "score_histogram": score_histogram(label, score, weight=weight),
-    }
+    return drawn(
+        {
+            "roc": lambda: roc_curve(label, score, weight=weight, baseline=others),
+            "precision_recall": lambda: precision_recall_curve(label, score, weight=weight, baseline=others),
+            "calibration": lambda: calibration_curve(label, score, weight=weight),
+            "lift": lambda: lift_chart(label, score, weight=weight),
+            "score_histogram": lambda: score_histogram(label, score, weight=weight),
+        }
+    )
 
 
 def _labelled(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

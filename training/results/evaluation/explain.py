@@ -20,6 +20,7 @@ from mirrorspark.data_pipelines.features.labels import encode_label
 from mirrorspark.data_pipelines.features.raw_columns import as_contents, raw_column
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
+from mirrorspark.plots.beside import drawn
 from mirrorspark.plots.explanation import dependence_chart, importance_chart
 from mirrorspark.plots.html import figure_html, heading_html, panel_html, table_html
 from mirrorspark.storage.atomic_file import write_atomically
@@ -81,14 +82,14 @@ class Explanation:
         """The charts by name: ``importance`` and ``dependence``."""
         columns = (self.importance[name].tolist() for name in ("feature", "importance", "deviation"))
         bars = {name: (mean, deviation) for name, mean, deviation in zip(*columns, strict=True)}
-        figures = {"importance": importance_chart(bars, loss=self.loss)}
+        pictures = {"importance": lambda: importance_chart(bars, loss=self.loss)}
         if self.dependence:
             curves = {}
             for name, of in self.dependence.items():
                 means = {str(what): list(of.iloc[:, place]) for place, what in enumerate(of) if place}
                 curves[name] = (list(of.iloc[:, 0]), means)
-            figures["dependence"] = dependence_chart(curves)
-        return figures
+            pictures["dependence"] = lambda: dependence_chart(curves)
+        return drawn(pictures)
 
     def save(self, path: Path) -> None:
         """Write the explanation; values that JSON does not have become texts."""

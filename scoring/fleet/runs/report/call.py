@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 import pyarrow.parquet as pq
 
 from mirrorspark.callbacks.mlflow.metric_requests import Target, start_run
+from mirrorspark.plots.beside import beside_the_result
 from mirrorspark.scoring.fleet.bins import Distribution
 from mirrorspark.scoring.fleet.runs.counts import read_counts
 from mirrorspark.scoring.fleet.runs.kept import read_records
@@ -53,7 +54,8 @@ def fleet_report(
     before = ("", {}) if former is None else (str(former), _distributions(RunPlan.load(StoragePath.of(former)), former))
     report = report_of(records, _distributions(records.plan, output), before, price_per_core_hour)
     with TemporaryDirectory() as scratch:
-        (Path(scratch) / PAGE_FILE).write_text(report_page(report), encoding="utf-8")
+        with beside_the_result(f"the page {PAGE_FILE}"):
+            (Path(scratch) / PAGE_FILE).write_text(report_page(report), encoding="utf-8")
         for name in _TABLES:
             pq.write_table(getattr(report, name), Path(scratch) / f"report_{name}.parquet")
         for file in sorted(Path(scratch).iterdir()):
