@@ -19,6 +19,7 @@ from mirrorspark.models.calibration import (
     counted_rows,
     fit,
     log_loss,
+    save_calibration,
 )
 from mirrorspark.models.centroids import (
     CentroidArchitecture,
@@ -49,12 +50,17 @@ class Fit:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What a calibration has changed on the validation rows, by which it was fitted."""
+    """What a calibration has changed on the validation rows, by which it was fitted.
+
+    Attributes:
+        is_kept: Whether the log loss is less with it; otherwise the model is as it was before.
+    """
 
     kind: str
     temperature: float
     before: Fit
     after: Fit
+    is_kept: bool = True
 
     @classmethod
     def load(cls, folder: Path) -> "CalibrationResult | None":
@@ -64,12 +70,19 @@ class CalibrationResult:
         except FileNotFoundError:
             return None
         measured = {name: Fit(**values) for name, values in document["measured"].items()}
-        return cls(document["kind"], document.get("temperature", 1.0), **measured)
+        return cls(
+            document["kind"], document.get("temperature", 1.0), **measured, is_kept=document.get("is_kept", True)
+        )
 
     def in_words(self) -> str:
         """Return it as a line of the report."""
         kind = f"{self.kind} {self.temperature:.3g}" if self.kind == "temperature" else self.kind
         before, after = self.before, self.after
+        if not self.is_kept:
+            return (
+                f"none: {self.kind} was fitted on the validation rows and dropped, because their log loss would be "
+                f"{after.log_loss:.4f} with it (is {before.log_loss:.4f})"
+            )
         return (
             f"{kind}, fitted on the validation rows: log loss {after.log_loss:.4f} (was {before.log_loss:.4f}), "
             f"expected calibration error {after.calibration_error:.4f} (was {before.calibration_error:.4f})"
@@ -78,8 +91,12 @@ class CalibrationResult:
 
 def calibrate(
     architecture: Any, model: Any, dataset: Dataset, kind: str, folder: Path, tell: Callable[[str, int, int], None]
-) -> CalibratedArchitecture | CentroidArchitecture:
+) -> Any:
     """Return the architecture with calibrated predictions, and keep the calibration in the model's ``folder``.
+
+    A calibration that does not lower the log loss of the validation rows is dropped: the architecture is returned as it
+    is, and the folder gets the kind and what was measured. This goes for centroids, too. They are made for ranks, but
+    their weights are those of least log loss, and what is returned are probabilities.
 
     Args:
         architecture: A classifier's, with ``logits`` and ``probabilities``.
@@ -95,21 +112,35 @@ def calibrate(
     """
     told = partial(tell, "validation rows to calibrate by")
     logits, labels, weights = _validation(partial(architecture.logits, model), architecture.TASK, dataset, told)
-    before = asdict(measure(logits, labels, weights))
+    before = measure(logits, labels, weights)
     if kind == "centroids":
         counted_rows(labels, weights)  # an error of theirs comes before all training rows are read, twice
         centroids = fit_centroids(partial(_training_rows, dataset, tell)).in_variables()
-        # A SavedModel has the variables that the model's attributes lead to.
-        model.label_centroids = [*centroids.rarity.values(), *centroids.tables.values()]
         told = partial(tell, "validation rows beside the centroids")
         cosines, *_ = _validation(centroids.cosines, architecture.TASK, dataset, told)
         mixture = fit_mixture(logits, cosines, labels, weights)
-        mixture.save(folder, {"before": before, "after": asdict(measure(mixture(logits, cosines), labels, weights))})
+        after = measure(mixture(logits, cosines), labels, weights)
+        if not _is_won(kind, before, after, folder):
+            return architecture
+        mixture.save(folder, {"before": asdict(before), "after": asdict(after)})
+        # A SavedModel has the variables that the model's attributes lead to.
+        model.label_centroids = [*centroids.rarity.values(), *centroids.tables.values()]
         return CentroidArchitecture(architecture, centroids, mixture)
     calibration = fit(kind, logits, labels, weights)
-    measured = {"before": before, "after": asdict(measure(calibration.applied(logits), labels, weights))}
-    calibration.save(folder, measured)
+    after = measure(calibration.applied(logits), labels, weights)
+    if not _is_won(kind, before, after, folder):
+        return architecture
+    calibration.save(folder, {"before": asdict(before), "after": asdict(after)})
     return CalibratedArchitecture(architecture, calibration)
+
+
+def _is_won(kind: str, before: Fit, after: Fit, folder: Path) -> bool:
+    """Return whether a calibration lowers the log loss; of one that does not, keep what was measured."""
+    if after.log_loss < before.log_loss:
+        return True
+    measured = {"before": asdict(before), "after": asdict(after)}
+    save_calibration(folder, {"kind": kind, "is_kept": False, "measured": measured})
+    return False
 
 
 def measure(logits: Floats, labels: np.ndarray, weights: Floats) -> Fit:

@@ -1,6 +1,5 @@
 """The result of ``fit``: views of the trained model, and the actions on it."""
 
-import logging
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +22,7 @@ from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.output.forms import Labelled
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.results.delivery import Trained
+from mirrorspark.training.results.evaluation.comparison import Tested, paired_differences
 from mirrorspark.training.results.evaluation.explain import REPEATS, SAMPLE_ROWS, Explanation, explain
 from mirrorspark.training.results.report.facts import report_facts
 from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentences, write_report
@@ -31,8 +31,6 @@ from mirrorspark.training.results.report.shown import Comparison, trained_html
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-_LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, repr=False)
@@ -105,29 +103,28 @@ class FitResult:
         return in_form_of(score(df, self.model, keys=list(self.spec.keys), **options), table)
 
     def compare(self, other: "FitResult") -> Comparison:
-        """Return the test metrics of this and another result side by side, and which is better.
+        """Return the test metrics of this and another result side by side, and which is better beyond the noise.
 
-        The two are comparable if their test rows are the same; where their datasets differ, a warning is logged.
-        ``better`` is empty where they are equal, and of metrics that have no better value, such as ``base_rate``.
+        Each row is paired with the same one of the other's test rows, by the keys; the two may have other features.
+        ``from`` and ``to`` are the 95% interval of the difference, by a bootstrap of the rows, or of the users of a
+        retrieval model. Only where it excludes 0 is one of them ``better``. Metrics without an interval, such as
+        ``base_rate``, have no verdict.
 
         Raises:
-            ValueError: The two predict labels of different names or kinds.
+            ValueError: The two predict labels of different names or kinds, or were tested on different rows.
         """
         labels = [of.spec.label for of in (self, other)]
         if (labels[0].name, labels[0].kind) != (labels[1].name, labels[1].kind):
             ours, theirs = (f"{label.name} ({label.kind})" for label in labels)
             raise ValueError(f"this model predicts {ours}, the other {theirs}; compare two models of one label")
-        contents = [of.dataset.manifest.content_hash for of in (self, other)]
-        if contents[0] != contents[1]:
-            _LOGGER.warning(
-                "the two datasets differ (%s, %s): metrics are comparable only if the test rows are the same; give "
-                "both fits the same rows, split and features to be sure",
-                *contents,
-            )
         names = (_label(self), _label(other))
         if names[0] == names[1]:
             names = (f"{names[0]} (this)", f"{names[1]} (other)")
-        return Comparison.of(names, (self.table["test"], other.table["test"]))
+        tested = [
+            Tested(name, of.dataset, of.trained.predictions["test"])
+            for name, of in zip(names, (self, other), strict=True)
+        ]
+        return Comparison.of(names, (self.table["test"], other.table["test"]), paired_differences(*tested))
 
     def explain(self, *, rows: int = SAMPLE_ROWS, repeats: int = REPEATS, seed: int = 1) -> Explanation:
         """Measure what the predictions depend on, and add it to the report.

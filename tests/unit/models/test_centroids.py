@@ -124,6 +124,20 @@ def test_a_model_is_calibrated_by_the_cosines_of_its_dataset(tmp_path: Path) -> 
     assert result.after.log_loss < result.before.log_loss - 0.2
     assert result.in_words().startswith("centroids, fitted on the validation rows: log loss 0.")
 
+    class Sure(Network):
+        """A network that knows all labels for certain: a mixture can only make it less sure."""
+
+        @staticmethod
+        def logits(model: Any, inputs: Any) -> tf.Tensor:
+            return tf.constant(60 * right - 30, tf.float32)
+
+    kept = tf.Module()
+    assert calibrate(cast(Any, Sure), kept, cast(Any, dataset), "centroids", tmp_path, lambda *_: None) is Sure
+    assert not state(kept)
+    dropped = CalibrationResult.load(tmp_path)
+    assert dropped is not None
+    assert dropped.in_words().startswith("none: centroids was fitted on the validation rows and dropped")
+
 
 @pytest.mark.parametrize(
     ("expected", "probability"), [((4, 3, -5), 1.0), ((200, 3, -7), 0.02)], ids=["few labels", "thousands of labels"]

@@ -99,6 +99,21 @@ def test_all_labels_of_a_row_share_the_map_and_all_classes_the_temperature(
     assert classes.after.calibration_error < 0.03 < classes.before.calibration_error
 
 
+def test_a_calibration_that_does_not_lower_the_log_loss_is_dropped_and_said(tmp_path: Path) -> None:
+    """All rows are predicted rightly and surely, and the two rows that keep rates off 0 and 1 can only cost."""
+    given, sure = dataset((LOGITS > 0).astype(np.int64), np.ones(len(LOGITS), np.float32)), 1e6
+    own = cast(Any, Overconfident(multi_field))
+    assert calibrate(own, sure, given, "isotonic", tmp_path, lambda *_: None) is own
+    found = CalibrationResult.load(tmp_path)
+    assert found is not None
+    assert not found.is_kept
+    assert found.after.log_loss > found.before.log_loss
+    assert found.in_words() == (
+        f"none: isotonic was fitted on the validation rows and dropped, because their log loss would be "
+        f"{found.after.log_loss:.4f} with it (is 0.0000)"
+    )
+
+
 def test_a_model_without_calibration_has_no_file_of_one(tmp_path: Path) -> None:
     assert CalibrationResult.load(tmp_path) is None
     calibrated(multi_field, *drawn(), "temperature", tmp_path)

@@ -1,9 +1,10 @@
 """T8, H9: two results side by side."""
 
-import logging
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.kinds import Label
@@ -12,36 +13,103 @@ from mirrorspark.training.results.fit_result import FitResult
 LATE = Label("late", positive="yes")
 
 
-def result(version: int, content: str, label: Label = LATE, **test: float) -> FitResult:
+ROWS = 200
+KEYS = np.arange(ROWS)
+ACTUAL = KEYS % 2
+# Three quarters of the rows, and half of them, are on the right side.
+GOOD = np.where(KEYS % 4 < 3, ACTUAL, 1 - ACTUAL) * 0.5 + 0.25
+POOR = np.where(KEYS % 4 < 2, ACTUAL, 1 - ACTUAL) * 0.5 + 0.25
+
+
+def result(
+    version: int,
+    content: str = "one",
+    label: Label = LATE,
+    score: Any = GOOD,
+    rows: Any = slice(None),
+    classes: tuple[str, ...] = (),
+    **test: float,
+) -> FitResult:
+    """Return a result with predictions of the chosen rows in their order."""
+    columns = {"row": KEYS, "label": ACTUAL, "weight": np.ones(ROWS)}
+    predicted = pa.table({name: of[rows] for name, of in columns.items()})
+    predicted = predicted.append_column("scores" if classes else "score", pa.array(list(score[rows])))
     trained = SimpleNamespace(
-        version_uri=f"models:/late/{version}", verdict=SimpleNamespace(metrics={"test": test}, baseline={})
+        version_uri=f"models:/late/{version}",
+        verdict=SimpleNamespace(metrics={"test": test}, baseline={}),
+        predictions={"test": predicted},
     )
-    dataset = SimpleNamespace(manifest=SimpleNamespace(content_hash=content), spec=SimpleNamespace(label=label))
+    dataset = SimpleNamespace(
+        manifest=SimpleNamespace(content_hash=content),
+        spec=SimpleNamespace(label=label, keys=("row",)),
+        features=SimpleNamespace(class_names=classes, classes=len(classes)),
+    )
     return FitResult(cast(Any, trained), cast(Any, dataset), cast(Any, None), cast(Any, None))
 
 
-def test_two_results_are_compared_metric_by_metric(caplog: pytest.LogCaptureFixture) -> None:
-    first = result(1, "one", rmse=2.0, bias=0.1, interval_coverage=0.8)
-    second = result(2, "one", rmse=1.0, bias=-5.0, interval_coverage=0.9)
+def test_two_results_are_compared_by_the_intervals_of_their_differences() -> None:
+    # The log loss is ln 4 - p ln 3 where a share p is right: 0.5623 of three quarters, 0.8370 of a half.
+    first = result(1, log_loss=0.5623, base_rate=0.5)
+    second = result(2, score=POOR, log_loss=0.8370, base_rate=0.5)
     compared = first.compare(second)
-    assert list(compared["better"]) == ["models:/late/2", "models:/late/1", ""]
-    assert list(compared["difference"]) == pytest.approx([1.0, 5.1, -0.1])
-    assert not caplog.records
+    row = compared.loc["log_loss"]
+    # The rows that differ are a quarter, by ln 3 each: the deviation of the mean is ln 3 sqrt(3 / 16 / 200) = 0.0336.
+    assert row["difference"] == pytest.approx(-0.2747, abs=1e-4)
+    assert (row["from"], row["to"]) == pytest.approx((-0.2747 - 0.066, -0.2747 + 0.066), abs=0.02)
+    assert list(compared["better"]) == ["models:/late/1", ""]
+    assert list(compared["verdict"]) == ["models:/late/1 is significantly better", ""]
+    assert second.compare(first).loc["log_loss", "verdict"] == "models:/late/2 is significantly worse"
+    assert compared.in_words() == "models:/late/1 is significantly better in log_loss."
 
 
-def test_results_on_different_datasets_are_compared_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        result(1, "one", auc=0.7).compare(result(1, "other", auc=0.8))
-    assert "the two datasets differ (one, other)" in caplog.text
+def test_a_difference_within_the_noise_is_no_verdict() -> None:
+    # One row of 200 is better.
+    nearly = np.where(KEYS == 3, 1 - GOOD, GOOD)
+    compared = result(1, log_loss=0.5623).compare(result(2, score=nearly, log_loss=0.5568))
+    assert list(compared["better"]) == [""]
+    assert compared.in_words() == "There is no clear difference in log_loss."
+    assert "There is no clear difference in log_loss." in compared._repr_html_()
+
+
+def test_rows_of_other_features_in_another_order_are_paired_by_their_keys() -> None:
+    backwards = np.arange(ROWS)[::-1]
+    compared = result(1, log_loss=0.5623).compare(result(2, "other", rows=backwards, log_loss=0.5623))
+    assert compared.loc["log_loss", ["difference", "from", "to"]].tolist() == [0, 0, 0]
+
+
+def test_classes_of_another_order_are_the_same_classes() -> None:
+    kind = Label("late", kind="multi_class")
+    first = result(1, "one", kind, np.stack([1 - GOOD, GOOD], axis=1), classes=("no", "yes"), log_loss=0.5623)
+    second = result(2, "other", kind, np.stack([GOOD, 1 - GOOD], axis=1), classes=("yes", "no"), log_loss=0.5623)
+    labels = second.trained.predictions["test"]
+    flipped = labels.set_column(1, "label", pa.array(1 - ACTUAL))
+    cast(Any, second.trained).predictions = {"test": flipped}
+    assert first.compare(second).loc["log_loss", ["from", "to"]].tolist() == [0, 0]
+    with pytest.raises(ValueError, match="has the classes no, yes and models:/late/3 no, maybe; give both fits"):
+        first.compare(result(3, "other", kind, np.stack([GOOD, GOOD], axis=1), classes=("no", "maybe")))
+
+
+def test_results_with_other_test_rows_are_not_compared() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"models:/late/1 was tested on 200 rows and models:/late/2 on 150, of which 150 are the same; give both "
+        r"fits the same table, keys, time and seed",
+    ):
+        result(1).compare(result(2, "other", rows=slice(150)))
+    relabelled = result(2, "other")
+    predicted = relabelled.trained.predictions["test"].set_column(1, "label", pa.array(1 - ACTUAL))
+    cast(Any, relabelled.trained).predictions = {"test": predicted}
+    with pytest.raises(ValueError, match="have different labels or weights for the same keys; to compare the two"):
+        result(1).compare(relabelled)
 
 
 def test_results_for_different_labels_are_not_compared() -> None:
     with pytest.raises(
         ValueError, match=r"predicts late \(binary\), the other delay \(number\); compare two models of one"
     ):
-        result(1, "one", auc=0.7).compare(result(1, "other", Label("delay", kind="number"), rmse=0.8))
+        result(1, auc=0.7).compare(result(1, "other", Label("delay", kind="number"), rmse=0.8))
 
 
 def test_a_result_says_what_it_predicts() -> None:
-    text = repr(result(1, "one", auc=0.7))
+    text = repr(result(1, auc=0.7))
     assert text.startswith("models:/late/1: probability that late is yes. On the test rows: AUC 0.7.")

@@ -117,7 +117,7 @@ def judge_binary(
         curves: The learning curves.
     """
     metrics = {split: metrics_of("binary", table, split=split) for split, table in predictions.items()}
-    label, score, weight = _weighed(predictions["test"])
+    label, score, weight = weighed_columns(predictions["test"])
     others = {in_words(rival.name): rival.scores for rival in rivals}
     figures = _probability_figures(label, score, weight, others)
     compared = _compared(rivals, binary_metrics, binary_statistics, (label, score, weight), seed)
@@ -132,7 +132,7 @@ def judge_multi_label(
     The plots show all pairs of a row and one of the ``classes`` labels. The rivals' scores are those of every
     :func:`judged_step`-th row.
     """
-    judged = {split: _labelled(table, classes) for split, table in predictions.items()}
+    judged = {split: labelled_columns(table, classes) for split, table in predictions.items()}
     metrics = {split: multi_label_metrics(*columns, split=split) for split, columns in judged.items()}
     label, scores, weight = judged["test"]
     others = {in_words(rival.name): rival.scores.ravel() for rival in rivals}
@@ -149,7 +149,7 @@ def judge_regression(
         split: metrics_of("regression", table, split=split) | _interval_metrics(table)
         for split, table in predictions.items()
     }
-    label, score, weight = _weighed(predictions["test"])
+    label, score, weight = weighed_columns(predictions["test"])
     others = {in_words(rival.name): rival.scores for rival in rivals}
     compared = _compared(rivals, regression_metrics, regression_statistics, (label, score, weight), seed)
     figures = drawn(
@@ -167,7 +167,7 @@ def _interval_metrics(table: pa.Table) -> dict[str, float]:
         return {}
     lists = table["quantiles"].combine_chunks()
     bounds = lists.flatten().to_numpy().reshape(len(lists), -1)[:, [0, -1]].astype(np.float64)
-    label, _, weight = _weighed(table)
+    label, _, weight = weighed_columns(table)
     is_within = (bounds[:, 0] <= label) & (label <= bounds[:, 1])
     return {
         "interval_coverage": float(np.average(is_within, weights=weight)),
@@ -190,7 +190,7 @@ def judge_multi_class(
     metrics = {
         split: metrics_of("multi_class", table, split=split, classes=classes) for split, table in predictions.items()
     }
-    label, scores, weight = _classed(predictions["test"], classes)
+    label, scores, weight = classed_columns(predictions["test"], classes)
     others = {in_words(rival.name): rival.scores.argmax(axis=1) for rival in rivals}
     compared = _compared(rivals, multi_class_metrics, multi_class_statistics, (label, scores, weight), seed)
     best = scores.argmax(axis=1)
@@ -229,7 +229,10 @@ def judge_retrieval(
     vocabulary = dataset.features.vocabulary(dataset.spec.candidate)
     counts = vocabulary.counts.to_numpy()
     rows = {split: retrieval_rows(dataset, split) for split in predictions}
-    lists = {split: (_matrix(table["candidates"]), _held_back(table["label"])) for split, table in predictions.items()}
+    lists = {
+        split: (list_matrix(table["candidates"]), held_back_tokens(table["label"]))
+        for split, table in predictions.items()
+    }
     values = {split: ranking_values(*lists[split], ranks, queries=rows[split].queries) for split in predictions}
     positions = {split: _positions(table["candidates"], vocabulary) for split, table in predictions.items()}
     metrics = {
@@ -250,7 +253,7 @@ def judge_retrieval(
         places = listed - FIRST_VOCABULARY_ID
         rival = _means(others) | segment_metrics(listed, of.candidates, of, ranks[-1], places, counts)
         rival |= catalogue_metrics(places, counts)
-        intervals = _ranking_intervals(values["test"], others, users)
+        intervals = ranking_intervals(values["test"], others, users)
         compared.append({"name": name, "metrics": rival, "intervals": intervals, "resampled": of.unit})
         shown[in_words(name)] = _recalls(rival, ranks)
     figures = drawn({"recall_at_k": lambda: recall_at_k_curve(shown)})
@@ -270,9 +273,10 @@ def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(of.mean()) for name, of in values.items()}
 
 
-def _ranking_intervals(
+def ranking_intervals(
     model: Mapping[str, np.ndarray], rival: Mapping[str, np.ndarray], units: np.ndarray
 ) -> dict[str, dict[str, float]]:
+    """Return the intervals of the metrics of lists, ``[queries]`` by name, as :func:`paired_intervals` does."""
     own, other = (np.stack(list(values.values()), axis=1) for values in (model, rival))
     label = np.zeros(len(own))  # It is in the values.
     return paired_intervals(mean_statistics(*model), label, own, other, np.ones(len(own)), units=units)
@@ -328,7 +332,7 @@ def _probability_figures(
     )
 
 
-def _labelled(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def labelled_columns(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return labels (zeros and ones) and scores ``[rows, classes]`` and weights of all rows, or of every n-th row."""
     kept = table.take(np.arange(0, table.num_rows, judged_step(table.num_rows, classes)))
     label, scores = (kept[name].combine_chunks() for name in ("label", "scores"))
@@ -352,13 +356,13 @@ def label_rates(dataset: Dataset) -> np.ndarray:
     return counts / rows
 
 
-def _weighed(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def weighed_columns(table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return label, score and weight of every row."""
     label, score, weight = (table[name].to_numpy() for name in ("label", "score", "weight"))
     return label, score, weight
 
 
-def _classed(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def classed_columns(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return label, scores ``[rows, classes]`` and weight of every row."""
     scores = table["scores"].combine_chunks().flatten().to_numpy().reshape(-1, classes)
     return table["label"].to_numpy(), scores, table["weight"].to_numpy()
@@ -422,8 +426,8 @@ def baseline_scores(model: FittedBaseline, dataset: Dataset, split: str, step: i
 def metrics_of(task: str, table: pa.Table, *, split: str, classes: int = 0) -> dict[str, float]:
     """Return the metrics of predictions: a table with ``score`` or ``scores``, ``label`` and ``weight``."""
     if task == "multi_class":
-        return multi_class_metrics(*_classed(table, classes), split=split)
-    return (binary_metrics if task == "binary" else regression_metrics)(*_weighed(table), split=split)
+        return multi_class_metrics(*classed_columns(table, classes), split=split)
+    return (binary_metrics if task == "binary" else regression_metrics)(*weighed_columns(table), split=split)
 
 
 def _label_count(dataset: Dataset) -> int:
@@ -469,7 +473,8 @@ def _joined(parts: Sequence[Any]) -> Any:
     )
 
 
-def _matrix(lists: pa.ChunkedArray) -> np.ndarray:
+def list_matrix(lists: pa.ChunkedArray) -> np.ndarray:
+    """Return lists of equal length as objects, ``[rows, k]``."""
     return np.array(lists.to_pylist(), dtype=object)
 
 
@@ -479,7 +484,8 @@ def _positions(lists: pa.ChunkedArray, vocabulary: Vocabulary) -> np.ndarray:
     return vocabulary.ids(listed.flatten()).reshape(len(listed), -1) - FIRST_VOCABULARY_ID
 
 
-def _held_back(labels: pa.ChunkedArray) -> np.ndarray:
+def held_back_tokens(labels: pa.ChunkedArray) -> np.ndarray:
+    """Return the tokens held back, ``[rows]``."""
     # An out-of-vocabulary item has no token; the empty places of a short list must not match it.
     return np.array([token or "\0" for token in labels.to_pylist()], dtype=object)
 

@@ -1,6 +1,8 @@
 """Trained models as notebooks show them."""
 
+import math
 import textwrap
+from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -58,24 +60,52 @@ class Comparison(pd.DataFrame):
     """The test metrics of two models side by side, and which is better; a table of pandas like any other."""
 
     @classmethod
-    def of(cls, names: tuple[str, str], metrics: tuple[pd.Series, pd.Series]) -> "Comparison":
+    def of(
+        cls,
+        names: tuple[str, str],
+        metrics: tuple[pd.Series, pd.Series],
+        intervals: Mapping[str, Mapping[str, float]],
+    ) -> "Comparison":
         """Build the table.
 
         Args:
             names: The two models.
             metrics: The test metrics of each by name; the rows are those of the first.
+            intervals: By metric the ``low`` and ``high`` end of the interval of the difference; not of every metric.
         """
         table = cls(dict(zip(names, metrics, strict=True)), index=metrics[0].index)
         table["difference"] = table[names[0]] - table[names[1]]
-        table["better"] = [
-            names[0] if is_better(str(metric), a, b) else names[1] if is_better(str(metric), b, a) else ""
-            for metric, a, b in zip(table.index, table[names[0]], table[names[1]], strict=True)
+        for column, end in (("from", "low"), ("to", "high")):
+            table[column] = [intervals.get(str(metric), {}).get(end, math.nan) for metric in table.index]
+        verdicts = [
+            _verdict(str(metric), *row) for metric, row in zip(table.index, table.to_numpy().tolist(), strict=True)
         ]
+        table["verdict"] = [f"{names[0]} is {verdict}" if verdict in _WORDS else verdict for verdict in verdicts]
+        table["better"] = [dict(zip(_WORDS, names, strict=True)).get(verdict, "") for verdict in verdicts]
         return table
 
     def _repr_html_(self) -> str:
-        names = [str(name) for name in self.columns if name not in ("difference", "better")]
-        counts = {name: int((self["better"] == name).sum()) for name in names}
-        ahead = [f"{name} in {count} of {len(self)} test metrics" for name, count in counts.items() if count]
-        sentence = f"Better: {'; '.join(ahead)}." if ahead else "The two are equal on the test rows."
-        return panel_html(paragraph_html(sentence), table_html(self, index=True))
+        return panel_html(paragraph_html(self.in_words()), table_html(self, index=True))
+
+    def in_words(self) -> str:
+        """Return the verdicts as a sentence or two."""
+        parts = []
+        for name in (str(name) for name in self.columns[:2]):
+            if metrics := self.index[self["better"] == name].tolist():
+                parts.append(f"{name} is significantly better in {', '.join(metrics)}.")
+        if unclear := self.index[self["verdict"] == _UNCLEAR].tolist():
+            parts.append(f"There is no clear difference in {', '.join(unclear)}.")
+        return " ".join(parts) or "No metric of the two has an interval."
+
+
+_WORDS = ("significantly better", "significantly worse")
+_UNCLEAR = "no clear difference"
+
+
+def _verdict(metric: str, own: float, other: float, difference: float, low: float, high: float) -> str:
+    """Return the verdict on the first of two models; empty for a metric without an interval."""
+    if math.isnan(low) or math.isnan(difference):
+        return ""
+    if low <= 0 <= high:
+        return _UNCLEAR
+    return _WORDS[0] if is_better(metric, own, other) else _WORDS[1]
