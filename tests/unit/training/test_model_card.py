@@ -2,6 +2,7 @@
 
 import math
 
+from mirrorspark.data_pipelines.features.kinds import Label, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.training.results.report.model_card import model_card
 
@@ -58,3 +59,10 @@ def test_a_wide_table_has_a_card_that_mlflow_takes() -> None:
     assert "`c29` and 470 more." in wide
     assert math.isclose(len(card(5000)), len(wide), abs_tol=10)
     assert len(card(name="x" * 9000)) == 5000
+
+
+def test_values_of_the_label_are_text_in_the_card() -> None:
+    label = Label("price", positive="$100_$200 <b>*\n|")
+    of = FeatureSpec((Numeric("size"),), label, keys=("row",))
+    card = model_card("models:/price/1", "multi_field", "price-1", of, "price-2", {"train": 3}, {}, {})
+    assert r"Its prediction is: probability that price is \$100\_\$200 \<b\>\* \|." in card

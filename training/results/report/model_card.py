@@ -1,5 +1,6 @@
 """The card of a registered model: what MLflow's page of a version says about it, in Markdown."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,7 @@ def model_card(
     keys = spec.keys[0] if len(spec.keys) == 1 else list(spec.keys)
     parts = [
         f"Predicts `{spec.label.name}` ({in_words(spec.label.kind)}) from {len(columns)} columns: {_names(columns)}. "
-        f"Its prediction is: {spec.label.prediction}.",
+        f"Its prediction is: {_literal(spec.label.prediction)}.",
         *verdict_sentences(metrics, baseline),
         _table(metrics, baseline),
         f"Data: {', '.join(amounts)} rows of `{dataset}`. Architecture: `{architecture}`. Run: `{run}`; its artifact "
@@ -49,6 +50,11 @@ def model_card(
         f'```python\nimport mlflow\n\nscores = mlflow.pyfunc.load_model("{model}").predict(rows)\n```',
     ]
     return "\n\n".join(part for part in parts if part)[:_CHARACTERS]
+
+
+def _literal(text: str) -> str:
+    """Return a text with values of the table so that Markdown shows it as it is."""
+    return re.sub(r"([\\`*_\[\]<>|$~#])", r"\\\1", " ".join(text.split()))
 
 
 def _names(columns: Sequence[str]) -> str:
