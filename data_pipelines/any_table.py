@@ -11,6 +11,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines.features.column_facts import CATEGORIES
+from mirrorspark.data_pipelines.spark.lake_tables import read_lake_table
 
 # The key of a table in memory that has none: the position of the row.
 ROW_NUMBER = "row_number"
@@ -28,10 +29,12 @@ def as_dataframe(table: Any, spark: SparkSession) -> DataFrame:
     Args:
         table: A Spark DataFrame, which is returned as it is; a pandas DataFrame (without its index; NaN becomes null),
             a Polars DataFrame or LazyFrame, a PyArrow table; the name of a table or view; or the path of a file or
-            folder of Parquet, CSV (with a header; types are inferred), JSON lines or ORC.
+            folder of Parquet, CSV (with a header; types are inferred), JSON lines or ORC, or of a Delta, Iceberg or
+            Hudi table, for which the session needs that format.
         spark: The session.
 
     Raises:
+        LakeTableError: The path is a Delta, Iceberg or Hudi table that the session cannot read, or a part of one.
         TableError: It is none of these, the file does not exist or is of another kind, or a column of a table in memory
             has values of several types.
     """
@@ -199,7 +202,7 @@ def _plain(kind: pa.DataType) -> pa.DataType:
 
 
 def _stored(name: str, spark: SparkSession) -> DataFrame:
-    """Return a table of the catalog, or of files."""
+    """Return a table of the catalog, a lake table, or one of plain files."""
     if "/" not in name and Path(name).suffix not in _READERS:
         try:
             is_table = spark.catalog.tableExists(name)
@@ -209,6 +212,8 @@ def _stored(name: str, spark: SparkSession) -> DataFrame:
             return spark.table(name)
         if not Path(name).exists():
             raise TableError(f"there is no table or view '{name}', and no file or folder of that name")
+    if (lake := read_lake_table(spark, name)) is not None:
+        return lake
     kind = _READERS.get(Path(name).suffix) or _kind_of_folder(Path(name))
     reader = spark.read
     if kind == "csv":

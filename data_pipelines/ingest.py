@@ -24,6 +24,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines.spark.errors import first_line, task_message
+from mirrorspark.data_pipelines.spark.lake_tables import refuse_lake_tables
 from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, numbers_of
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
@@ -135,11 +136,13 @@ def ingest_csv(
     Raises:
         IngestError: There is data at ``output``, a column of ``sort_by`` is not in the schema, a header differs from
             the schema, there are no rows, or a value does not fit its column.
+        LakeTableError: ``paths`` or ``output`` is, or lies in, a Delta, Iceberg or Hudi table.
         ValueError: A size is not above zero.
     """
     for name, size in (("target_file_bytes", target_file_bytes), ("row_group_bytes", row_group_bytes)):
         if size < 1:
             raise ValueError(f"{name} {size} is below 1; give a size in bytes, for example {TARGET_FILE_BYTES}")
+    refuse_lake_tables(spark, [paths] if isinstance(paths, str) else list(paths))
     try:
         job = WriteJob.begin(StoragePath.of(output), SaveMode.ERROR)
     except (TargetExistsError, NotADirectoryError):

@@ -14,12 +14,16 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StringType, StructField, StructType
 
 from mirrorspark.data_pipelines.spark.errors import first_line
+from mirrorspark.data_pipelines.spark.lake_tables import read_lake_table, refuse_lake_tables
+from mirrorspark.storage.lakes import LAKE_FORMATS
 
 CSV_ENDINGS = (".csv", ".csv.gz", ".csv.bz2", ".csv.zip")
 PARQUET_ENDING = ".parquet"
 
 # Files up to this size are identified by their content, larger ones by size and modification time.
 _HASHED_BYTES = 256 * 1024 * 1024
+
+_LOGS = tuple(format_.log for format_ in LAKE_FORMATS)
 
 
 class SourceError(ValueError):
@@ -81,6 +85,7 @@ def register_tables(
         csv_null: Text that means null in CSV files.
 
     Raises:
+        LakeTableError: A file is, or lies in, a Delta, Iceberg or Hudi table that cannot be read.
         SourceError: Spark does not understand a schema, or a file lacks a column of it. A value that does not fit its
             column fails the job that reads it.
     """
@@ -88,8 +93,10 @@ def register_tables(
         readable = _unzipped(path, unpacked) if path.suffix == ".zip" else path
         try:
             if readable.name.endswith(PARQUET_ENDING):
-                frame = spark.read.parquet(str(readable))
+                lake = read_lake_table(spark, str(readable))
+                frame = spark.read.parquet(str(readable)) if lake is None else lake
             else:
+                refuse_lake_tables(spark, [str(readable)])
                 frame = _read_csv(spark, readable, table, schemas[table], csv_null)
         except (AnalysisException, ParseException) as error:
             raise SourceError(f"table '{table}' ({path}) cannot be read: {first_line(error)}") from error
@@ -118,7 +125,9 @@ def source_identity(files: Mapping[str, Path], sql: str) -> dict[str, Any]:
 
 def _identity(path: Path) -> dict[str, Any]:
     if path.is_dir():
-        return {part.name: _identity(part) for part in sorted(path.iterdir()) if not part.name.startswith(("_", "."))}
+        # The log of a lake table decides which files count, so a deletion may change nothing else.
+        parts = [part for part in sorted(path.iterdir()) if not part.name.startswith(("_", ".")) or part.name in _LOGS]
+        return {part.name: _identity(part) for part in parts}
     status = path.stat()
     if status.st_size > _HASHED_BYTES:
         return {"name": path.name, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}

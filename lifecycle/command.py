@@ -13,6 +13,7 @@ from pyspark.errors import PySparkException
 
 from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS, NoStoreError, limit_requests, lookup_address
 from mirrorspark.data_pipelines.spark.errors import task_message
+from mirrorspark.data_pipelines.spark.lake_tables import read_lake_table
 from mirrorspark.lifecycle.gate.eval_config import read_eval_config
 from mirrorspark.lifecycle.gate.serving import SingleRowsError
 from mirrorspark.lifecycle.gate.slices import Slicing
@@ -84,10 +85,11 @@ def _validate(options: argparse.Namespace) -> int:
     candidate = resolve(options.candidate, options.tracking_uri)
     spark = open_session(options.master, verbose=options.verbose)
     try:
+        lake = read_lake_table(spark, *options.input)
         found = validate(
             candidate,
             champion,
-            spark.read.parquet(*options.input),
+            spark.read.parquet(*options.input) if lake is None else lake,
             slices,
             gates,
             label=label,
@@ -169,7 +171,12 @@ def _parser() -> argparse.ArgumentParser:
     add = one.add_argument
     add("--candidate", required=True, help="models:/NAME@challenger, models:/NAME/VERSION, or a folder")
     add("--champion", help="the model in production; leave it out where there is none yet")
-    add("--input", required=True, nargs="+", help="Parquet files, folders or globs of labelled rows")
+    add(
+        "--input",
+        required=True,
+        nargs="+",
+        help="Parquet files, folders or globs of labelled rows, or a Delta, Iceberg or Hudi table",
+    )
     add("--keys", required=True, help="columns that identify a row, or a user, separated by commas")
     add("--output", required=True, help="folder of the evidence: validation.json and validation.html")
     add("--label", help="SQL expression of the label")

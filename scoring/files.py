@@ -54,6 +54,7 @@ from mirrorspark.scoring.task.planner import (
 )
 from mirrorspark.scoring.task.probe import log_plan, speed_of
 from mirrorspark.scoring.task.scorer import VERSION_COLUMN, JobCounters, OtherVersions, Scorer, Settings, Tally
+from mirrorspark.storage.lakes import LakeTableError, refuse_lake_write
 from mirrorspark.storage.listing import DataFile, list_files, reads
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_path, hadoop_uri
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
@@ -63,9 +64,6 @@ _LOGGER = logging.getLogger(__name__)
 ROW_GROUP_ROWS = 2**20
 ROW_GROUP_BYTES = 64 * 2**20
 """Limits of a row group of scores; it is written when it reaches one of them."""
-
-# Folders of the logs in which table formats list their valid files, with Spark's name of the format.
-_LOGS = {"_delta_log": "delta", ".hoodie": "hudi", "_spark_metadata": "parquet"}
 
 NAN_ADVICE = "look at these rows' columns, and at the model's weights"
 
@@ -140,6 +138,7 @@ def score_files(
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
         FileNotFoundError: There are no Parquet files.
+        LakeTableError: ``output`` is, or lies in, a table that would not have the scores.
         ParquetError: A file is not Parquet, or has two columns of one name.
         ScoringError: A key is missing, the result would have a column twice, the model's outputs do not fit the form,
             ``task_seconds`` is not above 0, only some of the files belong to a table with a log, Spark cannot read the
@@ -153,6 +152,7 @@ def score_files(
     check_task_seconds(task_seconds)
     settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
     save_mode, target = save_mode_of(mode), StoragePath.of(output)
+    refuse_lake_write(target)
     plan = ScoringPlan.of(model, keys, settings, tracking_uri, trust=trust)
     rows = _rows(spark, paths, input_format, target, plan, task_seconds)
     schema = pa.schema([*rows.keys, *plan.added])
@@ -417,57 +417,19 @@ def find_source(paths: Location | Sequence[Location], input_format: str | None) 
         raise ScoringError(f"a table has one name, {len(locations)} are given: {locations}; score them one by one")
     if input_format not in (None, "parquet"):
         return SparkSource(input_format, tuple(str(location) for location in locations))
-    files = parquet_files(locations)
-    table = _table_with_log(files, [StoragePath.of(location) for location in locations])
-    if table is None:
-        return files
-    folder, log, table_format = table
-    if [StoragePath.of(location) for location in locations] != [folder]:
-        raise ScoringError(
-            f"{folder} is a table whose log ({log}) says which of its files count; give that folder alone, or read it "
-            f"with Spark, and score that with mirrorspark.scoring.batch.score"
-        )
-    _LOGGER.warning("%s is no folder of plain files (%s): Spark reads it, which is slower", folder, log)
-    return SparkSource(table_format, (hadoop_uri(folder, locations[0]),))
-
-
-def _table_with_log(files: Sequence[DataFile], locations: Sequence[StoragePath]) -> tuple[StoragePath, str, str] | None:
-    """Return folder, log and format of the table that some files belong to; None for plain files."""
-    for folder in sorted(_folders_above(files, locations), key=str):
-        for log, table_format in _LOGS.items():
-            if (folder / log).is_folder():
-                return folder, log, table_format
-        metadata = folder / "metadata"
-        if metadata.is_folder() and any(
-            f.path.name.endswith(".metadata.json") for f in metadata.files(recursive=False)
-        ):
-            return folder, "metadata", "iceberg"
-    return None
-
-
-def _folders_above(files: Sequence[DataFile], locations: Sequence[StoragePath]) -> set[StoragePath]:
-    """Return the folders of the files, up to two levels above the given locations, which may be parts of a table.
-
-    Tables keep their files in folders of any depth, as partitions or to spread the load. Partition folders have no log
-    and may number thousands, so they are left out.
-    """
-    found: set[StoragePath] = set()
-    for folder in {_outside_partitions(file.path.parent) for file in files}:
-        depth = folder.uri.count("/")
-        given = [place.uri.count("/") for place in locations if folder.is_in(place)]
-        # The search ends at the bucket or the root of the disk.
-        highest = max(min([depth, *given]) - 2, 0 if folder.is_local else 2)
-        found.add(folder)
-        for _ in range(depth - highest):
-            folder = folder.parent
-            found.add(folder)
-    return found
-
-
-def _outside_partitions(folder: StoragePath) -> StoragePath:
-    while "=" in folder.name:
-        folder = folder.parent
-    return folder
+    try:
+        return parquet_files(locations)
+    except LakeTableError as error:
+        table = error.table
+        if [_resolved(StoragePath.of(location)) for location in locations] != [table.folder]:
+            raise ScoringError(
+                f"{table}; give that folder alone, or read it with Spark, and score that with "
+                f"mirrorspark.scoring.batch.score"
+            ) from error
+    _LOGGER.warning(
+        "%s is no folder of plain files (%s): Spark reads it, which is slower", table.folder, table.format.log
+    )
+    return SparkSource(table.format.name, (hadoop_uri(table.folder, locations[0]),))
 
 
 def refuse_own_input(places: Sequence[StoragePath], locations: Sequence[Location], target: StoragePath) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mirrorspark.storage.lakes import lakes_below, refuse_lake_read, unread
 from mirrorspark.storage.paths import StoragePath, StoredFile
 from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
 from mirrorspark.storage.publish.recovery import WriteInProgressError
@@ -79,12 +80,14 @@ def list_files(
 
     Raises:
         FileNotFoundError: Nothing is at a location.
+        LakeTableError: Files belong to a table whose log says which of them count.
         StorageError: A location's scheme is not supported.
         ValueError: A glob is malformed.
         WriteInProgressError: One write after the other has published while the files were listed.
     """
     many = [locations] if isinstance(locations, str | Path | StoragePath) else list(locations)
     base = StoragePath.of(base_path) if base_path is not None else None
+    refuse_lake_read(*many)
     files = [file for location in many for file in _files_at(StoragePath.of(location), base)]
     return list(dict.fromkeys(files))
 
@@ -94,7 +97,10 @@ def _files_at(location: StoragePath, base: StoragePath | None) -> list[DataFile]
         root = base or location.parent
         return _data_files([StoredFile(location, location.size(), 0)], root if base else None, location.parent)
     if location.exists():
-        return _data_files(_published_files(location), base or location, location)
+        files = _published_files(location)
+        found = _data_files(files, base or location, location)
+        _refuse_lakes(location, files, found)
+        return found
     if not _GLOB.search(location.uri):
         if location.is_local and stagings(location):
             raise FileNotFoundError(
@@ -220,8 +226,9 @@ def _was_publishing(staging: StoragePath, found: set[StoragePath]) -> bool:
 def _matching(location: StoragePath, pattern: str, base: StoragePath | None) -> list[DataFile]:
     """Return the files that match or are below a matching folder, which is the root of their partition folders."""
     glob = _Glob.of(location, pattern)
-    found = []
-    for file in _published_files(glob.folder):
+    found: list[DataFile] = []
+    files = _published_files(glob.folder)
+    for file in files:
         if not glob.matches(file.path):
             continue
         names = file.path.relative_to(glob.folder).split("/")
@@ -229,7 +236,19 @@ def _matching(location: StoragePath, pattern: str, base: StoragePath | None) -> 
         for name in names[: min(len(glob.expressions), len(names) - 1)]:
             root = root / name
         found += _data_files([file], base or root, glob.folder)
+    _refuse_lakes(glob.folder, files, found)
     return found
+
+
+def _refuse_lakes(folder: StoragePath, files: Sequence[StoredFile], found: Sequence[DataFile]) -> None:
+    """Refuse files that were ``found`` if they are in a lake table that the listing of ``folder`` shows.
+
+    Raises:
+        LakeTableError: One of them is.
+    """
+    for table in sorted(lakes_below(folder, (file.path.relative_to(folder) for file in files)), key=str):
+        if any(file.path.is_in(table.folder) for file in found):
+            raise unread(table)
 
 
 @dataclass(frozen=True)

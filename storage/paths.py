@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -27,6 +27,7 @@ _ARROW_SCHEMES = ("s3", "gs", "gcs", "hdfs", "viewfs", "abfs", "abfss")
 _HADOOP_SPELLINGS = {"s3a": "s3", "s3n": "s3"}
 # At least two letters, because a Windows drive has one.
 _ONE_SLASH = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?!/)(?P<rest>.*)", re.DOTALL)
+_DENIED = re.compile(r"(access|permission).?denied|forbidden|\b403\b", re.IGNORECASE)
 _COPY_BYTES = 8 * 2**20
 
 
@@ -111,6 +112,11 @@ class StoragePath:
         return StoragePath(uri, self.query, self.within if f"{uri}/".startswith(f"{self.within}/") else "")
 
     @property
+    def root(self) -> "StoragePath":
+        """The root of the store: ``/``, a bucket, a name node."""
+        return StoragePath("/" if self.is_local else "/".join(self.uri.split("/", 3)[:3]), self.query)
+
+    @property
     def is_local(self) -> bool:
         """True if the path is in the local file system."""
         return "://" not in self.uri
@@ -153,6 +159,23 @@ class StoragePath:
     def is_folder(self) -> bool:
         """Return whether there is a folder (on S3: one with a file somewhere below it)."""
         return self._info().type == fs.FileType.Directory and self._is_real_folder()
+
+    def existing(self, names: Sequence[str]) -> set[str]:
+        """Return those of ``names`` at which there is something below this folder, as one request finds them.
+
+        What the store forbids us to look at counts as missing.
+        """
+        store, path = self._open_store()
+        inside = {f"{path.rstrip('/')}/{name}": name for name in names}
+        try:
+            found = store.get_file_info(list(inside))
+        except OSError as error:
+            if not _is_denied(error):
+                raise
+            if len(names) == 1:
+                return set()
+            return {name for one in names for name in self.existing([one])}
+        return {inside[info.path] for info in found if info.type != fs.FileType.NotFound}
 
     def size(self) -> int:
         """Return the size of the file in bytes.
@@ -438,6 +461,11 @@ def _readable_entries(folder: Path, *, recursive: bool) -> Iterator[fs.FileInfo]
             yield fs.FileInfo(entry.path, fs.FileType.Directory)
             if recursive and not (is_hidden and not os.access(entry.path, os.R_OK | os.X_OK, effective_ids=True)):
                 yield from _readable_entries(Path(entry.path), recursive=True)
+
+
+def _is_denied(error: OSError) -> bool:
+    """Return whether a store refuses because of rights, which Arrow tells in words alone for most stores."""
+    return isinstance(error, PermissionError) or _DENIED.search(str(error)) is not None
 
 
 def _delete_tree(folder: Path) -> None:

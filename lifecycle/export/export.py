@@ -27,6 +27,7 @@ from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDescrip
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.storage.atomic_file import folder_beside
+from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.paths import StoragePath
 
 Format = Literal["tensorflow", "onnx"]
@@ -117,6 +118,7 @@ def export_model(
     Raises:
         ExportError: The model has nothing that such a server takes, an option is wrong, or the version is there already
             with other files.
+        LakeTableError: ``base`` is, or lies in, a table that keeps a log.
         ServerConfigError: ``models.config`` cannot be read.
         WarmUpError: A warm-up row cannot be computed by the signature; other rows raise ColumnError.
         ModelNotFoundError: The URI does not lead to a model.
@@ -129,6 +131,7 @@ def export_model(
     alias = _ALIAS.fullmatch(str(model))
     asked = list(dict.fromkeys([*([alias[1]] if alias else []), *labels]))
     folder = Path(base).absolute()
+    refuse_lake_write(folder / name)
     (folder / name).mkdir(parents=True, exist_ok=True)
     target, config_file = folder / name / str(version), folder / CONFIG_FILE
     labelled: Mapping[str, int] = {}

@@ -17,6 +17,7 @@ from mirrorspark.plots.html import Marked, heading_html, in_digits, panel_html, 
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
+from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.training.results.report.summary import strict
 
 JSON_FILE = "validation.json"
@@ -143,11 +144,13 @@ class Validation:
         """Write ``validation.json`` and the page ``validation.html`` into a folder, and return the former's path.
 
         Raises:
+            LakeTableError: The folder is, or lies in, a table that keeps a log.
             OSError: A file cannot be written.
         """
         from mirrorspark.lifecycle.gate.page import PAGE_FILE, validation_page  # loads matplotlib
 
         target = Path(folder)
+        refuse_lake_write(target)
         target.mkdir(parents=True, exist_ok=True)
         with beside_the_result(f"the page {target / PAGE_FILE}"):
             write_atomically(target / PAGE_FILE, validation_page(self))

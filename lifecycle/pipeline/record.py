@@ -10,6 +10,7 @@ from typing import Any
 from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Records, StageRecord
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
+from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.training.records.run_lock import hold_lock
 from mirrorspark.training.results.report.summary import strict
 
@@ -125,6 +126,7 @@ def open_record(folder: Path, new: PipelineRecord, *, anew: bool = False) -> Ite
         PipelineError: Another command runs this date, or the record is damaged.
         ChangedSettingsError: It was begun with other settings.
     """
+    refuse_lake_write(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         try:

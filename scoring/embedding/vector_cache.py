@@ -18,6 +18,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 
 from mirrorspark.data_pipelines.features.raw_columns import VECTOR
 from mirrorspark.data_pipelines.features.text import WHITE_SPACE
+from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_uri
 
 KEY = "key"
@@ -67,7 +68,12 @@ class VectorCache:
 
     @classmethod
     def of(cls, location: Location, encoder: str, given: Location | None = None) -> "VectorCache":
-        """Return the cache for an encoder with this digest; ``given`` tells the scheme of a location made of it."""
+        """Return the cache for an encoder with this digest; ``given`` tells the scheme of a location made of it.
+
+        Raises:
+            LakeTableError: The location is, or lies in, a table that would not have the files.
+        """
+        refuse_lake_write(location)
         return cls(StoragePath.of(location) / encoder[:_DIGITS_OF_FOLDER], str(given or location))
 
     def table(self, spark: SparkSession) -> DataFrame:

@@ -32,6 +32,7 @@ from mirrorspark.scoring.fleet.columns import (
     some,
 )
 from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.storage.lakes import refuse_lake_read
 
 _TERMS = pa.schema([MODEL_FIELDS.field("model"), *TERM_FIELDS])
 # A CSV file has no lists: those of cut-points and of columns are values between spaces.
@@ -196,11 +197,13 @@ def read_table(given: Any) -> pa.Table:
 
     Raises:
         FleetError: The file cannot be read, or is of no known kind.
+        LakeTableError: It is, or lies in, a Delta, Iceberg or Hudi table.
         TableError: The argument is no table.
     """
     if not isinstance(given, str | Path):
         return in_arrow(given)
     file = Path(given)
+    refuse_lake_read(file)
     try:
         if file.suffix == ".csv":
             # By default texts are never null: NA may be a category. Empty ones are made null later.

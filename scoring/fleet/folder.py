@@ -28,6 +28,7 @@ from mirrorspark.scoring.fleet.columns import (
     some,
 )
 from mirrorspark.storage.atomic_file import replaced
+from mirrorspark.storage.lakes import refuse_lake_write
 
 FORMAT_VERSION, VERSION_OF_TREES, VERSION_OF_PACKAGES = 1, 2, 3
 """A fleet has the first of them that knows its models, so that former versions of this library read it, too."""
@@ -60,7 +61,9 @@ def write_folder(table: pa.Table, digests: Sequence[str], folder: Path) -> int:
 
     Raises:
         FleetError: The folder holds something that is no fleet.
+        LakeTableError: The folder is, or lies in, a table that keeps a log.
     """
+    refuse_lake_write(folder)
     former = _former_list(folder)
     if not former.num_rows and folder.exists() and (others := _foreign(folder)):
         raise FleetError(f"{folder} holds {some(others)} and no fleet; save the fleet in a folder of its own")

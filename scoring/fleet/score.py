@@ -42,6 +42,7 @@ from mirrorspark.scoring.plan import SentColumns, check_keys, column_named
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS, plan_tasks
 from mirrorspark.scoring.task.probe import Speed, log_plan
 from mirrorspark.scoring.task.scorer import ShippedModel, ship
+from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.listing import list_files
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_path
 from mirrorspark.storage.publish import SaveMode, WriteJob
@@ -171,6 +172,7 @@ def score_fleet(
         FleetError: The folder holds no fleet.
         UntrustedModelError: A model brings Python code, and ``trust`` is False.
         FileNotFoundError: There are no Parquet files.
+        LakeTableError: ``output`` is, or lies in, a table that would not have the outputs.
         ParquetError: A file is not Parquet.
         ScoringError: A key is missing, the layout or an output is unknown, the result would have a column twice,
             ``output`` contains the input or lies in it, or the scores at ``output`` have other columns or models and
@@ -182,6 +184,7 @@ def score_fleet(
     """
     check_task_seconds(task_seconds)
     save_mode, target = save_mode_of(mode), StoragePath.of(output)
+    refuse_lake_write(target)
     fleet = fleet if isinstance(fleet, Fleet) else Fleet.load(fleet)
     check_trust(fleet, trust=trust)
     keys = (keys,) if isinstance(keys, str) else tuple(keys)

@@ -12,6 +12,7 @@ from pyspark.sql.types import DataType, StructField, StructType
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles
 from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.storage.lakes import LAKE_FORMATS
 from mirrorspark.storage.listing import list_files
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_uri
 
@@ -55,9 +56,11 @@ class SparkSource:
             # Table formats reject a list of paths, even with one element.
             return reader.load(self.paths[0] if len(self.paths) == 1 else list(self.paths))
         except (PySparkException, Py4JJavaError) as error:
+            needs = next((format_.needs for format_ in LAKE_FORMATS if format_.name == self.format), "")
             raise ScoringError(
                 f"Spark cannot read {', '.join(self.paths)} as {self.format}: {task_message(error).rstrip('.')}; give "
-                f"the session the packages and the catalog that it needs, or name another format"
+                f"the session the packages and the catalog that it needs{needs and f' ({needs})'}, or name another "
+                f"format"
             ) from error
 
 

@@ -8,10 +8,17 @@ from pathlib import Path
 from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, Hooks
 from mirrorspark.storage.atomic_file import folder_beside
+from mirrorspark.storage.lakes import refuse_lake_write
 
 
 def check_new(target: Path) -> None:
-    """Raise ``ModelDirectoryError`` unless ``target`` is missing or an empty folder."""
+    """Check that ``target`` is missing or an empty folder, in which a folder may be written.
+
+    Raises:
+        LakeTableError: It is, or lies in, a table that keeps a log.
+        ModelDirectoryError: It is not.
+    """
+    refuse_lake_write(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelDirectoryError(f"{target} exists already; give a new folder")
 
@@ -33,6 +40,7 @@ def new_model_folder(target: Path) -> Iterator[Path]:
     """Give a folder to write, which becomes ``target`` unless the block fails.
 
     Raises:
+        LakeTableError: ``target`` is, or lies in, a table that keeps a log.
         ModelDirectoryError: ``target`` is not empty.
     """
     check_new(target)

@@ -31,6 +31,7 @@ from mirrorspark.scoring.precomputed.store_file import (
 )
 from mirrorspark.scoring.task.scorer import VERSION_COLUMN
 from mirrorspark.storage.atomic_file import temporary_beside
+from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.paths import Location, StoragePath
 from mirrorspark.storage.publish import SaveMode
 
@@ -83,6 +84,7 @@ def precompute(
             fallback has other columns than the table; the table has no rows or only the key.
         FileExistsError: The mode is ``error`` and the file exists.
         FileNotFoundError: There are no Parquet files.
+        LakeTableError: ``table`` or ``store`` is, or lies in, a Delta, Iceberg or Hudi table.
         ParquetError: A file is not Parquet, or has other columns than the first one.
         StorageError: The store is not on a local disk.
         WriteError: A task of the DataFrame failed; the message gives the reason.
@@ -319,6 +321,7 @@ def _save_mode(mode: str) -> SaveMode:
 
 
 def _check_place(store: StoragePath, mode: SaveMode) -> None:
+    refuse_lake_write(store)
     if store.local.is_dir():
         raise StoreError(f"{store} is a folder; a store is a file: name one in it")
     if mode is SaveMode.ERROR and store.local.exists():

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
+from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.claims import is_claimed, is_lost
 from mirrorspark.storage.publish.journal import Journal, flush, in_parallel
@@ -135,12 +136,14 @@ class WriteJob:
         Raises:
             TargetExistsError: There is data at ``target`` and the mode is ``error`` or ``ignore``.
             WriteInProgressError: Another process writes data that this write would overwrite, or has the same name.
+            LakeTableError: ``target`` is, or lies in, a table that would not have the files.
             NotADirectoryError: ``target`` is a file.
             ForeignStagingError: Another user's overwrite was cut off while ``target`` was not there.
         """
         if target.is_local:
             # Links are resolved, because a rename would replace the link instead of the folder.
             target = StoragePath.of(target.local.resolve())
+        refuse_lake_write(target)
         if target.is_file():
             raise NotADirectoryError(
                 errno.ENOTDIR, "a write needs a folder as its target, and this is a file", str(target)

@@ -18,6 +18,7 @@ from pyspark.sql import SparkSession
 from mirrorspark.callbacks.mlflow.store import sqlite_file
 from mirrorspark.data_pipelines.spark.tasks import is_local
 from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.lakes import lake_around
 from mirrorspark.storage.paths import StorageError, StoragePath
 from mirrorspark.training.readiness.checks import Check, PreflightError, failure, require, warning
 from mirrorspark.training.readiness.executor_checks import LOW_DISK_BYTES, check_executors, check_store
@@ -78,6 +79,11 @@ def check_cluster(
     try:
         if checkpoints:
             folders["--checkpoints"] = _store(checkpoints)
+            # The checks of a store on a network have limits of time, which a look into it does not.
+            if folders["--checkpoints"].is_local and (
+                refusal := _in_a_lake("--checkpoints", StoragePath.of(checkpoints))
+            ):
+                return [*checks, refusal]
     except StorageError as error:
         return [*checks, failure("checkpoints", f"{error}; give another place as --checkpoints")]
     if is_local(spark) and not asks_local:
@@ -155,6 +161,8 @@ def _legacy_keras() -> Check:
 
 
 def _output(output: Path) -> Check:
+    if (refusal := _in_a_lake("--output", StoragePath.of(output))) is not None:
+        return refusal
     refusal = _cannot_write(output)
     if refusal is not None:
         return failure("output", f"{output} cannot be written ({refusal}); give another folder as --output")
@@ -162,6 +170,12 @@ def _output(output: Path) -> Check:
     if free < LOW_DISK_BYTES:
         return warning("output", f"{output} has {free / 1e9:.1f} GB free; make room, or give another --output")
     return Check("output", True, str(output))
+
+
+def _in_a_lake(option: str, folder: StoragePath) -> Check | None:
+    """Return the refusal of a folder that is, or lies in, a lake table, whose files are not ours to add to."""
+    table = lake_around(folder)
+    return None if table is None else failure(option.lstrip("-"), f"{table}; give another folder as {option}")
 
 
 def _cannot_write(folder: Path) -> str | None:

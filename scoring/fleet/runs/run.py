@@ -51,6 +51,7 @@ from mirrorspark.scoring.fleet.runs.planning.settings import problems_of
 from mirrorspark.scoring.fleet.runs.progress import DEFAULT_WATCH_SECONDS, Progress, follow
 from mirrorspark.scoring.fleet.score import check_result
 from mirrorspark.scoring.input.spark_tables import SparkSource
+from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.paths import Location, StoragePath
 from mirrorspark.storage.publish.staging import STAGING_PREFIX
 
@@ -148,6 +149,7 @@ def run_fleet(
         ScoringError: The output has data or a run, a key is missing, the input is no plain Parquet of one schema, or
             for a reason of ``score_fleet``.
         FileNotFoundError: There are no Parquet files.
+        LakeTableError: ``output`` is, or lies in, a table that would not have the outputs.
         ParquetError: A file is not Parquet.
         FleetRunError: Microbatches failed, or too many models in all drivers together. The message counts them, and
             says where the list is.
@@ -428,6 +430,7 @@ def _too_many(why: str, plan: RunPlan, names: Sequence[str], book: Ledger) -> st
 
 
 def _check_new(target: StoragePath) -> None:
+    refuse_lake_write(target)
     check_no_run(target)
     if target.is_file():
         raise ScoringError(f"the output {target} is a file; name a folder")

@@ -213,8 +213,8 @@ def _tables(
         return [_table(scores, models or _named_models([hadoop_path(uri) for uri in scores.inputFiles()]))]
     folder = StoragePath.of(scores)
     if not RunPlan.is_in(folder):
-        frame = spark.read.parquet(hadoop_uri(folder, scores))
         files = [file.path for file in list_files(folder) if file.path.name.endswith(".parquet")]
+        frame = spark.read.parquet(hadoop_uri(folder, scores))
         return [_table(frame, models or _named_models(files))]
     plan = RunPlan.load(folder)
     published, tables = published_manifests(plan, folder), []

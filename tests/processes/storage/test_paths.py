@@ -11,8 +11,12 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 
+from mirrorspark.storage.lakes import LakeTableError, lake_around
+from mirrorspark.storage.listing import list_files
 from mirrorspark.storage.paths import StorageError, StoragePath, hadoop_path, hadoop_uri
+from mirrorspark.storage.publish import SaveMode, WriteJob
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
@@ -300,3 +304,39 @@ def test_hadoop_is_told_a_path_as_it_was_spelled(given: str | Path, path: str, u
 )
 def test_a_path_that_hadoop_names_is_ours(uri: str, path: str) -> None:
     assert hadoop_path(uri).uri == path
+
+
+def test_a_lake_table_is_recognised_on_each_store(folder: StoragePath) -> None:
+    (folder / "table" / "day=3" / "part.parquet").write_bytes(b"PAR1")
+    (folder / "plain" / "part.parquet").write_bytes(b"PAR1")
+    assert lake_around(folder / "table") is None
+    (folder / "table" / "metadata" / "v1.metadata.json").write_bytes(b"{}")
+    for place in (folder / "table", folder / "table" / "day=3" / "part.parquet"):
+        found = lake_around(folder / "plain", place)
+        assert found is not None
+        assert (found.folder, found.format.name) == (folder / "table", "iceberg")
+        with pytest.raises(LakeTableError, match="is an Iceberg table"):
+            list_files(place)
+    with pytest.raises(LakeTableError, match="write to another folder"):
+        WriteJob.begin(folder / "table" / "new", SaveMode.APPEND)
+    with pytest.raises(LakeTableError, match="is an Iceberg table"):
+        list_files(folder)
+    assert [file.path for file in list_files(folder / "plain")] == [folder / "plain" / "part.parquet"]
+
+
+def test_a_place_that_the_store_hides_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rights may begin below a bucket: the look above then is denied, as Arrow tells in words."""
+    (tmp_path / "seen").mkdir()
+
+    class Denying(fs.FileSystemHandler):  # type: ignore[misc]
+        def __getattr__(self, name: str) -> object:
+            raise AssertionError(f"{name} is not asked for")
+
+        def get_file_info(self, paths: list[str]) -> list[fs.FileInfo]:
+            if any("hidden" in path for path in paths):
+                raise OSError("When getting information for key 'hidden': AWS Error ACCESS_DENIED during HeadObject")
+            return fs.LocalFileSystem().get_file_info(paths)
+
+    Denying.__abstractmethods__ = frozenset()
+    monkeypatch.setattr(StoragePath, "_open_store", lambda path: (fs.PyFileSystem(Denying()), path.uri))
+    assert StoragePath.of(tmp_path).existing(["hidden", "seen", "missing"]) == {"seen"}

@@ -499,3 +499,13 @@ def test_a_missing_tf_keras_is_reported(tmp_path: Path, monkeypatch: pytest.Monk
     """Pain 28: TensorFlow takes Keras 3 where it does not find the legacy one."""
     monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda _: None)
     assert not checked(tmp_path, "legacy keras").passed
+
+
+def test_an_output_in_a_lake_table_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    (tmp_path / "table" / "_delta_log").mkdir(parents=True)
+    output = tmp_path / "table" / "out"
+    (check,) = [one for one in preflight.check_driver(output, f"sqlite:///{tmp_path}/ml.db") if one.name == "output"]
+    assert not check.passed
+    assert "table is a Delta table" in check.detail
+    assert "give another folder as --output" in check.detail
+    assert not output.exists()

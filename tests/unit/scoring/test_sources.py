@@ -51,7 +51,7 @@ def test_an_iceberg_table_is_known_by_its_metadata(tmp_path: Path, place: str) -
 def test_a_part_of_a_table_is_refused(tmp_path: Path, part: str) -> None:
     file_at(tmp_path / "table" / "day=3" / "part.parquet")
     (tmp_path / "table" / "_delta_log").mkdir()
-    with pytest.raises(ScoringError, match=r"is a table whose log \(_delta_log\) says which of its files count; give"):
+    with pytest.raises(ScoringError, match=r"is a Delta table, whose log \(_delta_log\) says which of its files count"):
         find_source(tmp_path / "table" / part, None)
 
 
