@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import AnalysisException, PySparkException
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines.spark.errors import task_message
@@ -37,7 +37,7 @@ def read_lake_table(spark: SparkSession, *paths: str) -> DataFrame | None:
         )
     if not table.format.needs:
         return None  # every session knows this log
-    return load_lake_table(spark, table, paths[0])
+    return load_lake_table(spark, table, hadoop_uri(table.folder, paths[0]))  # a glob or a link leads there, too
 
 
 def load_lake_table(spark: SparkSession, table: LakeTable, path: str) -> DataFrame:
@@ -55,7 +55,7 @@ def load_lake_table(spark: SparkSession, table: LakeTable, path: str) -> DataFra
         frame = spark.read.format(table.format.name).load(path)
         _ = frame.schema  # a session of Spark Connect looks for the format only now
     except (PySparkException, Py4JJavaError) as error:
-        lacks = isinstance(error, AnalysisException) and error.getCondition() == "DATA_SOURCE_NOT_FOUND"
+        lacks = "[DATA_SOURCE_NOT_FOUND]" in str(error)  # an error of Java, which PySpark gives no class of its own
         why = "" if lacks else f" ({task_message(error).rstrip('.')})"
         has = "does not have" if lacks else "cannot read"
         advice = f"this session {has} the format '{table.format.name}'{why}: {table.remedy}"

@@ -22,6 +22,7 @@ from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.pinned import ModelNotFoundError
 from mirrorspark.scoring.run import main
 from mirrorspark.scoring.task.probe import Speed
+from mirrorspark.storage.lakes import LakeTableError
 from mirrorspark.storage.publish import TargetExistsError
 from tests.conftest import PATIENCE
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights
@@ -345,6 +346,18 @@ def test_unsuitable_input_is_refused_before_a_task_starts(
     with pytest.raises(ModelNotFoundError):
         score_files(spark, flights, tmp_path / "no model", target, keys="flight_id")
     assert not target.exists()
+
+
+@pytest.mark.parametrize("mode", ["append", "overwrite", "error"])
+def test_scores_are_not_written_into_a_table_with_a_log(
+    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, mode: str
+) -> None:
+    table = tmp_path / "scores"
+    (table / "_delta_log").mkdir(parents=True)
+    for target in (table, table / "day=3"):
+        with pytest.raises(LakeTableError, match=f"scores is a Delta table, .* written to {target} would not be in"):
+            score_files(spark, flights, model, target, keys="flight_id", mode=mode)
+    assert [file.name for file in table.rglob("*")] == ["_delta_log"]
 
 
 def test_tasks_that_would_take_too_long_become_more_with_the_same_scores(
