@@ -122,7 +122,7 @@ def _in_classes_of(
 def _of_lists(model: Tested, theirs: pa.Table) -> dict[str, dict[str, float]]:
     rows = retrieval_rows(model.dataset, "test")
     wanted = [held_back_tokens(table["label"]) for table in (model.predictions, theirs)]
-    if not np.array_equal(*wanted):
+    if not np.array_equal(wanted[0], wanted[1]):
         raise ValueError(f"the held-back candidates differ: the rows have {_REMEDY}")
     lists = [list_matrix(table["candidates"]) for table in (model.predictions, theirs)]
     k = min(of.shape[1] for of in lists)
