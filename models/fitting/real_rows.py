@@ -80,9 +80,8 @@ class _LossesOfRealRows(LossesContainer):
 
     def _create_metrics(self) -> None:
         super()._create_metrics()
-        self._per_output_metrics = [
-            metric and _MeanOfRealRows(metric.name, self) for metric in self._per_output_metrics
-        ]
+        made: list[Any] = self._per_output_metrics
+        self._per_output_metrics: list[Any] = [metric and _MeanOfRealRows(metric.name, self) for metric in made]
 
 
 class _LossOfRealRows:

@@ -299,6 +299,7 @@ class ModelDirectory:
             composite = composite_of(self.description)
             if composite is not None:
                 return composite.inputs(self.path / self.description.file)
+            assert self.description.inputs is not None  # noqa: S101 - only composites leave them to their models
             return self.description.inputs
         return _TrainedColumns(self, self.description.columns) if self.description.columns else self.feature_inputs
 

@@ -416,6 +416,7 @@ def _packaged(folder: Path, description: PackagedDescription, threads: int | Non
         threads=threads,
         trusted=description.trusted,
     )
+    assert description.inputs is not None  # noqa: S101 - only composites leave them to their models
     found = decoders(description.inputs, backend.signature, name, hooks)
     takes = None if PREPROCESS in description.hooks else backend.signature
     return with_hooks(backend, hooks, description.hooks), ColumnFeed(description.inputs, takes, found)

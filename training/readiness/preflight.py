@@ -161,8 +161,8 @@ def _legacy_keras() -> Check:
 
 
 def _output(output: Path) -> Check:
-    if (refusal := _in_a_lake("--output", StoragePath.of(output))) is not None:
-        return refusal
+    if (in_a_lake := _in_a_lake("--output", StoragePath.of(output))) is not None:
+        return in_a_lake
     refusal = _cannot_write(output)
     if refusal is not None:
         return failure("output", f"{output} cannot be written ({refusal}); give another folder as --output")
