@@ -22,7 +22,7 @@ CONTENT = {
     ),
     "fit result": ("The model is better than gradient boosting", "0.6997"),
     "explanation": ("What the predictions depend on", "2.0000"),
-    "comparison": ("models:/late/3 in 1 of 3 test metrics", "-0.0103"),
+    "comparison": ("models:/late/3 is significantly better in log_loss.", "-0.0131"),
     "parity": ("53,991", "8.900e-08", "passed"),
     "parity that failed": ("FAILED", "7.000e-03", "Worst rows"),
     "sweep": ("best: trial 1, val_auc 0.8000", "NaN loss", "75%", "--learning-rate=0.003"),
