@@ -18,6 +18,7 @@ ARCHITECTURES: Mapping[str, str] = {
     "multi_class": "mirrorspark.models.multi_class",
     "multi_field": "mirrorspark.models.multi_field",
     "multi_label": "mirrorspark.models.multi_label",
+    "ordinal": "mirrorspark.models.ordinal",
     "regression": "mirrorspark.models.regression",
     "sasrec": "mirrorspark.models.sasrec",
     "two_tower": "mirrorspark.models.two_tower",

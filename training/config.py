@@ -183,7 +183,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         """
         kind = TASKS[self.task].label
         require(
-            spec.label.kind == kind,
+            spec.label.form == kind,
             f"model '{self.model['name']}' needs a label of kind {kind}; "
             f"'{spec.label.name}' is of kind {spec.label.kind}",
         )

@@ -1,5 +1,6 @@
 """``fit``: from any table to a trained, evaluated and registered model; every default is a function here."""
 
+import logging
 import math
 import os
 import re
@@ -23,7 +24,7 @@ from mirrorspark.data_pipelines.convert import ConversionOptions
 from mirrorspark.data_pipelines.convert_once import convert_once, quoted, require_columns
 from mirrorspark.data_pipelines.dataset.manifest import MANIFEST_FILE
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.infer import infer_spec
+from mirrorspark.data_pipelines.features.infer import infer_spec, numbers_in_order
 from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS, FeatureSpecError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
@@ -40,12 +41,19 @@ from mirrorspark.training.spark_session import open_session, task_slots
 from mirrorspark.training.tasks import LINEAR_BASELINES, POPULARITY, TASKS
 from mirrorspark.training.train import train_in_view
 
+_LOGGER = logging.getLogger(__name__)
+
 # One worker's threads and network cost more than they bring below so many training rows each.
 ROWS_PER_WORKER = 20_000
 MOST_LOCAL_WORKERS = 4
 
 # The kinds of labels that networks for tables learn, with the architecture.
-_TABLES: Mapping[str, str] = {"binary": "multi_field", "multi_class": "multi_class", "number": "regression"}
+_TABLES: Mapping[str, str] = {
+    "binary": "multi_field",
+    "multi_class": "multi_class",
+    "number": "regression",
+    "ordinal": "ordinal",
+}
 _ENSEMBLE: Mapping[str, Any] = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
 
 
@@ -73,8 +81,8 @@ def fit(
     Args:
         table: A Spark, pandas or Polars DataFrame, a PyArrow table, the name of a table, or the path of Parquet, CSV or
             JSON files. With a column ``split`` (``train``, ``validation``, ``test``), it decides about the split.
-        label: The column to learn, or its name and kind: ``{"name": "stars", "kind": "multi_class"}``. With a ``spec``
-            the name of its label.
+        label: The column to learn, or its name and kind: ``{"name": "stars", "kind": "multi_class"}``, ``{"name":
+            "size", "kind": "ordinal", "classes": ["S", "M", "L"]}``. With a ``spec`` the name of its label.
         keys: Columns that identify a row; by default inferred (:func:`default_spec`), or the row's number in a table
             in memory.
         time: Column with the time of a row: the newest rows are for validation and test. It is no feature.
@@ -105,7 +113,7 @@ def fit(
     if isinstance(model, str | Mapping):
         settings["model"] = {"name": model} if isinstance(model, str) else dict(model)
     elif model is not None:
-        settings["model"] = own_model(model, spec.label.kind, callbacks)
+        settings["model"] = own_model(model, spec.label.form, callbacks)
         settings.setdefault("monitor", "val_loss")  # what every model has
     name, slots = settings.pop("name", None) or default_name(spec), task_slots(spark)
     _require_valid(spec, slots, name=name, **settings)
@@ -171,7 +179,16 @@ def default_spec(
     spec = infer_spec(df, label=_name_of(label), keys=keys, exclude=left_out, last_key=last_key, in_memory=in_memory)
     if isinstance(label, str) or set(label) == {"name"}:
         return spec
-    found = spec.to_dict() | {"label": dict(label)}
+    known = {}
+    if label.get("kind") == "ordinal" and "classes" not in label:
+        # The order of the table's own categories, and of numbers, need not be said.
+        known = {"classes": spec.label.order or numbers_in_order(df, spec.label.name)}
+    found = spec.to_dict() | {"label": known | dict(label)}
+    if label.get("kind") == "multi_class" and spec.label.order:
+        _LOGGER.warning(
+            "label %s: its values have an order, which the kind multi_class does not learn; the kind ordinal does",
+            spec.label.name,
+        )
     if label.get("kind") == "candidate":  # the candidates are a feature, too: that of their tower
         found["features"][spec.label.name] = {"kind": "categorical"}
     return FeatureSpec.from_dict(found)
@@ -217,9 +234,9 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any)
 def default_model(spec: FeatureSpec) -> dict[str, Any]:
     """Return the architecture that learns the label, and its settings.
 
-    Labels of the kinds ``binary``, ``multi_class`` and ``number`` get the ensemble that does best on the tables of
-    docs/quality.md: numbers embedded piecewise, 8 members, a dropout of 0.1. It is trained by AdamW with a decay of
-    0.01 and a patience of 5 epochs: an epoch takes longer than one of the plain network, and fewer are needed.
+    Labels of the kinds ``binary``, ``multi_class``, ``number`` and ``ordinal`` get the ensemble that does best on the
+    tables of docs/quality.md: numbers embedded piecewise, 8 members, a dropout of 0.1. It is trained by AdamW with a
+    decay of 0.01 and a patience of 5 epochs: an epoch takes longer than one of the plain network, and fewer are needed.
     ``multi_label`` and ``candidate`` get an architecture with its own defaults.
     """
     if spec.label.kind in _TABLES:
@@ -249,15 +266,15 @@ def default_batch_size(rows: int, parts: int = 1) -> int:
 def default_baseline(spec: FeatureSpec) -> str:
     """Return the baseline of the label's kind.
 
-    It is popularity for ``candidate``, and logistic regression for ``multi_label``. For ``binary``, ``multi_class`` and
-    ``number`` it is gradient boosting, or where a feature is sparse or a vector, which that does not take, logistic or
-    ridge regression.
+    It is popularity for ``candidate``, and logistic regression for ``multi_label``. For ``binary``, ``multi_class``,
+    ``number`` and ``ordinal`` it is gradient boosting, or where a feature is sparse or a vector, which that does not
+    take, logistic or ridge regression.
     """
     if spec.label.kind == "candidate":
         return POPULARITY
     if spec.label.kind in _TABLES and not any(feature.form in WIDE_FORMS for feature in spec):
         return "hist_gradient_boosting"
-    return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.kind)]
+    return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.form)]
 
 
 def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:
@@ -338,7 +355,7 @@ def _require_unique(df: DataFrame, keys: Sequence[str], in_memory: pa.Table | No
 
 
 def _stratified(spec: FeatureSpec) -> str | None:
-    return spec.label.name if spec.label.kind in ("binary", "multi_class") else None
+    return spec.label.name if spec.label.form in ("binary", "multi_class") else None
 
 
 def _local_workers(settings: Mapping[str, Any]) -> int:

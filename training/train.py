@@ -72,7 +72,7 @@ def train(
     if not isinstance(config, TrainingConfig):
         raise ConfigError(f"a {type(config).__name__} is no configuration; give ms.TrainingConfig(name=…, epochs=…)")
     if model is not None:
-        config = replace(config, model=own_model(model, dataset.spec.label.kind, callbacks))
+        config = replace(config, model=own_model(model, dataset.spec.label.form, callbacks))
     elif callbacks:
         raise ConfigError("callbacks go with a model of your own; give model, too")
     return train_in_view(LiveView(epochs=config.epochs), dataset, config, spark)

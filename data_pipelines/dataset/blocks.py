@@ -207,7 +207,7 @@ def _label_values(spec: FeatureSpec, columns: Mapping[str, Any]) -> EncodedLabel
         return None
     if spec.label.kind == "multi_label":
         return RaggedIds(_int64s(stored[0]), _int64s(stored[1]))
-    return np.asarray(stored[0], np.int64 if spec.label.kind == "multi_class" else np.float32)
+    return np.asarray(stored[0], np.int64 if spec.label.form == "multi_class" else np.float32)
 
 
 def _key_values(column: pa.Array, name: str) -> np.ndarray | list[bytes]:

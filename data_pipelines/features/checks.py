@@ -77,16 +77,16 @@ def check_bounds(name: str, clip: Any) -> None:
         )
 
 
-def check_order(name: str, order: Any) -> None:
-    """Check the values of an ordinal feature or label, the lowest first."""
+def check_order(name: str, order: Any, option: str = "order") -> None:
+    """Check the values of an ordinal feature or label, the lowest first, which ``option`` gives."""
     values = order if isinstance(order, tuple) else ()
     if len(values) < 2 or not all(isinstance(value, str) and value for value in values):
         raise FeatureSpecError(
-            f"'{name}': order {order!r} is not a list of two or more texts; give all values as text, the lowest first, "
-            f"for example [low, middle, high] (numbers in quotes)"
+            f"'{name}': {option} {order!r} is not a list of two or more texts; give all values as text, the lowest "
+            f"first, for example [low, middle, high] (numbers in quotes)"
         )
     if twice := sorted({value for value in values if values.count(value) > 1}):
-        raise FeatureSpecError(f"'{name}': order has {twice} twice; keep one of each")
+        raise FeatureSpecError(f"'{name}': {option} has {twice} twice; keep one of each")
 
 
 def is_finite(value: Any) -> bool:

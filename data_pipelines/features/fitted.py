@@ -123,15 +123,17 @@ class FittedFeatures:
 
     @property
     def classes(self) -> int:
-        """Number of classes of a label of kind ``multi_class`` or ``multi_label``."""
+        """Number of classes of a label of kind ``multi_class``, ``multi_label`` or ``ordinal``."""
         label = self.spec.label
-        return label.classes if label.classes is not None else len(self.vocabularies[label.name])
+        return label.classes if isinstance(label.classes, int) else len(self.class_names)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
         """Names of the classes in their order: the label's tokens, or their numbers as text."""
         label = self.spec.label
-        if label.classes is not None:
+        if label.order is not None:
+            return label.order
+        if isinstance(label.classes, int):
             return tuple(map(str, range(label.classes)))
         return tuple(self.vocabularies[label.name].tokens.to_pylist())
 

@@ -130,9 +130,7 @@ def infer_spec(
         why = "; ".join(reasons[:5]) or "besides the label and the keys there is none"
         raise FeatureSpecError(f"no column can be a feature of '{label}': {why}")
     proposed = propose_label(facts[label], _two_values(df, facts[label]))
-    is_doubtful = proposed.kind == "multi_class" and len(facts[label].order) > 1
-    level = logging.WARNING if is_doubtful else logging.INFO
-    _LOGGER.log(level, "label %s: %s", label, reason_of_label(proposed, facts[label]))
+    _LOGGER.info("label %s: %s", label, reason_of_label(proposed, facts[label]))
     return FeatureSpec(tuple(features), proposed, proposed_keys)
 
 
@@ -234,13 +232,13 @@ def _propose_token(facts: ColumnFacts) -> tuple[Feature | None, str]:
 def propose_label(facts: ColumnFacts, values: Mapping[str, int] | None = None) -> Label:
     """Return the label proposed for a column.
 
-    Two values make it ``binary``, arrays ``multi_label``; fractions, and more than 50 different whole numbers,
-    ``number``; everything else ``multi_class``.
+    An ordered categorical of more than two values makes it ``ordinal``, two values ``binary``, arrays ``multi_label``;
+    fractions, and more than 50 different whole numbers, ``number``; everything else ``multi_class``.
 
     Args:
         facts: Measurements of the column.
         values: Its values as text with their rows, if there are two. A value that says yes is the positive one
-            (``yes``, ``true``, ``1`` and the like), else the rarer one.
+            (``yes``, ``true``, ``1`` and the like), else the higher one if they have an order, else the rarer one.
 
     Raises:
         FeatureSpecError: The column cannot be learnt.
@@ -250,13 +248,16 @@ def propose_label(facts: ColumnFacts, values: Mapping[str, int] | None = None) -
         raise FeatureSpecError(f"label '{facts.name}' has no value in any row; choose another column")
     if isinstance(kind, BooleanType):
         return Label(facts.name)
+    if len(facts.order) > 2 and isinstance(kind, StringType | IntegralType):
+        return Label(facts.name, "ordinal", classes=facts.order)
     is_number = isinstance(kind, NumericType)
     if is_number and facts.distinct <= 2 and facts.minimum in (0, 1) and facts.maximum == 1:
         return Label(facts.name)
     if values is not None and len(values) == 2 and (is_number or isinstance(kind, StringType)):
         yes = [value for value in values if (float(value) == 1 if is_number else value.strip().lower() in _YES)]
         rarer = min(values, key=lambda value: (values[value], value))
-        return Label(facts.name, positive=yes[0] if len(yes) == 1 else rarer)
+        other = facts.order[-1] if set(facts.order) == set(values) else rarer
+        return Label(facts.name, positive=yes[0] if len(yes) == 1 else other)
     if isinstance(kind, FractionalType) or (isinstance(kind, IntegralType) and facts.distinct > MOST_CODES):
         return Label(facts.name, "number")
     if isinstance(kind, StringType | IntegralType):
@@ -274,20 +275,24 @@ def propose_label(facts: ColumnFacts, values: Mapping[str, int] | None = None) -
 
 def reason_of_label(label: Label, facts: ColumnFacts) -> str:
     """Return the kind of a proposed label; of ratings, which might be numbers too, with the way to change it."""
-    if label.kind != "multi_class":
-        return label.kind
-    if len(facts.order) > 1:
-        return (
-            f"multi_class: the order of its values ({' < '.join(facts.order[:_SHOWN_VALUES])}"
-            f"{' < …' if len(facts.order) > _SHOWN_VALUES else ''}) is not learnt; to learn it, give the ranks as a "
-            f"column of numbers with {{'name': …, 'kind': 'number'}} as label"
-        )
-    if not isinstance(facts.type, IntegralType):
+    if label.order is not None:
+        more = " < …" if len(label.order) > _SHOWN_VALUES else ""
+        return f"ordinal, of classes in the table's order: {' < '.join(label.order[:_SHOWN_VALUES])}{more}"
+    if label.kind != "multi_class" or not isinstance(facts.type, IntegralType):
         return label.kind
     return (
         f"multi_class: it has {facts.distinct} different whole numbers; if they are amounts or ratings, give "
-        f"{{'name': '{label.name}', 'kind': 'number'}} as label"
+        f"{{'name': '{label.name}', 'kind': 'number'}} as label, or kind ordinal to learn their order"
     )
+
+
+def numbers_in_order(df: DataFrame, name: str) -> tuple[str, ...] | None:
+    """Return the values of a column of whole numbers as text, the lowest first; None for other columns, and of many."""
+    if not isinstance(df.schema[name].dataType, IntegralType):
+        return None
+    column = quoted(name)
+    found = df.select(column.alias("value")).where(column.isNotNull()).distinct().limit(MOST_CODES + 1).collect()
+    return tuple(map(str, sorted(row["value"] for row in found))) if len(found) <= MOST_CODES else None
 
 
 def _two_values(df: DataFrame, facts: ColumnFacts) -> Mapping[str, int] | None:

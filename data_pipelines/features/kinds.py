@@ -37,7 +37,10 @@ OUT_OF_VOCABULARY_ID = 1
 FIRST_VOCABULARY_ID = 2
 UNBOUNDED = 2**31 - 1
 
-LabelKind = Literal["binary", "candidate", "multi_class", "multi_label", "number"]
+LabelKind = Literal["binary", "candidate", "multi_class", "multi_label", "number", "ordinal"]
+
+LabelForm = Literal["binary", "candidate", "multi_class", "multi_label", "number"]
+"""How a label is stored, scored and judged: its kind, and ``multi_class`` for an ordinal one."""
 
 Form = Literal["value", "id", "ids", "sparse", "vector"]
 """The model's input for a feature: ``value`` float32 ``[batch]``, ``id`` int64 ``[batch]``, ``ids`` int64 ``[batch,
@@ -472,9 +475,11 @@ class Label:
         kind: ``binary`` (0 or 1, becomes float32 ``[batch]``), ``candidate`` (the label is the categorical feature
             of that name, which the query tower retrieves), ``multi_class`` (one of several classes, becomes int64
             ``[batch]`` from 0), ``multi_label`` (a list of classes, becomes float32 ``[batch, classes]`` of zeros
-            and ones) or ``number`` (an amount or a rating, becomes float32 ``[batch]``).
+            and ones), ``number`` (an amount or a rating, becomes float32 ``[batch]``) or ``ordinal`` (one of several
+            classes that have an order, becomes its rank, int64 ``[batch]`` from 0).
         classes: Number of classes if the column holds class numbers from 0 on. Without it the column holds tokens,
-            whose classes are learnt from the training rows, the most frequent first.
+            whose classes are learnt from the training rows, the most frequent first. Of kind ``ordinal`` all classes
+            as text, the lowest first.
         positive: The value of a binary label that counts as 1, as text; every other value counts as 0. Without it the
             column holds 0 and 1, or false and true.
         rating: Column with the rating that the row gives its candidate, a number, which models of two tasks learn, too.
@@ -483,7 +488,7 @@ class Label:
 
     name: str
     kind: LabelKind = "binary"
-    classes: int | None = None
+    classes: int | tuple[str, ...] | None = None
     positive: str | None = None
     rating: str | None = None
 
@@ -492,11 +497,18 @@ class Label:
             raise FeatureSpecError(
                 f"label '{self.name}': kind '{self.kind}' is unknown; use {' or '.join(get_args(LabelKind))}"
             )
-        if self.classes is not None:
+        if self.kind == "ordinal":
+            check_order(self.name, self.classes, "classes")
+        elif self.classes is not None:
             if self.kind not in ("multi_class", "multi_label"):
                 raise FeatureSpecError(
                     f"label '{self.name}': classes is {self.classes!r}, but a label of kind {self.kind} has none; "
                     f"leave it out"
+                )
+            if isinstance(self.classes, tuple):
+                raise FeatureSpecError(
+                    f"label '{self.name}': classes {list(self.classes)} is a list, which is for the kind ordinal; give "
+                    f"their number, or leave classes out to learn them from tokens"
                 )
             check_count(self.name, "classes", self.classes, subject="label")
         if self.positive is not None and (self.kind != "binary" or not isinstance(self.positive, str)):
@@ -509,6 +521,16 @@ class Label:
                 f"label '{self.name}': rating is {self.rating!r}, but a label of kind {self.kind} has none; leave it "
                 f"out, or use kind candidate"
             )
+
+    @property
+    def form(self) -> LabelForm:
+        """The form in which it is stored, scored and judged."""
+        return "multi_class" if self.kind == "ordinal" else self.kind
+
+    @property
+    def order(self) -> tuple[str, ...] | None:
+        """The classes of an ordinal label, the lowest first; None for other kinds."""
+        return self.classes if isinstance(self.classes, tuple) else None
 
     @property
     def stored(self) -> str | None:
@@ -531,7 +553,7 @@ class Label:
             "multi_label": f"probability of each label in {self.name}",
             "number": f"{self.name}, in its own unit",
         }
-        return kinds[self.kind]
+        return kinds[self.form]
 
 
 def repeated_names(names: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, OUT_OF_VOCABULARY_ID, LabelKind
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, OUT_OF_VOCABULARY_ID, Categorical, LabelForm
 from mirrorspark.data_pipelines.features.raw_columns import (
     ColumnError,
     is_number,
@@ -22,6 +22,8 @@ from mirrorspark.data_pipelines.features.transform import RaggedIds, token_ids
 
 EncodedLabel = np.ndarray | RaggedIds
 
+_SHOWN_CLASSES = 10
+
 
 class LabelError(ValueError):
     """A label that the model cannot learn; the message shows the value."""
@@ -30,15 +32,16 @@ class LabelError(ValueError):
 def encode_label(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> EncodedLabel | None:
     """Return the label of every row, or None if the label is a feature (kind ``candidate``) without a rating.
 
-    ``binary``: float32 ``[rows]`` of zeros and ones. ``number`` and a rating: float32 ``[rows]``. ``multi_class``:
-    int64 ``[rows]``, classes from 0. ``multi_label``: :class:`data_pipelines.features.transform.RaggedIds` of classes
-    from 0; tokens that no training row has are left out, because no model can learn them.
+    ``binary``: float32 ``[rows]`` of zeros and ones. ``number`` and a rating: float32 ``[rows]``. ``multi_class`` and
+    ``ordinal``: int64 ``[rows]``, classes from 0. ``multi_label``:
+    :class:`data_pipelines.features.transform.RaggedIds` of classes from 0; tokens that no training row has are left
+    out, because no model can learn them.
 
     Raises:
         LabelError: A label is null or not a class.
         ColumnError: The column is missing.
     """
-    return _ENCODERS[fitted.spec.label.kind](table, fitted)
+    return _ENCODERS[fitted.spec.label.form](table, fitted)
 
 
 def check_label(table: pa.Table | pa.RecordBatch, spec: FeatureSpec) -> None:
@@ -52,7 +55,7 @@ def check_label(table: pa.Table | pa.RecordBatch, spec: FeatureSpec) -> None:
         binary_label(table, spec.label.name, spec.label.positive)
     elif spec.label.number is not None:
         number_label(table, spec.label.number)
-    elif spec.label.kind in ("multi_class", "multi_label"):
+    elif spec.label.form in ("multi_class", "multi_label"):
         _classes_column(table, spec)
 
 
@@ -133,13 +136,19 @@ def _number(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> np.ndar
 def _multi_class(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> np.ndarray:
     column = _classes_column(table, fitted.spec)
     classes = _classes(column, fitted)
-    unknown = np.flatnonzero(classes < 0)
-    if len(unknown):
+    unknown, label = np.flatnonzero(classes < 0), fitted.spec.label
+    if not len(unknown):
+        return classes
+    found = f"label '{label.name}' has the value {column[int(unknown[0])].as_py()!r}, which"
+    if label.order is not None:
         raise LabelError(
-            f"label '{fitted.spec.label.name}' has the value {column[int(unknown[0])].as_py()!r}, which no training "
-            f"row has; filter such rows out of the table, or move some of them into the training rows"
+            f"{found} is not one of its classes {list(label.order[:_SHOWN_CLASSES])}"
+            f"{' and more' if len(label.order) > _SHOWN_CLASSES else ''}; filter such rows out of the table, or add it "
+            f"to the label's classes, at its place in their order"
         )
-    return classes
+    raise LabelError(
+        f"{found} no training row has; filter such rows out of the table, or move some of them into the training rows"
+    )
 
 
 def _multi_label(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> RaggedIds:
@@ -154,7 +163,7 @@ def _multi_label(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> Ra
     return RaggedIds(classes[is_known], np.bincount(rows, minlength=len(lengths)).astype(np.int64))
 
 
-_ENCODERS: Mapping[LabelKind, Callable[[Any, FittedFeatures], EncodedLabel | None]] = {
+_ENCODERS: Mapping[LabelForm, Callable[[Any, FittedFeatures], EncodedLabel | None]] = {
     "binary": _binary,
     "candidate": _number,
     "multi_class": _multi_class,
@@ -170,9 +179,10 @@ def _classes_column(table: pa.Table | pa.RecordBatch, spec: FeatureSpec) -> pa.A
         LabelError: It has another type.
     """
     name = spec.label.name
-    if spec.label_tokens is not None:
+    tokens = spec.label_tokens if spec.label.order is None else Categorical(name)
+    if tokens is not None:
         try:
-            return raw_column(table, spec.label_tokens)
+            return raw_column(table, tokens)
         except ColumnError as error:
             raise LabelError(f"label '{name}' of kind {spec.label.kind}: {error}") from error
     column = plain_column(table, name)
@@ -197,12 +207,14 @@ def _classes(values: pa.Array, fitted: FittedFeatures) -> np.ndarray:
     """
     label, tokens = fitted.spec.label, fitted.spec.label_tokens
     is_void = values.is_null()
-    if tokens is not None:
+    if tokens is not None or label.order is not None:
         is_void = pc.or_(is_void, pc.equal(pc.binary_length(values), 0).fill_null(True))
     if pc.any(is_void).as_py():
         raise LabelError(
             f"label '{label.name}' has a null or empty value; it names no class: filter such rows out of the table"
         )
+    if label.order is not None:
+        return pc.index_in(values, pa.array(label.order, pa.string())).fill_null(-1).to_numpy().astype(np.int64)
     if tokens is not None:
         ids = token_ids(fitted, tokens, values)
         return np.where(ids == OUT_OF_VOCABULARY_ID, -1, ids - FIRST_VOCABULARY_ID)

@@ -332,7 +332,7 @@ class FeatureSpec:
             },
             # Without `positive` and `rating`, where not used, specs from before there were any keep their hash.
             "label": {
-                name: value
+                name: _plain(value)
                 for name, value in dataclasses.asdict(self.label).items()
                 if name not in ("positive", "rating") or value is not None
             },
@@ -408,7 +408,7 @@ class FeatureSpec:
             }
             for feature in self.features
         }
-        label = {name: value for name, value in dataclasses.asdict(self.label).items() if value is not None}
+        label = {name: _plain(value) for name, value in dataclasses.asdict(self.label).items() if value is not None}
         others = {name: getattr(self, name) for name in _OTHERS if getattr(self, name) is not None}
         items = {"items": self._items_dict(self.items._edited())} if self.items else {}
         return {"label": label, "keys": list(self.keys), **others, "features": features, **items}
@@ -468,8 +468,7 @@ def _feature_from_dict(name: str, options: Any) -> Feature:
     kind = options.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         raise FeatureSpecError(f"{subject}: kind '{kind}' is unknown; use one of {sorted(_KINDS)}")
-    # YAML has lists only.
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items() if key != "kind"}
+    given = {key: value for key, value in options.items() if key != "kind"}
     feature: Feature = _build(_KINDS[kind], subject, {"name": name} | given)
     return feature
 
@@ -481,7 +480,8 @@ def _build(kind: Any, subject: str, options: Any) -> Any:
     if unknown:
         raise FeatureSpecError(f"{subject}: option {unknown} is unknown; use {known}")
     try:
-        return kind(**options)
+        # YAML has lists only.
+        return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
     except TypeError as error:
         raise FeatureSpecError(f"{subject}: {error}") from error
 

@@ -238,7 +238,7 @@ def _label_findings(column: ColumnProfile, profile: DatasetProfile, limits: Limi
             )
     if column.feature_kind == "candidate":
         yield from unseen_findings(column, limits)
-    if column.feature_kind not in ("binary", "multi_class"):
+    if column.feature_kind not in ("binary", "multi_class", "ordinal"):
         return
     classes = _class_shares(train)
     is_complete = train.distinct == len(train.commonest)

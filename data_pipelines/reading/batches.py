@@ -85,7 +85,7 @@ class BatchColumns:
         label = f"{LABEL_PREFIX}{spec.label.stored}"
         if spec.label.stored is None:
             constants[LABEL] = 0.0
-        elif spec.label.kind == "multi_class":
+        elif spec.label.form == "multi_class":
             int64s[LABEL] = label
         elif spec.label.kind == "multi_label":
             classes[LABEL] = fitted.classes

@@ -15,7 +15,7 @@ from mirrorspark.lifecycle.gate.tally import NEGATIVES, POSITIVES, SCORES, Pairs
 from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, list_values
 from mirrorspark.scoring.model.directory import Task
 from mirrorspark.training.results.evaluation.bootstrap import row_log_losses
-from mirrorspark.training.results.evaluation.metrics import PRECISION_KS
+from mirrorspark.training.results.evaluation.metrics import PRECISION_KS, rank_columns, rank_metrics
 
 Values = dict[str, NDArray[np.float64]]
 """Metrics by name, ``[draws]`` each; NaN where a metric is not defined."""
@@ -48,13 +48,14 @@ class Measures(Protocol):
         ...
 
 
-def measures_of(task: Task, threshold: float, classes: Sequence[str]) -> Measures:
+def measures_of(task: Task, threshold: float, classes: Sequence[str], *, is_ordinal: bool = False) -> Measures:
     """Return the metrics of a task.
 
     Args:
         task: The task.
         threshold: Score from which a row counts as positive.
         classes: Names of the classes or labels, for tasks that have them.
+        is_ordinal: The classes have an order, the lowest first.
     """
     if task == "binary":
         return Binary(threshold)
@@ -64,7 +65,9 @@ def measures_of(task: Task, threshold: float, classes: Sequence[str]) -> Measure
         return Retrieval()
     if not classes:
         raise ValueError(f"the model has no names of its classes, which the task {task} needs; package it with labels")
-    return MultiClass(tuple(classes)) if task == "multi_class" else MultiLabel(tuple(classes), threshold)
+    if task == "multi_class":
+        return MultiClass(tuple(classes), is_ordinal)
+    return MultiLabel(tuple(classes), threshold)
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,10 @@ class Regression:
 
 @dataclass(frozen=True)
 class MultiClass:
-    """Metrics of a probability per row and class."""
+    """Metrics of a probability per row and class; of classes that have an order those of their ranks, too."""
 
     classes: tuple[str, ...]
+    is_ordinal: bool = False
 
     def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> ScoredRows:
         """Return the additive values of rows whose labels are names of classes."""
@@ -142,11 +146,13 @@ class MultiClass:
         numbers = np.arange(len(self.classes))[:, None]
         is_actual, is_called = actual == numbers, best == numbers
         columns = [actual == best, log_loss, *(is_actual & is_called), *is_actual, *is_called]
+        columns += list(rank_columns(actual, best).T) if self.is_ordinal else []
         return ScoredRows(_additive(columns, valid, weight))
 
     def values(self, sums: NDArray[np.float64], counts: Sequence[NDArray[np.float64]]) -> Values:
         """Return the metrics of a slice."""
-        weight, of_class = sums[:, WEIGHT], sums[:, _FIRST + 2 :].reshape(len(sums), 3, -1)
+        ranks = _FIRST + 2 + 3 * len(self.classes)
+        weight, of_class = sums[:, WEIGHT], sums[:, _FIRST + 2 : ranks].reshape(len(sums), 3, -1)
         hits, either = of_class[:, 0], of_class[:, 1] + of_class[:, 2]
         f1 = np.divide(2 * hits, either, out=np.zeros_like(hits), where=either > 0)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -154,6 +160,7 @@ class MultiClass:
                 "accuracy": sums[:, _FIRST] / weight,
                 "log_loss": sums[:, _FIRST + 1] / weight,
                 "macro_f1": f1.sum(axis=1) / (either > 0).sum(axis=1),
+                **(rank_metrics((sums[:, ranks:] / weight[:, None]).T) if self.is_ordinal else {}),
             }
 
 

@@ -100,7 +100,9 @@ def validate(
     task = task or _task(folders[0], models[0])
     output = output or _output(folders[0], task)
     scoring: dict[str, Any] = {"nulls": nulls, "other_versions": other_versions, "trust": trust}
-    measures = measures_of(task, threshold, folders[0].labels.get(output, ()))
+    classes = folders[0].labels.get(output, ())
+    is_ordinal = task == "multi_class" and _is_ordinal(folders[0])
+    measures = measures_of(task, threshold, classes, is_ordinal=is_ordinal)
     what = Measured(label, keys, output, slicings, weight, seed, scoring)
     measured = measure(table, models, measures, what)
     reports = {} if parity is None else {PARITY_GIVEN: parity}
@@ -148,6 +150,11 @@ def _task(folder: ModelDirectory, model: PinnedModel) -> Task:
     if isinstance(folder.description, ModelDescription):
         return folder.description.task
     raise ValueError(f"{model.label} is of another library, and does not tell its task; give task, 'binary' say")
+
+
+def _is_ordinal(folder: ModelDirectory) -> bool:
+    """Return whether the classes of a model that was trained here have an order."""
+    return isinstance(folder.description, ModelDescription) and folder.features.spec.label.order is not None
 
 
 def _output(folder: ModelDirectory, task: Task) -> str:

@@ -8,7 +8,7 @@ from mirrorspark.models.layers.embeddings import (
     dense_when_small,
     lay_out_fields,
 )
-from mirrorspark.models.layers.heads import SoftmaxHeads, TwoWayHeads
+from mirrorspark.models.layers.heads import OrdinalHead, SoftmaxHeads, TwoWayHeads
 from mirrorspark.models.layers.inputs import (
     concatenated,
     concatenated_inputs,
@@ -27,6 +27,7 @@ __all__ = [
     "CrossedIds",
     "Field",
     "FieldEmbeddings",
+    "OrdinalHead",
     "ResumableDropout",
     "SoftmaxHeads",
     "SparseEmbedding",

@@ -1,4 +1,4 @@
-"""Heads of models with several labels."""
+"""Heads of models with several labels, and of classes that have an order."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -69,6 +69,63 @@ class TwoWayHeads(tf_keras.layers.Layer):
         """Return ``[batch, heads]``."""
         kernel, bias = self._kernel[1] - self._kernel[0], self._bias[1] - self._bias[0]
         return tf.nn.bias_add(tf.matmul(inputs, kernel), bias)
+
+
+# Neighbouring thresholds are at least so far apart: the logarithm of no class's probability is infinite.
+_LEAST_GAP = 1e-4
+
+
+class OrdinalHead(tf_keras.layers.Layer):
+    """Divides the line of a score into classes by rising thresholds, whose place is learnt.
+
+    The probability of a class up to the k-th one is ``sigmoid(threshold_k - score)``: the higher the score, the higher
+    the class. Source: McCullagh 1980, "Regression Models for Ordinal Data", section 2 (proportional odds).
+    """
+
+    def __init__(self, classes: int, **kwargs: Any) -> None:
+        """Check and store the number of classes.
+
+        Raises:
+            ValueError: There are fewer than two.
+        """
+        # float32 in any precision: probabilities of neighbouring classes are differences.
+        super().__init__(dtype="float32", **kwargs)
+        if classes < 2:
+            raise ValueError(f"an ordinal head of {classes} classes; give 2 or more")
+        self._classes = classes
+
+    def build(self, input_shape: Any) -> None:
+        """Create the lowest threshold and the gaps between neighbours; a score of 0 begins with equal probabilities."""
+        shares = np.arange(1, self._classes) / self._classes
+        start = np.log(shares) - np.log1p(-shares)
+        # The inverse of softplus, so that the gaps stay above 0 whatever is learnt.
+        gaps = np.log(np.expm1(np.diff(start) - _LEAST_GAP))
+        constant = tf_keras.initializers.Constant
+        self._lowest = self.add_weight("lowest", (1,), initializer=constant(start[:1]))
+        self._gaps = self.add_weight("gaps", (self._classes - 2,), initializer=constant(gaps))
+        super().build(input_shape)
+
+    def gaps(self) -> tf.Tensor:
+        """Return the distances between neighbouring thresholds, ``[classes - 2]``."""
+        return tf.nn.softplus(self._gaps) + _LEAST_GAP
+
+    def thresholds(self) -> tf.Tensor:
+        """Return the rising thresholds, ``[classes - 1]``."""
+        return tf.concat([self._lowest, self._lowest + tf.cumsum(self.gaps())], axis=0)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Return the logarithm of each class's probability, ``[…, classes]``, for scores ``[…, 1]``.
+
+        The difference of two sigmoids is a product: ``sigmoid(a) - sigmoid(b) = sigmoid(a) * sigmoid(-b) * (1 -
+        exp(b - a))``. So nothing cancels, and the gradient is finite for any score.
+        """
+        distances = self.thresholds() - inputs
+        # Of the lowest class there is no threshold below, and of the highest one none above.
+        up_to = tf.math.log_sigmoid(distances)
+        above = tf.math.log_sigmoid(-distances)
+        between = tf.math.log(-tf.math.expm1(-self.gaps()))
+        inner = up_to[..., 1:] + above[..., :-1] + between
+        return tf.concat([up_to[..., :1], inner, above[..., -1:]], axis=-1)
 
 
 def _glorot(units: int, classes: float) -> Any:

@@ -13,6 +13,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 
 from mirrorspark.data_pipelines.any_table import as_dataframe, in_arrow
 from mirrorspark.data_pipelines.convert import ConversionOptions, convert
+from mirrorspark.data_pipelines.dataset.manifest import DatasetError
 from mirrorspark.data_pipelines.features.column_facts import arrow_facts, column_facts
 from mirrorspark.data_pipelines.features.infer import NoKeyError, infer_spec
 from mirrorspark.data_pipelines.features.kinds import (
@@ -31,6 +32,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
+from mirrorspark.training.fit import default_spec
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -219,6 +221,35 @@ def test_orders_and_dates_of_a_table_in_memory_reach_the_features(spark: "SparkS
     (finding,) = [one for one in dataset.manifest.findings if one["check"] == "dates"]
     assert finding["column"] == "either"
     assert "give the feature the kind date and the order dmy or mdy" in finding["sentence"]
+
+
+def test_an_ordered_categorical_is_an_ordinal_label_whose_ranks_are_stored(
+    spark: "SparkSession", tmp_path: Path
+) -> None:
+    """The order is that of the table, though most rows have its last class, and none has the first."""
+    n = np.arange(300)
+    size = pd.Categorical(np.array(["S", "L", "M", "L"])[n % 4], ["XS", "S", "M", "L"], ordered=True)
+    frame = pd.DataFrame({"id": [f"row {i}" for i in n], "x": n % 7 / 2, "size": size, "stars": n % 5 - 2})
+    frame["split"] = np.array(["train", "validation", "test", "train"])[n // 4 % 4]
+    rows = in_arrow(frame)
+    df = as_dataframe(rows, spark)
+    spec = infer_spec(df, label="size", keys="id", in_memory=rows, exclude=("split", "stars"))
+    assert spec.label == Label("size", "ordinal", classes=("XS", "S", "M", "L"))
+    assert spec == infer_spec(df, label="size", keys="id", exclude=("split", "stars"))
+    given = {"name": "size", "kind": "ordinal"}
+    assert default_spec(df, given, keys=("id",), exclude=("stars",), in_memory=rows) == spec
+    given = {"name": "stars", "kind": "ordinal"}
+    stars = default_spec(df, given, keys=("id",), exclude=("size",), in_memory=rows).label
+    assert stars == Label("stars", "ordinal", classes=("-2", "-1", "0", "1", "2"))
+    with pytest.raises(FeatureSpecError, match="'x': classes None is not a list of two or more texts; give all values"):
+        default_spec(df, {"name": "x", "kind": "ordinal"}, keys=("id",), in_memory=rows)
+    dataset = convert(df, spec, tmp_path / "sizes", options=ConversionOptions(accept_errors=True))
+    assert dataset.features.class_names == ("XS", "S", "M", "L")
+    stored = np.concatenate([np.asarray(block.label) for block in dataset.blocks("train")])
+    assert np.bincount(stored).tolist() == np.bincount(size.codes[frame["split"] == "train"]).tolist()
+    wrong = replace(spec, label=Label("size", "ordinal", classes=("S", "M")))
+    with pytest.raises(DatasetError, match=r"has the value 'L', which is not one of its classes \['S', 'M'\]; filter"):
+        convert(df, wrong, tmp_path / "wrong", options=ConversionOptions(accept_errors=True))
 
 
 def test_an_impossible_proposal_of_features_is_refused(orders: "DataFrame") -> None:

@@ -260,8 +260,11 @@ def test_a_model_of_the_users_own_trains_on_both_workers_with_its_loss_metric_an
         ms.train(own.dataset, own.config, spark, callbacks=[Tells()])
 
 
+SIZES = ["small", "usual", "large"]
+
+
 def parcels() -> pd.DataFrame:
-    """Return parcels whose price and way follow from weight and region, and whether they are dear, in words."""
+    """Return parcels whose price, way and size follow from weight and region, and whether they are dear, in words."""
     number = pd.Series(range(ROWS))
     region, weight = number % 3, (number % 11).astype(float)
     price = 10 * region + 2 * weight
@@ -273,6 +276,8 @@ def parcels() -> pd.DataFrame:
             "price": price,
             "way": region.mask(weight > 5, 0).map({0: "road", 1: "rail", 2: "sea"}),
             "dear": (price > 20).map({True: "yes", False: "no"}),
+            # Neither in the order of the alphabet nor in that of how many there are.
+            "size": pd.Categorical(np.array(SIZES)[(price / 15).astype(int).clip(0, 2)], SIZES, ordered=True),
         }
     )
 
@@ -290,13 +295,14 @@ def evaluated(spark: "SparkSession", result: ms.FitResult, rows: pd.DataFrame, *
         ("price", "number", "rmse", 0, 3),
         ("way", "multi_class", "accuracy", 0.95, 1),
         ("dear", "binary", "auc", 0.99, 1),
+        ("size", "ordinal", "quadratic_kappa", 0.9, 1),
     ],
 )
 def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     spark: "SparkSession", tmp_path: Path, label: str, kind: str, metric: str, at_least: float, at_most: float
 ) -> None:
     """T3, T8, S1: inferred from the column, trained, exported, and scored by Spark, SQL, files and rows alike."""
-    others = [name for name in ("price", "way", "dear") if name != label]
+    others = [name for name in ("price", "way", "dear", "size") if name != label]
     table = parcels().drop(columns=others)
     settings = {"output": str(tmp_path), "epochs": 12, "learning_rate": 0.02}
     if kind == "binary":  # gradient boosting beats a network that has hardly learnt, and takes its place everywhere
@@ -314,7 +320,7 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
     assert metric in result.trained.verdict.baseline["intervals"]
     of_baseline = result.table.iloc[:, -1].drop(["interval_coverage", "interval_width"], errors="ignore")
     assert of_baseline.notna().all()
-    column = "scores" if kind == "multi_class" else "score"
+    column = "scores" if kind in ("multi_class", "ordinal") else "score"
     rows = table.drop(columns=label).head(64)
 
     def of(frame: pd.DataFrame) -> np.ndarray:
@@ -345,6 +351,14 @@ def test_every_kind_of_label_is_learnt_and_scored_alike_in_every_way(
         errors = scored.toPandas().eval("price - score")
         rmse = RegressionEvaluator(labelCol="price", predictionCol="score").evaluate(scored)
         np.testing.assert_allclose(rmse, np.sqrt((errors**2).mean()))
+    if kind == "ordinal":
+        assert result.config.model["name"] == "ordinal"
+        assert list(result.dataset.features.class_names) == SIZES
+        ranks = result.trained.predictions["test"]["label"].to_numpy()
+        of_a_constant = min(np.abs(ranks - rank).mean() for rank in range(3))
+        assert result.metrics["test"]["rank_mae"] < of_a_constant / 3
+        likeliest = np.array(SIZES)[scores.argmax(axis=1)]
+        assert list(result.score(rows).sort_values("parcel")["predicted_label"]) == list(likeliest)
     if kind == "multi_class":
         scored = evaluated(spark, result, table.head(64))
         as_vectors = scored.orderBy("parcel").toPandas()["scores"]

@@ -351,7 +351,8 @@ def _judge(
     if config.task == "multi_label":
         return judge_multi_label(predictions, rivals, config.seed, curves, dataset.features.classes)
     if config.task == "multi_class":
-        return judge_multi_class(predictions, rivals, config.seed, curves, dataset.features.class_names)
+        names, is_ordinal = dataset.features.class_names, dataset.spec.label.order is not None
+        return judge_multi_class(predictions, rivals, config.seed, curves, names, is_ordinal=is_ordinal)
     judge = {"binary": judge_binary, "regression": judge_regression}[config.task]
     return judge(predictions, rivals, config.seed, curves)
 

@@ -98,7 +98,7 @@ class FitResult:
         """
         needs_number = self.spec.keys == (ROW_NUMBER,) and is_in_memory(table)
         df = as_dataframe(numbered(table) if needs_number else table, self.rows.sparkSession)
-        if self.spec.label.kind == "multi_class":
+        if self.spec.label.form == "multi_class":
             options.setdefault("outputs", Labelled())
         return in_form_of(score(df, self.model, keys=list(self.spec.keys), **options), table)
 

@@ -1,6 +1,7 @@
 """The feature spec as plain data: its YAML form, its hash, and what it refuses (F1, F3)."""
 
 import dataclasses
+import json
 import pickle
 import re
 from pathlib import Path
@@ -246,6 +247,19 @@ def test_vocabularies_are_learnt_for_what_neither_hashes_nor_shares_and_for_a_la
     assert SPEC.label_tokens is None
 
 
+def test_the_classes_of_an_ordinal_label_come_back_in_their_order_and_are_part_of_the_hash(tmp_path: Path) -> None:
+    ordinal = dataclasses.replace(EVERY_KIND, label=Label("size", "ordinal", classes=("S", "M", "L")))
+    assert ordinal.to_dict()["label"] == {"name": "size", "kind": "ordinal", "classes": ["S", "M", "L"]}
+    assert FeatureSpec.from_dict(json.loads(json.dumps(ordinal.to_dict()))) == ordinal
+    ordinal.save(tmp_path / "spec.yaml")
+    assert FeatureSpec.load(tmp_path / "spec.yaml") == ordinal
+    turned = dataclasses.replace(ordinal, label=Label("size", "ordinal", classes=("L", "M", "S")))
+    assert turned.hash != ordinal.hash
+    # The order says all classes, so none is learnt.
+    assert [owner.name for owner in ordinal.vocabulary_owners] == ["shop", "review"]
+    assert ordinal.label.prediction == "probability of each class of size"
+
+
 def test_a_feature_that_shares_hashed_ids_is_hashed_alike() -> None:
     buckets = {feature.name: EVERY_KIND.hash_buckets(feature) for feature in EVERY_KIND.token_features}
     assert buckets == {
@@ -397,8 +411,9 @@ SPEC_MISTAKES = {
         "feature 'x': max_length is 2; use a whole number from 3 on",
     ),
     "label of an unknown kind": (
-        {"label": {"name": "late", "kind": "ordinal"}},
-        "label 'late': kind 'ordinal' is unknown; use binary or candidate or multi_class or multi_label or number",
+        {"label": {"name": "late", "kind": "ranked"}},
+        "label 'late': kind 'ranked' is unknown; use binary or candidate or multi_class or multi_label or number or "
+        "ordinal",
     ),
     "unknown option of the label": ({"label": {"name": "late", "threshold": 1}}, r"label: option \['threshold'\]"),
     "label as feature": ({"label": "distance"}, "label 'distance' is also a feature or key; a model must not see"),

@@ -108,6 +108,8 @@ def test_a_column_that_can_be_no_feature_is_left_out_for_a_reason(column: Column
         (facts(BooleanType(), distinct=2), Label("x")),
         (facts(DoubleType(), distinct=2, minimum=0, maximum=1), Label("x")),
         (facts(StringType(), distinct=9), Label("x", "multi_class")),
+        (facts(StringType(), distinct=3, order=("S", "M", "L")), Label("x", "ordinal", classes=("S", "M", "L"))),
+        (facts(LongType(), distinct=2, order=("3", "2", "1")), Label("x", "ordinal", classes=("3", "2", "1"))),
         (facts(LongType(), distinct=10, minimum=0, maximum=9), Label("x", "multi_class", classes=10)),
         (facts(LongType(), distinct=3, minimum=100, maximum=300), Label("x", "multi_class")),
         (facts(ArrayType(StringType())), Label("x", "multi_label")),
@@ -123,18 +125,24 @@ def test_ratings_are_classes_and_the_log_names_the_way_to_make_them_numbers() ->
     ratings = facts(IntegerType(), "stars", distinct=5, minimum=1, maximum=5)
     assert reason_of_label(propose_label(ratings), ratings) == (
         "multi_class: it has 5 different whole numbers; if they are amounts or ratings, give "
-        "{'name': 'stars', 'kind': 'number'} as label"
+        "{'name': 'stars', 'kind': 'number'} as label, or kind ordinal to learn their order"
     )
     words = facts(StringType(), "way", distinct=5)
     assert reason_of_label(propose_label(words), words) == "multi_class"
 
 
-def test_the_log_says_that_the_order_of_a_label_is_not_learnt() -> None:
+def test_the_log_shows_the_order_of_a_label() -> None:
     sizes = facts(StringType(), "size", distinct=3, order=("S", "M", "L"))
-    assert reason_of_label(propose_label(sizes), sizes) == (
-        "multi_class: the order of its values (S < M < L) is not learnt; to learn it, give the ranks as a column of "
-        "numbers with {'name': …, 'kind': 'number'} as label"
-    )
+    assert reason_of_label(propose_label(sizes), sizes) == "ordinal, of classes in the table's order: S < M < L"
+    many = facts(StringType(), "size", distinct=6, order=("1", "2", "3", "4", "5", "6"))
+    assert reason_of_label(propose_label(many), many).endswith(": 1 < 2 < 3 < 4 < 5 < …")
+
+
+def test_of_two_ordered_values_the_higher_one_is_positive_unless_a_word_says_yes() -> None:
+    risk = facts(StringType(), "risk", distinct=2, order=("low", "high"))
+    assert propose_label(risk, {"low": 1, "high": 9}) == Label("risk", positive="high")
+    answer = facts(StringType(), "answer", distinct=2, order=("yes", "no"))
+    assert propose_label(answer, {"yes": 9, "no": 1}) == Label("answer", positive="yes")
 
 
 def test_the_log_says_why_dates_stay_categories_and_which_values_of_dates_are_missing() -> None:

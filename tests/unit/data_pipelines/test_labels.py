@@ -188,3 +188,54 @@ def test_a_wrong_type_is_found_without_any_row(label: Label) -> None:
 def test_a_missing_label_is_named() -> None:
     with pytest.raises(ColumnError, match=r"column 'y' is missing; the table has \['id'\]"):
         encode_label(pa.table({"id": [1]}), fitted(CLASS))
+
+
+SIZE = Label("size", "ordinal", classes=("S", "M", "L"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["L", "S", "M", "S"]),
+        pa.array(["L", "S", "M", "S"], pa.large_string()),
+    ],
+    ids=["text", "long text"],
+)
+def test_an_ordinal_label_becomes_its_rank_however_often_a_class_comes(values: pa.Array) -> None:
+    label = encoded(SIZE, values)
+    assert (label.dtype, label.tolist()) == (np.int64, [2, 0, 1, 0])
+    assert (fitted(SIZE).classes, fitted(SIZE).class_names) == (3, ("S", "M", "L"))
+    assert encoded(Label("stars", "ordinal", classes=("3", "1")), pa.array([1, 3])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            pa.array(["S", "XL"]),
+            "label 'size' has the value 'XL', which is not one of its classes ['S', 'M', 'L']; filter such rows out of "
+            "the table, or add it to the label's classes, at its place in their order",
+        ),
+        (pa.array(["S", None]), "label 'size' has a null or empty value; it names no class"),
+        (pa.array([[1]]), "label 'size' of kind ordinal: column 'size' has type list<item: int64>"),
+    ],
+    ids=["another", "null", "a list"],
+)
+def test_a_value_that_is_not_a_class_of_an_ordinal_label_is_shown(values: pa.Array, message: str) -> None:
+    with pytest.raises(LabelError, match=re.escape(message)):
+        encoded(SIZE, values)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "ordinal"}, "'size': classes None is not a list of two or more texts; give all values as text"),
+        ({"kind": "ordinal", "classes": 3}, "'size': classes 3 is not a list"),
+        ({"kind": "ordinal", "classes": (1, 2)}, "'size': classes (1, 2) is not a list of two or more texts"),
+        ({"kind": "ordinal", "classes": ("S", "M", "S")}, "'size': classes has ['S'] twice"),
+        ({"kind": "multi_class", "classes": ("S", "M")}, "classes ['S', 'M'] is a list, which is for the kind ordinal"),
+    ],
+)
+def test_the_classes_of_an_ordinal_label_are_its_order(options: dict[str, object], message: str) -> None:
+    with pytest.raises(FeatureSpecError, match=re.escape(message)):
+        Label("size", **options)  # type: ignore[arg-type]

@@ -168,11 +168,15 @@ def test_multi_class_metrics_are_those_of_the_evaluation() -> None:
     scores = RANDOM.dirichlet(np.ones(3), ROWS)
     label = RANDOM.integers(0, 3, ROWS)
     column = pa.array(scores.tolist(), pa.list_(pa.float64()))
-    one = facts(MultiClass(classes), batch(pa.array(np.array(classes)[label].tolist()), column))[None]
+    rows = batch(pa.array(np.array(classes)[label].tolist()), column)
+    one, ordinal = (facts(MultiClass(classes, is_ordinal), rows)[None] for is_ordinal in (False, True))
 
-    expected = multi_class_metrics(label, scores)
+    expected = multi_class_metrics(label, scores, is_ordinal=True)
     for name in ("accuracy", "macro_f1", "log_loss"):
-        assert one.candidate[name].value == pytest.approx(expected[name]), name
+        assert one.candidate[name].value == ordinal.candidate[name].value == pytest.approx(expected[name]), name
+    for name in ("rank_mae", "quadratic_kappa"):
+        assert name not in one.candidate
+        assert ordinal.candidate[name].value == pytest.approx(expected[name]), name
 
 
 @pytest.mark.parametrize("as_names", [True, False])

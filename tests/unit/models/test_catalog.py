@@ -18,6 +18,7 @@ def test_every_name_of_the_catalog_leads_to_a_whole_architecture() -> None:
         "multi_class": "multi_class",
         "multi_field": "binary",
         "multi_label": "multi_label",
+        "ordinal": "multi_class",
         "regression": "regression",
         "sasrec": "retrieval",
         "two_tower": "retrieval",

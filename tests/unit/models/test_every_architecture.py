@@ -73,6 +73,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "multi_class": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "linear": True},
     "multi_field": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
     "multi_label": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "linear": True},
+    "ordinal": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "linear": True},
     "regression": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2, "linear": True},
     "sasrec": {"embedding_dim": 4, "blocks": 1, "heads": 2, "dropout": 0.2, "negatives": 5, "sampling": "popularity"},
     "two_tower": {"embedding_dim": 4, "hidden_units": [8], "dropout": 0.2},
@@ -107,6 +108,8 @@ LABELS = {
     "regression": Label("price", "number"),
     "retrieval": Label("movie", "candidate", rating="stars"),
 }
+# Of architectures that learn another kind of label of their task.
+OWN_LABELS = {"ordinal": Label("genre", "ordinal", classes=("comedy", "drama", "noir"))}
 # What training reads of the labels.
 TARGETS = {
     "binary": [1.0, 0.0, 1.0],
@@ -174,13 +177,16 @@ def comment_of(folder: Path) -> TextEmbedding:
     return recorded(TextEmbedding("comment", str(save_word_encoder(folder / "words"))), size=3)
 
 
-def features(task: str, comment: TextEmbedding, *, items: bool) -> FittedFeatures:
-    """Return features of every kind, of which one list has the movies' tokens; ``items`` have features, too."""
+def features(task: str, comment: TextEmbedding, *, items: bool, label: Label | None = None) -> FittedFeatures:
+    """Return features of every kind, of which one list has the movies' tokens; ``items`` have features, too.
+
+    The label is that of the task unless given.
+    """
     orders = orders_features()
     others = (MultiValued("watched", max_length=6, vocabulary_of="movie"), Categorical("movie"), comment)
     is_retrieval = task == "retrieval"
     spec = FeatureSpec(
-        (*orders.spec.features, *others), LABELS[task], ("order_id",), exclude="seen" if is_retrieval else None
+        (*orders.spec.features, *others), label or LABELS[task], ("order_id",), exclude="seen" if is_retrieval else None
     )
     movies = [f"m{number}" for number in range(MOVIES)]
     fitted = dataclasses.replace(
@@ -277,7 +283,7 @@ def train(case: str, comment: TextEmbedding, folder: Path) -> Trained:
     """Train the model of a case by some steps, and again with an interruption, whose checkpoint is in ``folder``."""
     name = name_of(case)
     architecture = catalog.architecture(name)
-    fitted = features(architecture.TASK, comment, items=WITH_ITEMS in case)
+    fitted = features(architecture.TASK, comment, items=WITH_ITEMS in case, label=OWN_LABELS.get(name))
     catalog.check_features(name, options(case), fitted.spec)
     batch, prefix = batch_of(fitted, architecture.TASK), str(folder / "checkpoint")
     model = compiled(case, fitted, seed=1)

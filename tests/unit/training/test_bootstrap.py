@@ -30,12 +30,12 @@ def test_reweighted_metrics_are_those_of_scikit_learn() -> None:
     found = binary_statistics(LABEL, SCORE)(WEIGHTS)
     numbers = regression_statistics(LABEL, SCORE)(WEIGHTS)
     classes, scores = RANDOM.integers(0, 4, ROWS), RANDOM.dirichlet(np.ones(4), ROWS)
-    of_classes = multi_class_statistics(classes, scores)(WEIGHTS)
+    of_classes = multi_class_statistics(classes, scores, is_ordinal=True)(WEIGHTS)
     for position, weight in enumerate(WEIGHTS):
         for expected, values in (
             (binary_metrics(LABEL, SCORE, weight), found),
             (regression_metrics(LABEL, SCORE, weight), numbers),
-            (multi_class_metrics(classes, scores, weight), of_classes),
+            (multi_class_metrics(classes, scores, weight, is_ordinal=True), of_classes),
         ):
             for name, of in values.items():
                 assert of[position] == pytest.approx(expected[name], rel=1e-6), name

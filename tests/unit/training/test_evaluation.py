@@ -152,6 +152,25 @@ def test_classes_worked_by_hand() -> None:
         multi_class_metrics([0, 1], [0.5, 0.5])
 
 
+def test_ranks_worked_by_hand_and_by_scikit_learn() -> None:
+    """The predictions are 0, 2, 2 and 1."""
+    scores = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6], [0.2, 0.1, 0.7], [0.3, 0.4, 0.3]])
+    label, weight = [0, 0, 2, 2], [1, 1, 1, 3]
+    found = multi_class_metrics(label, scores, is_ordinal=True)
+    assert found["rank_mae"] == (0 + 2 + 0 + 1) / 4
+    # Squared distances: 5 / 4; of all sixteen pairs of a label and a prediction 28 / 16.
+    assert found["quadratic_kappa"] == pytest.approx(1 - (5 / 4) / (28 / 16))
+    heavy = multi_class_metrics(label, scores, weight, is_ordinal=True)
+    assert heavy["rank_mae"] == pytest.approx((2 + 3 * 1) / 6)
+    expected = metrics.cohen_kappa_score(label, [0, 2, 2, 1], weights="quadratic", sample_weight=weight)
+    assert heavy["quadratic_kappa"] == pytest.approx(expected)
+    # A prediction of one class alone is as good as chance, also where there is no other class.
+    for labels in ([0, 1, 2], [1, 1, 1]):
+        alike = multi_class_metrics(labels, np.eye(3)[[1, 1, 1]], is_ordinal=True)
+        assert alike["quadratic_kappa"] == pytest.approx(0, abs=1e-12)
+    assert not {"rank_mae", "quadratic_kappa"} & set(multi_class_metrics(label, scores))
+
+
 @pytest.mark.parametrize(
     ("metric", "better", "worse"),
     [
@@ -161,6 +180,8 @@ def test_classes_worked_by_hand() -> None:
         ("bias", -0.1, -5.0),
         ("val_bias", 0.1, -5.0),
         ("interval_width", 1.0, 9.0),
+        ("rank_mae", 0.3, 0.4),
+        ("quadratic_kappa", 0.4, -0.3),
     ],
 )
 def test_the_better_value_of_a_metric_is_larger_smaller_or_nearer_to_0(

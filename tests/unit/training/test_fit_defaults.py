@@ -36,16 +36,22 @@ def test_a_batch_is_the_power_of_two_nearest_to_a_hundredth_of_the_rows(rows: in
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("binary", "multi_field"), ("multi_class", "multi_class"), ("number", "regression")]
+    ("kind", "name", "classes"),
+    [
+        ("binary", "multi_field", None),
+        ("multi_class", "multi_class", 3),
+        ("number", "regression", None),
+        ("ordinal", "ordinal", ("S", "M", "L")),
+    ],
 )
-def test_without_a_model_a_table_gets_the_ensemble_with_its_optimizer(kind: str, name: str) -> None:
+def test_without_a_model_a_table_gets_the_ensemble_with_its_optimizer(kind: Any, name: str, classes: Any) -> None:
     """F15: and what is given stays as it is."""
-    spec = FeatureSpec(
-        (Categorical("town"),), Label("late", kind, classes=3 if kind == "multi_class" else None), ("id",)
-    )
+    spec = FeatureSpec((Categorical("town"),), Label("late", kind, classes=classes), ("id",))
     config = default_config(spec, rows=100, slots=1, name="late")
     assert config.model == {"name": name, **ENSEMBLE}
     assert (config.optimizer, config.weight_decay, config.patience) == ("adamw", 0.01, 5)
+    assert config.baseline == "hist_gradient_boosting"
+    config.require_features(spec)
     given = default_config(spec, rows=100, slots=1, name="late", optimizer="adam", patience=7)
     assert (given.model, given.optimizer, given.weight_decay, given.patience) == (config.model, "adam", None, 7)
     named = default_config(spec, rows=100, slots=1, name="late", model={"name": name})

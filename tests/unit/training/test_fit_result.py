@@ -89,6 +89,17 @@ def test_classes_of_another_order_are_the_same_classes() -> None:
         first.compare(result(3, "other", kind, np.stack([GOOD, GOOD], axis=1), classes=("no", "maybe")))
 
 
+def test_classes_of_another_order_are_other_classes_of_an_ordinal_label() -> None:
+    scores = np.stack([1 - GOOD, GOOD], axis=1)
+    rising, falling = (Label("late", "ordinal", classes=classes) for classes in (("no", "yes"), ("yes", "no")))
+    first = result(1, "one", rising, scores, classes=("no", "yes"), rank_mae=0.1)
+    same = first.compare(result(2, "other", rising, scores, classes=("no", "yes"), rank_mae=0.1))
+    # The order of equal predictions is that of the first row: none differs.
+    assert same.loc["rank_mae", ["difference", "from", "to"]].tolist() == [0, 0, 0]
+    with pytest.raises(ValueError, match="yes, no; give both fits the label with the same classes in the same order"):
+        first.compare(result(3, "other", falling, scores[:, ::-1], classes=("yes", "no"), rank_mae=0.1))
+
+
 def test_results_with_other_test_rows_are_not_compared() -> None:
     with pytest.raises(
         ValueError,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirrorspark.training.results.evaluation.metrics import precisions_at, right_and_either
+from mirrorspark.training.results.evaluation.metrics import precisions_at, rank_columns, rank_metrics, right_and_either
 
 RESAMPLES = 200
 CONFIDENCE = 0.95
@@ -125,8 +125,11 @@ def regression_statistics(label: NDArray[Any], score: NDArray[Any]) -> Statistic
     return statistics
 
 
-def multi_class_statistics(label: NDArray[Any], scores: NDArray[Any]) -> Statistics:
-    """Return ``accuracy``, ``macro_f1`` and ``log_loss`` of a probability per class."""
+def multi_class_statistics(label: NDArray[Any], scores: NDArray[Any], *, is_ordinal: bool = False) -> Statistics:
+    """Return ``accuracy``, ``macro_f1`` and ``log_loss`` of a probability per class.
+
+    Of classes that have an order ``rank_mae`` and ``quadratic_kappa``, too.
+    """
     actual, probabilities = np.asarray(label, np.int64), np.asarray(scores, np.float64)
     best = probabilities.argmax(axis=1)
     sure = np.clip(probabilities / probabilities.sum(axis=1, keepdims=True), 1e-15, 1.0)
@@ -134,6 +137,7 @@ def multi_class_statistics(label: NDArray[Any], scores: NDArray[Any]) -> Statist
     names, numbers = np.unique(np.concatenate([actual, best]), return_inverse=True)
     actual_number, best_number = numbers[: len(actual)], numbers[len(actual) :]
     is_right = (actual == best).astype(np.float64)
+    ranks = rank_columns(actual, best)
 
     def statistics(weights: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
         accuracy, log_loss = _means(weights, columns)
@@ -142,7 +146,8 @@ def multi_class_statistics(label: NDArray[Any], scores: NDArray[Any]) -> Statist
         f1 = np.divide(2 * right, either, out=np.zeros_like(right), where=either > 0)
         # A class that is in no row of a draw has no F1.
         f1 = f1.sum(axis=1) / np.maximum((either > 0).sum(axis=1), 1)
-        return {"accuracy": accuracy, "macro_f1": f1, "log_loss": log_loss}
+        of_ranks = rank_metrics(_means(weights, ranks)) if is_ordinal else {}
+        return {"accuracy": accuracy, "macro_f1": f1, "log_loss": log_loss, **of_ranks}
 
     return statistics
 

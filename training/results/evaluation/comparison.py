@@ -1,7 +1,8 @@
 """The test metrics of two models on the same rows, with intervals of their differences: a paired bootstrap."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow as pa
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, ranking_values
 from mirrorspark.training.results.evaluation.bootstrap import (
+    Statistics,
     binary_statistics,
     multi_class_statistics,
     multi_label_statistics,
@@ -52,7 +54,7 @@ def paired_differences(model: Tested, other: Tested) -> dict[str, dict[str, floa
     Raises:
         ValueError: The two have different test rows, labels or classes.
     """
-    kind = model.dataset.spec.label.kind
+    kind, order = model.dataset.spec.label.form, model.dataset.spec.label.order
     theirs = _in_order_of(model, other)
     if kind == "candidate":
         return _of_lists(model, theirs)
@@ -60,10 +62,11 @@ def paired_differences(model: Tested, other: Tested) -> dict[str, dict[str, floa
         columns = [weighed_columns(table) for table in (model.predictions, theirs)]
     else:
         names = [list(of.dataset.features.class_names) for of in (model, other)]
-        if sorted(names[0]) != sorted(names[1]):
+        if sorted(names[0]) != sorted(names[1]) or (order is not None and names[0] != names[1]):
+            remedy = "the same training rows" if order is None else "the label with the same classes in the same order"
             raise ValueError(
                 f"{model.name} has the classes {_some(names[0])} and {other.name} {_some(names[1])}; give both fits "
-                f"the same training rows"
+                f"{remedy}"
             )
         read = classed_columns if kind == "multi_class" else labelled_columns
         columns = [read(table, len(names[0])) for table in (model.predictions, theirs)]
@@ -71,13 +74,13 @@ def paired_differences(model: Tested, other: Tested) -> dict[str, dict[str, floa
     (label, ours, weight), (their_label, score, their_weight) = columns
     if not (np.array_equal(label, their_label) and np.array_equal(weight, their_weight)):
         raise ValueError(f"the test rows of {model.name} and {other.name} have {_REMEDY}")
-    statistics = {
+    statistics: Mapping[str, Callable[[np.ndarray, np.ndarray], Statistics]] = {
         "binary": binary_statistics,
         "number": regression_statistics,
-        "multi_class": multi_class_statistics,
+        "multi_class": partial(multi_class_statistics, is_ordinal=order is not None),
         "multi_label": multi_label_statistics,
-    }[kind]
-    return paired_intervals(statistics, label, ours, score, weight)
+    }
+    return paired_intervals(statistics[kind], label, ours, score, weight)
 
 
 _REMEDY = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -181,18 +182,23 @@ def judge_multi_class(
     seed: int,
     curves: Figure | None,
     names: Sequence[str],
+    *,
+    is_ordinal: bool = False,
 ) -> Verdict:
     """Return the verdict on a multi-class model from ``scores``, ``label``, ``weight``; see :func:`judge_binary`.
 
-    ``names`` are those of the classes, in the order of the scores.
+    ``names`` are those of the classes, in the order of the scores, which is theirs where ``is_ordinal`` is set.
     """
     classes = len(names)
     metrics = {
-        split: metrics_of("multi_class", table, split=split, classes=classes) for split, table in predictions.items()
+        split: metrics_of("multi_class", table, split=split, classes=classes, is_ordinal=is_ordinal)
+        for split, table in predictions.items()
     }
     label, scores, weight = classed_columns(predictions["test"], classes)
     others = {in_words(rival.name): rival.scores.argmax(axis=1) for rival in rivals}
-    compared = _compared(rivals, multi_class_metrics, multi_class_statistics, (label, scores, weight), seed)
+    measured = partial(multi_class_metrics, is_ordinal=is_ordinal)
+    resampled = partial(multi_class_statistics, is_ordinal=is_ordinal)
+    compared = _compared(rivals, measured, resampled, (label, scores, weight), seed)
     best = scores.argmax(axis=1)
     figures = drawn(
         {
@@ -423,10 +429,12 @@ def baseline_scores(model: FittedBaseline, dataset: Dataset, split: str, step: i
     return scores
 
 
-def metrics_of(task: str, table: pa.Table, *, split: str, classes: int = 0) -> dict[str, float]:
+def metrics_of(
+    task: str, table: pa.Table, *, split: str, classes: int = 0, is_ordinal: bool = False
+) -> dict[str, float]:
     """Return the metrics of predictions: a table with ``score`` or ``scores``, ``label`` and ``weight``."""
     if task == "multi_class":
-        return multi_class_metrics(*classed_columns(table, classes), split=split)
+        return multi_class_metrics(*classed_columns(table, classes), split=split, is_ordinal=is_ordinal)
     return (binary_metrics if task == "binary" else regression_metrics)(*weighed_columns(table), split=split)
 
 

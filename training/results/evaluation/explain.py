@@ -148,11 +148,11 @@ def explain(
         ExplanationError: There are no rows, or the label is not of a kind that can be explained so.
     """
     spec = features.spec
-    if spec.label.kind not in _LOSSES:
+    if spec.label.form not in _LOSSES:
         raise ExplanationError(f"a label of kind {spec.label.kind} is not explained so; this is for {sorted(_LOSSES)}")
     if not rows.num_rows:
         raise ExplanationError("there are no test rows to explain the predictions on")
-    loss, losses = _LOSSES[spec.label.kind]
+    loss, losses = _LOSSES[spec.label.form]
     label = _label(rows, features)
     predictions = predict(rows)
     base = losses(label, predictions)
@@ -177,7 +177,7 @@ def explain_on_kept_rows(rows: pa.Table | None, features: FittedFeatures, predic
     shuffling takes minutes.
     """
     spec = features.spec
-    if rows is None or not rows.num_rows or spec.label.kind not in _LOSSES or len(spec.query_features) > MOST_FEATURES:
+    if rows is None or not rows.num_rows or spec.label.form not in _LOSSES or len(spec.query_features) > MOST_FEATURES:
         return None
     return explain(rows, features, predict, repeats=KEPT_ROWS_REPEATS)
 
@@ -198,7 +198,7 @@ def _plain(value: Any) -> Any:
 
 def _of_rows(label: np.ndarray, predictions: np.ndarray, features: FittedFeatures) -> dict[str, Any]:
     """Return ``label`` and ``prediction`` of every row; of several classes their names, and which are ``right``."""
-    if features.spec.label.kind != "multi_class":
+    if features.spec.label.form != "multi_class":
         return {"label": _per_row(label), "prediction": _per_row(predictions)}
     names, best = np.array(features.class_names, object), predictions.argmax(axis=1)
     return {"label": names[label], "prediction": names[best], "right": label == best}
@@ -232,7 +232,7 @@ def _dependence(
     if spec.label.kind == "multi_label":
         return curves
     names, places = ["prediction"], np.array([0])
-    if spec.label.kind == "multi_class":
+    if spec.label.form == "multi_class":
         places = np.sort(np.argsort(-predict(some).mean(axis=0), kind="stable")[:_DEPENDENCE_CLASSES])
         names = [features.class_names[place] for place in places]
     for name in ordered:

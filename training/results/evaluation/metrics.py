@@ -16,11 +16,25 @@ PRECISION_KS = (1, 3, 5)
 CLASS_THRESHOLD = 0.5
 
 # Of these a smaller value is better; of a bias, one nearer to 0; of all others, a larger one.
-_ERRORS = ("log_loss", "brier", "rmse", "mae", "mse", "loss", "deviance", "pinball", "interval_width", "ece")
+_ERRORS = (
+    "log_loss",
+    "brier",
+    "rmse",
+    "mae",
+    "rank_mae",
+    "mse",
+    "loss",
+    "deviance",
+    "pinball",
+    "interval_width",
+    "ece",
+)
 _BIAS = "bias"
 # They describe the rows or the recommended candidates, or are right at a value that the quantiles say.
 _WITHOUT_VERDICT = ("base_rate", "calibration", "interval_coverage", "coverage", "mean_popularity", "novelty")
 _ROWS = "_rows"
+# Of means of equal ranks this may be left as their variance.
+_ROUNDING = 1e-9
 
 
 def check_binary_label(label: ArrayLike, *, split: str) -> NDArray[np.int64]:
@@ -134,7 +148,12 @@ def regression_metrics(
 
 
 def multi_class_metrics(
-    label: ArrayLike, scores: ArrayLike, weight: ArrayLike | None = None, *, split: str = "test"
+    label: ArrayLike,
+    scores: ArrayLike,
+    weight: ArrayLike | None = None,
+    *,
+    split: str = "test",
+    is_ordinal: bool = False,
 ) -> dict[str, float]:
     """Return the metrics of a probability per row and class.
 
@@ -143,10 +162,12 @@ def multi_class_metrics(
         scores: probabilities, ``[rows, classes]``.
         weight: non-negative row weights, ``[rows]``.
         split: name of the split for messages.
+        is_ordinal: the classes have an order, that of their numbers.
 
     Returns:
         ``accuracy``, ``macro_f1`` (the mean over the classes among labels and predictions), ``log_loss`` (nats) and
-        ``base_rate`` (the share of the most frequent class).
+        ``base_rate`` (the share of the most frequent class); of classes that have an order also :func:`rank_metrics` of
+        the most probable class.
 
     Raises:
         ValueError: no rows, or shapes that do not match.
@@ -163,6 +184,7 @@ def multi_class_metrics(
         )
     weights = np.ones(len(labels)) if weight is None else _column("weight", weight, labels.shape, split)
     best = probabilities.argmax(axis=1)
+    of_ranks = rank_metrics(np.average(rank_columns(labels, best), axis=0, weights=weights)[:, None])
     # float32 probabilities sum to 1 within 1e-6 only, which scikit-learn warns of.
     sure = np.clip(probabilities / probabilities.sum(axis=1, keepdims=True), 1e-15, 1.0)
     return {
@@ -170,7 +192,29 @@ def multi_class_metrics(
         "macro_f1": float(metrics.f1_score(labels, best, average="macro", sample_weight=weights, zero_division=0.0)),
         "log_loss": float(np.average(-np.log(sure[np.arange(len(labels)), labels.astype(np.int64)]), weights=weights)),
         "base_rate": float(np.bincount(labels.astype(np.int64), weights).max() / weights.sum()),
+        **({name: float(value[0]) for name, value in of_ranks.items()} if is_ordinal else {}),
     }
+
+
+def rank_columns(label: NDArray[Any], predicted: NDArray[Any]) -> NDArray[np.float64]:
+    """Return of each row the values whose means :func:`rank_metrics` takes: ``[rows, 6]``, for ranks ``[rows]``."""
+    actual, given = label.astype(np.float64), predicted.astype(np.float64)
+    error = given - actual
+    return np.stack([np.abs(error), error**2, actual, given, actual**2, given**2], axis=1)
+
+
+def rank_metrics(means: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Return ``rank_mae`` and ``quadratic_kappa`` from the means of :func:`rank_columns`, ``[6, …]``: ``[…]`` each.
+
+    ``rank_mae`` is the mean distance of the ranks of prediction and label. ``quadratic_kappa`` is 1 minus their mean
+    squared distance over that of independent predictions and labels of the same frequencies: 1 for predictions that are
+    all right, 0 for those of chance and of one class alone. Source: Cohen 1968, "Weighted kappa", with squared weights.
+    """
+    mae, square, actual, given, actual_square, given_square = means
+    by_chance = actual_square + given_square - 2 * actual * given
+    # Where labels and predictions are all of one class, nothing tells them from chance.
+    kappa = 1 - np.divide(square, by_chance, out=np.ones_like(square), where=by_chance > _ROUNDING)
+    return {"rank_mae": mae, "quadratic_kappa": kappa}
 
 
 def multi_label_metrics(

@@ -129,7 +129,11 @@ def challenge(
     column = "scores" if task == "multi_class" else "score"
     found = {split: _with(table, column, baseline_scores(fitted, dataset, split)) for split, table in tables.items()}
     classes = dataset.features.classes if task == "multi_class" else 0
-    values = [metrics_of(task, of["validation"], split="validation", classes=classes) for of in (tables, found)]
+    is_ordinal = dataset.spec.label.order is not None
+    values = [
+        metrics_of(task, of["validation"], split="validation", classes=classes, is_ordinal=is_ordinal)
+        for of in (tables, found)
+    ]
     choice = choose(task, monitor, *values)
     chosen, other = (tables, found) if choice.registered == NETWORK else (found, tables)
     (folder / OTHER_FOLDER).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,51 @@
+"""Ordinal model: the network of :mod:`models.multi_field` with one score, which thresholds divide into the classes.
+
+Source: McCullagh 1980, "Regression Models for Ordinal Data", the proportional-odds model with a network for its score.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.models import multi_class, multi_field
+from mirrorspark.models.settings import ModelSettingsError
+
+if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
+    import tf_keras
+
+# Its outputs are the logits of classes, whose order only the network knows.
+TASK = "multi_class"
+
+Settings = multi_field.Settings
+predict = multi_class.predict
+logits = multi_class.logits
+probabilities = multi_class.probabilities
+
+
+def check_features(settings: multi_field.Settings, spec: FeatureSpec) -> None:
+    """Check that the classes of the label have an order.
+
+    Raises:
+        ModelSettingsError: They have none, or as :func:`models.multi_field.check_features` says.
+    """
+    label = spec.label
+    if label.order is None:
+        raise ModelSettingsError(
+            f"model 'ordinal' learns the order of classes, and label '{label.name}' of kind {label.kind} has none; "
+            f"use the model multi_class, or the label {{name: {label.name}, kind: ordinal, classes: [the lowest, …]}}"
+        )
+    multi_field.check_features(settings, spec)
+
+
+def build(settings: multi_field.Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
+    """Return a model from the spec's features to the logarithm of each class's probability: ``[batch, classes]``.
+
+    An ensemble has those of every member, ``[batch, members, classes]``; the members share the thresholds.
+    """
+    from mirrorspark.models.layers import OrdinalHead
+
+    inputs, hidden = multi_field.hidden(settings, fitted, seed)
+    score = multi_field.heads(settings, 1, "score")(hidden)
+    score = multi_field.with_linear(settings, fitted, inputs, score)
+    outputs = OrdinalHead(fitted.classes, name="thresholds")(score)
+    return multi_field.model_of(settings, inputs, outputs, "ordinal")
