@@ -45,7 +45,8 @@ def build(settings: multi_field.Settings, fitted: FittedFeatures, seed: int) -> 
     from mirrorspark.models.layers import OrdinalHead
 
     inputs, hidden = multi_field.hidden(settings, fitted, seed)
-    score = multi_field.heads(settings, 1, "score")(hidden)
+    # No layer may have the name of a feature, and `score` is a likely one.
+    score = multi_field.heads(settings, 1, "ordinal_score")(hidden)
     score = multi_field.with_linear(settings, fitted, inputs, score)
-    outputs = OrdinalHead(fitted.classes, name="thresholds")(score)
+    outputs = OrdinalHead(fitted.classes, name="ordinal_thresholds")(score)
     return multi_field.model_of(settings, inputs, outputs, "ordinal")

@@ -98,16 +98,18 @@ class OrdinalHead(tf_keras.layers.Layer):
         """Create the lowest threshold and the gaps between neighbours; a score of 0 begins with equal probabilities."""
         shares = np.arange(1, self._classes) / self._classes
         start = np.log(shares) - np.log1p(-shares)
-        # The inverse of softplus, so that the gaps stay above 0 whatever is learnt.
-        gaps = np.log(np.expm1(np.diff(start) - _LEAST_GAP))
         constant = tf_keras.initializers.Constant
         self._lowest = self.add_weight("lowest", (1,), initializer=constant(start[:1]))
-        self._gaps = self.add_weight("gaps", (self._classes - 2,), initializer=constant(gaps))
+        self._gaps = None
+        if self._classes > 2:
+            # The inverse of softplus, so that the gaps stay above 0 whatever is learnt.
+            gaps = np.log(np.expm1(np.diff(start) - _LEAST_GAP))
+            self._gaps = self.add_weight("gaps", (self._classes - 2,), initializer=constant(gaps))
         super().build(input_shape)
 
     def gaps(self) -> tf.Tensor:
         """Return the distances between neighbouring thresholds, ``[classes - 2]``."""
-        return tf.nn.softplus(self._gaps) + _LEAST_GAP
+        return tf.zeros([0]) if self._gaps is None else tf.nn.softplus(self._gaps) + _LEAST_GAP
 
     def thresholds(self) -> tf.Tensor:
         """Return the rising thresholds, ``[classes - 1]``."""

@@ -5,11 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 from scipy.special import expit
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Label
 from mirrorspark.models import catalog, ordinal
+from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.layers import OrdinalHead
 from mirrorspark.models.settings import ModelSettingsError
 
@@ -67,8 +69,25 @@ def test_a_network_has_one_score_and_the_classes_of_the_label_in_their_order(fli
     settings = catalog.settings("ordinal", {"hidden_units": [4], "members": 2})
     model = ordinal.build(settings, fitted, 1)
     assert model.output_shape == (None, 2, 3)
-    assert model.get_layer("score").weights[0].shape == (2, 4, 1)
-    assert [weight.shape.as_list() for weight in model.get_layer("thresholds").weights] == [[1], [1]]
+    assert model.get_layer("ordinal_score").weights[0].shape == (2, 4, 1)
+    assert [weight.shape.as_list() for weight in model.get_layer("ordinal_thresholds").weights] == [[1], [1]]
+
+
+def test_a_model_of_two_classes_learns_their_rate(flight_features: FittedFeatures) -> None:
+    """Nothing but the threshold is left to learn: of four rows three are late, so that its log-odds are ln 3."""
+    label = Label("delay", "ordinal", classes=("none", "late"))
+    fitted = dataclasses.replace(flight_features, spec=dataclasses.replace(flight_features.spec, label=label))
+    model = ordinal.build(catalog.settings("ordinal", {"hidden_units": []}), fitted, 1)
+    compile_model(model, "multi_class", tf_keras.optimizers.SGD(1.0))
+    inputs = {
+        "distance": tf.zeros(4),
+        "carrier": tf.zeros(4, tf.int64),
+        "dest": tf.zeros(4, tf.int64),
+        "earlier": tf.zeros([4, 1], tf.int64),
+    }
+    for _ in range(60):
+        model.train_on_batch(inputs, tf.constant([1, 1, 0, 1]))
+    np.testing.assert_allclose(ordinal.predict(model, inputs)["scores"], [[0.25, 0.75]] * 4, atol=1e-3)
 
 
 def test_classes_without_an_order_are_refused(flight_features: FittedFeatures) -> None:
