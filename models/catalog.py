@@ -89,6 +89,12 @@ def reads_items(name: str) -> bool:
     return bool(getattr(architecture(name), "READS_ITEMS", False))
 
 
+def label_kind(name: str) -> str | None:
+    """Return the kind of label that an architecture needs, if it is another one than that of its task."""
+    kind: str | None = getattr(architecture(name), "LABEL", None)
+    return kind
+
+
 def check_features(name: str, options: Mapping[str, Any], spec: FeatureSpec) -> None:
     """Check early whether architecture ``name`` can be built for these features.
 

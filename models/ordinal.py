@@ -6,35 +6,20 @@ Source: McCullagh 1980, "Regression Models for Ordinal Data", the proportional-o
 from typing import TYPE_CHECKING
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import multi_class, multi_field
-from mirrorspark.models.settings import ModelSettingsError
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import tf_keras
 
 # Its outputs are the logits of classes, whose order only the network knows.
 TASK = "multi_class"
+LABEL = "ordinal"
 
 Settings = multi_field.Settings
+check_features = multi_field.check_features
 predict = multi_class.predict
 logits = multi_class.logits
 probabilities = multi_class.probabilities
-
-
-def check_features(settings: multi_field.Settings, spec: FeatureSpec) -> None:
-    """Check that the classes of the label have an order.
-
-    Raises:
-        ModelSettingsError: They have none, or as :func:`models.multi_field.check_features` says.
-    """
-    label = spec.label
-    if label.order is None:
-        raise ModelSettingsError(
-            f"model 'ordinal' learns the order of classes, and label '{label.name}' of kind {label.kind} has none; "
-            f"use the model multi_class, or the label {{name: {label.name}, kind: ordinal, classes: [the lowest, …]}}"
-        )
-    multi_field.check_features(settings, spec)
 
 
 def build(settings: multi_field.Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":

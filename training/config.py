@@ -181,9 +181,9 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             ConfigError: The model learns another kind of label, or does not support sparse features.
             ModelSettingsError: The architecture cannot be built for the features.
         """
-        kind = TASKS[self.task].label
+        kind = catalog.label_kind(self.model["name"]) or TASKS[self.task].label
         require(
-            spec.label.form == kind,
+            kind in (spec.label.kind, spec.label.form),
             f"model '{self.model['name']}' needs a label of kind {kind}; "
             f"'{spec.label.name}' is of kind {spec.label.kind}",
         )

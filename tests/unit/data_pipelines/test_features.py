@@ -19,6 +19,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     FeatureSpecError,
     ImageEmbedding,
     Label,
+    LabelKind,
     MultiValued,
     Numeric,
     Ordinal,
@@ -498,7 +499,9 @@ RECIPES_PAGE = Path(__file__).resolve().parents[3] / "docs" / "recipes.md"
 
 def test_the_page_lists_every_kind_with_all_its_options() -> None:
     section = RECIPES_PAGE.read_text(encoding="utf-8").partition("## The features")[2].partition("## The model")[0]
-    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|", section, re.MULTILINE))
+    of_features, _, of_labels = section.partition("`label` is a column")
+    rows = dict(re.findall(r"^\| `(\w+)` \|[^|]*\|([^|]*)\|", of_features, re.MULTILINE))
+    assert set(get_args(LabelKind)) == set(re.findall(r"^\| `(\w+)` \|[^|]*\|[^|]*\|$", of_labels, re.MULTILINE))
     kinds = {kind.kind: kind for kind in get_args(Feature)}
     documented = {kind: set(re.findall(r"`(\w+)`", rows[kind])) for kind in kinds}
     for name, kind in kinds.items():

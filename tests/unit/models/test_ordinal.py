@@ -13,7 +13,6 @@ from mirrorspark.data_pipelines.features.kinds import Label
 from mirrorspark.models import catalog, ordinal
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.layers import OrdinalHead
-from mirrorspark.models.settings import ModelSettingsError
 
 
 def head(classes: int) -> OrdinalHead:
@@ -88,12 +87,3 @@ def test_a_model_of_two_classes_learns_their_rate(flight_features: FittedFeature
     for _ in range(60):
         model.train_on_batch(inputs, tf.constant([1, 1, 0, 1]))
     np.testing.assert_allclose(ordinal.predict(model, inputs)["scores"], [[0.25, 0.75]] * 4, atol=1e-3)
-
-
-def test_classes_without_an_order_are_refused(flight_features: FittedFeatures) -> None:
-    for label in (Label("delay", "multi_class"), Label("late")):
-        spec = dataclasses.replace(flight_features.spec, label=label)
-        with pytest.raises(
-            ModelSettingsError, match=r"of kind \w+ has none; use the model multi_class, or the label {"
-        ):
-            catalog.check_features("ordinal", {}, spec)

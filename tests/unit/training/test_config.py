@@ -170,6 +170,10 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"workers": 3, "strategy": "parameter_server"}, "global_batch_size 2048 does not divide among 3 workers"),
         ({"name": "a/b"}, "name 'a/b' must be letters, digits"),
         ({"label": {"name": "town", "kind": "candidate"}}, "needs a label of kind binary; 'town' is of kind candidate"),
+        (
+            {"label": {"name": "delay", "kind": "multi_class"}, "model": {"name": "ordinal"}},
+            "model 'ordinal' needs a label of kind ordinal; 'delay' is of kind multi_class",
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -179,6 +183,14 @@ def test_values_that_cannot_work_are_refused_with_the_mend(
     with pytest.raises(ConfigError) as raised:
         new_config(**change)
     assert message in str(raised.value)
+
+
+def test_a_recipe_has_an_ordinal_label_which_a_model_of_classes_takes_too(new_config: NewConfig) -> None:
+    label = {"name": "delay", "kind": "ordinal", "classes": ["none", "short", "long"]}
+    for name in ("ordinal", "multi_class"):
+        config = new_config(label=label, model={"name": name})
+        assert config.spec.label.order == ("none", "short", "long")
+        assert (config.task, config.monitor, config.mode) == ("multi_class", "val_log_loss", "min")
 
 
 @pytest.mark.parametrize(("monitor", "mode"), [("val_auc", "max"), ("val_log_loss", "min"), ("val_loss", "min")])
