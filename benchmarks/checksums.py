@@ -267,8 +267,8 @@ def _commits(scratch: Path, turns: int) -> Cost:
 
 
 def _lookups(scratch: Path, turns: int) -> Cost:
-    from mirrorspark.scoring.precomputed import store
-    from mirrorspark.scoring.precomputed.precompute import precompute
+    from mirrorspark.serving.precomputed import store
+    from mirrorspark.serving.precomputed.precompute import precompute
 
     ids = [f"u{number}" for number in range(ROWS_IN_STORE)]
     lists = [[f"m{(number + place) % 1000}" for place in range(20)] for number in range(ROWS_IN_STORE)]

@@ -29,7 +29,7 @@ from benchmarks.report import Report, Table, megabytes, rate, significant
 if TYPE_CHECKING:
     import pandas as pd
 
-    from mirrorspark.scoring.fleet.fleet import Fleet
+    from mirrorspark.fleet.fleet import Fleet
 
 COLUMNS, TERMS, MODELS, MANY, LOOPED = 2_000, 100, 500, 4_500, 20
 HIDDEN = 32
@@ -78,7 +78,7 @@ class Coefficients:
 
     def fleet(self) -> "Fleet":
         """Return the models as a fleet."""
-        from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
+        from mirrorspark.fleet.coefficients import fleet_from_coefficients
 
         names = [f"m{number}" for number in range(len(self.columns))]
         terms = pa.table(
@@ -95,8 +95,8 @@ class Coefficients:
 
 def networks() -> "Fleet":
     """Return random networks over the columns of the logistic models."""
-    from mirrorspark.scoring.fleet.columns import FLEET_SCHEMA
-    from mirrorspark.scoring.fleet.fleet import Fleet
+    from mirrorspark.fleet.columns import FLEET_SCHEMA
+    from mirrorspark.fleet.fleet import Fleet
 
     linear = Coefficients.of(MODELS).fleet().table
     weights = np.random.default_rng(2).normal(0, 0.1, (MODELS, HIDDEN * (TERMS + 1) + HIDDEN + 1)).astype(np.float32)
@@ -145,8 +145,8 @@ class Boosted:
 
     def fleet(self) -> "Fleet":
         """Return the models as a fleet."""
-        from mirrorspark.scoring.fleet.fleet import Fleet
-        from mirrorspark.scoring.fleet.imports.lightgbm import fleet_from_lightgbm
+        from mirrorspark.fleet.fleet import Fleet
+        from mirrorspark.fleet.imports.lightgbm import fleet_from_lightgbm
 
         pairs = zip(self.models(), self.columns, strict=True)
         return Fleet.of(pa.concat_tables([fleet_from_lightgbm({name: one}, own).table for (name, one), own in pairs]))
@@ -200,8 +200,8 @@ def _table(title: str, rows: int, timings: Mapping[str, Timing], cores: int) -> 
 
 
 def _in_memory(rows: int, rounds: int) -> dict[str, Timing]:
-    from mirrorspark.scoring.fleet.layout import Layout
-    from mirrorspark.scoring.fleet.scorer import FleetScorer
+    from mirrorspark.fleet.layout import Layout
+    from mirrorspark.fleet.scorer import FleetScorer
 
     block = block_of(rows, 0)
     coefficients = Coefficients.of(MODELS)
@@ -248,7 +248,7 @@ def _outputs(predictors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _files(options: Options) -> tuple[dict[str, Timing], tuple[tuple[str, ...], ...]]:
-    from mirrorspark.scoring.fleet.score import score_fleet
+    from mirrorspark.fleet.score import score_fleet
 
     folder, target = options.scratch / "wide", options.scratch / "scores"
     write_wide(folder, options.rows)

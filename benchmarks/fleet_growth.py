@@ -19,7 +19,7 @@ from benchmarks.report import Report, Table, megabytes, rate
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-    from mirrorspark.scoring.fleet.score import ScoredFleet
+    from mirrorspark.fleet.score import ScoredFleet
 
 STEP = 10
 MEMORY_MARK = 1.2
@@ -27,7 +27,7 @@ MEMORY_MARK = 1.2
 
 def run(options: Options) -> Report:
     """Time the smaller tables in turns, then the largest work once; then all of it with new processes."""
-    from mirrorspark.scoring.fleet.score import score_fleet
+    from mirrorspark.fleet.score import score_fleet
 
     middle = max(STEP, options.rows // STEP)
     folders = {rows: options.scratch / f"rows-{rows}" for rows in (middle // STEP, middle, middle * STEP)}

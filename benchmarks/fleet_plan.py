@@ -20,8 +20,8 @@ LAYOUT = "packed"
 
 def run(options: Options) -> Report:
     """Plan and run a tenth, a third and all of the rows."""
-    from mirrorspark.scoring.fleet.runs.planning.probe import plan_fleet
-    from mirrorspark.scoring.fleet.runs.run import run_fleet
+    from mirrorspark.fleet.runs.planning.probe import plan_fleet
+    from mirrorspark.fleet.runs.run import run_fleet
 
     session, fleet = spark_work.session(), Coefficients.of(MODELS).fleet()
     lines, errors = [], []

@@ -26,7 +26,7 @@ ENVIRONMENT = {
 @contextlib.contextmanager
 def served(scratch: Path, *flags: str) -> Iterator[int]:
     """Start ``mirrorspark serve`` with these flags, and give its port."""
-    command = (sys.executable, "-m", "mirrorspark.lifecycle.serve", *flags)
+    command = (sys.executable, "-m", "mirrorspark", "serve", *flags)
     with on_server_core(scratch, "serve", *command) as daemon:
         yield int(daemon.wait_for(r"listening on http://127\.0\.0\.1:(\d+)", START_SECONDS)[1])
 

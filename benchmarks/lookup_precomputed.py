@@ -37,7 +37,7 @@ _START_SECONDS = 60.0
 
 def run(options: Options) -> Report:
     """Write the lists and the store, and ask for one key after the other, as often as there are rounds."""
-    from mirrorspark.scoring.precomputed.precompute import precompute
+    from mirrorspark.serving.precomputed.precompute import precompute
 
     files, store = list_files(options.scratch / "lists", options.rows), options.scratch / "lists.db"
     begin = time.perf_counter()
@@ -109,14 +109,14 @@ def _lists(generator: np.random.Generator, keys: np.ndarray) -> pa.Table:
 
 def _in_process(store: Path, rows: int, seed: int) -> dict[str, np.ndarray]:
     """Return the milliseconds of each call, of known and of unknown keys."""
-    from mirrorspark.scoring.precomputed.store import PrecomputedScores
+    from mirrorspark.serving.precomputed.store import PrecomputedScores
 
     with PrecomputedScores.open(store) as scores:
         return {way: _timed(scores.get, _keys(way, rows, seed)) for way in (GET, UNKNOWN)}
 
 
 def _through_server(store: Path, rows: int, seed: int) -> np.ndarray:
-    command = [sys.executable, "-m", "mirrorspark.scoring.lookup", "--store", str(store)]
+    command = [sys.executable, "-m", "mirrorspark.serving.lookup", "--store", str(store)]
     server = Daemon.start(command, store.with_suffix(".log"), {})
     try:
         port = int(server.wait_for(r"listening on http://127\.0\.0\.1:(\d+)", _START_SECONDS)[1])

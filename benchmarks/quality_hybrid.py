@@ -32,11 +32,11 @@ from mirrorspark.callbacks.mlflow.store import own_store
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.models.retrieval.ranking_metrics import ranking_values
+from mirrorspark.recommending.recommend import recommend
+from mirrorspark.recommending.routing.blend import ListFusion, as_arrays, blended
+from mirrorspark.recommending.routing.package import package_router
+from mirrorspark.recommending.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.recommend import recommend
-from mirrorspark.scoring.routing.blend import ListFusion, as_arrays, blended
-from mirrorspark.scoring.routing.package import package_router
-from mirrorspark.scoring.routing.router import Cascade, Route, Router
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.spark_session import open_session
 from mirrorspark.training.train import train

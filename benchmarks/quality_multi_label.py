@@ -32,11 +32,11 @@ from benchmarks.printed import print_cells, print_titles
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Label, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.evaluation.metrics import PRECISION_KS, multi_label_metrics
 from mirrorspark.models import multi_label
 from mirrorspark.models.centroids import LabelledRows, fit_centroids, fit_mixture
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.training.results.evaluation.metrics import PRECISION_KS, multi_label_metrics
 
 VALIDATION_SHARE = 0.15
 LOGISTIC_C = (1.0, 10.0, 100.0)

@@ -219,7 +219,7 @@ def _faiss(options: Options) -> Iterator[tuple[OtherProcess | None, str]]:
 
 def _in_spark(options: Options, model: Path) -> Table:
     """Return how long a list for every user takes, by index."""
-    from mirrorspark.scoring.recommend import recommend
+    from mirrorspark.recommending.recommend import recommend
 
     session = spark_work.session()
     target = options.scratch / "lists"

@@ -28,7 +28,7 @@ NAME = "refresh_index"
 
 def run(options: Options) -> Report:
     """Time a refresh on all cores."""
-    from mirrorspark.training.catalogue.refresh import RefreshedIndex, refresh_index
+    from mirrorspark.recommending.item_index.refresh import RefreshedIndex, refresh_index
 
     model = _export(options.scratch / "model", options.rows)
     items = _items(np.arange(options.rows) + options.rows // 20, options.rows, changed=100)

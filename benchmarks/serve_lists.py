@@ -57,7 +57,7 @@ def _load(way: str, port: int, name: str, rows: list[dict[str, object]]) -> Load
 
 
 def _store(scratch: Path, users: int) -> Path:
-    from mirrorspark.scoring.precomputed.precompute import precompute
+    from mirrorspark.serving.precomputed.precompute import precompute
 
     precompute(list_files(scratch / "lists", users), scratch / "lists.db", key="user_id", fallback=FALLBACK)
     return scratch / "lists.db"

@@ -30,7 +30,7 @@ from benchmarks.report import REPOSITORY, Report, Table, significant, timing_tab
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines.features.transform import SparseRows
     from mirrorspark.data_pipelines.reading.dataset import Dataset
-    from mirrorspark.training.fleet.trained import TrainedFleet
+    from mirrorspark.fleet.training.trained import TrainedFleet
 
 Result = TypeVar("Result")
 
@@ -66,7 +66,7 @@ def run(options: Options) -> Report:
 
 
 def _times(options: Options) -> dict[str, Timing]:
-    from mirrorspark.training.fleet.train import train_fleet
+    from mirrorspark.fleet.training.train import train_fleet
 
     file, numbers = options.scratch / "table.parquet", itertools.count()
     pq.write_table(made_up(options.rows), file)
@@ -211,7 +211,7 @@ def _errors(name: str, given: tuple[pa.Table, dict[str, Any]], scratch: Path) ->
 
 
 def _errors_of_seed(name: str, given: tuple[pa.Table, dict[str, Any]], scratch: Path, seed: int) -> tuple[float, float]:
-    from mirrorspark.training.fleet.train import train_fleet
+    from mirrorspark.fleet.training.train import train_fleet
 
     table, arguments = given
     trained = train_fleet(
@@ -268,7 +268,7 @@ def _relative_error(labels: np.ndarray, predicted: np.ndarray) -> float:
 
 def _arrays(dataset: "Dataset", split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return inputs and labels of a split as they were stored, float32 ``[rows, …]``."""
-    from mirrorspark.training.fleet.plan import TARGETS
+    from mirrorspark.fleet.training.plan import TARGETS
 
     blocks = list(dataset.blocks(split))
     names = [feature.name for feature in dataset.spec.numeric]

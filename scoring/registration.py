@@ -53,9 +53,9 @@ def open_store(tracking_uri: str | None, *, may_be_new: bool = False) -> Iterato
 def register_model(folder: str | Path, name: str, *, alias: str | None = None, tracking_uri: str | None = None) -> str:
     """Register the model in ``folder`` as a new version of ``name``, and return its URI: ``models:/<name>/<version>``.
 
-    The folder may be what :func:`scoring.package.package_model`, :func:`scoring.routing.package.package_router` or
-    :func:`scoring.ratings.rating_model` wrote, or an exported model. All entry points take the URI, also with an alias,
-    and ``mlflow.pyfunc.load_model`` loads it, where Mirrorspark and the libraries of the model are installed.
+    The folder may be what :func:`scoring.package.package_model`, ``package_router`` or ``rating_model`` wrote, or an
+    exported model. All entry points take the URI, also with an alias, and ``mlflow.pyfunc.load_model`` loads it,
+    where Mirrorspark and the libraries of the model are installed.
 
     Args:
         folder: The folder of the model.

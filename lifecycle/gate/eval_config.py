@@ -17,7 +17,7 @@ from google.protobuf import json_format, text_format
 
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, MIN_EXAMPLES, Gates, Threshold
-from mirrorspark.lifecycle.protos import Messages, message_class
+from mirrorspark.serving.protos import Messages, message_class
 
 # What is not here cannot be kept, and is refused.
 _MESSAGES: Messages = {

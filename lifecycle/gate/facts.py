@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mirrorspark.evaluation.bootstrap import CONFIDENCE, RESAMPLES
 from mirrorspark.lifecycle.gate.measures import INVALID, ROWS, Measures, binning_errors
 from mirrorspark.lifecycle.gate.slices import OVERALL, slice_name
 from mirrorspark.lifecycle.gate.tally import BUCKETS, Tally, weighted_counts
 from mirrorspark.scoring.parity.report import ParityReport
-from mirrorspark.training.results.evaluation.bootstrap import CONFIDENCE, RESAMPLES
 
 
 @dataclass(frozen=True)

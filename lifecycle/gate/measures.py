@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mirrorspark.evaluation.bootstrap import row_log_losses
+from mirrorspark.evaluation.metrics import PRECISION_KS, rank_columns, rank_metrics
 from mirrorspark.lifecycle.gate.tally import NEGATIVES, POSITIVES, SCORES, Pairs, ScoredRows
 from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, list_values
 from mirrorspark.scoring.model.directory import Task
-from mirrorspark.training.results.evaluation.bootstrap import row_log_losses
-from mirrorspark.training.results.evaluation.metrics import PRECISION_KS, rank_columns, rank_metrics
 
 Values = dict[str, NDArray[np.float64]]
 """Metrics by name, ``[draws]`` each; NaN where a metric is not defined."""

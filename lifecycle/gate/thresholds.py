@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from mirrorspark.evaluation.metrics import is_better
 from mirrorspark.lifecycle.gate.slices import OVERALL
-from mirrorspark.training.results.evaluation.metrics import is_better
 
 Interval = Literal["ignore", "must_pass", "may_pass"]
 """The part that a metric's 95% interval has in a decision: none; all of it must pass; or some of it, so that only a

@@ -39,8 +39,8 @@ from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.precomputed.precompute import precompute
-from mirrorspark.scoring.precomputed.store import PrecomputedScores
+from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.storage.atomic_file import replaced
 from mirrorspark.training import pipeline as main_job
 from mirrorspark.training.config import RunConfig

@@ -37,7 +37,7 @@ class Composite(Protocol):
         """Load it; ``load_member`` loads each of its models."""
 
 
-_COMPOSITES: Mapping[str, str] = {"router": "mirrorspark.scoring.routing.folder:COMPOSITE"}
+_COMPOSITES: Mapping[str, str] = {"router": "mirrorspark.recommending.routing.folder:COMPOSITE"}
 """Module and name of each kind, by the backend in the description of its models."""
 
 

@@ -45,6 +45,31 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.data_pipelines.tfrecords import read_tfrecords as read_tfrecords
     from mirrorspark.data_pipelines.tfrecords import write_tfrecords as write_tfrecords
     from mirrorspark.data_pipelines.tfrecords import write_tfrecords_from_parquet as write_tfrecords_from_parquet
+    from mirrorspark.fleet.coefficients import fleet_from_coefficients as fleet_from_coefficients
+    from mirrorspark.fleet.columns import FleetError as FleetError
+    from mirrorspark.fleet.fleet import Fleet as Fleet
+    from mirrorspark.fleet.imports.keras import fleet_from_keras as fleet_from_keras
+    from mirrorspark.fleet.imports.lightgbm import fleet_from_lightgbm as fleet_from_lightgbm
+    from mirrorspark.fleet.imports.onnx import fleet_from_onnx as fleet_from_onnx
+    from mirrorspark.fleet.imports.packaged import fleet_from_models as fleet_from_models
+    from mirrorspark.fleet.imports.pmml import fleet_from_pmml as fleet_from_pmml
+    from mirrorspark.fleet.imports.scikit_learn import fleet_from_sklearn as fleet_from_sklearn
+    from mirrorspark.fleet.imports.xgboost import fleet_from_xgboost as fleet_from_xgboost
+    from mirrorspark.fleet.registry import register_fleet as register_fleet
+    from mirrorspark.fleet.runs.ledger import LedgerError as LedgerError
+    from mirrorspark.fleet.runs.planning.capacity import FleetPlan as FleetPlan
+    from mirrorspark.fleet.runs.planning.probe import plan_fleet as plan_fleet
+    from mirrorspark.fleet.runs.report.call import fleet_report as fleet_report
+    from mirrorspark.fleet.runs.report.report import FleetReport as FleetReport
+    from mirrorspark.fleet.runs.run import FleetRun as FleetRun
+    from mirrorspark.fleet.runs.run import FleetRunError as FleetRunError
+    from mirrorspark.fleet.runs.run import resume_fleet as resume_fleet
+    from mirrorspark.fleet.runs.run import run_fleet as run_fleet
+    from mirrorspark.fleet.runs.select import rank_scores as rank_scores
+    from mirrorspark.fleet.runs.select import select_scores as select_scores
+    from mirrorspark.fleet.score import score_fleet as score_fleet
+    from mirrorspark.fleet.training.train import train_fleet as train_fleet
+    from mirrorspark.fleet.training.trained import TrainedFleet as TrainedFleet
     from mirrorspark.lifecycle.experiments.analysis import Arm as Arm
     from mirrorspark.lifecycle.experiments.analysis import analyse_experiment as analyse_experiment
     from mirrorspark.lifecycle.experiments.analysis import arms_of_results as arms_of_results
@@ -74,9 +99,6 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.lifecycle.experiments.replay import replay_lists as replay_lists
     from mirrorspark.lifecycle.experiments.replay import replay_policy as replay_policy
     from mirrorspark.lifecycle.experiments.replay import replay_scores as replay_scores
-    from mirrorspark.lifecycle.export.export import ExportedModel as ExportedModel
-    from mirrorspark.lifecycle.export.export import ExportError as ExportError
-    from mirrorspark.lifecycle.export.export import export_model as export_model
     from mirrorspark.lifecycle.gate.eval_config import EvalConfigError as EvalConfigError
     from mirrorspark.lifecycle.gate.eval_config import read_eval_config as read_eval_config
     from mirrorspark.lifecycle.gate.slices import Slicing as Slicing
@@ -120,35 +142,23 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.plots.roc import roc_curve as roc_curve
     from mirrorspark.plots.run_curves import run_curves as run_curves
     from mirrorspark.plots.score_histogram import score_histogram as score_histogram
+    from mirrorspark.recommending.item_index.build import RefreshError as RefreshError
+    from mirrorspark.recommending.item_index.refresh import RefreshedIndex as RefreshedIndex
+    from mirrorspark.recommending.item_index.refresh import refresh_index as refresh_index
+    from mirrorspark.recommending.ratings import rating_model as rating_model
+    from mirrorspark.recommending.recommend import recommend as recommend
+    from mirrorspark.recommending.reranking.cascade import rank_candidates as rank_candidates
+    from mirrorspark.recommending.reranking.rerank import rerank as rerank
+    from mirrorspark.recommending.routing.package import package_router as package_router
+    from mirrorspark.recommending.routing.router import Cascade as Cascade
+    from mirrorspark.recommending.routing.router import Route as Route
+    from mirrorspark.recommending.routing.router import Router as Router
     from mirrorspark.scoring.batch import score as score
     from mirrorspark.scoring.embedding.embed import embed_images as embed_images
     from mirrorspark.scoring.embedding.embed import embed_text as embed_text
     from mirrorspark.scoring.embedding.embedder import Embedder as Embedder
     from mirrorspark.scoring.errors import ScoringError as ScoringError
     from mirrorspark.scoring.files import score_files as score_files
-    from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients as fleet_from_coefficients
-    from mirrorspark.scoring.fleet.columns import FleetError as FleetError
-    from mirrorspark.scoring.fleet.fleet import Fleet as Fleet
-    from mirrorspark.scoring.fleet.imports.keras import fleet_from_keras as fleet_from_keras
-    from mirrorspark.scoring.fleet.imports.lightgbm import fleet_from_lightgbm as fleet_from_lightgbm
-    from mirrorspark.scoring.fleet.imports.onnx import fleet_from_onnx as fleet_from_onnx
-    from mirrorspark.scoring.fleet.imports.packaged import fleet_from_models as fleet_from_models
-    from mirrorspark.scoring.fleet.imports.pmml import fleet_from_pmml as fleet_from_pmml
-    from mirrorspark.scoring.fleet.imports.scikit_learn import fleet_from_sklearn as fleet_from_sklearn
-    from mirrorspark.scoring.fleet.imports.xgboost import fleet_from_xgboost as fleet_from_xgboost
-    from mirrorspark.scoring.fleet.registry import register_fleet as register_fleet
-    from mirrorspark.scoring.fleet.runs.ledger import LedgerError as LedgerError
-    from mirrorspark.scoring.fleet.runs.planning.capacity import FleetPlan as FleetPlan
-    from mirrorspark.scoring.fleet.runs.planning.probe import plan_fleet as plan_fleet
-    from mirrorspark.scoring.fleet.runs.report.call import fleet_report as fleet_report
-    from mirrorspark.scoring.fleet.runs.report.report import FleetReport as FleetReport
-    from mirrorspark.scoring.fleet.runs.run import FleetRun as FleetRun
-    from mirrorspark.scoring.fleet.runs.run import FleetRunError as FleetRunError
-    from mirrorspark.scoring.fleet.runs.run import resume_fleet as resume_fleet
-    from mirrorspark.scoring.fleet.runs.run import run_fleet as run_fleet
-    from mirrorspark.scoring.fleet.runs.select import rank_scores as rank_scores
-    from mirrorspark.scoring.fleet.runs.select import select_scores as select_scores
-    from mirrorspark.scoring.fleet.score import score_fleet as score_fleet
     from mirrorspark.scoring.groups import score_by_group as score_by_group
     from mirrorspark.scoring.input.inputs import Column as Column
     from mirrorspark.scoring.input.tfrecords import score_tfrecords as score_tfrecords
@@ -167,24 +177,16 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.scoring.parity import parity as parity
     from mirrorspark.scoring.parity import parity_check as parity_check
     from mirrorspark.scoring.parity import ranking_parity as ranking_parity
-    from mirrorspark.scoring.precomputed.precompute import precompute as precompute
-    from mirrorspark.scoring.precomputed.store import PrecomputedScores as PrecomputedScores
     from mirrorspark.scoring.predictor import Predictor as Predictor
-    from mirrorspark.scoring.ratings import rating_model as rating_model
-    from mirrorspark.scoring.recommend import recommend as recommend
     from mirrorspark.scoring.registration import register_model as register_model
-    from mirrorspark.scoring.reranking.cascade import rank_candidates as rank_candidates
-    from mirrorspark.scoring.reranking.rerank import rerank as rerank
-    from mirrorspark.scoring.routing.package import package_router as package_router
-    from mirrorspark.scoring.routing.router import Cascade as Cascade
-    from mirrorspark.scoring.routing.router import Route as Route
-    from mirrorspark.scoring.routing.router import Router as Router
     from mirrorspark.scoring.sql import register_sql as register_sql
     from mirrorspark.scoring.task.scorer import Counters as Counters
     from mirrorspark.scoring.udf import scorer_udf as scorer_udf
-    from mirrorspark.training.catalogue.build import RefreshError as RefreshError
-    from mirrorspark.training.catalogue.refresh import RefreshedIndex as RefreshedIndex
-    from mirrorspark.training.catalogue.refresh import refresh_index as refresh_index
+    from mirrorspark.serving.export.export import ExportedModel as ExportedModel
+    from mirrorspark.serving.export.export import ExportError as ExportError
+    from mirrorspark.serving.export.export import export_model as export_model
+    from mirrorspark.serving.precomputed.precompute import precompute as precompute
+    from mirrorspark.serving.precomputed.store import PrecomputedScores as PrecomputedScores
     from mirrorspark.training.config import ConfigError as ConfigError
     from mirrorspark.training.config import RunConfig as RunConfig
     from mirrorspark.training.config import TrainingConfig as TrainingConfig
@@ -195,8 +197,6 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.training.fit import default_config as default_config
     from mirrorspark.training.fit import default_spec as default_spec
     from mirrorspark.training.fit import fit as fit
-    from mirrorspark.training.fleet.train import train_fleet as train_fleet
-    from mirrorspark.training.fleet.trained import TrainedFleet as TrainedFleet
     from mirrorspark.training.launch import run_train_fn as run_train_fn
     from mirrorspark.training.results.delivery import Trained as Trained
     from mirrorspark.training.results.evaluation.explain import Explanation as Explanation
@@ -238,8 +238,8 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "training.driver.errors": ("TrainingFailedError", "TrainingStoppedError"),
         "training.estimator": ("TrainedModel", "TrainingEstimator"),
         "training.fit": ("default_config", "default_spec", "fit"),
-        "training.fleet.train": ("train_fleet",),
-        "training.fleet.trained": ("TrainedFleet",),
+        "fleet.training.train": ("train_fleet",),
+        "fleet.training.trained": ("TrainedFleet",),
         "training.launch": ("run_train_fn",),
         "training.results.delivery": ("Trained",),
         "training.results.evaluation.explain": ("Explanation",),
@@ -269,25 +269,25 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.embedding.embedder": ("Embedder",),
         "scoring.errors": ("ScoringError",),
         "scoring.files": ("score_files",),
-        "scoring.fleet.coefficients": ("fleet_from_coefficients",),
-        "scoring.fleet.columns": ("FleetError",),
-        "scoring.fleet.fleet": ("Fleet",),
-        "scoring.fleet.imports.keras": ("fleet_from_keras",),
-        "scoring.fleet.imports.lightgbm": ("fleet_from_lightgbm",),
-        "scoring.fleet.imports.onnx": ("fleet_from_onnx",),
-        "scoring.fleet.imports.packaged": ("fleet_from_models",),
-        "scoring.fleet.imports.pmml": ("fleet_from_pmml",),
-        "scoring.fleet.imports.scikit_learn": ("fleet_from_sklearn",),
-        "scoring.fleet.imports.xgboost": ("fleet_from_xgboost",),
-        "scoring.fleet.registry": ("register_fleet",),
-        "scoring.fleet.runs.ledger": ("LedgerError",),
-        "scoring.fleet.runs.report.call": ("fleet_report",),
-        "scoring.fleet.runs.report.report": ("FleetReport",),
-        "scoring.fleet.runs.planning.capacity": ("FleetPlan",),
-        "scoring.fleet.runs.planning.probe": ("plan_fleet",),
-        "scoring.fleet.runs.run": ("FleetRun", "FleetRunError", "resume_fleet", "run_fleet"),
-        "scoring.fleet.runs.select": ("rank_scores", "select_scores"),
-        "scoring.fleet.score": ("score_fleet",),
+        "fleet.coefficients": ("fleet_from_coefficients",),
+        "fleet.columns": ("FleetError",),
+        "fleet.fleet": ("Fleet",),
+        "fleet.imports.keras": ("fleet_from_keras",),
+        "fleet.imports.lightgbm": ("fleet_from_lightgbm",),
+        "fleet.imports.onnx": ("fleet_from_onnx",),
+        "fleet.imports.packaged": ("fleet_from_models",),
+        "fleet.imports.pmml": ("fleet_from_pmml",),
+        "fleet.imports.scikit_learn": ("fleet_from_sklearn",),
+        "fleet.imports.xgboost": ("fleet_from_xgboost",),
+        "fleet.registry": ("register_fleet",),
+        "fleet.runs.ledger": ("LedgerError",),
+        "fleet.runs.report.call": ("fleet_report",),
+        "fleet.runs.report.report": ("FleetReport",),
+        "fleet.runs.planning.capacity": ("FleetPlan",),
+        "fleet.runs.planning.probe": ("plan_fleet",),
+        "fleet.runs.run": ("FleetRun", "FleetRunError", "resume_fleet", "run_fleet"),
+        "fleet.runs.select": ("rank_scores", "select_scores"),
+        "fleet.score": ("score_fleet",),
         "scoring.groups": ("score_by_group",),
         "scoring.input.inputs": ("Column",),
         "scoring.input.tfrecords": ("score_tfrecords",),
@@ -296,21 +296,21 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.output.forms": ("AtLeast", "Columns", "Labelled", "Long", "Struct", "TopK", "Wide"),
         "scoring.package": ("package_model",),
         "scoring.parity": ("ParityReport", "log_parity", "parity", "parity_check", "ranking_parity"),
-        "scoring.precomputed.precompute": ("precompute",),
-        "scoring.precomputed.store": ("PrecomputedScores",),
+        "serving.precomputed.precompute": ("precompute",),
+        "serving.precomputed.store": ("PrecomputedScores",),
         "scoring.predictor": ("Predictor",),
-        "scoring.recommend": ("recommend",),
-        "scoring.reranking.cascade": ("rank_candidates",),
-        "scoring.reranking.rerank": ("rerank",),
-        "scoring.ratings": ("rating_model",),
+        "recommending.recommend": ("recommend",),
+        "recommending.reranking.cascade": ("rank_candidates",),
+        "recommending.reranking.rerank": ("rerank",),
+        "recommending.ratings": ("rating_model",),
         "scoring.registration": ("register_model",),
-        "scoring.routing.package": ("package_router",),
-        "scoring.routing.router": ("Cascade", "Route", "Router"),
+        "recommending.routing.package": ("package_router",),
+        "recommending.routing.router": ("Cascade", "Route", "Router"),
         "scoring.sql": ("register_sql",),
         "scoring.task.scorer": ("Counters",),
         "scoring.udf": ("scorer_udf",),
-        "training.catalogue.build": ("RefreshError",),
-        "training.catalogue.refresh": ("RefreshedIndex", "refresh_index"),
+        "recommending.item_index.build": ("RefreshError",),
+        "recommending.item_index.refresh": ("RefreshedIndex", "refresh_index"),
     },
     "Experiments": {
         "lifecycle.experiments.analysis": ("Arm", "analyse_experiment", "arms_of_results"),
@@ -332,7 +332,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "lifecycle.experiments.replay": ("replay_lists", "replay_policy", "replay_scores"),
     },
     "Promotion": {
-        "lifecycle.export.export": ("ExportError", "ExportedModel", "export_model"),
+        "serving.export.export": ("ExportError", "ExportedModel", "export_model"),
         "lifecycle.gate.eval_config": ("EvalConfigError", "read_eval_config"),
         "lifecycle.gate.slices": ("Slicing",),
         "lifecycle.gate.thresholds": ("Gap", "Gates", "Threshold"),

@@ -12,6 +12,12 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.dataset_page import rate_name
 from mirrorspark.data_pipelines.quality.profiling import profile_columns
 from mirrorspark.data_pipelines.quality.validation import validate
+from mirrorspark.evaluation.bootstrap import (
+    binary_statistics,
+    paired_intervals,
+    regression_statistics,
+)
+from mirrorspark.evaluation.metrics import binary_metrics, regression_metrics
 from mirrorspark.plots.calibration import calibration_curve
 from mirrorspark.plots.classes import class_quality
 from mirrorspark.plots.confusion import confusion_matrix
@@ -21,13 +27,7 @@ from mirrorspark.plots.regression import predicted_and_actual, residuals_by_pred
 from mirrorspark.plots.roc import roc_curve
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.records.run_history import Launch
-from mirrorspark.training.results.evaluation.bootstrap import (
-    binary_statistics,
-    paired_intervals,
-    regression_statistics,
-)
 from mirrorspark.training.results.evaluation.explain import Explanation
-from mirrorspark.training.results.evaluation.metrics import binary_metrics, regression_metrics
 from mirrorspark.training.results.report.cost import Held, cost_of
 from mirrorspark.training.results.report.report import ReportFacts, rates_of, write_report
 from tests.browser.screen import screen

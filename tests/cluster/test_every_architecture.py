@@ -15,9 +15,9 @@ from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.model import mirrorspark_pyfunc
 from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.precomputed.precompute import precompute
-from mirrorspark.scoring.precomputed.store import PrecomputedScores
 from mirrorspark.scoring.sql import register_sql
+from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.store import PrecomputedScores
 from tests.processes.lifecycle.served import ask, serving
 from tests.unit.models import test_every_architecture as contract
 from tests.unit.models.test_every_architecture import RECOMMENDER_OPTIONS, ROWS, WITH_ITEMS, Trained

@@ -9,6 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from mirrorspark.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.fleet.score import score_fleet
 from mirrorspark.lifecycle.experiments.analysis import Arm, analyse_experiment, arms_of_results
 from mirrorspark.lifecycle.experiments.assignment import assign, assign_array, assign_units
 from mirrorspark.lifecycle.experiments.definition import Experiment, ExperimentError
@@ -24,8 +26,6 @@ from mirrorspark.lifecycle.experiments.exposures import (
     switched_units,
     variant_results,
 )
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.score import score_fleet
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -15,10 +15,10 @@ from mirrorspark.data_pipelines.features.items import encoded_items
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.recommending.item_index.refresh import refresh_index
+from mirrorspark.recommending.recommend import recommend
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.scoring.recommend import recommend
-from mirrorspark.training.catalogue.refresh import refresh_index
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.pipeline import recipe_table
 from mirrorspark.training.recipe import load_recipe

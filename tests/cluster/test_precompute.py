@@ -7,12 +7,12 @@ import pytest
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.spark.tasks import WriteError
+from mirrorspark.recommending.recommend import recommend
 from mirrorspark.scoring.batch import score
-from mirrorspark.scoring.precomputed.precompute import precompute
-from mirrorspark.scoring.precomputed.store import PrecomputedScores
-from mirrorspark.scoring.precomputed.store_file import StoreError
-from mirrorspark.scoring.recommend import recommend
 from mirrorspark.scoring.task.scorer import Counters
+from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.store import PrecomputedScores
+from mirrorspark.serving.precomputed.store_file import StoreError
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights, export_movies
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 
-from mirrorspark.scoring.precomputed.store import PrecomputedScores
+from mirrorspark.serving.precomputed.store import PrecomputedScores
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "notebooks" / "quickstart.ipynb"

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.recommending.recommend import recommend
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.recommend import recommend
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.pipeline import recipe_table
 from tests.cluster.test_main_job import run

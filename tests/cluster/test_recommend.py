@@ -16,14 +16,14 @@ from scipy.sparse import csr_array
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.models import classical
+from mirrorspark.recommending.recommend import recommend
+from mirrorspark.recommending.reranking.cascade import rank_candidates
+from mirrorspark.recommending.reranking.rerank import rerank
+from mirrorspark.recommending.routing.package import package_router
+from mirrorspark.recommending.routing.router import Route, Router
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, PART_BYTES, LoadedModel, Search
 from mirrorspark.scoring.package import package_model
-from mirrorspark.scoring.recommend import recommend
-from mirrorspark.scoring.reranking.cascade import rank_candidates
-from mirrorspark.scoring.reranking.rerank import rerank
-from mirrorspark.scoring.routing.package import package_router
-from mirrorspark.scoring.routing.router import Route, Router
 from mirrorspark.scoring.task.scorer import Counters
 from mirrorspark.training.recommenders.als import fold_in, item_factors
 from tests.unit.scoring.exported_models import export_flights, export_histories, export_movies

@@ -10,16 +10,16 @@ import pytest
 from pyspark.errors import PySparkException
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.recommending.recommend import recommend
+from mirrorspark.recommending.reranking.cascade import rank_candidates
+from mirrorspark.recommending.reranking.rerank import rerank
+from mirrorspark.recommending.routing.package import package_router
+from mirrorspark.recommending.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.model.consent import UntrustedModelError
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.scoring.recommend import recommend
-from mirrorspark.scoring.reranking.cascade import rank_candidates
-from mirrorspark.scoring.reranking.rerank import rerank
-from mirrorspark.scoring.routing.package import package_router
-from mirrorspark.scoring.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.sql import register_sql
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights, export_movies, export_watches
 

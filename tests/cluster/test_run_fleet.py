@@ -21,22 +21,22 @@ from mlflow.models import infer_signature
 
 from mirrorspark.callbacks.mlflow.store import store_client
 from mirrorspark.data_pipelines.spark.tasks import WriteError
+from mirrorspark.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.fleet.fleet import Fleet
+from mirrorspark.fleet.imports.packaged import fleet_from_models
+from mirrorspark.fleet.runs import command, microbatch, tables
+from mirrorspark.fleet.runs import run as run_module
+from mirrorspark.fleet.runs.claims import Claims
+from mirrorspark.fleet.runs.failures import CheckedFleet, ModelFailure
+from mirrorspark.fleet.runs.ledger import Claim, Ledger, LedgerError
+from mirrorspark.fleet.runs.plan import RunPlan
+from mirrorspark.fleet.runs.planning import command as planning
+from mirrorspark.fleet.runs.planning.probe import plan_fleet
+from mirrorspark.fleet.runs.progress import Progress
+from mirrorspark.fleet.runs.report.call import fleet_report
+from mirrorspark.fleet.runs.run import FleetRun, FleetRunError, resume_fleet, run_fleet
+from mirrorspark.fleet.score import score_fleet
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports.packaged import fleet_from_models
-from mirrorspark.scoring.fleet.runs import command, microbatch, tables
-from mirrorspark.scoring.fleet.runs import run as run_module
-from mirrorspark.scoring.fleet.runs.claims import Claims
-from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, ModelFailure
-from mirrorspark.scoring.fleet.runs.ledger import Claim, Ledger, LedgerError
-from mirrorspark.scoring.fleet.runs.plan import RunPlan
-from mirrorspark.scoring.fleet.runs.planning import command as planning
-from mirrorspark.scoring.fleet.runs.planning.probe import plan_fleet
-from mirrorspark.scoring.fleet.runs.progress import Progress
-from mirrorspark.scoring.fleet.runs.report.call import fleet_report
-from mirrorspark.scoring.fleet.runs.run import FleetRun, FleetRunError, resume_fleet, run_fleet
-from mirrorspark.scoring.fleet.score import score_fleet
 from mirrorspark.scoring.model.consent import UntrustedModelError
 from mirrorspark.scoring.package import package_model
 from mirrorspark.storage.paths import StoragePath

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.fleet import score as fleet_score
+from mirrorspark.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.fleet.fleet import Fleet
+from mirrorspark.fleet.layout import Layout
+from mirrorspark.fleet.score import score_fleet
+from mirrorspark.fleet.scorer import FleetScorer
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.fleet import score as fleet_score
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.layout import Layout
-from mirrorspark.scoring.fleet.score import score_fleet
-from mirrorspark.scoring.fleet.scorer import FleetScorer
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import TargetExistsError
 

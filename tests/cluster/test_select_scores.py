@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.fleet.fleet import Fleet
+from mirrorspark.fleet.runs.run import run_fleet
+from mirrorspark.fleet.runs.select import rank_scores, select_scores
+from mirrorspark.fleet.score import score_fleet
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.runs.run import run_fleet
-from mirrorspark.scoring.fleet.runs.select import rank_scores, select_scores
-from mirrorspark.scoring.fleet.score import score_fleet
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

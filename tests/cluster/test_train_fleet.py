@@ -17,13 +17,13 @@ from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.reading.dataset import Dataset, load_dataset
-from mirrorspark.scoring.fleet.columns import FleetError
-from mirrorspark.training.fleet.declared import declared_models
-from mirrorspark.training.fleet.inputs import inputs_of
-from mirrorspark.training.fleet.plan import TARGETS, WEIGHTS_FILE, StackMember, StackPlan, StackSettings
-from mirrorspark.training.fleet.rows import converted, split_rows
-from mirrorspark.training.fleet.stack import StackedModels
-from mirrorspark.training.fleet.worker import NUMBERS, assembled
+from mirrorspark.fleet.columns import FleetError
+from mirrorspark.fleet.training.declared import declared_models
+from mirrorspark.fleet.training.inputs import inputs_of
+from mirrorspark.fleet.training.plan import TARGETS, WEIGHTS_FILE, StackMember, StackPlan, StackSettings
+from mirrorspark.fleet.training.rows import converted, split_rows
+from mirrorspark.fleet.training.stack import StackedModels
+from mirrorspark.fleet.training.worker import NUMBERS, assembled
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

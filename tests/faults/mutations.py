@@ -36,9 +36,9 @@ from mirrorspark.scoring.model.digest import model_files
 from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory
 from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.package import package_model
-from mirrorspark.scoring.precomputed.precompute import precompute
-from mirrorspark.scoring.precomputed.store import PrecomputedScores
-from mirrorspark.scoring.precomputed.store_file import DamagedStoreError, StoreError
+from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.store import PrecomputedScores
+from mirrorspark.serving.precomputed.store_file import DamagedStoreError, StoreError
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
 from mirrorspark.storage.publish.staging import Heartbeat, UnsafeJournalError

@@ -20,8 +20,8 @@ from mirrorspark.data_pipelines.features.kinds import Label, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.files import score_files
-from mirrorspark.scoring.precomputed.precompute import precompute
-from mirrorspark.scoring.precomputed.store import PrecomputedScores
+from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.storage.host_cache import HostCache
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.recovery import recover

@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.standalone_cluster import standalone_cluster
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.runs import tables
-from mirrorspark.scoring.fleet.runs.ledger import Ledger
-from mirrorspark.scoring.fleet.runs.plan import RunPlan
+from mirrorspark.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.fleet.runs import tables
+from mirrorspark.fleet.runs.ledger import Ledger
+from mirrorspark.fleet.runs.plan import RunPlan
 from mirrorspark.storage.paths import StoragePath
 from tests.cluster.conftest import wait_until
 from tests.cluster.test_run_fleet import digests

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from mirrorspark.lifecycle.export.export import EXPORT_FILE, export_model
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord, open_record
 from mirrorspark.lifecycle.pipeline.stages import Stage, run_stages
 from mirrorspark.lifecycle.promotion.promote import (
@@ -21,6 +20,7 @@ from mirrorspark.lifecycle.promotion.promote import (
 )
 from mirrorspark.lifecycle.promotion.registry import FolderRegistry
 from mirrorspark.scoring.package import package_model
+from mirrorspark.serving.export.export import EXPORT_FILE, export_model
 from tests.faults.conftest import Count
 from tests.faults.io_failures import killed_before
 from tests.unit.lifecycle.gate_facts import validation_of

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from databricks.sdk.service.jobs import JobSettings
 
+from mirrorspark.fleet import orchestration
+from mirrorspark.fleet.runs import command
 from mirrorspark.lifecycle.pipeline import command as pipeline_command
 from mirrorspark.lifecycle.pipeline import orchestration as weekly_orchestration
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
-from mirrorspark.scoring.fleet import orchestration
-from mirrorspark.scoring.fleet.runs import command
 from mirrorspark.training.records.tracking import require_names
 from tests.cluster.test_bad_input import write_data, write_job
 from tests.cluster.test_retraining import KNOBS, days_rows

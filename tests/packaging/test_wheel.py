@@ -17,11 +17,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES_OF_USERS = (
     "callbacks",
     "data_pipelines",
+    "evaluation",
+    "fleet",
     "lifecycle",
     "models",
     "plots",
     "recipes",
+    "recommending",
     "scoring",
+    "serving",
     "storage",
     "training",
 )
@@ -117,7 +121,9 @@ def test_wheel_holds_every_recipe_file(wheel: Path) -> None:
 
 def test_wheel_holds_every_template(wheel: Path) -> None:
     found = [
-        path for folder in ("data_pipelines", "scoring", "training") for path in (REPOSITORY / folder).rglob("*.j*")
+        path
+        for folder in ("data_pipelines", "fleet", "lifecycle", "plots", "training")
+        for path in (REPOSITORY / folder).rglob("*.j*")
     ]
     templates = [path.relative_to(REPOSITORY) for path in found if path.suffix in (".jinja", ".json")]
     with zipfile.ZipFile(wheel) as archive:
@@ -170,7 +176,7 @@ def test_recipe_files_are_readable_outside_the_clone(installation: Installation)
 
 def test_the_ledger_of_fleets_has_its_migrations_outside_the_clone(installation: Installation) -> None:
     script = (
-        "from mirrorspark.scoring.fleet.runs import ledger, tables\n"
+        "from mirrorspark.fleet.runs import ledger, tables\n"
         "with ledger.Ledger.open('ledger.db') as opened:\n"
         "    print(opened.rows(tables.ERRORS, 'run'))\n"
     )

@@ -18,13 +18,13 @@ import pytest
 
 import mirrorspark as ms
 from mirrorspark.__main__ import COMMANDS
+from mirrorspark.fleet.runs import command as fleet_command
 from mirrorspark.lifecycle import command as promotion_command
-from mirrorspark.lifecycle.export import command as export_command
 from mirrorspark.lifecycle.pipeline import command as pipeline_command
-from mirrorspark.lifecycle.serve import command as serve_command
-from mirrorspark.scoring import lookup
 from mirrorspark.scoring import run as scoring_run
-from mirrorspark.scoring.fleet.runs import command as fleet_command
+from mirrorspark.serving import command as serve_command
+from mirrorspark.serving import lookup
+from mirrorspark.serving.export import command as export_command
 from mirrorspark.training import doctor, runs
 from mirrorspark.training.command_line import flag_groups, parse
 from mirrorspark.training.config import RunConfig
@@ -35,9 +35,9 @@ PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 NOT_PYTHON = ("export ", "python ", "mirrorspark ", "mlflow ", "SELECT ", "CREATE ")
 # Each file that opens a listening socket, and the row of SECURITY.md that tells of it.
 LISTENERS = {
-    "lifecycle/serve/command.py": "`mirrorspark serve`",
-    "scoring/http_server.py": "`mirrorspark serve`",
-    "scoring/lookup.py": "`mirrorspark lookup`",
+    "serving/command.py": "`mirrorspark serve`",
+    "serving/http_server.py": "`mirrorspark serve`",
+    "serving/lookup.py": "`mirrorspark lookup`",
     "training/fault_injection/proxy.py": "fault-injecting proxy",
     "training/parameter_servers/connections.py": "coordinator of parameter servers",
     "training/parameter_servers/train.py": "TensorFlow's servers",
@@ -56,8 +56,12 @@ INDENTED_SAMPLES = (
     *("fleet.md", "metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
     *("promotion.md", "experiments.md", "watching.md"),
 )
+OTHER_FOLDERS = ("notebooks", "tests", "tools")
 FENCED_SAMPLES = ("data.md", "reading.md", "recipes.md", "tfrecord.md")
-PACKAGES = ("callbacks", "data_pipelines", "lifecycle", "models", "scoring", "storage", "training")
+PACKAGES = (
+    *("callbacks", "data_pipelines", "evaluation", "fleet", "lifecycle", "models", "recommending", "scoring"),
+    *("serving", "storage", "training"),
+)
 
 
 def test_command_line_page_lists_every_flag_with_its_default() -> None:
@@ -101,6 +105,15 @@ def test_commands_in_the_pages_are_understood(tmp_path: Path, monkeypatch: pytes
 
     for name, *arguments in commands:
         readers[name](arguments)  # raises, or exits, where it does not understand
+
+
+def test_every_folder_has_a_readme_of_one_screen_whose_files_exist() -> None:
+    folders = {path.parent for path in REPOSITORY.glob("*/__init__.py")} | {REPOSITORY / name for name in OTHER_FOLDERS}
+    for folder in folders:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 40, folder.name
+        named = re.findall(r"`([\w./*-]+(?:\.(?:py|sh|ipynb)|/))`", text)
+        assert [name for name in named if not any([*folder.glob(name), *REPOSITORY.glob(name)])] == [], folder.name
 
 
 def test_every_command_in_the_pages_has_a_name() -> None:

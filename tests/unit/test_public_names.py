@@ -72,7 +72,8 @@ def test_verbs_stay_functions_whatever_modules_are_imported() -> None:
     program = (
         "import inspect\n"
         "import mirrorspark as ms, mirrorspark.data_pipelines.convert, mirrorspark.training.train\n"
-        "import mirrorspark.scoring.recommend, mirrorspark.scoring.precomputed.precompute, mirrorspark.scoring.parity\n"
+        "import mirrorspark.recommending.recommend, mirrorspark.serving.precomputed.precompute\n"
+        "import mirrorspark.scoring.parity\n"
         "for name in ('train', 'convert', 'recommend', 'precompute', 'parity', 'score'):\n"
         "    assert inspect.isfunction(getattr(ms, name)), name\n"
         "from mirrorspark import train\n"

@@ -19,7 +19,7 @@ SECONDS = 60.0
 
 @contextlib.contextmanager
 def serving(*flags: str) -> Iterator[tuple[int, "subprocess.Popen[str]"]]:
-    command = [sys.executable, "-m", "mirrorspark.lifecycle.serve", *flags]
+    command = [sys.executable, "-m", "mirrorspark", "serve", *flags]
     # A file: a pipe that nobody reads would stop a server that logs much.
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=errors, text=True)

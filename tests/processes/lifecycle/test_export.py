@@ -14,13 +14,13 @@ import pytest
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.tfrecord.examples import varint
-from mirrorspark.lifecycle.export import command, export
-from mirrorspark.lifecycle.export.export import ExportError, export_model
-from mirrorspark.lifecycle.export.server_config import ServerConfigError
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs
 from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.serving.export import command, export
+from mirrorspark.serving.export.export import ExportError, export_model
+from mirrorspark.serving.export.server_config import ServerConfigError
 from tests.conftest import PATIENCE
 from tests.unit.scoring.exported_models import FLIGHTS, ORDERS, export_movies, export_orders, log_flights
 from tests.unit.scoring.other_models import boxes, save_logistic_onnx, save_logistic_saved_model
@@ -66,7 +66,7 @@ print(json.dumps({"config": json_format.MessageToDict(config), "scores": scores}
 CONTAINER = """
 import sys
 from mlflow.pyfunc import load_model, scoring_server
-from mirrorspark.scoring.http_server import listening, server
+from mirrorspark.serving.http_server import listening, server
 listener = listening("127.0.0.1", 0)
 app = scoring_server.init(load_model(sys.argv[1]))
 print(listener.getsockname()[1], flush=True)

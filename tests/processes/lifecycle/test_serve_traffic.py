@@ -23,7 +23,7 @@ from mlflow.models import infer_signature
 
 from mirrorspark.lifecycle.experiments.assignment import assign
 from mirrorspark.lifecycle.experiments.definition import Experiment
-from mirrorspark.scoring.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.precompute import precompute
 from tests.processes.lifecycle.served import REPOSITORY, SECONDS, ask, few_files, said, serving, silent_connections
 
 EXPERIMENT = Experiment("canary", {"old": 50, "new": 50})
@@ -184,7 +184,7 @@ def test_too_much_and_too_slow_is_refused_by_status_and_the_next_request_is_answ
 # Serves a store, and what computes fails: nothing from outside makes it.
 FAILING = """
 import sys
-from mirrorspark.lifecycle.serve import batching, command
+from mirrorspark.serving import batching, command
 async def fail(self): raise RuntimeError("planted")
 batching.Batcher.run = fail
 sys.exit(command.main(sys.argv[1:]))

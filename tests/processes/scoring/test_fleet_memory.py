@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 TASK = """
 import json, resource, sys
 import numpy as np, psutil, pyarrow as pa
-from mirrorspark.scoring.fleet.runs.task import MicrobatchWriter, Selection
+from mirrorspark.fleet.runs.task import MicrobatchWriter, Selection
 from mirrorspark.scoring.task.scorer import ShippedModel
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob

@@ -9,9 +9,9 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn import Server
 
-from mirrorspark.scoring import http_connections
-from mirrorspark.scoring.http_connections import ConnectionLimits, is_probe, most_connections
-from mirrorspark.scoring.http_server import listening, server
+from mirrorspark.serving import http_connections
+from mirrorspark.serving.http_connections import ConnectionLimits, is_probe, most_connections
+from mirrorspark.serving.http_server import listening, server
 
 GET = b"GET / HTTP/1.1\r\n\r\n"
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mirrorspark.scoring.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.precompute import precompute
 from tests.conftest import PATIENCE
 from tests.processes.lifecycle.served import few_files, silent_connections
 
@@ -41,7 +41,7 @@ def row(key: Any, score: float | None = 1.0) -> dict[str, Any]:
 
 
 def started(store: Path, *flags: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "mirrorspark.scoring.lookup", "--store", str(store), *flags]
+    command = [sys.executable, "-m", "mirrorspark.serving.lookup", "--store", str(store), *flags]
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -238,7 +238,7 @@ def test_a_store_that_cannot_be_served_is_reported(tmp_path: Path) -> None:
 
 def test_to_look_rows_up_takes_neither_spark_nor_tensorflow() -> None:
     code = (
-        "import sys, mirrorspark.scoring.lookup; print(sorted({'pyspark', 'tensorflow', 'pyarrow'} & set(sys.modules)))"
+        "import sys, mirrorspark.serving.lookup; print(sorted({'pyspark', 'tensorflow', 'pyarrow'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE * 60, check=False)

@@ -8,12 +8,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from mirrorspark.evaluation.metrics import binary_metrics, regression_metrics
 from mirrorspark.lifecycle.experiments.bandits import EpsilonGreedy, LinUCB, Policy, ThompsonSampling, choose_arms
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
 from mirrorspark.lifecycle.experiments.off_policy import PolicyLog, off_policy_estimates
 from mirrorspark.lifecycle.experiments.replay import replay_lists, replay_policy, replay_scores
 from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
-from mirrorspark.training.results.evaluation.metrics import binary_metrics, regression_metrics
 
 Floats = NDArray[np.float64]
 RATES = np.array([0.05, 0.08, 0.12, 0.06])

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
+from mirrorspark.evaluation.metrics import multi_class_metrics, multi_label_metrics, regression_metrics
 from mirrorspark.lifecycle.gate import tally as tally_module
 from mirrorspark.lifecycle.gate.facts import SliceFacts, slice_facts
 from mirrorspark.lifecycle.gate.measure import MeasureTask
@@ -19,7 +20,6 @@ from mirrorspark.lifecycle.gate.tally import Tally
 from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
 from mirrorspark.plots.calibration import calibration_bins
 from mirrorspark.plots.inputs import binary_inputs
-from mirrorspark.training.results.evaluation.metrics import multi_class_metrics, multi_label_metrics, regression_metrics
 
 ROWS = 3000
 RANDOM = np.random.default_rng(5)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.lifecycle.serve.errors import RequestError
-from mirrorspark.lifecycle.serve.fields import SPARSE_VECTOR, Field
-from mirrorspark.lifecycle.serve.invocations_api import csv_rows
-from mirrorspark.lifecycle.serve.rows import document_of, predicted_rows, with_texts
-from mirrorspark.lifecycle.serve.tensors import tensor_rows, wanted_outputs
+from mirrorspark.serving.errors import RequestError
+from mirrorspark.serving.fields import SPARSE_VECTOR, Field
+from mirrorspark.serving.invocations_api import csv_rows
+from mirrorspark.serving.rows import document_of, predicted_rows, with_texts
+from mirrorspark.serving.tensors import tensor_rows, wanted_outputs
 
 BASKET = Field("basket", SPARSE_VECTOR)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from mirrorspark.lifecycle.serve.application import TokenCheck
-from mirrorspark.lifecycle.serve.command import TOKEN_VARIABLE, tokens_of
+from mirrorspark.serving.application import TokenCheck
+from mirrorspark.serving.command import TOKEN_VARIABLE, tokens_of
 
 
 def status(tokens: list[str], *headers: bytes) -> int:

@@ -19,18 +19,19 @@ from mirrorspark.lifecycle.experiments.assignment import sign_unit
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
 from mirrorspark.lifecycle.experiments.exposures import EXPOSURE_COLUMNS, exposure
 from mirrorspark.lifecycle.experiments.intervals import share_above_p_value
-from mirrorspark.lifecycle.serve.batching import BatchLimits
-from mirrorspark.lifecycle.serve.errors import RequestError
-from mirrorspark.lifecycle.serve.fields import Field
-from mirrorspark.lifecycle.serve.live_checks import Comparison, LiveChecks, Requests
-from mirrorspark.lifecycle.serve.repeats import Repeats
-from mirrorspark.lifecycle.serve.rows import Rows
-from mirrorspark.lifecycle.serve.servable import Outputs
-from mirrorspark.lifecycle.serve.service import RequestLimits, Service
-from mirrorspark.lifecycle.serve.sources import Source, Sources
-from mirrorspark.lifecycle.serve.tensorflow_api import routes
-from mirrorspark.lifecycle.serve.traffic import Traffic, differences, scores_of
-from mirrorspark.lifecycle.serve.traffic_settings import TrafficError, TrafficFile
+from mirrorspark.lifecycle.experiments.live.checks import Comparison, LiveChecks, Requests
+from mirrorspark.lifecycle.experiments.live.settings import TrafficError, TrafficFile
+from mirrorspark.lifecycle.experiments.live.traffic import ExperimentSplit
+from mirrorspark.serving.batching import BatchLimits
+from mirrorspark.serving.errors import RequestError
+from mirrorspark.serving.fields import Field
+from mirrorspark.serving.repeats import Repeats
+from mirrorspark.serving.rows import Rows
+from mirrorspark.serving.servable import Outputs
+from mirrorspark.serving.service import RequestLimits, Service
+from mirrorspark.serving.sources import Source, Sources
+from mirrorspark.serving.tensorflow_api import routes
+from mirrorspark.serving.traffic_split import differences, scores_of
 
 CHECKS = LiveChecks(window=1000, min_requests=100, failures_at_most=0.02, p99_ms=20, score_change_at_most=0.05)
 TRAFFIC = {
@@ -173,18 +174,18 @@ def _written(folder: Path, content: dict[str, object]) -> Path:
     return folder / "traffic.yaml"
 
 
-def traffic(folder: Path, *, settings: Mapping[str, object] | None = None, **checks: float) -> Traffic:
+def traffic(folder: Path, *, settings: Mapping[str, object] | None = None, **checks: float) -> ExperimentSplit:
     """Return traffic between two models without content."""
     checks = {"min_requests": 10, "window": 100} | checks
     file = TrafficFile.load(_written(folder, TRAFFIC | {"checks": checks} | (settings or {})))
-    return Traffic(file, {name: Source(name, model("1", name)) for name in ("old", "new")})
+    return ExperimentSplit(file, {name: Source(name, model("1", name)) for name in ("old", "new")})
 
 
 def model(version: str, digest: str) -> Any:
     return SimpleNamespace(name="late", version=version, digest=digest)
 
 
-def fail(traffic: Traffic) -> None:
+def fail(traffic: ExperimentSplit) -> None:
     variant = traffic.variants["new"]
     for _ in range(20):
         traffic.add(variant, variant.source.model, 0.001, None)
@@ -356,7 +357,7 @@ def test_whoever_may_choose_units_stops_a_variant_by_errors_of_its_own_code_alon
     assert stopped == stopped_by
 
 
-async def _statuses(service: Service, one: Traffic, asked: Sequence[tuple[str, float]]) -> list[int]:
+async def _statuses(service: Service, one: ExperimentSplit, asked: Sequence[tuple[str, float]]) -> list[int]:
     predict = next(route for route in routes(service) if route.path == "/v1/models/{name:str}:predict")
     batches = asyncio.create_task(service.batcher.run())
     statuses = []

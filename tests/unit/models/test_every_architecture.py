@@ -34,7 +34,6 @@ from mirrorspark.data_pipelines.features.kinds import (
 from mirrorspark.data_pipelines.features.raw_columns import raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
-from mirrorspark.lifecycle.export.export import export_model
 from mirrorspark.models import catalog
 from mirrorspark.models.calibration import CalibratedArchitecture, Calibration
 from mirrorspark.models.classical import RECOMMENDERS
@@ -51,6 +50,7 @@ from mirrorspark.models.serving.export import (
 from mirrorspark.models.serving.preprocessing import model_inputs
 from mirrorspark.models.serving.signatures import EXACT
 from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.recommending.ratings import rating_model
 from mirrorspark.scoring.backends.protocol import ModelOutputError
 from mirrorspark.scoring.embedding.model_encoders import graph_encoders, save_features
 from mirrorspark.scoring.model.cache import load_once
@@ -58,8 +58,8 @@ from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
 from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.scoring.ratings import rating_model
 from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
+from mirrorspark.serving.export.export import export_model
 from mirrorspark.training.recommenders.fitting import scores_of
 from mirrorspark.training.recommenders.lists import best
 from mirrorspark.training.results.evaluation.ranking import best_candidates

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.columns import FLEET_SCHEMA, FleetError
-from mirrorspark.scoring.fleet.fleet import Fleet
+from mirrorspark.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.fleet.columns import FLEET_SCHEMA, FleetError
+from mirrorspark.fleet.fleet import Fleet
 
 TERMS = pd.DataFrame(
     [

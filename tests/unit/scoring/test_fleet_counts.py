@@ -7,12 +7,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from mirrorspark.scoring.fleet.bins import BINS, SIDE, Distribution, bin_edges, grouped
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.counting import counted_outputs, packed_counts, unpacked_counts
-from mirrorspark.scoring.fleet.layout import Layout
-from mirrorspark.scoring.fleet.runs.counts import COUNTS_FILE, counts_file, read_counts
-from mirrorspark.scoring.fleet.scorer import FleetScorer
+from mirrorspark.fleet.bins import BINS, SIDE, Distribution, bin_edges, grouped
+from mirrorspark.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.fleet.counting import counted_outputs, packed_counts, unpacked_counts
+from mirrorspark.fleet.layout import Layout
+from mirrorspark.fleet.runs.counts import COUNTS_FILE, counts_file, read_counts
+from mirrorspark.fleet.scorer import FleetScorer
 from mirrorspark.storage.paths import StoragePath
 
 ROWS = 3_000

@@ -21,16 +21,16 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 
-from mirrorspark.scoring.fleet.columns import FleetError
-from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports.keras import fleet_from_keras
-from mirrorspark.scoring.fleet.imports.lightgbm import fleet_from_lightgbm
-from mirrorspark.scoring.fleet.imports.onnx import fleet_from_onnx
-from mirrorspark.scoring.fleet.imports.pmml import fleet_from_pmml
-from mirrorspark.scoring.fleet.imports.scikit_learn import fleet_from_sklearn
-from mirrorspark.scoring.fleet.imports.xgboost import fleet_from_xgboost
-from mirrorspark.scoring.fleet.layout import Layout
-from mirrorspark.scoring.fleet.scorer import FleetScorer
+from mirrorspark.fleet.columns import FleetError
+from mirrorspark.fleet.fleet import Fleet
+from mirrorspark.fleet.imports.keras import fleet_from_keras
+from mirrorspark.fleet.imports.lightgbm import fleet_from_lightgbm
+from mirrorspark.fleet.imports.onnx import fleet_from_onnx
+from mirrorspark.fleet.imports.pmml import fleet_from_pmml
+from mirrorspark.fleet.imports.scikit_learn import fleet_from_sklearn
+from mirrorspark.fleet.imports.xgboost import fleet_from_xgboost
+from mirrorspark.fleet.layout import Layout
+from mirrorspark.fleet.scorer import FleetScorer
 from tests.unit.scoring.other_models import (
     NAMES,
     damaged,

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from mirrorspark.scoring.fleet.runs import tables
-from mirrorspark.scoring.fleet.runs.decisions import Standing
-from mirrorspark.scoring.fleet.runs.ledger import Change, Claim, Ledger, LedgerError, Rows, is_same_ledger
+from mirrorspark.fleet.runs import tables
+from mirrorspark.fleet.runs.decisions import Standing
+from mirrorspark.fleet.runs.ledger import Change, Claim, Ledger, LedgerError, Rows, is_same_ledger
 
 LEASE = 60.0
 ERROR = {

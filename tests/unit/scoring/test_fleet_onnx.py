@@ -12,13 +12,13 @@ import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mirrorspark.scoring.fleet.columns import FleetError
-from mirrorspark.scoring.fleet.imports.lightgbm import fleet_from_lightgbm
-from mirrorspark.scoring.fleet.imports.onnx import fleet_from_onnx
-from mirrorspark.scoring.fleet.imports.pmml import fleet_from_pmml
-from mirrorspark.scoring.fleet.imports.xgboost import fleet_from_xgboost
-from mirrorspark.scoring.fleet.layout import Layout
-from mirrorspark.scoring.fleet.scorer import FleetScorer
+from mirrorspark.fleet.columns import FleetError
+from mirrorspark.fleet.imports.lightgbm import fleet_from_lightgbm
+from mirrorspark.fleet.imports.onnx import fleet_from_onnx
+from mirrorspark.fleet.imports.pmml import fleet_from_pmml
+from mirrorspark.fleet.imports.xgboost import fleet_from_xgboost
+from mirrorspark.fleet.layout import Layout
+from mirrorspark.fleet.scorer import FleetScorer
 
 COLUMNS = ["a", "b", "c"]
 RANDOM = np.random.default_rng(4)

@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from mirrorspark.scoring.fleet import packages
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.columns import FleetError
-from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports.packaged import fleet_from_models
-from mirrorspark.scoring.fleet.layout import Layout
-from mirrorspark.scoring.fleet.packages import PackagedModelError, check_trust, packages_of
-from mirrorspark.scoring.fleet.runs.failures import CheckedFleet
-from mirrorspark.scoring.fleet.scorer import FleetScorer, bytes_of_models
+from mirrorspark.fleet import packages
+from mirrorspark.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.fleet.columns import FleetError
+from mirrorspark.fleet.fleet import Fleet
+from mirrorspark.fleet.imports.packaged import fleet_from_models
+from mirrorspark.fleet.layout import Layout
+from mirrorspark.fleet.packages import PackagedModelError, check_trust, packages_of
+from mirrorspark.fleet.runs.failures import CheckedFleet
+from mirrorspark.fleet.scorer import FleetScorer, bytes_of_models
 from mirrorspark.scoring.model.consent import UntrustedModelError
 from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loaded import LoadedModel

@@ -17,13 +17,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, parquet_files
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.runs.failures import CheckedFleet
-from mirrorspark.scoring.fleet.runs.ledger import LedgerError
-from mirrorspark.scoring.fleet.runs.plan import plan_steps
-from mirrorspark.scoring.fleet.runs.planning import command
-from mirrorspark.scoring.fleet.runs.planning.capacity import (
+from mirrorspark.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.fleet.runs.failures import CheckedFleet
+from mirrorspark.fleet.runs.ledger import LedgerError
+from mirrorspark.fleet.runs.plan import plan_steps
+from mirrorspark.fleet.runs.planning import command
+from mirrorspark.fleet.runs.planning.capacity import (
     GETS_PER_SECOND,
     PUTS_PER_SECOND,
     Rates,
@@ -32,9 +31,10 @@ from mirrorspark.scoring.fleet.runs.planning.capacity import (
     plan_for_hours,
     settle,
 )
-from mirrorspark.scoring.fleet.runs.planning.probe import Reads
-from mirrorspark.scoring.fleet.runs.planning.rehearsal import Starts
-from mirrorspark.scoring.fleet.runs.planning.settings import check_settings, recommended_settings
+from mirrorspark.fleet.runs.planning.probe import Reads
+from mirrorspark.fleet.runs.planning.rehearsal import Starts
+from mirrorspark.fleet.runs.planning.settings import check_settings, recommended_settings
+from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
 
 RATES = Rates(100e6, 2e6, 50e6, microbatch_seconds=2.0, worker_bytes=2**30)

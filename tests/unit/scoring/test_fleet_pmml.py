@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
-from mirrorspark.scoring.fleet.columns import FleetError
-from mirrorspark.scoring.fleet.imports.pmml import fleet_from_pmml
-from mirrorspark.scoring.fleet.layout import Layout
-from mirrorspark.scoring.fleet.scorer import FleetScorer
+from mirrorspark.fleet.columns import FleetError
+from mirrorspark.fleet.imports.pmml import fleet_from_pmml
+from mirrorspark.fleet.layout import Layout
+from mirrorspark.fleet.scorer import FleetScorer
 
 HEAD = """<?xml version="1.0"?><PMML xmlns="http://www.dmg.org/PMML-4_4" version="4.4"><Header/><DataDictionary>
 <DataField name="x" optype="continuous" dataType="double"/><DataField name="z" optype="continuous" dataType="double"/>

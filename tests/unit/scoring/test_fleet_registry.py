@@ -6,11 +6,11 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.callbacks.mlflow.store import store_client
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.columns import FleetError
-from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.registry import fetch_fleet, register_fleet
-from mirrorspark.scoring.fleet.runs.failures import CheckedFleet
+from mirrorspark.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.fleet.columns import FleetError
+from mirrorspark.fleet.fleet import Fleet
+from mirrorspark.fleet.registry import fetch_fleet, register_fleet
+from mirrorspark.fleet.runs.failures import CheckedFleet
 from mirrorspark.scoring.model.uri import ModelStoreError
 
 MODELS = 40

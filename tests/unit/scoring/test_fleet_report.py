@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mirrorspark.fleet.bins import BINS, Distribution
+from mirrorspark.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.fleet.runs.kept import RunRecords
+from mirrorspark.fleet.runs.plan import RunPlan, Share, Step
+from mirrorspark.fleet.runs.report.page import report_page
+from mirrorspark.fleet.runs.report.report import FleetReport, report_of
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.fleet.bins import BINS, Distribution
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.runs.kept import RunRecords
-from mirrorspark.scoring.fleet.runs.plan import RunPlan, Share, Step
-from mirrorspark.scoring.fleet.runs.report.page import report_page
-from mirrorspark.scoring.fleet.runs.report.report import FleetReport, report_of
 
 FIRST: Mapping[str, Any] = {"microbatch": 0, "attempt": 1, "outcome": "done", "began": 100.0, "seconds": 5.0}
 TIMES = {"tasks": 3, "task_seconds": 8.0, "read_seconds": 1.0, "score_seconds": 4.0, "write_seconds": 2.5}

@@ -23,23 +23,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, ParquetRows, parquet_files
+from mirrorspark.fleet import scorer
+from mirrorspark.fleet.coefficients import fleet_from_coefficients, table_of_coefficients
+from mirrorspark.fleet.columns import FLEET_SCHEMA, FleetError, digests_of
+from mirrorspark.fleet.fleet import Fleet
+from mirrorspark.fleet.layout import Layout
+from mirrorspark.fleet.runs import tables
+from mirrorspark.fleet.runs.claims import Claims, Limits
+from mirrorspark.fleet.runs.decisions import Standing, budget_reached, hopeless, microbatches_left, to_take
+from mirrorspark.fleet.runs.failures import CheckedFleet, failing, without_outputs
+from mirrorspark.fleet.runs.kept import ledger_of_run, opened_ledger
+from mirrorspark.fleet.runs.ledger import Change, Claim, Ledger, LedgerError, Rows
+from mirrorspark.fleet.runs.microbatch import read_manifest
+from mirrorspark.fleet.runs.plan import RunPlan, input_files, plan_shares, plan_steps
+from mirrorspark.fleet.runs.progress import Progress, follow
+from mirrorspark.fleet.runs.task import MicrobatchWriter, Selection
+from mirrorspark.fleet.scorer import FleetScorer
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.fleet import scorer
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients, table_of_coefficients
-from mirrorspark.scoring.fleet.columns import FLEET_SCHEMA, FleetError, digests_of
-from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.layout import Layout
-from mirrorspark.scoring.fleet.runs import tables
-from mirrorspark.scoring.fleet.runs.claims import Claims, Limits
-from mirrorspark.scoring.fleet.runs.decisions import Standing, budget_reached, hopeless, microbatches_left, to_take
-from mirrorspark.scoring.fleet.runs.failures import CheckedFleet, failing, without_outputs
-from mirrorspark.scoring.fleet.runs.kept import ledger_of_run, opened_ledger
-from mirrorspark.scoring.fleet.runs.ledger import Change, Claim, Ledger, LedgerError, Rows
-from mirrorspark.scoring.fleet.runs.microbatch import read_manifest
-from mirrorspark.scoring.fleet.runs.plan import RunPlan, input_files, plan_shares, plan_steps
-from mirrorspark.scoring.fleet.runs.progress import Progress, follow
-from mirrorspark.scoring.fleet.runs.task import MicrobatchWriter, Selection
-from mirrorspark.scoring.fleet.scorer import FleetScorer
 from mirrorspark.scoring.task.scorer import ShippedModel
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import LeaseLostError, SaveMode, WriteJob

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.fleet import compiled, scorer
+from mirrorspark.fleet.coefficients import fleet_from_coefficients
+from mirrorspark.fleet.columns import FLEET_SCHEMA
+from mirrorspark.fleet.fleet import Fleet
+from mirrorspark.fleet.layout import OUTPUTS, Layout
+from mirrorspark.fleet.scorer import FleetScorer
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.fleet import compiled, scorer
-from mirrorspark.scoring.fleet.coefficients import fleet_from_coefficients
-from mirrorspark.scoring.fleet.columns import FLEET_SCHEMA
-from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.layout import OUTPUTS, Layout
-from mirrorspark.scoring.fleet.scorer import FleetScorer
 
 Row = Mapping[str, Any]
 

@@ -27,15 +27,15 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.scoring.fleet.columns import FleetError
-from mirrorspark.scoring.fleet.fleet import Fleet
-from mirrorspark.scoring.fleet.imports.imported import Imported, fleet_of
-from mirrorspark.scoring.fleet.imports.lightgbm import fleet_from_lightgbm
-from mirrorspark.scoring.fleet.imports.scikit_learn import fleet_from_sklearn
-from mirrorspark.scoring.fleet.imports.xgboost import fleet_from_xgboost
-from mirrorspark.scoring.fleet.layout import Layout
-from mirrorspark.scoring.fleet.scorer import FleetScorer
-from mirrorspark.scoring.fleet.trees import TreeNodes, edge_at_most, edge_below
+from mirrorspark.fleet.columns import FleetError
+from mirrorspark.fleet.fleet import Fleet
+from mirrorspark.fleet.imports.imported import Imported, fleet_of
+from mirrorspark.fleet.imports.lightgbm import fleet_from_lightgbm
+from mirrorspark.fleet.imports.scikit_learn import fleet_from_sklearn
+from mirrorspark.fleet.imports.xgboost import fleet_from_xgboost
+from mirrorspark.fleet.layout import Layout
+from mirrorspark.fleet.scorer import FleetScorer
+from mirrorspark.fleet.trees import TreeNodes, edge_at_most, edge_below
 
 COLUMNS = ["a", "b", "c", "d"]
 RANDOM = np.random.default_rng(7)

@@ -19,9 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mirrorspark.scoring.precomputed.precompute import encoded_batches, precompute
-from mirrorspark.scoring.precomputed.store import PrecomputedScores
-from mirrorspark.scoring.precomputed.store_file import DamagedStoreError, StoreError
+from mirrorspark.serving.precomputed.precompute import encoded_batches, precompute
+from mirrorspark.serving.precomputed.store import PrecomputedScores
+from mirrorspark.serving.precomputed.store_file import DamagedStoreError, StoreError
 from mirrorspark.storage.paths import StorageError
 
 LISTS = pa.table(
@@ -211,7 +211,7 @@ def test_a_store_stays_open_where_no_new_one_can_be(tmp_path: Path, caplog: pyte
             now[0] += 1.0
             caplog.clear()
             deadline = time.monotonic() + 30
-            with caplog.at_level(logging.WARNING, "mirrorspark.scoring.precomputed.store"):
+            with caplog.at_level(logging.WARNING, "mirrorspark.serving.precomputed.store"):
                 while "the open store stays in use" not in caplog.text:
                     assert scores.get(1) == {"id": 1, "items": ["a"], "score": 1.0}
                     assert time.monotonic() < deadline

@@ -11,6 +11,8 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.recommending.routing.package import package_router
+from mirrorspark.recommending.routing.router import Route, Router
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.model import consent
@@ -22,8 +24,6 @@ from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.model.versions import ModelVersionsError
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.scoring.routing.package import package_router
-from mirrorspark.scoring.routing.router import Route, Router
 from tests.unit.scoring.exported_models import FLIGHTS, MEMBERS, export_members
 from tests.unit.scoring.other_models import LINEAR, pictures, png, save_picture_keras, save_sklearn
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.recommending.reranking.rerank import rerank
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.reranking.rerank import rerank
 
 ITEMS = pa.table(
     {

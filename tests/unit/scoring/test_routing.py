@@ -15,6 +15,12 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.recommending.recommend import recommend
+from mirrorspark.recommending.reranking.ranking import Ranking
+from mirrorspark.recommending.routing.blend import as_arrays, as_lists, blended, of_length
+from mirrorspark.recommending.routing.decision import check_columns, decide
+from mirrorspark.recommending.routing.package import package_router
+from mirrorspark.recommending.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.model.consent import UntrustedModelError
@@ -25,13 +31,7 @@ from mirrorspark.scoring.model.hooks import HookError
 from mirrorspark.scoring.model.loaded import LoadedModel, Search
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.scoring.recommend import recommend
 from mirrorspark.scoring.registration import register_model
-from mirrorspark.scoring.reranking.ranking import Ranking
-from mirrorspark.scoring.routing.blend import as_arrays, as_lists, blended, of_length
-from mirrorspark.scoring.routing.decision import check_columns, decide
-from mirrorspark.scoring.routing.package import package_router
-from mirrorspark.scoring.routing.router import Cascade, Route, Router
 from tests.unit.scoring.exported_models import export_als, export_movies, export_watches
 
 NOON = datetime.datetime(2026, 3, 10, 12, tzinfo=datetime.UTC)
@@ -260,7 +260,7 @@ def test_one_search_ranks_all_candidates_by_the_vectors_of_several_models(
     assert [row["candidates"] for row in predicted] == [row["candidates"] for row in usual]
     # In parts and tiles of a row or two, and as the first stage of a cascade.
     monkeypatch.setattr("mirrorspark.scoring.model.loaded._VECTOR_ROWS", 2)
-    monkeypatch.setattr("mirrorspark.scoring.routing.vector_search._TILE_SCORES", 1)
+    monkeypatch.setattr("mirrorspark.recommending.routing.vector_search._TILE_SCORES", 1)
     again = LoadedModel(tmp_path / "router").score(rows)
     np.testing.assert_array_equal(again["candidates"], model.score(rows)["candidates"])
     genres = pa.table({"movie": [f"m{number}" for number in range(50)], "genre": ["g"] * 50})

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from mirrorspark.training.results.evaluation import bootstrap
-from mirrorspark.training.results.evaluation.bootstrap import (
+from mirrorspark.evaluation import bootstrap
+from mirrorspark.evaluation.bootstrap import (
     binary_statistics,
     mean_statistics,
     multi_class_statistics,
     paired_intervals,
     regression_statistics,
 )
-from mirrorspark.training.results.evaluation.metrics import binary_metrics, multi_class_metrics, regression_metrics
+from mirrorspark.evaluation.metrics import binary_metrics, multi_class_metrics, regression_metrics
 
 ROWS = 300
 RANDOM = np.random.default_rng(5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from mirrorspark.training.results.evaluation.metrics import (
+from mirrorspark.evaluation.metrics import (
     binary_metrics,
     check_binary_label,
     is_better,

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mirrorspark.scoring.fleet.columns import FleetError
-from mirrorspark.training.fleet.declared import check_columns, declared_models
-from mirrorspark.training.fleet.plan import StackSettings
-from mirrorspark.training.fleet.targets import TargetsTask, TargetSums, check_targets
+from mirrorspark.fleet.columns import FleetError
+from mirrorspark.fleet.training.declared import check_columns, declared_models
+from mirrorspark.fleet.training.plan import StackSettings
+from mirrorspark.fleet.training.targets import TargetsTask, TargetSums, check_targets
 from mirrorspark.training.settings import ConfigError
 
 

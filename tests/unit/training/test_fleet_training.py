@@ -24,17 +24,17 @@ from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
+from mirrorspark.fleet.layout import Layout
+from mirrorspark.fleet.scorer import FleetScorer
+from mirrorspark.fleet.training.declared import declared_models
+from mirrorspark.fleet.training.inputs import inputs_of
+from mirrorspark.fleet.training.plan import TARGETS, StackMember, StackPlan, StackSettings, train_stack
+from mirrorspark.fleet.training.stack import ScoreCounts, StackedModels, areas_under_curve
+from mirrorspark.fleet.training.stopping import ModelStopping
+from mirrorspark.fleet.training.targets import TargetSums
+from mirrorspark.fleet.training.trained import fleet_of, report_of, summary
+from mirrorspark.fleet.training.worker import NUMBERS, assembled
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.scoring.fleet.layout import Layout
-from mirrorspark.scoring.fleet.scorer import FleetScorer
-from mirrorspark.training.fleet.declared import declared_models
-from mirrorspark.training.fleet.inputs import inputs_of
-from mirrorspark.training.fleet.plan import TARGETS, StackMember, StackPlan, StackSettings, train_stack
-from mirrorspark.training.fleet.stack import ScoreCounts, StackedModels, areas_under_curve
-from mirrorspark.training.fleet.stopping import ModelStopping
-from mirrorspark.training.fleet.targets import TargetSums
-from mirrorspark.training.fleet.trained import fleet_of, report_of, summary
-from mirrorspark.training.fleet.worker import NUMBERS, assembled
 from mirrorspark.training.functions import worker as function_rank
 from mirrorspark.training.functions.plan import FunctionPlan, pack_function, unpack_value
 from mirrorspark.training.protocol.activity import Activity

@@ -21,11 +21,16 @@ from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiV
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.lifecycle.serve.metrics import Metrics
-from mirrorspark.lifecycle.serve.model import ServedModel
 from mirrorspark.models import two_tower
 from mirrorspark.models.retrieval.saved_towers import save_towers
 from mirrorspark.models.serving.export import build_indexes, recalls, save_retrieval
+from mirrorspark.recommending.item_index import embed_items
+from mirrorspark.recommending.item_index.build import BuildPlan, RefreshError, write_indexes
+from mirrorspark.recommending.item_index.refresh import RefreshedIndex, catalogue_of, refresh_index, write_refreshed
+from mirrorspark.recommending.ratings import rating_model
+from mirrorspark.recommending.recommend import unavailable_ids
+from mirrorspark.recommending.routing.package import package_router
+from mirrorspark.recommending.routing.router import Route, Router
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, tell_ages, warn_if_stale
 from mirrorspark.scoring.model.directory import (
@@ -38,13 +43,8 @@ from mirrorspark.scoring.model.directory import (
 from mirrorspark.scoring.model.loaded import LoadedModel, Search
 from mirrorspark.scoring.model.pinned import pinned_folder
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.scoring.ratings import rating_model
-from mirrorspark.scoring.recommend import unavailable_ids
-from mirrorspark.scoring.routing.package import package_router
-from mirrorspark.scoring.routing.router import Route, Router
-from mirrorspark.training.catalogue import embed_items
-from mirrorspark.training.catalogue.build import BuildPlan, RefreshError, write_indexes
-from mirrorspark.training.catalogue.refresh import RefreshedIndex, catalogue_of, refresh_index, write_refreshed
+from mirrorspark.serving.metrics import Metrics
+from mirrorspark.serving.model import ServedModel
 
 K = 5
 GENRES = ("war", "noir", "jazz")
@@ -134,7 +134,7 @@ def movies(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def without_scann(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build no ScaNN index, whose start takes a second: the test of two workers has one."""
-    monkeypatch.setattr("mirrorspark.training.catalogue.build.has_scann", lambda: False)
+    monkeypatch.setattr("mirrorspark.recommending.item_index.build.has_scann", lambda: False)
 
 
 def refreshed(

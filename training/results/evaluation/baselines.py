@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[imp
 
 from mirrorspark.data_pipelines.features.kinds import Form
 from mirrorspark.data_pipelines.features.transform import SparseRows
-from mirrorspark.training.results.evaluation.metrics import check_binary_label
+from mirrorspark.evaluation.metrics import check_binary_label
 
 MAX_THREADS = 2
 

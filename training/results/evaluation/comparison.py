@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, ranking_values
-from mirrorspark.training.results.evaluation.bootstrap import (
+from mirrorspark.evaluation.bootstrap import (
     Statistics,
     binary_statistics,
     multi_class_statistics,
@@ -18,6 +17,7 @@ from mirrorspark.training.results.evaluation.bootstrap import (
     paired_intervals,
     regression_statistics,
 )
+from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, ranking_values
 from mirrorspark.training.results.evaluation.evaluate_run import (
     classed_columns,
     held_back_tokens,

@@ -15,6 +15,22 @@ from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.evaluation.bootstrap import (
+    TEST_ROWS,
+    Statistics,
+    binary_statistics,
+    mean_statistics,
+    multi_class_statistics,
+    multi_label_statistics,
+    paired_intervals,
+    regression_statistics,
+)
+from mirrorspark.evaluation.metrics import (
+    binary_metrics,
+    multi_class_metrics,
+    multi_label_metrics,
+    regression_metrics,
+)
 from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, catalogue_metrics, ranking_values
 from mirrorspark.plots.beside import drawn
 from mirrorspark.plots.calibration import calibration_curve
@@ -36,23 +52,7 @@ from mirrorspark.training.results.evaluation.baselines import (
     split_rows,
 )
 from mirrorspark.training.results.evaluation.boosting import gradient_boosting
-from mirrorspark.training.results.evaluation.bootstrap import (
-    TEST_ROWS,
-    Statistics,
-    binary_statistics,
-    mean_statistics,
-    multi_class_statistics,
-    multi_label_statistics,
-    paired_intervals,
-    regression_statistics,
-)
 from mirrorspark.training.results.evaluation.linear import linear_model
-from mirrorspark.training.results.evaluation.metrics import (
-    binary_metrics,
-    multi_class_metrics,
-    multi_label_metrics,
-    regression_metrics,
-)
 from mirrorspark.training.results.evaluation.segments import retrieval_rows, segment_metrics
 from mirrorspark.training.results.report.rivals import as_baseline, in_words
 from mirrorspark.training.tasks import LINEAR_BASELINES

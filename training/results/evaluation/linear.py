@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, mean_squared_error
 
 from mirrorspark.data_pipelines.features.transform import SparseRows
+from mirrorspark.evaluation.bootstrap import row_log_losses
 from mirrorspark.training.executor.child_process import Tell
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
@@ -30,7 +31,6 @@ from mirrorspark.training.results.evaluation.baselines import (
     feature_columns,
     free_threads,
 )
-from mirrorspark.training.results.evaluation.bootstrap import row_log_losses
 
 # scikit-learn's C, the inverse of the strength of the regularisation: the validation rows choose one.
 _INVERSE_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)

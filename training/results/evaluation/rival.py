@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.evaluation.metrics import is_better
 from mirrorspark.models.catalog import BOOSTED_TREES
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.training.executor.child_process import Tell
@@ -25,7 +26,6 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     fitted_baseline,
     metrics_of,
 )
-from mirrorspark.training.results.evaluation.metrics import is_better
 
 if TYPE_CHECKING:
     from mirrorspark.models.boosted_trees import Trees

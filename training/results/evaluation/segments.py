@@ -12,8 +12,8 @@ from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, MISSI
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.reading.queries import query_digests
+from mirrorspark.evaluation.bootstrap import TEST_ROWS
 from mirrorspark.models.retrieval.ranking_metrics import catalogue_metrics, ranking_metrics
-from mirrorspark.training.results.evaluation.bootstrap import TEST_ROWS
 
 # Share of a split's rows whose users count as light; those with as many interactions as the last of them do, too.
 LIGHT_SHARE = 0.25

@@ -11,6 +11,8 @@ from markupsafe import Markup
 
 from mirrorspark.data_pipelines.quality.dataset_page import rate_rows
 from mirrorspark.data_pipelines.quality.profile import DatasetProfile
+from mirrorspark.evaluation.bootstrap import TEST_ROWS
+from mirrorspark.evaluation.metrics import is_better
 from mirrorspark.plots.histogram import short_number
 from mirrorspark.plots.html import figure_html, in_digits, table_html
 from mirrorspark.plots.page import page_template
@@ -19,8 +21,6 @@ from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.recipe import as_yaml
 from mirrorspark.training.records.run_history import headline
-from mirrorspark.training.results.evaluation.bootstrap import TEST_ROWS
-from mirrorspark.training.results.evaluation.metrics import is_better
 from mirrorspark.training.results.report import rivals
 from mirrorspark.training.results.report.cost import Cost
 from mirrorspark.training.results.report.rivals import each_baseline

@@ -1,0 +1,1 @@
+"""Metrics and their intervals: one of each, for training, gates and experiments."""

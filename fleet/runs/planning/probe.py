@@ -1,0 +1,432 @@
+"""Measures the rates of a fleet on a sample of its table, and plans its run with them."""
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache, partial, reduce
+from itertools import accumulate
+from math import ceil
+from operator import add
+from pathlib import Path
+from statistics import mean
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import SparkSession
+
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, ParquetRows, RowGroups
+from mirrorspark.data_pipelines.spark.tasks import Shares, is_local, numbers_of, portable, progress_bar, write_files
+from mirrorspark.fleet.columns import array
+from mirrorspark.fleet.fleet import Fleet
+from mirrorspark.fleet.kernels import STRIP
+from mirrorspark.fleet.layout import Layout
+from mirrorspark.fleet.packages import check_trust
+from mirrorspark.fleet.runs.failures import CheckedFleet
+from mirrorspark.fleet.runs.plan import DEFAULT_MODELS, Step, plan_steps
+from mirrorspark.fleet.runs.planning.capacity import (
+    FleetPlan,
+    Rates,
+    Work,
+    plan_for_cores,
+    plan_for_hours,
+    settle,
+)
+from mirrorspark.fleet.runs.planning.rehearsal import Starts, rehearse
+from mirrorspark.fleet.runs.task import MicrobatchWriter, Selection
+from mirrorspark.fleet.score import check_result, ship_fleet
+from mirrorspark.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND
+from mirrorspark.fleet.task import FleetTally, Read
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.files import find_source
+from mirrorspark.scoring.input.spark_tables import SparkSource
+from mirrorspark.scoring.task.scorer import ShippedModel
+from mirrorspark.storage.paths import Location, StoragePath
+from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
+
+DEFAULT_PROBE_SECONDS = 8.0
+
+# Arrow asks for columns that lie beside each other at once, up to so many bytes.
+_RANGE_BYTES = 32 * 2**20
+# The speed that a trial shows may be wrong by so much.
+_MOST_TIMES_LONGER = 16
+# From which the bytes of columns are taken, and those of steps: row groups and steps are much alike.
+_MOST_GROUPS, _MOST_STEPS = 8, 100
+
+
+def plan_fleet(
+    spark: SparkSession,
+    fleet: Fleet | str | Path | Mapping[str, Fleet | str | Path],
+    paths: Location | Sequence[Location],
+    *,
+    keys: str | Sequence[str],
+    hours: float | None = None,
+    cores: int | None = None,
+    layout: str = "wide",
+    outputs: str | Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    models_per_microbatch: int | None = None,
+    rows: int | None = None,
+    models: int | None = None,
+    prefixes: int = 1,
+    scratch: Location | None = None,
+    seconds: float = DEFAULT_PROBE_SECONDS,
+    trust: bool = False,
+) -> FleetPlan:
+    """Plan a run of :func:`run_fleet`: the cores for some hours, or the hours on some cores.
+
+    Tasks score a sample, some row groups on each core, and the rates that they have are taken for those of the whole
+    run. A run over a few rows shows how long runs and microbatches take to start. The result plans further hours and
+    cores by ``with_hours`` and ``with_cores`` without another sample.
+
+    Args:
+        spark: The session whose cores are measured.
+        fleet: As for :func:`run_fleet`, as are the next two.
+        paths: The input, or a part of it.
+        keys: Columns that identify a row.
+        hours: The time that the run may take.
+        cores: Tasks that run at the same time; give this or ``hours``.
+        layout: As for :func:`run_fleet`, as are the next two.
+        outputs: The outputs.
+        groups: The groups of models.
+        models_per_microbatch: By default what the plan says.
+        rows: Rows to plan for; by default those of the input.
+        models: Models to plan for, in the proportions of the groups; by default those of the fleet.
+        prefixes: As for :func:`run_fleet`.
+        scratch: A folder that all executors can write to; by default a temporary one, which a local session can.
+        seconds: Duration of the sample, about; two shorter ones come first, and the run over a few rows last.
+        trust: As for ``score_fleet``.
+
+    Raises:
+        UntrustedModelError: A model brings Python code, and ``trust`` is False.
+        ScoringError: Neither or both of ``hours`` and ``cores`` are given, a number is not above 0, there are no rows,
+            a model raises an error, no number of cores is enough, or for a reason of :func:`run_fleet`.
+        FleetError: As for :func:`run_fleet`.
+        FileNotFoundError: There are no Parquet files.
+        FleetRunError: The run over a few rows fails.
+    """
+    plan = _planner(hours, cores)
+    _check_sizes(rows=rows, models=models, models_per_microbatch=models_per_microbatch, prefixes=prefixes)
+    if not seconds > 0:
+        raise ScoringError(f"seconds {seconds} is not above 0; give some seconds for the sample")
+    if scratch is None and not is_local(spark):
+        raise ScoringError(
+            "the executors need a folder to write the sample to; give scratch= a path that all can reach"
+        )
+    begin = time.perf_counter()
+    source = find_source(paths, None)
+    if isinstance(source, SparkSource):
+        raise ScoringError("a table with a log may change during a run; write it as Parquet, and give its path")
+    files = ParquetFiles.of(source)
+    opened = time.perf_counter() - begin
+    checked = CheckedFleet.of(fleet)
+    check_trust(checked.fleet, trust=trust)
+    checked = checked.against(files.schema)
+    keys = (keys,) if isinstance(keys, str) else tuple(keys)
+    table = Layout.of(checked.fleet, layout, (outputs,) if isinstance(outputs, str) else outputs)
+    check_result(table, files.schema, keys)
+    steps = plan_steps(checked, groups, DEFAULT_MODELS if models_per_microbatch is None else models_per_microbatch)
+    largest = tuple(max(steps, key=lambda step: len(step.digests)).digests)
+    columns = list(dict.fromkeys([*keys, *checked.fleet.select(largest).columns]))
+    sample = _Sample(files.rows(columns), keys, table, largest)
+    if not sample.table.rows:
+        raise ScoringError(f"{paths} has no rows, with which nothing can be measured; name the table")
+    with tempfile.TemporaryDirectory(prefix="mirrorspark-plan-") as local:
+        folder = StoragePath.of(local if scratch is None else scratch) / f"probe-{uuid4().hex[:12]}"
+        try:
+            with progress_bar(spark, "plan"):
+                measured = sample.measure(spark, checked.fleet, folder, seconds)
+                starts = rehearse(
+                    spark,
+                    _sound(checked, largest),
+                    sample.first_rows(),
+                    folder / "run",
+                    Path(local, "ledger.db"),
+                    keys=keys,
+                    layout=table,
+                )
+        finally:
+            folder.delete()
+    many, row_groups = sample.table.rows if rows is None else rows, len(sample.table.groups)
+    reads = Reads.of(sample.table, files.footers[0].schema.names, keys)
+
+    def reads_of(models: int) -> tuple[float, float]:
+        return reads.of_steps(checked.fleet, plan_steps(checked, groups, models))
+
+    read_bytes, gets = reads_of(len(largest))
+    work = Work(
+        rows=many,
+        models=_of_groups(steps, models),
+        read_bytes_per_row=read_bytes,
+        write_bytes_per_inference=measured.write_bytes / (measured.rows * len(largest)),
+        row_groups=max(1, round(row_groups * many / sample.table.rows)),
+        gets_per_row_group=gets,
+        is_wide=table.name == "wide",
+        input_prefixes=len({str(file.path.parent) for file in files.files}),
+        prefixes=prefixes,
+    )
+    # A run opens the whole input, as has been done here; that over a few rows did not.
+    rates = measured.rates(len(largest), replace(starts, run=opened + starts.run))
+    if models_per_microbatch is None:
+        work, models_per_microbatch = settle(work, rates, reads_of)
+    return plan(work, rates, models_per_microbatch)
+
+
+def _check_sizes(**sizes: int | None) -> None:
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ScoringError(f"{name} {value} is not above 0; give a number such as 100, or leave it out")
+
+
+def _planner(hours: float | None, cores: int | None) -> Callable[[Work, Rates, int | None], FleetPlan]:
+    # Before the sample is measured, which takes a while.
+    _check_sizes(cores=cores)
+    if hours is not None and not hours > 0:
+        raise ScoringError(f"hours {hours} is not above 0; give a number such as 15")
+    if hours is not None and cores is None:
+        return lambda work, rates, models: plan_for_hours(work, rates, hours, models)
+    if cores is not None and hours is None:
+        return lambda work, rates, models: plan_for_cores(work, rates, cores, models)
+    raise ScoringError("give either hours or cores: the other one is planned")
+
+
+def _sound(checked: CheckedFleet, models: Sequence[str]) -> Fleet:
+    """Return those of the models that have not failed, of which a run would warn; all, if none is left."""
+    failed = {one.model for one in checked.failures}
+    return checked.fleet.select([name for name in models if name not in failed] or models)
+
+
+def _of_groups(steps: Sequence[Step], models: int | None) -> dict[str, int]:
+    """Return the number of models by group, of ``models`` if that is given."""
+    counts = Counter[str]()
+    for step in steps:
+        counts[step.group] += len(step.digests)
+    total = counts.total()
+    return {group: ceil(count * (total if models is None else models) / total) for group, count in counts.items()}
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What steps read of a table, as the footers of its files say.
+
+    Attributes:
+        stored: The columns of a file, in their order.
+        bytes_per_row: By column, for some row groups from the whole table.
+        group_rows: Rows of a row group, in the mean.
+    """
+
+    keys: tuple[str, ...]
+    stored: tuple[str, ...]
+    bytes_per_row: Mapping[str, float]
+    group_rows: float
+
+    @classmethod
+    def of(cls, table: ParquetRows, stored: Sequence[str], keys: Sequence[str]) -> "Reads":
+        """Read some footers of a table that has rows."""
+        filled = [place for place, rows in enumerate(table.group_rows) if rows]
+        some = filled[:: ceil(len(filled) / _MOST_GROUPS)]
+        rows = sum(table.group_rows[place] for place in some)
+        found = reduce(add, (_stored_bytes(table.groups[place]) for place in some))
+        per_row = {name: size / rows for name, size in found.items()}
+        return cls(tuple(keys), tuple(stored), per_row, table.rows / len(table.groups))
+
+    def of_steps(self, fleet: Fleet, steps: Sequence[Step]) -> tuple[float, float]:
+        """Return ``read_bytes_per_row`` and ``gets_per_row_group`` of :class:`Work`, the means of the steps."""
+        lists, places = array(fleet.table, "column"), {name: place for place, name in enumerate(fleet.names)}
+        sizes, runs = [], []
+        for step in steps[:: ceil(len(steps) / _MOST_STEPS)]:
+            own = lists.take(pa.array([places[name] for name in step.digests])).flatten().unique().to_pylist()
+            columns = {*self.keys, *own}
+            sizes.append(sum(self.bytes_per_row.get(name, 0.0) for name in columns))
+            runs.append(_runs(self.stored, columns))
+        return mean(sizes), mean(runs) + mean(sizes) * self.group_rows / _RANGE_BYTES
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What tasks took for a sample; seconds of all of them together, but for ``longest``."""
+
+    rows: int
+    read_bytes: float
+    write_bytes: int
+    read_seconds: float
+    score_seconds: float
+    write_seconds: float
+    longest: float
+    worker_bytes: int
+
+    def __add__(self, other: "_Measured") -> "_Measured":
+        added = {name: value + getattr(other, name) for name, value in asdict(self).items()}
+        return _Measured(**added | {"worker_bytes": max(self.worker_bytes, other.worker_bytes)})
+
+    def rates(self, models: int, starts: Starts) -> Rates:
+        return Rates(
+            read_bytes_per_second=self.read_bytes / max(1e-9, self.read_seconds),
+            inferences_per_second=self.rows * models / max(1e-9, self.score_seconds),
+            write_bytes_per_second=self.write_bytes / max(1e-9, self.write_seconds),
+            microbatch_seconds=starts.microbatch,
+            worker_bytes=self.worker_bytes,
+            start_seconds=starts.run,
+        )
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The first rows of some row groups, with the models of a microbatch."""
+
+    table: ParquetRows
+    keys: tuple[str, ...]
+    layout: Layout
+    models: tuple[str, ...]
+
+    def measure(self, spark: SparkSession, fleet: Fleet, folder: StoragePath, seconds: float) -> _Measured:
+        """Score as many rows as take about so many seconds."""
+        passes = _Passes(self, spark, folder, ship_fleet(spark, fleet))
+        # Loads the fleet and compiles the kernels.
+        passes.score(STRIP, "warm-up")
+        few = max(STRIP, int(seconds / 4 * ASSUMED_INFERENCES_PER_SECOND / len(self.models)))
+        trial = passes.score(few, "trial")
+        of_a_core = trial.rows / passes.tasks
+        wanted = of_a_core * min(_MOST_TIMES_LONGER, max(1.0, seconds / max(1e-9, trial.longest)))
+        begin = time.perf_counter()
+        measured = passes.score(int(wanted), "sample-0")
+        # A machine is not equally fast at all times, so that a small table is scored again.
+        times = round(seconds / (time.perf_counter() - begin))
+        return reduce(add, (passes.score(int(wanted), f"sample-{number}") for number in range(1, times)), measured)
+
+    def first_rows(self) -> pa.RecordBatch:
+        """Return some rows of the table."""
+        place = next(place for place, rows in enumerate(self.table.group_rows) if rows)
+        return next(self.table.batches((self.table.groups[place],), STRIP))
+
+    def groups(self, tasks: int, rows: int) -> list[list[int]]:
+        """Return the places of the row groups of each task, which have together ``rows`` rows, or are its share."""
+        filled = [place for place, count in enumerate(self.table.group_rows) if count]
+        # From the whole table: its beginning may be unlike the rest.
+        shares = [filled[task * len(filled) // tasks : (task + 1) * len(filled) // tasks] for task in range(tasks)]
+        found = []
+        for share in shares:
+            before = [0, *accumulate(self.table.group_rows[place] for place in share)]
+            found.append([place for place, count in zip(share, before, strict=False) if count < rows])
+        return found
+
+
+class _Passes:
+    """Passes over a sample in one session; each is a job.
+
+    Attributes:
+        tasks: Tasks of a pass, one for each core that has a row group.
+    """
+
+    def __init__(self, sample: _Sample, spark: SparkSession, folder: StoragePath, shipped: ShippedModel) -> None:
+        self._sample, self._spark, self._folder, self._shipped = sample, spark, folder, shipped
+        self.tasks = min(spark.sparkContext.defaultParallelism, sum(rows > 0 for rows in sample.table.group_rows))
+        self._bytes = lru_cache(maxsize=None)(self._bytes_of)
+
+    def score(self, rows: int, name: str) -> _Measured:
+        """Score at most so many rows in each task."""
+        table = self._sample.table
+        groups = self._sample.groups(self.tasks, rows)
+        chosen = [place for own in groups for place in own]
+        part = ParquetRows(
+            table.schema,
+            tuple(table.groups[place] for place in chosen),
+            tuple(table.group_bytes[place] for place in chosen),
+            tuple(table.group_rows[place] for place in chosen),
+        )
+        counts = [self._counts(own, rows) for own in groups]
+        total = sum(sum(own.values()) for own in counts)
+        job = WriteJob.begin(self._folder / name, SaveMode.ERROR)
+        schema = pa.schema([table.schema.field(key) for key in self._sample.keys])
+        layout, selection = self._sample.layout, Selection(self._sample.models)
+        writer = _SampleWriter(job, schema, self._shipped, layout.name, layout.outputs, selection)
+        shares = Shares.of(part, [len(own) for own in groups])
+        body = portable(_SampleTask(shares, writer, rows))
+        partitions = shares.partitions(self._spark)
+        done = write_files(partitions, job, body, lambda: total, refusal=ColumnError, seal=_refuse_failures)
+        kinds, reports = ("read_seconds", "score_seconds", "write_seconds"), done.reports
+        return _Measured(
+            **{kind: sum(report[kind] for report in reports) for kind in kinds},
+            rows=total,
+            read_bytes=sum(
+                self._bytes(place) * count / table.group_rows[place] for own in counts for place, count in own.items()
+            ),
+            write_bytes=done.bytes,
+            longest=max(sum(report[kind] for kind in kinds) for report in reports),
+            worker_bytes=max(report["peak_memory_bytes"] for report in reports),
+        )
+
+    def _counts(self, places: Sequence[int], rows: int) -> dict[int, int]:
+        """Return how many rows a task scores of each of its row groups."""
+        counts = {}
+        for place in places:
+            counts[place] = min(rows, self._sample.table.group_rows[place])
+            rows -= counts[place]
+        return counts
+
+    def _bytes_of(self, place: int) -> int:
+        table = self._sample.table
+        found = _stored_bytes(table.groups[place])
+        return sum(found[name] for name in table.schema.names)
+
+
+@dataclass(frozen=True)
+class _SampleWriter(MicrobatchWriter):
+    """Writes as microbatches do, and counts all that is neither reading nor scoring as writing."""
+
+    def _written(self, number: int, read: Read, tally: FleetTally) -> list[WrittenFile]:
+        begin = time.perf_counter()
+        files = super()._written(number, read, tally)
+        tally.write_seconds = time.perf_counter() - begin - tally.read_seconds - tally.score_seconds
+        return files
+
+
+@dataclass(frozen=True)
+class _SampleTask:
+    """Body of a task that scores the first rows of its row group."""
+
+    shares: Shares
+    writer: _SampleWriter
+    rows: int
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for number in numbers_of(batches):
+            yield self.writer.write(number, partial(self._first, self.shares.groups[number]))
+
+    def _first(self, groups: Sequence[RowGroups], multiple: int) -> Iterator[pa.RecordBatch]:
+        left = self.rows
+        for batch in self.shares.source.batches(groups, multiple):
+            yield batch.slice(0, left)
+            left -= batch.num_rows
+            if left <= 0:
+                return
+
+
+def _refuse_failures(_: Sequence[WrittenFile], reports: Sequence[Mapping[str, Any]]) -> list[WrittenFile]:
+    for failure in (failure for report in reports for failure in report["failures"]):
+        raise ScoringError(
+            f"model '{failure['model']}' raises {failure['error']} for the sample ({failure['message']}); mend it, or "
+            f"plan without it"
+        )
+    return []
+
+
+def _stored_bytes(group: RowGroups) -> Counter[str]:
+    """Return the bytes in the file of each column of a row group."""
+    found = Counter[str]()
+    with group.file.path.open_read() as source:
+        of_group = pq.ParquetFile(source).metadata.row_group(group.first)
+        for place in range(of_group.num_columns):
+            column = of_group.column(place)
+            found[column.path_in_schema.split(".")[0]] += column.total_compressed_size
+    return found
+
+
+def _runs(stored: Sequence[str], columns: Set[str]) -> int:
+    """Return how many runs of columns that lie beside each other in a file ``columns`` are."""
+    is_read = [name in columns for name in stored]
+    return sum(now and not before for now, before in zip(is_read, [False, *is_read], strict=False))

@@ -1,0 +1,129 @@
+"""How far a fleet's run is, by the rows of its ledger."""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from mirrorspark.data_pipelines.spark.task_bar import clock_time
+from mirrorspark.fleet.runs import tables
+from mirrorspark.fleet.runs.ledger import Ledger, LedgerError, reason
+from mirrorspark.plots.histogram import short_number
+from mirrorspark.scoring.errors import ScoringError
+
+DEFAULT_WATCH_SECONDS = 2.0
+
+# A run of which no driver holds a microbatch has ended, unless it has just begun.
+_IDLE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        done: Microbatches that are published.
+        running: Microbatches that a driver holds.
+        failed: Microbatches whose last attempt has failed.
+        waiting: All other microbatches.
+        inferences: Rows times models of those that are done.
+        inferences_per_second: In the time in which attempts ran that have published; None if there are none.
+        seconds_left: At that rate.
+    """
+
+    done: int
+    running: int
+    failed: int
+    waiting: int
+    inferences: int
+    inferences_per_second: float | None
+    seconds_left: float | None
+
+    @classmethod
+    def of(
+        cls, microbatches: Sequence[Mapping[str, Any]], attempts: Iterable[Mapping[str, Any]], now: float
+    ) -> "Progress":
+        """Return the progress.
+
+        Args:
+            microbatches: Rows of the ledger's table, as are ``attempts``.
+            attempts: Of the same run.
+            now: By the clock of the ledger; a lease that has run out by then holds nothing.
+        """
+        sizes = {row["number"]: row["rows"] * row["models"] for row in microbatches}
+        is_held = {row["number"] for row in microbatches if row["state"] == "running" and row["lease_until"] > now}
+        done = [row["number"] for row in microbatches if row["state"] == "done"]
+        failed = sum(row["state"] == "failed" for row in microbatches)
+        published = [one for one in attempts if one["outcome"] == "done"]
+        busy = covered_seconds((one["began"], one["began"] + one["seconds"]) for one in published)
+        scored = sum(sizes[number] for number in {one["microbatch"] for one in published})
+        rate = scored / busy if busy and scored else None
+        inferences = sum(sizes[number] for number in done)
+        left = sum(sizes.values()) - inferences
+        return cls(
+            done=len(done),
+            running=len(is_held),
+            failed=failed,
+            waiting=len(sizes) - len(done) - len(is_held) - failed,
+            inferences=inferences,
+            inferences_per_second=rate,
+            seconds_left=None if rate is None else left / rate,
+        )
+
+    @property
+    def microbatches(self) -> int:
+        """All of them."""
+        return self.done + self.running + self.failed + self.waiting
+
+    def __str__(self) -> str:
+        """Return it in a line."""
+        counts = f"{self.done:,} of {self.microbatches:,} microbatches done, {self.running:,} running"
+        counts += f", {self.failed:,} failed"
+        if self.inferences_per_second is None or self.seconds_left is None:
+            return counts
+        return (
+            f"{counts}; {short_number(self.inferences_per_second)} inferences/s, {clock_time(self.seconds_left)} left"
+        )
+
+
+def follow(book: Ledger, run: str, every_seconds: float) -> Iterator[Progress]:
+    """Yield how far a run is, again and again, as long as a driver works on it.
+
+    Args:
+        book: The ledger.
+        run: Id of the run.
+        every_seconds: Time between two looks.
+
+    Raises:
+        ScoringError: ``every_seconds`` is not above 0.
+        LedgerError: The ledger does not answer.
+    """
+    if not every_seconds > 0:
+        raise ScoringError(f"every_seconds {every_seconds} is not above 0; give a second or more")
+    pause, idle_looks = threading.Event(), 0
+    while True:
+        try:
+            now = book.now()
+            states = [row["state"] for row in book.rows(tables.RUNS, run)]
+            microbatches = book.rows(tables.MICROBATCHES, run)
+            attempts = book.rows(tables.ATTEMPTS, run, ("microbatch", "outcome", "began", "seconds"))
+        except SQLAlchemyError as error:
+            raise LedgerError(f"the ledger {book.name} does not answer ({reason(error)}); look again later") from error
+        found = Progress.of(microbatches, attempts, now)
+        yield found
+        idle_looks = 0 if found.running else idle_looks + 1
+        # A driver that ends sets the state while others may go on, and one that was killed leaves it.
+        if not found.running and (states != ["running"] or (idle_looks - 1) * every_seconds > _IDLE_SECONDS):
+            return
+        pause.wait(every_seconds)
+
+
+def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
+    """Return the length of the union of some spans: what ran at the same time counts once, and pauses not at all."""
+    total, reached = 0.0, float("-inf")
+    for first, last in sorted(spans):
+        total += max(0.0, last - max(first, reached))
+        reached = max(reached, last)
+    return total

@@ -1,0 +1,479 @@
+"""Runs of fleets: begin one, or resume it; what is published stays, and only the rest is scored."""
+
+import logging
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from pyspark.sql import SparkSession
+
+from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles
+from mirrorspark.data_pipelines.spark.tasks import progress_bar
+from mirrorspark.fleet.columns import some
+from mirrorspark.fleet.fleet import Fleet
+from mirrorspark.fleet.layout import Layout
+from mirrorspark.fleet.packages import check_trust
+from mirrorspark.fleet.runs import tables
+from mirrorspark.fleet.runs.claims import LIMITS, Claims
+from mirrorspark.fleet.runs.decisions import budget_reached, hopeless, microbatches_left
+from mirrorspark.fleet.runs.failures import CheckedFleet, ModelFailure
+from mirrorspark.fleet.runs.kept import (
+    check_no_run,
+    keep_run,
+    kept_fleet,
+    ledger_of_run,
+    opened_ledger,
+    resolved_output,
+)
+from mirrorspark.fleet.runs.ledger import Change, Ledger, Rows
+from mirrorspark.fleet.runs.microbatch import Manifest, Scoring, error_rows, published_manifests
+from mirrorspark.fleet.runs.plan import (
+    DEFAULT_AT_ONCE,
+    DEFAULT_MODELS,
+    RUN_FOLDER,
+    RunPlan,
+    folder_columns,
+    input_files,
+    plan_shares,
+    plan_steps,
+)
+from mirrorspark.fleet.runs.planning.settings import problems_of
+from mirrorspark.fleet.runs.progress import DEFAULT_WATCH_SECONDS, Progress, follow
+from mirrorspark.fleet.score import check_result
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring.files import find_source, refuse_own_input
+from mirrorspark.scoring.input.spark_tables import SparkSource
+from mirrorspark.storage.lakes import refuse_lake_write
+from mirrorspark.storage.paths import Location, StoragePath
+from mirrorspark.storage.publish.staging import STAGING_PREFIX
+
+_LOGGER = logging.getLogger(__name__)
+
+DEFAULT_BUDGET = 0.1
+DEFAULT_LEASE_SECONDS = 300.0
+
+
+class FleetRunError(RuntimeError):
+    """Raised for a run that has ended before all of its microbatches were published; it can be resumed."""
+
+
+@dataclass(frozen=True)
+class FleetRun:
+    """A finished run of a fleet.
+
+    Attributes:
+        run: Its id, under which the ledger has it.
+        output: Folder of the outputs.
+        ledger: Address of the ledger, without credentials.
+        microbatches: Microbatches of the run.
+        scored: Those of them that this call has scored.
+        failed_models: Models whose outputs are null in some microbatch, or in all.
+    """
+
+    run: str
+    output: str
+    ledger: str
+    models: int
+    failed_models: tuple[str, ...]
+    rows: int
+    microbatches: int
+    scored: int
+    seconds: float
+
+
+def run_fleet(
+    spark: SparkSession,
+    fleet: Fleet | str | Path | Mapping[str, Fleet | str | Path],
+    paths: Location | Sequence[Location],
+    output: Location,
+    *,
+    keys: str | Sequence[str],
+    ledger: str | Path | None = None,
+    layout: str = "wide",
+    outputs: str | Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    models_per_microbatch: int = DEFAULT_MODELS,
+    rows_per_microbatch: int | None = None,
+    prefixes: int = 1,
+    failure_budget: float = DEFAULT_BUDGET,
+    fail_fast: bool = False,
+    model_seconds: float | None = None,
+    model_bytes: int | None = None,
+    at_once: int = DEFAULT_AT_ONCE,
+    lease_seconds: float = DEFAULT_LEASE_SECONDS,
+    begin_only: bool = False,
+    trust: bool = False,
+) -> FleetRun:
+    """Score Parquet files with a fleet in microbatches, each of which is published, recorded and repeated on its own.
+
+    A model that fails has null outputs and a row in the ledger's table of errors; the others are scored. What fails for
+    another reason is left to :func:`resume_fleet`. Drivers that begin or resume the same run share its microbatches.
+
+    Args:
+        spark: The session.
+        fleet: The fleet, a folder of :meth:`Fleet.save`, ``models:/<name>/<version>`` of ``register_fleet``, a file of
+            coefficients as for ``fleet_from_coefficients``, or, by the name of the model, the file of each.
+        paths: Files, folders or globs of Parquet files of one schema, which executors can read.
+        output: Folder of the outputs; new or empty.
+        keys: Columns that identify a row; they pass through unchanged.
+        ledger: File of SQLite, or address of a PostgreSQL database; by default a file in the output folder.
+        layout: As for ``score_fleet``, as is the next one.
+        outputs: The outputs.
+        groups: The groups of models to score; all by default.
+        models_per_microbatch: The most models of a microbatch.
+        rows_per_microbatch: About so many rows, in whole row groups; by default what all slots score in two minutes.
+        prefixes: Folders with hashed names that the microbatches are dealt to, for stores that limit the requests per
+            prefix; 1 for none. Each microbatch writes to one, so ``at_once`` should be no smaller.
+        failure_budget: Largest share of models that may fail.
+        fail_fast: End at the first model or microbatch that fails.
+        model_seconds: The most seconds of a task that one model may take; one that takes longer has failed.
+        model_bytes: The most memory that one model may take, by its weights and the widths of its layers; one that
+            would take more has failed.
+        at_once: Microbatches that are scored at a time.
+        lease_seconds: After so long without a sign of life of a driver, another one takes over its microbatches.
+        begin_only: Score nothing; the microbatches are left to drivers that resume the run.
+        trust: As for ``score_fleet``.
+
+    Raises:
+        UntrustedModelError: A model brings Python code, and ``trust`` is False.
+        FleetError: Two models have one name, there is none, or there is no such group.
+        LedgerError: The ledger cannot be used.
+        ScoringError: The output has data or a run, a key is missing, the input is no plain Parquet of one schema, or
+            for a reason of ``score_fleet``.
+        FileNotFoundError: There are no Parquet files.
+        LakeTableError: ``output`` is, or lies in, a table that would not have the outputs.
+        ParquetError: A file is not Parquet.
+        FleetRunError: Microbatches failed, or too many models in all drivers together. The message counts them, and
+            says where the list is.
+    """
+    settings = _Settings(failure_budget, fail_fast, at_once, lease_seconds)
+    if model_seconds is not None and not model_seconds > 0:
+        raise ScoringError(f"model_seconds {model_seconds} is not above 0; leave it out for no limit")
+    if model_bytes is not None and not model_bytes > 0:
+        raise ScoringError(f"model_bytes {model_bytes} is not above 0; leave it out for no limit")
+    if prefixes < 1:
+        raise ScoringError(f"prefixes {prefixes} is not above 0; use 1 for an output without such folders")
+    target = resolved_output(output)
+    _check_new(target)
+    checked = CheckedFleet.of(fleet)
+    # First: to read the columns of a packaged model is to unpack it.
+    check_trust(checked.fleet, trust=trust)
+    locations = _locations(paths)
+    files = _files(locations, target)
+    checked = checked.against(files.schema).within(model_bytes)
+    keys = (keys,) if isinstance(keys, str) else tuple(keys)
+    table = Layout.of(checked.fleet, layout, (outputs,) if isinstance(outputs, str) else outputs)
+    check_result(table, files.schema, keys)
+    folders = folder_columns(prefixes)
+    if taken := [key for key in keys if key.lower() in folders]:
+        raise ScoringError(f"the keys {taken} have names of the output's folders, {folders}; rename them")
+    steps = plan_steps(checked, groups, models_per_microbatch)
+    table.check_outputs({name for step in steps for name, digest in step.digests.items() if digest})
+    rows = files.rows(list(dict.fromkeys([*keys, *checked.fleet.columns])))
+    most = max(len(step.digests) for step in steps)
+    shares = plan_shares(rows, spark.sparkContext.defaultParallelism, most, rows_per_microbatch)
+    described = input_files(files)
+    plan = RunPlan.of(
+        target, checked, locations, keys, table, failure_budget, steps, shares, described, prefixes, model_seconds
+    )
+    with opened_ledger(ledger, target) as book:
+        plan = replace(plan, ledger="" if ledger is None else book.name)
+        names = [one.model for one in plan.failures]
+        why = settings.budget_reached(plan, len(names))
+        errors = error_rows(plan.run, plan.failures)
+        book.begin(_run_row(plan, target, "refused" if why else "running"), _model_rows(plan), (), (), [errors])
+        if why:
+            raise FleetRunError(_too_many(why, plan, names, book))
+        keep_run(plan, checked.fleet, target)
+        return _drive(spark, plan, target, book, files, checked.fleet, settings, () if begin_only else None)
+
+
+def resume_fleet(
+    spark: SparkSession,
+    output: Location,
+    *,
+    ledger: str | Path | None = None,
+    fleet: Fleet | str | Path | Mapping[str, Fleet | str | Path] | None = None,
+    failure_budget: float | None = None,
+    fail_fast: bool = False,
+    at_once: int = DEFAULT_AT_ONCE,
+    lease_seconds: float = DEFAULT_LEASE_SECONDS,
+    microbatches: Sequence[int] | None = None,
+    trust: bool = False,
+) -> FleetRun:
+    """Score the microbatches that a run of :func:`run_fleet` lacks; the result has the bytes of an undisturbed run.
+
+    The run goes on with its own copy of the fleet. A driver that still works on it shares the rest, if it has the same
+    ledger. One that the run did not begin with is used, since that may be lost, with a warning.
+
+    Args:
+        spark: The session.
+        output: Folder of the run.
+        ledger: The ledger of the run, unless that is the file in its folder.
+        fleet: The fleet, to be compared with that of the run.
+        failure_budget: Another share of models that may fail than the run's.
+        fail_fast: As for :func:`run_fleet`, as are the next two.
+        at_once: Microbatches that are scored at a time.
+        lease_seconds: When a driver is taken for gone.
+        microbatches: Numbers of those to score; the others are left to other drivers. By default all that are missing.
+        trust: As for ``score_fleet``.
+
+    Raises:
+        UntrustedModelError: A model brings Python code, and ``trust`` is False.
+        FileNotFoundError: ``output`` has no run, or files of the input are gone.
+        LedgerError: The ledger cannot be used, or is not named.
+        ScoringError: Models of ``fleet`` or files of the input have changed since the run began, or there is no such
+            microbatch.
+        FleetError: The run's copy of the fleet is damaged.
+        FleetRunError: As for :func:`run_fleet`.
+    """
+    target = resolved_output(output)
+    plan = RunPlan.load(target)
+    budget = plan.failure_budget if failure_budget is None else failure_budget
+    settings = _Settings(budget, fail_fast, at_once, lease_seconds)
+    if unknown := [number for number in microbatches or () if not 0 <= number < len(plan.microbatches)]:
+        raise ScoringError(
+            f"{plan.run} has no microbatch {unknown[0]}; its numbers are 0 to {len(plan.microbatches) - 1}"
+        )
+    if fleet is not None:
+        plan.check_fleet(CheckedFleet.of(fleet))
+    files = plan.input_of(_files(plan.locations, target))
+    own = kept_fleet(plan, target)
+    check_trust(own, trust=trust)
+    with opened_ledger(ledger, target, plan) as book:
+        return _drive(spark, plan, target, book, files, own, settings, microbatches)
+
+
+def fleet_status(output: Location, ledger: str | Path | None = None) -> dict[str, Any]:
+    """Return how far a run is: its id, how many microbatches it has and which are left, its models and failed ones.
+
+    Args:
+        output: Folder of the run.
+        ledger: As for :func:`resume_fleet`; ``states`` has the microbatches by their state there.
+
+    Raises:
+        FileNotFoundError: ``output`` has no run.
+        LedgerError: The ledger cannot be used, is not named, or does not have the run.
+    """
+    target = resolved_output(output)
+    plan = RunPlan.load(target)
+    with ledger_of_run(ledger, target, plan) as book:
+        states = Counter(row["state"] for row in book.rows(tables.MICROBATCHES, plan.run))
+        failed = sum(row["state"] == "failed" for row in book.rows(tables.MODELS, plan.run))
+        found = {"run": plan.run, "output": str(target), "ledger": book.name, "microbatches": len(plan.microbatches)}
+        left = microbatches_left(len(plan.microbatches), published_manifests(plan, target))
+        found |= {"published": len(plan.microbatches) - len(left), "left": left, "states": dict(states)}
+        return found | {"models": len(plan.models), "failed_models": failed}
+
+
+def watch_fleet(
+    output: Location, ledger: str | Path | None = None, every_seconds: float = DEFAULT_WATCH_SECONDS
+) -> Iterator[Progress]:
+    """Yield how far a run is, by its ledger, again and again, as long as a driver works on it.
+
+    Args:
+        output: Folder of the run.
+        ledger: As for :func:`resume_fleet`.
+        every_seconds: Time between two looks.
+
+    Raises:
+        FileNotFoundError: ``output`` has no run.
+        LedgerError: The ledger cannot be used, is not named, does not have the run, or has gone away.
+    """
+    target = resolved_output(output)
+    plan = RunPlan.load(target)
+    with ledger_of_run(ledger, target, plan) as book:
+        yield from follow(book, plan.run, every_seconds)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What may differ between the calls of a run."""
+
+    failure_budget: float
+    fail_fast: bool
+    at_once: int
+    lease_seconds: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.failure_budget <= 1:
+            raise ScoringError(f"failure_budget {self.failure_budget} is no share of the models; use 0 to 1")
+        if self.at_once < 1:
+            raise ScoringError(f"at_once {self.at_once} is not above 0; use 1 to score one microbatch after the other")
+        if not self.lease_seconds >= 1:
+            raise ScoringError(f"lease_seconds {self.lease_seconds} is below 1; use some minutes")
+
+    def budget_reached(self, plan: RunPlan, failed: int) -> str | None:
+        return budget_reached(failed, len(plan.models), self.failure_budget, fail_fast=self.fail_fast)
+
+    def why_stop(self, plan: RunPlan, failed: int, outcomes: Sequence[str]) -> str | None:
+        return self.budget_reached(plan, failed) or hopeless(outcomes, fail_fast=self.fail_fast)
+
+
+def _drive(
+    spark: SparkSession,
+    plan: RunPlan,
+    target: StoragePath,
+    book: Ledger,
+    files: ParquetFiles,
+    fleet: Fleet,
+    settings: _Settings,
+    numbers: Sequence[int] | None = None,
+) -> FleetRun:
+    """Score what is left of a run, or some microbatches of it, and return it when these are published."""
+    begin, count = time.monotonic(), len(plan.microbatches)
+    for problem in problems_of(spark, settings.at_once):
+        _LOGGER.warning("%s; mirrorspark fleet plan prints the settings", problem)
+    # In this order: what another driver publishes meanwhile is not taken for lost.
+    were_done = {row["number"] for row in book.rows(tables.MICROBATCHES, plan.run) if row["state"] == "done"}
+    manifests = published_manifests(plan, target)
+    failed = {one.model for one in plan.failures} | _failed_in(manifests)
+    if why := settings.budget_reached(plan, len(failed)):
+        raise FleetRunError(_too_many(why, plan, sorted(failed), book))
+    errors = [error_rows(plan.run, plan.failures), *_unrecorded(plan, manifests, book)]
+    rows = _run_row(plan, target, "running"), _model_rows(plan), _microbatch_rows(plan)
+    book.begin(*rows, manifests, errors, were_done)
+    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
+    scoring = Scoring(spark, plan, target, files, fleet, owner, failed, partial(settings.why_stop, plan))
+    state = "failed"
+    limits = replace(LIMITS, lease_seconds=settings.lease_seconds)
+    others = () if numbers is None else {*range(count)} - {*numbers}
+    with Claims(book, plan.run, owner, settings.at_once, limits, others) as claims:
+        claims.note(_failures(plan, failed))
+        try:
+            if len(others) < count:  # else a bar would say that something is scored
+                with progress_bar(spark, "score"):
+                    _score_all(scoring, claims, settings.at_once)
+            manifests = published_manifests(plan, target)
+            # Other drivers have had failures of their own.
+            failed = scoring.failed | _failed_in(manifests)
+            claims.note(_failures(plan, failed - scoring.failed))
+            why = settings.budget_reached(plan, len(failed))
+            all_left = microbatches_left(count, manifests)
+            left = [number for number in all_left if number not in others]
+            state = "failed" if left or why else "running" if all_left else "finished"
+        finally:
+            ended = None if state == "running" else time.time()
+            claims.note([Change(tables.RUNS, {"run_id": plan.run}, {"state": state, "ended": ended})])
+    names = sorted(failed)
+    if why:
+        raise FleetRunError(_too_many(why, plan, names, book))
+    if left:
+        raise FleetRunError(
+            f"{len(left):,} of the {count:,} microbatches of {plan.run} are not published "
+            f"({scoring.why_stopped or 'all have been tried'}), one because {scoring.problem or 'it was stopped'}; the "
+            f"table {tables.ERRORS.name} of {book.name} has all reasons: remove them, and resume the run"
+        )
+    if names:
+        _LOGGER.warning(
+            "%d of %d models of %s have failed (%s), and have null outputs; the table %s of %s says why",
+            len(names),
+            len(plan.models),
+            plan.run,
+            some(names),
+            tables.ERRORS.name,
+            book.name,
+        )
+    scored = scoring.outcomes.count("done")
+    seconds = time.monotonic() - begin
+    return FleetRun(plan.run, str(target), book.name, len(plan.models), tuple(names), plan.rows, count, scored, seconds)
+
+
+def _failed_in(manifests: Mapping[int, Manifest]) -> set[str]:
+    return {one["model"] for manifest in manifests.values() for one in manifest["failed"]}
+
+
+def _failures(plan: RunPlan, names: Iterable[str]) -> list[Change]:
+    return [Change(tables.MODELS, {"run_id": plan.run, "model": one}, {"state": "failed"}) for one in names]
+
+
+def _unrecorded(plan: RunPlan, manifests: Mapping[int, Manifest], book: Ledger) -> list[Rows]:
+    """Return the errors of published microbatches whose driver did not get to enter them."""
+    known = {row["number"]: row for row in book.rows(tables.MICROBATCHES, plan.run)}
+    return [
+        error_rows(
+            plan.run,
+            [ModelFailure(**one) for one in manifest["failed"] if one["stage"] == "score"],
+            plan.microbatches[number],
+            known[number]["fence"] if number in known else 1,
+        )
+        for number, manifest in manifests.items()
+        if number not in known or known[number]["state"] != "done"
+    ]
+
+
+def _score_all(scoring: Scoring, claims: Claims, at_once: int) -> None:
+    with ThreadPoolExecutor(at_once, "mirrorspark-fleet") as pool:
+        try:
+            for done in as_completed([pool.submit(scoring.work, claims) for _ in range(at_once)]):
+                done.result()
+        except BaseException:
+            # Ctrl-C, too: the other threads wait for Spark.
+            scoring.stop(claims)
+            raise
+
+
+def _too_many(why: str, plan: RunPlan, names: Sequence[str], book: Ledger) -> str:
+    return (
+        f"{len(names):,} of the {len(plan.models):,} models of {plan.run} have failed ({some(names)}), and {why}; the "
+        f"table {tables.ERRORS.name} of {book.name} has each of them: mend them, leave them out, or allow more with "
+        f"failure_budget"
+    )
+
+
+def _check_new(target: StoragePath) -> None:
+    refuse_lake_write(target)
+    check_no_run(target)
+    if target.is_file():
+        raise ScoringError(f"the output {target} is a file; name a folder")
+    folders = [one for one in target.folders() if one.name != RUN_FOLDER and not one.name.startswith(STAGING_PREFIX)]
+    if others := [*target.files(recursive=False), *folders]:
+        raise ScoringError(f"the output {target} has {len(others):,} other files or folders; name a new folder")
+
+
+def _locations(paths: Location | Sequence[Location]) -> list[str]:
+    if hasattr(paths, "sparkSession"):
+        raise ScoringError(
+            "the rows of a DataFrame may change between attempts; write it as Parquet, and give its path"
+        )
+    return [str(StoragePath.of(one)) for one in ([paths] if isinstance(paths, Location) else paths)]
+
+
+def _files(locations: Sequence[str], target: StoragePath) -> ParquetFiles:
+    source = find_source(list(locations), None)
+    if isinstance(source, SparkSource):
+        raise ScoringError(f"{locations[0]} is a table with a log, whose rows may change; write them as Parquet first")
+    refuse_own_input([file.path for file in source], list(locations), target)
+    return ParquetFiles.of(source)
+
+
+def _run_row(plan: RunPlan, target: StoragePath, state: str) -> dict[str, object]:
+    now = time.time()
+    row = {"run_id": plan.run, "output": str(target), "fleet": plan.fleet, "models": len(plan.models)}
+    ended = now if state == "refused" else None
+    return row | {"microbatches": len(plan.microbatches), "state": state, "began": now, "ended": ended}
+
+
+def _model_rows(plan: RunPlan) -> list[dict[str, object]]:
+    failed = {one.model for one in plan.failures}
+    return [
+        {"model": name, "model_group": step.group, "digest": digest, "state": "failed" if name in failed else "sound"}
+        for step in plan.steps
+        for name, digest in step.digests.items()
+    ]
+
+
+def _microbatch_rows(plan: RunPlan) -> list[dict[str, object]]:
+    return [
+        {"number": one.number, "model_group": one.step.group, "step": one.step.number}
+        | {"models": len(one.models), "rows": one.share.rows}
+        for one in plan.microbatches
+    ]

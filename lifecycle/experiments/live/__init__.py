@@ -1,0 +1,1 @@
+"""Experiments in the online server: the split of its traffic, and live checks of the variants."""

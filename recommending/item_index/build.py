@@ -1,0 +1,131 @@
+"""The building of a model's indexes for a new table of items.
+
+It runs in a process of its own (``python -m mirrorspark.recommending.item_index.build``), because TensorFlow must not
+be loaded into the driver.
+"""
+
+import dataclasses
+import gc
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.items import ids_without_item
+from mirrorspark.scoring.embedding.model_encoders import graph_encoders
+from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER
+from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
+from mirrorspark.training.executor import child_process
+from mirrorspark.training.executor.child_process import Tail, Tell
+from mirrorspark.training.results.export import has_scann
+
+
+class RefreshError(ValueError):
+    """A catalogue for which no usable index can be built; the message says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """A model folder that has features, towers and sample queries, and lacks the SavedModel.
+
+    Attributes:
+        top_k: Usual number of candidates per query.
+        threads: TensorFlow threads.
+    """
+
+    folder: str
+    top_k: int
+    threads: int
+
+
+def build(
+    plan: BuildPlan, *, verbose: bool = False, tell: Callable[[str, int, int], None] = lambda doing, done, total: None
+) -> dict[str, float]:
+    """Write the SavedModel into the model folder of ``plan``, and return the recall of each of its indexes.
+
+    Args:
+        plan: The plan.
+        verbose: Show the process's output.
+        tell: Gets what the process does.
+
+    Raises:
+        RefreshError: It failed; the message has the last line of the process's output.
+    """
+    return answered("build", dataclasses.asdict(plan), "the index cannot be built", verbose=verbose, tell=tell)
+
+
+def answered(
+    module: str,
+    plan: Mapping[str, Any],
+    failure: str,
+    *,
+    verbose: bool = False,
+    tell: Callable[[str, int, int], None] = lambda doing, done, total: None,
+) -> dict[str, Any]:
+    """Run a module of this folder in a process of its own, and return its answer.
+
+    Args:
+        module: Its name.
+        plan: Its plan, with the ``threads`` of TensorFlow.
+        failure: Begins the message of an error.
+        verbose: Show the process's output.
+        tell: Gets what the process does.
+
+    Raises:
+        RefreshError: It failed; the message has the last line of the process's output.
+    """
+    threads = child_process.tensorflow_environment(plan["threads"], verbose=verbose)
+    environment = threads | {"CUDA_VISIBLE_DEVICES": "-1"}
+    process = child_process.start(f"mirrorspark.recommending.item_index.{module}", environment)
+    tail = Tail(process.stderr, echo=verbose)
+    try:
+        child_process.tell(process, json.dumps(plan))
+        answer = child_process.answer(process, tell)
+        if status := process.wait():
+            raise RefreshError(f"{failure}: {child_process.why_it_failed(status, tail)}")
+        return answer
+    finally:
+        child_process.end(process, tail)
+
+
+def main() -> int:
+    """Build by the plan on standard input; print the recalls."""
+    line, answer = child_process.take_over()
+    plan = BuildPlan(**json.loads(line))
+    recalls = write_indexes(plan, child_process.teller(answer))
+    print(json.dumps(recalls), file=answer, flush=True)
+    # Skips the garbage collection of all libraries at Python's exit.
+    gc.freeze()
+    return 0
+
+
+def write_indexes(plan: BuildPlan, tell: Tell = lambda doing, done=0, total=0: None) -> dict[str, float]:
+    """Write the SavedModel; return the recalls. Imports TensorFlow.
+
+    Raises:
+        ValueError: The vector of an item is not finite.
+    """
+    from mirrorspark.models.retrieval import saved_towers
+    from mirrorspark.models.serving import export as serving
+
+    folder = Path(plan.folder)
+    fitted = FittedFeatures.load(folder / FEATURES_FOLDER)
+    sample = np.load(folder / SAMPLE_FILE)
+    towers = saved_towers.SavedTowers(folder / TOWERS_FOLDER, fitted)
+    removed = ids_without_item(fitted)
+    indexes = serving.build_indexes(towers, plan.top_k, scann=has_scann(), sample=sample, removed=removed, tell=tell)
+    tell("measuring the recall, writing the model", 0, 0)
+    found = serving.recalls(indexes, plan.top_k, sample)
+    # The module is its own architecture: its `predict` calls the saved query tower.
+    encoders, saved = graph_encoders(folder, fitted.spec.query_features), folder / SAVED_MODEL_FOLDER
+    serving.save_retrieval(saved_towers, towers, fitted, plan.top_k, indexes, saved, encoders)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The hooks of a router: the user's functions on the rows before it decides, and on the answers."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
+from mirrorspark.recommending.routing.decision import check_columns
+from mirrorspark.recommending.routing.router import Router
+from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS, HookError, Hooks
+
+
+def preprocessed(hooks: Hooks, router: Router, rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the rows that the hook ``preprocess`` makes of ``rows``.
+
+    Raises:
+        HookError: It fails, or does not return as many rows with the columns that decide.
+    """
+    with hooks.failures(PREPROCESS):
+        made = hooks.function(PREPROCESS)(rows)
+    if not isinstance(made, pa.RecordBatch) or made.num_rows != rows.num_rows:
+        what = f"{made.num_rows} rows" if isinstance(made, pa.RecordBatch) else type(made).__name__
+        raise HookError(
+            f"{PREPROCESS} of {hooks.file.name} gives {what} for {rows.num_rows} rows; have it return a "
+            f"pyarrow.RecordBatch with as many"
+        )
+    try:
+        check_columns(router, made.schema)
+    except ColumnError as error:
+        raise HookError(f"what {PREPROCESS} of {hooks.file.name} gives cannot be routed: {error}") from error
+    return made
+
+
+def postprocessed(hooks: Hooks, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what the hook ``postprocess`` makes of the outputs, with the names and types that they have.
+
+    Raises:
+        HookError: It fails, or returns other names, types or numbers of rows.
+    """
+    made = hooks.call(POSTPROCESS, outputs)
+    if set(made) != set(outputs):
+        raise HookError(
+            f"{POSTPROCESS} of {hooks.file.name} gives {sorted(made)}, and the router has {sorted(outputs)}; have it "
+            f"return those"
+        )
+    for name, values in made.items():
+        before = outputs[name]
+        if values.ndim != before.ndim or len(values) != len(before):
+            raise HookError(
+                f"{POSTPROCESS} of {hooks.file.name} gives '{name}' of shape {list(values.shape)}, and got "
+                f"{list(before.shape)}; have it return a value or a list for each row, as it got them"
+            )
+        if not np.can_cast(values.dtype, before.dtype, "same_kind"):
+            raise HookError(f"{POSTPROCESS} of {hooks.file.name} gives '{name}' of {values.dtype}, not {before.dtype}")
+    if CANDIDATES in made and made[CANDIDATES].shape != made[SCORES].shape:
+        raise HookError(
+            f"{POSTPROCESS} of {hooks.file.name} gives '{CANDIDATES}' of shape {list(made[CANDIDATES].shape)}, and "
+            f"'{SCORES}' of {list(made[SCORES].shape)}; have it cut both alike"
+        )
+    return {name: made[name].astype(outputs[name].dtype, copy=False) for name in outputs}
