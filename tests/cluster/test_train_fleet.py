@@ -143,7 +143,7 @@ def forward(block: Any, dataset: ms.Dataset, weights: dict[str, np.ndarray]) -> 
     plan = StackPlan("", StackSettings(), 64, targets=4, has_missing=True, members=members)
     values = {name: tf.constant(column) for name, column in block.features.items()}
     values[NUMBERS] = tf.stack([values.pop(feature.name) for feature in dataset.spec.numeric], axis=1)
-    inputs, *_ = assembled((values, None, tf.ones(block.rows)), dataset.features, plan)
+    inputs, *_ = assembled((values, None, tf.ones(block.rows), 1.0), dataset.features, plan)
     stack = StackedModels(members, len(inputs_of(dataset.features)), plan.settings, 64)
     stack.kernels[0].assign(weights["kernel_0"])
     stack.biases[0].assign(weights["bias_0"])

@@ -184,7 +184,8 @@ def test_too_much_and_too_slow_is_refused_by_status_and_the_next_request_is_answ
 # Serves a store, and what computes fails: nothing from outside makes it.
 FAILING = """
 import sys
-from mirrorspark.serving import batching, command
+from mirrorspark.lifecycle.experiments.live import command
+from mirrorspark.serving import batching
 async def fail(self): raise RuntimeError("planted")
 batching.Batcher.run = fail
 sys.exit(command.main(sys.argv[1:]))
@@ -206,7 +207,9 @@ def test_a_store_answers_beside_the_models(tmp_path: Path) -> None:
     pq.write_table(pa.table(rows), tmp_path / "lists.parquet")
     fallback = {"items": ["popular"], "model_version": "movies/3"}
     precompute(str(tmp_path / "lists.parquet"), tmp_path / "lists.db", key="user", fallback=fallback)
-    with few_files(256), serving("--store", f"lists={tmp_path / 'lists.db'}") as (port, process):
+    with contextlib.ExitStack() as started:
+        with few_files(256):
+            port, process = started.enter_context(serving("--store", f"lists={tmp_path / 'lists.db'}"))
         asked = {"instances": [{"user": 8}, {"user": 9}]}
         status, answer, version = ask(port, "POST", "/v1/models/lists:predict", asked)
         assert status == 200
