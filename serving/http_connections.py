@@ -81,7 +81,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Take what uvicorn gives."""
         super().__init__(*arguments, **named)
         self._deadline: asyncio.TimerHandle | None = None
-        self._is_in_head = True
+        self._is_in_head, self._is_lost = True, False
         # Bytes since the message began: all, those of the body, and those of the head and of trailers.
         self._bytes = self._body_bytes = self._head_bytes = 0
 
@@ -98,9 +98,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._wait(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Forget the connection, also where its answer is made later: a timer would keep it for seconds."""
+        self._is_lost = True
         self._no_longer_wait()
         self._set_deadline(None)
+        # uvicorn keeps the timer of a connection that was reset, and with it all that belongs to the connection.
+        self._unset_keepalive_if_required()
         super().connection_lost(exc)
 
     def drop(self) -> None:
@@ -193,7 +196,8 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _wait(self, seconds: float) -> None:
         self._no_longer_wait()
-        self.waiting[self] = None
+        if not self._is_lost:
+            self.waiting[self] = None
         self._set_deadline(seconds)
 
     def _no_longer_wait(self) -> None:
@@ -202,7 +206,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def _set_deadline(self, seconds: float | None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = None if seconds is None else self.loop.call_later(seconds, self.drop)
+        is_needed = seconds is not None and not self._is_lost
+        self._deadline = self.loop.call_later(seconds, self.drop) if is_needed else None
 
     def _send_refusal(self) -> None:
         self.transport.write(

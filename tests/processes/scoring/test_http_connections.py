@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
+import socket
+import struct
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn import Server
 
 from mirrorspark.serving import http_connections
-from mirrorspark.serving.http_connections import ConnectionLimits, is_probe, most_connections
+from mirrorspark.serving.http_connections import ConnectionLimits, LimitedProtocol, is_probe, most_connections
 from mirrorspark.serving.http_server import listening, server
 
 GET = b"GET / HTTP/1.1\r\n\r\n"
@@ -106,3 +109,27 @@ def test_where_all_connections_are_answered_a_probe_is_and_the_next_is_told_so()
             return await asyncio.gather(*answered), refused, probe
 
     assert asyncio.run(statuses()) == ([200, 200, 200], 503, 200)
+
+
+def test_nothing_is_kept_of_connections_that_their_clients_have_reset() -> None:
+    def kept() -> int:
+        gc.collect()
+        return sum(isinstance(one, LimitedProtocol) for one in gc.get_objects())
+
+    async def count() -> int:
+        is_free = asyncio.Event()
+        is_free.set()
+        async with serving(ConnectionLimits(answer_seconds=60.0), is_free) as port:
+            for _ in range(20):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(GET)
+                await reader.readline()
+                # Zero seconds of lingering: the connection is reset, not closed.
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+            async with asyncio.timeout(30):
+                while (found := kept()) > 2 and await status(port, GET) == 200:
+                    pass
+            return found
+
+    assert asyncio.run(count()) <= 2
