@@ -206,8 +206,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def _set_deadline(self, seconds: float | None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        is_needed = seconds is not None and not self._is_lost
-        self._deadline = self.loop.call_later(seconds, self.drop) if is_needed else None
+        self._deadline = None
+        if seconds is not None and not self._is_lost:
+            self._deadline = self.loop.call_later(seconds, self.drop)
 
     def _send_refusal(self) -> None:
         self.transport.write(
