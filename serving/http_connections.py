@@ -81,7 +81,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Take what uvicorn gives."""
         super().__init__(*arguments, **named)
         self._deadline: asyncio.TimerHandle | None = None
-        self._is_in_head, self._is_lost = True, False
+        self._is_in_head = True
         # Bytes since the message began: all, those of the body, and those of the head and of trailers.
         self._bytes = self._body_bytes = self._head_bytes = 0
 
@@ -98,8 +98,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._wait(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection, also where its answer is made later: a timer would keep it for seconds."""
-        self._is_lost = True
+        """Forget the connection."""
         self._no_longer_wait()
         self._set_deadline(None)
         # uvicorn keeps the timer of a connection that was reset, and with it all that belongs to the connection.
@@ -196,8 +195,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def _wait(self, seconds: float) -> None:
         self._no_longer_wait()
-        if not self._is_lost:
-            self.waiting[self] = None
+        self.waiting[self] = None
         self._set_deadline(seconds)
 
     def _no_longer_wait(self) -> None:
@@ -206,9 +204,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _set_deadline(self, seconds: float | None) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
-        self._deadline = None
-        if seconds is not None and not self._is_lost:
-            self._deadline = self.loop.call_later(seconds, self.drop)
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self.drop)
 
     def _send_refusal(self) -> None:
         self.transport.write(
