@@ -178,13 +178,13 @@ def supervised(
     from mirrorspark.training.live.view import LiveView
     from mirrorspark.training.prepared_run import PreparedRun, check_cluster
     from mirrorspark.training.readiness import preflight
-    from mirrorspark.training.records.tracking import store_of
+    from mirrorspark.training.records.tracking import Tracking
     from mirrorspark.training.training_job import open_job
 
     with unwatched(Path(config.output)):
         preflight.require(check_cluster(session, config))
         view = LiveView(epochs=config.epochs)
-        prepared = PreparedRun(config, Dataset.open(dataset), session, store_of(config))
+        prepared = PreparedRun(config, Dataset.open(dataset), session, Tracking.find(config))
         with open_job(prepared, view, listener=listener) as job:
             begin = time.monotonic()
             job.train()

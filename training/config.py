@@ -99,6 +99,11 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         catalog.check_calibration(self.model["name"], self.calibration)
 
     @property
+    def architecture(self) -> catalog.Architecture:
+        """The architecture of the model."""
+        return catalog.architecture(self.model["name"])
+
+    @property
     def recommenders(self) -> tuple[Recommender, ...]:
         """The baselines of a retrieval model, with their settings."""
         if self.task != "retrieval" or self.baseline == "none":
@@ -155,6 +160,11 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     def slots(self) -> int:
         """The number of slots that a training with the most workers takes."""
         return self.worker_range.most + self.ranks_beside_workers
+
+    @property
+    def fewest_ranks(self) -> int:
+        """The number of ranks of a training with the fewest workers."""
+        return self.worker_range.fewest + self.ranks_beside_workers
 
     @property
     def only_once(self) -> bool:
@@ -223,7 +233,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     @property
     def is_fitted(self) -> bool:
         """True for a classical recommender, which is fitted instead of trained by workers in epochs."""
-        return isinstance(catalog.architecture(self.model["name"]), FittedArchitecture)
+        return isinstance(self.architecture, FittedArchitecture)
 
     def require_steps(self, steps_per_epoch: int) -> None:
         """Raise ``ModelSettingsError`` unless the learning rate's schedule fits a training of so many steps."""
@@ -232,7 +242,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     @property
     def task(self) -> str:
         """The architecture's task: ``binary``, ``multi_class``, ``multi_label``, ``regression`` or ``retrieval``."""
-        task = str(catalog.architecture(self.model["name"]).TASK)
+        task = str(self.architecture.TASK)
         require(
             task in TASKS,
             f"model '{self.model['name']}' learns {task}, which a run cannot evaluate and export; use one of "

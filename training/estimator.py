@@ -32,7 +32,7 @@ from mirrorspark.scoring.udf import scorer_udf
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.fit import default_config, default_name, default_spec
-from mirrorspark.training.records.tracking import require_names
+from mirrorspark.training.records.tracking import Tracking
 from mirrorspark.training.spark_session import task_slots
 from mirrorspark.training.train import Trained, train
 
@@ -274,13 +274,14 @@ class TrainingEstimator(
             spec = self._inferred(dataset)
             given = {name: self.getOrDefault(name) for name in _SETTINGS if self.isSet(name)}
             given["name"] = given.get("name") or default_name(spec)
-            require_names(TrainingConfig(**given))
-            converted = self._converted(dataset, spec, TrainingConfig(**given))
+            config = TrainingConfig(**given)
+            Tracking.find(config).require_names(config.registry_name)
+            converted = self._converted(dataset, spec, config)
             config = default_config(spec, rows=converted.manifest.rows("train"), slots=task_slots(spark), **given)
         else:
             spec, config = self.spec, self.config
             config.require_features(spec)
-            require_names(config)
+            Tracking.find(config).require_names(config.registry_name)
             converted = self._converted(dataset, spec, config)
         trained = train(converted, config, spark)
         model = TrainedModel(

@@ -34,7 +34,7 @@ from mirrorspark.scoring.embedding.embedder import Embedder
 from mirrorspark.training.config import ConfigError, TrainingConfig
 from mirrorspark.training.live.details import spec_details, tell_findings
 from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.records.tracking import require_names
+from mirrorspark.training.records.tracking import Tracking
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.settings import likely_meant
 from mirrorspark.training.spark_session import open_session, task_slots
@@ -284,7 +284,7 @@ def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:
     except ConfigError:
         config = default_config(spec, rows=slots * ROWS_PER_WORKER, slots=slots, **settings)
     config.require_features(spec)
-    require_names(config)
+    Tracking.find(config).require_names(config.registry_name)
 
 
 def _whole(value: Any) -> int:

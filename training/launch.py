@@ -19,24 +19,25 @@ from mirrorspark.models.code_digest import code_digest
 from mirrorspark.scoring.registration import new_version
 from mirrorspark.storage.atomic_file import write_when_changed
 from mirrorspark.storage.credentials import clean, without_credentials
-from mirrorspark.training.driver.launcher import SparkLauncher
-from mirrorspark.training.driver.supervisor import Launcher, Supervisor
+from mirrorspark.training.driver.supervisor import Launcher
 from mirrorspark.training.functions import plan as function_plan
 from mirrorspark.training.functions.plan import FunctionPlan, FunctionStrategy, TrainFn
+from mirrorspark.training.job import Cluster, Job, Program, epochs_in_words
 from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.prepared_run import open_checked_session
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.elastic import Elastic, WorkerRange, parse_workers
 from mirrorspark.training.protocol.limits import Budgets, Limits
 from mirrorspark.training.protocol.names import is_name
 from mirrorspark.training.protocol.plan import AttemptPlan
 from mirrorspark.training.readiness import preflight
-from mirrorspark.training.records import tracking
-from mirrorspark.training.records.open_run import OpenRun, open_run
+from mirrorspark.training.records.open_run import open_run
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.sources import environment
+from mirrorspark.training.records.tracking import TrackedRun, Tracking
 from mirrorspark.training.results.report.shown import launched_html
 from mirrorspark.training.settings import ConfigError, MLflowRun, check_registry_name, check_values
-from mirrorspark.training.spark_session import bind_address, driver_address, open_session, task_slots
+from mirrorspark.training.spark_session import task_slots
 
 # The length of a step in other people's code is unknown, so these limits are generous: a training that makes no
 # progress for longer surely hangs. _START_SECONDS is the time until the function is called.
@@ -128,6 +129,21 @@ class LaunchConfig:
         """The allowed numbers of workers. The function sets its own batch, so every number in the range is allowed."""
         sizes = self.worker_range
         return Elastic(sizes, global_batch_size=math.lcm(*range(sizes.fewest, sizes.most + 1)))
+
+    @property
+    def slots(self) -> int:
+        """The number of slots that the most workers take."""
+        return self.worker_range.most
+
+    @property
+    def fewest_ranks(self) -> int:
+        """The number of ranks of the fewest workers."""
+        return self.worker_range.fewest
+
+    @property
+    def open_servers(self) -> FunctionStrategy | None:
+        """The strategy, if it starts TensorFlow's unauthenticated servers."""
+        return self.strategy if self.strategy == "multi_worker_mirrored" else None
 
     @property
     def limits(self) -> Limits:
@@ -271,26 +287,13 @@ def run_train_fn(
 
 def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) -> Launched:
     """Check everything, run the function under supervision, and return its results."""
-    store = tracking.store_of(config)
-    tracking.require_experiment(config)
-    misnamed = tracking.misnamed_model(config)
+    tracking = Tracking.find(config)
+    tracking.require_experiment()
+    misnamed = tracking.misnamed_model(config.registry_name)
     if misnamed is not None and config.registered_model is not None:
         raise ConfigError(misnamed)
-    preflight.require(preflight.check_driver(Path(config.output), store))
-    spark = spark or open_session(None, config.worker_range.most, verbose=config.verbose)
-    preflight.require(
-        preflight.check_cluster(
-            spark,
-            config.worker_range.fewest,
-            Path(config.output),
-            checkpoints=config.checkpoints,
-            gpus_per_worker=config.gpus_per_worker,
-            open_servers=config.strategy
-            if config.strategy == "multi_worker_mirrored" and not config.allow_open_servers
-            else None,
-        )
-    )
-    launcher = FunctionLauncher(SparkLauncher(spark, config.gpus_per_worker, payload))
+    preflight.require(preflight.check_driver(Path(config.output), tracking.store))
+    spark, _ = open_checked_session(config, spark)
     view = LiveView(epochs=0)
     if misnamed is not None:  # A function that returns no model needs no name for one.
         view.say(f"a model that {config.function} returns could not be registered: {misnamed}")
@@ -300,11 +303,16 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) ->
             view.say(change)
 
     # Only the function knows the data.
-    with open_run(config, "function", store, view, on_folder=say_change) as run:
-        attempts = _supervise(run, config, spark, launcher)
-    result = launcher.returned(config.function)
+    with open_run(config, "function", tracking, view, on_folder=say_change) as run:
+        run.tracked.log_params(config.public())
+        run.tracked.log_document(environment(), "environment.json")
+        cluster, program = Cluster(spark, lambda: task_slots(spark)), program_of(config, payload, run.folder)
+        launcher = FunctionLauncher(cluster.launcher(program))
+        with view.stage(config.name) as stage:
+            attempts = Job(program, cluster, run, launcher).train()
+            stage.note = epochs_in_words(attempts)
     return Launched(
-        result=result,
+        result=launcher.returned(config.function),
         attempts=attempts,
         run_id=run.tracked.run_id,
         run_folder=run.folder.path,
@@ -314,7 +322,7 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) ->
     )
 
 
-def _registered(folder: Path, config: LaunchConfig, tracked: tracking.TrackedRun) -> str:
+def _registered(folder: Path, config: LaunchConfig, tracked: TrackedRun) -> str:
     """Register the packaged model in ``folder`` as the run's, and return the URI of its version.
 
     Raises:
@@ -366,43 +374,26 @@ class FunctionLauncher:
         return function_plan.unpack_value(self._answer["value"])
 
 
-def plan_of(config: LaunchConfig, checkpoints: str, model: str) -> FunctionPlan:
-    """Return the plan for the ranks from ``config``, for the most workers; ``model`` is a folder for a returned one."""
-    return FunctionPlan(
+def program_of(config: LaunchConfig, payload: bytes, folder: RunFolder) -> Program:
+    """Return the program that calls the function in ``payload``, for the most workers; its run has ``folder``."""
+    checkpoints = config.checkpoints or str(folder.checkpoints)
+    plan = FunctionPlan(
         workers=config.worker_range.most,
         checkpoints=checkpoints,
         strategy=config.strategy,
         start_limit_seconds=config.limits.start_seconds,
-        model=model,
+        model=str(folder.path / _MODEL_FOLDER),
         model_columns=None if config.model_columns is None else list(config.model_columns),
         threads=config.threads_per_worker,
         verbose=config.verbose,
     )
-
-
-def _supervise(
-    run: OpenRun, config: LaunchConfig, spark: SparkSession, launcher: FunctionLauncher
-) -> tuple[Attempt, ...]:
-    """Run the function to its end."""
-    run.tracked.log_params(config.public())
-    run.tracked.log_document(environment(), "environment.json")
-    checkpoints = config.checkpoints or str(run.folder.checkpoints)
-    supervisor = Supervisor(
-        launch=launcher,
-        host=bind_address(spark),
-        advertised=driver_address(spark),
-        elastic=config.elastic,
-        slots=lambda: task_slots(spark),
-        on_event=run.on_event,
-        has_checkpoints=run.folder.was_fenced,
+    return Program(
+        plan,
+        config.elastic,
+        Budgets(max_restarts=config.max_restarts),
+        config.limits,
+        payload,
+        config.gpus_per_worker,
         # A function without our checkpoints saves nothing when it is asked to stop, so growing would lose its work.
         may_grow=lambda: bool(commit.committed(checkpoints)),
-        budgets=Budgets(max_restarts=config.max_restarts),
-        limits=config.limits,
     )
-    plan = plan_of(config, checkpoints, str(run.folder.path / _MODEL_FOLDER))
-    with run.view.stage(config.name) as stage:
-        attempts = run.supervise(supervisor, plan)
-        tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
-        stage.note = f"{attempts[-1].epochs} epochs{tries}"
-    return attempts

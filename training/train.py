@@ -15,7 +15,7 @@ from mirrorspark.training.config import ConfigError, TrainingConfig
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.prepared_run import prepare_training
 from mirrorspark.training.records.find_run import RunFinishedError, require_unfinished
-from mirrorspark.training.records.tracking import store_of
+from mirrorspark.training.records.tracking import Tracking
 from mirrorspark.training.results.delivery import (
     ExportAhead,
     Trained,
@@ -80,11 +80,11 @@ def train(
 
 def train_in_view(view: LiveView, dataset: Dataset, config: TrainingConfig, spark: SparkSession | None) -> Trained:
     """Do what :func:`train` does, shown in a view that may have shown earlier stages."""
-    store = store_of(config)
+    tracking = Tracking.find(config)
     try:
         if config.only_once:  # Checked before a session is started, which may take minutes.
             require_unfinished(config, dataset)
-        prepared = prepare_training(dataset, config, store, spark)
+        prepared = prepare_training(dataset, config, tracking, spark)
         with ExportAhead(config) as ahead, open_job(prepared, view, listener=ahead.on_event) as job:
             attempts = job.train()
             trained = deliver(job, attempts, ahead.process)
@@ -93,5 +93,5 @@ def train_in_view(view: LiveView, dataset: Dataset, config: TrainingConfig, spar
             keep_delivery(trained, job.folder)
     except RunFinishedError as finished:
         view.say(finished.in_words(config.run_date))
-        return recall_delivery(finished.folder, store)
+        return recall_delivery(finished.folder, tracking.store)
     return trained

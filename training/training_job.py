@@ -1,4 +1,4 @@
-"""A training between its preflight and its export: its plan for the ranks, their events, and its MLflow log."""
+"""The training of a model between its preflight and its export: its program, its events, and its MLflow log."""
 
 import contextlib
 import dataclasses
@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pyspark.sql import SparkSession
-
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fetch import fetch
 from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS
@@ -20,10 +18,9 @@ from mirrorspark.models.classical import check_recommenders
 from mirrorspark.models.settings import check_candidates
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.config import TrainingConfig
-from mirrorspark.training.driver.launcher import SparkLauncher
 from mirrorspark.training.driver.store_reads import StoreReader
-from mirrorspark.training.driver.supervisor import Supervisor
 from mirrorspark.training.fitting import interaction_graph
+from mirrorspark.training.job import Cluster, Job, Program, epochs_in_words
 from mirrorspark.training.live.picture import Monitored
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.prepared_run import PreparedRun
@@ -33,11 +30,11 @@ from mirrorspark.training.protocol.limits import Budgets, Limits
 from mirrorspark.training.protocol.plan import PROGRESS_STATE, TrainingPlan
 from mirrorspark.training.protocol.stop import StopSignal
 from mirrorspark.training.recipe import SQL_FILE
-from mirrorspark.training.records import tracking
 from mirrorspark.training.records.open_run import OpenRun, open_run
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.sources import COMMIT_TAG, environment, source_tags
-from mirrorspark.training.spark_session import bind_address, driver_address, task_slots
+from mirrorspark.training.records.tracking import TrackedRun
+from mirrorspark.training.spark_session import task_slots
 from mirrorspark.training.warm_start import WarmStart, settle_warm_start
 
 logger = logging.getLogger(__name__)
@@ -81,25 +78,36 @@ def open_job(
     config.require_steps(dataset.steps("train", config.global_batch_size))
     content = dataset.manifest.content_hash
     with open_run(
-        config, content, prepared.store, view, folder=folder, listener=listener, only_once=config.only_once
+        config, content, prepared.tracking, view, folder=folder, listener=listener, only_once=config.only_once
     ) as run:
         begin = settle_warm_start(
-            config, prepared.store, run.folder.warm_start, prepared.warm_start, has_begun=run.folder.was_fenced
+            config, prepared.tracking.store, run.folder.warm_start, prepared.warm_start, has_begun=run.folder.has_begun
         )
         free = slots or (lambda: task_slots(prepared.spark) - config.ranks_beside_workers)
-        job = TrainingJob(dataset, config, prepared.spark, run, free, warm_start=begin)
+        job = TrainingJob(dataset, config, Cluster(prepared.spark, free), run, warm_start=begin)
         run.recall(job.remember)
         view.expect(config.epochs, Monitored(config.monitor, config.mode), job.epochs.values())
         yield job
 
 
+@dataclass(frozen=True)
+class LearntModel:
+    """What a run has learnt, on this machine: the best epoch's checkpoint, or the file of a fitted recommender.
+
+    Attributes:
+        epoch: Epochs that the checkpoint has learnt; None for a model that is fitted without epochs.
+    """
+
+    path: Path | StoragePath
+    epoch: int | None
+
+
 @dataclass
 class TrainingJob:
-    """One run between its preflight and its end.
+    """The run of a model between its preflight and its end.
 
     Attributes:
         run: Its folder, its MLflow run and its view.
-        slots: Returns the number of workers that fit.
         epochs: The chief's ``epoch_end`` event of each epoch.
         warm_start: The model to begin from; None for random initial weights.
         taken: The chief's ``warm_start`` event.
@@ -107,9 +115,8 @@ class TrainingJob:
 
     dataset: Dataset
     config: TrainingConfig
-    spark: SparkSession
+    cluster: Cluster
     run: OpenRun
-    slots: Callable[[], int]
     epochs: dict[int, Event] = dataclasses.field(default_factory=dict)
     warm_start: WarmStart | None = None
     taken: Event | None = None
@@ -129,7 +136,7 @@ class TrainingJob:
         return self.run.folder
 
     @property
-    def tracked(self) -> tracking.TrackedRun:
+    def tracked(self) -> TrackedRun:
         """The MLflow run."""
         return self.run.tracked
 
@@ -150,11 +157,11 @@ class TrainingJob:
         if self.config.is_fitted:
             return self._fit()
         with self.view.stage("train") as stage:
-            attempts = self.run.supervise(self._supervisor(), self._training_plan())
+            job = Job(self.program(), self.cluster, self.run, on_event=self.on_event, stop=self._signal)
+            attempts = job.train()
             if self.config.profile:
                 self.tracked.log_folder(self.folder.profile, "profile")
-            tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
-            stage.note = f"{attempts[-1].epochs} epochs{self._best_in_words()}{tries}"
+            stage.note = epochs_in_words(attempts, self._best_in_words())
         return attempts
 
     def _graph(self) -> str | None:
@@ -176,11 +183,12 @@ class TrainingJob:
         from mirrorspark.training.recommenders.interactions import Interactions
 
         asked = self.config.as_recommender
-        with self.view.stage("train", spark=self.spark) as stage:
+        spark = self.cluster.spark
+        with self.view.stage("train", spark=spark) as stage:
             if self._fitted is None:
                 if asked.name == "als":
-                    give_checkpoints(self.spark, self.folder.spark_checkpoints)
-                arrays = fitting.fit(asked, Interactions(self.dataset), self.config.seed, self.spark)
+                    give_checkpoints(spark, self.folder.spark_checkpoints)
+                arrays = fitting.fit(asked, Interactions(self.dataset), self.config.seed, spark)
                 fitting.save(arrays, self.folder.fitted, asked.name)
             stage.note = f"fitted {asked.name}"
         return (Attempt(1, epochs=0, errors=(), resumed_from=0),)
@@ -209,26 +217,24 @@ class TrainingJob:
         if event["event"] == "epoch_end" and event.get("rank") == 0:
             self.epochs.setdefault(event["epoch"], event)
 
-    def fetch_best(self, folder: Path) -> commit.CommittedCheckpoint:
-        """Return the best epoch's committed checkpoint on this machine: the original, or a copy in ``folder``.
-
-        Of a model that was fitted it is the file of what it has learnt.
+    def fetch_best(self, folder: Path) -> LearntModel:
+        """Return the best epoch's checkpoint on this machine, the original or a copy in ``folder``, or the fitted file.
 
         A store that fails is retried for five minutes.
 
         Raises:
-            CheckpointDamagedError: No checkpoint is whole.
+            CheckpointDamagedError: All checkpoints are damaged.
             OSError: The store does not answer, or the disk is full.
             StorageError: The store cannot be opened.
         """
-        if self.config.is_fitted:
-            assert self._fitted is not None  # noqa: S101 - the model is fitted before it is exported
-            return commit.CommittedCheckpoint(self._fitted, 0, 0, 0, {}, ())
+        if (fitted := self._fitted) is not None:
+            return LearntModel(fitted, epoch=None)
 
         def fetched(beat: Callable[[], None]) -> commit.CommittedCheckpoint:
             return fetch(self._best(beat), folder, progress=lambda done, total: beat())
 
-        return self._store.read_with_retries(self._checkpoints, fetched)
+        best = self._store.read_with_retries(self._checkpoints, fetched)
+        return LearntModel(best.path, best.epoch)
 
     def _best(self, beat: Callable[[], None], *, verify: bool = True) -> commit.CommittedCheckpoint:
         monitor, mode = self.config.monitor, self.config.mode
@@ -279,17 +285,12 @@ class TrainingJob:
             source.pop(COMMIT_TAG, None)
         tracked.log_tags(tags | source)
 
-    def _supervisor(self) -> Supervisor:
+    def program(self) -> Program:
+        """Return the program of the job."""
         config = self.config
-        return Supervisor(
-            launch=SparkLauncher(self.spark, config.gpus_per_worker),
-            host=bind_address(self.spark),
-            advertised=driver_address(self.spark),
+        return Program(
+            plan=self._training_plan(),
             elastic=config.elastic,
-            slots=self.slots,
-            on_event=self.on_event,
-            stop=self._signal,
-            has_checkpoints=self.folder.was_fenced,
             budgets=Budgets(config.max_restarts, config.max_preemptions, config.max_start_failures),
             limits=Limits(
                 start_seconds=config.start_limit_seconds,
@@ -298,6 +299,7 @@ class TrainingJob:
                 checkpoint_seconds=config.checkpoint_limit_seconds,
                 end_seconds=config.end_limit_seconds,
             ),
+            gpus_per_worker=config.gpus_per_worker,
         )
 
     def on_event(self, event: Event) -> None:

@@ -34,7 +34,7 @@ from mirrorspark.training.prepared_run import PreparedRun
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.timing import ALIVE_SECONDS, TICK_SECONDS
-from mirrorspark.training.records.tracking import store_of
+from mirrorspark.training.records.tracking import Tracking
 from mirrorspark.training.training_job import open_job
 from tests.cluster.conftest import Events, kill_within_an_epoch, wait_until
 from tests.conftest import PATIENCE
@@ -140,10 +140,10 @@ class Place:
         config = TrainingConfig(**usual | knobs, name=name, output=str(self.output))
         lines: list[str] = []
         view = LiveView(epochs=config.epochs, is_interactive=screen is not None, screen=screen, write=lines.append)
-        prepared = PreparedRun(config, self.dataset, self.spark, store_of(config))
+        prepared = PreparedRun(config, self.dataset, self.spark, Tracking.find(config))
         with open_job(prepared, view, slots=slots, listener=listener) as job:
             attempts = job.train()
-            best = job.fetch_best(job.folder.path / "fetched")
+            best = commit.read_committed(job.fetch_best(job.folder.path / "fetched").path)
         return Trained(job.folder.path, best, attempts, list(job.folder.past_events()), lines)
 
 

@@ -99,7 +99,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
 
 def own_callbacks(config: TrainingConfig) -> list[tf_keras.callbacks.Callback]:
     """Return the callbacks that belong to a user's own model."""
-    architecture = catalog.architecture(config.model["name"])
+    architecture = config.architecture
     if not isinstance(architecture, own_model.OwnArchitecture):
         return []
     return architecture.callbacks(catalog.settings(config.model["name"], config.model_options))
@@ -115,7 +115,7 @@ def ranking_callbacks(
     # Here, because no other model needs its searches.
     from mirrorspark.training.fitting.rank_validation import RankValidation
 
-    architecture = catalog.architecture(config.model["name"])
+    architecture = config.architecture
     return [
         RankValidation(
             tf.function(functools.partial(architecture.predict, model), reduce_retracing=True),
@@ -165,7 +165,7 @@ def open_strategy(
 def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.Strategy, start: Start) -> tf_keras.Model:
     """Return the compiled model, its variables equal on all ranks."""
     config = plan.config
-    architecture = catalog.architecture(config.model["name"])
+    architecture = config.architecture
     steps = dataset.steps("train", plan.global_batch_size)
     settings = OptimizerSettings(
         name=config.optimizer,

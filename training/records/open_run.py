@@ -17,11 +17,10 @@ from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.plan import AttemptPlan
-from mirrorspark.training.records import tracking
 from mirrorspark.training.records.find_run import RunIdentity, hold_run_folder
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import Status
-from mirrorspark.training.settings import MLflowRun
+from mirrorspark.training.records.tracking import TrackedRun, Tracking
 
 Sink = Callable[[Event], None]
 
@@ -32,14 +31,6 @@ logger = logging.getLogger(__name__)
 
 class RunSettings(RunIdentity, Protocol):
     """The part of a configuration that is needed to open a run."""
-
-    @property
-    def experiment(self) -> str | None:
-        """MLflow experiment; by default the run's name."""
-
-    @property
-    def mlflow_run(self) -> MLflowRun:
-        """The run to log to where a run is active in MLflow."""
 
     def save(self, path: Path) -> None:
         """Write the configuration."""
@@ -58,7 +49,7 @@ class OpenRun:
     """
 
     folder: RunFolder
-    tracked: tracking.TrackedRun
+    tracked: TrackedRun
     view: LiveView
     listener: Sink | None = None
     replay: str | None = None
@@ -102,14 +93,14 @@ class OpenRun:
 
     def _note_fence(self, event: Event) -> None:
         if event["event"] == "attempt":  # Sent by the supervisor once it has put up the fence.
-            self.folder.note_fenced()
+            self.folder.note_begun()
 
 
 @contextlib.contextmanager
 def open_run(
     config: RunSettings,
     dataset_hash: str,
-    store: str,
+    tracking: Tracking,
     view: LiveView,
     *,
     folder: RunFolder | None = None,
@@ -122,7 +113,7 @@ def open_run(
     Args:
         config: The run's configuration.
         dataset_hash: Identifies the data.
-        store: The MLflow store.
+        tracking: Its place in MLflow.
         view: Shows the run's progress.
         folder: The run's folder; by default that of the unfinished run that ``config`` continues, or a new one.
         listener: Gets every event, too.
@@ -134,16 +125,14 @@ def open_run(
         TrackingError: The MLflow store cannot be opened.
     """
     with _held(config, dataset_hash, view, folder, only_once=only_once) as held:
-        tracked: tracking.TrackedRun | None = None
+        tracked: TrackedRun | None = None
         try:
             on_folder(held)
             config.save(held.config)
-            experiment = tracking.experiment_name(config, store)
-            output, name = Path(config.output), held.path.name
-            outer = tracking.outer_run(config, store)
-            if (elsewhere := tracking.goes_on_elsewhere(f"run {name}", held.continues, outer)) is not None:
+            name = held.path.name
+            if (elsewhere := tracking.goes_on_elsewhere(f"run {name}", held.continues)) is not None:
                 view.say(elsewhere)
-            tracked = tracking.TrackedRun(store, experiment, output, held.continues, name, held.event_file, outer)
+            tracked = tracking.open_run(Path(config.output), held.continues, name, held.event_file)
             held.save_state("running", tracked.run_id)
             run = OpenRun(held, tracked, view, listener)
             yield run

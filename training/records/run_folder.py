@@ -119,7 +119,7 @@ class RunFolder:
         return self.path / "profile"
 
     @property
-    def was_fenced(self) -> bool:
+    def has_begun(self) -> bool:
         """True if an earlier driver has used the checkpoints' store; known while this one has locked the folder."""
         return self._hold.is_continued_after_fence
 
@@ -196,7 +196,7 @@ class RunFolder:
             else:
                 self._write(replace(mine, status=status, mlflow_run_id=mlflow_run_id))
 
-    def note_fenced(self) -> None:
+    def note_begun(self) -> None:
         """Remember that the checkpoints' store has been used."""
         with self._hold.lock:
             mine = self._hold.state

@@ -7,7 +7,7 @@ import re
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,18 +60,6 @@ class TrackingError(RuntimeError):
     """The MLflow store refused a request; the message names the store and quotes its answer."""
 
 
-class NamesExperiment(Protocol):
-    """The fields of a configuration that decide its MLflow experiment."""
-
-    @property
-    def experiment(self) -> str | None:
-        """MLflow experiment; None for the current or the default one."""
-
-    @property
-    def name(self) -> str:
-        """The run's name, and the default experiment's."""
-
-
 class TracksRuns(Protocol):
     """The fields of a configuration that decide its MLflow store."""
 
@@ -82,6 +70,22 @@ class TracksRuns(Protocol):
     @property
     def output(self) -> str | Path:
         """The folder with all runs."""
+
+
+class TrackedSettings(TracksRuns, Protocol):
+    """The fields of a configuration that decide its run's place in MLflow."""
+
+    @property
+    def experiment(self) -> str | None:
+        """MLflow experiment; None for that of the active run, the current or the default one."""
+
+    @property
+    def name(self) -> str:
+        """The run's name, and the default experiment's."""
+
+    @property
+    def mlflow_run(self) -> MLflowRun:
+        """The run to log to where a run is active in MLflow."""
 
 
 def store_of(config: TracksRuns) -> str:
@@ -97,23 +101,6 @@ def store_of(config: TracksRuns) -> str:
     return own
 
 
-def experiment_name(config: "NamesExperiment", store: str) -> str:
-    """Return the experiment of a run: the configured one, else MLflow's current one in this store, else its name."""
-    return config.experiment or chosen_experiment(store) or config.name
-
-
-class JoinsRun(Protocol):
-    """The fields of a configuration that decide its place beside MLflow's active run."""
-
-    @property
-    def experiment(self) -> str | None:
-        """MLflow experiment; None for that of the active run, the current or the default one."""
-
-    @property
-    def mlflow_run(self) -> MLflowRun:
-        """The run to log to where a run is active in MLflow."""
-
-
 @dataclass(frozen=True)
 class OuterRun:
     """MLflow's active run around a training.
@@ -126,67 +113,73 @@ class OuterRun:
     is_parent_only: bool
 
 
-def outer_run(config: JoinsRun, store: str) -> OuterRun | None:
-    """Return the active run that a training belongs to; None for a training with a run of its own."""
-    # The run of a configured experiment can be in no other one.
-    if config.mlflow_run == "new" or config.experiment is not None:
-        return None
-    active = active_run(store)
-    return None if active is None else OuterRun(active, config.mlflow_run == "child")
+@dataclass(frozen=True)
+class Tracking:
+    """The place of a run in MLflow, found once, when its command begins.
 
-
-class NamesModel(NamesExperiment, TracksRuns, JoinsRun, Protocol):
-    """The fields of a configuration that decide what MLflow's experiment and registered model are called."""
-
-    @property
-    def registry_name(self) -> str:
-        """The name of the registered model."""
-
-
-def require_names(config: NamesModel) -> None:
-    """Check that Databricks will take the names of the experiment and of the registered model.
-
-    Raises:
-        ConfigError: It will not.
+    Attributes:
+        store: Address of the MLflow store.
+        experiment: Experiment of a run without an outer one: the configured one, else MLflow's current one in this
+            store, else the run's name.
+        outer: The active run that the training belongs to; None for a training with a run of its own.
     """
-    if (misnamed := misnamed_model(config)) is not None:
-        raise ConfigError(misnamed)
-    require_experiment(config)
 
+    store: str = field(repr=False)  # it may hold a password
+    experiment: str
+    outer: OuterRun | None = None
 
-def misnamed_model(config: NamesModel) -> str | None:
-    """Return why the registry will not take the name of the registered model; None if it will."""
-    model, registry = config.registry_name, registry_of(store_of(config))
-    if not re.match(r"(databricks-)?uc(:|$)", registry) or re.fullmatch(r"[^.]+\.[^.]+\.[^.]+", model):
-        return None
-    return (
-        f"'{model}' is no model of Unity Catalog ({without_credentials(registry)}), where names have three parts: set "
-        f"registered_model (--registered-model) to catalog.schema.{model.rpartition('.')[2]}, with yours"
-    )
+    @classmethod
+    def find(cls, config: TrackedSettings) -> "Tracking":
+        """Return the place of a run with these settings."""
+        store = store_of(config)
+        experiment = config.experiment or chosen_experiment(store) or config.name
+        # The run of a configured experiment can be in no other one.
+        is_alone = config.mlflow_run == "new" or config.experiment is not None
+        active = None if is_alone else active_run(store)
+        return cls(store, experiment, None if active is None else OuterRun(active, config.mlflow_run == "child"))
 
+    def open_run(self, output: Path, run_id: str | None, name: str, log: EventFile | None = None) -> "TrackedRun":
+        """Continue ``run_id``, log to the outer run, or start a run; see :class:`TrackedRun`."""
+        return TrackedRun(self.store, self.experiment, output, run_id, name, log, self.outer)
 
-def require_experiment(config: NamesModel) -> None:
-    """Check that Databricks will take the name of the experiment.
+    def goes_on_elsewhere(self, what: str, run_id: str | None) -> str | None:
+        """Return a message if ``what`` goes on in ``run_id`` although another run is active; else None."""
+        if self.outer is None or run_id in (None, self.outer.run.run_id):
+            return None
+        return f"{what} goes on in the MLflow run in which it began, {run_id}, not in the active one"
 
-    Raises:
-        ConfigError: It will not.
-    """
-    store = store_of(config)
-    if not store.startswith("databricks") or outer_run(config, store) is not None:
-        return
-    experiment = experiment_name(config, store)
-    if not experiment.startswith("/"):
-        raise ConfigError(
-            f"Databricks has no experiment '{experiment}': the name of one is a path in the workspace; set experiment "
-            f"(--experiment) to /Users/YOU/{experiment}, or call mlflow.set_experiment"
+    def require_names(self, model: str) -> None:
+        """Check that Databricks will take the names of the experiment and of the registered model.
+
+        Raises:
+            ConfigError: It will not.
+        """
+        if (misnamed := self.misnamed_model(model)) is not None:
+            raise ConfigError(misnamed)
+        self.require_experiment()
+
+    def misnamed_model(self, model: str) -> str | None:
+        """Return why the registry will not take ``model`` as the name of a registered model; None if it will."""
+        registry = registry_of(self.store)
+        if not re.match(r"(databricks-)?uc(:|$)", registry) or re.fullmatch(r"[^.]+\.[^.]+\.[^.]+", model):
+            return None
+        return (
+            f"'{model}' is no model of Unity Catalog ({without_credentials(registry)}), where names have three parts: "
+            f"set registered_model (--registered-model) to catalog.schema.{model.rpartition('.')[2]}, with yours"
         )
 
+    def require_experiment(self) -> None:
+        """Check that Databricks will take the name of the experiment.
 
-def goes_on_elsewhere(what: str, run_id: str | None, outer: OuterRun | None) -> str | None:
-    """Return a message if ``what`` goes on in the MLflow run ``run_id`` although another one is active; else None."""
-    if outer is None or run_id in (None, outer.run.run_id):
-        return None
-    return f"{what} goes on in the MLflow run in which it began, {run_id}, not in the active one"
+        Raises:
+            ConfigError: It will not.
+        """
+        if not self.store.startswith("databricks") or self.outer is not None or self.experiment.startswith("/"):
+            return
+        raise ConfigError(
+            f"Databricks has no experiment '{self.experiment}': the name of one is a path in the workspace; set "
+            f"experiment (--experiment) to /Users/YOU/{self.experiment}, or call mlflow.set_experiment"
+        )
 
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow.utils.autologging_utils import disable_autologging
 
-from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
 from mirrorspark.callbacks.mlflow.metric_requests import NOTE_TAG
 from mirrorspark.plots.beside import beside_the_result
 from mirrorspark.plots.image import figure_of_image
@@ -58,7 +57,7 @@ from mirrorspark.training.results.report.rivals import each_baseline
 from mirrorspark.training.results.report.shown import trained_html
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.tasks import POPULARITY
-from mirrorspark.training.training_job import TrainingJob
+from mirrorspark.training.training_job import LearntModel, TrainingJob
 
 
 class ResultLostError(RuntimeError):
@@ -201,10 +200,10 @@ def _cost(job: TrainingJob, attempts: tuple[Attempt, ...], seconds: Mapping[str,
     held = Held(
         launches=read_curves(job.folder.events).launches,
         attempts=attempts,
-        slots=job.slots() + beside,
+        slots=job.cluster.slots() + beside,
         driver_cores=len(os.sched_getaffinity(0)),
         beside=beside,
-        cores_per_slot=int(job.spark.conf.get("spark.task.cpus", "1") or 1),
+        cores_per_slot=int(job.cluster.spark.conf.get("spark.task.cpus", "1") or 1),
     )
     return cost_of(seconds, held, job.config.price_per_core_hour)
 
@@ -291,7 +290,7 @@ def _choice(job: TrainingJob) -> Choice | None:
     return Choice.load(job.folder.predictions) if job.config.register == "better" else None
 
 
-def _export_plan(job: TrainingJob, best: CommittedCheckpoint) -> ExportPlan:
+def _export_plan(job: TrainingJob, best: LearntModel) -> ExportPlan:
     config = job.config
     return ExportPlan(
         dataset=str(job.dataset.path),
@@ -336,7 +335,7 @@ def _threads(config: TrainingConfig) -> int:
 def _judge(
     job: TrainingJob,
     predictions: dict[str, pa.Table],
-    best: CommittedCheckpoint,
+    best: LearntModel,
     attempts: tuple[Attempt, ...],
     choice: Choice | None,
     tell: Tell,
@@ -394,11 +393,11 @@ def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
 
     config, interactions = job.config, Interactions(job.dataset)
     if any(asked.name == "als" for asked in config.recommenders):
-        give_checkpoints(job.spark, job.folder.spark_checkpoints)
+        give_checkpoints(job.cluster.spark, job.folder.spark_checkpoints)
     found = {}
     for place, asked in enumerate(config.recommenders):
         tell(f"baselines; now {asked.label}", place, len(config.recommenders))
-        found[asked.label] = recommended(asked, interactions, config.top_k, config.seed, job.spark)
+        found[asked.label] = recommended(asked, interactions, config.top_k, config.seed, job.cluster.spark)
     return found
 
 

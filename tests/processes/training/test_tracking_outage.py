@@ -248,7 +248,7 @@ def test_the_run_that_the_environment_names_gets_everything_though_its_server_wa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_RUN_ID", named)
     with road.cut():
-        outer = tracking.outer_run(TrainingConfig(name="rides", output=str(tmp_path)), store)
+        outer = tracking.Tracking.find(TrainingConfig(name="rides", output=str(tmp_path))).outer
         tracked = TrackedRun(store, "rides", tmp_path, None, name, EventFile(log_of(tmp_path, name)), outer)
         describe(tracked)
         train(tracked, range(1, 5))
@@ -265,7 +265,7 @@ def test_the_run_that_the_environment_names_gets_everything_though_its_server_wa
     assert client.get_experiment_by_name("rides") is None
     # A further training of the job is a child, in the experiment of the job.
     with road.cut():
-        outer = tracking.outer_run(TrainingConfig(name="rides", output=str(tmp_path)), store)
+        outer = tracking.Tracking.find(TrainingConfig(name="rides", output=str(tmp_path))).outer
         further = TrackedRun(store, "rides", tmp_path, None, f"{name}-2", outer=outer)
         train(further, range(1, 2))
     wait_until_sent(further)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from mirrorspark.models.calibration import Calibration
 from mirrorspark.training.config import RunConfig
+from mirrorspark.training.job import Cluster
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.events import Event
@@ -97,7 +98,7 @@ def job(new_config: Callable[..., RunConfig], tmp_path: Path, lines: list[str]) 
     spec = new_config().spec
     session = SimpleNamespace(conf=SimpleNamespace(get=lambda name, default: default))
     dataset = SimpleNamespace(path=tmp_path / "dataset", steps=lambda split, rows: 10, spec=spec, manifest=manifest)
-    job = TrainingJob(cast(Any, dataset), new_config(output=str(tmp_path)), cast(Any, session), run, lambda: 1)
+    job = TrainingJob(cast(Any, dataset), new_config(output=str(tmp_path)), Cluster(cast(Any, session), lambda: 1), run)
     for epoch in (1, 2):
         logs = {"loss": 1 / epoch, "val_auc": 0.6 + epoch / 10}
         job.keep_epoch({"event": "epoch_end", "rank": 0, "epoch": epoch, "logs": logs, "examples_per_second": 100.0})

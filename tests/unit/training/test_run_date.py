@@ -32,6 +32,7 @@ from mirrorspark.training.records.find_run import find_finished, hold_run_folder
 from mirrorspark.training.records.open_run import open_run
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.run_state import RunUnderWayError, Status
+from mirrorspark.training.records.tracking import Tracking
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results.delivery import ResultLostError, Trained
 from mirrorspark.training.results.evaluation.evaluate_run import Verdict
@@ -117,7 +118,7 @@ def test_no_run_is_opened_beside_one_of_the_same_day(config: RunConfig) -> None:
     with (
         hold_run_folder(config, "da7a") as folder,
         pytest.raises(RunUnderWayError, match=f"{folder.path.name} is under way in another driver"),
-        open_run(config, "da7a", "no store", view, only_once=config.only_once),
+        open_run(config, "da7a", Tracking("no store", "rides"), view, only_once=config.only_once),
     ):
         pass
     assert said == []

@@ -425,7 +425,7 @@ def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_state_of_its_succ
         with pytest.raises(RunUnderWayError, match="on node-7"):
             folder.save_state("failed", "mlflow-run-1")
         with pytest.raises(RunUnderWayError, match="on node-7"):
-            folder.note_fenced()
+            folder.note_begun()
     assert state_of(folder) == successor
 
 
@@ -440,12 +440,12 @@ def test_only_the_holder_of_a_run_writes_its_state(config: RunConfig) -> None:
 
 def test_the_next_driver_knows_that_the_checkpoints_store_was_used(config: RunConfig) -> None:
     with hold_run_folder(config, DATASET) as folder:
-        assert not folder.was_fenced
-        folder.note_fenced()
+        assert not folder.has_begun
+        folder.note_begun()
         folder.save_state("failed", "mlflow-run-1")
     with hold_run_folder(config, DATASET) as again:
         assert again.path == folder.path
-        assert again.was_fenced
+        assert again.has_begun
         again.save_state("stopped", "mlflow-run-1")
     assert state_of(folder)["is_fenced"]
 

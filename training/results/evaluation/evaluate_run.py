@@ -288,9 +288,11 @@ def ranking_intervals(
     return paired_intervals(mean_statistics(*model), label, own, other, np.ones(len(own)), units=units)
 
 
-def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts: Sequence[float]) -> Figure | None:
+def curves_of(
+    history: Sequence[Mapping[str, float]], best_epoch: int | None, restarts: Sequence[float]
+) -> Figure | None:
     """Return the learning curves of the epochs' logs; None without any epoch, or where they cannot be drawn."""
-    if not history:
+    if not history or best_epoch is None:
         return None
     names = [name for name in history[0] if all(name in logs for logs in history)]
     columns = {name: [logs[name] for logs in history] for name in names}
