@@ -18,7 +18,7 @@ from benchmarks.other_environment import OtherProcess, UnavailableError, environ
 from benchmarks.report import Report, timing_table
 from benchmarks.spark_work import drain, emptied
 from benchmarks.tables import Kind, parquet_files
-from mirrorspark.training.spark_session import java_major_version
+from mirrorspark.spark_session.start import java_major_version
 
 SPARK_REQUIREMENT = "pyspark==3.5.*"
 ARTIFACT = "com.linkedin.sparktfrecord:spark-tfrecord_2.12:0.7.0"

@@ -174,7 +174,7 @@ def run(options: Options, year: Year, keep: Path | None = None) -> Report:
         year: What is simulated.
         keep: Folder to which the pages and records of the dates are copied; None for none.
     """
-    from mirrorspark.training.spark_session import open_session
+    from mirrorspark.spark_session.start import open_session
 
     folder = options.scratch
     (folder / "recipe").mkdir()

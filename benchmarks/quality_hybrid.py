@@ -37,8 +37,8 @@ from mirrorspark.recommending.routing.blend import ListFusion, as_arrays, blende
 from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.config import RunConfig
-from mirrorspark.training.spark_session import open_session
 from mirrorspark.training.train import train
 
 K, DEPTH = 20, 200

@@ -14,7 +14,7 @@ from benchmarks.benchmark import Options
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 from benchmarks.report import Table, timing_table
 from benchmarks.tables import DATA_PATH_KINDS, Kind, parquet_files
-from mirrorspark.training.spark_session import open_session
+from mirrorspark.spark_session.start import open_session
 
 SLOTS = 2
 SPARK_PARQUET = "Spark's own Parquet write"

@@ -19,8 +19,8 @@ from spark_tensorflow_distributor import MirroredStrategyRunner
 
 from benchmarks.benchmark import Options
 from benchmarks.tables import Kind, parquet_files
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.config import RunConfig, TrainingConfig
-from mirrorspark.training.spark_session import open_session
 
 if TYPE_CHECKING:  # seconds of imports, for which the parent of the drivers need not wait
     from mirrorspark.training.results.delivery import Trained

@@ -23,9 +23,9 @@ from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.spark.errors import first_line, task_message
 from mirrorspark.data_pipelines.spark.lake_tables import refuse_lake_tables
 from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, numbers_of
+from mirrorspark.spark_session.errors import first_line, task_message
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 

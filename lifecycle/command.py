@@ -12,7 +12,6 @@ from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 
 from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS, NoStoreError, limit_requests, lookup_address
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.lake_tables import read_lake_table
 from mirrorspark.lifecycle.gate.eval_config import read_eval_config
 from mirrorspark.lifecycle.gate.serving import SingleRowsError
@@ -33,6 +32,7 @@ from mirrorspark.lifecycle.promotion.registry import FolderRegistry, MLflowRegis
 from mirrorspark.scoring.model.pinned import ModelNotFoundError, PinnedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.run import error_text, fail, open_session
+from mirrorspark.spark_session.errors import task_message
 from mirrorspark.storage.credentials import one_line
 
 EXIT_DONE = 0

@@ -17,8 +17,6 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS
-from mirrorspark.data_pipelines.spark.errors import task_message
-from mirrorspark.data_pipelines.spark.silence import SILENT, quiet_launch, set_by_the_user
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import NAN_ADVICE, ScoredFiles, check_task_seconds, save_mode_of, score_files
 from mirrorspark.scoring.input.null_policy import NullRule
@@ -27,6 +25,8 @@ from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.output.bad_rows import ERROR_COLUMN
 from mirrorspark.scoring.output.forms import form_named
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
+from mirrorspark.spark_session.errors import task_message
+from mirrorspark.spark_session.silence import SILENT, quiet_launch, set_by_the_user
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.storage.terminal_text import for_stream
 

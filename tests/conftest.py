@@ -222,7 +222,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def spark() -> Iterator["SparkSession"]:
     """Yield the one local Spark session of this test run, with two slots."""
-    from mirrorspark.training.spark_session import open_session
+    from mirrorspark.spark_session.start import open_session
 
     session = open_session(master="local[2]", workers=2, app_name="mirrorspark-tests")
     yield session

@@ -95,9 +95,9 @@ def _check_session(asked: Examination) -> list[Check]:
     from pyspark.errors import PySparkException, PySparkRuntimeError
     from pyspark.sql import SparkSession
 
-    from mirrorspark.data_pipelines.spark.errors import task_message
+    from mirrorspark.spark_session.errors import task_message
+    from mirrorspark.spark_session.start import AnotherSessionError, open_session
     from mirrorspark.training.readiness import preflight
-    from mirrorspark.training.spark_session import AnotherSessionError, open_session
 
     is_ours = SparkSession.getActiveSession() is None
     try:

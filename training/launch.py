@@ -17,6 +17,8 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
 from mirrorspark.models.code_digest import code_digest
 from mirrorspark.scoring.registration import new_version
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.storage.atomic_file import write_when_changed
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.training.driver.launcher import SparkLauncher
@@ -36,7 +38,6 @@ from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.sources import environment
 from mirrorspark.training.results.report.shown import launched_html
 from mirrorspark.training.settings import ConfigError, MLflowRun, check_registry_name, check_values
-from mirrorspark.training.spark_session import bind_address, driver_address, open_session, task_slots
 
 # The length of a step in other people's code is unknown, so these limits are generous: a training that makes no
 # progress for longer surely hangs. _START_SECONDS is the time until the function is called.
@@ -389,10 +390,10 @@ def _supervise(
     checkpoints = config.checkpoints or str(run.folder.checkpoints)
     supervisor = Supervisor(
         launch=launcher,
-        host=bind_address(spark),
-        advertised=driver_address(spark),
+        host=session_of(spark).bind_address(),
+        advertised=session_of(spark).driver_address,
         elastic=config.elastic,
-        slots=lambda: task_slots(spark),
+        slots=session_of(spark).task_slots,
         on_event=run.on_event,
         has_checkpoints=run.folder.was_fenced,
         # A function without our checkpoints saves nothing when it is asked to stop, so growing would lose its work.

@@ -12,7 +12,6 @@ from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.ledger import LedgerError
 from mirrorspark.fleet.runs.plan import DEFAULT_AT_ONCE, DEFAULT_MODELS, RUN_FOLDER
@@ -31,6 +30,7 @@ from mirrorspark.fleet.runs.run import (
     watch_fleet,
 )
 from mirrorspark.scoring.run import error_text, fail, open_session
+from mirrorspark.spark_session.errors import task_message
 from mirrorspark.storage.credentials import clean
 from mirrorspark.storage.terminal_text import for_stream
 

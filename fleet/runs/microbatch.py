@@ -30,6 +30,7 @@ from mirrorspark.fleet.runs.plan import MANIFEST_FILE, Microbatch, RunPlan
 from mirrorspark.fleet.runs.task import FailedModelsError, MicrobatchWriter, Selection, brief
 from mirrorspark.fleet.score import FleetCounters, ship_fleet
 from mirrorspark.fleet.task import FleetFilesTask
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.credentials import one_line
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import LeaseLostError, SaveMode, TargetExistsError, WriteJob, WrittenFile, holds_data
@@ -127,18 +128,18 @@ class Scoring:
             LedgerError: The ledger stays away.
         """
         # Of this thread alone: another driver of this session has its own.
-        self._spark.sparkContext.setJobGroup(self._owner, f"run {self._plan.run}", interruptOnCancel=True)
-        # Where the scheduler is fair, pools share the cores.
-        self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", threading.current_thread().name)
-        while not self._is_over.is_set() and (claim := claims.next()) is not None:
-            self._attempt(claim, claims)
-            self._stop_if_decided(claims)
+        with session_of(self._spark).job_group(
+            self._owner, f"run {self._plan.run}", pool=threading.current_thread().name
+        ):
+            while not self._is_over.is_set() and (claim := claims.next()) is not None:
+                self._attempt(claim, claims)
+                self._stop_if_decided(claims)
 
     def stop(self, claims: Claims) -> None:
         """End the jobs of all threads, and begin no more."""
         self._is_over.set()
         claims.stop()
-        self._spark.sparkContext.cancelJobGroup(self._owner)
+        session_of(self._spark).cancel_jobs(self._owner)
 
     def _stop_if_decided(self, claims: Claims) -> None:
         with self._lock:

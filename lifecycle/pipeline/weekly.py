@@ -41,13 +41,13 @@ from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.serving.precomputed.precompute import precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.storage.atomic_file import replaced
 from mirrorspark.training import pipeline as main_job
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.results.report.report import REPORT_FILE
 from mirrorspark.training.sources import Sources, recipe_table
-from mirrorspark.training.spark_session import open_session
 
 VALIDATION_FOLDER = "validation"
 STORE_FILE = "scores.db"

@@ -10,8 +10,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DataType, StructField, StructType
 
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.spark_session.errors import task_message
 from mirrorspark.storage.lakes import LAKE_FORMATS
 from mirrorspark.storage.listing import list_files
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_uri

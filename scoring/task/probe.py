@@ -14,11 +14,12 @@ from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS, ParquetRows, RowGroups
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import WriteError, numbered_partitions, numbers_of, portable
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.task.planner import TaskPlan
 from mirrorspark.scoring.task.scorer import Scorer, Tally
+from mirrorspark.spark_session.errors import task_message
+from mirrorspark.spark_session.kinds import session_of
 
 if TYPE_CHECKING:  # files imports this module
     from mirrorspark.scoring.files import ScoreWriter
@@ -160,7 +161,7 @@ def log_plan(plan: TaskPlan, speed: Speed, task_seconds: float) -> None:
 
 
 def _measured(spark: SparkSession, source: ParquetRows, writer: "ScoreWriter") -> Speed | None:
-    slots = spark.sparkContext.defaultParallelism
+    slots = session_of(spark).default_parallelism
     largest = max(range(len(source.groups)), key=source.group_rows.__getitem__)
     task = ProbeTask(source, (source.groups[largest],), writer)
     try:

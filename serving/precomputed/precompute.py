@@ -18,7 +18,6 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from mirrorspark.data_pipelines.features.kinds import repeated_names
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
-from mirrorspark.data_pipelines.spark.errors import first_line, task_message
 from mirrorspark.data_pipelines.spark.tasks import WriteError, map_batches, progress_bar
 from mirrorspark.scoring.task.scorer import VERSION_COLUMN
 from mirrorspark.serving.precomputed.store_file import (
@@ -30,6 +29,7 @@ from mirrorspark.serving.precomputed.store_file import (
     row_checksum,
     seal,
 )
+from mirrorspark.spark_session.errors import first_line, task_message
 from mirrorspark.storage.atomic_file import temporary_beside
 from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.paths import Location, StoragePath

@@ -187,6 +187,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.serving.export.export import export_model as export_model
     from mirrorspark.serving.precomputed.precompute import precompute as precompute
     from mirrorspark.serving.precomputed.store import PrecomputedScores as PrecomputedScores
+    from mirrorspark.spark_session.start import open_session as open_session
     from mirrorspark.training.config import ConfigError as ConfigError
     from mirrorspark.training.config import RunConfig as RunConfig
     from mirrorspark.training.config import TrainingConfig as TrainingConfig
@@ -204,7 +205,6 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.training.ring.ring import Ring as Ring
     from mirrorspark.training.ring.strategy import RingStrategy as RingStrategy
     from mirrorspark.training.sources import recipe_table as recipe_table
-    from mirrorspark.training.spark_session import open_session as open_session
     from mirrorspark.training.train import train as train
 
     __version__: str
@@ -234,6 +234,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "Training": {
         "models.layers": ("feature_inputs", "feature_vector"),
         "models.fitting.step_loop": ("use_step_loop",),
+        "spark_session.start": ("open_session",),
         "training.config": ("ConfigError", "RunConfig", "TrainingConfig"),
         "training.driver.errors": ("TrainingFailedError", "TrainingStoppedError"),
         "training.estimator": ("TrainedModel", "TrainingEstimator"),
@@ -247,7 +248,6 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "training.ring.ring": ("Ring",),
         "training.ring.strategy": ("RingStrategy",),
         "training.sources": ("recipe_table",),
-        "training.spark_session": ("open_session",),
         "training.train": ("train",),
     },
     "Callbacks": {

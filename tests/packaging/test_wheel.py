@@ -26,6 +26,7 @@ NAMES_OF_USERS = (
     "recommending",
     "scoring",
     "serving",
+    "spark_session",
     "storage",
     "training",
 )

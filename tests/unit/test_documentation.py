@@ -56,11 +56,19 @@ INDENTED_SAMPLES = (
     *("fleet.md", "metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
     *("promotion.md", "experiments.md", "watching.md"),
 )
+# What a Spark session has beside its tables: its context, its JVM, its jobs and tasks, and what tells its kind.
+BEHIND_A_SESSION = {
+    *("sparkContext", "SparkContext", "_sc", "_jvm", "_jdf", "_jsc", "_jconf", "_jsparkSession", "_gateway", "rdd"),
+    *("getConf", "defaultParallelism", "statusTracker", "setJobGroup", "cancelJobGroup", "cancelAllJobs", "addJobTag"),
+    *("setLocalProperty", "getLocalProperty", "parallelize", "accumulator", "Accumulator", "AccumulatorParam"),
+    *("SparkFiles", "addArchive", "addFile", "addPyFile", "setCheckpointDir", "TaskContext"),
+    *("BarrierTaskContext", "pyspark.sql.connect"),
+}
 OTHER_FOLDERS = ("notebooks", "tests", "tools")
 FENCED_SAMPLES = ("data.md", "reading.md", "recipes.md", "tfrecord.md")
 PACKAGES = (
     *("callbacks", "data_pipelines", "evaluation", "fleet", "lifecycle", "models", "recommending", "scoring"),
-    *("serving", "storage", "training"),
+    *("serving", "spark_session", "storage", "training"),
 )
 
 
@@ -114,6 +122,27 @@ def test_every_folder_has_a_readme_of_one_screen_whose_files_exist() -> None:
         assert len(text.splitlines()) <= 40, folder.name
         named = re.findall(r"`([\w./*-]+(?:\.(?:py|sh|ipynb)|/))`", text)
         assert [name for name in named if not any([*folder.glob(name), *REPOSITORY.glob(name)])] == [], folder.name
+
+
+def test_one_folder_alone_names_what_is_behind_a_spark_session() -> None:
+    code = [path for package in (*PACKAGES, "plots", "src") for path in (REPOSITORY / package).rglob("*.py")]
+    elsewhere = [path for path in code if path.is_relative_to(REPOSITORY) and "spark_session" not in path.parts]
+
+    named = {
+        f"{path.relative_to(REPOSITORY)}: {word}"
+        for path in elsewhere
+        for word in BEHIND_A_SESSION & words_in_code(ast.parse(path.read_text(encoding="utf-8")))
+    }
+
+    assert not named, f"ask session_of(spark), or spark_session/task.py, for what this is for: {sorted(named)}"
+
+
+def words_in_code(tree: ast.AST) -> set[str]:
+    """Return the attributes and imports of code, and the texts that could be an attribute's name."""
+    nodes = list(ast.walk(tree))
+    found = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    found |= {entry.name for node in nodes if isinstance(node, ast.ImportFrom) for entry in node.names}
+    return found | {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
 def test_every_command_in_the_pages_has_a_name() -> None:

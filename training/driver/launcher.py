@@ -15,7 +15,8 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
-from mirrorspark.data_pipelines.spark.errors import lack_of_memory
+from mirrorspark.spark_session.errors import lack_of_memory
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.training.executor.task import WorkerTask, run_program
 from mirrorspark.training.executor.worker_control import Outcome
 from mirrorspark.training.executor.worker_failure import MORE_MEMORY
@@ -34,23 +35,6 @@ class BarrierJobError(RuntimeError):
     def __reduce__(self) -> tuple[type, tuple[RankError]]:
         """Pickle by the error, not by its message."""
         return type(self), (self.error,)
-
-
-class SparkConnectError(ValueError):
-    """The session is a Spark Connect one, which cannot run barrier jobs."""
-
-
-def require_classic(spark: SparkSession) -> None:
-    """Check that the session can launch a training.
-
-    Raises:
-        SparkConnectError: It is a Spark Connect session.
-    """
-    if not hasattr(spark, "sparkContext"):
-        raise SparkConnectError(
-            "this is a Spark Connect session, through which MirroredStrategyRunner's barrier jobs cannot be run; train "
-            "from a driver of the cluster: spark-submit, or a session with .master(...) in place of .remote(...)"
-        )
 
 
 class EarlyRunner(MirroredStrategyRunner):
@@ -72,10 +56,10 @@ class SparkLauncher:
         """Take the session, and the payload that is sent with every attempt.
 
         Raises:
-            SparkConnectError: The session cannot run barrier jobs.
+            MissingCapabilityError: The session has no barrier jobs.
         """
-        require_classic(spark)
-        self._spark = spark
+        self._session = session_of(spark)
+        self._session.require_barrier_jobs()
         self._gpus_per_worker = gpus_per_worker
         self._payload = payload
         # Every attempt has its own job group, so that a late cancellation ends no other attempt.
@@ -107,28 +91,20 @@ class SparkLauncher:
         with self._turn:
             group = self._group
         if group is not None:
-            # This also cancels a job of the group that is yet to be submitted: a private call, in Spark since 4.0.
-            self._spark.sparkContext._jsc.sc().cancelJobGroupAndFutureJobs(group)
+            self._session.cancel_jobs(group)
 
     @contextlib.contextmanager
     def _job_group(self, description: str) -> Iterator[None]:
         """Put the jobs of this thread into a new group while the block runs."""
-        context = self._spark.sparkContext
-        names = ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel")
-        before = {name: context.getLocalProperty(name) for name in names}
         group = f"training-{uuid.uuid4()}"
-        context.setJobGroup(group, description, interruptOnCancel=True)
-        with self._turn:
-            self._group = group
-        try:
-            yield
-        finally:
+        with self._session.job_group(group, description):
             with self._turn:
-                self._group = None
-            # A JVM that is gone has nothing to restore, and its end is the error that the caller must see.
-            with contextlib.suppress(Py4JError, ConnectionError):
-                for name, value in before.items():
-                    context.setLocalProperty(name, value)  # type: ignore[arg-type] # None takes it away
+                self._group = group
+            try:
+                yield
+            finally:
+                with self._turn:
+                    self._group = None
 
 
 def _is_warning(record: logging.LogRecord) -> bool:

@@ -20,6 +20,7 @@ from mirrorspark.plots.beside import beside_the_result
 from mirrorspark.plots.image import figure_of_image
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.atomic_file import replaced, write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.config import RunConfig, TrainingConfig
@@ -388,13 +389,12 @@ def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
     if not job.config.recommenders:
         return {}
     # They import Numba and Spark ML.
-    from mirrorspark.training.recommenders.als import give_checkpoints
     from mirrorspark.training.recommenders.interactions import Interactions
     from mirrorspark.training.recommenders.lists import recommended
 
     config, interactions = job.config, Interactions(job.dataset)
     if any(asked.name == "als" for asked in config.recommenders):
-        give_checkpoints(job.spark, job.folder.spark_checkpoints)
+        session_of(job.spark).give_checkpoints(job.folder.spark_checkpoints)
     found = {}
     for place, asked in enumerate(config.recommenders):
         tell(f"baselines; now {asked.label}", place, len(config.recommenders))

@@ -14,7 +14,7 @@ from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.task.scorer import Counters
-from mirrorspark.training.spark_session import open_session
+from mirrorspark.spark_session.start import open_session
 
 
 def main() -> None:

@@ -1,10 +1,7 @@
-"""The Spark session of a run: the active one, a cluster's, or a local one."""
+"""The start of a run's Spark session: the active one, a cluster's, or a local one."""
 
-import contextlib
-import ipaddress
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -12,18 +9,10 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.spark.silence import SILENT, quiet_launch, set_by_the_user
-from mirrorspark.data_pipelines.spark.tasks import is_local
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.silence import SILENT, quiet_launch, set_by_the_user
 
 MINIMUM_JAVA = 17
-
-
-# An address reserved for documentation, which no machine has: the route to it is the route out of this network.
-_ANYWHERE = "192.0.2.1"
-
-
-class DriverAddressError(ValueError):
-    """There is no single interface to listen on."""
 
 
 class AnotherSessionError(ValueError):
@@ -47,7 +36,7 @@ def open_session(
     """
     active = SparkSession.getActiveSession()
     if active is not None:
-        here = active.sparkContext.master
+        here = session_of(active).master
         if master is not None and master != here:
             raise AnotherSessionError(
                 f"master is {master}, but a Spark session on {here} is active; stop it or leave master out to use it"
@@ -101,64 +90,6 @@ def java_major_version() -> int | None:
     # Before 9, Java called itself 1.8 and so on. Other quoted text may come first: the value of JAVA_TOOL_OPTIONS.
     found = re.search(r'version "(?:1\.)?(\d+)', said)
     return int(found[1]) if found else None
-
-
-def task_slots(spark: SparkSession) -> int:
-    """Return the number of barrier tasks that can run at once now."""
-    # Spark's own barrier check asks the same question; the private call has been there since Spark 2.4.
-    context = spark.sparkContext._jsc.sc()
-    return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
-
-
-def driver_address(spark: SparkSession) -> str:
-    """Return the address at which executors reach the driver: loopback for a local session.
-
-    On a cluster it is ``spark.driver.host``. Behind a service, a bridge or a load balancer this is not always an
-    interface of this machine; listen on :func:`bind_address`.
-    """
-    return "127.0.0.1" if is_local(spark) else str(spark.sparkContext.getConf().get("spark.driver.host"))
-
-
-def bind_address(spark: SparkSession) -> str:
-    """Return the interface on which the driver listens: ``spark.driver.bindAddress`` if that names one.
-
-    On Kubernetes it is usually 0.0.0.0, all interfaces. Then the interface with the address ``spark.driver.host`` is
-    taken, or else the one on the route to it.
-
-    Raises:
-        DriverAddressError: There is no such interface.
-    """
-    address = driver_address(spark)
-    if is_local(spark):
-        return address
-    bound = str(spark.sparkContext.getConf().get("spark.driver.bindAddress", address))
-    return _interface_towards(address) if _is_every_interface(bound) else bound
-
-
-def _is_every_interface(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address.strip("[]")).is_unspecified
-    except ValueError:
-        return False
-
-
-def _interface_towards(host: str) -> str:
-    """Return the address of this machine's interface that others reach as ``host``."""
-    try:
-        addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_DGRAM)]
-    except OSError:
-        addresses = []
-    # The hosts file may map a machine's own name to loopback, which other machines cannot reach.
-    others = [each for each in addresses if each == host or not ipaddress.ip_address(each).is_loopback]
-    # Behind a service or a load balancer the name is not ours. Nothing is sent: the system only picks the route.
-    for address in [*others, _ANYWHERE]:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way, contextlib.suppress(OSError):
-            way.connect((address, 9))
-            return str(way.getsockname()[0])
-    raise DriverAddressError(
-        f"spark.driver.bindAddress names all interfaces, and none of them leads to spark.driver.host {host}; set "
-        f"spark.driver.bindAddress to the address at which executors reach this machine"
-    )
 
 
 def _is_on_this_machine(master: str) -> bool:

@@ -10,17 +10,11 @@ import pytest
 from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.spark.silence import quiet_launch
-from mirrorspark.data_pipelines.spark.tasks import is_local
-from mirrorspark.training import spark_session
-from mirrorspark.training.spark_session import (
-    AnotherSessionError,
-    DriverAddressError,
-    bind_address,
-    driver_address,
-    open_session,
-    session_settings,
-)
+from mirrorspark.spark_session import interfaces
+from mirrorspark.spark_session.interfaces import DriverAddressError
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.silence import quiet_launch
+from mirrorspark.spark_session.start import AnotherSessionError, open_session, session_settings
 
 
 def session(master: str, **conf: str) -> Any:
@@ -91,16 +85,16 @@ def test_the_users_log4j_file_decides_what_is_logged(spark_conf: Path) -> None:
     [("local", True), ("local[2]", True), ("local[*]", True), ("local-cluster[1,1,1024]", False), ("yarn", False)],
 )
 def test_executors_of_their_own_are_not_local(master: str, local: bool) -> None:
-    assert is_local(session(master)) is local
+    assert session_of(session(master)).is_local is local
 
 
 def test_the_driver_is_found_at_its_host_and_listens_where_it_is_told_to() -> None:
     behind = session("k8s://api", spark_driver_host="driver.svc", spark_driver_bindAddress="10.0.0.7")
-    assert (driver_address(behind), bind_address(behind)) == ("driver.svc", "10.0.0.7")
+    assert (session_of(behind).driver_address, session_of(behind).bind_address()) == ("driver.svc", "10.0.0.7")
     plain = session("spark://host:7077", spark_driver_host="10.0.0.1")
-    assert (driver_address(plain), bind_address(plain)) == ("10.0.0.1", "10.0.0.1")
+    assert (session_of(plain).driver_address, session_of(plain).bind_address()) == ("10.0.0.1", "10.0.0.1")
     local = session("local[2]", spark_driver_bindAddress="0.0.0.0")  # noqa: S104
-    assert (driver_address(local), bind_address(local)) == ("127.0.0.1", "127.0.0.1")
+    assert (session_of(local).driver_address, session_of(local).bind_address()) == ("127.0.0.1", "127.0.0.1")
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
@@ -116,14 +110,14 @@ def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 def test_the_driver_listens_on_one_interface_where_spark_listens_on_all(
     every: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spark_session, "_ANYWHERE", "127.0.0.3")
+    monkeypatch.setattr(interfaces, "_ANYWHERE", "127.0.0.3")
     spark = session("k8s://api", spark_driver_host="127.0.0.2", spark_driver_bindAddress=every)
     # The kernel picks the interface: that of an address of this machine is that address, or its network's own.
-    assert bind_address(spark) == interface_of("127.0.0.2")
+    assert session_of(spark).bind_address() == interface_of("127.0.0.2")
     named = session("k8s://api", spark_driver_host="driver.svc", spark_driver_bindAddress=every)
     for found in ((), ("127.0.1.1",)):  # no such name; a hosts file in which the machine's name is loopback
         resolve(monkeypatch, *found)
-        assert bind_address(named) == interface_of("127.0.0.3")
+        assert session_of(named).bind_address() == interface_of("127.0.0.3")
 
 
 def interface_of(address: str) -> str:
@@ -134,7 +128,7 @@ def interface_of(address: str) -> str:
 
 def test_without_a_way_to_the_driver_no_interface_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve(monkeypatch)
-    monkeypatch.setattr(spark_session, "_ANYWHERE", "255.255.255.255")  # which a plain socket may not be connected to
+    monkeypatch.setattr(interfaces, "_ANYWHERE", "255.255.255.255")  # which a plain socket may not be connected to
     spark = session("k8s://api", spark_driver_host="driver.svc", spark_driver_bindAddress="0.0.0.0")  # noqa: S104
     with pytest.raises(DriverAddressError, match=r"spark.driver.host driver.svc; set spark.driver.bindAddress to the"):
-        bind_address(spark)
+        session_of(spark).bind_address()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirrorspark.data_pipelines.spark.errors import first_line, task_message
+from mirrorspark.spark_session.errors import first_line, task_message
 
 PYTHON_FAILED = """An exception was thrown from the Python worker. Please see the stack trace below.
 Traceback (most recent call last):
