@@ -48,7 +48,7 @@ from mirrorspark.data_pipelines.quality.validation import validate
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, progress_bar
 from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
-from mirrorspark.plots.beside import beside_the_result
+from mirrorspark.pages.guarded import beside_the_result
 from mirrorspark.spark_session.errors import task_message
 from mirrorspark.storage.credentials import clean
 from mirrorspark.storage.paths import Location, StoragePath

@@ -11,9 +11,9 @@ from jinja2 import Template
 
 from mirrorspark.lifecycle.experiments.analysis import SAMPLE_RATIO_P_VALUE, Analysis, Effect
 from mirrorspark.lifecycle.experiments.conclusion import difference_text, interval_text
-from mirrorspark.plots.histogram import share_bars
-from mirrorspark.plots.intervals import IntervalRow, interval_chart
-from mirrorspark.plots.page import page_template
+from mirrorspark.pages.charts.histogram import share_bars
+from mirrorspark.pages.charts.intervals import IntervalRow, interval_chart
+from mirrorspark.pages.page import page_template
 
 # Bars of what was expected beside those of what came.
 _EXPECTED_COLOUR = 4

@@ -18,7 +18,7 @@ from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
 from mirrorspark.lifecycle.gate.thresholds import Gates, Threshold
 from mirrorspark.lifecycle.gate.validation import JSON_FILE, ModelReference, Validation
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.plots.beside import drawn
+from mirrorspark.pages.guarded import drawn
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, Task
 from mirrorspark.scoring.model.pinned import PinnedModel

@@ -12,8 +12,9 @@ from typing import Any
 from mirrorspark.lifecycle.gate.decide import Finding, decide, failed
 from mirrorspark.lifecycle.gate.facts import Facts
 from mirrorspark.lifecycle.gate.thresholds import Gates
-from mirrorspark.plots.beside import beside_the_result
-from mirrorspark.plots.html import Marked, heading_html, in_digits, panel_html, rows_html
+from mirrorspark.pages.blocks import Marked, heading_html, panel_html, rows_html
+from mirrorspark.pages.guarded import beside_the_result
+from mirrorspark.pages.numbers import in_digits
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean

@@ -11,8 +11,8 @@ from jinja2 import Template
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
 from mirrorspark.lifecycle.pipeline.stages import Stage, StageRecord
 from mirrorspark.lifecycle.pipeline.weekly import warnings_of
-from mirrorspark.plots.histogram import short_number
-from mirrorspark.plots.page import page_template
+from mirrorspark.pages.numbers import short_number
+from mirrorspark.pages.page import page_template
 
 PAGE_FILE = "pipeline.html"
 

@@ -13,7 +13,7 @@ from mirrorspark.lifecycle.pipeline.record import PipelineRecord, folder_of, for
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Records, Stage, StageFailedError, advice, run_stages
 from mirrorspark.lifecycle.pipeline.weekly import WeeklyPipeline
-from mirrorspark.plots.beside import beside_the_result
+from mirrorspark.pages.guarded import beside_the_result
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.records.tracking import store_of

@@ -19,7 +19,7 @@ from mirrorspark.lifecycle.gate.measures import measures_of
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import direction_of
 from mirrorspark.lifecycle.watching.watch import WEEK
-from mirrorspark.plots.html import in_digits
+from mirrorspark.pages.numbers import in_digits
 from mirrorspark.scoring.model.directory import Task
 from mirrorspark.scoring.parity import THRESHOLD
 from mirrorspark.scoring.plan import column_named

@@ -16,11 +16,11 @@ from mlflow.entities import Metric
 from mirrorspark.callbacks.mlflow.store import store_client
 from mirrorspark.lifecycle.watching.live import LiveWindow, Promise
 from mirrorspark.lifecycle.watching.watch import WindowDrift
-from mirrorspark.plots.beside import drawn
-from mirrorspark.plots.histogram import short_number
-from mirrorspark.plots.html import figure_html, in_digits
-from mirrorspark.plots.over_time import over_time
-from mirrorspark.plots.page import page_template
+from mirrorspark.pages.blocks import figure_html
+from mirrorspark.pages.figures.by_date import over_time
+from mirrorspark.pages.guarded import drawn
+from mirrorspark.pages.numbers import in_digits, short_number
+from mirrorspark.pages.page import page_template
 
 PAGE_FILE = "watch.html"
 

@@ -214,7 +214,7 @@ def test_page_of_python_names_is_up_to_date() -> None:
 
 
 def test_security_lists_every_listener() -> None:
-    code = [path for package in (*PACKAGES, "plots", "src") for path in (REPOSITORY / package).rglob("*.py")]
+    code = [path for package in (*PACKAGES, "pages", "src") for path in (REPOSITORY / package).rglob("*.py")]
 
     listening = {str(path.relative_to(REPOSITORY)) for path in code if LISTENING_CALLS.search(path.read_text())}
 

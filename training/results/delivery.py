@@ -16,8 +16,8 @@ from mlflow.utils.autologging_utils import disable_autologging
 
 from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
 from mirrorspark.callbacks.mlflow.metric_requests import NOTE_TAG
-from mirrorspark.plots.beside import beside_the_result
-from mirrorspark.plots.image import figure_of_image
+from mirrorspark.pages.figures.image import figure_of_image
+from mirrorspark.pages.guarded import beside_the_result
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.spark_session.kinds import session_of

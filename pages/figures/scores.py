@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike
 
-from mirrorspark.plots import style
-from mirrorspark.plots.inputs import binary_inputs
+from mirrorspark.pages.figures import style
+from mirrorspark.pages.figures.inputs import binary_inputs
 
 
 def score_histogram(label: ArrayLike, score: ArrayLike, *, weight: ArrayLike | None = None, bins: int = 40) -> Figure:

@@ -2,7 +2,7 @@
 
 Unlike a matplotlib figure, SVG takes its colours from the page, so it follows the light and dark themes, and it costs a
 fraction of a millisecond and a few kilobytes. Colours are the custom properties ``--series-0`` and so on, ``--ink``,
-``--quiet`` and ``--line``; without them the figure has the colours of :mod:`plots.style`.
+``--quiet`` and ``--line``; without them the figure has the colours of :mod:`pages.figures.style`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from unicodedata import east_asian_width
 
-from mirrorspark.plots import style
+from mirrorspark.pages.figures import style
+from mirrorspark.pages.numbers import short_number
 
 SERIES = tuple(
     f"var(--series-{number},{colour})"
@@ -146,18 +147,6 @@ def share_bars(
     return _svg(len(labels) * row_height, f"shares of {', '.join(shares)}", parts)
 
 
-def short_number(value: float) -> str:
-    """Return a number for an axis: at most four digits, and a letter for thousands and above."""
-    size = abs(value)
-    if size >= 1e15 or (value and size < 1e-4):
-        return f"{value:.2g}"
-    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size >= unit:
-            scale = 1e3 if letter == "k" else unit
-            return f"{_plain(value / scale)}{letter}"
-    return _plain(value)
-
-
 def round_ticks(low: float, high: float) -> list[float]:
     """Return up to five round values between two ends: multiples of 1, 2 or 5 times a power of ten."""
     span = high / 2 - low / 2
@@ -170,11 +159,6 @@ def round_ticks(low: float, high: float) -> list[float]:
         if last - first < _MOST_TICKS:
             return [multiple * step for multiple in range(first, last + 1)] or [low]
     return [low, high]
-
-
-def _plain(value: float) -> str:
-    digits = f"{value:.4g}"
-    return f"{float(digits):g}" if "e" in digits else digits
 
 
 def _colour(number: int) -> str:

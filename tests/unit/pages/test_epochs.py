@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mirrorspark.plots.metric_chart import metric_chart
+from mirrorspark.pages.charts.epochs import metric_chart
 
 
 @pytest.mark.parametrize(

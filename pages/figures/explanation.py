@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
 
-from mirrorspark.plots import style
+from mirrorspark.pages.figures import style
 
 _COLUMNS = 3
 _LONGEST_VALUE = 14

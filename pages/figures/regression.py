@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from mirrorspark.plots import style
-from mirrorspark.plots.histogram import short_number
-from mirrorspark.plots.html import in_digits
+from mirrorspark.pages.figures import style
+from mirrorspark.pages.numbers import in_digits, short_number
 
 _BINS = 60
 _GROUPS = 10

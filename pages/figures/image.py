@@ -6,7 +6,7 @@ import io
 
 from matplotlib.figure import Figure
 
-from mirrorspark.plots import style
+from mirrorspark.pages.figures import style
 
 
 def figure_of_image(content: bytes) -> Figure:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mirrorspark.plots import style
+from mirrorspark.pages.figures import style
 
 # More dates would run into each other.
 _LABELS = 4

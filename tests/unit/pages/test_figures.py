@@ -17,25 +17,22 @@ from matplotlib.text import Text
 from sklearn import metrics
 from sklearn.calibration import calibration_curve as sklearn_calibration_curve
 
-from mirrorspark.plots import style
-from mirrorspark.plots.beside import drawn
-from mirrorspark.plots.calibration import calibration_bins, calibration_curve, compact_count, wilson_interval
-from mirrorspark.plots.classes import class_quality
-from mirrorspark.plots.confusion import confusion_matrix
-from mirrorspark.plots.explanation import dependence_chart, importance_chart
-from mirrorspark.plots.html import figure_html
-from mirrorspark.plots.image import figure_of_image
-from mirrorspark.plots.inputs import binary_inputs
-from mirrorspark.plots.learning_curves import learning_curves, panel_names
-from mirrorspark.plots.lift import cumulative_gain, decile_lift, lift_chart
-from mirrorspark.plots.over_time import lines_over_time, over_time, shares_over_time
-from mirrorspark.plots.precision_recall import precision_recall_curve
-from mirrorspark.plots.ranking import recall_at_k_curve
-from mirrorspark.plots.regression import predicted_and_actual, residuals_by_prediction
-from mirrorspark.plots.roc import roc_curve
-from mirrorspark.plots.run_curves import run_curves
-from mirrorspark.plots.score_histogram import score_histogram
-from mirrorspark.plots.slice_changes import slice_changes
+from mirrorspark.pages.blocks import figure_html
+from mirrorspark.pages.figures import style
+from mirrorspark.pages.figures.by_date import lines_over_time, over_time, shares_over_time
+from mirrorspark.pages.figures.calibration import calibration_bins, calibration_curve, compact_count, wilson_interval
+from mirrorspark.pages.figures.classes import class_quality, confusion_matrix
+from mirrorspark.pages.figures.explanation import dependence_chart, importance_chart
+from mirrorspark.pages.figures.image import figure_of_image
+from mirrorspark.pages.figures.inputs import binary_inputs
+from mirrorspark.pages.figures.lift import cumulative_gain, decile_lift, lift_chart
+from mirrorspark.pages.figures.ranking import recall_at_k_curve
+from mirrorspark.pages.figures.regression import predicted_and_actual, residuals_by_prediction
+from mirrorspark.pages.figures.scores import score_histogram
+from mirrorspark.pages.figures.slices import slice_changes
+from mirrorspark.pages.figures.threshold_curves import precision_recall_curve, roc_curve
+from mirrorspark.pages.figures.training_curves import learning_curves, panel_names, run_curves
+from mirrorspark.pages.guarded import drawn
 
 LABEL = np.array([0, 0, 1, 1])
 SCORE = np.array([0.1, 0.4, 0.35, 0.8])
@@ -92,10 +89,10 @@ def test_every_figure_renders_to_a_png_of_its_stated_size() -> None:
 def test_importing_and_drawing_leave_pyplot_and_its_global_state_alone() -> None:
     program = (
         "import sys\n"
-        "from mirrorspark.plots.roc import roc_curve\n"
-        "import mirrorspark.plots.calibration, mirrorspark.plots.learning_curves\n"
-        "import mirrorspark.plots.lift, mirrorspark.plots.precision_recall\n"
-        "import mirrorspark.plots.ranking, mirrorspark.plots.score_histogram\n"
+        "from mirrorspark.pages.figures.threshold_curves import roc_curve\n"
+        "import mirrorspark.pages.figures.calibration, mirrorspark.pages.figures.training_curves\n"
+        "import mirrorspark.pages.figures.lift, mirrorspark.pages.figures.threshold_curves\n"
+        "import mirrorspark.pages.figures.ranking, mirrorspark.pages.figures.scores\n"
         "roc_curve([0, 1], [0.1, 0.9])\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import ArrayLike, NDArray
 
-from mirrorspark.plots import style
-from mirrorspark.plots.inputs import BinaryInputs, binary_inputs
+from mirrorspark.pages.figures import style
+from mirrorspark.pages.figures.inputs import BinaryInputs, binary_inputs
 
 DECILES = 10
 

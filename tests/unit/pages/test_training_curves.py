@@ -9,8 +9,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mirrorspark.plots import style
-from mirrorspark.plots.run_curves import run_curves
+from mirrorspark.pages.figures import style
+from mirrorspark.pages.figures.training_curves import run_curves
 
 HISTORY = {"loss": [0.9, 0.6, 0.5], "val_loss": [1.0, 0.7, 0.8]}
 

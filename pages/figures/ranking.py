@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from matplotlib.figure import Figure
 
-from mirrorspark.plots import style
+from mirrorspark.pages.figures import style
 
 
 def recall_at_k_curve(curves: Mapping[str, Mapping[int, float]]) -> Figure:

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from mirrorspark.plots import style
-from mirrorspark.plots.histogram import round_ticks, short_number
+from mirrorspark.pages.charts.histogram import round_ticks
+from mirrorspark.pages.figures import style
+from mirrorspark.pages.numbers import short_number
 
 _MARK = f"var(--series-0,{style.BLUE})"
 _QUIET = f"var(--quiet,{style.GREY})"

@@ -10,7 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mirrorspark.plots.beside import reason_of
+from mirrorspark.pages.guarded import reason_of
+from mirrorspark.pages.numbers import in_digits
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,16 +139,6 @@ def table_html(table: pd.DataFrame, *, index: bool = False) -> str:
         return rows_html(names, cells, numbers=numbers)
     rows = [[Marked(str(name), "name"), *row] for name, row in zip(table.index, cells, strict=True)]
     return rows_html(["", *names], rows, numbers=[place + 1 for place in numbers])
-
-
-def in_digits(value: float, digits: int = 4, *, sign: str = "") -> str:
-    """Return a number with so many significant digits, large ones as whole numbers in groups of three.
-
-    Numbers from 10**12 on are in scientific notation. ``sign`` ``+`` shows that of positive numbers, too.
-    """
-    if not 10**digits <= abs(value) < 1e12:
-        return f"{value:{sign}.{digits}g}"
-    return f"{float(f'{value:.{digits}g}'):{sign},.0f}"
 
 
 def _value(value: Any) -> str:

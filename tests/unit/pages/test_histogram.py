@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirrorspark.plots.histogram import overlaid_histogram, round_ticks, share_bars, short_number
+from mirrorspark.pages.charts.histogram import overlaid_histogram, round_ticks, share_bars
+from mirrorspark.pages.numbers import short_number
 
 SVG = "{http://www.w3.org/2000/svg}"
 

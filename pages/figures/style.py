@@ -52,7 +52,7 @@ def new_figure(columns: int = 1, rows: int = 1, *, height_ratios: tuple[float, .
     """
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    from mirrorspark.plots.literal import LiteralFigure
+    from mirrorspark.pages.figures.literal import LiteralFigure
 
     height = PANEL_HEIGHT_INCHES * (sum(height_ratios) if height_ratios else rows)
     size = (PANEL_WIDTH_INCHES * columns, height)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from mirrorspark.plots import style
+from mirrorspark.pages.figures import style
 
 _ROW_INCHES = 0.28
 _LONGEST_NAME = 40

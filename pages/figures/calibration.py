@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from mirrorspark.plots import style
-from mirrorspark.plots.inputs import BinaryInputs, binary_inputs
+from mirrorspark.pages.figures import style
+from mirrorspark.pages.figures.inputs import BinaryInputs, binary_inputs
 
 
 @dataclass(frozen=True)
