@@ -52,7 +52,7 @@ LISTENING_CALLS = re.compile(
 )
 # Their samples stand four spaces from the margin; those of the others are marked as Python.
 INDENTED_SAMPLES = (
-    *("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "training.md"),
+    *("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "own-training.md"),
     *("fleet.md", "metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
     *("promotion.md", "experiments.md", "watching.md"),
 )
