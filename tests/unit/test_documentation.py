@@ -53,7 +53,7 @@ LISTENING_CALLS = re.compile(
 # Their samples stand four spaces from the margin; those of the others are marked as Python.
 INDENTED_SAMPLES = (
     *("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "own-training.md"),
-    *("fleet.md", "metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
+    *("fleet.md", "fleet-runs.md", "metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
     *("promotion.md", "experiments.md", "watching.md"),
 )
 # What a Spark session has beside its tables: its context, its JVM, its jobs and tasks, and what tells its kind.
