@@ -1,7 +1,6 @@
 """The training benchmarks' own arithmetic: work, marks, what events tell, how a row is encoded; T3, T6."""
 
 import importlib
-import itertools
 import json
 import os
 import sys
@@ -17,22 +16,17 @@ from pyspark.sql import Row
 
 from benchmarks import train_gpu, train_plain, training
 from benchmarks.benchmark import Benchmark, Options
-from benchmarks.first_fit import timeline
 from benchmarks.measure import Mark, Timing
 from benchmarks.other_environment import OtherProcess, UnavailableError, environment_with, last_error, started
 from benchmarks.report import Report, Table
 from benchmarks.suite import Suite, overview
-from benchmarks.train_bare import BareResult
-from benchmarks.train_checkpoints import stalled_share
 from benchmarks.train_data import ITEMS, USERS, Work, rows_of
 from benchmarks.train_fit import FitRank
-from benchmarks.train_halves import Halves, Times, halves_of
 from benchmarks.train_local_steps import SLOWER, of_all_ranks
 from benchmarks.train_models import ALONE as IN_ONE_PROCESS
 from benchmarks.train_models import OPTIMIZERS, OURS, PLAIN, marks_of, tables_of
 from benchmarks.train_models_data import DCN, MODELS, SASREC_ROWS, TABLES, Data, table_case, write_rows
 from benchmarks.train_models_rank import plain_batches
-from benchmarks.train_overhead import accounts_table, beside_table, halves_table
 from benchmarks.train_plain import LABEL, Encoding
 from benchmarks.train_restart import process_of, restart_seconds
 from benchmarks.train_start import start_parts
@@ -51,17 +45,6 @@ def test_every_benchmark_goes_by_the_name_of_its_file_and_asks_a_question(name: 
 
     assert benchmark.name == name
     assert "?" in benchmark.question
-
-
-def test_the_lines_of_a_run_tell_its_stages_and_its_first_epoch() -> None:
-    lines = [(9.5, "infer         0.5 s  label 'late'"), (9.5, "  km  numeric"), (30.0, "convert      20.0 s  7 rows")]
-    lines += [(36.0, "  epoch  1/4    9 examples/s"), (37.0, "  epoch  2/4"), (38.0, "train         7.5 s  ")]
-    found = timeline(lines, 45.0)
-    assert found.stages == {"infer": 0.5, "convert": 20.0, "train": 7.5}
-    assert found.before == {"infer": 9.0, "convert": 0.5, "train": 0.5}
-    assert (found.first_epoch, found.total, found.after) == (36.0, 45.0, 7.0)
-    with pytest.raises(ValueError, match="no stage, or of no epoch"):
-        timeline(lines[:3], 45.0)
 
 
 def test_overview_lists_the_marks_of_the_pages_that_lie_there_and_how_to_run_again(tmp_path: Path) -> None:
@@ -229,63 +212,6 @@ def test_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
 
     assert read_events(file) == [{"event": "attempt"}]
     assert read_events(tmp_path / "none") == []
-
-
-def test_slow_down_is_that_of_neighbouring_epochs_whatever_the_trend() -> None:
-    lengths = [9.0, 1.1, 1.2, 1.3, 1.4, 2.1, 2.1, 2.1, 2.1]  # a first one that does not count, then two groups
-    within = (5.0, 0.1, 0.0, 0.0, 0.1, 0.2, 0.0, 0.0, 0.27)
-    threads = (3.0, 0.01, 0.5, 0.5, 0.02, 0.03, 0.5, 0.5, 0.007)
-
-    halves = halves_of(Times(tuple(itertools.accumulate(lengths)), within, threads), beside=0.01)
-
-    assert halves.supervised == pytest.approx((2.5, 4.2))
-    assert halves.resting == pytest.approx((2.5, 4.2))
-    assert halves.slow_down == pytest.approx(0.0)
-    assert halves.within == pytest.approx(0.1)
-    assert halves.threads == pytest.approx(0.01)
-
-
-def test_times_are_read_as_they_were_written(tmp_path: Path) -> None:
-    times = Times((1.0, 2.5), (0.0, 0.25), (0.125, 0.5))
-
-    times.write(tmp_path / "times.json")
-
-    assert Times.read(tmp_path / "times.json") == times
-
-
-def halves_with(supervised: tuple[float, ...], beside: float = 0.0) -> Halves:
-    return Halves(supervised, (10.0,) * len(supervised), within=0.002, threads=0.001, beside=beside)
-
-
-def test_share_lost_by_comparison_has_the_part_of_the_ranks_and_what_runs_beside_them() -> None:
-    assert halves_with((10.2,)).compared == pytest.approx(0.2 / 10.2)
-    assert halves_with((10.0,), beside=0.01).compared == pytest.approx(0.01)
-    assert halves_with((9.0,), beside=0.01).compared == 0.0
-
-
-def test_share_lost_by_adding_up_has_callbacks_threads_and_what_runs_beside_the_ranks() -> None:
-    halves = halves_with((10.0,), beside=0.01)
-
-    assert halves.accounted == pytest.approx(1 - 0.99 * 0.998 * 0.999)
-    assert [share for _, share in accounts_table(halves).rows] == ["0.20 %", "0.10 %", "1.00 %", "1.30 %"]
-
-
-def test_slow_down_is_told_with_the_interval_that_it_lies_in() -> None:
-    table = halves_table(halves_with((10.1, 10.2, 10.3)), 1_000)
-
-    assert table.title == "Compared: one run of 12 epochs, 1,000 rows each"
-    assert table.rows == (("resting", "5.000", ""), ("at work", "5.100", "+2.00 %"))
-    assert "between +1.00 and +3.00 %" in table.note
-
-
-def test_share_of_what_runs_beside_the_ranks_is_told_with_its_spread() -> None:
-    (row,) = beside_table([0.01, 0.03, 0.005]).rows
-
-    assert row == ("of 2 cores", "1.00 %", "0.50 %", "3.00 %")
-
-
-def test_stall_of_the_first_epoch_is_outside_the_time() -> None:
-    assert stalled_share(BareResult(20.0, (5.0, 0.1, 0.3))) == pytest.approx(0.02)
 
 
 def test_plain_encoding_knows_missing_unknown_and_long_values() -> None:
