@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 
-from benchmarks.printed import print_cells, print_titles
+from benchmarks.report import print_cells, print_titles
 from mirrorspark.data_pipelines.convert import convert
 from mirrorspark.data_pipelines.dataset.manifest import is_published
 from mirrorspark.data_pipelines.features.kinds import Feature, Text

@@ -1,9 +1,10 @@
-"""Times several ways to do the same work side by side, and judges them: medians, spreads, ratios, marks."""
+"""Times several ways to do the same work side by side, and judges them: medians, spreads, ratios, marks; and memory."""
 
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -111,3 +112,15 @@ def interleave(
 def speed_ratio(timings: Mapping[str, Timing], name: str, reference: str) -> float:
     """Return how many times faster ``name`` is than ``reference``, of medians."""
     return timings[reference].median / timings[name].median
+
+
+def peak_bytes(process: int, *, root: Path = Path("/proc")) -> int:
+    """Return the peak resident memory of a process, in bytes; 0 where it has ended."""
+    try:
+        status = (root / str(process) / "status").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0

@@ -27,7 +27,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import expr
 
 from benchmarks.cold_items import dataset_of, held_out_movies, read_tables, rows_of
-from benchmarks.printed import print_cells, print_titles
+from benchmarks.report import print_cells, print_titles
 from mirrorspark.callbacks.mlflow.store import own_store
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.printed import print_cells, print_titles
+from benchmarks.report import print_cells, print_titles
 from mirrorspark.models.classical import Recommender
 from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
 from mirrorspark.spark_session.kinds import session_of

@@ -21,7 +21,7 @@ import pyarrow as pa
 import tensorflow as tf
 import tf_keras
 
-from benchmarks.printed import print_cells, print_titles
+from benchmarks.report import print_cells, print_titles
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.fitting import bin_boundaries

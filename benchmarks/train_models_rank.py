@@ -14,9 +14,9 @@ from typing import Any, Literal, cast
 import tensorflow as tf
 import tf_keras
 
-from benchmarks.connector_process import RESULT_PREFIX
-from benchmarks.train_fit import keras_optimizer
+from benchmarks.peer_process import RESULT_PREFIX
 from benchmarks.train_models_data import Case
+from benchmarks.train_steps_rank import keras_optimizer
 from mirrorspark.data_pipelines.dataset.blocks import LABEL_PREFIX
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
 from mirrorspark.data_pipelines.features.kinds import ListFeature

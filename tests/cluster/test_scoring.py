@@ -16,7 +16,7 @@ from pyspark.errors import PySparkException
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql.functions import current_date, expr, lit
 
-from benchmarks.standalone_cluster import standalone_cluster
+from benchmarks.servers import standalone_cluster
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.tfrecords import write_tfrecords
 from mirrorspark.scoring.batch import score

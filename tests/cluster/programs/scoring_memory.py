@@ -9,7 +9,7 @@ import json
 import os
 import sys
 
-from benchmarks.writer_memory import peak_bytes
+from benchmarks.measure import peak_bytes
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
