@@ -69,7 +69,7 @@ Ways = Mapping[str, Callable[[], object]]
 def run(options: Options) -> Report:
     """Let every side score the rows, a fifth of them on the cluster and as many ragged ones."""
     fifth = max(1, options.rows // 5)
-    here, there, ragged = _locally(options), _on_cluster(options, fifth), _ragged(options, fifth)
+    here, there, ragged = local_timings(options), _on_cluster(options, fifth), _ragged(options, fifth)
     slower = max(here[READ].median, here[CALL].median)
     beside = ((here, PREDICT_BATCH_UDF), (there, SPARK_UDF), (ragged, GRAPH_UDF))
     marks = [
@@ -107,11 +107,13 @@ def _write(scored: DataFrame, target: Path) -> None:
     scored.write.parquet(str(target))
 
 
-def _locally(options: Options) -> dict[str, Timing]:
+def local_timings(options: Options, only: Sequence[str] = ()) -> dict[str, Timing]:
+    """Return the times of all ways in a local session, or of some."""
     files = parquet_files(options.scratch, Kind.CLICKS, options.rows)
     models = in_new_process(_exported, options.scratch, files)
     session, target = spark_work.session(), options.scratch / "scores"
-    timings = _timed(_local_ways(session, files, models, target), target, options.rounds)
+    ways = _local_ways(session, files, models, target)
+    timings = _timed({name: work for name, work in ways.items() if not only or name in only}, target, options.rounds)
     session.stop()
     return timings
 
