@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Many containers set this. Each process of the tests would then compile anew what it imports, and rewrite the asserts of
+# every test file: half of the time in which a small one starts.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # TensorFlow reads this one at import; with Keras 3 nothing here works, so a value from outside does not count.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 for name, value in {
