@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Many containers set this. Each process of the tests would then compile anew what it imports, and rewrite the asserts of
-# every test file: half of the time in which a small one starts.
+# Many containers set this. Every process would then compile what it imports, and rewrite the asserts of the tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 

@@ -21,11 +21,10 @@ Count = Callable[[str, Mapping[str, int]], None]
 
 
 def seeds(total: int, parts: int, usual: int) -> list[Any]:
-    """Return ranges of seeds as parameters: ``usual`` for every run of the tests, and all in ``parts`` with ``--full``."""
+    """Return ranges of seeds as parameters: the ``usual`` ones for every run of the tests, all for ``--full``."""
     size = total // parts
-    every = [
-        pytest.param(range(at, at + size), marks=pytest.mark.full, id=f"from {at}") for at in range(0, total, size)
-    ]
+    ranges = [range(start, start + size) for start in range(0, total, size)]
+    every = [pytest.param(some, marks=pytest.mark.full, id=f"from {some.start}") for some in ranges]
     return [pytest.param(range(usual), id="some"), *every]
 
 
