@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType, TimestampType
@@ -46,7 +44,7 @@ from mirrorspark.data_pipelines.tfrecord.codecs import CodecError
 from mirrorspark.data_pipelines.tfrecord.examples import MalformedExampleError
 from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError
 from mirrorspark.data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, ROWS_PER_BLOCK, check_block_schema
-from mirrorspark.spark_session.errors import task_message
+from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.session import TaskTotal
 from mirrorspark.spark_session.task import partition_id
@@ -343,7 +341,7 @@ def _collected(spark: SparkSession, files: Sequence[DataFile], look: Callable[[S
     try:
         numbers = numbered_partitions(spark, len(shares))
         rows = numbers.mapInArrow(_Looks(look, shares), "seen binary, refused binary").collect()
-    except (Py4JJavaError, PySparkException) as error:
+    except SPARK_ERRORS as error:
         raise ReadError(f"the files cannot be read: {task_message(error)}") from error
     # Our own tasks have pickled these.
     for row in rows:

@@ -1,8 +1,16 @@
-"""Messages of failed Spark jobs: the one line of the task's own error, without the JVM's stack traces and secrets."""
+"""Errors of Spark, and their messages: one line of the task's own error, without the JVM's stack traces and secrets."""
 
 import re
 
+from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
+from pyspark.errors import PySparkException
+
 from mirrorspark.storage.credentials import without_credentials
+
+SPARK_ERRORS = (PySparkException, Py4JJavaError)
+"""Errors of a query or a job. An error of Java for which PySpark has no class comes as it is."""
+SESSION_ERRORS = (PySparkException, Py4JError)
+"""The same, and those of a session that does not start or does not answer any more."""
 
 _JAVA_ERROR = re.compile(r"^(?:Caused by)?: (?:[\w$]+\.)*[\w$]+: (.+)$", re.MULTILINE)
 _SQL_STATE = re.compile(r"\s*SQLSTATE: \w+$")

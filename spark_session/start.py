@@ -1,4 +1,4 @@
-"""The start of a run's Spark session: the active one, a cluster's, or a local one."""
+"""The start of a Spark session: for a run (the active one, a cluster's or a local one) or for a command that scores."""
 
 import os
 import re
@@ -42,9 +42,7 @@ def open_session(
                 f"master is {master}, but a Spark session on {here} is active; stop it or leave master out to use it"
             )
         return active
-    # Executors must run this interpreter: a bare `python3` on their PATH has none of our packages.
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
+    _run_this_interpreter()
     target = master or f"local[{workers}]"
     if _is_on_this_machine(target):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -52,6 +50,29 @@ def open_session(
     for name, value in session_settings(target, workers, verbose=verbose).items():
         builder = builder.config(name, value)
     if verbose:
+        return builder.getOrCreate()
+    with quiet_launch():
+        return builder.getOrCreate()
+
+
+def open_command_session(
+    master: str | None, *, verbose: bool, settings: Mapping[str, str] | None = None
+) -> SparkSession:
+    """Return a session for a command that scores, whose log is hidden unless ``verbose``.
+
+    Args:
+        master: Where it runs; by default what Spark is told.
+        verbose: Whether to show the log of Spark.
+        settings: Settings of Spark that apply where the user has not set them.
+    """
+    _run_this_interpreter()
+    builder = SparkSession.builder.appName("mirrorspark scoring")
+    builder = builder.master(master) if master else builder
+    own = {**(settings or {}), **({} if verbose else SILENT)}
+    for name in own.keys() - set_by_the_user():
+        builder = builder.config(name, own[name])
+    if verbose:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0")
         return builder.getOrCreate()
     with quiet_launch():
         return builder.getOrCreate()
@@ -90,6 +111,12 @@ def java_major_version() -> int | None:
     # Before 9, Java called itself 1.8 and so on. Other quoted text may come first: the value of JAVA_TOOL_OPTIONS.
     found = re.search(r'version "(?:1\.)?(\d+)', said)
     return int(found[1]) if found else None
+
+
+def _run_this_interpreter() -> None:
+    """Have executors run this interpreter: a bare `python3` on their PATH has none of our packages."""
+    for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
+        os.environ.setdefault(name, sys.executable)
 
 
 def _is_on_this_machine(master: str) -> bool:

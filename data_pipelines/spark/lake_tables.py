@@ -3,11 +3,9 @@
 import os
 from collections.abc import Sequence
 
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.spark_session.errors import task_message
+from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.session import MissingCapabilityError
 from mirrorspark.storage.lakes import LakeTable, LakeTableError, Look, lake_around
@@ -52,7 +50,7 @@ def load_lake_table(spark: SparkSession, table: LakeTable, path: str) -> DataFra
     try:
         frame = spark.read.format(table.format.name).load(path)
         _ = frame.schema  # a session of Spark Connect looks for the format only now
-    except (PySparkException, Py4JJavaError) as error:
+    except SPARK_ERRORS as error:
         lacks = "[DATA_SOURCE_NOT_FOUND]" in str(error)  # an error of Java, which PySpark gives no class of its own
         why = "" if lacks else f" ({task_message(error).rstrip('.')})"
         has = "does not have" if lacks else "cannot read"

@@ -14,8 +14,6 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType
@@ -23,7 +21,7 @@ from pyspark.sql.types import StructType
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows, RowGroups
 from mirrorspark.data_pipelines.spark.schema import with_plain_names
 from mirrorspark.data_pipelines.spark.task_bar import task_bar
-from mirrorspark.spark_session.errors import task_message
+from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
 from mirrorspark.storage.publish import WriteJob, WrittenFile
 
 BatchFunction: TypeAlias = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
@@ -264,5 +262,5 @@ def _task_rows(
 ) -> list[dict[str, Any]]:
     try:
         return [row.asDict() for row in df.mapInArrow(writer, _WRITTEN_DDL).collect()]
-    except (Py4JJavaError, PySparkException) as error:
+    except SPARK_ERRORS as error:
         raise WriteError(f"{job.target} cannot be written: {task_message(error)}") from error

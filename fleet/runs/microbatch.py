@@ -12,8 +12,6 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-from py4j.protocol import Py4JError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
@@ -30,6 +28,7 @@ from mirrorspark.fleet.runs.plan import MANIFEST_FILE, Microbatch, RunPlan
 from mirrorspark.fleet.runs.task import FailedModelsError, MicrobatchWriter, Selection, brief
 from mirrorspark.fleet.score import FleetCounters, ship_fleet
 from mirrorspark.fleet.task import FleetFilesTask
+from mirrorspark.spark_session.errors import SESSION_ERRORS
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.credentials import one_line
 from mirrorspark.storage.paths import StoragePath
@@ -162,7 +161,7 @@ class Scoring:
         except (LeaseLostError, TargetExistsError) as error:
             outcome = "superseded"
             _LOGGER.warning("%s", one_line(error))
-        except (OSError, ValueError, FailedModelsError, PySparkException, Py4JError) as error:
+        except (OSError, ValueError, FailedModelsError, *SESSION_ERRORS) as error:
             if not self._is_over.is_set():
                 outcome, self.problem = "failed", one_line(error)
                 _LOGGER.warning("microbatch %d of %s has failed: %s", claim.number, self._plan.run, self.problem)

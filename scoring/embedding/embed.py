@@ -11,8 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import BinaryType, CharType, DataType, StringType, VarcharType
@@ -42,7 +40,7 @@ from mirrorspark.scoring.output.bad_rows import good_rows
 from mirrorspark.scoring.plan import column_named
 from mirrorspark.scoring.task.batches import regrouped
 from mirrorspark.scoring.task.scorer import ShippedModel, ship
-from mirrorspark.spark_session.errors import task_message
+from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.task import task_cores
 from mirrorspark.storage.paths import Location
@@ -286,7 +284,7 @@ class CachedEncoder:
             task = EmbedTask(ship(spark, pinned), self.settings, self.vectors)
             try:
                 rows = map_batches(dealt, task, f"{_REPORT} string").collect()
-            except (Py4JJavaError, PySparkException) as error:
+            except SPARK_ERRORS as error:
                 raise OSError(f"column '{column}' cannot be embedded: {task_message(error)}") from error
         self._check_reports(column, [json.loads(row[_REPORT]) for row in rows])
 

@@ -62,7 +62,7 @@ BEHIND_A_SESSION = {
     *("getConf", "defaultParallelism", "statusTracker", "setJobGroup", "cancelJobGroup", "cancelAllJobs", "addJobTag"),
     *("setLocalProperty", "getLocalProperty", "parallelize", "accumulator", "Accumulator", "AccumulatorParam"),
     *("SparkFiles", "addArchive", "addFile", "addPyFile", "setCheckpointDir", "TaskContext"),
-    *("BarrierTaskContext", "pyspark.sql.connect"),
+    *("BarrierTaskContext", "pyspark.sql.connect", "py4j.protocol"),
 }
 OTHER_FOLDERS = ("notebooks", "tests", "tools")
 FENCED_SAMPLES = ("data.md", "reading.md", "recipes.md", "tfrecord.md")
@@ -141,7 +141,8 @@ def words_in_code(tree: ast.AST) -> set[str]:
     """Return the attributes and imports of code, and the texts that could be an attribute's name."""
     nodes = list(ast.walk(tree))
     found = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
-    found |= {entry.name for node in nodes if isinstance(node, ast.ImportFrom) for entry in node.names}
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    found |= {name for node in imports for name in (str(node.module), *(entry.name for entry in node.names))}
     return found | {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 

@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
-from mirrorspark.spark_session.errors import lack_of_memory
+from mirrorspark.spark_session.errors import SESSION_ERRORS, SPARK_ERRORS, lack_of_memory
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.training.executor.task import WorkerTask, run_program
 from mirrorspark.training.executor.worker_control import Outcome
@@ -83,7 +81,7 @@ class SparkLauncher:
                     use_custom_strategy=True,
                 )
                 return tuple(runner.run(WorkerTask(plan, self._payload)))
-        except (Py4JError, PySparkException, ConnectionError) as error:
+        except (*SESSION_ERRORS, ConnectionError) as error:
             raise BarrierJobError(_what_failed(error)) from error
 
     def cancel(self) -> None:
@@ -113,9 +111,9 @@ def _is_warning(record: logging.LogRecord) -> bool:
 
 def _what_failed(error: Exception) -> RankError:
     """Return the failure of a job that ended with ``error``."""
-    if isinstance(error, Py4JJavaError | PySparkException):
+    if isinstance(error, SPARK_ERRORS):
         # The text of a Java error is fetched from the JVM, which may be gone.
-        with contextlib.suppress(Py4JError, ConnectionError):
+        with contextlib.suppress(*SESSION_ERRORS, ConnectionError):
             return read_failure(str(error), time.time())
         error = ConnectionError("it ended before it could say why the job failed")
     reason = f"the JVM of the Spark session does not answer any more ({str(error) or type(error).__name__})"

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.spark.tasks import portable
-from mirrorspark.spark_session.errors import task_message
+from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
 from mirrorspark.spark_session.interfaces import DriverAddressError
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.paths import StorageError, StoragePath
@@ -106,7 +104,7 @@ def check_executors(
             if theirs.reads_driver and theirs.error is None and not _sees(store, answer.rank)
         )
         events = EventReport(f"{server.address.host}:{server.address.port}", clocks)
-    except (Py4JJavaError, PySparkException) as error:
+    except SPARK_ERRORS as error:
         return [*checks, failure("executors", _job_problem(error))]
     except DriverAddressError as error:
         return [*checks, failure("events", str(error))]
