@@ -36,8 +36,7 @@ def open_session(
     """
     active = SparkSession.getActiveSession()
     if active is not None:
-        here = session_of(active).master
-        if master is not None and master != here:
+        if master is not None and master != (here := session_of(active).master):
             raise AnotherSessionError(
                 f"master is {master}, but a Spark session on {here} is active; stop it or leave master out to use it"
             )

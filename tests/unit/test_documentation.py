@@ -3,6 +3,7 @@
 import ast
 import builtins
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -131,7 +132,7 @@ def test_one_folder_alone_names_what_is_behind_a_spark_session() -> None:
     named = {
         f"{path.relative_to(REPOSITORY)}: {word}"
         for path in elsewhere
-        for word in BEHIND_A_SESSION & words_in_code(ast.parse(path.read_text(encoding="utf-8")))
+        for word in BEHIND_A_SESSION & words_in_code(tree_of(path))
     }
 
     assert not named, f"ask session_of(spark), or spark_session/task.py, for what this is for: {sorted(named)}"
@@ -251,6 +252,11 @@ def sections_of(path: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
+@functools.cache  # several tests look through all code
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def page(name: str) -> str:
     return (REPOSITORY / name).read_text(encoding="utf-8")
 
@@ -293,7 +299,7 @@ def messages_of(package: Path) -> list[str]:
     """Return every string of the package's code on one line, with a mark where a value goes in."""
     found = []
     for path in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CHECKS:
                 found.append(f"{text_of(node.args[0])}: {text_of(node.args[-1])}")
             elif isinstance(node, ast.JoinedStr | ast.Constant):
@@ -321,7 +327,7 @@ def test_names_and_texts_in_the_code_and_pages_break_no_word_of_the_glossary() -
     for package in PACKAGES:
         texts += [(package, message) for message in messages_of(REPOSITORY / package)]
         for path in (REPOSITORY / package).rglob("*.py"):
-            names = names_given_in(ast.parse(path.read_text(encoding="utf-8")))
+            names = names_given_in(tree_of(path))
             texts += [(str(path.relative_to(REPOSITORY)), name) for name in names]
     broken = {
         f"{place}: {text if len(text) < 200 else found}"
