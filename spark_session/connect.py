@@ -3,7 +3,7 @@
 from mirrorspark.spark_session.session import Session
 
 USE_CLASSIC = (
-    "use a classic one, with .master(...) in place of .remote(...): local[N], spark://, yarn or k8s://, and the driver "
+    "use a classic one: local[N], spark://, yarn or k8s:// as .master(...) in place of .remote(...), with the driver "
     "where this program runs"
 )
 
