@@ -1,9 +1,7 @@
 """Prose of code, messages, tests and pages: a table of patterns, each with its reason and a better form."""
 
 import ast
-import io
 import re
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -35,7 +33,7 @@ PATTERNS = (
     Pattern(r"\bso many\b", "this number of, as many"),
     Pattern(r"\b(?:is|are|was|were) gone\b", "is missing, is lost, was removed"),
     Pattern(r"\b(?:is|are|was|were) spent\b", "is used up"),
-    Pattern(r"\b(?:told|tells?|telling|hears?|heard)\b(?!(?: \S+){0,3} apart)", "report, log, get, receive"),
+    Pattern(r"\b(?:told|tells?|telling|hears?|heard)\b(?!:)(?!(?: \S+){0,6} apart)", "report, log, get, receive"),
     Pattern(r"\b(?:says?|said) (?:otherwise|nothing)\b", "sets another value, sets none"),
     Pattern(r"\bat the (?:most|least)\b", "at most, at least"),
     Pattern(r"\b(?:stands?|stood) (?!for\b|still\b|out\b)\w", "is, lies"),
@@ -45,24 +43,26 @@ PATTERNS = (
     Pattern(r"(?:(?<=[.!:] )|(?<=\n)|(?<=^# ))(?-i:What|Whoever|Who) [a-z][^.?!]*(?:\.|$)", "begin with the noun"),
 )
 
+ANYWHERE = re.compile("|".join(pattern.expression for pattern in PATTERNS if not pattern.in_openings), re.IGNORECASE)
+
 # Hits that are left, by folder. A text that is rewritten lowers its number; pages have none.
 ALLOWED: dict[str, int] = {
-    "benchmarks": 263,
+    "benchmarks": 262,
     "callbacks": 17,
     "data_pipelines": 113,
     "evaluation": 5,
-    "fleet": 183,
-    "lifecycle": 188,
-    "models": 50,
+    "fleet": 182,
+    "lifecycle": 187,
+    "models": 47,
     "plots": 18,
-    "recommending": 49,
+    "recommending": 47,
     "scoring": 113,
     "serving": 109,
     "src": 1,
     "storage": 42,
-    "tests": 674,
+    "tests": 670,
     "tools": 5,
-    "training": 185,
+    "training": 172,
 }
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 # A page made from docstrings, and the one that lists words to avoid.
@@ -80,9 +80,10 @@ def hits_of_code(source: str) -> Iterator[tuple[int, str, Pattern]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
             yield from hits(node.value, node.lineno, is_docstring=id(node) in openings)
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            yield from hits(token.string, token.start[0])
+    for number, line in enumerate(source.splitlines(), start=1):
+        comment = re.search(r"(?:^ *|  )(# .*)", line)
+        if comment:
+            yield from hits(comment[1], number)
 
 
 def has_docstring(node: ast.AST) -> bool:
@@ -91,15 +92,17 @@ def has_docstring(node: ast.AST) -> bool:
 
 
 def hits(text: str, line: int = 1, *, is_docstring: bool = False) -> Iterator[tuple[int, str, Pattern]]:
+    """Yield line, words and pattern of each hit in a text."""
     prose = re.sub(r"``[^`]*``|`[^`]*`", "`x`", text)
     for pattern in PATTERNS:
-        if pattern.in_openings:
-            found = re.match(pattern.expression, prose.lstrip()) if is_docstring else None
-            if found:
-                yield line, found[0], pattern
-            continue
-        for found in re.finditer(pattern.expression, prose, re.IGNORECASE):
-            yield line + prose.count("\n", 0, found.start()), found[0], pattern
+        if is_docstring and pattern.in_openings and (found := re.match(pattern.expression, prose.lstrip())):
+            yield line, found[0], pattern
+    if not ANYWHERE.search(prose):  # most texts
+        return
+    for pattern in PATTERNS:
+        if not pattern.in_openings:
+            for found in re.finditer(pattern.expression, prose, re.IGNORECASE):
+                yield line + prose.count("\n", 0, found.start()), found[0], pattern
 
 
 def prose_of_page(text: str) -> str:
