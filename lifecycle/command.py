@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("validate", help="measure a candidate beside the champion, and judge it by gates")
+    one = commands.add_parser("validate", help="measure a candidate and the champion, and judge it by gates")
     one.set_defaults(command=_validate)
     add = one.add_argument
     add("--candidate", required=True, help="models:/NAME@challenger, models:/NAME/VERSION, or a folder")
@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", required=True, help="folder of the evidence: validation.json and validation.html")
     add("--label", help="SQL expression of the label")
     add("--weight", help="SQL expression of the weights")
-    add("--task", help="binary, multi_class, multi_label, regression or retrieval; by default as the candidate tells")
+    add("--task", help="binary, multi_class, multi_label, regression or retrieval; by default that of the candidate")
     asked = one.add_mutually_exclusive_group()
     asked.add_argument("--settings", metavar="FILE", help="slices and gates as YAML, as in a recipe's pipeline.yaml")
     asked.add_argument("--eval-config", metavar="FILE", help="slices and thresholds of TensorFlow Model Analysis")

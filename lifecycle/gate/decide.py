@@ -24,10 +24,10 @@ class Finding:
 
     Attributes:
         gate: ``value``, ``gain``, ``gain share``, ``gap``, ``scores``, ``parity``, ``schema``, ``latency`` or ``size``.
-        slice: The rows that were judged, in words; empty for what is no property of rows.
+        slice: The rows that were judged, in words; empty for properties of the model.
         metric: Name of the metric; empty for other gates.
-        value: What was found; None if there is nothing to judge.
-        bound: What it was compared with.
+        value: Found value; None if there is nothing to judge.
+        bound: Value that it was compared with.
         outcome: See :data:`Outcome`.
         words: The finding in a sentence.
     """
@@ -42,7 +42,7 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        """Whether the finding permits a promotion."""
+        """True if the finding permits a promotion."""
         return self.outcome != "failed"
 
 

@@ -47,7 +47,7 @@ class ModelReference:
 
 @dataclass(frozen=True)
 class Validation:
-    """What was found about a candidate.
+    """Findings about a candidate.
 
     Attributes:
         candidate: The candidate.
@@ -55,8 +55,8 @@ class Validation:
         task: The models' task.
         label: SQL expression of the label.
         keys: Columns by which rows were drawn for the intervals.
-        facts: What was measured.
-        gates: What was asked for.
+        facts: Measurements.
+        gates: Requested gates.
         at: Time of the validation, in ISO format, UTC.
         seed: Of the intervals.
     """
@@ -83,7 +83,7 @@ class Validation:
 
     @property
     def passed(self) -> bool:
-        """Whether the candidate may be promoted."""
+        """True if the candidate may be promoted."""
         return not self.failed
 
     @property
@@ -95,7 +95,7 @@ class Validation:
         """Return the findings as text, those that block first."""
         order = sorted(self.findings, key=lambda one: ("failed", "skipped", "passed").index(one.outcome))
         champion = self.champion.label if self.champion else "no champion"
-        head = f"{self.candidate.label} beside {champion}: {self.verdict}"
+        head = f"{self.candidate.label} against {champion}: {self.verdict}"
         return "\n".join([head, *self._metrics(), *(f"  {one.outcome:<8}{one.words}" for one in order)])
 
     def _metrics(self) -> Iterator[str]:
@@ -110,7 +110,7 @@ class Validation:
         styles = {"passed": "good", "failed": "error", "skipped": "note"}
         rows = [(Marked(one.outcome, styles[one.outcome]), one.gate, one.words) for one in self.findings]
         champion = self.champion.label if self.champion else "no champion"
-        title = f"{self.candidate.label} beside {champion}: {self.verdict}"
+        title = f"{self.candidate.label} against {champion}: {self.verdict}"
         return panel_html(heading_html(title), rows_html(("", "gate", "finding"), rows))
 
     def to_dict(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def history_page(records: Sequence[PipelineRecord]) -> str:
 
 
 def alerts_of(record: PipelineRecord) -> list[str]:
-    """Return what people were told of a date: warnings, and why it stopped."""
+    """Return the messages about a date: warnings, and the reason for its stop."""
     failed = [f"{name}: {one.problem}" for name, one in record.stages.items() if one.state == "failed"]
     return [*warnings_of({name: one.facts for name, one in record.stages.items()}), *failed]
 

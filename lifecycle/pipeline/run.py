@@ -35,7 +35,7 @@ def run_pipeline(
     """Run a recipe's pipeline for ``config.run_date``, or what is left of it, and return its record.
 
     A date that is finished is not run again. A date that has failed goes on with the stage that failed. While it runs,
-    and afterwards, ``pipeline.html`` in the date's folder shows its stages, and ``index.html`` beside it all dates.
+    and afterwards, ``pipeline.html`` in the date's folder shows its stages, and ``index.html`` next to it all dates.
 
     Args:
         config: The run, with its date.

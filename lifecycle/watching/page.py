@@ -1,4 +1,4 @@
-"""``watch.html``: drift by column and window, and the live quality of a model beside what was promised."""
+"""``watch.html``: drift by column and window, and the live quality of a model against its validation."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def watch_page(
     Args:
         windows: Drift by window, the earliest first.
         live: Quality by window, the earliest first.
-        title: What is watched.
-        promise: What the quality is compared with.
+        title: Name of the watched model.
+        promise: Values that the quality is compared with.
     """
     shown = windows[-_SHOWN_WINDOWS:]
     names = list(dict.fromkeys(one.column for window in shown for one in window.columns))
@@ -79,8 +79,8 @@ def log_watch(
         live: Quality by window: ``live.METRIC``.
         run_id: The run, one for the model in production say; a window that is logged again replaces its
             former values as the latest ones.
-        title: What is watched.
-        promise: What the quality is compared with.
+        title: Name of the watched model.
+        promise: Values that the quality is compared with.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
 
     Raises:

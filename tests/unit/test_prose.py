@@ -48,19 +48,12 @@ ANYWHERE = re.compile("|".join(pattern.expression for pattern in PATTERNS if not
 # Hits that are left, by folder. A text that is rewritten lowers its number; pages have none.
 ALLOWED: dict[str, int] = {
     "benchmarks": 262,
-    "callbacks": 17,
     "data_pipelines": 113,
-    "evaluation": 5,
     "fleet": 182,
-    "lifecycle": 187,
-    "models": 47,
     "plots": 18,
-    "recommending": 47,
     "scoring": 113,
-    "serving": 109,
     "src": 1,
-    "storage": 42,
-    "tests": 670,
+    "tests": 639,
     "tools": 5,
     "training": 172,
 }
