@@ -77,6 +77,9 @@ _DEALT_ONE_BY_ONE = re.compile(r"tests/faults/test_(io_failures|mutations|simula
 _LONG_FILES = tuple(
     f"tests/{name}.py"
     for name in (
+        "unit/models/test_every_architecture",
+        "unit/models/retrieval/test_sampling",
+        "unit/models/serving/test_export",
         "cluster/test_main_job",
         "cluster/test_fit_table",
         "cluster/test_recipes",
@@ -173,7 +176,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             chosen.append(item)
     # A test that is asked for by its name runs.
     if not any("::" in argument for argument in config.args):
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        kept = set(chosen)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = chosen
 
 
