@@ -16,7 +16,7 @@ bin := .venv/bin
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup run test test-faults unit check benchmarks quality format lock advisories clean
+.PHONY: help setup run test test-faults unit quick check benchmarks quality format lock advisories clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | awk -F '	' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -42,6 +42,10 @@ test-faults: setup  ## every kill, outage, soak, whole recipe and notebook, and 
 unit: setup  ## the pure unit tests: no Java, no child processes, three to twelve minutes (ARGS="-k manifest")
 	@tools/kernels.sh
 	@exec $(bin)/pytest $(UNIT) $(ARGS)
+
+quick: setup  ## the unit tests nearest to what has changed since the last commit, 90 seconds at most (ARGS="--since main")
+	@tools/kernels.sh
+	@exec $(bin)/python tools/quick.py $(ARGS)
 
 check: setup  ## format, lint, types, import direction, known vulnerabilities of the locked packages
 	$(bin)/ruff format --check .

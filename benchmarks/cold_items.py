@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 
-from benchmarks.printed import print_cells, print_titles
+from benchmarks.report import print_cells, print_titles
 from mirrorspark.data_pipelines.convert import convert
 from mirrorspark.data_pipelines.dataset.manifest import is_published
 from mirrorspark.data_pipelines.features.kinds import Feature, Text
@@ -31,8 +31,8 @@ from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.serving import export as serving
 from mirrorspark.models.serving.preprocessing import input_tensors
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.config import RunConfig
-from mirrorspark.training.spark_session import open_session
 
 K = 20
 HELD_OUT = 0.1

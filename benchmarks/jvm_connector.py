@@ -14,11 +14,11 @@ from pathlib import Path
 from benchmarks import spark_work
 from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
-from benchmarks.other_environment import OtherProcess, UnavailableError, environment_with, started
+from benchmarks.other_environment import OtherProcess, UnavailableError, environment_with, last_error, started
 from benchmarks.report import Report, timing_table
 from benchmarks.spark_work import drain, emptied
 from benchmarks.tables import Kind, parquet_files
-from mirrorspark.training.spark_session import java_major_version
+from mirrorspark.spark_session.start import java_major_version
 
 SPARK_REQUIREMENT = "pyspark==3.5.*"
 ARTIFACT = "com.linkedin.sparktfrecord:spark-tfrecord_2.12:0.7.0"
@@ -35,7 +35,7 @@ READ_ROWS = "read_tfrecords, row layout"
 READ_BLOCKS = "read_tfrecords, block layout"
 WRITE_MARK, FROM_PARQUET_MARK, READ_MARK = 2.0, 5.0, 5.0
 
-_CONNECTOR = Path(__file__).with_name("connector_process.py")
+_PEER_PROCESS = Path(__file__).with_name("peer_process.py")
 
 
 def run(options: Options) -> Report:
@@ -140,7 +140,7 @@ def _started(home: Path, log: Path) -> Iterator[OtherProcess]:
         ["--jars", str(jar)] if jar.is_file() else ["--packages", ARTIFACT, "--conf", f"spark.jars.ivy={home / 'ivy'}"]
     )
     environment = {"PYSPARK_SUBMIT_ARGS": " ".join(["--driver-memory", "2g", *source, "pyspark-shell"])}
-    command = [_python_of(home), str(_CONNECTOR), str(spark_work.SLOTS)]
+    command = [_python_of(home), str(_PEER_PROCESS), "jvm_connector", str(spark_work.SLOTS)]
     with started(command, environment, log, reason_in) as connector:
         yield connector
 
@@ -162,9 +162,7 @@ def reason_in(log: str) -> str:
             f"Maven has no {ARTIFACT} that can be reached from here; put {JAR} into the folder of --cache to measure "
             f"with it."
         )
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    telling = [line for line in lines if "Exception" in line or "Error" in line]
-    return f"Spark 3.5 with the connector ended: {(telling or lines or ['no word why'])[-1]}"
+    return f"Spark 3.5 with the connector: {last_error(log)}"
 
 
 def _python_of(home: Path) -> str:

@@ -1,25 +1,32 @@
-"""How long does it take to find a list that was computed before by its key, in a process and through a server?
+"""How long does it take to find a list that was computed before by its key, and a user to get a list over HTTP?
 
-Each key has a list of 20 candidates with their scores, as ``recommend`` returns them. Spark finds a key by a filter on
-the Parquet files that the store was made of.
+Each key has a list of 20 candidates with their scores, as ``recommend`` returns them. One caller asks in a process and
+through a server; Spark finds a key by a filter on the Parquet files that the store was made of. Then a server gets
+requests at fixed times, whose seconds count from then, for lists out of the store, and for such that two towers find
+among 100,000 items, alone or in a router whose cascade re-ranks them; it has one core, the client the other one.
 """
 
 import http.client
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks import spark_work
 from benchmarks.benchmark import Benchmark, Options, main, question_of
-from benchmarks.daemon import Daemon
+from benchmarks.http_load import Load, load_of, loads_table, post, served, steady
 from benchmarks.measure import Mark
+from benchmarks.recommend import clustered_vectors, export_recommender
 from benchmarks.report import Report, Table, megabytes, rate, significant
+from benchmarks.servers import Daemon
 from benchmarks.tables import SEED
 from benchmarks.train_work import in_new_process
 
@@ -30,6 +37,12 @@ CANDIDATES = 100_000
 FALLBACK = {"candidates": ["m1"], "scores": [0.0], "model_version": "popular/1"}
 # 100 ms are asked for through the server; an answer whose parts wait for each other's confirmation takes 40.
 GET_MARK, HTTP_MARK, SPARK_MARK = 1.0, 10.0, 5.0
+STORE, TOWERS, ROUTER = "store of lists", "two towers", "router: two towers, re-ranked"
+PER_SECOND = {STORE: 500.0, TOWERS: 100.0, ROUTER: 50.0}
+LOAD_MARK = 20.0
+ITEMS, DEPTH, GENRES = 100_000, 100, 20
+_LOAD_SECONDS = 20.0
+_USERS_ASKED = 10_000
 _FILES = 4
 _WARM_UP_SHARE = 10
 _START_SECONDS = 60.0
@@ -50,13 +63,17 @@ def run(options: Options) -> Report:
         of_spark = {SPARK: in_new_process(_in_spark, files, options.rows, number)}
         for way, milliseconds in {**of_process, **of_server, **of_spark}.items():
             found[way].append(milliseconds)
+    loads = _loads(options, store)
     quantiles = {way: np.percentile(np.concatenate(rounds), [50, 99]) for way, rounds in found.items()}
     marks = (
         Mark(f"{GET}, p99, ms", float(quantiles[GET][1]), GET_MARK, "at most"),
         Mark(f"{HTTP}, p99, ms", float(quantiles[HTTP][1]), HTTP_MARK, "at most"),
         Mark(f"{SPARK} / {HTTP}, p50", float(quantiles[SPARK][0] / quantiles[HTTP][0]), SPARK_MARK),
+        *(Mark(f"{way}, p99, ms", load.milliseconds(99), LOAD_MARK, "at most") for way, load in loads.items()),
     )
-    tables = (_table(options, quantiles), _size(files, store, seconds))
+    title = f"A list of {LIST_LENGTH} for one of {options.rows:,} users, {_LOAD_SECONDS:g} s at a fixed rate"
+    note = f"The router's cascade finds {DEPTH} of {ITEMS:,} items, and shows at most four of a genre."
+    tables = (_table(options, quantiles), _size(files, store, seconds), loads_table(title, loads, note))
     conditions = {"rounds": f"all calls of {options.rounds}"}
     return Report(BENCHMARK.name, BENCHMARK.question, tables, marks, conditions=conditions)
 
@@ -167,6 +184,41 @@ def _timed(call: Callable[[int], object], keys: Sequence[int]) -> np.ndarray:
         call(key)
         milliseconds[number] = (time.perf_counter() - begin) * 1e3
     return milliseconds
+
+
+def _loads(options: Options, store: Path) -> dict[str, Load]:
+    """Ask each kind of list for users at random."""
+    users = np.random.default_rng(SEED).integers(options.rows, size=_USERS_ASKED)
+    towers, router = in_new_process(_models, options.scratch, options.rows)
+    loads = {}
+    with served(options.scratch, "--store", f"lists={store}") as port:
+        loads[STORE] = _load(STORE, port, "lists", [{"user_id": int(user)} for user in users])
+    for way, model in ((TOWERS, towers), (ROUTER, router)):
+        with served(options.scratch, "--model", str(model)) as port:
+            loads[way] = _load(way, port, model.name, [{"user": str(user)} for user in users])
+    return loads
+
+
+def _load(way: str, port: int, name: str, rows: list[dict[str, object]]) -> Load:
+    requests = [post(f"/v1/models/{name}:predict", json.dumps({"instances": [row]}).encode()) for row in rows]
+    load_of(partial(steady, port, requests[:200], PER_SECOND[way] / 2, 2.0))  # it does not count
+    load = load_of(partial(steady, port, requests, PER_SECOND[way], _LOAD_SECONDS))
+    if set(load.statuses) != {200}:
+        raise RuntimeError(f"{way} did not answer: {dict(load.statuses)} by status")
+    return load
+
+
+def _models(scratch: Path, users: int) -> tuple[Path, Path]:
+    """Export the towers, and the router that re-ranks what they find."""
+    import mirrorspark as ms
+
+    towers = export_recommender(scratch / "towers", *clustered_vectors(ITEMS, users), k=LIST_LENGTH, scann=False)
+    genres = np.random.default_rng(SEED).integers(GENRES, size=ITEMS)
+    items = pd.DataFrame({"item": np.arange(ITEMS).astype(str), "genre": np.char.add("g", genres.astype(str))})
+    rules = {"category": "genre", "at_most": 4}
+    shown = ms.Cascade("towers", key="item", rerank=rules, depth=DEPTH, k=LIST_LENGTH)
+    router = ms.Router(routes=(ms.Route("shown"),), cascades={"shown": shown})
+    return towers, ms.package_router(router, scratch / "router", models={"towers": towers}, items=items)
 
 
 BENCHMARK = Benchmark("lookup_precomputed", question_of(__doc__), 1_000_000, run)

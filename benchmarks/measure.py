@@ -1,14 +1,11 @@
-"""Times several ways to do the same work side by side, and judges them: medians, spreads, ratios, marks."""
+"""Times several ways to do the same work side by side, and judges them: medians, spreads, ratios, marks; and memory."""
 
-import functools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, ParamSpec, TypeVar
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+from pathlib import Path
+from typing import Literal
 
 
 def _nothing() -> None:
@@ -80,28 +77,6 @@ class Mark:
         return self.found >= self.limit if self.bound == "at least" else self.found <= self.limit
 
 
-class Stopwatch:
-    """Sums the seconds that the calls of functions take."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """Begin at 0; ``clock`` returns seconds that only grow."""
-        self.seconds = 0.0
-        self._clock = clock
-
-    def around(self, function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-        """Return ``function`` with its calls timed."""
-
-        @functools.wraps(function)
-        def timed(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-            begin = self._clock()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds += self._clock() - begin
-
-        return timed
-
-
 def interleave(
     contenders: Sequence[Contender], rounds: int, *, warm_ups: int = 1, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, Timing]:
@@ -139,10 +114,13 @@ def speed_ratio(timings: Mapping[str, Timing], name: str, reference: str) -> flo
     return timings[reference].median / timings[name].median
 
 
-def paired_ratio(timings: Mapping[str, Timing], name: str, reference: str) -> float:
-    """Return how many times as long as ``reference`` the rounds of ``name`` take: the median of the rounds' ratios.
-
-    What slows the machine down for longer than a round is in both, and cancels out.
-    """
-    pairs = zip(timings[name].seconds, timings[reference].seconds, strict=True)
-    return statistics.median(own / other for own, other in pairs)
+def peak_bytes(process: int, *, root: Path = Path("/proc")) -> int:
+    """Return the peak resident memory of a process, in bytes; 0 where it has ended."""
+    try:
+        status = (root / str(process) / "status").read_text(encoding="utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    for line in status.splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0

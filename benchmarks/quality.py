@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.printed import table_lines
-from benchmarks.report import REPOSITORY, conditions
+from benchmarks.report import REPOSITORY, conditions, printed_tables
 
 PAGE = REPOSITORY / "docs" / "benchmarks" / "quality.md"
 # Where the sets are, in the commands.
@@ -73,7 +72,7 @@ def section(runs: Sequence[Run], measured_on: Mapping[str, str]) -> str:
     parts = []
     for one in runs:
         parts.append(f"`python -m benchmarks.{one.command}`, {one.seconds:.0f} s:")
-        parts.append("\n".join(table_lines(one.said)))
+        parts.append(printed_tables(one.said))
     parts.append("Measured: " + "; ".join(f"{key} {value}" for key, value in measured_on.items()) + ".")
     return "\n\n".join(parts)
 

@@ -27,7 +27,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import expr
 
 from benchmarks.cold_items import dataset_of, held_out_movies, read_tables, rows_of
-from benchmarks.printed import print_cells, print_titles
+from benchmarks.report import print_cells, print_titles
 from mirrorspark.callbacks.mlflow.store import own_store
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
@@ -37,8 +37,8 @@ from mirrorspark.recommending.routing.blend import ListFusion, as_arrays, blende
 from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.config import RunConfig
-from mirrorspark.training.spark_session import open_session
 from mirrorspark.training.train import train
 
 K, DEPTH = 20, 200

@@ -18,8 +18,8 @@ import pyarrow as pa
 import tensorflow as tf
 import tf_keras
 
-from benchmarks.printed import print_cells, print_titles
 from benchmarks.quality_tables import Rows, statistics_of, vocabulary_of
+from benchmarks.report import print_cells, print_titles
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued
 from mirrorspark.data_pipelines.features.spec import FeatureSpec

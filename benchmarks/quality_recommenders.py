@@ -11,15 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.printed import print_cells, print_titles
+from benchmarks.report import print_cells, print_titles
 from mirrorspark.models.classical import Recommender
 from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.config import RunConfig
-from mirrorspark.training.recommenders.als import give_checkpoints
 from mirrorspark.training.recommenders.interactions import Interactions
 from mirrorspark.training.recommenders.lists import recommended
 from mirrorspark.training.sources import Sources
-from mirrorspark.training.spark_session import open_session
 
 K = 20
 ROWS = (
@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig.from_recipe("movielens", data=str(Path(options.data).absolute()), output=folder)
         sources, spark = Sources.find(config), open_session(None, 2)
-        give_checkpoints(spark, Path(folder) / "spark")
+        session_of(spark).give_checkpoints(Path(folder) / "spark")
         dataset, _ = sources.dataset(sources.table(spark, config), config)
         interactions, candidate = Interactions(dataset), dataset.spec.candidate.name
         of_splits = (f"{split} {metric}@{K}" for split in ("validation", "test") for metric in ("recall", "NDCG"))

@@ -20,7 +20,7 @@ import pyarrow as pa
 import tensorflow as tf
 import tf_keras
 
-from benchmarks.printed import print_cells, print_titles
+from benchmarks.report import print_cells, print_titles
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Categorical, Label, MultiValued
 from mirrorspark.data_pipelines.features.spec import FeatureSpec

@@ -21,7 +21,7 @@ import pyarrow as pa
 import tensorflow as tf
 import tf_keras
 
-from benchmarks.printed import print_cells, print_titles
+from benchmarks.report import print_cells, print_titles
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.fitting import bin_boundaries
@@ -32,11 +32,11 @@ from mirrorspark.evaluation.metrics import binary_metrics
 from mirrorspark.models import calibration, multi_field
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.results.calibrate import Fit, measure
 from mirrorspark.training.results.evaluation.evaluate_run import baseline_rows, baseline_scores, fitted_baseline
 from mirrorspark.training.sources import Sources
-from mirrorspark.training.spark_session import open_session
 
 _COLUMNS = [
     "age",

@@ -13,14 +13,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from benchmarks import spark_work
 from benchmarks.benchmark import Benchmark, Options, main, on_one_core, question_of
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 from benchmarks.other_environment import OtherProcess, UnavailableError, environment_with, started
-from benchmarks.recommender_model import SAMPLE, clustered_vectors, export_recommender
 from benchmarks.report import REPOSITORY, Report, Table, rate, significant, timing_table
 from benchmarks.train_work import in_new_process
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Categorical, Label
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+
+DIM = 64
+SAMPLE = 1_000
+"""So many queries set the recall of the approximate indexes."""
+_CLUSTERS = 1_000
+_ITEM_NOISE, _QUERY_NOISE = 0.8, 1.0
+# Popular items have longer vectors.
+_SPREAD_OF_NORMS = 0.25
 
 KS = (20, 100)
 QUERIES = 4_096
@@ -34,7 +46,7 @@ CELLS = "cells, {} aimed at"
 FAISS_AIM = 0.95
 
 _FAISS = "faiss-cpu==1.15.1"
-_FAISS_PROCESS = Path(__file__).with_name("faiss_process.py")
+_PEER_PROCESS = Path(__file__).with_name("peer_process.py")
 _LOOKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 _NOTE = (
     "faiss builds HNSW with 32 links and efConstruction 200; its cells, and efSearch, are the least of 8, 16, 32, … "
@@ -207,7 +219,7 @@ def _faiss(options: Options) -> Iterator[tuple[OtherProcess | None, str]]:
         try:
             home = (options.cache or options.scratch).absolute() / "faiss"
             python = str(environment_with([_FAISS, f"numpy=={np.__version__}"], home))
-            command = [python, str(_FAISS_PROCESS), str(options.scratch)]
+            command = [python, str(_PEER_PROCESS), "faiss", str(options.scratch)]
             environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
             faiss = ending.enter_context(started(command, environment, options.scratch / "faiss.log"))
             answers = [faiss.ask(work="build", index=index) for index in ("flat", "ivf", "hnsw")]
@@ -237,6 +249,56 @@ def _in_spark(options: Options, model: Path) -> Table:
     title = f"recommend: the best {KS[-1]} of {options.rows:,} for {options.rows:,} users, {spark_work.SLOTS} cores"
     note = f"Cells and ScaNN as exported, for the best {KS[0]}."
     return timing_table(title, options.rows, timings, "exact", note=note)
+
+
+def clustered_vectors(items: int, users: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return float32 ``[items, DIM]`` and ``[users, DIM]`` around the same centres, of which some have many more."""
+    random = np.random.default_rng(1)
+    centres = _directions(random.normal(size=(_CLUSTERS, DIM)))
+    shares = random.dirichlet(np.full(_CLUSTERS, 0.5))
+
+    def around(count: int, noise: float) -> np.ndarray:
+        chosen = centres[random.choice(_CLUSTERS, count, p=shares)]
+        return _directions(chosen + noise / np.sqrt(DIM) * random.normal(size=(count, DIM)))
+
+    norms = random.lognormal(0.0, _SPREAD_OF_NORMS, (items, 1))
+    return (around(items, _ITEM_NOISE) * norms).astype(np.float32), around(users, _QUERY_NOISE).astype(np.float32)
+
+
+def export_recommender(folder: Path, items: np.ndarray, users: np.ndarray, k: int, *, scann: bool = True) -> Path:
+    """Export a ``two_tower`` model whose towers give these vectors for the tokens 0, 1, 2, ..., and return its folder.
+
+    Args:
+        folder: Of the model.
+        items: float32 ``[items, DIM]``.
+        users: float32 ``[users, DIM]``.
+        k: Candidates per row.
+        scann: Whether the folder has that index too.
+    """
+    from mirrorspark.models import two_tower
+    from mirrorspark.models.serving.export import build_indexes, recalls, save_retrieval
+    from mirrorspark.scoring.model.directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
+
+    spec = FeatureSpec((Categorical("user"), Categorical("item")), Label("item", kind="candidate"), ("user",))
+    fitted = FittedFeatures(spec, {"user": _vocabulary(len(users)), "item": _vocabulary(len(items))}, {})
+    model = two_tower.build(two_tower.Settings(embedding_dim=DIM, hidden_units=()), fitted, seed=1)
+    reserved = np.zeros((FIRST_VOCABULARY_ID, DIM), np.float32)
+    model.candidate_tower.set_weights([np.concatenate([reserved, items])])
+    model.query_tower.set_weights([np.concatenate([reserved, users]), np.eye(DIM), np.zeros(DIM)])
+    indexes = build_indexes(model, k, scann=scann, sample=users[:SAMPLE])
+    save_retrieval(two_tower, model, fitted, k, indexes, folder / SAVED_MODEL_FOLDER)
+    fitted.save(folder / FEATURES_FOLDER)
+    found = recalls(indexes, k, users[:SAMPLE])
+    ModelDescription("retrieval", "two_tower", fitted.hash, OUTPUTS["retrieval"], {}, found).save(folder)
+    return folder
+
+
+def _directions(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _vocabulary(count: int) -> Vocabulary:
+    return Vocabulary(pa.array(map(str, range(count))), pa.array(np.arange(count, 0, -1)))
 
 
 BENCHMARK = Benchmark("recommend", question_of(__doc__), 100_000, run)

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import timeit
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -126,6 +126,30 @@ def marks_table(marks: Sequence[Mark]) -> Table:
         for mark in marks
     )
     return Table("Marks", ("mark", "found", "asked for", ""), rows)
+
+
+def print_titles(*names: str) -> None:
+    """Print the header of a table, whose rows follow while a measurement goes on."""
+    print(flush=True)
+    print_cells(*names)
+    print(f"|{'---|' * len(names)}", flush=True)
+
+
+def print_cells(*cells: object) -> None:
+    """Print a row of a table."""
+    print(_line(list(map(str, cells))), flush=True)
+
+
+def printed_tables(said: Iterable[str]) -> str:
+    """Return the tables among printed lines, an empty line before each; all else is progress."""
+    lines: list[str] = []
+    for line in said:
+        if not line.startswith("|"):
+            continue
+        if line.startswith("|---") and len(lines) > 1:
+            lines.insert(-1, "")
+        lines.append(line.rstrip())
+    return "\n".join(lines)
 
 
 def rate(per_second: float) -> str:

@@ -22,9 +22,8 @@ import pyarrow.parquet as pq
 
 from benchmarks import spark_work
 from benchmarks.benchmark import Benchmark, Options, main, question_of
-from benchmarks.jvm_classes import class_path
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
-from benchmarks.other_environment import OtherProcess, UnavailableError, started
+from benchmarks.other_environment import OtherProcess, UnavailableError, class_path, started
 from benchmarks.report import REPOSITORY, Report, timing_table
 from benchmarks.score_model import KEY, export_direct_model, export_model, feature_columns
 from benchmarks.tables import Kind, parquet_files
@@ -224,7 +223,7 @@ def _started(classes: Sequence[Path], libraries: Path, log: Path) -> Iterator[Ot
         "TENSORFLOW_LIBRARY_PATH": str(libraries),
         "OMP_NUM_THREADS": "1",
     }
-    with started([sys.executable, "-P", "-m", "benchmarks.djl_process"], environment, log) as process:
+    with started([sys.executable, "-P", "-m", "benchmarks.peer_process", "djl", ""], environment, log) as process:
         yield process
 
 

@@ -67,6 +67,28 @@ def _exported(folder: Path, fitted: FittedFeatures) -> Path:
     return folder
 
 
+def exported_for_mlflow(scratch: Path, rows: Path) -> Path:
+    """Return the folder of an exported model, with MLflow's beside it, as a training logs it."""
+    import mlflow
+
+    from mirrorspark.scoring.model import mirrorspark_pyfunc
+
+    model = export_model(scratch / "exported", rows)
+    mlflow.pyfunc.save_model(
+        path=of_mlflow(model),
+        loader_module="mirrorspark_pyfunc",
+        data_path=str(model),
+        code_paths=[str(mirrorspark_pyfunc.__file__)],
+        pip_requirements=[],
+    )
+    return model
+
+
+def of_mlflow(model: Path) -> str:
+    """Return the folder of MLflow's beside an exported model."""
+    return str(model.with_name("mlflow"))
+
+
 def export_direct_model(folder: Path, files: Sequence[Path]) -> Path:
     """Write a model of the same layers that takes ids as they are, in three forms, and return its folder.
 

@@ -19,9 +19,8 @@ import pyarrow.parquet as pq
 from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 from benchmarks.benchmark import Benchmark, Options, main, on_one_core, question_of
-from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
+from benchmarks.measure import Contender, Mark, Timing, interleave, peak_bytes, speed_ratio
 from benchmarks.report import Report, Table, megabytes, timing_table
-from benchmarks.writer_memory import peak_bytes
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Label, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec

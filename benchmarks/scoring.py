@@ -1,35 +1,6 @@
 """Runs all benchmarks of scoring one after the other, each in a process of its own, and lists their marks."""
 
-from benchmarks.suite import Suite, main
-
-SUITE = Suite(
-    name="scoring",
-    title="Benchmarks of scoring",
-    benchmarks=(
-        "score_files",
-        "score_djl",
-        "score_mlflow",
-        "score_sparse",
-        "score_ragged",
-        "score_growth",
-        "score_start",
-        "score_row",
-        "serve_online",
-        "serve_lists",
-        "validate_slices",
-        "score_parity",
-        "recommend",
-        "refresh_index",
-        "rerank",
-        "embed_text",
-        "lookup_precomputed",
-        "fleet",
-        "fleet_growth",
-        "fleet_plan",
-    ),
-    page="scoring.md",
-    command="python -m benchmarks.scoring",
-)
+from benchmarks.suite import main
 
 if __name__ == "__main__":
-    main(SUITE, __doc__)
+    main("scoring", __doc__)

@@ -20,12 +20,24 @@ import psutil
 import pyarrow.parquet as pq
 
 from benchmarks.benchmark import Benchmark, Options, main, question_of
-from benchmarks.http_load import BROKEN, Load, on_core, post, saturated, steady
-from benchmarks.http_server import ENVIRONMENT, SERVER_CORE, START_SECONDS, load_of, loads_table, on_server_core, served
+from benchmarks.http_load import (
+    BROKEN,
+    ENVIRONMENT,
+    SERVER_CORE,
+    START_SECONDS,
+    Load,
+    load_of,
+    loads_table,
+    on_core,
+    on_server_core,
+    post,
+    saturated,
+    served,
+    steady,
+)
 from benchmarks.measure import Mark
 from benchmarks.report import Report, Table
-from benchmarks.score_mlflow import exported_for_mlflow, of_mlflow
-from benchmarks.score_model import feature_columns
+from benchmarks.score_model import exported_for_mlflow, feature_columns, of_mlflow
 from benchmarks.tables import Kind, parquet_files
 from benchmarks.train_work import in_new_process
 

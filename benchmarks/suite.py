@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,17 +23,58 @@ class Suite:
     """Benchmarks that belong together.
 
     Attributes:
-        name: The module below ``benchmarks`` that runs them.
-        title: Heading of the page that lists them.
+        title: Heading of their part of the index.
         benchmarks: Their modules, in order.
-        command: How to run it again.
     """
 
-    name: str
     title: str
     benchmarks: tuple[str, ...]
-    page: str
-    command: str
+
+
+SUITES: Mapping[str, Suite] = {
+    "data_path": Suite(
+        "Data path",
+        (
+            "encode_rows",
+            "spark_tfrecords",
+            "read_batches",
+            "growth",
+            "lookup_rows",
+            "jvm_connector",
+        ),
+    ),
+    "training": Suite(
+        "Training",
+        (
+            "train_steps",
+            "train_models",
+            "starts",
+            "train_kills",
+            "train_local_updates",
+            "train_end_to_end",
+            "train_fleet",
+            "train_gpu",
+        ),
+    ),
+    "scoring": Suite(
+        "Scoring",
+        (
+            "score_files",
+            "score_djl",
+            "score_sparse",
+            "score_row",
+            "score_parity",
+            "serve_online",
+            "lookup_precomputed",
+            "recommend",
+            "rerank",
+            "fleet",
+            "fleet_growth",
+        ),
+    ),
+}
+"""By name: the module that runs one, as ``python -m benchmarks.NAME``."""
+INDEX = "index.md"
 
 
 def run_one(name: str, scale: float, rounds: int, scratch: Path, cache: Path | None) -> tuple[Report, float]:
@@ -56,20 +97,24 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
-def overview(suite: Suite, folder: Path) -> str:
-    """Return the page that links to the pages of ``suite`` in ``folder``, and lists their marks as they stand there.
+def overview(folder: Path) -> str:
+    """Return the index of the pages in ``folder``, with their marks as they stand there.
 
-    Pages are measured one at a time or all together, so that each may be of another day and commit, which is told.
+    Pages are measured one at a time or all together, so each may have its own day and commit.
     """
-    pages = [Page.read(path) for name in suite.benchmarks if (path := folder / f"{name}.md").is_file()]
-    parts = [f"# {suite.title}", "Each page answers one question, with both sides measured in one run."]
-    marks = [f"| [{page.name}]({page.name}.md) {mark}" for page in pages for mark in page.marks]
-    if marks:
-        head = ["| benchmark | mark | found | asked for |  |", "| --- | --- | ---: | ---: | ---: |"]
-        parts.append("\n".join(["## Marks", "", *head, *marks]))
-    answers = (f"- [{page.name}]({page.name}.md) ({page.measured}): {page.question}" for page in pages)
-    parts.append("\n".join(["## Pages", "", *answers]))
-    return "\n\n".join([*parts, f"Run again: `{suite.command}`"]) + "\n"
+    parts = ["# Benchmarks", "Each page answers one question, with both sides measured in one run."]
+    for name, suite in SUITES.items():
+        pages = [Page.read(path) for each in suite.benchmarks if (path := folder / f"{each}.md").is_file()]
+        marks = [f"| [{page.name}]({page.name}.md) {mark}" for page in pages for mark in page.marks]
+        if not pages:
+            continue
+        parts.append(f"## {suite.title}")
+        if marks:
+            head = ["| benchmark | mark | found | asked for |  |", "| --- | --- | ---: | ---: | ---: |"]
+            parts.append("\n".join([*head, *marks]))
+        parts.append("\n".join(f"- [{page.name}]({page.name}.md) ({page.measured}): {page.question}" for page in pages))
+        parts.append(f"Run again: `python -m benchmarks.{name}`")
+    return "\n\n".join(parts) + "\n"
 
 
 @dataclass(frozen=True)
@@ -100,16 +145,16 @@ class Page:
         return cls(path.stem, question, tuple(table.splitlines()[2:]), ", ".join(facts.values()))
 
 
-def main(suite: Suite, description: str | None, arguments: Sequence[str] | None = None) -> None:
+def main(suite: str, description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for."""
-    names = suite.benchmarks
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{suite.name}", description=description)
+    names = SUITES[suite].benchmarks
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{suite}", description=description)
     parser.add_argument(
         "--only",
         nargs="*",
         choices=names,
         default=names,
-        help="run these (default: all); none renews the overview alone",
+        help="run these (default: all); none renews the index alone",
     )
     parser.add_argument("--scale", type=float, default=1.0, help="part of each one's rows; 0.05 is a quick try")
     add_common_flags(parser)
@@ -134,8 +179,8 @@ def main(suite: Suite, description: str | None, arguments: Sequence[str] | None 
             )
         if report.skipped:
             print(f"  skipped: {report.skipped}")
-    page = flags.output / suite.page
-    page.write_text(overview(suite, flags.output), encoding="utf-8")
+    page = flags.output / INDEX
+    page.write_text(overview(flags.output), encoding="utf-8")
     print(page)
     if failed:
         sys.exit(f"{', '.join(failed)} failed; run again with --only {' '.join(failed)}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Contender, Mark, interleave, speed_ratio
 from benchmarks.report import Report, timing_table
-from benchmarks.train_data import LEARNING_RATE, Work, rows_of
+from benchmarks.train_steps_rank import LEARNING_RATE, Work, rows_of
 from benchmarks.train_work import in_new_process
 
 if TYPE_CHECKING:  # each side imports it in a process of its own, which has to set its devices before
@@ -80,7 +80,7 @@ def seconds_of(side: Side, work: Work) -> float:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     import tf_keras
 
-    from benchmarks.train_fit import mlp
+    from benchmarks.train_steps_rank import mlp
 
     tf_keras.utils.set_random_seed(1)
     tf_keras.mixed_precision.set_global_policy(side.precision)

@@ -23,7 +23,7 @@ from pyspark.sql import SparkSession
 from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Mark
 from benchmarks.report import Report, Table
-from benchmarks.standalone_cluster import standalone_cluster
+from benchmarks.servers import standalone_cluster
 from benchmarks.train_work import (
     WORKERS,
     Event,

@@ -250,7 +250,7 @@ def _torch(options: Options, ending: contextlib.ExitStack) -> tuple[Team | None,
         python = torch_python(options)
         shared = {"WORLD_SIZE": str(WORKERS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         shared |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        command = [python, "-m", "benchmarks.torch_models"]
+        command = [python, "-m", "benchmarks.torch_peer", "models"]
         ranks = [
             ending.enter_context(
                 _started(command, {**shared, "RANK": str(rank)}, options.scratch / f"torch-{rank}.log")

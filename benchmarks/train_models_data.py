@@ -46,7 +46,7 @@ class Case:
         batch: Rows of a step on one worker.
         steps_per_execution: Steps that TensorFlow runs before it returns to Python; few where a step is long.
         learnt: Items that a row teaches to predict.
-        peer: The model of ``torch_models`` that is the same one, if there is one.
+        peer: The model of ``torch_peer`` that is the same one, if there is one.
     """
 
     name: str

@@ -14,15 +14,14 @@ from typing import Any, Literal, cast
 import tensorflow as tf
 import tf_keras
 
-from benchmarks.connector_process import RESULT_PREFIX
-from benchmarks.train_bare import distributed_batches
-from benchmarks.train_fit import keras_optimizer
+from benchmarks.peer_process import RESULT_PREFIX
 from benchmarks.train_models_data import Case
+from benchmarks.train_steps_rank import keras_optimizer
 from mirrorspark.data_pipelines.dataset.blocks import LABEL_PREFIX
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
 from mirrorspark.data_pipelines.features.kinds import ListFeature
 from mirrorspark.data_pipelines.reading.block_reader import parse_block, shuffle_rows
-from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
 from mirrorspark.models import catalog
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings
@@ -95,6 +94,23 @@ def trainer(side: Side, case: Case, dataset: Dataset, strategy: tf.distribute.St
         return (pace.ends[-1] - pace.ends[0]) / (executions * at_once)
 
     return train
+
+
+def distributed_batches(strategy: tf.distribute.Strategy, dataset: Dataset, plan: TrainingPlan, split: str) -> Any:
+    """Return this rank's share of every global batch, as :mod:`training.fitting.fit` reads it."""
+
+    def mine(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        read = ReadPlan(
+            split,
+            plan.global_batch_size,
+            rank=context.input_pipeline_id,
+            workers=context.num_input_pipelines,
+            seed=plan.config.seed if split == "train" else None,
+            epochs=None,
+        )
+        return load_batches(dataset, read)
+
+    return strategy.distribute_datasets_from_function(mine)
 
 
 class _Pace(tf_keras.callbacks.Callback):

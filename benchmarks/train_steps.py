@@ -15,8 +15,7 @@ from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Contender, Mark, Timing, interleave
 from benchmarks.other_environment import OtherProcess, UnavailableError, environment_with, started
 from benchmarks.report import REPOSITORY, Report, Table, timing_table
-from benchmarks.train_data import EMBEDDING_DIM, ITEMS, USERS, Work
-from benchmarks.train_fit import FitRank, Side
+from benchmarks.train_steps_rank import EMBEDDING_DIM, ITEMS, USERS, FitRank, Side, Work
 from benchmarks.train_work import WORKERS, launch, session_with_new_workers
 
 PLAIN_ONE = "plain fit, steps_per_execution 1"
@@ -30,7 +29,7 @@ STEPS_PER_EXECUTION = 50
 _MODELS = {"mlp": "feed-forward net", "two_tower": "two towers"}
 SMALL_BATCH, LARGE_BATCH = 256, 2_048
 
-_TORCH_PROCESS = Path(__file__).with_name("torch_process.py")
+_TORCH_PEER = Path(__file__).with_name("torch_peer.py")
 _TORCH = "torch==2.15.0"
 _WITH_TORCH = ("pyspark", "numpy", "pandas", "pyarrow")
 
@@ -156,7 +155,7 @@ def _torch(options: Options) -> Iterator[tuple[OtherProcess | None, str]]:
     """Yield the process of PyTorch and its version, or None and why there is none."""
     with contextlib.ExitStack() as ending:
         try:
-            command = [torch_python(options), str(_TORCH_PROCESS), str(WORKERS)]
+            command = [torch_python(options), str(_TORCH_PEER), "launcher", str(WORKERS)]
             # PyTorch's launcher leaves its folders behind.
             environment = {"PYTHONPATH": str(REPOSITORY), "TMPDIR": str(options.scratch)}
             torch = ending.enter_context(started(command, environment, options.scratch / "torch.log"))

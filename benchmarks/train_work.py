@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import psutil
 from pyspark.sql import DataFrame, SparkSession
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
 from benchmarks.benchmark import Options
 from benchmarks.tables import Kind, parquet_files
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.config import RunConfig, TrainingConfig
-from mirrorspark.training.spark_session import open_session
 
 if TYPE_CHECKING:  # seconds of imports, for which the parent of the drivers need not wait
     from mirrorspark.training.results.delivery import Trained
@@ -29,8 +28,6 @@ Result = TypeVar("Result")
 Event = Mapping[str, Any]
 
 WORKERS = 2
-# Ranks are forked from a process of this module.
-RANK_MODULE = "mirrorspark.training.executor.fork_server"
 # Both sides of every comparison: one thread per rank, as Spark gives each task one core.
 THREADS = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
 # Rows of the recipe's largest table.
@@ -248,22 +245,6 @@ def epoch_times(events: Iterable[Event], attempt: int = 1) -> list[float]:
         for event in events
         if event["event"] == "epoch_end" and event.get("rank") == 0 and event.get("attempt") == attempt
     ]
-
-
-def cpu_beside_ranks() -> float:
-    """Return the CPU seconds so far of this driver and of all below it that is no rank: the JVM, Spark's workers."""
-    driver = psutil.Process()
-    return sum(_cpu_seconds(process) for process in (driver, *driver.children(recursive=True)))
-
-
-def _cpu_seconds(process: psutil.Process) -> float:
-    try:
-        if any(RANK_MODULE in argument for argument in process.cmdline()):
-            return 0.0
-        spent = process.cpu_times()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return float(spent.user + spent.system)
 
 
 def _is_warning(record: logging.LogRecord) -> bool:

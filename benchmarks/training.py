@@ -1,31 +1,6 @@
 """Runs all benchmarks of training one after the other, each in a process of its own, and lists their marks."""
 
-from benchmarks.suite import Suite, main
-
-SUITE = Suite(
-    name="training",
-    title="Benchmarks of training",
-    benchmarks=(
-        "train_steps",
-        "train_models",
-        "train_start",
-        "train_overhead",
-        "train_checkpoints",
-        "checksums",
-        "train_restart",
-        "train_kills",
-        "train_soak",
-        "train_outage",
-        "train_local_steps",
-        "train_local_updates",
-        "train_end_to_end",
-        "first_fit",
-        "train_fleet",
-        "train_gpu",
-    ),
-    page="training.md",
-    command="python -m benchmarks.training",
-)
+from benchmarks.suite import main
 
 if __name__ == "__main__":
-    main(SUITE, __doc__)
+    main("training", __doc__)

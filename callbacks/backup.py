@@ -63,7 +63,7 @@ def restore(
 
     Raises:
         ValueError: Model, optimizer or callbacks do not match the checkpoint.
-        CheckpointDamagedError: Its files are gone or unreadable.
+        CheckpointDamagedError: Its files are missing or unreadable.
     """
     states = checkpoint.states()
     if missing := sorted(set(stateful or {}) - set(states)):

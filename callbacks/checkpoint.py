@@ -36,7 +36,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
     Training waits only for a snapshot of the values (`callbacks.checkpoints.snapshot`: milliseconds). A background
     thread of the chief writes it to the local disk, copies it to the store, commits and prunes. At most one checkpoint
     is being published and one waits. A newer one replaces the waiting one, unless that has an epoch's metrics. If the
-    store is gone or full, publishing is retried for ``retry_seconds``; meanwhile training continues, and no good
+    store is away or full, publishing is retried for ``retry_seconds``; meanwhile training continues, and no good
     checkpoint is removed. The end of training waits until everything is published.
 
     List it after the callbacks in ``stateful`` (their state has to include the epoch being saved) and after a guard

@@ -14,8 +14,6 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines.dataset.blocks import check_columns
@@ -46,10 +44,10 @@ from mirrorspark.data_pipelines.quality.profiling import SplitCounts, profile_co
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
 from mirrorspark.data_pipelines.quality.validation import validate
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, progress_bar
 from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
-from mirrorspark.plots.beside import beside_the_result
+from mirrorspark.pages.guarded import beside_the_result
+from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
 from mirrorspark.storage.credentials import clean
 from mirrorspark.storage.paths import Location, StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
@@ -181,7 +179,7 @@ def convert(
         with progress_bar(df.sparkSession, "convert") if progress else contextlib.nullcontext():
             files = conversion.write(df, clean(source or {}), reference, limits or Limits())
         job.publish(files, last=(MANIFEST_FILE,))
-    except (Py4JJavaError, PySparkException) as error:
+    except SPARK_ERRORS as error:
         raise DatasetError(f"the table cannot be converted: {task_message(error)}") from error
     except TargetExistsError as error:
         raise DatasetExistsError(f"another conversion has made {path} meanwhile; open it with load_dataset") from error

@@ -19,13 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.spark.errors import first_line, task_message
 from mirrorspark.data_pipelines.spark.lake_tables import refuse_lake_tables
 from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, numbers_of
+from mirrorspark.spark_session.errors import SPARK_ERRORS, first_line, task_message
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
@@ -166,7 +165,7 @@ def ingest_csv(
         if rows != sum(group.rows for group in groups):
             raise IngestError(f"{output} would not hold all rows of {paths}; this is a bug: report it")
         job.publish(written)
-    except (Py4JJavaError, PySparkException) as error:
+    except SPARK_ERRORS as error:
         raise IngestError(
             f"{paths} cannot be read with the schema '{schema}': {task_message(error)}; fix the schema, or the value"
         ) from None  # the message has the one useful line of a hundred lines of Java

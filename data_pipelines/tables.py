@@ -13,8 +13,8 @@ from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StringType, StructField, StructType
 
-from mirrorspark.data_pipelines.spark.errors import first_line
 from mirrorspark.data_pipelines.spark.lake_tables import read_lake_table, refuse_lake_tables
+from mirrorspark.spark_session.errors import first_line
 from mirrorspark.storage.lakes import LAKE_FORMATS
 
 CSV_ENDINGS = (".csv", ".csv.gz", ".csv.bz2", ".csv.zip")

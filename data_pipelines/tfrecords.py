@@ -10,15 +10,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark import Accumulator
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType, TimestampType
 
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows, RowGroups
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.schema import arrow_schema_of, spark_schema_of, with_plain_names
 from mirrorspark.data_pipelines.spark.tasks import (
     WriteResult,
@@ -26,7 +22,6 @@ from mirrorspark.data_pipelines.spark.tasks import (
     numbered_partitions,
     numbers_of,
     outcome,
-    partition_id,
     write_files,
 )
 from mirrorspark.data_pipelines.spark.tfrecord_options import Layout, OnDamage, ReadOptions, WriteOptions
@@ -49,6 +44,10 @@ from mirrorspark.data_pipelines.tfrecord.codecs import CodecError
 from mirrorspark.data_pipelines.tfrecord.examples import MalformedExampleError
 from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError
 from mirrorspark.data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, ROWS_PER_BLOCK, check_block_schema
+from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.session import TaskTotal
+from mirrorspark.spark_session.task import partition_id
 from mirrorspark.storage.listing import DataFile, list_files, pack_files, partition_schema
 from mirrorspark.storage.paths import Location, StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob
@@ -173,7 +172,7 @@ def write_tfrecords_from_parquet(
     job = _begin(path, mode)
     if job is None:
         return WriteResult()
-    shares = source.divide(spark.sparkContext.defaultParallelism)
+    shares = source.divide(session_of(spark).default_parallelism)
     numbers = numbered_partitions(spark, len(shares))
     writer = _ParquetWriter(WriteTask(job, options), source, shares)
     return write_files(numbers, job, writer, lambda: source.rows, refusal=ValueNotStorableError)
@@ -257,7 +256,7 @@ def read_tfrecords(
     verify_checksums: bool = True,
     sample_files: int = 0,
     base_path: Location | None = None,
-    damaged: "Accumulator[int] | None" = None,
+    damaged: TaskTotal[int] | None = None,
 ) -> DataFrame:
     """Return a DataFrame of TFRecord files of either layout; one task reads each file, or several small ones.
 
@@ -303,7 +302,7 @@ def read_tfrecords(
     wanted = _selected(with_partition_columns(full, files), columns)
     task = ReadTask(arrow_schema_of(wanted), options, damaged)
     check_readable(task.schema, files, options)
-    shares = tuple(pack_files(files, spark.sparkContext.defaultParallelism))
+    shares = tuple(pack_files(files, session_of(spark).default_parallelism))
     return numbered_partitions(spark, len(shares)).mapInArrow(_RowReader(task, shares), wanted)
 
 
@@ -336,13 +335,13 @@ def _inferred(spark: SparkSession, files: Sequence[DataFile], options: ReadOptio
 
 def _collected(spark: SparkSession, files: Sequence[DataFile], look: Callable[[Sequence[DataFile]], T]) -> list[T]:
     """Return the results of ``look`` for each task's share of ``files``."""
-    shares = tuple(pack_files(files, spark.sparkContext.defaultParallelism))
+    shares = tuple(pack_files(files, session_of(spark).default_parallelism))
     if not shares:
         return []
     try:
         numbers = numbered_partitions(spark, len(shares))
         rows = numbers.mapInArrow(_Looks(look, shares), "seen binary, refused binary").collect()
-    except (Py4JJavaError, PySparkException) as error:
+    except SPARK_ERRORS as error:
         raise ReadError(f"the files cannot be read: {task_message(error)}") from error
     # Our own tasks have pickled these.
     for row in rows:

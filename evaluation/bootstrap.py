@@ -11,7 +11,7 @@ from mirrorspark.evaluation.metrics import precisions_at, rank_columns, rank_met
 RESAMPLES = 200
 CONFIDENCE = 0.95
 
-# What is drawn, in words, unless the rows belong to users.
+# Name of the drawn units, unless the rows belong to users.
 TEST_ROWS = "test rows"
 
 # Of more units this many are resampled, and the spread is scaled to all of them.
@@ -47,7 +47,7 @@ def paired_intervals(
         model: The model's predictions, ``[rows, …]``.
         rival: The rival's predictions of the same rows.
         weight: Non-negative row weights, ``[rows]``.
-        units: What is drawn, a user say, for each row; by default the row.
+        units: Unit that is drawn for each row, for example its user; by default the row.
         seed: Fixes the draws.
         resamples: Number of draws.
     """
@@ -153,7 +153,7 @@ def multi_class_statistics(label: NDArray[Any], scores: NDArray[Any], *, is_ordi
 
 
 def mean_statistics(*names: str) -> Callable[[NDArray[Any], NDArray[Any]], Statistics]:
-    """Return what makes means of values that each row has: predictions are then ``[rows, names]``."""
+    """Return the function that averages a value of each row: predictions are then ``[rows, names]``."""
 
     def of(_: NDArray[Any], values: NDArray[Any]) -> Statistics:
         columns = np.asarray(values, np.float64)

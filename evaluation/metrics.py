@@ -212,7 +212,7 @@ def rank_metrics(means: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """
     mae, square, actual, given, actual_square, given_square = means
     by_chance = actual_square + given_square - 2 * actual * given
-    # Where labels and predictions are all of one class, nothing tells them from chance.
+    # Where labels and predictions are all of one class, they cannot be distinguished from chance.
     kappa = 1 - np.divide(square, by_chance, out=np.ones_like(square), where=by_chance > _ROUNDING)
     return {"rank_mae": mae, "quadratic_kappa": kappa}
 
@@ -256,7 +256,7 @@ def multi_label_metrics(
 def right_and_either(
     positive: NDArray[np.bool_], probabilities: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return how many labels each row has that it is said to have, and how many it has and is said to have in all.
+    """Return each row's number of correctly predicted labels, and its numbers of labels and of predicted labels added.
 
     The micro-averaged F1 score is twice the sum of the first, divided by that of the second.
     """

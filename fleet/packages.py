@@ -17,7 +17,6 @@ from threading import Lock
 import numpy as np
 import pyarrow as pa
 from mlflow.exceptions import MlflowException
-from pyspark import SparkFiles, TaskContext
 
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, plain_column
@@ -31,6 +30,7 @@ from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.versions import ModelVersionsError
 from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
+from mirrorspark.spark_session.task import files_folder, is_in_task
 from mirrorspark.storage.paths import leads_out
 
 MOST_BYTES = 512 * 2**20
@@ -290,7 +290,7 @@ def _own_folder() -> tempfile.TemporaryDirectory[str]:
 
 def _scratch() -> Path:
     """Return Spark's folder for files of the application in a task, else one that is removed with this process."""
-    if TaskContext.get() is not None:
-        return Path(SparkFiles.getRootDirectory()).absolute()
+    if is_in_task():
+        return files_folder()
     with _OWN_FOLDER_LOCK:
         return Path(_own_folder().name)

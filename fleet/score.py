@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark import SparkFiles
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 
@@ -42,6 +41,7 @@ from mirrorspark.scoring.plan import SentColumns, check_keys, column_named
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS, plan_tasks
 from mirrorspark.scoring.task.probe import Speed, log_plan
 from mirrorspark.scoring.task.scorer import ShippedModel, ship
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.listing import list_files
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_path
@@ -217,7 +217,7 @@ def score_fleet(
 def ship_fleet(spark: SparkSession, fleet: Fleet) -> ShippedModel:
     """Make ``fleet`` available to the tasks of ``spark``, as it is now: later changes to its folder do not matter."""
     # Spark's own folder for files exists as long as the application.
-    folder = Path(SparkFiles.getRootDirectory()) / f"mirrorspark-fleet-{fleet.digest}"
+    folder = session_of(spark).files_folder / f"mirrorspark-fleet-{fleet.digest}"
     fleet.save(folder)
     return ship(spark, PinnedModel(str(folder), "fleet", fleet.digest[:12], fleet.digest, folder))
 
@@ -291,7 +291,7 @@ def _tasks(
     """Return partitions, the body of their tasks, and what returns the number of rows once they have run."""
     rows = source.rows
     if isinstance(rows, ParquetRows):
-        slots, total = spark.sparkContext.defaultParallelism, rows.rows
+        slots, total = session_of(spark).default_parallelism, rows.rows
         groups = rows.groups_per_task(slots)
         if rows.group_rows:
             speed = Speed(ASSUMED_INFERENCES_PER_SECOND / models)
@@ -303,7 +303,7 @@ def _tasks(
     table = rows
     if table.isEmpty():
         # Without partitions Spark starts no task, and one file is needed to hold the columns.
-        table = spark.createDataFrame(spark.sparkContext.parallelize([], 1), table.schema)
+        table = session_of(spark).empty_table(table.schema)
     names = tuple(table.columns)
     observed, count = counted(with_plain_names(table))
     return observed, NamedTask(names, FleetRowsTask(writer)), count

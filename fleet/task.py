@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyspark import TaskContext
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.spark.tasks import Shares, numbers_of, outcome, partition_id
+from mirrorspark.data_pipelines.spark.tasks import Shares, numbers_of, outcome
 from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.counting import packed_counts
 from mirrorspark.fleet.fleet import Fleet
@@ -25,6 +24,7 @@ from mirrorspark.scoring.files import ROW_GROUP_BYTES, ROW_GROUP_ROWS, file_name
 from mirrorspark.scoring.model.cache import limit_numeric_libraries
 from mirrorspark.scoring.task.batches import grouped, regrouped
 from mirrorspark.scoring.task.scorer import ShippedModel, process_report
+from mirrorspark.spark_session.task import partition_id, task_cores
 from mirrorspark.storage.publish import WriteJob, WrittenFile
 
 # Outputs of a row group: lists of small numbers take four times as much while Parquet encodes them.
@@ -199,9 +199,8 @@ def load_scorer(
             f"the fleet in {folder} on {socket.gethostname()} has the digest {fleet.digest[:12]}, pinned was "
             f"{digest[:12]}: its files were changed since; score again, in a new session"
         )
-    context = TaskContext.get()
-    if context is not None:
-        limit_numeric_libraries(context.cpus())
+    if (cores := task_cores()) is not None:
+        limit_numeric_libraries(cores)
     if part is not None:
         fleet = part(fleet)
     return FleetScorer(fleet, Layout.of(fleet, layout, outputs, is_part=part is not None))

@@ -8,11 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from py4j.protocol import Py4JError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
-
 from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS, NoStoreError, limit_requests, lookup_address
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.lake_tables import read_lake_table
 from mirrorspark.lifecycle.gate.eval_config import read_eval_config
 from mirrorspark.lifecycle.gate.serving import SingleRowsError
@@ -32,7 +28,9 @@ from mirrorspark.lifecycle.promotion.promote import (
 from mirrorspark.lifecycle.promotion.registry import FolderRegistry, MLflowRegistry, Registry, RegistryError
 from mirrorspark.scoring.model.pinned import ModelNotFoundError, PinnedModel
 from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.run import error_text, fail, open_session
+from mirrorspark.scoring.run import error_text, fail
+from mirrorspark.spark_session.errors import SESSION_ERRORS, task_message
+from mirrorspark.spark_session.start import open_command_session
 from mirrorspark.storage.credentials import one_line
 
 EXIT_DONE = 0
@@ -72,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error_text(error), EXIT_USAGE)
     except OSError as error:
         return fail(error_text(error), EXIT_FAILED)
-    except (PySparkException, Py4JError) as error:
+    except SESSION_ERRORS as error:
         return fail(task_message(error), EXIT_FAILED)
 
 
@@ -83,7 +81,7 @@ def _validate(options: argparse.Namespace) -> int:
     # Before Spark starts, which takes seconds.
     champion = _champion(options.champion, options.tracking_uri)
     candidate = resolve(options.candidate, options.tracking_uri)
-    spark = open_session(options.master, verbose=options.verbose)
+    spark = open_command_session(options.master, verbose=options.verbose)
     try:
         lake = read_lake_table(spark, *options.input)
         found = validate(
@@ -166,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("validate", help="measure a candidate beside the champion, and judge it by gates")
+    one = commands.add_parser("validate", help="measure a candidate and the champion, and judge it by gates")
     one.set_defaults(command=_validate)
     add = one.add_argument
     add("--candidate", required=True, help="models:/NAME@challenger, models:/NAME/VERSION, or a folder")
@@ -181,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", required=True, help="folder of the evidence: validation.json and validation.html")
     add("--label", help="SQL expression of the label")
     add("--weight", help="SQL expression of the weights")
-    add("--task", help="binary, multi_class, multi_label, regression or retrieval; by default as the candidate tells")
+    add("--task", help="binary, multi_class, multi_label, regression or retrieval; by default that of the candidate")
     asked = one.add_mutually_exclusive_group()
     asked.add_argument("--settings", metavar="FILE", help="slices and gates as YAML, as in a recipe's pipeline.yaml")
     asked.add_argument("--eval-config", metavar="FILE", help="slices and thresholds of TensorFlow Model Analysis")

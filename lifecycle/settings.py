@@ -21,7 +21,7 @@ def settings_of(
         cls: A dataclass.
         values: Fields as YAML has them.
         where: Names the file in errors.
-        error_class: What is raised.
+        error_class: Class of the error.
         also: Fields of the file that are read elsewhere, for the remedy.
 
     Raises:

@@ -30,7 +30,7 @@ class TreeColumn:
         form: Form of the feature; a list gives two columns.
         part: ``value`` (also the last id of a list) or ``length`` of a list.
         categories: Ids that are split as categories, ascending; None for an ordered column.
-        is_id: True for an ordered column of ids, whose missing id is no value.
+        is_id: True for an ordered column of ids, whose missing id is not a value.
     """
 
     feature: str
@@ -45,7 +45,7 @@ class Trees:
     """All nodes of all trees side by side.
 
     Attributes:
-        columns: What the trees split, by the numbers in ``column``.
+        columns: The columns that the trees split, by the numbers in ``column``.
         column: Column of each node, ``[nodes]``.
         threshold: A node's rows with a value up to it go left, ``[nodes]``.
         left: Number of the left child, ``[nodes]``; a leaf's is its own.
@@ -54,10 +54,10 @@ class Trees:
         is_categorical: True where ``goes_left`` decides instead of ``threshold``.
         goes_left: True for the categories that go left, ``[nodes or 1, 256]``.
         categories_at: Row of ``goes_left``, ``[nodes]``.
-        value: What a leaf adds, ``[nodes]``.
+        value: Value that a leaf adds, ``[nodes]``.
         roots: First node of each tree, ``[trees]``.
         outputs: Number of the output that each tree adds to, ``[trees]``.
-        start: What the trees add to, ``[outputs]``.
+        start: Value that the trees add to, ``[outputs]``.
         depth: Nodes between a root and the deepest leaf.
         link: How sums become scores.
         class_numbers: The class of each output of a multi-class model.
@@ -136,7 +136,7 @@ class BoostedTrees(tf.Module):
             is_missing = tf.math.is_nan(values)
             is_left = values <= of["threshold"]
             if "is_categorical" in of:
-                # Values that are no categories become some number here that is not used.
+                # Values that are not categories become some number here that is not used.
                 numbers = tf.where(is_missing, tf.zeros_like(values), values)
                 category = tf.cast(tf.clip_by_value(numbers, 0, _MOST_CATEGORIES - 1), tf.int32)
                 among = tf.gather(self._goes_left, of["categories_at"] * _MOST_CATEGORIES + category)

@@ -56,7 +56,7 @@ class Calibration:
         return slopes[line] * logits + offsets[line]
 
     def in_graph(self, logits: "tf.Tensor") -> "tf.Tensor":
-        """Return what :meth:`applied` does, float64, as operations of TensorFlow."""
+        """Return the result of :meth:`applied`, float64, by operations of TensorFlow."""
         import tensorflow as tf
 
         logits = tf.cast(logits, tf.float64)

@@ -1,4 +1,4 @@
-"""The architectures by name. A new architecture is a file beside this one, a line here, and one in its contract test.
+"""The architectures by name. A new architecture is a file next to this one, a line here, and one in its contract test.
 
 One of a new task also needs its loss and metrics in ``models.fitting.objectives``.
 """

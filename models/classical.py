@@ -37,7 +37,7 @@ class HistorySettings:
     """Settings of a recommender that scores candidates from the items of a row's history.
 
     Attributes:
-        last_items: Score from so many of the history's last items; 0 takes all that the row has.
+        last_items: Score from this number of the history's last items; 0 takes all that the row has.
     """
 
     last_items: int = 0
@@ -71,7 +71,7 @@ class BSPM(HistorySettings):
     Attributes:
         neighbours: Weights that are kept per item of the history, the largest ones in size.
         dimensions: Singular vectors of the ideal low-pass filter.
-        low_pass_weight: Its weight beside the blur.
+        low_pass_weight: Its weight relative to the blur.
         sharpening: How long the blurred scores are sharpened; 0 leaves them.
     """
 
@@ -111,7 +111,7 @@ class ALS(HistorySettings):
     Attributes:
         rank: Numbers per item.
         l2: Spark's ``regParam``, which Spark multiplies by a user's number of items.
-        alpha: Weight of an observed pair, beside the 1 that every pair has.
+        alpha: Weight of an observed pair, added to the 1 that every pair has.
         iterations: Passes over users and items.
     """
 
@@ -154,7 +154,7 @@ class Recommender:
 
     @classmethod
     def parse(cls, given: Any) -> "Recommender":
-        """Return what a name, or a mapping with ``name`` and settings, asks for.
+        """Return the recommender of a name, or of a mapping with ``name`` and settings.
 
         Raises:
             ModelSettingsError: An unknown name or setting, or an invalid value.
@@ -239,7 +239,7 @@ def history_of(spec: FeatureSpec) -> str | None:
 
 
 def check_dense_items(items: int) -> None:
-    """Raise ``ModelSettingsError`` if EASE^R cannot hold a matrix of all pairs of so many items."""
+    """Raise ``ModelSettingsError`` if EASE^R cannot hold a matrix of all pairs of this number of items."""
     if items > MOST_DENSE_ITEMS:
         raise ModelSettingsError(
             f"ease inverts a dense matrix of {items:,} x {items:,} items, which takes "

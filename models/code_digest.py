@@ -15,7 +15,7 @@ import cloudpickle  # type: ignore[import-untyped]
 
 _OURS = ("mirrorspark", "pyspark_tfrecord")
 _PLAIN = str | bytes | int | float | complex | bool | None
-# Members of a class that say nothing about what it does, or whose value differs between processes.
+# Members of a class that do not define its behaviour, or whose value differs between processes.
 _INCIDENTAL = frozenset(
     {"__module__", "__doc__", "__firstlineno__", "__static_attributes__", "__dict__", "__weakref__"}
 )
@@ -115,7 +115,7 @@ def _members(value: type) -> list[Any]:
 
 
 def _used(function: FunctionType) -> list[Any]:
-    """Return what a function refers to: globals, captured variables, defaults."""
+    """Return the values that a function refers to: globals, captured variables, defaults."""
     captured = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
     named = [function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__]
     attributes = _attributes(function.__code__)

@@ -32,14 +32,14 @@ class Settings:
         embedding_dim: Width of every field's embedding.
         hidden_units: Width of each hidden layer.
         dropout: Share of hidden units dropped while training.
-        numeric_embedding: The embedding of a number, beside the number itself: ``none``; ``piecewise``, linear between
+        numeric_embedding: The embedding of a number, next to the number itself: ``none``; ``piecewise``, linear between
             the quantiles of the training rows; or ``periodic``, sines and cosines of learnt frequencies.
         numeric_dim: Width of a number's embedding.
         periodic_scale: Standard deviation of the frequencies at the start, in waves per standard deviation of the
             number.
         cross_layers: Layers that multiply the features with each other before the first hidden layer.
         cross_rank: Width inside of such a layer.
-        factor_dim: Width of the vectors whose products, over all pairs of features but vectors, the heads read beside
+        factor_dim: Width of the vectors whose products, over all pairs of features but vectors, the heads read next to
             the last hidden layer. 0 is without; good for ratings, where user times item is most of what there is.
         linear: Add a linear model of the sparse features to what the heads give, which memorises what the network
             generalises. Source: the wide part of Cheng et al. 2016.
@@ -167,7 +167,7 @@ def heads(settings: Settings, outputs: int, name: str) -> "tf_keras.layers.Layer
 def with_linear(
     settings: Settings, fitted: FittedFeatures, inputs: "Mapping[str, tf.Tensor]", outputs: "tf.Tensor"
 ) -> "tf.Tensor":
-    """Return what the heads give, plus a linear model of the sparse features if it is asked for; members share it."""
+    """Return the heads' outputs, plus a linear model of the sparse features if configured; members share it."""
     from mirrorspark.models.layers import embedded_sparse
 
     if not settings.linear:

@@ -29,7 +29,7 @@ _LONGEST_NAME = 60
 
 @dataclass(frozen=True)
 class OwnSettings:
-    """What the workers need of the model.
+    """The parts of the model that the workers need.
 
     Attributes:
         function: Name of the function or class.
@@ -53,7 +53,7 @@ class OwnArchitecture:
         """Return the user's model, with its weights created.
 
         Raises:
-            ModelSettingsError: What the function returns is no model of tf-keras.
+            ModelSettingsError: The function does not return a model of tf-keras.
         """
         from mirrorspark.models.fitting.objectives import ScaledLoss
         from mirrorspark.models.layers import symbolic_inputs
@@ -129,7 +129,7 @@ def own_model(build: Callable[[FittedFeatures], Any], label_kind: str, callbacks
     """
     name = getattr(build, "__qualname__", type(build).__name__)
     if not callable(build):
-        raise ModelSettingsError(f"model {build!r} is no function; give one from the features to a Keras model")
+        raise ModelSettingsError(f"model {build!r} is not a function; give one from the features to a Keras model")
     _require_function_of_features(build, name)
     if label_kind not in TASKS:
         raise ModelSettingsError(
@@ -229,7 +229,7 @@ def _require_function_of_features(build: Callable[..., Any], name: str) -> None:
         )
     try:
         signature = inspect.signature(build)
-    except ValueError:  # written in C: it does not tell
+    except ValueError:  # written in C, without a signature
         return
     try:
         signature.bind(None)

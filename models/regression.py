@@ -30,7 +30,7 @@ class Settings(multi_field.Settings):
             ``poisson`` deviance, for counts and other amounts from 0 on; ``tweedie`` deviance, for amounts of which
             many are 0, such as claims; ``quantile``, for an interval around the middle one of ``quantiles``.
         tweedie_power: Power of the mean that the variance follows, between 1 (counts) and 2 (amounts above 0).
-        quantiles: An odd number of shares, ascending: of so many of the labels each output is above.
+        quantiles: An odd number of shares, ascending: each output is above this share of the labels.
     """
 
     loss: str = "squared"

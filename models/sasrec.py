@@ -40,7 +40,7 @@ class Settings(LossSettings):
         blocks: Number of attention layers, each followed by two dense layers.
         heads: Number of attention heads; they divide ``embedding_dim``.
         dropout: Share of the embeddings, attention weights and outputs of each layer dropped while training.
-        hidden_units: Width of each hidden layer on the features beside the history, before they are added to the state.
+        hidden_units: Width of each hidden layer on the other features, before they are added to the state.
         every_position: Whether every item of a history is predicted from those before it, for a table with one row per
             user; false predicts the row's candidate alone, for a table with one row per interaction.
     """

@@ -148,7 +148,7 @@ class ItemSettings(LossSettings):
     """Settings of a retrieval model whose candidate tower may read the features of items, and those of the loss.
 
     Attributes:
-        candidate_id: Whether candidates have an embedding by id beside their item features.
+        candidate_id: True if candidates have an embedding by id in addition to their item features.
         id_dropout: With item features, share of the rows whose candidate's id embedding is left out while training, so
             that the features alone do for items without training rows.
         item_hidden_units: Width of each hidden layer on the item features.

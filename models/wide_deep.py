@@ -102,6 +102,7 @@ def _crossed(cross: str, spec: FeatureSpec) -> tuple[str, str]:
     for name in (one, other):
         if name not in known:
             raise ModelSettingsError(
-                f"model setting crosses has '{cross}', but '{name}' is no feature of one id per row; use two of {known}"
+                f"model setting crosses has '{cross}', but '{name}' is not a feature of one id per row; "
+                f"use two of {known}"
             )
     return one, other

@@ -39,7 +39,7 @@ def rating_model(model: str | Path | PinnedModel, folder: str | Path, *, trackin
     directory = ModelDirectory.open(pinned.path)
     description = directory.description
     if not isinstance(description, ModelDescription) or description.task != "retrieval":
-        raise ModelDirectoryError(f"{pinned.label} is no retrieval model; its own scores are what it predicts")
+        raise ModelDirectoryError(f"{pinned.label} is not a retrieval model; its own scores are its predictions")
     if directory.features.spec.label.rating is None:
         raise ModelDirectoryError(
             f"{pinned.label} predicts no ratings: train a two_tower model whose label has a rating "

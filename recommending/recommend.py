@@ -78,7 +78,7 @@ def recommend(
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         batch_size: Rows per call of the model.
         with_version: Add the column ``model_version``.
-        nulls: As for :func:`scoring.batch.score`, like the next four.
+        nulls: As in :func:`scoring.batch.score`, like the next four.
         bad_rows: Both lists of a marked row are null.
         other_versions: ``refuse`` or ``allow`` executors with another TensorFlow version.
         reader: Reader of plain Parquet files.
@@ -92,7 +92,7 @@ def recommend(
         ScoringError: The model is neither a retrieval model nor a router of such models, or lacks the index; no list
             of a router would use the index; ``k`` is below 1 or above the number of candidates; no candidate is
             available; or for a reason of :func:`scoring.batch.score`.
-        ColumnError: As for :func:`scoring.batch.score`, and for the tables of candidates.
+        ColumnError: As in :func:`scoring.batch.score`, and for the tables of candidates.
     """
     settings = Settings.of(AS_COLUMNS, batch_size, with_version, nulls, bad_rows, other_versions)
     plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader, trust=trust)
@@ -117,7 +117,7 @@ class RecommendTask:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What a call of :func:`recommend` asks for, of one model or of each model of a router."""
+    """Request of a call of :func:`recommend`, to one model or to each model of a router."""
 
     k: int
     index: str
@@ -136,7 +136,7 @@ def _search(directory: ModelDirectory, label: str, wanted: _Wanted) -> Search:
     if wanted.k < 1:
         raise ScoringError(f"k {wanted.k} is below 1")
     for cascade in router.cascades.values():
-        cascade.rules(wanted.k)  # Raises for limits that do not go with so many.
+        cascade.rules(wanted.k)  # Raises for limits that do not fit this number.
     if wanted.index != EXACT and not router.listing:
         raise ScoringError(
             f"index '{wanted.index}' is of no use to {label}: a blend by '{router.fusion}' searches all candidates "
@@ -177,7 +177,7 @@ def checked_index(directory: ModelDirectory, index: str) -> ModelDescription:
     description = directory.description
     if not isinstance(description, ModelDescription) or description.task != "retrieval":
         raise ScoringError(
-            f"the model in {directory.path} is no retrieval model, it has no candidates to recommend; use score"
+            f"the model in {directory.path} is not a retrieval model, it has no candidates to recommend; use score"
         )
     if index not in description.indexes:
         raise ScoringError(
@@ -201,7 +201,7 @@ def unavailable_ids(
         k: Candidates per row.
         available: Candidates that may be recommended; None means all.
         unavailable: Candidates that must not be recommended; takes precedence.
-        removed: int64 ``[any]``, ids that are no candidates any more.
+        removed: int64 ``[any]``, ids that are not candidates any more.
 
     Raises:
         ScoringError: ``k`` is below 1 or above the number of candidates, or no candidate is left.

@@ -31,7 +31,6 @@ from mirrorspark.data_pipelines.spark.tasks import (
     WriteResult,
     counted,
     outcome,
-    partition_id,
     portable,
     progress_bar,
     write_files,
@@ -54,6 +53,8 @@ from mirrorspark.scoring.task.planner import (
 )
 from mirrorspark.scoring.task.probe import log_plan, speed_of
 from mirrorspark.scoring.task.scorer import VERSION_COLUMN, JobCounters, OtherVersions, Scorer, Settings, Tally
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.task import partition_id
 from mirrorspark.storage.lakes import LakeTableError, refuse_lake_write
 from mirrorspark.storage.listing import DataFile, list_files, reads
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_path, hadoop_uri
@@ -346,7 +347,7 @@ def _rows(
 
 def _file_tasks(spark: SparkSession, source: ParquetRows, writer: ScoreWriter, task_seconds: float) -> _Tasks:
     """Assign the files to tasks; if a task might take too long, measure the speed of the model first."""
-    slots = spark.sparkContext.defaultParallelism
+    slots = session_of(spark).default_parallelism
     groups, loads = source.groups_per_task(slots), 0
     predicted_seconds: float | None = None
     if may_take_longer(source.group_rows, groups, task_seconds):
@@ -393,7 +394,7 @@ def _read_by_spark(spark: SparkSession, table: DataFrame, plan: ScoringPlan) -> 
     table = plan.table(table)
     if table.isEmpty():
         # Without partitions Spark starts no task, and one file is needed to hold the columns of the scores.
-        table = spark.createDataFrame(spark.sparkContext.parallelize([], 1), table.schema)
+        table = session_of(spark).empty_table(table.schema)
     keys = to_arrow_schema(StructType([table.schema[name] for name in plan.keys]), timezone="UTC")
     names = tuple(table.columns)
     rows, count = counted(with_plain_names(table))

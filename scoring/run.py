@@ -6,19 +6,12 @@ It is also ``python -m scoring.run``. The scores appear in the output folder all
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-
-from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
-from pyspark.sql import SparkSession
+from collections.abc import Sequence
 
 from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS
-from mirrorspark.data_pipelines.spark.errors import task_message
-from mirrorspark.data_pipelines.spark.silence import SILENT, quiet_launch, set_by_the_user
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import NAN_ADVICE, ScoredFiles, check_task_seconds, save_mode_of, score_files
 from mirrorspark.scoring.input.null_policy import NullRule
@@ -27,6 +20,8 @@ from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.output.bad_rows import ERROR_COLUMN
 from mirrorspark.scoring.output.forms import form_named
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
+from mirrorspark.spark_session.errors import SESSION_ERRORS, SPARK_ERRORS, task_message
+from mirrorspark.spark_session.start import open_command_session
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.storage.terminal_text import for_stream
 
@@ -58,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return fail(error_text(error), 1)
     try:
-        spark = open_session(options.master, verbose=options.verbose)
-    except (PySparkException, Py4JError) as error:
+        spark = open_command_session(options.master, verbose=options.verbose)
+    except SESSION_ERRORS as error:
         master = options.master or "the master that Spark is set to"
         return fail(f"no session at {master}: {task_message(error)}; see --master and JAVA_HOME", 1)
     try:
@@ -83,37 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error_text(error), 2)
     except OSError as error:
         return fail(error_text(error), 1)
-    except (PySparkException, Py4JJavaError) as error:
+    except SPARK_ERRORS as error:
         return fail(task_message(error), 1)
     finally:
         spark.stop()
     _show(scored, time.monotonic() - begin, as_json=options.json)
     return 0
-
-
-def open_session(master: str | None, *, verbose: bool, settings: Mapping[str, str] | None = None) -> SparkSession:
-    """Return a session for a command that scores, whose log is hidden unless ``verbose``.
-
-    Args:
-        master: Where it runs; by default what Spark is told.
-        verbose: Whether to show the log of Spark.
-        settings: Settings of Spark that apply where the user has not set them.
-    """
-    # Executors must run this interpreter, because another `python3` on their PATH lacks our packages.
-    for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
-        os.environ.setdefault(name, sys.executable)
-    builder = SparkSession.builder.appName("mirrorspark scoring")
-    builder = builder.master(master) if master else builder
-    own = settings or {}
-    for name in own.keys() - set_by_the_user():
-        builder = builder.config(name, own[name])
-    if verbose:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0")
-        return builder.getOrCreate()
-    for name in SILENT.keys() - set_by_the_user():
-        builder = builder.config(name, SILENT[name])
-    with quiet_launch():
-        return builder.getOrCreate()
 
 
 def fail(message: str, status: int) -> int:

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, token, Host header, metrics, and the tasks that run beside the requests."""
+"""The ASGI application: routes, token, Host header, metrics, and the tasks that run next to the requests."""
 
 import asyncio
 import contextlib
@@ -38,7 +38,7 @@ def application(
         service: The models and their limits.
         poll_seconds: How often each URI is looked up for another version; 0 never looks.
         tokens: One of these is asked of each request but those for the server's health; without any, none is.
-        allowed_hosts: As for :class:`serving.http_server.HostCheck`.
+        allowed_hosts: As in :class:`serving.http_server.HostCheck`.
     """
 
     @contextlib.asynccontextmanager
@@ -116,7 +116,7 @@ class TokenCheck:
         # As bytes: as text, a space of Unicode may be a part of a token's last character.
         scheme, _, token = header.partition(b" ")
         given = token.strip()
-        # All are compared, so that the time does not tell which one is close.
+        # All are compared, so that the time does not show which one is close.
         return scheme.lower() == b"bearer" and sum(hmac.compare_digest(given, one) for one in self._tokens) > 0
 
 

@@ -16,7 +16,7 @@ from mirrorspark.serving.servable import Outputs, Servable
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """How many requests are computed together, and how many may wait.
+    """Limits on requests that are computed together, and on waiting ones.
 
     Attributes:
         most_rows: Rows of a batch; a request with more is a batch of its own.
@@ -35,12 +35,12 @@ class BatchLimits:
                 f"most_rows {self.most_rows} and most_waiting_rows {self.most_waiting_rows} must be 1 or more"
             )
         if not 0 <= self.wait_seconds < math.inf:
-            raise ValueError(f"wait_seconds {self.wait_seconds} is no time; give 0 or more")
+            raise ValueError(f"wait_seconds {self.wait_seconds} is not a time; give 0 or more")
 
 
 @dataclass(frozen=True)
 class ComputedBatch:
-    """What a batch was, for the metrics."""
+    """Size and times of a batch, for the metrics."""
 
     model: Servable
     requests: int
@@ -129,7 +129,7 @@ class Batcher:
 
         Raises:
             RequestError: The queue is full, or the model does not accept a row.
-            Exception: What the model raised.
+            Exception: The model's error.
         """
         self.check_room(rows.count)
         job = Job(model, rows, asyncio.get_running_loop().create_future())

@@ -58,9 +58,9 @@ def main(arguments: Sequence[str] | None = None, *, read_split: ReadSplit) -> in
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.processes < 1:
-        parser.error(f"--processes {options.processes} is no number of processes; give 1 or more")
+        parser.error(f"--processes {options.processes} is not a number of processes; give 1 or more")
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
-    logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it tells of every file that it reads
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it logs every file that it reads
     for handler in logging.getLogger().handlers:
         handler.addFilter(Repeats())
     limit_requests()
@@ -140,9 +140,9 @@ def _service(options: argparse.Namespace, read_split: ReadSplit) -> Service:
     limits = RequestLimits(options.max_body_bytes, options.max_rows, options.timeout_seconds, options.max_values)
     batch_limits = BatchLimits(options.batch_rows, options.batch_wait_seconds, options.queue_rows)
     if options.poll_seconds < 0:
-        raise ValueError(f"--poll-seconds {options.poll_seconds} is no time; give 0 or more")
+        raise ValueError(f"--poll-seconds {options.poll_seconds} is not a time; give 0 or more")
     if not 0 <= options.drain_seconds < math.inf:
-        raise ValueError(f"--drain-seconds {options.drain_seconds} is no time; give 0 or more")
+        raise ValueError(f"--drain-seconds {options.drain_seconds} is not a time; give 0 or more")
     find = partial(resolve, tracking_uri=options.tracking_uri)
 
     def load(pinned: PinnedModel) -> ServedModel:
@@ -181,7 +181,7 @@ def tokens_of(file: Path | None) -> list[str]:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: What is given holds no token. A server that asks for none would be open, against what was meant.
+        ValueError: The file or variable holds no token. A server without tokens would be open, against the intent.
     """
     if file is None:
         given = os.environ.get(TOKEN_VARIABLE)
@@ -199,7 +199,7 @@ def tokens_of(file: Path | None) -> list[str]:
 
 
 def _end_with_parent() -> None:
-    """End as by a signal when standard input ends: then the process that started this one is gone."""
+    """End as by a signal when standard input ends: then the process that started this one is dead."""
     # Without Python's buffer, whose lock a thread must not hold at the end of the interpreter.
     while os.read(sys.stdin.fileno(), 1 << 16):
         pass

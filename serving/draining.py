@@ -29,7 +29,7 @@ class DrainingServer(Server):
         """Create the server.
 
         Args:
-            application: What it serves.
+            application: The application that it serves.
             limits: Limits of its connections.
             drain_seconds: How long it accepts requests after a signal.
             last_seconds: How long open requests may take after that.
@@ -40,7 +40,7 @@ class DrainingServer(Server):
 
     @property
     def is_draining(self) -> bool:
-        """Whether there was a signal."""
+        """True after a signal."""
         return self._drained_at > 0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -74,7 +74,7 @@ class Field:
 
     @property
     def is_text(self) -> bool:
-        """Whether its values, or those of its lists, are texts."""
+        """True if its values, or those of its lists, are texts."""
         return element_name(self.type) == "string" and not self.may_be_bytes
 
     @property

@@ -24,7 +24,7 @@ that the server closes meanwhile.
 _MOST_CONNECTIONS = 2048
 # Connections beyond the limit, in which probes alone are answered.
 _SPARE = 32
-# What a chunked body may have beside its content: a chunk of one byte takes six.
+# Bytes of a chunked body in addition to its content: a chunk of one byte takes six.
 _BYTES_BESIDE, _BYTES_BESIDE_EACH = 2**16, 8
 
 
@@ -34,7 +34,7 @@ class ConnectionLimits:
 
     Attributes:
         answer_seconds: Longest time from a request's head to its answer, which includes the arrival of its body.
-        probes: Paths that are answered also where all connections are in use, as for :func:`is_probe`.
+        probes: Paths that are answered also where all connections are in use, as in :func:`is_probe`.
         most: Number of connections. Of those that wait for their clients, the oldest is closed for the next one.
     """
 
@@ -49,7 +49,7 @@ class ConnectionLimits:
 
 
 def most_connections(open_files: int) -> int:
-    """Return how many connections a process that may have ``open_files`` files open accepts.
+    """Return the number of connections that a process with ``open_files`` open files at most accepts.
 
     Half of the files stay for models, stores, logs, and connections that are accepted and not yet counted.
     """
@@ -186,7 +186,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     @property
     def _is_answering(self) -> bool:
-        """Whether a request has arrived and its answer has not gone."""
+        """True while a request has arrived and its answer has not been sent."""
         return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
 
     @property

@@ -1,4 +1,4 @@
-"""What the HTTP servers share: the check of the Host header, JSON without NaN, serving until a signal."""
+"""Parts that the HTTP servers share: the check of the Host header, JSON without NaN, serving until a signal."""
 
 import ipaddress
 import math
@@ -36,7 +36,7 @@ class HostCheck:
 
         Args:
             app: The application.
-            allowed_hosts: Names that are accepted beside this machine's; ``*`` accepts all.
+            allowed_hosts: Names that are accepted in addition to this machine's; ``*`` accepts all.
             refusal: Makes the response to a refused request, of a message and the status 421.
         """
         names = frozenset(map(str.lower, allowed_hosts))
@@ -106,7 +106,7 @@ def server_config(
     """Return the settings of a server.
 
     Args:
-        application: What it serves.
+        application: The application that it serves.
         limits: Limits of its connections.
         has_lifespan: Whether the application starts and stops with the server.
         last_seconds: How long open requests may take after a signal.

@@ -111,11 +111,11 @@ def csv_rows(
     Args:
         body: The request.
         fields: The inputs of the model.
-        check_rows: Raises unless a request may have so many rows.
+        check_rows: Raises unless a request may have this number of rows.
         most_values: Most cells, and entries of the vectors in them.
 
     Raises:
-        RequestError: The body is no CSV, has too many cells, lacks a column, or has a cell that is not of its column's
+        RequestError: The body is not CSV, has too many cells, lacks a column, or has a cell that is not of its column's
             type.
     """
     if odd := [field.name for field in fields if field.type not in _READERS]:
@@ -126,7 +126,7 @@ def csv_rows(
             line for line in csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True) if line
         ]
     except (ValueError, csv.Error) as error:
-        raise RequestError(400, f"the body is no CSV in UTF-8 with a line of columns: {error}") from None
+        raise RequestError(400, f"the body is not CSV in UTF-8 with a line of columns: {error}") from None
     if missing := [field.name for field in fields if field.name not in head]:
         raise RequestError(
             400, f"the first line lacks the columns {missing}; the model reads {[f.name for f in fields]}"
@@ -158,9 +158,9 @@ def _values(field: Field, texts: Sequence[str], problems: list[str]) -> list[Any
 def _split_rows(table: Any, columns: Sequence[str]) -> Rows:
     names, lines = (table.get("columns"), table.get("data")) if isinstance(table, dict) else (None, None)
     if not isinstance(names, list) or not isinstance(lines, list):
-        raise RequestError(400, "'dataframe_split' is no object with the lists 'columns' and 'data'")
+        raise RequestError(400, "'dataframe_split' is not an object with the lists 'columns' and 'data'")
     if wrong := [row for row, line in enumerate(lines) if not isinstance(line, list) or len(line) != len(names)]:
-        raise RequestError(400, problems_text([f"data[{row}] is no list of {len(names)} values" for row in wrong]))
+        raise RequestError(400, problems_text([f"data[{row}] is not a list of {len(names)} values" for row in wrong]))
     # The first of two equal names, as in CSV; what the model does not read is not looked at.
     places = {str(name): place for place, name in reversed([*enumerate(names)])}
     given = {name: [line[places[name]] for line in lines] for name in columns if name in places}

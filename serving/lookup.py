@@ -75,7 +75,7 @@ def application(scores: PrecomputedScores, allowed_hosts: Iterable[str] = ()) ->
 
     Args:
         scores: The store.
-        allowed_hosts: Names in the Host header that are accepted beside this machine's; ``*`` accepts all.
+        allowed_hosts: Names in the Host header that are accepted in addition to this machine's; ``*`` accepts all.
     """
     answers = _Answers(scores)
     return Starlette(
@@ -144,7 +144,7 @@ class _Answers:
         if metadata.key_type != INTEGER:
             return text
         if not _WHOLE_NUMBER.fullmatch(text):
-            raise HTTPException(400, f"key {text!r} is no whole number, and column '{metadata.key}' holds such")
+            raise HTTPException(400, f"key {text!r} is not a whole number, as column '{metadata.key}' holds")
         return int(text)
 
 

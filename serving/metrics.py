@@ -1,4 +1,4 @@
-"""What the server counts, for Prometheus."""
+"""Counts of the server, for Prometheus."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Metrics:
         )
 
     def collect(self) -> Iterable[Metric]:
-        """Return what is known elsewhere; the registry calls this."""
+        """Return the metrics that other objects hold; the registry calls this."""
         yield GaugeMetricFamily("mirrorspark_queue_rows", "Rows that wait.", value=self._waiting_rows())
         labels = ["model", "source", "version"]
         versions = GaugeMetricFamily("mirrorspark_model_info", "The version that answers.", labels=labels)

@@ -33,13 +33,13 @@ class ServedModel:
 
         Args:
             pinned: The version.
-            name: What requests call the model.
-            threads: As for :class:`scoring.predictor.Predictor`.
-            trust: As for :class:`scoring.predictor.Predictor`.
+            name: Name of the model in requests.
+            threads: As in :class:`scoring.predictor.Predictor`.
+            trust: As in :class:`scoring.predictor.Predictor`.
             cache: Holds it as long as nothing newer is loaded; by default nothing else does.
 
         Raises:
-            ModelDirectoryError: As for :class:`scoring.predictor.Predictor`, as are other errors.
+            ModelDirectoryError: As in :class:`scoring.predictor.Predictor`, as are other errors.
         """
         # Versions that no longer answer must not stay in memory, as they would in the cache of the process.
         self._predictor = Predictor(pinned, threads=threads, trust=trust, cache=cache or ModelCache(0))
@@ -73,14 +73,14 @@ class ServedModel:
         try:
             return self._together(requests)
         except Exception as error:
-            # The model's code may raise anything. The client is told, and the server goes on.
+            # The model's code may raise anything. The client gets an error, and the server continues.
             if len(requests) == 1:
                 refusal = self._refusal(requests[0]) if isinstance(error, ColumnError) else None
                 return [refusal or error]
         refusals = [self._refusal(one) for one in requests]
         good = [one for one, refusal in zip(requests, refusals, strict=True) if refusal is None]
         if len(good) == len(requests):
-            # Such as booleans beside integers in one column, of which either alone is accepted.
+            # Such as booleans and integers in one column, of which either alone is accepted.
             return [answer for one in requests for answer in self.compute([one])]
         answers = iter(self.compute(good) if good else [])
         return [refusal or next(answers) for refusal in refusals]
@@ -93,7 +93,7 @@ class ServedModel:
                 missing where that is accepted.
 
         Raises:
-            Exception: What the model raised for ``rows``, unless it says that they are not what it reads.
+            Exception: The model's error for ``rows``, unless it is about their columns or types.
         """
         if rows is not None:
             return self._takes(rows)

@@ -21,7 +21,7 @@ _ALIVE = b"alive"
 _LOGGER = logging.getLogger(__name__)
 # A process that dies sooner waits before it is started anew, longer each time.
 _SOUND_SECONDS, _LONGEST_WAIT_SECONDS = 30.0, 30.0
-# A process that says nothing for so many seconds is stopped or hangs, and is killed.
+# A process that is silent for this number of seconds is stopped or hangs, and is killed.
 _SILENT_SECONDS = 10
 
 
@@ -44,7 +44,7 @@ def serve_in_processes(arguments: Sequence[str], count: int, listener: socket, l
 
 
 def say_alive() -> None:
-    """Tell the process that started this one that it still works; not where nobody reads, which would block."""
+    """Report to the process that started this one that it still works; not if nobody reads, which would block."""
     _, writable, _ = select.select([], [sys.stdout.fileno()], [], 0)
     if writable:
         os.write(sys.stdout.fileno(), _ALIVE + b"\n")
@@ -151,7 +151,7 @@ class _Group:
         try:
             await asyncio.wait([ended, ending, silent], return_when=asyncio.FIRST_COMPLETED)
             if silent.done() and not ending.done():
-                _LOGGER.error("process %s has said nothing for %s s; it is killed", process.pid, _SILENT_SECONDS)
+                _LOGGER.error("process %s has been silent for %s s; it is killed", process.pid, _SILENT_SECONDS)
             elif not ended.done():
                 process.terminate()
                 await asyncio.wait([ended], timeout=self._last_seconds)
@@ -161,7 +161,7 @@ class _Group:
             if not ended.done():
                 process.kill()
             status = await ended
-            # What is left is there already, unless a child of the process holds the pipe.
+            # The rest is there already, unless a child of the process holds the pipe.
             await asyncio.wait([reading], timeout=1.0)
             reading.cancel()
         return status

@@ -40,7 +40,7 @@ class Repeats(logging.Filter):
             if now < self._told[place] + self._seconds:
                 return False
             self._told[place] = now
-            more = f"{self._held_back.pop(place):,} more of the same {kind.__name__} since it was last told"
+            more = f"{self._held_back.pop(place):,} more of the same {kind.__name__} since it was last logged"
         record.msg, record.args = "%s (%s)", (record.getMessage(), more)
         record.exc_info = record.exc_text = None
         return True

@@ -36,7 +36,7 @@ class Rows:
     Attributes:
         columns: The values of each row by column.
         count: Number of rows.
-        place: What the request calls its rows, for messages.
+        place: The request's name for its rows, for messages.
     """
 
     columns: Mapping[str, Sequence[Any]]
@@ -44,7 +44,7 @@ class Rows:
     place: str
 
     def name(self, row: int) -> str:
-        """Return what a message calls a row."""
+        """Return the name of a row in messages."""
         return f"{self.place}[{row}]"
 
 
@@ -65,7 +65,7 @@ def document_of(body: bytes, most_values: int = MOST_VALUES) -> dict[str, Any]:
     try:
         document = json.loads(body.decode("utf-8-sig"), parse_int=_whole_number, parse_float=_number)
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"the body is no JSON in UTF-8: {error}") from None
+        raise RequestError(400, f"the body is not JSON in UTF-8: {error}") from None
     if not isinstance(document, dict):
         raise RequestError(400, f"the body is {_kind(document)}, not a JSON object")
     return document
@@ -204,12 +204,12 @@ def bytes_of(text: Any) -> bytes:
     """Return the bytes that ``text`` has in base64.
 
     Raises:
-        RequestError: It is no base64.
+        RequestError: It is not base64.
     """
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError) as error:
-        raise RequestError(400, f"{shown(text)} is no base64: {error}") from None
+        raise RequestError(400, f"{shown(text)} is not base64: {error}") from None
 
 
 def vector_of(text: Any) -> dict[str, Any]:
@@ -219,13 +219,13 @@ def vector_of(text: Any) -> dict[str, Any]:
         RequestError: It is none.
     """
     if not isinstance(text, str) or text.count("[") + text.count("{") > MOST_LEVELS:  # it is one object of numbers
-        raise RequestError(400, f"{shown(text)} is no JSON object of indices and values")
+        raise RequestError(400, f"{shown(text)} is not a JSON object of indices and values")
     try:
         vector = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, f"{shown(text)} is no JSON object of indices and values: {error}") from None
+        raise RequestError(400, f"{shown(text)} is not a JSON object of indices and values: {error}") from None
     if not isinstance(vector, dict):
-        raise RequestError(400, f"{shown(text)} is no JSON object of indices and values")
+        raise RequestError(400, f"{shown(text)} is not a JSON object of indices and values")
     return vector
 
 
@@ -233,7 +233,7 @@ def with_texts(rows: Rows, fields: Sequence[Field]) -> Rows:
     """Return rows in which columns of texts have no bytes: TensorFlow Serving's clients may send texts as base64.
 
     Raises:
-        RequestError: The bytes are no UTF-8.
+        RequestError: The bytes are not UTF-8.
     """
     texts = {one.name for one in fields if one.is_text}
     columns = {
@@ -252,7 +252,7 @@ def _text(name: str, value: Any, row: str) -> Any:
     try:
         return value.decode()
     except UnicodeDecodeError:
-        raise RequestError(400, f"{row}: column '{name}' has bytes that are no text in UTF-8") from None
+        raise RequestError(400, f"{row}: column '{name}' has bytes that are not text in UTF-8") from None
 
 
 def problems_text(problems: Sequence[str]) -> str:

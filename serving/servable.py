@@ -15,7 +15,7 @@ class Servable(Protocol):
     """A version of a model, or a store of rows. Thread-safe.
 
     Attributes:
-        name: What requests call it.
+        name: Name in requests.
         inputs: The columns that it reads.
         outputs: The columns that it returns.
         columns: Names of ``inputs``.
@@ -39,7 +39,7 @@ class Servable(Protocol):
 
     @property
     def digest(self) -> str:
-        """What tells its content from that of any other version."""
+        """Mark of its content among all versions."""
         ...
 
     def compute(self, requests: Sequence[Rows]) -> list[Outputs | Exception]:

@@ -1,4 +1,4 @@
-"""What a request goes through, whatever its protocol: limits, checks, the batch, an answer with the version."""
+"""Request handling shared by all protocols: limits, checks, batching, and an answer that names the version."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ _MOST_SHADOWED = 64
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a request may take.
+    """Limits of a request.
 
     Attributes:
         body_bytes: Size of its body.
@@ -95,7 +95,7 @@ class Call:
         variant: The variant of the unit, or None.
         content: The body, once it has arrived and is unpacked.
         arrived: When it had, in the seconds of ``time.perf_counter``.
-        outputs: What was computed, or None.
+        outputs: The model's outputs, or None.
     """
 
     request: Request
@@ -152,7 +152,7 @@ class Service:
         self._large = ThreadPoolExecutor(1, thread_name_prefix="large requests")
 
     def endpoint(self, protocol: str, handle: Handler) -> Callable[[Request], Awaitable[Response]]:
-        """Return what answers the requests of a route: with what ``handle`` returns as JSON, or with its error."""
+        """Return the handler of a route: it answers with the result of ``handle`` as JSON, or with its error."""
 
         async def answer(request: Request) -> Response:
             begin = time.perf_counter()
@@ -176,7 +176,7 @@ class Service:
         except RequestError as error:
             return error_response(error)
         except ClientDisconnect:
-            return error_response(RequestError(400, "the client is gone"))
+            return error_response(RequestError(400, "the client has disconnected"))
         except Exception:
             # The model's own code may raise anything, with rows in the message: they go to no client.
             _LOGGER.exception("%s has failed with a request", label_of(call.model) if call.model else "the server")
@@ -198,7 +198,7 @@ class Service:
 
         Args:
             call: The request.
-            name: What is asked for; by default the path has it.
+            name: Requested model; by default the path has it.
 
         Raises:
             RequestError: Nothing has the name, version or label of the path.
@@ -289,7 +289,7 @@ class Service:
             self.metrics.shadow_difference.labels(shadow.name).observe(difference)
 
     async def rows(self, call: Call, read: Callable[[bytes], T]) -> T:
-        """Return what ``read`` makes of the body of a request; large ones are read beside the event loop.
+        """Return the result of ``read`` on a request's body; large ones are read outside the event loop.
 
         Raises:
             RequestError: There is no room for the request (429), its body is too large (413), too slow (408) or packed
@@ -343,7 +343,7 @@ class Service:
         return b"".join(parts)
 
     def _unpacked(self, body: bytes) -> bytes:
-        """Return what a body of gzip holds, and stop where it is larger than a body may be."""
+        """Return the content of a gzip body, and stop if it is larger than a body may be."""
         found, most = bytearray(), self.limits.body_bytes
         try:
             while body:
@@ -352,14 +352,14 @@ class Service:
                 if len(found) > most:
                     raise self._too_large()
                 if not gzip.eof:
-                    raise RequestError(400, "the body is no whole gzip file")
+                    raise RequestError(400, "the body is not a whole gzip file")
                 body = gzip.unused_data
         except zlib.error as error:
-            raise RequestError(400, f"the body is no gzip file: {error}") from None
+            raise RequestError(400, f"the body is not a gzip file: {error}") from None
         return bytes(found)
 
     async def made(self, call: Call, make: Callable[..., T], *arguments: Any) -> T:
-        """Return what ``make`` makes of the outputs of a request; of large ones beside the event loop."""
+        """Return the result of ``make`` on a request's outputs; of large ones outside the event loop."""
         if call.outputs is not None and _size(call.outputs) > _SMALL_OUTPUTS:
             return await self._in_thread(make, *arguments)
         return make(*arguments)
@@ -373,7 +373,7 @@ class Service:
         Raises:
             RequestError: The rows are none, too many, or not what the model reads (400), the queue is full (429), or
                 the time of the request is over (504).
-            Exception: What the model raised.
+            Exception: The model's error.
         """
         self.limits.check_rows(rows.count)
         rows = with_texts(rows, model.inputs)
@@ -414,7 +414,7 @@ def _unit_of(request: Request, traffic: TrafficSplit) -> str | None:
         # Headers are read as Latin-1, which keeps all bytes.
         text = value.encode("latin-1").decode("utf-8")
     except UnicodeError:
-        raise RequestError(400, f"the header {header} is no text in UTF-8") from None
+        raise RequestError(400, f"the header {header} is not text in UTF-8") from None
     return traffic.unit_of(text)
 
 

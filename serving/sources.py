@@ -1,4 +1,4 @@
-"""The URIs whose models answer, each with the version of now; a new version is loaded beside the old one."""
+"""The URIs whose models answer, each with its current version; a new version is loaded next to the old one."""
 
 import asyncio
 import logging
@@ -33,7 +33,7 @@ class Refused:
 
 @dataclass
 class Source:
-    """What answers under a name, and what is known of it. Used in the event loop alone.
+    """The models under a name, and their states. Used only in the event loop.
 
     Attributes:
         uri: The model's URI, such as ``models:/flights@champion``, or the store's file.
@@ -73,7 +73,7 @@ class Source:
         raise NotImplementedError
 
     async def follow(self, seconds: float) -> None:
-        """Look the URI up every so many seconds, until cancelled."""
+        """Look the URI up periodically, until cancelled."""
         while True:
             await asyncio.sleep(seconds)
             await self.refresh()
@@ -89,7 +89,7 @@ class Source:
 
 @dataclass(kw_only=True)
 class ModelSource(Source):
-    """A model's URI; a new version is loaded beside the old one.
+    """A model's URI; a new version is loaded next to the old one.
 
     Attributes:
         find: Returns the version that the URI leads to now; may take a minute.
@@ -149,7 +149,7 @@ class ModelSource(Source):
 
 @dataclass(kw_only=True)
 class StoreSource(Source):
-    """A store of rows; a file that replaces it is opened and verified beside the old one."""
+    """A store of rows; a file that replaces it is opened and verified next to the old one."""
 
     _refused_digest: str = ""
 
@@ -178,7 +178,7 @@ class StoreSource(Source):
 
 
 async def in_daemon_thread(function: Callable[[str], PinnedModel], uri: str) -> PinnedModel:
-    """Return what a function returns, in a thread that does not delay the end of the process.
+    """Return the result of a function, in a thread that does not delay the end of the process.
 
     A look-up may wait a minute for a store that does not answer.
     """
@@ -210,14 +210,14 @@ class Sources:
             raise ValueError(
                 "there is nothing to serve; name a model with --model, a store with --store, or a file with --traffic"
             )
-        # A version that stays has no alias, and is told from others by its number.
+        # A version that stays has no alias, and only its number distinguishes it.
         places = [f"{one.model.name}@{one.alias}" if one.alias else label_of(one.model) for one in self._named]
         if twice := sorted({place for place in places if places.count(place) > 1}):
             raise ValueError(f"the models {twice} are given twice; give each name and alias once")
 
     @property
     def names(self) -> list[str]:
-        """What requests can name, sorted."""
+        """Names for requests, sorted."""
         return sorted({one.model.name for one in self._named})
 
     def of(self, name: str) -> list[Source]:

@@ -33,11 +33,11 @@ class StoredRows:
         """Open a store.
 
         Args:
-            name: What requests call it.
+            name: Name in requests.
             file: The file that ``precompute`` wrote.
 
         Raises:
-            FileNotFoundError, StoreError: As for :meth:`PrecomputedScores.open`.
+            FileNotFoundError, StoreError: As in :meth:`PrecomputedScores.open`.
         """
         self._scores = PrecomputedScores(file, follows=False)
         metadata = self._scores.metadata
@@ -56,7 +56,7 @@ class StoredRows:
 
     @property
     def digest(self) -> str:
-        """What tells its file from any other one."""
+        """Mark of its file among all files."""
         return digest_of(self._scores.identity)
 
     def compute(self, requests: Sequence[Rows]) -> list[Outputs | Exception]:

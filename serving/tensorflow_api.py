@@ -50,7 +50,7 @@ def classes(model: Servable, outputs: Outputs) -> list[list[tuple[str, float]]]:
     """Return the classes of each row with their scores.
 
     Raises:
-        RequestError: The model's outputs are no scores of classes.
+        RequestError: The model's outputs are not scores of classes.
     """
     if model.task == "binary":
         # A float32 of 0.9 has 0.1 as its counterpart, not 0.09999999999999998.

@@ -52,7 +52,7 @@ def tensor_rows(
     Args:
         document: The request.
         fields: The inputs of the model.
-        check_rows: Raises unless a request may have so many rows. It is asked before there is a list of them, since
+        check_rows: Raises unless a request may have these rows. It is asked before there is a list of them, since
             rows without elements cost their sender nothing.
         most_values: Most entries of sparse vectors.
 
@@ -61,7 +61,7 @@ def tensor_rows(
     """
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or not all(isinstance(one, dict) for one in inputs):
-        raise RequestError(400, "'inputs' is no list of tensors, each with name, shape, datatype and data")
+        raise RequestError(400, "'inputs' is not a list of tensors, each with name, shape, datatype and data")
     by_name = {name: one for one in inputs if isinstance(name := one.get("name"), str)}
     if missing := [field.name for field in fields if field.name not in by_name]:
         raise RequestError(400, f"'inputs' lacks {missing}; the model reads {[field.name for field in fields]}")
@@ -151,7 +151,7 @@ def _check_elements(name: str, datatype: DataType, elements: Sequence[Any], widt
 
 
 def _each(name: str, read: Callable[[Any], Any], elements: Sequence[Any], width: int) -> list[Any]:
-    """Return what ``read`` makes of each element that is there."""
+    """Return the results of ``read`` on the elements that exist."""
     found = []
     for place, one in enumerate(elements):
         try:

@@ -42,7 +42,7 @@ class TrafficSplit(Protocol):
 
     @property
     def trusts_callers(self) -> bool:
-        """Whether nobody can choose a unit whom the settings do not trust with it."""
+        """True if only trusted callers can choose a unit."""
 
     @property
     def control(self) -> Variant:

@@ -51,7 +51,7 @@ def arriving(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """Yield the path of a new, empty file beside ``path``, which is removed at the end unless it has been renamed.
+    """Yield the path of a new, empty file next to ``path``, which is removed at the end unless it has been renamed.
 
     The file is locked meanwhile. A process that is killed leaves it without a lock, and the next call for the same
     ``path`` removes it.
@@ -70,7 +70,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_beside(path: Path) -> Iterator[Path]:
-    """Yield a new, empty folder beside ``path``, which is removed at the end unless it has been renamed.
+    """Yield a new, empty folder next to ``path``, which is removed at the end unless it has been renamed.
 
     As with :func:`temporary_beside`, what a killed process leaves is removed by the next call for the same ``path``.
 

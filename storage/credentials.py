@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 _AUTHORITY = re.compile(r"(?<=:/)(?P<slash>/|(?<!\bmodels:/))(?P<user>[^\s/?#:]*)(?P<password>:(?:(?!://)\S)*)?")
 _ORACLE = re.compile(r"(?P<name>jdbc:oracle:\w+:)[^\s/@]{0,256}/\S{0,256}(?=@)")
 
-# What settings with a secret are called, in the environment, in connection strings and in the options of stores. A bare
+# Names of settings with a secret, in the environment, in connection strings and in the options of stores. A bare
 # "key" or "token" is not among them: it names columns and words of a text more often.
 _NAMES = (
     r"passw(?:or)?d\d{0,3}|passphrase|[._-]pwd|[._-]pass|secret|secret[._-]?(?:access[._-]?)?key"

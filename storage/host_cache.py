@@ -12,7 +12,7 @@ Kernel locks alone show which processes are alive. They end with their process, 
 so zeros left there by a power cut do no harm. Locks are visible to all processes of a kernel, and of a host; the ID of
 a process names both, since containers have host names of their own, and a machine that was started again has another
 kernel. On a network disk a process of another host counts as alive for ever, because living processes change nothing
-that could be watched: folders of a host that is gone are removed by hand.
+that could be watched: folders of a host that does not come back are removed by hand.
 
 The locks are those of ``filelock``, except its reader-writer locks: one is an SQLite database, the other trusts the
 clocks of other processes. A locked file per leased entry would be simpler than marks, but a process may use thousands
@@ -50,7 +50,7 @@ class HostCacheError(OSError):
 
 
 class HostCacheFullError(HostCacheError):
-    """An entry does not fit beside those in use."""
+    """An entry does not fit next to those in use."""
 
 
 @dataclass(frozen=True)
@@ -340,7 +340,7 @@ def _host() -> str:
 
 @lru_cache(maxsize=1)
 def _kernel() -> str:
-    """Return the id of the running kernel, which it draws when it starts; empty if it tells none."""
+    """Return the id of the running kernel, which it draws when it starts; empty if it has none."""
     with suppress(OSError):
         return _KERNEL_ID.read_text(encoding="ascii").strip().replace("-", "")
     return ""

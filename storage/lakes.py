@@ -14,7 +14,7 @@ from mirrorspark.storage.paths import Location, StorageError, StoragePath
 # Folders above a path on a store that are looked into: Iceberg keeps files up to five folders below a table (`data`,
 # and four of a hash), and Delta and Hudi keep them in its partitions, which do not count. A local disk is quick.
 _LEVELS_ON_STORES = 5
-# What they serve has no folders that could be a table.
+# They serve no folders that could be a table.
 _WITHOUT_FOLDERS = ("http://", "https://")
 
 
@@ -27,7 +27,7 @@ class LakeFormat:
         words: A table of this format in messages.
         log: The folder in a table that makes it one.
         ending: The end of the name of a file that there has to be in the log; empty if the folder suffices.
-        needs: What a session needs to read the format; empty if every session reads it.
+        needs: Packages with which a session reads the format; empty if every session reads it.
     """
 
     name: str
@@ -78,7 +78,7 @@ class LakeTable:
 
     @property
     def remedy(self) -> str:
-        """What lets a session read the table, to follow a comma or semicolon."""
+        """Way for a session to read the table, to follow a comma or semicolon."""
         other = "give the name of the table in a catalog, or a DataFrame of it"
         return f"start the session with {self.format.needs}, for the version of its Spark, or {other}"
 
@@ -130,7 +130,7 @@ def lake_around(*locations: Location, look: Look | None = None) -> LakeTable | N
     """Return a lake table that is at a location, or in which a location lies; None for plain files.
 
     Args:
-        locations: Files, folders or globs, which need not exist. What a glob finds is not looked at.
+        locations: Files, folders or globs, which need not exist. Results of a glob are not looked at.
         look: The view of the store; by default that of Arrow.
     """
     paths = dict.fromkeys(StoragePath.of(location) for location in locations)

@@ -30,7 +30,7 @@ from mirrorspark.storage.publish.staging import (
 NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 """The value in a partition folder's name that stands for null, as Hive and Spark write it."""
 
-# What Spark escapes in the name of a partition folder (Hive's list).
+# Characters that Spark escapes in the name of a partition folder (Hive's list).
 _ESCAPED = re.compile(r"[\x00-\x1f\"#%'*/:=?\\\x7f{\[\]^]")
 _STAGING = re.compile(rf"(.*/)?{re.escape(STAGING_PREFIX)}[^/]*(?=/)")
 # A publish may proceed while its files are listed, so the listing is repeated up to this many times.
@@ -159,7 +159,7 @@ def _unpublished(folder: StoragePath, files: Sequence[StoredFile], *, is_unchang
     for path in {match[0] for file in files if (match := _STAGING.match(file.path.relative_to(folder)))}:
         staging = folder / path
         target = staging.parent
-        # A staging folder beside its target has a name that ends in the target's.
+        # A staging folder next to its target has a name that ends in the target's.
         if beside := staging.name.removeprefix(STAGING_PREFIX).partition(".")[2]:
             target /= beside
         with suppress(UnsafeJournalError):
@@ -200,7 +200,7 @@ def _that_may_be_hidden(files: set[StoragePath], staging: StoragePath, target: S
 
 
 def _owner(path: StoragePath) -> int | None:
-    """Return the user id of a local file, or of a link itself; None if it is gone."""
+    """Return the user id of a local file, or of a link itself; None if it is missing."""
     try:
         return path.local.lstat().st_uid
     except FileNotFoundError:

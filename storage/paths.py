@@ -141,7 +141,7 @@ class StoragePath:
         return self.uri.removeprefix(folder.uri.rstrip("/") + "/")
 
     def kept_within(self) -> "StoragePath":
-        """Return this path marked so that writing below it fails if the folder is gone, instead of creating it again.
+        """Return this path marked so that writing below it fails if the folder is missing; it is not created.
 
         A removed folder then stays removed, even if other processes still write. Object stores have no such folders.
         """
@@ -189,9 +189,9 @@ class StoragePath:
         return int(found.size)
 
     def version(self) -> str:
-        """Return what changes when the file is written: its ETag on an object store, elsewhere the time of the write.
+        """Return the mark of the file's content: its ETag on an object store, elsewhere the time of the write.
 
-        Empty on a store that tells neither.
+        Empty on a store that has neither.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -274,7 +274,7 @@ class StoragePath:
         """Create the folder and its parents; on an object store this does nothing.
 
         Raises:
-            FileNotFoundError: The folder in ``within`` is gone.
+            FileNotFoundError: The folder in ``within`` is missing.
         """
         if not self.is_local:
             return
@@ -287,7 +287,7 @@ class StoragePath:
             try:
                 folder.mkdir(exist_ok=True)
             except FileNotFoundError as error:
-                problem = "the folder that it belongs in is gone: the write is over, or another program deleted it"
+                problem = "the folder that it belongs in was removed: the write is over, or another program deleted it"
                 raise FileNotFoundError(errno.ENOENT, problem, str(folder)) from error
 
     def rename(self, target: "StoragePath") -> None:
@@ -464,7 +464,7 @@ def _readable_entries(folder: Path, *, recursive: bool) -> Iterator[fs.FileInfo]
 
 
 def _is_denied(error: OSError) -> bool:
-    """Return whether a store refuses because of rights, which Arrow tells in words alone for most stores."""
+    """Return whether a store refuses because of rights, which most stores report to Arrow only as text."""
     return isinstance(error, PermissionError) or _DENIED.search(str(error)) is not None
 
 

@@ -1,4 +1,4 @@
-"""Shows the unfinished writes to a folder, and finishes or takes back those whose owner is gone.
+"""Shows the unfinished writes to a folder, and finishes or takes back those whose owner is dead.
 
     python -m mirrorspark.storage.repair PATH [--apply]
 
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m mirrorspark.storage.repair", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("path", help="folder that was written to: a local path or a URI")
-    parser.add_argument("--apply", action="store_true", help="finish or take back the writes whose owner is gone")
+    parser.add_argument("--apply", action="store_true", help="finish or take back the writes whose owner is dead")
     parser.add_argument(
         "--watch-seconds",
         type=float,
@@ -52,7 +52,7 @@ def _repair(target: StoragePath, is_applied: bool, timing: Timing) -> int:
         if staging.folder in alive:
             print(f"{staging.folder}\n  {owner} is alive and writes there: left alone")
             continue
-        print(f"{staging.folder}\n  {owner} is gone: {state_of(staging)}")
+        print(f"{staging.folder}\n  {owner} is dead: {state_of(staging)}")
         if is_applied:
             clear(staging)
             print("  done")

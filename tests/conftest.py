@@ -1,5 +1,6 @@
 """Fixtures that all tests share, and the environment that has to be right before TensorFlow and Spark are imported."""
 
+import gc
 import logging
 import os
 import re
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Many containers set this. Every process would then compile what it imports, and rewrite the asserts of the tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # TensorFlow reads this one at import; with Keras 3 nothing here works, so a value from outside does not count.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -54,6 +59,9 @@ for name in (
     os.environ.pop(name, None)
 
 
+# Importing makes millions of objects that stay: looking for garbage among them takes a tenth of the time.
+gc.disable()
+
 # How many examples a property is tried on. No deadline: kernels compile and machines are shared.
 hypothesis.settings.register_profile("usual", max_examples=25, deadline=None)
 hypothesis.settings.register_profile("full", max_examples=300, deadline=None)
@@ -69,6 +77,9 @@ _DEALT_ONE_BY_ONE = re.compile(r"tests/faults/test_(io_failures|mutations|simula
 _LONG_FILES = tuple(
     f"tests/{name}.py"
     for name in (
+        "unit/models/test_every_architecture",
+        "unit/models/retrieval/test_sampling",
+        "unit/models/serving/test_export",
         "cluster/test_main_job",
         "cluster/test_fit_table",
         "cluster/test_recipes",
@@ -165,8 +176,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             chosen.append(item)
     # A test that is asked for by its name runs.
     if not any("::" in argument for argument in config.args):
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        kept = set(chosen)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = chosen
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from now on, but not in what has been imported."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -222,7 +240,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def spark() -> Iterator["SparkSession"]:
     """Yield the one local Spark session of this test run, with two slots."""
-    from mirrorspark.training.spark_session import open_session
+    from mirrorspark.spark_session.start import open_session
 
     session = open_session(master="local[2]", workers=2, app_name="mirrorspark-tests")
     yield session

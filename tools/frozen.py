@@ -1,11 +1,14 @@
 """Run the documented commands on small data and write down every result that a change of structure must not change.
 
     python tools/frozen.py run before.json
+    python tools/frozen.py run after.json --only "main job" faults
     python tools/frozen.py compare before.json after.json
 
-A run covers the commands of the README, its example, the digits of training, scores and parity, and the table of
-faults. Results under ``exact`` are equal to the last digit on one machine; those under ``measured`` (seconds and
-throughput) are only listed side by side. Takes ten minutes on two quiet cores.
+A run has parts: the main job on a tenth of the flights, the commands of the README, rows by their key, what a run
+survives, the example of the README, and throughput. A part that fails is noted, and the next one goes on. Parts of both
+files are compared. ``exact`` results must be equal to the last digit, on one machine; a ratio of two speeds that were
+measured in turns may differ by ``SPREAD``; texts and seconds are shown where they differ, and judge nothing.
+Takes less than ten minutes on two quiet cores.
 """
 
 import argparse
@@ -20,131 +23,166 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-EPOCHS = 2
-TRAIN = ("train", "--workers", "2", "--epochs", str(EPOCHS), "--baseline", "none")
+# One flight in ten: some 95 steps an epoch.
+SHARE = 10
+OUTPUT = "out"
+TRAIN = ("train", "--workers", "2", "--epochs", "3", "--global-batch-size", "256", "--no-explain", "--output", OUTPUT)
 LIMIT_SECONDS = 900
-THROUGHPUT = ("encode_rows", "read_batches", "score_files")
-SCALE = 0.05
+SPREAD = 0.25
+"""How far a ratio may lie from the former one, as a share of that."""
+THROUGHPUT = ("encode_rows", "read_batches")
+SCORED_ROWS = 100_000
+ROUNDS = 3
 
 
 @dataclass
-class Frozen:
-    """Results of one run, by name.
+class Part:
+    """Results of one part, by name.
 
     Attributes:
-        folder: Working directory of all commands.
         exact: Results that are equal to the last digit.
-        measured: Seconds and throughput.
+        ratios: Speeds over others that were measured in turns with them.
+        texts: Messages.
+        seconds: Time of each command.
+        error: The last lines of what stopped the part; empty if it came to its end.
     """
 
-    folder: Path
     exact: dict[str, Any] = field(default_factory=dict)
-    measured: dict[str, Any] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    error: str = ""
 
-    def command(self, name: str, *words: str, status: int = 0, **environment: str) -> str:
+    def command(self, name: str, folder: Path, *words: str, status: int = 0, **environment: str) -> str:
         """Run ``mirrorspark WORDS`` to its end, note its exit status and seconds, and return its output."""
         start = time.monotonic()
-        done = subprocess.run(
-            _command(words),
-            cwd=self.folder,
-            env=_environment(environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=LIMIT_SECONDS,
-        )
-        self.measured[f"{name}: seconds"] = round(time.monotonic() - start, 1)
-        self.exact[f"{name}: exit status"] = done.returncode
-        if done.returncode != status:
-            raise RuntimeError(f"{name} ended with status {done.returncode}, not {status}:\n{done.stdout[-4000:]}")
-        return done.stdout
+        with _started(folder, words, environment) as process:
+            output, _ = process.communicate(timeout=LIMIT_SECONDS)
+        self.seconds[name] = round(time.monotonic() - start, 1)
+        self.exact[f"{name}: exit status"] = process.returncode
+        if process.returncode != status:
+            raise RuntimeError(f"{name} ended with status {process.returncode}, not {status}:\n{output[-4000:]}")
+        return output
 
 
 def main() -> None:
     """Run or compare, as the command line says."""
     parser = argparse.ArgumentParser(description="Freeze the documented behaviour, and compare two runs.")
     actions = parser.add_subparsers(dest="action", required=True)
-    run = actions.add_parser("run", help="run everything and write the results to a file")
+    run = actions.add_parser("run", help="run everything and write the results to a file; status 1 if a part fails")
     run.add_argument("file", type=Path)
-    run.add_argument("--only", nargs="*", choices=sorted(PARTS), default=sorted(PARTS, key=list(PARTS).index))
-    both = actions.add_parser("compare", help="list what differs between two files; status 1 if an exact result does")
+    run.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    both = actions.add_parser("compare", help="list what differs between two files; status 1 if a result does")
     both.add_argument("before", type=Path)
     both.add_argument("after", type=Path)
     options = parser.parse_args()
     if options.action == "compare":
         sys.exit(compare(json.loads(options.before.read_text()), json.loads(options.after.read_text())))
+    sys.exit(_run(options.file, options.only))
+
+
+def _run(file: Path, names: Sequence[str]) -> int:
+    """Run these parts, and the main job before those that need it; return 1 if one of them fails."""
+    if not set(names) <= INDEPENDENT:
+        names = ["main job", *names]
+    results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="frozen-") as folder:
-        frozen = Frozen(Path(folder))
-        for name in options.only:
+        for name in dict.fromkeys(names):
+            part, start = Part(), time.monotonic()
             print(f"{name} …", flush=True)
-            PARTS[name](frozen)
-    options.file.write_text(json.dumps({"exact": frozen.exact, "measured": frozen.measured}, indent=1, sort_keys=True))
-    print(f"{len(frozen.exact)} exact and {len(frozen.measured)} measured results in {options.file}")
+            try:
+                PARTS[name](part, Path(folder))
+            except Exception:  # the others are told all the same
+                part.error = traceback.format_exc()[-6000:]
+                print(part.error, flush=True)
+            print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
+            results[name] = asdict(part)
+            file.write_text(json.dumps(results, indent=1, sort_keys=True))
+    return int(any(part["error"] for part in results.values()))
 
 
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> int:
-    """Print what differs among exact results, and all measured ones side by side; return 1 if an exact one differs."""
-    differing = [n for n in sorted({**before["exact"], **after["exact"]}) if _side(before, n) != _side(after, n)]
-    for name in differing:
-        print(f"DIFFERS {name}\n  before {_side(before, name)}\n  after  {_side(after, name)}")
-    for name in sorted(before["measured"].keys() & after["measured"].keys()):
-        print(f"{name:60} {before['measured'][name]:>12} {after['measured'][name]:>12}")
-    print(f"{len(before['exact'])} exact results before, {len(after['exact'])} after, {len(differing)} differ")
-    return int(bool(differing))
+    """Print what differs in the parts of both; return 1 if an exact result, a ratio or the end of a part does."""
+    differing = 0
+    for name in sorted(before.keys() ^ after.keys()):
+        print(f"{name}: not compared, in one file only")
+    for name in [name for name in before if name in after]:
+        old, new = Part(**before[name]), Part(**after[name])
+        for side, part in (("before", old), ("after", new)):
+            if part.error:
+                differing += 1
+                print(f"FAILED {name}, {side}: {part.error.strip().splitlines()[-1]}")
+        for what, values in _changes(old.exact, new.exact):
+            differing += 1
+            print(f"DIFFERS {name}, {what}\n  before {values[0]}\n  after  {values[1]}")
+        for what, (one, other) in _changes(old.ratios, new.ratios):
+            if "(missing)" in (one, other) or abs(other / one - 1) > SPREAD:
+                differing += 1
+                print(f"OUTSIDE {name}, {what}: {one} before, {other} after")
+        for what, values in _changes(old.texts, new.texts):
+            print(f"text    {name}, {what}\n  before {values[0]}\n  after  {values[1]}")
+        for what, (one, other) in _changes(old.seconds, new.seconds):
+            print(f"seconds {name}, {what}: {one} before, {other} after")
+    exact = [sum(len(part["exact"]) for part in results.values()) for results in (before, after)]
+    print(f"{exact[0]} exact results before, {exact[1]} after; {differing} differences")
+    return int(differing > 0)
 
 
-def _side(results: Mapping[str, Any], name: str) -> Any:
-    return results["exact"].get(name, "(missing)")
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    for name in sorted(before.keys() | after.keys()):
+        values = before.get(name, "(missing)"), after.get(name, "(missing)")
+        if values[0] != values[1]:
+            yield name, values
 
 
-def _main_job(frozen: Frozen) -> None:
-    frozen.command("train", *TRAIN, "--output", "out")
-    frozen.exact |= _results("train", _last_run(frozen.folder / "out"))
+def _main_job(part: Part, folder: Path) -> None:
+    part.command("train", folder, *_train())
+    part.exact |= _results("train", _last_run(folder / OUTPUT))
 
 
-def _commands(frozen: Frozen) -> None:
-    run = _last_run(frozen.folder / "out")
-    uri = f"sqlite:///{frozen.folder}/out/mlflow.db"
-    words = ("score", "--model", "models:/flights/1", "--tracking-uri", uri, "--keys", "flight_id")
-    [rows] = (frozen.folder / "out" / "datasets").glob("*/test_rows.parquet")
-    frozen.command("score", *words, "--input", str(rows), "--output", "scored")
-    frozen.exact["score: scores"] = _scores(frozen.folder / "scored")
-    refused = frozen.command(
-        "score of a table without the features",
-        *(*words, "--input", str(run / "scores.parquet"), "--output", "refused"),
-        status=1,
+def _commands(part: Part, folder: Path) -> None:
+    run = _last_run(folder / OUTPUT)
+    store = f"sqlite:///{folder}/{OUTPUT}/mlflow.db"
+    words = ("score", "--model", "models:/flights/1", "--tracking-uri", store, "--keys", "flight_id")
+    [rows] = (folder / OUTPUT / "datasets").glob("*/test_rows.parquet")
+    part.command("score", folder, *words, "--input", str(rows), "--output", "scored")
+    part.exact["score: scores"] = _scores(folder / "scored")
+    refused = "score of a table without the features"
+    said = part.command(
+        refused, folder, *words, "--input", str(run / "scores.parquet"), "--output", "refused", status=1
     )
-    frozen.exact["score of a table without the features: message"] = _without_paths(refused.strip().splitlines()[-1])
-    listed = json.loads(frozen.command("runs list", "runs", "list", "--output", "out", "--json"))
-    frozen.exact["runs list"] = [sorted(run) for run in listed]
-    frozen.command("doctor", "doctor")
-    frozen.exact["help"] = _digest(frozen.command("help", "--help").encode())
+    part.texts[refused] = _without_paths(said.strip().splitlines()[-1])
+    listed = json.loads(part.command("runs list", folder, "runs", "list", "--output", OUTPUT, "--json"))
+    part.exact["runs list"] = sorted(listed[0])
+    part.command("doctor", folder, "doctor")
+    flags = re.findall(r"--[a-z][a-z-]+", part.command("help", folder, "train", "--help"))
+    part.exact["train: flags"] = sorted(set(flags))
 
 
-def _lookup(frozen: Frozen) -> None:
+def _lookup(part: Part, folder: Path) -> None:
     """Serve the scores of the test split by key, and ask for one."""
-    scores = _last_run(frozen.folder / "out") / "scores.parquet"
     code = (
         "import sys, pyarrow.parquet as pq, mirrorspark as ms\n"
         "ms.precompute(sys.argv[1], 'scores.sqlite', key='flight_id')\n"
         "print(pq.read_table(sys.argv[1])['flight_id'][0].as_py())\n"
     )
-    key = _python(frozen.folder, code, str(scores)).strip().splitlines()[-1]
-    with _serving(frozen.folder, "lookup", "--store", "scores.sqlite", "--port", "0") as port:
+    key = _python(folder, "-c", code, str(_last_run(folder / OUTPUT) / "scores.parquet")).strip().splitlines()[-1]
+    with _serving(folder, "lookup", "--store", "scores.sqlite", "--port", "0") as port:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
         connection.request("GET", f"/rows/{key}")
         row = json.loads(connection.getresponse().read())["row"]
-        frozen.exact["lookup: row"] = {name: value for name, value in row.items() if name != "model_version"}
+        part.exact["row"] = {name: value for name, value in row.items() if name != "model_version"}
 
 
-def _example(frozen: Frozen) -> None:
-    """Run the example of the README, and score its table again in two other ways."""
+def _example(part: Part, folder: Path) -> None:
+    """Run the example of the README, and score some of its rows one by one as well."""
     [example] = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
     code = example + (
         "\nimport hashlib, json, numpy as np\n"
@@ -156,36 +194,60 @@ def _example(frozen: Frozen) -> None:
         "print(json.dumps({'metrics': result.metrics, 'digest': hashlib.sha256(scores.tobytes()).hexdigest(),\n"
         "    'parity within 1e-7': bool(abs(alone - scores[:20]).max() <= 1e-7)}))\n"
     )
-    frozen.exact["example of the README"] = json.loads(_python(frozen.folder, code).strip().splitlines()[-1])
+    start = time.monotonic()
+    part.exact |= json.loads(_python(folder, "-c", code).strip().splitlines()[-1])
+    part.seconds["example"] = round(time.monotonic() - start, 1)
 
 
-def _faults(frozen: Frozen) -> None:
-    """Break the main job in each way of the README's table; every one that goes on ends with the unbroken weights."""
-    output = ("--output", "out")
-    for name, fault in {"killed worker": "kill:rank=1,step=150", "killed chief": "kill:rank=0,step=150"}.items():
-        frozen.command(name, *TRAIN, *output, MIRRORSPARK_FAULTS=fault)
-        frozen.exact |= _results(name, _last_run(frozen.folder / "out"))
-    said = frozen.command("raise", *TRAIN, *output, status=1, MIRRORSPARK_FAULTS="raise:rank=1,step=30")
-    frozen.exact["raise: message"] = "MIRRORSPARK_FAULTS asked for an error" in said
-    for name, number in {"terminated command": signal.SIGTERM, "killed command": signal.SIGKILL}.items():
-        _stop_in_training(frozen.folder, number)
-        frozen.command(f"{name} again", *TRAIN, *output)
-        frozen.exact |= _results(f"{name} again", _last_run(frozen.folder / "out"))
+def _faults(part: Part, folder: Path) -> None:
+    """Break the main job in ways of the README's table; each one that goes on ends with the unbroken weights."""
+    killed = "kill:rank=1,step=150;kill:rank=0,step=160,attempt=2"
+    part.command("a worker, then the chief killed", folder, *_train(), MIRRORSPARK_FAULTS=killed)
+    part.exact |= _results("a worker, then the chief killed", _last_run(folder / OUTPUT))
+    # One run: the command is stopped in its second epoch, and killed in the third, when it has been run again.
+    _stop_after_epoch(folder, 1, signal.SIGTERM)
+    _stop_after_epoch(folder, 2, signal.SIGKILL)
+    part.command("command run again", folder, *_train())
+    part.exact |= _results("command run again", _last_run(folder / OUTPUT))
+    said = part.command("code that raises", folder, *_train(), status=1, MIRRORSPARK_FAULTS="raise:rank=1,step=30")
+    part.exact["code that raises: told"] = "MIRRORSPARK_FAULTS asked for an error" in said
 
 
-def _throughput(frozen: Frozen) -> None:
+def _throughput(part: Part, folder: Path) -> None:
     for name in THROUGHPUT:
-        suite = "scoring" if name.startswith("score") else "data_path"
-        words = ("-m", f"benchmarks.{suite}", "--only", name, "--scale", str(SCALE), "--rounds", "3")
-        pages = frozen.folder / "pages"
-        _run_python(REPOSITORY, [*words, "--output", str(pages)])
-        for line in (pages / f"{name}.md").read_text().splitlines():
-            cells = [cell.strip() for cell in line.strip("|").split("|")]
-            if line.startswith("|") and len(cells) > 1 and re.search(r"\d", cells[1]):
-                frozen.measured[f"{name}: {cells[0]}"] = cells[1]
+        words = ("-m", "benchmarks.data_path", "--only", name, "--scale", "0.05", "--rounds", str(ROUNDS))
+        start = time.monotonic()
+        _python(folder, *words, "--output", str(folder / "pages"))
+        part.seconds[name] = round(time.monotonic() - start, 1)
+        for what, found in _marks(folder / "pages" / f"{name}.md"):
+            part.ratios[f"{name}: {what}"] = found
+    start = time.monotonic()
+    code = (
+        "import json, pathlib, sys\n"
+        "from benchmarks.benchmark import Options, prepare_environment\n"
+        "from benchmarks.measure import speed_ratio\n"
+        "from benchmarks.score_files import FILES, PREDICT_BATCH_UDF, TABLE, local_timings\n"
+        "prepare_environment()\n"
+        "options = Options(int(sys.argv[1]), int(sys.argv[2]), pathlib.Path(sys.argv[3]))\n"
+        "timings = local_timings(options, (FILES, TABLE, PREDICT_BATCH_UDF))\n"
+        "print(json.dumps({way: speed_ratio(timings, way, PREDICT_BATCH_UDF) for way in (FILES, TABLE)}))\n"
+    )
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    ratios = json.loads(_python(folder, "-c", code, str(SCORED_ROWS), str(ROUNDS), str(scratch)).splitlines()[-1])
+    part.ratios |= {f"{way} / predict_batch_udf": round(ratio, 3) for way, ratio in ratios.items()}
+    part.seconds["scoring"] = round(time.monotonic() - start, 1)
 
 
-PARTS: Mapping[str, Callable[[Frozen], None]] = {
+def _marks(page: Path) -> Iterator[tuple[str, float]]:
+    """Yield the marks of a benchmark's page, and what was found."""
+    table = page.read_text(encoding="utf-8").partition("## Marks\n\n")[2].partition("\n\n")[0]
+    for line in table.splitlines()[2:]:
+        what, found, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        yield what, float(found.replace(",", ""))
+
+
+PARTS: Mapping[str, Callable[[Part, Path], None]] = {
     "main job": _main_job,
     "commands": _commands,
     "lookup": _lookup,
@@ -193,7 +255,15 @@ PARTS: Mapping[str, Callable[[Frozen], None]] = {
     "example": _example,
     "throughput": _throughput,
 }
-"""Parts of a run in their order; `commands`, `lookup` and `faults` use the run of `main job`."""
+"""Parts of a run in their order."""
+INDEPENDENT = {"main job", "example", "throughput"}
+"""Those that use nothing of the main job."""
+
+
+def _train() -> tuple[str, ...]:
+    query = (REPOSITORY / "recipes" / "flights" / "table.sql").read_text(encoding="utf-8")
+    some = f"SELECT * FROM (\n{query}\n) WHERE pmod(xxhash64(flight_id), {SHARE}) = 0"  # noqa: S608 - the recipe's own
+    return (*TRAIN, "--sql", some)
 
 
 def _results(name: str, run: Path) -> dict[str, Any]:
@@ -214,52 +284,63 @@ def _scores(path: Path) -> str:
 
     table = pq.read_table(path).drop_columns(["model_version"]).sort_by("flight_id")
     values = b"".join(repr(column.to_pylist()).encode() for column in table.columns)
-    return f"{', '.join(table.column_names)}: {_digest(values)}"
+    return f"{', '.join(table.column_names)}: {hashlib.sha256(values).hexdigest()}"
 
 
 def _weights(run: Path) -> str:
     from benchmarks.train_kills import weights_of
 
-    last = sorted(path for path in (run / "checkpoints").iterdir() if path.name.startswith("step-"))[-1]
+    last = max(path for path in (run / "checkpoints").iterdir() if path.name.startswith("step-"))
     return weights_of(str(next(last.glob("*.index")).with_suffix("")))
 
 
-def _stop_in_training(folder: Path, number: signal.Signals) -> None:
-    """Start the main job, and send it the signal when its first epoch has ended."""
-    process = subprocess.Popen(
-        _command([*TRAIN, "--output", "out"]),
-        cwd=folder,
-        env=_environment({"MIRRORSPARK_FAULTS": "slow_input:seconds=0.05"}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    with process:
-        try:
-            for line in _lines(process):
-                if re.search(r"epoch +1/", line):
-                    process.send_signal(number)
-                    break
-            process.communicate(timeout=LIMIT_SECONDS)
-        finally:
-            process.kill()
+def _stop_after_epoch(folder: Path, epoch: int, number: signal.Signals) -> None:
+    """Start the main job, and send it the signal when that epoch has ended.
+
+    Raises:
+        RuntimeError: It ended before.
+    """
+    said: list[str] = []
+    with _started(folder, _train(), {"MIRRORSPARK_FAULTS": "slow_input:seconds=0.05"}) as process:
+        for line in _lines(process):
+            said.append(line)
+            if re.search(rf"epoch +{epoch}/", line):
+                process.send_signal(number)
+                process.communicate(timeout=LIMIT_SECONDS)
+                return
+    raise RuntimeError(f"the main job ended before its epoch {epoch} did:\n{''.join(said)[-4000:]}")
 
 
 @contextlib.contextmanager
 def _serving(folder: Path, *words: str) -> Iterator[int]:
+    with _started(folder, words, {}) as process:
+        for line in _lines(process):
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
+                yield int(found[1])
+                return
+    raise RuntimeError(f"mirrorspark {' '.join(words)} ended without an address")
+
+
+@contextlib.contextmanager
+def _started(folder: Path, words: Sequence[str], environment: Mapping[str, str]) -> "Iterator[subprocess.Popen[str]]":
+    """Start ``mirrorspark WORDS`` with output and errors in one pipe, and kill all that is left of it at the end."""
     process = subprocess.Popen(
-        _command(words), cwd=folder, env=_environment({}), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, "-m", "mirrorspark", *words],
+        cwd=folder,
+        env=_environment(environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
-    with process:
-        try:
-            for line in _lines(process):
-                if found := re.search(r"http://127\.0\.0\.1:(\d+)", line):
-                    yield int(found[1])
-                    break
-            else:
-                raise RuntimeError(f"mirrorspark {' '.join(words)} ended without an address")
-        finally:
-            process.terminate()
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _lines(process: "subprocess.Popen[str]") -> Iterator[str]:
@@ -272,15 +353,12 @@ def _last_run(output: Path) -> Path:
     return max((output / "runs").iterdir(), key=lambda run: (run / "run.json").stat().st_mtime)
 
 
-def _command(words: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "mirrorspark", *words]
+def _python(folder: Path, *words: str) -> str:
+    """Run Python, and return what it prints.
 
-
-def _python(folder: Path, code: str, *arguments: str) -> str:
-    return _run_python(folder, ["-c", code, *arguments])
-
-
-def _run_python(folder: Path, words: Sequence[str]) -> str:
+    Raises:
+        RuntimeError: It failed; the message has its last lines.
+    """
     done = subprocess.run(
         [sys.executable, *words],
         cwd=folder,
@@ -290,24 +368,19 @@ def _run_python(folder: Path, words: Sequence[str]) -> str:
         timeout=LIMIT_SECONDS,
     )
     if done.returncode:
-        raise RuntimeError(
-            f"{words[:2]} ended with status {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
-        )
+        said = f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
+        raise RuntimeError(f"python {words[0]} ended with status {done.returncode}:\n{said}")
     return done.stdout
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:
     own = {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "src"), str(REPOSITORY)]), "PYSPARK_PYTHON": sys.executable}
     java = subprocess.run([REPOSITORY / "tools" / "java.sh"], capture_output=True, text=True, check=True).stdout.strip()
-    return {**os.environ, **own, "JAVA_HOME": java, "SPARK_LOCAL_IP": "127.0.0.1", **more}
+    return {**os.environ, **own, "JAVA_HOME": java, "SPARK_LOCAL_IP": "127.0.0.1", "PYTHONUNBUFFERED": "1", **more}
 
 
 def _without_paths(text: str) -> str:
     return re.sub(r"(/[\w.-]+)+", "…", text)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 if __name__ == "__main__":

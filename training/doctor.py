@@ -91,18 +91,16 @@ def examine(asked: Examination, report: _Report) -> list[Check]:
 
 
 def _check_session(asked: Examination) -> list[Check]:
-    from py4j.protocol import Py4JError  # type: ignore[import-untyped]
-    from pyspark.errors import PySparkException, PySparkRuntimeError
     from pyspark.sql import SparkSession
 
-    from mirrorspark.data_pipelines.spark.errors import task_message
+    from mirrorspark.spark_session.errors import SESSION_ERRORS, task_message
+    from mirrorspark.spark_session.start import AnotherSessionError, open_session
     from mirrorspark.training.readiness import preflight
-    from mirrorspark.training.spark_session import AnotherSessionError, open_session
 
     is_ours = SparkSession.getActiveSession() is None
     try:
         spark = open_session(asked.master, asked.workers, app_name="mirrorspark-doctor", verbose=asked.verbose)
-    except (AnotherSessionError, PySparkException, PySparkRuntimeError, Py4JError, OSError) as error:
+    except (AnotherSessionError, *SESSION_ERRORS, OSError) as error:
         return [Check("session", False, f"cannot be started: {task_message(error)}; see --verbose")]
     try:
         return preflight.check_cluster(

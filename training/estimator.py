@@ -29,11 +29,11 @@ from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.udf import scorer_udf
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.fit import default_config, default_name, default_spec
 from mirrorspark.training.records.tracking import Tracking
-from mirrorspark.training.spark_session import task_slots
 from mirrorspark.training.train import Trained, train
 
 _TABLE_PARAMS: Mapping[str, tuple[Any, str]] = {
@@ -277,7 +277,8 @@ class TrainingEstimator(
             config = TrainingConfig(**given)
             Tracking.find(config).require_names(config.registry_name)
             converted = self._converted(dataset, spec, config)
-            config = default_config(spec, rows=converted.manifest.rows("train"), slots=task_slots(spark), **given)
+            slots = session_of(spark).task_slots()
+            config = default_config(spec, rows=converted.manifest.rows("train"), slots=slots, **given)
         else:
             spec, config = self.spec, self.config
             config.require_features(spec)

@@ -31,13 +31,14 @@ from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_spli
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.own_model import own_model
 from mirrorspark.scoring.embedding.embedder import Embedder
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.config import ConfigError, TrainingConfig
 from mirrorspark.training.live.details import spec_details, tell_findings
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.records.tracking import Tracking
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.settings import likely_meant
-from mirrorspark.training.spark_session import open_session, task_slots
 from mirrorspark.training.tasks import LINEAR_BASELINES, POPULARITY, TASKS
 from mirrorspark.training.train import train_in_view
 
@@ -115,7 +116,7 @@ def fit(
     elif model is not None:
         settings["model"] = own_model(model, spec.label.form, callbacks)
         settings.setdefault("monitor", "val_loss")  # what every model has
-    name, slots = settings.pop("name", None) or default_name(spec), task_slots(spark)
+    name, slots = settings.pop("name", None) or default_name(spec), session_of(spark).task_slots()
     _require_valid(spec, slots, name=name, **settings)
     with view.stage("convert", spark=spark) as stage:
         require_columns(rows, spec)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from pyspark.sql import SparkSession
 
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.training.driver.launcher import SparkLauncher
 from mirrorspark.training.driver.supervisor import Launcher, Supervisor
 from mirrorspark.training.protocol.cause import Attempt
@@ -14,7 +15,6 @@ from mirrorspark.training.protocol.limits import Budgets, Limits
 from mirrorspark.training.protocol.plan import AttemptPlan
 from mirrorspark.training.protocol.stop import StopSignal
 from mirrorspark.training.records.open_run import OpenRun
-from mirrorspark.training.spark_session import bind_address, driver_address
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,11 @@ class Job:
 
     def supervisor(self) -> Supervisor:
         """Return the supervisor of the job."""
-        program, cluster = self.program, self.cluster
+        program, cluster, session = self.program, self.cluster, session_of(self.cluster.spark)
         return Supervisor(
             launch=self.launch or cluster.launcher(program),
-            host=bind_address(cluster.spark),
-            advertised=driver_address(cluster.spark),
+            host=session.bind_address(),
+            advertised=session.driver_address,
             elastic=program.elastic,
             slots=cluster.slots,
             on_event=self.on_event or self.records.on_event,

@@ -17,6 +17,7 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
 from mirrorspark.models.code_digest import code_digest
 from mirrorspark.scoring.registration import new_version
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.atomic_file import write_when_changed
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.training.driver.supervisor import Launcher
@@ -37,7 +38,6 @@ from mirrorspark.training.records.sources import environment
 from mirrorspark.training.records.tracking import TrackedRun, Tracking
 from mirrorspark.training.results.report.shown import launched_html
 from mirrorspark.training.settings import ConfigError, MLflowRun, check_registry_name, check_values
-from mirrorspark.training.spark_session import task_slots
 
 # The length of a step in other people's code is unknown, so these limits are generous: a training that makes no
 # progress for longer surely hangs. _START_SECONDS is the time until the function is called.
@@ -306,7 +306,7 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) ->
     with open_run(config, "function", tracking, view, on_folder=say_change) as run:
         run.tracked.log_params(config.public())
         run.tracked.log_document(environment(), "environment.json")
-        cluster, program = Cluster(spark, lambda: task_slots(spark)), program_of(config, payload, run.folder)
+        cluster, program = Cluster(spark, session_of(spark).task_slots), program_of(config, payload, run.folder)
         launcher = FunctionLauncher(cluster.launcher(program))
         with view.stage(config.name) as stage:
             attempts = Job(program, cluster, run, launcher).train()

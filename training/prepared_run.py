@@ -8,13 +8,13 @@ from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.config import RunConfig, TrainingConfig
 from mirrorspark.training.live.details import tell_findings
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.readiness import preflight
 from mirrorspark.training.records.tracking import Tracking
 from mirrorspark.training.sources import Sources
-from mirrorspark.training.spark_session import open_session
 from mirrorspark.training.warm_start import WarmStart, find_model
 
 

@@ -75,7 +75,7 @@ def _compare(flags: argparse.Namespace) -> int:
 
 
 def _draw(runs: Sequence[RunRecord], png: Path) -> int:
-    from mirrorspark.plots.run_curves import run_curves  # matplotlib takes longer than all the rest
+    from mirrorspark.pages.figures.training_curves import run_curves  # matplotlib takes longer than all the rest
 
     histories = {run.name: run.curves.columns() for run in runs if run.curves.epochs}
     if not histories:

@@ -16,6 +16,7 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.centroids import sparse_features
 from mirrorspark.models.classical import check_recommenders
 from mirrorspark.models.settings import check_candidates
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.config import TrainingConfig
 from mirrorspark.training.driver.store_reads import StoreReader
@@ -34,7 +35,6 @@ from mirrorspark.training.records.open_run import OpenRun, open_run
 from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.sources import COMMIT_TAG, environment, source_tags
 from mirrorspark.training.records.tracking import TrackedRun
-from mirrorspark.training.spark_session import task_slots
 from mirrorspark.training.warm_start import WarmStart, settle_warm_start
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def open_job(
         begin = settle_warm_start(
             config, prepared.tracking.store, run.folder.warm_start, prepared.warm_start, has_begun=run.folder.has_begun
         )
-        free = slots or (lambda: task_slots(prepared.spark) - config.ranks_beside_workers)
+        free = slots or (lambda: session_of(prepared.spark).task_slots() - config.ranks_beside_workers)
         job = TrainingJob(dataset, config, Cluster(prepared.spark, free), run, warm_start=begin)
         run.recall(job.remember)
         view.expect(config.epochs, Monitored(config.monitor, config.mode), job.epochs.values())
@@ -179,7 +179,6 @@ class TrainingJob:
         """Fit a classical recommender, unless an earlier driver has, and return an attempt without epochs."""
         # They import Numba and Spark ML.
         from mirrorspark.training.recommenders import fitting
-        from mirrorspark.training.recommenders.als import give_checkpoints
         from mirrorspark.training.recommenders.interactions import Interactions
 
         asked = self.config.as_recommender
@@ -187,7 +186,7 @@ class TrainingJob:
         with self.view.stage("train", spark=spark) as stage:
             if self._fitted is None:
                 if asked.name == "als":
-                    give_checkpoints(spark, self.folder.spark_checkpoints)
+                    session_of(spark).give_checkpoints(self.folder.spark_checkpoints)
                 arrays = fitting.fit(asked, Interactions(self.dataset), self.config.seed, spark)
                 fitting.save(arrays, self.folder.fitted, asked.name)
             stage.note = f"fitted {asked.name}"

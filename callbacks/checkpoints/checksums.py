@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint's files, as text such as ``crc32:0fa1b2c3``, computed beside their way to the store."""
+"""Checksums of a checkpoint's files, as text such as ``crc32:0fa1b2c3``, computed on the way to the store."""
 
 import contextlib
 import hashlib
@@ -12,10 +12,10 @@ from mirrorspark.storage.paths import StoragePath
 
 CRC32 = "crc32"
 # Of the first format of markers. It takes three times as long as a CRC-32, and twice as long as a flush of the file
-# that it is computed beside. Against changes on purpose it did not help: who makes them can change the marker as well.
+# that runs next to it. It would not help against attackers, who can change the marker as well.
 SHA256 = "sha256"
 
-# What a core has in its own cache.
+# Size of a core's own cache.
 _LOCAL_BYTES = 1 << 18
 _REMOTE_BYTES = 4 << 20
 
@@ -71,8 +71,8 @@ class _ClosedError(Exception):
 class FileChecksums:
     """The checksums of files on the local disk, which a thread computes while the store copies or flushes the files.
 
-    A file is read for this once, however often it is published. What the thread has not computed, because it could not
-    be started or a file could not be read, `of` does.
+    A file is read for this once, however often it is published. `of` computes those that the thread did not,
+    because it could not be started or a file could not be read.
     """
 
     def __init__(self, folder: Path, beat: Callable[[], None] = lambda: None) -> None:

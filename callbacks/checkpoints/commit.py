@@ -231,7 +231,7 @@ def _deliver(
     """Deliver the files in ``staging`` as ``checkpoint``, and return it with what the marker lists."""
     names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
     names = [name for name in names if name != MARKER]
-    # The store needs them last, for the marker: until then they are computed beside what it does.
+    # The store needs them last, for the marker: until then they are computed while it writes.
     checksums.begin(names)
 
     def marker(inner: str) -> bytes:
@@ -299,7 +299,7 @@ def _check_version(place: Path | StoragePath, version: object) -> None:
 def committed(directory: Location) -> list[CommittedCheckpoint]:
     """Return the checkpoints in ``directory``, newest first; a folder without a readable marker is logged and skipped.
 
-    Of equal steps, the last attempt's checkpoint comes first. What a chief committed after a later attempt had
+    Of equal steps, the last attempt's checkpoint comes first. One that a chief committed after a later attempt had
     taken over is left out. Checksums are not verified. If the directory does not exist, the list is empty.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The fences: files beside the checkpoints that say which attempt of a training may publish them.
+"""The fences: files next to the checkpoints that name the attempt which may publish them.
 
 A chief that was only cut off must not publish into the training that continued without it. The driver therefore sets
 a fence before an attempt, and the chief checks right before and after each commit that no later one is there. It may
@@ -57,7 +57,7 @@ class StaleAttemptError(RuntimeError):
 
 
 class Fence(NamedTuple):
-    """The attempt that may publish, and the checkpoints that count besides its own.
+    """The attempt that may publish, and the earlier checkpoints that count.
 
     Attributes:
         id: Distinguishes equal numbers of different drivers.
@@ -101,7 +101,7 @@ def fence(directory: Location, attempt: int) -> Fence:
     store = open_store(directory)
     try:
         if attempt > 1 and read_fence(directory) is None:
-            # An empty folder where there should be a fence means that the disk is gone.
+            # An empty folder where there should be a fence means that the disk is not mounted.
             raise FileNotFoundError(f"it has no {FENCE} of attempt {attempt - 1}: is the disk still there?")
         store.make()
         number = max((found.number for found in _files(directory)), default=0) + 1
@@ -118,7 +118,7 @@ def fence(directory: Location, attempt: int) -> Fence:
 
 
 def adopt(directory: Location, mine: Fence, names: Iterable[str]) -> Fence:
-    """Let only the checkpoints in the folders ``names`` count from now on, besides those of the attempt itself.
+    """Let only the checkpoints in the folders ``names`` and those of the attempt itself count from now on.
 
     Raises:
         StaleAttemptError: Another attempt has set its fence since.
@@ -140,7 +140,7 @@ def _current(directory: Location, mine: Fence) -> Fence:
 
 
 def _gone(directory: Location) -> FileNotFoundError:
-    return FileNotFoundError(f"{FENCE} is gone from {directory}: is the disk still there?")
+    return FileNotFoundError(f"{FENCE} is missing in {directory}: is the disk still there?")
 
 
 def _write(directory: Location, file: str, attempt: int, id_: str, kept: list[str] | None) -> None:

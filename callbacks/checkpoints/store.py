@@ -15,7 +15,7 @@ from mirrorspark.storage.paths import StorageError, StoragePath
 
 Location = str | Path | StoragePath
 
-# Errors of a store that is gone, full or out of reach, or (StorageError) that this machine cannot open.
+# Errors of a store that is missing, full or out of reach, or (StorageError) that this machine cannot open.
 STORE_ERRORS = (OSError, StorageError)
 
 # Prefixes that no checkpoint's name has.
@@ -34,7 +34,7 @@ Parts = Callable[[str], set[str] | None]
 
 
 class CheckpointStoreError(OSError):
-    """A store of checkpoints is gone, full, out of reach or not writable.
+    """A store of checkpoints is missing, full, out of reach or not writable.
 
     Attributes:
         store: Location of the store.

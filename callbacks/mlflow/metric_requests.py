@@ -161,7 +161,7 @@ class LogFolder:
         if Path(self.path).is_dir():
             client.log_artifacts(run_id, self.path, self.name)
         else:
-            logger.warning("artifact %s is left out: folder %s is gone", self.name, self.path)
+            logger.warning("artifact %s is left out: folder %s is missing", self.name, self.path)
 
     def __str__(self) -> str:
         """Name the call in a message."""

@@ -225,7 +225,7 @@ def lookup_address(tracking_uri: str | None) -> str:
     """Return the address of the store in which a model is looked up: ``tracking_uri``, or the default one.
 
     Raises:
-        NoStoreError: As for :func:`default_store`.
+        NoStoreError: As in :func:`default_store`.
     """
     import mlflow
 

@@ -22,7 +22,7 @@ from mirrorspark.data_pipelines.features.fitting import Measured, Measurement, M
 from mirrorspark.data_pipelines.features.labels import LabelError
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnPlans
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.spark.tasks import partition_id
+from mirrorspark.spark_session.task import partition_id
 from mirrorspark.storage.paths import StoragePath
 
 SAMPLE_ROWS = 20_000

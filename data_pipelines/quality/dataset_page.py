@@ -16,8 +16,9 @@ from mirrorspark.data_pipelines.quality.drift import Drift
 from mirrorspark.data_pipelines.quality.findings import Finding, Report, Severity
 from mirrorspark.data_pipelines.quality.profile import ColumnProfile, DatasetProfile
 from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, Role
-from mirrorspark.plots.histogram import overlaid_histogram, share_bars, short_number
-from mirrorspark.plots.page import page_template
+from mirrorspark.pages.charts.histogram import overlaid_histogram, share_bars
+from mirrorspark.pages.numbers import short_number
+from mirrorspark.pages.page import page_template
 
 PAGE_FILE = "dataset.html"
 

@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Any
 
 from mirrorspark.data_pipelines.quality.drift import Drift
-from mirrorspark.plots.html import findings_html, heading_html, panel_html
+from mirrorspark.pages.blocks import findings_html, heading_html, panel_html
 from mirrorspark.storage.credentials import without_credentials
 
 

@@ -42,7 +42,7 @@ from mirrorspark.data_pipelines.reading.decode_blocks import SparseSteps
 from mirrorspark.data_pipelines.reading.order import RANGE_BLOCK, EpochOrder
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.data_pipelines.tfrecord.records import read_record_at
-from mirrorspark.plots.html import details_html, findings_html, heading_html, panel_html, paragraph_html, rows_html
+from mirrorspark.pages.blocks import details_html, findings_html, heading_html, panel_html, paragraph_html, rows_html
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.host_cache import Lease
 from mirrorspark.storage.paths import StoragePath

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from pyspark.sql import SparkSession
+
+from mirrorspark.spark_session.kinds import session_of
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,13 @@ class SparkTasks:
         if self._spark is None:
             return None
         try:
-            stages, done, total = _count(self._spark)
+            active = session_of(self._spark).active_stages()
         except Exception:
             # The JVM is lost. Py4J logs that on every call, and the run's own call raises it.
             self._spark = None
             return None
+        stages = frozenset(active)
+        done, total = (sum(getattr(stage, name) for stage in active.values()) for name in ("done", "total"))
         if stages != self._stages:
             self._stages, self._first = stages, (now, done)
         if not total:
@@ -90,12 +93,3 @@ def seconds_left(first: tuple[float, int], last: tuple[float, int], total: int) 
     """Return the seconds until all is done, at the mean speed between two times with what was done by then."""
     (begin, before), (now, done) = first, last
     return (total - done) * (now - begin) / (done - before) if done > before and now > begin else None
-
-
-def _count(spark: SparkSession) -> tuple[frozenset[int], int, int]:
-    """Return the active stages, how many of their tasks are done, and how many there are."""
-    tracker: Any = spark.sparkContext.statusTracker()
-    found = {stage: tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()}
-    infos = {stage: info for stage, info in found.items() if info}
-    done, total = (sum(getattr(info, name) for info in infos.values()) for name in ("numCompletedTasks", "numTasks"))
-    return frozenset(infos), done, total

@@ -6,7 +6,6 @@ Tasks write below a staging folder and report to the driver, which publishes the
 import builtins
 import json
 import pickle
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,17 +14,14 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark import TaskContext
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType
 
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows, RowGroups
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.schema import with_plain_names
 from mirrorspark.data_pipelines.spark.task_bar import task_bar
+from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
 from mirrorspark.storage.publish import WriteJob, WrittenFile
 
 BatchFunction: TypeAlias = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
@@ -39,14 +35,6 @@ _WRITTEN_DDL = ", ".join(
 
 # A call that is part of another one shows no bar of its own.
 _HAS_BAR = ContextVar("_HAS_BAR", default=False)
-
-
-def is_local(spark: SparkSession) -> bool:
-    """Tell whether tasks run beside the driver, with its files and packages.
-
-    ``local-cluster[...]`` does not count: it has executors of its own.
-    """
-    return re.match(r"local$|local\[", str(spark.sparkContext.master)) is not None
 
 
 @contextmanager
@@ -79,12 +67,6 @@ def numbers_of(batches: Iterable[pa.RecordBatch]) -> Iterator[int]:
     """Yield, in the task, the numbers of :func:`numbered_partitions` that it is handed."""
     for batch in batches:
         yield from batch.column(0).to_pylist()
-
-
-def partition_id() -> int:
-    """Return the number of the task's partition; 0 outside Spark."""
-    context = TaskContext.get()
-    return context.partitionId() if context else 0
 
 
 @dataclass(frozen=True)
@@ -280,5 +262,5 @@ def _task_rows(
 ) -> list[dict[str, Any]]:
     try:
         return [row.asDict() for row in df.mapInArrow(writer, _WRITTEN_DDL).collect()]
-    except (Py4JJavaError, PySparkException) as error:
+    except SPARK_ERRORS as error:
         raise WriteError(f"{job.target} cannot be written: {task_message(error)}") from error

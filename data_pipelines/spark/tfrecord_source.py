@@ -15,7 +15,6 @@ from typing import cast
 
 import psutil
 import pyarrow as pa
-from pyspark import TaskContext
 from pyspark.sql.datasource import (
     DataSource,
     DataSourceArrowWriter,
@@ -27,10 +26,10 @@ from pyspark.sql.datasource import (
 from pyspark.sql.types import StructType
 
 from mirrorspark.data_pipelines.spark.schema import arrow_schema_of, spark_schema_of
-from mirrorspark.data_pipelines.spark.tasks import partition_id
 from mirrorspark.data_pipelines.spark.tfrecord_options import OptionError, ReadOptions, WriteOptions
 from mirrorspark.data_pipelines.spark.tfrecord_tasks import ReadTask, WriteTask, infer_files, merged_schema, sampled
 from mirrorspark.data_pipelines.tfrecords import check_columns, check_readable, with_partition_columns
+from mirrorspark.spark_session.task import partition_id, task_property
 from mirrorspark.storage.listing import DataFile, list_files, pack_files
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
@@ -219,8 +218,7 @@ def _query_id() -> str:
     Raises:
         RuntimeError: Spark does not provide it.
     """
-    context = TaskContext.get()
-    query = context.getLocalProperty(_QUERY_ID_PROPERTY) if context else None
+    query = task_property(_QUERY_ID_PROPERTY)
     if query is None:
         raise RuntimeError(
             f"Spark tells no {_QUERY_ID_PROPERTY}, without which a batch would be written again after a restart; "

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +24,9 @@ from mirrorspark.data_pipelines.tfrecord.table_blocks import (
     is_table_block,
     table_block_rows,
 )
+from mirrorspark.spark_session.session import TaskTotal
 from mirrorspark.storage.listing import DataFile, partition_column, partition_folder
 from mirrorspark.storage.publish import WriteJob, WrittenFile
-
-if TYPE_CHECKING:
-    from pyspark import Accumulator
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -226,7 +224,7 @@ class ReadTask:
 
     schema: pa.Schema
     options: ReadOptions
-    damaged: "Accumulator[int] | None" = None
+    damaged: TaskTotal[int] | None = None
 
     def __call__(self, files: Iterable[DataFile]) -> Iterator[pa.RecordBatch]:
         """Yield the rows of ``files`` in their order.

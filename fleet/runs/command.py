@@ -8,11 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from py4j.protocol import Py4JError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.ledger import LedgerError
 from mirrorspark.fleet.runs.plan import DEFAULT_AT_ONCE, DEFAULT_MODELS, RUN_FOLDER
@@ -30,7 +27,9 @@ from mirrorspark.fleet.runs.run import (
     run_fleet,
     watch_fleet,
 )
-from mirrorspark.scoring.run import error_text, fail, open_session
+from mirrorspark.scoring.run import error_text, fail
+from mirrorspark.spark_session.errors import SESSION_ERRORS, task_message
+from mirrorspark.spark_session.start import open_command_session
 from mirrorspark.storage.credentials import clean
 from mirrorspark.storage.terminal_text import for_stream
 
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error_text(error), EXIT_USAGE)
     except OSError as error:
         return fail(error_text(error), EXIT_FAILED)
-    except (PySparkException, Py4JError) as error:
+    except SESSION_ERRORS as error:
         return fail(task_message(error), EXIT_FAILED)
 
 
@@ -145,7 +144,7 @@ def _shared(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _in_session(options: argparse.Namespace, work: Callable[[SparkSession], FleetRun]) -> int:
-    spark = open_session(options.master, verbose=options.verbose, settings=FAIR)
+    spark = open_command_session(options.master, verbose=options.verbose, settings=FAIR)
     try:
         found = work(spark)
     finally:

@@ -94,7 +94,7 @@ class Ledger:
 
     @classmethod
     def open(cls, location: str | Path, clock: Clock | None = None) -> Self:
-        """Open a ledger, and create or upgrade its tables.
+        """Open a ledger, and create its tables if they are missing.
 
         Args:
             location: A file of SQLite, or an address: ``postgresql+psycopg2://host/database``.
@@ -112,7 +112,7 @@ class Ledger:
 
     @classmethod
     def of_run(cls, location: str | Path, run: str, clock: Clock | None = None) -> Self | None:
-        """Open the ledger that has a run, and upgrade its tables; without the run, create nothing and return None.
+        """Open the ledger that has a run; without the run, create nothing and return None.
 
         Args:
             location: As for :meth:`open`.

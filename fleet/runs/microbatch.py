@@ -12,8 +12,6 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
-from py4j.protocol import Py4JError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
@@ -30,6 +28,8 @@ from mirrorspark.fleet.runs.plan import MANIFEST_FILE, Microbatch, RunPlan
 from mirrorspark.fleet.runs.task import FailedModelsError, MicrobatchWriter, Selection, brief
 from mirrorspark.fleet.score import FleetCounters, ship_fleet
 from mirrorspark.fleet.task import FleetFilesTask
+from mirrorspark.spark_session.errors import SESSION_ERRORS
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.credentials import one_line
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import LeaseLostError, SaveMode, TargetExistsError, WriteJob, WrittenFile, holds_data
@@ -127,18 +127,18 @@ class Scoring:
             LedgerError: The ledger stays away.
         """
         # Of this thread alone: another driver of this session has its own.
-        self._spark.sparkContext.setJobGroup(self._owner, f"run {self._plan.run}", interruptOnCancel=True)
-        # Where the scheduler is fair, pools share the cores.
-        self._spark.sparkContext.setLocalProperty("spark.scheduler.pool", threading.current_thread().name)
-        while not self._is_over.is_set() and (claim := claims.next()) is not None:
-            self._attempt(claim, claims)
-            self._stop_if_decided(claims)
+        with session_of(self._spark).job_group(
+            self._owner, f"run {self._plan.run}", pool=threading.current_thread().name
+        ):
+            while not self._is_over.is_set() and (claim := claims.next()) is not None:
+                self._attempt(claim, claims)
+                self._stop_if_decided(claims)
 
     def stop(self, claims: Claims) -> None:
         """End the jobs of all threads, and begin no more."""
         self._is_over.set()
         claims.stop()
-        self._spark.sparkContext.cancelJobGroup(self._owner)
+        session_of(self._spark).cancel_jobs(self._owner)
 
     def _stop_if_decided(self, claims: Claims) -> None:
         with self._lock:
@@ -161,7 +161,7 @@ class Scoring:
         except (LeaseLostError, TargetExistsError) as error:
             outcome = "superseded"
             _LOGGER.warning("%s", one_line(error))
-        except (OSError, ValueError, FailedModelsError, PySparkException, Py4JError) as error:
+        except (OSError, ValueError, FailedModelsError, *SESSION_ERRORS) as error:
             if not self._is_over.is_set():
                 outcome, self.problem = "failed", one_line(error)
                 _LOGGER.warning("microbatch %d of %s has failed: %s", claim.number, self._plan.run, self.problem)

@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from mirrorspark.data_pipelines.spark.task_bar import clock_time
 from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.ledger import Ledger, LedgerError, reason
-from mirrorspark.plots.histogram import short_number
+from mirrorspark.pages.numbers import short_number
 from mirrorspark.scoring.errors import ScoringError
 
 DEFAULT_WATCH_SECONDS = 2.0

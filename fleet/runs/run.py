@@ -51,6 +51,7 @@ from mirrorspark.fleet.score import check_result
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import find_source, refuse_own_input
 from mirrorspark.scoring.input.spark_tables import SparkSource
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.paths import Location, StoragePath
 from mirrorspark.storage.publish.staging import STAGING_PREFIX
@@ -179,7 +180,7 @@ def run_fleet(
     table.check_outputs({name for step in steps for name, digest in step.digests.items() if digest})
     rows = files.rows(list(dict.fromkeys([*keys, *checked.fleet.columns])))
     most = max(len(step.digests) for step in steps)
-    shares = plan_shares(rows, spark.sparkContext.defaultParallelism, most, rows_per_microbatch)
+    shares = plan_shares(rows, session_of(spark).default_parallelism, most, rows_per_microbatch)
     described = input_files(files)
     plan = RunPlan.of(
         target, checked, locations, keys, table, failure_budget, steps, shares, described, prefixes, model_seconds

@@ -22,6 +22,8 @@ from mirrorspark.fleet.training.plan import StackMember, StackPlan, StackSetting
 from mirrorspark.fleet.training.rows import FleetRows, converted, split_rows
 from mirrorspark.fleet.training.targets import TargetSums
 from mirrorspark.fleet.training.trained import TrainedFleet, fleet_of, report_of, summary
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.storage.atomic_file import replaced
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.fit import MOST_LOCAL_WORKERS, default_batch_size, default_workers
@@ -30,7 +32,6 @@ from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.protocol.elastic import Elastic, parse_workers
 from mirrorspark.training.protocol.names import is_name
 from mirrorspark.training.settings import ConfigError
-from mirrorspark.training.spark_session import open_session, task_slots
 
 FLEET_FOLDER, REPORT_NAME = "fleet", "models"
 
@@ -132,7 +133,7 @@ def train_fleet(
         dataset = converted(rows, output / "datasets", name)
         counts = {split: dataset.manifest.rows(split) for split in SPLITS}
         stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
-    workers = default_workers(counts[_TRAIN], task_slots(spark)) if workers is None else workers
+    workers = default_workers(counts[_TRAIN], session_of(spark).task_slots()) if workers is None else workers
     plan = _plan(declared, settings, rows, dataset, workers)
     launched = run_train_fn(
         train_stack,

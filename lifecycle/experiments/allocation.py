@@ -6,14 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 BUCKETS = 10_000
-"""Units are hashed to so many buckets, so weights are kept to 0.01 %."""
+"""Units are hashed to this number of buckets, so weights are kept to 0.01 %."""
 
 Ranges = tuple[tuple[int, int], ...]
 """Buckets from a first one up to, but not including, a last one; rising and disjoint."""
 
 
 def bucket_counts(weights: Mapping[str, float], buckets: int = BUCKETS) -> dict[str, int]:
-    """Return how many buckets each variant has: its share, rounded by largest remainder, so that all are dealt.
+    """Return the number of buckets of each variant: its share, rounded by largest remainder, so that all are dealt.
 
     Args:
         weights: Weight of each variant, of any sum above 0.

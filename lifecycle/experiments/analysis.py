@@ -72,7 +72,7 @@ class Arm:
             before: Covariate of each unit, measured before its exposure, ``[units]``.
 
         Raises:
-            ExperimentError: There are fewer than two units, a value is no number, or the lengths differ.
+            ExperimentError: There are fewer than two units, a value is not a number, or the lengths differ.
         """
         metric = np.asarray(values, np.float64)
         columns = [metric] if before is None else [metric, np.asarray(before, np.float64)]
@@ -82,7 +82,9 @@ class Arm:
                 f"more units"
             )
         if not all(np.isfinite(of).all() for of in columns):
-            raise ExperimentError(f"variant '{variant}' has a value that is no finite number; leave out or mend it")
+            raise ExperimentError(
+                f"variant '{variant}' has a value that is not a finite number; correct it or leave it out"
+            )
         if before is None:
             return cls(variant, Moments(len(metric), float(metric.mean()), float(metric.var(ddof=1))))
         matrix = np.cov(np.stack(columns))
@@ -144,18 +146,18 @@ class Effect:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the fixed-horizon interval excludes 0, which tells something at the planned number of units alone."""
+        """True if the fixed-horizon interval excludes 0, which counts only at the planned number of units."""
         return not self.low <= 0 <= self.high
 
     @property
     def is_always_significant(self) -> bool:
-        """Whether the always-valid interval excludes 0."""
+        """True if the always-valid interval excludes 0."""
         return not self.always_low <= 0 <= self.always_high
 
 
 @dataclass(frozen=True)
 class SampleRatio:
-    """The numbers of units beside those that the weights make expect.
+    """The numbers of units next to the expected ones by the weights.
 
     Attributes:
         units: Number of units by variant.
@@ -169,13 +171,13 @@ class SampleRatio:
 
     @property
     def is_mismatch(self) -> bool:
-        """Whether the numbers contradict the weights: something other than the assignment chose units."""
+        """True if the numbers contradict the weights: something other than the assignment chose units."""
         return self.p_value < SAMPLE_RATIO_P_VALUE
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What an experiment has shown.
+    """Result of an experiment.
 
     Attributes:
         experiment: Name of the experiment.
@@ -188,7 +190,7 @@ class Analysis:
         confidence: Level of the intervals, for all effects together.
         planned_units: Number of units at which the experiment ends; None without a plan.
         higher_is_better: Whether a larger metric is better.
-        notes: What a reader of the numbers has to know, sentences.
+        notes: Remarks for readers of the numbers, sentences.
     """
 
     experiment: str
@@ -210,17 +212,17 @@ class Analysis:
 
     @property
     def has_planned_units(self) -> bool:
-        """Whether the planned number of units is reached, so that the fixed-horizon intervals are right."""
+        """True if the planned number of units is reached, so that the fixed-horizon intervals are right."""
         return self.planned_units is not None and self.units >= self.planned_units
 
     @property
     def is_proportion(self) -> bool:
-        """Whether the metric is 0 or 1."""
+        """True if the metric is 0 or 1."""
         return all(arm.conversions is not None for arm in self.arms)
 
     @property
     def conclusion(self) -> str:
-        """What the experiment shows, in one sentence."""
+        """Result of the experiment, in one sentence."""
         from mirrorspark.lifecycle.experiments.conclusion import conclusion_of
 
         return conclusion_of(self)
@@ -255,7 +257,7 @@ def analyse_experiment(
     """Compare each variant of an experiment with its control.
 
     Proportions have the intervals of Agresti and Caffo, means those of Welch. Where all variants have a covariate, it
-    is adjusted for (CUPED), and proportions are treated as means. With k variants beside the control, each interval has
+    is adjusted for (CUPED), and proportions are treated as means. With k variants and the control, each interval has
     the level 1 - (1 - confidence) / k and p-values are multiplied by k (Bonferroni): all intervals hold together.
     Variants of weight 0 are compared, if they have units, but not expected to have any.
 

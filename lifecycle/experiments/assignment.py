@@ -155,7 +155,7 @@ def _hashed(salt: str, text: str) -> int:
         digest = hashlib.sha256(f"{salt}:{text}".encode()).hexdigest()
     except UnicodeEncodeError as error:
         raise ExperimentError(
-            f"the unit {text!r} cannot be written in UTF-8 ({error.reason}); mend the text"
+            f"the unit {text!r} cannot be written in UTF-8 ({error.reason}); correct the text"
         ) from error
     return int(digest[:_DIGITS], 16) % BUCKETS
 

@@ -50,7 +50,7 @@ def choose_arms(policy: Policy, contexts: ArrayLike, random: np.random.Generator
 
     Args:
         policy: The policy.
-        contexts: What is known of each row, ``[rows, dim]``; policies without contexts only count the rows.
+        contexts: Features of each row, ``[rows, dim]``; policies without contexts only count the rows.
         random: Where the draws come from.
     """
     probabilities = policy.propensities(contexts)
@@ -162,7 +162,7 @@ class EpsilonGreedy:
         """Return the policy after rewards of any amount.
 
         Raises:
-            ExperimentError: A reward is no finite number, an arm is unknown, or the lengths differ.
+            ExperimentError: A reward is not a finite number, an arm is unknown, or the lengths differ.
         """
         arms, values = _checked(chosen, rewards, self.arms)
         return replace(
@@ -236,7 +236,7 @@ class LinUCB:
         """Return the policy after rewards of any amount.
 
         Raises:
-            ExperimentError: The contexts have another length, a reward is no finite number, an arm is unknown, or the
+            ExperimentError: The contexts have another length, a reward is not finite, an arm is unknown, or the
                 numbers of rows differ.
         """
         rows = self._contexts(contexts)
@@ -273,7 +273,7 @@ def _checked(chosen: ArrayLike, rewards: ArrayLike, arms: int) -> tuple[Integers
     if numbers.ndim != 1 or numbers.shape != values.shape:
         raise ExperimentError(f"chosen has shape {numbers.shape} and rewards {values.shape}; pass [rows] of both")
     if not np.isfinite(values).all():
-        raise ExperimentError("a reward is no finite number; leave out rows whose reward is not known")
+        raise ExperimentError("a reward is not a finite number; leave out rows whose reward is not known")
     if ((numbers < 0) | (numbers >= arms)).any():
         raise ExperimentError(f"chosen has arms from {numbers.min()} to {numbers.max()}; there are {arms}, from 0")
     return numbers, values

@@ -1,4 +1,4 @@
-"""What an analysis shows, in one sentence."""
+"""The conclusion of an analysis, in one sentence."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Experiment:
             raise ExperimentError(f"experiment '{self.name}' has the part {self.part}; use shares 0 <= from < to <= 1")
         if not self.layer and (start, end) != (0, 1):
             raise ExperimentError(f"experiment '{self.name}' has the part {self.part} of no layer; name the layer")
-        # What the caller does with its mapping later must not change the experiment.
+        # Later changes to the caller's mapping must not change the experiment.
         object.__setattr__(self, "weights", dict(self.weights))
         if not self.salt:
             object.__setattr__(self, "salt", self.name)
@@ -105,7 +105,7 @@ class Experiment:
 
     @property
     def layer_salt(self) -> str:
-        """What is hashed with a unit for its place in the layer."""
+        """Text that is hashed with a unit for its place in the layer."""
         return f"layer:{self.layer}"
 
     @property
@@ -144,11 +144,11 @@ class Experiment:
             source: Where it comes from, for messages.
 
         Raises:
-            ExperimentError: It is no mapping, has unknown fields, or makes no sense.
+            ExperimentError: It is not a mapping, has unknown fields, or is invalid.
         """
         known = [one.name for one in fields(cls)]
         if not isinstance(declaration, Mapping) or not {"name", "weights"} <= set(declaration):
-            raise ExperimentError(f"{source} is no experiment; it needs a name and weights by variant")
+            raise ExperimentError(f"{source} is not an experiment; it needs a name and weights by variant")
         if unknown := sorted(set(map(str, declaration)) - set(known)):
             raise ExperimentError(f"{source} has the fields {unknown}; an experiment has {known}")
         values = dict(declaration)
@@ -162,7 +162,9 @@ class Experiment:
         except ExperimentError as error:
             raise ExperimentError(f"{source}: {error}") from error
         except (TypeError, ValueError) as error:
-            raise ExperimentError(f"{source} has a part or an allocation that is no list of pairs ({error})") from error
+            raise ExperimentError(
+                f"{source} has a part or an allocation that is not a list of pairs ({error})"
+            ) from error
 
     def declaration(self) -> dict[str, Any]:
         """Return all fields as plain values, for YAML or JSON; :meth:`of` reads them."""

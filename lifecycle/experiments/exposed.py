@@ -43,8 +43,8 @@ def exposed_scores(
 ) -> ExposedScores:
     """Choose the score that each row's unit is exposed to.
 
-    Models that are no variant of the experiment are *shadows*: they are scored in the same pass, and shown to nobody.
-    The exposed table has the unit and the keys alone beside its score, so no other column can carry one there.
+    Models that are not variants of the experiment are *shadows*: they are scored in the same pass, and shown to nobody.
+    The exposed table has only the unit, the keys and its score, so no other column can carry one there.
 
     Args:
         scored: A column of scores per model, such as the wide outputs of a fleet.
@@ -56,7 +56,7 @@ def exposed_scores(
             default the control.
 
     Raises:
-        ExperimentError: A variant has no scores, a column is missing, a key is a score, or the default is no model.
+        ExperimentError: A variant has no scores, a column is missing, a key is a score, or the default is not a model.
     """
     from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 

@@ -179,7 +179,7 @@ def attribute_actions(
     before: datetime.timedelta | None = None,
     until: datetime.datetime | None = None,
 ) -> DataFrame:
-    """Return what each exposed unit did within a time after its first exposure.
+    """Return the actions of each exposed unit within a time after its first exposure.
 
     An action counts from the moment of the exposure on, up to but not including the end of the window. Earlier and
     later ones do not count; when an action arrived in the table does not matter. An action that is there twice, by its

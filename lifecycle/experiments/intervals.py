@@ -17,7 +17,7 @@ Numbers = Any
 
 @dataclass(frozen=True)
 class Moments:
-    """What an analysis needs of the units of a variant.
+    """Sums over the units of a variant, for the analysis.
 
     Attributes:
         units: Number of units.
@@ -133,7 +133,7 @@ def share_above_p_value(events: int, units: int, limit: float) -> float:
 
     Its inverse is the likelihood of shares that are uniform between ``limit`` and 1, relative to that of ``limit``:
     while the hypothesis is true, it exceeds 1 / alpha at any look with a probability of at most alpha (Ville's
-    inequality), for any number of independent units. Source: Robbins (1970), as for :meth:`Difference.always_valid`.
+    inequality), for any number of independent units. Source: Robbins (1970), as in :meth:`Difference.always_valid`.
     """
     if not 0 < limit < 1:
         return float(limit > 0 or events == 0)

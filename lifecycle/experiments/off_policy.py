@@ -35,7 +35,7 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class PolicyLog:
-    """What a policy chose, and what came of it.
+    """Logged actions of a policy, and their rewards.
 
     Attributes:
         chosen: Number of the chosen arm, int64 ``[rows]``.
@@ -60,7 +60,7 @@ class PolicyLog:
                 f"most 1"
             )
         if not np.isfinite(self.rewards).all() or self.chosen.min() < 0:
-            raise ExperimentError("a reward of the log is no finite number, or an arm is negative; leave out the row")
+            raise ExperimentError("a reward of the log is not a finite number, or an arm is negative; remove the row")
 
 
 def off_policy_estimates(
@@ -87,8 +87,8 @@ def off_policy_estimates(
         and learning").
 
     Raises:
-        ExperimentError: The shapes do not match, rows of the target are no probabilities, or the policy chooses nothing
-            that the log has.
+        ExperimentError: The shapes do not match, the target has rows without probabilities, or the policy chooses
+            nothing that the log has.
     """
     arms = _probabilities(target, len(log.chosen), int(log.chosen.max()))
     rows = np.arange(len(log.chosen))
@@ -122,5 +122,5 @@ def _probabilities(target: ArrayLike, rows: int, last_arm: int) -> Floats:
     if arms.ndim != 2 or len(arms) != rows or arms.shape[1] <= last_arm:
         raise ExperimentError(f"target has shape {arms.shape}; pass [{rows}, arms] with {last_arm + 1} arms or more")
     if (arms < 0).any() or not np.allclose(arms.sum(axis=1), 1, atol=1e-6):
-        raise ExperimentError("a row of target is no probabilities of arms: they are 0 or more and sum to 1")
+        raise ExperimentError("a row of target has no probabilities of arms: they are 0 or more and sum to 1")
     return arms

@@ -1,4 +1,4 @@
-"""The page of an experiment, which stands alone: conclusion, variants, effects with intervals, check of the units."""
+"""The self-contained page of an experiment: conclusion, variants, effects with intervals, check of the units."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jinja2 import Template
 
 from mirrorspark.lifecycle.experiments.analysis import SAMPLE_RATIO_P_VALUE, Analysis, Effect
 from mirrorspark.lifecycle.experiments.conclusion import difference_text, interval_text
-from mirrorspark.plots.histogram import share_bars
-from mirrorspark.plots.intervals import IntervalRow, interval_chart
-from mirrorspark.plots.page import page_template
+from mirrorspark.pages.charts.histogram import share_bars
+from mirrorspark.pages.charts.intervals import IntervalRow, interval_chart
+from mirrorspark.pages.page import page_template
 
-# Bars of what was expected beside those of what came.
+# Bars of the expected units next to those of the observed ones.
 _EXPECTED_COLOUR = 4
 _SMALLEST_P_VALUE = 0.001
 
@@ -24,7 +24,7 @@ def experiment_page(analysis: Analysis, *, course: Mapping[str, Analysis] | None
     """Return the page of an experiment as HTML that needs nothing but itself.
 
     Args:
-        analysis: What the experiment has shown.
+        analysis: Result of the experiment.
         course: Analyses of the same experiment at several times by their label, a date say, the oldest first: the page
             then shows how the always-valid intervals have narrowed.
     """

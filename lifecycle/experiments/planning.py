@@ -1,4 +1,4 @@
-"""How many units and days an experiment needs."""
+"""Units and days that an experiment needs."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ class ExperimentPlan:
 
     Attributes:
         units: Number of units by variant.
-        days: Days until so many units have been exposed; None if the units per day are not given. The window of the
+        days: Days until these units have been exposed; None if the units per day are not given. The window of the
             last actions comes on top.
     """
 
@@ -44,7 +44,7 @@ def plan_experiment(
     """Return the number of units by which each variant with an effect is found with a probability of ``power``.
 
     The formula is that of two means with known variances, n = (z(1 - alpha / 2) + z(power))² (v₁ / n₁ + v₂ / n₂) / d²,
-    with alpha divided by the number of variants beside the control (Bonferroni), as in the analysis.
+    with alpha divided by the number of variants without the control (Bonferroni), as in the analysis.
 
     Args:
         weights: Weight of each variant, the control first.

@@ -20,7 +20,7 @@ SomePolicy = TypeVar("SomePolicy", bound=Policy)
 
 @dataclass(frozen=True)
 class Replay:
-    """What a candidate model would have done in the place of the one that wrote a log.
+    """Result of a candidate model in the place of the one that wrote a log.
 
     Attributes:
         metrics: Metrics of the model's scores as predictions of the rewards, by the names of the evaluation of a
@@ -41,18 +41,18 @@ def replay_scores(
     Args:
         log: The log.
         scores: The model's score of each arm, ``[rows, arms]``: probabilities for rewards of 0 and 1.
-        task: What the rewards are: 0 and 1, or amounts.
+        task: Kind of the rewards: 0 and 1, or amounts.
         confidence: Level of the intervals of the rewards.
 
     Raises:
-        ExperimentError: The shapes do not match, a score is no finite number, or the best arm is never in the log.
-        ValueError: The rewards have one class only, or a score is no probability.
+        ExperimentError: The shapes do not match, a score is not a finite number, or the best arm is never in the log.
+        ValueError: The rewards have one class only, or a score is not a probability.
     """
     values = np.asarray(scores, np.float64)
     if values.ndim != 2 or len(values) != len(log.chosen) or values.shape[1] <= log.chosen.max():
         raise ExperimentError(f"scores have shape {values.shape}; pass [{len(log.chosen)}, arms] with all arms")
     if not np.isfinite(values).all():
-        raise ExperimentError("a score is no finite number; leave out its row")
+        raise ExperimentError("a score is not a finite number; leave out its row")
     of_chosen, weight = values[np.arange(len(values)), log.chosen], 1 / log.propensities
     measure = binary_metrics if task == "binary" else regression_metrics
     best = np.eye(values.shape[1])[values.argmax(axis=1)]
@@ -117,10 +117,10 @@ def replay_policy(
 
     Args:
         policy: The policy.
-        contexts: What is known of each row, ``[rows, dim]``.
+        contexts: Features of each row, ``[rows, dim]``.
         log: The log of a policy that chose every arm with a probability above 0.
         random: Where the draws come from.
-        batch_rows: The policy learns after so many rows of the log.
+        batch_rows: The policy learns after this number of rows of the log.
 
     Raises:
         ExperimentError: The numbers of rows differ, an arm is unknown, or ``batch_rows`` is below 1.

@@ -1,1 +1,1 @@
-"""Validation of a candidate beside the champion: sliced metrics, thresholds, and findings that block a promotion."""
+"""Validation of a candidate against the champion: sliced metrics, thresholds, and findings that block a promotion."""

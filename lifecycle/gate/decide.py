@@ -10,7 +10,7 @@ from typing import Literal
 from mirrorspark.lifecycle.gate.facts import Facts, Measure, SliceFacts
 from mirrorspark.lifecycle.gate.slices import OVERALL
 from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, Gap, Gates, Interval, Threshold
-from mirrorspark.plots.html import in_digits
+from mirrorspark.pages.numbers import in_digits
 
 Outcome = Literal["passed", "failed", "skipped"]
 """A skipped finding blocks nothing: its slice has too few examples, or there is no champion to compare with."""
@@ -24,10 +24,10 @@ class Finding:
 
     Attributes:
         gate: ``value``, ``gain``, ``gain share``, ``gap``, ``scores``, ``parity``, ``schema``, ``latency`` or ``size``.
-        slice: The rows that were judged, in words; empty for what is no property of rows.
+        slice: The rows that were judged, in words; empty for properties of the model.
         metric: Name of the metric; empty for other gates.
-        value: What was found; None if there is nothing to judge.
-        bound: What it was compared with.
+        value: Found value; None if there is nothing to judge.
+        bound: Value that it was compared with.
         outcome: See :data:`Outcome`.
         words: The finding in a sentence.
     """
@@ -42,7 +42,7 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        """Whether the finding permits a promotion."""
+        """True if the finding permits a promotion."""
         return self.outcome != "failed"
 
 

@@ -19,7 +19,7 @@ from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, MIN_EXAMPLES, Gates, Threshold
 from mirrorspark.serving.protos import Messages, message_class
 
-# What is not here cannot be kept, and is refused.
+# Other metrics cannot be kept, and are refused.
 _MESSAGES: Messages = {
     "ModelSpec": {
         **dict.fromkeys(("name", "model_type", "signature_name", "label_key", "prediction_key"), "string"),
@@ -86,7 +86,7 @@ class EvalConfigError(ValueError):
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What a configuration asks for.
+    """Request of a configuration.
 
     Attributes:
         slices: Its slices.

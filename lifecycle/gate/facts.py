@@ -61,7 +61,7 @@ class SliceFacts:
 
     @property
     def is_overall(self) -> bool:
-        """Whether the slice has all rows."""
+        """True if the slice has all rows."""
         return self.slicing == OVERALL
 
 
@@ -85,7 +85,7 @@ class Facts:
 
     @property
     def has_champion(self) -> bool:
-        """Whether the candidate was compared with a champion."""
+        """True if the candidate was compared with a champion."""
         return any(one.champion for one in self.slices)
 
 

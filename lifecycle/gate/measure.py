@@ -26,7 +26,7 @@ from mirrorspark.scoring.plan import column_named
 MOST_SLICES = 1000
 """The most slices of one slicing. Each takes up to half a megabyte in every task."""
 
-# Rows that are measured at once: sorting is cheap beside scoring, and merging is rare.
+# Rows that are measured at once: sorting is cheap compared with scoring, and merging is rare.
 _CHUNK_ROWS = 1 << 18
 _PREFIX = "__mirrorspark_gate_"
 _LABEL, _WEIGHT, _BUCKET = (_PREFIX + name for name in ("label", "weight", "bucket"))
@@ -35,7 +35,7 @@ _PARTS = "slicing int, value string, model int, tally binary"
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured, and how.
+    """Columns, slices and seed of a measurement.
 
     Attributes:
         label: SQL expression of the label.
@@ -82,7 +82,7 @@ def measure_scores(table: DataFrame, measures: Measures, what: Measured) -> tupl
         what: Label, slices and settings; ``output`` is the column of the scores.
 
     Raises:
-        PySparkException: As for :func:`measure`.
+        PySparkException: As in :func:`measure`.
     """
     columns = [column.alias(name) for name, column in _own(what).items()]
     scored = table.select(*columns, column_named(what.output).alias(f"{_PREFIX}scores_0"))

@@ -263,7 +263,7 @@ def pr_auc(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def binning_errors(counts: NDArray[np.float64]) -> dict[str, float]:
-    """Return how far ``auc`` and ``pr_auc`` may be from their exact values, if cells have several scores.
+    """Return the largest distance of ``auc`` and ``pr_auc`` to their exact values, if cells have several scores.
 
     Args:
         counts: Fine counts of one draw, ``[cells, 3]``.
@@ -350,7 +350,7 @@ def _label_matrix(label: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:
     has = np.zeros((len(label), len(classes)), bool)
     parents = pc.list_parent_indices(label).to_numpy(zero_copy_only=False)
     flat = label.flatten()
-    # Labels that are too rare to have an output of the model are no class.
+    # Labels that are too rare to have an output of the model are not classes.
     numbers = pc.index_in(flat, pa.array(classes, pa.string())).to_numpy(zero_copy_only=False)
     known = ~np.isnan(numbers.astype(np.float64))
     has[parents[known], numbers[known].astype(np.int64)] = True

@@ -13,10 +13,10 @@ from jinja2 import Template
 from mirrorspark.lifecycle.gate.decide import Finding
 from mirrorspark.lifecycle.gate.facts import Measure, SliceFacts
 from mirrorspark.lifecycle.gate.validation import Validation
-from mirrorspark.plots.histogram import short_number
-from mirrorspark.plots.html import figure_html, in_digits
-from mirrorspark.plots.page import page_template
-from mirrorspark.plots.slice_changes import slice_changes
+from mirrorspark.pages.blocks import figure_html
+from mirrorspark.pages.figures.slices import slice_changes
+from mirrorspark.pages.numbers import in_digits, short_number
+from mirrorspark.pages.page import page_template
 
 PAGE_FILE = "validation.html"
 

@@ -1,4 +1,4 @@
-"""What a candidate is for its callers: inputs and outputs, size, and the answers and times of single rows."""
+"""A candidate as its callers see it: inputs and outputs, size, and the answers and times of single rows."""
 
 from __future__ import annotations
 

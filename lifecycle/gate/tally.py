@@ -1,4 +1,4 @@
-"""What a slice's metrics are made of: sums that can be merged, so that one pass over the rows measures all slices.
+"""Sums of a slice's metrics, which can be merged, so that one pass over the rows measures all slices.
 
 Rows fall into buckets by a hash of their key, and every sum is kept by bucket. Intervals come from weights of the
 buckets, drawn from a Poisson distribution (Chamandy et al., 2012, "Estimating Uncertainty for Massive Data Streams"):
@@ -113,7 +113,7 @@ class Tally:
 
 
 def fine_cells(kinds: int) -> int:
-    """Return the most cells of each of so many kinds of pairs, which share the memory of one."""
+    """Return the most cells of each kind of pairs; all kinds share the memory of one."""
     return max(LEAST_CELLS, FINE_CELLS // max(kinds, 1))
 
 

@@ -1,4 +1,4 @@
-"""The gates of a promotion as plain values: what a candidate must reach, alone and beside the champion."""
+"""The gates of a promotion as plain values: the bounds of a candidate, alone and against the champion."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Threshold:
 
     @property
     def has_gain(self) -> bool:
-        """Whether the champion is needed."""
+        """True if the champion is needed."""
         return self.gain_at_least is not None or self.gain_share_at_least is not None
 
     @property

@@ -18,7 +18,7 @@ from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
 from mirrorspark.lifecycle.gate.thresholds import Gates, Threshold
 from mirrorspark.lifecycle.gate.validation import JSON_FILE, ModelReference, Validation
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.plots.beside import drawn
+from mirrorspark.pages.guarded import drawn
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, Task
 from mirrorspark.scoring.model.pinned import PinnedModel
@@ -53,7 +53,7 @@ def validate(
     trust: bool = False,
     seed: int = 1,
 ) -> Validation:
-    """Measure a candidate beside the champion on labelled rows, and judge it by gates.
+    """Measure a candidate and the champion on labelled rows, and judge the candidate by gates.
 
     One pass of Spark scores the table with both models and measures all slices. Metrics equal those of scikit-learn;
     for a slice with more than 8,192 distinct scores, ``auc`` and ``pr_auc`` come from a histogram, and ``error`` of a
@@ -64,21 +64,21 @@ def validate(
         champion: The model in production; None where there is none yet.
         table: Rows that neither model has trained on, with the raw columns of both, keys and label.
         slices: SQL expressions; every value of one is a slice. A :class:`Slicing` has a name and chosen values.
-        gates: What the candidate must pass; thresholds alone stand for ``Gates(thresholds)``.
+        gates: Gates that the candidate must pass; thresholds alone stand for ``Gates(thresholds)``.
         label: SQL expression of the label: 0 or 1 (binary), a number (regression), the name of a class, a list of names
             or of a 0 or 1 for each of them (multi-label), or the held-back item (retrieval).
         keys: Columns whose values are drawn for the intervals: the key of a row, or a user with several rows.
         task: The models' task; by default that of a candidate that was trained here.
-        output: The models' column of scores, if they have several and the task does not tell.
+        output: The models' column of scores, if they have several and the task leaves it open.
         weight: SQL expression of non-negative row weights.
         threshold: Score from which a row counts as positive in ``accuracy``, ``precision`` and ``recall``.
         parity: Report of :func:`scoring.parity.parity_check` of the candidate, of training framework and scorer say.
         single_rows: Number of rows that are also scored one by one, in a process of their own: their times are the
             latency, and their scores must be those of the table. 0 leaves both out.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
-        nulls: As for :func:`scoring.batch.score`.
-        other_versions: As for :func:`scoring.batch.score`.
-        trust: As for :func:`scoring.batch.score`.
+        nulls: As in :func:`scoring.batch.score`.
+        other_versions: As in :func:`scoring.batch.score`.
+        trust: As in :func:`scoring.batch.score`.
         seed: Fixes the intervals.
 
     Raises:
@@ -149,7 +149,7 @@ def log_validation(validation: Validation, run_id: str, *, tracking_uri: str | N
 def _task(folder: ModelDirectory, model: PinnedModel) -> Task:
     if isinstance(folder.description, ModelDescription):
         return folder.description.task
-    raise ValueError(f"{model.label} is of another library, and does not tell its task; give task, 'binary' say")
+    raise ValueError(f"{model.label} was not trained here, so its task is unknown; pass task, for example 'binary'")
 
 
 def _is_ordinal(folder: ModelDirectory) -> bool:

@@ -12,8 +12,9 @@ from typing import Any
 from mirrorspark.lifecycle.gate.decide import Finding, decide, failed
 from mirrorspark.lifecycle.gate.facts import Facts
 from mirrorspark.lifecycle.gate.thresholds import Gates
-from mirrorspark.plots.beside import beside_the_result
-from mirrorspark.plots.html import Marked, heading_html, in_digits, panel_html, rows_html
+from mirrorspark.pages.blocks import Marked, heading_html, panel_html, rows_html
+from mirrorspark.pages.guarded import beside_the_result
+from mirrorspark.pages.numbers import in_digits
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
@@ -46,7 +47,7 @@ class ModelReference:
 
 @dataclass(frozen=True)
 class Validation:
-    """What was found about a candidate.
+    """Findings about a candidate.
 
     Attributes:
         candidate: The candidate.
@@ -54,8 +55,8 @@ class Validation:
         task: The models' task.
         label: SQL expression of the label.
         keys: Columns by which rows were drawn for the intervals.
-        facts: What was measured.
-        gates: What was asked for.
+        facts: Measurements.
+        gates: Requested gates.
         at: Time of the validation, in ISO format, UTC.
         seed: Of the intervals.
     """
@@ -82,7 +83,7 @@ class Validation:
 
     @property
     def passed(self) -> bool:
-        """Whether the candidate may be promoted."""
+        """True if the candidate may be promoted."""
         return not self.failed
 
     @property
@@ -94,7 +95,7 @@ class Validation:
         """Return the findings as text, those that block first."""
         order = sorted(self.findings, key=lambda one: ("failed", "skipped", "passed").index(one.outcome))
         champion = self.champion.label if self.champion else "no champion"
-        head = f"{self.candidate.label} beside {champion}: {self.verdict}"
+        head = f"{self.candidate.label} against {champion}: {self.verdict}"
         return "\n".join([head, *self._metrics(), *(f"  {one.outcome:<8}{one.words}" for one in order)])
 
     def _metrics(self) -> Iterator[str]:
@@ -109,7 +110,7 @@ class Validation:
         styles = {"passed": "good", "failed": "error", "skipped": "note"}
         rows = [(Marked(one.outcome, styles[one.outcome]), one.gate, one.words) for one in self.findings]
         champion = self.champion.label if self.champion else "no champion"
-        title = f"{self.candidate.label} beside {champion}: {self.verdict}"
+        title = f"{self.candidate.label} against {champion}: {self.verdict}"
         return panel_html(heading_html(title), rows_html(("", "gate", "finding"), rows))
 
     def to_dict(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Alert:
     """Something that people should know.
 
     Attributes:
-        title: What has happened, in one line.
+        title: The event, in one line.
         text: The whole message.
         facts: The same for programs: values that JSON has.
     """
@@ -57,8 +57,8 @@ def report(alert: Alert, targets: Sequence[str]) -> str | None:
     """Send an alert to every target, and log what fails: an alert never ends what it reports.
 
     Args:
-        alert: As for :func:`send`.
-        targets: As for :func:`send`.
+        alert: As in :func:`send`.
+        targets: As in :func:`send`.
 
     Returns:
         Which targets did not get it, without what may be secret in them; None if all did.
@@ -138,7 +138,7 @@ def _within(seconds: float, sender: Callable[[Alert], None], alert: Alert) -> No
 
     Raises:
         TimeoutError: It took longer.
-        Exception: What the sender raises.
+        Exception: The sender's error.
     """
     raised: list[Exception] = []
 
@@ -159,7 +159,7 @@ def _within(seconds: float, sender: Callable[[Alert], None], alert: Alert) -> No
 
 
 def _harmless(error: Exception, target: str) -> str:
-    """Return what an error says without the parts of its target, which libraries and servers may quote."""
+    """Return an error's text without the parts of its target, which libraries and servers may quote."""
     text = one_line(error)
     for part in sorted(set(_secret_parts(target)), key=len, reverse=True):
         text = text.replace(part, "…")
@@ -173,7 +173,7 @@ def _secret_parts(target: str) -> Iterator[str]:
         parts = [address, f"/{path}", path, *path.replace("?", "/").replace("&", "/").replace("=", "/").split("/")]
         user, at, _ = rest.rpartition("@") if "@" in rest else authority.rpartition("@")
         parts += [user, *user.split(":")] if at else []
-        # A short word, such as the `x` of a path, says nothing, and is part of other words.
+        # A short word, such as the `x` of a path, shows nothing, and is part of other words.
         yield from (form for part in parts for form in (part, unquote(part)) if len(form) > 3 and form != whole)
 
 
@@ -195,7 +195,7 @@ def _webhook(target: str) -> _Webhook:
         parts = urlsplit(target)
         port = parts.port
     except ValueError:
-        # What it says of a port quotes a password that has a colon or a slash in it.
+        # Its text about a port quotes a password that has a colon or a slash in it.
         raise AlertError(
             f"alert target '{shown(target)}' is not an address; give https://host/path, and %2F for a slash, %3A for a "
             f"colon and %40 for an at sign in a user name or a password"

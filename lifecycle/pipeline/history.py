@@ -14,11 +14,11 @@ from mirrorspark.data_pipelines.quality.findings import Limits
 from mirrorspark.lifecycle.pipeline.page import PAGE_FILE, seconds_of, state_of
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord, records_in
 from mirrorspark.lifecycle.pipeline.weekly import warnings_of
-from mirrorspark.plots.beside import beside_the_result
-from mirrorspark.plots.histogram import short_number
-from mirrorspark.plots.html import figure_html
-from mirrorspark.plots.over_time import lines_over_time, shares_over_time
-from mirrorspark.plots.page import page_template
+from mirrorspark.pages.blocks import figure_html
+from mirrorspark.pages.figures.by_date import lines_over_time, shares_over_time
+from mirrorspark.pages.guarded import beside_the_result
+from mirrorspark.pages.numbers import short_number
+from mirrorspark.pages.page import page_template
 from mirrorspark.storage.atomic_file import write_atomically
 
 HISTORY_FILE = "index.html"
@@ -55,7 +55,7 @@ def history_page(records: Sequence[PipelineRecord]) -> str:
 
 
 def alerts_of(record: PipelineRecord) -> list[str]:
-    """Return what people were told of a date: warnings, and why it stopped."""
+    """Return the messages about a date: warnings, and the reason for its stop."""
     failed = [f"{name}: {one.problem}" for name, one in record.stages.items() if one.state == "failed"]
     return [*warnings_of({name: one.facts for name, one in record.stages.items()}), *failed]
 

@@ -11,8 +11,8 @@ from jinja2 import Template
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
 from mirrorspark.lifecycle.pipeline.stages import Stage, StageRecord
 from mirrorspark.lifecycle.pipeline.weekly import warnings_of
-from mirrorspark.plots.histogram import short_number
-from mirrorspark.plots.page import page_template
+from mirrorspark.pages.numbers import short_number
+from mirrorspark.pages.page import page_template
 
 PAGE_FILE = "pipeline.html"
 
@@ -80,7 +80,7 @@ def _tiles(record: PipelineRecord) -> list[tuple[str, str]]:
 
 
 def _in_words(name: str, one: StageRecord | None) -> str:
-    """Return what a stage has found."""
+    """Return the findings of a stage."""
     if one is None:
         return ""
     if one.problem:
@@ -99,7 +99,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "train": lambda facts: f"version {facts['version']}",
     "evaluate": lambda facts: (
         f"{facts['slices']} slices, "
-        + (f"beside version {facts['champion']}" if facts["champion"] else "no champion to compare with")
+        + (f"against version {facts['champion']}" if facts["champion"] else "no champion to compare with")
     ),
     "gate": lambda facts: "all gates passed",
     "parity": lambda facts: (
@@ -114,7 +114,7 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 
 def _changes(record: PipelineRecord, former: PipelineRecord) -> Iterator[tuple[str, str, str, str]]:
-    """Yield what is comparable: its name, its former value, its value now, and the change."""
+    """Yield each comparable value: its name, its former value, its current value, and the change."""
     now, before = record.fact, former.fact
     pairs = {"rows of the table": (before("data", "rows"), now("data", "rows"))}
     for split, rows in (now("convert", "rows") or {}).items():
@@ -141,7 +141,7 @@ def _links(found: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator[tup
 
 
 def seconds_of(record: PipelineRecord) -> float:
-    """Return how long the latest attempts of all stages took."""
+    """Return the duration of the latest attempts of all stages."""
     return sum(one.seconds for one in record.stages.values())
 
 

@@ -29,7 +29,7 @@ class ChangedSettingsError(PipelineError):
 
 @dataclass(frozen=True)
 class PipelineRecord:
-    """What is known of a pipeline for one date.
+    """Record of a pipeline for one date.
 
     Attributes:
         name: Name of the registered model.
@@ -46,7 +46,7 @@ class PipelineRecord:
     is_finished: bool = False
 
     def fact(self, stage: str, name: str) -> Any:
-        """Return what a stage has found; None if it has not."""
+        """Return the findings of a stage; None without any."""
         return self.stages[stage].facts.get(name) if stage in self.stages else None
 
     def to_json(self) -> str:
@@ -101,7 +101,7 @@ def records_in(parent: Path) -> list[PipelineRecord]:
     """
     found = []
     for date in _dates(parent):
-        # A date that nobody can read must not keep others from being seen; a command for that date tells of it.
+        # A date that nobody can read must not keep others from being seen; a command for that date reports it.
         with contextlib.suppress(PipelineError):
             found.append(PipelineRecord.load(parent / date))
     return [record for record in found if record is not None]
@@ -109,7 +109,7 @@ def records_in(parent: Path) -> list[PipelineRecord]:
 
 def _dates(parent: Path) -> list[str]:
     """Return the names of the folders of dates, the earliest first."""
-    # Beside them there are published scores, and what a killed process has left of them.
+    # Next to them are published scores, and leftovers of killed processes.
     return sorted(item.name for item in parent.iterdir() if item.is_dir()) if parent.is_dir() else []
 
 

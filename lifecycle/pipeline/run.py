@@ -13,7 +13,7 @@ from mirrorspark.lifecycle.pipeline.record import PipelineRecord, folder_of, for
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Records, Stage, StageFailedError, advice, run_stages
 from mirrorspark.lifecycle.pipeline.weekly import WeeklyPipeline
-from mirrorspark.plots.beside import beside_the_result
+from mirrorspark.pages.guarded import beside_the_result
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.records.tracking import store_of
@@ -35,7 +35,7 @@ def run_pipeline(
     """Run a recipe's pipeline for ``config.run_date``, or what is left of it, and return its record.
 
     A date that is finished is not run again. A date that has failed goes on with the stage that failed. While it runs,
-    and afterwards, ``pipeline.html`` in the date's folder shows its stages, and ``index.html`` beside it all dates.
+    and afterwards, ``pipeline.html`` in the date's folder shows its stages, and ``index.html`` next to it all dates.
 
     Args:
         config: The run, with its date.

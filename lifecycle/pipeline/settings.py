@@ -1,4 +1,4 @@
-"""What a pipeline asks for beside the run itself: ``pipeline.yaml`` in the folder of the recipe."""
+"""Settings of a pipeline in addition to those of the run: ``pipeline.yaml`` in the folder of the recipe."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ class PipelineSettings:
 
     Attributes:
         slices: Slices of the test rows that the validation measures: SQL expressions, or each with a name.
-        gates: What a candidate must pass.
+        gates: Gates that a candidate must pass.
         warm_start: Whether a training begins with the weights of the champion, if there is one. A recipe's or command's
             own ``warm_start`` comes first.
         min_rows: Least number of rows of the recipe's table.
@@ -86,7 +86,7 @@ class PipelineSettings:
         """Return the settings of a recipe: those of its folder's ``pipeline.yaml``, else the defaults.
 
         Raises:
-            ConfigError: As for :meth:`load`.
+            ConfigError: As in :meth:`load`.
         """
         source = recipe_folder(recipe).joinpath(SETTINGS_FILE)
         return cls.load(source) if source.is_file() else cls()
@@ -96,7 +96,7 @@ class PipelineSettings:
         """Return the settings in a YAML file, given by its path.
 
         Raises:
-            ConfigError: There is no such file, or it is no YAML of known fields.
+            ConfigError: There is no such file, or it is not YAML of known fields.
         """
         source = Path(file) if isinstance(file, str) else file
         if not source.is_file():
@@ -104,7 +104,7 @@ class PipelineSettings:
         try:
             values = read_yaml(source.read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{source} is no YAML: {one_line(error)}") from error
+            raise ConfigError(f"{source} is not YAML: {one_line(error)}") from error
         if not isinstance(values, dict):
-            raise ConfigError(f"{source} is no mapping of fields to values; see docs/every-week.md")
+            raise ConfigError(f"{source} must be a mapping of fields to values; see docs/every-week.md")
         return cls.of(values, str(source))

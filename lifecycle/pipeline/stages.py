@@ -10,7 +10,7 @@ from mirrorspark.storage.credentials import one_line
 State = Literal["running", "passed", "failed"]
 # A date that is run again from here is begun anew, with other data or settings say.
 FIRST_STAGE = "ingest"
-# What a stage has found: values that JSON has, since the record keeps them.
+# Findings of a stage: values that JSON has, since the record keeps them.
 Facts = Mapping[str, Any]
 
 
@@ -29,7 +29,7 @@ class StageFailedError(RuntimeError):
 
 
 class OutdatedError(RuntimeError):
-    """What an earlier stage has found is no longer so.
+    """The result of an earlier stage is outdated.
 
     Attributes:
         again_from: The stage that has to be run again.
@@ -46,7 +46,7 @@ class Stage:
 
     Attributes:
         name: Its name, unique in the pipeline.
-        promise: What it does, in a few words.
+        promise: Its work, in a few words.
         work: Does it. It is given the facts of the stages before it, by their names, and returns its own. The same work
             may be done twice, after a crash between its end and its record: it must be safe to repeat.
         check: Returns the problems of the facts, in words; none if the stage has passed.
@@ -63,14 +63,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What is known of a stage that has begun.
+    """State of a stage that has begun.
 
     Attributes:
         state: ``running``, ``passed`` or ``failed``. A pipeline that was killed leaves one that is running.
         began: When the latest attempt began, in seconds since 1970.
         seconds: How long that attempt took.
         attempts: How often the stage has begun.
-        facts: What it found.
+        facts: Its findings.
         problem: Why it failed.
     """
 
@@ -96,7 +96,7 @@ def run_stages(
 
     Args:
         stages: The stages.
-        records: What an earlier command for the same date has recorded, by stage.
+        records: Records of an earlier command for the same date, by stage.
         save: Keeps the records. It is called whenever a stage begins or ends; a stage counts as passed once it returns.
         clock: The time in seconds since 1970.
 
@@ -137,11 +137,11 @@ def run_stages(
 
 
 def advice(again_from: str | None, given: str | None) -> str:
-    """Return what to do about a stage that has failed, in a sentence.
+    """Return the remedy for a stage that has failed, in a sentence.
 
     Args:
         again_from: See :class:`StageFailedError`.
-        given: The stage from which the command that failed was told to begin.
+        given: The stage from which the failed command began by request.
     """
     if again_from is None:
         return f"The same command{'' if given is None else ' without --from'} goes on from there."

@@ -41,20 +41,20 @@ from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.serving.precomputed.precompute import precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.storage.atomic_file import replaced
 from mirrorspark.training import pipeline as main_job
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.results.report.report import REPORT_FILE
 from mirrorspark.training.sources import Sources, recipe_table
-from mirrorspark.training.spark_session import open_session
 
 VALIDATION_FOLDER = "validation"
 STORE_FILE = "scores.db"
-# What a stage found worth telling people although it has passed: texts.
+# Warnings of a stage that has passed: texts.
 WARNINGS = "warnings"
 
-# Of columns that have drifted, so many are named in a message.
+# Most columns with drift that a message names.
 _SHOWN_COLUMNS = 5
 
 Found = Mapping[str, Facts]
@@ -66,7 +66,7 @@ class WeeklyPipeline:
 
     Attributes:
         config: The run, with its date.
-        settings: What the pipeline asks for beside it.
+        settings: The pipeline's own settings.
         folder: Where this date's evidence is kept.
         store: MLflow store.
         former: The latest earlier date that has finished.
@@ -82,7 +82,7 @@ class WeeklyPipeline:
 
     @cached_property
     def registry(self) -> MLflowRegistry:
-        """Where the models are registered."""
+        """Registry of the models."""
         return MLflowRegistry(self.store)
 
     @cached_property
@@ -103,7 +103,7 @@ class WeeklyPipeline:
                 FIRST_STAGE,
             ),
             Stage("train", "train, export, register, and score the test rows", self._train, _train_problems),
-            Stage("evaluate", "measure the candidate beside the champion in all slices", self._evaluate),
+            Stage("evaluate", "measure candidate and champion in all slices", self._evaluate),
             Stage(
                 "parity",
                 "compare training framework, batch scorer and single rows",
@@ -141,7 +141,7 @@ class WeeklyPipeline:
             "files": {table: str(path) for table, path in self.sources.files.items()},
             "source": _digest(self.sources),
             "champion": champion,
-            # What the training depends on is settled once: the champion may change before the same command goes on.
+            # The inputs of the training are settled once: the champion may change before the same command goes on.
             "warm_start": warm_start,
             "reference_dataset": reference,
         }
@@ -293,13 +293,13 @@ class WeeklyPipeline:
         metrics = ", ".join(f"{name} {value:.4f}" for name, value in found["evaluate"]["metrics"].items())
         lines = [f"before: {found['promote']['previous'] or 'none'}", metrics, *warnings, found["evaluate"]["page"]]
         alert = Alert(title, "\n".join(lines), {"warnings": warnings, **found["promote"]})
-        # The champion has changed, whoever hears of it: a date whose alert is lost is finished, with a warning.
+        # The champion has changed: a date whose alert is lost is finished, with a warning.
         unsent = report(alert, self.settings.alerts)
         facts: dict[str, Any] = {"title": title, "targets": len(self.settings.alerts)}
         return facts if unsent is None else {**facts, WARNINGS: [unsent]}
 
     def _settled(self, found: Found) -> RunConfig:
-        """Return what the date was begun with; from now on Spark keeps the recipe's table if the settings say so.
+        """Return the configuration that this date started with. Caches the recipe's table if the settings ask for it.
 
         Raises:
             OutdatedError: The source files have changed.
@@ -331,7 +331,7 @@ class WeeklyPipeline:
 
 
 def warnings_of(found: Found) -> list[str]:
-    """Return what stages have warned of, from their facts."""
+    """Return the warnings of stages, from their facts."""
     return [warning for facts in found.values() for warning in facts.get(WARNINGS, ())]
 
 

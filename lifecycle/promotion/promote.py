@@ -32,7 +32,7 @@ class PromotionConflictError(RuntimeError):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a promotion needs to know of a validation.
+    """Facts of a validation that a promotion needs.
 
     Attributes:
         name: Registered model of the candidate.
@@ -65,13 +65,13 @@ class Evidence:
 
         Raises:
             OSError: The file cannot be read.
-            PromotionRefusedError: It is no validation, or one of another version.
+            PromotionRefusedError: It is not a validation, or one of another version.
         """
         try:
             return cls._read(Path(file).read_text(encoding="utf-8"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PromotionRefusedError(
-                f"{file} is no validation ({error}); give the validation.json of one"
+                f"{file} is not a validation ({error}); give the validation.json of one"
             ) from error
 
     @classmethod
@@ -123,7 +123,7 @@ def promote(
 ) -> Promotion:
     """Make a validated version the champion, if it has passed and the champion is still the one it was compared with.
 
-    Of several promotions at once one wins; the others are told that the champion has changed. The former champion gets
+    Of several promotions at once one wins; the champion has changed for the others. The former champion gets
     the alias ``previous``. Who, when, why and by which evidence becomes a tag of the version. A promotion that was
     killed half-way is completed by the same call.
 
@@ -131,7 +131,7 @@ def promote(
         evidence: The validation, or what :meth:`Evidence.load` has read.
         registry: Where the versions are.
         why: The reason, for the audit trail.
-        who: Who promotes; by default the user of this process.
+        who: Name of the promoter; by default the user of this process.
         name: Registered model, if the candidate was validated by its folder.
         version: Its version, likewise.
 
@@ -174,7 +174,7 @@ def rollback(name: str, registry: Registry, *, why: str, who: str | None = None)
         name: Registered model.
         registry: Where the versions are.
         why: The reason, for the audit trail.
-        who: Who does it; by default the user of this process.
+        who: Name of the caller; by default the user of this process.
 
     Raises:
         PromotionRefusedError: There is no previous champion.
@@ -198,7 +198,7 @@ def rollback(name: str, registry: Registry, *, why: str, who: str | None = None)
 
 
 def audit_trail(name: str, version: str, registry: Registry) -> list[Mapping[str, Any]]:
-    """Return what was done with a version, the earliest first, each with ``at``, ``action``, ``who`` and ``why``.
+    """Return the actions on a version, the earliest first, each with ``at``, ``action``, ``who`` and ``why``.
 
     Raises:
         RegistryError: There is no such version.
@@ -227,7 +227,7 @@ def _note(
     own = _entries(name, version, registry)
     others = {} if champion is None else _entries(name, champion, registry)
     latest = own.get(max([*own, *others], default=""), {})
-    # What was noted last of both versions has not been done: if it had been, and undone, that was noted later.
+    # The last noted action of both versions has not been done: if it had been, and undone, that was noted later.
     if {key: value for key, value in latest.items() if key != "at"} == noted:
         return
     document = json.dumps({"at": at.isoformat(timespec="seconds"), **noted})

@@ -172,7 +172,7 @@ class MLflowRegistry:
     """MLflow's model registry: a server, a database, or Databricks.
 
     MLflow moves an alias without looking at where it was, so a lock keeps two promotions apart. For an SQLite file it
-    is the lock of a file beside it. Elsewhere it is an empty registered model, ``NAME-promotion-lock``, since a store
+    is the lock of a file next to it. Elsewhere it is an empty registered model, ``NAME-promotion-lock``, since a store
     lets only one caller create a name. A process that is killed while it holds it leaves it behind. The next call on
     the same machine removes it; from another one, which cannot see that process, :meth:`break_lock` does.
     """
@@ -230,7 +230,7 @@ class MLflowRegistry:
     def break_lock(self, name: str) -> None:
         """Remove the lock that a process which was killed has left in a server's registry, if there is one.
 
-        Only call this if that process is gone: its promotion and another one would change the aliases together.
+        Only call this if that process is dead: its promotion and another one would change the aliases together.
         """
         from mlflow.exceptions import MlflowException
 
@@ -258,13 +258,13 @@ class MLflowRegistry:
             if time.monotonic() > deadline:
                 raise RegistryError(
                     f"another process has been changing '{name}' for {LOCK_SECONDS:.0f} s: the registered model "
-                    f"'{name}{_LOCK_SUFFIX}' says which; if that process is gone, delete it (break_lock)"
+                    f"'{name}{_LOCK_SUFFIX}' says which; if that process is dead, delete it (break_lock)"
                 )
             time.sleep(pause)
             pause = min(1.0, 2 * pause)
 
     def _remove_abandoned_lock(self, name: str) -> bool:
-        """Remove the lock of a process of this machine that is gone; return True if it was there."""
+        """Remove the lock of a dead process of this machine; return True if it was there."""
         from mlflow.exceptions import MlflowException
 
         # One caller at a time looks at it and removes it: another one could remove the lock that follows it.
@@ -272,7 +272,7 @@ class MLflowRegistry:
         with _locked(place, name):
             try:
                 tags = self._client.get_registered_model(name + _LOCK_SUFFIX).tags
-            except MlflowException:  # released meanwhile, or the store is away, which the next request tells
+            except MlflowException:  # released meanwhile, or the store is away, which the next request shows
                 return False
             if not _is_gone(tags):
                 return False
@@ -306,7 +306,7 @@ def _locked(path: Path, name: str) -> Iterator[None]:
 
 
 def _this_process() -> dict[str, str]:
-    """Return the holder of a lock: what tells this process from all others, those of its number included."""
+    """Return the holder of a lock: an id of this process among all, those of its number included."""
     started = f"{psutil.Process().create_time():.2f}"
     who = {"user": getpass.getuser(), "host": socket.gethostname(), "process": str(os.getpid())}
     return who | {"started": started} | ({"boot": boot} if (boot := boot_id()) else {})

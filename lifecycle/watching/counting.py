@@ -38,11 +38,11 @@ class NothingToWatchError(ValueError):
 def window_counts(
     table: DataFrame, snapshot: Snapshot, *, time: str | None, window: str, late: str | None = None
 ) -> DataFrame:
-    """Return how many values of each column fell into each bin, by window.
+    """Return the numbers of each column's values in each bin, by window.
 
     Args:
         table: Rows, or a stream of rows; columns that the snapshot lacks are ignored.
-        snapshot: What they are compared with.
+        snapshot: The snapshot that they are compared with.
         time: SQL expression of a row's time; None for one window.
         window: Length of a window, ``7 days`` say.
         late: How late rows of a stream may be.

@@ -1,4 +1,4 @@
-"""Drift of columns and scores, from the counts of a window beside those of the training: pure functions."""
+"""Drift of columns and scores, from the counts of a window and those of the training: pure functions."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ColumnDrift:
 
 @dataclass(frozen=True)
 class ColumnCounts:
-    """What was counted of a column in a window.
+    """Counts of a column in a window.
 
     Attributes:
         bins: Values by bin of the snapshot, with missing ones last.

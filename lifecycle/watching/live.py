@@ -1,4 +1,4 @@
-"""How good a model is in production: its scores joined with what came out, week by week, beside what was promised."""
+"""Quality of a model in production: its scores joined with outcomes, week by week, against its validation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mirrorspark.lifecycle.gate.measures import measures_of
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import direction_of
 from mirrorspark.lifecycle.watching.watch import WEEK
-from mirrorspark.plots.html import in_digits
+from mirrorspark.pages.numbers import in_digits
 from mirrorspark.scoring.model.directory import Task
 from mirrorspark.scoring.parity import THRESHOLD
 from mirrorspark.scoring.plan import column_named
@@ -35,7 +35,7 @@ _BEST = {"calibration": 1.0, "bias": 0.0}
 
 @dataclass(frozen=True)
 class Promise:
-    """What a validation measured of the model before it went into production.
+    """Metrics of a validation before the model went into production.
 
     Attributes:
         metrics: Metric by name, of all rows.
@@ -51,7 +51,7 @@ class Promise:
 
         Raises:
             OSError: The file cannot be read.
-            ValueError: It is no validation.
+            ValueError: It is not a validation.
         """
         try:
             document = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ class Promise:
             metrics = {name: float(one["value"]) for name, one in overall["candidate"].items()}
             return cls(metrics, f"{candidate['name']}/{candidate['version']}")
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{file} is no validation ({error}); give the validation.json of the promotion") from error
+            raise ValueError(f"{file} is not a validation ({error}); give the promotion's validation.json") from error
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ def live_metrics(
     whose outcome is not known yet are counted and not measured.
 
     Args:
-        scores: What was answered: keys, time and scores.
-        outcomes: What came out: keys and label. Of several outcomes of a key, one has to be chosen before.
+        scores: Answers: keys, time and scores.
+        outcomes: Outcomes: keys and label. Of several outcomes of a key, one has to be chosen before.
         keys: Columns that both have.
         label: SQL expression of the label, over the columns of ``outcomes``.
         time: SQL expression of the time of a score, over the columns of ``scores``.
@@ -114,10 +114,10 @@ def live_metrics(
         task: Task of the model.
         output: Column of the scores.
         labels: Classes or labels of the model, of a multi-class or multi-label model.
-        promise: What the metrics are compared with.
-        tolerance: Difference to the promise that is no alarm, in units of the metric.
+        promise: Values that the metrics are compared with.
+        tolerance: Difference to the promise without an alarm, in units of the metric.
         min_examples: Windows with fewer outcomes are not judged.
-        threshold: As for :func:`lifecycle.gate.validate.validate`.
+        threshold: As in :func:`lifecycle.gate.validate.validate`.
         seed: Fixes the intervals.
 
     Returns:

@@ -1,4 +1,4 @@
-"""``watch.html``: drift by column and window, and the live quality of a model beside what was promised."""
+"""``watch.html``: drift by column and window, and the live quality of a model against its validation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mlflow.entities import Metric
 from mirrorspark.callbacks.mlflow.store import store_client
 from mirrorspark.lifecycle.watching.live import LiveWindow, Promise
 from mirrorspark.lifecycle.watching.watch import WindowDrift
-from mirrorspark.plots.beside import drawn
-from mirrorspark.plots.histogram import short_number
-from mirrorspark.plots.html import figure_html, in_digits
-from mirrorspark.plots.over_time import over_time
-from mirrorspark.plots.page import page_template
+from mirrorspark.pages.blocks import figure_html
+from mirrorspark.pages.figures.by_date import over_time
+from mirrorspark.pages.guarded import drawn
+from mirrorspark.pages.numbers import in_digits, short_number
+from mirrorspark.pages.page import page_template
 
 PAGE_FILE = "watch.html"
 
@@ -39,8 +39,8 @@ def watch_page(
     Args:
         windows: Drift by window, the earliest first.
         live: Quality by window, the earliest first.
-        title: What is watched.
-        promise: What the quality is compared with.
+        title: Name of the watched model.
+        promise: Values that the quality is compared with.
     """
     shown = windows[-_SHOWN_WINDOWS:]
     names = list(dict.fromkeys(one.column for window in shown for one in window.columns))
@@ -79,8 +79,8 @@ def log_watch(
         live: Quality by window: ``live.METRIC``.
         run_id: The run, one for the model in production say; a window that is logged again replaces its
             former values as the latest ones.
-        title: What is watched.
-        promise: What the quality is compared with.
+        title: Name of the watched model.
+        promise: Values that the quality is compared with.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
 
     Raises:

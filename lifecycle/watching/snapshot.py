@@ -31,7 +31,7 @@ _WATCHED_ROLES = (Role.FEATURE, Role.LABEL)
 
 
 class SnapshotError(ValueError):
-    """A file is no snapshot, or one of another version."""
+    """A file is not a snapshot, or one of another version."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Snapshot:
         """Return the snapshot with the model's scores of labelled rows, in deciles.
 
         Args:
-            scores: Scores, ``[rows]``; those that are no number are missing values.
+            scores: Scores, ``[rows]``; NaN is a missing value.
             name: Column of the scores in the rows to come.
         """
         others = tuple(column for column in self.columns if column.name != name)
@@ -118,7 +118,7 @@ class Snapshot:
 
         Raises:
             OSError: The file cannot be read.
-            SnapshotError: It is no snapshot, or one of another version.
+            SnapshotError: It is not a snapshot, or one of another version.
         """
         try:
             document = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -126,14 +126,14 @@ class Snapshot:
                 raise SnapshotError(f"{file} has version {version}, this program reads {FORMAT_VERSION}")
             return cls(tuple(map(_column, document["columns"])), document["features"], document["at"])
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise SnapshotError(f"{file} is no snapshot of a training ({error})") from error
+            raise SnapshotError(f"{file} is not a snapshot of a training ({error})") from error
 
 
 def score_column(scores: ArrayLike, name: str = "score", bins: Bins | None = None) -> WatchedColumn:
     """Return a model's scores as a column that is watched.
 
     Args:
-        scores: Scores, ``[rows]``; those that are no number are missing values.
+        scores: Scores, ``[rows]``; NaN is a missing value.
         name: Their column.
         bins: The bins; by default the deciles.
     """

@@ -32,7 +32,7 @@ class WindowDrift:
 
     @property
     def alarms(self) -> list[str]:
-        """What exceeds its limits, in words."""
+        """Measures beyond their limits, in words."""
         return alarms_of(self.columns)
 
     @property
@@ -63,7 +63,7 @@ def watch(
 
     Raises:
         NothingToWatchError: The table has no column of the snapshot.
-        SnapshotError: The file is no snapshot.
+        SnapshotError: The file is not a snapshot.
         PySparkException: A column has values of another type than in the training.
     """
     known = snapshot if isinstance(snapshot, Snapshot) else Snapshot.load(snapshot)
@@ -82,10 +82,10 @@ def watch_stream(
     late: str = "1 day",
     limits: DriftLimits | None = None,
 ) -> StreamingQuery:
-    """Compare a stream of rows with the snapshot of a training, and tell of each window when it is complete.
+    """Compare a stream of rows with the snapshot of a training, and report each window when it is complete.
 
     A window is complete when a row has come that is later than its end by ``late``. After a restart from the same
-    checkpoint the stream goes on; a window is then told of at least once.
+    checkpoint the stream goes on; a window is then reported at least once.
 
     Args:
         table: A stream of rows.
@@ -99,7 +99,7 @@ def watch_stream(
 
     Raises:
         NothingToWatchError: The stream has no column of the snapshot.
-        SnapshotError: The file is no snapshot.
+        SnapshotError: The file is not a snapshot.
     """
     known = snapshot if isinstance(snapshot, Snapshot) else Snapshot.load(snapshot)
     asked = limits or DriftLimits()

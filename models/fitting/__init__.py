@@ -1,1 +1,1 @@
-"""What training needs of any model: objectives, optimizers, the step loop and warm starts."""
+"""Training of any model: objectives, optimizers, the step loop and warm starts."""

@@ -104,7 +104,7 @@ class ScaledLoss(tf_keras.losses.Loss):
     Args:
         kind: ``squared``; ``absolute``; ``poisson`` and ``tweedie``: the deviance of that distribution up to a
             constant; ``quantile``: the pinball loss, doubled so that of the median it is the absolute error.
-        scale: What one unit of the network's output is in the label's unit.
+        scale: Size of one unit of the network's output in the label's unit.
         power: Of Tweedie's distribution, between 1 and 2.
         quantiles: The shares of the predictions' columns, for ``quantile``.
     """

@@ -33,7 +33,7 @@ _ROUNDS = 10
 _SAMPLED_PER_CELL = 256
 # Largest size of a cell, relative to equal cells: every cell takes the memory of the largest.
 _LARGEST = 1.5
-# Scores of so many directions stay in the cache of a core: twice as fast as 8,192.
+# Scores of this number of directions stay in the cache of a core: twice as fast as 8,192.
 _ASSIGNED_AT_ONCE = 512
 
 
@@ -158,7 +158,7 @@ def candidate_cells(
         embeddings: float32 ``[ids, dim]`` by id.
         seed: Seed of the initial centres.
         candidate_ids: int64 ``[candidates]``, the ids to divide, ascending; by default all but the reserved ones.
-        tell: As for :func:`cells_index`.
+        tell: As in :func:`cells_index`.
     """
     if candidate_ids is None:
         candidate_ids = np.arange(FIRST_VOCABULARY_ID, len(embeddings))

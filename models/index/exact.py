@@ -83,7 +83,7 @@ class ExactTopK(tf.Module):
 
         Args:
             candidate_embeddings: float32 ``[ids, dim]``.
-            removed: int64 ``[any]``, ids that are no candidates any more and are never found.
+            removed: int64 ``[any]``, ids that are not candidates any more and are never found.
             is_saved: Whether the index becomes part of a SavedModel; false for one within a training, where the
                 creation of a variable is a collective of all workers.
         """

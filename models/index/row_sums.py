@@ -16,12 +16,12 @@ class HistoryTopK(ExactTopK):
     scores_are_products = False
 
     def __init__(self, items: int, numbers_per_row: int = 1, numbers_per_item: int = 0) -> None:
-        """Prepare a search among so many items.
+        """Prepare a search among this number of items.
 
         Args:
             items: Number of candidates; item i has the id i + 2.
-            numbers_per_row: What a row takes in memory beside its scores.
-            numbers_per_item: What each place of a row's history takes besides.
+            numbers_per_row: Numbers that a row takes in memory in addition to its scores.
+            numbers_per_item: Numbers that each place of a row's history takes in addition.
         """
         super().__init__(np.zeros((items + FIRST_VOCABULARY_ID, 0), np.float32))
         self._row_numbers, self._numbers_per_item = max(self._rows, numbers_per_row), numbers_per_item
@@ -41,7 +41,7 @@ class HistoryTopK(ExactTopK):
         return best_columns(without(scores, queries.excluded), k)
 
     def _padded(self, by_item: np.ndarray, *axes: int) -> tf.Variable:
-        """Return an array by item as a variable by id, with zeros for ids that are no items, along these axes."""
+        """Return an array by item as a variable by id, with zeros for ids that are not items, along these axes."""
         widths = [(0, 0)] * by_item.ndim
         for axis in axes:
             widths[axis] = (FIRST_VOCABULARY_ID, self._rows - FIRST_VOCABULARY_ID - by_item.shape[axis])

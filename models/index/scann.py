@@ -8,7 +8,7 @@ from mirrorspark.models.index.exact import Best, ExactTopK, Queries, completed
 
 # ScaNN cannot exclude candidates from its search, so more are fetched and the excluded ones dropped.
 OVERFETCH = 8
-# Share of the leaves that a query searches. On random vectors, for which a tree is no help, recall@20 is 0.94 with
+# Share of the leaves that a query searches. On random vectors, for which a tree does not help, recall@20 is 0.94 with
 # 1,000 candidates, 0.97 with 9,000 and 0.93 with 50,000; with a quarter of the leaves it is 0.65, 0.76 and 0.83.
 SEARCHED_SHARE = 2 / 3
 # ScaNN's quantiser forms this many clusters per block of dimensions.

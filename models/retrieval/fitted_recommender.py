@@ -16,7 +16,7 @@ class FittedRecommender(tf.Module):
     """A classical recommender in TensorFlow.
 
     Attributes:
-        arrays: What it has learnt.
+        arrays: Its learnt arrays.
         settings: Its settings.
         index: Finds the best candidates of queries.
     """

@@ -105,7 +105,7 @@ def candidate_tower(
         fitted: The features.
         dim: Width of the result.
         seed: Seed of the model; the tower draws another sequence than its other layers.
-        by_id: The layer that embeds the ids beside features; by default a table of the tower's own.
+        by_id: The layer that embeds the ids in addition to features; by default a table of the tower's own.
     """
     if fitted.items is None:
         return towers.candidate_tower(fitted, dim, cosine=settings.cosine)

@@ -163,7 +163,7 @@ class RetrievalModel(tf_keras.Model):
         Args:
             own: int64 ``[queries]``, their own candidates.
             own_logits: float32 ``[queries]``, the scores of these.
-            columns: What all queries are compared with.
+            columns: The candidates that all queries are compared with.
             scores: float32 ``[queries, columns]``.
             training: Whether only the hardest are kept.
             nearest: float32 ``[queries, any]``, scores of further others of each.

@@ -106,7 +106,7 @@ def list_values(
 def _hits(
     lists: NDArray[Any], query: NDArray[np.int64], wanted: NDArray[Any]
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Return where the list of each query names a relevant item for the first time, and their number by query."""
+    """Return the first places of the relevant items in each query's list, and their number by query."""
     # Numbers for ids make (query, id) one integer.
     names, number = np.unique(np.concatenate([lists.ravel(), wanted]), return_inverse=True)
     relevant = np.unique(query * len(names) + number[lists.size :])
@@ -118,7 +118,7 @@ def _hits(
 
 
 def catalogue_metrics(recommended: ArrayLike, counts: ArrayLike) -> dict[str, float]:
-    """Return how much of the catalogue is recommended, and how popular it is.
+    """Return the recommended share of the catalogue, and its popularity.
 
     Args:
         recommended: positions of candidates in ``counts``, ``[rows, k]``; negative where a list has no candidate.

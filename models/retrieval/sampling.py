@@ -129,7 +129,7 @@ class Columns(NamedTuple):
 
 
 class CandidateSampling:
-    """Where the columns of a step come from, as :class:`models.settings.LossSettings` name it.
+    """Source of a step's columns, named as in :class:`models.settings.LossSettings`.
 
     Attributes:
         sample: The layer that draws, whose counter belongs to the model's weights; None if nothing is drawn.
@@ -171,7 +171,7 @@ class CandidateSampling:
         return None if self.sample is None else self.sample(own) + FIRST_VOCABULARY_ID
 
     def columns(self, own: tf.Tensor, is_row: tf.Tensor, drawn: tf.Tensor | None) -> Columns:
-        """Return what the rows are compared with.
+        """Return the candidates that the rows are compared with.
 
         Args:
             own: int64 ``[rows]``, the ids of the rows' own candidates.

@@ -123,7 +123,7 @@ class SavedQueryTower(tf.Module):
 
 
 class _SavedCandidateTower:
-    """A candidate tower from :func:`save_towers`. It is no module, so that the weights stay out of what is saved."""
+    """A candidate tower from :func:`save_towers`. It is not a module, so the model is saved without its weights."""
 
     def __init__(self, folder: Path, fitted: FittedFeatures) -> None:
         assert fitted.items is not None  # noqa: S101 - the model has items

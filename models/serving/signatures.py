@@ -35,5 +35,5 @@ def rated_features(spec: FeatureSpec) -> tuple[Feature, ...]:
 
 
 def scann_folder(folder: Path) -> Path:
-    """Return the folder of the SavedModel with ScaNN's index, beside ``folder``."""
+    """Return the folder of the SavedModel with ScaNN's index, next to ``folder``."""
     return folder.with_name(f"{folder.name}_{SCANN}")

@@ -80,7 +80,7 @@ def refresh_index(
         folder: The new folder.
         changes_only: ``items`` has only the items that are new or changed, or is None; all others of the model stay.
             The result is that of the whole table.
-        removed: With ``changes_only``, the keys of items that are gone.
+        removed: With ``changes_only``, the keys of removed items.
         least_recall: Share of the exact best candidates that every index has to find for sample queries of the
             training; otherwise nothing is written.
         registered_model: Name in the MLflow registry that the result becomes a new version of.
@@ -94,7 +94,7 @@ def refresh_index(
         ModelNotFoundError: The URI leads to no model.
         RefreshError: The model has no item tower, ``folder`` exists, fewer items are left than the model recommends
             per row, an index finds too few of the best, or an option is invalid.
-        TableError: ``items`` is no table, or lacks a column.
+        TableError: ``items`` is not a table, or lacks a column.
         ColumnError: A column has another type than in training, a key is null or repeated, or a removed one is no
             item of the model or among the changed ones.
     """
@@ -130,11 +130,11 @@ def write_refreshed(
         pinned: The model.
         items: The table.
         target: The new folder.
-        least_recall: As for :func:`refresh_index`.
-        build_indexes: Writes the SavedModel into a folder that has all else, for so many candidates per query, and
+        least_recall: As in :func:`refresh_index`.
+        build_indexes: Writes the SavedModel into a folder that has all else, for a number of candidates per query, and
             returns the recalls of the indexes.
         embed: Returns a table with embedded columns, for the spec of the items.
-        removed: Keys of items that are gone, where ``items`` has only those that are new or changed, or is None; None
+        removed: Keys of removed items, if ``items`` has only those that are new or changed, or is None; None
             where it is the whole table.
     """
     directory = ModelDirectory.open(pinned.path)
@@ -163,13 +163,15 @@ def write_refreshed(
 
 
 def _removed(items: Any, removed: Iterable[str | int], *, changes_only: bool) -> frozenset[str] | None:
-    """Return the keys of items that are gone; None if ``items`` is the whole table."""
+    """Return the keys of removed items; None if ``items`` is the whole table."""
     if isinstance(removed, str):
         raise RefreshError(f"removed is {removed!r}, one text; give a list of keys")
     gone = frozenset(map(str, removed))
     if not changes_only:
         if gone:
-            raise RefreshError("removed needs changes_only=True; a whole table says by itself which items are gone")
+            raise RefreshError(
+                "removed needs changes_only=True; a whole table shows by itself which items were removed"
+            )
         if items is None:
             raise RefreshError("items is None; give the table of items, or changes_only=True and the removed ones")
         return None
@@ -182,7 +184,7 @@ def _check_options(target: Path, least_recall: float, registered_model: str | No
     if target.exists():
         raise RefreshError(f"{target} exists already; give a new folder")
     if not 0 <= least_recall <= 1:
-        raise RefreshError(f"least_recall {least_recall} is no share; use a number from 0 to 1")
+        raise RefreshError(f"least_recall {least_recall} is not a share; use a number from 0 to 1")
     if alias is not None and registered_model is None:
         raise RefreshError(f"the alias '{alias}' belongs to no model; name it as registered_model")
 

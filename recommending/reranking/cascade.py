@@ -64,7 +64,7 @@ def rank_candidates(
         output: The model's output to rank by, one number for each row.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         batch_size: Rows per call of the model.
-        nulls: As for :func:`scoring.batch.score`, like the next two.
+        nulls: As in :func:`scoring.batch.score`, like the next two.
         trust: Whether Python code that the model brings may run.
         counters: Collects the counters of the tasks.
 
@@ -87,7 +87,7 @@ def rank_candidates(
     outputs = {field.name: str(field.type) for field in plan.added}
     if outputs.get(output) not in ("float", "double"):
         raise ScoringError(
-            f"'{output}' is no number of {plan.pinned.label}, which gives {outputs}; name by output one that is"
+            f"'{output}' is not a number of {plan.pinned.label}, which gives {outputs}; name by output one that is"
         )
     ranking = _ranking(lists, items, plan, key)
     kept = [field for field in lists.schema.fields if field.name not in (CANDIDATES, SCORES, RANKED_BY)]

@@ -188,5 +188,5 @@ def lists_of(column: pa.Array) -> tuple[np.ndarray, pa.Array]:
 
 
 def starts_of(lengths: np.ndarray) -> np.ndarray:
-    """Return where each list begins among the values of all, and their number at the end: int64 ``[lists + 1]``."""
+    """Return each list's first place among the values of all, and their number at the end: int64 ``[lists + 1]``."""
     return np.append(0, np.cumsum(lengths)).astype(np.int64)

@@ -24,10 +24,10 @@ class _Items(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """What is known of the candidates of a list, by place, and of categories, which are 0 between lists.
+    """State of the candidates of a list, by place, and of categories, which are 0 between lists.
 
     Attributes:
-        bounds: Value beside the candidates that a candidate was last compared with.
+        bounds: Value next to the candidates that a candidate was last compared with.
         uppers: Value before anything is chosen.
         similarity: Largest cosine to a chosen candidate, at least 0.
         compared: Number of chosen candidates that it was compared with.
@@ -146,7 +146,7 @@ def _leader(own, order, chosen, most_gain, is_forced, diversity, items, work):  
     """Return the place of the highest value, the first among equals, or -1; if forced, only of missing categories.
 
     Similarities only grow. So ``uppers``, the values before anything was chosen, end the search, and ``bounds``, those
-    beside fewer chosen candidates, spare most candidates the comparison with those that were chosen since.
+    next to fewer chosen candidates, spare most candidates the comparison with those that were chosen since.
     """
     best, highest = -1, _NEVER
     for place in order:

@@ -32,14 +32,14 @@ Score = Callable[[pa.RecordBatch], np.ndarray]
 
 @dataclass(frozen=True)
 class Ranking:
-    """What a ranking model reads of a list and of its candidates; pickles.
+    """Columns that a ranking model reads of a list and of its candidates; pickles.
 
     Attributes:
         key: Column of the candidate's token.
         key_type: Type of that column: strings, or int64 for a model that takes integers.
         row_columns: Columns of the list's row.
         known: Tokens of the items; None without any.
-        item_columns: Columns of the items by name, each with a null at the end for what is no item.
+        item_columns: Columns of the items by name, each with a null at the end for tokens without an item.
     """
 
     key: str
@@ -101,7 +101,7 @@ class Ranking:
         for place in bad.tolist():
             found.setdefault(
                 int(row[place]),
-                f"candidate {tokens[place].as_py()!r} is no 64-bit integer in plain decimal digits, and the ranking "
+                f"candidate {tokens[place].as_py()!r} is not a 64-bit integer in plain decimal digits, and the ranking "
                 f"model takes '{self.key}' as integers; rank by a model that was trained with these tokens, or leave "
                 f"such candidates out",
             )
@@ -141,7 +141,7 @@ def ranked(lists: pa.RecordBatch, ranking: Ranking, score: Score, k: int | None)
 
     Args:
         lists: Rows with the column ``candidates``, and those of ``ranking``.
-        ranking: What the model reads.
+        ranking: Columns that the model reads.
         score: The model; it is called with some lists at a time.
         k: Length of the new lists; None keeps all candidates.
     """
@@ -176,7 +176,7 @@ def _with_null(column: pa.Array) -> pa.Array:
 
 
 def _parts(lists: pa.RecordBatch, lengths: np.ndarray) -> Iterator[pa.RecordBatch]:
-    """Yield consecutive lists with so many candidates that they are in memory together; none without candidates."""
+    """Yield consecutive lists whose candidates fit into memory together; none without candidates."""
     starts, start = starts_of(lengths), 0
     while start < len(lengths):
         fitting = int(np.searchsorted(starts, starts[start] + _PAIRS_AT_ONCE, side="right")) - 1

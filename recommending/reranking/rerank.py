@@ -38,7 +38,7 @@ def rerank(
 ) -> Lists:
     """Return ``lists`` with the ``k`` candidates of each list that fit the rules best, in their new order.
 
-    A list is filled from its first place on, each time with the candidate that is worth most beside those that are in
+    A list is filled from its first place on, each time with the candidate that is worth most next to those that are in
     it; of equal ones with the one that came first. A candidate's worth is its score, scaled to 0..1 within its list,
     plus its boost, less what ``diversity`` and ``calibration`` take off. Columns other than ``candidates`` and
     ``scores`` stay as they are, as does the score of a candidate.
@@ -50,7 +50,7 @@ def rerank(
         k: Length of the new lists. One is shorter if fewer candidates are available or ``at_most`` leaves fewer.
         category: Column of ``items``: a category, or a list of several, each of which counts.
         at_most: Largest number of candidates of any category, or of each that is named.
-        at_least: Smallest number of candidates by category, as far as a list has so many. It always holds if each item
+        at_least: Smallest number of candidates by category, if a list has that many. It always holds if each item
             has one category; of items of several, those that ``at_most`` leaves.
         diversity: Weight of dissimilarity, 0 to 1: maximal marginal relevance (Carbonell and Goldstein 1998). A
             candidate is worth ``diversity`` times its largest cosine to one in the list less, and its relevance counts

@@ -8,7 +8,7 @@ from mirrorspark.scoring.errors import ScoringError
 
 @dataclass(frozen=True)
 class Rules:
-    """What a re-ranked list has to be like; the meaning of each is in :func:`recommending.reranking.rerank.rerank`."""
+    """Rules of a re-ranked list; the meaning of each is in :func:`recommending.reranking.rerank.rerank`."""
 
     k: int
     category: str | None = None
@@ -36,7 +36,7 @@ class Rules:
         ):
             ((column, given),) = needed.items()
             if not 0 <= weight <= 1:
-                raise ScoringError(f"{name} {weight} is no share; use 0 (none) to 1 (it alone decides)")
+                raise ScoringError(f"{name} {weight} is not a share; use 0 (none) to 1 (it alone decides)")
             if bool(weight) != (given is not None):
                 raise ScoringError(f"{name} {weight} and {column} {given!r} belong together; give both or neither")
         if self.diversity + self.calibration > 1:

@@ -16,7 +16,7 @@ from mirrorspark.scoring.input.inputs import RowErrors
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided for each row of a batch.
+    """Decision for each row of a batch.
 
     Attributes:
         models: Name of the model or blend of each row, as objects.

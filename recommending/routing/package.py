@@ -132,7 +132,7 @@ def _outputs(found: Mapping[str, ModelDirectory], router: Router) -> dict[str, s
         raise ModelDirectoryError(f"the models have the outputs {clash}, which the router adds; rename them")
     numbers = {} if is_ranked_list(outputs) else outputs
     if router.blends and (other := [name for name, type_ in numbers.items() if type_ not in _BLENDED]):
-        raise ModelDirectoryError(f"the outputs {other} are no floating-point numbers, so they cannot be blended")
+        raise ModelDirectoryError(f"the outputs {other} are not floating-point numbers, so they cannot be blended")
     return outputs | {MODEL: "string", REASON: "string"}
 
 
@@ -162,7 +162,7 @@ def _check_cascades(found: Mapping[str, ModelDirectory], router: Router, *, has_
         outputs = {} if cascade.rank is None else dict(found[cascade.rank].description.outputs)
         if cascade.rank is not None and outputs.get(cascade.output) not in _NUMBERS:
             raise ModelDirectoryError(
-                f"'{cascade.output}' is no number of '{cascade.rank}', which gives {outputs}; name by output of the "
+                f"'{cascade.output}' is not a number of '{cascade.rank}', which gives {outputs}; name by output of the "
                 f"cascade '{name}' one that is"
             )
         if cascade.rerank and not has_items:

@@ -96,7 +96,7 @@ class RouterSearch:
         return self._finding[part, name]
 
     def depth(self, name: str) -> int:
-        """Return how many candidates each model finds for a model, blend or cascade."""
+        """Return the number of candidates that each model finds for a model, blend or cascade."""
         most = self.most or 1
         if name in self.stages:
             return max(most, self.router.cascades[name].depth)
@@ -141,7 +141,7 @@ class RoutedModel:
         self.signature = Signature((), arrays)
 
     def with_search(self, searches: Mapping[str, Any], most_candidates: int) -> "RoutedModel":
-        """Return a router whose models search, and whose lists have at most so many candidates."""
+        """Return a router whose models search, and whose lists have at most this number of candidates."""
         model = copy.copy(self)
         model._search = replace(self._search, of_models=searches, most=most_candidates)
         return model
@@ -275,7 +275,7 @@ class RoutedModel:
         return {output: np.concatenate([part[output] for part in parts]) for output in parts[0]}
 
     def _pieces(self, name: str, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Yield so many rows of a cascade that their candidates are in memory together."""
+        """Yield rows of a cascade whose candidates fit into memory together."""
         rows = max(1, _FOUND_AT_ONCE // self._search.depth(name))
         for start in range(0, batch.num_rows, rows):
             yield batch.slice(start, rows)

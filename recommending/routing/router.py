@@ -32,7 +32,7 @@ class Route:
         values: The route takes rows with one of these values: texts, integers or booleans.
         at_least: The route takes rows whose number is not below this one.
         below: The route takes rows whose number is below this one. NaN counts as null.
-        nulls: What happens to rows whose column is null.
+        nulls: Treatment of rows whose column is null.
     """
 
     model: str
@@ -55,7 +55,7 @@ class Route:
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
             if value is not None and not is_number:
-                raise ScoringError(f"{name} {value!r} of the route to '{self.model}' is no number; give one")
+                raise ScoringError(f"{name} {value!r} of the route to '{self.model}' is not a number; give one")
         if self.at_least is not None and self.below is not None and not self.at_least < self.below:
             raise ScoringError(
                 f"the route to '{self.model}' takes no number: at_least {self.at_least:g}, below {self.below:g}"
@@ -68,12 +68,12 @@ class Route:
 
     @property
     def has_range(self) -> bool:
-        """Whether the route takes rows by a range of numbers."""
+        """True if the route takes rows by a range of numbers."""
         return self.at_least is not None or self.below is not None
 
     @property
     def reason(self) -> str:
-        """Why the route takes a row."""
+        """Reason for which the route takes a row."""
         if self.has_range:
             least = [] if self.at_least is None else [f"{self.column} >= {self.at_least:g}"]
             most = [] if self.below is None else [f"{self.column} < {self.below:g}"]
@@ -137,7 +137,7 @@ class Cascade:
 
     @property
     def reason(self) -> str:
-        """What the stages do, for the reasons of rows."""
+        """Description of the stages, for the reasons of rows."""
         ranked = f", ranked by {self.rank}" if self.rank is not None else ""
         return f"candidates of {self.retrieve}{ranked}{', re-ranked' if self.rerank else ''}"
 
@@ -154,7 +154,7 @@ class Router:
         as_of: Column with the date or moment at which ages count; None is the time of the call.
         time_zone: Zone whose calendar days count for ages, and in which moments without a zone are given.
         blend_depth: Candidates that :func:`.recommend` takes from each model for a blend, at least.
-        fusion: What a blend of retrieval models goes by: ``places`` of the candidates in their lists, or ``scores``,
+        fusion: Basis of a blend of retrieval models: ``places`` of the candidates in their lists, or ``scores``,
             scaled within each list; or one search among all candidates by the weighted sum of ``cosine`` or ``dot``
             products of the models' vectors.
         cascades: Cascades by name.

@@ -34,7 +34,7 @@ def preprocessed(hooks: Hooks, router: Router, rows: pa.RecordBatch) -> pa.Recor
 
 
 def postprocessed(hooks: Hooks, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return what the hook ``postprocess`` makes of the outputs, with the names and types that they have.
+    """Return the outputs of the hook ``postprocess``, by their names and types.
 
     Raises:
         HookError: It fails, or returns other names, types or numbers of rows.

@@ -36,7 +36,7 @@ class StageInputs:
 
     @classmethod
     def of(cls, cascade: Cascade, ranking: Inputs | None, items: pa.Schema) -> "StageInputs":
-        """Tell the columns of rows from those of the items."""
+        """Separate the columns of rows from those of the items."""
         return cls(cascade, ranking, candidate_schema(cascade.key, ranking, items))
 
     @property
@@ -114,8 +114,8 @@ class Stages:
         """Return the rows with a candidate that the ranking model cannot score.
 
         Args:
-            rows: As for :meth:`listed`.
-            found: As for :meth:`listed`.
+            rows: As in :meth:`listed`.
+            found: As in :meth:`listed`.
             examine: Returns the errors of the ranking model's rows.
         """
         candidates, _ = as_lists(found)

@@ -48,7 +48,7 @@ class VectorSearch:
             cosine: Whether all vectors get length 1, so that scores are weighted sums of cosines.
 
         Raises:
-            ModelOutputError: The scores of a model are no products of vectors.
+            ModelOutputError: The scores of a model are not products of vectors.
         """
         self._weights, self._cosine = weights, cosine
         of_models = {name: model.vectors() for name, model in models.items()}

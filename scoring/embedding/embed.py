@@ -11,16 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark import TaskContext
-from pyspark.errors import PySparkException
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import BinaryType, CharType, DataType, StringType, VarcharType
 
 from mirrorspark.data_pipelines.features.kinds import ImageEmbedding
 from mirrorspark.data_pipelines.features.raw_columns import IMAGE, TEXT, VECTOR, ColumnError, meant
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import map_batches, progress_bar
 from mirrorspark.scoring.backends.protocol import UnsupportedModelError
 from mirrorspark.scoring.backends.tensorflow_runtime import limit_tensorflow
@@ -44,6 +40,9 @@ from mirrorspark.scoring.output.bad_rows import good_rows
 from mirrorspark.scoring.plan import column_named
 from mirrorspark.scoring.task.batches import regrouped
 from mirrorspark.scoring.task.scorer import ShippedModel, ship
+from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.task import task_cores
 from mirrorspark.storage.paths import Location
 
 _LOGGER = logging.getLogger(__name__)
@@ -277,7 +276,7 @@ class CachedEncoder:
         cached = self.vectors.table(spark).select(KEY).distinct().withColumn("is_cached", F.lit(True))
         # What is cached need not travel to a task, and is counted there.
         new = F.when(F.col("is_cached").isNull(), content).alias(_CONTENT)
-        tasks = _TASKS_PER_SLOT * spark.sparkContext.defaultParallelism
+        tasks = _TASKS_PER_SLOT * session_of(spark).default_parallelism
         dealt = distinct.join(cached, KEY, "left").select(KEY, new).repartitionById(tasks, task_of(F.col(KEY), tasks))
         bar = progress_bar(spark, "embed") if progress else contextlib.nullcontext()
         with encoder_folder(self.location) as folder, bar:
@@ -285,7 +284,7 @@ class CachedEncoder:
             task = EmbedTask(ship(spark, pinned), self.settings, self.vectors)
             try:
                 rows = map_batches(dealt, task, f"{_REPORT} string").collect()
-            except (Py4JJavaError, PySparkException) as error:
+            except SPARK_ERRORS as error:
                 raise OSError(f"column '{column}' cannot be embedded: {task_message(error)}") from error
         self._check_reports(column, [json.loads(row[_REPORT]) for row in rows])
 
@@ -356,8 +355,7 @@ class EmbedTask:
         report["examples"] = dict(sorted(named.items())[:_NAMED_IN_MESSAGE])
 
     def _load(self) -> Encoder:
-        context = TaskContext.get()
-        return load_once(self.encoder, self.settings, context.cpus() if context is not None else None)
+        return load_once(self.encoder, self.settings, task_cores())
 
 
 def _reported(report: Mapping[str, Any]) -> pa.RecordBatch:

@@ -3,15 +3,14 @@
 The transfer of a row of 40 columns from the JVM to Python costs more than scoring it. If Spark would only read files,
 the tasks read the files themselves. The plan keeps the files, so that Spark still refuses to overwrite their table.
 
-Spark has no public API for this question (``inputFiles`` also names files below a filter), so this module reads the
-optimized plan. With rows that Spark reads, ``score`` slightly misses its target of 1.3 times ``predict_batch_udf``;
-rows read here are twice as fast (``docs/benchmarks/score_files.md``).
+With rows that Spark reads, ``score`` slightly misses its target of 1.3 times ``predict_batch_udf``; rows read here are
+twice as fast (``docs/benchmarks/score_files.md``).
 """
 
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -24,12 +23,13 @@ from pyspark.sql.types import DataType, StructField, StructType, UserDefinedType
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError, ParquetRows, parquet_files
 from mirrorspark.data_pipelines.spark.tasks import BatchFunction, Shares, map_batches, portable
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.session import MissingCapabilityError, NotPlainParquetError, ParquetPlan
 from mirrorspark.storage.listing import DataFile
 from mirrorspark.storage.paths import StorageError, StoragePath
 
 _LOGGER = logging.getLogger(__name__)
 
-_PARQUET = "org.apache.spark.sql.execution.datasources.parquet.ParquetFileFormat"
 # The footers of all files are read before the job starts.
 _MOST_FILES = 1_000
 
@@ -58,7 +58,7 @@ def map_rows(table: DataFrame, task: BatchFunction, schema: StructType, reader: 
     if rows is None:
         return map_batches(table, task, schema)
     spark = table.sparkSession
-    shares = Shares.of(rows, rows.groups_per_task(spark.sparkContext.defaultParallelism))
+    shares = Shares.of(rows, rows.groups_per_task(session_of(spark).default_parallelism))
     _LOGGER.info("%d tasks read the table's Parquet files on their own", len(shares.groups))
     # This empty branch keeps the files in the plan. It costs nothing because the optimizer drops it.
     nothing = table.where(F.lit(False)).select(F.lit(0).cast("bigint").alias("id"))
@@ -75,7 +75,7 @@ def rows_of(table: DataFrame, reader: Reader = "auto") -> ParquetRows | None:
         return None
     try:
         return _plain_rows(table, only_local=reader == "auto")
-    except _NotPlainError as reason:
+    except (NotPlainParquetError, MissingCapabilityError) as reason:
         if reader == "tasks":
             raise ScoringError(
                 f"tasks cannot read the table on their own: {reason}; give the DataFrame of spark.read.parquet, or "
@@ -102,59 +102,32 @@ class SharesTask:
             yield from self.task(rows)
 
 
-class _NotPlainError(Exception):
-    """Raised when a DataFrame does not only select columns of plain Parquet files; the message gives the reason."""
-
-
 def _plain_rows(table: DataFrame, *, only_local: bool) -> ParquetRows:
     """Return the rows of ``table`` in a form that tasks can read.
 
     Raises:
-        _NotPlainError: Tasks cannot read them, or would read something else.
+        NotPlainParquetError: Tasks cannot read them, or would read something else.
     """
-    location = _relation(table).location()
+    plan = session_of(table.sparkSession).parquet_plan(table)
     try:
-        rows = ParquetRows.of_files(_files(location, only_local=only_local), table.columns)
+        rows = ParquetRows.of_files(_files(plan, only_local=only_local), table.columns)
     except (ParquetError, StorageError, OSError) as error:
-        raise _NotPlainError(str(error)) from error
+        raise NotPlainParquetError(str(error)) from error
     return replace(rows, schema=_as_spark_sends_it(rows.schema, table.schema))
 
 
-def _files(location: Any, *, only_local: bool) -> list[DataFile]:
-    """Return the files of Spark's file index, with the partitions of their folders."""
-    wanted = sorted(_storage_path(unquote(uri)) for uri in location.inputFiles())
-    roots = [location.rootPaths().apply(place).toString() for place in range(location.rootPaths().size())]
-    folders = [StoragePath.of(_storage_path(root)) for root in roots]
+def _files(plan: ParquetPlan, *, only_local: bool) -> list[DataFile]:
+    """Return the files of a plan, with the partitions of their folders."""
+    wanted = sorted(_storage_path(unquote(uri)) for uri in plan.files)
+    folders = [StoragePath.of(_storage_path(root)) for root in plan.roots]
     if only_local and len(wanted) > _MOST_FILES:
-        raise _NotPlainError(f"it has {len(wanted)} files, more than {_MOST_FILES}")
+        raise NotPlainParquetError(f"it has {len(wanted)} files, more than {_MOST_FILES}")
     if only_local and not all(folder.is_local for folder in folders):
-        raise _NotPlainError("its files are on a store for which tasks may have no credentials")
+        raise NotPlainParquetError("its files are on a store for which tasks may have no credentials")
     files = parquet_files(folders)
     if sorted(file.path.uri for file in files) != wanted:
-        raise _NotPlainError("Spark passes over some of the files in its folders")
+        raise NotPlainParquetError("Spark passes over some of the files in its folders")
     return files
-
-
-def _relation(table: DataFrame) -> Any:
-    """Return Spark's relation of files if the plan of ``table`` only selects columns of it."""
-    if table.isStreaming:
-        raise _NotPlainError("it is a stream")
-    plan = table._jdf.queryExecution().optimizedPlan()
-    while _kind(plan) == "Project":
-        if not plan.outputSet().subsetOf(plan.child().outputSet()):
-            raise _NotPlainError("it has columns that Spark computes")
-        plan = plan.child()
-    if _kind(plan) != "LogicalRelation" or _kind(plan.relation()) != "HadoopFsRelation":
-        raise _NotPlainError(f"its rows come from a step of Spark, {plan.nodeName()}")
-    relation = plan.relation()
-    # Formats built on Parquet and tables with a log have other classes.
-    if relation.fileFormat().getClass().getName() != _PARQUET or _kind(relation.location()) != "InMemoryFileIndex":
-        raise _NotPlainError("its files are not plain Parquet files")
-    return relation
-
-
-def _kind(plan: Any) -> str:
-    return str(plan.getClass().getSimpleName())
 
 
 def _storage_path(path: str) -> str:
@@ -166,16 +139,17 @@ def _as_spark_sends_it(found: pa.Schema, schema: StructType) -> pa.Schema:
     """Return the schema in which Spark would send the columns of the files.
 
     Raises:
-        _NotPlainError: Spark gives a column another type, because of a given schema or its own reading of the files.
+        NotPlainParquetError: Spark gives a column another type, because of a given schema or its own reading of the
+            files.
     """
     sent = StructType([StructField(field.name, _stored(field.dataType)) for field in schema])
     try:
         in_files = {field.name: field.dataType.simpleString() for field in from_arrow_schema(found)}
     except PySparkException as error:
-        raise _NotPlainError(str(error)) from error
+        raise NotPlainParquetError(str(error)) from error
     for field in sent:
         if in_files[field.name] != field.dataType.simpleString():
-            raise _NotPlainError(
+            raise NotPlainParquetError(
                 f"column '{field.name}' is {in_files[field.name]} in the files, and {field.dataType.simpleString()} to "
                 f"Spark"
             )

@@ -4,14 +4,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DataType, StructField, StructType
 
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
 from mirrorspark.storage.lakes import LAKE_FORMATS
 from mirrorspark.storage.listing import list_files
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_uri
@@ -55,7 +53,7 @@ class SparkSource:
                 reader = reader.options(header=True, inferSchema=True)
             # Table formats reject a list of paths, even with one element.
             return reader.load(self.paths[0] if len(self.paths) == 1 else list(self.paths))
-        except (PySparkException, Py4JJavaError) as error:
+        except SPARK_ERRORS as error:
             needs = next((format_.needs for format_ in LAKE_FORMATS if format_.name == self.format), "")
             raise ScoringError(
                 f"Spark cannot read {', '.join(self.paths)} as {self.format}: {task_message(error).rstrip('.')}; give "
@@ -91,7 +89,7 @@ def read_together(
         # Spark reads subfolders only as partitions or with this option.
         reader = spark.read.schema(schema).option("recursiveFileLookup", not folders)
         table = reader.parquet(*locations)
-    except (PySparkException, Py4JJavaError) as error:
+    except SPARK_ERRORS as error:
         raise ScoringError(
             f"Spark cannot read the Parquet files at {', '.join(locations)}, whose schemas differ (those of "
             f"{examples[0]} and {examples[1]}, for example): {task_message(error)}"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mirrorspark.callbacks.mlflow.store import store_client
-from mirrorspark.plots.html import Marked, heading_html, panel_html, rows_html
+from mirrorspark.pages.blocks import Marked, heading_html, panel_html, rows_html
 from mirrorspark.storage.credentials import without_credentials
 
 TOLERANCE = 1e-5

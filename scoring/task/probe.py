@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS, ParquetRows, RowGroups
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import WriteError, numbered_partitions, numbers_of, portable
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.task.planner import TaskPlan
 from mirrorspark.scoring.task.scorer import Scorer, Tally
+from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
+from mirrorspark.spark_session.kinds import session_of
 
 if TYPE_CHECKING:  # files imports this module
     from mirrorspark.scoring.files import ScoreWriter
@@ -160,12 +159,12 @@ def log_plan(plan: TaskPlan, speed: Speed, task_seconds: float) -> None:
 
 
 def _measured(spark: SparkSession, source: ParquetRows, writer: "ScoreWriter") -> Speed | None:
-    slots = spark.sparkContext.defaultParallelism
+    slots = session_of(spark).default_parallelism
     largest = max(range(len(source.groups)), key=source.group_rows.__getitem__)
     task = ProbeTask(source, (source.groups[largest],), writer)
     try:
         reports = numbered_partitions(spark, slots).mapInArrow(portable(task), _MEASURED_DDL).collect()
-    except (Py4JJavaError, PySparkException) as error:
+    except SPARK_ERRORS as error:
         raise WriteError(f"{writer.job.target} cannot be written: {task_message(error)}") from error
     rows, seconds = sum(row.rows for row in reports), sum(row.seconds for row in reports)
     return Speed(rows / seconds, sum(row.loads for row in reports)) if seconds else None

@@ -11,18 +11,17 @@ import threading
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark import Accumulator, AccumulatorParam, SparkFiles, TaskContext
 from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.features.kinds import repeated_names
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.spark.tasks import is_local
 from mirrorspark.scoring.backends.tensorflow_runtime import limit_tensorflow, traced_functions
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.column_types import ARROW_TYPES
@@ -40,6 +39,9 @@ from mirrorspark.scoring.output.bad_rows import (
     good_rows,
 )
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form, Shaped, form_of
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.session import TaskTotal
+from mirrorspark.spark_session.task import archive_folder, task_cores
 
 VERSION_COLUMN = "model_version"
 
@@ -259,7 +261,7 @@ class Counters:
     """
 
     def __init__(self, spark: SparkSession) -> None:
-        self._reports: Accumulator[dict[str, Any]] = spark.sparkContext.accumulator({}, _ReportsParam())
+        self._reports: TaskTotal[dict[str, Any]] = session_of(spark).task_total({}, _add)
 
     def add(self, tally: Tally) -> None:
         """Add the counters of a task; called in the task."""
@@ -269,14 +271,6 @@ class Counters:
     def value(self) -> JobCounters:
         """The merged counters so far; read on the driver."""
         return JobCounters._of_sum(self._reports.value)
-
-
-class _ReportsParam(AccumulatorParam[dict[str, Any]]):
-    def zero(self, value: dict[str, Any]) -> dict[str, Any]:
-        return type(value)()
-
-    def addInPlace(self, value1: dict[str, Any], value2: dict[str, Any]) -> dict[str, Any]:  # noqa: N802
-        return _add(value1, value2)
 
 
 @dataclass(frozen=True)
@@ -298,7 +292,7 @@ class ShippedModel:
 
     def folder(self) -> Path:
         """Return the folder of the model on this host; to be called in the task."""
-        return Path(self.path) if self.path is not None else Path(SparkFiles.get(self.archive or ""), self.digest)
+        return Path(self.path) if self.path is not None else archive_folder(self.archive or "") / self.digest
 
 
 @dataclass(frozen=True)
@@ -339,8 +333,7 @@ class Scorer:
         if self.settings.other_versions == "refuse":
             check_versions(exported_with(folder), self.model.label)
         tally.pause()
-        context = TaskContext.get()
-        threads = context.cpus() if context is not None else None
+        threads = task_cores()
         if threads is not None:
             # This precedes any import of TensorFlow by a model or its hooks.
             limit_tensorflow(threads)
@@ -454,27 +447,23 @@ def ship_all(spark: SparkSession, models: Sequence[PinnedModel]) -> Sequence[Shi
     thousands of models would add a megabyte to every task. A model that is shipped again in another set of models is
     sent again.
     """
-    context = spark.sparkContext
-    if is_local(spark):
+    session = session_of(spark)
+    if session.is_local:
         return [ShippedModel(model.digest, model.label, path=str(model.path), archive=None) for model in models]
     folders = {model.digest: model.path for model in models}
     name = f"mirrorspark-models-{hashlib.sha256(''.join(sorted(folders)).encode()).hexdigest()}"
-    if not any(archive.endswith(f"#{name}") for archive in context.listArchives):
-        # Spark serves the archive from this folder, which exists as long as the application.
-        archive = Path(SparkFiles.getRootDirectory()) / f"{name}.packed.zip"
-        _pack(folders, archive)
-        context.addArchive(f"{archive}#{name}")
+    session.send_archive(name, partial(_pack, folders))
     return [ShippedModel(model.digest, model.label, path=None, archive=name) for model in models]
 
 
 def _pack(folders: Mapping[str, Path], archive: Path) -> None:
     """Write folders into an archive under the given names."""
     # Another thread may ship the same models. Each writes its own file, and the last one replaces an equal one.
-    partial = archive.with_name(f"{archive.name}.{threading.get_ident()}")
+    own = archive.with_name(f"{archive.name}.{threading.get_ident()}")
     # Weights hardly compress, so they are stored. Timestamps are not strict because files of reproducible images may be
     # dated before 1980, which a ZIP archive cannot hold.
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED, strict_timestamps=False) as packed:
+    with zipfile.ZipFile(own, "w", zipfile.ZIP_STORED, strict_timestamps=False) as packed:
         for name, folder in folders.items():
             for path in sorted(folder.rglob("*")):
                 packed.write(path, Path(name, path.relative_to(folder)))
-    partial.replace(archive)
+    own.replace(archive)

@@ -44,7 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", required=True, help="models:/NAME@ALIAS, models:/NAME/VERSION or a folder")
     add("--output", required=True, help="folder of all exported models, with models.config")
     add("--version", type=int, help="its version there, of a model that is not registered")
-    add("--label", action="append", default=[], help="label of the version, besides the alias of --model; repeatable")
+    add(
+        "--label",
+        action="append",
+        default=[],
+        help="label of the version, as well as the alias of --model; repeatable",
+    )
     add("--warm-up", metavar="FILES", help="Parquet files with rows to warm up with; by default a made-up row")
     add("--served-from", help="what the server calls the folder, such as /models in a container")
     add = parser.add_argument_group("others").add_argument

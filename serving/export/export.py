@@ -104,12 +104,12 @@ def export_model(
     Args:
         model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
         base: Local folder of all exported models, which also gets ``models.config``.
-        name: What requests call the model; by default its registered name.
+        name: Name of the model in requests; by default its registered name.
         version: Its version there, from 1; by default the registered version.
-        labels: Labels of this version, which other versions lose, besides the alias in a ``models:/NAME@ALIAS``.
+        labels: Labels of this version, which other versions lose, in addition to the alias in a ``models:/NAME@ALIAS``.
         warm_up: Rows to warm up with, as a table or Parquet files; by default one made-up row.
-        warm_up_rows: Take so many of them, at most 1,000.
-        served_from: What the server calls ``base``, such as ``/models`` in a container; by default what the model has
+        warm_up_rows: Number of rows to take, at most 1,000.
+        served_from: The server's name for ``base``, such as ``/models`` in a container; by default what the model has
             in ``models.config``, or else the path here.
         format: ``tensorflow``, or ``onnx`` for a package of an ONNX file, which becomes
             ``BASE/NAME/VERSION/model.onnx``, without configuration and warm-up.
@@ -151,10 +151,10 @@ def export_model(
 def _version(pinned: PinnedModel, version: int | None) -> int:
     # The digest of an unregistered model may happen to be a number, too.
     if version is None and not (pinned.uri.startswith("models:") and pinned.version.isdecimal()):
-        raise ExportError(f"{pinned.uri} is no registered version, which has a number; give one as version")
+        raise ExportError(f"{pinned.uri} is not a registered version, which has a number; give one as version")
     number = int(pinned.version) if version is None else version
     if not 1 <= number < 2**63:
-        raise ExportError(f"version {number} is no version; give a whole number from 1")
+        raise ExportError(f"version {number} is not a version; give a whole number from 1")
     return number
 
 
@@ -163,7 +163,7 @@ def _check_options(name: str, base: str | Path, format_: str, warm_up: object, w
         raise ExportError(f"'{name}' cannot be a folder and part of an address; give another name")
     if "://" in str(base):
         raise ExportError(
-            f"{base} is no local folder; export into one, and copy the folder of the version to the store"
+            f"{base} is not a local folder; export into one, and copy the folder of the version to the store"
         )
     if format_ not in get_args(Format):
         raise ExportError(f"format '{format_}' is unknown; use one of {list(get_args(Format))}")
@@ -177,7 +177,7 @@ def _source(directory: ModelDirectory, pinned: PinnedModel, format_: Format) -> 
     """Return the SavedModel and its signature, or the file of ONNX and None.
 
     Raises:
-        ExportError: The model has none, or needs Python code beside it.
+        ExportError: The model has none, or needs Python code.
     """
     description = directory.description
     if isinstance(description, ModelDescription):
@@ -249,7 +249,7 @@ def _text(array: ArrayType, rows: int | None) -> str:
 
 
 def _known(target: Path, pinned: PinnedModel) -> Mapping[str, Any]:
-    """Return what is known of an exported version.
+    """Return the description of an exported version.
 
     Raises:
         ExportError: It is of another model, or was not exported here.

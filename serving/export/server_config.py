@@ -61,7 +61,7 @@ def add_version(
 
     Args:
         config: The configuration, which is changed.
-        name: What requests call the model.
+        name: Name of the model in requests.
         version: The version.
         labels: Labels of the version.
         folder: The folder of all models here.

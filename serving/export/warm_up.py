@@ -104,7 +104,7 @@ def write_warm_up(
         requests: The requests.
         file: The new file, whose folder is created.
         backend: The signature.
-        name: What requests call the model.
+        name: Name of the model in requests.
         signature: Name of the signature.
 
     Raises:
@@ -145,7 +145,7 @@ def _raw_columns(table: pa.Table, directory: ModelDirectory, takes: Mapping[str,
     return as_contents(raw_inputs(table, directory.features.spec), vectors_of)
 
 
-# What stands for a missing value in a raw signature, see data_pipelines.features.kinds.RawForm.
+# Missing values in a raw signature, see data_pipelines.features.kinds.RawForm.
 _MISSING: Mapping[str, Any] = {"string": "", "double": np.nan, "bigint": -1}
 
 

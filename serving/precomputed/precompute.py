@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pyarrow as pa
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
 from pyspark import StorageLevel
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
@@ -18,7 +17,6 @@ from pyspark.sql.pandas.types import to_arrow_schema
 
 from mirrorspark.data_pipelines.features.kinds import repeated_names
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
-from mirrorspark.data_pipelines.spark.errors import first_line, task_message
 from mirrorspark.data_pipelines.spark.tasks import WriteError, map_batches, progress_bar
 from mirrorspark.scoring.task.scorer import VERSION_COLUMN
 from mirrorspark.serving.precomputed.store_file import (
@@ -30,6 +28,7 @@ from mirrorspark.serving.precomputed.store_file import (
     row_checksum,
     seal,
 )
+from mirrorspark.spark_session.errors import SPARK_ERRORS, first_line, task_message
 from mirrorspark.storage.atomic_file import temporary_beside
 from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.paths import Location, StoragePath
@@ -143,7 +142,7 @@ class _SparkRows:
             with progress_bar(self.table.sparkSession, "precompute"):
                 rows.count()
             yield from rows.toLocalIterator(prefetchPartitions=True)
-        except (Py4JJavaError, PySparkException) as error:
+        except SPARK_ERRORS as error:
             raise WriteError(f"the table cannot be computed: {task_message(error)}") from error
         finally:
             rows.unpersist()

@@ -112,7 +112,7 @@ class PrecomputedScores:
         """Return the result of :meth:`get` for each key, in order and all from the same store.
 
         Raises:
-            TypeError, DamagedStoreError: As for :meth:`get`.
+            TypeError, DamagedStoreError: As in :meth:`get`.
         """
         wanted = list(keys)
         with self._lock:
@@ -139,13 +139,13 @@ class PrecomputedScores:
 
     @property
     def metadata(self) -> StoreMetadata:
-        """What the store says of itself."""
+        """The store's description of itself."""
         with self._lock:
             return self._current().metadata
 
     @property
     def refused(self) -> str | None:
-        """Why the newest file is not in use; None where it is."""
+        """Reason for which the newest file is not in use; None if it is."""
         with self._lock:
             self._current()
             return None if self._refused is None else self._refused.reason
@@ -170,7 +170,7 @@ class PrecomputedScores:
         """Check for a new store now.
 
         Raises:
-            FileNotFoundError: The file is gone. The open store stays in use, here and in the next cases.
+            FileNotFoundError: The file is missing. The open store stays in use, here and in the next cases.
             DamagedStoreError: The new file's checksum does not match.
             StoreError: The new file is not a store, or has another format.
         """
@@ -320,7 +320,7 @@ class _Store:
             except DamagedStoreError:
                 raise
             except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
-                raise StoreError(f"{path} is no store of rows: {error}; write one with ms.precompute") from error
+                raise StoreError(f"{path} is not a store of rows: {error}; write one with ms.precompute") from error
             if store_identity(path) == identity:
                 opened.pop_all()
                 return cls(identity, path, connection, file, metadata)

@@ -134,14 +134,14 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.models.fitting.step_loop import use_step_loop as use_step_loop
     from mirrorspark.models.layers import feature_inputs as feature_inputs
     from mirrorspark.models.layers import feature_vector as feature_vector
-    from mirrorspark.plots.calibration import calibration_curve as calibration_curve
-    from mirrorspark.plots.learning_curves import learning_curves as learning_curves
-    from mirrorspark.plots.lift import lift_chart as lift_chart
-    from mirrorspark.plots.precision_recall import precision_recall_curve as precision_recall_curve
-    from mirrorspark.plots.ranking import recall_at_k_curve as recall_at_k_curve
-    from mirrorspark.plots.roc import roc_curve as roc_curve
-    from mirrorspark.plots.run_curves import run_curves as run_curves
-    from mirrorspark.plots.score_histogram import score_histogram as score_histogram
+    from mirrorspark.pages.figures.calibration import calibration_curve as calibration_curve
+    from mirrorspark.pages.figures.lift import lift_chart as lift_chart
+    from mirrorspark.pages.figures.ranking import recall_at_k_curve as recall_at_k_curve
+    from mirrorspark.pages.figures.scores import score_histogram as score_histogram
+    from mirrorspark.pages.figures.threshold_curves import precision_recall_curve as precision_recall_curve
+    from mirrorspark.pages.figures.threshold_curves import roc_curve as roc_curve
+    from mirrorspark.pages.figures.training_curves import learning_curves as learning_curves
+    from mirrorspark.pages.figures.training_curves import run_curves as run_curves
     from mirrorspark.recommending.item_index.build import RefreshError as RefreshError
     from mirrorspark.recommending.item_index.refresh import RefreshedIndex as RefreshedIndex
     from mirrorspark.recommending.item_index.refresh import refresh_index as refresh_index
@@ -187,6 +187,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.serving.export.export import export_model as export_model
     from mirrorspark.serving.precomputed.precompute import precompute as precompute
     from mirrorspark.serving.precomputed.store import PrecomputedScores as PrecomputedScores
+    from mirrorspark.spark_session.start import open_session as open_session
     from mirrorspark.training.config import ConfigError as ConfigError
     from mirrorspark.training.config import RunConfig as RunConfig
     from mirrorspark.training.config import TrainingConfig as TrainingConfig
@@ -204,7 +205,6 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.training.ring.ring import Ring as Ring
     from mirrorspark.training.ring.strategy import RingStrategy as RingStrategy
     from mirrorspark.training.sources import recipe_table as recipe_table
-    from mirrorspark.training.spark_session import open_session as open_session
     from mirrorspark.training.train import train as train
 
     __version__: str
@@ -234,6 +234,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "Training": {
         "models.layers": ("feature_inputs", "feature_vector"),
         "models.fitting.step_loop": ("use_step_loop",),
+        "spark_session.start": ("open_session",),
         "training.config": ("ConfigError", "RunConfig", "TrainingConfig"),
         "training.driver.errors": ("TrainingFailedError", "TrainingStoppedError"),
         "training.estimator": ("TrainedModel", "TrainingEstimator"),
@@ -247,7 +248,6 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "training.ring.ring": ("Ring",),
         "training.ring.strategy": ("RingStrategy",),
         "training.sources": ("recipe_table",),
-        "training.spark_session": ("open_session",),
         "training.train": ("train",),
     },
     "Callbacks": {
@@ -361,14 +361,12 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "lifecycle.watching.watch": ("watch", "watch_stream"),
     },
     "Plots": {
-        "plots.calibration": ("calibration_curve",),
-        "plots.learning_curves": ("learning_curves",),
-        "plots.lift": ("lift_chart",),
-        "plots.precision_recall": ("precision_recall_curve",),
-        "plots.ranking": ("recall_at_k_curve",),
-        "plots.roc": ("roc_curve",),
-        "plots.run_curves": ("run_curves",),
-        "plots.score_histogram": ("score_histogram",),
+        "pages.figures.calibration": ("calibration_curve",),
+        "pages.figures.lift": ("lift_chart",),
+        "pages.figures.ranking": ("recall_at_k_curve",),
+        "pages.figures.scores": ("score_histogram",),
+        "pages.figures.threshold_curves": ("precision_recall_curve", "roc_curve"),
+        "pages.figures.training_curves": ("learning_curves", "run_curves"),
     },
 }
 _MODULES = {name: module for modules in SUBJECTS.values() for module, names in modules.items() for name in names}

@@ -121,7 +121,7 @@ class WriteJob:
         name: str | None = None,
         timing: Timing = TIMING,
     ) -> "WriteJob":
-        """Begin a write, and recover earlier writes to ``target`` whose owner is gone.
+        """Begin a write, and recover earlier writes to ``target`` whose owner is dead.
 
         On a disk only this method creates the staging folder, so a task that outlives the write cannot bring it back.
 
@@ -199,7 +199,7 @@ class WriteJob:
         File names contain this name, so two attempts, two appends or two batches of a stream never share a file name.
 
         Raises:
-            FileNotFoundError: As for :meth:`begin_attempt`.
+            FileNotFoundError: As in :meth:`begin_attempt`.
         """
         name = f"{partition:05d}-{uuid4().hex[:8]}"
         self.begin_attempt(name)
@@ -236,10 +236,10 @@ class WriteJob:
 
         Raises:
             TargetExistsError: The mode is ``error`` or ``ignore``, and there is data by now.
-            FileNotFoundError: A file that a task wrote is gone.
+            FileNotFoundError: A file that a task wrote is missing.
             LeaseLostError: Another process may have taken this write for dead.
             ValueError: ``last`` names a path that is not among the files.
-            OSError: The store refuses. Unless a note on the error says otherwise, the target is as it was. If an
+            OSError: The store refuses. Without a note on the error the target is as it was. If an
                 overwrite in place fails while deleting old files, old and new files remain, and the next write
                 deletes the old ones.
         """
@@ -311,8 +311,8 @@ class WriteJob:
             if size is None:
                 raise FileNotFoundError(
                     errno.ENOENT,
-                    "a file of this write is gone before it was published, another write having replaced the target "
-                    "or a program having deleted what it took for temporary; nothing was published, write again",
+                    "a file of this write was removed before it was published: another write replaced the target "
+                    "or a program deleted it as temporary; nothing was published, write again",
                     path,
                 )
             if size != file.bytes:
@@ -383,7 +383,7 @@ class WriteJob:
         except OSError as error:
             if moved.deletes:
                 raise  # readers of others still see the old files; to write again replaces them
-            # The files are published: a caller who was told of a failure would append them again.
+            # The files are published: after an error a caller would append them again.
             _LOGGER.warning("%s is written, but %s is missing there: %s", self.target, SUCCESS_FILE, error)
 
     def _commit_files(
@@ -449,7 +449,8 @@ class WriteJob:
                 raise FileNotFoundError(
                     errno.ENOENT,
                     f"the file should be published with {file.bytes} bytes and "
-                    f"{'is gone' if size is None else f'has {size}'}; another program may have changed it; write again",
+                    f"{'is missing' if size is None else f'has {size}'}; "
+                    "another program may have changed it; write again",
                     str(goal),
                 )
 

@@ -1,6 +1,6 @@
 """The journal of a publish that moves files one by one: the files that it adds and deletes, and its commit.
 
-Before the commit our readers ignore the new files, and recovery removes them if the owner is gone. The commit is one
+Before the commit our readers ignore the new files, and recovery removes them if the owner is dead. The commit is one
 rewrite of the journal: from then on readers see the new files and ignore the replaced ones, and recovery deletes the
 replaced ones.
 """
@@ -125,7 +125,7 @@ class Journal:
         self._end(staging, target, self.added)
 
     def settle(self, staging: StoragePath, target: StoragePath, check: Check) -> None:
-        """End a publish that failed or whose writer is gone: finish it if it is committed, else take it back."""
+        """End a publish that failed or whose writer is dead: finish it if it is committed, else take it back."""
         if self.is_moved:
             self.finish(staging, target)
         else:

@@ -1,4 +1,4 @@
-"""Recovery of writes whose owner is gone: they are found beside or below their target, and taken back or finished."""
+"""Recovery of writes whose owner is dead: they lie next to or below their target, and are taken back or finished."""
 
 import contextlib
 import errno
@@ -50,7 +50,7 @@ def recover(
     is_overwrite: bool = False,
     timing: Timing = TIMING,
 ) -> None:
-    """Finish or take back the writes to ``target`` whose owner is gone, on this host or another.
+    """Finish or take back the writes to ``target`` whose owner is dead, on this host or another.
 
     A committed publish is finished. Any other write is taken back. Writes with a living owner are left alone, and so is
     what another user has left: whoever may create files in a shared folder must not keep others from writing.
@@ -130,7 +130,7 @@ def restore_former(staging: Staging) -> None:
 
 
 def clear(staging: Staging) -> None:
-    """Finish or take back a write whose owner is gone, unless another process does so at the same time.
+    """Finish or take back a write whose owner is dead, unless another process does so at the same time.
 
     Raises:
         ForeignStagingError: The write belongs to another user; see :func:`is_foreign`.
@@ -146,7 +146,7 @@ def clear(staging: Staging) -> None:
     try:
         if staging.folder.is_local:
             staging.folder.rename(claimed.folder)
-        # Before its files are gone, so that an owner that goes on and misses them knows why.
+        # Before its files are removed, so that an owner that goes on and misses them knows why.
         claim(claimed.folder)
         # First, so that an owner that was paused and goes on finds nothing to publish, and a full disk has room.
         (claimed.folder / ATTEMPTS_FOLDER).delete()
@@ -204,8 +204,8 @@ def _leave_alone(staging: Staging) -> None:
     """Leave a write of another user as it is, and say so once.
 
     Raises:
-        ForeignStagingError: What it replaces is in its folder alone, and would be deleted with it once there is
-            another target. Whoever can make such a folder could also take the target's name.
+        ForeignStagingError: The replaced data is only in its folder, and would be deleted with it once there is
+            another target. Anybody who can make such a folder could also take the target's name.
     """
     if staging.is_beside and not staging.target.exists() and os.path.lexists(staging.folder.local / FORMER_FOLDER):
         _check_ours(staging)

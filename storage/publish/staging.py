@@ -146,7 +146,7 @@ class Lease:
         """Write the first heartbeat and return the lease.
 
         Raises:
-            FileNotFoundError: The folder is gone.
+            FileNotFoundError: The folder is missing.
             OSError: The store refuses.
         """
         lease = cls(staging, owner or Owner.here(), timing)
@@ -203,7 +203,7 @@ class Lease:
             try:
                 self.beat()
             except FileNotFoundError:
-                return  # the folder is gone
+                return  # the folder was removed
             except OSError as error:
                 _LOGGER.debug("no heartbeat in %s: %s", self._staging, error)
 
@@ -267,13 +267,13 @@ class Staging:
 
     @classmethod
     def of(cls, target: StoragePath, write_id: str, *, is_beside: bool) -> "Staging":
-        """Return the staging folder of the write with that id, beside the target or below it."""
+        """Return the staging folder of the write with that id, next to the target or below it."""
         name = f"{STAGING_PREFIX}{write_id}"
         return cls(target.parent / f"{name}.{target.name}" if is_beside else target / name, target)
 
     @property
     def is_beside(self) -> bool:
-        """True if the folder is beside the target, False if it is below it."""
+        """True if the folder is next to the target, False if it is below it."""
         return self.folder.parent != self.target
 
     @property

@@ -18,13 +18,12 @@ from mirrorspark.evaluation.bootstrap import (
     regression_statistics,
 )
 from mirrorspark.evaluation.metrics import binary_metrics, regression_metrics
-from mirrorspark.plots.calibration import calibration_curve
-from mirrorspark.plots.classes import class_quality
-from mirrorspark.plots.confusion import confusion_matrix
-from mirrorspark.plots.learning_curves import learning_curves
-from mirrorspark.plots.lift import lift_chart
-from mirrorspark.plots.regression import predicted_and_actual, residuals_by_prediction
-from mirrorspark.plots.roc import roc_curve
+from mirrorspark.pages.figures.calibration import calibration_curve
+from mirrorspark.pages.figures.classes import class_quality, confusion_matrix
+from mirrorspark.pages.figures.lift import lift_chart
+from mirrorspark.pages.figures.regression import predicted_and_actual, residuals_by_prediction
+from mirrorspark.pages.figures.threshold_curves import roc_curve
+from mirrorspark.pages.figures.training_curves import learning_curves
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.records.run_history import Launch
 from mirrorspark.training.results.evaluation.explain import Explanation

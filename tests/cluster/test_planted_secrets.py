@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from benchmarks.tracking_server import TrackingServer
+from benchmarks.servers import TrackingServer
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE
 from tests.cluster.programs.secretive_commands import sql_text

@@ -164,7 +164,7 @@ def test_candidates_of_another_type_or_column_are_refused(
 
 
 def test_a_model_that_scores_is_refused(rows: "DataFrame", tmp_path: Path) -> None:
-    with pytest.raises(ScoringError, match="is no retrieval model, it has no candidates to recommend; use score"):
+    with pytest.raises(ScoringError, match="is not a retrieval model, it has no candidates to recommend; use score"):
         recommend(rows, export_flights(tmp_path / "flights", seed=1), keys="row", k=3)
 
 
@@ -260,7 +260,7 @@ def test_a_ranking_model_orders_what_was_retrieved(
 
     with pytest.raises(ColumnError, match="'movie' of items has 39 tokens more than once"):
         rank_candidates(retrieved, items=items.union(items), **common)
-    with pytest.raises(ScoringError, match=r"'rank' is no number of .*, which gives \{'score': "):
+    with pytest.raises(ScoringError, match=r"'rank' is not a number of .*, which gives \{'score': "):
         rank_candidates(retrieved, items=items, output="rank", **common)
     with pytest.raises(ColumnError, match=r"lists and items both have the columns \['rebate'\]"):
         rank_candidates(retrieved, items=items.withColumn("rebate", F.lit(1.0)), **common)

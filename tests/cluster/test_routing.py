@@ -145,7 +145,7 @@ def test_a_cascade_of_integers_answers_alike_everywhere(spark: "SparkSession", t
     lists = recommend(table, towers, keys="row", k=12).join(table.select("row", "rebate"), "row")
     ranked = rank_candidates(lists, watches, keys="row", key="movie", k=4).orderBy("row").collect()
     assert [row.candidates for row in ranked] == [[one for one in row["candidates"] if one] for row in expected]
-    with pytest.raises(PySparkException, match="candidate 'x7' is no 64-bit integer in plain decimal digits"):
+    with pytest.raises(PySparkException, match="candidate 'x7' is not a 64-bit integer in plain decimal digits"):
         rank_candidates(
             lists.withColumn("candidates", F.array(F.lit("x7"))), watches, keys="row", key="movie"
         ).collect()

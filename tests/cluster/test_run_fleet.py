@@ -743,8 +743,8 @@ def test_the_plan_of_the_command_has_a_run_for_each_cluster_which_together_are_t
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(planning, "open_session", lambda *_, **__: spark)
-    monkeypatch.setattr(command, "open_session", lambda *_, **__: spark)
+    monkeypatch.setattr(planning, "open_command_session", lambda *_, **__: spark)
+    monkeypatch.setattr(command, "open_command_session", lambda *_, **__: spark)
     monkeypatch.setattr(type(spark), "stop", lambda _: None)
     fleet.save(tmp_path / "fleet")
     plan = ["plan", "--fleet", str(tmp_path / "fleet"), "--input", str(files), "--keys", "key", "--layout", "long"]
@@ -780,7 +780,7 @@ def test_the_command_scores_and_tells_what_is_wrong_by_its_status(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(command, "open_session", lambda *_, **__: spark)
+    monkeypatch.setattr(command, "open_command_session", lambda *_, **__: spark)
     monkeypatch.setattr(type(spark), "stop", lambda _: None)
     (tmp_path / "fleet.csv").write_text("model,column,coefficient\na,c0,1\nb,c9,1\n")
     run = ["run", "--fleet", str(tmp_path / "fleet.csv"), "--input", str(files), "--output", str(tmp_path / "scores")]

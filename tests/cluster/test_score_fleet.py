@@ -24,7 +24,7 @@ from mirrorspark.storage.publish import TargetExistsError
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "fleet.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -189,9 +189,10 @@ def test_existing_outputs_are_kept_appended_to_or_replaced(
 
 
 @pytest.mark.full
-def test_the_example_of_the_page_runs(spark: "SparkSession", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_the_pages_run(spark: "SparkSession", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"(?:^ {4}.*\n(?:\n+(?= {4}))?)+", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    pages = "".join((DOCS / name).read_text(encoding="utf-8") for name in ("fleet.md", "fleet-runs.md"))
+    blocks = re.findall(r"(?:^ {4}.*\n(?:\n+(?= {4}))?)+", pages, re.MULTILINE)
     made: dict[str, Any] = {}
     # The JVM was started in another folder.
     code = "\n".join(map(textwrap.dedent, blocks))

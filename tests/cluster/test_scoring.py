@@ -16,9 +16,8 @@ from pyspark.errors import PySparkException
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql.functions import current_date, expr, lit
 
-from benchmarks.standalone_cluster import standalone_cluster
+from benchmarks.servers import standalone_cluster
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.tfrecords import write_tfrecords
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.errors import ScoringError
@@ -31,6 +30,7 @@ from mirrorspark.scoring.output.forms import Struct
 from mirrorspark.scoring.sql import register_sql
 from mirrorspark.scoring.task.scorer import Counters
 from mirrorspark.scoring.udf import scorer_udf
+from mirrorspark.spark_session.errors import task_message
 from tests.conftest import PATIENCE
 from tests.unit.scoring.exported_models import (
     FLIGHTS,

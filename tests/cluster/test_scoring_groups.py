@@ -12,7 +12,6 @@ from pyspark.errors import PySparkException
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.scoring import groups
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.groups import score_by_group
@@ -22,6 +21,7 @@ from mirrorspark.scoring.model.uri import pinned_model, resolve
 from mirrorspark.scoring.output.forms import Long, TopK, Wide
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.task.scorer import Counters
+from mirrorspark.spark_session.errors import task_message
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
 
 if TYPE_CHECKING:

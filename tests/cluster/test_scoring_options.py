@@ -14,7 +14,6 @@ from pyspark.errors import PySparkException
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.data_pipelines.tfrecords import write_tfrecords
 from mirrorspark.scoring.batch import score
@@ -28,6 +27,7 @@ from mirrorspark.scoring.run import main
 from mirrorspark.scoring.sql import register_sql
 from mirrorspark.scoring.task.scorer import Counters
 from mirrorspark.scoring.udf import scorer_udf
+from mirrorspark.spark_session.errors import task_message
 from tests.conftest import PATIENCE
 from tests.unit.scoring.exported_models import (
     BASKETS,

@@ -14,7 +14,6 @@ import pytest
 from pyspark.errors import PySparkException
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.tfrecords import read_tfrecords, write_tfrecords
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.embedding.embed import embed_text
@@ -29,6 +28,7 @@ from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.parity import parity_check
 from mirrorspark.scoring.sql import register_sql
 from mirrorspark.scoring.udf import scorer_udf
+from mirrorspark.spark_session.errors import task_message
 from tests.unit.scoring.encoders import save_onnx_encoder
 from tests.unit.scoring.other_models import (
     LINEAR,

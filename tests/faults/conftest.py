@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +18,26 @@ __all__ = ["some_flights"]
 
 # Takes a name and numbers by what they count.
 Count = Callable[[str, Mapping[str, int]], None]
+
+
+def seeds(total: int, parts: int, usual: int) -> list[Any]:
+    """Return ranges of seeds as parameters: the ``usual`` ones for every run of the tests, all for ``--full``."""
+    size = total // parts
+    ranges = [range(start, start + size) for start in range(0, total, size)]
+    every = [pytest.param(some, marks=pytest.mark.full, id=f"from {some.start}") for some in ranges]
+    return [pytest.param(range(usual), id="some"), *every]
+
+
+def run_seeds(seeds: range, run: Callable[[int], int], repeat: str) -> int:
+    """Return the sum of what the simulated worlds give; an error has the call that repeats it, as ``repeat`` has it."""
+    total = 0
+    for seed in seeds:
+        try:
+            total += run(seed)
+        except BaseException as error:
+            error.add_note(f"repeat it: {repeat.format(seed)}")
+            raise
+    return total
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.standalone_cluster import standalone_cluster
+from benchmarks.servers import standalone_cluster
 from mirrorspark.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.ledger import Ledger

@@ -15,7 +15,7 @@ from mirrorspark.training.protocol import admissions, event_client, event_server
 from mirrorspark.training.protocol.event_client import EventClient
 from mirrorspark.training.protocol.event_server import EventServer
 from mirrorspark.training.protocol.events import DROPPABLE, FOR_RANKS, RETAINED, Event, Sender
-from tests.faults.conftest import Count
+from tests.faults.conftest import Count, run_seeds, seeds
 from tests.faults.simulated import Process, Room
 from tests.faults.simulated_network import STAND_INS, simulate
 
@@ -269,23 +269,11 @@ class World:
                     assert kept == client.said, f"{client.process.name} was not heard to its end"
 
 
-_RANGES = [pytest.param(range(100), id="some")] + [
-    pytest.param(range(begin, begin + SEEDS // PARTS), marks=pytest.mark.full, id=f"from {begin}")
-    for begin in range(0, SEEDS, SEEDS // PARTS)
-]
-
-
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seeds", _RANGES)
-def test_every_event_is_heard_once_and_in_order_and_everything_ends(seeds: range, count: Count) -> None:
-    events = 0
-    for seed in seeds:
-        try:
-            events += World(seed).run()
-        except BaseException as error:
-            error.add_note(f"repeat it: World({seed}).run()")
-            raise
-    count("simulated events", {"seeds": len(seeds), "events heard": events})
+@pytest.mark.parametrize("some", seeds(SEEDS, PARTS, usual=100))
+def test_every_event_is_heard_once_and_in_order_and_everything_ends(some: range, count: Count) -> None:
+    events = run_seeds(some, lambda seed: World(seed).run(), "World({}).run()")
+    count("simulated events", {"seeds": len(some), "events heard": events})
 
 
 def test_a_seed_repeats_its_world() -> None:

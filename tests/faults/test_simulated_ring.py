@@ -14,10 +14,10 @@ import pytest
 
 from mirrorspark.training.ring.errors import RingError, RingMismatchError
 from mirrorspark.training.ring.ring import Ring
-from tests.faults.conftest import Count
+from tests.faults.conftest import Count, run_seeds, seeds
 from tests.faults.simulated import Process, Room, this_room
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 SEEDS, PARTS = 10_000, 4
 _CAPACITY = 1 << 15
@@ -187,15 +187,13 @@ def _simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Ring, "_wait", _wait)
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_all_ranks_get_the_same_bits_or_an_error_and_none_waits_for_ever(part: int, count: Count) -> None:
-    errors = 0
-    for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
-        world = World(seed)
-        try:
-            world.run()
-        except BaseException as error:
-            error.add_note(f"repeat it: World({seed}).run()")
-            raise
-        errors += bool(world.errors)
-    count("simulated ring", {"seeds": SEEDS // PARTS, "of them with errors": errors})
+def has_errors(seed: int) -> bool:
+    world = World(seed)
+    world.run()
+    return bool(world.errors)
+
+
+@pytest.mark.parametrize("some", seeds(SEEDS, PARTS, usual=100))
+def test_all_ranks_get_the_same_bits_or_an_error_and_none_waits_for_ever(some: range, count: Count) -> None:
+    errors = run_seeds(some, has_errors, "World({}).run()")
+    count("simulated ring", {"seeds": len(some), "of them with errors": errors})

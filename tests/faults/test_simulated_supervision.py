@@ -16,9 +16,9 @@ from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.limits import Limits
 from mirrorspark.training.protocol.stop import StopSignal
 from mirrorspark.training.protocol.timing import ABORT_SECONDS, ALIVE_SECONDS, LEASE_SECONDS, SILENT_SECONDS
-from tests.faults.conftest import Count
+from tests.faults.conftest import Count, run_seeds, seeds
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 SEEDS, PARTS = 10_000, 4
 LIMITS = Limits(
@@ -212,14 +212,7 @@ class World:
             self.attempt.cancel_when_due()
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_who_stands_still_is_named_and_nobody_else(part: int, count: Count) -> None:
-    named = 0
-    for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
-        world = World(seed)
-        try:
-            named += world.run()
-        except BaseException as error:
-            error.add_note(f"repeat it: World({seed}).run(), {world.fault} of rank {world.culprit.rank}")
-            raise
-    count("simulated supervision", {"seeds": SEEDS // PARTS, "workers named": named})
+@pytest.mark.parametrize("some", seeds(SEEDS, PARTS, usual=100))
+def test_who_stands_still_is_named_and_nobody_else(some: range, count: Count) -> None:
+    named = run_seeds(some, lambda seed: World(seed).run(), "World({0}).run(), which has World({0}).fault")
+    count("simulated supervision", {"seeds": len(some), "workers named": named})

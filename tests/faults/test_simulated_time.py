@@ -31,11 +31,11 @@ from mirrorspark.training.driver import resume, running_attempt
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.driver.supervisor import Supervisor
 from mirrorspark.training.protocol.limits import Budgets
-from tests.faults.conftest import Count
+from tests.faults.conftest import Count, run_seeds, seeds
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.training.test_supervisor import FINISHED, Cluster, Outcome, Plan, failed, supervised
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 
 SEEDS, PARTS = 10_000, 4
 LAST_STEP, EVERY = 40, 10
@@ -347,20 +347,16 @@ def run_seed(seed: int, folder: Path) -> int:
     return world.attempts
 
 
-@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("some", seeds(SEEDS, PARTS, usual=50))
 def test_no_committed_step_disappears_only_the_newest_chief_publishes_and_every_run_ends(
-    part: int, count: Count
+    some: range, count: Count
 ) -> None:
-    attempts = 0
     memory = Path("/dev/shm")  # noqa: S108 - a file system that flushes at once
-    parent = memory if memory.is_dir() else Path(tempfile.gettempdir())
-    for seed in range(part * SEEDS // PARTS, (part + 1) * SEEDS // PARTS):
-        folder = Path(tempfile.mkdtemp(prefix="mirrorspark-world-", dir=parent))
-        try:
-            attempts += run_seed(seed, folder)
-        except BaseException as error:
-            error.add_note(f"repeat it: run_seed({seed}, folder)")
-            raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    count("simulated attempts", {"seeds": SEEDS // PARTS, "attempts": attempts})
+
+    def run(seed: int) -> int:
+        parent = memory if memory.is_dir() else None
+        with tempfile.TemporaryDirectory(prefix="mirrorspark-world-", dir=parent) as folder:
+            return run_seed(seed, Path(folder))
+
+    attempts = run_seeds(some, run, "run_seed({}, folder)")
+    count("simulated attempts", {"seeds": len(some), "attempts": attempts})

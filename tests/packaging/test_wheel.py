@@ -21,11 +21,12 @@ NAMES_OF_USERS = (
     "fleet",
     "lifecycle",
     "models",
-    "plots",
+    "pages",
     "recipes",
     "recommending",
     "scoring",
     "serving",
+    "spark_session",
     "storage",
     "training",
 )
@@ -122,7 +123,7 @@ def test_wheel_holds_every_recipe_file(wheel: Path) -> None:
 def test_wheel_holds_every_template(wheel: Path) -> None:
     found = [
         path
-        for folder in ("data_pipelines", "fleet", "lifecycle", "plots", "training")
+        for folder in ("data_pipelines", "fleet", "lifecycle", "pages", "training")
         for path in (REPOSITORY / folder).rglob("*.j*")
     ]
     templates = [path.relative_to(REPOSITORY) for path in found if path.suffix in (".jinja", ".json")]

@@ -12,7 +12,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Report, Severity
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.spark.job_tasks import Tasks
-from mirrorspark.plots.learning_curves import learning_curves
+from mirrorspark.pages.figures.training_curves import learning_curves
 from mirrorspark.scoring.parity.report import ParityReport, WorstRow
 from mirrorspark.training.live.notebook import page
 from mirrorspark.training.live.picture import EpochResult, FinishedStage, Monitored, Picture, RunningStage

@@ -3,6 +3,7 @@
 import ast
 import builtins
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -52,15 +53,23 @@ LISTENING_CALLS = re.compile(
 )
 # Their samples stand four spaces from the margin; those of the others are marked as Python.
 INDENTED_SAMPLES = (
-    *("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "training.md"),
-    *("fleet.md", "metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
+    *("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "own-training.md"),
+    *("fleet.md", "fleet-runs.md", "metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
     *("promotion.md", "experiments.md", "watching.md"),
 )
+# What a Spark session has beside its tables: its context, its JVM, its jobs and tasks, and what tells its kind.
+BEHIND_A_SESSION = {
+    *("sparkContext", "SparkContext", "_sc", "_jvm", "_jdf", "_jsc", "_jconf", "_jsparkSession", "_gateway", "rdd"),
+    *("getConf", "defaultParallelism", "statusTracker", "setJobGroup", "cancelJobGroup", "cancelAllJobs", "addJobTag"),
+    *("setLocalProperty", "getLocalProperty", "parallelize", "accumulator", "Accumulator", "AccumulatorParam"),
+    *("SparkFiles", "addArchive", "addFile", "addPyFile", "setCheckpointDir", "TaskContext"),
+    *("BarrierTaskContext", "pyspark.sql.connect", "py4j.protocol"),
+}
 OTHER_FOLDERS = ("notebooks", "tests", "tools")
 FENCED_SAMPLES = ("data.md", "reading.md", "recipes.md", "tfrecord.md")
 PACKAGES = (
     *("callbacks", "data_pipelines", "evaluation", "fleet", "lifecycle", "models", "recommending", "scoring"),
-    *("serving", "storage", "training"),
+    *("serving", "spark_session", "storage", "training"),
 )
 
 
@@ -114,6 +123,28 @@ def test_every_folder_has_a_readme_of_one_screen_whose_files_exist() -> None:
         assert len(text.splitlines()) <= 40, folder.name
         named = re.findall(r"`([\w./*-]+(?:\.(?:py|sh|ipynb)|/))`", text)
         assert [name for name in named if not any([*folder.glob(name), *REPOSITORY.glob(name)])] == [], folder.name
+
+
+def test_one_folder_alone_names_what_is_behind_a_spark_session() -> None:
+    code = [path for package in (*PACKAGES, "plots", "src") for path in (REPOSITORY / package).rglob("*.py")]
+    elsewhere = [path for path in code if path.is_relative_to(REPOSITORY) and "spark_session" not in path.parts]
+
+    named = {
+        f"{path.relative_to(REPOSITORY)}: {word}"
+        for path in elsewhere
+        for word in BEHIND_A_SESSION & words_in_code(tree_of(path))
+    }
+
+    assert not named, f"ask session_of(spark), or spark_session/task.py, for what this is for: {sorted(named)}"
+
+
+def words_in_code(tree: ast.AST) -> set[str]:
+    """Return the attributes and imports of code, and the texts that could be an attribute's name."""
+    nodes = list(ast.walk(tree))
+    found = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    found |= {name for node in imports for name in (str(node.module), *(entry.name for entry in node.names))}
+    return found | {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
 
 
 def test_every_command_in_the_pages_has_a_name() -> None:
@@ -185,7 +216,7 @@ def test_page_of_python_names_is_up_to_date() -> None:
 
 
 def test_security_lists_every_listener() -> None:
-    code = [path for package in (*PACKAGES, "plots", "src") for path in (REPOSITORY / package).rglob("*.py")]
+    code = [path for package in (*PACKAGES, "pages", "src") for path in (REPOSITORY / package).rglob("*.py")]
 
     listening = {str(path.relative_to(REPOSITORY)) for path in code if LISTENING_CALLS.search(path.read_text())}
 
@@ -219,6 +250,11 @@ def sections_of(path: Path) -> set[str]:
     text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ +(.*?) *$", re.sub(r"\]\([^)]*\)", "", text), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@functools.cache  # several tests look through all code
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def page(name: str) -> str:
@@ -263,7 +299,7 @@ def messages_of(package: Path) -> list[str]:
     """Return every string of the package's code on one line, with a mark where a value goes in."""
     found = []
     for path in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in CHECKS:
                 found.append(f"{text_of(node.args[0])}: {text_of(node.args[-1])}")
             elif isinstance(node, ast.JoinedStr | ast.Constant):
@@ -291,7 +327,7 @@ def test_names_and_texts_in_the_code_and_pages_break_no_word_of_the_glossary() -
     for package in PACKAGES:
         texts += [(package, message) for message in messages_of(REPOSITORY / package)]
         for path in (REPOSITORY / package).rglob("*.py"):
-            names = names_given_in(ast.parse(path.read_text(encoding="utf-8")))
+            names = names_given_in(tree_of(path))
             texts += [(str(path.relative_to(REPOSITORY)), name) for name in names]
     broken = {
         f"{place}: {text if len(text) < 200 else found}"

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
-from mirrorspark.data_pipelines.spark.errors import lack_of_memory
+from mirrorspark.spark_session.errors import SESSION_ERRORS, SPARK_ERRORS, lack_of_memory
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.training.executor.task import WorkerTask, run_program
 from mirrorspark.training.executor.worker_control import Outcome
 from mirrorspark.training.executor.worker_failure import MORE_MEMORY
@@ -34,23 +33,6 @@ class BarrierJobError(RuntimeError):
     def __reduce__(self) -> tuple[type, tuple[RankError]]:
         """Pickle by the error, not by its message."""
         return type(self), (self.error,)
-
-
-class SparkConnectError(ValueError):
-    """The session is a Spark Connect one, which cannot run barrier jobs."""
-
-
-def require_classic(spark: SparkSession) -> None:
-    """Check that the session can launch a training.
-
-    Raises:
-        SparkConnectError: It is a Spark Connect session.
-    """
-    if not hasattr(spark, "sparkContext"):
-        raise SparkConnectError(
-            "this is a Spark Connect session, through which MirroredStrategyRunner's barrier jobs cannot be run; train "
-            "from a driver of the cluster: spark-submit, or a session with .master(...) in place of .remote(...)"
-        )
 
 
 class EarlyRunner(MirroredStrategyRunner):
@@ -72,10 +54,10 @@ class SparkLauncher:
         """Take the session, and the payload that is sent with every attempt.
 
         Raises:
-            SparkConnectError: The session cannot run barrier jobs.
+            MissingCapabilityError: The session has no barrier jobs.
         """
-        require_classic(spark)
-        self._spark = spark
+        self._session = session_of(spark)
+        self._session.require_barrier_jobs()
         self._gpus_per_worker = gpus_per_worker
         self._payload = payload
         # Every attempt has its own job group, so that a late cancellation ends no other attempt.
@@ -99,7 +81,7 @@ class SparkLauncher:
                     use_custom_strategy=True,
                 )
                 return tuple(runner.run(WorkerTask(plan, self._payload)))
-        except (Py4JError, PySparkException, ConnectionError) as error:
+        except (*SESSION_ERRORS, ConnectionError) as error:
             raise BarrierJobError(_what_failed(error)) from error
 
     def cancel(self) -> None:
@@ -107,28 +89,20 @@ class SparkLauncher:
         with self._turn:
             group = self._group
         if group is not None:
-            # This also cancels a job of the group that is yet to be submitted: a private call, in Spark since 4.0.
-            self._spark.sparkContext._jsc.sc().cancelJobGroupAndFutureJobs(group)
+            self._session.cancel_jobs(group)
 
     @contextlib.contextmanager
     def _job_group(self, description: str) -> Iterator[None]:
         """Put the jobs of this thread into a new group while the block runs."""
-        context = self._spark.sparkContext
-        names = ("spark.jobGroup.id", "spark.job.description", "spark.job.interruptOnCancel")
-        before = {name: context.getLocalProperty(name) for name in names}
         group = f"training-{uuid.uuid4()}"
-        context.setJobGroup(group, description, interruptOnCancel=True)
-        with self._turn:
-            self._group = group
-        try:
-            yield
-        finally:
+        with self._session.job_group(group, description):
             with self._turn:
-                self._group = None
-            # A JVM that is gone has nothing to restore, and its end is the error that the caller must see.
-            with contextlib.suppress(Py4JError, ConnectionError):
-                for name, value in before.items():
-                    context.setLocalProperty(name, value)  # type: ignore[arg-type] # None takes it away
+                self._group = group
+            try:
+                yield
+            finally:
+                with self._turn:
+                    self._group = None
 
 
 def _is_warning(record: logging.LogRecord) -> bool:
@@ -137,9 +111,9 @@ def _is_warning(record: logging.LogRecord) -> bool:
 
 def _what_failed(error: Exception) -> RankError:
     """Return the failure of a job that ended with ``error``."""
-    if isinstance(error, Py4JJavaError | PySparkException):
+    if isinstance(error, SPARK_ERRORS):
         # The text of a Java error is fetched from the JVM, which may be gone.
-        with contextlib.suppress(Py4JError, ConnectionError):
+        with contextlib.suppress(*SESSION_ERRORS, ConnectionError):
             return read_failure(str(error), time.time())
         error = ConnectionError("it ended before it could say why the job failed")
     reason = f"the JVM of the Spark session does not answer any more ({str(error) or type(error).__name__})"

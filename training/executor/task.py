@@ -24,8 +24,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Self
 
-from pyspark import BarrierTaskContext, TaskContext
-
+from mirrorspark.spark_session.task import BarrierTask, barrier_task, partition_id, task_cores
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.executor import worker_process
 from mirrorspark.training.executor.child_process import (
@@ -40,7 +39,6 @@ from mirrorspark.training.executor.worker_control import Outcome
 from mirrorspark.training.executor.worker_log import CleanEventClient
 from mirrorspark.training.executor.worker_process import WorkerProcess, WorkerStartError
 from mirrorspark.training.protocol.event_client import EventClient
-from mirrorspark.training.protocol.handshake import split_address
 from mirrorspark.training.protocol.plan import AttemptPlan
 from mirrorspark.training.protocol.timing import LEASE_SECONDS
 
@@ -74,9 +72,8 @@ class WorkerTask:
 
         The driver's commands are obeyed meanwhile. Leaving the block ends the worker.
         """
-        context = TaskContext.get()
-        rank = context.partitionId() if context else 0
-        environment = self._environment(context)
+        barrier, rank = barrier_task(), partition_id()
+        environment = self._environment()
         news: SimpleQueue[News] = SimpleQueue()
         events = CleanEventClient(self.plan.events, rank, self.plan.attempt, on_command=news.put, sender="task")
         with contextlib.ExitStack() as ending:
@@ -91,7 +88,7 @@ class WorkerTask:
                 tail = self._tail(process, events, rank)
                 ending.callback(tail.close)
                 ending.callback(process.kill)
-                process.tell(self._orders(rank, context).to_bytes())
+                process.tell(self._orders(rank, barrier).to_bytes())
                 follower = Follower(process, events, news, tail, self.lease_seconds)
                 # In a separate thread, the only one that uses the process: this thread waits for the runner meanwhile.
                 pool = ending.enter_context(ThreadPoolExecutor(1, "follower"))
@@ -102,7 +99,7 @@ class WorkerTask:
                 outcome = followed.result()
                 events.close()
                 # Finished workers are kept alive: to the others, the end of their connections would look like a death.
-                return _exchanged(context, outcome)
+                return _exchanged(barrier, outcome)
 
             self._follow = follow
             try:
@@ -120,8 +117,8 @@ class WorkerTask:
             tail.close()  # The last lines are sent, too.
         return outcome
 
-    def _environment(self, context: TaskContext | None) -> dict[str, str]:
-        threads = self.plan.threads or (context.cpus() if context else 1)
+    def _environment(self) -> dict[str, str]:
+        threads = self.plan.threads or task_cores() or 1
         environment = tensorflow_environment(threads, verbose=self.plan.verbose)
         if self.plan.meets_through_driver:
             # The runner sets these later, and such a worker needs neither; the present values are the executor's own.
@@ -140,7 +137,7 @@ class WorkerTask:
 
         return Tail(process.errors, echo=True, prefix=f"rank {rank}: ", tell=tell)
 
-    def _orders(self, rank: int, context: TaskContext | None) -> WorkerOrders:
+    def _orders(self, rank: int, barrier: BarrierTask | None) -> WorkerOrders:
         plan_class = type(self.plan)
         return WorkerOrders(
             rank=rank,
@@ -151,7 +148,7 @@ class WorkerTask:
             plan=self.plan.to_json(),
             payload=self.payload,
             verbose=self.plan.verbose,
-            host=_host(context) if self.plan.meets_through_driver else None,
+            host=_host(barrier) if self.plan.meets_through_driver else None,
         )
 
 
@@ -182,21 +179,19 @@ def _environment_kept() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _host(context: TaskContext | None) -> str:
+def _host(barrier: BarrierTask | None) -> str:
     """Return the host at which the other ranks reach this one: the one at which Spark reaches this executor."""
-    if isinstance(context, BarrierTaskContext):
-        return split_address(context.getTaskInfos()[context.partitionId()].address)[0]
-    return "127.0.0.1"
+    return "127.0.0.1" if barrier is None else barrier.host.strip("[]")  # as sockets take an IPv6 address
 
 
-def _exchanged(context: TaskContext | None, outcome: Outcome) -> list[Outcome]:
+def _exchanged(barrier: BarrierTask | None, outcome: Outcome) -> list[Outcome]:
     """Wait until all ranks have an outcome, and return them all."""
     # The exchange takes a second. The driver could pass on outcomes at once, but an outcome must never be lost: this
     # way even that of a task which cannot reach the driver arrives, also at the other tasks, which wait for it. And the
     # return value of a training function may be of any size, unlike a command.
-    if isinstance(context, BarrierTaskContext):
-        return [json.loads(text) for text in context.allGather(json.dumps(outcome, default=str))]
-    return [outcome]
+    if barrier is None:
+        return [outcome]
+    return [json.loads(text) for text in barrier.gather(json.dumps(outcome, default=str))]
 
 
 @contextlib.contextmanager

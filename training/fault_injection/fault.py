@@ -107,8 +107,9 @@ def injected(spark: "SparkSession", *faults: Fault) -> Iterator[None]:
 
     Spark starts separate Python workers for them, so that no other job is affected.
     """
-    # The environment of Spark's Python workers; a worker with another environment is never reused.
-    environment = spark.sparkContext.environment
+    from mirrorspark.spark_session.kinds import session_of  # PySpark, which no worker needs
+
+    environment = session_of(spark).task_environment
     before = environment.get(VARIABLE)
     environment[VARIABLE] = ";".join(map(str, faults))
     try:

@@ -4,7 +4,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
 from mirrorspark.data_pipelines.quality.findings import Severity
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.plots.html import details_html, findings_html, paragraph_html
+from mirrorspark.pages.blocks import details_html, findings_html, paragraph_html
 from mirrorspark.training.live.picture import Details
 from mirrorspark.training.live.view import Stage
 from mirrorspark.training.protocol.words import findings_in_words

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mirrorspark.data_pipelines.spark.task_bar import Display, clock_time
-from mirrorspark.plots.html import Marked, bar_html, panel_html, rows_html
-from mirrorspark.plots.metric_chart import metric_chart
+from mirrorspark.pages.blocks import Marked, bar_html, panel_html, rows_html
+from mirrorspark.pages.charts.epochs import metric_chart
 from mirrorspark.training.live.drawing import RANK_COLUMNS, headline, rank_rows
 from mirrorspark.training.live.picture import EpochResult, FinishedStage, Picture, RunningStage
 from mirrorspark.training.live.state import TrainingState, bare, epoch_metrics, validation_metrics

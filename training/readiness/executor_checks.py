@@ -2,20 +2,18 @@
 
 import os
 import secrets
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import pyarrow as pa
-from py4j.protocol import Py4JJavaError  # type: ignore[import-untyped]
-from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import portable
+from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
+from mirrorspark.spark_session.interfaces import DriverAddressError
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.paths import StorageError, StoragePath
 from mirrorspark.training.protocol.event_server import EventServer
 from mirrorspark.training.readiness.checks import Check, failure, warning
@@ -31,7 +29,6 @@ from mirrorspark.training.readiness.executor_probe import (
     store_problem,
     with_timeout,
 )
-from mirrorspark.training.spark_session import DriverAddressError, bind_address, driver_address
 
 # A job without an answer is then cancelled: its executors' Python does not start, or its tasks hang.
 JOB_SECONDS = 60.0
@@ -88,6 +85,7 @@ def check_executors(
         folders: Shared folders by their option (``--output``). Nothing is left behind in them.
         gpus_per_worker: Required GPUs of every task.
     """
+    session = session_of(spark)
     stores = {option: Store(folder, secrets.token_hex(8)) for option, folder in folders.items()}
     refused = {option: check for option, store in stores.items() if (check := _check_driver_file(option, store))}
     checks = list(refused.values())
@@ -95,11 +93,10 @@ def check_executors(
     writers = ("driver", *map(str, range(workers)))
     clocks: dict[int, float] = {}
     try:
-        with EventServer(bind_address(spark), _listener(clocks), driver_address(spark)) as server:
+        with EventServer(session.bind_address(), _listener(clocks), session.driver_address) as server:
             question = ProbeRequest(secrets.token_hex(16), server.address, tuple(written.values()))
-            with _deadline(spark, JOB_SECONDS):
-                tasks = spark.sparkContext.parallelize(range(workers), workers).barrier()
-                answers: list[ProbeResult] = tasks.mapPartitions(portable(Probe(question))).collect()
+            body = portable(Probe(question))
+            answers: list[ProbeResult] = session.run_barrier_job(body, workers, timeout_seconds=JOB_SECONDS)
         unseen = frozenset(
             (answer.rank, option)
             for answer in answers
@@ -107,7 +104,7 @@ def check_executors(
             if theirs.reads_driver and theirs.error is None and not _sees(store, answer.rank)
         )
         events = EventReport(f"{server.address.host}:{server.address.port}", clocks)
-    except (Py4JJavaError, PySparkException) as error:
+    except SPARK_ERRORS as error:
         return [*checks, failure("executors", _job_problem(error))]
     except DriverAddressError as error:
         return [*checks, failure("events", str(error))]
@@ -118,7 +115,7 @@ def check_executors(
             *checks,
             failure(
                 "events",
-                f"the driver cannot listen on {bind_address(spark)} ({reason}); set "
+                f"the driver cannot listen on {session.bind_address()} ({reason}); set "
                 f"spark.driver.bindAddress to an interface of this machine",
             ),
         ]
@@ -380,22 +377,6 @@ def _listener(clocks: dict[int, float]) -> Callable[[Mapping[str, object]], None
         clocks[rank] = max(ahead, clocks.get(rank, ahead))
 
     return on_event
-
-
-@contextmanager
-def _deadline(spark: SparkSession, seconds: float) -> Iterator[None]:
-    """Cancel jobs of the block that take longer."""
-    context = spark.sparkContext
-    tag = f"mirrorspark-probe-{secrets.token_hex(8)}"
-    timer = threading.Timer(seconds, context.cancelJobsWithTag, (tag,))
-    timer.daemon = True
-    context.addJobTag(tag)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        context.removeJobTag(tag)
 
 
 def _job_problem(error: Exception) -> str:

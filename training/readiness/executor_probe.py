@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow as pa
-from pyspark import BarrierTaskContext
 
 import mirrorspark
+from mirrorspark.spark_session.task import BarrierTask, barrier_task
 from mirrorspark.storage.paths import StorageError, StoragePath
 from mirrorspark.training.protocol.admissions import Admissions
 from mirrorspark.training.protocol.event_client import EventClient
@@ -206,23 +206,6 @@ class ProbeResult:
 
 
 @dataclass(frozen=True)
-class BarrierTask:
-    """A task's view of the barrier job.
-
-    Attributes:
-        rank: The task's number.
-        host: Its executor's address.
-        gather: All-gather of a text: returns all tasks' texts in the order of the ranks.
-        gpus: Addresses of its GPUs.
-    """
-
-    rank: int
-    host: str
-    gather: Callable[[str], list[str]]
-    gpus: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Probe:
     """The body of a barrier task."""
 
@@ -230,12 +213,9 @@ class Probe:
 
     def __call__(self, _: Iterable[object]) -> Iterator[ProbeResult]:
         """Yield the answer of this task."""
-        context = BarrierTaskContext.get()
-        rank = context.partitionId()
-        # As in MirroredStrategyRunner: training will use these addresses.
-        host = context.getTaskInfos()[rank].address.rpartition(":")[0]
-        gpus = context.resources().get("gpu")
-        place = BarrierTask(rank, host, context.allGather, tuple(gpus.addresses) if gpus else ())
+        place = barrier_task()
+        if place is None:
+            raise RuntimeError("the probe runs in tasks of a barrier job alone; start it with run_barrier_job")
         yield probe(self.question, place)
 
 

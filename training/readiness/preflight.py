@@ -16,14 +16,16 @@ from urllib.parse import unquote, urlsplit
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.mlflow.store import sqlite_file
-from mirrorspark.data_pipelines.spark.tasks import is_local
+from mirrorspark.spark_session.connect import USE_CLASSIC
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.session import MissingCapabilityError, Session
+from mirrorspark.spark_session.start import MINIMUM_JAVA, java_major_version
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.lakes import lake_around
 from mirrorspark.storage.paths import StorageError, StoragePath
 from mirrorspark.training.readiness.checks import Check, PreflightError, failure, require, warning
 from mirrorspark.training.readiness.executor_checks import LOW_DISK_BYTES, check_executors, check_store
 from mirrorspark.training.readiness.executor_probe import SHARED_PACKAGES, with_timeout
-from mirrorspark.training.spark_session import MINIMUM_JAVA, driver_address, java_major_version, task_slots
 
 __all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "require"]
 
@@ -39,7 +41,6 @@ _DATABRICKS = ("databricks", "databricks-uc", "uc")
 # MultiWorkerMirroredStrategy: these two are pinned to a minor version.
 PINNED_MINOR = {"tensorflow": "2.20.", "tf-keras": "2.20."}
 
-_CLASSIC = "local[N], spark://, yarn or k8s://, with the driver where this command runs"
 _STANDALONE_PORT = 7077
 
 
@@ -70,9 +71,12 @@ def check_cluster(
             network; None where there is permission, or no need for it.
         asks_local: Probe the tasks of a local session, too; a run skips this, since they share the driver's machine.
     """
-    if type(spark).__module__.startswith("pyspark.sql.connect"):
-        return [_refused_connect("the session is one of Spark Connect")]
-    checks = [_slots(spark, workers), _allocation(spark), *_network(spark, open_servers)]
+    session = session_of(spark)
+    try:
+        session.require_barrier_jobs()
+    except MissingCapabilityError as error:
+        return [failure("session", str(error))]
+    checks = [_slots(session, workers), _allocation(session), *_network(session, open_servers)]
     if not all(check.passed for check in checks):
         return checks
     folders = {"--output": StoragePath.of(_existing(output))} if output else {}
@@ -86,7 +90,7 @@ def check_cluster(
                 return [*checks, refusal]
     except StorageError as error:
         return [*checks, failure("checkpoints", f"{error}; give another place as --checkpoints")]
-    if is_local(spark) and not asks_local:
+    if session.is_local and not asks_local:
         # The check of the driver has written to the output.
         return checks + [check_store(option, place) for option, place in folders.items() if option != "--output"]
     return checks + check_executors(spark, workers, java_major_version(), folders, gpus_per_worker)
@@ -112,7 +116,7 @@ def _session(master: str | None) -> Check:
 
 def _refused_connect(what: str) -> Check:
     # Callers cut Connect URLs after the address, where a token may follow.
-    return failure("session", f"{what}, which has no barrier jobs and so cannot train; use a classic one: {_CLASSIC}")
+    return failure("session", f"{what}, which has no barrier jobs and so cannot train; {USE_CLASSIC}")
 
 
 def _master_problem(address: str) -> str | None:
@@ -270,33 +274,32 @@ def _server_problems(uri: str) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _slots(spark: SparkSession, workers: int) -> Check:
+def _slots(session: Session, workers: int) -> Check:
     # The executors of a new session may still be starting.
     deadline = time.monotonic() + EXECUTORS_SECONDS
-    while (slots := task_slots(spark)) < workers and not is_local(spark) and time.monotonic() < deadline:
+    while (slots := session.task_slots()) < workers and not session.is_local and time.monotonic() < deadline:
         time.sleep(0.2)
     if slots < workers:
         return failure(
             "slots",
-            f"{spark.sparkContext.master} has {slots} task slots for {workers} workers, and a barrier job starts all "
+            f"{session.master} has {slots} task slots for {workers} workers, and a barrier job starts all "
             f"or none; use --workers {max(slots, 1)} or a larger cluster",
         )
-    return Check("slots", True, f"{slots} on {spark.sparkContext.master}")
+    return Check("slots", True, f"{slots} on {session.master}")
 
 
-def _allocation(spark: SparkSession) -> Check:
+def _allocation(session: Session) -> Check:
     key = "spark.dynamicAllocation.enabled"
-    if spark.sparkContext.getConf().get(key, "false").lower() == "true":
+    if session.setting(key, "false").lower() == "true":
         return failure("allocation", f"{key} is true, which Spark refuses for barrier jobs; set it to false")
     return Check("allocation", True, "fixed")
 
 
-def _network(spark: SparkSession, open_servers: str | None) -> list[Check]:
+def _network(session: Session, open_servers: str | None) -> list[Check]:
     """Return what the network of a cluster leaves open; nothing where all of it is on this machine."""
-    found = [check] if (check := _encryption(spark)) else []
-    if driver_address(spark) in _LOOPBACK:
+    found = [check] if (check := _encryption(session)) else []
+    if session.driver_address in _LOOPBACK:
         return found
-    conf = spark.sparkContext.getConf()
     if open_servers is not None:
         found.append(
             failure(
@@ -305,7 +308,7 @@ def _network(spark: SparkSession, open_servers: str | None) -> list[Check]:
                 f"any caller; use --allow-open-servers on a network of trusted machines, or the strategy ring",
             )
         )
-    if conf.get("spark.authenticate", "false").lower() != "true":
+    if session.setting("spark.authenticate", "false").lower() != "true":
         found.append(
             warning(
                 "network",
@@ -314,18 +317,17 @@ def _network(spark: SparkSession, open_servers: str | None) -> list[Check]:
                 "spark.network.crypto.enabled to true",
             )
         )
-    elif conf.get("spark.network.crypto.enabled", "false").lower() != "true":
+    elif session.setting("spark.network.crypto.enabled", "false").lower() != "true":
         found.append(warning("network", "spark.network.crypto.enabled is off, so executors exchange rows in the clear"))
     return found
 
 
-def _encryption(spark: SparkSession) -> Check | None:
+def _encryption(session: Session) -> Check | None:
     # MirroredStrategyRunner refuses unencrypted traffic on an encrypted cluster, unless this option is set.
-    conf = spark.sparkContext.getConf()
     ignore = "tensorflow.spark.distributor.ignoreSsl"
-    if conf.get("spark.ssl.enabled", "false").lower() != "true":
+    if session.setting("spark.ssl.enabled", "false").lower() != "true":
         return None
-    if conf.get(ignore, "false").lower() != "true":
+    if session.setting(ignore, "false").lower() != "true":
         return failure(
             "encryption",
             f"spark.ssl.enabled is true, and workers talk to each other in the clear; set {ignore} to true to allow it",

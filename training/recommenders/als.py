@@ -1,6 +1,5 @@
 """Alternating least squares for implicit feedback: Spark computes the items' factors, and a row's items its scores."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,6 @@ from mirrorspark.models import classical
 
 # Spark's plan grows with each iteration. Its serialisation has overflowed the stack of a task at the fifteenth.
 _ITERATIONS_BETWEEN_CHECKPOINTS = 5
-
-
-def give_checkpoints(spark: SparkSession, folder: Path) -> None:
-    """Set the folder of Spark's checkpoints, which cut its plans, if the session has none.
-
-    Args:
-        spark: The session.
-        folder: Where all executors can write; Spark makes it.
-    """
-    if spark.sparkContext.getCheckpointDir() is None:
-        spark.sparkContext.setCheckpointDir(str(folder))
 
 
 def item_factors(interactions: Any, settings: classical.ALS, seed: int, spark: SparkSession) -> npt.NDArray[np.float32]:

@@ -28,8 +28,8 @@ from mirrorspark.models.centroids import (
     fit_mixture,
     sparse_features,
 )
-from mirrorspark.plots.calibration import calibration_bins
-from mirrorspark.plots.inputs import binary_inputs
+from mirrorspark.pages.figures.calibration import calibration_bins
+from mirrorspark.pages.figures.inputs import binary_inputs
 
 # A multi-label model is calibrated on about this many pairs of a row and a label, which are sorted in memory.
 _PAIRS = 10_000_000

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 from mlflow.utils.autologging_utils import disable_autologging
 
 from mirrorspark.callbacks.mlflow.metric_requests import NOTE_TAG
-from mirrorspark.plots.beside import beside_the_result
-from mirrorspark.plots.image import figure_of_image
+from mirrorspark.pages.figures.image import figure_of_image
+from mirrorspark.pages.guarded import beside_the_result
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.atomic_file import replaced, write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.config import RunConfig, TrainingConfig
@@ -387,13 +388,12 @@ def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
     if not job.config.recommenders:
         return {}
     # They import Numba and Spark ML.
-    from mirrorspark.training.recommenders.als import give_checkpoints
     from mirrorspark.training.recommenders.interactions import Interactions
     from mirrorspark.training.recommenders.lists import recommended
 
     config, interactions = job.config, Interactions(job.dataset)
     if any(asked.name == "als" for asked in config.recommenders):
-        give_checkpoints(job.cluster.spark, job.folder.spark_checkpoints)
+        session_of(job.cluster.spark).give_checkpoints(job.folder.spark_checkpoints)
     found = {}
     for place, asked in enumerate(config.recommenders):
         tell(f"baselines; now {asked.label}", place, len(config.recommenders))

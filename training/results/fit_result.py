@@ -14,7 +14,7 @@ from mirrorspark.data_pipelines.any_table import ROW_NUMBER, as_dataframe, in_fo
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.plots.beside import beside_the_result
+from mirrorspark.pages.guarded import beside_the_result
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
 from mirrorspark.scoring.model.loaded import LoadedModel

@@ -9,9 +9,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
+from mirrorspark.spark_session.errors import task_message
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.report.summary import CHALLENGER

@@ -10,7 +10,7 @@ as Spark's own traffic is not by default. Nothing is unpickled.
 
 Every array travels with the sum of its 32-bit words and its header with a CRC-32, so that a changed byte that TCP's
 16-bit checksum misses ends the attempt instead of making the ranks differ. The sum takes less than a hundredth of a
-step; a CRC-32 of the array takes six to nine times as long (docs/benchmarks/checksums.md, `_checksum`).
+step; a CRC-32 of the array takes six to nine times as long, measured on arrays of 0.2 and 1 MB (`_checksum`).
 
 What the sum misses: words that changed places, and changes of several words that cancel out. The ranks' weights are
 therefore compared at every checkpoint as well (`callbacks.collectives.equal_weights`), which shows what made ranks

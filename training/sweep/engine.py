@@ -9,6 +9,7 @@ from mlflow.exceptions import MlflowException
 
 from mirrorspark.callbacks.mlflow.metric_requests import first_line
 from mirrorspark.callbacks.mlflow.store import limit_requests, store_client
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training import pipeline
@@ -27,7 +28,6 @@ from mirrorspark.training.records.tracking import (
     TrackingError,
 )
 from mirrorspark.training.results.report.summary import Summary
-from mirrorspark.training.spark_session import task_slots
 from mirrorspark.training.sweep.folder import SweepPlace
 from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
 from mirrorspark.training.training_job import TrainingJob, open_job
@@ -54,7 +54,7 @@ class SparkEngine:
 
     def slots(self) -> int:
         """Return how many barrier tasks can run side by side now."""
-        return task_slots(self._prepared.spark)
+        return session_of(self._prepared.spark).task_slots()
 
     def open_parent(self, label: str, run_id: str | None, experiment: str | None = None) -> TrackedRun:
         """Open the sweep's own MLflow run.

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from mirrorspark.callbacks.checkpoints.commit import Mode
-from mirrorspark.plots.html import heading_html, panel_html, paragraph_html, rows_html
+from mirrorspark.pages.blocks import heading_html, panel_html, paragraph_html, rows_html
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.training.config import RunConfig

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import optuna
 
-from mirrorspark.plots.beside import beside_the_result
+from mirrorspark.pages.guarded import beside_the_result
 from mirrorspark.storage.credentials import one_line, without_credentials
 from mirrorspark.training.driver.signals import on_stop_signals
 from mirrorspark.training.records.open_run import leave

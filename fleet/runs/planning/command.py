@@ -11,7 +11,7 @@ from mirrorspark.fleet.runs.planning.capacity import FleetPlan
 from mirrorspark.fleet.runs.planning.probe import DEFAULT_PROBE_SECONDS, plan_fleet
 from mirrorspark.fleet.runs.planning.settings import DEFAULT_HEAP, FAIR, problems_of, recommended_settings
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.run import open_session
+from mirrorspark.spark_session.start import open_command_session
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.terminal_text import for_stream
@@ -141,7 +141,7 @@ def check_submissions(options: argparse.Namespace) -> None:
 
 def _plan(options: argparse.Namespace) -> int:
     check_submissions(options)
-    spark = open_session(options.master, verbose=options.verbose, settings=FAIR)
+    spark = open_command_session(options.master, verbose=options.verbose, settings=FAIR)
     try:
         plan = plan_fleet(
             spark,

@@ -20,7 +20,7 @@ from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, ParquetRows, RowGroups
-from mirrorspark.data_pipelines.spark.tasks import Shares, is_local, numbers_of, portable, progress_bar, write_files
+from mirrorspark.data_pipelines.spark.tasks import Shares, numbers_of, portable, progress_bar, write_files
 from mirrorspark.fleet.columns import array
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.kernels import STRIP
@@ -45,6 +45,7 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import find_source
 from mirrorspark.scoring.input.spark_tables import SparkSource
 from mirrorspark.scoring.task.scorer import ShippedModel
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.paths import Location, StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
@@ -113,7 +114,7 @@ def plan_fleet(
     _check_sizes(rows=rows, models=models, models_per_microbatch=models_per_microbatch, prefixes=prefixes)
     if not seconds > 0:
         raise ScoringError(f"seconds {seconds} is not above 0; give some seconds for the sample")
-    if scratch is None and not is_local(spark):
+    if scratch is None and not session_of(spark).is_local:
         raise ScoringError(
             "the executors need a folder to write the sample to; give scratch= a path that all can reach"
         )
@@ -324,7 +325,7 @@ class _Passes:
 
     def __init__(self, sample: _Sample, spark: SparkSession, folder: StoragePath, shipped: ShippedModel) -> None:
         self._sample, self._spark, self._folder, self._shipped = sample, spark, folder, shipped
-        self.tasks = min(spark.sparkContext.defaultParallelism, sum(rows > 0 for rows in sample.table.group_rows))
+        self.tasks = min(session_of(spark).default_parallelism, sum(rows > 0 for rows in sample.table.group_rows))
         self._bytes = lru_cache(maxsize=None)(self._bytes_of)
 
     def score(self, rows: int, name: str) -> _Measured:

@@ -17,6 +17,7 @@ from mirrorspark.fleet.layout import OUTPUTS, Layout
 from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.ledger import Ledger
 from mirrorspark.fleet.runs.run import run_fleet
+from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.paths import StoragePath
 
 # The first one loads the models, which is part of a run's start; the last one has no beginning after it.
@@ -73,7 +74,7 @@ def rehearse(
     Raises:
         FleetRunError: A microbatch fails.
     """
-    tasks = min(spark.sparkContext.defaultParallelism, _MOST_TASKS)
+    tasks = min(session_of(spark).default_parallelism, _MOST_TASKS)
     few = pa.Table.from_batches([rows.slice(0, _ROWS)])
     file = folder / "rows.parquet"
     with file.open_write() as sink, pq.ParquetWriter(sink, few.schema) as writer:

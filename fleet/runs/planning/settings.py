@@ -6,7 +6,7 @@ from math import ceil
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.spark.tasks import is_local
+from mirrorspark.spark_session.kinds import session_of
 
 FAIR = {"spark.scheduler.mode": "FAIR"}
 """Lets microbatches that run at the same time share the cores; else the second one waits for the first one's tasks."""
@@ -69,9 +69,8 @@ def check_settings(settings: Mapping[str, str], at_once: int, worker_bytes: int 
 
 def problems_of(spark: SparkSession, at_once: int, worker_bytes: int = 0) -> list[str]:
     """Return what :func:`check_settings` says of a session; nothing of a local one."""
-    if is_local(spark):
-        return []
-    return check_settings(dict(spark.sparkContext.getConf().getAll()), at_once, worker_bytes)
+    session = session_of(spark)
+    return [] if session.is_local else check_settings(session.settings(), at_once, worker_bytes)
 
 
 def _python_mib(worker_bytes: int, cores: int) -> int:

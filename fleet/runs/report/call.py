@@ -12,7 +12,7 @@ from mirrorspark.fleet.runs.kept import read_records
 from mirrorspark.fleet.runs.plan import RUN_FOLDER, RunPlan
 from mirrorspark.fleet.runs.report.page import report_page
 from mirrorspark.fleet.runs.report.report import FleetReport, report_of
-from mirrorspark.plots.beside import beside_the_result
+from mirrorspark.pages.guarded import beside_the_result
 from mirrorspark.scoring.registration import open_store
 from mirrorspark.storage.paths import Location, StoragePath
 

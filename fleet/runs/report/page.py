@@ -9,8 +9,9 @@ from jinja2 import Template
 
 from mirrorspark.fleet.bins import Distribution, grouped
 from mirrorspark.fleet.runs.report.report import FleetReport
-from mirrorspark.plots.histogram import share_bars, short_number
-from mirrorspark.plots.page import page_template
+from mirrorspark.pages.charts.histogram import share_bars
+from mirrorspark.pages.numbers import short_number
+from mirrorspark.pages.page import page_template
 
 _SHOWN_MODELS = 200
 _SHOWN_FIGURES = 12

@@ -1,4 +1,4 @@
-"""What is known of a variant's requests, and whether it may go on: pure functions over numbers."""
+"""Statistics of a variant's requests, and the decision to stop it: pure functions over numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SLOW = 0.01
 
 @dataclass(frozen=True)
 class LiveChecks:
-    """Limits for a variant; a variant that is beyond one, and not by chance, is stopped. None is no limit.
+    """Limits for a variant; a variant that is beyond one, and not by chance, is stopped. None sets no limit.
 
     Attributes:
         window: Requests of a variant in a round; each round is judged by itself, so that a late change is found.

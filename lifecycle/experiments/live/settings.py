@@ -19,10 +19,10 @@ class TrafficError(ValueError):
 
 @dataclass(frozen=True)
 class TrafficSettings:
-    """How the requests for a name are divided.
+    """Division of the requests for a name.
 
     Attributes:
-        name: What clients ask for.
+        name: Public model name.
         models: URI of the model by variant, for each variant of the experiment.
         shadows: URI by name of models that compute every request, too; their answers go to nobody.
         checks: Limits for variants other than the control.
@@ -75,10 +75,10 @@ class TrafficFile:
         return key
 
     def stamp(self) -> tuple[object, ...]:
-        """Return what changes with the files.
+        """Return a mark that changes with the files.
 
         Raises:
-            OSError: One of them is gone.
+            OSError: One of them is missing.
         """
         paths = [self.path, self.experiment_path] if self.experiment_path else [self.path]
         return tuple((found.st_mtime_ns, found.st_size, found.st_ino) for found in (path.stat() for path in paths))
@@ -88,7 +88,7 @@ class TrafficFile:
         """Read a file of YAML or JSON.
 
         Raises:
-            TrafficError: It is no mapping of known fields, or its values make no sense.
+            TrafficError: It is not a mapping of known fields, or its values are invalid.
             ExperimentError: So is its experiment.
             OSError: It cannot be read.
         """
@@ -96,7 +96,7 @@ class TrafficFile:
         try:
             values = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise TrafficError(f"{path} is no YAML: {one_line(error)}") from error
+            raise TrafficError(f"{path} is not YAML: {one_line(error)}") from error
         if not isinstance(values, dict) or not {"name", "experiment", "models"} <= set(values):
             raise TrafficError(f"{path} needs name, experiment, and models by variant; see docs/serving.md")
         experiment = values.pop("experiment")

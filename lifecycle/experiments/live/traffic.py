@@ -97,7 +97,7 @@ class ExperimentSplit:
 
     @property
     def trusts_callers(self) -> bool:
-        """Whether nobody can choose a unit whom the settings do not trust with it."""
+        """True if only trusted callers can choose a unit."""
         return self._unit_key is not None or self.file.settings.trusts_callers
 
     def unit_of(self, text: str) -> str:
@@ -160,7 +160,7 @@ class ExperimentSplit:
             comparisons[variant.name].variant.add(scores, is_slow=is_slow)
 
     def _comparisons_of_now(self) -> dict[str, Comparison]:
-        """Return each variant's requests beside the control's; another version of any, or other checks, begin anew."""
+        """Return each variant's requests and the control's; another version of any, or other checks, begin anew."""
         now = (*(one.source.model for one in self.variants.values()), self.file.settings.checks)
         if now != self._compared:
             self._compared = now
@@ -173,7 +173,7 @@ class ExperimentSplit:
         Args:
             unit: The unit.
             variant: Its variant.
-            model: What computed the answer: the control, where the variant has failed.
+            model: Model that computed the answer: the control, if the variant has failed.
         """
         return self._log is None or self._log.add(unit, self.experiment, variant.name, label_of(model))
 
@@ -247,9 +247,9 @@ class ExperimentSplit:
         except FileNotFoundError:
             return {}
         except (ValueError, RecursionError) as error:
-            raise TrafficError(f"{self._stopped_file} is no JSON ({error}); mend it, or delete it") from error
+            raise TrafficError(f"{self._stopped_file} is not JSON ({error}); correct it, or delete it") from error
         if not isinstance(found, dict):
-            raise TrafficError(f"{self._stopped_file} holds no stopped versions; mend it, or delete it")
+            raise TrafficError(f"{self._stopped_file} holds no stopped versions; correct it, or delete it")
         return found
 
     def _changed_file(self) -> TrafficFile | None:

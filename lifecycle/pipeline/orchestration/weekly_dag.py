@@ -30,7 +30,7 @@ def run() -> None:
     done = subprocess.run(command, check=False)
     if done.returncode:
         said = f"{shlex.join(command)} has ended with status {done.returncode}; its message is above"
-        # What is invalid stays so.
+        # An invalid command stays invalid.
         raise AirflowFailException(said) if done.returncode == _USAGE else RuntimeError(said)
 
 

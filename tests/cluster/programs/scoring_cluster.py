@@ -12,7 +12,7 @@ from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.groups import score_by_group
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.package import package_model
-from mirrorspark.training.spark_session import open_session
+from mirrorspark.spark_session.start import open_session
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL
 
 folder, master = Path(sys.argv[1]), sys.argv[2]

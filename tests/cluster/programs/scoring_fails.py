@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 from pyspark import SparkFiles
 from pyspark.errors import PySparkException
 
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.package import package_model
-from mirrorspark.training.spark_session import open_session
+from mirrorspark.spark_session.errors import task_message
+from mirrorspark.spark_session.start import open_session
 from tests.unit.scoring.other_models import LINEAR, boxes
 
 HOOKS = """

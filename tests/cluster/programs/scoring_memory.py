@@ -9,12 +9,12 @@ import json
 import os
 import sys
 
-from benchmarks.writer_memory import peak_bytes
+from benchmarks.measure import peak_bytes
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.task.scorer import Counters
-from mirrorspark.training.spark_session import open_session
+from mirrorspark.spark_session.start import open_session
 
 
 def main() -> None:

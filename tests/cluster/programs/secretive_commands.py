@@ -17,9 +17,9 @@ from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.package import package_model
 from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.launch import run_train_fn
-from mirrorspark.training.spark_session import open_session
 from tests.cluster.programs.secretive_training import secretive
 from tests.unit.storage.secret_forms import in_one_line
 

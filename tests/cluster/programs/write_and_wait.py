@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.spark.tfrecord_source import TFRecordSource
 from mirrorspark.data_pipelines.tfrecords import write_tfrecords
-from mirrorspark.training.spark_session import open_session
+from mirrorspark.spark_session.start import open_session
 
 
 def main() -> None:

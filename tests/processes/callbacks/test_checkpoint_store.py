@@ -240,7 +240,7 @@ def test_a_local_store_that_vanishes_between_two_files_is_not_made_anew(
     monkeypatch.setattr(os, "link", no_link)
     monkeypatch.setattr("mirrorspark.callbacks.checkpoints.store.flush", flush_and_take_away)
     delivery = Delivery("step-00000001", source, ["ckpt.data", "more/ckpt.index"], "marker.json", lambda inner: b"{}")
-    with pytest.raises(FileNotFoundError, match="the folder that it belongs in is gone"):
+    with pytest.raises(FileNotFoundError, match="the folder that it belongs in was removed"):
         store.deliver(delivery)
     assert not folder.exists()
 

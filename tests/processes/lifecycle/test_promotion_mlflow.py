@@ -176,7 +176,7 @@ def test_a_lock_that_a_process_of_another_machine_has_left_is_named_and_can_be_b
         elsewhere.setattr(registries.socket, "gethostname", lambda: "elsewhere")
         registry._take_lock("flights")  # by a process that is killed now
 
-    with pytest.raises(RegistryError, match="'flights-promotion-lock' says which; if that process is gone, delete it"):
+    with pytest.raises(RegistryError, match="'flights-promotion-lock' says which; if that process is dead, delete it"):
         promote(evidence(registry, "2", registry.alias("flights", CHAMPION)), registry, why="auc +0.01")
     registry.break_lock("flights")
 

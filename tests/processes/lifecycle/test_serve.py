@@ -98,7 +98,7 @@ def check_invocations(port: int, expected: list[float], version: str) -> None:
             "read the column 'carier'",
         ),
         ({"dataframe_split": {"columns": ["carrier"], "data": [["UA"]]}}, "'data' lacks the columns 'hour'"),
-        ({"dataframe_split": {"columns": ["a", "b"], "data": [[1]]}}, "data[0] is no list of 2 values"),
+        ({"dataframe_split": {"columns": ["a", "b"], "data": [[1]]}}, "data[0] is not a list of 2 values"),
         ({"dataframe_split": split, "instances": ROWS}, "give one of ['dataframe_split'"),
         ({"instances": ROWS, "params": {"k": 1}}, "no model here takes 'params'"),
         ({"dataframe_records": [ROWS[0]] * 11}, "the request has 11 rows; give 1 to 10"),
@@ -119,7 +119,7 @@ def check_what_clients_get_wrong(port: int, name: str, expected: list[float]) ->
         ({"stops": ["a\ud83d"]}, "instances[0]: column 'stops' has a text with"),
         ({"distance": 10**309}, "instances[0]: column 'distance' has values that are of no one type"),
         ({"hour": 2**70}, "instances[0]: column 'hour' has values that are of no one type"),
-        ({"carrier": {"b64": "/w=="}}, "instances[0]: column 'carrier' has bytes that are no text in UTF-8"),
+        ({"carrier": {"b64": "/w=="}}, "instances[0]: column 'carrier' has bytes that are not text in UTF-8"),
     ):
         status, answer, _ = ask(port, "POST", f"/v1/models/{name}:predict", {"instances": [good | change]})
         assert (status, message in answer["error"]) == (400, True), answer

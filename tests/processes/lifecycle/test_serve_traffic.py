@@ -82,8 +82,8 @@ def check_csv(port: int) -> None:
         ("y\n1\n", "the first line lacks the columns ['x']"),
         ("x,y\n1\n", "row[0] has 1 cells, and the first line 2 columns"),
         ("x\n", "the request has 0 rows"),
-        ("", "the body is no CSV in UTF-8 with a line of columns"),
-        ('x\n"1', "the body is no CSV in UTF-8"),
+        ("", "the body is not CSV in UTF-8 with a line of columns"),
+        ('x\n"1', "the body is not CSV in UTF-8"),
     ):
         status, found = invoke(port, text)
         assert (status, message in found) == (400, True), found

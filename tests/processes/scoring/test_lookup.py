@@ -84,7 +84,7 @@ def test_rows_are_found_by_key_and_unknown_keys_have_the_fallback(tmp_path: Path
         assert ask(port, "/rows?key=-8&key=9&key=7") == (200, together)
         status, health = ask(port, "/health")
         assert (status, health["rows"], health["model_versions"]) == (200, 2, ["movies/3"])
-        for path, message in (("/rows/seven", "key 'seven' is no whole number"), ("/rows", "no key is given")):
+        for path, message in (("/rows/seven", "key 'seven' is not a whole number"), ("/rows", "no key is given")):
             status, answer = ask(port, path)
             assert (status, message in answer["error"]) == (400, True)
         assert ask(port, "/")[0] == 404

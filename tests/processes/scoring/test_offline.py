@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tracking_server import TrackingServer
+from benchmarks.servers import TrackingServer
 from mirrorspark.scoring.model.fetched import FetchedModelsError
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import ModelStoreError, resolve

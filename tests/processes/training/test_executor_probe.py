@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import mirrorspark
+from mirrorspark.spark_session.task import BarrierTask
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.protocol import admissions
 from mirrorspark.training.protocol.event_server import EventServer
@@ -22,7 +23,6 @@ from mirrorspark.training.protocol.handshake import proof
 from mirrorspark.training.readiness import executor_probe
 from mirrorspark.training.readiness.executor_probe import (
     AllReduceTime,
-    BarrierTask,
     Probe,
     ProbeRequest,
     ProbeResult,

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.readiness import preflight
 from mirrorspark.training.readiness.checks import warning
@@ -314,7 +315,7 @@ class FakeSpark:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, slots: list[int], master: str, **conf: str) -> None:
         self.asked: list[tuple[int, dict[str, StoragePath], int]] = []
-        monkeypatch.setattr(preflight, "task_slots", lambda _: slots.pop(0) if len(slots) > 1 else slots[0])
+        monkeypatch.setattr(ClassicSession, "task_slots", lambda _: slots.pop(0) if len(slots) > 1 else slots[0])
         monkeypatch.setattr(preflight, "check_executors", self._check_executors)
         self.sparkContext = SimpleNamespace(master=master, getConf=lambda: conf)
 

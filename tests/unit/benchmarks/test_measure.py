@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.measure import Contender, Mark, Stopwatch, Timing, interleave, paired_ratio, speed_ratio
+from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 
 
 class FakeClock:
@@ -112,27 +112,3 @@ def test_mark_is_met_up_to_its_limit(bound: str, found: float, is_met: bool) -> 
     mark = Mark("a / b", found, 0.9, bound)  # type: ignore[arg-type]
 
     assert mark.is_met is is_met
-
-
-def test_a_ratio_of_pairs_is_not_that_of_the_medians() -> None:
-    # The machine becomes slower; in each round the first takes a tenth longer.
-    timings = {"a": Timing("a", (1.1, 2.2, 8.8)), "b": Timing("b", (1.0, 2.0, 8.0))}
-    assert paired_ratio(timings, "a", "b") == pytest.approx(1.1)
-    assert paired_ratio({**timings, "a": Timing("a", (1.0, 4.0, 24.0))}, "a", "b") == 2.0
-
-
-def test_a_stopwatch_sums_the_calls_also_of_those_that_raise() -> None:
-    clock = FakeClock()
-    watch = Stopwatch(clock)
-
-    def work(seconds: float) -> float:
-        clock.now += seconds
-        return 1 / seconds
-
-    timed = watch.around(work)
-    assert timed(2.0) == 0.5
-    clock.now += 100.0
-    with pytest.raises(ZeroDivisionError):
-        timed(0.0)
-    timed(0.25)
-    assert watch.seconds == 2.25

@@ -10,7 +10,8 @@ import pytest
 from pyspark import TaskContext
 
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
-from mirrorspark.data_pipelines.spark.tasks import Shares, numbers_of, partition_id
+from mirrorspark.data_pipelines.spark.tasks import Shares, numbers_of
+from mirrorspark.spark_session.task import partition_id
 
 
 def test_numbers_come_from_any_batches_each_taken_when_it_is_wanted() -> None:

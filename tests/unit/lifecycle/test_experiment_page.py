@@ -8,7 +8,7 @@ import pytest
 from mirrorspark.lifecycle.experiments.analysis import Analysis, Arm, analyse_experiment
 from mirrorspark.lifecycle.experiments.definition import Experiment
 from mirrorspark.lifecycle.experiments.page import experiment_page
-from mirrorspark.plots.intervals import IntervalRow, interval_chart
+from mirrorspark.pages.charts.intervals import IntervalRow, interval_chart
 
 ODD_NAME = "<b>deep & wide</b>"
 RANKER = Experiment("ranker <1>", {"control": 50, ODD_NAME: 50})

@@ -18,8 +18,8 @@ from mirrorspark.lifecycle.gate.score_counts import ScoreCounts, score_codes
 from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
 from mirrorspark.lifecycle.gate.tally import Tally
 from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
-from mirrorspark.plots.calibration import calibration_bins
-from mirrorspark.plots.inputs import binary_inputs
+from mirrorspark.pages.figures.calibration import calibration_bins
+from mirrorspark.pages.figures.inputs import binary_inputs
 
 ROWS = 3000
 RANDOM = np.random.default_rng(5)

@@ -210,10 +210,10 @@ def test_evidence_is_read_from_the_file_that_a_validation_saves(registry: Folder
         ({"format_version": 9}, "its format is 9, this program reads 1"),
     ]:
         file.write_text(json.dumps(document | change))
-        with pytest.raises(PromotionRefusedError, match=f"is no validation .*{problem}"):
+        with pytest.raises(PromotionRefusedError, match=f"is not a validation .*{problem}"):
             Evidence.load(file)
     file.write_text("[]")
-    with pytest.raises(PromotionRefusedError, match="is no validation"):
+    with pytest.raises(PromotionRefusedError, match="is not a validation"):
         Evidence.load(file)
 
 

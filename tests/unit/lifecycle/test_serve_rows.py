@@ -30,7 +30,7 @@ def test_a_sparse_vector_is_a_text_in_a_tensor_and_in_csv() -> None:
 
 @pytest.mark.parametrize("text", ["7:2", "[7]", "nan"])
 def test_what_is_no_sparse_vector_is_told(text: str) -> None:
-    with pytest.raises(RequestError, match="is no JSON object of indices and values"):
+    with pytest.raises(RequestError, match="is not a JSON object of indices and values"):
         tensor_rows(tensor(text), [BASKET], lambda rows: None)
     with pytest.raises(RequestError, match=r"row\[0\]: column 'basket' is .*, which is no map<bigint,double>"):
         csv_rows(f"basket\n{json.dumps(text)}\n".encode(), [BASKET], lambda rows: None)
@@ -50,7 +50,7 @@ def test_what_is_no_sparse_vector_is_told(text: str) -> None:
         (r'{"a": "\\\"' + "[" * 99 + '"}', None, ""),  # nor behind an escaped backslash and an escaped quote
         (r'{"a": "\\", "b": ' + "[" * 99, 400, "on 100 levels"),  # where the text has ended, they are
         ('{"a": ' + "9" * 311 + "}", 400, "it has a number of 311 digits"),
-        ('{"a": 1}'.encode("utf-16"), 400, "the body is no JSON in UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), 400, "the body is not JSON in UTF-8"),
     ],
 )
 def test_json_is_counted_before_it_is_read(body: str | bytes, status: int | None, message: str) -> None:
@@ -102,9 +102,9 @@ def test_texts_may_come_as_base64_as_tensorflow_servings_clients_send_them() -> 
     rows = with_texts(predicted_rows({"instances": [row]}, [field.name for field in fields]), fields)
     assert rows.columns == {"a": ["UA"], "tags": [["UA", "b", None]], "picture": [b"\xff"]}
     for value, message in (
-        ({"b64": "/w=="}, "instances[0]: column 'a' has bytes that are no text in UTF-8"),
-        ({"b64": "?"}, "instances[0]: column 'a': '?' is no base64"),
-        ({"b64": [1]}, "instances[0]: column 'a': [1] is no base64"),
+        ({"b64": "/w=="}, "instances[0]: column 'a' has bytes that are not text in UTF-8"),
+        ({"b64": "?"}, "instances[0]: column 'a': '?' is not base64"),
+        ({"b64": [1]}, "instances[0]: column 'a': [1] is not base64"),
     ):
         with pytest.raises(RequestError, match=re.escape(message)):
             with_texts(predicted_rows({"instances": [row | {"a": value}]}, [field.name for field in fields]), fields)

@@ -162,7 +162,7 @@ def test_a_model_that_fails_with_every_request_has_one_traceback_and_then_a_line
     logger.error("not of an exception")
     assert [(record.getMessage(), record.exc_info is not None) for record in records] == [
         ("late/1 has failed with a request", True),
-        ("late/1 has failed with a request (3 more of the same ValueError since it was last told)", False),
+        ("late/1 has failed with a request (3 more of the same ValueError since it was last logged)", False),
         ("late/2 has failed with a request", True),
         ("late/1 has failed with a request", True),
         ("not of an exception", False),

@@ -166,5 +166,5 @@ def test_a_snapshot_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert known.columns[-1].counts[-1] == 1
     assert sum(known.columns[-1].counts) == 503
     (tmp_path / "other.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(SnapshotError, match=r"other\.json is no snapshot of a training"):
+    with pytest.raises(SnapshotError, match=r"other\.json is not a snapshot of a training"):
         Snapshot.load(tmp_path / "other.json")

@@ -18,6 +18,7 @@ import tensorflow as tf
 import tf_keras
 from scipy.sparse import csr_array
 from scipy.special import expit, softmax
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from mirrorspark.callbacks.checkpoints.training_state import tensors
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
@@ -101,6 +102,8 @@ RECOMMENDER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 # Architectures that learn ratings, too.
 RATERS = ("two_tower",)
+# One of each kind of calibration; in others the same operations are in a graph.
+EXPORTED_WITH_A_CALIBRATION = ("multi_class", "multi_field")
 LABELS = {
     "binary": Label("again"),
     "multi_class": Label("genre", "multi_class", classes=3),
@@ -382,10 +385,13 @@ def test_a_calibrated_model_is_exported_with_its_calibration(trained: Trained, t
     logits = calibration.applied(architecture.logits(model, known).numpy().astype(np.float64))
     expected = softmax(logits, axis=1) if is_several else expit(logits)
     calibrated: Any = CalibratedArchitecture(architecture, calibration)
-    folder = exported(dataclasses.replace(trained, architecture=calibrated), tmp_path / "model")
-    loaded = load_once(resolve(folder).path, resolve(folder).digest, threads=1)
-    (found,) = loaded.score_arrow(ROWS.combine_chunks().to_batches()[0]).values()
-    np.testing.assert_allclose(np.array(found.to_pylist()).reshape(expected.shape), expected, atol=1e-6)
+    (predicted,) = calibrated.predict(model, known).values()
+    np.testing.assert_allclose(predicted.numpy().reshape(expected.shape), expected, atol=1e-6)
+    if trained.name in EXPORTED_WITH_A_CALIBRATION:
+        folder = exported(dataclasses.replace(trained, architecture=calibrated), tmp_path / "model")
+        loaded = load_once(resolve(folder).path, resolve(folder).digest, threads=1)
+        (found,) = loaded.score_arrow(ROWS.combine_chunks().to_batches()[0]).values()
+        np.testing.assert_allclose(np.array(found.to_pylist()).reshape(expected.shape), expected, atol=1e-6)
     (plain,) = architecture.predict(model, known).values()
     assert np.abs(plain.numpy().reshape(expected.shape) - expected).max() > 0.01, "the calibration changes nothing"
 
@@ -406,12 +412,15 @@ def exported(trained: Trained, folder: Path) -> Path:
 
 def assert_only_raters_export_ratings(trained: Trained, folder: Path) -> None:
     """Check the rating of each query and candidate, by a model of its own, and the metrics of the training."""
-    signatures = tf.saved_model.load(str(folder / SAVED_MODEL_FOLDER)).signatures
-    assert ("rating" in signatures) == (trained.name in RATERS)
+    # Loading it would trace every function again.
+    saved = SavedModel.FromString((folder / SAVED_MODEL_FOLDER / "saved_model.pb").read_bytes())
+    assert ("rating" in saved.meta_graphs[0].signature_def) == (trained.name in RATERS)
     if trained.name not in RATERS:
-        with pytest.raises(ModelDirectoryError, match=f"a {trained.name} model, predicts no ratings"):
-            rating_model(folder, folder.parent / "ratings")
+        if trained.name == "youtube_dnn":
+            with pytest.raises(ModelDirectoryError, match="a youtube_dnn model, predicts no ratings"):
+                rating_model(folder, folder.parent / "ratings")
         return
+    signatures = tf.saved_model.load(str(folder / SAVED_MODEL_FOLDER)).signatures
     model, spec, inputs = trained.model, trained.fitted.spec, trained.batch[0]
     queries = trained.architecture.predict(
         model, {feature.name: inputs[feature.name] for feature in spec.query_features}
@@ -434,12 +443,16 @@ def assert_only_raters_export_ratings(trained: Trained, folder: Path) -> None:
     assert 0 < errors["mae"] <= errors["rmse"] < 3
 
 
-def test_every_way_in_gives_the_scores_of_the_trained_model(trained: Trained, tmp_path: Path) -> None:
+def test_every_way_in_gives_the_scores_of_the_trained_model(
+    trained: Trained, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     """S15, F14: the exported model, the scorer of tables and the predictor of rows, whatever lists are padded to."""
     folder = exported(trained, tmp_path / "model")
     assert_all_agree(trained, ways_in(folder))
     if trained.is_retrieval:
         assert_only_raters_export_ratings(trained, folder)
+    # Every retrieval has these functions from one place.
+    if trained.is_retrieval and (trained.name == "two_tower" or pytestconfig.getoption("full")):
         assert_vectors_give_the_scores(folder)
 
 

@@ -66,7 +66,7 @@ def test_a_crossing_learns_what_neither_feature_says_alone(flight_features: Fitt
 
 @pytest.mark.parametrize("cross", ["carrier*nobody", "earlier*dest", "distance*dest"])
 def test_a_crossing_of_what_is_no_single_id_is_refused(flight_features: FittedFeatures, cross: str) -> None:
-    message = r"is no feature of one id per row; use two of \['carrier', 'dest'\]"
+    message = r"is not a feature of one id per row; use two of \['carrier', 'dest'\]"
     with pytest.raises(ModelSettingsError, match=message):
         wide_deep.build(wide_deep.Settings(crosses=(cross,)), flight_features, seed=1)
     with pytest.raises(ModelSettingsError, match=message):

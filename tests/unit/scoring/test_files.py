@@ -132,7 +132,7 @@ def test_command_hands_on_the_callers_consent(flags: tuple[str, ...], monkeypatc
         given.update(options)
         raise ScoringError("not today")
 
-    monkeypatch.setattr(run, "open_session", lambda *_, **__: SimpleNamespace(stop=lambda: None))
+    monkeypatch.setattr(run, "open_command_session", lambda *_, **__: SimpleNamespace(stop=lambda: None))
     monkeypatch.setattr(run, "resolve", lambda *_, **__: "model")
     monkeypatch.setattr(run, "score_files", refused)
     assert run.main(["--model=m", "--input=i", "--output=o", "--keys=id", *flags]) == 2

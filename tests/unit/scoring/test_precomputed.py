@@ -318,7 +318,7 @@ def test_an_invalid_store_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no store of rows at .*nothing\.db"):
         PrecomputedScores.open(tmp_path / "nothing.db")
     (tmp_path / "text.db").write_text("no store")
-    with pytest.raises(StoreError, match=r"text\.db is no store of rows: file is not a database"):
+    with pytest.raises(StoreError, match=r"text\.db is not a store of rows: file is not a database"):
         PrecomputedScores.open(tmp_path / "text.db")
     store = written(tmp_path, small())
     with closing(sqlite3.connect(store)) as connection:

@@ -231,7 +231,7 @@ def test_integer_tokens_match_the_candidates_of_recommend() -> None:
         ({"k": 2, "at_most": 1}, "name their column: category"),
         ({"k": 2, "diversity": 0.5}, "diversity 0.5 and vector None belong together"),
         ({"k": 2, "history": "history"}, "calibration 0.0 and history 'history' belong together"),
-        ({"k": 2, "diversity": 2.0, "vector": "vector"}, "diversity 2.0 is no share"),
+        ({"k": 2, "diversity": 2.0, "vector": "vector"}, "diversity 2.0 is not a share"),
         ({"k": 2, "category": "genre", "at_least": {"x": 3}}, "at_least asks for 3 candidates of k 2"),
         ({"k": 2, "category": "genre", "at_least": {"x": 2}, "at_most": 1}, "above at_most for the categories ['x']"),
         ({"k": 2, "category": "genre", "at_most": {"w": 1}}, "no item has the categories ['w'] in 'genre'"),

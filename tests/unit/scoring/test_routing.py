@@ -599,7 +599,7 @@ def test_a_candidate_that_is_no_integer_fails_its_row_where_the_ranking_model_ta
     errors = model.row_errors(VISITORS.to_batches()[0])
     assert list(errors) == [0, 1, 2]
     expected = (
-        r"candidate 'm\d+' is no 64-bit integer in plain decimal digits, and the ranking model takes 'movie' as "
+        r"candidate 'm\d+' is not a 64-bit integer in plain decimal digits, and the ranking model takes 'movie' as "
         r"integers; rank by a model that was trained with these tokens"
     )
     assert all(re.match(expected, message) for message in errors.values())
@@ -637,7 +637,7 @@ def test_cascades_that_do_not_fit_their_models_or_items_are_refused(
         packaged(FUNNEL, CATALOGUE.drop(["genre"]))
     with pytest.raises(ColumnError, match="column 'price' has type string"):
         packaged(FUNNEL, CATALOGUE.set_column(1, "price", CATALOGUE["movie"]))
-    with pytest.raises(ModelDirectoryError, match=r"'rate' is no number of 'prices', which gives \{'score': "):
+    with pytest.raises(ModelDirectoryError, match=r"'rate' is not a number of 'prices', which gives \{'score': "):
         packaged(Cascade("towers", "movie", rank="prices", output="rate"))
     with pytest.raises(ModelDirectoryError, match="'funnel' needs models that list candidates"):
         packaged(Cascade("content", "movie", rank="learned"), of=models)
@@ -674,8 +674,8 @@ def test_router_is_read_from_yaml(tmp_path: Path) -> None:
         (lambda: Route("a", values=("x",)), "has the column None and 1 rules"),
         (lambda: Route("a", "age", values=(1,), below=3.0), "has the column 'age' and 2 rules"),
         (lambda: Route("a", "age", at_least=3.0, below=3.0), "takes no number: at_least 3, below 3"),
-        (lambda: Route("a", "age", at_least="3"), "at_least '3' of the route to 'a' is no number"),  # type: ignore[arg-type]
-        (lambda: Route("a", "age", below=float("nan")), "below nan of the route to 'a' is no number"),
+        (lambda: Route("a", "age", at_least="3"), "at_least '3' of the route to 'a' is not a number"),  # type: ignore[arg-type]
+        (lambda: Route("a", "age", below=float("nan")), "below nan of the route to 'a' is not a number"),
         (lambda: Route("a", "born", values=("x", 1)), "have several types"),
         (lambda: Route("a", nulls="drop"), "nulls 'drop' of the route to 'a' is none of"),
         (lambda: Router((Route("a"),), time_zone="Mars/Base"), "time_zone 'Mars/Base' is unknown"),

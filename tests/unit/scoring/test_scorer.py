@@ -235,7 +235,7 @@ def test_a_task_limits_the_numeric_libraries_of_its_process(monkeypatch: pytest.
     """S10: NumPy multiplies with as many threads as the task has cores."""
     pinned = resolve(package_model({**LINEAR, "intercept": 0.5}, tmp_path / "model"))  # which no test has loaded yet
     scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None))
-    monkeypatch.setattr("mirrorspark.scoring.task.scorer.TaskContext", TaskOfOneCore)
+    monkeypatch.setattr("mirrorspark.spark_session.task.TaskContext", TaskOfOneCore)
     monkeypatch.setattr("mirrorspark.scoring.task.scorer.freeze_gc", lambda **_: None)
     with threadpool_limits(2):
         assert scorer.load(Tally()).threads == 1

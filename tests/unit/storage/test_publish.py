@@ -253,7 +253,7 @@ def test_a_staged_file_that_vanished_fails_the_write(tmp_path: Path, mode: str) 
     files = write(job, {"part-1": b"1", "part-2": b"2"})
     job.attempt_file("0", "part-2").delete()
 
-    with pytest.raises(FileNotFoundError, match=r"gone before it was published.*write again.*part-2"):
+    with pytest.raises(FileNotFoundError, match=r"removed before it was published.*write again.*part-2"):
         job.publish(files)
 
     assert visible(target) == before

@@ -433,7 +433,7 @@ def test_item_features_need_a_model_that_reads_them_and_a_query() -> None:
 
 
 def test_features_that_an_architecture_cannot_be_built_for_are_refused_at_once(new_config: NewConfig) -> None:
-    with pytest.raises(ModelSettingsError, match="but 'distance' is no feature of one id per row"):
+    with pytest.raises(ModelSettingsError, match="but 'distance' is not a feature of one id per row"):
         new_config(model={"name": "wide_deep", "crosses": ["town*distance"]})
     # Those of this recipe are histories of movies.
     for name in ("lstm_retrieval", "sasrec"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pyspark.errors import PySparkException
 
+from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.readiness import executor_checks
 from mirrorspark.training.readiness.checks import Check
@@ -297,7 +298,7 @@ def test_executors_that_cannot_run_our_code_are_told(
 def test_a_driver_that_cannot_listen_is_told(
     stores: list[ProbeRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor_checks, "bind_address", lambda _: "192.0.2.1")
+    monkeypatch.setattr(ClassicSession, "bind_address", lambda _: "192.0.2.1")
     checks = checked(FakeSpark([]), tmp_path)
     assert checks["events"].detail.startswith("the driver cannot listen on 192.0.2.1 (Cannot assign requested address)")
     assert list(tmp_path.iterdir()) == []

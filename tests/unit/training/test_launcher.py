@@ -13,14 +13,13 @@ from py4j.protocol import Py4JError, Py4JJavaError, Py4JNetworkError
 from pyspark import BarrierTaskContext, BarrierTaskInfo, TaskContext, cloudpickle
 from pyspark.resource import ResourceInformation
 
+from mirrorspark.spark_session.session import MissingCapabilityError
 from mirrorspark.training.driver import launcher
 from mirrorspark.training.driver.launcher import (
     BarrierJobError,
     EarlyRunner,
-    SparkConnectError,
     SparkLauncher,
     read_failure,
-    require_classic,
 )
 from mirrorspark.training.executor import worker_process
 from mirrorspark.training.executor.task import WorkerTask
@@ -100,7 +99,9 @@ class ConnectSession:
 
 
 def test_a_spark_connect_session_is_refused_with_the_way_out() -> None:
-    with pytest.raises(SparkConnectError, match=r"Spark Connect session.*\.master\(\.\.\.\)") as raised:
+    with pytest.raises(
+        MissingCapabilityError, match=r"Spark Connect, which has no barrier jobs; .*\.master\(\.\.\.\)"
+    ) as raised:
         SparkLauncher(ConnectSession())  # type: ignore[arg-type]
     assert isinstance(raised.value, ValueError)
 
@@ -112,7 +113,6 @@ class ClassicSession:
 
 
 def test_a_session_of_a_cluster_is_taken_and_cancelling_nothing_does_nothing() -> None:
-    require_classic(ClassicSession())  # type: ignore[arg-type]
     SparkLauncher(ClassicSession()).cancel()  # type: ignore[arg-type]
 
 

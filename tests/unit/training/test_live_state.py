@@ -1,7 +1,6 @@
 """What is known after the events of the ranks, and the lines that show it."""
 
 from collections.abc import Iterable
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -253,8 +252,7 @@ def test_the_advice_names_a_setting_that_decides_over_the_threads_of_a_worker(mo
         given.append(threads)
         raise InterruptedError  # enough is known
 
-    context = SimpleNamespace(partitionId=lambda: 0, cpus=lambda: 3)  # 3: what spark.task.cpus says
-    monkeypatch.setattr(worker, "TaskContext", SimpleNamespace(get=lambda: context))
+    monkeypatch.setattr(worker, "task_cores", lambda: 3)  # what spark.task.cpus says
     monkeypatch.setattr(worker, "tensorflow_environment", environment)
     with pytest.raises(InterruptedError):
         worker.WorkerTask(cast(Any, rank_entries.Plan(EventAddress("127.0.0.1", 1, ""))))()

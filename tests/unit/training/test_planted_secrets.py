@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from mirrorspark.callbacks.mlflow.metric_requests import first_line
-from mirrorspark.data_pipelines.spark.errors import task_message
 from mirrorspark.scoring.input.decoding import Decoder
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.run import main as score
+from mirrorspark.spark_session.errors import task_message
 from mirrorspark.storage.credentials import HIDDEN
 from mirrorspark.storage.event_file import EventFile
 from mirrorspark.training.config import RunConfig

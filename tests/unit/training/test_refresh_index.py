@@ -321,7 +321,7 @@ def test_options_that_cannot_be_met_are_refused(movies: Path, tmp_path: Path) ->
         refresh_index(movies, None, tmp_path / "new", changes_only=True)
     with pytest.raises(RefreshError, match="removed is 'm1', one text; give a list"):
         refresh_index(movies, None, tmp_path / "new", changes_only=True, removed="m1")
-    with pytest.raises(RefreshError, match=r"least_recall 95 is no share"):
+    with pytest.raises(RefreshError, match=r"least_recall 95 is not a share"):
         refresh_index(movies, items, tmp_path / "new", least_recall=95)
     with pytest.raises(RefreshError, match="the alias 'champion' belongs to no model; name it as registered_model"):
         refresh_index(movies, items, tmp_path / "new", alias="champion")

@@ -32,17 +32,15 @@ from mirrorspark.evaluation.metrics import (
     regression_metrics,
 )
 from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, catalogue_metrics, ranking_values
-from mirrorspark.plots.beside import drawn
-from mirrorspark.plots.calibration import calibration_curve
-from mirrorspark.plots.classes import class_quality
-from mirrorspark.plots.confusion import confusion_matrix
-from mirrorspark.plots.learning_curves import learning_curves
-from mirrorspark.plots.lift import lift_chart
-from mirrorspark.plots.precision_recall import precision_recall_curve
-from mirrorspark.plots.ranking import recall_at_k_curve
-from mirrorspark.plots.regression import predicted_and_actual, residuals_by_prediction
-from mirrorspark.plots.roc import roc_curve
-from mirrorspark.plots.score_histogram import score_histogram
+from mirrorspark.pages.figures.calibration import calibration_curve
+from mirrorspark.pages.figures.classes import class_quality, confusion_matrix
+from mirrorspark.pages.figures.lift import lift_chart
+from mirrorspark.pages.figures.ranking import recall_at_k_curve
+from mirrorspark.pages.figures.regression import predicted_and_actual, residuals_by_prediction
+from mirrorspark.pages.figures.scores import score_histogram
+from mirrorspark.pages.figures.threshold_curves import precision_recall_curve, roc_curve
+from mirrorspark.pages.figures.training_curves import learning_curves
+from mirrorspark.pages.guarded import drawn
 from mirrorspark.training.executor.child_process import Tell
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,

@@ -13,10 +13,10 @@ from mirrorspark.data_pipelines.quality.dataset_page import rate_rows
 from mirrorspark.data_pipelines.quality.profile import DatasetProfile
 from mirrorspark.evaluation.bootstrap import TEST_ROWS
 from mirrorspark.evaluation.metrics import is_better
-from mirrorspark.plots.histogram import short_number
-from mirrorspark.plots.html import figure_html, in_digits, table_html
-from mirrorspark.plots.page import page_template
-from mirrorspark.plots.style import PANEL_WIDTH_INCHES
+from mirrorspark.pages.blocks import figure_html, table_html
+from mirrorspark.pages.figures.style import PANEL_WIDTH_INCHES
+from mirrorspark.pages.numbers import in_digits, short_number
+from mirrorspark.pages.page import page_template
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.recipe import as_yaml

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mirrorspark.evaluation.metrics import is_better
-from mirrorspark.plots.html import details_html, figure_html, heading_html, panel_html, paragraph_html, table_html
+from mirrorspark.pages.blocks import details_html, figure_html, heading_html, panel_html, paragraph_html, table_html
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, title_of, verdict_sentences
 

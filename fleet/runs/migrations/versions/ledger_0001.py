@@ -1,4 +1,4 @@
-"""The first schema: runs, models, microbatches, attempts and errors."""
+"""The initial schema: runs, models, microbatches, attempts and errors."""
 
 from alembic import op
 
@@ -25,6 +25,9 @@ _TABLES = (
         began DOUBLE PRECISION NOT NULL, seconds DOUBLE PRECISION NOT NULL, "rows" BIGINT NOT NULL,
         nulls BIGINT NOT NULL, bytes BIGINT NOT NULL, read_seconds DOUBLE PRECISION NOT NULL,
         score_seconds DOUBLE PRECISION NOT NULL, write_seconds DOUBLE PRECISION NOT NULL,
+        tasks INTEGER NOT NULL DEFAULT 0, task_seconds DOUBLE PRECISION NOT NULL DEFAULT 0,
+        slowest_seconds DOUBLE PRECISION NOT NULL DEFAULT 0, median_seconds DOUBLE PRECISION NOT NULL DEFAULT 0,
+        model_seconds TEXT NOT NULL DEFAULT '',
         PRIMARY KEY (run_id, microbatch, attempt)
     )""",
     """CREATE TABLE fleet_errors (

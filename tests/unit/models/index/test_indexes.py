@@ -1,8 +1,10 @@
 """Indexes against a full sort: exact always, the others nearly, and never what must not come back (R1, R2, R6)."""
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +47,26 @@ def queries(vectors: np.ndarray, excluded: np.ndarray | None = None) -> Queries:
     return Queries(tf.constant(vectors), tf.constant(nothing if excluded is None else excluded, tf.int64))
 
 
-def found_by(index: Index, asked: Queries, k: int, unavailable: np.ndarray | None = None) -> list[list[int]]:
-    """Return the ids that ``index`` finds, traced as an exported model has it; k and the mask are inputs."""
+@functools.cache
+def traced(index: Index) -> Callable[..., Best]:
+    """Return the search as an exported model has it: k, the mask and any number of queries are inputs of one trace."""
+    specs = (
+        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([None], tf.int64),
+        tf.TensorSpec([None, index.exact.embeddings.shape[1]], tf.float32),
+        tf.TensorSpec([None, None], tf.int64),
+    )
 
-    @tf.function(autograph=False)
     def search(k: tf.Tensor, ids: tf.Tensor, *parts: tf.Tensor) -> Best:
         return index.search(Queries(*parts), k, index.exact.offsets(ids))
 
+    return tf.function(search, input_signature=specs, autograph=False)  # type: ignore[no-any-return]
+
+
+def found_by(index: Index, asked: Queries, k: int, unavailable: np.ndarray | None = None) -> list[list[int]]:
+    """Return the ids that ``index`` finds."""
     ids = tf.constant([] if unavailable is None else unavailable, tf.int64)
-    best = search(tf.constant(k), ids, *asked)
+    best = traced(index)(tf.constant(k), ids, *asked)
     scores = best.scores.numpy()
     assert scores.shape == (len(asked.vectors), k)
     assert (np.diff(scores, axis=1) <= 0).all()
@@ -80,17 +93,17 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact_index, "TILE_SCORES", 32 * 7)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("k", [1, 10, 40])
 @pytest.mark.parametrize("ids", [31, 32, 33, 64, 65, 102])
 @pytest.mark.usefixtures("small_tiles")
-def test_blocks_and_tiles_give_a_full_sort_with_equal_scores_by_id(ids: int, k: int, masked: bool) -> None:
+def test_blocks_and_tiles_give_a_full_sort_with_equal_scores_by_id(ids: int) -> None:
     """R2: at every border of a block, for k above a block's size and above the catalogue's."""
     embeddings, random = whole_vectors(ids, 3, seed=1), np.random.default_rng(3)
+    index, vectors = ExactTopK(embeddings), whole_vectors(30, 3, seed=2)
     # Ids may repeat, and 0 is padding.
-    asked = queries(whole_vectors(30, 3, seed=2), random.integers(0, ids, (30, 12)) if masked else None)
-    unavailable = random.integers(2, ids, ids // 3) if masked else None
-    assert found_by(ExactTopK(embeddings), asked, k, unavailable) == sorted_by_numpy(embeddings, asked, k, unavailable)
+    masked = queries(vectors, random.integers(0, ids, (30, 12))), random.integers(2, ids, ids // 3)
+    for k in (1, 10, 40):
+        for asked, unavailable in ((queries(vectors), None), masked):
+            assert found_by(index, asked, k, unavailable) == sorted_by_numpy(embeddings, asked, k, unavailable), k
 
 
 def test_one_block_gives_a_full_sort_with_equal_scores_by_id() -> None:

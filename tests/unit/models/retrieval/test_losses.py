@@ -62,8 +62,14 @@ def test_gradients_of_what_counts_for_nothing_are_0(loss: str) -> None:
     assert float(of_others[0, 1]) == 0
 
 
-@pytest.mark.parametrize("negatives", [20, MOVIES], ids=["sampled", "all"])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("loss", "negatives"),
+    [
+        *((loss, 20) for loss in LOSSES),
+        ("softmax", MOVIES),
+        *(pytest.param(loss, MOVIES, marks=pytest.mark.full) for loss in LOSSES if loss != "softmax"),
+    ],
+)
 def test_every_loss_learns_what_follows_what(fitted: FittedFeatures, loss: str, negatives: int) -> None:  # noqa: F811
     tf_keras.utils.set_random_seed(1)
     is_cosine = loss == "cosine_contrastive"

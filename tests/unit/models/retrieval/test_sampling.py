@@ -1,8 +1,9 @@
 """Where the candidates come from that a row is compared with: draws, corrections, and losses against NumPy (S6)."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,14 @@ from tests.unit.models.conftest import vocabulary
 COUNTS = [40, 20, 10, 10, 5, 5, 4, 3, 2, 1]
 MOVIES, NEGATIVES = len(COUNTS), 5
 SAMPLINGS = ("in_batch", "uniform", "popularity", "log_uniform", "mixed")
+PAIRS = list(itertools.product(LOSSES, SAMPLINGS))
+# Those of a batch's loss: whether hard ones are chosen, and whether some come from the index.
+CHOICES = [(0, 0), (0, 3), (2, 0), (2, 3)]
+
+
+def some(cases: Iterable[tuple[Any, ...]], usual: Collection[tuple[Any, ...]]) -> list[Any]:
+    """Return the cases, of which those that are not ``usual`` wait for ``make test-faults``."""
+    return [pytest.param(*case, marks=() if case in usual else pytest.mark.full) for case in cases]
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +148,13 @@ def loss_by_numpy(chosen: two_tower.Settings, own: float, others: list[float]) -
     return float((power * np.log1p(np.exp(-own)) + np.log1p(np.exp(values)).sum()) / (1 + len(others)))
 
 
-@pytest.mark.parametrize("nearest", [0, 3], ids=["drawn", "index"])
-@pytest.mark.parametrize("hard", [0, 2], ids=["all", "hard"])
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("loss", LOSSES)
+# Usually each pair without a choice, and with one of the three in turn.
+TURNS = [(*pair, *choice) for number, pair in enumerate(PAIRS) for choice in (CHOICES[0], CHOICES[1 + number % 3])]
+
+
+@pytest.mark.parametrize(
+    ("loss", "sampling", "hard", "nearest"), some([(*pair, *choice) for pair in PAIRS for choice in CHOICES], TURNS)
+)
 def test_the_loss_of_a_batch_is_that_of_numpy(
     fitted: FittedFeatures, loss: str, sampling: str, hard: int, nearest: int
 ) -> None:
@@ -225,8 +237,7 @@ def test_hard_negatives_of_all_candidates_are_the_best_of_the_whole_catalogue(fi
     assert float(model.compute_loss(inputs)) != pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("loss", "sampling"), some(PAIRS, list(zip(itertools.cycle(LOSSES), SAMPLINGS, strict=False))))
 def test_every_loss_ranks_what_it_has_learnt_from_every_source(
     fitted: FittedFeatures, loss: str, sampling: str
 ) -> None:

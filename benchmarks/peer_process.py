@@ -1,0 +1,136 @@
+"""The processes of peers that benchmarks compare with: ``python peer_process.py NAME ARGUMENT``, a name of ``PEERS``.
+
+They run in environments that lack our packages (`score_djl` excepted). Each takes requests on its standard input, one
+JSON object per line, and answers each with one line of JSON.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+RESULT_PREFIX = "RESULT "
+"""Begins every answer: Spark, too, may write to the standard output."""
+
+# Links of a node of faiss, and how many candidates are looked at (efConstruction) to place one in the graph.
+_HNSW_LINKS, _HNSW_BUILD = 32, 200
+
+Request = dict[str, Any]
+Answer = Callable[[Request], Request]
+
+
+def serve(answer: Answer) -> None:
+    """Answer requests until the input ends."""
+    for line in sys.stdin:
+        print(RESULT_PREFIX + json.dumps(answer(json.loads(line))), flush=True)
+
+
+@contextmanager
+def jvm_connector(slots: str) -> Iterator[Answer]:
+    """Yield the answers of the JVM connector: Spark 3.5, whose data source ``tfrecord`` it is."""
+    from pyspark.sql import SparkSession
+
+    spark = (
+        SparkSession.builder.master(f"local[{slots}]")
+        .config("spark.ui.enabled", "false")
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.sql.session.timeZone", "UTC")
+        .getOrCreate()
+    )
+
+    def answer(request: Request) -> Request:
+        if request["work"] == "versions":
+            jvm: Any = spark.sparkContext._jvm
+            return {"spark": spark.version, "java": jvm.java.lang.System.getProperty("java.version")}
+        start = time.perf_counter()
+        if request["work"] == "write":
+            table = spark.read.parquet(*request["source"])
+            table.write.format("tfrecord").option("recordType", "Example").save(request["target"])
+        else:
+            reader = spark.read.format("tfrecord").option("recordType", "Example").schema(request["columns"])
+            reader.load(request["source"]).write.format("noop").mode("overwrite").save()
+        return {"seconds": time.perf_counter() - start}
+
+    yield answer
+    spark.stop()
+
+
+@contextmanager
+def djl(_: str) -> Iterator[Answer]:
+    """Yield the answers of DJL: the same Spark as ours, with DJL and the class of ``DjlScore.java`` in its JVM."""
+    from benchmarks import spark_work
+
+    session = spark_work.session()
+    jvm: Any = session.sparkContext._jvm
+
+    def answer(request: Request) -> Request:
+        if request["work"] == "versions":
+            engine = jvm.ai.djl.engine.Engine
+            return {"djl": engine.getDjlVersion(), "tensorflow": engine.getEngine("TensorFlow").getVersion()}
+        ids, numbers, method = request["ids"], request["numbers"], getattr(jvm.benchmarks.DjlScore, request["method"])
+        start = time.perf_counter()
+        table: Any = session.read.parquet(*request["files"]).select("key", *ids, *numbers)
+        scored = method(table._jdf, request["model"], len(ids), len(numbers), request["batch_rows"])
+        scored.write().parquet(request["target"])
+        return {"seconds": time.perf_counter() - start}
+
+    yield answer
+    session.stop()
+
+
+@contextmanager
+def faiss(folder: str) -> Iterator[Answer]:
+    """Yield the answers of faiss about the vectors in ``folder``; it searches on one thread."""
+    import faiss  # type: ignore[import-not-found]  # in an environment of its own
+    import numpy as np
+
+    faiss.omp_set_num_threads(1)
+    items, queries = np.load(Path(folder) / "items.npy"), np.load(Path(folder) / "queries.npy")
+    indexes: dict[str, Any] = {}
+
+    def answer(request: Request) -> Request:
+        name = request["index"]
+        if request["work"] == "build":
+            indexes[name] = _faiss_index(faiss, name, items)
+            return {"version": faiss.__version__}
+        if "looks" in request:
+            _look_into(indexes[name], request["looks"])
+        begin = time.perf_counter()
+        _, found = indexes[name].search(queries, request["k"])
+        seconds = time.perf_counter() - begin
+        np.save(Path(folder) / "found.npy", found)
+        return {"seconds": seconds}
+
+    yield answer
+
+
+def _faiss_index(faiss: Any, name: str, items: Any) -> Any:
+    rows, dim = items.shape
+    if name == "flat":
+        index = faiss.IndexFlatIP(dim)
+    elif name == "ivf":
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, int(rows**0.5), faiss.METRIC_INNER_PRODUCT)
+        index.train(items)
+    else:
+        index = faiss.IndexHNSWFlat(dim, _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = _HNSW_BUILD
+    index.add(items)
+    return index
+
+
+def _look_into(index: Any, looks: int) -> None:
+    """Set how many cells, or how many candidates of the graph, a search looks at."""
+    if hasattr(index, "hnsw"):
+        index.hnsw.efSearch = looks
+    else:
+        index.nprobe = looks
+
+
+PEERS: Mapping[str, Callable[[str], Any]] = {"jvm_connector": jvm_connector, "djl": djl, "faiss": faiss}
+
+if __name__ == "__main__":
+    with PEERS[sys.argv[1]](sys.argv[2]) as of_peer:
+        serve(of_peer)

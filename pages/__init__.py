@@ -1,0 +1,1 @@
+"""Pages and plots: values in, figures and HTML out."""

@@ -1,0 +1,1 @@
+"""Figures drawn by matplotlib: each function takes values and returns one figure."""

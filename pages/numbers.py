@@ -1,0 +1,28 @@
+"""Numbers as readers see them: with a few significant digits."""
+
+
+def short_number(value: float) -> str:
+    """Return a number for an axis: at most four digits, and a letter for thousands and above."""
+    size = abs(value)
+    if size >= 1e15 or (value and size < 1e-4):
+        return f"{value:.2g}"
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if size >= unit:
+            scale = 1e3 if letter == "k" else unit
+            return f"{_plain(value / scale)}{letter}"
+    return _plain(value)
+
+
+def in_digits(value: float, digits: int = 4, *, sign: str = "") -> str:
+    """Return a number with so many significant digits, large ones as whole numbers in groups of three.
+
+    Numbers from 10**12 on are in scientific notation. ``sign`` ``+`` shows that of positive numbers, too.
+    """
+    if not 10**digits <= abs(value) < 1e12:
+        return f"{value:{sign}.{digits}g}"
+    return f"{float(f'{value:.{digits}g}'):{sign},.0f}"
+
+
+def _plain(value: float) -> str:
+    digits = f"{value:.4g}"
+    return f"{float(digits):g}" if "e" in digits else digits

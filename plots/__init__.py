@@ -1,1 +1,0 @@
-"""Plots: each function takes values and returns one figure."""

@@ -1,0 +1,72 @@
+"""Errors of Spark, and their messages: one line of the task's own error, without the JVM's stack traces and secrets."""
+
+import re
+
+from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
+from pyspark.errors import PySparkException
+
+from mirrorspark.storage.credentials import without_credentials
+
+SPARK_ERRORS = (PySparkException, Py4JJavaError)
+"""Errors of a query or a job. An error of Java for which PySpark has no class comes as it is."""
+SESSION_ERRORS = (PySparkException, Py4JError)
+"""The same, and those of a session that does not start or does not answer any more."""
+
+_JAVA_ERROR = re.compile(r"^(?:Caused by)?: (?:[\w$]+\.)*[\w$]+: (.+)$", re.MULTILINE)
+_SQL_STATE = re.compile(r"\s*SQLSTATE: \w+$")
+_PYTHON_ERROR = re.compile(r"^(?:[\w]+\.)*(\w*(?:Error|Exception|Warning|Interrupt))(?:: (.+))?$", re.MULTILINE)
+
+_MORE_FOR_WORKERS = "give executors more spark.executor.memoryOverhead, or let fewer tasks run at a time on each"
+# Signs of memory that has run out in Spark's own messages, and what to say of each.
+_LACK_OF_MEMORY = (
+    (
+        re.compile(r"java\.lang\.OutOfMemoryError: (?!unable to create)(.+)"),
+        "{}: the memory of a JVM has run out; set spark.executor.memory higher, or spark.driver.memory if the driver "
+        "runs the tasks (local[N]) or collects the rows",
+    ),
+    (
+        re.compile(r"ExecutorLostFailure .*?Reason: (.*?(?:exceeding .*?memory|\b137\b|OOM).*)"),
+        f"{{}}: an executor was killed, most often because its memory has run out; {_MORE_FOR_WORKERS}",
+    ),
+    (
+        re.compile(r"(Python worker exited unexpectedly)"),
+        f"{{}}: it was killed, most often because memory has run out, or has crashed; {_MORE_FOR_WORKERS}; "
+        "spark.python.worker.faulthandler.enabled=true tells where a crash was",
+    ),
+)
+
+
+def task_message(error: Exception) -> str:
+    """Return the message of the Python exception that a failed task raised.
+
+    If the JVM itself failed, it is its message and that of the cause, or else the first line of ``error``. Where memory
+    has run out, it has the remedy.
+    """
+    text = without_credentials(str(error))
+    raised = [match.groups() for match in _PYTHON_ERROR.finditer(text) if not match[1].startswith("Py4J")]
+    if raised:
+        kind, message = raised[-1]
+        said = (message or kind).strip()
+        if kind.endswith("MemoryError"):
+            return f"{said}: the memory of a Python worker has run out; {_MORE_FOR_WORKERS}"
+        return said
+    if (lacking := lack_of_memory(text)) is not None:
+        return lacking
+    causes = [_SQL_STATE.sub("", message).strip() for message in _JAVA_ERROR.findall(text)]
+    if causes:
+        return causes[0] if causes[0] == causes[-1] else f"{causes[0].rstrip('.')} ({causes[-1]})"
+    return first_line(error)
+
+
+def lack_of_memory(text: str) -> str | None:
+    """Return what Spark's message says of memory that has run out, with the remedy; None if it does not."""
+    for sign, words in _LACK_OF_MEMORY:
+        if found := sign.search(text):
+            return words.format(found[1].strip().rstrip("."))
+    return None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of Spark's message, without its plan and stack trace."""
+    lines = without_credentials(str(error)).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

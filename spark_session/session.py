@@ -1,0 +1,234 @@
+"""What we need of a Spark session beside its tables and queries."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar
+
+from mirrorspark.storage.lakes import Look
+from mirrorspark.storage.paths import StoragePath
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
+    from pyspark.sql.types import StructType
+
+T = TypeVar("T")
+
+
+class MissingCapabilityError(ValueError):
+    """A session of this kind cannot do what a call needs."""
+
+    def __init__(self, kind: str, capability: str, remedy: str) -> None:
+        """Say what is missing, in a session of which kind, and what to do."""
+        super().__init__(f"the session is one of {kind}, which has no {capability}; {remedy}")
+        self._said = (kind, capability, remedy)
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        """Pickle by what is said, not by the message."""
+        return type(self), self._said
+
+
+class NotPlainParquetError(ValueError):
+    """A DataFrame does not only select columns of plain Parquet files; the message gives the reason."""
+
+
+@dataclass(frozen=True)
+class ParquetPlan:
+    """Files that a DataFrame reads, as Spark writes their paths.
+
+    Attributes:
+        files: URIs, percent-encoded.
+        roots: Folders, files and globs that Spark was given.
+    """
+
+    files: tuple[str, ...]
+    roots: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StageTasks:
+    """Tasks of a stage that runs."""
+
+    done: int
+    total: int
+
+
+class TaskTotal(Protocol[T]):
+    """A total that tasks add to and that the driver reads; Spark's accumulators are such totals."""
+
+    @property
+    def value(self) -> T:
+        """The total so far; on the driver."""
+
+    def add(self, term: T, /) -> None:
+        """Add a term; in a task."""
+
+
+class StoreLook(Look, Protocol):
+    """Spark's own view of stores, with its connectors and credentials."""
+
+    def matching(self, path: str) -> list[StoragePath]:
+        """Return the files and folders that a path or a glob names; the path itself if there are none."""
+
+
+class Session:
+    """A Spark session's capabilities. A kind of session overrides what it has; the rest is refused.
+
+    Attributes:
+        kind: Name of the kind, for messages.
+        remedy: What to do where a session of this kind lacks something.
+
+    Raises:
+        MissingCapabilityError: Sessions of this kind lack what a call or a property needs.
+    """
+
+    kind: ClassVar[str]
+    remedy: ClassVar[str]
+
+    def _refuse(self, capability: str) -> NoReturn:
+        raise MissingCapabilityError(self.kind, capability, self.remedy)
+
+    # The cluster and the driver
+
+    @property
+    def master(self) -> str:
+        """URL of the cluster, or ``local[N]``."""
+        self._refuse("master")
+
+    @property
+    def is_local(self) -> bool:
+        """True if tasks run beside the driver, with its files and packages.
+
+        ``local-cluster[...]`` does not count: it has executors of its own.
+        """
+        self._refuse("master")
+
+    @property
+    def default_parallelism(self) -> int:
+        """Number of tasks that Spark takes for a full cluster: its cores."""
+        self._refuse("default parallelism")
+
+    def task_slots(self) -> int:
+        """Return the number of barrier tasks that can run at once now."""
+        self._refuse("number of task slots")
+
+    def setting(self, name: str, default: str = "") -> str:
+        """Return a setting that the session was started with."""
+        self._refuse("settings of its driver")
+
+    def settings(self) -> Mapping[str, str]:
+        """Return all settings that the session was started with."""
+        self._refuse("settings of its driver")
+
+    @property
+    def driver_address(self) -> str:
+        """Address at which executors reach the driver: loopback for a local session.
+
+        On a cluster it is ``spark.driver.host``. Behind a service, a bridge or a load balancer this is not always an
+        interface of this machine; listen on :meth:`bind_address`.
+        """
+        self._refuse("address of its driver")
+
+    def bind_address(self) -> str:
+        """Return the interface on which the driver listens: ``spark.driver.bindAddress`` if that names one.
+
+        On Kubernetes it is usually 0.0.0.0, all interfaces. Then the interface with the address ``spark.driver.host``
+        is taken, or else the one on the route to it.
+
+        Raises:
+            DriverAddressError: There is no such interface.
+        """
+        self._refuse("address of its driver")
+
+    # Jobs
+
+    def require_barrier_jobs(self) -> None:
+        """Check that the session can run barrier jobs."""
+        self._refuse("barrier jobs")
+
+    def run_barrier_job(
+        self, body: Callable[[Iterable[Any]], Iterator[T]], tasks: int, *, timeout_seconds: float
+    ) -> list[T]:
+        """Run ``body`` in barrier tasks, which all start at once, and return what they yield.
+
+        Args:
+            body: Of a task.
+            tasks: Number of tasks.
+            timeout_seconds: The job is cancelled when it takes longer.
+        """
+        self._refuse("barrier jobs")
+
+    def job_group(self, group: str, description: str, pool: str | None = None) -> AbstractContextManager[None]:
+        """Return a block in which jobs of this thread belong to a group; the groups before and after are the same.
+
+        Args:
+            group: Name for :meth:`cancel_jobs`.
+            description: Shown in Spark's UI.
+            pool: Pool of the scheduler; where this is fair, pools share the cores.
+        """
+        self._refuse("job groups")
+
+    def cancel_jobs(self, group: str) -> None:
+        """Cancel all jobs of a group, those that are yet to be submitted included. For other threads."""
+        self._refuse("job groups")
+
+    def active_stages(self) -> Mapping[int, StageTasks]:
+        """Return the stages that run now, by their numbers."""
+        self._refuse("progress of its jobs")
+
+    # What tasks get, and give back
+
+    @property
+    def files_folder(self) -> Path:
+        """Folder of the driver for files that tasks get; it exists as long as the application."""
+        self._refuse("folder for files that tasks get")
+
+    def send_archive(self, name: str, pack: Callable[[Path], None]) -> None:
+        """Have every executor unpack an archive, once, unless one of this name was sent before.
+
+        Args:
+            name: By which a task finds it with :func:`spark_session.task.archive_folder`.
+            pack: Writes the ZIP archive to a path.
+        """
+        self._refuse("archives for tasks")
+
+    @property
+    def task_environment(self) -> MutableMapping[str, str]:
+        """Environment of the Python workers that Spark starts from now on."""
+        self._refuse("environment of its tasks")
+
+    def task_total(self, zero: T, merge: Callable[[T, T], T]) -> TaskTotal[T]:
+        """Return a total that tasks add to, over all jobs.
+
+        Args:
+            zero: The empty total; calling its type returns another one.
+            merge: A top-level function that adds its second argument to its first one.
+        """
+        self._refuse("totals that tasks add to")
+
+    # Tables and stores
+
+    def empty_table(self, schema: "StructType") -> "DataFrame":
+        """Return a table without rows in one partition: Spark starts a task for it."""
+        self._refuse("tables of one empty partition")
+
+    def parquet_plan(self, table: "DataFrame") -> ParquetPlan:
+        """Return the Parquet files that ``table`` reads, by Spark's plan.
+
+        Raises:
+            NotPlainParquetError: It does not only select columns of plain Parquet files.
+        """
+        self._refuse("query plans to look into")
+
+    def store_look(self, paths: Sequence[str]) -> StoreLook:
+        """Return Spark's view of the stores of paths that are written as for ``spark.read``."""
+        self._refuse("file systems of its own in this process")
+
+    def give_checkpoints(self, folder: Path) -> None:
+        """Set the folder of Spark's checkpoints, which cut its plans, if the session has none.
+
+        Args:
+            folder: Where all executors can write; Spark makes it.
+        """
+        self._refuse("checkpoints")

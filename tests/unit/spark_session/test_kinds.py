@@ -1,0 +1,157 @@
+"""What a session can do beside its tables, by its kind; what it lacks is refused in one way."""
+
+import operator
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pyspark import BarrierTaskContext, BarrierTaskInfo, SparkFiles, TaskContext, accumulators, cloudpickle
+from pyspark.accumulators import Accumulator
+from pyspark.resource import ResourceInformation
+
+from mirrorspark.spark_session import task
+from mirrorspark.spark_session.classic import ClassicSession
+from mirrorspark.spark_session.connect import ConnectSession
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.session import MissingCapabilityError, Session, StageTasks
+
+CAPABILITIES = [name for name in vars(Session) if not name.startswith("_")]
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "setting": ("spark.task.cpus",),
+    "job_group": ("group", "description"),
+    "cancel_jobs": ("group",),
+    "send_archive": ("name", print),
+    "task_total": ({}, operator.or_),
+    "empty_table": (None,),
+    "parquet_plan": (None,),
+    "store_look": ([],),
+    "give_checkpoints": (Path("folder"),),
+}
+
+
+class Context:
+    """A context that notes the local properties of its thread, and the jobs that are cancelled."""
+
+    master = "spark://host:7077"
+
+    def __init__(self) -> None:
+        self.properties: dict[str, str | None] = {"spark.scheduler.pool": "the notebook's own"}
+        self.cancelled: list[str] = []
+        self._jsc = SimpleNamespace(sc=lambda: SimpleNamespace(cancelJobGroupAndFutureJobs=self.cancelled.append))
+
+    def getLocalProperty(self, name: str) -> str | None:  # noqa: N802 - PySpark's name
+        return self.properties.get(name)
+
+    def setLocalProperty(self, name: str, value: str | None) -> None:  # noqa: N802 - PySpark's name
+        self.properties[name] = value
+
+    def setJobGroup(self, group: str, description: str, interruptOnCancel: bool) -> None:  # noqa: N802, N803 - likewise
+        self.properties |= {"spark.jobGroup.id": group, "spark.job.description": description}
+
+
+def classic(**context: Any) -> Session:
+    spark: Any = SimpleNamespace(sparkContext=SimpleNamespace(**context))
+    return session_of(spark)
+
+
+def test_a_session_with_a_context_is_a_classic_one_and_has_every_capability() -> None:
+    assert isinstance(classic(), ClassicSession)
+    assert [name for name in CAPABILITIES if name not in vars(ClassicSession)] == []
+
+
+@pytest.mark.parametrize("name", [name for name in CAPABILITIES if name not in ("kind", "remedy")])
+def test_a_session_of_spark_connect_lacks_them_and_says_so_with_the_way_out(name: str) -> None:
+    spark: Any = object()
+    session = session_of(spark)
+    assert isinstance(session, ConnectSession)
+    given = {"timeout_seconds": 1.0} if name == "run_barrier_job" else {}
+    with pytest.raises(
+        MissingCapabilityError, match=r"one of Spark Connect, which has no .+; use a classic one"
+    ) as found:
+        getattr(session, name)(*ARGUMENTS.get(name, (print, 2) if given else ()), **given)
+    again = pickle.loads(pickle.dumps(found.value))  # noqa: S301 - our own
+    assert (type(again), str(again)) == (MissingCapabilityError, str(found.value))
+
+
+def test_a_group_has_the_jobs_of_a_block_and_the_thread_is_as_before() -> None:
+    context = Context()
+    spark: Any = SimpleNamespace(sparkContext=context)
+    before = dict(context.properties)
+    with session_of(spark).job_group("fleet-1", "run 1", pool="thread-1"):
+        inside = dict(context.properties)
+    session_of(spark).cancel_jobs("fleet-1")
+    assert (inside["spark.jobGroup.id"], inside["spark.scheduler.pool"]) == ("fleet-1", "thread-1")
+    assert {name: value for name, value in context.properties.items() if value is not None} == before
+    assert context.cancelled == ["fleet-1"]
+
+
+def test_stages_that_have_just_ended_are_left_out() -> None:
+    infos = {1: SimpleNamespace(numTasks=10, numCompletedTasks=7), 2: None}
+    tracker = SimpleNamespace(getActiveStageIds=lambda: [1, 2], getStageInfo=infos.get)
+    assert classic(statusTracker=lambda: tracker).active_stages() == {1: StageTasks(7, 10)}
+
+
+def union(totals: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    return totals | more
+
+
+def test_what_a_task_adds_to_a_total_is_merged_by_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    total = classic(accumulator=lambda zero, param: Accumulator(0, zero, param)).task_total({"before": 1}, union)
+    travelling = cloudpickle.dumps(total)
+    monkeypatch.setattr(accumulators, "_accumulatorRegistry", {})  # as in another process
+    in_task = pickle.loads(travelling)  # noqa: S301 - our own
+    in_task.add({"x": 1})
+    in_task.add({"y": 2})
+    assert in_task._value == {"x": 1, "y": 2}
+    total.add(in_task._value)
+    assert total.value == {"before": 1, "x": 1, "y": 2}
+
+
+def test_checkpoints_go_where_the_user_has_said_or_to_our_folder() -> None:
+    given: list[str] = []
+    classic(getCheckpointDir=lambda: "theirs", setCheckpointDir=given.append).give_checkpoints(Path("ours"))
+    assert given == []
+    classic(getCheckpointDir=lambda: None, setCheckpointDir=given.append).give_checkpoints(Path("ours"))
+    assert given == ["ours"]
+
+
+def test_outside_spark_there_is_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TaskContext, "_taskContext", None)
+    assert (task.is_in_task(), task.partition_id(), task.task_cores()) == (False, 0, None)
+    assert (task.task_property("sql.streaming.queryId"), task.barrier_task()) == (None, None)
+
+
+def test_a_plain_task_has_cores_and_properties_and_no_peers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    context = SimpleNamespace(partitionId=lambda: 7, cpus=lambda: 2, getLocalProperty=lambda name: f"own {name}")
+    monkeypatch.setattr(TaskContext, "_taskContext", context)
+    assert (task.is_in_task(), task.partition_id(), task.task_cores()) == (True, 7, 2)
+    assert (task.task_property("x"), task.barrier_task()) == ("own x", None)
+    monkeypatch.setattr(SparkFiles, "_is_running_on_worker", True)
+    monkeypatch.setattr(SparkFiles, "_root_directory", str(tmp_path))
+    assert (task.files_folder(), task.archive_folder("models")) == (tmp_path, tmp_path / "models")
+
+
+class Barrier(BarrierTaskContext):
+    """The context of the second of two barrier tasks."""
+
+    def partitionId(self) -> int:  # noqa: N802 - PySpark's name
+        return 1
+
+    def resources(self) -> dict[str, ResourceInformation]:
+        return {"gpu": ResourceInformation("gpu", ["2", "3"])}
+
+    def getTaskInfos(self) -> list[BarrierTaskInfo]:  # noqa: N802 - likewise
+        return [BarrierTaskInfo("10.0.0.4:38765"), BarrierTaskInfo("[fd00::5]:38766")]
+
+    def allGather(self, message: str = "") -> list[str]:  # noqa: N802 - likewise
+        return ["theirs", message]
+
+
+def test_a_barrier_task_has_a_rank_an_address_gpus_and_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TaskContext, "_taskContext", object.__new__(Barrier))
+    found = task.barrier_task()
+    assert found is not None
+    assert (found.rank, found.host, found.gpus) == (1, "[fd00::5]", ("2", "3"))
+    assert found.gather("ours") == ["theirs", "ours"]

@@ -1,0 +1,134 @@
+"""Which session a run gets, what is set in it, and where its driver is to be found."""
+
+import logging
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pyspark.logger import PySparkLogger
+from pyspark.sql import SparkSession
+
+from mirrorspark.spark_session import interfaces
+from mirrorspark.spark_session.interfaces import DriverAddressError
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.silence import quiet_launch
+from mirrorspark.spark_session.start import AnotherSessionError, open_session, session_settings
+
+
+def session(master: str, **conf: str) -> Any:
+    settings = {name.replace("_", "."): value for name, value in conf.items()}
+    return SimpleNamespace(sparkContext=SimpleNamespace(master=master, getConf=lambda: settings))
+
+
+@pytest.fixture
+def spark_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return Spark's configuration folder, empty."""
+    monkeypatch.setenv("SPARK_CONF_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_the_active_session_is_used_unless_another_cluster_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    active = session("local[2]")
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: active)
+    assert open_session(None, 4) is active
+    assert open_session("local[2]", 4) is active
+    with pytest.raises(AnotherSessionError, match=r"master is spark://host:7077, but a Spark session on local\[2\]"):
+        open_session("spark://host:7077", 4)
+
+
+def test_a_local_session_is_small_and_silent(spark_conf: Path) -> None:
+    settings = session_settings("local[2]", 2, verbose=False)
+    assert settings["spark.driver.memory"] == "2g"
+    assert settings["spark.ui.enabled"] == "false"
+    assert settings["spark.log.level"] == "OFF"
+    assert "spark.log.level" not in session_settings("local[2]", 2, verbose=True)
+
+
+def test_an_error_of_a_query_is_raised_and_not_printed_as_well(capfd: pytest.CaptureFixture[str]) -> None:
+    logger = PySparkLogger.getLogger("SQLQueryContextLogger")
+    logger.setLevel(logging.NOTSET)
+    logger.exception("no such column", errorClass="UNRESOLVED_COLUMN")
+    assert "no such column" in capfd.readouterr().err
+    with quiet_launch():
+        pass
+    logger.exception("no such column", errorClass="UNRESOLVED_COLUMN")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_cluster_keeps_its_pages_memory_and_address(spark_conf: Path) -> None:
+    settings = session_settings("spark://host:7077", 2, verbose=False)
+    assert settings.keys().isdisjoint({"spark.ui.enabled", "spark.driver.memory", "spark.driver.host"})
+
+
+@pytest.mark.parametrize("target", ["local[2]", "spark://host:7077"])
+def test_the_users_defaults_stand_over_ours(spark_conf: Path, target: str) -> None:
+    (spark_conf / "spark-defaults.conf").write_text(
+        "# spark.sql.shuffle.partitions 7\n\nspark.driver.memory   8g\nspark.ui.enabled=true\n"
+        "  spark.log.level: WARN\nspark.sql.session.timeZone CET\n"
+    )
+    settings = session_settings(target, 2, verbose=False)
+    assert settings.keys().isdisjoint({"spark.driver.memory", "spark.ui.enabled", "spark.log.level"})
+    assert settings["spark.sql.shuffle.partitions"] == "8"
+    # Splits and time stamps must not depend on the machine.
+    assert settings["spark.sql.session.timeZone"] == "UTC"
+
+
+def test_the_users_log4j_file_decides_what_is_logged(spark_conf: Path) -> None:
+    (spark_conf / "log4j2.properties").write_text("rootLogger.level = info\n")
+    assert "spark.log.level" not in session_settings("spark://host:7077", 2, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("master", "local"),
+    [("local", True), ("local[2]", True), ("local[*]", True), ("local-cluster[1,1,1024]", False), ("yarn", False)],
+)
+def test_executors_of_their_own_are_not_local(master: str, local: bool) -> None:
+    assert session_of(session(master)).is_local is local
+
+
+def test_the_driver_is_found_at_its_host_and_listens_where_it_is_told_to() -> None:
+    behind = session("k8s://api", spark_driver_host="driver.svc", spark_driver_bindAddress="10.0.0.7")
+    assert (session_of(behind).driver_address, session_of(behind).bind_address()) == ("driver.svc", "10.0.0.7")
+    plain = session("spark://host:7077", spark_driver_host="10.0.0.1")
+    assert (session_of(plain).driver_address, session_of(plain).bind_address()) == ("10.0.0.1", "10.0.0.1")
+    local = session("local[2]", spark_driver_bindAddress="0.0.0.0")  # noqa: S104
+    assert (session_of(local).driver_address, session_of(local).bind_address()) == ("127.0.0.1", "127.0.0.1")
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    def getaddrinfo(host: str, *_: object) -> list[Any]:
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.mark.parametrize("every", ["0.0.0.0", "::", "[::]"])  # noqa: S104
+def test_the_driver_listens_on_one_interface_where_spark_listens_on_all(
+    every: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interfaces, "_ANYWHERE", "127.0.0.3")
+    spark = session("k8s://api", spark_driver_host="127.0.0.2", spark_driver_bindAddress=every)
+    # The kernel picks the interface: that of an address of this machine is that address, or its network's own.
+    assert session_of(spark).bind_address() == interface_of("127.0.0.2")
+    named = session("k8s://api", spark_driver_host="driver.svc", spark_driver_bindAddress=every)
+    for found in ((), ("127.0.1.1",)):  # no such name; a hosts file in which the machine's name is loopback
+        resolve(monkeypatch, *found)
+        assert session_of(named).bind_address() == interface_of("127.0.0.3")
+
+
+def interface_of(address: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as way:
+        way.connect((address, 9))
+        return str(way.getsockname()[0])
+
+
+def test_without_a_way_to_the_driver_no_interface_is_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve(monkeypatch)
+    monkeypatch.setattr(interfaces, "_ANYWHERE", "255.255.255.255")  # which a plain socket may not be connected to
+    spark = session("k8s://api", spark_driver_host="driver.svc", spark_driver_bindAddress="0.0.0.0")  # noqa: S104
+    with pytest.raises(DriverAddressError, match=r"spark.driver.host driver.svc; set spark.driver.bindAddress to the"):
+        session_of(spark).bind_address()
