@@ -5,22 +5,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
-from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.prepared_run import PreparedRun, dry_run, prepare
+from mirrorspark.training.job.prepared_run import PreparedRun, dry_run, prepare
+from mirrorspark.training.job.sources import Sources, recipe_table
+from mirrorspark.training.job.training_job import TrainingJob, open_job
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.names import SUMMARY_FILE
-from mirrorspark.training.records.find_run import RunFinishedError, require_unfinished
-from mirrorspark.training.records.tracking import Tracking
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results.delivery import ExportAhead, recall_summary
 from mirrorspark.training.results.export import ExportProcess
 from mirrorspark.training.results.report import run_summary
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import score_and_compare
-from mirrorspark.training.sources import Sources, recipe_table
-from mirrorspark.training.training_job import TrainingJob, open_job
+from mirrorspark.training.run_records.find_run import RunFinishedError, require_unfinished
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.tracking import Tracking
 
 __all__ = ["deliver_and_score", "dry_run", "prepare", "recipe_table", "run"]
 

@@ -44,10 +44,10 @@ from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.spark_session.start import open_session
 from mirrorspark.storage.atomic_file import replaced
 from mirrorspark.training import pipeline as main_job
-from mirrorspark.training.config import RunConfig
-from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.job.sources import Sources, recipe_table
 from mirrorspark.training.results.report.report import REPORT_FILE
-from mirrorspark.training.sources import Sources, recipe_table
+from mirrorspark.training.run_records.live.view import LiveView
 
 VALIDATION_FOLDER = "validation"
 STORE_FILE = "scores.db"

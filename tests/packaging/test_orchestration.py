@@ -21,7 +21,7 @@ from mirrorspark.fleet.runs import command
 from mirrorspark.lifecycle.pipeline import command as pipeline_command
 from mirrorspark.lifecycle.pipeline import orchestration as weekly_orchestration
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
-from mirrorspark.training.records.tracking import Tracking
+from mirrorspark.training.run_records.tracking import Tracking
 from tests.cluster.test_bad_input import write_data, write_job
 from tests.cluster.test_retraining import KNOBS, days_rows
 from tests.conftest import PATIENCE

@@ -29,9 +29,9 @@ from mirrorspark.training.executor.worker_failure import EntryError, describe
 from mirrorspark.training.executor.worker_log import CleanEventClient, CleanText, let_the_log_out
 from mirrorspark.training.protocol.activity import Activity, Phase
 from mirrorspark.training.protocol.events import Command, EventAddress
+from mirrorspark.training.protocol.ring.rendezvous import Rendezvous
 from mirrorspark.training.protocol.stop import StopSignal
 from mirrorspark.training.protocol.timing import ALIVE_SECONDS, EXIT_WORK_SECONDS
-from mirrorspark.training.ring.rendezvous import Rendezvous
 
 EXIT_FAILED = 1
 

@@ -22,13 +22,13 @@ from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.atomic_file import replaced, write_atomically
 from mirrorspark.storage.credentials import clean
-from mirrorspark.training.config import RunConfig, TrainingConfig
+from mirrorspark.training.configuration.config import RunConfig, TrainingConfig
+from mirrorspark.training.configuration.tasks import POPULARITY
 from mirrorspark.training.executor.child_process import Tell
+from mirrorspark.training.job.training_job import LearntModel, TrainingJob
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import SUMMARY_FILE
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.run_history import read_curves
 from mirrorspark.training.results.calibrate import CalibrationResult
 from mirrorspark.training.results.evaluation.evaluate_run import (
     Rival,
@@ -57,8 +57,8 @@ from mirrorspark.training.results.report.report import REPORT_FILE, write_report
 from mirrorspark.training.results.report.rivals import each_baseline
 from mirrorspark.training.results.report.shown import trained_html
 from mirrorspark.training.results.report.summary import Summary
-from mirrorspark.training.tasks import POPULARITY
-from mirrorspark.training.training_job import LearntModel, TrainingJob
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_history import read_curves
 
 
 class ResultLostError(RuntimeError):
@@ -388,8 +388,8 @@ def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
     if not job.config.recommenders:
         return {}
     # They import Numba and Spark ML.
-    from mirrorspark.training.recommenders.interactions import Interactions
-    from mirrorspark.training.recommenders.lists import recommended
+    from mirrorspark.training.programs.recommenders.interactions import Interactions
+    from mirrorspark.training.programs.recommenders.lists import recommended
 
     config, interactions = job.config, Interactions(job.dataset)
     if any(asked.name == "als" for asked in config.recommenders):

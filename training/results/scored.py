@@ -12,10 +12,10 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
 from mirrorspark.spark_session.errors import task_message
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.job.training_job import TrainingJob
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.report.summary import CHALLENGER
-from mirrorspark.training.training_job import TrainingJob
 
 SCORED_TABLE = "scores.parquet"
 

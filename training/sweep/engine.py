@@ -13,25 +13,25 @@ from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training import pipeline
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
-from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.training_job import TrainingJob, open_job
+from mirrorspark.training.job.warm_start import settle_warm_start
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.names import SUMMARY_FILE
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.run_state import read_state
-from mirrorspark.training.records.tracking import (
+from mirrorspark.training.results.report.summary import Summary
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_state import read_state
+from mirrorspark.training.run_records.tracking import (
     OuterRun,
     TrackedRun,
     Tracking,
     TrackingError,
 )
-from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.sweep.folder import SweepPlace
 from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
-from mirrorspark.training.training_job import TrainingJob, open_job
-from mirrorspark.training.warm_start import settle_warm_start
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from mirrorspark.callbacks.checkpoints.commit import Mode
 from mirrorspark.pages.blocks import heading_html, panel_html, paragraph_html, rows_html
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, without_credentials
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.entry_points.runs import duration, table
 from mirrorspark.training.results.report.summary import strict, verdict_lines
-from mirrorspark.training.runs import duration, table
 from mirrorspark.training.sweep.space import MODEL, in_words, value_in_words
 from mirrorspark.training.sweep.study import TrialRecord
 

@@ -12,11 +12,11 @@ from mlflow import MlflowClient
 
 from mirrorspark.callbacks.mlflow.metric_replay import replay
 from mirrorspark.storage.event_file import EventFile
-from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.fault_injection.proxy import Proxy
 from mirrorspark.training.protocol.names import EVENTS_FILE
-from mirrorspark.training.records import tracking
-from mirrorspark.training.records.tracking import TrackedRun, TrackingError
+from mirrorspark.training.run_records import tracking
+from mirrorspark.training.run_records.tracking import TrackedRun, TrackingError
 from tests.mlflow_server import mlflow_server
 
 pytestmark = pytest.mark.timeout(180)

@@ -16,13 +16,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from mirrorspark.models.calibration import Calibration
-from mirrorspark.training.config import RunConfig
-from mirrorspark.training.job import Cluster
-from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.job.job import Cluster
+from mirrorspark.training.job.training_job import TrainingJob
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.records.open_run import OpenRun
-from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results import export as export_module
 from mirrorspark.training.results.delivery import ExportAhead
@@ -31,7 +29,9 @@ from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, Ex
 from mirrorspark.training.results.evaluation.rival import OTHER_FOLDER, choose
 from mirrorspark.training.results.export import ExportPlan, ExportResult
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
-from mirrorspark.training.training_job import TrainingJob
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.open_run import OpenRun
+from mirrorspark.training.run_records.run_folder import RunFolder
 from tests.unit.callbacks.committed_files import publish_files
 
 ATTEMPTS = (Attempt(1, 2, (), 0, 20, 2),)

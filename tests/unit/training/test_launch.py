@@ -7,13 +7,13 @@ from typing import Any, NoReturn, cast
 import pytest
 import yaml
 
-from mirrorspark.training import launch
-from mirrorspark.training.functions.plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
-from mirrorspark.training.job import Cluster, Job
-from mirrorspark.training.launch import FunctionLauncher, LaunchConfig, program_of, run_train_fn
+from mirrorspark.training.configuration.fields import ConfigError
+from mirrorspark.training.entry_points import launch
+from mirrorspark.training.entry_points.launch import FunctionLauncher, LaunchConfig, program_of, run_train_fn
+from mirrorspark.training.job.job import Cluster, Job
+from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
 from mirrorspark.training.protocol.events import EventAddress
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.settings import ConfigError
+from mirrorspark.training.run_records.run_folder import RunFolder
 
 
 def config(**knobs: Any) -> LaunchConfig:

@@ -16,21 +16,21 @@ from mirrorspark.data_pipelines.features.kinds import Label
 from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
 from mirrorspark.scoring.parity import parity
 from mirrorspark.training import pipeline
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingFailedError
-from mirrorspark.training.job import Cluster
-from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.job.job import Cluster
+from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.sources import Sources
+from mirrorspark.training.job.warm_start import WarmStart
 from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.names import SUMMARY_FILE
-from mirrorspark.training.records.tracking import Tracking
 from mirrorspark.training.results import delivery, scored
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation.evaluate_run import Verdict
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import ParityFailedError, require_parity
-from mirrorspark.training.sources import Sources
-from mirrorspark.training.warm_start import WarmStart
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.tracking import Tracking
 
 
 def test_equal_scores_are_let_through() -> None:

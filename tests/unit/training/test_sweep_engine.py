@@ -13,20 +13,20 @@ import pytest
 from mirrorspark.callbacks.mlflow.store import ActiveRun
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.training import pipeline
-from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
-from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.warm_start import WarmStart
 from mirrorspark.training.protocol.cause import Attempt, RankError
-from mirrorspark.training.records import tracking
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.tracking import OuterRun, Tracking, TrackingError
 from mirrorspark.training.results.report.summary import Summary
+from mirrorspark.training.run_records import tracking
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.tracking import OuterRun, Tracking, TrackingError
 from mirrorspark.training.sweep import engine as sweep_engine
 from mirrorspark.training.sweep.engine import SparkEngine, read_attempts, save_attempts
 from mirrorspark.training.sweep.folder import SweepPlace
 from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
-from mirrorspark.training.warm_start import WarmStart
 
 ATTEMPTS = (
     Attempt(1, None, (RankError("lost", 1, "killed", "killed by signal SIGKILL", 5.0),), 0, 100, 2),

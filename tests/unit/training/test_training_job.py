@@ -12,19 +12,19 @@ import pytest
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.models.classical import Recommender
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.training.config import ConfigError, RunConfig, TrainingConfig
-from mirrorspark.training.fitting import interaction_graph
-from mirrorspark.training.job import Cluster, Job
-from mirrorspark.training.launch import Launched
-from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
+from mirrorspark.training.entry_points.launch import Launched
+from mirrorspark.training.job.job import Cluster, Job
+from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.training_job import TrainingJob, open_job
+from mirrorspark.training.programs.keras_fit import interaction_graph
+from mirrorspark.training.programs.recommenders import fitting
+from mirrorspark.training.programs.recommenders.interactions import Interactions
 from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.recommenders import fitting
-from mirrorspark.training.recommenders.interactions import Interactions
-from mirrorspark.training.records.open_run import OpenRun
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.tracking import Tracking
-from mirrorspark.training.training_job import TrainingJob, open_job
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.open_run import OpenRun
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.tracking import Tracking
 from tests.unit.callbacks.committed_files import publish_files
 
 
