@@ -89,7 +89,8 @@ def check_columns(table: pa.Table, spec: FeatureSpec) -> ColumnPlans:
         _weights(table, spec.weight)
     for key in spec.keys:
         plain_column(table, key)
-    return plans | column_plans(table.schema, (feature for feature in spec.read_features if feature not in plans))
+    others = (feature for feature in spec.read_features if feature not in plans)
+    return {**plans, **column_plans(table.schema, others)}
 
 
 def encode_blocks(

@@ -227,7 +227,8 @@ class ColumnPlan:
 
     def raw(self, table: pa.Table | pa.RecordBatch) -> dict[str, pa.Array]:
         """Return the feature's raw columns in their types."""
-        feature, columns = self.feature, {}
+        feature = self.feature
+        columns: dict[str, pa.Array] = {}
         for name, way in self.columns.items():
             column = plain_column(table, name)
             if way == "vector":
