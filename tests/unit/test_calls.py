@@ -2,7 +2,7 @@
 
 from mirrorspark.data_pipelines.features.kinds import repeated_names
 from mirrorspark.data_pipelines.features.raw_columns import meant
-from tools.calls import traced
+from tools.calls import climbs, traced
 
 
 def test_modules_come_in_the_order_in_which_they_are_entered_with_their_calls() -> None:
@@ -16,3 +16,8 @@ def test_modules_come_in_the_order_in_which_they_are_entered_with_their_calls() 
     assert (kinds.rpartition(".")[2], raw_columns.rpartition(".")[2]) == ("kinds", "raw_columns")
     assert entered[kinds]["repeated_names"] == 2
     assert traced(lambda: __import__("mirrorspark.scoring.plan")) == {}
+
+
+def test_a_climb_is_a_module_in_a_higher_layer_than_the_one_before_it() -> None:
+    way = ["training.run", "models.catalog", "training.pipeline", "recipes", "storage.paths", "callbacks.backup"]
+    assert climbs(way) == [False, False, True, False, False, True]
