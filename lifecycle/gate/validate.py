@@ -72,7 +72,8 @@ def validate(
         output: The models' column of scores, if they have several and the task leaves it open.
         weight: SQL expression of non-negative row weights.
         threshold: Score from which a row counts as positive in ``accuracy``, ``precision`` and ``recall``.
-        parity: Report of :func:`scoring.parity.parity_check` of the candidate, of training framework and scorer say.
+        parity: Report of :func:`scoring.parity.parity_check` of the candidate, for example between the training framework
+            and the scorer.
         single_rows: Number of rows that are also scored one by one, in a process of their own: their times are the
             latency, and their scores must be those of the table. 0 leaves both out.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.

@@ -61,7 +61,7 @@ def alerts_of(record: PipelineRecord) -> list[str]:
 
 
 def _row(record: PipelineRecord, stages: Sequence[str]) -> Mapping[str, Any]:
-    """Return the cells of a date; what is not known is empty."""
+    """Return the cells of a date; unknown ones are empty."""
     state, _ = state_of(record)
     begun, rows = record.stages, record.fact("data", "rows")
     stopped = [name for name, one in begun.items() if one.state == "failed"]

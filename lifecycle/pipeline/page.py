@@ -1,4 +1,4 @@
-"""``pipeline.html``: the stages of a date, what they found, and what has changed since the former date."""
+"""``pipeline.html``: the stages of a date, their findings, and the changes since the former date."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -72,7 +72,7 @@ def log_watch(
     promise: Promise | None = None,
     tracking_uri: str | None = None,
 ) -> None:
-    """Log what was watched to an MLflow run: the page, and metrics whose step is the start of a window.
+    """Log the windows to an MLflow run: the page, and metrics whose step is the start of a window.
 
     Args:
         windows: Drift by window, the earliest first: ``drift.psi.COLUMN``, and ``drift.alarms``.
