@@ -23,7 +23,7 @@ class Moments:
         units: Number of units.
         mean: Mean of the metric.
         variance: Variance of the metric in the sample: divided by the units less one.
-        before_mean: Mean of the covariate, the metric before the exposure say; None without one.
+        before_mean: Mean of the covariate, for example the metric before the exposure; None without one.
         before_variance: Its variance in the sample.
         covariance: Covariance of covariate and metric in the sample.
     """

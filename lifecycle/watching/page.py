@@ -77,7 +77,7 @@ def log_watch(
     Args:
         windows: Drift by window, the earliest first: ``drift.psi.COLUMN``, and ``drift.alarms``.
         live: Quality by window: ``live.METRIC``.
-        run_id: The run, one for the model in production say; a window that is logged again replaces its
+        run_id: The run, for example that of the model in production; a window that is logged again replaces its
             former values as the latest ones.
         title: Name of the watched model.
         promise: Values that the quality is compared with.

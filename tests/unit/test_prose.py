@@ -49,9 +49,7 @@ ANYWHERE = re.compile("|".join(pattern.expression for pattern in PATTERNS if not
 ALLOWED: dict[str, int] = {
     "benchmarks": 264,
     "data_pipelines": 113,
-    "evaluation": 2,
     "fleet": 184,
-    "lifecycle": 3,
     "plots": 19,
     "scoring": 113,
     "src": 1,
