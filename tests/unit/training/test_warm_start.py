@@ -36,9 +36,9 @@ from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.records.tracking import TrackingError
 from mirrorspark.training.training_job import TrainingJob, open_job
 from mirrorspark.training.warm_start import WarmStart, find_model, settle_warm_start
+from tests.unit.mlflow_stores import new_store
 from tests.unit.scoring.exported_models import export_flights, flights_features, log_flights
 from tests.unit.scoring.other_models import LINEAR
-from tests.unit.training.conftest import new_store
 from tests.unit.training.test_function_rank import Twin
 
 NewConfig = Callable[..., RunConfig]
