@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
+from mirrorspark.data_pipelines.quality.page import PAGE_FILE
 from mirrorspark.training.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.live.view import LiveView

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
+from mirrorspark.data_pipelines.quality.page import PAGE_FILE
 from mirrorspark.scoring.parity import ParityReport
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.records.run_history import read_curves
