@@ -24,13 +24,12 @@ from mirrorspark.pages.blocks import (
     series_html,
 )
 from mirrorspark.pages.charts.histogram import overlaid_histogram, share_bars
-from mirrorspark.pages.numbers import short_number
+from mirrorspark.pages.numbers import DASH, short_number
 
 _SHOWN_TOKENS = 6
 _SHOWN_CLASSES = 12
 _FORMER_COLOUR = 4
 _WEIGHTS = {Severity.ERROR: 10_000, Severity.WARNING: 100, Severity.NOTE: 1}
-_DASH = "-"
 
 _Row = tuple[str, list[str]]
 
@@ -168,19 +167,19 @@ def _measures(column: ColumnProfile) -> Iterator[_Row]:
         yield from _spread_measures(column)
     if has_lengths:
         for name, measure in (("per row, median", "median"), ("per row, most", "maximum")):
-            yield name, [short_number(getattr(part.lengths, measure)) if part.lengths else _DASH for part in parts]
+            yield name, [short_number(getattr(part.lengths, measure)) if part.lengths else DASH for part in parts]
     if column.kind is not ColumnKind.OTHER:
         is_sample = any(part.distinct_estimate != part.distinct for part in parts)
         name, sign = ("distinct (est.)", "~") if is_sample else ("distinct", "")
         yield name, [f"{sign}{short_number(part.distinct_estimate)}" for part in parts]
     if any(part.out_of_vocabulary_share is not None for part in parts):
         shares = [part.out_of_vocabulary_share for part in parts]
-        yield "out of vocabulary", [_DASH if share is None else percent(share) for share in shares]
+        yield "out of vocabulary", [DASH if share is None else percent(share) for share in shares]
     elif column.kind in (ColumnKind.TOKEN, ColumnKind.TOKENS):
         splits = column.splits.items()
         yield (
             "not in training",
-            [_DASH if name == TRAIN_SPLIT else percent(part.unseen_share) for name, part in splits],
+            [DASH if name == TRAIN_SPLIT else percent(part.unseen_share) for name, part in splits],
         )
     for name, counts in (("NaN", [part.nan for part in parts]), ("infinite", [part.infinite for part in parts])):
         if any(counts):
@@ -200,7 +199,7 @@ def _spread_measures(column: ColumnProfile) -> Iterator[_Row]:
         ("standard dev.", lambda spread: short_number(spread.standard_deviation)),
     ):
         if column.kind is not ColumnKind.TIME or name in ("lowest", "median", "highest"):
-            yield name, [measure(spread) if spread else _DASH for spread in spreads]
+            yield name, [measure(spread) if spread else DASH for spread in spreads]
 
 
 def _unseen(column: ColumnProfile) -> Markup | str:

@@ -28,13 +28,13 @@ from mirrorspark.pages.blocks import (
     series_html,
     tiles_html,
 )
+from mirrorspark.pages.numbers import DASH
 from mirrorspark.pages.page import page_html
 
 PAGE_FILE = "dataset.html"
 
 _SHOWN_DRIFT = 15
 _SHOWN_NOTES = 5
-_DASH = "-"
 
 _TOOLS = Markup(
     '<div class="tools"><input id="filter" type="search" placeholder="Find a column" aria-label="Find a column">'
@@ -166,7 +166,7 @@ def _drift(report: Report, reference: str, links: Mapping[str, str]) -> Markup:
     rows = [
         [
             Cell(name, link=links.get(name, "")),
-            *(_index(entry, limits) if (entry := by_place.get((name, *place))) else _DASH for place in places),
+            *(_index(entry, limits) if (entry := by_place.get((name, *place))) else DASH for place in places),
         ]
         for name, _ in sorted(_excess(report).items(), key=lambda of: -of[1])
     ]

@@ -25,15 +25,13 @@ from mirrorspark.pages.blocks import (
     verdict_html,
 )
 from mirrorspark.pages.figures.slices import slice_changes
-from mirrorspark.pages.numbers import in_digits, short_number
+from mirrorspark.pages.numbers import DASH, digits_or_dash, in_digits, short_number
 from mirrorspark.pages.page import page_html
 
 PAGE_FILE = "validation.html"
 
 _SHOWN_FIGURES = 4
 _SHOWN_IN_FIGURE = 40
-_DASH = "-"
-_NO_CHAMPION = "there is no champion to compare with"
 _SHOWN_ERRORS = 8
 
 
@@ -46,17 +44,17 @@ def validation_page(validation: Validation) -> str:
     origin = [
         *(validation.at, validation.task.replace("_", " "), f"label {validation.label}"),
         *(f"drawn by {', '.join(validation.keys)}", f"candidate {candidate.uri}, digest {candidate.digest[:12]}"),
-        f"champion {champion.uri}, digest {champion.digest[:12]}"
-        if champion
-        else "there is no champion to compare with",
     ]
+    if champion:
+        origin.append(f"champion {champion.uri}, digest {champion.digest[:12]}")
+    else:
+        origin.append("there is no champion to compare with")
+    verdict, style = "All gates passed: it may be promoted.", "good"
+    if not validation.passed:
+        verdict = f"{len(validation.failed)} of {len(validation.findings)} findings block a promotion."
+        style = "error"
     blocks = [
-        verdict_html(
-            "All gates passed: it may be promoted."
-            if validation.passed
-            else f"{len(validation.failed)} of {len(validation.findings)} findings block a promotion.",
-            "good" if validation.passed else "error",
-        ),
+        verdict_html(verdict, style),
         remark_html(" · ".join(origin)),
         tiles_html(_tiles(validation)),
         section_html(
@@ -105,7 +103,7 @@ def _metrics(validation: Validation, metrics: Sequence[str]) -> Markup:
         for one in slices
     ]
     inexact = [
-        f"{_number(measure.error)} ({name.replace('_', ' ')}, {one.name})"
+        f"{digits_or_dash(measure.error)} ({name.replace('_', ' ')}, {one.name})"
         for one in slices
         for name, measure in one.candidate.items()
         if measure.error > 0
@@ -129,7 +127,7 @@ def _metrics(validation: Validation, metrics: Sequence[str]) -> Markup:
 def _metric(one: SliceFacts, name: str) -> Cell:
     change = one.change.get(name)
     below = () if change is None else (_signed(change.value), _interval(change))
-    return Cell(_number(one.candidate[name].value), below=below)
+    return Cell(digits_or_dash(one.candidate[name].value), below=below)
 
 
 def _tiles(validation: Validation) -> list[tuple[str, str]]:
@@ -166,12 +164,8 @@ def _figure(metric: str, slices: Sequence[SliceFacts], findings: Sequence[Findin
     )
 
 
-def _number(value: float | None) -> str:
-    return _DASH if value is None or math.isnan(value) else in_digits(value)
-
-
 def _signed(value: float) -> str:
-    return _DASH if math.isnan(value) else in_digits(value, 2, sign="+")
+    return DASH if math.isnan(value) else in_digits(value, 2, sign="+")
 
 
 def _interval(measure: Measure) -> str:

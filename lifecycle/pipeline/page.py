@@ -21,13 +21,11 @@ from mirrorspark.pages.blocks import (
     tiles_html,
     verdict_html,
 )
-from mirrorspark.pages.numbers import short_number
+from mirrorspark.pages.numbers import DASH, short_number
 from mirrorspark.pages.page import page_html
 
 PAGE_FILE = "pipeline.html"
 STYLES = {"passed": "good", "failed": "error", "running": "warning"}
-
-_DASH = "-"
 
 
 def pipeline_page(record: PipelineRecord, stages: Sequence[Stage], former: PipelineRecord | None, folder: Path) -> str:
@@ -95,7 +93,7 @@ def _tiles(record: PipelineRecord) -> list[tuple[str, str]]:
         ),
         ("seconds", _shown(seconds_of(record))),
     ]
-    return [(name, text) for name, text in shown if text != _DASH]
+    return [(name, text) for name, text in shown if text != DASH]
 
 
 def _in_words(name: str, one: StageRecord) -> str:
@@ -143,7 +141,7 @@ def _changes(record: PipelineRecord, former: PipelineRecord) -> Markup | str:
     pairs["p99 of single rows, ms"] = (before("evaluate", "latency_p99_ms"), now("evaluate", "latency_p99_ms"))
     pairs["seconds"] = (seconds_of(former), seconds_of(record))
     rows = [
-        (name, _shown(old), _shown(new), f"{new / old - 1:+.1%}" if old else _DASH)
+        (name, _shown(old), _shown(new), f"{new / old - 1:+.1%}" if old else DASH)
         for name, (old, new) in pairs.items()
         if old is not None and new is not None
     ]
@@ -168,5 +166,5 @@ def seconds_of(record: PipelineRecord) -> float:
 
 def _shown(value: float | str | None) -> str:
     if value is None:
-        return _DASH
+        return DASH
     return value if isinstance(value, str) else short_number(float(value))

@@ -28,14 +28,13 @@ from mirrorspark.pages.blocks import (
 )
 from mirrorspark.pages.figures.by_date import over_time
 from mirrorspark.pages.guarded import drawn
-from mirrorspark.pages.numbers import in_digits, short_number
+from mirrorspark.pages.numbers import DASH, digits_or_dash, short_number
 from mirrorspark.pages.page import page_html
 
 PAGE_FILE = "watch.html"
 
 _SHOWN_WINDOWS = 12
 _SHOWN_METRICS = 4
-_DASH = "-"
 # MLflow takes no more in a request.
 _METRICS_PER_REQUEST = 1_000
 
@@ -138,13 +137,13 @@ def _quality(live: Sequence[LiveWindow], promise: Promise | None) -> Markup:
             _start(one.start),
             f"{one.scored:,}",
             f"{one.examples:,}",
-            *(_number(one.metrics[name].value) for name in metrics),
+            *(digits_or_dash(one.metrics[name].value) for name in metrics),
         ]
         for one in live[-_SHOWN_WINDOWS:]
     ]
     remark = "Scores joined with what came out."
     if promise is not None:
-        rows.insert(0, ["promised", "", "", *(_number(promise.metrics.get(name)) for name in metrics)])
+        rows.insert(0, ["promised", "", "", *(digits_or_dash(promise.metrics.get(name)) for name in metrics)])
         remark = f"Scores joined with what came out; promised are the values of the validation of {promise.model}."
     figures = [
         card_html(figure_html(_figure(metric, live, promise), f"{metric} by window"))
@@ -177,7 +176,12 @@ def _drift(windows: Sequence[WindowDrift]) -> Iterator[Markup]:
     )
     last = [
         [
-            *(one.column, f"{one.rows:,}", _index(one, _number), *map(_number, (one.psi_noise, one.ks, one.js))),
+            *(
+                one.column,
+                f"{one.rows:,}",
+                _index(one, digits_or_dash),
+                *map(digits_or_dash, (one.psi_noise, one.ks, one.js)),
+            ),
             *(f"{share:.1%}" for share in (one.missing, one.missing_before, one.unknown, one.unknown_before)),
         ]
         for one in windows[-1].columns
@@ -187,7 +191,7 @@ def _drift(windows: Sequence[WindowDrift]) -> Iterator[Markup]:
 
 def _index(one: ColumnDrift | None, text: Callable[[float], str]) -> Cell | str:
     """Return the index of a column, which stands out if a limit is exceeded."""
-    return _DASH if one is None else Cell(text(one.psi), "error" if one.problems else "")
+    return DASH if one is None else Cell(text(one.psi), "error" if one.problems else "")
 
 
 def _drawn(live: Sequence[LiveWindow], promise: Promise | None) -> list[str]:
@@ -211,7 +215,3 @@ def _figure(metric: str, live: Sequence[LiveWindow], promise: Promise | None) ->
 
 def _start(start: datetime | None) -> str:
     return "all rows" if start is None else f"{start:%Y-%m-%d %H:%M}".removesuffix(" 00:00")
-
-
-def _number(value: float | None) -> str:
-    return _DASH if value is None or math.isnan(value) else in_digits(value)

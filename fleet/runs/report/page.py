@@ -19,13 +19,12 @@ from mirrorspark.pages.blocks import (
     tiles_html,
 )
 from mirrorspark.pages.charts.histogram import share_bars
-from mirrorspark.pages.numbers import short_number
+from mirrorspark.pages.numbers import DASH, short_number
 from mirrorspark.pages.page import page_html
 
 _SHOWN = 200
 _SHOWN_FIGURES = 12
 _FORMER_COLOUR = 4
-_DASH = "-"
 _DRIFT_STYLES = {"some": "warning", "large": "error"}
 _TEXTS = ("model", "group", "state", "output", "problem", "drifted", "core_seconds_from", "number")
 _FAILED_COLUMNS = ("model", "group", "problem")
@@ -160,4 +159,4 @@ def _figure(now: Distribution, former: Distribution) -> Markup:
 
 
 def _number(value: float | None) -> str:
-    return _DASH if value is None else short_number(value)
+    return DASH if value is None else short_number(value)
