@@ -32,7 +32,7 @@ from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optim
 from mirrorspark.models.serving import export as serving
 from mirrorspark.models.serving.preprocessing import input_tensors
 from mirrorspark.spark_session.start import open_session
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 
 K = 20
 HELD_OUT = 0.1

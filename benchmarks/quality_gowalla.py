@@ -33,8 +33,8 @@ from mirrorspark.models.classical import Recommender
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
-from mirrorspark.training.recommenders.fitting import fit, scores_of
-from mirrorspark.training.recommenders.lists import best
+from mirrorspark.training.programs.recommenders.fitting import fit, scores_of
+from mirrorspark.training.programs.recommenders.lists import best
 
 K = 20
 USERS_AT_ONCE = 1024

@@ -38,8 +38,8 @@ from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.spark_session.start import open_session
-from mirrorspark.training.config import RunConfig
-from mirrorspark.training.train import train
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.entry_points.train import train
 
 K, DEPTH = 20, 200
 CLASSICAL, CONTENT = ("ease", "item_knn", "als"), "two_tower"

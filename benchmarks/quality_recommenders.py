@@ -16,10 +16,10 @@ from mirrorspark.models.classical import Recommender
 from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.start import open_session
-from mirrorspark.training.config import RunConfig
-from mirrorspark.training.recommenders.interactions import Interactions
-from mirrorspark.training.recommenders.lists import recommended
-from mirrorspark.training.sources import Sources
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.job.sources import Sources
+from mirrorspark.training.programs.recommenders.interactions import Interactions
+from mirrorspark.training.programs.recommenders.lists import recommended
 
 K = 20
 ROWS = (

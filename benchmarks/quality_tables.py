@@ -33,10 +33,10 @@ from mirrorspark.models import calibration, multi_field
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.spark_session.start import open_session
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.job.sources import Sources
 from mirrorspark.training.results.calibrate import Fit, measure
 from mirrorspark.training.results.evaluation.evaluate_run import baseline_rows, baseline_scores, fitted_baseline
-from mirrorspark.training.sources import Sources
 
 _COLUMNS = [
     "age",

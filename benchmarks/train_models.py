@@ -37,8 +37,8 @@ from mirrorspark.data_pipelines.features.kinds import TokenFeature
 from mirrorspark.data_pipelines.reading.batches import LABEL
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, batches
 from mirrorspark.models import catalog
+from mirrorspark.training.configuration.fields import Optimizer
 from mirrorspark.training.executor.child_process import DEFAULT_VARIABLES
-from mirrorspark.training.settings import Optimizer
 
 WORKERS = 2
 OURS, PLAIN, ALONE, DDP = "ours", "plain fit", "plain fit, one process", "PyTorch DDP"

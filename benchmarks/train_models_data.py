@@ -18,7 +18,7 @@ from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.data_pipelines.tfrecord.records import RecordWriter
 from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
-from mirrorspark.training.settings import Optimizer
+from mirrorspark.training.configuration.fields import Optimizer
 
 SHARDS = 8
 NUMBERS = 20

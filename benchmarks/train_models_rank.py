@@ -25,11 +25,11 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_b
 from mirrorspark.models import catalog
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings
-from mirrorspark.training.config import TrainingConfig
-from mirrorspark.training.fitting.fit import build_model
-from mirrorspark.training.fitting.start import Start
+from mirrorspark.training.configuration.config import TrainingConfig
+from mirrorspark.training.programs.keras_fit.fit import build_model
+from mirrorspark.training.programs.keras_fit.start import Start
 from mirrorspark.training.protocol.plan import TrainingPlan
-from mirrorspark.training.ring.strategy import RingStrategy
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
 
 # ``ring``: the product's strategy, reader and loop. ``mirrored``: Keras' ``fit`` under TensorFlow's strategy of several
 # workers. ``alone``: Keras' ``fit`` without a strategy, in one process for the rows of all workers.
@@ -97,7 +97,7 @@ def trainer(side: Side, case: Case, dataset: Dataset, strategy: tf.distribute.St
 
 
 def distributed_batches(strategy: tf.distribute.Strategy, dataset: Dataset, plan: TrainingPlan, split: str) -> Any:
-    """Return this rank's share of every global batch, as :mod:`training.fitting.fit` reads it."""
+    """Return this rank's share of every global batch, as :mod:`training.programs.keras_fit.fit` reads it."""
 
     def mine(context: tf.distribute.InputContext) -> tf.data.Dataset:
         read = ReadPlan(

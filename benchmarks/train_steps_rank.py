@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the driver pickles the ranks without loading TensorFlow
     import tf_keras
 
     from mirrorspark.models.fitting.optimizers import OptimizerSettings
-    from mirrorspark.training.ring.ring import Ring
+    from mirrorspark.training.protocol.ring.ring import Ring
 
 # Rows that a worker holds, and goes through again and again: 16 MiB of them for the feed-forward net.
 ROWS_IN_MEMORY = 1 << 16
@@ -141,8 +141,8 @@ class FitRank:
         """
         import tensorflow as tf
 
-        from mirrorspark.training.fitting.local_updates import SettleLocalUpdates
-        from mirrorspark.training.ring.strategy import RingStrategy
+        from mirrorspark.training.programs.keras_fit.local_updates import SettleLocalUpdates
+        from mirrorspark.training.protocol.ring.strategy import RingStrategy
 
         strategy = RingStrategy(ring) if ring and self.side == "ring" else tf.distribute.get_strategy()
         with strategy.scope():
@@ -163,7 +163,7 @@ class FitRank:
 
         from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
         from mirrorspark.models.fitting.step_loop import use_step_loop
-        from mirrorspark.training.fitting.local_updates import local_updates
+        from mirrorspark.training.programs.keras_fit.local_updates import local_updates
 
         tf_keras.utils.set_random_seed(1)
         rules = [local_updates(ring, self.local_steps)] if ring and self.local_steps > 1 else []
@@ -192,7 +192,7 @@ def keras_optimizer(settings: "OptimizerSettings") -> Any:
 
 def connected_ring(token: str) -> "Ring":
     """Return the ring of the ranks of this barrier job."""
-    from mirrorspark.training.ring.ring import Ring
+    from mirrorspark.training.protocol.ring.ring import Ring
 
     cluster = json.loads(os.environ["TF_CONFIG"])
     return Ring.connect(_rank(), cluster["cluster"]["worker"], token)

@@ -19,7 +19,7 @@ from spark_tensorflow_distributor import MirroredStrategyRunner
 from benchmarks.benchmark import Options
 from benchmarks.tables import Kind, parquet_files
 from mirrorspark.spark_session.start import open_session
-from mirrorspark.training.config import RunConfig, TrainingConfig
+from mirrorspark.training.configuration.config import RunConfig, TrainingConfig
 
 if TYPE_CHECKING:  # seconds of imports, for which the parent of the drivers need not wait
     from mirrorspark.training.results.delivery import Trained
@@ -151,7 +151,7 @@ class Supervised:
 def trained(dataset: Path, config: TrainingConfig, session: SparkSession | None = None) -> "Trained":
     """Return what ``train`` does, without what it shows; see :func:`unwatched`."""
     from mirrorspark.data_pipelines.reading.dataset import Dataset
-    from mirrorspark.training.train import train
+    from mirrorspark.training.entry_points.train import train
 
     with unwatched(Path(config.output)):
         return train(Dataset.open(dataset), config, session)
@@ -172,16 +172,16 @@ def supervised(
         listener: Gets every event.
     """
     from mirrorspark.data_pipelines.reading.dataset import Dataset
-    from mirrorspark.training.live.view import LiveView
-    from mirrorspark.training.prepared_run import PreparedRun, check_cluster
-    from mirrorspark.training.readiness import preflight
-    from mirrorspark.training.records.tracking import store_of
-    from mirrorspark.training.training_job import open_job
+    from mirrorspark.training.job.prepared_run import PreparedRun, check_cluster
+    from mirrorspark.training.job.readiness import preflight
+    from mirrorspark.training.job.training_job import open_job
+    from mirrorspark.training.run_records.live.view import LiveView
+    from mirrorspark.training.run_records.tracking import Tracking
 
     with unwatched(Path(config.output)):
         preflight.require(check_cluster(session, config))
         view = LiveView(epochs=config.epochs)
-        prepared = PreparedRun(config, Dataset.open(dataset), session, store_of(config))
+        prepared = PreparedRun(config, Dataset.open(dataset), session, Tracking.find(config))
         with open_job(prepared, view, listener=listener) as job:
             begin = time.monotonic()
             job.train()

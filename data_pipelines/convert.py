@@ -35,7 +35,7 @@ from mirrorspark.data_pipelines.features.column_facts import CATEGORIES
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.fitting import EmptySplitError, fit_features
 from mirrorspark.data_pipelines.features.kinds import Label
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_inputs
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnPlans, planned_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Report, Severity
 from mirrorspark.data_pipelines.quality.page import PAGE_FILE, PageFacts, dataset_page
@@ -161,7 +161,7 @@ def convert(
     target = StoragePath.of(path)
     if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with load_dataset, or delete it to convert again")
-    _check_columns(df, spec, options)
+    plans = _plans(df, spec, options)
     _check_items(items, spec)
     _check_embedder(embedder, spec)
     try:
@@ -173,7 +173,9 @@ def convert(
     try:
         if embedder is not None:
             df, items, spec = _embedded(df, items, spec, embedder, path, progress=progress)
-        conversion = _Conversion(job, spec, options, items)
+            if spec.embedded:  # Vectors have taken the place of texts and images.
+                plans = _plans(df, spec, options)
+        conversion = _Conversion(job, spec, options, plans, items)
         with progress_bar(df.sparkSession, "convert") if progress else contextlib.nullcontext():
             files = conversion.write(df, clean(source or {}), reference, limits or Limits())
         job.publish(files, last=(MANIFEST_FILE,))
@@ -209,6 +211,7 @@ class _Conversion:
     job: WriteJob
     spec: FeatureSpec
     options: ConversionOptions
+    plans: ColumnPlans
     items: DataFrame | None = None
 
     def write(
@@ -216,14 +219,15 @@ class _Conversion:
     ) -> list[WrittenFile]:
         """Write everything that belongs to the dataset; return the files, the manifest last."""
         spark, scratch = df.sparkSession, self.job.staging / _RAW_FOLDER
-        staged = stage(df, self.spec, self.options.split_column, self.options.shards, scratch)
+        staged = stage(df, self.spec, self.plans, self.options.split_column, self.options.shards, scratch)
         self._check_splits(staged)
         samples = {split: staged.sample(split) for split in SPLITS}
         features = self._own(FEATURES_FOLDER)
         items = self.items.select(*self.spec.items.columns).toArrow() if self.items and self.spec.items else None
         categories = [field.name for field in df.schema if CATEGORIES in field.metadata]
         fitted = fit_features(
-            *(spark, staged.measured, self.spec, samples[TRAIN_SPLIT], scratch, features, items), categories=categories
+            *(spark, staged.measured, self.spec, self.plans, samples[TRAIN_SPLIT], scratch, features, items),
+            categories=categories,
         )
         results = self._encode(spark, staged)
         check_classes(results, self.spec.label)
@@ -292,7 +296,7 @@ class _Conversion:
 
     def _write_own_files(self, manifest: Manifest, last_rows: pa.Table, profile: DatasetProfile) -> None:
         example = pa.BufferOutputStream()
-        pq.write_table(raw_inputs(last_rows.slice(0, EXAMPLE_ROWS), self.spec), example)
+        pq.write_table(planned_inputs(last_rows.slice(0, EXAMPLE_ROWS), self.spec, self.plans), example)
         self._own(f"{FEATURES_FOLDER}/{EXAMPLE_FILE}").write_bytes(example.getvalue().to_pybytes())
         kept = pa.BufferOutputStream()
         pq.write_table(last_rows.slice(0, TEST_ROWS), kept)
@@ -315,12 +319,12 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
-def _check_columns(df: DataFrame, spec: FeatureSpec, options: ConversionOptions) -> None:
-    """Compare names and types before any task starts."""
+def _plans(df: DataFrame, spec: FeatureSpec, options: ConversionOptions) -> ColumnPlans:
+    """Compare names and types before any task starts, and return the plans of the features."""
     missing = [name for name in (*spec.columns, options.split_column) if name not in df.columns]
     if missing:
         raise ColumnError(f"the table lacks the columns {missing}; it has {df.columns}")
-    check_columns(df.select(*spec.columns).limit(0).toArrow(), spec)
+    return check_columns(df.select(*spec.columns).limit(0).toArrow(), spec)
 
 
 def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:

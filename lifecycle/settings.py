@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mirrorspark.storage.credentials import one_line
-from mirrorspark.training.settings import likely_meant
+from mirrorspark.training.configuration.fields import likely_meant
 
 Settings = TypeVar("Settings")
 

@@ -35,7 +35,10 @@ def names() -> list[str]:
     return sorted({*ARCHITECTURES, *RECOMMENDERS})
 
 
-def architecture(name: str) -> ModuleType | own_model.OwnArchitecture | FittedArchitecture:
+Architecture = ModuleType | own_model.OwnArchitecture | FittedArchitecture
+
+
+def architecture(name: str) -> Architecture:
     """Return an architecture: ``TASK``, ``Settings``, ``build`` and ``predict``.
 
     It is a module, or for a model of the user's own and a classical recommender an object with the same names.

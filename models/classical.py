@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     from mirrorspark.models.retrieval.fitted_recommender import FittedRecommender
 
 Arrays = Mapping[str, "np.ndarray"]
-"""What a recommender has learnt, by name; see :func:`training.recommenders.fitting.fit`."""
+"""What a recommender has learnt, by name; see :func:`training.programs.recommenders.fitting.fit`."""
 
 # EASE^R inverts a dense matrix: at this size it has 1.5 GB, and takes minutes.
 MOST_DENSE_ITEMS = 20_000

@@ -1,27 +1,28 @@
 """The main job, stage by stage: preflight, convert, train, export, score, parity."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from mirrorspark.data_pipelines.quality.page import PAGE_FILE
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
-from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.prepared_run import PreparedRun, dry_run, prepare
+from mirrorspark.training.job.prepared_run import PreparedRun, dry_run, prepare
+from mirrorspark.training.job.sources import Sources, recipe_table
+from mirrorspark.training.job.training_job import TrainingJob, open_job
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.names import SUMMARY_FILE
-from mirrorspark.training.records.find_run import RunFinishedError, require_unfinished
-from mirrorspark.training.records.tracking import store_of
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results.delivery import ExportAhead, recall_summary
 from mirrorspark.training.results.export import ExportProcess
 from mirrorspark.training.results.report import run_summary
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import score_and_compare
-from mirrorspark.training.sources import Sources, recipe_table
-from mirrorspark.training.training_job import TrainingJob, open_job
+from mirrorspark.training.run_records.find_run import RunFinishedError, require_unfinished
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.tracking import Tracking
 
-__all__ = ["deliver", "dry_run", "prepare", "recipe_table", "run"]
+__all__ = ["deliver_and_score", "dry_run", "prepare", "recipe_table", "run"]
 
 
 def run(
@@ -40,43 +41,55 @@ def run(
             command goes on from the last committed checkpoint.
     """
     view = LiveView(epochs=config.epochs, began=began)
-    sources, store = Sources.find(config), store_of(config)
+    sources, tracking = Sources.find(config), Tracking.find(config)
     try:
         # With converted data, a finished run of that date is found without Spark.
         if config.only_once:
             require_unfinished(config, sources.converted())
-        return _train_and_score(prepare(config, store, view, sources=sources), config, view, tell)
-    except RunFinishedError as finished:
-        view.say(finished.in_words(config.run_date))
-        summary = recall_summary(finished.folder, config, store)
-        tell(summary)
-        return summary
-
-
-def _train_and_score(
-    prepared: PreparedRun, config: RunConfig, view: LiveView, tell: Callable[[Summary], None]
-) -> Summary:
-    with ExportAhead(config) as ahead, open_job(prepared, view, listener=ahead.on_event) as job:
-        known = run_summary.begun(job, is_reused=prepared.is_reused)
-        tell(known)
-        attempts: tuple[Attempt, ...] = ()
-        try:
+        prepared = prepare(config, tracking, view, sources=sources)
+        with (
+            ExportAhead(config) as ahead,
+            open_job(prepared, view, listener=ahead.on_event) as job,
+            _telling(tell, job, prepared) as progress,
+        ):
             job.tracked.log_text((prepared.dataset.path / PAGE_FILE).read_text(encoding="utf-8"), PAGE_FILE)
-            attempts = job.train()
-            summary = deliver(job, attempts, prepared, config, ahead.process)
+            progress.attempts = job.train()
+            summary = deliver_and_score(job, progress.attempts, prepared, config, ahead.process)
             if config.run_date is not None:
                 # Written before the run counts as finished: the next command for its date reads it.
                 summary.save(job.folder.path / SUMMARY_FILE)
-        except BaseException as error:
-            if isinstance(error, TrainingFailedError | TrainingStoppedError):
-                attempts = error.attempts
-            tell(run_summary.with_attempts(run_summary.begun(job, is_reused=prepared.is_reused), attempts, job))
-            raise
+    except RunFinishedError as finished:
+        view.say(finished.in_words(config.run_date))
+        summary = recall_summary(finished.folder, config, tracking.store)
+        tell(summary)
+        return summary
     # The records that MLflow missed are known only when the run has ended.
     return replace(summary, replay=job.run.replay)
 
 
-def deliver(
+@dataclass
+class _Progress:
+    """The attempts of a run so far."""
+
+    attempts: tuple[Attempt, ...] = ()
+
+
+@contextlib.contextmanager
+def _telling(tell: Callable[[Summary], None], job: TrainingJob, prepared: PreparedRun) -> Iterator[_Progress]:
+    """Tell the summary of the run that begins, and again, with its attempts, before an error leaves the block."""
+    tell(run_summary.begun(job, is_reused=prepared.is_reused))
+    progress = _Progress()
+    try:
+        yield progress
+    except BaseException as error:
+        if isinstance(error, TrainingFailedError | TrainingStoppedError):
+            progress.attempts = error.attempts
+        begun = run_summary.begun(job, is_reused=prepared.is_reused)
+        tell(run_summary.with_attempts(begun, progress.attempts, job))
+        raise
+
+
+def deliver_and_score(
     job: TrainingJob,
     attempts: tuple[Attempt, ...],
     prepared: PreparedRun,

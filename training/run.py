@@ -13,12 +13,12 @@ from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.storage.credentials import one_line, without_credentials
 from mirrorspark.storage.terminal_text import for_stream
-from mirrorspark.training.command_line import parse, summary_file
-from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.command_line import parse, summary_file
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.protocol.names import SUMMARY_FILE
-from mirrorspark.training.records.run_state import read_state
 from mirrorspark.training.results.report.summary import Summary, make_way
+from mirrorspark.training.run_records.run_state import read_state
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1

@@ -41,8 +41,8 @@ def tensors(model: tf_keras.Model, optimizer: Any) -> tf.train.Checkpoint:
 def settle(model: tf_keras.Model) -> None:
     """Synchronise the workers of ``model`` if its optimizer makes local updates; every worker has to call this.
 
-    An optimizer with local updates (`training.fitting.local_updates`) has a method ``settle``; for others this does
-    nothing.
+    An optimizer with local updates (`training.programs.keras_fit.local_updates`) has a method ``settle``; for others
+    this does nothing.
     """
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # loss scaling wraps it
     if hasattr(optimizer, "settle"):

@@ -21,7 +21,13 @@ import pyarrow.compute as pc
 
 from mirrorspark.data_pipelines.features.kinds import Feature, Form, VectorFeature
 from mirrorspark.data_pipelines.features.labels import EncodedLabel, check_label, encode_label
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, is_number, plain_column, raw_column
+from mirrorspark.data_pipelines.features.raw_columns import (
+    ColumnError,
+    ColumnPlans,
+    column_plans,
+    is_number,
+    plain_column,
+)
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoded, Encoder, RaggedIds, SparseRows
 from mirrorspark.data_pipelines.tfrecord.arrow_schema import INDICES_SUFFIX, ROW_LENGTHS_SUFFIX, VALUES_SUFFIX
@@ -68,20 +74,22 @@ class Block:
         return len(self.weight)
 
 
-def check_columns(table: pa.Table, spec: FeatureSpec) -> None:
-    """Check that ``table`` has every column of ``spec`` in a readable type; it may be empty.
+def check_columns(table: pa.Table, spec: FeatureSpec) -> ColumnPlans:
+    """Check that ``table`` has every column of ``spec`` in a readable type; return the plans of the features.
+
+    It may be empty.
 
     Raises:
         ColumnError: A column is missing or has the wrong type.
         LabelError: The label has the wrong type.
     """
-    for feature in (*spec, *((spec.excluded,) if spec.excluded else ())):
-        raw_column(table, feature)
+    plans = column_plans(table.schema, (*spec, *spec.input_features))
     check_label(table, spec)
     if spec.weight is not None:
         _weights(table, spec.weight)
     for key in spec.keys:
         plain_column(table, key)
+    return {**plans, **column_plans(table.schema, (feature for feature in spec.read_features if feature not in plans))}
 
 
 def encode_blocks(

@@ -20,7 +20,7 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructType, UserDefi
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS, TRAIN_SPLIT, DatasetError
 from mirrorspark.data_pipelines.features.fitting import Measured, Measurement, Moments
 from mirrorspark.data_pipelines.features.labels import LabelError
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnPlans
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.spark_session.task import partition_id
 from mirrorspark.storage.paths import StoragePath
@@ -105,7 +105,9 @@ class Staged:
         return drawn.take(smallest).drop_columns(_ADDED_COLUMNS).combine_chunks()
 
 
-def stage(df: DataFrame, spec: FeatureSpec, split_column: str, shards: int, folder: StoragePath) -> Staged:
+def stage(
+    df: DataFrame, spec: FeatureSpec, plans: ColumnPlans, split_column: str, shards: int, folder: StoragePath
+) -> Staged:
     """Run the query of ``df`` and write its rows below ``folder``.
 
     A hash of the keys divides the rows among shards, and another one orders them there (rows of equal keys by their
@@ -120,7 +122,7 @@ def stage(df: DataFrame, spec: FeatureSpec, split_column: str, shards: int, fold
         df.select(split_column, *added, *spec.columns)
         .repartition(shards, *spec.keys)
         .sortWithinPartitions(_ORDER_COLUMN, *sortable)
-        .mapInArrow(StageTask(folder, spec, split_column), "outcome string")
+        .mapInArrow(StageTask(folder, spec, plans, split_column), "outcome string")
         .collect()
     )
     parts = [_StagedPart.from_dict(json.loads(row.outcome)) for row in outcomes]
@@ -170,11 +172,13 @@ class StageTask:
     Attributes:
         folder: The folder for files; a task that outlives the conversion does not create it again.
         spec: The features to measure.
+        plans: The ways in which they are read.
         split_column: The column with a row's split.
     """
 
     folder: StoragePath
     spec: FeatureSpec
+    plans: ColumnPlans
     split_column: str
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -189,7 +193,7 @@ class StageTask:
         yield pa.RecordBatch.from_pydict({"outcome": [json.dumps(asdict(part))]})
 
     def _stage(self, batches: Iterable[pa.RecordBatch], partition: int) -> _StagedPart:
-        measurement, repeated = Measurement(self.spec), _RepeatedRows()
+        measurement, repeated = Measurement(self.spec, self.plans), _RepeatedRows()
         # Each attempt has its own name: a task that Spark runs twice reports once.
         attempt = self.folder / f"{partition:05d}-{uuid4().hex}"
         with _ArrowFiles(attempt) as files:

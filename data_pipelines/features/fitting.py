@@ -20,7 +20,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.items import with_items
 from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_column, unembedded_type
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnPlans, column_plans, unembedded_type
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import counted_tokens, measured_values
 from mirrorspark.data_pipelines.features.vocabulary import VOCABULARY_SCHEMA, Vocabulary
@@ -103,7 +103,8 @@ class Measurement:
         moments: The moments of the rows so far, per numeric or bucketed feature.
     """
 
-    def __init__(self, spec: FeatureSpec) -> None:
+    def __init__(self, spec: FeatureSpec, plans: ColumnPlans) -> None:
+        self._plans = plans
         self._measured: tuple[MeasuredFeature, ...] = spec.measured
         self._tokens = {owner.name: _TokenCounts() for owner in spec.vocabulary_owners}
         self._owners = spec.vocabulary_owners
@@ -112,10 +113,10 @@ class Measurement:
     def add(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         """Add the rows of ``batch``; yield counts, in ``TOKEN_COUNTS_SCHEMA``, that exceed the bound."""
         for feature in self._measured:
-            values = measured_values(feature, raw_column(batch, feature))
+            values = measured_values(feature, self._plans[feature].read(batch))
             self.moments[feature.name] = self.moments[feature.name].merged(Moments.of(values[~np.isnan(values)]))
         for owner in self._owners:
-            yield from self._tokens[owner.name].add(owner.name, counted_tokens(owner, raw_column(batch, owner)))
+            yield from self._tokens[owner.name].add(owner.name, counted_tokens(owner, self._plans[owner].read(batch)))
 
     def finish(self) -> Iterator[pa.RecordBatch]:
         """Yield the remaining counts."""
@@ -174,6 +175,7 @@ def fit_features(
     spark: SparkSession,
     measured: Measured,
     spec: FeatureSpec,
+    plans: ColumnPlans,
     sample: pa.Table,
     scratch: StoragePath,
     target: StoragePath,
@@ -189,6 +191,7 @@ def fit_features(
         spark: Counts and sorts the tokens.
         measured: The parts.
         spec: The features.
+        plans: The ways in which they are read.
         sample: Rows of the training split for the quantiles: with 20,000 of them, a boundary's rank is off by more than
             0.4 % of the rows in one case of three.
         scratch: A folder that the executors reach; the caller removes its files.
@@ -202,21 +205,27 @@ def fit_features(
         ColumnError: A numeric column holds an infinite value, or a column of the items is invalid.
     """
     with tempfile.TemporaryDirectory(prefix="mirrorspark-vocabularies-") as folder:
-        fitted = _joined(spark, measured, spec, sample, scratch, Path(folder))
+        fitted = _joined(spark, measured, spec, plans, sample, scratch, Path(folder))
         fitted = replace(fitted, categories=tuple(name for name in categories if name in fitted.column_types))
         if spec.items is not None and items is not None:
             own = Path(folder) / "items"
             own.mkdir()
-            of_items = _joined(
-                spark, _measured_items(spec.items, items, scratch), spec.items, items, scratch / "of_items", own
-            )
+            its_plans = column_plans(items.schema, spec.items.read_features)
+            counted = _measured_items(spec.items, its_plans, items, scratch)
+            of_items = _joined(spark, counted, spec.items, its_plans, items, scratch / "of_items", own)
             fitted = with_items(fitted, of_items, items)
         fitted.save(target)
     return FittedFeatures.load(target)
 
 
 def _joined(
-    spark: SparkSession, measured: Measured, spec: FeatureSpec, sample: pa.Table, scratch: StoragePath, folder: Path
+    spark: SparkSession,
+    measured: Measured,
+    spec: FeatureSpec,
+    plans: ColumnPlans,
+    sample: pa.Table,
+    scratch: StoragePath,
+    folder: Path,
 ) -> FittedFeatures:
     """Return the fitted features, with vocabularies that are mapped from the local ``folder``."""
     for name, part in measured.moments.items():
@@ -228,14 +237,14 @@ def _joined(
         if spec.vocabulary_owners
         else {},
         statistics={name: part.statistics() for name, part in measured.moments.items()},
-        quantiles=_quantiles(spec, sample),
+        quantiles=_quantiles(spec, plans, sample),
         column_types=_column_types(spec, sample.schema),
     )
 
 
-def _measured_items(spec: FeatureSpec, items: pa.Table, scratch: StoragePath) -> Measured:
+def _measured_items(spec: FeatureSpec, plans: ColumnPlans, items: pa.Table, scratch: StoragePath) -> Measured:
     """Measure the table of items in this process; its token counts go to a file for the executors."""
-    measurement = Measurement(spec)
+    measurement = Measurement(spec, plans)
     counted = [part for batch in items.to_batches() for part in measurement.add(batch)]
     path = scratch / "items-counts.arrow"
     with path.open_write() as file, pa.ipc.new_file(file, TOKEN_COUNTS_SCHEMA) as writer:
@@ -369,10 +378,10 @@ def _column_types(spec: FeatureSpec, schema: pa.Schema) -> dict[str, str]:
     return {name: str(unembedded_type(type_)) for name, type_ in types.items()}
 
 
-def _quantiles(spec: FeatureSpec, sample: pa.Table) -> dict[str, tuple[float, ...]]:
+def _quantiles(spec: FeatureSpec, plans: ColumnPlans, sample: pa.Table) -> dict[str, tuple[float, ...]]:
     """Return the boundaries for every feature that is a number: between buckets, or between bins of an embedding."""
-    found = {feature.name: _boundaries(feature, sample) for feature in spec.bucketed}
-    numbers = {feature.name: measured_values(feature, raw_column(sample, feature)) for feature in spec.numeric}
+    found = {feature.name: _boundaries(feature, plans[feature].read(sample)) for feature in spec.bucketed}
+    numbers = {feature.name: measured_values(feature, plans[feature].read(sample)) for feature in spec.numeric}
     return found | {name: bin_boundaries(values) for name, values in numbers.items()}
 
 
@@ -394,9 +403,9 @@ def bin_boundaries(values: npt.NDArray[Any]) -> tuple[float, ...]:
     return tuple(map(float, distinct[1:][(chosen | is_frequent | follows)[1:]]))
 
 
-def _boundaries(feature: Bucketed, sample: pa.Table) -> tuple[float, ...]:
+def _boundaries(feature: Bucketed, column: pa.Array) -> tuple[float, ...]:
     """Return the distinct quantiles of the sample: only values that occur, so that equal rows share a bucket."""
-    values = measured_values(feature, raw_column(sample, feature))
+    values = measured_values(feature, column)
     rising = np.sort(values[~np.isnan(values)])
     # The lowest value of each share but the first: a value on a boundary belongs to the upper bucket.
     places = np.arange(1, feature.buckets) * len(rising) // feature.buckets

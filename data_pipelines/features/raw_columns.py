@@ -5,6 +5,8 @@ Conversion and scoring share it. :mod:`data_pipelines.features.transform` encode
 
 import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -71,8 +73,7 @@ def raw_column(table: pa.Table | pa.RecordBatch, feature: Feature) -> pa.Array:
         ColumnError: A column is absent, its type cannot be read as the feature's kind, two related columns have lists
             of different lengths, or a vector has another length than the feature.
     """
-    arrays = tuple(_read(table, feature).values())
-    return _JOINS[type(feature)](feature, *arrays) if type(feature) in _JOINS else arrays[0]
+    return ColumnPlan.of(table.schema, feature).read(table)
 
 
 def integer_tokens(table: pa.Table | pa.RecordBatch, feature: Categorical) -> pa.Array | None:
@@ -81,8 +82,8 @@ def integer_tokens(table: pa.Table | pa.RecordBatch, feature: Categorical) -> pa
     Raises:
         ColumnError: It is absent or has a type that cannot be read as tokens.
     """
-    (name,) = feature.raw
-    column = _column(table, feature, name, _is_token)
+    (name,) = ColumnPlan.of(table.schema, feature).columns
+    column = plain_column(table, name)
     return column if pa.types.is_integer(column.type) and column.type != pa.uint64() else None
 
 
@@ -94,9 +95,14 @@ def raw_inputs(table: pa.Table, spec: FeatureSpec) -> pa.Table:
     Raises:
         ColumnError: A column is absent or cannot be read as its feature.
     """
+    return planned_inputs(table, spec, column_plans(table.schema, spec.input_features))
+
+
+def planned_inputs(table: pa.Table, spec: FeatureSpec, plans: "ColumnPlans") -> pa.Table:
+    """Do what :func:`raw_inputs` does, by plans for the table's schema."""
     columns: dict[str, pa.Array] = {}
-    for feature in (*spec.query_features, *([spec.excluded] if spec.excluded else [])):
-        columns |= _read(table, feature)
+    for feature in spec.input_features:
+        columns |= plans[feature].raw(table)
     return pa.table(columns)
 
 
@@ -170,49 +176,101 @@ def is_number(column_type: pa.DataType) -> bool:
     )
 
 
-def _read(table: pa.Table | pa.RecordBatch, feature: Feature) -> dict[str, pa.Array]:
-    """Return the raw columns of ``feature`` in their types."""
-    # A caller of an exported model may pass a vector as its two raw columns.
-    if (
-        isinstance(feature, Sparse)
-        and feature.columns == (feature.name,)
-        and any(table.schema.get_field_index(name) < 0 for name in feature.raw)
-    ):
-        index_lists, value_lists = _vector_parts(feature, _column(table, feature, feature.name, is_vector))
-        return dict(zip(feature.raw, (index_lists, value_lists), strict=True))
-    if isinstance(feature, EmbeddedFeature):
-        content, form = CONTENTS[type(feature)], feature.raw_form
-        is_content = {TEXT: _is_text, IMAGE: _is_bytes}[content]
-        column = _column(table, feature, feature.name, lambda found: is_content(found) or _is_embedded(found, content))
-        type_ = embedded_type(content) if _is_embedded(column.type, content) else RAW_TYPES[form]
-        return {feature.name: column.cast(type_)}
-    columns = {
-        name: _RAW_CASTS[form](_column(table, feature, name, _RAW_CHECKS[form])) for name, form in feature.raw.items()
-    }
-    if isinstance(feature, Vector):
-        _check_size(feature, columns[feature.name])
-    return columns
+@dataclass(frozen=True)
+class ColumnPlan:
+    """The way in which a feature is read from tables of one schema, chosen and checked when the plan is made.
+
+    Attributes:
+        columns: The columns that are read, each with the way: the form of a raw column, ``vector`` for the two raw
+            columns of sparse vectors in one, or ``embedded`` for embedded texts and images.
+    """
+
+    feature: Feature
+    columns: Mapping[str, RawForm | Literal["vector", "embedded"]]
+
+    @classmethod
+    def of(cls, schema: pa.Schema, feature: Feature) -> "ColumnPlan":
+        """Return the plan for ``feature`` in tables of ``schema``.
+
+        Raises:
+            ColumnError: A column is absent, or its type cannot be read as the feature's kind.
+        """
+        # A caller of an exported model may pass a vector as its two raw columns.
+        if (
+            isinstance(feature, Sparse)
+            and feature.columns == (feature.name,)
+            and any(schema.get_field_index(name) < 0 for name in feature.raw)
+        ):
+            _check_type(schema, feature, feature.name, is_vector)
+            return cls(feature, {feature.name: "vector"})
+        if isinstance(feature, EmbeddedFeature):
+            content = CONTENTS[type(feature)]
+            is_content = {TEXT: _is_text, IMAGE: _is_bytes}[content]
+            found = _check_type(
+                schema, feature, feature.name, lambda type_: is_content(type_) or embedded_content(type_) == content
+            )
+            is_embedded = embedded_content(found) == content
+            return cls(feature, {feature.name: "embedded" if is_embedded else feature.raw_form})
+        for name, form in feature.raw.items():
+            _check_type(schema, feature, name, _RAW_CHECKS[form])
+        return cls(feature, feature.raw)
+
+    def read(self, table: pa.Table | pa.RecordBatch) -> pa.Array:
+        """Return the feature's values as one array; see :func:`raw_column`.
+
+        Raises:
+            ColumnError: Two related columns have lists of different lengths, or a vector has another length than the
+                feature.
+        """
+        arrays = tuple(self.raw(table).values())
+        return _JOINS[type(self.feature)](self.feature, *arrays) if type(self.feature) in _JOINS else arrays[0]
+
+    def raw(self, table: pa.Table | pa.RecordBatch) -> dict[str, pa.Array]:
+        """Return the feature's raw columns in their types."""
+        feature = self.feature
+        columns: dict[str, pa.Array] = {}
+        for name, way in self.columns.items():
+            column = plain_column(table, name)
+            if way == "vector":
+                assert isinstance(feature, Sparse)  # noqa: S101 - no other feature is planned so
+                columns |= dict(zip(feature.raw, _vector_parts(feature, column), strict=True))
+            elif way == "embedded":
+                columns[name] = column.cast(embedded_type(CONTENTS[type(feature)]))
+            else:
+                columns[name] = _RAW_CASTS[way](column)
+        if isinstance(feature, Vector):
+            _check_size(feature, columns[feature.name])
+        return columns
 
 
-def _column(
-    table: pa.Table | pa.RecordBatch, feature: Feature, name: str, fits: Callable[[pa.DataType], bool]
-) -> pa.Array:
-    index = table.schema.get_field_index(name)
+ColumnPlans = Mapping[Feature, ColumnPlan]
+
+
+def column_plans(schema: pa.Schema, features: Iterable[Feature]) -> ColumnPlans:
+    """Return the plan for each feature in tables of ``schema``.
+
+    Raises:
+        ColumnError: A column is absent, or its type cannot be read as its feature's kind.
+    """
+    return {feature: ColumnPlan.of(schema, feature) for feature in dict.fromkeys(features)}
+
+
+def _check_type(schema: pa.Schema, feature: Feature, name: str, fits: Callable[[pa.DataType], bool]) -> pa.DataType:
+    """Return the type of a column of ``feature``, which must be there and fit."""
+    index = schema.get_field_index(name)
     if index < 0:
         raise ColumnError(
-            f"column '{name}' ({feature.kind}) is missing; the table has {table.schema.names}"
-            f"{meant(name, table.schema.names)}: add it (or, for a training, take the feature out of the spec)"
+            f"column '{name}' ({feature.kind}) is missing; the table has {schema.names}{meant(name, schema.names)}: "
+            f"add it (or, for a training, take the feature out of the spec)"
         )
-    column = table.column(index)
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    if not (pa.types.is_null(column.type) or fits(column.type)):
+    found = schema.field(index).type
+    if not (pa.types.is_null(found) or fits(found)):
         article = "an" if feature.kind[0] in "aeiou" else "a"
         raise ColumnError(
-            f"column '{name}' has type {column.type}, which {article} {feature.kind} feature cannot take; "
+            f"column '{name}' has type {found}, which {article} {feature.kind} feature cannot take; "
             f"cast it (or, for a training, change the feature's kind)"
         )
-    return column
+    return found
 
 
 def meant(name: str, known: Iterable[str]) -> str:
@@ -240,10 +298,6 @@ def _is_bytes(column_type: pa.DataType) -> bool:
     return any(
         check(column_type) for check in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
     )
-
-
-def _is_embedded(column_type: pa.DataType, content: str) -> bool:
-    return embedded_content(column_type) == content
 
 
 def _is_time(column_type: pa.DataType) -> bool:

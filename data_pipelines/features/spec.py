@@ -257,6 +257,16 @@ class FeatureSpec:
         return tuple(feature for feature in self.features if feature.name != self.label.name)
 
     @property
+    def input_features(self) -> tuple[Feature, ...]:
+        """The features of a row that is scored, and the candidates that are not recommended to it."""
+        return (*self.query_features, *((self.excluded,) if self.excluded else ()))
+
+    @property
+    def read_features(self) -> tuple[Feature, ...]:
+        """All features that a conversion reads: with those of scoring the label, where something is learnt from it."""
+        return tuple(dict.fromkeys((*self.features, *self.input_features, *self.measured, *self.vocabulary_owners)))
+
+    @property
     def _single_ids(self) -> tuple[Categorical | Bucketed, ...]:
         return tuple(feature for feature in self.query_features if isinstance(feature, Categorical | Bucketed))
 

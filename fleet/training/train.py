@@ -26,12 +26,12 @@ from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.start import open_session
 from mirrorspark.storage.atomic_file import replaced
 from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.training.fit import MOST_LOCAL_WORKERS, default_batch_size, default_workers
-from mirrorspark.training.launch import Launched, run_train_fn
-from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.configuration.fields import ConfigError
+from mirrorspark.training.entry_points.fit import MOST_LOCAL_WORKERS, default_batch_size, default_workers
+from mirrorspark.training.entry_points.launch import Launched, run_train_fn
 from mirrorspark.training.protocol.elastic import Elastic, parse_workers
 from mirrorspark.training.protocol.names import is_name
-from mirrorspark.training.settings import ConfigError
+from mirrorspark.training.run_records.live.view import LiveView
 
 FLEET_FOLDER, REPORT_NAME = "fleet", "models"
 
@@ -67,10 +67,10 @@ def train_fleet(
     """Train a model for each of many targets over one table, all in one pass, and return them as a fleet.
 
     The weights of all models are stacked, so that a layer of all of them is one product, on one or several workers
-    under supervision (:func:`training.launch.run_train_fn`). Each model is what it would be on its own with the same
-    batches: it learns from the rows that have a label of its target, has its own penalty, and stops by its own
-    validation loss, with the weights of its best epoch. Linear models begin with zeros and the intercept of the mean
-    label. The same call goes on with a training that did not finish.
+    under supervision (:func:`training.entry_points.launch.run_train_fn`). Each model is what it would be on its own
+    with the same batches: it learns from the rows that have a label of its target, has its own penalty, and stops by
+    its own validation loss, with the weights of its best epoch. Linear models begin with zeros and the intercept of the
+    mean label. The same call goes on with a training that did not finish.
 
     Numbers are standardised, and a missing one is replaced by the mean. The categories of a column of texts are inputs
     of 0 and 1, all of them 0 for a missing text and for one that is not among the 100 most frequent. Targets of the
@@ -113,7 +113,7 @@ def train_fleet(
         TableError: ``table`` is no table, or has no keys.
         FleetError: A model, a target or a column cannot be used; the message names it. Or no model has converged.
         ConfigError: A setting has an invalid value.
-        Exception: As :func:`data_pipelines.convert.convert` and :func:`training.launch.run_train_fn` say.
+        Exception: As :func:`data_pipelines.convert.convert` and :func:`training.entry_points.launch.run_train_fn` say.
     """
     if not is_name(name):
         raise ConfigError(f"name '{name}' must be letters, digits, '.', '_' or '-': it names folders")

@@ -16,9 +16,9 @@ from mirrorspark.scoring.run import fail
 from mirrorspark.storage.credentials import one_line
 from mirrorspark.storage.terminal_text import for_stream
 from mirrorspark.training import run as main_job
-from mirrorspark.training.command_line import parse
-from mirrorspark.training.config import RunConfig
-from mirrorspark.training.settings import ConfigError
+from mirrorspark.training.configuration.command_line import parse
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.configuration.fields import ConfigError
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1

@@ -11,8 +11,8 @@ from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Records, StageRec
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.storage.lakes import refuse_lake_write
-from mirrorspark.training.records.run_lock import hold_lock
 from mirrorspark.training.results.report.summary import strict
+from mirrorspark.training.run_records.run_lock import hold_lock
 
 RECORD_FILE = "record.json"
 _FOLDER = "pipelines"

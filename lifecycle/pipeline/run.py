@@ -15,9 +15,9 @@ from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Records, Stage, S
 from mirrorspark.lifecycle.pipeline.weekly import WeeklyPipeline
 from mirrorspark.pages.guarded import beside_the_result
 from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.training.config import RunConfig
-from mirrorspark.training.records.tracking import store_of
-from mirrorspark.training.settings import ConfigError
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.configuration.fields import ConfigError
+from mirrorspark.training.run_records.tracking import store_of
 
 # Settings that another command for the same date may change.
 _FREE_TO_CHANGE = ("alerts", "cache_table", "smoke_rows")

@@ -11,8 +11,8 @@ from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
 from mirrorspark.lifecycle.gate.thresholds import Gates
 from mirrorspark.lifecycle.settings import settings_of
 from mirrorspark.storage.credentials import one_line
-from mirrorspark.training.recipe import read_yaml, recipe_folder
-from mirrorspark.training.settings import ConfigError
+from mirrorspark.training.configuration.fields import ConfigError
+from mirrorspark.training.configuration.recipe import read_yaml, recipe_folder
 
 SETTINGS_FILE = "pipeline.yaml"
 

@@ -44,10 +44,11 @@ from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.spark_session.start import open_session
 from mirrorspark.storage.atomic_file import replaced
 from mirrorspark.training import pipeline as main_job
-from mirrorspark.training.config import RunConfig
-from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.job.sources import Sources, recipe_table
 from mirrorspark.training.results.report.report import REPORT_FILE
-from mirrorspark.training.sources import Sources, recipe_table
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.tracking import Tracking
 
 VALIDATION_FOLDER = "validation"
 STORE_FILE = "scores.db"
@@ -165,7 +166,7 @@ class WeeklyPipeline:
 
     def _convert(self, found: Found) -> Facts:
         config = self._settled(found)
-        prepared = main_job.prepare(config, self.store, LiveView(epochs=config.epochs))
+        prepared = main_job.prepare(config, Tracking.find(config), LiveView(epochs=config.epochs))
         manifest, path = prepared.dataset.manifest, prepared.dataset.path
         drift: dict[str, float] = {}
         if config.reference_dataset:

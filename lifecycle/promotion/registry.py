@@ -19,7 +19,7 @@ from mirrorspark.callbacks.mlflow.store import sqlite_file, store_client
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.paths import leads_out
-from mirrorspark.training.records.run_state import boot_id
+from mirrorspark.training.run_records.run_state import boot_id
 
 # Of a process that promotes. It makes a few requests, so another one need not wait for long.
 LOCK_SECONDS = 30.0

@@ -107,7 +107,7 @@ class WeightsTopK(HistoryTopK):
 class FactorsTopK(HistoryTopK):
     """Scores a candidate by its factors and those of the user, who is folded in from the history's items.
 
-    :func:`training.recommenders.als.fold_in` has the equation.
+    :func:`training.programs.recommenders.als.fold_in` has the equation.
     """
 
     scores_are_products = True

@@ -188,24 +188,24 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.serving.precomputed.precompute import precompute as precompute
     from mirrorspark.serving.precomputed.store import PrecomputedScores as PrecomputedScores
     from mirrorspark.spark_session.start import open_session as open_session
-    from mirrorspark.training.config import ConfigError as ConfigError
-    from mirrorspark.training.config import RunConfig as RunConfig
-    from mirrorspark.training.config import TrainingConfig as TrainingConfig
+    from mirrorspark.training.configuration.config import ConfigError as ConfigError
+    from mirrorspark.training.configuration.config import RunConfig as RunConfig
+    from mirrorspark.training.configuration.config import TrainingConfig as TrainingConfig
     from mirrorspark.training.driver.errors import TrainingFailedError as TrainingFailedError
     from mirrorspark.training.driver.errors import TrainingStoppedError as TrainingStoppedError
-    from mirrorspark.training.estimator import TrainedModel as TrainedModel
-    from mirrorspark.training.estimator import TrainingEstimator as TrainingEstimator
-    from mirrorspark.training.fit import default_config as default_config
-    from mirrorspark.training.fit import default_spec as default_spec
-    from mirrorspark.training.fit import fit as fit
-    from mirrorspark.training.launch import run_train_fn as run_train_fn
+    from mirrorspark.training.entry_points.estimator import TrainedModel as TrainedModel
+    from mirrorspark.training.entry_points.estimator import TrainingEstimator as TrainingEstimator
+    from mirrorspark.training.entry_points.fit import default_config as default_config
+    from mirrorspark.training.entry_points.fit import default_spec as default_spec
+    from mirrorspark.training.entry_points.fit import fit as fit
+    from mirrorspark.training.entry_points.launch import run_train_fn as run_train_fn
+    from mirrorspark.training.entry_points.train import train as train
+    from mirrorspark.training.job.sources import recipe_table as recipe_table
+    from mirrorspark.training.protocol.ring.ring import Ring as Ring
+    from mirrorspark.training.protocol.ring.strategy import RingStrategy as RingStrategy
     from mirrorspark.training.results.delivery import Trained as Trained
     from mirrorspark.training.results.evaluation.explain import Explanation as Explanation
     from mirrorspark.training.results.fit_result import FitResult as FitResult
-    from mirrorspark.training.ring.ring import Ring as Ring
-    from mirrorspark.training.ring.strategy import RingStrategy as RingStrategy
-    from mirrorspark.training.sources import recipe_table as recipe_table
-    from mirrorspark.training.train import train as train
 
     __version__: str
 
@@ -235,20 +235,20 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "models.layers": ("feature_inputs", "feature_vector"),
         "models.fitting.step_loop": ("use_step_loop",),
         "spark_session.start": ("open_session",),
-        "training.config": ("ConfigError", "RunConfig", "TrainingConfig"),
+        "training.configuration.config": ("ConfigError", "RunConfig", "TrainingConfig"),
         "training.driver.errors": ("TrainingFailedError", "TrainingStoppedError"),
-        "training.estimator": ("TrainedModel", "TrainingEstimator"),
-        "training.fit": ("default_config", "default_spec", "fit"),
+        "training.entry_points.estimator": ("TrainedModel", "TrainingEstimator"),
+        "training.entry_points.fit": ("default_config", "default_spec", "fit"),
         "fleet.training.train": ("train_fleet",),
         "fleet.training.trained": ("TrainedFleet",),
-        "training.launch": ("run_train_fn",),
+        "training.entry_points.launch": ("run_train_fn",),
         "training.results.delivery": ("Trained",),
         "training.results.evaluation.explain": ("Explanation",),
         "training.results.fit_result": ("FitResult",),
-        "training.ring.ring": ("Ring",),
-        "training.ring.strategy": ("RingStrategy",),
-        "training.sources": ("recipe_table",),
-        "training.train": ("train",),
+        "training.protocol.ring.ring": ("Ring",),
+        "training.protocol.ring.strategy": ("RingStrategy",),
+        "training.job.sources": ("recipe_table",),
+        "training.entry_points.train": ("train",),
     },
     "Callbacks": {
         "callbacks.backup": ("BackupAndRestore",),

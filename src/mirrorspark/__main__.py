@@ -31,8 +31,8 @@ COMMANDS: Mapping[str, Command] = {
     "serve": Command("mirrorspark.lifecycle.experiments.live.command", "answer online over HTTP, with a model"),
     "lookup": Command("mirrorspark.serving.lookup", "answer by key over HTTP, from scores that are there"),
     "fleet": Command("mirrorspark.fleet.runs.command", "score files with a fleet, in runs that can be resumed"),
-    "runs": Command("mirrorspark.training.runs", "list, compare, diff and resume runs"),
-    "doctor": Command("mirrorspark.training.doctor", "check whether training can run here"),
+    "runs": Command("mirrorspark.training.entry_points.runs", "list, compare, diff and resume runs"),
+    "doctor": Command("mirrorspark.training.entry_points.doctor", "check whether training can run here"),
     "sweep": Command("mirrorspark.training.sweep", "search for the best settings"),
 }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE
+from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE
 from mirrorspark.training.run import main
 from tests.cluster.conftest import read_events
 

@@ -27,7 +27,7 @@ from mirrorspark.data_pipelines.dataset.staging import stage
 from mirrorspark.data_pipelines.features.fitting import EmptySplitError, fit_features
 from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical, Label, MultiValued, Numeric, Sparse
 from mirrorspark.data_pipelines.features.labels import LabelError
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError, column_plans
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -456,8 +456,9 @@ def test_a_vocabulary_is_ordered_by_count_then_bytes_and_cut(
     df = spark.createDataFrame(made, "id int, x string, y int, split string")
     spec = FeatureSpec((Categorical("x", **options),), Label("y"), ("id",))
     folder = StoragePath.of(tmp_path)
-    staged = stage(df, spec, "split", 5, folder / "raw")
-    fitted = fit_features(spark, staged.measured, spec, staged.sample("train"), folder, folder / "features")
+    plans = column_plans(df.limit(0).toArrow().schema, spec.read_features)
+    staged = stage(df, spec, plans, "split", 5, folder / "raw")
+    fitted = fit_features(spark, staged.measured, spec, plans, staged.sample("train"), folder, folder / "features")
     vocabulary = fitted.vocabularies["x"]
     assert vocabulary.tokens.to_pylist() == tokens
     assert vocabulary.counts.to_pylist() == [VOCABULARY_TOKENS[token] for token in tokens]

@@ -9,8 +9,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.training.doctor import EXIT_FAILED, EXIT_HEALTHY, main
-from mirrorspark.training.readiness import executor_checks
+from mirrorspark.training.entry_points.doctor import EXIT_FAILED, EXIT_HEALTHY, main
+from mirrorspark.training.job.readiness import executor_checks
 
 
 def test_doctor_finds_a_local_session_healthy_and_measures_its_all_reduce(

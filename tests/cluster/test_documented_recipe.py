@@ -9,8 +9,8 @@ import pytest
 
 from mirrorspark.data_pipelines.convert import convert
 from mirrorspark.data_pipelines.tables import find_tables, query, register_tables
-from mirrorspark.training.config import RunConfig
-from mirrorspark.training.recipe import load_recipe
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.configuration.recipe import load_recipe
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

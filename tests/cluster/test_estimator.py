@@ -14,7 +14,7 @@ from mirrorspark.data_pipelines.convert_once import content_hash, hashed_on_the_
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.training.estimator import TrainedModel, TrainingEstimator
+from mirrorspark.training.entry_points.estimator import TrainedModel, TrainingEstimator
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

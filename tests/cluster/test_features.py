@@ -33,7 +33,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
-from mirrorspark.training.fit import default_spec
+from mirrorspark.training.entry_points.fit import default_spec
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

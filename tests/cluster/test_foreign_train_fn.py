@@ -11,9 +11,9 @@ import pytest
 
 import mirrorspark as ms
 from mirrorspark.training.driver.errors import TrainingFailedError
+from mirrorspark.training.entry_points.launch import Launched, run_train_fn
 from mirrorspark.training.fault_injection import faults
 from mirrorspark.training.fault_injection.faults import Fault
-from mirrorspark.training.launch import Launched, run_train_fn
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -19,9 +19,9 @@ from mirrorspark.recommending.item_index.refresh import refresh_index
 from mirrorspark.recommending.recommend import recommend
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.configuration.recipe import load_recipe
 from mirrorspark.training.pipeline import recipe_table
-from mirrorspark.training.recipe import load_recipe
 from tests.cluster.test_main_job import run
 from tests.unit.scoring.encoders import save_onnx_encoder
 

@@ -24,7 +24,7 @@ from mirrorspark.data_pipelines.dataset.manifest import Shard
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.parity import parity_check
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.fault_injection import faults
 from mirrorspark.training.fault_injection.faults import Trigger
 from mirrorspark.training.pipeline import recipe_table

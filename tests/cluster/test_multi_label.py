@@ -15,7 +15,7 @@ from mirrorspark.models.calibration import CALIBRATION_FILE
 from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE
+from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE
 from tests.cluster.test_main_job import Finished, run
 
 if TYPE_CHECKING:

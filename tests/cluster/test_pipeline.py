@@ -18,7 +18,7 @@ from mirrorspark.lifecycle.pipeline.stages import Facts, StageFailedError, Stage
 from mirrorspark.lifecycle.promotion.promote import CHAMPION, PREVIOUS, audit_trail
 from mirrorspark.lifecycle.promotion.registry import MLflowRegistry
 from mirrorspark.serving.precomputed.store import PrecomputedScores
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from tests.cluster.test_bad_input import write_data, write_job
 from tests.cluster.test_retraining import KNOBS, days_rows
 

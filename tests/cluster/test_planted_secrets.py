@@ -15,7 +15,7 @@ import yaml
 
 from benchmarks.servers import TrackingServer
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE
+from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE
 from tests.cluster.programs.secretive_commands import sql_text
 from tests.cluster.test_bad_input import HEADER, RECIPE, SQL, rows
 from tests.conftest import PATIENCE

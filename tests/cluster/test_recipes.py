@@ -10,7 +10,7 @@ import pytest
 from mirrorspark.recommending.recommend import recommend
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.pipeline import recipe_table
 from tests.cluster.test_main_job import run
 

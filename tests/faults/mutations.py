@@ -43,9 +43,9 @@ from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
 from mirrorspark.storage.publish.staging import Heartbeat, UnsafeJournalError
 from mirrorspark.training.protocol.names import STATE_FILE
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.run_history import read_curves, read_run
-from mirrorspark.training.records.run_state import RunState, driver_of, read_state
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_history import read_curves, read_run
+from mirrorspark.training.run_records.run_state import RunState, driver_of, read_state
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.data_pipelines.test_decode_blocks import LAYOUT, block
 from tests.unit.data_pipelines.tfrecord.test_row_codec import SCHEMA, chunk_of, payloads_of

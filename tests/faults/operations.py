@@ -25,8 +25,8 @@ from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.storage.host_cache import HostCache
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.recovery import recover
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.run_state import read_state
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_state import read_state
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights
 from tests.unit.storage.writes import FakeTime, begin, listed, write, written

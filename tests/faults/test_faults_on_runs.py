@@ -20,22 +20,22 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.storage.host_cache import HostCache
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.driver import failure_policy, supervisor
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.executor.worker_failure import MORE_MEMORY
 from mirrorspark.training.fault_injection import faults
 from mirrorspark.training.fault_injection.faults import Fault, Run, Trigger
-from mirrorspark.training.live import drawing
-from mirrorspark.training.live.picture import Picture
-from mirrorspark.training.live.screen import Screen
-from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.training_job import open_job
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.timing import ALIVE_SECONDS, TICK_SECONDS
-from mirrorspark.training.records.tracking import store_of
-from mirrorspark.training.training_job import open_job
+from mirrorspark.training.run_records.live import drawing
+from mirrorspark.training.run_records.live.picture import Picture
+from mirrorspark.training.run_records.live.screen import Screen
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.tracking import Tracking
 from tests.cluster.conftest import Events, kill_within_an_epoch, wait_until
 from tests.conftest import PATIENCE
 
@@ -140,10 +140,10 @@ class Place:
         config = TrainingConfig(**usual | knobs, name=name, output=str(self.output))
         lines: list[str] = []
         view = LiveView(epochs=config.epochs, is_interactive=screen is not None, screen=screen, write=lines.append)
-        prepared = PreparedRun(config, self.dataset, self.spark, store_of(config))
+        prepared = PreparedRun(config, self.dataset, self.spark, Tracking.find(config))
         with open_job(prepared, view, slots=slots, listener=listener) as job:
             attempts = job.train()
-            best = job.fetch_best(job.folder.path / "fetched")
+            best = commit.read_committed(job.fetch_best(job.folder.path / "fetched").path)
         return Trained(job.folder.path, best, attempts, list(job.folder.past_events()), lines)
 
 

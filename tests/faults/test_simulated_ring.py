@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
-from mirrorspark.training.ring.errors import RingError, RingMismatchError
-from mirrorspark.training.ring.ring import Ring
+from mirrorspark.training.protocol.ring.errors import RingError, RingMismatchError
+from mirrorspark.training.protocol.ring.ring import Ring
 from tests.faults.conftest import Count, run_seeds, seeds
 from tests.faults.simulated import Process, Room, this_room
 

@@ -21,7 +21,7 @@ from mirrorspark.fleet.runs import command
 from mirrorspark.lifecycle.pipeline import command as pipeline_command
 from mirrorspark.lifecycle.pipeline import orchestration as weekly_orchestration
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
-from mirrorspark.training.records.tracking import require_names
+from mirrorspark.training.run_records.tracking import Tracking
 from tests.cluster.test_bad_input import write_data, write_job
 from tests.cluster.test_retraining import KNOBS, days_rows
 from tests.conftest import PATIENCE
@@ -91,7 +91,7 @@ def test_the_weekly_files_start_commands_of_ours(tmp_path: Path) -> None:
     given = {name: stand_ins.get(name.rpartition(".")[2].strip("}"), value) for name, value in defaults.items()}
     _, config, _ = pipeline_command.read_arguments([given.get(part, part) for part in wheel["parameters"][1:]])
     assert (config.workers, config.run_date, config.tracking_uri) == (4, "2026-01-31", "databricks")
-    require_names(config)  # raises where Databricks would refuse a name
+    Tracking.find(config).require_names(config.registry_name)  # raises where Databricks would refuse a name
 
     tree = ast.parse(WEEKLY_DAG.read_text())
     modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

@@ -14,14 +14,14 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.spark.job_tasks import Tasks
 from mirrorspark.pages.figures.training_curves import learning_curves
 from mirrorspark.scoring.parity.report import ParityReport, WorstRow
-from mirrorspark.training.live.notebook import page
-from mirrorspark.training.live.picture import EpochResult, FinishedStage, Monitored, Picture, RunningStage
-from mirrorspark.training.live.state import Position, RankState, TrainingState
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation.evaluate_run import Verdict
 from mirrorspark.training.results.evaluation.explain import Explanation
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.results.report.shown import Comparison
+from mirrorspark.training.run_records.live.notebook import page
+from mirrorspark.training.run_records.live.picture import EpochResult, FinishedStage, Monitored, Picture, RunningStage
+from mirrorspark.training.run_records.live.state import Position, RankState, TrainingState
 from mirrorspark.training.sweep.report import SweepSummary
 from mirrorspark.training.sweep.study import TrialRecord
 

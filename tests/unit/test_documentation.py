@@ -26,9 +26,9 @@ from mirrorspark.scoring import run as scoring_run
 from mirrorspark.serving import command as serve_command
 from mirrorspark.serving import lookup
 from mirrorspark.serving.export import command as export_command
-from mirrorspark.training import doctor, runs
-from mirrorspark.training.command_line import flag_groups, parse
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.command_line import flag_groups, parse
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.entry_points import doctor, runs
 from mirrorspark.training.sweep.command import read_options
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -40,11 +40,11 @@ LISTENERS = {
     "serving/http_server.py": "`mirrorspark serve`",
     "serving/lookup.py": "`mirrorspark lookup`",
     "training/fault_injection/proxy.py": "fault-injecting proxy",
-    "training/parameter_servers/connections.py": "coordinator of parameter servers",
-    "training/parameter_servers/train.py": "TensorFlow's servers",
+    "training/programs/parameter_servers/connections.py": "coordinator of parameter servers",
+    "training/programs/parameter_servers/train.py": "TensorFlow's servers",
     "training/protocol/event_server.py": "event channel of a training",
-    "training/readiness/executor_probe.py": "preflight's probe",
-    "training/ring/connection.py": "ring of workers",
+    "training/job/readiness/executor_probe.py": "preflight's probe",
+    "training/protocol/ring/connection.py": "ring of workers",
 }
 # What opens one: the calls of sockets, asyncio, the standard library's servers, TensorFlow, gRPC, and our own.
 LISTENING_CALLS = re.compile(

@@ -24,7 +24,7 @@ def test_a_command_gets_the_arguments_behind_its_name(monkeypatch: pytest.Monkey
     assert main(["runs", "list", "--json"]) == 7
     monkeypatch.setattr(sys, "argv", ["mirrorspark", "train"])
     assert main() == 7
-    assert called == [("mirrorspark.training.runs", ["list", "--json"]), ("mirrorspark.training.run", [])]
+    assert called == [("mirrorspark.training.entry_points.runs", ["list", "--json"]), ("mirrorspark.training.run", [])]
 
 
 def test_a_failed_command_ends_in_an_exception_for_whoever_calls_the_entry_point(

@@ -28,7 +28,7 @@ class ResumePoint:
 
 
 def resume_point(
-    plan: AttemptPlan, earlier: Sequence[Attempt], beat: Callable[[], None], *, has_checkpoints: bool
+    plan: AttemptPlan, earlier: Sequence[Attempt], beat: Callable[[], None], *, has_begun: bool
 ) -> ResumePoint:
     """Put up a new fence and return the resume point; from then on no earlier attempt may publish checkpoints.
 
@@ -36,14 +36,14 @@ def resume_point(
         plan: Names the store.
         earlier: The earlier attempts.
         beat: Called whenever data has arrived from the store, since the check of a large checkpoint takes long.
-        has_checkpoints: An earlier driver of this run has used the store.
+        has_begun: An earlier driver of this run has used the store.
 
     Raises:
         OSError: The store cannot be used, or has lost its checkpoints, which a fresh start would discard for good.
         StorageError: This machine cannot open the store.
     """
     is_first = not any(attempt.workers for attempt in earlier)
-    if is_first and has_checkpoints and read_fence(plan.checkpoints) is None:
+    if is_first and has_begun and read_fence(plan.checkpoints) is None:
         raise FileNotFoundError(
             f"{plan.checkpoints} has no {FENCE}, though this run has put one there: is the disk mounted? Make "
             f"it available again, or start another run with resume=False (--no-resume)"
@@ -59,7 +59,7 @@ def resume_point(
             f"no whole checkpoint is left in {plan.checkpoints}, which held step {known_step:,}; make the store "
             f"available again, or start another run with resume=False (--no-resume)"
         )
-    if checkpoint is None and has_checkpoints:
+    if checkpoint is None and has_begun:
         logger.warning("there is no whole checkpoint in %s; the training starts afresh", plan.checkpoints)
     adopt(plan.checkpoints, mine, [one.path.name for one in found])
     return ResumePoint(mine.id, checkpoint, found[0].step if found else 0)

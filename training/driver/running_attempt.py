@@ -10,9 +10,9 @@ from mirrorspark.training.driver.watchdog import Watch, Watchdog
 from mirrorspark.training.protocol.cause import RankError, Stop, known_errors
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.limits import Limits
+from mirrorspark.training.protocol.ring.rendezvous import AddressBook
 from mirrorspark.training.protocol.stop import StopSignal
 from mirrorspark.training.protocol.timing import ABORT_SECONDS, GRACE_SECONDS
-from mirrorspark.training.ring.rendezvous import AddressBook
 
 # The ranks' own events about a failure may arrive after Spark's report of it.
 _LATE_EVENTS_SECONDS = 5.0

@@ -67,7 +67,7 @@ class Supervisor:
             ``stopping``, ``waiting`` for slots or the store); one at a time, from several threads.
         budgets: Numbers of restarts, and the delays before them.
         limits: Time limits by which a rank or a store counts as hung.
-        has_checkpoints: An earlier driver of this run has used its store of checkpoints and left a fence there. A store
+        has_begun: An earlier driver of this run has used its store of checkpoints and left a fence there. A store
             without a fence is then an unmounted disk, and the training must not start afresh on it.
         may_grow: Ranks that are asked to stop leave a checkpoint, from which more workers can resume.
         clock: Returns seconds; monotonic.
@@ -84,7 +84,7 @@ class Supervisor:
     on_event: Callable[[Event], None]
     budgets: Budgets = dataclasses.field(default_factory=Budgets)
     limits: Limits = dataclasses.field(default_factory=Limits)
-    has_checkpoints: bool = False
+    has_begun: bool = False
     may_grow: Callable[[], bool] = lambda: True
     clock: Callable[[], float] = time.monotonic
     open_server: OpenServer = EventServer
@@ -187,7 +187,7 @@ class Supervisor:
     def _attempt(self, plan: AttemptPlan, earlier: Sequence[Attempt], workers: int) -> Attempt:
         """Launch one attempt, and return it when it has ended."""
         number = len(earlier) + 1
-        read = functools.partial(resume_point, plan, earlier, has_checkpoints=self.has_checkpoints)
+        read = functools.partial(resume_point, plan, earlier, has_begun=self.has_begun)
         try:
             resume = self._store.read(plan.checkpoints, read)
         except StoppedReading:

@@ -29,9 +29,9 @@ from mirrorspark.training.executor.worker_failure import EntryError, describe
 from mirrorspark.training.executor.worker_log import CleanEventClient, CleanText, let_the_log_out
 from mirrorspark.training.protocol.activity import Activity, Phase
 from mirrorspark.training.protocol.events import Command, EventAddress
+from mirrorspark.training.protocol.ring.rendezvous import Rendezvous
 from mirrorspark.training.protocol.stop import StopSignal
 from mirrorspark.training.protocol.timing import ALIVE_SECONDS, EXIT_WORK_SECONDS
-from mirrorspark.training.ring.rendezvous import Rendezvous
 
 EXIT_FAILED = 1
 
@@ -112,16 +112,17 @@ def main(answers: IO[str]) -> NoReturn:
     control = WorkerControl(orders.rank, events, stop_request, activity, orders.payload, rendezvous)
     threading.Thread(target=_tell_alive, args=(control,), name="alive", daemon=True).start()
 
-    def end_well(outcome: Outcome) -> None:
+    def end_well(outcome: Outcome) -> NoReturn:
         activity.enter("ending")
         at_exit.finish(EXIT_WORK_SECONDS)
         events.close()
         _remove_generated_sources()
         _answer(answers, outcome)
         # To peers, the end of a connection looks like a death, so a worker exits only when all have answered.
-        threading.Event().wait()
+        while True:
+            threading.Event().wait()
 
-    def finish(epochs: int, **more: str) -> None:
+    def finish(epochs: int, **more: str) -> NoReturn:
         end_well({"outcome": "finished", "epochs": epochs} | more)
 
     try:

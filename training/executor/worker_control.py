@@ -6,8 +6,8 @@ from typing import Any
 
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.protocol.event_client import EventClient
+from mirrorspark.training.protocol.ring.rendezvous import Rendezvous
 from mirrorspark.training.protocol.stop import StopSignal
-from mirrorspark.training.ring.rendezvous import Rendezvous
 
 Outcome = dict[str, Any]
 

@@ -18,7 +18,7 @@ from mirrorspark.storage import out_of_memory
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.paths import StoreUnreachableError
 from mirrorspark.training.protocol.activity import Phase
-from mirrorspark.training.ring.errors import RingChecksumError, RingConnectError, RingError
+from mirrorspark.training.protocol.ring.errors import RingChecksumError, RingConnectError, RingError
 
 # Longest message of an error; the traceback may be longer.
 MESSAGE_LENGTH = 4000

@@ -12,8 +12,8 @@ import tf_keras
 # workers do not depend on an entry.
 for module in (
     "mirrorspark.training.executor.worker",
-    "mirrorspark.training.fitting.fit",
-    "mirrorspark.training.ring.row_sums",
+    "mirrorspark.training.programs.keras_fit.fit",
+    "mirrorspark.training.protocol.ring.row_sums",
 ):
     importlib.import_module(module)
 

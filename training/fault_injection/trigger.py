@@ -16,7 +16,7 @@ import psutil
 from mirrorspark.storage.event_file import FOR_MLFLOW
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import EVENTS_FILE, RUNS_FOLDER, STATE_FILE
-from mirrorspark.training.records.run_state import RunState, driver_of
+from mirrorspark.training.run_records.run_state import RunState, driver_of
 
 _POLL_SECONDS = 0.02
 _EXECUTOR = "CoarseGrainedExecutorBackend"

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Self
 
-from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.protocol.events import EventAddress
 from mirrorspark.training.protocol.roles import Roles
 
@@ -100,9 +100,9 @@ class TrainingPlan(AttemptPlan):
     def entry(self) -> str:
         """The function that every rank runs; a training with parameter servers has its own."""
         return (
-            "mirrorspark.training.parameter_servers.train:train"
+            "mirrorspark.training.programs.parameter_servers.train:train"
             if self.config.parameter_servers
-            else "mirrorspark.training.fitting.fit:train"
+            else "mirrorspark.training.programs.keras_fit.fit:train"
         )
 
     @property

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow.utils.autologging_utils import disable_autologging
 
-from mirrorspark.callbacks.checkpoints.commit import CommittedCheckpoint
 from mirrorspark.callbacks.mlflow.metric_requests import NOTE_TAG
 from mirrorspark.pages.figures.image import figure_of_image
 from mirrorspark.pages.guarded import beside_the_result
@@ -23,13 +22,13 @@ from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.atomic_file import replaced, write_atomically
 from mirrorspark.storage.credentials import clean
-from mirrorspark.training.config import RunConfig, TrainingConfig
+from mirrorspark.training.configuration.config import RunConfig, TrainingConfig
+from mirrorspark.training.configuration.tasks import POPULARITY
 from mirrorspark.training.executor.child_process import Tell
+from mirrorspark.training.job.training_job import LearntModel, TrainingJob
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import SUMMARY_FILE
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.run_history import read_curves
 from mirrorspark.training.results.calibrate import CalibrationResult
 from mirrorspark.training.results.evaluation.evaluate_run import (
     Rival,
@@ -58,8 +57,8 @@ from mirrorspark.training.results.report.report import REPORT_FILE, write_report
 from mirrorspark.training.results.report.rivals import each_baseline
 from mirrorspark.training.results.report.shown import trained_html
 from mirrorspark.training.results.report.summary import Summary
-from mirrorspark.training.tasks import POPULARITY
-from mirrorspark.training.training_job import TrainingJob
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_history import read_curves
 
 
 class ResultLostError(RuntimeError):
@@ -202,10 +201,10 @@ def _cost(job: TrainingJob, attempts: tuple[Attempt, ...], seconds: Mapping[str,
     held = Held(
         launches=read_curves(job.folder.events).launches,
         attempts=attempts,
-        slots=job.slots() + beside,
+        slots=job.cluster.slots() + beside,
         driver_cores=len(os.sched_getaffinity(0)),
         beside=beside,
-        cores_per_slot=int(job.spark.conf.get("spark.task.cpus", "1") or 1),
+        cores_per_slot=int(job.cluster.spark.conf.get("spark.task.cpus", "1") or 1),
     )
     return cost_of(seconds, held, job.config.price_per_core_hour)
 
@@ -292,7 +291,7 @@ def _choice(job: TrainingJob) -> Choice | None:
     return Choice.load(job.folder.predictions) if job.config.register == "better" else None
 
 
-def _export_plan(job: TrainingJob, best: CommittedCheckpoint) -> ExportPlan:
+def _export_plan(job: TrainingJob, best: LearntModel) -> ExportPlan:
     config = job.config
     return ExportPlan(
         dataset=str(job.dataset.path),
@@ -337,7 +336,7 @@ def _threads(config: TrainingConfig) -> int:
 def _judge(
     job: TrainingJob,
     predictions: dict[str, pa.Table],
-    best: CommittedCheckpoint,
+    best: LearntModel,
     attempts: tuple[Attempt, ...],
     choice: Choice | None,
     tell: Tell,
@@ -389,16 +388,16 @@ def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
     if not job.config.recommenders:
         return {}
     # They import Numba and Spark ML.
-    from mirrorspark.training.recommenders.interactions import Interactions
-    from mirrorspark.training.recommenders.lists import recommended
+    from mirrorspark.training.programs.recommenders.interactions import Interactions
+    from mirrorspark.training.programs.recommenders.lists import recommended
 
     config, interactions = job.config, Interactions(job.dataset)
     if any(asked.name == "als" for asked in config.recommenders):
-        session_of(job.spark).give_checkpoints(job.folder.spark_checkpoints)
+        session_of(job.cluster.spark).give_checkpoints(job.folder.spark_checkpoints)
     found = {}
     for place, asked in enumerate(config.recommenders):
         tell(f"baselines; now {asked.label}", place, len(config.recommenders))
-        found[asked.label] = recommended(asked, interactions, config.top_k, config.seed, job.spark)
+        found[asked.label] = recommended(asked, interactions, config.top_k, config.seed, job.cluster.spark)
     return found
 
 

@@ -295,7 +295,7 @@ def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
 
     architecture = catalog.architecture(plan.model)
     if isinstance(architecture, FittedArchitecture):
-        from mirrorspark.training.recommenders.fitting import load
+        from mirrorspark.training.programs.recommenders.fitting import load
 
         settings = catalog.settings(plan.model, plan.model_options)
         return architecture.build(settings, dataset.features, load(Path(plan.checkpoint)))

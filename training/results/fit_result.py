@@ -20,7 +20,7 @@ from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.output.forms import Labelled
-from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation.comparison import Tested, paired_differences
 from mirrorspark.training.results.evaluation.explain import REPEATS, SAMPLE_ROWS, Explanation, explain

@@ -139,9 +139,9 @@ def _vector_lists(model: Any, dataset: Dataset, k: int) -> Lists:
 
 def _fitted_lists(model: Any, dataset: Dataset, k: int) -> Lists:
     """Return the lists of a classical recommender, which share nothing with its graph, not even the queries."""
-    from mirrorspark.training.recommenders.fitting import scores_of
-    from mirrorspark.training.recommenders.interactions import Interactions
-    from mirrorspark.training.recommenders.lists import best
+    from mirrorspark.training.programs.recommenders.fitting import scores_of
+    from mirrorspark.training.programs.recommenders.interactions import Interactions
+    from mirrorspark.training.programs.recommenders.lists import best
 
     interactions, scores = Interactions(dataset), scores_of(model.name, model.settings, model.arrays)
     last_items = getattr(model.settings, "last_items", 0)

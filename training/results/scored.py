@@ -12,10 +12,10 @@ from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
 from mirrorspark.spark_session.errors import task_message
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.job.training_job import TrainingJob
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.report.summary import CHALLENGER
-from mirrorspark.training.training_job import TrainingJob
 
 SCORED_TABLE = "scores.parquet"
 
@@ -35,8 +35,8 @@ def score_and_compare(job: TrainingJob, trained: Trained, table: DataFrame, conf
         ScoringFailedError: A task failed.
         ParityFailedError: The scores differ.
     """
-    with job.view.stage("score", spark=job.spark) as stage:
-        scores = _scored(job.spark, table, trained, job.dataset, config)
+    with job.view.stage("score", spark=job.cluster.spark) as stage:
+        scores = _scored(job.cluster.spark, table, trained, job.dataset, config)
         stage.note = f"{scores.num_rows:,} rows of the test split"
     with job.view.stage("parity") as stage:
         report = _parity(config.task, job.dataset, trained.predictions["test"], scores)

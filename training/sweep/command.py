@@ -13,8 +13,8 @@ from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.storage.credentials import one_line, without_credentials
 from mirrorspark.storage.terminal_text import for_stream
-from mirrorspark.training.command_line import parse, summary_file
-from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.command_line import parse, summary_file
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.results.report.summary import make_way
 from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, dry_run
 from mirrorspark.training.sweep.options import Pruner, Sampler, SweepOptions
@@ -107,7 +107,7 @@ def read_options(arguments: Sequence[str]) -> SweepOptions:
 
 
 def _spark(config: RunConfig) -> "SparkEngine":
-    from mirrorspark.training.live.view import LiveView  # Seconds of imports, which --help does not need.
+    from mirrorspark.training.run_records.live.view import LiveView  # Seconds of imports, which --help does not need.
     from mirrorspark.training.sweep.engine import SparkEngine
 
     return SparkEngine(config, LiveView(epochs=config.epochs))

@@ -13,27 +13,25 @@ from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training import pipeline
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
-from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.training_job import TrainingJob, open_job
+from mirrorspark.training.job.warm_start import settle_warm_start
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.names import SUMMARY_FILE
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.run_state import read_state
-from mirrorspark.training.records.tracking import (
+from mirrorspark.training.results.report.summary import Summary
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_state import read_state
+from mirrorspark.training.run_records.tracking import (
     OuterRun,
     TrackedRun,
+    Tracking,
     TrackingError,
-    experiment_name,
-    goes_on_elsewhere,
-    outer_run,
-    store_of,
 )
-from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.sweep.folder import SweepPlace
 from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
-from mirrorspark.training.training_job import TrainingJob, open_job
-from mirrorspark.training.warm_start import WarmStart, settle_warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +45,11 @@ class SparkEngine:
         """Take the settings that all trials share."""
         self._config = config
         self._view = view
-        self._begin: WarmStart | None = None
-        self._experiment = config.experiment
 
     def prepare(self, slots: int) -> str:
         """Check everything, open a session with ``slots`` slots, convert or find the dataset; return its hash."""
-        self._prepared = pipeline.prepare(self._config, store_of(self._config), self._view, slots=slots)
+        self._prepared = pipeline.prepare(self._config, Tracking.find(self._config), self._view, slots=slots)
+        self._of_trials = self._prepared
         return self._prepared.dataset.manifest.content_hash
 
     def slots(self) -> int:
@@ -70,14 +67,14 @@ class SparkEngine:
         Raises:
             TrackingError: The store cannot be opened, or does not say which experiment that of the active run is.
         """
-        config, store = self._config, self._prepared.store
-        outer = outer_run(config, store)
-        if (elsewhere := goes_on_elsewhere(f"sweep {label}", run_id, outer)) is not None:
+        tracking = self._prepared.tracking
+        if (elsewhere := tracking.goes_on_elsewhere(f"sweep {label}", run_id)) is not None:
             self._view.say(elsewhere)
-        if experiment is None:
-            experiment = experiment_name(config, store) if outer is None else _experiment_of(outer, store)
-        tracked = TrackedRun(store, experiment, Path(config.output), run_id, run_name=label, outer=outer)
-        self._experiment = tracked.experiment
+        if experiment is None and tracking.outer is not None:
+            experiment = _experiment_of(tracking.outer, tracking.store)
+        placed = replace(tracking, experiment=experiment or tracking.experiment)
+        tracked = placed.open_run(Path(self._config.output), run_id, label)
+        self._of_trials = replace(self._of_trials, tracking=Tracking(tracking.store, tracked.experiment))
         return tracked
 
     def prepare_warm_start(self, place: SweepPlace) -> None:
@@ -89,19 +86,19 @@ class SparkEngine:
             OSError: The model cannot be copied.
         """
         config, model = self._config, self._prepared.warm_start
-        self._begin = settle_warm_start(
-            config, self._prepared.store, place.warm_start, model, has_begun=place.has_trials
+        begin = settle_warm_start(
+            config, self._prepared.tracking.store, place.warm_start, model, has_begun=place.has_trials
         )
+        self._of_trials = replace(self._of_trials, warm_start=begin)
 
     def train(self, plan: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
         """Train a trial with its own supervisor, as a child of the sweep's MLflow run."""
-        config = self._as_child(plan)
-        folder = self._folder(plan, place)
+        prepared, folder = self._trial(plan), self._folder(plan, place)
+        config = prepared.config
         # Parallel trainings cannot share a block: each writes lines, which begin with its number.
         view = LiveView(epochs=config.epochs, is_interactive=False, write=control.say)
-        prepared = self._prepared
         with open_job(
-            replace(prepared, config=config, warm_start=self._begin),
+            prepared,
             view,
             folder=folder,
             # The supervisor counts workers, the sweep slots.
@@ -126,19 +123,20 @@ class SparkEngine:
 
     def deliver(self, plan: TrialPlan, place: SweepPlace) -> Summary:
         """Export, register, evaluate and score a trained trial as a run does, in its own MLflow run."""
-        folder, prepared = self._folder(plan, place), self._prepared
-        ready = replace(prepared, config=self._as_child(plan), warm_start=self._begin)
-        with open_job(ready, self._view, folder=folder) as job:
+        folder = self._folder(plan, place)
+        with open_job(self._trial(plan), self._view, folder=folder) as job:
             job.tracked.log_tags({"sweep_best": "yes"})
-            summary = pipeline.deliver(job, read_attempts(folder.path), prepared, plan.config)
+            summary = pipeline.deliver_and_score(job, read_attempts(folder.path), self._prepared, plan.config)
         # Metrics that MLflow has not got are known only after the end of the run.
         summary = replace(summary, replay=job.run.replay)
         summary.save(folder.path / SUMMARY_FILE)
         return summary
 
-    def _as_child(self, plan: TrialPlan) -> RunConfig:
-        """Return the configuration of a trial's run: a child of the sweep's, beside it, whatever else is active."""
-        return replace(plan.config, mlflow_run="new", experiment=self._experiment)
+    def _trial(self, plan: TrialPlan) -> PreparedRun:
+        """Return a trial's run: a child of the sweep's in MLflow, next to it, whatever else is active."""
+        prepared = self._of_trials
+        config = replace(plan.config, mlflow_run="new", experiment=prepared.tracking.experiment)
+        return replace(prepared, config=config)
 
     def _folder(self, plan: TrialPlan, place: SweepPlace) -> RunFolder:
         path = place.run_folder(plan.number)

@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from mirrorspark.training.config import ConfigError
+from mirrorspark.training.configuration.config import ConfigError
 from mirrorspark.training.protocol.names import RUNS_FOLDER, STATE_FILE, WARM_START_FOLDER
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.run_state import RunUnderWayError, read_state
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_state import RunUnderWayError, read_state
 from mirrorspark.training.sweep.options import SweepOptions
 
 SWEEPS_FOLDER = "sweeps"

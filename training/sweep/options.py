@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.protocol.elastic import parse_workers
 from mirrorspark.training.protocol.names import is_name
 from mirrorspark.training.sweep.space import SearchSpace

@@ -15,9 +15,9 @@ from mirrorspark.pages.blocks import heading_html, paragraph_html, remark_html, 
 from mirrorspark.pages.panel import panel_html
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, without_credentials
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.entry_points.runs import duration, table
 from mirrorspark.training.results.report.summary import strict, verdict_lines
-from mirrorspark.training.runs import duration, table
 from mirrorspark.training.sweep.space import MODEL, in_words, value_in_words
 from mirrorspark.training.sweep.study import TrialRecord
 

@@ -15,8 +15,8 @@ from optuna.trial import Trial
 from mirrorspark.models import catalog
 from mirrorspark.models.classical import RECOMMENDERS
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.training.config import ConfigError, RunConfig
-from mirrorspark.training.settings import alternatives, type_in_words
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.fields import alternatives, type_in_words
 
 # Prefix of the model's settings, and the setting that names the model.
 MODEL = "model."

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mirrorspark.storage.credentials import one_line
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.protocol.cause import SESSION_LOST
 from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.records.run_state import RunUnderWayError
-from mirrorspark.training.records.tracking import TrackingError
+from mirrorspark.training.run_records.run_state import RunUnderWayError
+from mirrorspark.training.run_records.tracking import TrackingError
 from mirrorspark.training.sweep.study import State
 
 PRUNED = "pruned"

@@ -24,8 +24,8 @@ from mirrorspark.callbacks.nan_guard import StopOnNaN
 from mirrorspark.callbacks.progress import EventCallback
 from mirrorspark.callbacks.stop_request import StopOnRequest, TrainingStopped
 from mirrorspark.callbacks.throughput import Throughput
-from mirrorspark.training.ring.ring import Ring
-from mirrorspark.training.ring.strategy import RingStrategy
+from mirrorspark.training.protocol.ring.ring import Ring
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
 
 STEPS_PER_EPOCH = 4
 BATCH_PER_WORKER = 8

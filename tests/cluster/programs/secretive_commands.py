@@ -19,7 +19,7 @@ from mirrorspark.scoring.package import package_model
 from mirrorspark.serving.precomputed.precompute import precompute
 from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.driver.errors import TrainingFailedError
-from mirrorspark.training.launch import run_train_fn
+from mirrorspark.training.entry_points.launch import run_train_fn
 from tests.cluster.programs.secretive_training import secretive
 from tests.unit.storage.secret_forms import in_one_line
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.training.driver.errors import TrainingFailedError
-from mirrorspark.training.launch import run_train_fn
-from mirrorspark.training.records import tracking
+from mirrorspark.training.entry_points.launch import run_train_fn
+from mirrorspark.training.run_records import tracking
 
 
 def secretive() -> Any:

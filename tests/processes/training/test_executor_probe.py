@@ -17,11 +17,8 @@ import pytest
 import mirrorspark
 from mirrorspark.spark_session.task import BarrierTask
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.training.protocol import admissions
-from mirrorspark.training.protocol.event_server import EventServer
-from mirrorspark.training.protocol.handshake import proof
-from mirrorspark.training.readiness import executor_probe
-from mirrorspark.training.readiness.executor_probe import (
+from mirrorspark.training.job.readiness import executor_probe
+from mirrorspark.training.job.readiness.executor_probe import (
     AllReduceTime,
     Probe,
     ProbeRequest,
@@ -36,6 +33,9 @@ from mirrorspark.training.readiness.executor_probe import (
     store_problem,
     with_timeout,
 )
+from mirrorspark.training.protocol import admissions
+from mirrorspark.training.protocol.event_server import EventServer
+from mirrorspark.training.protocol.handshake import proof
 
 
 class FakeRing:

@@ -17,13 +17,13 @@ import tensorflow as tf
 from mirrorspark.callbacks.backup import restore
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
-from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.executor import worker_process
 from mirrorspark.training.executor.child_process import Tail, tensorflow_environment
 from mirrorspark.training.executor.worker import WorkerOrders
 from mirrorspark.training.executor.worker_process import WorkerProcess
-from mirrorspark.training.fitting import fit
-from mirrorspark.training.fitting.start import Start
+from mirrorspark.training.programs.keras_fit import fit
+from mirrorspark.training.programs.keras_fit.start import Start
 from mirrorspark.training.protocol.event_server import EventServer
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.plan import TrainingPlan

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mirrorspark.training.executor.worker_failure import describe
-from mirrorspark.training.parameter_servers.connections import (
+from mirrorspark.training.programs.parameter_servers.connections import (
     ClusterConnections,
     CoordinatorConnection,
     Registration,
@@ -21,8 +21,8 @@ from mirrorspark.training.parameter_servers.connections import (
     reader_of_all_workers,
 )
 from mirrorspark.training.protocol.admissions import Admissions
+from mirrorspark.training.protocol.ring.errors import RingConnectError, RingError
 from mirrorspark.training.protocol.roles import Roles
-from mirrorspark.training.ring.errors import RingConnectError, RingError
 from tests.unit.training.conftest import free_addresses
 
 ROLES = Roles(workers=2, servers=1)

@@ -16,9 +16,9 @@ import pytest
 
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.training.readiness import preflight
-from mirrorspark.training.readiness.checks import warning
-from mirrorspark.training.readiness.preflight import Check, PreflightError, check_cluster, check_driver, require
+from mirrorspark.training.job.readiness import preflight
+from mirrorspark.training.job.readiness.checks import warning
+from mirrorspark.training.job.readiness.preflight import Check, PreflightError, check_cluster, check_driver, require
 
 
 def checked(tmp_path: Path, name: str, *, output: Path | None = None, uri: str | None = None) -> Check:

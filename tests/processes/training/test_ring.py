@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirrorspark.training.ring.connection import open_listener
-from mirrorspark.training.ring.errors import RingChecksumError, RingConnectError, RingError, RingMismatchError
-from mirrorspark.training.ring.ring import Ring
+from mirrorspark.training.protocol.ring.connection import open_listener
+from mirrorspark.training.protocol.ring.errors import RingChecksumError, RingConnectError, RingError, RingMismatchError
+from mirrorspark.training.protocol.ring.ring import Ring
 from tests.unit.training.conftest import free_addresses
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mirrorspark.training.ring.errors import RingError
-from mirrorspark.training.ring.ring import Ring
-from mirrorspark.training.ring.strategy import RingStrategy
+from mirrorspark.training.protocol.ring.errors import RingError
+from mirrorspark.training.protocol.ring.ring import Ring
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
 from tests.processes.training.ranks import run_together
 from tests.unit.training.conftest import free_addresses
 

@@ -12,11 +12,11 @@ from mlflow import MlflowClient
 
 from mirrorspark.callbacks.mlflow.metric_replay import replay
 from mirrorspark.storage.event_file import EventFile
-from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.fault_injection.proxy import Proxy
 from mirrorspark.training.protocol.names import EVENTS_FILE
-from mirrorspark.training.records import tracking
-from mirrorspark.training.records.tracking import TrackedRun, TrackingError
+from mirrorspark.training.run_records import tracking
+from mirrorspark.training.run_records.tracking import TrackedRun, TrackingError
 from tests.mlflow_server import mlflow_server
 
 pytestmark = pytest.mark.timeout(180)
@@ -248,7 +248,7 @@ def test_the_run_that_the_environment_names_gets_everything_though_its_server_wa
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.setenv("MLFLOW_RUN_ID", named)
     with road.cut():
-        outer = tracking.outer_run(TrainingConfig(name="rides", output=str(tmp_path)), store)
+        outer = tracking.Tracking.find(TrainingConfig(name="rides", output=str(tmp_path))).outer
         tracked = TrackedRun(store, "rides", tmp_path, None, name, EventFile(log_of(tmp_path, name)), outer)
         describe(tracked)
         train(tracked, range(1, 5))
@@ -265,7 +265,7 @@ def test_the_run_that_the_environment_names_gets_everything_though_its_server_wa
     assert client.get_experiment_by_name("rides") is None
     # A further training of the job is a child, in the experiment of the job.
     with road.cut():
-        outer = tracking.outer_run(TrainingConfig(name="rides", output=str(tmp_path)), store)
+        outer = tracking.Tracking.find(TrainingConfig(name="rides", output=str(tmp_path))).outer
         further = TrackedRun(store, "rides", tmp_path, None, f"{name}-2", outer=outer)
         train(further, range(1, 2))
     wait_until_sent(further)

@@ -322,7 +322,7 @@ def test_all_that_a_rank_imports_is_imported_ahead_and_starts_nothing() -> None:
         import sys
         import mirrorspark.training.executor.worker_preload
         ahead = set(sys.modules)
-        import mirrorspark.training.executor.worker, mirrorspark.training.fitting.fit
+        import mirrorspark.training.executor.worker, mirrorspark.training.programs.keras_fit.fit
         from tensorflow.python.eager import context
         from mirrorspark.training.executor.fork_server import thread_count
         print(thread_count(), context.context_safe(), sorted(set(sys.modules) - ahead))

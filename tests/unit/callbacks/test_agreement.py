@@ -13,8 +13,8 @@ from mirrorspark.callbacks.collectives.agreement import (
     sum_over_ranks,
 )
 from mirrorspark.callbacks.collectives.roles import Role, current_role
-from mirrorspark.training.ring.ring import Ring
-from mirrorspark.training.ring.strategy import RingStrategy
+from mirrorspark.training.protocol.ring.ring import Ring
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
 
 
 @pytest.fixture(params=["none", "mirrored", "ring"])

@@ -11,8 +11,8 @@ import tf_keras
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.snapshot import Snapshot
 from mirrorspark.callbacks.checkpoints.training_state import tensors
-from mirrorspark.training.ring.ring import Ring
-from mirrorspark.training.ring.strategy import RingStrategy
+from mirrorspark.training.protocol.ring.ring import Ring
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
 
 REDUCED = ("SUM", "MEAN", "ONLY_FIRST_REPLICA")
 # Of one that is read without being reduced there is no one value to save.

@@ -12,6 +12,7 @@ import pytest
 from mirrorspark.data_pipelines.features import fitting
 from mirrorspark.data_pipelines.features.fitting import TOKEN_COUNTS_SCHEMA, Measurement, Moments
 from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical, Label, MultiValued, Numeric
+from mirrorspark.data_pipelines.features.raw_columns import column_plans
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.storage.paths import StoragePath
@@ -59,6 +60,7 @@ def token_counts(parts: Iterable[pa.RecordBatch]) -> Counter[tuple[str, str]]:
 
 
 FIRST = {"distance": [1.0, None], "dest": ["LAX", ""], "previous": [["JFK"], []], "tags": [["a", "b"], None]}
+PLANS = column_plans(pa.RecordBatch.from_pydict(FIRST).schema, SPEC)
 SECOND = {
     "distance": [math.nan, 3.0],
     "dest": ["LAX", None],
@@ -68,7 +70,7 @@ SECOND = {
 
 
 def test_tokens_and_numbers_are_measured_over_all_batches() -> None:
-    measurement = Measurement(SPEC)
+    measurement = Measurement(SPEC, PLANS)
     parts = [part for batch in (FIRST, SECOND) for part in measurement.add(pa.RecordBatch.from_pydict(batch))]
     tokens = token_counts([*parts, *measurement.finish()])
     # Every token of a list counts, whatever the length it will be cut to; "previous" uses the vocabulary of "dest".
@@ -82,7 +84,7 @@ def test_counts_for_which_there_is_no_room_are_passed_on_and_none_is_lost(monkey
     monkeypatch.setattr(fitting, "_DISTINCT_TOKENS", 10)
     generator = np.random.default_rng(8)
     expected: Counter[tuple[str, str]] = Counter()
-    measurement = Measurement(SPEC)
+    measurement = Measurement(SPEC, PLANS)
     longest = 0
     parts: list[pa.RecordBatch] = []
     for _ in range(50):
@@ -138,13 +140,14 @@ def test_boundaries_are_distinct_values_of_the_sample(
     values: list[float | None], buckets: int, boundaries: tuple[float, ...]
 ) -> None:
     sample = pa.table({"delay": pa.array(values, pa.float64())})
-    assert fitting._boundaries(Bucketed("delay", buckets=buckets), sample) == boundaries
+    assert fitting._boundaries(Bucketed("delay", buckets=buckets), sample["delay"].combine_chunks()) == boundaries
 
 
 def test_a_number_keeps_its_quantiles_after_clip_and_logarithm() -> None:
     spec = FeatureSpec((Numeric("delay", clip=(0.0, None), log=True),), Label("late"), ("id",))
     sample = pa.table({"delay": [None, *(float(number) for number in range(-1, 95))]})
-    found = fitting._quantiles(spec, sample)["delay"]
+    plans = column_plans(sample.schema, spec)
+    found = fitting._quantiles(spec, plans, sample)["delay"]
     # 48 shares of two rows each; clipped, the lowest two are 0.
     assert found == pytest.approx([math.log1p(number) for number in range(1, 94, 2)])
 

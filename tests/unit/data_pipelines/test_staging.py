@@ -12,6 +12,7 @@ from mirrorspark.data_pipelines.dataset import staging
 from mirrorspark.data_pipelines.dataset.staging import Staged, StagedFile, StageTask, _StagedPart
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.fitting import Measured
+from mirrorspark.data_pipelines.features.raw_columns import column_plans
 from mirrorspark.storage.paths import StoragePath
 
 Tables = Callable[[int, int], pa.Table]
@@ -26,7 +27,8 @@ def with_splits(table: pa.Table, *names: str | None, first_order: int = 0) -> pa
 def staged_part(folder: Path, fitted: FittedFeatures, tables: list[pa.Table]) -> _StagedPart:
     """Return what a task tells."""
     batches = [batch for table in tables for batch in table.to_batches()]
-    (answer,) = StageTask(StoragePath.of(folder), fitted.spec, "split")(batches)
+    plans = column_plans(tables[0].schema, fitted.spec.read_features) if tables else {}
+    (answer,) = StageTask(StoragePath.of(folder), fitted.spec, plans, "split")(batches)
     (line,) = answer.column("outcome").to_pylist()
     return _StagedPart.from_dict(json.loads(line))
 

@@ -61,8 +61,8 @@ from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
 from mirrorspark.serving.export.export import export_model
-from mirrorspark.training.recommenders.fitting import scores_of
-from mirrorspark.training.recommenders.lists import best
+from mirrorspark.training.programs.recommenders.fitting import scores_of
+from mirrorspark.training.programs.recommenders.lists import best
 from mirrorspark.training.results.evaluation.ranking import best_candidates
 from tests.unit.models.conftest import raw_tensors, vocabulary
 from tests.unit.scoring.encoders import embedded, recorded, save_word_encoder

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mirrorspark.training.config import RunConfig
-from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE
 from tests.unit.mlflow_stores import new_store
 
 SQL = "SELECT * FROM rides"

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.training.executor.worker_control import Finish, WorkerControl
-from mirrorspark.training.fitting import fit
-from mirrorspark.training.parameter_servers import train as parameter_server
+from mirrorspark.training.programs.keras_fit import fit
+from mirrorspark.training.programs.parameter_servers import train as parameter_server
 from mirrorspark.training.protocol.plan import TrainingPlan
 
 build_model = fit.build_model

@@ -9,11 +9,11 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mirrorspark.data_pipelines.features.transform import SparseRows
+from mirrorspark.training.configuration.tasks import BOOSTED_BASELINES
 from mirrorspark.training.results.evaluation import boosting, linear
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature, FittedBaseline, split_rows
 from mirrorspark.training.results.evaluation.boosting import MAX_ITERATIONS, FittedBoosting, gradient_boosting
 from mirrorspark.training.results.evaluation.linear import linear_model
-from mirrorspark.training.tasks import BOOSTED_BASELINES
 
 FEATURES = (
     BaselineFeature("distance", "value"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirrorspark.training.readiness.checks import Check, PreflightError, require, warning
+from mirrorspark.training.job.readiness.checks import Check, PreflightError, require, warning
 
 
 def test_a_check_is_one_line_with_its_status_first() -> None:

@@ -10,10 +10,10 @@ import yaml
 
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.training.command_line import flag_groups, parse, summary_file
-from mirrorspark.training.config import ConfigError, RunConfig
-from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE
-from mirrorspark.training.settings import help_texts
+from mirrorspark.training.configuration.command_line import flag_groups, parse, summary_file
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.fields import help_texts
+from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE
 
 
 def test_without_flags_the_flights_recipe_runs_on_one_worker() -> None:

@@ -18,10 +18,10 @@ from mirrorspark.data_pipelines.features.kinds import FeatureSpecError, Label, N
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models.classical import Ease
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.training import config_rules
-from mirrorspark.training.config import ConfigError, RunConfig, TrainingConfig
-from mirrorspark.training.recipe import RECIPE_FILE, SQL_FILE, load_recipe, recipe_names
-from mirrorspark.training.settings import GROUPS, Optimizer
+from mirrorspark.training.configuration import rules as config_rules
+from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
+from mirrorspark.training.configuration.fields import GROUPS, Optimizer
+from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE, load_recipe, recipe_names
 
 NewConfig = Callable[..., RunConfig]
 
@@ -81,7 +81,7 @@ def test_identity_is_the_same_in_every_process(new_config: NewConfig) -> None:
     knobs = dict(reversed(dataclasses.asdict(config).items()))
     knobs["model"] = dict(reversed(knobs["model"].items()))
     program = (
-        "import json, sys; from mirrorspark.training.config import RunConfig; "
+        "import json, sys; from mirrorspark.training.configuration.config import RunConfig; "
         "print(RunConfig(**json.load(sys.stdin)).identity)"
     )
     other = subprocess.run(

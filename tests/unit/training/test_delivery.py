@@ -16,12 +16,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from mirrorspark.models.calibration import Calibration
-from mirrorspark.training.config import RunConfig
-from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.job.job import Cluster
+from mirrorspark.training.job.training_job import TrainingJob
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.records.open_run import OpenRun
-from mirrorspark.training.records.run_folder import RunFolder
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results import export as export_module
 from mirrorspark.training.results.delivery import ExportAhead
@@ -30,7 +29,9 @@ from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, Ex
 from mirrorspark.training.results.evaluation.rival import OTHER_FOLDER, choose
 from mirrorspark.training.results.export import ExportPlan, ExportResult
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
-from mirrorspark.training.training_job import TrainingJob
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.open_run import OpenRun
+from mirrorspark.training.run_records.run_folder import RunFolder
 from tests.unit.callbacks.committed_files import publish_files
 
 ATTEMPTS = (Attempt(1, 2, (), 0, 20, 2),)
@@ -97,7 +98,7 @@ def job(new_config: Callable[..., RunConfig], tmp_path: Path, lines: list[str]) 
     spec = new_config().spec
     session = SimpleNamespace(conf=SimpleNamespace(get=lambda name, default: default))
     dataset = SimpleNamespace(path=tmp_path / "dataset", steps=lambda split, rows: 10, spec=spec, manifest=manifest)
-    job = TrainingJob(cast(Any, dataset), new_config(output=str(tmp_path)), cast(Any, session), run, lambda: 1)
+    job = TrainingJob(cast(Any, dataset), new_config(output=str(tmp_path)), Cluster(cast(Any, session), lambda: 1), run)
     for epoch in (1, 2):
         logs = {"loss": 1 / epoch, "val_auc": 0.6 + epoch / 10}
         job.keep_epoch({"event": "epoch_end", "rank": 0, "epoch": epoch, "logs": logs, "examples_per_second": 100.0})

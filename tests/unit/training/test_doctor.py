@@ -12,10 +12,10 @@ import pytest
 from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session import start
-from mirrorspark.training import doctor
-from mirrorspark.training.doctor import EXIT_FAILED, EXIT_HEALTHY, EXIT_USAGE, main
-from mirrorspark.training.readiness import preflight
-from mirrorspark.training.readiness.checks import Check, warning
+from mirrorspark.training.entry_points import doctor
+from mirrorspark.training.entry_points.doctor import EXIT_FAILED, EXIT_HEALTHY, EXIT_USAGE, main
+from mirrorspark.training.job.readiness import preflight
+from mirrorspark.training.job.readiness.checks import Check, warning
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -129,7 +129,7 @@ def test_an_interrupted_doctor_says_so(plant: Plant, monkeypatch: pytest.MonkeyP
 @pytest.mark.process
 def test_help_needs_none_of_the_heavy_packages() -> None:
     program = (
-        "import sys; from mirrorspark.training.doctor import main; status = main(['--help'])\n"
+        "import sys; from mirrorspark.training.entry_points.doctor import main; status = main(['--help'])\n"
         "heavy = {'tensorflow', 'mlflow', 'pyspark'} & set(sys.modules)\n"
         "sys.exit(status or (f'imports {heavy}' if heavy else 0))"
     )

@@ -12,9 +12,9 @@ from mirrorspark.data_pipelines import convert_once
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.training import estimator
-from mirrorspark.training.config import ConfigError, TrainingConfig
-from mirrorspark.training.estimator import TrainedModel, TrainingEstimator
+from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
+from mirrorspark.training.entry_points import estimator
+from mirrorspark.training.entry_points.estimator import TrainedModel, TrainingEstimator
 
 FEATURES = {"town": {"kind": "categorical"}, "distance": {"kind": "numeric"}}
 

@@ -17,8 +17,8 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models.classical import Recommender
-from mirrorspark.training.recommenders.interactions import Interactions
-from mirrorspark.training.recommenders.lists import recommended
+from mirrorspark.training.programs.recommenders.interactions import Interactions
+from mirrorspark.training.programs.recommenders.lists import recommended
 from mirrorspark.training.results.evaluation import baselines, boosting, evaluate_run
 from mirrorspark.training.results.evaluation.boosting import gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import (

@@ -11,10 +11,10 @@ from pyspark.errors import PySparkException
 
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.training.readiness import executor_checks
-from mirrorspark.training.readiness.checks import Check
-from mirrorspark.training.readiness.executor_checks import EventReport, Findings, check_executors, evaluate
-from mirrorspark.training.readiness.executor_probe import (
+from mirrorspark.training.job.readiness import executor_checks
+from mirrorspark.training.job.readiness.checks import Check
+from mirrorspark.training.job.readiness.executor_checks import EventReport, Findings, check_executors, evaluate
+from mirrorspark.training.job.readiness.executor_probe import (
     AllReduceTime,
     ProbeRequest,
     ProbeResult,

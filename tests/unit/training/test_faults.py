@@ -20,7 +20,7 @@ import pytest
 
 from mirrorspark.training.fault_injection import faults
 from mirrorspark.training.fault_injection.faults import Fault, NotInjectedError, Run, Trigger
-from mirrorspark.training.records.run_state import RunState
+from mirrorspark.training.run_records.run_state import RunState
 
 SECONDS = 60.0
 NOBODY = 4_194_305  # no process has a number above 4,194,304

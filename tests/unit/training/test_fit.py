@@ -12,13 +12,13 @@ import tensorflow as tf
 
 from mirrorspark.data_pipelines.reading.dataset import ReadPlan, load_batches
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
-from mirrorspark.training.fitting import fit
+from mirrorspark.training.programs.keras_fit import fit
 from mirrorspark.training.protocol.activity import Activity, Phase
 from mirrorspark.training.protocol.event_client import EventClient
 from mirrorspark.training.protocol.event_server import EventServer
 from mirrorspark.training.protocol.events import Command
-from mirrorspark.training.ring.rendezvous import Rendezvous
-from mirrorspark.training.ring.strategy import RingStrategy
+from mirrorspark.training.protocol.ring.rendezvous import Rendezvous
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.training.test_function_rank import Twin
 from tests.unit.training.test_running_attempt import Driver

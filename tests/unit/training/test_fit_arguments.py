@@ -11,10 +11,10 @@ from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.dataset.manifest import DatasetError
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.training import fit as module
-from mirrorspark.training.config import ConfigError, TrainingConfig
-from mirrorspark.training.fit import fit
-from mirrorspark.training.train import train
+from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
+from mirrorspark.training.entry_points import fit as module
+from mirrorspark.training.entry_points.fit import fit
+from mirrorspark.training.entry_points.train import train
 from tests.unit.training.token_dataset import write_token_dataset
 
 TABLE = pd.DataFrame({"town": ["here", "there"], "late": [0, 1]})

@@ -12,12 +12,12 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.nan_guard import StopOnNaN
 from mirrorspark.callbacks.short_executions import ShortExecutions
 from mirrorspark.storage.paths import StoreUnreachableError
-from mirrorspark.training.config import TrainingConfig
+from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.executor.worker import describe
 from mirrorspark.training.executor.worker_control import WorkerControl
-from mirrorspark.training.fitting import fit_callbacks as fit_callbacks_module
-from mirrorspark.training.fitting.fit_callbacks import fit_callbacks, with_local_checkpoint
-from mirrorspark.training.fitting.start import Start
+from mirrorspark.training.programs.keras_fit import fit_callbacks as fit_callbacks_module
+from mirrorspark.training.programs.keras_fit.fit_callbacks import fit_callbacks, with_local_checkpoint
+from mirrorspark.training.programs.keras_fit.start import Start
 from mirrorspark.training.protocol.activity import Activity, Phase
 from mirrorspark.training.protocol.event_client import EventClient
 from mirrorspark.training.protocol.plan import TrainingPlan

@@ -6,8 +6,14 @@ import pytest
 
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.training.config import ConfigError, TrainingConfig
-from mirrorspark.training.fit import _require_valid, default_baseline, default_batch_size, default_config, fit
+from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
+from mirrorspark.training.entry_points.fit import (
+    _require_valid,
+    default_baseline,
+    default_batch_size,
+    default_config,
+    fit,
+)
 
 SPEC = FeatureSpec((Categorical("town"),), Label("late"), ("ride",))
 ENSEMBLE = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}

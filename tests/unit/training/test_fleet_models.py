@@ -12,7 +12,7 @@ from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.training.declared import check_columns, declared_models
 from mirrorspark.fleet.training.plan import StackSettings
 from mirrorspark.fleet.training.targets import TargetsTask, TargetSums, check_targets
-from mirrorspark.training.settings import ConfigError
+from mirrorspark.training.configuration.fields import ConfigError
 
 
 def test_targets_are_measured_by_split() -> None:

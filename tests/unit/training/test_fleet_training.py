@@ -35,8 +35,8 @@ from mirrorspark.fleet.training.targets import TargetSums
 from mirrorspark.fleet.training.trained import fleet_of, report_of, summary
 from mirrorspark.fleet.training.worker import NUMBERS, assembled
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.training.functions import worker as function_rank
-from mirrorspark.training.functions.plan import FunctionPlan, pack_function, unpack_value
+from mirrorspark.training.programs.user_functions import worker as function_rank
+from mirrorspark.training.programs.user_functions.plan import FunctionPlan, pack_function, unpack_value
 from mirrorspark.training.protocol.activity import Activity
 from tests.unit.training.token_dataset import write_dataset
 

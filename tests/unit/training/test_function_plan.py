@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrorspark.training.functions import plan as function_plan
-from mirrorspark.training.functions.plan import (
+from mirrorspark.training.programs.user_functions import plan as function_plan
+from mirrorspark.training.programs.user_functions.plan import (
     FunctionPlan,
     ReturnValueError,
     TrainFnError,

@@ -28,11 +28,16 @@ from mirrorspark.callbacks.stop_request import TrainingStopped
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.training.fault_injection.injected import InjectedFault, InjectedFaults, InputGate, from_environment
-from mirrorspark.training.functions import worker as function_rank
-from mirrorspark.training.functions.fit_watch import FitWatch, global_batch_size
-from mirrorspark.training.functions.plan import FunctionPlan, UnsupportedKerasError, pack_function, unpack_value
+from mirrorspark.training.programs.user_functions import worker as function_rank
+from mirrorspark.training.programs.user_functions.fit_watch import FitWatch, global_batch_size
+from mirrorspark.training.programs.user_functions.plan import (
+    FunctionPlan,
+    UnsupportedKerasError,
+    pack_function,
+    unpack_value,
+)
 from mirrorspark.training.protocol.activity import Activity
-from mirrorspark.training.ring.strategy import RingStrategy
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
 
 Event = dict[str, Any]
 

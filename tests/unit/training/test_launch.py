@@ -7,11 +7,13 @@ from typing import Any, NoReturn, cast
 import pytest
 import yaml
 
-from mirrorspark.training import launch
-from mirrorspark.training.functions.plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
-from mirrorspark.training.launch import FunctionLauncher, LaunchConfig, plan_of, run_train_fn
+from mirrorspark.training.configuration.fields import ConfigError
+from mirrorspark.training.entry_points import launch
+from mirrorspark.training.entry_points.launch import FunctionLauncher, LaunchConfig, program_of, run_train_fn
+from mirrorspark.training.job.job import Cluster, Job
+from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
 from mirrorspark.training.protocol.events import EventAddress
-from mirrorspark.training.settings import ConfigError
+from mirrorspark.training.run_records.run_folder import RunFolder
 
 
 def config(**knobs: Any) -> LaunchConfig:
@@ -97,12 +99,17 @@ def test_before_the_function_is_called_a_rank_that_does_not_come_counts_as_hung(
 
 
 def test_ranks_are_told_how_long_they_may_look_for_each_other_and_how_many_threads_they_have() -> None:
-    plan = plan_of(
-        config(workers="2:4", start_limit_seconds=900, threads_per_worker=3, strategy="ring"), "there", "model"
+    settings = config(
+        workers="2:4", start_limit_seconds=900, threads_per_worker=3, strategy="ring", checkpoints="there"
     )
+    folder = RunFolder(Path("run"), "identity", None)
+    plan = program_of(settings, b"", folder).plan
+    assert isinstance(plan, FunctionPlan)
     assert (plan.workers, plan.checkpoints, plan.strategy) == (4, "there", "ring")
     assert (plan.start_limit_seconds, plan.threads) == (900, 3)
-    default = plan_of(config(), "there", "model")
+    default = program_of(config(), b"", folder).plan
+    assert isinstance(default, FunctionPlan)
+    assert (default.checkpoints, default.model) == ("run/checkpoints", "run/returned_model")
     assert (default.start_limit_seconds, default.threads) == (300, None)
 
 
@@ -121,9 +128,9 @@ def test_a_run_that_goes_on_with_changed_code_says_so(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launch.preflight, "check_driver", lambda *_: [])
-    monkeypatch.setattr(launch.preflight, "check_cluster", lambda *_, **__: [])
-    monkeypatch.setattr(launch, "SparkLauncher", lambda *_: None)
-    monkeypatch.setattr(launch, "_supervise", interrupt)
+    monkeypatch.setattr(launch, "open_checked_session", lambda config, spark: (spark, []))
+    monkeypatch.setattr(Cluster, "launcher", lambda *_: None)
+    monkeypatch.setattr(Job, "train", interrupt)
 
     def lines_of(factor: int, *, resume: bool = True) -> list[str]:
         with pytest.raises(KeyboardInterrupt):

@@ -1,7 +1,7 @@
 """The same words of eight ranks are one line."""
 
-from mirrorspark.training.live.messages import Messages, message_key
 from mirrorspark.training.protocol.words import numbers_in_words, ranks_in_words
+from mirrorspark.training.run_records.live.messages import Messages, message_key
 
 
 def test_ranks_in_words() -> None:

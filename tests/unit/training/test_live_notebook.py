@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from mirrorspark.data_pipelines.spark.job_tasks import Tasks
-from mirrorspark.training.live.notebook import NotebookScreen, best_epoch, page
-from mirrorspark.training.live.picture import Details, EpochResult, Monitored, Picture, RunningStage
-from mirrorspark.training.live.state import TrainingState
-from mirrorspark.training.live.view import LiveView
+from mirrorspark.training.run_records.live.notebook import NotebookScreen, best_epoch, page
+from mirrorspark.training.run_records.live.picture import Details, EpochResult, Monitored, Picture, RunningStage
+from mirrorspark.training.run_records.live.state import TrainingState
+from mirrorspark.training.run_records.live.view import LiveView
 from tests.unit.notebook_outputs import ADDRESS, HOSTILE, SECRET, epochs, picture
 from tests.unit.training.test_live_view import EPOCH_END, PROGRESS
 

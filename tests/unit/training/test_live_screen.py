@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mirrorspark.training.live.drawing import bar
-from mirrorspark.training.live.screen import TerminalScreen, can_draw
+from mirrorspark.training.run_records.live.drawing import bar
+from mirrorspark.training.run_records.live.screen import TerminalScreen, can_draw
 
 _SEQUENCE = re.compile(r"\x1b\[([\d;]*)([AJm])")
 

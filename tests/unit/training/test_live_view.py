@@ -13,11 +13,11 @@ import pytest
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.training.driver.errors import TrainingFailedError
-from mirrorspark.training.live.details import spec_details, tell_findings
-from mirrorspark.training.live.picture import Details
-from mirrorspark.training.live.view import LiveView, Stage
 from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.run_records.live.details import spec_details, tell_findings
+from mirrorspark.training.run_records.live.picture import Details
+from mirrorspark.training.run_records.live.view import LiveView, Stage
 from tests.unit.notebook_outputs import ADDRESS
 
 EPOCH_END: Event = {
@@ -194,7 +194,7 @@ def test_a_hang_shows_the_summarize_stacks_of_each_rank(view: LiveView, lines: l
         'Current thread 0x1 (most recent call first):\n  File "{}", line {} in {}\n'
         '  File "/opt/clone/training/executor/worker_process.py", line 1 in <module>\n'
     )
-    waiting = stack.format("/opt/clone/training/fitting/ring.py", 120, "receive")
+    waiting = stack.format("/opt/clone/training/programs/keras_fit/ring.py", 120, "receive")
     stacks = {"0": waiting, "1": stack.format("/home/me/model.py", 12, "call"), "2": waiting, "3": ""}
     view.on_event({"event": "hung", "attempt": 1, "ranks": [1], "why": "rank 1 is 41 steps behind", "stacks": stacks})
     assert lines == [
@@ -275,7 +275,7 @@ def test_lines_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> LiveView:
     """A view that draws, as often as the tests look."""
-    monkeypatch.setattr("mirrorspark.training.live.view._TICK_SECONDS", 0.01)
+    monkeypatch.setattr("mirrorspark.training.run_records.live.view._TICK_SECONDS", 0.01)
     return LiveView(epochs=5, is_interactive=True)
 
 

@@ -12,14 +12,14 @@ import pytest
 from mlflow import MlflowClient
 
 from mirrorspark.callbacks.mlflow.store import ActiveRun
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
-from mirrorspark.training.live.view import LiveView
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import STATE_FILE
-from mirrorspark.training.records import tracking
-from mirrorspark.training.records.open_run import OpenRun, open_run
-from mirrorspark.training.records.run_folder import RunFolder
+from mirrorspark.training.run_records import tracking
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.open_run import OpenRun, open_run
+from mirrorspark.training.run_records.run_folder import RunFolder
 
 ATTEMPT: Event = {"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0}
 
@@ -54,15 +54,17 @@ def config(new_config: Callable[..., RunConfig], tmp_path: Path) -> RunConfig:
 
 
 @contextlib.contextmanager
-def opened(config: RunConfig, lines: list[str], **how: Any) -> Iterator[OpenRun]:
+def opened(
+    config: RunConfig, lines: list[str], outer: tracking.OuterRun | None = None, **how: Any
+) -> Iterator[OpenRun]:
     view = LiveView(epochs=1, is_interactive=False, write=lines.append)
-    with open_run(config, "da7a", "the store", view, **how) as run:
+    with open_run(config, "da7a", tracking.Tracking("the store", "rides", outer), view, **how) as run:
         yield run
 
 
 def interrupt_after_an_attempt(config: RunConfig, lines: list[str]) -> None:
     with contextlib.suppress(KeyboardInterrupt), opened(config, lines) as run:
-        assert not run.folder.was_fenced
+        assert not run.folder.has_begun
         run.on_event(ATTEMPT)
         raise KeyboardInterrupt
 
@@ -101,18 +103,16 @@ def test_a_run_that_ends_early_goes_on_in_its_folder(
 
 
 def test_a_run_that_goes_on_says_that_it_does_so_outside_the_active_run(
-    config: RunConfig, tracked: FakeTracked, lines: list[str], monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, tracked: FakeTracked, lines: list[str]
 ) -> None:
     """L5: the same cell of a notebook starts another MLflow run each time."""
     active = tracking.OuterRun(ActiveRun("mlflow-1", "1"), is_parent_only=False)
-    monkeypatch.setattr(tracking, "outer_run", lambda *_: active)
     interrupt_after_an_attempt(config, lines)
-    with opened(config, lines) as again:
+    with opened(config, lines, active) as again:
         pass
     assert lines == []
     interrupt_after_an_attempt(config, lines)
-    monkeypatch.setattr(tracking, "outer_run", lambda *_: replace(active, run=ActiveRun("mlflow-2", "1")))
-    with opened(config, lines) as again:
+    with opened(config, lines, replace(active, run=ActiveRun("mlflow-2", "1"))) as again:
         name = again.folder.path.name
     told = f"run {name} goes on in the MLflow run in which it began, mlflow-1, not in the active one"
     assert told in "\n".join(lines)
@@ -175,7 +175,7 @@ def test_an_attempt_leaves_word_that_the_checkpoints_store_is_in_use(
 ) -> None:
     interrupt_after_an_attempt(config, lines)
     with opened(config, lines) as again:
-        assert again.folder.was_fenced
+        assert again.folder.has_begun
 
 
 def test_events_of_earlier_drivers_are_replayed(config: RunConfig, tracked: FakeTracked, lines: list[str]) -> None:
@@ -189,8 +189,12 @@ def test_events_of_earlier_drivers_are_replayed(config: RunConfig, tracked: Fake
 def test_mlflow_gets_the_epochs_from_the_events_file(config: RunConfig, lines: list[str], mlflow_store: str) -> None:
     view = LiveView(epochs=1, is_interactive=False, write=lines.append)
     epoch: Event = {"event": "epoch_end", "rank": 0, "logs": {"loss": 0.5}, "seconds": 2.5, "examples_per_second": None}
+    place = tracking.Tracking(mlflow_store, "rides")
     for epochs in ((1, 2), (2, 3)):
-        with contextlib.suppress(KeyboardInterrupt), open_run(config, "da7a", mlflow_store, view) as run:
+        with (
+            contextlib.suppress(KeyboardInterrupt),
+            open_run(config, "da7a", place, view) as run,
+        ):
             for number in epochs:
                 run.on_event({**epoch, "epoch": number, "time": 1000.0 + number})
             raise KeyboardInterrupt

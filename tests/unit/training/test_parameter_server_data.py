@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
-from mirrorspark.training.parameter_servers.data import BatchSupply, RemoteBatches
+from mirrorspark.training.programs.parameter_servers.data import BatchSupply, RemoteBatches
 from mirrorspark.training.protocol.activity import Activity
 from tests.unit.training.token_dataset import write_token_dataset
 

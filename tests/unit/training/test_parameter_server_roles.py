@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirrorspark.training.parameter_servers.worker_input import worker_read_plan
+from mirrorspark.training.programs.parameter_servers.worker_input import worker_read_plan
 from mirrorspark.training.protocol.roles import SHARD_BYTES, Role, Roles, shards
 
 TWO_AND_TWO = Roles(workers=2, servers=2)

@@ -16,10 +16,12 @@ from mirrorspark.data_pipelines.features.kinds import Label
 from mirrorspark.data_pipelines.quality.page import PAGE_FILE
 from mirrorspark.scoring.parity import parity
 from mirrorspark.training import pipeline
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingFailedError
-from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.job.job import Cluster
+from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.sources import Sources
+from mirrorspark.training.job.warm_start import WarmStart
 from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.results import delivery, scored
@@ -27,8 +29,8 @@ from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation.evaluate_run import Verdict
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import ParityFailedError, require_parity
-from mirrorspark.training.sources import Sources
-from mirrorspark.training.warm_start import WarmStart
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.tracking import Tracking
 
 
 def test_equal_scores_are_let_through() -> None:
@@ -89,8 +91,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
         folder=SimpleNamespace(path=tmp_path, events=tmp_path / "events.jsonl"),
         config=new_config(),
         view=view,
-        spark=SimpleNamespace(conf=SimpleNamespace(get=lambda name, default: default)),
-        slots=lambda: 2,
+        cluster=Cluster(cast(Any, SimpleNamespace(conf=SimpleNamespace(get=lambda name, default: default))), lambda: 2),
         dataset=dataset,
         run=SimpleNamespace(replay="the command that replays"),
         train=train,
@@ -110,9 +111,11 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
         verdict = Verdict({"test": {"auc": 0.7}}, {}, {})
         return Trained("run-1", "models:/m-1", "rides", "3", attempts, 9.0, verdict, {"test": reference}, tmp_path, "")
 
-    def prepare(config: RunConfig, store: str, view: LiveView, sources: Sources) -> PreparedRun:
+    def prepare(config: RunConfig, tracking: Tracking, view: LiveView, sources: Sources) -> PreparedRun:
         table = cast(Any, "a table")
-        return PreparedRun(config, cast(Any, dataset), cast(Any, None), "the store", table=table, is_reused=True)
+        return PreparedRun(
+            config, cast(Any, dataset), cast(Any, None), Tracking("the store", "rides"), table=table, is_reused=True
+        )
 
     sources = Sources({}, {}, None, tmp_path / "not converted")
     monkeypatch.setattr(Sources, "find", lambda config: sources)

@@ -15,17 +15,17 @@ from mirrorspark.scoring.run import main as score
 from mirrorspark.spark_session.errors import task_message
 from mirrorspark.storage.credentials import HIDDEN
 from mirrorspark.storage.event_file import EventFile
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingFailedError
+from mirrorspark.training.entry_points.launch import LaunchConfig
 from mirrorspark.training.executor.worker_failure import describe
 from mirrorspark.training.executor.worker_log import CleanText, LogToDriver
-from mirrorspark.training.launch import LaunchConfig
+from mirrorspark.training.job.readiness.checks import PreflightError, failure, require
 from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.readiness.checks import PreflightError, failure, require
-from mirrorspark.training.records.tracking import TrackedRun, TrackingError
 from mirrorspark.training.results.export import ExportPlan
 from mirrorspark.training.results.report.summary import Summary
+from mirrorspark.training.run_records.tracking import TrackedRun, TrackingError
 from mirrorspark.training.sweep.report import SweepSummary, command
 from tests.unit.storage.secret_forms import FORMS, VARIABLES, Form, in_one_line
 

@@ -32,8 +32,8 @@ from mirrorspark.training.executor.worker_log import LogToDriver, let_the_log_ou
 from mirrorspark.training.protocol.activity import Activity, Phase
 from mirrorspark.training.protocol.event_client import EventClient
 from mirrorspark.training.protocol.events import Command, Event, EventAddress
-from mirrorspark.training.ring.errors import RingConnectError, RingError
-from mirrorspark.training.ring.rendezvous import Rendezvous
+from mirrorspark.training.protocol.ring.errors import RingConnectError, RingError
+from mirrorspark.training.protocol.ring.rendezvous import Rendezvous
 
 
 def raised_from(error: Exception, cause: Exception) -> Exception:
@@ -52,7 +52,7 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         (RingError(1, "is gone"), "training", "peer"),
         (RingError(1, "is gone"), "connecting", "start"),
         (RingConnectError(1, "cannot be reached"), "building", "start"),
-        (EntryError("mirrorspark.training.fitting.fit:train cannot be loaded"), "starting", "start"),
+        (EntryError("mirrorspark.training.programs.keras_fit.fit:train cannot be loaded"), "starting", "start"),
         (ConnectionRefusedError("nobody there"), "connecting", "start"),
         (TimeoutError("nobody answers"), "connecting", "start"),
         (OSError(errno.EADDRINUSE, "Address already in use"), "training", "start"),

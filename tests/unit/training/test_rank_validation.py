@@ -17,8 +17,8 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.models import two_tower
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.training.fitting import rank_validation
-from mirrorspark.training.fitting.rank_validation import RankValidation, share_of_queries
+from mirrorspark.training.programs.keras_fit import rank_validation
+from mirrorspark.training.programs.keras_fit.rank_validation import RankValidation, share_of_queries
 from mirrorspark.training.protocol.activity import Activity, Phase
 from tests.unit.models.conftest import rating_features  # noqa: F401 - a fixture
 from tests.unit.training.test_evaluate_run import RETRIEVAL_SPEC, HandmadeDataset, block

@@ -19,13 +19,13 @@ from mirrorspark.models import catalog
 from mirrorspark.models.classical import ALS, BSPM, Recommender, check_recommenders
 from mirrorspark.models.index.exact import Queries
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.training.recommenders import item_models, lists
-from mirrorspark.training.recommenders.als import fold_in
-from mirrorspark.training.recommenders.fitting import fit, load, save, scores_of
-from mirrorspark.training.recommenders.interactions import Interactions
-from mirrorspark.training.recommenders.item_models import bspm, ease, item_knn
-from mirrorspark.training.recommenders.lists import best, recommended
-from mirrorspark.training.recommenders.popularity import popularity
+from mirrorspark.training.programs.recommenders import item_models, lists
+from mirrorspark.training.programs.recommenders.als import fold_in
+from mirrorspark.training.programs.recommenders.fitting import fit, load, save, scores_of
+from mirrorspark.training.programs.recommenders.interactions import Interactions
+from mirrorspark.training.programs.recommenders.item_models import bspm, ease, item_knn
+from mirrorspark.training.programs.recommenders.lists import best, recommended
+from mirrorspark.training.programs.recommenders.popularity import popularity
 from tests.unit.training.test_evaluate_run import HandmadeDataset, block
 
 # Four users of three items.
@@ -207,7 +207,7 @@ def test_a_graph_recommends_what_numpy_does(
     interactions = Interactions(given)
     asked, spark = Recommender(name, options), SimpleNamespace()
     factors = rng.normal(size=(items, 4)).astype(np.float32)
-    monkeypatch.setattr("mirrorspark.training.recommenders.fitting.item_factors", lambda *_: factors)
+    monkeypatch.setattr("mirrorspark.training.programs.recommenders.fitting.item_factors", lambda *_: factors)
     arrays = fit(asked, interactions, 1, cast(Any, spark))
 
     architecture: Any = catalog.architecture(name)

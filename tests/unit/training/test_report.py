@@ -11,7 +11,6 @@ from mirrorspark.data_pipelines.features.kinds import Categorical, Label
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.profiling import profile_columns
 from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.records.run_history import Launch
 from mirrorspark.training.results.report.cost import Held, cost_of
 from mirrorspark.training.results.report.report import (
     ReportFacts,
@@ -22,6 +21,7 @@ from mirrorspark.training.results.report.report import (
     verdict_sentences,
     write_report,
 )
+from mirrorspark.training.run_records.run_history import Launch
 
 ATTEMPTS = (Attempt(1, 9, (), 0, 90, workers=3),)
 MODEL = {"auc": 0.75, "pr_auc": 0.5, "log_loss": 0.4}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mirrorspark.training.ring.row_sums import sum_rows
+from mirrorspark.training.protocol.ring.row_sums import sum_rows
 
 
 @pytest.mark.parametrize("slices", [0, 1, 7, 500])

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from mirrorspark.training import pipeline
-from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.recipe import RECIPE_FILE
 from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
+from mirrorspark.training.job.readiness.preflight import Check
 from mirrorspark.training.protocol.cause import Attempt, RankError
-from mirrorspark.training.readiness.preflight import Check
-from mirrorspark.training.recipe import RECIPE_FILE
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, main
 
@@ -116,7 +116,7 @@ def test_data_that_is_not_given_or_not_there_is_bad_usage(
     arguments: list[str],
     message: str,
 ) -> None:
-    monkeypatch.setattr("mirrorspark.training.readiness.preflight.java_major_version", lambda: 17)
+    monkeypatch.setattr("mirrorspark.training.job.readiness.preflight.java_major_version", lambda: 17)
     assert main(arguments) == EXIT_USAGE
     assert only_line(capsys).startswith(f"mirrorspark: {message}")
     assert main([*arguments, "--dry-run"]) == EXIT_USAGE
@@ -133,7 +133,7 @@ def test_data_that_is_not_given_or_not_there_is_bad_usage(
 def test_a_failed_check_is_one_line_and_status_1_before_spark_starts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], part: str
 ) -> None:
-    monkeypatch.setattr("mirrorspark.training.readiness.preflight.java_major_version", lambda: 17)
+    monkeypatch.setattr("mirrorspark.training.job.readiness.preflight.java_major_version", lambda: 17)
     (tmp_path / "file").write_text("")
     assert main(arguments) == EXIT_FAILED == 1
     assert part in only_line(capsys)

@@ -17,27 +17,29 @@ import pyarrow.parquet as pq
 import pytest
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.training import pipeline, sources
+from mirrorspark.training import pipeline
 from mirrorspark.training import run as command
-from mirrorspark.training import runs as runs_command
-from mirrorspark.training import train as train_module
-from mirrorspark.training.command_line import parse
-from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.command_line import parse
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.recipe import RECIPE_FILE
 from mirrorspark.training.driver.errors import TrainingStoppedError
+from mirrorspark.training.entry_points import runs as runs_command
+from mirrorspark.training.entry_points import train as train_module
+from mirrorspark.training.entry_points.train import train
+from mirrorspark.training.job import sources
+from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.names import STATE_FILE, SUMMARY_FILE
-from mirrorspark.training.readiness import preflight
-from mirrorspark.training.recipe import RECIPE_FILE
-from mirrorspark.training.records.find_run import find_finished, hold_run_folder
-from mirrorspark.training.records.open_run import open_run
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.run_state import RunUnderWayError, Status
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results.delivery import ResultLostError, Trained
 from mirrorspark.training.results.evaluation.evaluate_run import Verdict
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report.summary import Summary
-from mirrorspark.training.train import train
+from mirrorspark.training.run_records.find_run import find_finished, hold_run_folder
+from mirrorspark.training.run_records.open_run import open_run
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_state import RunUnderWayError, Status
+from mirrorspark.training.run_records.tracking import Tracking
 
 NewConfig = Callable[..., RunConfig]
 
@@ -117,7 +119,7 @@ def test_no_run_is_opened_beside_one_of_the_same_day(config: RunConfig) -> None:
     with (
         hold_run_folder(config, "da7a") as folder,
         pytest.raises(RunUnderWayError, match=f"{folder.path.name} is under way in another driver"),
-        open_run(config, "da7a", "no store", view, only_once=config.only_once),
+        open_run(config, "da7a", Tracking("no store", "rides"), view, only_once=config.only_once),
     ):
         pass
     assert said == []

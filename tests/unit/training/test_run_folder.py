@@ -19,13 +19,13 @@ from uuid import uuid4
 import psutil
 import pytest
 
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.protocol.names import STATE_FILE
-from mirrorspark.training.records import find_run, run_folder, run_state
-from mirrorspark.training.records.find_run import RunFinishedError, find_finished, hold_run_folder
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.run_lock import hold_lock, look_at_lock
-from mirrorspark.training.records.run_state import RunUnderWayError, Status, driver_of, read_state
+from mirrorspark.training.run_records import find_run, run_folder, run_state
+from mirrorspark.training.run_records.find_run import RunFinishedError, find_finished, hold_run_folder
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_lock import hold_lock, look_at_lock
+from mirrorspark.training.run_records.run_state import RunUnderWayError, Status, driver_of, read_state
 
 DATASET = "0123456789abcdef"
 
@@ -264,7 +264,7 @@ def test_a_redo_that_was_broken_off_goes_on_though_an_older_run_has_finished(con
         os.utime(other.path / STATE_FILE, (200, 200))
         found = find_finished(config, DATASET)
         assert (found and found.path) == (done.path if newest is done else None)
-    os.utime(redo.path / STATE_FILE, (400, 400))  # as `python -m training.runs resume` does
+    os.utime(redo.path / STATE_FILE, (400, 400))  # as `python -m training.entry_points.runs resume` does
     with hold_run_folder(config, DATASET, nothing_said, only_once=True) as folder:
         assert folder.path == redo.path
 
@@ -289,7 +289,7 @@ def test_a_redo_that_is_under_way_is_not_hidden_by_an_older_run(
 def test_a_run_goes_on_at_once_when_its_driver_was_killed(config: RunConfig) -> None:
     before = left_behind(config, "failed")
     program = (
-        "import sys; from pathlib import Path; from mirrorspark.training.records.run_folder import RunFolder\n"
+        "import sys; from pathlib import Path; from mirrorspark.training.run_records.run_folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1]), sys.argv[2], None).hold():\n"
         "    print('held', flush=True); input()"
     )
@@ -425,7 +425,7 @@ def test_a_driver_that_was_taken_for_dead_stops_and_leaves_the_state_of_its_succ
         with pytest.raises(RunUnderWayError, match="on node-7"):
             folder.save_state("failed", "mlflow-run-1")
         with pytest.raises(RunUnderWayError, match="on node-7"):
-            folder.note_fenced()
+            folder.note_begun()
     assert state_of(folder) == successor
 
 
@@ -440,12 +440,12 @@ def test_only_the_holder_of_a_run_writes_its_state(config: RunConfig) -> None:
 
 def test_the_next_driver_knows_that_the_checkpoints_store_was_used(config: RunConfig) -> None:
     with hold_run_folder(config, DATASET) as folder:
-        assert not folder.was_fenced
-        folder.note_fenced()
+        assert not folder.has_begun
+        folder.note_begun()
         folder.save_state("failed", "mlflow-run-1")
     with hold_run_folder(config, DATASET) as again:
         assert again.path == folder.path
-        assert again.was_fenced
+        assert again.has_begun
         again.save_state("stopped", "mlflow-run-1")
     assert state_of(folder)["is_fenced"]
 

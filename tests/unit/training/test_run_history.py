@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
-from mirrorspark.training.config import RunConfig
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.run_history import (
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_history import (
     UNSET,
     Launch,
     RunNotFoundError,

@@ -17,14 +17,15 @@ from mlflow import MlflowClient
 
 from mirrorspark.callbacks.mlflow.metric_replay import run_event
 from mirrorspark.callbacks.mlflow.metric_requests import Target
-from mirrorspark.training import pipeline, runs
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training import pipeline
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.entry_points import runs
+from mirrorspark.training.entry_points.runs import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, duration, main
 from mirrorspark.training.protocol.names import STATE_FILE
-from mirrorspark.training.records.find_run import hold_run_folder
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.run_state import Status
 from mirrorspark.training.results.report.summary import Summary
-from mirrorspark.training.runs import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, duration, main
+from mirrorspark.training.run_records.find_run import hold_run_folder
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_state import Status
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -340,7 +341,7 @@ def test_durations_are_told_in_the_two_units_that_tell_most(seconds: float, word
 def test_the_list_needs_none_of_the_heavy_packages(new_run: NewRun, tmp_path: Path) -> None:
     new_run(auc=0.7)
     program = (
-        "import sys; from mirrorspark.training.runs import main\n"
+        "import sys; from mirrorspark.training.entry_points.runs import main\n"
         f"status = main(['list', '--output={tmp_path}'])\n"
         "heavy = {'matplotlib', 'mlflow', 'numpy', 'pyarrow', 'pyspark', 'tensorflow'} & set(sys.modules)\n"
         "sys.exit(status or (f'imports {heavy}' if heavy else 0))"

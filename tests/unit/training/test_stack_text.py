@@ -6,7 +6,7 @@ import traceback
 
 import pytest
 
-from mirrorspark.training.live.stack_text import summarize_stacks
+from mirrorspark.training.run_records.live.stack_text import summarize_stacks
 
 HUNG_INPUT = """\
 Thread 0x00007f01 (most recent call first):
@@ -21,7 +21,7 @@ Thread 0x00007f02 (most recent call first):
 Current thread 0x00007f03 (most recent call first):
   File "/opt/v/lib/python3.12/site-packages/tensorflow/python/eager/execute.py", line 53 in quick_execute
   File "/opt/v/lib/python3.12/site-packages/tf_keras/src/engine/training.py", line 1804 in fit
-  File "/opt/clone/training/fitting/fit.py", line 80 in train
+  File "/opt/clone/training/programs/keras_fit/fit.py", line 80 in train
   File "/opt/clone/training/executor/worker_process.py", line 20 in <module>
 """
 

@@ -871,7 +871,7 @@ def test_a_new_driver_does_not_begin_afresh_where_the_checkpoints_are_not_mounte
                 checkpoints.rmdir()
             away.rename(checkpoints)
 
-    run = replace(supervised(Cluster(finishes)), has_checkpoints=True, on_event=tell)
+    run = replace(supervised(Cluster(finishes)), has_begun=True, on_event=tell)
     attempts = run.supervise(plan)
     assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["store", "store"]
     assert attempts[0].first_error.message.startswith(
@@ -882,7 +882,7 @@ def test_a_new_driver_does_not_begin_afresh_where_the_checkpoints_are_not_mounte
 
 def test_a_new_driver_of_a_run_that_was_killed_before_its_first_checkpoint_begins_afresh(plan: TrainingPlan) -> None:
     supervised(Cluster(finishes)).supervise(plan)
-    (attempt,) = replace(supervised(Cluster(finishes)), has_checkpoints=True).supervise(plan)
+    (attempt,) = replace(supervised(Cluster(finishes)), has_begun=True).supervise(plan)
     assert attempt.resumed_from == 0
 
 

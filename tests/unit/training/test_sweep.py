@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE
 from mirrorspark.training.sweep.command import _build_parser, main, read_options

@@ -13,19 +13,20 @@ import pytest
 from mirrorspark.callbacks.mlflow.store import ActiveRun
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.training import pipeline
-from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
-from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.warm_start import WarmStart
 from mirrorspark.training.protocol.cause import Attempt, RankError
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.tracking import OuterRun, TrackingError
 from mirrorspark.training.results.report.summary import Summary
+from mirrorspark.training.run_records import tracking
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.tracking import OuterRun, Tracking, TrackingError
 from mirrorspark.training.sweep import engine as sweep_engine
 from mirrorspark.training.sweep.engine import SparkEngine, read_attempts, save_attempts
 from mirrorspark.training.sweep.folder import SweepPlace
 from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
-from mirrorspark.training.warm_start import WarmStart
 
 ATTEMPTS = (
     Attempt(1, None, (RankError("lost", 1, "killed", "killed by signal SIGKILL", 5.0),), 0, 100, 2),
@@ -73,8 +74,8 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[FakeJob]:
 
     dataset = SimpleNamespace(manifest=SimpleNamespace(content_hash="d1"))
 
-    def prepare(config: RunConfig, store: str, view: LiveView, slots: int) -> PreparedRun:
-        return PreparedRun(config, cast(Any, dataset), cast(Any, "the session"), "the store")
+    def prepare(config: RunConfig, tracking: Tracking, view: LiveView, slots: int) -> PreparedRun:
+        return PreparedRun(config, cast(Any, dataset), cast(Any, "the session"), tracking)
 
     monkeypatch.setattr(sweep_engine, "open_job", open_job)
     monkeypatch.setattr(pipeline, "prepare", prepare)
@@ -130,9 +131,10 @@ def test_a_sweep_within_an_active_run_logs_to_it_and_its_trials_stay_beside_it(
 ) -> None:
     """L5: as a training does; the experiment is that of the active run."""
     mlflow.set_tracking_uri(mlflow_store)
-    engine = engine_of(TrialPlan(7, replace(plan.config, output=str(tmp_path))))
-    monkeypatch.setattr(engine, "_prepared", replace(engine._prepared, store=mlflow_store))
+    engine = engine_of(TrialPlan(7, replace(plan.config, output=str(tmp_path), tracking_uri=mlflow_store)))
     with mlflow.start_run(experiment_id=mlflow.create_experiment("the user's sweep")) as active:
+        prepared = replace(engine._prepared, tracking=Tracking.find(engine._config))
+        monkeypatch.setattr(engine, "_prepared", prepared)
         parent, further = engine.open_parent("rides-1", None), engine.open_parent("rides-2", None)
         for tracked in (parent, further):
             tracked.finish("FINISHED")
@@ -158,9 +160,10 @@ def test_a_sweep_whose_active_run_cannot_be_looked_up_says_so_unless_an_earlier_
         return SimpleNamespace(experiment=experiment)
 
     monkeypatch.setattr(sweep_engine, "store_client", lambda store: SimpleNamespace(get_run=away))
-    monkeypatch.setattr(sweep_engine, "outer_run", lambda *_: OuterRun(ActiveRun("job-1", None), is_parent_only=False))
-    monkeypatch.setattr(sweep_engine, "TrackedRun", opened)
+    monkeypatch.setattr(tracking, "TrackedRun", opened)
     engine = engine_of(plan)
+    outer = OuterRun(ActiveRun("job-1", None), is_parent_only=False)
+    monkeypatch.setattr(engine, "_prepared", replace(engine._prepared, tracking=Tracking("the store", "rides", outer)))
     with pytest.raises(TrackingError, match="does not say which experiment the active run job-1 is in"):
         engine.open_parent("rides-1", None)
     assert engine.open_parent("rides-1", None, "the user's sweep").experiment == "the user's sweep"
@@ -229,7 +232,7 @@ def test_the_best_trial_is_delivered_from_its_own_folder_with_its_attempts(
         delivered.append((job, attempts, config))
         return Summary(status="finished", model_version="3")
 
-    monkeypatch.setattr(pipeline, "deliver", deliver, raising=False)
+    monkeypatch.setattr(pipeline, "deliver_and_score", deliver, raising=False)
     place = SweepPlace(tmp_path, "rides-1", lambda: "parent-1")
     engine = engine_of(plan)
     engine.train(plan, Heard().control(), place)
@@ -257,7 +260,7 @@ def test_all_trials_begin_from_one_model_whatever_its_alias_means_to_a_later_com
     plan = TrialPlan(7, new_config(warm_start="models:/flights@champion"))
     place = SweepPlace(tmp_path / "sweep", "rides-1", lambda: "parent-1")
     place.folder.mkdir()
-    monkeypatch.setattr(pipeline, "deliver", lambda *_: Summary(status="finished"))
+    monkeypatch.setattr(pipeline, "deliver_and_score", lambda *_: Summary(status="finished"))
     for meant in (exported(tmp_path / "3", "3"), exported(tmp_path / "4", "4"), None):
         engine = engine_of(plan)
         engine._prepared = replace(engine._prepared, warm_start=meant)

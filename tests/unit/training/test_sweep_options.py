@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.space import read_space
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mirrorspark.training.command_line import parse
-from mirrorspark.training.config import RunConfig
-from mirrorspark.training.recipe import RECIPE_FILE
+from mirrorspark.training.configuration.command_line import parse
+from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.configuration.recipe import RECIPE_FILE
 from mirrorspark.training.sweep.report import SweepSummary, as_yaml, command, rank_trials, recipe_patch, trial_table
 from mirrorspark.training.sweep.study import TrialRecord
 

@@ -16,13 +16,13 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
-from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
 from mirrorspark.training.protocol.names import STATE_FILE
-from mirrorspark.training.records import run_folder
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.run_lock import hold_lock
 from mirrorspark.training.results.report.summary import Summary
+from mirrorspark.training.run_records import run_folder
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_lock import hold_lock
 from mirrorspark.training.sweep import run as sweep_run
 from mirrorspark.training.sweep.folder import STUDY_FILE, SWEEPS_FOLDER, SweepPlace, SweepUnderWayError
 from mirrorspark.training.sweep.options import SweepOptions

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.sweep.space import SEARCHABLE, SearchSpace, decode_values, in_words, read_space
 
 NewConfig = Callable[..., RunConfig]

@@ -10,7 +10,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.sweep.figures import figures
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.space import read_space

@@ -4,8 +4,8 @@ import pytest
 
 from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.protocol.cause import Attempt, Cause, RankError
-from mirrorspark.training.records.run_state import RunUnderWayError
-from mirrorspark.training.records.tracking import TrackingError
+from mirrorspark.training.run_records.run_state import RunUnderWayError
+from mirrorspark.training.run_records.tracking import TrackingError
 from mirrorspark.training.sweep.trial import PRUNED, TrialControl, classify_end
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 
-from mirrorspark.training.config import RunConfig
+from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.protocol.cause import Attempt, Cause, RankError
 from mirrorspark.training.protocol.events import Event

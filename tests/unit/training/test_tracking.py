@@ -18,15 +18,13 @@ from mlflow import MlflowClient
 
 from mirrorspark.callbacks.mlflow.metric_requests import RUN_TAG
 from mirrorspark.callbacks.mlflow.store import default_store, own_store
-from mirrorspark.training.config import ConfigError, TrainingConfig
+from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
 from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.records.sources import environment, git_commit, source_tags
-from mirrorspark.training.records.tracking import (
+from mirrorspark.training.run_records.sources import environment, git_commit, source_tags
+from mirrorspark.training.run_records.tracking import (
     TrackedRun,
+    Tracking,
     TrackingError,
-    experiment_name,
-    outer_run,
-    require_names,
     store_of,
 )
 
@@ -363,14 +361,14 @@ def test_the_experiment_is_the_given_one_else_mlflows_in_that_store_else_the_run
     """L5: MLflow's current experiment belongs to its current store."""
     config = TrainingConfig(name="late", output=str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_store)
-    assert experiment_name(config, mlflow_store) == "late"
+    assert Tracking.find(config).experiment == "late"
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "the job's")
-    assert experiment_name(config, mlflow_store) == "the job's"
+    assert Tracking.find(config).experiment == "the job's"
     id_ = MlflowClient(mlflow_store).create_experiment(f"the notebook's {tmp_path.name}")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", id_)
-    assert experiment_name(config, mlflow_store) == f"the notebook's {tmp_path.name}"
-    assert experiment_name(config, "http://another:5000") == "late"
-    assert experiment_name(replace(config, experiment="given"), mlflow_store) == "given"
+    assert Tracking.find(config).experiment == f"the notebook's {tmp_path.name}"
+    assert Tracking.find(replace(config, tracking_uri="http://another:5000")).experiment == "late"
+    assert Tracking.find(replace(config, experiment="given")).experiment == "given"
 
 
 @pytest.fixture
@@ -387,10 +385,8 @@ def train_within(mlflow_store: str, tmp_path: Path) -> OpenRun:
     """Return a function that opens the run of a training, with the active run as its configuration says."""
 
     def build(run_name: str, run_id: str | None = None, **settings: Any) -> TrackedRun:
-        config = TrainingConfig(name="late", output=str(tmp_path), **settings)
-        experiment = experiment_name(config, mlflow_store)
-        outer = outer_run(config, mlflow_store)
-        return TrackedRun(mlflow_store, experiment, tmp_path, run_id, run_name, None, outer)
+        config = TrainingConfig(name="late", output=str(tmp_path), tracking_uri=mlflow_store, **settings)
+        return Tracking.find(config).open_run(tmp_path, run_id, run_name)
 
     return build
 
@@ -516,14 +512,14 @@ def test_names_that_databricks_would_refuse_are_refused_at_once(settings: dict[s
     """L5."""
     config = TrainingConfig(name="late", tracking_uri="databricks", **settings)
     with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
-        require_names(config)
-    require_names(replace(config, tracking_uri="http://server:5000"))
+        Tracking.find(config).require_names(config.registry_name)
+    Tracking.find(replace(config, tracking_uri="http://server:5000")).require_names(config.registry_name)
 
 
 def test_the_registry_of_the_workspace_takes_names_of_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "databricks")
-    require_names(TrainingConfig(name="late", experiment="/Shared/late"))
+    Tracking.find(TrainingConfig(name="late", experiment="/Shared/late")).require_names("late")
 
 
 def test_a_run_has_its_source_and_its_user(open_run: OpenRun, client: MlflowClient) -> None:

@@ -12,17 +12,19 @@ import pytest
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.models.classical import Recommender
 from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.training.config import ConfigError, RunConfig, TrainingConfig
-from mirrorspark.training.fitting import interaction_graph
-from mirrorspark.training.launch import Launched
-from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
+from mirrorspark.training.entry_points.launch import Launched
+from mirrorspark.training.job.job import Cluster, Job
+from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.training_job import TrainingJob, open_job
+from mirrorspark.training.programs.keras_fit import interaction_graph
+from mirrorspark.training.programs.recommenders import fitting
+from mirrorspark.training.programs.recommenders.interactions import Interactions
 from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.recommenders import fitting
-from mirrorspark.training.recommenders.interactions import Interactions
-from mirrorspark.training.records.open_run import OpenRun
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.training_job import TrainingJob, open_job
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.open_run import OpenRun
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.tracking import Tracking
 from tests.unit.callbacks.committed_files import publish_files
 
 
@@ -46,7 +48,7 @@ def heard() -> list[Event]:
 def job(new_config: Callable[..., RunConfig], tmp_path: Path, heard: list[Event]) -> TrainingJob:
     run = SimpleNamespace(folder=RunFolder(tmp_path, "identity", None), on_event=heard.append)
     unused = cast(Any, None)
-    return TrainingJob(unused, new_config(output=str(tmp_path)), unused, cast(OpenRun, run), lambda: 1)
+    return TrainingJob(unused, new_config(output=str(tmp_path)), Cluster(unused, lambda: 1), cast(OpenRun, run))
 
 
 def test_a_recommender_is_fitted_once_and_exported_from_its_file(
@@ -63,12 +65,14 @@ def test_a_recommender_is_fitted_once_and_exported_from_its_file(
     job.config = TrainingConfig(name="movies", model={"name": "als", "rank": 3})
     cast(Any, job.run).view = LiveView(epochs=1, is_interactive=False, write=lambda _: None)
     context = SimpleNamespace(getCheckpointDir=lambda: "theirs")
-    job.spark = cast(Any, SimpleNamespace(sparkContext=context))
+    job.cluster = Cluster(cast(Any, SimpleNamespace(sparkContext=context)), lambda: 1)
     for _ in range(2):  # Another driver goes on with what the first one has fitted.
         (done,) = job.train()
         assert (done.finished, done.epochs) == (True, 0)
     assert fits == ["als_rank_3"]
-    path = job.fetch_best(Path("unused")).path
+    learnt = job.fetch_best(Path("unused"))
+    assert learnt.epoch is None
+    path = learnt.path
     assert isinstance(path, Path)
     assert fitting.load(path)["factors"].shape == (2, 3)
 
@@ -157,13 +161,16 @@ def test_the_supervisor_has_the_budgets_and_limits_of_the_configuration(new_conf
         end_limit_seconds=15.0,
     )
     spark = SimpleNamespace(sparkContext=SimpleNamespace(master="local[4]"))
-    run = SimpleNamespace(folder=SimpleNamespace(was_fenced=True))
-    supervisor = TrainingJob(cast(Any, None), config, cast(Any, spark), cast(Any, run), lambda: 3)._supervisor()
+    folder = SimpleNamespace(has_begun=True, checkpoints="checkpoints")
+    run = SimpleNamespace(folder=folder, on_event=None)
+    cluster, records = Cluster(cast(Any, spark), lambda: 3), cast(Any, run)
+    program = TrainingJob(cast(Any, SimpleNamespace(path="dataset")), config, cluster, records).program()
+    supervisor = Job(program, cluster, records).supervisor()
     budgets, limits = supervisor.budgets, supervisor.limits
     assert (budgets.max_restarts, budgets.max_preemptions, budgets.max_start_failures) == (5, 6, 7)
     assert (limits.start_seconds, limits.first_step_seconds, limits.step_seconds) == (11.0, 12.0, 13.0)
     assert (limits.checkpoint_seconds, limits.end_seconds) == (14.0, 15.0)
-    assert (supervisor.elastic, supervisor.slots(), supervisor.has_checkpoints) == (config.elastic, 3, True)
+    assert (supervisor.elastic, supervisor.slots(), supervisor.has_begun) == (config.elastic, 3, True)
 
 
 def test_a_warm_up_longer_than_the_training_is_refused_before_there_is_a_run(
@@ -171,7 +178,7 @@ def test_a_warm_up_longer_than_the_training_is_refused_before_there_is_a_run(
 ) -> None:
     config = new_config(output=str(tmp_path), epochs=2, warmup_steps=20, learning_rate_schedule="cosine")
     dataset = SimpleNamespace(spec=config.spec, steps=lambda split, rows: 10)
-    prepared = PreparedRun(config, cast(Any, dataset), cast(Any, None), "no store")
+    prepared = PreparedRun(config, cast(Any, dataset), cast(Any, None), Tracking("no store", "rides"))
     with pytest.raises(ModelSettingsError), open_job(prepared, cast(Any, None)):
         pass
     assert not (tmp_path / "runs").exists()
@@ -189,7 +196,7 @@ def test_centroids_that_are_too_large_are_refused_before_there_is_a_run(
         calibration="centroids",
     )
     dataset = SimpleNamespace(spec=config.spec, features=SimpleNamespace(classes=300))
-    prepared = PreparedRun(config, cast(Any, dataset), cast(Any, None), "no store")
+    prepared = PreparedRun(config, cast(Any, dataset), cast(Any, None), Tracking("no store", "rides"))
     with pytest.raises(ModelSettingsError, match="1,000,000 columns"), open_job(prepared, cast(Any, None)):
         pass
     assert not (tmp_path / "runs").exists()

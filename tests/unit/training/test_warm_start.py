@@ -21,21 +21,22 @@ from mirrorspark.scoring.model.directory import ModelDescription
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.package import package_model
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.training import training_job, warm_start
-from mirrorspark.training.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.driver.watchdog import Watch
-from mirrorspark.training.live.view import LiveView
-from mirrorspark.training.prepared_run import PreparedRun
+from mirrorspark.training.job import training_job, warm_start
+from mirrorspark.training.job.job import Cluster
+from mirrorspark.training.job.prepared_run import PreparedRun
+from mirrorspark.training.job.training_job import TrainingJob, open_job
+from mirrorspark.training.job.warm_start import WarmStart, find_model, settle_warm_start
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.limits import Limits
 from mirrorspark.training.protocol.plan import TrainingPlan
-from mirrorspark.training.records.find_run import hold_run_folder
-from mirrorspark.training.records.open_run import OpenRun
-from mirrorspark.training.records.run_folder import RunFolder
-from mirrorspark.training.records.tracking import TrackingError
-from mirrorspark.training.training_job import TrainingJob, open_job
-from mirrorspark.training.warm_start import WarmStart, find_model, settle_warm_start
+from mirrorspark.training.run_records.find_run import hold_run_folder
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.open_run import OpenRun
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.tracking import Tracking, TrackingError
 from tests.unit.mlflow_stores import new_store
 from tests.unit.scoring.exported_models import export_flights, flights_features, log_flights
 from tests.unit.scoring.other_models import LINEAR
@@ -358,10 +359,12 @@ def test_a_run_settles_what_it_begins_from_and_a_trial_takes_what_its_sweep_keep
 
     monkeypatch.setattr(training_job, "open_run", open_run)
     monkeypatch.setattr(training_job, "settle_warm_start", settle)
-    monkeypatch.setattr(RunFolder, "was_fenced", True)
+    monkeypatch.setattr(RunFolder, "has_begun", True)
     manifest = SimpleNamespace(content_hash="da7a")
     dataset = cast(Any, SimpleNamespace(spec=config.spec, steps=lambda split, rows: 10, manifest=manifest))
-    prepared = PreparedRun(config, dataset, cast(Any, None), "no store", of_sweep if is_of_a_sweep else None)
+    prepared = PreparedRun(
+        config, dataset, cast(Any, None), Tracking("no store", "rides"), of_sweep if is_of_a_sweep else None
+    )
     with open_job(prepared, LiveView(epochs=1)) as job:
         assert job.warm_start == (of_sweep if is_of_a_sweep else own)
     assert settled == [(folder.warm_start, True)]
@@ -385,8 +388,8 @@ def test_a_rank_takes_the_weights_without_a_collective_and_the_chief_tells(
     import tf_keras
 
     from mirrorspark.models import multi_field
-    from mirrorspark.training.fitting import fit
-    from mirrorspark.training.ring.strategy import RingStrategy
+    from mirrorspark.training.programs.keras_fit import fit
+    from mirrorspark.training.protocol.ring.strategy import RingStrategy
 
     settings = multi_field.Settings(embedding_dim=4, hidden_units=(8,))
     ring = Twin()
@@ -426,7 +429,7 @@ def test_a_rank_that_reads_a_large_table_does_not_count_as_hung() -> None:
 def test_a_training_that_goes_on_from_a_checkpoint_is_not_begun_again(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, resume_from: str | None, is_begun: bool
 ) -> None:
-    from mirrorspark.training.fitting import fit
+    from mirrorspark.training.programs.keras_fit import fit
 
     begun: list[Path] = []
     model = SimpleNamespace(fit=lambda *_, **__: begun.append(Path("fit")))
@@ -466,12 +469,12 @@ def test_people_read_once_what_was_taken_and_every_attempt_gets_the_folder(
     begin = WarmStart("models:/flights/3", "d1", folder.warm_start)
     dataset = cast(Any, SimpleNamespace(path=folder.path))
     run = OpenRun(folder, tracked, view)
-    job = TrainingJob(dataset, config, cast(Any, None), run, lambda: 1, warm_start=begin)
+    job = TrainingJob(dataset, config, Cluster(cast(Any, None), lambda: 1), run, warm_start=begin)
     event: Event = {"event": "warm_start", "rank": 0, "message": "5 of 6 weights; not taken: a (not there)"}
     job.on_event(event)
     assert lines == ["warm start from models:/flights/3: 5 of 6 weights; not taken: a (not there)"]
     assert job._training_plan().warm_start == str(folder.warm_start)
-    again = TrainingJob(dataset, config, cast(Any, None), run, lambda: 1)
+    again = TrainingJob(dataset, config, Cluster(cast(Any, None), lambda: 1), run)
     run.recall(again.remember)
     assert again.taken == event
     assert len(lines) == 1

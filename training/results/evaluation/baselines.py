@@ -1,6 +1,6 @@
 """The baselines of models that score rows: what they learn from, and what a fitted one predicts.
 
-Which ones there are is in :mod:`training.tasks`; :mod:`training.results.evaluation.boosting` and
+Which ones there are is in :mod:`training.configuration.tasks`; :mod:`training.results.evaluation.boosting` and
 :mod:`training.results.evaluation.linear` fit them.
 """
 

@@ -41,6 +41,7 @@ from mirrorspark.pages.figures.scores import score_histogram
 from mirrorspark.pages.figures.threshold_curves import precision_recall_curve, roc_curve
 from mirrorspark.pages.figures.training_curves import learning_curves
 from mirrorspark.pages.guarded import drawn
+from mirrorspark.training.configuration.tasks import LINEAR_BASELINES
 from mirrorspark.training.executor.child_process import Tell
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
@@ -53,7 +54,6 @@ from mirrorspark.training.results.evaluation.boosting import gradient_boosting
 from mirrorspark.training.results.evaluation.linear import linear_model
 from mirrorspark.training.results.evaluation.segments import retrieval_rows, segment_metrics
 from mirrorspark.training.results.report.rivals import as_baseline, in_words
-from mirrorspark.training.tasks import LINEAR_BASELINES
 
 # A baseline holds its rows in memory on the driver: this many at most, and so many numbers of all features.
 BASELINE_ROWS = 1_000_000
@@ -286,9 +286,11 @@ def ranking_intervals(
     return paired_intervals(mean_statistics(*model), label, own, other, np.ones(len(own)), units=units)
 
 
-def curves_of(history: Sequence[Mapping[str, float]], best_epoch: int, restarts: Sequence[float]) -> Figure | None:
+def curves_of(
+    history: Sequence[Mapping[str, float]], best_epoch: int | None, restarts: Sequence[float]
+) -> Figure | None:
     """Return the learning curves of the epochs' logs; None without any epoch, or where they cannot be drawn."""
-    if not history:
+    if not history or best_epoch is None:
         return None
     names = [name for name in history[0] if all(name in logs for logs in history)]
     columns = {name: [logs[name] for logs in history] for name in names}
@@ -397,7 +399,7 @@ def fitted_baseline(
     """Return a baseline that is fitted on the training rows; the validation rows stop it or choose its regularisation.
 
     Args:
-        name: One of the task's baselines (:mod:`training.tasks`).
+        name: One of the task's baselines (:mod:`training.configuration.tasks`).
         rows: What :func:`baseline_rows` returns.
         seed: Fixes the sampling inside the fit.
         tell: Gets its progress.

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.records.run_history import Launch
+from mirrorspark.training.run_records.run_history import Launch
 
 # The stages whose work Spark's tasks do.
 _SPARK_STAGES = ("infer", "convert", "score")

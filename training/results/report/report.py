@@ -31,11 +31,11 @@ from mirrorspark.pages.numbers import in_digits, short_number
 from mirrorspark.pages.page import page_html
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
-from mirrorspark.training.recipe import as_yaml
-from mirrorspark.training.records.run_history import headline
+from mirrorspark.training.configuration.recipe import as_yaml
 from mirrorspark.training.results.report import rivals
 from mirrorspark.training.results.report.cost import Cost
 from mirrorspark.training.results.report.rivals import each_baseline
+from mirrorspark.training.run_records.run_history import headline
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

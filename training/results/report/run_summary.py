@@ -6,12 +6,12 @@ from typing import Any
 
 from mirrorspark.data_pipelines.quality.page import PAGE_FILE
 from mirrorspark.scoring.parity import ParityReport
+from mirrorspark.training.job.training_job import TrainingJob
 from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.records.run_history import read_curves
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import SCORED_TABLE
-from mirrorspark.training.training_job import TrainingJob
+from mirrorspark.training.run_records.run_history import read_curves
 
 
 def begun(job: TrainingJob, *, is_reused: bool) -> Summary:

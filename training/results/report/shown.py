@@ -15,7 +15,7 @@ from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, title_of, verdict_sentences
 
 if TYPE_CHECKING:
-    from mirrorspark.training.launch import Launched
+    from mirrorspark.training.entry_points.launch import Launched
     from mirrorspark.training.results.delivery import Trained
 
 _RESULT_CHARACTERS = 300

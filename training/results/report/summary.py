@@ -13,8 +13,8 @@ from typing import Any
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.training.protocol.words import findings_in_words
-from mirrorspark.training.records.run_history import headline
 from mirrorspark.training.results.report.rivals import each_baseline
+from mirrorspark.training.run_records.run_history import headline
 
 # The registry's alias of the version that a run registers.
 CHALLENGER = "challenger"

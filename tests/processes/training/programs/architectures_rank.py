@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.callbacks.checkpoints.training_state import tensors
-from mirrorspark.training.ring.ring import Ring
-from mirrorspark.training.ring.strategy import RingStrategy
+from mirrorspark.training.protocol.ring.ring import Ring
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
 from tests.unit.models import test_every_architecture as contract
 
 ROWS = (0, 1, 2, 1)

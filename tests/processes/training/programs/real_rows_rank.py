@@ -18,9 +18,9 @@ import tf_keras
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.models.own_model import keep_compilation
-from mirrorspark.training.fitting.fit import split_among_replicas
-from mirrorspark.training.ring.ring import Ring
-from mirrorspark.training.ring.strategy import RingStrategy
+from mirrorspark.training.programs.keras_fit.fit import split_among_replicas
+from mirrorspark.training.protocol.ring.ring import Ring
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
 from tests.unit.models.fitting import test_real_rows as alone
 
 BATCHES = (32, 48, 128, 512)

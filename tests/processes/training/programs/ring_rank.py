@@ -19,9 +19,9 @@ from mirrorspark.callbacks.collectives.equal_weights import WeightsDifferError, 
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
 from mirrorspark.models.fitting.step_loop import use_step_loop
 from mirrorspark.models.fitting.xla import compile_with_xla
-from mirrorspark.training.fitting.local_updates import SettleLocalUpdates, local_updates
-from mirrorspark.training.ring.ring import Ring
-from mirrorspark.training.ring.strategy import RingStrategy, local_variable
+from mirrorspark.training.programs.keras_fit.local_updates import SettleLocalUpdates, local_updates
+from mirrorspark.training.protocol.ring.ring import Ring
+from mirrorspark.training.protocol.ring.strategy import RingStrategy, local_variable
 
 GLOBAL_BATCH_SIZE = 48
 STEPS = 100

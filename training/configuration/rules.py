@@ -1,0 +1,174 @@
+"""Which settings of a training go together: a check for each subject.
+
+Each raises ``ConfigError`` with the setting, its value and the remedy.
+"""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from mirrorspark.callbacks.checkpoints.commit import Mode
+from mirrorspark.models import own_model
+from mirrorspark.training.configuration.fields import ConfigError
+from mirrorspark.training.configuration.tasks import PACKAGED_BASELINES, RANKING, TASKS
+
+if TYPE_CHECKING:
+    from mirrorspark.training.configuration.config import TrainingConfig
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise ``ConfigError`` with ``message`` unless ``holds``."""
+    if not holds:
+        raise ConfigError(message)
+
+
+def monitored(config: "TrainingConfig") -> tuple[str, Mode]:
+    """Return the metric that chooses the best epoch, and which way is better.
+
+    Raises:
+        ConfigError: The task has no such metric, or ``mode`` does not fit it.
+    """
+    known, monitor, mode = TASKS[config.task].monitors, vars(config)["monitor"], vars(config)["mode"]
+    if monitor is None:
+        monitor = next(iter(known))
+    if config.task == "retrieval":
+        # Papers write recall@20; MLflow refuses the sign in a metric's name.
+        monitor = str(monitor).replace("@", "_at_")
+        if RANKING.fullmatch(monitor):
+            known = {**known, monitor: "max"}
+    if own_model.is_own(config.model) and monitor not in known:
+        # Only its code knows its metrics.
+        require(
+            monitor.startswith("val_") and mode is not None,
+            f"monitor '{monitor}' of an own model needs a name that begins with val_, and mode min or max",
+        )
+        known = {monitor: mode}
+    require(monitor in known, f"monitor '{monitor}' is no metric of a {config.task} model; use one of {list(known)}")
+    best = known[monitor]
+    # The wrong mode would silently keep the worst epoch.
+    require(mode in (None, best), f"mode '{mode}' does not fit monitor '{monitor}'; set mode to {best}")
+    return monitor, best
+
+
+def check_workers(config: "TrainingConfig") -> None:
+    """Check that every batch divides among the workers, their parts and their GPUs."""
+    try:
+        sizes = config.elastic.sizes
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    shares = {size: config.elastic.batch(size).global_batch_size // size for size in sizes}
+    for size, share in shares.items():
+        require(
+            share % config.accumulate == 0,
+            f"a worker's share of a batch, {share} rows with {size} workers, does not divide into "
+            f"{config.accumulate} parts; use another accumulate or global_batch_size",
+        )
+        require(
+            share // config.accumulate % max(1, config.gpus_per_worker) == 0,
+            f"what a worker computes at once, {share // config.accumulate} rows with {size} workers, does not divide "
+            f"among {config.gpus_per_worker} GPUs; use another global_batch_size",
+        )
+
+
+def check_strategy(config: "TrainingConfig") -> None:
+    """Check the strategy against what it can do: local updates, parameter servers, GPUs and precisions."""
+    require(
+        config.strategy_name == "ring" or config.local_steps == 1,
+        "local_steps above 1 need the strategy ring, which trains on CPUs; use local_steps 1",
+    )
+    require(
+        config.local_steps > 1 or (config.outer_momentum == 0 and config.outer_learning_rate == 1),
+        f"outer_momentum {config.outer_momentum} and outer_learning_rate {config.outer_learning_rate} say how local "
+        f"updates become one, and with local_steps 1 there are none; set local_steps above 1, or leave both out",
+    )
+    is_asynchronous = config.strategy == "parameter_server"
+    require(
+        is_asynchronous == (config.parameter_servers > 0),
+        f"strategy {config.strategy_name} with parameter_servers {config.parameter_servers}; give the strategy "
+        f"parameter_server and 1 or more of them, or neither",
+    )
+    require(
+        not is_asynchronous or (config.gpus_per_worker == 0 and not config.xla and config.precision == "float32"),
+        "the strategy parameter_server trains on CPUs in float32 without xla; leave gpus_per_worker, xla and "
+        "precision out",
+    )
+    require(
+        not is_asynchronous or config.warm_start is None,
+        "warm_start does not go with the strategy parameter_server, whose tables no worker holds whole; leave one "
+        "of them out",
+    )
+    require(
+        not is_asynchronous or not config.worker_range.is_elastic,
+        f"workers {config.workers}: the strategy parameter_server needs a fixed number; it goes on without a lost "
+        f"worker anyway",
+    )
+    for what, name in ((config.accumulate > 1, "accumulate"), (config.local_steps > 1, "local_steps")):
+        require(
+            not what or config.precision != "mixed_float16",
+            f"{name} above 1 does not go with precision mixed_float16, whose loss scaling judges every step of all "
+            f"workers; use mixed_bfloat16",
+        )
+    require(
+        config.local_steps == 1 or config.checkpoint_every_seconds is None,
+        "checkpoint_every_seconds does not go with local_steps above 1: the workers meet for a checkpoint, so when "
+        "one is taken is part of the result; use checkpoint_every_steps",
+    )
+    require(
+        config.strategy != "ring" or config.gpus_per_worker == 0,
+        "the strategy ring trains on CPUs; leave strategy out to train on GPUs",
+    )
+
+
+def check_baseline(config: "TrainingConfig") -> None:
+    """Check that the baseline fits the task, and that its package is installed."""
+    known, given = TASKS[config.task].baselines, config.baseline
+    require(
+        given in ("none", *known) or isinstance(given, list),
+        f"baseline '{given}' does not fit a {config.task} model; use {', '.join(known)}, a list of them or none",
+    )
+    for name in config.row_baselines:
+        require(name in known, f"baseline {name!r} does not fit a {config.task} model; list {', '.join(known)}")
+        require(
+            name not in PACKAGED_BASELINES or find_spec(name) is not None,
+            f"baseline '{name}' needs the package {name}, which is not installed; run: pip install "
+            f"'mirrorspark[backends]'",
+        )
+    names = [asked.label for asked in config.recommenders] or list(config.row_baselines)
+    require(len(set(names)) == len(names), f"baseline lists one twice: {names}; leave out the repetition")
+
+
+def check_register(config: "TrainingConfig") -> None:
+    """Check that the better of two models can be registered."""
+    if config.register == "model":
+        return
+    require(
+        "hist_gradient_boosting" in config.row_baselines,
+        f"register better needs a baseline that can be registered, and '{config.baseline}' cannot; use the baseline "
+        f"hist_gradient_boosting, or register model",
+    )
+    require(
+        config.model.get("loss") != "quantile",
+        "register better does not go with model.loss quantile: gradient boosting gives no interval; use another "
+        "loss, or register model",
+    )
+    require(
+        config.calibration == "none",
+        f"calibration '{config.calibration}' does not go with register better: gradient boosting is not calibrated; "
+        f"leave one of them out",
+    )
+
+
+def check_ranking(config: "TrainingConfig") -> None:
+    """Check that candidates can be ranked after an epoch, where that is asked for."""
+    require(
+        not config.ranked_queries or config.task == "retrieval",
+        f"ranked_queries is {config.ranked_queries}, but a {config.task} model ranks no candidates; leave it out",
+    )
+    require(
+        config.ranked_queries != 0 or not RANKING.fullmatch(config.monitor),
+        f"ranked_queries is 0, so there is no {config.monitor} to monitor; use a larger number, or leave it out",
+    )
+    require(
+        config.ranked_k is None or config.strategy != "parameter_server",
+        "the strategy parameter_server has no process that holds all candidates, to rank them; monitor val_loss, "
+        "and leave ranked_queries out",
+    )

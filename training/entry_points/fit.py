@@ -1,0 +1,366 @@
+"""``fit``: from any table to a trained, evaluated and registered model; every default is a function here."""
+
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+from mirrorspark.data_pipelines.any_table import (
+    ROW_NUMBER,
+    TableError,
+    as_dataframe,
+    in_arrow,
+    is_in_memory,
+    numbered,
+)
+from mirrorspark.data_pipelines.convert import ConversionOptions
+from mirrorspark.data_pipelines.convert_once import convert_once, quoted, require_columns
+from mirrorspark.data_pipelines.dataset.manifest import MANIFEST_FILE
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features.infer import infer_spec, numbers_in_order
+from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS, FeatureSpecError
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models.own_model import own_model
+from mirrorspark.scoring.embedding.embedder import Embedder
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.start import open_session
+from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
+from mirrorspark.training.configuration.fields import likely_meant
+from mirrorspark.training.configuration.tasks import LINEAR_BASELINES, POPULARITY, TASKS
+from mirrorspark.training.entry_points.train import train_in_view
+from mirrorspark.training.results.fit_result import FitResult
+from mirrorspark.training.run_records.live.details import spec_details, tell_findings
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.tracking import Tracking
+
+_LOGGER = logging.getLogger(__name__)
+
+# One worker's threads and network cost more than they bring below so many training rows each.
+ROWS_PER_WORKER = 20_000
+MOST_LOCAL_WORKERS = 4
+
+# The kinds of labels that networks for tables learn, with the architecture.
+_TABLES: Mapping[str, str] = {
+    "binary": "multi_field",
+    "multi_class": "multi_class",
+    "number": "regression",
+    "ordinal": "ordinal",
+}
+_ENSEMBLE: Mapping[str, Any] = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
+
+
+def fit(
+    table: Any,
+    label: str | Mapping[str, Any],
+    *,
+    keys: str | Sequence[str] | None = None,
+    time: str | None = None,
+    exclude: str | Sequence[str] = (),
+    spec: FeatureSpec | str | Path | None = None,
+    accept_data_errors: bool = False,
+    model: Callable[[FittedFeatures], Any] | str | Mapping[str, Any] | None = None,
+    callbacks: Sequence[Any] = (),
+    spark: SparkSession | None = None,
+    **settings: Any,
+) -> FitResult:
+    """Train a model of ``label`` on a table, compare it with a baseline, register it, and return the results.
+
+    What is not given has a default: the spec is inferred (:func:`default_spec`), the rows are split
+    (:func:`data_pipelines.quality.splits.default_split`), and the configuration fits the label and the size of the
+    table (:func:`default_config`). The same call on the same rows converts them only once, and goes on with a training
+    that did not finish.
+
+    Args:
+        table: A Spark, pandas or Polars DataFrame, a PyArrow table, the name of a table, or the path of Parquet, CSV or
+            JSON files. With a column ``split`` (``train``, ``validation``, ``test``), it decides about the split.
+        label: The column to learn, or its name and kind: ``{"name": "stars", "kind": "multi_class"}``, ``{"name":
+            "size", "kind": "ordinal", "classes": ["S", "M", "L"]}``. With a ``spec`` the name of its label.
+        keys: Columns that identify a row; by default inferred (:func:`default_spec`), or the row's number in a table
+            in memory.
+        time: Column with the time of a row: the newest rows are for validation and test. It is no feature.
+        exclude: Column, or columns, that are no features.
+        spec: The feature specification, or its YAML file; by default inferred. ``label``, ``keys`` and ``exclude`` are
+            then its own.
+        accept_data_errors: Train even where validation finds errors in the data.
+        model: A function or Keras class of your own that builds the model (:func:`models.own_model.own_model`), or
+            the name of an architecture, or its name and settings; by default one that fits the label.
+        callbacks: Keras callbacks of your own for each worker, with a model of your own.
+        spark: The session; by default the active one, or a local one.
+        settings: Fields of :class:`training.configuration.config.TrainingConfig` that differ from
+            :func:`default_config`.
+
+    Raises:
+        TableError: ``table`` is no table.
+        FeatureSpecError: The spec cannot be inferred or does not fit: the message says which column and why.
+        SplitError: The rows cannot be split.
+        ConfigError: A setting has an invalid value.
+        Exception: As :func:`data_pipelines.convert.convert` and :func:`training.entry_points.train.train` say.
+    """
+    _check_arguments(table, label, model, callbacks, settings)
+    view = LiveView(epochs=1)
+    spark = spark or open_session(None, _local_workers(settings), verbose=bool(settings.get("verbose")))
+    with view.stage("infer", spark=spark) as stage:
+        rows, spec = _rows_and_spec(table, label, keys, time, exclude, spec, spark)
+        stage.note = f"label '{spec.label.name}' of kind {spec.label.kind}; {len(spec.features)} features"
+        stage.details = spec_details(spec)
+    if isinstance(model, str | Mapping):
+        settings["model"] = {"name": model} if isinstance(model, str) else dict(model)
+    elif model is not None:
+        settings["model"] = own_model(model, spec.label.form, callbacks)
+        settings.setdefault("monitor", "val_loss")  # what every model has
+    name, slots = settings.pop("name", None) or default_name(spec), session_of(spark).task_slots()
+    _require_valid(spec, slots, name=name, **settings)
+    with view.stage("convert", spark=spark) as stage:
+        require_columns(rows, spec)
+        rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
+        options = ConversionOptions(accept_errors=accept_data_errors)
+        folder = Path(settings.get("output", TrainingConfig.output)).absolute() / "datasets"
+        dataset = convert_once(rows, spec, folder, name, options=options, embedder=Embedder())
+        counts = {split: dataset.manifest.rows(split) for split in dataset.manifest.splits}
+        stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
+        tell_findings(stage, dataset)
+    config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
+    trained = train_in_view(view, dataset, config, spark)
+    return FitResult.of(trained, dataset, config, rows)
+
+
+def _check_arguments(table: Any, label: Any, model: Any, callbacks: Sequence[Any], settings: Mapping[str, Any]) -> None:
+    """Check what can be checked before a session is started."""
+    if isinstance(table, Dataset) or (isinstance(table, str | Path) and Path(table, MANIFEST_FILE).is_file()):
+        path = table.path if isinstance(table, Dataset) else table
+        raise TableError(
+            f"{path} is a converted dataset, which has its label, features and split already; train on it with "
+            f"ms.train('{path}', ms.TrainingConfig(name=…)), or give ms.fit the table that it was made of"
+        )
+    known = list(TrainingConfig.__dataclass_fields__)
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        remedy = likely_meant(unknown, known, otherwise="use fields of TrainingConfig")
+        raise ConfigError(f"settings {unknown} are unknown; {remedy}")
+    if not isinstance(label, str) and not (isinstance(label, Mapping) and isinstance(label.get("name"), str)):
+        raise FeatureSpecError(
+            f"label {label!r} is no column; give the name of one, or its name and kind as "
+            f"{{'name': 'stars', 'kind': 'number'}}"
+        )
+    if callbacks and (model is None or isinstance(model, str | Mapping)):
+        raise ConfigError("callbacks go with a model of your own; give a function that builds it as model, too")
+
+
+def default_spec(
+    df: DataFrame,
+    label: str | Mapping[str, Any],
+    *,
+    keys: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    last_key: str | None = None,
+    in_memory: pa.Table | None = None,
+) -> FeatureSpec:
+    """Return the spec that is inferred from a table; see :func:`data_pipelines.features.infer.infer_spec`.
+
+    Args:
+        df: The table.
+        label: The column to learn, or its name and kind; the kind is inferred unless given.
+        keys: Columns that identify a row.
+        exclude: Columns that are no features.
+        last_key: The key if no other column identifies the rows.
+        in_memory: The rows of ``df``, if this process has them.
+
+    Raises:
+        FeatureSpecError: As ``infer_spec`` says.
+    """
+    left_out = (SPLIT_COLUMN, *exclude)
+    spec = infer_spec(df, label=_name_of(label), keys=keys, exclude=left_out, last_key=last_key, in_memory=in_memory)
+    if isinstance(label, str) or set(label) == {"name"}:
+        return spec
+    known = {}
+    if label.get("kind") == "ordinal" and "classes" not in label:
+        # The order of the table's own categories, and of numbers, need not be said.
+        known = {"classes": spec.label.order or numbers_in_order(df, spec.label.name)}
+    found = spec.to_dict() | {"label": known | dict(label)}
+    if label.get("kind") == "multi_class" and spec.label.order:
+        _LOGGER.warning(
+            "label %s: its values have an order, which the kind multi_class does not learn; the kind ordinal does",
+            spec.label.name,
+        )
+    if label.get("kind") == "candidate":  # the candidates are a feature, too: that of their tower
+        found["features"][spec.label.name] = {"kind": "categorical"}
+    return FeatureSpec.from_dict(found)
+
+
+def default_name(spec: FeatureSpec) -> str:
+    """Return the name of the registered model, of the experiment and of the folders: that of the label."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", spec.label.name)
+
+
+def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any) -> TrainingConfig:
+    """Return the configuration of a training, from the defaults of this module.
+
+    They are those of :func:`default_workers`, :func:`default_batch_size`, :func:`default_baseline` and, where no model
+    is given, :func:`default_model` with the optimizer and the patience that it names.
+
+    Args:
+        spec: The feature specification.
+        rows: Training rows.
+        slots: Slots of the session.
+        settings: Fields of :class:`training.configuration.config.TrainingConfig` that differ from these.
+
+    Raises:
+        ConfigError: A setting has an invalid value.
+    """
+    workers = default_workers(rows, slots)
+    parts = _whole(settings.get("workers", workers)) * _whole(settings.get("accumulate", 1))
+    parts *= _whole(settings.get("gpus_per_worker", 1))
+    defaults: dict[str, Any] = {
+        "baseline": default_baseline(spec),
+        "workers": workers,
+        "global_batch_size": default_batch_size(rows, parts),
+    }
+    if "model" not in settings:
+        defaults["model"] = default_model(spec)
+        if spec.label.kind in _TABLES:
+            defaults["patience"] = 5
+            # The decay is the optimizer's: another optimizer has its own.
+            defaults |= {} if "optimizer" in settings else {"optimizer": "adamw", "weight_decay": 0.01}
+    return TrainingConfig(**defaults | settings)
+
+
+def default_model(spec: FeatureSpec) -> dict[str, Any]:
+    """Return the architecture that learns the label, and its settings.
+
+    Labels of the kinds ``binary``, ``multi_class``, ``number`` and ``ordinal`` get the ensemble that does best on the
+    tables of docs/quality.md: numbers embedded piecewise, 8 members, a dropout of 0.1. It is trained by AdamW with a
+    decay of 0.01 and a patience of 5 epochs: an epoch takes longer than one of the plain network, and fewer are needed.
+    ``multi_label`` and ``candidate`` get an architecture with its own defaults.
+    """
+    if spec.label.kind in _TABLES:
+        return {"name": _TABLES[spec.label.kind], **_ENSEMBLE}
+    return {"name": "multi_label" if spec.label.kind == "multi_label" else "two_tower"}
+
+
+def default_workers(rows: int, slots: int) -> int:
+    """Return a worker per slot, but at most one per 20,000 training rows."""
+    return max(1, min(slots, rows // ROWS_PER_WORKER))
+
+
+def default_batch_size(rows: int, parts: int = 1) -> int:
+    """Return the power of two nearest to a hundredth of the training rows, from 64 to 4,096.
+
+    So an epoch has about a hundred updates, up to some 400,000 rows.
+
+    Args:
+        rows: Training rows.
+        parts: Equal parts that a batch is divided into, for workers, GPUs and accumulation: it is rounded up to a
+            multiple of them.
+    """
+    about = 2 ** round(math.log2(min(max(rows / 100, 64), 4096)))
+    return -(-about // parts) * parts
+
+
+def default_baseline(spec: FeatureSpec) -> str:
+    """Return the baseline of the label's kind.
+
+    It is popularity for ``candidate``, and logistic regression for ``multi_label``. For ``binary``, ``multi_class``,
+    ``number`` and ``ordinal`` it is gradient boosting, or where a feature is sparse or a vector, which that does not
+    take, logistic or ridge regression.
+    """
+    if spec.label.kind == "candidate":
+        return POPULARITY
+    if spec.label.kind in _TABLES and not any(feature.form in WIDE_FORMS for feature in spec):
+        return "hist_gradient_boosting"
+    return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.form)]
+
+
+def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:
+    """Raise the ``ConfigError`` of settings that are wrong with one worker and with many, before rows are converted."""
+    try:
+        config = default_config(spec, rows=0, slots=slots, **settings)
+    except ConfigError:
+        config = default_config(spec, rows=slots * ROWS_PER_WORKER, slots=slots, **settings)
+    config.require_features(spec)
+    Tracking.find(config).require_names(config.registry_name)
+
+
+def _whole(value: Any) -> int:
+    """Return a whole number above 0 as it is; 1 for anything else, which the configuration accepts or refuses."""
+    return value if isinstance(value, int) and value > 0 else 1
+
+
+def _rows_and_spec(
+    table: Any,
+    label: str | Mapping[str, Any],
+    keys: str | Sequence[str] | None,
+    time: str | None,
+    exclude: str | Sequence[str],
+    spec: FeatureSpec | str | Path | None,
+    spark: SparkSession,
+) -> tuple[DataFrame, FeatureSpec]:
+    """Return the table with the columns that the spec names, and the spec."""
+    if isinstance(spec, str | Path):
+        spec = FeatureSpec.load(spec)
+    if spec is not None:
+        if (name := _name_of(label)) != spec.label.name:
+            raise FeatureSpecError(f"label '{name}' is not that of the spec, '{spec.label.name}'; give one of them")
+        needs_number = is_in_memory(table) and spec.keys == (ROW_NUMBER,)
+        return as_dataframe(numbered(table) if needs_number else table, spark), spec
+    given = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    left_out = (*exclude, *([time] if time else ()))
+    # The number of a row, in case that no column is a key: a table in memory would be sent to Spark, and read, twice.
+    rows = in_arrow(table) if is_in_memory(table) else table
+    is_numbered = not given and isinstance(rows, pa.Table) and ROW_NUMBER not in rows.column_names
+    rows = numbered(rows) if is_numbered else rows
+    df = as_dataframe(rows, spark)
+    unknown = [name for name in exclude if name not in df.columns]
+    if unknown:  # A column that gives the label away would stay a feature.
+        raise FeatureSpecError(
+            f"exclude names the columns {unknown}, which the table does not have; it has "
+            f"{[name for name in df.columns if name != ROW_NUMBER or not is_numbered]}"
+        )
+    if given:
+        _require_unique(df, given, rows if isinstance(rows, pa.Table) else None)
+    spec = default_spec(
+        *(df, label),
+        keys=given,
+        exclude=left_out,
+        last_key=ROW_NUMBER if is_numbered else None,
+        in_memory=rows if isinstance(rows, pa.Table) else None,
+    )
+    return df.drop(ROW_NUMBER) if is_numbered and spec.keys != (ROW_NUMBER,) else df, spec
+
+
+def _name_of(label: str | Mapping[str, Any]) -> str:
+    return label if isinstance(label, str) else str(label.get("name", ""))
+
+
+def _require_unique(df: DataFrame, keys: Sequence[str], in_memory: pa.Table | None) -> None:
+    """Check that the keys identify the rows; a column that is missing is named later."""
+    if not set(keys) <= set(df.columns):
+        return
+    if in_memory is not None:
+        counts: Any = in_memory.num_rows, in_memory.group_by(list(keys)).aggregate([]).num_rows
+    else:
+        counts = df.agg(F.count(F.lit(1)), F.count_distinct(F.struct(*map(quoted, keys)))).first()
+    if counts[1] < counts[0]:
+        raise FeatureSpecError(
+            f"keys {list(keys)} do not identify the rows: {counts[0]:,} rows have {counts[1]:,} different ones; give "
+            f"more columns, or leave keys out"
+        )
+
+
+def _stratified(spec: FeatureSpec) -> str | None:
+    return spec.label.name if spec.label.form in ("binary", "multi_class") else None
+
+
+def _local_workers(settings: Mapping[str, Any]) -> int:
+    """Return the slots of a session that is started here."""
+    workers = settings.get("workers")
+    return workers if isinstance(workers, int) else min(MOST_LOCAL_WORKERS, os.cpu_count() or 1)

@@ -1,0 +1,103 @@
+"""A job: a program on a cluster, with the records of its run. Models and users' functions are trained by jobs alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pyspark.sql import SparkSession
+
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.training.driver.launcher import SparkLauncher
+from mirrorspark.training.driver.supervisor import Launcher, Supervisor
+from mirrorspark.training.protocol.cause import Attempt
+from mirrorspark.training.protocol.elastic import Elastic
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.limits import Budgets, Limits
+from mirrorspark.training.protocol.plan import AttemptPlan
+from mirrorspark.training.protocol.stop import StopSignal
+from mirrorspark.training.run_records.open_run import OpenRun
+
+
+@dataclass(frozen=True)
+class Program:
+    """The plan of the ranks, and the rules by which they are supervised.
+
+    Attributes:
+        plan: The ranks' orders; the supervisor fills in the fields that differ between attempts.
+        elastic: The allowed numbers of workers, with their batch and learning rate.
+        budgets: Numbers of restarts, and the delays before them.
+        limits: Time limits by which a rank or a store counts as hung.
+        payload: Bytes for the plan's entry, sent with every attempt.
+        gpus_per_worker: GPUs of a worker.
+        may_grow: Ranks that are asked to stop leave a checkpoint, from which more workers can resume.
+    """
+
+    plan: AttemptPlan
+    elastic: Elastic
+    budgets: Budgets
+    limits: Limits
+    payload: bytes | None = field(default=None, repr=False)
+    gpus_per_worker: int = 0
+    may_grow: Callable[[], bool] = lambda: True
+
+
+def epochs_in_words(attempts: Sequence[Attempt], best: str = "") -> str:
+    """Return the note of a finished training: its epochs, the best one in words, and its attempts if it had several."""
+    tries = f", {len(attempts)} attempts" if len(attempts) > 1 else ""
+    return f"{attempts[-1].epochs} epochs{best}{tries}"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The session that a program runs on, and the number of workers that fit there now."""
+
+    spark: SparkSession
+    slots: Callable[[], int]
+
+    def launcher(self, program: Program) -> Launcher:
+        """Return the launcher of a program's attempts."""
+        return SparkLauncher(self.spark, program.gpus_per_worker, program.payload)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A program on a cluster, with the records of its run.
+
+    Attributes:
+        launch: Runs one attempt; by default the cluster's launcher does.
+        on_event: Gets every event of the ranks and of the supervisor; by default the records do.
+        stop: Request that the run stop.
+    """
+
+    program: Program
+    cluster: Cluster
+    records: OpenRun
+    launch: Launcher | None = None
+    on_event: Callable[[Event], None] | None = None
+    stop: StopSignal = field(default_factory=StopSignal)
+
+    def train(self) -> tuple[Attempt, ...]:
+        """Run the program to its end under supervision, and return the attempts.
+
+        Raises:
+            TrainingFailedError: A fault of the user's code, or a spent budget.
+            TrainingStoppedError: The run was asked to stop.
+            NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
+        """
+        return self.records.supervise(self.supervisor(), self.program.plan)
+
+    def supervisor(self) -> Supervisor:
+        """Return the supervisor of the job."""
+        program, cluster, session = self.program, self.cluster, session_of(self.cluster.spark)
+        return Supervisor(
+            launch=self.launch or cluster.launcher(program),
+            host=session.bind_address(),
+            advertised=session.driver_address,
+            elastic=program.elastic,
+            slots=cluster.slots,
+            on_event=self.on_event or self.records.on_event,
+            budgets=program.budgets,
+            limits=program.limits,
+            has_begun=self.records.folder.has_begun,
+            may_grow=program.may_grow,
+            stop=self.stop,
+        )

@@ -1,0 +1,164 @@
+"""The preparation of a run: everything is resolved and checked once, on the driver, before it trains."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from pyspark.sql import DataFrame, SparkSession
+
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.spark_session.start import open_session
+from mirrorspark.training.configuration.config import RunConfig, TrainingConfig
+from mirrorspark.training.job.readiness import preflight
+from mirrorspark.training.job.sources import Sources
+from mirrorspark.training.job.warm_start import WarmStart, find_model
+from mirrorspark.training.run_records.live.details import tell_findings
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.tracking import Tracking
+
+
+class SessionSettings(Protocol):
+    """The fields of a configuration that decide its session, and what that must have."""
+
+    @property
+    def slots(self) -> int:
+        """The number of slots that the most workers take."""
+
+    @property
+    def fewest_ranks(self) -> int:
+        """The number of ranks of the fewest workers."""
+
+    @property
+    def output(self) -> str:
+        """The folder with all runs."""
+
+    @property
+    def checkpoints(self) -> str | None:
+        """The place of the checkpoints; by default the run's folder."""
+
+    @property
+    def gpus_per_worker(self) -> int:
+        """GPUs of a worker."""
+
+    @property
+    def open_servers(self) -> str | None:
+        """The strategy, if it starts TensorFlow's unauthenticated servers."""
+
+    @property
+    def allow_open_servers(self) -> bool:
+        """True if such servers may run outside one machine."""
+
+    @property
+    def verbose(self) -> bool:
+        """True if Spark may log."""
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """A run that is ready to train: resolved, checked, and read-only.
+
+    Attributes:
+        tracking: Its place in MLflow.
+        warm_start: The model to begin from: as it was found, or a sweep's copy for all its trials.
+        table: The recipe's table; None for a training from Python, which has a dataset alone.
+        is_reused: Whether an earlier run converted the dataset.
+    """
+
+    config: TrainingConfig
+    dataset: Dataset
+    spark: SparkSession
+    tracking: Tracking
+    warm_start: PinnedModel | WarmStart | None = None
+    table: DataFrame | None = None
+    is_reused: bool = False
+
+
+def prepare(
+    config: RunConfig, tracking: Tracking, view: LiveView, *, slots: int | None = None, sources: Sources | None = None
+) -> PreparedRun:
+    """Check everything, open the session, and convert the recipe's table or reuse an earlier run's dataset.
+
+    Args:
+        config: The run.
+        tracking: Its place in MLflow.
+        view: Shows it.
+        slots: Size of a local session; by default a slot for each of the most workers.
+        sources: The sources of ``config``, if they are known already.
+    """
+    with view.stage("preflight") as stage:
+        sources = sources or Sources.find(config)
+        spark, warm_start, checks = _checked(config, tracking, slots=slots)
+        warnings = [f"{check.name}: {check.detail}" for check in checks if check.is_warning]
+        stage.note = "; ".join([f"{checks[0].name}: {checks[0].detail}", *warnings])
+    with view.stage("convert", spark=spark) as stage:
+        table = sources.table(spark, config)
+        dataset, is_reused = sources.dataset(table, config)
+        rows = ", ".join(f"{dataset.manifest.rows(split):,} {split}" for split in dataset.manifest.splits)
+        stage.note = f"{'reused the dataset of an earlier run:' if is_reused else 'wrote'} {rows} rows"
+        tell_findings(stage, dataset)
+    return PreparedRun(config, dataset, spark, tracking, warm_start, table, is_reused)
+
+
+def prepare_training(
+    dataset: Dataset, config: TrainingConfig, tracking: Tracking, spark: SparkSession | None = None
+) -> PreparedRun:
+    """Check everything and open a session, for a training from Python on an existing dataset."""
+    spark, warm_start, _ = _checked(config, tracking, spark)
+    return PreparedRun(config, dataset, spark, tracking, warm_start)
+
+
+def _checked(
+    config: TrainingConfig, tracking: Tracking, spark: SparkSession | None = None, *, slots: int | None = None
+) -> tuple[SparkSession, PinnedModel | None, list[preflight.Check]]:
+    """Return the session, the model to begin from, and the results of the preflight, those of the cluster first."""
+    preflight.require(driver := check_driver(config, tracking))
+    warm_start = find_model(config, tracking.store)
+    spark, cluster = open_checked_session(config, spark, slots=slots)
+    return spark, warm_start, [*cluster, *driver]
+
+
+def open_checked_session(
+    config: SessionSettings, spark: SparkSession | None = None, *, slots: int | None = None
+) -> tuple[SparkSession, list[preflight.Check]]:
+    """Return the session of a training, by default the active or a new one, and the checks that it has passed."""
+    spark = spark or open_session(_master(config), slots or config.slots, verbose=config.verbose)
+    preflight.require(checks := check_cluster(spark, config))
+    return spark, checks
+
+
+def dry_run(config: RunConfig) -> list[preflight.Check]:
+    """Return the results of the preflight; start nothing but a Spark session."""
+    tracking = Tracking.find(config)
+    checks = check_driver(config, tracking)
+    if all(check.passed for check in checks):
+        Sources.find(config)
+        find_model(config, tracking.store)
+        checks += check_cluster(open_session(config.master, config.slots, verbose=config.verbose), config)
+    return checks
+
+
+def check_driver(config: TrainingConfig, tracking: Tracking) -> list[preflight.Check]:
+    """Return the results of the preflight's checks on the driver, before Spark starts.
+
+    Raises:
+        ConfigError: MLflow will not take a name.
+    """
+    tracking.require_names(config.registry_name)
+    return preflight.check_driver(Path(config.output), tracking.store, _master(config))
+
+
+def check_cluster(spark: SparkSession, config: SessionSettings) -> list[preflight.Check]:
+    """Return the results of the preflight's checks of the cluster, for the fewest workers that may train."""
+    return preflight.check_cluster(
+        spark,
+        config.fewest_ranks,
+        Path(config.output),
+        checkpoints=config.checkpoints,
+        gpus_per_worker=config.gpus_per_worker,
+        open_servers=None if config.allow_open_servers else config.open_servers,
+    )
+
+
+def _master(config: SessionSettings) -> str | None:
+    return config.master if isinstance(config, RunConfig) else None

@@ -1,0 +1,335 @@
+"""The preflight checks: within seconds they say if a run can start and, if not, what to do."""
+
+import http.client
+import importlib.util
+import os
+import shutil
+import socket
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pyspark.sql import SparkSession
+
+from mirrorspark.callbacks.mlflow.store import sqlite_file
+from mirrorspark.spark_session.connect import USE_CLASSIC
+from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.session import MissingCapabilityError, Session
+from mirrorspark.spark_session.start import MINIMUM_JAVA, java_major_version
+from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage.lakes import lake_around
+from mirrorspark.storage.paths import StorageError, StoragePath
+from mirrorspark.training.job.readiness.checks import Check, PreflightError, failure, require, warning
+from mirrorspark.training.job.readiness.executor_checks import LOW_DISK_BYTES, check_executors, check_store
+from mirrorspark.training.job.readiness.executor_probe import SHARED_PACKAGES, with_timeout
+
+__all__ = ["Check", "PreflightError", "check_cluster", "check_driver", "require"]
+
+REACH_SECONDS = 3.0
+EXECUTORS_SECONDS = 20.0
+
+_LOOPBACK = ("127.0.0.1", "::1", "[::1]", "localhost")
+_DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+# Only the service itself could check these.
+_DATABRICKS = ("databricks", "databricks-uc", "uc")
+
+# TensorFlow 2.21 breaks `import tensorflow_recommenders` through ScaNN's op, and Keras 3 cannot train under
+# MultiWorkerMirroredStrategy: these two are pinned to a minor version.
+PINNED_MINOR = {"tensorflow": "2.20.", "tf-keras": "2.20."}
+
+_STANDALONE_PORT = 7077
+
+
+def check_driver(output: Path, tracking_uri: str, master: str | None = None) -> list[Check]:
+    """Return the checks that need no Spark session."""
+    return [_session(master), _java(), _packages(), _legacy_keras(), _output(output), _tracking(tracking_uri)]
+
+
+def check_cluster(
+    spark: SparkSession,
+    workers: int,
+    output: Path | None = None,
+    *,
+    checkpoints: str | None = None,
+    gpus_per_worker: int = 0,
+    open_servers: str | None = None,
+    asks_local: bool = False,
+) -> list[Check]:
+    """Return the checks of a session: slots, dynamic allocation, network, and its executors.
+
+    Args:
+        spark: The session.
+        workers: Barrier tasks of the training.
+        output: Folder that the executors must share with the driver; None for no check.
+        checkpoints: Another folder or store that they must share; in a local session only the driver writes to it.
+        gpus_per_worker: Required GPUs of every task.
+        open_servers: Strategy that starts TensorFlow's unauthenticated servers without permission to do so on a
+            network; None where there is permission, or no need for it.
+        asks_local: Probe the tasks of a local session, too; a run skips this, since they share the driver's machine.
+    """
+    session = session_of(spark)
+    try:
+        session.require_barrier_jobs()
+    except MissingCapabilityError as error:
+        return [failure("session", str(error))]
+    checks = [_slots(session, workers), _allocation(session), *_network(session, open_servers)]
+    if not all(check.passed for check in checks):
+        return checks
+    folders = {"--output": StoragePath.of(_existing(output))} if output else {}
+    try:
+        if checkpoints:
+            folders["--checkpoints"] = _store(checkpoints)
+            # The checks of a store on a network have limits of time, which a look into it does not.
+            if folders["--checkpoints"].is_local and (
+                refusal := _in_a_lake("--checkpoints", StoragePath.of(checkpoints))
+            ):
+                return [*checks, refusal]
+    except StorageError as error:
+        return [*checks, failure("checkpoints", f"{error}; give another place as --checkpoints")]
+    if session.is_local and not asks_local:
+        # The check of the driver has written to the output.
+        return checks + [check_store(option, place) for option, place in folders.items() if option != "--output"]
+    return checks + check_executors(spark, workers, java_major_version(), folders, gpus_per_worker)
+
+
+def _store(location: str) -> StoragePath:
+    folder = StoragePath.of(location)
+    return StoragePath.of(_existing(folder.local)) if folder.is_local else folder
+
+
+def _session(master: str | None) -> Check:
+    remote = os.environ.get("SPARK_REMOTE")
+    if remote:
+        return _refused_connect(f"SPARK_REMOTE is {remote.partition(';')[0]}")
+    if master and master.startswith("sc://"):
+        return _refused_connect(f"--master is {master.partition(';')[0]}")
+    if master and master.startswith("spark://"):
+        problems = [_master_problem(address) for address in master.removeprefix("spark://").split(",")]
+        if all(problems):
+            return failure("session", f"{master} cannot be reached ({problems[0]}); start it or correct --master")
+    return Check("session", True, master or "the active one, or a local one")
+
+
+def _refused_connect(what: str) -> Check:
+    # Callers cut Connect URLs after the address, where a token may follow.
+    return failure("session", f"{what}, which has no barrier jobs and so cannot train; {USE_CLASSIC}")
+
+
+def _master_problem(address: str) -> str | None:
+    host, _, port = address.rpartition(":") if ":" in address else (address, "", "")
+    try:
+        socket.create_connection((host.strip("[]"), int(port or _STANDALONE_PORT)), REACH_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    return None
+
+
+def _java() -> Check:
+    found = java_major_version()
+    if found is None:
+        home = os.environ.get("JAVA_HOME")
+        where = f"JAVA_HOME is {home}, where none starts" if home else "there is none on PATH"
+        return failure("java", f"{where}; install Java {MINIMUM_JAVA} or later and set JAVA_HOME to it")
+    if found < MINIMUM_JAVA:
+        return failure("java", f"found {found}; Spark 4 needs {MINIMUM_JAVA} or later: set JAVA_HOME to one")
+    return Check("java", True, str(found))
+
+
+def _packages() -> Check:
+    found = {}
+    for package in SHARED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            return failure("packages", f"{package} is not installed; run: pip install mirrorspark")
+    for package, minor in PINNED_MINOR.items():
+        if not found[package].startswith(minor):
+            return failure("packages", f"{package} {found[package]} does not work here; install {package}=={minor}*")
+    return Check("packages", True, ", ".join(f"{package} {number}" for package, number in found.items()))
+
+
+def _legacy_keras() -> Check:
+    chosen = os.environ.get("TF_USE_LEGACY_KERAS", "1")
+    if chosen not in ("1", "true", "True"):
+        return failure(
+            "legacy keras",
+            f"TF_USE_LEGACY_KERAS is '{chosen}', but Keras 3 cannot train on several workers; unset it or set it to 1",
+        )
+    if importlib.util.find_spec("tf_keras") is None:
+        return failure("legacy keras", "Python finds no module tf_keras; run: pip install tf-keras==2.20.*")
+    return Check("legacy keras", True, "tf-keras is used on the driver and on all workers")
+
+
+def _output(output: Path) -> Check:
+    if (in_a_lake := _in_a_lake("--output", StoragePath.of(output))) is not None:
+        return in_a_lake
+    refusal = _cannot_write(output)
+    if refusal is not None:
+        return failure("output", f"{output} cannot be written ({refusal}); give another folder as --output")
+    free = shutil.disk_usage(_existing(output)).free
+    if free < LOW_DISK_BYTES:
+        return warning("output", f"{output} has {free / 1e9:.1f} GB free; make room, or give another --output")
+    return Check("output", True, str(output))
+
+
+def _in_a_lake(option: str, folder: StoragePath) -> Check | None:
+    """Return the refusal of a folder that is, or lies in, a lake table, whose files are not ours to add to."""
+    table = lake_around(folder)
+    return None if table is None else failure(option.lstrip("-"), f"{table}; give another folder as {option}")
+
+
+def _cannot_write(folder: Path) -> str | None:
+    """Return why ``folder``, which may not exist yet, cannot be written, or None. Leaves nothing behind."""
+    existing = _existing(folder)
+    try:
+        with tempfile.NamedTemporaryFile(dir=existing, prefix=".write-test-"):
+            return None
+    except OSError as error:
+        return f"{existing}: {error.strerror}" if existing != folder.absolute() else str(error.strerror)
+
+
+def _existing(folder: Path) -> Path:
+    """Return ``folder`` or its nearest existing parent."""
+    existing = folder.absolute()
+    # Path.exists raises if a parent may not be read; here the write reports that.
+    while not os.path.exists(existing) and existing != existing.parent:  # noqa: PTH110
+        existing = existing.parent
+    return existing
+
+
+def _tracking(uri: str) -> Check:
+    # A URI may have a password, which must not reach a log; reachability does not depend on it.
+    shown = without_credentials(uri)
+    scheme = uri.partition(":")[0].lower() if ":" in uri else ""
+    dialect = scheme.partition("+")[0]
+    plugins = {entry.name for entry in entry_points(group="mlflow.tracking_store")}
+    if (file := sqlite_file(uri)) is not None:
+        refusal = _cannot_write(file.parent)
+        if refusal is not None:
+            return failure("tracking", f"{shown} cannot be written ({refusal}); give another --tracking-uri")
+    elif scheme in ("http", "https"):
+        outage, problem = _server_problems(shown)
+        if problem is not None:
+            return failure("tracking", f"{shown} {problem}; give another --tracking-uri")
+        if outage is not None:
+            # It may come back: metrics are sent later, and only the registration needs it.
+            return warning("tracking", f"{shown} {outage}; start it: the run's metrics are kept and sent later")
+    elif dialect in _DATABASE_PORTS:
+        problem = with_timeout(lambda: _database_problem(uri, _DATABASE_PORTS[dialect]), 2 * REACH_SECONDS)
+        if problem is not None:
+            return failure("tracking", f"{shown} {problem}; start it or give another --tracking-uri")
+    elif uri not in _DATABRICKS and scheme not in (*_DATABRICKS, *plugins, "sqlite"):
+        if scheme not in ("", "file"):
+            known = ["http", "https", "sqlite", *_DATABASE_PORTS, "databricks", *sorted(plugins)]
+            return failure("tracking", f"{shown} is no store that MLflow knows; --tracking-uri takes {known}")
+        refusal = _folder_problem(Path(unquote(urlsplit(uri).path) if scheme else uri))
+        if refusal is not None:
+            return failure("tracking", f"{shown} cannot be written ({refusal}); give another --tracking-uri")
+    return Check("tracking", True, shown)
+
+
+def _folder_problem(folder: Path) -> str | None:
+    # Since version 3.7 MLflow opens a folder only with this variable.
+    if os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() not in ("1", "true"):
+        return "MLflow keeps no new runs in folders; use sqlite:///FILE"
+    return _cannot_write(folder)
+
+
+def _database_problem(uri: str, default_port: int) -> str | None:
+    # MLflow itself would retry for minutes, and create its tables.
+    import sqlalchemy
+
+    try:
+        address = sqlalchemy.make_url(uri)
+        if address.host:
+            socket.create_connection((address.host, address.port or default_port), REACH_SECONDS).close()
+        engine = sqlalchemy.create_engine(address, poolclass=sqlalchemy.NullPool)
+        engine.connect().close()
+    except ImportError as error:
+        return f"needs the Python package '{error.name}', which is not installed"
+    except (OSError, ValueError, sqlalchemy.exc.SQLAlchemyError) as error:
+        lines = without_credentials(str(error)).splitlines() or [type(error).__name__]
+        return f"cannot be reached ({lines[0]})"
+    return None
+
+
+def _server_problems(uri: str) -> tuple[str | None, str | None]:
+    """Return a server's temporary problem, and a problem of its address."""
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACH_SECONDS).close()  # noqa: S310 - http(s) only
+    except urllib.error.HTTPError as error:
+        with error:
+            # A server that requires a password is up.
+            return (f"answers with status {error.code}" if error.code >= 500 else None), None
+    except (ValueError, http.client.HTTPException) as error:
+        return None, f"is no tracking server ({error})"
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        said = f"cannot be reached ({reason})"
+        return (None, said) if isinstance(reason, socket.gaierror) else (said, None)
+    return None, None
+
+
+def _slots(session: Session, workers: int) -> Check:
+    # The executors of a new session may still be starting.
+    deadline = time.monotonic() + EXECUTORS_SECONDS
+    while (slots := session.task_slots()) < workers and not session.is_local and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if slots < workers:
+        return failure(
+            "slots",
+            f"{session.master} has {slots} task slots for {workers} workers, and a barrier job starts all "
+            f"or none; use --workers {max(slots, 1)} or a larger cluster",
+        )
+    return Check("slots", True, f"{slots} on {session.master}")
+
+
+def _allocation(session: Session) -> Check:
+    key = "spark.dynamicAllocation.enabled"
+    if session.setting(key, "false").lower() == "true":
+        return failure("allocation", f"{key} is true, which Spark refuses for barrier jobs; set it to false")
+    return Check("allocation", True, "fixed")
+
+
+def _network(session: Session, open_servers: str | None) -> list[Check]:
+    """Return what the network of a cluster leaves open; nothing where all of it is on this machine."""
+    found = [check] if (check := _encryption(session)) else []
+    if session.driver_address in _LOOPBACK:
+        return found
+    if open_servers is not None:
+        found.append(
+            failure(
+                "servers",
+                f"strategy {open_servers} starts TensorFlow's servers on all interfaces, where they run any graph for "
+                f"any caller; use --allow-open-servers on a network of trusted machines, or the strategy ring",
+            )
+        )
+    if session.setting("spark.authenticate", "false").lower() != "true":
+        found.append(
+            warning(
+                "network",
+                "spark.authenticate is off, so any machine that reaches the executors' ports can read what they "
+                "exchange and give them tasks; where the network has other users, set it and "
+                "spark.network.crypto.enabled to true",
+            )
+        )
+    elif session.setting("spark.network.crypto.enabled", "false").lower() != "true":
+        found.append(warning("network", "spark.network.crypto.enabled is off, so executors exchange rows in the clear"))
+    return found
+
+
+def _encryption(session: Session) -> Check | None:
+    # MirroredStrategyRunner refuses unencrypted traffic on an encrypted cluster, unless this option is set.
+    ignore = "tensorflow.spark.distributor.ignoreSsl"
+    if session.setting("spark.ssl.enabled", "false").lower() != "true":
+        return None
+    if session.setting(ignore, "false").lower() != "true":
+        return failure(
+            "encryption",
+            f"spark.ssl.enabled is true, and workers talk to each other in the clear; set {ignore} to true to allow it",
+        )
+    return warning("encryption", f"workers talk to each other in the clear, as {ignore} allows")

@@ -1,0 +1,134 @@
+"""The source tables of a run, and their conversion to a dataset."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import DataFrame, SparkSession
+
+from mirrorspark.data_pipelines.convert import DatasetExistsError, convert, dataset_address, read_profile
+from mirrorspark.data_pipelines.dataset.manifest import is_published
+from mirrorspark.data_pipelines.quality.profile import DatasetProfile
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.data_pipelines.tables import (
+    SourceError,
+    find_tables,
+    package_folder,
+    query,
+    register_tables,
+    source_identity,
+)
+from mirrorspark.scoring.embedding.embedder import Embedder
+from mirrorspark.training.configuration.config import ConfigError, RunConfig
+from mirrorspark.training.configuration.recipe import SQL_FILE
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The source tables of a run and the dataset's folder, found without Spark.
+
+    Attributes:
+        files: The file of each table.
+        identity: Distinguishes these sources from all others.
+        reference: Profile of the former dataset that this one should resemble.
+        dataset_path: Folder of the dataset, which may be yet to be written.
+    """
+
+    files: Mapping[str, Path]
+    identity: Mapping[str, Any]
+    reference: DatasetProfile | None
+    dataset_path: Path
+
+    @classmethod
+    def find(cls, config: RunConfig) -> "Sources":
+        """Return the sources of a run.
+
+        Raises:
+            ConfigError: The recipe brings no data and none is given, or a table has no file in the folder that is.
+            SourceError: The recipe's data package is not installed, or a table has no file in it.
+            ScoringError: An encoder is missing.
+        """
+        files = _source_files(config)
+        identity: dict[str, Any] = {"tables": config.tables, "csv_null": config.csv_null}
+        identity |= source_identity(files, config.sql)
+        if config.items:
+            identity["items"] = config.items["sql"]
+        identity |= Embedder().source(config.spec)
+        reference = read_profile(config.reference_dataset) if config.reference_dataset else None
+        if reference is not None:
+            # The report of drift is part of the dataset, so another reference makes another dataset.
+            document = json.dumps(reference.to_dict(), sort_keys=True)
+            identity["reference"] = hashlib.sha256(document.encode()).hexdigest()[:16]
+        address = dataset_address(identity, config.spec, config.conversion)
+        path = Path(config.output).absolute() / "datasets" / f"{config.name}-{address}"
+        return cls(files, identity, reference, path)
+
+    def converted(self) -> Dataset | None:
+        """Return the dataset if an earlier run has converted it, else None."""
+        return Dataset.open(self.dataset_path) if is_published(self.dataset_path) else None
+
+    def table(self, spark: SparkSession, config: RunConfig) -> DataFrame:
+        """Return the table that the recipe's query builds from the source tables.
+
+        Raises:
+            SourceError: A table cannot be read, or the query cannot be run.
+        """
+        return _table(spark, config, self.files)
+
+    def items(self, spark: SparkSession, config: RunConfig) -> DataFrame | None:
+        """Return the table of items, from the source tables that :meth:`table` has registered; None without items.
+
+        Raises:
+            SourceError: The query cannot be run.
+        """
+        return query(spark, config.items["sql"], "the sql of items") if config.items else None
+
+    def dataset(self, table: DataFrame, config: RunConfig) -> tuple[Dataset, bool]:
+        """Return the dataset and True if it existed already; convert ``table`` otherwise."""
+        if (dataset := self.converted()) is not None:
+            return dataset, True
+        try:
+            converted = convert(
+                table,
+                config.spec,
+                self.dataset_path,
+                source=self.identity,
+                options=config.conversion,
+                reference=self.reference,
+                items=self.items(table.sparkSession, config),
+                embedder=Embedder(),
+                progress=False,
+            )
+        except DatasetExistsError:  # An equal command has finished first.
+            return Dataset.open(self.dataset_path), True
+        return converted, False
+
+
+def recipe_table(spark: SparkSession, config: RunConfig) -> DataFrame:
+    """Return the table that the recipe's query builds from its source tables.
+
+    Raises:
+        ConfigError: As for :meth:`Sources.find`.
+        SourceError: As for :meth:`Sources.find`; a table cannot be read, or the query cannot be run.
+    """
+    return _table(spark, config, _source_files(config))
+
+
+def _source_files(config: RunConfig) -> dict[str, Path]:
+    if config.data is not None:
+        try:
+            return find_tables(Path(config.data), config.tables)
+        except SourceError as error:
+            raise ConfigError(str(error)) from error
+    if config.data_package is None:
+        raise ConfigError(f"recipe '{config.name}' brings no data; give the folder with its tables as --data")
+    return find_tables(package_folder(config.data_package, config.data_package_folder), config.tables)
+
+
+def _table(spark: SparkSession, config: RunConfig, files: Mapping[str, Path]) -> DataFrame:
+    unpacked = Path(config.output).absolute() / "sources"
+    register_tables(spark, files, config.tables, unpacked=unpacked, csv_null=config.csv_null)
+    return query(spark, config.sql, SQL_FILE)

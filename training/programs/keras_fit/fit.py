@@ -1,0 +1,300 @@
+"""The training of one rank: strategy, data, model, ``model.fit``."""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.stop_request import TrainingStopped
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
+from mirrorspark.data_pipelines.reading.padding import PaddedBatch
+from mirrorspark.models import catalog, own_model
+from mirrorspark.models.fitting.objectives import compile_model
+from mirrorspark.models.fitting.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
+from mirrorspark.models.fitting.step_loop import use_step_loop
+from mirrorspark.models.fitting.warm_start import EarlierModel, begin_from
+from mirrorspark.models.fitting.xla import compile_with_xla
+from mirrorspark.models.settings import ModelSettingsError
+from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
+from mirrorspark.training.configuration.config import TrainingConfig
+from mirrorspark.training.executor.worker_control import Finish, WorkerControl
+from mirrorspark.training.fault_injection import injected as injected_faults
+from mirrorspark.training.programs.keras_fit import interaction_graph
+from mirrorspark.training.programs.keras_fit.fit_callbacks import fit_callbacks, with_local_checkpoint
+from mirrorspark.training.programs.keras_fit.local_updates import SettleLocalUpdates, local_updates
+from mirrorspark.training.programs.keras_fit.start import Start, read_start
+from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.plan import TrainingPlan
+from mirrorspark.training.protocol.ring.connection import open_listener
+from mirrorspark.training.protocol.ring.rendezvous import Rendezvous
+from mirrorspark.training.protocol.ring.ring import Ring
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
+from mirrorspark.training.protocol.words import numbers_in_words
+
+
+def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
+    """Fit the model on this rank's share of every batch, then call ``finish`` with the number of completed epochs.
+
+    Args:
+        plan: The attempt.
+        control: Connects this rank to its driver.
+        finish: Called within ``fit``, at the training's end; it may end the process.
+
+    Raises:
+        RingError: Another rank is lost.
+        TrainingStopped: A rank was asked to stop; the checkpoint of that step is committed.
+    """
+    activity = control.activity
+    plan = with_local_checkpoint(plan, activity)  # Before the ranks connect: a download may take long.
+    activity.enter("connecting")
+    strategy = open_strategy(plan, activity, control.rendezvous)
+    activity.enter("building")
+    dataset = Dataset.open(plan.dataset)
+    tf_keras.utils.set_random_seed(plan.config.seed)
+    tf_keras.mixed_precision.set_global_policy(plan.config.precision)
+    start = read_start(plan, dataset)
+    model = build_model(plan, dataset, strategy, start)
+    faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt, activity.input_busy)
+    activity.enter("restoring")
+    if plan.warm_start is not None and plan.resume_from is None:
+        _apply_warm_start(Path(plan.warm_start), model, dataset, control)
+    if plan.graph is not None:  # After a warm start, whose table it propagates.
+        interaction_graph.connect(model, Path(plan.graph))
+    with strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext():
+        try:
+            model.fit(
+                _batches(strategy, dataset, plan, "train", (start.epoch, start.step_in_epoch), activity, faults.input),
+                validation_data=_batches(strategy, dataset, plan, "validation", (0, 0), activity),
+                epochs=plan.config.epochs,
+                steps_per_epoch=dataset.steps("train", plan.global_batch_size),
+                validation_steps=dataset.steps("validation", plan.global_batch_size),
+                callbacks=fit_callbacks(
+                    plan,
+                    control,
+                    start=start,
+                    finish=finish,
+                    locate=lambda epoch, step: _describe_step(dataset, plan, control, epoch, step),
+                    after_restore=[
+                        SettleLocalUpdates(),
+                        *own_callbacks(plan.config),
+                        *ranking_callbacks(plan, model, dataset, control),
+                    ],
+                    after_checkpoint=faults.callbacks(),
+                ),
+                verbose=0,
+            )
+        except TrainingStopped:
+            activity.enter("ending")
+            raise
+
+
+def own_callbacks(config: TrainingConfig) -> list[tf_keras.callbacks.Callback]:
+    """Return the callbacks that belong to a user's own model."""
+    architecture = config.architecture
+    if not isinstance(architecture, own_model.OwnArchitecture):
+        return []
+    return architecture.callbacks(catalog.settings(config.model["name"], config.model_options))
+
+
+def ranking_callbacks(
+    plan: TrainingPlan, model: tf_keras.Model, dataset: Dataset, control: WorkerControl
+) -> list[tf_keras.callbacks.Callback]:
+    """Return the callback that ranks the candidates after every epoch, if the configuration asks for it."""
+    config = plan.config
+    if config.ranked_k is None:
+        return []
+    # Here, because no other model needs its searches.
+    from mirrorspark.training.programs.keras_fit.rank_validation import RankValidation
+
+    architecture = config.architecture
+    return [
+        RankValidation(
+            tf.function(functools.partial(architecture.predict, model), reduce_retracing=True),
+            dataset,
+            k=config.ranked_k,
+            rank=control.rank,
+            workers=plan.workers,
+            activity=control.activity,
+            most_queries=config.ranked_queries,
+        )
+    ]
+
+
+def open_strategy(
+    plan: TrainingPlan, activity: Activity, rendezvous: Rendezvous | None = None
+) -> tf.distribute.Strategy:
+    """Return the plan's strategy, connected to the other ranks.
+
+    Args:
+        plan: The attempt.
+        activity: Shows the rank that the strategy waits for.
+        rendezvous: Exchanges the addresses of the ranks; without it ``TF_CONFIG`` has them.
+
+    Raises:
+        RingConnectError: A rank did not connect within the limit of the start.
+    """
+    if plan.config.strategy_name == "multi_worker_mirrored":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    limit = plan.config.start_limit_seconds
+    if rendezvous is None:
+        return RingStrategy.from_tf_config(plan.token, timeout_seconds=limit, limit_seconds=math.inf, observer=activity)
+    # The other ranks connect as soon as they have the address, so it is reported only while this rank listens.
+    with open_listener(rendezvous.host) as listener:
+        addresses = rendezvous.exchange_addresses(listener.getsockname()[1], limit)
+        ring = Ring.connect(
+            rendezvous.rank,
+            addresses,
+            plan.token,
+            listener=listener,
+            timeout_seconds=limit,
+            limit_seconds=math.inf,
+            observer=activity,
+        )
+    return RingStrategy(ring)
+
+
+def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.Strategy, start: Start) -> tf_keras.Model:
+    """Return the compiled model, its variables equal on all ranks."""
+    config = plan.config
+    architecture = config.architecture
+    steps = dataset.steps("train", plan.global_batch_size)
+    settings = OptimizerSettings(
+        name=config.optimizer,
+        learning_rate=config.scaled_learning_rate * plan.learning_rate_scale,
+        schedule=config.learning_rate_schedule,
+        warmup_steps=config.warmup_steps,
+        total_steps=steps * config.epochs,
+        clip_norm=config.clip_norm,
+        weight_decay=config.weight_decay,
+        start_step=start.schedule_step,
+        start_share=start.schedule_share,
+    )
+    rules: list[Callable[[type], type]] = []
+    if config.local_steps > 1:
+        assert isinstance(strategy, RingStrategy)  # noqa: S101 - checked by the configuration
+        rules.append(
+            local_updates(strategy.ring, config.local_steps, config.outer_momentum, config.outer_learning_rate)
+        )
+    if config.accumulate > 1:
+        rules.append(gathering)  # Outermost: gradients that are held back are no step.
+    with strategy.scope():
+        model = architecture.build(
+            catalog.settings(config.model["name"], config.model_options), dataset.features, config.seed
+        )
+        steps_per_execution = min(config.steps_per_execution, steps)
+        if getattr(model, "own_compilation", False):
+            if rules:
+                raise ModelSettingsError(
+                    "accumulate and local_steps need the configured optimizer, and the model was compiled with its "
+                    "own; leave them out, or do not compile the model"
+                )
+            own_model.keep_compilation(model, steps_per_execution)
+        else:
+            compile_model(model, architecture.TASK, build_optimizer(settings, *rules), steps_per_execution)
+        if config.xla:
+            compile_with_xla(model)
+        if config.accumulate > 1:
+            accumulate_gradients(model, config.accumulate)
+    use_step_loop(model)
+    return model
+
+
+def _apply_warm_start(folder: Path, model: tf_keras.Model, dataset: Dataset, control: WorkerControl) -> None:
+    """Load the weights in ``folder`` into the model, equal on every rank, and report it to the driver.
+
+    Raises:
+        WarmStartError: No weights fit.
+        OSError: This rank does not see the folder.
+    """
+    beat = control.activity.beat  # Large tables take long to read, which is no hang.
+    features = FittedFeatures.load(folder / FEATURES_FOLDER)
+    beat()
+    earlier = EarlierModel(folder / SAVED_MODEL_FOLDER, features)
+    with model.distribute_strategy.scope():
+        taken = begin_from(model, dataset.features, earlier, beat)
+    if control.rank == 0:
+        control.events.send({"event": "warm_start", **dataclasses.asdict(taken), "message": taken.in_words()})
+
+
+def _batches(
+    strategy: tf.distribute.Strategy,
+    dataset: Dataset,
+    plan: TrainingPlan,
+    split: str,
+    start: tuple[int, int],
+    activity: Activity,
+    gate: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda share: share,
+) -> Any:
+    """Return this rank's share of every global batch of ``split``, epoch after epoch; ``gate`` wraps it."""
+
+    def rank_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        read_plan = _read_plan(plan, split, context.input_pipeline_id, start)
+        shares = load_batches(dataset, read_plan, scaled_to="batch", busy=activity.input_busy)
+        # A distributed dataset could not be wrapped any more.
+        return gate(split_among_replicas(shares, context.num_replicas_in_sync // context.num_input_pipelines))
+
+    # Every rank builds its own input: TensorFlow must neither shard nor re-batch it.
+    return strategy.distribute_datasets_from_function(rank_dataset)
+
+
+def split_among_replicas(shares: tf.data.Dataset, replicas: int) -> tf.data.Dataset:
+    """Split a worker's share of every global batch into one batch per replica, that is, per GPU of the worker."""
+    if replicas == 1:
+        return shares
+
+    def split(share: PaddedBatch) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(tf.nest.map_structure(by_replica, share))
+
+    def by_replica(rows: Any) -> Any:
+        if rows.shape.rank == 0:  # the scale of a padded batch, which is that of all replicas
+            return tf.repeat(rows, replicas)
+        reshape = tf.sparse.reshape if isinstance(rows, tf.SparseTensor) else tf.reshape
+        return reshape(rows, [replicas, rows.shape[0] // replicas, *rows.shape[1:]])
+
+    return shares.flat_map(split)
+
+
+def _describe_step(dataset: Dataset, plan: TrainingPlan, control: WorkerControl, epoch: int, step: int) -> str:
+    """Return the records that a step of this rank read, and the checkpoint to resume from, in words."""
+    files = "; ".join(
+        f"{path} records {numbers_in_words(records)}"
+        for path, records in dataset.records_of(_read_plan(plan, "train", control.rank), epoch, step).items()
+    )
+    return f"it read {files}; {describe_last_checkpoint(plan, control.activity, epoch, step)}"
+
+
+def describe_last_checkpoint(plan: TrainingPlan, activity: Activity, epoch: int, step: int) -> str:
+    """Return in words the newest intact checkpoint before a step of an epoch, both from 0."""
+    with activity.within("checkpoint"):  # Reading it may take long, and the other ranks may wait.
+        newest = next(
+            (
+                checkpoint
+                for checkpoint in commit.committed(plan.checkpoints)
+                if (checkpoint.epoch, checkpoint.step_in_epoch) <= (epoch, step)
+                and commit.is_whole(checkpoint, activity.beat)
+            ),
+            None,
+        )
+    return f"the last checkpoint is that of step {newest.step:,}" if newest else "there is no checkpoint yet"
+
+
+def _read_plan(plan: TrainingPlan, split: str, rank: int, start: tuple[int, int] = (0, 0)) -> ReadPlan:
+    return ReadPlan(
+        split,
+        plan.global_batch_size,
+        rank=rank,
+        workers=plan.workers,
+        seed=plan.config.seed if split == "train" else None,
+        epoch=start[0],
+        step=start[1],
+        epochs=None,
+    )

@@ -1,0 +1,138 @@
+"""The callbacks of ``model.fit`` in a rank, in their order, and their state in a checkpoint."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import tf_keras
+
+from mirrorspark.callbacks.backup import BackupAndRestore
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.fetch import fetch
+from mirrorspark.callbacks.checkpoints.training_state import Stateful
+from mirrorspark.callbacks.early_stopping import AgreedEarlyStopping
+from mirrorspark.callbacks.nan_guard import Locate, StopOnNaN
+from mirrorspark.callbacks.profile import ProfileSteps
+from mirrorspark.callbacks.progress import EventCallback
+from mirrorspark.callbacks.short_executions import ShortExecutions
+from mirrorspark.callbacks.stop_request import StopOnRequest
+from mirrorspark.training.configuration.config import TrainingConfig
+from mirrorspark.training.executor.worker_control import WorkerControl
+from mirrorspark.training.programs.keras_fit.activity_callback import ActivityCallback
+from mirrorspark.training.programs.keras_fit.start import BATCH_STATE, BatchState, Start, reading_from_store
+from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.plan import PROGRESS_STATE, TrainingPlan
+
+Callbacks = Sequence[tf_keras.callbacks.Callback]
+
+
+def with_local_checkpoint(plan: TrainingPlan, activity: Activity) -> TrainingPlan:
+    """Return the plan with its checkpoint on this machine's disk; to be called before the ranks connect.
+
+    A download may take long: its bytes count as progress, and no rank waits in a collective meanwhile.
+
+    Raises:
+        StoreUnreachableError: The store does not answer, this rank does not see the checkpoint, or its disk is full.
+        CheckpointDamagedError: The checkpoint's checksums do not match.
+        PermissionError: Others may write to the folder for copies.
+    """
+    if plan.resume_from is None:
+        return plan
+    with reading_from_store(plan.resume_from):
+        checkpoint = fetch(commit.read_committed(plan.resume_from), progress=lambda done, total: activity.beat())
+    return dataclasses.replace(plan, resume_from=str(checkpoint.path))
+
+
+def fit_callbacks(
+    plan: TrainingPlan,
+    control: WorkerControl,
+    *,
+    start: Start,
+    finish: Callable[[int], None],
+    locate: Locate | None = None,
+    is_stop_requested: Callable[[], bool] | None = None,
+    checkpoint_class: Callable[..., ChiefCheckpoint] = ChiefCheckpoint,
+    after_restore: Callbacks = (),
+    before_checkpoint: Callbacks = (),
+    after_checkpoint: Callbacks = (),
+) -> list[tf_keras.callbacks.Callback]:
+    """Return the callbacks of a rank, in the order in which each has to see a step.
+
+    Args:
+        plan: The attempt.
+        control: Connects the rank to its driver.
+        start: Start of the attempt.
+        finish: Called with the number of completed epochs at the end of the training.
+        locate: Describes the records of a step; see `StopOnNaN`.
+        is_stop_requested: By default the rank's own stop request.
+        checkpoint_class: Class with the arguments of `ChiefCheckpoint`.
+        after_restore: Callbacks to list right after the one that restores.
+        before_checkpoint: Callbacks to list right before the one that saves.
+        after_checkpoint: Callbacks to list right after it.
+    """
+    config, activity = plan.config, control.activity
+    stopping = AgreedEarlyStopping(monitor=config.monitor, mode=config.mode, patience=config.patience or config.epochs)
+    progress = EventCallback(control.events.send, global_batch_size=plan.global_batch_size)
+    stateful: dict[str, Stateful] = {
+        "early_stopping": stopping,
+        PROGRESS_STATE: progress,
+        BATCH_STATE: BatchState(plan, start),
+    }
+    guard = StopOnNaN(locate=locate)
+    resume = BackupAndRestore(
+        plan.checkpoints,
+        resume_from=plan.resume_from,
+        stateful=stateful,
+        verify=False,  # The driver has just verified it.
+        initial_step_in_epoch=start.step_in_epoch,
+    )
+    checkpoint = checkpoint_class(
+        plan.checkpoints,
+        attempt=plan.attempt,
+        fence=plan.fence,
+        monitor=config.monitor,
+        mode=config.mode,
+        keep_last=config.keep_last,
+        keep_best=config.keep_best,
+        every_steps=config.checkpoint_every_steps,
+        every_seconds=config.checkpoint_every_seconds,
+        stateful=stateful,
+        before_save=guard.check,
+        on_wait=lambda: activity.within("checkpoint"),
+        beat=lambda: _count_progress(activity),
+    )
+    return [
+        resume,
+        ActivityCallback(activity),
+        *([ShortExecutions()] if _may_vary_executions(config) else []),
+        *after_restore,
+        guard,
+        stopping,
+        # Before the checkpoint: a committed epoch is not repeated, and would leave a gap in the curves if it were not
+        # reported. An epoch that is reported twice is logged once.
+        progress,
+        *([ProfileSteps(Path(plan.profile) / f"rank-{control.rank}")] if plan.profile else []),
+        *before_checkpoint,
+        checkpoint,
+        *after_checkpoint,
+        StopOnRequest(is_stop_requested or control.stop_request.is_set, checkpoint),
+        # Within fit, which destroys its iterators on return: that may take a minute, while tf.data's threads sleep.
+        tf_keras.callbacks.LambdaCallback(
+            on_train_end=lambda logs: finish(resume.initial_epoch + len(resume.model.history.epoch))
+        ),
+    ]
+
+
+def _may_vary_executions(config: TrainingConfig) -> bool:
+    """Return True if the result does not depend on the steps after which the training returns to Python."""
+    # A coordinator schedules executions without waiting for them. With local updates a checkpoint averages the workers,
+    # so the steps at which it may be taken change the result, which must not depend on how long a step takes.
+    is_step_relevant = config.local_steps > 1 and config.checkpoint_every_steps is not None
+    return config.parameter_servers == 0 and not is_step_relevant
+
+
+def _count_progress(activity: Activity) -> None:
+    """Count the publisher's progress only while the training waits for it: at other times it would hide a hang."""
+    if activity.phase == "checkpoint":
+        activity.beat()

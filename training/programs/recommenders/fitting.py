@@ -1,0 +1,77 @@
+"""Fitting of classical recommenders, and scores from what they have learnt, in NumPy and SciPy."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from pyspark.sql import SparkSession
+from scipy.sparse import csr_array  # type: ignore[import-untyped]
+
+from mirrorspark.models.classical import Arrays, Recommender
+from mirrorspark.storage.atomic_file import replaced
+from mirrorspark.training.programs.recommenders.als import fold_in, item_factors
+from mirrorspark.training.programs.recommenders.interactions import Interactions
+from mirrorspark.training.programs.recommenders.item_models import bspm, ease, item_knn
+
+Scores = Callable[[Any], npt.NDArray[np.float32]]
+"""From sparse histories ``[rows, items]`` to the scores of all items, float32 of the same shape."""
+
+
+def fit(asked: Recommender, interactions: Interactions, seed: int, spark: SparkSession) -> dict[str, np.ndarray]:
+    """Return what a recommender learns from the training rows.
+
+    They are ``counts`` float32 ``[items]`` of popularity, ``weights`` float32 ``[items, items]`` of EASE^R, ``factors``
+    float32 ``[items, rank]`` of ALS, and the ``ends``, ``columns`` and ``values`` of the sparse rows of
+    item-kNN and BSPM.
+    """
+    settings = asked.settings
+    if asked.name == "popularity":
+        return {"counts": interactions.counts}
+    if asked.name == "ease":
+        return {"weights": ease(interactions.matrix, settings.l2)}
+    if asked.name == "als":
+        return {"factors": item_factors(interactions.matrix, settings, seed, spark)}
+    if asked.name == "bspm":
+        weights = bspm(interactions.matrix, settings, seed)
+    else:
+        weights = item_knn(interactions.matrix, settings.neighbours, settings.shrinkage)
+    return {"ends": weights.indptr, "columns": weights.indices, "values": weights.data}
+
+
+def scores_of(name: str, settings: Any, arrays: Arrays) -> Scores:
+    """Return the scores of a recommender by what :func:`fit` returned."""
+    if name == "popularity":
+        counts = arrays["counts"]
+        return lambda histories: np.tile(counts, (histories.shape[0], 1))
+    if name == "ease":
+        weights = arrays["weights"]
+        return lambda histories: histories @ weights
+    if name == "als":
+        factors = arrays["factors"]
+        return lambda histories: fold_in(histories, factors, settings) @ factors.T
+    ends = arrays["ends"]
+    # In double precision sums do not depend on their order, so that equal scores are equal everywhere.
+    weights = csr_array((arrays["values"].astype(np.float64), arrays["columns"], ends), (len(ends) - 1,) * 2)
+    return lambda histories: (histories @ weights).toarray().astype(np.float32)
+
+
+def save(arrays: Arrays, folder: Path, name: str) -> Path:
+    """Write what :func:`fit` returned into a file of ``folder``, named after its content, and return its path."""
+    digest = hashlib.sha256()
+    for key, values in arrays.items():
+        digest.update(f"{key} {values.dtype} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{digest.hexdigest()[:12]}.npz"
+    with replaced(path) as file:
+        np.savez(file, **cast(dict[str, Any], arrays))
+    return path
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    """Return what :func:`save` wrote."""
+    with np.load(path) as arrays:
+        return dict(arrays)

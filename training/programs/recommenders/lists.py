@@ -1,0 +1,88 @@
+"""The best candidates of the test rows by classical recommenders, under the protocol that models are measured by."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pyspark.sql import SparkSession
+
+from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.models.classical import Recommender
+from mirrorspark.scoring.output.best_kernel import keep_best
+from mirrorspark.training.programs.recommenders.fitting import Scores, fit, scores_of
+from mirrorspark.training.programs.recommenders.interactions import Interactions
+from mirrorspark.training.programs.recommenders.popularity import popularity
+
+# Most scores in memory at a time, unless one row has more: 64 MB.
+TILE_SCORES = 1 << 24
+
+UNFILLED_ID = -1
+"""What fills a list that has fewer candidates than places."""
+
+
+def recommended(
+    asked: Recommender, interactions: Interactions, k: int, seed: int, spark: SparkSession, split: str = "test"
+) -> npt.NDArray[np.int64]:
+    """Return the ids of the best ``k`` candidates of every row of a split, int64 ``[rows, k]``, best first.
+
+    All candidates are ranked but those that the row excludes; of equal scores the lower id, the more frequent one,
+    comes first.
+
+    Args:
+        asked: The recommender, which is fitted on the training rows.
+        interactions: What users have had in them, and the histories of the rows.
+        k: Length of the lists; short ones end with :data:`UNFILLED_ID`.
+        seed: Fixes what the recommender draws.
+        spark: Computes what is Spark's.
+        split: The rows to recommend to.
+    """
+    if asked.name == "popularity":
+        return _most_popular(interactions.dataset, k, split)
+    scores = scores_of(asked.name, asked.settings, fit(asked, interactions, seed, spark))
+    lists = []
+    for block in interactions.dataset.blocks(split, keys=True):
+        histories = interactions.histories(block, asked.settings.last_items)
+        lists.append(best(scores, histories, block.excluded, k)[0])
+    return np.concatenate(lists)
+
+
+def _most_popular(dataset: Dataset, k: int, split: str) -> npt.NDArray[np.int64]:
+    candidate = dataset.spec.candidate.name
+    train = np.concatenate([block.features[candidate] for block in dataset.blocks("train")])
+    blocks = list(dataset.blocks(split, keys=True))
+    seen = None
+    if dataset.spec.exclude is not None:
+        seen = [row[row > 0] for block in blocks for row in (block.excluded if block.excluded is not None else ())]
+    # Missing and out-of-vocabulary items must not be recommended, so they are never a hit.
+    ranked = popularity(train[train >= FIRST_VOCABULARY_ID], k=k, seen=seen)
+    return np.broadcast_to(ranked, (sum(block.rows for block in blocks), k))
+
+
+def best(
+    scores: Scores, histories: Any, excluded: npt.NDArray[np.int64] | None, k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return the ids of the best ``k`` candidates of every row and their scores; see :func:`recommended`.
+
+    Args:
+        scores: Scores all items.
+        histories: Sparse ``[rows, items]``.
+        excluded: int64 ``[rows, any]``, ids that are not candidates for the row; None to exclude none.
+        k: Length of the lists; an empty place has :data:`UNFILLED_ID` and minus infinity.
+    """
+    rows, items = histories.shape
+    ids, values = np.full((rows, k), UNFILLED_ID, np.int64), np.full((rows, k), -np.inf, np.float32)
+    tile_rows = max(1, TILE_SCORES // max(items, 1))
+    for start in range(0, rows, tile_rows):
+        part = slice(start, start + tile_rows)
+        tile = np.ascontiguousarray(scores(histories[part]), np.float32)
+        if excluded is not None:
+            row, place = np.nonzero(excluded[part] >= FIRST_VOCABULARY_ID)
+            # The kernel passes over NaN.
+            tile[row, excluded[part][row, place] - FIRST_VOCABULARY_ID] = np.nan
+        places, counts = np.zeros((len(tile), k), np.int64), np.zeros(len(tile), np.int64)
+        keep_best(tile.ravel(), np.arange(len(tile) + 1) * items, places, counts)
+        is_found = np.arange(k) < counts[:, None]
+        ids[part] = np.where(is_found, places % items + FIRST_VOCABULARY_ID, UNFILLED_ID)
+        values[part] = np.where(is_found, tile.ravel()[places], -np.inf)
+    return ids, values

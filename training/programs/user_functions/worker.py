@@ -1,0 +1,141 @@
+"""Runs a user's training function unchanged in the process of a rank, and reports its progress to the driver."""
+
+import contextlib
+import logging
+import os
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from mirrorspark.callbacks.checkpoints.fence import ATTEMPT_VARIABLE, CHECKPOINTS_VARIABLE, FENCE_VARIABLE
+from mirrorspark.training.fault_injection import injected as injected_faults
+from mirrorspark.training.programs.user_functions import plan as function_plan
+from mirrorspark.training.programs.user_functions.fit_watch import FitWatch
+from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError, UnsupportedKerasError
+from mirrorspark.training.programs.user_functions.returned_model import is_model, package_saved, save_model
+from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.ring.strategy import RingStrategy
+
+if TYPE_CHECKING:
+    from mirrorspark.training.executor.worker_control import Finish, WorkerControl
+
+# Outside `fit` slow work looks like a hang: one rank may prepare data for hours while others wait.
+_RING_SECONDS = 24 * 3600.0
+
+logger = logging.getLogger(__name__)
+
+
+def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> None:
+    """Call the function of the payload in the scope of the plan's strategy; then call ``finish``.
+
+    Args:
+        plan: The attempt.
+        control: Connects this rank to its driver; its payload is the function.
+        finish: Gets the number of completed epochs, and on rank 0 the return value.
+
+    Raises:
+        TrainFnError: The function cannot be loaded here.
+        UnsupportedKerasError: It fits a model of Keras 3 on several workers.
+        RingError: Another rank is lost.
+        TrainingStopped: The rank was asked to stop.
+        Exception: The function's own error.
+    """
+    train_fn, kwargs = function_plan.unpack_function(control.payload)
+    os.environ[CHECKPOINTS_VARIABLE] = plan.checkpoints
+    os.environ[ATTEMPT_VARIABLE] = str(plan.attempt)
+    os.environ[FENCE_VARIABLE] = plan.fence or ""
+    faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt, control.activity.input_busy)
+    watch = FitWatch(control.events.send, control.activity, control.stop_request.is_set, faults)
+    with _scope(plan, control.activity), watch.installed():
+        # Before fit slow work, such as a download of data, looks like a hang: this phase has no limit for steps.
+        control.activity.enter("building")
+        with _naming_keras_3():
+            value = _call(train_fn, kwargs, watch)
+        saved = _saved(value, plan, control.rank)
+    finish(watch.epochs, **(_pack_return_value(value, saved, plan.model_columns) if control.rank == 0 else {}))
+
+
+def _call(train_fn: Callable[..., Any], kwargs: dict[str, Any], watch: FitWatch) -> Any:
+    """Call the function; a stopped one has not finished, even if it caught the exception that ended its ``fit``.
+
+    Raises:
+        TrainingStopped: The rank was asked to stop.
+        Exception: The function's own error.
+    """
+    try:
+        value = train_fn(**kwargs)
+    except Exception as error:
+        if watch.stopped is None:
+            raise
+        if error is not watch.stopped:
+            logger.warning("after its training was stopped the function raised %s: %s", type(error).__name__, error)
+        raise watch.stopped from None
+    if watch.stopped is not None:
+        raise watch.stopped
+    return value
+
+
+@contextlib.contextmanager
+def _naming_keras_3() -> Iterator[None]:
+    """Say in a line that a model is of Keras 3, whose own error is a dump of each replica's tensor.
+
+    Raises:
+        UnsupportedKerasError: Keras 3 raised such an error. Its other errors stay as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+        if "PerReplica" not in str(error) or not any(name.split(".")[0] == "keras" for name in frames):
+            raise
+        raise UnsupportedKerasError(
+            "the function fits a model of Keras 3, which does not train on several workers; build it with tf_keras: "
+            "import tf_keras as keras"
+        ) from error
+
+
+@contextlib.contextmanager
+def _scope(plan: FunctionPlan, activity: Activity) -> Iterator[None]:
+    """Enter the scope of the plan's strategy, connected to the other ranks of ``TF_CONFIG``."""
+    if plan.strategy == "own":
+        yield
+        return
+    activity.enter("connecting")
+    if plan.strategy == "multi_worker_mirrored":
+        with tf.distribute.MultiWorkerMirroredStrategy().scope():
+            yield
+        return
+    strategy = RingStrategy.from_tf_config(
+        plan.token, timeout_seconds=plan.start_limit_seconds, limit_seconds=_RING_SECONDS, observer=activity
+    )
+    with strategy.ring_errors(), strategy.scope():
+        yield
+
+
+def _saved(value: Any, plan: FunctionPlan, rank: int) -> Path | ReturnValueError | None:
+    """Save a model that the function returned, in a folder of this attempt's own; return where, or why it cannot."""
+    if not is_model(value):
+        return None
+    try:
+        return save_model(value, Path(plan.model) / (plan.fence or str(plan.attempt)), rank)
+    except ReturnValueError as error:
+        return error
+
+
+def _pack_return_value(value: Any, saved: Path | ReturnValueError | None, columns: list[str] | None) -> dict[str, str]:
+    """Return the packed value, or why it cannot be packed: the finished training is not lost for that.
+
+    Instead of a model it is the folder of the packaged one.
+    """
+    try:
+        if isinstance(saved, ReturnValueError):
+            raise saved
+        if saved is not None:
+            return {"value": function_plan.pack_value(None), "model": str(package_saved(saved, columns))}
+        return {"value": function_plan.pack_value(value)}
+    except ReturnValueError as error:
+        logger.warning("%s", error)
+        return {"refused": str(error)}

@@ -1,0 +1,189 @@
+"""A run in progress: its folder, its MLflow run and its view are opened, get its events, and are closed at its end.
+
+It serves both trainings of ours and functions of users.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from mirrorspark.training.driver.errors import TrainingStoppedError
+from mirrorspark.training.driver.signals import on_stop_signals
+from mirrorspark.training.driver.supervisor import Supervisor
+from mirrorspark.training.protocol.cause import Attempt
+from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.plan import AttemptPlan
+from mirrorspark.training.run_records.find_run import RunIdentity, hold_run_folder
+from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_state import Status
+from mirrorspark.training.run_records.tracking import TrackedRun, Tracking
+
+Sink = Callable[[Event], None]
+
+_MLFLOW_STATUS: dict[Status, str] = {"stopped": "KILLED", "failed": "FAILED"}
+
+logger = logging.getLogger(__name__)
+
+
+class RunSettings(RunIdentity, Protocol):
+    """The part of a configuration that is needed to open a run."""
+
+    def save(self, path: Path) -> None:
+        """Write the configuration."""
+
+
+@dataclass
+class OpenRun:
+    """A run while it is in progress.
+
+    Attributes:
+        folder: The run's folder, locked by this driver.
+        tracked: The MLflow run.
+        view: Shows the run's progress.
+        listener: Gets every event, too.
+        replay: Command that sends MLflow the records it missed; None during the run, and if MLflow has them all.
+    """
+
+    folder: RunFolder
+    tracked: TrackedRun
+    view: LiveView
+    listener: Sink | None = None
+    replay: str | None = None
+    _failed: set[str] = field(default_factory=set, init=False)
+
+    def on_event(self, event: Event) -> None:
+        """Pass on an event to all receivers, even if one fails (on a full disk or a closed terminal, for example)."""
+        # The file comes first: the view can be rebuilt from it, and MLflow gets its events from it.
+        sinks: dict[str, Sink | None] = {
+            "the events file": self.folder.append_event,
+            "the run's state": self._note_fence,
+            "the view": self.view.on_event,
+            "the listener": self.listener,
+        }
+        for name, sink in sinks.items():
+            if sink is None:
+                continue
+            try:
+                sink(event)
+            except Exception:
+                if name not in self._failed:
+                    logger.exception("%s did not take an event (%s); the run goes on", name, event.get("event"))
+                self._failed.add(name)
+
+    def recall(self, keep: Sink) -> None:
+        """Pass the events of earlier drivers of this run to ``keep``."""
+        for event in self.folder.past_events():
+            keep(event)
+
+    def supervise(self, supervisor: Supervisor, plan: AttemptPlan) -> tuple[Attempt, ...]:
+        """Run ``plan`` to its end. It is stopped by a signal, or by another driver that takes over the run.
+
+        Raises:
+            TrainingFailedError: A fault of the user's code, or a spent budget.
+            TrainingStoppedError: The run was asked to stop.
+            NotEnoughSlotsError: The cluster has had too few slots for the fewest workers for too long.
+        """
+        self.folder.when_lost(lambda: supervisor.stop_now("another driver has taken over this run"))
+        with on_stop_signals(supervisor.request_stop, supervisor.stop_now):
+            return supervisor.supervise(plan)
+
+    def _note_fence(self, event: Event) -> None:
+        if event["event"] == "attempt":  # Sent by the supervisor once it has put up the fence.
+            self.folder.note_begun()
+
+
+@contextlib.contextmanager
+def open_run(
+    config: RunSettings,
+    dataset_hash: str,
+    tracking: Tracking,
+    view: LiveView,
+    *,
+    folder: RunFolder | None = None,
+    listener: Sink | None = None,
+    only_once: bool = False,
+    on_folder: Callable[[RunFolder], None] = lambda folder: None,
+) -> Iterator[OpenRun]:
+    """Lock the run's folder, open its MLflow run, and mark both as finished, stopped or failed at the end.
+
+    Args:
+        config: The run's configuration.
+        dataset_hash: Identifies the data.
+        tracking: Its place in MLflow.
+        view: Shows the run's progress.
+        folder: The run's folder; by default that of the unfinished run that ``config`` continues, or a new one.
+        listener: Gets every event, too.
+        only_once: Refuse if an equal run is running or finished; ignored with ``folder``.
+        on_folder: Gets the folder before the configuration in it, if there is one, is replaced.
+
+    Raises:
+        RunUnderWayError: Another driver is running the run of ``folder``, or an equal run with ``only_once``.
+        TrackingError: The MLflow store cannot be opened.
+    """
+    with _held(config, dataset_hash, view, folder, only_once=only_once) as held:
+        tracked: TrackedRun | None = None
+        try:
+            on_folder(held)
+            config.save(held.config)
+            name = held.path.name
+            if (elsewhere := tracking.goes_on_elsewhere(f"run {name}", held.continues)) is not None:
+                view.say(elsewhere)
+            tracked = tracking.open_run(Path(config.output), held.continues, name, held.event_file)
+            held.save_state("running", tracked.run_id)
+            run = OpenRun(held, tracked, view, listener)
+            yield run
+        except BaseException as error:
+            is_stopped = isinstance(error, TrainingStoppedError | KeyboardInterrupt)
+            leave(held, tracked, "stopped" if is_stopped else "failed")
+            raise
+        run.replay = tracked.finish("FINISHED")
+        held.save_state("finished", tracked.run_id)
+
+
+@contextlib.contextmanager
+def _held(
+    config: RunIdentity, dataset_hash: str, view: LiveView, folder: RunFolder | None, *, only_once: bool
+) -> Iterator[RunFolder]:
+    if folder is None:
+        with hold_run_folder(config, dataset_hash, view.say, only_once=only_once) as found:
+            yield found
+        return
+    with folder.hold():
+        yield folder
+
+
+class Ending(Protocol):
+    """An MLflow run that can be ended, such as :class:`training.run_records.tracking.TrackedRun`."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id, once it is known."""
+
+    def finish(self, status: str) -> Any:
+        """End the run."""
+
+
+def leave(folder: RunFolder, tracked: Ending | None, status: Status, what: str = "run") -> None:
+    """Record the end of a run as far as possible; failures are only logged, so that they do not hide its own error.
+
+    Args:
+        folder: Its folder.
+        tracked: Its MLflow run, if there is one yet.
+        status: ``stopped`` or ``failed``.
+        what: Word for the run in messages.
+    """
+    run_id = tracked.run_id if tracked else folder.continues
+    try:
+        folder.save_state(status, run_id)
+    except Exception as error:
+        logger.warning("that %s %s has %s could not be written down: %s", what, folder.path.name, status, error)
+    if tracked is None:
+        return
+    try:
+        tracked.finish(_MLFLOW_STATUS[status])
+    except Exception as error:
+        logger.warning("MLflow could not be told that %s %s has %s: %s", what, folder.path.name, status, error)
