@@ -37,8 +37,8 @@ from mirrorspark.data_pipelines.features.fitting import EmptySplitError, fit_fea
 from mirrorspark.data_pipelines.features.kinds import Label
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnPlans, planned_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
 from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Report, Severity
+from mirrorspark.data_pipelines.quality.page import PAGE_FILE, PageFacts, dataset_page
 from mirrorspark.data_pipelines.quality.profile import PROFILE_FILE, DatasetProfile
 from mirrorspark.data_pipelines.quality.profiling import SplitCounts, profile_columns
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN

@@ -210,7 +210,7 @@ def _means(weights: NDArray[np.float64], columns: NDArray[Any]) -> NDArray[np.fl
 def row_log_losses(positive: NDArray[np.bool_], score: NDArray[Any]) -> NDArray[np.float64]:
     """Return the log loss of each probability in nats, in the shape of ``score``.
 
-    As in scikit-learn, no probability is more certain than its type can say.
+    As in scikit-learn, no probability is more certain than its type can express.
     """
     least = np.finfo(score.dtype).eps
     probability = np.clip(score, least, 1 - least).astype(np.float64)

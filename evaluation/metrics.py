@@ -30,7 +30,7 @@ _ERRORS = (
     "ece",
 )
 _BIAS = "bias"
-# They describe the rows or the recommended candidates, or are right at a value that the quantiles say.
+# They describe the rows or the recommended candidates, or are right at a value that the quantiles fix.
 _WITHOUT_VERDICT = ("base_rate", "calibration", "interval_coverage", "coverage", "mean_popularity", "novelty")
 _ROWS = "_rows"
 # Of means of equal ranks this may be left as their variance.

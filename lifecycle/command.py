@@ -1,4 +1,4 @@
-"""``mirrorspark promotion``: validate a candidate, make it the champion, go back, and see what was done."""
+"""``mirrorspark promotion``: validate a candidate, make it the champion, go back, and show the audit trail."""
 
 import argparse
 import json
@@ -108,7 +108,7 @@ def _validate(options: argparse.Namespace) -> int:
 
 
 def _champion(uri: str | None, tracking_uri: str | None) -> PinnedModel | None:
-    """Return the champion; the error for one that does not exist says what to do before the first promotion."""
+    """Return the champion; the error for a missing one has the remedy before the first promotion."""
     try:
         return None if uri is None else resolve(uri, tracking_uri)
     except ModelNotFoundError as error:

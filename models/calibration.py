@@ -75,7 +75,7 @@ class Calibration:
         return known, slopes, wanted[begins] - slopes * known[begins]
 
     def save(self, folder: Path, measured: Mapping[str, Any]) -> None:
-        """Write the calibration and what was ``measured`` of it into the folder of its model."""
+        """Write the calibration and its metrics ``measured`` into the folder of its model."""
         document = {"kind": self.kind, "temperature": self.temperature, "knots": self.knots, "measured": measured}
         save_calibration(folder, document)
 

@@ -1,4 +1,4 @@
-"""Label centroids: how similar a row is to the training rows of each label.
+"""Label centroids: similarity of a row to the training rows of each label.
 
 A network learns little of a label with few training rows; the mean of these rows is a fair picture of it. Each entry is
 multiplied by the rarity of its column, and each row divided by its length. A label's centroid is the sum of its rows.
@@ -113,7 +113,7 @@ class Mixture:
         return self.of_probability * tf.sigmoid(logits) + self.of_cosine * cosines + self.bias
 
     def save(self, folder: Path, measured: Mapping[str, Any]) -> None:
-        """Write the weights and what was ``measured`` of them into the folder of their model."""
+        """Write the weights and their metrics ``measured`` into the folder of their model."""
         save_calibration(folder, {"kind": "centroids", **asdict(self), "measured": measured})
 
 

@@ -198,7 +198,7 @@ class FittedArchitecture:
         return RECOMMENDERS[self.name]
 
     def check_features(self, settings: Any, spec: FeatureSpec) -> None:
-        """Raise ``ModelSettingsError`` unless rows have what their scores come from."""
+        """Raise ``ModelSettingsError`` unless rows have the inputs of the scores."""
         if hasattr(settings, "last_items") and history_of(spec) is None:
             raise ModelSettingsError(
                 f"model '{self.name}' scores from a row's history, and no feature is a list with vocabulary_of: "

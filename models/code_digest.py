@@ -31,7 +31,7 @@ def code_digest(value: Any) -> str:
 
 
 def is_sent(module: str) -> bool:
-    """Return whether what is defined in a module is sent by value: the module is the notebook, or not installed."""
+    """Return whether a module's definitions are sent by value: the module is the notebook, or not installed."""
     if module == "__main__":
         return True
     file = getattr(sys.modules.get(module), "__file__", None)
@@ -94,7 +94,7 @@ def _name_and_parts(value: Any) -> tuple[str, list[Any]]:
 
 
 def _pickled(value: Any) -> bytes | None:
-    """Return the pickled value of an array, for example; None for what cannot be pickled, such as a lock."""
+    """Return the pickled value, for example of an array; None if it cannot be pickled, for example a lock."""
     try:
         pickled: bytes = cloudpickle.dumps(value)
     except Exception:  # whatever the class raises: only its name counts then
@@ -124,7 +124,7 @@ def _used(function: FunctionType) -> list[Any]:
 
 
 def _reached(value: Any, attributes: list[str], modules: list[ModuleType]) -> Iterator[Any]:
-    """Yield the value; instead of a module that is sent, what a function with these attributes may use of it."""
+    """Yield the value; for a module that is sent, its members that a function with these attributes may use."""
     if not (isinstance(value, ModuleType) and is_sent(value.__name__)):
         yield value
     elif value not in modules:

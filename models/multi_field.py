@@ -40,8 +40,8 @@ class Settings:
         cross_layers: Layers that multiply the features with each other before the first hidden layer.
         cross_rank: Width inside of such a layer.
         factor_dim: Width of the vectors whose products, over all pairs of features but vectors, the heads read next to
-            the last hidden layer. 0 is without; good for ratings, where user times item is most of what there is.
-        linear: Add a linear model of the sparse features to what the heads give, which memorises what the network
+            the last hidden layer. 0 turns it off. Useful for ratings, where the user-item interaction dominates.
+        linear: Add a linear model of the sparse features to the heads' outputs, which memorises what the network
             generalises. Source: the wide part of Cheng et al. 2016.
         members: Networks of an ensemble. They share the weights of their hidden layers up to a scale per unit; each has
             its own loss and heads. The prediction is the mean of their probabilities.
@@ -100,7 +100,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
 
 def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict[str, tf.Tensor], tf.Tensor]":
-    """Return the symbolic inputs, and what the heads read, ``[batch, units]``: the last hidden layer, and factors.
+    """Return the symbolic inputs, and the inputs of the heads, ``[batch, units]``: the last hidden layer, and factors.
 
     An ensemble's is ``[batch, members, units]``.
     """

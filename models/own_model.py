@@ -175,7 +175,7 @@ def returns_logits(model: "tf_keras.Model") -> bool:
 
 
 def keep_compilation(model: "tf_keras.Model", steps_per_execution: int) -> None:
-    """Compile a model that the user has compiled once more, so that padding counts in no metric and no loss.
+    """Compile a user's compiled model once more, so that padding counts in no metric and no loss.
 
     Args:
         model: The compiled model; its optimizer, loss and metrics are kept.
@@ -208,7 +208,7 @@ def _joined(metrics: Any, more: Any) -> Any:
 
 @contextlib.contextmanager
 def _modules_by_value() -> Iterator[None]:
-    """Pickle what is defined in modules that are not installed by value, within the block."""
+    """Pickle definitions of modules that are not installed by value, within the block."""
     modules = [module for name, module in list(sys.modules.items()) if name != "__main__" and is_sent(name)]
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
@@ -220,7 +220,7 @@ def _modules_by_value() -> Iterator[None]:
 
 
 def _require_function_of_features(build: Callable[..., Any], name: str) -> None:
-    """Check on the driver what the workers would raise many seconds later."""
+    """Raise on the driver the errors that the workers would raise many seconds later."""
     origins = {kind.__module__.split(".")[0] for kind in type(build).__mro__}
     if not isinstance(build, type) and origins & {"keras", "tf_keras"}:
         raise ModelSettingsError(

@@ -1,14 +1,18 @@
-"""Figures and tables as HTML that stands alone, for notebooks and pages."""
+"""Blocks that pages and notebooks are made of: headings, tables, findings, figures, tiles and cards.
+
+A block is :class:`markupsafe.Markup`. Blocks escape every text that is not markup, so no value becomes an element.
+"""
 
 from __future__ import annotations
 
 import base64
-import html
 import io
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup, escape
 
 from mirrorspark.pages.guarded import reason_of
 from mirrorspark.pages.numbers import in_digits
@@ -17,119 +21,182 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-# The one style of all that notebooks show. Its ink is the notebook's own and its lines are translucent, so that it fits
-# any theme: an output does not know whether its notebook is dark. The colours have a contrast of about 4:1 on white and
-# on dark grounds, and mark words that say the same.
-BLUE = "#2f7fd0"
-ORANGE = "#d0661a"
-_STYLE = """
-.mirrorspark{line-height:1.45;max-width:76em}
-.mirrorspark p,.mirrorspark h4{margin:.3em 0}
-.mirrorspark h4{font-size:1.05em}
-.mirrorspark .quiet{opacity:.75}
-.mirrorspark .scroll{overflow-x:auto}
-.mirrorspark table{border-collapse:collapse;table-layout:auto;margin:.5em 0;border:0;font-variant-numeric:tabular-nums}
-.mirrorspark table th,.mirrorspark table td{padding:.2em .8em .2em 0;text-align:left;vertical-align:top;border:0;
-border-bottom:1px solid rgba(128,128,128,.3);white-space:normal;max-width:60em;overflow-wrap:anywhere}
-.mirrorspark table thead th{font-weight:600;white-space:nowrap}
-.mirrorspark table .number{text-align:right;white-space:nowrap;padding-left:.8em}
-.mirrorspark .error,.mirrorspark .warning,.mirrorspark .good,.mirrorspark .note,.mirrorspark .name{font-weight:600}
-.mirrorspark .error{color:#dc4040}.mirrorspark .warning{color:#a86f00}.mirrorspark .good{color:#0f8f5f}
-.mirrorspark .note{color:#2f7fd0}
-.mirrorspark code,.mirrorspark pre{font-size:.95em;background:none;color:inherit;padding:0;overflow-wrap:anywhere}
-.mirrorspark pre{white-space:pre-wrap;margin:.5em 0}
-.mirrorspark summary{cursor:pointer}
-"""
-
-
 # A text of a table may be a document.
 _CELL_CHARACTERS = 80
+_FIGURE_DOTS_PER_INCH = 90
 
 
-def panel_html(*parts: str) -> str:
-    """Return markup as a notebook shows it, with the style of all our outputs."""
-    return f'<div class="mirrorspark"><style>{_STYLE}</style>{"".join(parts)}</div>'
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table that is more than a text.
+
+    Attributes:
+        style: ``error``, ``warning``, ``note``, ``good``, ``name`` or ``quiet``.
+        below: Small lines below the text.
+        link: Address to which the text leads.
+        bar: Share from 0 to 1 of a bar below the text, in the colour of the style.
+        hint: Text that appears under the pointer.
+    """
+
+    text: str | Markup
+    style: str = ""
+    below: Sequence[str | Cell] = ()
+    link: str = ""
+    bar: float | None = None
+    hint: str = ""
 
 
-def paragraph_html(text: str, *, quiet: bool = False) -> str:
-    """Return a text as a paragraph; ``quiet`` for what is said beside."""
-    style = ' class="quiet"' if quiet else ""
-    return f"<p{style}>{html.escape(text)}</p>"
+def element(name: str, *content: str | Markup, **attributes: str) -> Markup:
+    """Return an element. Attributes without a value are left out; ``class_`` and ``data_name`` are named for HTML."""
+    marked = "".join(
+        f' {key.strip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items() if value
+    )
+    return Markup(f"<{name}{marked}>{''.join(map(escape, content))}</{name}>")  # noqa: S704 - its parts are escaped
 
 
-def heading_html(text: str) -> str:
-    """Return a heading."""
-    return f"<h4>{html.escape(text)}</h4>"
+def joined(parts: Iterable[str | Markup], between: str = "") -> Markup:
+    """Return texts and markup as one piece of markup."""
+    return escape(between).join(parts)
 
 
-def details_html(summary: str, content: str) -> str:
+def heading_html(text: str) -> Markup:
+    """Return a heading within a notebook's output or a card."""
+    return element("h4", text)
+
+
+def paragraph_html(*parts: str | Markup, style: str = "") -> Markup:
+    """Return a paragraph."""
+    return element("p", *parts, class_=style)
+
+
+def remark_html(*parts: str | Markup) -> Markup:
+    """Return a paragraph in quiet ink."""
+    return paragraph_html(*parts, style="quiet")
+
+
+def details_html(summary: str, *content: str | Markup, is_open: bool = False) -> Markup:
     """Return markup that is folded behind its summary."""
-    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+    return element("details", element("summary", summary), *content, open="open" if is_open else "")
 
 
-def rows_html(head: Sequence[str], rows: Sequence[Sequence[Any]], *, numbers: Collection[int] = ()) -> str:
+def section_html(title: str | Markup, *content: str | Markup, name: str = "") -> Markup:
+    """Return a section of a page; links lead to ``#name``."""
+    return element("section", element("h2", title), *content, id=name)
+
+
+def verdict_html(text: str, style: str = "") -> Markup:
+    """Return the sentence that a reader takes along, in the style of a :class:`Cell`."""
+    return element("p", text, class_=f"verdict {style}".strip())
+
+
+def tiles_html(tiles: Iterable[tuple[str, str | Cell]]) -> Markup:
+    """Return names with a number or word each, in large letters."""
+    cells = [(name, cell if isinstance(cell, Cell) else Cell(cell)) for name, cell in tiles]
+    return element(
+        "div",
+        *(
+            element("div", element("b", cell.text, class_=cell.style), element("span", name), class_="card")
+            for name, cell in cells
+        ),
+        class_="tiles",
+    )
+
+
+def card_html(*content: str | Markup, title: str | Markup = "", wide: bool = False, **attributes: str) -> Markup:
+    """Return content in a frame.
+
+    Args:
+        content: Blocks.
+        title: Its title.
+        wide: Whether the card takes the whole width among :func:`cards_html`.
+        attributes: Attributes of the element, as for :func:`element`.
+    """
+    kinds = " ".join(filter(None, ["card", "wide" if wide else "", attributes.pop("class_", "")]))
+    return element("article", *([element("h3", title)] if title else []), *content, class_=kinds, **attributes)
+
+
+def cards_html(cards: Iterable[Markup], *, least: int = 420) -> Markup:
+    """Return cards beside each other, as many as have room with their least width in pixels."""
+    return element("div", *cards, class_="cards", style=f"--least:{least}px")
+
+
+def facts_html(facts: Iterable[tuple[str, str]]) -> Markup:
+    """Return names and their values, a line each."""
+    return element("dl", *(element("dt", name) + element("dd", value) for name, value in facts))
+
+
+def series_html(number: int, name: str) -> Markup:
+    """Return the name of a group of rows, with the colour that charts have for its number."""
+    return element("span", name, class_="series", style=f"--colour:var(--series-{number})")
+
+
+def bar_html(share: float, style: str = "") -> Markup:
+    """Return a bar that is filled to a share from 0 to 1."""
+    return element("i", class_=f"bar {style}".strip(), style=f"--share:{100 * share:.1f}%")
+
+
+def rows_html(
+    head: Sequence[str | Markup], rows: Sequence[Sequence[Any]], *, numbers: Collection[int] = (), name: str = ""
+) -> Markup:
     """Return rows of texts as a table.
 
     Args:
         head: Names of the columns; without them the table has no head.
-        rows: A cell per column, which is escaped; a :class:`Marked` has a style.
+        rows: A text, number or :class:`Cell` per column.
         numbers: Columns of numbers, which are aligned at their right.
+        name: Class of the table.
     """
-    style = [' class="number"' if column in numbers else "" for column in range(max(map(len, [head, *rows])))]
-    top = "".join(f"<th{of}>{html.escape(name)}</th>" for of, name in zip(style, head, strict=False))
-    body = "".join(
-        f"<tr>{''.join(f'<td{of}>{_cell(cell)}</td>' for of, cell in zip(style, row, strict=False))}</tr>"
+    style = ["number" if column in numbers else "" for column in range(max(map(len, [head, *rows])))]
+    top = [element("th", name, scope="col", class_=of) for of, name in zip(style, head, strict=False)]
+    body = [
+        element("tr", *(element("td", _cell(cell), class_=of) for of, cell in zip(style, row, strict=False)))
         for row in rows
-    )
-    thead = f"<thead><tr>{top}</tr></thead>" if head else ""
-    return f'<div class="scroll"><table>{thead}<tbody>{body}</tbody></table></div>'
+    ]
+    thead = element("thead", element("tr", *top)) if head else ""
+    return element("div", element("table", thead, element("tbody", *body), class_=name), class_="scroll")
 
 
-def bar_html(share: float) -> str:
-    """Return a bar that is filled to a share from 0 to 1."""
-    around = (
-        "display:inline-block;vertical-align:middle;width:14em;max-width:100%;height:.6em;border-radius:.3em;"
-        "background:rgba(128,128,128,.3)"
-    )
-    filled = f"width:{100 * share:.0f}%;height:100%;border-radius:.3em;background:{BLUE}"
-    return f'<div style="{around}"><div style="{filled}"></div></div>'
+def findings_html(
+    findings: Sequence[Mapping[str, str]], *, links: Mapping[str, str] | None = None, are_of_one_column: bool = False
+) -> Markup:
+    """Return findings about data as a table.
 
-
-@dataclass(frozen=True)
-class Marked:
-    """A text of a table in a style of its own: ``error``, ``warning``, ``note``, ``good``, ``name`` or ``quiet``."""
-
-    text: str
-    style: str
-
-
-def findings_html(findings: Sequence[Mapping[str, str]]) -> str:
-    """Return findings about data as a table: ``severity``, ``column`` and ``sentence`` of each."""
+    Args:
+        findings: ``severity``, ``column`` and ``sentence`` of each, and ``check`` where it is known.
+        links: Addresses by column.
+        are_of_one_column: Whether the column need not be named.
+    """
     rows = [
         (
-            Marked(str(finding["severity"]), str(finding["severity"])),
-            finding["column"] or "dataset",
-            finding["sentence"],
+            Cell(str(finding["severity"]), str(finding["severity"])),
+            Cell(
+                finding["column"] or "dataset",
+                link=(links or {}).get(finding["column"], ""),
+                below=[finding["check"]] if "check" in finding else (),
+            ),
+            f"{finding['sentence'][:1].upper()}{finding['sentence'][1:]}.",
         )
         for finding in findings
     ]
-    return rows_html(("", "column", "finding"), rows)
+    if are_of_one_column:
+        return rows_html((), [(severity, sentence) for severity, _, sentence in rows], name="findings")
+    return rows_html(("", "column", "finding"), rows, name="findings")
 
 
-def figure_html(figure: Figure, name: str) -> str:
+def figure_html(figure: Figure, name: str) -> Markup:
     """Return the figure as an image in the markup; ``name`` is what readers without images get."""
     content = io.BytesIO()
     try:
-        figure.savefig(content, dpi=90, format="png")
+        figure.savefig(content, dpi=_FIGURE_DOTS_PER_INCH, format="png")
     except Exception as error:  # The page has more than this picture, and says that it is missing.
-        return paragraph_html(f"The picture '{name}' is missing: {reason_of(error)}.", quiet=True)
+        return remark_html(f"The picture '{name}' is missing: {reason_of(error)}.")
     encoded = base64.b64encode(content.getvalue()).decode()
     # White, since the figure's ink is dark whatever the page's ground.
     style = "max-width:100%;background:#fff;border-radius:6px"
-    return f'<img alt="{html.escape(name)}" style="{style}" src="data:image/png;base64,{encoded}">'
+    return Markup('<img alt="{}" style="{}" src="data:image/png;base64,{}">').format(name, style, encoded)
 
 
-def table_html(table: pd.DataFrame, *, index: bool = False) -> str:
+def table_html(table: pd.DataFrame, *, index: bool = False) -> Markup:
     """Return the table as markup with numbers of four decimals, or of four digits if they are very small or large."""
     names = [str(name) for name in table.columns]
     cells = [[_value(value) for value in row] for row in table.itertuples(index=False, name=None)]
@@ -137,7 +204,7 @@ def table_html(table: pd.DataFrame, *, index: bool = False) -> str:
     numbers = [place for place, kind in enumerate(table.dtypes) if kind.kind in "iuf"]
     if not index:
         return rows_html(names, cells, numbers=numbers)
-    rows = [[Marked(str(name), "name"), *row] for name, row in zip(table.index, cells, strict=True)]
+    rows = [[Cell(str(name), "name"), *row] for name, row in zip(table.index, cells, strict=True)]
     return rows_html(["", *names], rows, numbers=[place + 1 for place in numbers])
 
 
@@ -148,10 +215,18 @@ def _value(value: Any) -> str:
     return text if len(text) <= _CELL_CHARACTERS else f"{text[:_CELL_CHARACTERS]} …"
 
 
-def _cell(value: Any) -> str:
-    if isinstance(value, Marked):
-        return f'<span class="{value.style}">{html.escape(value.text)}</span>'
-    return html.escape(str(value))
+def _cell(value: Any) -> str | Markup:
+    if not isinstance(value, Cell):
+        return value if isinstance(value, Markup) else str(value)
+    is_plain = not value.style and not value.hint
+    text = value.text if is_plain else element("span", value.text, class_=value.style, title=value.hint)
+    return joined(
+        [
+            element("a", text, href=value.link) if value.link else text,
+            *(element("small", _cell(line)) for line in value.below),
+            "" if value.bar is None else bar_html(value.bar, value.style),
+        ]
+    )
 
 
 def _number(value: float) -> str:

@@ -1,5 +1,9 @@
 """Numbers as readers see them: with a few significant digits."""
 
+import math
+
+DASH = "-"
+
 
 def short_number(value: float) -> str:
     """Return a number for an axis: at most four digits, and a letter for thousands and above."""
@@ -21,6 +25,11 @@ def in_digits(value: float, digits: int = 4, *, sign: str = "") -> str:
     if not 10**digits <= abs(value) < 1e12:
         return f"{value:{sign}.{digits}g}"
     return f"{float(f'{value:.{digits}g}'):{sign},.0f}"
+
+
+def digits_or_dash(value: float | None) -> str:
+    """Return a number with four significant digits, or a dash where there is none."""
+    return DASH if value is None or math.isnan(value) else in_digits(value)
 
 
 def _plain(value: float) -> str:

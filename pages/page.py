@@ -1,23 +1,28 @@
-"""Templates of the pages that we write, which stand alone."""
+"""The frame of pages, which stand alone: they fetch nothing, and follow the reader's light or dark theme."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 
 
-def page_template(file: Path, filters: Mapping[str, Callable[..., Any]]) -> Template:
-    """Return a template whose values are escaped, and in which an unknown name is an error.
+def page_html(kind: str, title: str, blocks: Iterable[str | Markup], *, script: str = "") -> str:
+    """Return a page.
 
-    It may include ``page_style.jinja``, the style that pages share.
+    Args:
+        kind: What the page shows, such as ``Dataset``; in small letters above the title.
+        title: The title.
+        blocks: The blocks of the page, see :mod:`mirrorspark.pages.blocks`; empty ones are left out.
+        script: JavaScript that the page needs; without it none may run.
     """
-    environment = Environment(
-        loader=FileSystemLoader([file.parent, Path(__file__).parent]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= filters
-    return environment.get_template(file.name)
+    shown = list(filter(None, blocks))
+    return _frame().render(kind=kind, title=title, blocks=shown, script=Markup(script))  # noqa: S704 - no value is in it
+
+
+@cache
+def _frame() -> Template:
+    """Return the template, in which values are escaped, and an unknown name is an error."""
+    source = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(source)

@@ -158,7 +158,7 @@ def _search(directory: ModelDirectory, label: str, wanted: _Wanted) -> Search:
 
 
 def _told_index(directory: ModelDirectory, label: str, wanted: _Wanted) -> np.ndarray | None:
-    """Check the model's index, log what it finds, warn of a stale catalogue, and return the ids without an item."""
+    """Check the model's index, log its recall, warn of a stale catalogue, and return the ids without an item."""
     description = checked_index(directory, wanted.index)
     _LOGGER.info("index %s of %s, whose recall was %.3f", wanted.index, label, description.indexes[wanted.index])
     catalogue = Catalogue.of_description(description.catalogue)

@@ -97,7 +97,7 @@ class Batcher:
     """Computes requests in batches. All but the model's own work happens in the event loop."""
 
     def __init__(self, limits: BatchLimits, on_batch: Callable[[ComputedBatch], None]) -> None:
-        """Create what :meth:`run` works with.
+        """Create the queue and the thread of :meth:`run`.
 
         Args:
             limits: The limits.
@@ -125,7 +125,7 @@ class Batcher:
             raise RequestError(429, f"{self._waiting_rows} rows wait already; ask again in {after} s", after)
 
     async def compute(self, model: Servable, rows: Rows) -> Outputs:
-        """Return the outputs for ``rows``. Cancel the call to give the place in the queue up.
+        """Return the outputs for ``rows``. Cancelling the call frees its place in the queue.
 
         Raises:
             RequestError: The queue is full, or the model does not accept a row.

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None, *, read_split: ReadSplit) -> in
 
 
 def _serve(options: argparse.Namespace, read_split: ReadSplit, listen: Callable[[], socket.socket]) -> int:
-    """Serve until a signal on what ``listen`` returns once the models are loaded, and return the command's status."""
+    """Load the models, serve on the result of ``listen`` until a signal, and return the command's status."""
     try:
         tokens = tokens_of(options.token_file)
         service = _service(options, read_split)
@@ -177,7 +177,7 @@ def _named_store(text: str) -> tuple[str, str]:
 
 
 def tokens_of(file: Path | None) -> list[str]:
-    """Return the tokens: the lines of a file, or what the environment has; none if neither is given.
+    """Return the tokens: the lines of a file, or those of the environment; none if neither is given.
 
     Raises:
         OSError: The file cannot be read.

@@ -1,4 +1,4 @@
-"""An ASGI server that goes on for a while after a signal, so that those who send requests learn that it ends."""
+"""An ASGI server that continues for a while after a signal, so that clients notice its end."""
 
 import signal
 import time

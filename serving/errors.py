@@ -10,7 +10,7 @@ class RequestError(ValueError):
     """
 
     def __init__(self, status: int, message: str, retry_after_seconds: int | None = None) -> None:
-        """Take what the answer needs."""
+        """Keep the parts of the answer."""
         super().__init__(status, message, retry_after_seconds)
         self.status, self.message, self.retry_after_seconds = status, message, retry_after_seconds
 

@@ -110,7 +110,7 @@ def output_fields(directory: ModelDirectory) -> tuple[Field, ...]:
 
 
 def spark_type(arrow: str) -> str:
-    """Return Spark's name for a type that Arrow calls ``arrow``; what has no other is a string."""
+    """Return Spark's name for a type that Arrow calls ``arrow``; other types are strings."""
     if in_list := _LIST.fullmatch(arrow):
         return f"array<{spark_type(in_list[1])}>"
     return next((element for pattern, element in _ELEMENTS if pattern.fullmatch(arrow)), "string")

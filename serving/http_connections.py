@@ -78,7 +78,7 @@ class LimitedProtocol(HttpToolsProtocol):
     waiting: ClassVar[dict["LimitedProtocol", None]]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        """Take what uvicorn gives."""
+        """Create the protocol for uvicorn."""
         super().__init__(*arguments, **named)
         self._deadline: asyncio.TimerHandle | None = None
         self._is_in_head = True
@@ -112,7 +112,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, as far as the head and what surrounds the body are within their limits."""
+        """Parse the received bytes, while the head and the framing of the body are within their limits."""
         if self.transport.is_closing():
             return
         self._bytes += len(data)

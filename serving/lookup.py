@@ -136,7 +136,7 @@ class _Answers:
         return _refusal(self._without_path(str(error)) or "", 503)
 
     def _without_path(self, reason: str | None) -> str | None:
-        """Return a reason for those who ask: where the store lies is for the log alone."""
+        """Return a reason for clients, without the path of the store, which only the log has."""
         return reason and reason.replace(str(self.scores.path), "the store")
 
     def _key(self, text: str) -> int | str:

@@ -21,7 +21,7 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics:
-    """Counters and histograms of one server, and what is read from it when it is asked."""
+    """Counters and histograms of one server, and gauges that are read on request."""
 
     def __init__(
         self, sources: Iterable[Source], traffics: Iterable[TrafficSplit], waiting_rows: Callable[[], int]

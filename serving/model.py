@@ -1,4 +1,4 @@
-"""One version of a model that answers requests: what it reads, and its outputs for several requests in one call."""
+"""One version of a model that answers requests: its columns, and its outputs for several requests in one call."""
 
 import itertools
 import logging
@@ -144,7 +144,7 @@ class ServedModel:
         return RequestError(400, problems_text([f"{rows.name(row)}: {text}" for row, text in errors.items()]))
 
     def _problems(self, rows: Rows) -> str:
-        """Return a text of the values that are of a type that the model does not read; "" if each alone is."""
+        """Return a text of the values whose type the model does not read; "" if each alone is valid."""
         found = list(itertools.islice(self._wrong_values(rows), MOST_PROBLEMS + 1))
         return problems_text(found[:MOST_PROBLEMS]) + ("; and more" if len(found) > MOST_PROBLEMS else "")
 

@@ -168,7 +168,7 @@ class _Group:
 
 
 async def _read_output(process: asyncio.subprocess.Process, life: _Life) -> None:
-    """Take note of what a process says of its life, and pass on whatever else it prints, to its end."""
+    """Read a process's signs of life and pass on the rest of its output, to its end."""
     assert process.stdout is not None  # noqa: S101 - a pipe
     rest = b""
     # A process whose pipe nobody reads would stop at its next print.

@@ -1,4 +1,4 @@
-"""The interface of what the server can serve: a version of a model, or a store of rows."""
+"""The interface of served objects: a version of a model, or a store of rows."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias

@@ -81,7 +81,7 @@ class RequestLimits:
 
 @dataclass
 class Call:
-    """A request, and what is known of it so far.
+    """A request and its state so far.
 
     Attributes:
         request: The request.
@@ -121,7 +121,7 @@ Handler: TypeAlias = Callable[[Call], Awaitable[dict[str, Any]]]
 
 @dataclass
 class Service:
-    """The models, and what all requests share.
+    """The models, and state that all requests share.
 
     Attributes:
         traffics: How the requests for some names are divided between versions.
@@ -183,7 +183,7 @@ class Service:
             return error_response(RequestError(500, "the model failed; the log of the server says why"))
 
     def only_name(self) -> str:
-        """Return the name that a request means which has none: the one that is divided, or that of all models.
+        """Return the model that answers requests without a model name: the one under experiment, or the only one.
 
         Raises:
             RequestError: There are several.
@@ -194,7 +194,7 @@ class Service:
         return names[0]
 
     def bind(self, call: Call, name: str | None = None) -> Servable:
-        """Choose what answers a request: by its path, and by its unit where the requests for a name are divided.
+        """Choose the model for a request: by its path, and by its unit if the requests for a name are divided.
 
         Args:
             call: The request.
@@ -222,7 +222,7 @@ class Service:
         return list(call.traffic.sources) if call.traffic else self.sources.of(call.request.path_params["name"])
 
     async def _as_divided(self, call: Call, handle: Handler, response: Response) -> Response:
-        """Return the response of a request for a divided name, and count what its variant did.
+        """Return the response of a request for a divided name, and count its variant's outcome.
 
         Where a variant fails and the control does not, the control's answer is returned. Of callers who are not
         trusted, errors of a model's own code alone count, and the control's do not: a caller could refuse, delay or
@@ -250,7 +250,7 @@ class Service:
         return response
 
     def trusts(self, traffic: TrafficSplit) -> bool:
-        """Return whether no caller can choose its unit who is not trusted with that."""
+        """Return whether only trusted callers can choose their unit."""
         return self.has_tokens or traffic.trusts_callers
 
     def _tell_exposure(self, call: Call, response: Response) -> None:

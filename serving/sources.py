@@ -163,7 +163,7 @@ class StoreSource(Source):
         return cls(file, StoredRows(name, file))
 
     async def refresh(self) -> None:
-        """Let the store answer that is in the file now; if it is none, the old one goes on."""
+        """Reload the store from its file. If the file is invalid, keep serving the old one."""
         digest = ""
         try:
             digest = digest_of(await asyncio.to_thread(store_identity, Path(self.uri)))
@@ -196,7 +196,7 @@ async def in_daemon_thread(function: Callable[[str], PinnedModel], uri: str) -> 
 
 
 class Sources:
-    """All models of a server, by name, version and label. The first source of a name is what answers for the name."""
+    """All models of a server, by name, version and label. The first source of a name answers for it."""
 
     def __init__(self, sources: Iterable[Source], hidden: Iterable[Source] = ()) -> None:
         """Take the sources, and those which no request can name.

@@ -26,7 +26,7 @@ class Variant:
 
 
 class TrafficSplit(Protocol):
-    """The variants and shadows of a name. Used in the event loop alone."""
+    """The variants and shadows of a name. Used only in the event loop."""
 
     @property
     def name(self) -> str:

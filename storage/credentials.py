@@ -200,7 +200,7 @@ def _without_value(found: "re.Match[str]") -> str:
 
 @functools.lru_cache(maxsize=1)  # keyed by the environment, since a notebook may set variables at any time
 def _secrets_of(environment: tuple[tuple[str, str], ...]) -> list[str]:
-    """Return the secrets in environment variables: the values of secret names, and what connection strings contain."""
+    """Return the secrets in environment variables: the values of secret names, and those in connection strings."""
     found = {value for name, value in environment if is_secret_name(name)}
     for _, value in environment:
         found |= {match["value"] for match in _NAMED.finditer(value)}

@@ -84,7 +84,7 @@ class LakeTable:
 
 
 class LakeTableError(StorageError):
-    """A lake table, or a part of one, that cannot be read or written as files; the message says what to do.
+    """A lake table, or a part of one, that cannot be read or written as files; the message has the remedy.
 
     Attributes:
         table: The table.
@@ -96,7 +96,7 @@ class LakeTableError(StorageError):
         self.advice = advice
 
     def __reduce__(self) -> tuple[type["LakeTableError"], tuple[LakeTable, str]]:
-        """Pickle by what the message is made of."""
+        """Pickle by the parts of the message."""
         return LakeTableError, (self.table, self.advice)
 
 

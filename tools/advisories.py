@@ -2,7 +2,7 @@
 
 The list is ``tools/advisories.json``: records of the Open Source Vulnerability format (OSV) for the packages of
 ``requirements.lock``. ``update EXPORT.zip`` takes them from OSV's export of the ecosystem PyPI. An advisory that does
-not concern this project stands in ``tools/ignored_advisories.toml`` with a reason and a date::
+not concern this project is in ``tools/ignored_advisories.toml`` with a reason and a date::
 
     [PYSEC-2026-1]
     reason = "only its server is concerned, which is not started here"
@@ -69,7 +69,7 @@ def locked(lock: str) -> dict[str, str]:
 
 
 def findings(advisories: Iterable[Mapping[str, Any]], versions: Mapping[str, str]) -> list[Finding]:
-    """Return what concerns the locked versions, by package."""
+    """Return the advisories that concern the locked versions, by package."""
     found = [
         Finding(name, versions[name], advisory)
         for advisory in advisories
@@ -101,13 +101,15 @@ def taken(export: Path, versions: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the records of an export that concern the packages of the lock file in any version, by identifier.
 
     Raises:
-        AdvisoryError: The file is no such export.
+        AdvisoryError: The file is not such an export.
     """
     try:
         with zipfile.ZipFile(export) as archive:
             records = [json.loads(archive.read(name)) for name in archive.namelist() if name.endswith(".json")]
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise AdvisoryError(f"{export} is no zip archive of OSV records ({error}); fetch OSV's export again") from error
+        raise AdvisoryError(
+            f"{export} is not a zip archive of OSV records ({error}); fetch the export again"
+        ) from error
     if not records:
         raise AdvisoryError(f"{export} has no records; fetch OSV's export of the ecosystem {_ECOSYSTEM} again")
     kept = []
@@ -194,7 +196,7 @@ def _events(advisory: Mapping[str, Any], package: str, kind: str) -> Iterator[Ma
 
 
 def _ranges(affected: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    # Ranges of commits say nothing about a release.
+    # Ranges of commits do not name releases.
     return [span for span in affected.get("ranges", ()) if span["type"] in ("ECOSYSTEM", "SEMVER")]
 
 

@@ -21,15 +21,16 @@ UNIT = "tests/unit"
 _IMPORT = re.compile(
     r"^\s*(?:from|import) +((?:mirrorspark|benchmarks|tools|tests)[\w.]*)(?: import (\([^)]*\)|[^#\n]*))?", re.MULTILINE
 )
-# Workers read when their tests must have begun.
-_DEADLINE = "MIRRORSPARK_QUICK_DEADLINE"
+# Tells pytest's workers for how many seconds they may begin tests. Before that they import for some twenty seconds.
+_SECONDS = "MIRRORSPARK_QUICK_SECONDS"
+_DEADLINE = pytest.StashKey[float]()
 
 
 def main() -> int:
     """Choose and run the tests, and return pytest's exit status, or 0 when nothing has to run."""
     parser = argparse.ArgumentParser(description="Run the unit tests nearest to what has changed since a commit.")
     parser.add_argument("--since", default="HEAD", help="commit to compare the working tree with")
-    parser.add_argument("--seconds", type=float, default=75.0, help="begin no test after this time")
+    parser.add_argument("--seconds", type=float, default=60.0, help="begin no test after this time of tests")
     parser.add_argument("--files", type=int, default=40, help="take no more than the nearest files")
     parser.add_argument("--list", action="store_true", help="print the test files, nearest first, and run nothing")
     options, others = parser.parse_known_args()
@@ -40,12 +41,12 @@ def main() -> int:
     if far:
         folders = sorted({file.rpartition("/")[0] for file in far})
         print(f"left out, as they are the farthest: {len(far)} files in {', '.join(folders)}")
-    if elsewhere := [file for file in changed if file.startswith("tests/") and not file.startswith(UNIT)]:
+    if elsewhere := [file for file in changed if re.match(r"tests/(?!unit/).*/test_\w+\.py$", file)]:
         print(f"left out, as they start processes: {', '.join(elsewhere)}")
     if options.list or not chosen:
         print("\n".join(chosen))
         return 0
-    os.environ[_DEADLINE] = str(time.time() + options.seconds)
+    os.environ[_SECONDS] = str(options.seconds)
     # Two processes, a file in one of them, the nearest first.
     usual = ["-m", "not process", "--dist", "loadfile", "--no-loadscope-reorder", "-n", "2", "-p", "tools.quick"]
     return subprocess.call([sys.executable, "-m", "pytest", *usual, *others, *chosen], cwd=REPOSITORY)
@@ -109,10 +110,15 @@ def _touches(imported: frozenset[str], folders: Set[str]) -> bool:
     return not folders.isdisjoint({path.rpartition("/")[0] for path in imported} | imported)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the time begin."""
+    session.config.stash[_DEADLINE] = time.monotonic() + float(os.environ[_SECONDS])
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Begin no test after the deadline; pytest's last line counts those that are left out."""
-    if time.time() > float(os.environ[_DEADLINE]):
+    if time.monotonic() > item.config.stash[_DEADLINE]:
         pytest.skip("the time is over; `make unit` runs all")
 
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
+from mirrorspark.data_pipelines.quality.page import PAGE_FILE
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.job.prepared_run import PreparedRun, dry_run, prepare

@@ -228,7 +228,7 @@ def _deliver(
     permit: Permit | None,
     beat: Callable[[], None],
 ) -> CommittedCheckpoint:
-    """Deliver the files in ``staging`` as ``checkpoint``, and return it with what the marker lists."""
+    """Deliver the files in ``staging`` as ``checkpoint``, and return it with the marker's content."""
     names = sorted(path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file())
     names = [name for name in names if name != MARKER]
     # The store needs them last, for the marker: until then they are computed while it writes.

@@ -149,7 +149,7 @@ def _write(directory: Location, file: str, attempt: int, id_: str, kept: list[st
 
 
 def _remove_unfinished(directory: Location) -> None:
-    """Remove what drivers have left on a disk that were killed while they wrote; one that lives holds a lock on it."""
+    """Remove leftovers of drivers that were killed while they wrote to a disk; a living driver holds a lock on them."""
     for path in (file.path for file in StoragePath.of(directory).files(recursive=False)):
         if path.is_local and (left := _UNFINISHED.fullmatch(path.name)):
             with temporary_beside(path.local.with_name(left[1])):

@@ -1,4 +1,4 @@
-"""Removal of checkpoints: those beyond the ones to keep, and what interrupted attempts have left."""
+"""Removal of checkpoints beyond those to keep, and of leftovers of interrupted attempts."""
 
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -109,7 +109,7 @@ def clean_staging(directory: Location, fence: str | None = None) -> list[Path | 
 
 
 def former_marks(directory: Location, fence: str | None) -> set[str]:
-    """Return the marks of those who have left leftovers that an attempt with this fence may remove.
+    """Return the marks of attempts whose leftovers an attempt with this fence may remove.
 
     They are those of the fences before it; without a fence only the empty one.
 

@@ -187,7 +187,7 @@ def remember_own_store(tracking_uri: str) -> None:
 
 
 class NoStoreError(LookupError):
-    """Raised when a model is to be looked up, MLflow is set to no store, and there is none in the usual places."""
+    """Raised when a model must be looked up without a store: MLflow has none, and the usual places have none."""
 
 
 def own_store(output: Path) -> str:

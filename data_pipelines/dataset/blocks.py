@@ -89,8 +89,7 @@ def check_columns(table: pa.Table, spec: FeatureSpec) -> ColumnPlans:
         _weights(table, spec.weight)
     for key in spec.keys:
         plain_column(table, key)
-    others = (feature for feature in spec.read_features if feature not in plans)
-    return {**plans, **column_plans(table.schema, others)}
+    return {**plans, **column_plans(table.schema, (feature for feature in spec.read_features if feature not in plans))}
 
 
 def encode_blocks(

@@ -150,7 +150,7 @@ class DatasetCache:
 def _files_of(location: StoragePath, manifest: Manifest) -> list[StoredFile]:
     """Return the files of the dataset without the manifest."""
     # Deferred, because drawing loads matplotlib, and only the process that copies needs it.
-    from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
+    from mirrorspark.data_pipelines.quality.page import PAGE_FILE
     from mirrorspark.data_pipelines.quality.profile import PROFILE_FILE
 
     shards = {shard.path for shards in manifest.splits.values() for shard in shards}

@@ -31,7 +31,8 @@ from mirrorspark.data_pipelines.features.kinds import (
     TokenFeature,
     repeated_names,
 )
-from mirrorspark.pages.blocks import heading_html, panel_html, rows_html
+from mirrorspark.pages.blocks import heading_html, rows_html
+from mirrorspark.pages.panel import panel_html
 from mirrorspark.storage.atomic_file import write_atomically
 
 if TYPE_CHECKING:  # a spec needs no Spark

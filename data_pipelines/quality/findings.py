@@ -5,7 +5,8 @@ from enum import StrEnum
 from typing import Any
 
 from mirrorspark.data_pipelines.quality.drift import Drift
-from mirrorspark.pages.blocks import findings_html, heading_html, panel_html
+from mirrorspark.pages.blocks import findings_html, heading_html
+from mirrorspark.pages.panel import panel_html
 from mirrorspark.storage.credentials import without_credentials
 
 
@@ -47,6 +48,10 @@ class Limits:
     # The customary limits: Siddiqi, "Credit Risk Scorecards" (2006), chapter 8.
     drift: float = 0.1
     strong_drift: float = 0.25
+
+    def strength_of(self, excess: float) -> str:
+        """Return the strength of a drift beyond chance in a word, ``large`` or ``some``; nothing for less."""
+        return "large" if excess >= self.strong_drift else "some" if excess >= self.drift else ""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ from mirrorspark.data_pipelines.reading.decode_blocks import SparseSteps
 from mirrorspark.data_pipelines.reading.order import RANGE_BLOCK, EpochOrder
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.data_pipelines.tfrecord.records import read_record_at
-from mirrorspark.pages.blocks import details_html, findings_html, heading_html, panel_html, paragraph_html, rows_html
+from mirrorspark.pages.blocks import details_html, findings_html, heading_html, paragraph_html, remark_html, rows_html
+from mirrorspark.pages.panel import panel_html
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.host_cache import Lease
 from mirrorspark.storage.paths import StoragePath
@@ -112,7 +113,7 @@ class Dataset:
         return f"Dataset({str(self.path)!r}, rows: {rows}, features: {len(self.spec.features)})"
 
     def _repr_html_(self) -> str:
-        from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE  # workers need no templates
+        from mirrorspark.data_pipelines.quality.page import PAGE_FILE  # workers need no templates
 
         manifest, label = self.manifest, self.spec.label
         splits = [
@@ -129,12 +130,12 @@ class Dataset:
         found = [{name: without_credentials(text) for name, text in each.items()} for each in manifest.findings]
         return panel_html(
             heading_html(f"Dataset {self.path.name}"),
-            paragraph_html(without_credentials(str(self.path)), quiet=True),
+            remark_html(without_credentials(str(self.path))),
             rows_html(("split", "rows", "shards", "MB"), splits, numbers=(1, 2, 3)),
             details_html(f"{len(self.spec.features)} features; {about}", self.spec.features_html()),
             heading_html("Findings in the data"),
             findings_html(found) if found else paragraph_html("nothing found"),
-            paragraph_html(without_credentials(f"All columns: {page}"), quiet=True) if page.is_file() else "",
+            remark_html(without_credentials(f"All columns: {page}")) if page.is_file() else "",
         )
 
     @property

@@ -165,7 +165,7 @@ def _buckets(salt: str, texts: Iterable[str]) -> NDArray[np.int64]:
 
 
 def _numbers(texts: list[str], experiment: Experiment) -> NDArray[np.int64]:
-    """Return the number of each text's variant, int64 ``[texts]``; or what holds it out."""
+    """Return the number of each text's variant, int64 ``[texts]``; or the mark of a held-out unit."""
     numbers = experiment.variant_numbers[_buckets(experiment.salt, texts)]
     if experiment.layer:
         layer, part = _buckets(experiment.layer_salt, texts), experiment.part_buckets

@@ -19,7 +19,7 @@ _POINTS = 512
 
 
 class Policy(Protocol):
-    """A rule that chooses an arm for each row. It does not change; what it learns is in the policy that it returns."""
+    """A rule that chooses an arm for each row. It is immutable; learning returns a new policy."""
 
     @property
     def arms(self) -> int:
@@ -259,7 +259,7 @@ class LinUCB:
 
 
 def _greedy(values: Floats, epsilon: float) -> Floats:
-    """Return the probability of each arm: the best ones share what exploration leaves, ``[rows, arms]``."""
+    """Return the probability of each arm, ``[rows, arms]``: the best ones share the part without exploration."""
     is_best = values == values.max(axis=1, keepdims=True)
     return epsilon / values.shape[1] + (1 - epsilon) * is_best / is_best.sum(axis=1, keepdims=True)
 

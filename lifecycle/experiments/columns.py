@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def column_of(name: str) -> Column:
-    """Return the column of exactly this name, whatever characters it has."""
+    """Return the column of exactly this name, with any characters."""
     from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
     return F.col("`" + name.replace("`", "``") + "`")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def conclusion_of(analysis: Analysis) -> str:
-    """Return the sentence: the check of the units, else what follows from the intervals that are right now.
+    """Return the sentence: the check of the units, else the result of the currently valid intervals.
 
     These are the always-valid ones until the planned number of units is reached, then the fixed-horizon ones.
     """

@@ -19,7 +19,7 @@ _OWN = ("variant", "scored_by", "score")
 
 @dataclass(frozen=True)
 class ExposedScores:
-    """Scores of several models, divided into what is shown and what is not.
+    """Scores of several models, divided into shown ones and shadows.
 
     Attributes:
         exposed: A row per scored one: the unit, the keys, ``variant`` (null or ``holdout`` outside the experiment),

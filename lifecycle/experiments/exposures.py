@@ -140,7 +140,7 @@ def switched_units(log: DataFrame) -> DataFrame:
 
 
 def exposure_faults(log: DataFrame) -> DataFrame:
-    """Return by experiment what :func:`first_exposures` counts and leaves out.
+    """Return by experiment the numbers that :func:`first_exposures` counts and leaves out.
 
     Args:
         log: Exposure log (``EXPOSURE_COLUMNS``).

@@ -23,7 +23,7 @@ class Moments:
         units: Number of units.
         mean: Mean of the metric.
         variance: Variance of the metric in the sample: divided by the units less one.
-        before_mean: Mean of the covariate, the metric before the exposure say; None without one.
+        before_mean: Mean of the covariate, for example the metric before the exposure; None without one.
         before_variance: Its variance in the sample.
         covariance: Covariance of covariate and metric in the sample.
     """
@@ -147,7 +147,7 @@ def share_above_p_value(events: int, units: int, limit: float) -> float:
 
 
 def without_covariate(variants: Sequence[Moments]) -> tuple[list[Moments], NDArray[np.float64] | float]:
-    """Return the moments of the metric less what its covariate explains, and the coefficient (CUPED).
+    """Return the moments of the metric without the part that its covariate explains, and the coefficient (CUPED).
 
     The covariate was measured before the exposure, so its mean is the same in all variants but for chance. The
     coefficient is that of the regression within variants. Source: Deng, Xu, Kohavi and Walker (2013), "Improving the

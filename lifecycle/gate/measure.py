@@ -68,7 +68,7 @@ def measure(
         what: Label, slices and settings.
 
     Raises:
-        PySparkException: An expression cannot be evaluated; a task failed, because of a label of another kind say.
+        PySparkException: An expression cannot be evaluated; a task failed, for example by a label of another kind.
     """
     return _of_slices(_scored(table, models, what), len(models), measures, what)
 

@@ -3,54 +3,131 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Template
+from markupsafe import Markup
 
 from mirrorspark.lifecycle.gate.decide import Finding
 from mirrorspark.lifecycle.gate.facts import Measure, SliceFacts
-from mirrorspark.lifecycle.gate.validation import Validation
-from mirrorspark.pages.blocks import figure_html
+from mirrorspark.lifecycle.gate.validation import ORDER, Validation, findings_table
+from mirrorspark.pages.blocks import (
+    Cell,
+    card_html,
+    cards_html,
+    details_html,
+    element,
+    figure_html,
+    remark_html,
+    rows_html,
+    section_html,
+    tiles_html,
+    verdict_html,
+)
 from mirrorspark.pages.figures.slices import slice_changes
-from mirrorspark.pages.numbers import in_digits, short_number
-from mirrorspark.pages.page import page_template
+from mirrorspark.pages.numbers import DASH, digits_or_dash, in_digits, short_number
+from mirrorspark.pages.page import page_html
 
 PAGE_FILE = "validation.html"
 
 _SHOWN_FIGURES = 4
 _SHOWN_IN_FIGURE = 40
-_DASH = "-"
-_ORDER = ("failed", "skipped", "passed")
+_SHOWN_ERRORS = 8
 
 
 def validation_page(validation: Validation) -> str:
     """Return the page as HTML: the verdict, findings (those that block first), and the metrics of all slices."""
-    facts = validation.facts
+    facts, candidate, champion = validation.facts, validation.candidate, validation.champion
     metrics = list(facts.slices[0].candidate) if facts.slices else []
+    blocking = [one for one in validation.findings if one.outcome != "passed"]
+    passed = [one for one in validation.findings if one.outcome == "passed"]
+    origin = [
+        *(validation.at, validation.task.replace("_", " "), f"label {validation.label}"),
+        *(f"drawn by {', '.join(validation.keys)}", f"candidate {candidate.uri}, digest {candidate.digest[:12]}"),
+    ]
+    if champion:
+        origin.append(f"champion {champion.uri}, digest {champion.digest[:12]}")
+    else:
+        origin.append("there is no champion to compare with")
+    verdict, style = "All gates passed: it may be promoted.", "good"
+    if not validation.passed:
+        verdict = f"{len(validation.failed)} of {len(validation.findings)} findings block a promotion."
+        style = "error"
+    blocks = [
+        verdict_html(verdict, style),
+        remark_html(" · ".join(origin)),
+        tiles_html(_tiles(validation)),
+        section_html(
+            "Findings",
+            findings_table(blocking) if blocking else "",
+            details_html(f"{len(passed)} passed", findings_table(passed), is_open=not blocking),
+        ),
+        _changes(validation, metrics) if facts.has_champion else "",
+        _metrics(validation, metrics),
+        *(
+            section_html(f"Parity: {name}", card_html(element("pre", report.as_table())))
+            for name, report in facts.parity.items()
+        ),
+    ]
+    title = f"{candidate.label} beside {champion.label}" if champion else candidate.label
+    return page_html("Validation", title, blocks)
+
+
+def _changes(validation: Validation, metrics: Sequence[str]) -> Markup:
     # The interval of a few rows would leave no room for the others.
-    judged = [one for one in facts.slices if one.examples >= validation.gates.min_examples]
-    return _template().render(
-        validation=validation,
-        tiles=_tiles(validation),
-        findings=sorted(validation.findings, key=lambda one: _ORDER.index(one.outcome)),
-        metrics=metrics,
-        slices=facts.slices,
-        figures=[
-            figure_html(_figure(metric, judged, validation.findings), f"change of {metric} by slice")
-            for metric in _judged(metrics, validation.findings)
-            if facts.has_champion
-        ],
-        parity={name: report.as_table() for name, report in facts.parity.items()},
-        errors=[
-            (one.name, name, measure)
-            for one in facts.slices
-            for name, measure in one.candidate.items()
-            if measure.error > 0
-        ],
+    judged = [one for one in validation.facts.slices if one.examples >= validation.gates.min_examples]
+    return section_html(
+        "Change by slice",
+        remark_html(
+            "A cross marks a slice in which a gate of the metric failed. The number of examples is in brackets; slices "
+            f"with fewer than {validation.gates.min_examples:,} are left out."
+        ),
+        cards_html(
+            (
+                card_html(figure_html(_figure(metric, judged, validation.findings), f"change of {metric} by slice"))
+                for metric in _judged(metrics, validation.findings)
+            ),
+            least=560,
+        ),
     )
+
+
+def _metrics(validation: Validation, metrics: Sequence[str]) -> Markup:
+    slices = validation.facts.slices
+    rows = [
+        [
+            one.name,
+            Cell(f"{one.examples:,}", below=[Cell(f"{one.invalid:,} without a score", "error")] if one.invalid else ()),
+            *(_metric(one, name) for name in metrics),
+        ]
+        for one in slices
+    ]
+    inexact = [
+        f"{digits_or_dash(measure.error)} ({name.replace('_', ' ')}, {one.name})"
+        for one in slices
+        for name, measure in one.candidate.items()
+        if measure.error > 0
+    ]
+    more = " and more in validation.json" if len(inexact) > _SHOWN_ERRORS else ""
+    champion = "; below each, its change against the champion with the 95% interval" if validation.champion else ""
+    head = ["slice", "examples", *(name.replace("_", " ") for name in metrics)]
+    return section_html(
+        "Metrics",
+        remark_html(f"Of the candidate{champion}."),
+        rows_html(head, rows, numbers=range(1, len(head))),
+        remark_html(
+            "With more than 8,192 distinct scores, AUC and PR AUC come from a histogram. They are off by at most "
+            f"{', '.join(inexact[:_SHOWN_ERRORS])}{more}."
+        )
+        if inexact
+        else "",
+    )
+
+
+def _metric(one: SliceFacts, name: str) -> Cell:
+    change = one.change.get(name)
+    below = () if change is None else (_signed(change.value), _interval(change))
+    return Cell(digits_or_dash(one.candidate[name].value), below=below)
 
 
 def _tiles(validation: Validation) -> list[tuple[str, str]]:
@@ -69,7 +146,7 @@ def _tiles(validation: Validation) -> list[tuple[str, str]]:
 
 def _judged(metrics: Sequence[str], findings: Sequence[Finding]) -> list[str]:
     """Return the metrics that are drawn: those of failed gates first, then other judged ones, then the first."""
-    named = [one.metric for outcome in _ORDER for one in findings if one.outcome == outcome]
+    named = [one.metric for outcome in ORDER for one in findings if one.outcome == outcome]
     return [name for name in dict.fromkeys([*named, *metrics[:1]]) if name in metrics][:_SHOWN_FIGURES]
 
 
@@ -87,21 +164,11 @@ def _figure(metric: str, slices: Sequence[SliceFacts], findings: Sequence[Findin
     )
 
 
-def _number(value: float | None) -> str:
-    return _DASH if value is None or math.isnan(value) else in_digits(value)
-
-
 def _signed(value: float) -> str:
-    return _DASH if math.isnan(value) else in_digits(value, 2, sign="+")
+    return DASH if math.isnan(value) else in_digits(value, 2, sign="+")
 
 
 def _interval(measure: Measure) -> str:
     if math.isnan(measure.low):
         return "no interval"
     return f"{in_digits(measure.low, 2, sign='+')} to {in_digits(measure.high, 2, sign='+')}"
-
-
-@cache
-def _template() -> Template:
-    filters: dict[str, Callable[..., str]] = {"number": _number, "signed": _signed, "interval": _interval}
-    return page_template(Path(__file__).with_name("validation.html.jinja"), filters)

@@ -72,7 +72,8 @@ def validate(
         output: The models' column of scores, if they have several and the task leaves it open.
         weight: SQL expression of non-negative row weights.
         threshold: Score from which a row counts as positive in ``accuracy``, ``precision`` and ``recall``.
-        parity: Report of :func:`scoring.parity.parity_check` of the candidate, of training framework and scorer say.
+        parity: Report of :func:`scoring.parity.parity_check` of the candidate, for example between the training
+            framework and the scorer.
         single_rows: Number of rows that are also scored one by one, in a process of their own: their times are the
             latency, and their scores must be those of the table. 0 leaves both out.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
@@ -129,7 +130,7 @@ def log_validation(validation: Validation, run_id: str, *, tracking_uri: str | N
 
     Args:
         validation: The validation.
-        run_id: The run, that of the candidate's training say; it may have ended.
+        run_id: The run, for example that of the candidate's training; it may have ended.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
 
     Raises:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from mirrorspark.lifecycle.gate.decide import Finding, decide, failed
 from mirrorspark.lifecycle.gate.facts import Facts
 from mirrorspark.lifecycle.gate.thresholds import Gates
-from mirrorspark.pages.blocks import Marked, heading_html, panel_html, rows_html
+from mirrorspark.pages.blocks import Cell, heading_html, rows_html
 from mirrorspark.pages.guarded import beside_the_result
 from mirrorspark.pages.numbers import in_digits
+from mirrorspark.pages.panel import panel_html
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
@@ -23,6 +26,9 @@ from mirrorspark.training.results.report.summary import strict
 
 JSON_FILE = "validation.json"
 FORMAT_VERSION = 1
+# Outcomes, those that block first.
+ORDER = ("failed", "skipped", "passed")
+_STYLES = {"failed": "error", "skipped": "warning", "passed": "good"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,7 @@ class Validation:
 
     def as_text(self) -> str:
         """Return the findings as text, those that block first."""
-        order = sorted(self.findings, key=lambda one: ("failed", "skipped", "passed").index(one.outcome))
+        order = sorted(self.findings, key=lambda one: ORDER.index(one.outcome))
         champion = self.champion.label if self.champion else "no champion"
         head = f"{self.candidate.label} against {champion}: {self.verdict}"
         return "\n".join([head, *self._metrics(), *(f"  {one.outcome:<8}{one.words}" for one in order)])
@@ -107,11 +113,9 @@ class Validation:
                 yield f"  {one.examples:,} rows: {', '.join(values)}"
 
     def _repr_html_(self) -> str:
-        styles = {"passed": "good", "failed": "error", "skipped": "note"}
-        rows = [(Marked(one.outcome, styles[one.outcome]), one.gate, one.words) for one in self.findings]
         champion = self.champion.label if self.champion else "no champion"
         title = f"{self.candidate.label} against {champion}: {self.verdict}"
-        return panel_html(heading_html(title), rows_html(("", "gate", "finding"), rows))
+        return panel_html(heading_html(title), findings_table(self.findings))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the validation as JSON values; numbers that JSON does not have are texts: ``inf``, ``nan``."""
@@ -158,3 +162,12 @@ class Validation:
         # Last, because it is what a promotion reads.
         write_atomically(target / JSON_FILE, self.to_json())
         return target / JSON_FILE
+
+
+def findings_table(findings: Sequence[Finding]) -> Markup:
+    """Return findings as a table of a page or notebook, those that block first."""
+    rows = [
+        (Cell("not judged" if one.outcome == "skipped" else one.outcome, _STYLES[one.outcome]), one.gate, one.words)
+        for one in sorted(findings, key=lambda one: ORDER.index(one.outcome))
+    ]
+    return rows_html(("", "gate", "finding"), rows, name="findings")

@@ -1,4 +1,4 @@
-"""Alerts: what has happened, sent to a webhook, by e-mail or to the log, without secrets (requirement L11)."""
+"""Alerts: events that are sent to a webhook, by e-mail or to the log, without secrets (requirement L11)."""
 
 import base64
 import json
@@ -54,7 +54,7 @@ class Alert:
 
 
 def report(alert: Alert, targets: Sequence[str]) -> str | None:
-    """Send an alert to every target, and log what fails: an alert never ends what it reports.
+    """Send an alert to every target, and log failures: an alert never ends the work that it reports.
 
     Args:
         alert: As in :func:`send`.

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template
+from markupsafe import Markup
 
 from mirrorspark.data_pipelines.quality.findings import Limits
-from mirrorspark.lifecycle.pipeline.page import PAGE_FILE, seconds_of, state_of
+from mirrorspark.lifecycle.pipeline.page import PAGE_FILE, STYLES, seconds_of, state_of
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord, records_in
 from mirrorspark.lifecycle.pipeline.weekly import warnings_of
-from mirrorspark.pages.blocks import figure_html
+from mirrorspark.pages.blocks import (
+    Cell,
+    card_html,
+    cards_html,
+    figure_html,
+    remark_html,
+    rows_html,
+    section_html,
+    tiles_html,
+    verdict_html,
+)
 from mirrorspark.pages.figures.by_date import lines_over_time, shares_over_time
 from mirrorspark.pages.guarded import beside_the_result
 from mirrorspark.pages.numbers import short_number
-from mirrorspark.pages.page import page_template
+from mirrorspark.pages.page import page_html
 from mirrorspark.storage.atomic_file import write_atomically
 
 HISTORY_FILE = "index.html"
@@ -42,16 +51,18 @@ def history_page(records: Sequence[PipelineRecord]) -> str:
     """
     newest = list(reversed(records))
     stages = list(dict.fromkeys(name for record in newest for name in record.stages))
-    return _template().render(
-        name=records[-1].name,
-        latest=records[-1].run_date,
-        verdict=state_of(records[-1]),
-        tiles=_tiles(records),
-        figures=list(_figures(records)) if len(records) > 1 else [],
-        alerts=[(record.run_date, text) for record in newest for text in alerts_of(record)],
-        stages=stages,
-        rows=[_row(record, stages) for record in newest],
-    )
+    alerts = [(record.run_date, text) for record in newest for text in alerts_of(record)]
+    head = ["date", "outcome", "promoted", "alerts", "rows", *stages, "all"]
+    dates = rows_html(head, [_row(record, stages) for record in newest], numbers=range(2, len(head)), name="dates")
+    state, words = state_of(records[-1])
+    blocks = [
+        verdict_html(f"{records[-1].run_date}: {words}", STYLES[state]),
+        tiles_html(_tiles(records)),
+        section_html("Over time", cards_html(map(card_html, _figures(records)), least=480)) if len(records) > 1 else "",
+        section_html("Alerts", rows_html((), alerts)) if alerts else "",
+        section_html("Dates", remark_html("Seconds of each stage's latest attempt."), dates),
+    ]
+    return page_html("Pipeline", records[-1].name, blocks)
 
 
 def alerts_of(record: PipelineRecord) -> list[str]:
@@ -60,22 +71,21 @@ def alerts_of(record: PipelineRecord) -> list[str]:
     return [*warnings_of({name: one.facts for name, one in record.stages.items()}), *failed]
 
 
-def _row(record: PipelineRecord, stages: Sequence[str]) -> Mapping[str, Any]:
-    """Return the cells of a date; what is not known is empty."""
+def _row(record: PipelineRecord, stages: Sequence[str]) -> list[str | Cell]:
+    """Return the cells of a date; unknown ones are empty."""
     state, _ = state_of(record)
     begun, rows = record.stages, record.fact("data", "rows")
     stopped = [name for name, one in begun.items() if one.state == "failed"]
-    return {
-        "page": f"{record.run_date}/{PAGE_FILE}",
-        "date": record.run_date,
-        "state": state,
-        "outcome": f"stopped at {stopped[0]}" if stopped else {"passed": "finished"}.get(state, state),
-        "version": record.fact("promote", "version") or "",
-        "alerts": len(alerts_of(record)) or "",
-        "rows": "" if rows is None else f"{rows:,}",
-        "seconds": [f"{begun[name].seconds:.1f}" if name in begun else "" for name in stages],
-        "all": f"{seconds_of(record):.1f}",
-    }
+    outcome = f"stopped at {stopped[0]}" if stopped else {"passed": "finished"}.get(state, state)
+    return [
+        Cell(record.run_date, link=f"{record.run_date}/{PAGE_FILE}"),
+        Cell(outcome, STYLES[state]),
+        record.fact("promote", "version") or "",
+        str(len(alerts_of(record)) or ""),
+        "" if rows is None else f"{rows:,}",
+        *(f"{begun[name].seconds:.1f}" if name in begun else "" for name in stages),
+        f"{seconds_of(record):.1f}",
+    ]
 
 
 def _tiles(records: Sequence[PipelineRecord]) -> list[tuple[str, str]]:
@@ -90,7 +100,7 @@ def _tiles(records: Sequence[PipelineRecord]) -> list[tuple[str, str]]:
     return [*champion, *((name, short_number(number)) for name, number in numbers.items())]
 
 
-def _figures(records: Sequence[PipelineRecord]) -> Iterator[str]:
+def _figures(records: Sequence[PipelineRecord]) -> Iterator[Markup]:
     """Yield the pictures over time."""
     dates = [record.run_date for record in records]
     measured = [record.fact("evaluate", "metrics") or {} for record in records]
@@ -117,7 +127,7 @@ def _figures(records: Sequence[PipelineRecord]) -> Iterator[str]:
     yield from _score_figure(records)
 
 
-def _drift_figure(what: str, dates: Sequence[str], drift: Sequence[float], bound: float) -> str:
+def _drift_figure(what: str, dates: Sequence[str], drift: Sequence[float], bound: float) -> Markup:
     title, y = f"Drift of the {what} against the date before", "stability index beyond chance"
     lines = {"largest" if what == "columns" else what: drift}
     return figure_html(
@@ -125,7 +135,7 @@ def _drift_figure(what: str, dates: Sequence[str], drift: Sequence[float], bound
     )
 
 
-def _score_figure(records: Sequence[PipelineRecord]) -> Iterator[str]:
+def _score_figure(records: Sequence[PipelineRecord]) -> Iterator[Markup]:
     """Yield the distribution of the scores, of the dates that have the same bins as the latest one."""
     found = {record.run_date: scores for record in records if (scores := record.fact("evaluate", "scores"))}
     if not found:
@@ -147,8 +157,3 @@ def _bounds(record: PipelineRecord) -> Mapping[str, float]:
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
-
-
-@cache
-def _template() -> Template:
-    return page_template(Path(__file__).with_name("history.html.jinja"), {})

@@ -1,22 +1,31 @@
-"""``pipeline.html``: the stages of a date, what they found, and what has changed since the former date."""
+"""``pipeline.html``: the stages of a date, their findings, and the changes since the former date."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template
+from markupsafe import Markup
 
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
 from mirrorspark.lifecycle.pipeline.stages import Stage, StageRecord
 from mirrorspark.lifecycle.pipeline.weekly import warnings_of
-from mirrorspark.pages.numbers import short_number
-from mirrorspark.pages.page import page_template
+from mirrorspark.pages.blocks import (
+    Cell,
+    element,
+    joined,
+    paragraph_html,
+    remark_html,
+    rows_html,
+    section_html,
+    tiles_html,
+    verdict_html,
+)
+from mirrorspark.pages.numbers import DASH, short_number
+from mirrorspark.pages.page import page_html
 
 PAGE_FILE = "pipeline.html"
-
-_DASH = "-"
+STYLES = {"passed": "good", "failed": "error", "running": "warning"}
 
 
 def pipeline_page(record: PipelineRecord, stages: Sequence[Stage], former: PipelineRecord | None, folder: Path) -> str:
@@ -28,27 +37,35 @@ def pipeline_page(record: PipelineRecord, stages: Sequence[Stage], former: Pipel
         former: The record of the latest earlier date that has finished.
         folder: Where the page will be, for links.
     """
-    begun = record.stages
-    found = {name: one.facts for name, one in begun.items()}
+    found = {name: one.facts for name, one in record.stages.items()}
+    warnings = [(words,) for words in warnings_of(found)]
+    links = [element("a", name, href=link) for name, link in _links(found, folder)]
+    state, words = state_of(record)
+    blocks = [
+        paragraph_html(element("a", "All dates", href="../index.html")),
+        verdict_html(words, STYLES[state]),
+        tiles_html(_tiles(record)),
+        section_html("Warnings", rows_html((), warnings)) if warnings else "",
+        section_html("Stages", _stages(stages, record.stages)),
+        remark_html("Evidence: ", joined(links, " · ")) if links else "",
+        _changes(record, former) if former is not None else "",
+    ]
+    return page_html("Pipeline", f"{record.name} of {record.run_date}", blocks)
+
+
+def _stages(stages: Sequence[Stage], begun: Mapping[str, StageRecord]) -> Markup:
     longest = max((one.seconds for one in begun.values()), default=0.0) or 1.0
-    return _template().render(
-        record=record,
-        verdict=state_of(record),
-        former=former,
-        tiles=_tiles(record),
-        rows=[
-            (
-                stage,
-                one := begun.get(stage.name),
-                0.0 if one is None else 100 * one.seconds / longest,
-                _in_words(stage.name, one),
-            )
-            for stage in stages
-        ],
-        warnings=warnings_of(found),
-        changes=[] if former is None else list(_changes(record, former)),
-        links=list(_links(found, folder)),
-    )
+    rows: list[tuple[Cell | str, ...]] = []
+    for stage in stages:
+        name = Cell(element("b", stage.name), below=[stage.promise])
+        one = begun.get(stage.name)
+        if one is None:
+            rows.append((name, Cell("to come", "quiet"), "", ""))
+            continue
+        attempts = [f"{one.attempts} attempts"] if one.attempts > 1 else ()
+        state = Cell(one.state, STYLES.get(one.state, ""), below=attempts)
+        rows.append((name, state, Cell(f"{one.seconds:.1f}", bar=one.seconds / longest), _in_words(stage.name, one)))
+    return rows_html(("stage", "state", "seconds", "found"), rows, numbers=(2,))
 
 
 def state_of(record: PipelineRecord) -> tuple[str, str]:
@@ -76,13 +93,11 @@ def _tiles(record: PipelineRecord) -> list[tuple[str, str]]:
         ),
         ("seconds", _shown(seconds_of(record))),
     ]
-    return [(name, text) for name, text in shown if text != _DASH]
+    return [(name, text) for name, text in shown if text != DASH]
 
 
-def _in_words(name: str, one: StageRecord | None) -> str:
+def _in_words(name: str, one: StageRecord) -> str:
     """Return the findings of a stage."""
-    if one is None:
-        return ""
     if one.problem:
         return one.problem
     facts, word = one.facts, _WORDS.get(name)
@@ -113,8 +128,8 @@ _WORDS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
-def _changes(record: PipelineRecord, former: PipelineRecord) -> Iterator[tuple[str, str, str, str]]:
-    """Yield each comparable value: its name, its former value, its current value, and the change."""
+def _changes(record: PipelineRecord, former: PipelineRecord) -> Markup | str:
+    """Return the comparable values: name, former value, current value, and the change."""
     now, before = record.fact, former.fact
     pairs = {"rows of the table": (before("data", "rows"), now("data", "rows"))}
     for split, rows in (now("convert", "rows") or {}).items():
@@ -125,9 +140,13 @@ def _changes(record: PipelineRecord, former: PipelineRecord) -> Iterator[tuple[s
     pairs["mean score"] = (scores[0], scores[1])
     pairs["p99 of single rows, ms"] = (before("evaluate", "latency_p99_ms"), now("evaluate", "latency_p99_ms"))
     pairs["seconds"] = (seconds_of(former), seconds_of(record))
-    for name, (old, new) in pairs.items():
-        if old is not None and new is not None:
-            yield name, _shown(old), _shown(new), f"{new / old - 1:+.1%}" if old else _DASH
+    rows = [
+        (name, _shown(old), _shown(new), f"{new / old - 1:+.1%}" if old else DASH)
+        for name, (old, new) in pairs.items()
+        if old is not None and new is not None
+    ]
+    head = ("", former.run_date, record.run_date, "change")
+    return section_html(f"Since {former.run_date}", rows_html(head, rows, numbers=(1, 2, 3))) if rows else ""
 
 
 def _links(found: Mapping[str, Mapping[str, Any]], folder: Path) -> Iterator[tuple[str, str]]:
@@ -147,10 +166,5 @@ def seconds_of(record: PipelineRecord) -> float:
 
 def _shown(value: float | str | None) -> str:
     if value is None:
-        return _DASH
+        return DASH
     return value if isinstance(value, str) else short_number(float(value))
-
-
-@cache
-def _template() -> Template:
-    return page_template(Path(__file__).with_name("pipeline.html.jinja"), {})

@@ -32,7 +32,7 @@ def run_pipeline(
     again_from: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> PipelineRecord:
-    """Run a recipe's pipeline for ``config.run_date``, or what is left of it, and return its record.
+    """Run a recipe's pipeline for ``config.run_date``, or its remaining stages, and return its record.
 
     A date that is finished is not run again. A date that has failed goes on with the stage that failed. While it runs,
     and afterwards, ``pipeline.html`` in the date's folder shows its stages, and ``index.html`` next to it all dates.
@@ -109,7 +109,7 @@ def folder_of_date(config: RunConfig) -> Path:
 
 
 def planned(config: RunConfig, settings: PipelineSettings, again_from: str | None = None) -> list[str]:
-    """Return a line for each stage of a date: its name, what it does, and whether it has passed.
+    """Return a line for each stage of a date: its name, its work, and its state.
 
     Raises:
         ConfigError: There is no date, or no such stage.

@@ -8,14 +8,14 @@ from typing import Any, Literal
 from mirrorspark.storage.credentials import one_line
 
 State = Literal["running", "passed", "failed"]
-# A date that is run again from here is begun anew, with other data or settings say.
+# A date that is run again from here is begun anew, for example with other data or settings.
 FIRST_STAGE = "ingest"
 # Findings of a stage: values that JSON has, since the record keeps them.
 Facts = Mapping[str, Any]
 
 
 class StageFailedError(RuntimeError):
-    """A stage has failed: what it does raised an error, or its check found a problem.
+    """A stage has failed: its work raised an error, or its check found a problem.
 
     Attributes:
         stage: The stage.

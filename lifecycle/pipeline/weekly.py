@@ -18,9 +18,9 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 
 from mirrorspark.data_pipelines.convert import read_profile
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT, is_published
-from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE as DATASET_PAGE
 from mirrorspark.data_pipelines.quality.drift import measure_drift, stability_index
 from mirrorspark.data_pipelines.quality.findings import Limits
+from mirrorspark.data_pipelines.quality.page import PAGE_FILE as DATASET_PAGE
 from mirrorspark.data_pipelines.quality.profile import Bins
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.tables import query

@@ -44,7 +44,7 @@ def window_counts(
         table: Rows, or a stream of rows; columns that the snapshot lacks are ignored.
         snapshot: The snapshot that they are compared with.
         time: SQL expression of a row's time; None for one window.
-        window: Length of a window, ``7 days`` say.
+        window: Length of a window, for example ``7 days``.
         late: How late rows of a stream may be.
 
     Returns:

@@ -18,7 +18,7 @@ _NOISE_KS = 1.949
 
 @dataclass(frozen=True)
 class DriftLimits:
-    """From where a change is an alarm, beyond what chance explains.
+    """Limits from which a change is an alarm, beyond chance.
 
     Attributes:
         psi: Population stability index.

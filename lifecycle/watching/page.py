@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
 
-from jinja2 import Template
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from mlflow.entities import Metric
 
 from mirrorspark.callbacks.mlflow.store import store_client
+from mirrorspark.lifecycle.watching.drift import ColumnDrift
 from mirrorspark.lifecycle.watching.live import LiveWindow, Promise
 from mirrorspark.lifecycle.watching.watch import WindowDrift
-from mirrorspark.pages.blocks import figure_html
+from mirrorspark.pages.blocks import (
+    Cell,
+    card_html,
+    cards_html,
+    figure_html,
+    remark_html,
+    rows_html,
+    section_html,
+    tiles_html,
+    verdict_html,
+)
 from mirrorspark.pages.figures.by_date import over_time
 from mirrorspark.pages.guarded import drawn
-from mirrorspark.pages.numbers import in_digits, short_number
-from mirrorspark.pages.page import page_template
+from mirrorspark.pages.numbers import DASH, digits_or_dash, short_number
+from mirrorspark.pages.page import page_html
 
 PAGE_FILE = "watch.html"
 
 _SHOWN_WINDOWS = 12
 _SHOWN_METRICS = 4
-_DASH = "-"
 # MLflow takes no more in a request.
 _METRICS_PER_REQUEST = 1_000
 
@@ -42,25 +50,17 @@ def watch_page(
         title: Name of the watched model.
         promise: Values that the quality is compared with.
     """
-    shown = windows[-_SHOWN_WINDOWS:]
-    names = list(dict.fromkeys(one.column for window in shown for one in window.columns))
-    found = [{one.column: one for one in window.columns} for window in shown]
     alarms = [(_start(one.start), words) for one in windows for words in one.alarms]
     alarms += [(_start(one.start), words) for one in live for words in one.alarms]
-    return _template().render(
-        title=title,
-        alarms=sorted(alarms, reverse=True),
-        tiles=_tiles(windows, live),
-        starts=[_start(one.start) for one in shown],
-        drift=[(name, [of_window.get(name) for of_window in found]) for name in names],
-        last=shown[-1] if shown else None,
-        live=live[-_SHOWN_WINDOWS:],
-        metrics=list(live[-1].metrics) if live else [],
-        figures=[
-            figure_html(_figure(metric, live, promise), f"{metric} by window") for metric in _drawn(live, promise)
-        ],
-        promise=promise,
-    )
+    said = f"{len(alarms)} alarm{'s' * (len(alarms) > 1)}" if alarms else "Nothing has moved further than its limits."
+    blocks = [
+        verdict_html(said, "error" if alarms else "good"),
+        tiles_html(_tiles(windows, live)),
+        section_html("Alarms", rows_html((), sorted(alarms, reverse=True))) if alarms else "",
+        _quality(live, promise) if live else "",
+        *(_drift(windows[-_SHOWN_WINDOWS:]) if windows else ()),
+    ]
+    return page_html("Model in production", title, blocks)
 
 
 def log_watch(
@@ -72,12 +72,12 @@ def log_watch(
     promise: Promise | None = None,
     tracking_uri: str | None = None,
 ) -> None:
-    """Log what was watched to an MLflow run: the page, and metrics whose step is the start of a window.
+    """Log the windows to an MLflow run: the page, and metrics whose step is the start of a window.
 
     Args:
         windows: Drift by window, the earliest first: ``drift.psi.COLUMN``, and ``drift.alarms``.
         live: Quality by window: ``live.METRIC``.
-        run_id: The run, one for the model in production say; a window that is logged again replaces its
+        run_id: The run, for example that of the model in production; a window that is logged again replaces its
             former values as the latest ones.
         title: Name of the watched model.
         promise: Values that the quality is compared with.
@@ -130,6 +130,70 @@ def _tiles(windows: Sequence[WindowDrift], live: Sequence[LiveWindow]) -> list[t
     return [(name, short_number(number)) for name, number in numbers.items() if number or "windows" in name]
 
 
+def _quality(live: Sequence[LiveWindow], promise: Promise | None) -> Markup:
+    metrics = list(live[-1].metrics)
+    rows = [
+        [
+            _start(one.start),
+            f"{one.scored:,}",
+            f"{one.examples:,}",
+            *(digits_or_dash(one.metrics[name].value) for name in metrics),
+        ]
+        for one in live[-_SHOWN_WINDOWS:]
+    ]
+    remark = "Scores joined with what came out."
+    if promise is not None:
+        rows.insert(0, ["promised", "", "", *(digits_or_dash(promise.metrics.get(name)) for name in metrics)])
+        remark = f"Scores joined with what came out; promised are the values of the validation of {promise.model}."
+    figures = [
+        card_html(figure_html(_figure(metric, live, promise), f"{metric} by window"))
+        for metric in _drawn(live, promise)
+    ]
+    head = ["window", "scored", "outcomes", *(name.replace("_", " ") for name in metrics)]
+    return section_html(
+        "Quality in production",
+        remark_html(remark),
+        cards_html(figures, least=480) if figures else "",
+        rows_html(head, rows, numbers=range(1, len(head))),
+    )
+
+
+def _drift(windows: Sequence[WindowDrift]) -> Iterator[Markup]:
+    names = list(dict.fromkeys(one.column for window in windows for one in window.columns))
+    found = [{one.column: one for one in window.columns} for window in windows]
+    rows = [[name, *(_index(of_window.get(name), "{:.2f}".format) for of_window in found)] for name in names]
+    yield section_html(
+        "Drift",
+        remark_html(
+            "Population stability index against the training rows, by window; red where a limit is exceeded. Below 0.1 "
+            "little has changed, above 0.25 much."
+        ),
+        rows_html(["column", *(_start(one.start) for one in windows)], rows, numbers=range(1, len(windows) + 1)),
+    )
+    head = (
+        *("column", "rows", "index", "by chance", "distance of distributions", "divergence, bits"),
+        *("missing", "in training", "unknown tokens", "in training"),
+    )
+    last = [
+        [
+            *(
+                one.column,
+                f"{one.rows:,}",
+                _index(one, digits_or_dash),
+                *map(digits_or_dash, (one.psi_noise, one.ks, one.js)),
+            ),
+            *(f"{share:.1%}" for share in (one.missing, one.missing_before, one.unknown, one.unknown_before)),
+        ]
+        for one in windows[-1].columns
+    ]
+    yield section_html("The last window", rows_html(head, last, numbers=range(1, len(head))))
+
+
+def _index(one: ColumnDrift | None, text: Callable[[float], str]) -> Cell | str:
+    """Return the index of a column, which stands out if a limit is exceeded."""
+    return DASH if one is None else Cell(text(one.psi), "error" if one.problems else "")
+
+
 def _drawn(live: Sequence[LiveWindow], promise: Promise | None) -> list[str]:
     """Return the metrics that are drawn: those that were promised first."""
     there = list(live[-1].metrics) if live else []
@@ -151,12 +215,3 @@ def _figure(metric: str, live: Sequence[LiveWindow], promise: Promise | None) ->
 
 def _start(start: datetime | None) -> str:
     return "all rows" if start is None else f"{start:%Y-%m-%d %H:%M}".removesuffix(" 00:00")
-
-
-def _number(value: float | None) -> str:
-    return _DASH if value is None or math.isnan(value) else in_digits(value)
-
-
-@cache
-def _template() -> Template:
-    return page_template(Path(__file__).with_name("watch.html.jinja"), {"number": _number, "start": _start})

@@ -114,7 +114,7 @@ class Snapshot:
 
     @classmethod
     def load(cls, file: str | Path) -> Self:
-        """Read what :meth:`save` has written.
+        """Read a file of :meth:`save`.
 
         Raises:
             OSError: The file cannot be read.

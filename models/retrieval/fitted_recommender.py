@@ -1,4 +1,4 @@
-"""Classical recommenders in TensorFlow: what rows are scored from, and the index that scores candidates by it."""
+"""Classical recommenders in TensorFlow: the inputs of scores, and the index that scores candidates by them."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -24,7 +24,7 @@ Ids = npt.NDArray[np.integer[Any]]
 
 
 class GraphEmbeddings(tf_keras.layers.Layer):
-    """The table of users and candidates by id, and what towers read of it: its rows after the propagation.
+    """The table of users and candidates by id, and its rows after the propagation, which towers read.
 
     ``table`` learns. ``propagated`` follows from it after every update, so that validation, checkpoints and exported
     models have plain lookups, and only training needs the graph. An id without an interaction, such as the one that is

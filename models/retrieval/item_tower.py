@@ -1,4 +1,4 @@
-"""The candidate tower of items with features: a candidate's id embedding plus a net on what is known of the item.
+"""The candidate tower of items with features: a candidate's id embedding plus a net on the item's features.
 
 Source: Covington et al. 2016 and Yi et al. 2019 for towers on item features; dropping the id in training, so that the
 features alone must do for items without one, is Volkovs et al. 2017, "DropoutNet: Addressing Cold Start in Recommender

@@ -1,4 +1,4 @@
-"""Metrics of ranked lists: how good they are, and how much of the catalogue they show. NumPy alone."""
+"""Metrics of ranked lists: their quality, and the share of the catalogue that they show. NumPy alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ def ranking_metrics(
     equals MRR. An id that a list repeats counts once.
 
     Args:
-        recommended_ids: ids, best first, ``[rows, k]``; fill short lists with an id that no item has, -1 say.
+        recommended_ids: ids, best first, ``[rows, k]``; fill short lists with an id that no item has, for example -1.
         held_back: the item that each row's user took next, ``[rows]``.
         ks: list lengths to report.
         queries: what each row belongs to, a user say, ``[rows]``: its rows' items are all relevant, and the list of its

@@ -337,7 +337,7 @@ def _rank_table(feature: Ordinal) -> tf.lookup.StaticHashTable:
 
 
 def _days(order: DateOrder, texts: tf.Tensor) -> tf.Tensor:
-    """Return float64 ``[batch]``: days since the start of 1970, NaN for what is not a date in this order."""
+    """Return float64 ``[batch]``: days since the start of 1970, NaN for texts that are not dates in this order."""
     pattern = DATE_PATTERNS[order]
     is_date = tf.strings.regex_full_match(texts, pattern.expression)
     dates = tf.where(is_date, texts, pattern.example)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from mirrorspark.pages.blocks import BLUE, ORANGE
+from mirrorspark.pages.panel import BLUE, ORANGE
 
 _WIDTH, _HEIGHT = 340.0, 150.0
 _LEFT, _RIGHT, _TOP, _BASE = 52.0, 330.0, 24.0, 128.0

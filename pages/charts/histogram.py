@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from unicodedata import east_asian_width
 
+from markupsafe import Markup, escape
+
+from mirrorspark.pages.charts.svg import INK, LINE, QUIET, picture_svg, text_svg
 from mirrorspark.pages.figures import style
 from mirrorspark.pages.numbers import short_number
 
@@ -19,9 +21,6 @@ SERIES = tuple(
     f"var(--series-{number},{colour})"
     for number, colour in enumerate((style.BLUE, style.ORANGE, style.GREEN, style.VERMILION, style.PURPLE))
 )
-_QUIET = f"var(--quiet,{style.GREY})"
-_LINE = f"var(--line,{style.GRID})"
-_INK = "var(--ink,#222222)"
 # Distinguish the groups without colour.
 _DASHES = ("", "5 2", "2 2", "7 2 2 2", "1 2")
 
@@ -43,7 +42,7 @@ def overlaid_histogram(
     *,
     value_text: Callable[[float], str] | None = None,
     ticks: Sequence[float] | None = None,
-) -> str:
+) -> Markup:
     """Draw the histograms of several groups over each other; the first is filled, the others are outlines.
 
     Args:
@@ -76,9 +75,9 @@ def overlaid_histogram(
         return _BASE - (_BASE - _TOP) * share / highest
 
     parts = [
-        f'<path d="M4 {_TOP}H{_WIDTH - 4:g}M4 {(_TOP + _BASE) / 2:g}H{_WIDTH - 4:g}" stroke="{_LINE}" '
+        f'<path d="M4 {_TOP}H{_WIDTH - 4:g}M4 {(_TOP + _BASE) / 2:g}H{_WIDTH - 4:g}" stroke="{LINE}" '
         f'stroke-dasharray="2 3"/>',
-        _text(4, _TOP - 4, f"{highest:.0%}" if highest >= 0.1 else f"{highest:.1%}", _QUIET),
+        text_svg(4, _TOP - 4, f"{highest:.0%}" if highest >= 0.1 else f"{highest:.1%}", QUIET),
     ]
     places = [f"{x(edge):.1f}" for edge in edges]
     for number, values in enumerate(shares.values()):
@@ -92,9 +91,9 @@ def overlaid_histogram(
             f'<path d="{outline}" fill="none" stroke="{_colour(number)}" stroke-width="1.5" '
             f'stroke-dasharray="{_dashes(number)}"/>'
         )
-    parts.append(f'<path d="M4 {_BASE:g}H{_WIDTH - 4:g}" stroke="{_QUIET}"/>')
+    parts.append(f'<path d="M4 {_BASE:g}H{_WIDTH - 4:g}" stroke="{QUIET}"/>')
     for tick in round_ticks(low, high) if ticks is None else ticks:
-        parts.append(_text(min(max(x(tick), 4), _WIDTH - 4), _BASE + 14, text(tick), _QUIET, _anchor(x(tick))))
+        parts.append(text_svg(min(max(x(tick), 4), _WIDTH - 4), _BASE + 14, text(tick), QUIET, _anchor(x(tick))))
     for bar in range(bars):
         left, right = x(edges[bar]), x(edges[bar + 1])
         percentages = ", ".join(f"{name} {values[bar]:.1%}" for name, values in shares.items())
@@ -103,12 +102,12 @@ def overlaid_histogram(
             f'<rect class="bar" x="{left:.1f}" y="{_TOP:g}" width="{right - left:.1f}" height="{_BASE - _TOP:g}" '
             f'fill="transparent"><title>{escape(title)}</title></rect>'
         )
-    return _svg(_HEIGHT, f"histogram of {', '.join(shares)}", parts)
+    return picture_svg(_WIDTH, _HEIGHT, f"histogram of {', '.join(shares)}", parts)
 
 
 def share_bars(
     labels: Sequence[str], shares: Mapping[str, Sequence[float]], *, colours: Sequence[int] | None = None
-) -> str:
+) -> Markup:
     """Draw one row per label with a bar for each group.
 
     Args:
@@ -133,7 +132,7 @@ def share_bars(
         middle = top + (row_height - _ROW_GAP) / 2 + 4
         percentages = ", ".join(f"{name} {values[row]:.1%}" for name, values in shares.items())
         title = escape(f"{label}: {percentages}")
-        parts.append(f"<g><title>{title}</title>{_text(0, middle, _fitting(label), _INK)}")
+        parts.append(f"<g><title>{title}</title>{text_svg(0, middle, _fitting(label), INK)}")
         for number, (colour, values) in enumerate(zip(colours or range(len(shares)), shares.values(), strict=True)):
             width = room * values[row] / highest
             # A share above zero is always visible.
@@ -143,8 +142,8 @@ def share_bars(
                 f'height="{_BAR_HEIGHT - 1:g}" rx="1" fill="{_colour(colour)}"/>'
             )
         first = next(iter(shares.values()), [0.0] * len(labels))[row]
-        parts.append(_text(_WIDTH, middle, f"{first:.1%}", _QUIET, "end") + "</g>")
-    return _svg(len(labels) * row_height, f"shares of {', '.join(shares)}", parts)
+        parts.append(text_svg(_WIDTH, middle, f"{first:.1%}", QUIET, "end") + "</g>")
+    return picture_svg(_WIDTH, len(labels) * row_height, f"shares of {', '.join(shares)}", parts)
 
 
 def round_ticks(low: float, high: float) -> list[float]:
@@ -186,14 +185,3 @@ def _beyond(bar: int, bars: int) -> str:
 
 def _anchor(place: float) -> str:
     return "start" if place < 20 else "end" if place > _WIDTH - 20 else "middle"
-
-
-def _text(x: float, y: float, text: str, colour: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" font-size="11" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(height: float, name: str, parts: Sequence[str]) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {height:g}" role="img" '
-        f'aria-label="{escape(name)}" font-family="system-ui,sans-serif">{"".join(parts)}</svg>'
-    )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
+
+from markupsafe import Markup, escape
 
 from mirrorspark.pages.charts.histogram import round_ticks
+from mirrorspark.pages.charts.svg import INK, LINE, QUIET, picture_svg, text_svg
 from mirrorspark.pages.figures import style
 from mirrorspark.pages.numbers import short_number
 
 _MARK = f"var(--series-0,{style.BLUE})"
-_QUIET = f"var(--quiet,{style.GREY})"
-_LINE = f"var(--line,{style.GRID})"
-_INK = "var(--ink,#222222)"
 
 _WIDTH, _ROW, _TOP, _FOOT = 780.0, 30.0, 8.0, 24.0
 _LEFT, _RIGHT = 160.0, 550.0
@@ -39,7 +38,7 @@ class IntervalRow:
 
 def interval_chart(
     rows: Sequence[IntervalRow], *, value_text: Callable[[float], str] = short_number, axis: str = ""
-) -> str:
+) -> Markup:
     """Draw a row per estimate over one axis, which contains 0.
 
     Args:
@@ -62,35 +61,27 @@ def interval_chart(
     base = _TOP + _ROW * len(rows)
     parts = []
     for tick in round_ticks(low, high):
-        parts.append(f'<path d="M{x(tick):.1f} {_TOP:g}V{base:g}" stroke="{_LINE}"/>')
-        parts.append(_text(x(tick), base + 16, short_number(tick), _QUIET, "middle"))
-    parts.append(_text(_RIGHT + 12, base + 16, axis, _QUIET))
-    parts.append(f'<path d="M{x(0):.1f} {_TOP:g}V{base:g}" stroke="{_INK}" stroke-width="1.5"/>')
+        parts.append(f'<path d="M{x(tick):.1f} {_TOP:g}V{base:g}" stroke="{LINE}"/>')
+        parts.append(text_svg(x(tick), base + 16, short_number(tick), QUIET, "middle"))
+    parts.append(text_svg(_RIGHT + 12, base + 16, axis, QUIET))
+    parts.append(f'<path d="M{x(0):.1f} {_TOP:g}V{base:g}" stroke="{INK}" stroke-width="1.5"/>')
     for number, row in enumerate(rows):
         middle = _TOP + _ROW * (number + 0.5)
         outer, inner = ([x(end) for end in of] for of in (row.outer, row.inner))
         words = f"{value_text(row.centre)} ({value_text(row.outer[0])} to {value_text(row.outer[1])})"
         parts.append(
             f"<g><title>{escape(f'{row.label}: {words}')}</title>"
-            f"{_text(0, middle + 4, _fitting(row.label), _INK)}"
+            f"{text_svg(0, middle + 4, _fitting(row.label), INK)}"
             f'<path d="M{outer[0]:.1f} {middle:g}H{outer[1]:.1f}M{outer[0]:.1f} {middle - 5:g}v10'
             f'M{outer[1]:.1f} {middle - 5:g}v10" stroke="{_MARK}" stroke-width="1.5" fill="none"/>'
             f'<rect x="{inner[0]:.1f}" y="{middle - 4:g}" width="{inner[1] - inner[0]:.1f}" height="8" rx="2" '
             f'fill="{_MARK}" fill-opacity=".45"/>'
             f'<circle cx="{x(row.centre):.1f}" cy="{middle:g}" r="4.5" fill="{_MARK}"/>'
-            f"{_text(_RIGHT + 12, middle + 4, words, _INK)}</g>"
+            f"{text_svg(_RIGHT + 12, middle + 4, words, INK)}</g>"
         )
-    height = base + _FOOT
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {height:g}" role="img" '
-        f'aria-label="intervals of {escape(", ".join(row.label for row in rows))}" font-family="system-ui,sans-serif">'
-        f"{''.join(parts)}</svg>"
-    )
+    name = f"intervals of {', '.join(row.label for row in rows)}"
+    return picture_svg(_WIDTH, base + _FOOT, name, parts, text_pixels=12)
 
 
 def _fitting(label: str) -> str:
     return label if len(label) <= _LETTERS else label[: _LETTERS - 1] + "\N{HORIZONTAL ELLIPSIS}"
-
-
-def _text(x: float, y: float, text: str, colour: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{colour}" font-size="12" text-anchor="{anchor}">{escape(text)}</text>'

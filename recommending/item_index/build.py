@@ -26,7 +26,7 @@ from mirrorspark.training.results.export import has_scann
 
 
 class RefreshError(ValueError):
-    """A catalogue for which no usable index can be built; the message says why, and what to do."""
+    """A catalogue without a usable index; the message has the reason and the remedy."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class EmbedPlan:
 
 
 def embedded_items(folder: Path, spec: FeatureSpec, items: pa.Table, *, threads: int, verbose: bool) -> pa.Table:
-    """Return ``items`` with embedded columns; what the model's items have as well has the vector that it has there.
+    """Return ``items`` with embedded columns; known texts and images keep the vectors of the model's items.
 
     Args:
         folder: Folder of the model.

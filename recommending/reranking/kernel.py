@@ -110,7 +110,7 @@ def _interests(history, category_starts, categories, wanted, interests):  # type
 
 @compile_inner_kernel
 def _update_gains(interests, size, weight, work):  # type: ignore[no-untyped-def]
-    """Write what a candidate gains by each of its categories as the next of ``size``; return the most that one can."""
+    """Write a candidate's gain by each of its categories as the next of ``size``; return the largest possible gain."""
     most = 0.0
     for category in interests:
         share, found = SMOOTHING * work.wanted[category], work.found[category]
@@ -223,7 +223,7 @@ def _count_missing(size, items, work):  # type: ignore[no-untyped-def]
 
 @compile_inner_kernel
 def _forget(interests, chosen, items, work):  # type: ignore[no-untyped-def]
-    """Set what a list has written about categories back to 0."""
+    """Reset the values of a list's categories to 0."""
     for category in interests:
         work.wanted[category] = 0
         work.gains[category] = 0

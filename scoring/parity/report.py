@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mirrorspark.callbacks.mlflow.store import store_client
-from mirrorspark.pages.blocks import Marked, heading_html, panel_html, rows_html
+from mirrorspark.pages.blocks import Cell, heading_html, rows_html
+from mirrorspark.pages.panel import panel_html
 from mirrorspark.storage.credentials import without_credentials
 
 TOLERANCE = 1e-5
@@ -86,7 +87,7 @@ class ParityReport:
         return "\n".join(text)
 
     def _repr_html_(self) -> str:
-        verdict = Marked(self.verdict, "good" if self.passed else "error")
+        verdict = Cell(self.verdict, "good" if self.passed else "error")
         rows = [*self._differences(), *((title, verdict if title == "parity" else of) for title, of in self._checks())]
         parts = [heading_html("Parity: absolute difference of the scores"), rows_html((), rows, numbers=(1,))]
         if not self.passed and self.worst:

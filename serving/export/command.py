@@ -11,7 +11,7 @@ from mirrorspark.storage.credentials import without_credentials
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export, and print what was exported as a line of JSON.
+    """Export, and print the result as a line of JSON.
 
     Returns:
         0; 2 when there is no such model, it cannot be exported so, or an option is wrong; 1 when a file cannot be

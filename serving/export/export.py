@@ -44,7 +44,7 @@ _ALIAS = re.compile(r"models:/[^@]+@([^@/]+)")
 
 
 class ExportError(ValueError):
-    """A model cannot be exported so; the message says why and what to do."""
+    """A model cannot be exported in this form; the message has the reason and the remedy."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ _MODEL_TYPES = ("MODEL_TYPE_UNSPECIFIED", "TENSORFLOW", "OTHER")
 
 
 class ServerConfigError(ValueError):
-    """A ``models.config`` cannot be read, or has what cannot be kept; the message names the file and the place."""
+    """A ``models.config`` cannot be read, or has entries that cannot be kept; the message names file and place."""
 
 
 def read_config(file: Path) -> Any:

@@ -88,7 +88,7 @@ class StoreMetadata:
 
 
 def row_checksum(key: int | str, value: str) -> int:
-    """Return the CRC-32 of a row: of its key and its value, so that it fits no other row."""
+    """Return the CRC-32 of a row's key and value, which no other row has."""
     return zlib.crc32(f"{key}\n{value}".encode())
 
 

@@ -82,7 +82,7 @@ def _page() -> str:
 
 def _refusal(name: str) -> str:
     if name.startswith("-"):
-        return f"{name} is no command; the flags of a run follow its command: mirrorspark train {name} …"
+        return f"{name} is not a command; the flags of a run follow its command: mirrorspark train {name} …"
     likely = difflib.get_close_matches(name, COMMANDS, n=1)
     remedy = f"did you mean {likely[0]}?" if likely else f"use one of {list(COMMANDS)}"
     return f"command '{name}' is unknown; {remedy}"

@@ -270,7 +270,7 @@ class WriteJob:
         self._place.remove()
 
     def abort(self) -> None:
-        """Take back a failed write, and remove the staging folder; the next write completes what fails here."""
+        """Take back a failed write, and remove the staging folder; the next write completes an incomplete removal."""
         if self._lease is None:
             end_keeper(self.staging)
         try:

@@ -38,7 +38,7 @@ class WriteInProgressError(OSError):
 
 
 class ForeignStagingError(PermissionError):
-    """A staging folder of another user has the only copy of what the target held."""
+    """A staging folder of another user has the only copy of the target's data."""
 
 
 def recover(
@@ -173,7 +173,7 @@ def _replaces_nothing(staging: Staging) -> bool:
 
 
 def is_foreign(staging: Staging) -> bool:
-    """Return whether a staging folder, or what decides in it which files are deleted, is a link or another user's.
+    """Return whether a staging folder, or its file that decides on deletions, is a link or another user's.
 
     A folder that has gone meanwhile is nobody's. Objects of a store have no owner.
     """

@@ -321,7 +321,7 @@ class Staging:
 
 
 def open_write(staging: StoragePath) -> None:
-    """Make what is written to a new staging folder count."""
+    """Make the files of a new staging folder count."""
     if not staging.is_local:
         (staging / OPEN_FILE).write_bytes(b"")
 

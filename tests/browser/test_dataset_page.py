@@ -9,7 +9,7 @@ import pytest
 
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE, PageFacts, dataset_page
+from mirrorspark.data_pipelines.quality.page import PAGE_FILE, PageFacts, dataset_page
 from mirrorspark.data_pipelines.quality.profiling import profile_columns
 from mirrorspark.data_pipelines.quality.validation import validate
 from tests.browser.screen import screen
@@ -59,7 +59,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def shown_cards(browser: "Chrome") -> list[str]:
-    script = "return [...document.querySelectorAll('.cards .card:not([hidden]) h3')].map(head => head.textContent)"
+    script = "return [...document.querySelectorAll('#columns .card:not([hidden]) h3')].map(head => head.textContent)"
     found: list[str] = browser.execute_script(script)
     return found
 
@@ -68,8 +68,8 @@ def test_findings_stand_on_top_and_lead_to_their_column(browser: "Chrome", page:
     browser.get(page)
     heads = [head.text.split("\n")[0] for head in browser.find_elements("css selector", "h2")]
     assert heads[0] == "Findings"
-    first = browser.find_element("css selector", ".findings li")
-    assert first.get_attribute("class") == "error"
+    first = browser.find_element("css selector", ".findings tbody tr")
+    assert first.find_element("css selector", "span").get_attribute("class") == "error"
     assert "'Answer' alone separates" in first.text or "'answer' alone separates" in first.text
     first.find_element("css selector", "a").click()
     target = browser.execute_script("return document.querySelector(':target h3').textContent")
@@ -79,7 +79,7 @@ def test_findings_stand_on_top_and_lead_to_their_column(browser: "Chrome", page:
 def test_every_column_has_its_figure_drawn(browser: "Chrome", page: str) -> None:
     browser.get(page)
     script = """
-        return [...document.querySelectorAll('.cards .card')].map(card => {
+        return [...document.querySelectorAll('#columns .card')].map(card => {
             card.scrollIntoView();
             const figure = card.querySelector('svg');
             return [card.dataset.name, figure ? figure.getBoundingClientRect().width : 0,

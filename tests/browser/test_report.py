@@ -9,7 +9,7 @@ import pytest
 
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.dataset_page import rate_name
+from mirrorspark.data_pipelines.quality.column_card import rate_name
 from mirrorspark.data_pipelines.quality.profiling import profile_columns
 from mirrorspark.data_pipelines.quality.validation import validate
 from mirrorspark.evaluation.bootstrap import (
@@ -133,7 +133,7 @@ def test_the_verdict_stands_on_top_and_every_part_follows(browser: "Chrome", pag
     mean = "Mean delay by value" if kind == "number" else "Rate of delay by value"
     parts = ["On the test rows", "What the predictions depend on", "Findings in the data", mean]
     assert heads == [*parts, "Where the time went", "Settings"]
-    assert "goes with one value of 'town'" in browser.find_element("css selector", "li.note").text
+    assert "goes with one value of 'town'" in browser.find_element("css selector", ".findings tbody").text
 
 
 @pytest.mark.parametrize("kind", ["binary", "number"])

@@ -163,7 +163,7 @@ def test_a_week_later_the_champion_is_where_training_begins_and_what_it_is_compa
     assert registry_of(folder).alias("buyers", CHAMPION) == "2"
     assert "Stopped at &#39;gate&#39;" in (dates / "2026-01-17" / "pipeline.html").read_text(encoding="utf-8")
     history = (dates / "index.html").read_text(encoding="utf-8")
-    assert '<td class="failed">stopped at gate</td>' in history
+    assert '<td><span class="error">stopped at gate</span></td>' in history
     assert set(re.findall('href="([^"]+)"', history)) == {
         f"{path.name}/pipeline.html" for path in dates.iterdir() if path.is_dir()
     }

@@ -137,7 +137,7 @@ def test_the_list_is_taken_from_an_export_for_the_locked_packages(folder: Path) 
 
 def test_a_file_that_is_no_export_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "all.zip").write_text("<html>")
-    with pytest.raises(AdvisoryError, match="is no zip archive"):
+    with pytest.raises(AdvisoryError, match="is not a zip archive"):
         taken(folder / "all.zip", {})
     zipfile.ZipFile(folder / "empty.zip", "w").close()
     assert main(["update", str(folder / "empty.zip")]) == 2

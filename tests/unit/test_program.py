@@ -84,7 +84,7 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         (["movielens"], "mirrorspark: command 'movielens' is unknown; use one of ['train', 'pipeline', 'score', "),
         (
             ["--workers", "2"],
-            "mirrorspark: --workers is no command; the flags of a run follow its command: ",
+            "mirrorspark: --workers is not a command; the flags of a run follow its command: ",
         ),
     ],
 )

@@ -26,7 +26,7 @@ PATTERNS = (
         r"(?<!\bthere )\b(?:is|are|was|were) no (?!longer|more|less|later|earlier|better|worse|larger|smaller|one\b)\w",
         "is not a, are not",
     ),
-    Pattern(r", say\b(?! (?:that|so|which|who|where|what)\b)", "for example"),
+    Pattern(r", say\b(?! (?:that|so|which|who|where|what)\b)|(?<!callers) say[.;)]", "for example"),
     Pattern(r"\bas for\b", "as in, as of"),
     Pattern(r"\bbeside\b", "next to"),
     Pattern(r"\bbesides\b", "also, in addition"),
@@ -47,15 +47,13 @@ ANYWHERE = re.compile("|".join(pattern.expression for pattern in PATTERNS if not
 
 # Hits that are left, by folder. A text that is rewritten lowers its number; pages have none.
 ALLOWED: dict[str, int] = {
-    "benchmarks": 262,
+    "benchmarks": 264,
     "data_pipelines": 113,
-    "fleet": 182,
-    "plots": 18,
+    "fleet": 184,
+    "plots": 19,
     "scoring": 113,
-    "src": 1,
-    "tests": 639,
-    "tools": 5,
-    "training": 172,
+    "tests": 646,
+    "training": 174,
 }
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 # A page made from docstrings, and the one that lists words to avoid.

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from mirrorspark.callbacks.checkpoints.commit import Mode
-from mirrorspark.pages.blocks import heading_html, panel_html, paragraph_html, rows_html
+from mirrorspark.pages.blocks import heading_html, paragraph_html, remark_html, rows_html
+from mirrorspark.pages.panel import panel_html
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean, without_credentials
 from mirrorspark.training.configuration.config import RunConfig
@@ -111,11 +112,7 @@ class SweepSummary:
             *(paragraph_html(without_credentials(line)) for line in lines if line),
             rows_html(trials[0], trials[1:], numbers=_NUMBERS) if self.trials else paragraph_html("no trial has begun"),
             *([heading_html("What mattered"), rows_html((), shares, numbers=(1,))] if shares else []),
-            *(
-                paragraph_html(without_credentials(line), quiet=True)
-                for line in (command, f"sweep folder {self.folder}")
-                if line
-            ),
+            *(remark_html(without_credentials(line)) for line in (command, f"sweep folder {self.folder}") if line),
         )
 
     def texts(self) -> dict[str, str]:

@@ -107,7 +107,7 @@ class Comparison:
     control: Requests = field(default_factory=Requests)
 
     def broken(self, checks: LiveChecks) -> str | None:
-        """Return in words what the variant does not keep; None if it keeps all, or too little is known.
+        """Return the violated limits in words; None without any, or with too few requests.
 
         A round that has a window's number of requests of the variant ends here, and the next one begins.
         """

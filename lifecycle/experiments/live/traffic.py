@@ -31,10 +31,10 @@ _LOCK_SECONDS = 10.0
 
 
 class ExperimentSplit:
-    """A traffic split by an experiment. Used in the event loop alone, but for files and alerts."""
+    """A traffic split by an experiment. Used only in the event loop, except for files and alerts."""
 
     def __init__(self, file: TrafficFile, sources: Mapping[str, Source]) -> None:
-        """Take what answers.
+        """Keep the settings and the versions.
 
         Args:
             file: The settings.
@@ -178,7 +178,7 @@ class ExperimentSplit:
         return self._log is None or self._log.add(unit, self.experiment, variant.name, label_of(model))
 
     async def watch(self) -> None:
-        """Look every second at the file, at what other processes have stopped, and at the variants, until cancelled."""
+        """Check the file, other processes' stops and the variants every second, until cancelled."""
         while True:
             await asyncio.sleep(_SECONDS)
             # Files may be on a disk that is slow, and the event loop must not wait for it.
@@ -186,7 +186,7 @@ class ExperimentSplit:
             await self.check()
 
     def look_at_files(self) -> None:
-        """Take what other processes have stopped, and other weights or checks; the log says what cannot be taken."""
+        """Take over the stops of other processes, and new weights or checks; the log names invalid ones."""
         try:
             changed, stopped = self._changed_file(), self._stopped_versions()
         except (ValueError, OSError) as error:
@@ -257,7 +257,7 @@ class ExperimentSplit:
 
         Raises:
             TrafficError: It asks for what needs a new start; it makes no sense.
-            ExperimentError: So says its experiment.
+            ExperimentError: The experiment is invalid.
             OSError: It cannot be read.
         """
         stamp = self.file.stamp()

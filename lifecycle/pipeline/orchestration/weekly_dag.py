@@ -20,7 +20,7 @@ _USAGE = 2
 
 @task(retries=2, retry_delay=timedelta(minutes=1))
 def run() -> None:
-    """Run what is left of a date; the command's messages go to the task's log."""
+    """Run the remaining stages of a date; the command's messages go to the task's log."""
     context: Any = get_current_context()
     params = context["params"]
     given = {name: params[name] for name in ("recipe", "data", "name", "output") if params[name]}

@@ -27,7 +27,7 @@ CASES = (
 )
 
 # Each of these is traced and trained for seconds, so only `--full` has them.
-ONLY_FULL = {"sgd_clipped", "adagrad_cosine", "xla", "scaled", "float16", "accumulated_local", "diloco"}
+ONLY_FULL = {"sgd_clipped", "accumulated", "adagrad_cosine", "xla", "scaled", "float16", "accumulated_local", "diloco"}
 ONLY_FULL |= {in_rounds for in_rounds, case in IN_ROUNDS.items() if case in ONLY_FULL}
 
 # Rings of three and more are tested in test_ring.py, without TensorFlow.

@@ -8,6 +8,8 @@ import pytest
 import tensorflow as tf
 import tf_keras
 
+from tests.unit.mlflow_stores import new_store
+
 EXAMPLES = 32
 BATCH = 8
 
@@ -60,9 +62,5 @@ def new_dataset(arrays: tuple[np.ndarray, np.ndarray]) -> Callable[..., tf.data.
 
 @pytest.fixture(scope="session")
 def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the URI of an SQLite store whose tables exist: making them takes MLflow seconds."""
-    from mlflow import MlflowClient
-
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-    MlflowClient(uri).search_experiments()
-    return uri
+    """Return the URI of an SQLite store."""
+    return new_store(tmp_path_factory.mktemp("mlflow"))

@@ -14,7 +14,7 @@ import pytest
 
 from mirrorspark.data_pipelines.dataset.cache import CacheError, DatasetCache
 from mirrorspark.data_pipelines.dataset.manifest import DatasetError, Manifest
-from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
+from mirrorspark.data_pipelines.quality.page import PAGE_FILE
 from mirrorspark.data_pipelines.quality.profile import PROFILE_FILE
 from mirrorspark.data_pipelines.reading.batches import LABEL
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, batches

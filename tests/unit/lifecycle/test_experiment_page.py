@@ -23,9 +23,10 @@ def test_the_page_has_the_conclusion_the_numbers_and_a_figure_and_no_markup_of_n
     page = experiment_page(analysis())
     assert ODD_NAME not in page
     text = page.replace("&lt;b&gt;deep &amp; wide&lt;/b&gt;", "NAME").replace("&lt;1&gt;", "1")
-    assert f'<p class="card conclusion">{analysis().conclusion.replace(ODD_NAME, "NAME")}</p>' in text
-    assert "<td>NAME</td><td>+4.28</td><td>+42.8%</td>" in text
-    assert "<td>control</td><td>control</td><td>5,000</td><td>5,000</td><td>500</td><td>10.00%</td>" in text
+    assert f'<p class="verdict">{analysis().conclusion.replace(ODD_NAME, "NAME")}</p>' in text
+    assert '<td>NAME</td><td class="number">+4.28</td><td class="number">+42.8%</td>' in text
+    numbers = "".join(f'<td class="number">{number}</td>' for number in ("5,000", "5,000", "500", "10.00%"))
+    assert f"<td>control</td><td>control</td>{numbers}" in text
     assert '<div class="card"><b>50%</b><span>of the plan</span></div>' in text
     assert page.count("<svg") == 2
     assert "They fit the weights." in page
@@ -41,8 +42,8 @@ def test_the_page_of_an_experiment_without_a_plan_names_none() -> None:
 
 def test_a_mismatch_of_units_stands_out() -> None:
     page = experiment_page(analysis(5_600, 5_000))
-    assert '<p class="card conclusion bad">The effects cannot be trusted' in page
-    assert '<b class="bad">mismatch</b>' in page
+    assert '<p class="verdict error">The effects cannot be trusted' in page
+    assert '<b class="error">mismatch</b>' in page
     assert "something other than the assignment chooses units" in page
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.scoring.exported_models import export_flights, export_movies
+from tests.unit.scoring.exported_models import export_als, export_baskets, export_flights, export_movies
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +17,15 @@ def flights_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def movies_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a retrieval model of the movies m0 to m39, with exclusions, that recommends three."""
     return export_movies(tmp_path_factory.mktemp("export") / "movies", scann=False)
+
+
+@pytest.fixture(scope="session")
+def als_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an ALS model of the movies m20 to m49."""
+    return export_als(tmp_path_factory.mktemp("export") / "als", [f"m{number}" for number in range(20, 50)])
+
+
+@pytest.fixture(scope="session")
+def baskets_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a multi-label model of the labels tea, milk and ü."""
+    return export_baskets(tmp_path_factory.mktemp("export") / "baskets")

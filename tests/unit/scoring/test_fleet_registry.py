@@ -12,6 +12,7 @@ from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.registry import fetch_fleet, register_fleet
 from mirrorspark.fleet.runs.failures import CheckedFleet
 from mirrorspark.scoring.model.uri import ModelStoreError
+from tests.unit.mlflow_stores import new_store
 
 MODELS = 40
 
@@ -27,8 +28,9 @@ def test_a_new_version_uploads_ten_models_and_every_version_can_be_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
-    client = store_client(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    store = new_store(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    client = store_client(store)
     first = many(MODELS)
     second = first.with_models(many(10, first=5, coefficient=2.0))
     assert register_fleet(first, "campaigns") == "models:/campaigns/1"
@@ -68,7 +70,7 @@ def test_a_new_version_uploads_ten_models_and_every_version_can_be_loaded(
 
 
 def test_an_upload_that_was_cut_off_is_repeated_and_a_store_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    store = new_store(tmp_path)
     client = store_client(store)
     client.create_experiment("campaigns", f"file://{tmp_path / 'artifacts'}")
     first = many(MODELS)

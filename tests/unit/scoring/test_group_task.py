@@ -204,20 +204,27 @@ BASKETS = pa.record_batch(
 NAMES = {"north": ("tea", "milk", "ü"), "south": ("coffee", "milk")}
 
 
+@pytest.fixture(scope="module")
+def models_of_baskets(baskets_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """Return models of the labels in ``NAMES``."""
+    return {"north": baskets_model, "south": export_baskets(tmp_path_factory.mktemp("south"), tags=NAMES["south"])}
+
+
 @pytest.mark.parametrize("part_bytes", [1, 2**20])
 def test_rows_of_several_labels_come_in_the_order_of_the_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int
+    models_of_baskets: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch, part_bytes: int
 ) -> None:
     """S7: of models with different labels, one row that no model may score, and one that its model cannot."""
-    models = {region: export_baskets(tmp_path / region, tags=names) for region, names in NAMES.items()}
     monkeypatch.setattr(loaded_model, "PART_BYTES", part_bytes)
-    found = scored_by(task_of(models, unknown="null", bad_rows="mark", outputs=Long()), BASKETS)
+    found = scored_by(task_of(models_of_baskets, unknown="null", bad_rows="mark", outputs=Long()), BASKETS)
     expected: list[tuple[int, str | None]] = [(0, name) for name in NAMES["north"]] + [(1, None)]
     expected += [(2, name) for name in NAMES["north"]] + [(3, name) for name in NAMES["south"]]
     expected += [(4, None)] + [(5, name) for name in NAMES["north"]]
     assert [(row["id"], row["label"]) for row in found] == expected
     sound = {region: BASKETS.take(pa.array(rows)) for region, rows in {"north": [0, 2, 5], "south": [3]}.items()}
-    scores = {region: LoadedModel(models[region]).score(rows)["scores"].ravel() for region, rows in sound.items()}
+    scores = {
+        region: LoadedModel(models_of_baskets[region]).score(rows)["scores"].ravel() for region, rows in sound.items()
+    }
     for region, values in scores.items():
         of_region = [row["score"] for row in found if row["region"] == region and row["label"] is not None]
         assert of_region == pytest.approx(values.tolist(), rel=0, abs=1e-6)

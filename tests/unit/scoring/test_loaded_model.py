@@ -77,9 +77,14 @@ def test_scores_do_not_depend_on_the_batch_size(loaded: LoadedModel, batch_size:
     np.testing.assert_allclose(loaded.score(FLIGHTS, batch_size=batch_size)["score"], whole, rtol=0, atol=1e-6)
 
 
-def test_a_ragged_row_has_the_scores_of_the_same_row_padded(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def histories_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_histories(tmp_path_factory.mktemp("histories"))
+
+
+def test_a_ragged_row_has_the_scores_of_the_same_row_padded(histories_model: Path) -> None:
     """F14: alone, beside longer ones, and padded with what is missing; of a longer list the newest count."""
-    model = LoadedModel(export_histories(tmp_path))
+    model = LoadedModel(histories_model)
     together = model.score(HISTORIES)
     assert len(np.unique(together["scores"].round(4), axis=0)) == HISTORIES.num_rows - 1  # no list is an empty list
     lists = HISTORIES["watched"].to_pylist()
@@ -115,10 +120,10 @@ def given_shapes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, tuple[int, .
 
 
 def test_a_call_of_short_rows_gives_the_model_short_lists(
-    loaded: LoadedModel, given_shapes: list[dict[str, tuple[int, ...]]], tmp_path: Path
+    loaded: LoadedModel, histories_model: Path, given_shapes: list[dict[str, tuple[int, ...]]]
 ) -> None:
     """F14: of as many places as the power of two that the longest row fits in, and never more than ``max_length``."""
-    LoadedModel(export_histories(tmp_path)).score(as_histories([["m1"] * n for n in range(9)]), batch_size=1)
+    LoadedModel(histories_model).score(as_histories([["m1"] * n for n in range(9)]), batch_size=1)
     assert [shapes["watched"] for shapes in given_shapes] == [(1, length) for length in (1, 1, 2, 4, 4, 6, 6, 6, 6)]
     given_shapes.clear()
     # Stops are averaged, and those of FLIGHTS are 2, 0, 0, 1, 4 and 1 in number, of which 3 count.
@@ -128,10 +133,13 @@ def test_a_call_of_short_rows_gives_the_model_short_lists(
 
 @pytest.mark.full
 def test_a_model_whose_lists_have_a_fixed_length_is_scored_alike(
-    given_shapes: list[dict[str, tuple[int, ...]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    histories_model: Path,
+    given_shapes: list[dict[str, tuple[int, ...]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """F14: such as one that was exported before lists could have any length."""
-    expected = LoadedModel(export_histories(tmp_path / "any")).score(HISTORIES)
+    expected = LoadedModel(histories_model).score(HISTORIES)
     monkeypatch.setattr("mirrorspark.models.serving.export.lists_of_any_length", lambda model: ())
     fixed = LoadedModel(export_histories(tmp_path / "fixed"))
     given_shapes.clear()
@@ -273,9 +281,9 @@ def test_outputs_other_than_described_are_refused(flights_model: Path, tmp_path:
 
 
 @pytest.mark.parametrize("heads", ["sigmoid", "softmax"])
-def test_a_multi_label_model_gives_a_score_per_label(tmp_path: Path, heads: str) -> None:
+def test_a_multi_label_model_gives_a_score_per_label(baskets_model: Path, tmp_path: Path, heads: str) -> None:
     """S3, S6: from lists of indices and values, empty ones and repeated indices among them."""
-    folder = export_baskets(tmp_path, heads=heads)
+    folder = baskets_model if heads == "sigmoid" else export_baskets(tmp_path, heads=heads)
     scores = LoadedModel(folder).score_arrow(BASKETS)["scores"]
     assert scores.type == pa.list_(pa.float32())
     raw = tf.saved_model.load(str(folder / "saved_model")).signatures["serving_default"]
@@ -288,9 +296,9 @@ def test_a_multi_label_model_gives_a_score_per_label(tmp_path: Path, heads: str)
     assert expected[1].tolist() == expected[2].tolist() != expected[0].tolist()
 
 
-def test_labels_that_are_not_those_of_the_model_are_refused(tmp_path: Path) -> None:
+def test_labels_that_are_not_those_of_the_model_are_refused(baskets_model: Path, tmp_path: Path) -> None:
     """S7: another training's vocabulary would give every score a wrong name."""
-    folder = export_baskets(tmp_path / "three")
+    folder = Path(shutil.copytree(baskets_model, tmp_path / "three"))
     other = export_baskets(tmp_path / "four", Label("tags", "multi_label", classes=4))
     for part in (FEATURES_FOLDER, DESCRIPTION_FILE):
         shutil.move(folder / part, tmp_path / part)
@@ -299,9 +307,9 @@ def test_labels_that_are_not_those_of_the_model_are_refused(tmp_path: Path) -> N
         LoadedModel(folder)
 
 
-def test_a_batch_with_many_outputs_is_scored_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_with_many_outputs_is_scored_in_parts(baskets_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """S3, S8: a row of three labels takes 12 bytes, so that 240 bytes are 20 rows, or 2 calls of 8."""
-    model = LoadedModel(export_baskets(tmp_path))
+    model = LoadedModel(baskets_model)
     (batch,) = pa.concat_tables([BASKETS] * 10).combine_chunks().to_batches()
     assert [part.num_rows for part in model.parts(batch)] == [40]
     monkeypatch.setattr(loaded_model, "PART_BYTES", 240)

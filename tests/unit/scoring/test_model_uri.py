@@ -23,6 +23,7 @@ from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.model.pinned import ModelNotFoundError
 from mirrorspark.scoring.model.uri import ModelStoreError, resolve
 from mirrorspark.scoring.package import package_model
+from tests.unit.mlflow_stores import new_store
 from tests.unit.scoring.exported_models import log_flights
 from tests.unit.scoring.other_models import LINEAR
 
@@ -49,7 +50,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, flights_model: Path) -> Stor
     from mlflow import MlflowClient
 
     folder = tmp_path_factory.mktemp("mlflow")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    uri = new_store(folder)
     other = Path(shutil.copytree(flights_model, folder / "other"))
     (other / "README").write_text("version 2")
     first = log_flights(uri, folder / "artifacts", flights_model)
@@ -288,7 +289,7 @@ def test_a_look_up_without_a_store_says_so_and_creates_none(
 def test_mlflows_default_store_is_used_where_it_exists(
     flights_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log_flights(f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "artifacts", flights_model)
+    log_flights(new_store(tmp_path), tmp_path / "artifacts", flights_model)
     mlflow.set_tracking_uri(None)
     monkeypatch.chdir(tmp_path)
     assert resolve("models:/flights/1").label == "flights/1"

@@ -13,6 +13,7 @@ import pytest
 
 from mirrorspark.scoring.parity import log_parity, parity, parity_check
 from mirrorspark.scoring.parity.order import label_changes, rank_changes
+from tests.unit.mlflow_stores import new_store
 
 Way = Callable[[object], pa.Table]
 
@@ -146,7 +147,7 @@ def test_a_run_keeps_the_report_as_artifacts_and_tags(tmp_path: Path) -> None:
     """S14: the table and all figures; checks of other names stay."""
     from mlflow import MlflowClient
 
-    store_uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    store_uri = new_store(tmp_path)
     client = MlflowClient(store_uri)
     experiment_id = client.create_experiment("checks", (tmp_path / "artifacts").as_uri())
     run_id = client.create_run(experiment_id).info.run_id

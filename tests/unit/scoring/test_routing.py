@@ -32,7 +32,8 @@ from mirrorspark.scoring.model.loaded import LoadedModel, Search
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.registration import register_model
-from tests.unit.scoring.exported_models import export_als, export_movies, export_watches
+from tests.unit.mlflow_stores import new_store
+from tests.unit.scoring.exported_models import export_movies, export_watches
 
 NOON = datetime.datetime(2026, 3, 10, 12, tzinfo=datetime.UTC)
 DAY = datetime.date
@@ -225,17 +226,15 @@ def test_lists_are_fused_by_their_scores() -> None:
 
 @pytest.mark.parametrize("fusion", ["dot", "cosine"])
 def test_one_search_ranks_all_candidates_by_the_vectors_of_several_models(
-    movies_model: Path, fusion: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    movies_model: Path, als_model: Path, fusion: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """R9: towers and ALS under one scorer; ALS knows other movies besides, and nothing of who has no history."""
-    names = [f"m{number}" for number in range(20, 50)]
-    als = export_als(tmp_path / "als", names)
     router = Router((Route("both"),), blends={"both": {"towers": 1.0, "als": 0.5}}, fusion=fusion)
-    model = LoadedModel(package_router(router, tmp_path / "router", models={"towers": movies_model, "als": als}))
+    model = LoadedModel(package_router(router, tmp_path / "router", models={"towers": movies_model, "als": als_model}))
     rows = VISITORS.slice(0, 3)
     expected = np.zeros((3, 50))
     for name, weight in (("towers", 1.0), ("als", 0.5)):
-        loaded = LoadedModel({"towers": movies_model, "als": als}[name])
+        loaded = LoadedModel({"towers": movies_model, "als": als_model}[name])
         (queries, _), of = next(loaded.query_vectors(rows.to_batches()[0])), loaded.vectors()
         for token, vector in zip(of.tokens, of.vectors, strict=True):
             lengths = np.linalg.norm(queries, axis=1) * np.linalg.norm(vector) if fusion == "cosine" else np.ones(3)
@@ -266,15 +265,16 @@ def test_one_search_ranks_all_candidates_by_the_vectors_of_several_models(
     genres = pa.table({"movie": [f"m{number}" for number in range(50)], "genre": ["g"] * 50})
     shown = Cascade("both", "movie", rerank={"category": "genre", "at_most": 5}, depth=10, k=3)
     cascade = replace(router, routes=(Route("shown"),), cascades={"shown": shown})
-    folder = package_router(cascade, tmp_path / "cascade", models={"towers": movies_model, "als": als}, items=genres)
+    folder = package_router(
+        cascade, tmp_path / "cascade", models={"towers": movies_model, "als": als_model}, items=genres
+    )
     np.testing.assert_array_equal(LoadedModel(folder).score(rows)["candidates"], again["candidates"])
 
 
-def test_one_search_by_vectors_loads_no_index(movies_model: Path, tmp_path: Path) -> None:
+def test_one_search_by_vectors_loads_no_index(movies_model: Path, als_model: Path, tmp_path: Path) -> None:
     """#23: neither model has an index of ScaNN, and a route to one of them alone would need it."""
-    als = export_als(tmp_path / "als", [f"m{number}" for number in range(20, 50)])
     router = Router((Route("both"),), blends={"both": {"towers": 1.0, "als": 1.0}}, fusion="cosine")
-    folder = package_router(router, tmp_path / "router", models={"towers": movies_model, "als": als})
+    folder = package_router(router, tmp_path / "router", models={"towers": movies_model, "als": als_model})
     model, nobody = LoadedModel(folder), np.zeros(0, np.int64)
     no_table: Any = None  # It is refused before the table is read.
     exact = model.with_search(Search("exact", 5, nobody, searches())).score(VISITORS)
@@ -296,10 +296,12 @@ def searches(unavailable: int | None = None) -> dict[str, Search]:
     }
 
 
-def test_what_no_model_may_find_is_in_no_list_of_one_search(movies_model: Path, tmp_path: Path) -> None:
-    als = export_als(tmp_path / "als", [f"m{number}" for number in range(20, 50)])
+def test_what_no_model_may_find_is_in_no_list_of_one_search(
+    movies_model: Path, als_model: Path, tmp_path: Path
+) -> None:
     router = Router((Route("both"),), blends={"both": {"towers": 1.0, "als": 1.0}}, fusion="dot")
-    model = LoadedModel(package_router(router, tmp_path / "router", models={"towers": movies_model, "als": als}))
+    models = {"towers": movies_model, "als": als_model}
+    model = LoadedModel(package_router(router, tmp_path / "router", models=models))
     row = VISITORS.slice(1, 1)
     nobody = np.zeros(0, np.int64)
     every = model.with_search(Search("exact", 50, nobody, searches())).score(row)["candidates"][0].tolist()
@@ -389,7 +391,7 @@ def test_a_registered_router_answers_by_its_uri_and_through_mlflow(
 ) -> None:
     """R9: a version, an alias, and MLflow's own form; the ages, lists and reasons are those of the folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_store(tmp_path))
     router = Router(
         (Route("towers", "rebate", at_least=0.5), Route("funnel")), cascades={"funnel": replace(FUNNEL, k=3)}
     )

@@ -44,21 +44,16 @@ ROWS = pa.record_batch(
 )
 
 
-@pytest.fixture(scope="module")
-def baskets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_baskets(tmp_path_factory.mktemp("baskets"))
-
-
 def scorer_of(folder: Path, **settings: object) -> Scorer:
     return Scorer(ShippedModel("0" * 64, "baskets/1", path=str(folder), archive=None), Settings(**settings))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", [Columns(), Struct(), Labelled(), Wide(), Long(), TopK(2), AtLeast(0.0)], ids=repr)
-def test_marked_rows_have_nulls_and_the_reason_and_the_others_their_scores(baskets: Path, form: Form) -> None:
-    model, tally = LoadedModel(baskets), Tally()
-    scorer = scorer_of(baskets, outputs=form, bad_rows="mark")
+def test_marked_rows_have_nulls_and_the_reason_and_the_others_their_scores(baskets_model: Path, form: Form) -> None:
+    model, tally = LoadedModel(baskets_model), Tally()
+    scorer = scorer_of(baskets_model, outputs=form, bad_rows="mark")
     scored = scorer.scored(model, ROWS, tally, ["id"])
-    assert scored.schema.names == ["id", *scorer.settings.schema(ModelDirectory.open(baskets)).names]
+    assert scored.schema.names == ["id", *scorer.settings.schema(ModelDirectory.open(baskets_model)).names]
     rows = scored.to_pylist()
     per_row = 3 if isinstance(form, Long) else 1
     assert [row["id"] for row in rows] == [10] * per_row + [11] + [12] * per_row + [13]
@@ -71,42 +66,44 @@ def test_marked_rows_have_nulls_and_the_reason_and_the_others_their_scores(baske
         f"sparse feature 'basket' has the index {index}" for index in (5000, 7000)
     }
     assert (tally.rows, tally.bad_rows, tally.calls) == (4, 2, 1)
-    sound = scorer_of(baskets, outputs=form).scored(model, ROWS.take(pa.array([0, 2])), Tally(), ["id"]).to_pylist()
+    sound = (
+        scorer_of(baskets_model, outputs=form).scored(model, ROWS.take(pa.array([0, 2])), Tally(), ["id"]).to_pylist()
+    )
     assert [{**row, "error": None} for row in sound] == [row for row in rows if row["error"] is None]
 
 
-def test_a_batch_of_bad_rows_alone_is_marked_without_a_call_of_the_model(baskets: Path) -> None:
+def test_a_batch_of_bad_rows_alone_is_marked_without_a_call_of_the_model(baskets_model: Path) -> None:
     tally = Tally()
     bad = ROWS.take(pa.array([1, 3]))
-    scored = scorer_of(baskets, bad_rows="mark").scored(LoadedModel(baskets), bad, tally, ["id"])
+    scored = scorer_of(baskets_model, bad_rows="mark").scored(LoadedModel(baskets_model), bad, tally, ["id"])
     assert scored.column("scores").null_count == 2
     assert scored.column("error").null_count == 0
     assert (tally.rows, tally.bad_rows, tally.calls) == (2, 2, 0)
 
 
-def test_nulls_that_may_not_be_and_other_faults_are_marked_together(baskets: Path) -> None:
+def test_nulls_that_may_not_be_and_other_faults_are_marked_together(baskets_model: Path) -> None:
     rows = pa.concat_batches(
         [ROWS, pa.RecordBatch.from_pylist([{"id": 14, "products": None, "counts": None}], ROWS.schema)]
     )
-    scorer = scorer_of(baskets, bad_rows="mark", nulls=NullPolicy({"products": "fail"}))
-    scored = scorer.scored(LoadedModel(baskets), rows, Tally(), ["id"])
+    scorer = scorer_of(baskets_model, bad_rows="mark", nulls=NullPolicy({"products": "fail"}))
+    scored = scorer.scored(LoadedModel(baskets_model), rows, Tally(), ["id"])
     assert [error is not None for error in scored.column("error").to_pylist()] == [False, True, False, True, True]
     assert "column 'products' is null" in scored.column("error")[4].as_py()
 
 
-def test_the_first_bad_row_is_named_by_its_key(baskets: Path) -> None:
-    model = LoadedModel(baskets)
+def test_the_first_bad_row_is_named_by_its_key(baskets_model: Path) -> None:
+    model = LoadedModel(baskets_model)
     with pytest.raises(BadRowError, match=r"the row id=11 cannot be scored: .*the index 5000"):
-        scorer_of(baskets).scored(model, ROWS, Tally(), ["id"])
-    strict = scorer_of(baskets, nulls=NullPolicy({"counts": "fail"}))
+        scorer_of(baskets_model).scored(model, ROWS, Tally(), ["id"])
+    strict = scorer_of(baskets_model, nulls=NullPolicy({"counts": "fail"}))
     with pytest.raises(BadRowError, match=r"the row id=2 cannot be scored: column 'counts' is null"):
         strict.scored(model, BASKETS.combine_chunks().to_batches()[0], Tally(), ["id"])
 
 
-def test_a_column_of_a_wrong_type_is_no_row_s_fault(baskets: Path) -> None:
+def test_a_column_of_a_wrong_type_is_no_row_s_fault(baskets_model: Path) -> None:
     wrong = ROWS.set_column(1, "products", pa.array(["a", "b", "c", "d"]))
     with pytest.raises(ColumnError, match="column 'products' has type string"):
-        scorer_of(baskets, bad_rows="mark").scored(LoadedModel(baskets), wrong, Tally(), ["id"])
+        scorer_of(baskets_model, bad_rows="mark").scored(LoadedModel(baskets_model), wrong, Tally(), ["id"])
 
 
 def test_scores_that_would_have_a_column_twice_are_refused(tmp_path: Path) -> None:

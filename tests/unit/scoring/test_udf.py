@@ -17,7 +17,7 @@ from mirrorspark.scoring.output.bad_rows import BadRowError
 from mirrorspark.scoring.task import batches
 from mirrorspark.scoring.task.scorer import Counters, Scorer, Settings, ShippedModel, Tally
 from mirrorspark.scoring.udf import ColumnsTask
-from tests.unit.scoring.exported_models import BASKETS, export_baskets
+from tests.unit.scoring.exported_models import BASKETS
 
 (ROWS,) = BASKETS.combine_chunks().to_batches()
 TEN_TIMES = pa.concat_batches([ROWS] * 10)
@@ -31,11 +31,6 @@ class Told:
 
     def add(self, tally: Tally) -> None:
         self.tallies.append(tally)
-
-
-@pytest.fixture(scope="module")
-def baskets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_baskets(tmp_path_factory.mktemp("baskets"))
 
 
 def task_of(folder: Path, told: Told | None = None, **settings: object) -> ColumnsTask:
@@ -55,21 +50,21 @@ def structs(*batches: pa.RecordBatch) -> Iterator[pa.StructArray]:
 
 
 def test_a_batch_is_one_array_though_its_rows_are_scored_in_parts(
-    baskets: Path, monkeypatch: pytest.MonkeyPatch
+    baskets_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A row of three labels takes 12 bytes, so that 240 bytes are 20 rows."""
     monkeypatch.setattr(loaded_model, "PART_BYTES", 240)
     told = Told()
-    found = list(task_of(baskets, told)(structs(TEN_TIMES, ROWS)))
+    found = list(task_of(baskets_model, told)(structs(TEN_TIMES, ROWS)))
     assert [len(array) for array in found] == [40, 4]
-    expected = LoadedModel(baskets).score(ROWS)["scores"]
+    expected = LoadedModel(baskets_model).score(ROWS)["scores"]
     scores = np.array([row["scores"] for array in found for row in array.to_pylist()])
     np.testing.assert_allclose(scores, np.tile(expected, (11, 1)), rtol=0, atol=1e-6)
     (tally,) = told.tallies
     assert (tally.rows, tally.calls, tally.bad_rows, tally.nans) == (44, 3, 0, 0)
 
 
-def test_wide_rows_are_encoded_in_pieces(baskets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_rows_are_encoded_in_pieces(baskets_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """S8: here a piece may take three quarters of what the batch does."""
     encoded: list[int] = []
     score = LoadedModel.score_arrow
@@ -81,37 +76,37 @@ def test_wide_rows_are_encoded_in_pieces(baskets: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(LoadedModel, "score_arrow", counted)
     most = TEN_TIMES.nbytes * 3 // 4
     monkeypatch.setattr(udf, "pieces", lambda batch: batches.pieces(batch, most))
-    (array,) = task_of(baskets)(structs(TEN_TIMES))
+    (array,) = task_of(baskets_model)(structs(TEN_TIMES))
     assert (len(array), encoded) == (40, [20, 20])
 
 
-def test_a_batch_without_rows_is_an_array_without_rows(baskets: Path) -> None:
-    (array,) = task_of(baskets, bad_rows="mark")(structs(ROWS.slice(0, 0)))
+def test_a_batch_without_rows_is_an_array_without_rows(baskets_model: Path) -> None:
+    (array,) = task_of(baskets_model, bad_rows="mark")(structs(ROWS.slice(0, 0)))
     assert len(array) == 0
     assert [field.name for field in array.type] == ["scores", "error", "model_version"]
 
 
-def test_rows_scored_before_a_limit_are_counted(baskets: Path) -> None:
+def test_rows_scored_before_a_limit_are_counted(baskets_model: Path) -> None:
     """S5: Spark may close the iterator, as for a query with a limit."""
     told = Told()
-    scored = task_of(baskets, told)(structs(ROWS, ROWS, ROWS))
+    scored = task_of(baskets_model, told)(structs(ROWS, ROWS, ROWS))
     next(scored)
     assert told.tallies == []
     scored.close()  # type: ignore[attr-defined]
     (tally,) = told.tallies
     assert (tally.rows, tally.calls) == (4, 1)
-    assert list(task_of(baskets, told)(structs())) == []
+    assert list(task_of(baskets_model, told)(structs())) == []
     assert len(told.tallies) == 1  # an empty partition says nothing
 
 
-def test_a_bad_row_is_named_by_its_place_for_there_are_no_keys(baskets: Path) -> None:
+def test_a_bad_row_is_named_by_its_place_for_there_are_no_keys(baskets_model: Path) -> None:
     products = pa.array([[3], [1], [5000], [1]], pa.list_(pa.int64()))
     counts = pa.array([[1.0], [1.0], [1.0], [1.0]], pa.list_(pa.float32()))
     bad = pa.record_batch({"products": products, "counts": counts})
     message = r"the row number 2 of 4 scored together \(the first is 0\) cannot be scored: sparse feature 'basket' has "
     with pytest.raises(BadRowError, match=message + "the index 5000"):
-        list(task_of(baskets)(structs(bad)))
+        list(task_of(baskets_model)(structs(bad)))
     told = Told()
-    (array,) = task_of(baskets, told, bad_rows="mark")(structs(bad))
+    (array,) = task_of(baskets_model, told, bad_rows="mark")(structs(bad))
     assert [row["error"] is None for row in array.to_pylist()] == [True, True, False, True]
     assert (told.tallies[0].rows, told.tallies[0].bad_rows) == (4, 1)

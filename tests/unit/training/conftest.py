@@ -12,6 +12,7 @@ import yaml
 
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE
+from tests.unit.mlflow_stores import new_store
 
 SQL = "SELECT * FROM rides"
 
@@ -49,7 +50,7 @@ def new_config(knobs: dict[str, Any]) -> Callable[..., RunConfig]:
 
 @pytest.fixture(scope="session")
 def mlflow_store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Return the URI of an SQLite store whose tables exist: making them takes MLflow seconds."""
+    """Return the URI of an SQLite store."""
     return new_store(tmp_path_factory.mktemp("mlflow"))
 
 
@@ -61,15 +62,6 @@ def optuna_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("optuna") / "study.db"
     RDBStorage(f"sqlite:///{file}").engine.dispose()
     return file
-
-
-def new_store(folder: Path) -> str:
-    """Return the URI of a new SQLite store in ``folder``."""
-    from mlflow import MlflowClient
-
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    MlflowClient(uri).search_experiments()
-    return uri
 
 
 def free_addresses(count: int) -> list[str]:

@@ -200,8 +200,8 @@ def test_an_attempt_with_batches_of_another_size_goes_on_where_the_schedule_was(
     [
         ({"local_steps": 3, "outer_learning_rate": 0.5}, 1.0),  # not yet
         ({"local_steps": 2}, 1.0),
-        ({"local_steps": 2, "outer_learning_rate": 0.5}, 0.5),
-        ({"local_steps": 2, "outer_momentum": 0.5}, 1.5),
+        pytest.param({"local_steps": 2, "outer_learning_rate": 0.5}, 0.5, marks=pytest.mark.full),
+        pytest.param({"local_steps": 2, "outer_momentum": 0.5}, 1.5, marks=pytest.mark.full),
         ({"local_steps": 2, "outer_momentum": 0.5, "outer_learning_rate": 0.5}, 0.75),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",

@@ -99,7 +99,8 @@ def alone(member: StackMember, place: int, stack: StackedModels) -> tf_keras.Mod
         ]
     )
     model.set_weights(weights_of(member, place, stack))
-    model.compile(tf_keras.optimizers.Adam(RATE), LOSSES[member.link])
+    # A trace takes longer than a few small steps.
+    model.compile(tf_keras.optimizers.Adam(RATE), LOSSES[member.link], run_eagerly=True)
     return model
 
 
@@ -145,7 +146,7 @@ def test_the_weights_of_a_model_do_not_depend_on_the_others() -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("hidden", [(), (3,)])
+@pytest.mark.parametrize("hidden", [pytest.param((), marks=pytest.mark.full), (3,)])
 def test_a_model_that_has_stopped_keeps_its_best_weights_and_touches_no_other(hidden: tuple[int, ...]) -> None:
     dataset = tf.data.Dataset.from_tensor_slices(batches())
     stack, unstopped = stack_of(MEMBERS, hidden), stack_of(MEMBERS, hidden)
@@ -327,7 +328,7 @@ def trained(folder: Path, plan: StackPlan, *, stop_after: int | None = None, att
         return dict(arrays)
 
 
-@pytest.mark.parametrize("hidden", [(), (4,)])
+@pytest.mark.parametrize("hidden", [pytest.param((), marks=pytest.mark.full), (4,)])
 def test_a_restart_changes_no_bit_and_the_fleet_scores_as_the_stack_does(
     tmp_path: Path, dataset: Dataset, hidden: tuple[int, ...]
 ) -> None:

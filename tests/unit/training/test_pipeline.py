@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.kinds import Label
-from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
+from mirrorspark.data_pipelines.quality.page import PAGE_FILE
 from mirrorspark.scoring.parity import parity
 from mirrorspark.training import pipeline
 from mirrorspark.training.configuration.config import RunConfig

@@ -37,9 +37,9 @@ from mirrorspark.training.run_records.live.view import LiveView
 from mirrorspark.training.run_records.open_run import OpenRun
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.tracking import Tracking, TrackingError
+from tests.unit.mlflow_stores import new_store
 from tests.unit.scoring.exported_models import export_flights, flights_features, log_flights
 from tests.unit.scoring.other_models import LINEAR
-from tests.unit.training.conftest import new_store
 from tests.unit.training.test_function_rank import Twin
 
 NewConfig = Callable[..., RunConfig]

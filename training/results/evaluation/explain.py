@@ -20,9 +20,10 @@ from mirrorspark.data_pipelines.features.labels import encode_label
 from mirrorspark.data_pipelines.features.raw_columns import as_contents, raw_column
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
-from mirrorspark.pages.blocks import figure_html, heading_html, panel_html, table_html
+from mirrorspark.pages.blocks import figure_html, heading_html, table_html
 from mirrorspark.pages.figures.explanation import dependence_chart, importance_chart
 from mirrorspark.pages.guarded import drawn
+from mirrorspark.pages.panel import panel_html
 from mirrorspark.storage.atomic_file import write_atomically
 
 # The rows are held in memory on the driver, and scored once per feature and repetition.

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mirrorspark.data_pipelines.convert import read_profile
 from mirrorspark.data_pipelines.dataset.manifest import DatasetError
-from mirrorspark.data_pipelines.quality.dataset_page import rate_name
+from mirrorspark.data_pipelines.quality.column_card import rate_name
 from mirrorspark.data_pipelines.quality.profile import DatasetProfile
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.training.configuration.config import TrainingConfig

@@ -1,22 +1,34 @@
 """``report.html``: a run on one self-contained page to share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Template
 from markupsafe import Markup
 
-from mirrorspark.data_pipelines.quality.dataset_page import rate_rows
+from mirrorspark.data_pipelines.quality.column_card import rate_rows
 from mirrorspark.data_pipelines.quality.profile import DatasetProfile
 from mirrorspark.evaluation.bootstrap import TEST_ROWS
 from mirrorspark.evaluation.metrics import is_better
-from mirrorspark.pages.blocks import figure_html, table_html
+from mirrorspark.pages.blocks import (
+    Cell,
+    card_html,
+    cards_html,
+    details_html,
+    element,
+    facts_html,
+    figure_html,
+    findings_html,
+    remark_html,
+    rows_html,
+    section_html,
+    table_html,
+    verdict_html,
+)
 from mirrorspark.pages.figures.style import PANEL_WIDTH_INCHES
 from mirrorspark.pages.numbers import in_digits, short_number
-from mirrorspark.pages.page import page_template
+from mirrorspark.pages.page import page_html
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.configuration.recipe import as_yaml
@@ -33,6 +45,7 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.html"
 
 _SHOWN_RATES = 9
+_SHOWN_SLICES = 15
 
 _TITLES = {
     "roc": "ROC",
@@ -89,37 +102,101 @@ def write_report(facts: ReportFacts, path: Path) -> str:
 
 def report_page(facts: ReportFacts) -> str:
     """Return the page as HTML."""
-    total = sum(facts.seconds.values())
-    explanation = facts.explanation
-    differences = {
-        in_words(str(rival["name"])): Markup(table_html(table, index=True))  # noqa: S704 - escaped
-        for rival in each_baseline(facts.baseline)
-        if len(table := comparison_table(facts.metrics, rival))
-    }
-    return _template().render(
-        facts=facts,
-        sentences=verdict_sentences(facts.metrics, facts.baseline),
-        metrics=Markup(table_html(metrics_table(facts.metrics, facts.baseline), index=True)),  # noqa: S704 - escaped
-        differences=differences,
-        test_rows=TEST_ROWS,
+    blocks = [
+        *map(verdict_html, verdict_sentences(facts.metrics, facts.baseline)),
+        cards_html(_overview(facts)),
+        section_html("On the test rows", cards_html(_figure_cards(facts.figures))) if facts.figures else "",
+        _explained(facts.explanation) if facts.explanation is not None else "",
+        section_html("Findings in the data", findings_html(facts.findings)) if facts.findings else "",
+        _rates(facts) if facts.rates else "",
+        _times(facts) if sum(facts.seconds.values()) else "",
+    ]
+    if facts.settings:
+        settings = element("pre", as_yaml(clean(dict(facts.settings), names=False)))
+        blocks.append(section_html("Settings", card_html(details_html("All settings of the run", settings))))
+    return page_html("Training run", facts.title, blocks)
+
+
+def _overview(facts: ReportFacts) -> Iterator[Markup]:
+    """Yield the metrics, their differences to those of each baseline, and the facts of the run."""
+    yield card_html(table_html(metrics_table(facts.metrics, facts.baseline), index=True), title="Metrics")
+    compared = [(rival, comparison_table(facts.metrics, rival)) for rival in each_baseline(facts.baseline)]
+    compared = [(rival, table) for rival, table in compared if len(table)]
+    for number, (rival, table) in enumerate(compared, 1):
+        title = f"Model minus {in_words(str(rival['name']))}, with its 95% interval"
         # Runs of earlier versions do not say it.
-        resampled=facts.baseline.get("resampled", TEST_ROWS),
-        figures=_cards(facts.figures),
-        shares=_shares(facts, total),
-        total=total,
-        shown_rates=[(column, rows, _scale(rows)) for column, rows in facts.rates[:_SHOWN_RATES]],
-        settings=as_yaml(clean(dict(facts.settings), names=False)) if facts.settings else "",
-        importance=_cards(explanation.figures) if explanation else [],
-        slices=Markup(table_html(explanation.slices.head(15))) if explanation else "",  # noqa: S704 - escaped
-        worst=Markup(table_html(explanation.worst)) if explanation else "",  # noqa: S704 - escaped
+        drawn = facts.baseline.get("resampled", TEST_ROWS)
+        whole = "" if drawn == TEST_ROWS else ", each with all of its test rows"
+        remark = (
+            f"How far the difference moves when other {drawn} are drawn{whole}. It does not say what another seed "
+            "would give."
+        )
+        yield card_html(
+            table_html(table, index=True),
+            remark_html(remark) if number == len(compared) else "",
+            title=title,
+        )
+    rows = {f"{split} rows": f"{count:,}" for split, count in facts.rows.items()}
+    yield card_html(facts_html((rows | dict(facts.facts)).items()), title="Run", wide=bool(compared))
+
+
+def _explained(explanation: "Explanation") -> Markup:
+    cards = list(_figure_cards(explanation.figures))
+    if len(explanation.slices):
+        cards.append(
+            card_html(table_html(explanation.slices.head(15)), title="Slices with the largest loss", wide=True)
+        )
+    cards.append(card_html(table_html(explanation.worst), title="Rows with the largest loss", wide=True))
+    remark = f"Measured on {explanation.rows:,} test rows, by the {explanation.loss}."
+    return section_html("What the predictions depend on", remark_html(remark), cards_html(cards))
+
+
+def _rates(facts: ReportFacts) -> Markup:
+    shown = facts.rates[:_SHOWN_RATES]
+    more = "" if len(shown) == len(facts.rates) else "; all are in dataset.html"
+    remark = (
+        "In a sample of the training rows; of each column the most frequent values, or ten ranges with as many rows "
+        f"each. Columns with the largest differences first{more}."
     )
+    cards = [card_html(_rate_table(facts.rate_name, rows), title=column) for column, rows in shown]
+    title = f"{_begun(facts.rate_name)} by value"
+    return section_html(title, remark_html(remark), cards_html(cards, least=380))
 
 
-def _shares(facts: ReportFacts, total: float) -> dict[str, float]:
-    """Return the percentage of the time by stage; 0 for one that has only a cost, such as a trial's training."""
-    costing = facts.cost.core_seconds if facts.cost else {}
-    stages = dict.fromkeys([*facts.seconds, *costing])
-    return {name: 100 * facts.seconds.get(name, 0.0) / total for name in stages} if total else {}
+def _rate_table(heading: str, rows: Sequence[tuple[str, int, float]]) -> Markup:
+    rates = [rate for _, _, rate in rows]
+    # A negative mean has no bar.
+    largest = max(rates) if min(rates) >= 0 and max(rates) > 0 else None
+    cells = [
+        (name, f"{count:,}", Cell(short_number(rate), bar=None if largest is None else rate / largest))
+        for name, count, rate in rows
+    ]
+    return rows_html(("value", "rows", heading), cells, numbers=(1, 2))
+
+
+def _times(facts: ReportFacts) -> Markup:
+    cost, total = facts.cost, sum(facts.seconds.values())
+    rows = []
+    # A stage may have a cost only, such as a trial's training.
+    for name in dict.fromkeys([*facts.seconds, *(cost.core_seconds if cost else ())]):
+        seconds = facts.seconds.get(name)
+        taken = "" if seconds is None else f"{seconds:.1f} s"
+        costing = [f"{cost.core_seconds.get(name, 0):,.0f} core-s"] if cost else []
+        rows.append([name, taken, *costing, Cell("", bar=(seconds or 0.0) / total)])
+    rows.append(["together", f"{total:.1f} s", *([f"{cost.total_core_seconds:,.0f} core-s"] if cost else []), ""])
+    table = rows_html((), rows, numbers=(1, 2) if cost else (1,), name="times")
+    return section_html("Where the time went", card_html(table, _cost_in_words(cost) if cost else ""))
+
+
+def _cost_in_words(cost: Cost) -> Markup:
+    words = [
+        "Core-seconds: seconds times the cores of each attempt's workers (train), of Spark's slots (infer, convert, "
+        "score) or of the driver (all else).",
+        cost.gap,
+    ]
+    if cost.money is not None:
+        words.append(f"At {cost.price_per_core_hour:g} per core and hour they cost {cost.money:.4g}.")
+    return remark_html(" ".join(filter(None, words)))
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> Any:
@@ -240,26 +317,13 @@ def _deviation(rows: Sequence[tuple[str, int, float]]) -> float:
     return sum(count * (rate - mean) ** 2 for _, count, rate in rows) / total
 
 
-def _scale(rows: Sequence[tuple[str, int, float]]) -> float:
-    """Return what makes the largest mean a full bar; 0 where a mean is negative, which has no bar."""
-    rates = [rate for _, _, rate in rows]
-    return 100 / max(rates) if min(rates) >= 0 and max(rates) > 0 else 0.0
-
-
 def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _cards(figures: "Mapping[str, Figure]") -> list[tuple[str, Markup, bool]]:
-    """Return title and image of each figure, and True for those of several panels side by side."""
-    wide = 1.2 * PANEL_WIDTH_INCHES
-    return [(title_of(name), _figure(figure, name), figure.get_figwidth() > wide) for name, figure in figures.items()]
-
-
-def _figure(figure: "Figure", name: str) -> Markup:
-    return Markup(figure_html(figure, title_of(name)))  # noqa: S704 - the name is escaped there
-
-
-@cache
-def _template() -> Template:
-    return page_template(Path(__file__).with_name("report.html.jinja"), {"number": short_number})
+def _figure_cards(figures: "Mapping[str, Figure]") -> Iterator[Markup]:
+    """Yield a card for each figure; those of several panels side by side are wide."""
+    for name, figure in figures.items():
+        title = title_of(name)
+        is_wide = figure.get_figwidth() > 1.2 * PANEL_WIDTH_INCHES
+        yield card_html(figure_html(figure, title), title=title, wide=is_wide)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
+from mirrorspark.data_pipelines.quality.page import PAGE_FILE
 from mirrorspark.scoring.parity import ParityReport
 from mirrorspark.training.job.training_job import TrainingJob
 from mirrorspark.training.protocol.cause import Attempt

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from mirrorspark.evaluation.metrics import is_better
-from mirrorspark.pages.blocks import details_html, figure_html, heading_html, panel_html, paragraph_html, table_html
+from mirrorspark.pages.blocks import details_html, figure_html, heading_html, paragraph_html, remark_html, table_html
+from mirrorspark.pages.panel import panel_html
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, title_of, verdict_sentences
 
@@ -38,7 +39,7 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
             details_html(title_of(name), figure_html(figure, title_of(name)))
             for name, figure in verdict.figures.items()
         ),
-        *(paragraph_html(without_credentials(place), quiet=True) for place in places),
+        *(remark_html(without_credentials(place)) for place in places),
         f'<p><a href="{escape(trained.run_page)}">The run in MLflow</a></p>' if trained.run_page else "",
     )
 
@@ -52,7 +53,7 @@ def launched_html(launched: "Launched") -> str:
     return panel_html(
         heading_html(launched.model or launched.run_folder.name),
         paragraph_html(f"{epochs} epochs{tries}; returned {returned}"),
-        *(paragraph_html(without_credentials(place), quiet=True) for place in places),
+        *(remark_html(without_credentials(place)) for place in places),
     )
 
 

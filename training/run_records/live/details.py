@@ -1,10 +1,10 @@
 """The results of stages at length: the inferred spec, and the findings of validation."""
 
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.dataset_page import PAGE_FILE
 from mirrorspark.data_pipelines.quality.findings import Severity
+from mirrorspark.data_pipelines.quality.page import PAGE_FILE
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.pages.blocks import details_html, findings_html, paragraph_html
+from mirrorspark.pages.blocks import details_html, findings_html, remark_html
 from mirrorspark.training.protocol.words import findings_in_words
 from mirrorspark.training.run_records.live.picture import Details
 from mirrorspark.training.run_records.live.view import Stage
@@ -33,4 +33,4 @@ def tell_findings(stage: Stage, dataset: Dataset) -> None:
     page = f"{f'and {more} more' if more else 'more about the columns'}: {dataset.path / PAGE_FILE}"
     lines = [f"{finding['severity']}: {finding['sentence']}" for finding in shown]
     markup = findings_html(shown) if shown else ""
-    stage.details = Details((*lines, page), markup + paragraph_html(page, quiet=True))
+    stage.details = Details((*lines, page), markup + remark_html(page))

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mirrorspark.data_pipelines.spark.task_bar import Display, clock_time
-from mirrorspark.pages.blocks import Marked, bar_html, panel_html, rows_html
+from mirrorspark.pages.blocks import Cell, bar_html, rows_html
 from mirrorspark.pages.charts.epochs import metric_chart
+from mirrorspark.pages.panel import panel_html
 from mirrorspark.training.run_records.live.drawing import RANK_COLUMNS, headline, rank_rows
 from mirrorspark.training.run_records.live.picture import EpochResult, FinishedStage, Picture, RunningStage
 from mirrorspark.training.run_records.live.state import TrainingState, bare, epoch_metrics, validation_metrics
@@ -157,7 +158,7 @@ def _epochs(picture: Picture) -> str:
     best = best_epoch(picture)
     rows = [
         [
-            Marked(f"{result.epoch} (best)", "good") if result.epoch == best else result.epoch,
+            Cell(f"{result.epoch} (best)", "good") if result.epoch == best else result.epoch,
             *(f"{result.logs[name]:.4f}" if name in result.logs else "" for name in names),
             "" if result.examples_per_second is None else f"{result.examples_per_second:,.0f}",
         ]
@@ -176,7 +177,7 @@ def _epochs(picture: Picture) -> str:
 
 def _ranks(training: TrainingState, now: float) -> str:
     rows = [
-        [*row.cells, Marked(row.condition, "error") if row.is_in_trouble else row.condition]
+        [*row.cells, Cell(row.condition, "error") if row.is_in_trouble else row.condition]
         for row in rank_rows(training, now)
     ]
     return rows_html([*RANK_COLUMNS, ""], rows, numbers=range(1, len(RANK_COLUMNS)))

@@ -23,7 +23,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Text,
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.dataset_page import rate_rows
+from mirrorspark.data_pipelines.quality.column_card import rate_rows
 from mirrorspark.data_pipelines.quality.profile import (
     QUANTILES,
     ColumnProfile,

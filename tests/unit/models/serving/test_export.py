@@ -135,7 +135,7 @@ def test_a_feature_with_the_name_of_an_input_of_the_indexes_is_refused() -> None
     "options",
     [
         {"hidden_units": (64, 32), "numeric_embedding": "piecewise", "cross_layers": 1, "members": 3, "dropout": 0.1},
-        {"hidden_units": (64,), "numeric_embedding": "periodic"},
+        pytest.param({"hidden_units": (64,), "numeric_embedding": "periodic"}, marks=pytest.mark.full),
     ],
     ids=["everything", "periodic"],
 )

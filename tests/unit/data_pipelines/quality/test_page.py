@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mirrorspark.data_pipelines.features.kinds import Categorical, Feature, Label, MultiValued, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.dataset_page import PageFacts, dataset_page
+from mirrorspark.data_pipelines.quality.page import PageFacts, dataset_page
 from mirrorspark.data_pipelines.quality.profiling import SplitCounts, profile_columns
 from mirrorspark.data_pipelines.quality.validation import validate
 
