@@ -36,7 +36,7 @@ from benchmarks.train_work import (
     supervised,
     usual_session,
 )
-from mirrorspark.training.fault_injection import faults
+from mirrorspark.testing import faults
 
 KILLS = 20
 EPOCHS = 6

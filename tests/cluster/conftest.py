@@ -15,8 +15,8 @@ import yaml
 
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.store import Location
+from mirrorspark.testing.faults import Act, Run
 from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE, load_recipe
-from mirrorspark.training.fault_injection.faults import Act, Run
 from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import mirrorspark as ms
+from mirrorspark.testing import faults
+from mirrorspark.testing.faults import Fault
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.entry_points.launch import Launched, run_train_fn
-from mirrorspark.training.fault_injection import faults
-from mirrorspark.training.fault_injection.faults import Fault
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -24,9 +24,9 @@ from mirrorspark.data_pipelines.dataset.manifest import Shard
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.parity import parity_check
+from mirrorspark.testing import faults
+from mirrorspark.testing.faults import Trigger
 from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.fault_injection import faults
-from mirrorspark.training.fault_injection.faults import Trigger
 from mirrorspark.training.pipeline import recipe_table
 from mirrorspark.training.run import main
 from tests.cluster.conftest import kill_within_an_epoch, read_events

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import mlflow
 import pytest
 
-from mirrorspark.training.fault_injection.faults import Fault, injected
+from mirrorspark.testing.faults import Fault, injected
 from mirrorspark.training.sweep import main
 from tests.cluster.conftest import Events
 from tests.cluster.test_bad_input import write_job

@@ -20,12 +20,12 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.storage.host_cache import HostCache
 from mirrorspark.storage.paths import StoragePath
+from mirrorspark.testing import faults
+from mirrorspark.testing.faults import Fault, Run, Trigger
 from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.driver import failure_policy, supervisor
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.executor.worker_failure import MORE_MEMORY
-from mirrorspark.training.fault_injection import faults
-from mirrorspark.training.fault_injection.faults import Fault, Run, Trigger
 from mirrorspark.training.job.prepared_run import PreparedRun
 from mirrorspark.training.job.training_job import open_job
 from mirrorspark.training.protocol.cause import Attempt

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.servers import standalone_cluster
-from mirrorspark.training.fault_injection import faults
+from mirrorspark.testing import faults
 from tests.cluster.conftest import JOB_SECONDS
 from tests.cluster.test_bad_input import write_job
 

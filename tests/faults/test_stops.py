@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.testing import faults
+from mirrorspark.testing.faults import Fault
 from mirrorspark.training.entry_points import runs
-from mirrorspark.training.fault_injection import faults
-from mirrorspark.training.fault_injection.faults import Fault
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_state import RunUnderWayError, read_state
 from tests.cluster.conftest import JOB_SECONDS, Events, read_events, wait_until

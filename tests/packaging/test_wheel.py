@@ -28,6 +28,7 @@ NAMES_OF_USERS = (
     "serving",
     "spark_session",
     "storage",
+    "testing",
     "training",
 )
 

@@ -39,7 +39,7 @@ LISTENERS = {
     "serving/command.py": "`mirrorspark serve`",
     "serving/http_server.py": "`mirrorspark serve`",
     "serving/lookup.py": "`mirrorspark lookup`",
-    "training/fault_injection/proxy.py": "fault-injecting proxy",
+    "testing/proxy.py": "fault-injecting proxy",
     "training/programs/parameter_servers/connections.py": "coordinator of parameter servers",
     "training/programs/parameter_servers/train.py": "TensorFlow's servers",
     "training/protocol/event_server.py": "event channel of a training",
@@ -69,7 +69,7 @@ OTHER_FOLDERS = ("notebooks", "tests", "tools")
 FENCED_SAMPLES = ("data.md", "reading.md", "recipes.md", "tfrecord.md")
 PACKAGES = (
     *("callbacks", "data_pipelines", "evaluation", "fleet", "lifecycle", "models", "recommending", "scoring"),
-    *("serving", "spark_session", "storage", "training"),
+    *("serving", "spark_session", "storage", "testing", "training"),
 )
 
 

@@ -24,6 +24,7 @@ from typing import IO, Any, NoReturn
 from mirrorspark.callbacks.collectives import at_exit
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.executor.child_process import EXIT_ABANDONED
+from mirrorspark.training.executor.training_hook import hook_for
 from mirrorspark.training.executor.worker_control import Finish, Outcome, WorkerControl
 from mirrorspark.training.executor.worker_failure import EntryError, describe
 from mirrorspark.training.executor.worker_log import CleanEventClient, CleanText, let_the_log_out
@@ -165,7 +166,9 @@ def _train(orders: WorkerOrders, control: WorkerControl, finish: Finish) -> int:
         entry, plan_class = _named(orders.entry), _named(orders.plan_class)
     except Exception as error:
         raise EntryError(f"{orders.entry} cannot be loaded: {type(error).__name__}: {error}") from error
-    epochs = entry(plan_class.from_json(orders.plan), control, finish)
+    plan = plan_class.from_json(orders.plan)
+    hook = hook_for(os.environ, plan, control.rank, control.activity)
+    epochs = entry(plan, dataclasses.replace(control, hook=hook), finish)
     if not isinstance(epochs, int):
         raise TypeError(f"{orders.entry} returned {epochs!r}; return the number of epochs, or call finish with it")
     return epochs

@@ -1,9 +1,10 @@
 """The objects that a worker gives to its training: events, the ranks' rendezvous, activity, and stop requests."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from mirrorspark.training.executor.training_hook import TrainingHook
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.protocol.event_client import EventClient
 from mirrorspark.training.protocol.ring.rendezvous import Rendezvous
@@ -25,6 +26,7 @@ class WorkerControl:
         activity: Current activity, sent to the driver every two seconds.
         payload: Bytes that came with the plan, for a training that is not ours.
         rendezvous: Exchanges the addresses of the ranks; None if ``TF_CONFIG`` has them.
+        hook: Changes callbacks and training data, for a test or a measurement.
     """
 
     rank: int
@@ -33,3 +35,4 @@ class WorkerControl:
     activity: Activity
     payload: bytes | None = None
     rendezvous: Rendezvous | None = None
+    hook: TrainingHook = field(default_factory=TrainingHook)

@@ -116,12 +116,15 @@ class TrainingPlan(AttemptPlan):
         return self.workers + self.config.ranks_beside_workers
 
     @property
+    def roles(self) -> Roles | None:
+        """The ranks' roles in a training with parameter servers."""
+        return Roles(self.workers, self.config.parameter_servers) if self.config.parameter_servers else None
+
+    @property
     def dispensable_ranks(self) -> frozenset[int]:
         """The workers of a training with parameter servers."""
-        if not self.config.parameter_servers:
-            return frozenset()
-        roles = Roles(self.workers, self.config.parameter_servers)
-        return frozenset(rank for rank in range(roles.ranks) if roles.is_dispensable(rank))
+        roles = self.roles
+        return frozenset(rank for rank in range(roles.ranks) if roles.is_dispensable(rank)) if roles else frozenset()
 
     @classmethod
     def _from_document(cls, document: dict[str, Any]) -> Self:

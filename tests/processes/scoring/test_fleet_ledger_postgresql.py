@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.claims import Claims, Limits
 from mirrorspark.fleet.runs.ledger import Claim, Ledger, Rows
-from mirrorspark.training.fault_injection.proxy import Proxy
+from mirrorspark.testing.proxy import Proxy
 from tests.mlflow_server import postgresql
 from tests.unit.scoring.test_fleet_ledger import *  # noqa: F403 - the same tests, with another address
 from tests.unit.scoring.test_fleet_ledger import ERROR, begin, states

@@ -198,7 +198,8 @@ def test_faults_on_purpose_strike_the_coordinators_steps_and_the_workers_data(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MIRRORSPARK_FAULTS", "raise:step=8;slow_input:seconds=0.01")
-    with Cluster(plan_of(dataset, tmp_path, workers=1, epochs=1000), Roles(workers=1, servers=1)) as cluster:
+    plan = plan_of(dataset, tmp_path, workers=1, strategy="parameter_server", parameter_servers=1, epochs=1000)
+    with Cluster(plan, Roles(workers=1, servers=1)) as cluster:
         said = cluster.next("log", rank=1)["message"]
         outcome = cluster.outcome(0) or {}
     assert said == "MIRRORSPARK_FAULTS asks for faults in this rank: slow_input:seconds=0.01"

@@ -12,8 +12,8 @@ from mlflow import MlflowClient
 
 from mirrorspark.callbacks.mlflow.metric_replay import replay
 from mirrorspark.storage.event_file import EventFile
+from mirrorspark.testing.proxy import Proxy
 from mirrorspark.training.configuration.config import TrainingConfig
-from mirrorspark.training.fault_injection.proxy import Proxy
 from mirrorspark.training.protocol.names import EVENTS_FILE
 from mirrorspark.training.run_records import tracking
 from mirrorspark.training.run_records.tracking import TrackedRun, TrackingError

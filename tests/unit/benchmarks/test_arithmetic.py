@@ -25,7 +25,7 @@ from benchmarks.train_steps import ALONE_IN_OUR_LOOP, DDP, PLAIN_MANY, PLAIN_ONE
 from benchmarks.train_steps_rank import FitRank, Work
 from benchmarks.train_work import Event
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
-from mirrorspark.training.fault_injection.faults import Trigger
+from mirrorspark.testing.faults import Trigger
 
 
 def phase(attempt: int, rank: int, name: str, time: float, process: int = 1) -> Event:

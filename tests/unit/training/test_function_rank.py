@@ -27,7 +27,9 @@ from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError, fence
 from mirrorspark.callbacks.stop_request import TrainingStopped
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.training.fault_injection.injected import InjectedFault, InjectedFaults, InputGate, from_environment
+from mirrorspark.testing.injected import InjectedFault, InjectedFaults, InputGate
+from mirrorspark.testing.injected import hook_for as faults_for
+from mirrorspark.training.executor.training_hook import TrainingHook, hook_for
 from mirrorspark.training.programs.user_functions import worker as function_rank
 from mirrorspark.training.programs.user_functions.fit_watch import FitWatch, global_batch_size
 from mirrorspark.training.programs.user_functions.plan import (
@@ -95,14 +97,16 @@ class Rank:
         self._payload = pack_function(train_fn, kwargs)
 
     def run(self, **knobs: Any) -> Any:
+        plan = FunctionPlan(**{"workers": 1, "checkpoints": "c", "strategy": "own"} | knobs)
+        activity = Activity(on_phase=self.phases.append)
         control = SimpleNamespace(
             rank=0,
             events=SimpleNamespace(send=self.events.append),
             stop_request=SimpleNamespace(is_set=lambda: self.is_to_stop),
-            activity=Activity(on_phase=self.phases.append),
+            activity=activity,
             payload=self._payload,
+            hook=hook_for(os.environ, plan, 0, activity),
         )
-        plan = FunctionPlan(**{"workers": 1, "checkpoints": "c", "strategy": "own"} | knobs)
         function_rank.train(plan, control, self._finish)  # type: ignore[arg-type]
         return unpack_value(self.answer["value"])
 
@@ -323,12 +327,16 @@ def strategies() -> list[Any]:
     return [tf.distribute.MirroredStrategy(["/cpu:0"]), RingStrategy(Twin())]  # type: ignore[arg-type]
 
 
+def injected(faults: str, rank: int = 0, attempt: int = 1) -> InjectedFaults:
+    plan = FunctionPlan(workers=2, checkpoints="c", attempt=attempt)
+    return faults_for({"MIRRORSPARK_FAULTS": faults}, plan, rank, Activity())
+
+
 @contextlib.contextmanager
 def watched(faults: str = "") -> Iterator[list[Event]]:
     """Watch the block as a rank does; yields what it tells."""
     events: list[Event] = []
-    injected = from_environment({"MIRRORSPARK_FAULTS": faults}, 0, 1)
-    with FitWatch(events.append, Activity(), lambda: False, injected).installed():
+    with FitWatch(events.append, Activity(), lambda: False, injected(faults)).installed():
         yield events
 
 
@@ -381,12 +389,12 @@ def test_a_return_value_that_cannot_travel_does_not_fail_the_training() -> None:
 
 
 def test_faults_are_none_unless_asked_for_and_strike_who_they_are_for(caplog: pytest.LogCaptureFixture) -> None:
-    assert from_environment({}, 0, 1).callbacks() == []
-    text = {"MIRRORSPARK_FAULTS": "raise:rank=1,step=2"}
-    assert from_environment(text, 0, 1).callbacks() == []
-    assert from_environment(text, 1, 2).callbacks() == []
+    assert injected("").callbacks([]) == []
+    text = "raise:rank=1,step=2"
+    assert injected(text).callbacks([]) == []
+    assert injected(text, rank=1, attempt=2).callbacks([]) == []
     assert not caplog.records
-    assert len(from_environment(text, 1, 1).callbacks()) == 1
+    assert len(injected(text, rank=1).callbacks([])) == 1
     assert "MIRRORSPARK_FAULTS asks for faults in this rank: raise:rank=1,step=2" in caplog.text
 
 
@@ -400,13 +408,13 @@ def test_an_error_is_raised_after_the_step_it_was_asked_for(monkeypatch: pytest.
 
 def test_input_that_hangs_goes_on_when_its_time_is_over() -> None:
     batches = tf.data.Dataset.from_tensor_slices(rows(6)).batch(2)
-    gated = from_environment({"MIRRORSPARK_FAULTS": "hang_input:step=1,seconds=0.3"}, 0, 1).input(batches)
+    gated = injected("hang_input:step=1,seconds=0.3").input(batches)
     assert gated.element_spec == batches.element_spec
     assert int(gated.cardinality()) == 3
     begin = tf.timestamp()
     assert [len(x) for x, _ in gated] == [2, 2, 2]
     assert float(tf.timestamp() - begin) >= 0.3
-    assert InjectedFaults([]).input(batches) is batches
+    assert injected("").input(batches) is batches
     padded = batches.map(lambda x, y: PaddedBatch(x, y, y, tf.ones([])))
     assert type(InputGate([]).wrap(padded).element_spec) is PaddedBatch
 
@@ -453,7 +461,7 @@ def test_a_fit_within_a_fit_is_the_outer_ones_own_affair() -> None:
     def inner(epoch: int, logs: Any) -> None:
         small_model().fit(*rows(), verbose=0)
 
-    watch = FitWatch(events.append, Activity(), lambda: False, InjectedFaults([]))
+    watch = FitWatch(events.append, Activity(), lambda: False, TrainingHook())
     with watch.installed(), contextlib.nullcontext():
         small_model().fit(*rows(), verbose=0, callbacks=[tf_keras.callbacks.LambdaCallback(on_epoch_end=inner)])
     assert [event["event"] for event in events].count("train_begin") == 1
@@ -487,8 +495,7 @@ def test_a_frozen_rank_runs_no_other_thread() -> None:
     thread.start()
     while not looks:
         time.sleep(0.001)
-    frozen = from_environment({"MIRRORSPARK_FAULTS": "freeze:step=0,seconds=0.4"}, 0, 1)
-    small_model().fit(*rows(), callbacks=frozen.callbacks(), verbose=0)
+    small_model().fit(*rows(), callbacks=injected("freeze:step=0,seconds=0.4").callbacks([]), verbose=0)
     over.set()
     thread.join()
     assert max(later - earlier for earlier, later in itertools.pairwise(looks)) >= 0.4

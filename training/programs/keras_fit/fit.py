@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
 from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.executor.worker_control import Finish, WorkerControl
-from mirrorspark.training.fault_injection import injected as injected_faults
 from mirrorspark.training.programs.keras_fit import interaction_graph
 from mirrorspark.training.programs.keras_fit.fit_callbacks import fit_callbacks, with_local_checkpoint
 from mirrorspark.training.programs.keras_fit.local_updates import SettleLocalUpdates, local_updates
@@ -63,7 +61,6 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     tf_keras.mixed_precision.set_global_policy(plan.config.precision)
     start = read_start(plan, dataset)
     model = build_model(plan, dataset, strategy, start)
-    faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt, activity.input_busy)
     activity.enter("restoring")
     if plan.warm_start is not None and plan.resume_from is None:
         _apply_warm_start(Path(plan.warm_start), model, dataset, control)
@@ -71,8 +68,9 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
         interaction_graph.connect(model, Path(plan.graph))
     with strategy.ring_errors() if isinstance(strategy, RingStrategy) else contextlib.nullcontext():
         try:
+            position = start.epoch, start.step_in_epoch
             model.fit(
-                _batches(strategy, dataset, plan, "train", (start.epoch, start.step_in_epoch), activity, faults.input),
+                _batches(strategy, dataset, plan, "train", position, activity, control.hook.input),
                 validation_data=_batches(strategy, dataset, plan, "validation", (0, 0), activity),
                 epochs=plan.config.epochs,
                 steps_per_epoch=dataset.steps("train", plan.global_batch_size),
@@ -88,7 +86,6 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
                         *own_callbacks(plan.config),
                         *ranking_callbacks(plan, model, dataset, control),
                     ],
-                    after_checkpoint=faults.callbacks(),
                 ),
                 verbose=0,
             )

@@ -55,9 +55,8 @@ def fit_callbacks(
     checkpoint_class: Callable[..., ChiefCheckpoint] = ChiefCheckpoint,
     after_restore: Callbacks = (),
     before_checkpoint: Callbacks = (),
-    after_checkpoint: Callbacks = (),
 ) -> list[tf_keras.callbacks.Callback]:
-    """Return the callbacks of a rank, in the order in which each has to see a step.
+    """Return the callbacks of a rank, in the order in which each has to see a step; its hook may change them.
 
     Args:
         plan: The attempt.
@@ -69,7 +68,6 @@ def fit_callbacks(
         checkpoint_class: Class with the arguments of `ChiefCheckpoint`.
         after_restore: Callbacks to list right after the one that restores.
         before_checkpoint: Callbacks to list right before the one that saves.
-        after_checkpoint: Callbacks to list right after it.
     """
     config, activity = plan.config, control.activity
     stopping = AgreedEarlyStopping(monitor=config.monitor, mode=config.mode, patience=config.patience or config.epochs)
@@ -102,7 +100,7 @@ def fit_callbacks(
         on_wait=lambda: activity.within("checkpoint"),
         beat=lambda: _count_progress(activity),
     )
-    return [
+    callbacks = [
         resume,
         ActivityCallback(activity),
         *([ShortExecutions()] if _may_vary_executions(config) else []),
@@ -115,13 +113,13 @@ def fit_callbacks(
         *([ProfileSteps(Path(plan.profile) / f"rank-{control.rank}")] if plan.profile else []),
         *before_checkpoint,
         checkpoint,
-        *after_checkpoint,
         StopOnRequest(is_stop_requested or control.stop_request.is_set, checkpoint),
         # Within fit, which destroys its iterators on return: that may take a minute, while tf.data's threads sleep.
         tf_keras.callbacks.LambdaCallback(
             on_train_end=lambda logs: finish(resume.initial_epoch + len(resume.model.history.epoch))
         ),
     ]
+    return control.hook.callbacks(callbacks)
 
 
 def _may_vary_executions(config: TrainingConfig) -> bool:

@@ -40,7 +40,7 @@ class BatchSupply:
             training: The worker's part of the training split.
             validation: Batches of the validation split.
             activity: The worker's activity.
-            gate: Wraps the training stream; an injected fault may delay it.
+            gate: Wraps the training stream.
         """
         self._dataset = dataset
         self._validation = validation

@@ -28,8 +28,6 @@ from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 from mirrorspark.callbacks.stop_request import TrainingStopped
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan
 from mirrorspark.training.executor.worker_control import Finish, WorkerControl
-from mirrorspark.training.fault_injection.injected import InjectedFaults
-from mirrorspark.training.fault_injection.parameter_servers import faults_from_environment
 from mirrorspark.training.programs.keras_fit import fit
 from mirrorspark.training.programs.keras_fit.fit_callbacks import fit_callbacks, with_local_checkpoint
 from mirrorspark.training.programs.keras_fit.start import read_start
@@ -61,19 +59,17 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
         finish: It may end the process.
 
     Raises:
-        ValueError: A fault can never be injected; see `training.fault_injection.parameter_servers`.
         RingError: The training cannot go on without a lost rank.
         TrainingStopped: A rank was asked to stop; the checkpoint is committed.
     """
     addresses = json.loads(os.environ["TF_CONFIG"])["cluster"]["worker"]
     roles = Roles.among(len(addresses), plan.workers)
-    faults = faults_from_environment(os.environ, control.rank, plan.attempt, roles, control.activity)
     # TensorFlow blocks one thread per open request: with fewer threads the servers' operations deadlock.
     tf.config.threading.set_inter_op_parallelism_threads(_threads(roles))
     if control.rank == COORDINATOR:
-        coordinate(plan, control, finish, roles, addresses[COORDINATOR], faults)
+        coordinate(plan, control, finish, roles, addresses[COORDINATOR])
     else:
-        serve(plan, control, finish, roles, addresses, faults)
+        serve(plan, control, finish, roles, addresses)
 
 
 def serve(
@@ -82,13 +78,12 @@ def serve(
     finish: Finish,
     roles: Roles,
     addresses: Sequence[str],
-    faults: InjectedFaults,
 ) -> None:
     """Be a worker or a parameter server until the coordinator sends the shutdown; see :func:`train`."""
     activity, role = control.activity, roles.of(control.rank)
     activity.enter("connecting")
     server, address = _start_server(role, _host(addresses[control.rank]), _threads(roles))
-    supply = _supply(plan, control, roles, role, faults) if role.job == "worker" else None
+    supply = _supply(plan, control, roles, role) if role.job == "worker" else None
     registration = Registration(control.rank, address, supply.name if supply else "")
     connection = CoordinatorConnection.register(
         addresses[COORDINATOR], registration, plan.token, plan.config.start_limit_seconds
@@ -104,16 +99,14 @@ def serve(
     del server  # It must outlive everything above.
 
 
-def coordinate(
-    plan: TrainingPlan, control: WorkerControl, finish: Finish, roles: Roles, address: str, faults: InjectedFaults
-) -> None:
+def coordinate(plan: TrainingPlan, control: WorkerControl, finish: Finish, roles: Roles, address: str) -> None:
     """Run ``model.fit`` over the other ranks; see :func:`train`."""
     activity = control.activity
     activity.enter("connecting")
     connections = ClusterConnections.accept_all(address, roles, plan.token, plan.config.start_limit_seconds)
     try:
         strategy = open_strategy(connections, roles, _host(address))
-        _fit(plan, control, finish, roles, connections, strategy, faults)
+        _fit(plan, control, finish, roles, connections, strategy)
     except TrainingStopped as stopped:
         activity.enter("ending")
         connections.shut_down(Shutdown(step=stopped.step, path=stopped.path))
@@ -149,7 +142,6 @@ def _fit(
     roles: Roles,
     connections: ClusterConnections,
     strategy: tf.distribute.ParameterServerStrategy,
-    faults: InjectedFaults,
 ) -> None:
     config, activity = plan.config, control.activity
     plan = with_local_checkpoint(plan, activity)
@@ -195,7 +187,6 @@ def _fit(
             is_stop_requested=is_stop_requested,
             checkpoint_class=functools.partial(_DrainingCheckpoint, schedule_limit=schedule_limit),
             before_checkpoint=[_DrainAtEpochEnd(schedule_limit)],
-            after_checkpoint=faults.callbacks(),
         ),
         verbose=0,
     )
@@ -342,11 +333,9 @@ def _describe_step(plan: TrainingPlan, activity: Activity, epoch: int, step: int
     return f"the workers' updates overlap, so which records it read is not known; {last}"
 
 
-def _supply(
-    plan: TrainingPlan, control: WorkerControl, roles: Roles, role: Role, faults: InjectedFaults
-) -> BatchSupply:
+def _supply(plan: TrainingPlan, control: WorkerControl, roles: Roles, role: Role) -> BatchSupply:
     dataset = Dataset.open(plan.dataset)
-    return BatchSupply(dataset, *_read_plans(plan, roles, role, dataset), control.activity, faults.input)
+    return BatchSupply(dataset, *_read_plans(plan, roles, role, dataset), control.activity, control.hook.input)
 
 
 def _read_plans(plan: TrainingPlan, roles: Roles, role: Role, dataset: Dataset) -> tuple[ReadPlan, ReadPlan]:

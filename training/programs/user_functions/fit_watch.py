@@ -20,7 +20,7 @@ from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 from mirrorspark.callbacks.progress import EventCallback
 from mirrorspark.callbacks.stop_request import StopOnRequest, TrainingStopped
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
-from mirrorspark.training.fault_injection.injected import InjectedFaults, InputGate
+from mirrorspark.training.executor.training_hook import TrainingHook
 from mirrorspark.training.programs.keras_fit.activity_callback import ActivityCallback
 from mirrorspark.training.protocol.activity import Activity
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class FitWatch:
-    """Adds callbacks to each ``fit`` while it is installed: progress, phases, stop requests, injected faults.
+    """Adds callbacks to each ``fit`` while it is installed: progress, phases, stop requests, and those of the hook.
 
     A second ``fit`` from epoch 0 on is another training (a fold, a fine-tuning): its metrics are named ``fit_2/loss``.
     One with an ``initial_epoch`` continues the existing curves.
@@ -51,7 +51,7 @@ class FitWatch:
         send: Callable[[dict[str, Any]], None],
         activity: Activity,
         is_stop_requested: Callable[[], bool],
-        faults: InjectedFaults,
+        hook: TrainingHook,
     ) -> None:
         """Prepare; :meth:`installed` begins.
 
@@ -59,12 +59,12 @@ class FitWatch:
             send: Sends an event to the driver.
             activity: The rank's activity.
             is_stop_requested: Returns True if this rank was asked to stop.
-            faults: The faults to inject; usually none.
+            hook: Changes the callbacks and the training data.
         """
         self._send = send
         self._activity = activity
         self._is_stop_requested = is_stop_requested
-        self._faults = faults
+        self._hook = hook
         self.stopped: TrainingStopped | None = None
         self._fits = 0
         self._completed: dict[int, int] = {}
@@ -116,26 +116,26 @@ class FitWatch:
         def distribute_from_function(strategy: Any, dataset_fn: Any, options: Any = None) -> Any:
             if self._is_within:
                 return from_function(strategy, dataset_fn, options)
-            gate, sizes = self._input_gate(), list[int | None]()
+            known = _Distributed()
 
             def rank_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
                 dataset = dataset_fn(context)
-                sizes.append(_batch_size(dataset))
-                return dataset if gate is None else gate.wrap(dataset)
+                size = _batch_size(dataset)
+                # Every replica of every rank takes its own batches.
+                known.global_batch_size = size * strategy.num_replicas_in_sync if size else None
+                return self._hook.input(dataset, lambda: known.is_training)
 
             distributed = from_function(strategy, rank_dataset, options)
-            # Every replica of every rank takes its own batches.
-            size = sizes[0] * strategy.num_replicas_in_sync if sizes and sizes[0] else None
-            self._distributed[distributed] = _Distributed(size, gate)
+            self._distributed[distributed] = known
             return distributed
 
         @functools.wraps(from_dataset)
         def distribute_dataset(strategy: Any, dataset: Any, options: Any = None) -> Any:
             if self._is_within or not isinstance(dataset, tf.data.Dataset) or dataset in self._distributed:
                 return from_dataset(strategy, dataset, options)
-            gate = self._input_gate()
-            distributed = from_dataset(strategy, dataset if gate is None else gate.wrap(dataset), options)
-            self._distributed[distributed] = _Distributed(_batch_size(dataset), gate)
+            known = _Distributed(_batch_size(dataset))
+            distributed = from_dataset(strategy, self._hook.input(dataset, lambda: known.is_training), options)
+            self._distributed[distributed] = known
             return distributed
 
         StrategyBase.distribute_datasets_from_function = distribute_from_function
@@ -145,10 +145,6 @@ class FitWatch:
         finally:
             StrategyBase.distribute_datasets_from_function = from_function
             StrategyBase.experimental_distribute_dataset = from_dataset
-
-    def _input_gate(self) -> InputGate | None:
-        """Return a gate for a dataset if there are faults of the input; `fit` activates it for the training data."""
-        return InputGate(self._faults.of_input, self._faults.busy, is_active=False) if self._faults.of_input else None
 
     def _add_callbacks(self, arguments: dict[str, Any]) -> bool:
         """Add our callbacks to the arguments of ``fit``; return False if that is impossible."""
@@ -166,17 +162,17 @@ class FitWatch:
         progress = EventCallback(self._sender(prefix, has_rate=size is not None), global_batch_size=size or 1)
         checkpoint = next((callback for callback in own if isinstance(callback, ChiefCheckpoint)), _OwnCheckpoints())
         if known is None:
-            arguments["x"] = self._faults.input(x)
-        elif known.gate is not None:
-            known.gate.is_active = True
-        arguments["callbacks"] = [
+            arguments["x"] = self._hook.input(x)
+        else:
+            known.is_training = True
+        callbacks = [
             ActivityCallback(self._activity),
             *own,
             # After the function's own, which may add to the logs or replace them by means over the ranks.
             progress,
-            *self._faults.callbacks(),
             StopOnRequest(self._is_stop_requested, checkpoint),  # type: ignore[arg-type] # only save_now is used
         ]
+        arguments["callbacks"] = self._hook.callbacks(callbacks)
         return True
 
     def _count_resumed_epochs(self, callbacks: list[Any]) -> None:
@@ -215,12 +211,12 @@ def _batch_size(dataset: tf.data.Dataset) -> int | None:
     return size if size > 0 else None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Distributed:
-    """The rows of a step and the gate of a distributed dataset."""
+    """The rows of a step of a distributed dataset, if known; it is training data once ``fit`` has it."""
 
-    global_batch_size: int | None
-    gate: InputGate | None
+    global_batch_size: int | None = None
+    is_training: bool = False
 
 
 class _OwnCheckpoints:

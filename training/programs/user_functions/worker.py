@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from mirrorspark.callbacks.checkpoints.fence import ATTEMPT_VARIABLE, CHECKPOINTS_VARIABLE, FENCE_VARIABLE
-from mirrorspark.training.fault_injection import injected as injected_faults
 from mirrorspark.training.programs.user_functions import plan as function_plan
 from mirrorspark.training.programs.user_functions.fit_watch import FitWatch
 from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError, UnsupportedKerasError
@@ -47,8 +46,7 @@ def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> Non
     os.environ[CHECKPOINTS_VARIABLE] = plan.checkpoints
     os.environ[ATTEMPT_VARIABLE] = str(plan.attempt)
     os.environ[FENCE_VARIABLE] = plan.fence or ""
-    faults = injected_faults.from_environment(os.environ, control.rank, plan.attempt, control.activity.input_busy)
-    watch = FitWatch(control.events.send, control.activity, control.stop_request.is_set, faults)
+    watch = FitWatch(control.events.send, control.activity, control.stop_request.is_set, control.hook)
     with _scope(plan, control.activity), watch.installed():
         # Before fit slow work, such as a download of data, looks like a hang: this phase has no limit for steps.
         control.activity.enter("building")

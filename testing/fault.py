@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from mirrorspark.training.executor.training_hook import FAULTS_VARIABLE
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-
-VARIABLE = "MIRRORSPARK_FAULTS"
 
 Kind = Literal["kill", "stop", "raise", "no_memory", "hang", "freeze", "hang_input", "slow_input", "full_disk"]
 
@@ -70,6 +70,11 @@ class Fault:
         """Duration in seconds; for ``slow_input`` the delay of a batch."""
         return _SECONDS.get(self.kind, 0.0) if self.seconds is None else self.seconds
 
+    @property
+    def is_of_input(self) -> bool:
+        """True for a fault of the training data, False for one at a step."""
+        return self.kind.endswith("_input")
+
     def applies(self, rank: int, attempt: int) -> bool:
         """Return True if the fault is for this rank and attempt."""
         return self.rank in (None, rank) and self.attempt in (None, attempt)
@@ -110,11 +115,11 @@ def injected(spark: "SparkSession", *faults: Fault) -> Iterator[None]:
     from mirrorspark.spark_session.kinds import session_of  # PySpark, which no worker needs
 
     environment = session_of(spark).task_environment
-    before = environment.get(VARIABLE)
-    environment[VARIABLE] = ";".join(map(str, faults))
+    before = environment.get(FAULTS_VARIABLE)
+    environment[FAULTS_VARIABLE] = ";".join(map(str, faults))
     try:
         yield
     finally:
-        environment.pop(VARIABLE, None)
+        environment.pop(FAULTS_VARIABLE, None)
         if before is not None:
-            environment[VARIABLE] = before
+            environment[FAULTS_VARIABLE] = before

@@ -3,20 +3,37 @@
 import logging
 
 import pytest
+from mirrorspark.training.config import TrainingConfig
+from tf_keras.callbacks import Callback
 
-from mirrorspark.training.fault_injection.parameter_servers import faults_from_environment
+from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
+from mirrorspark.callbacks.stop_request import StopOnRequest
+from mirrorspark.testing.injected import InjectedFaults, hook_for
 from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.plan import TrainingPlan
 from mirrorspark.training.protocol.roles import Roles
 
 ROLES = Roles(workers=2, servers=1)
+SERVERS = TrainingConfig(
+    name="a",
+    model={"name": "multi_field"},
+    global_batch_size=8,
+    strategy="parameter_server",
+    parameter_servers=ROLES.servers,
+)
+
+
+def hook(text: str, rank: int, attempt: int = 1) -> InjectedFaults:
+    plan = TrainingPlan(SERVERS, "dataset", checkpoints="c", workers=ROLES.workers, attempt=attempt)
+    return hook_for({"MIRRORSPARK_FAULTS": text}, plan, rank, Activity())
 
 
 def struck(text: str, attempt: int = 1) -> dict[int, tuple[bool, list[str]]]:
     """Return per rank whether it has a fault at a step, and the faults of its data."""
     found = {}
     for rank in range(ROLES.ranks):
-        faults = faults_from_environment({"MIRRORSPARK_FAULTS": text}, rank, attempt, ROLES, Activity())
-        found[rank] = (bool(faults.callbacks()), [str(fault.kind) for fault in faults.of_input])
+        faults = hook(text, rank, attempt)
+        found[rank] = (bool(faults.at_steps), [str(fault.kind) for fault in faults.of_input])
     return found
 
 
@@ -46,7 +63,7 @@ def test_steps_strike_the_coordinator_and_data_is_held_up_at_the_workers() -> No
 def test_a_fault_that_can_never_strike_is_refused_by_every_rank(text: str, said: str) -> None:
     for rank in range(ROLES.ranks):
         with pytest.raises(ValueError, match=said):
-            faults_from_environment({"MIRRORSPARK_FAULTS": text}, rank, 1, ROLES, Activity())
+            hook(text, rank)
 
 
 def test_a_rank_logs_only_its_own_faults(caplog: pytest.LogCaptureFixture) -> None:
@@ -56,3 +73,12 @@ def test_a_rank_logs_only_its_own_faults(caplog: pytest.LogCaptureFixture) -> No
         "kill:step=40",
         "hang_input:rank=1",
     ]
+
+
+def test_a_step_is_over_for_all_callbacks_before_its_fault_but_no_stop_precedes_it() -> None:
+    checkpoint = ChiefCheckpoint("checkpoints", monitor=None)
+    first, stop, last = Callback(), StopOnRequest(lambda: False, checkpoint), Callback()
+    before, fault, *after = hook("kill:step=40", rank=0).callbacks([first, stop, last])
+    assert [before, *after] == [first, stop, last]
+    assert type(fault).__name__ == "_InjectAtStep"
+    assert hook("kill:step=40", rank=1).callbacks([first, stop]) == [first, stop]

@@ -1,4 +1,4 @@
-"""Injects the faults of ``MIRRORSPARK_FAULTS`` within a rank; see :mod:`.faults`."""
+"""The hook that injects the faults of ``MIRRORSPARK_FAULTS`` within a rank; see :mod:`.faults`."""
 
 import contextlib
 import ctypes
@@ -15,9 +15,13 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.callbacks.progress import optimizer_step
-from mirrorspark.training.fault_injection import fault as faults
-from mirrorspark.training.fault_injection.disk import full_disk
-from mirrorspark.training.fault_injection.fault import Fault
+from mirrorspark.callbacks.stop_request import StopOnRequest
+from mirrorspark.testing.disk import full_disk
+from mirrorspark.testing.fault import Fault, parse
+from mirrorspark.training.executor.training_hook import FAULTS_VARIABLE, TrainingHook
+from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.plan import AttemptPlan, TrainingPlan
+from mirrorspark.training.protocol.roles import COORDINATOR, Role, Roles
 
 # Bytes that no machine has.
 _MORE_THAN_THERE_IS = 1 << 62
@@ -32,26 +36,24 @@ class InjectedFault(RuntimeError):  # noqa: N818 - it imitates a user's error
     """An injected error of the user's code."""
 
 
-class InjectedFaults:
-    """The faults of one rank in one attempt, usually none; ``busy`` is entered while a fault delays the input."""
+class InjectedFaults(TrainingHook):
+    """The faults of one rank in one attempt; ``busy`` is entered while a fault delays the input."""
 
     def __init__(self, mine: Sequence[Fault], busy: Busy = contextlib.nullcontext) -> None:
         """Take the faults; nothing happens yet."""
-        self._mine = tuple(mine)
-        self.busy = busy
+        self.at_steps = [fault for fault in mine if not fault.is_of_input]
+        self.of_input = [fault for fault in mine if fault.is_of_input]
+        self._busy = busy
 
-    def callbacks(self) -> list[tf_keras.callbacks.Callback]:
-        """Return the callback for faults at steps; list it after those that must see the step first."""
-        at_steps = [fault for fault in self._mine if not fault.kind.endswith("_input")]
-        return [_InjectAtStep(at_steps)] if at_steps else []
+    def callbacks(self, callbacks: list[Any]) -> list[Any]:
+        """Add the callback for faults at steps, which comes after all others but a request to stop."""
+        if not self.at_steps:
+            return callbacks
+        stop = next((i for i, callback in enumerate(callbacks) if isinstance(callback, StopOnRequest)), len(callbacks))
+        return [*callbacks[:stop], _InjectAtStep(self.at_steps), *callbacks[stop:]]
 
-    @property
-    def of_input(self) -> tuple[Fault, ...]:
-        """The faults of the training data."""
-        return tuple(fault for fault in self._mine if fault.kind.endswith("_input"))
-
-    def input(self, dataset: Any) -> Any:
-        """Return the training data, wrapped if it has faults; to be called before a strategy distributes it.
+    def input(self, dataset: Any, is_training: Callable[[], bool] = lambda: True) -> Any:
+        """Return the training data, wrapped if it has faults.
 
         Raises:
             TypeError: The data has faults that cannot be injected, because it is not a dataset.
@@ -61,24 +63,44 @@ class InjectedFaults:
         if not isinstance(dataset, tf.data.Dataset):
             kinds = ", ".join(sorted({fault.kind for fault in self.of_input}))
             raise TypeError(
-                f"{faults.VARIABLE} asks for {kinds}, but the training data is {type(dataset).__name__}, which cannot "
+                f"{FAULTS_VARIABLE} asks for {kinds}, but the training data is {type(dataset).__name__}, which cannot "
                 f"be held up; train on a tf.data.Dataset, or ask for 'hang'"
             )
-        return InputGate(self.of_input, self.busy).wrap(dataset)
+        return InputGate(self.of_input, self._busy, is_training).wrap(dataset)
 
 
-def from_environment(
-    environment: Mapping[str, str], rank: int, attempt: int, busy: Busy = contextlib.nullcontext
-) -> InjectedFaults:
+def hook_for(environment: Mapping[str, str], plan: AttemptPlan, rank: int, activity: Activity) -> InjectedFaults:
     """Return the faults that the environment has for this rank, and log them.
 
+    In a training with parameter servers only the coordinator counts steps, and only the workers read data. So faults at
+    a step are the coordinator's, and faults of the input are the workers'.
+
     Raises:
-        ValueError: The text cannot be parsed.
+        ValueError: The text cannot be parsed, or has a fault for a rank where it cannot be injected.
     """
-    mine = [fault for fault in faults.parse(environment.get(faults.VARIABLE, "")) if fault.applies(rank, attempt)]
+    faults = parse(environment.get(FAULTS_VARIABLE, ""))
+    roles = plan.roles if isinstance(plan, TrainingPlan) else None
+    if roles is not None:
+        _require_possible(faults, roles)
+        faults = tuple(fault for fault in faults if _is_possible(fault, roles.of(rank)))
+    mine = [fault for fault in faults if fault.applies(rank, plan.attempt)]
     if mine:
-        logger.warning("%s asks for faults in this rank: %s", faults.VARIABLE, "; ".join(map(str, mine)))
-    return InjectedFaults(mine, busy)
+        logger.warning("%s asks for faults in this rank: %s", FAULTS_VARIABLE, "; ".join(map(str, mine)))
+    return InjectedFaults(mine, activity.input_busy)
+
+
+def _require_possible(faults: Sequence[Fault], roles: Roles) -> None:
+    for fault in faults:
+        if fault.rank is not None and not _is_possible(fault, roles.of(fault.rank)):
+            raise ValueError(
+                f"{FAULTS_VARIABLE} asks for '{fault}', but rank {fault.rank} is {roles.of(fault.rank)}: steps are "
+                f"counted by rank {COORDINATOR}, the coordinator, and data is read by the workers, ranks 1 to "
+                f"{roles.workers}; name one of these, or inject it from outside with faults.kill or faults.stop"
+            )
+
+
+def _is_possible(fault: Fault, role: Role) -> bool:
+    return role.job == ("worker" if fault.is_of_input else "chief")
 
 
 class _InjectAtStep(tf_keras.callbacks.Callback):
@@ -104,7 +126,7 @@ def _inject(fault: Fault, step: int) -> None:
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         case "raise":
-            raise InjectedFault(f"{faults.VARIABLE} asked for an error after step {step}")
+            raise InjectedFault(f"{FAULTS_VARIABLE} asked for an error after step {step}")
         case "no_memory":
             new = ctypes.CDLL("libstdc++.so.6")._Znwm  # operator new(size_t)
             new.argtypes, new.restype = [ctypes.c_size_t], ctypes.c_void_p
@@ -127,14 +149,19 @@ def _inject(fault: Fault, step: int) -> None:
 
 
 class InputGate:
-    """Passes batches on one by one, late or not at all; does nothing unless ``is_active``."""
+    """Passes batches on one by one, late or not at all; does nothing unless ``is_training()``."""
 
-    def __init__(self, gates: Sequence[Fault], busy: Busy = contextlib.nullcontext, *, is_active: bool = True) -> None:
+    def __init__(
+        self,
+        faults: Sequence[Fault],
+        busy: Busy = contextlib.nullcontext,
+        is_training: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Take the faults, and ``busy``, which is entered while they delay the input."""
-        self._gates = tuple(gates)
+        self._faults = tuple(faults)
         self._busy = busy
+        self._is_training = is_training
         self._passed = 0
-        self.is_active = is_active
 
     def wrap(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         """Return the dataset with its batches passed through this gate."""
@@ -146,9 +173,9 @@ class InputGate:
         return same if len(same) > 1 else same[0]
 
     def _wait(self) -> int:
-        if not self.is_active:
+        if not self._is_training():
             return 0
-        for fault in self._gates:
+        for fault in self._faults:
             if fault.kind == "slow_input" and self._passed >= fault.step:
                 with self._busy():
                     threading.Event().wait(fault.duration)

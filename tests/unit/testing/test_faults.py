@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from mirrorspark.training.fault_injection import faults
-from mirrorspark.training.fault_injection.faults import Fault, NotInjectedError, Run, Trigger
+from mirrorspark.testing import faults
+from mirrorspark.testing.faults import Fault, NotInjectedError, Run, Trigger
 from mirrorspark.training.run_records.run_state import RunState
 
 SECONDS = 60.0

@@ -19,9 +19,10 @@ from typing import Any
 
 import psutil
 
-from mirrorspark.training.fault_injection.disk import full_disk, vanished
-from mirrorspark.training.fault_injection.fault import VARIABLE, Fault, injected, parse
-from mirrorspark.training.fault_injection.trigger import Run, RunWatch, Trigger, wait_for
+from mirrorspark.testing.disk import full_disk, vanished
+from mirrorspark.testing.fault import Fault, injected, parse
+from mirrorspark.testing.trigger import Run, RunWatch, Trigger, wait_for
+from mirrorspark.training.executor.training_hook import FAULTS_VARIABLE as VARIABLE
 
 __all__ = [
     "VARIABLE",

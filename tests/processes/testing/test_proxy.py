@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from mirrorspark.training.fault_injection.proxy import Proxy
+from mirrorspark.testing.proxy import Proxy
 
 SECONDS = 60.0
 

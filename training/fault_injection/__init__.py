@@ -1,1 +1,0 @@
-"""Injected faults: killed workers, hangs, full disks, and slow or unreachable servers."""
