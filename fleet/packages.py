@@ -162,7 +162,7 @@ class PackagedModel:
     def _scorer(self) -> Scorer:
         path = self.directory.path
         # A row that it cannot score, such as one with a null, has no score.
-        settings = Settings(bad_rows="mark", with_version=False)
+        settings = Settings(bad_rows="mark", with_columns=())
         return Scorer(ShippedModel(folder_digest(path), self.name, path=str(path), archive=None), settings)
 
     @cached_property

@@ -27,6 +27,7 @@ from mirrorspark.scoring.model.catalogue import Catalogue, warn_if_stale
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, Search
 from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS
 from mirrorspark.scoring.plan import ScoringPlan
@@ -51,7 +52,7 @@ def recommend(
     unavailable: Candidates | None = None,
     tracking_uri: str | None = None,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    with_version: bool = True,
+    with_columns: str | Sequence[str] = DEFAULT_COLUMNS,
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
@@ -77,7 +78,7 @@ def recommend(
         unavailable: Candidates that must not be recommended; takes precedence over ``available``.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         batch_size: Rows per call of the model.
-        with_version: Add the column ``model_version``.
+        with_columns: Columns after the scores, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
         nulls: As in :func:`scoring.batch.score`, like the next four.
         bad_rows: Both lists of a marked row are null.
         other_versions: ``refuse`` or ``allow`` executors with another TensorFlow version.
@@ -94,7 +95,7 @@ def recommend(
             available; or for a reason of :func:`scoring.batch.score`.
         ColumnError: As in :func:`scoring.batch.score`, and for the tables of candidates.
     """
-    settings = Settings.of(AS_COLUMNS, batch_size, with_version, nulls, bad_rows, other_versions)
+    settings = Settings.of(AS_COLUMNS, batch_size, with_columns, nulls, bad_rows, other_versions)
     plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader, trust=trust)
     wanted = _Wanted(k, index, available, unavailable, stale_after_days)
     search = _search(plan.directory, plan.pinned.label, wanted)

@@ -12,6 +12,7 @@ from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.input.parquet_scan import Reader, map_rows
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ExtraColumns, ScoringPlan
@@ -29,7 +30,7 @@ def score(
     tracking_uri: str | None = None,
     outputs: Form | str = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    with_version: bool = True,
+    with_columns: str | Sequence[str] = DEFAULT_COLUMNS,
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
@@ -53,7 +54,7 @@ def score(
         outputs: The form of the scores, one of :mod:`scoring.output.forms`: a column for each output of the model, a
             struct, or labels with their scores.
         batch_size: Rows per call of the model, unless the model has a fixed number.
-        with_version: Add the column ``model_version``, such as ``flights/3``.
+        with_columns: Columns after the scores, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
         nulls: The value that replaces nulls, by column, or ``"fail"`` to reject them. Nulls of other columns are
             missing values to the model.
         bad_rows: Treatment of a row that cannot be scored, such as one with an index that is too large. ``fail``: the
@@ -77,7 +78,7 @@ def score(
         ColumnError: A raw column is missing, has a type that its feature does not accept, or holds tokens of another
             type family (boolean, integer, string) than the training rows.
     """
-    settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
+    settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
     plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader, trust=trust)
     return score_as_planned(df, plan, extra_columns=extra_columns, counters=counters)
 

@@ -41,6 +41,7 @@ from mirrorspark.scoring.input.spark_tables import SparkSource, read_together
 from mirrorspark.scoring.input.tfrecords import tfrecord_table
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
 from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.output.older_scores import check_same_columns
@@ -55,6 +56,7 @@ from mirrorspark.scoring.task.probe import log_plan, speed_of
 from mirrorspark.scoring.task.scorer import VERSION_COLUMN, JobCounters, OtherVersions, Scorer, Settings, Tally
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.task import partition_id
+from mirrorspark.scoring.task.scorer import JobCounters, OtherVersions, Scorer, Settings, Tally
 from mirrorspark.storage.lakes import LakeTableError, refuse_lake_write
 from mirrorspark.storage.listing import DataFile, list_files, reads
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_path, hadoop_uri
@@ -103,7 +105,7 @@ def score_files(
     tracking_uri: str | None = None,
     outputs: Form | str = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    with_version: bool = True,
+    with_columns: str | Sequence[str] = DEFAULT_COLUMNS,
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
@@ -128,7 +130,7 @@ def score_files(
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         outputs: The form of the scores, as for :func:`scoring.batch.score`.
         batch_size: Rows per call of the model, unless the model has a fixed number.
-        with_version: Add the column ``model_version``.
+        with_columns: Columns after the scores, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
         nulls: As for :func:`scoring.batch.score`, as are the next three.
         bad_rows: Rows that cannot be scored.
         other_versions: Executors with other library versions.
@@ -151,7 +153,7 @@ def score_files(
         OSError: The scores were written completely but cannot be published; the message says what is visible.
     """
     check_task_seconds(task_seconds)
-    settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
+    settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
     save_mode, target = save_mode_of(mode), StoragePath.of(output)
     refuse_lake_write(target)
     plan = ScoringPlan.of(model, keys, settings, tracking_uri, trust=trust)
@@ -219,8 +221,8 @@ class ScoreWriter:
         """Return a writer of scores into ``sink``."""
         # Dictionary encoding of keys and scores takes longer than writing them plainly. The Arrow schema is left out so
         # that readers get plain strings instead of Arrow's own types.
-        repeated = [VERSION_COLUMN] if VERSION_COLUMN in self.schema.names else False
-        return pq.ParquetWriter(sink, self.schema, use_dictionary=repeated, store_schema=False)
+        repeated = [column.name for column in self.scorer.settings.added if column.repeats]
+        return pq.ParquetWriter(sink, self.schema, use_dictionary=repeated or False, store_schema=False)
 
     def scored(self, model: LoadedModel, rows: pa.RecordBatch, tally: Tally) -> Iterator[pa.RecordBatch]:
         """Yield the scores of ``rows`` in the types of the file."""

@@ -21,6 +21,7 @@ from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.pinned import ModelNotFoundError, PinnedModel
 from mirrorspark.scoring.model.uri import pinned_model
+from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, column_named, scored_schema
@@ -46,7 +47,7 @@ def score_by_group(
     tracking_uri: str | None = None,
     outputs: Form | str = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    with_version: bool = True,
+    with_columns: str | Sequence[str] = DEFAULT_COLUMNS,
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
@@ -74,7 +75,7 @@ def score_by_group(
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         outputs: The form of the scores, as for :func:`scoring.batch.score`.
         batch_size: Rows per call of a model, unless the model has a fixed number.
-        with_version: Add the column ``model_version``.
+        with_columns: Columns after the scores, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
         nulls: As for :func:`scoring.batch.score`; a rule applies to the models that read its column.
         bad_rows: As for :func:`scoring.batch.score`.
         other_versions: As for :func:`scoring.batch.score`.
@@ -87,7 +88,7 @@ def score_by_group(
             the models' outputs have different columns, or for a reason of :func:`scoring.batch.score`.
         ColumnError: A column is missing, or has a type that a model does not accept.
     """
-    settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
+    settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
     if unknown not in get_args(Unknown):
         raise ScoringError(f"unknown '{unknown}' is not a rule for groups without a model; use fail or null")
     own_keys = (keys,) if isinstance(keys, str) else tuple(keys)

@@ -17,8 +17,9 @@ from mirrorspark.scoring.model.directory import ModelDescription, exported_with
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.versions import check_versions
+from mirrorspark.scoring.output.added_columns import Entries
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task.scorer import VERSION_COLUMN, OtherVersions, Settings
+from mirrorspark.scoring.task.scorer import OtherVersions, Settings
 
 
 class Predictor:
@@ -56,15 +57,16 @@ class Predictor:
             UntrustedModelError: The model brings Python code, and ``trust`` is False.
             ModelDirectoryError: A part of the model is missing or damaged.
             ModelVersionsError: The library versions of this Python differ from the model's.
-            ScoringError: The model has an output named ``model_version``.
+            ScoringError: The model has an output with the name of an added column, such as ``model_version``.
         """
-        settings = Settings(with_version=False, other_versions=other_versions)
+        settings = Settings(with_columns=(), other_versions=other_versions)
         plan = ScoringPlan.of(model, (), settings, tracking_uri, trust=trust)
         pinned, directory = plan.pinned, plan.directory
-        if VERSION_COLUMN in directory.description.outputs:
+        self._added = Settings().added
+        if taken := [column.name for column in self._added if column.name in directory.description.outputs]:
             raise ScoringError(
-                f"{pinned.label} has an output '{VERSION_COLUMN}', the column of the model's version; package or "
-                f"log the model with another name for it"
+                f"{pinned.label} has the outputs {taken}, the names of columns that scoring adds; package or log the "
+                f"model with other names for them"
             )
         if other_versions == "refuse":
             check_versions(exported_with(pinned.path), pinned.label)
@@ -96,11 +98,10 @@ class Predictor:
             ColumnError: As for :meth:`predict`.
         """
         batch = self.batch({name: [row.get(name, _ABSENT) for row in rows] for name in self.columns})
-        columns = {name: column.to_pylist() for name, column in self.outputs(batch).items()}
-        return [
-            {name: values[number] for name, values in columns.items()} | {VERSION_COLUMN: self.label}
-            for number in range(len(rows))
-        ]
+        entries = Entries(len(rows), None, self.label, {})
+        added = {column.name: column.values(entries) for column in self._added}
+        columns = {name: column.to_pylist() for name, column in (self.outputs(batch) | added).items()}
+        return [{name: values[number] for name, values in columns.items()} for number in range(len(rows))]
 
     def batch(self, columns: Mapping[str, Sequence[Any]]) -> pa.RecordBatch:
         """Return rows for :meth:`outputs`, after a check of their types; their values are read when they are scored.

@@ -17,7 +17,7 @@ from mirrorspark.scoring.files import NAN_ADVICE, ScoredFiles, check_task_second
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.output.bad_rows import ERROR_COLUMN
+from mirrorspark.scoring.output.added_columns import ERROR_COLUMN
 from mirrorspark.scoring.output.forms import form_named
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
 from mirrorspark.spark_session.errors import SESSION_ERRORS, SPARK_ERRORS, task_message

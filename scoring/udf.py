@@ -18,6 +18,7 @@ from mirrorspark.scoring.input.inputs import Inputs
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
 from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ScoringPlan
@@ -33,7 +34,7 @@ def scorer_udf(
     tracking_uri: str | None = None,
     outputs: Form | str = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    with_version: bool = True,
+    with_columns: str | Sequence[str] = DEFAULT_COLUMNS,
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
@@ -59,7 +60,7 @@ def scorer_udf(
         outputs: The form of the scores, one of :mod:`scoring.output.forms` that has one result per row; its columns
             become fields.
         batch_size: Rows per call of the model, unless the model has a fixed number.
-        with_version: End the struct with ``model_version``.
+        with_columns: Last fields of the struct, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
         nulls: As for :func:`scoring.batch.score`.
         bad_rows: As for :func:`scoring.batch.score`; with ``mark`` the struct has the field ``error``.
         other_versions: As for :func:`scoring.batch.score`.
@@ -75,7 +76,7 @@ def scorer_udf(
         ScoringError: ``inputs`` names an unknown input or names one twice, or the form does not have one result per
             row.
     """
-    settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
+    settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
     if not settings.outputs.keeps_rows:
         raise ScoringError(
             f"the form {settings.outputs} does not give one value per row; use mirrorspark.scoring.batch.score for it"

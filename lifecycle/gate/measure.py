@@ -125,7 +125,7 @@ def _scored(table: DataFrame, models: Sequence[PinnedModel], what: Measured) -> 
     kept = list(own)
     for place, model in enumerate(models):
         later = [name for names in inputs[place + 1 :] for name in names if name in table.columns]
-        found = score(rows, model, keys=list(dict.fromkeys([*kept, *later])), with_version=False, **what.scoring)
+        found = score(rows, model, keys=list(dict.fromkeys([*kept, *later])), with_columns=(), **what.scoring)
         name = f"{_PREFIX}scores_{place}"
         rows = found.select(
             *(column_named(one) for one in dict.fromkeys([*kept, *later])), column_named(what.output).alias(name)

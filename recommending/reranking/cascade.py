@@ -82,7 +82,7 @@ def rank_candidates(
     if CANDIDATES not in lists.columns:
         found = meant(CANDIDATES, lists.columns)
         raise ColumnError(f"the table of lists has no column '{CANDIDATES}'{found}; it has {lists.columns}")
-    settings = Settings.of(AS_COLUMNS, batch_size, False, nulls, "fail", "refuse")
+    settings = Settings.of(AS_COLUMNS, batch_size, (), nulls, "fail", "refuse")
     plan = ScoringPlan.of(model, (*list_keys, key), settings, tracking_uri, trust=trust)
     outputs = {field.name: str(field.type) for field in plan.added}
     if outputs.get(output) not in ("float", "double"):

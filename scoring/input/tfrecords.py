@@ -27,6 +27,7 @@ from mirrorspark.scoring.input.inputs import TokenFamily, trained_families
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
 from mirrorspark.scoring.output.bad_rows import BadRows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
 from mirrorspark.scoring.plan import ScoringPlan
@@ -47,7 +48,7 @@ def score_tfrecords(
     on_damage: str = "fail",
     outputs: Form | str = AS_COLUMNS,
     batch_size: int = DEFAULT_BATCH_SIZE,
-    with_version: bool = True,
+    with_columns: str | Sequence[str] = DEFAULT_COLUMNS,
     nulls: Mapping[str, NullRule] | None = None,
     bad_rows: BadRows = "fail",
     other_versions: OtherVersions = "refuse",
@@ -68,7 +69,7 @@ def score_tfrecords(
         on_damage: ``fail`` at the first damaged record, or ``skip`` damaged records.
         outputs: As for :func:`scoring.batch.score`, like the other arguments.
         batch_size: Rows per call of the model.
-        with_version: Add the column ``model_version``.
+        with_columns: Columns after the scores, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
         nulls: The value that replaces nulls, by column, or ``"fail"`` to reject them.
         bad_rows: Treatment of a row that cannot be scored.
         other_versions: ``refuse`` or ``allow`` executors whose library versions differ from the model's.
@@ -81,7 +82,7 @@ def score_tfrecords(
         ScoringError: A key is missing, the result would have a column twice, or the records are shards of a dataset.
         ColumnError: A raw column is missing, or has a type that its feature does not accept or was not trained with.
     """
-    settings = Settings.of(outputs, batch_size, with_version, nulls, bad_rows, other_versions)
+    settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
     # Models that bring code are refused below: they were not trained here.
     plan = ScoringPlan.of(model, keys, settings, tracking_uri, trust=True)
     return score_as_planned(tfrecord_table(spark, paths, plan, on_damage=on_damage), plan, counters=counters)

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.scoring.output.added_columns import ERROR_COLUMN
 
-ERROR_COLUMN = "error"
 _ADVICE = f"correct it, leave it out, or score with bad_rows='mark' to have the reason in the column '{ERROR_COLUMN}'"
 
 BadRows = Literal["fail", "mark"]

@@ -34,7 +34,7 @@ def check_same_columns(target: StoragePath, schema: pa.Schema) -> None:
     if differing := sorted(there.keys() ^ here.keys()):
         raise ScoringError(
             f"the scores in {target} have the columns {[*there]}, these would have {[*here]}: Spark would read null "
-            f"where they differ ({', '.join(differing)}); score with the same keys, outputs, with_version and "
+            f"where they differ ({', '.join(differing)}); score with the same keys, outputs, with_columns and "
             f"bad_rows, write to another folder, or use mode 'overwrite'"
         )
     other = [f"'{name}' is {type_} there and {here[name]} here" for name, type_ in there.items() if type_ != here[name]]

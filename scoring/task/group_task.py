@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.output.bad_rows import ERROR_COLUMN, BadRowError, failure_message
+from mirrorspark.scoring.output.added_columns import Entries
+from mirrorspark.scoring.output.bad_rows import BadRowError, failure_message
 from mirrorspark.scoring.task.batches import RowCount, regrouped
 from mirrorspark.scoring.task.scorer import ScoredRows, Scorer, Tally
 
@@ -109,8 +110,10 @@ class GroupTask:
         tally.add(rows, {}, bad_rows=rows.num_rows)
         columns = {key: rows.column(key) for key in self.keys}
         columns |= {field.name: pa.nulls(rows.num_rows, field.type) for field in self.added}
-        if self.scorers[0].settings.bad_rows == "mark":
-            columns[ERROR_COLUMN] = pa.array([self._reason(value) for value in rows.column(self.group)], pa.string())
+        settings = self.scorers[0].settings
+        reasons: Iterable[str] = map(self._reason, rows.column(self.group)) if settings.bad_rows == "mark" else ()
+        entries = Entries(rows.num_rows, None, None, dict(enumerate(reasons)))
+        columns |= {column.name: column.values(entries) for column in settings.added}
         return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
     def _reason(self, value: pa.Scalar) -> str:

@@ -31,19 +31,12 @@ from mirrorspark.scoring.model.directory import ModelDirectory, exported_with
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel, Search
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.versions import check_versions
-from mirrorspark.scoring.output.bad_rows import (
-    ERROR_COLUMN,
-    BadRowError,
-    BadRows,
-    failure_message,
-    good_rows,
-)
+from mirrorspark.scoring.output.added_columns import ADDED_COLUMNS, DEFAULT_COLUMNS, AddedColumn, Entries
+from mirrorspark.scoring.output.bad_rows import BadRowError, BadRows, failure_message, good_rows
 from mirrorspark.scoring.output.forms import AS_COLUMNS, Form, Shaped, form_of
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.session import TaskTotal
 from mirrorspark.spark_session.task import archive_folder, task_cores
-
-VERSION_COLUMN = "model_version"
 
 OtherVersions = Literal["refuse", "allow"]
 """Treatment of an executor whose library versions differ from the model's."""
@@ -56,14 +49,14 @@ class Settings:
     Attributes:
         outputs: Form of the scores.
         batch_size: Rows per call of the model, unless the model has a fixed number.
-        with_version: Whether the columns end with ``model_version``.
+        with_columns: Columns after the scores, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
         bad_rows: Treatment of a row that cannot be scored; with ``mark`` a column ``error`` follows the scores.
         other_versions: Treatment of executors whose library versions differ from the model's.
     """
 
     outputs: Form = AS_COLUMNS
     batch_size: int = DEFAULT_BATCH_SIZE
-    with_version: bool = True
+    with_columns: tuple[str, ...] = DEFAULT_COLUMNS
     nulls: NullPolicy = NO_NULL_POLICY
     bad_rows: BadRows = "fail"
     other_versions: OtherVersions = "refuse"
@@ -75,13 +68,16 @@ class Settings:
             raise ScoringError(f"other_versions '{self.other_versions}' is unknown; use refuse or allow")
         if self.bad_rows not in get_args(BadRows):
             raise ScoringError(f"bad_rows '{self.bad_rows}' is unknown; use one of {list(get_args(BadRows))}")
+        known = [column.name for column in ADDED_COLUMNS if column.with_bad_rows is None]
+        if unknown := [name for name in self.with_columns if name not in known]:
+            raise ScoringError(f"with_columns names {unknown}, which scoring does not add; use some of {known}")
 
     @classmethod
     def of(
         cls,
         outputs: Form | str,
         batch_size: int,
-        with_version: bool,
+        with_columns: str | Sequence[str],
         nulls: Mapping[str, NullRule] | None,
         bad_rows: BadRows,
         other_versions: OtherVersions,
@@ -93,7 +89,17 @@ class Settings:
         """
         policy = NullPolicy(nulls) if nulls else NO_NULL_POLICY
         form = outputs if outputs is AS_COLUMNS else form_of(outputs)
-        return cls(form, batch_size, with_version, policy, bad_rows, other_versions)
+        columns = (with_columns,) if isinstance(with_columns, str) else tuple(with_columns)
+        return cls(form, batch_size, columns, policy, bad_rows, other_versions)
+
+    @property
+    def added(self) -> tuple[AddedColumn, ...]:
+        """The columns that follow the scores, in their order."""
+        return tuple(
+            column
+            for column in ADDED_COLUMNS
+            if column.name in self.with_columns or column.with_bad_rows == self.bad_rows
+        )
 
     def schema(self, directory: ModelDirectory) -> pa.Schema:
         """Return the columns that follow the keys.
@@ -106,15 +112,12 @@ class Settings:
         if self.outputs is not AS_COLUMNS:
             # Plain columns need no labels, which are in the features of a multi-label model.
             columns = list(self.outputs.fields(outputs, directory.labels))
-        if self.bad_rows == "mark":
-            columns.append(pa.field(ERROR_COLUMN, pa.string()))
-        if self.with_version:
-            columns.append(pa.field(VERSION_COLUMN, pa.string()))
+        columns += [pa.field(column.name, column.type) for column in self.added]
         names = [column.name for column in columns]
         if len(set(names)) < len(names):
             raise ScoringError(
                 f"the scores would have the columns {repeated_names(names)} twice: the model has outputs or labels "
-                f"of these names; use another form, or leave the version out"
+                f"of these names; use another form, or leave them out of with_columns"
             )
         return pa.schema(columns)
 
@@ -367,10 +370,8 @@ class Scorer:
         # Keys and scores stay in the same batch, so no row can get the score of another.
         columns = {key: _repeated(batch.column(key), shaped.rows) for key in keys} | dict(shaped.columns)
         length = batch.num_rows if shaped.rows is None else len(shaped.rows)
-        if self.settings.bad_rows == "mark":
-            columns[ERROR_COLUMN] = _reasons(row_errors, shaped.rows, length)
-        if self.settings.with_version:
-            columns[VERSION_COLUMN] = pa.repeat(self.model.label, length)
+        entries = Entries(length, shaped.rows, self.model.label, row_errors)
+        columns |= {column.name: column.values(entries) for column in self.settings.added}
         return ScoredRows(pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)), shaped.rows)
 
     def scored_parts(
@@ -423,12 +424,6 @@ def _with_rows_of_nulls(shaped: Shaped, good: np.ndarray, rows: int) -> Shaped:
 
 def _repeated(column: pa.Array, rows: np.ndarray | None) -> pa.Array:
     return column if rows is None else column.take(pa.array(rows))
-
-
-def _reasons(row_errors: Mapping[int, str], rows: np.ndarray | None, length: int) -> pa.Array:
-    if not row_errors or rows is None:
-        return pa.nulls(length, pa.string())
-    return pa.array([row_errors.get(row) for row in rows.tolist()], pa.string())
 
 
 def ship(spark: SparkSession, model: PinnedModel) -> ShippedModel:

@@ -18,7 +18,7 @@ from pyspark.sql.pandas.types import to_arrow_schema
 from mirrorspark.data_pipelines.features.kinds import repeated_names
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
 from mirrorspark.data_pipelines.spark.tasks import WriteError, map_batches, progress_bar
-from mirrorspark.scoring.task.scorer import VERSION_COLUMN
+from mirrorspark.scoring.output.added_columns import VERSION_COLUMN
 from mirrorspark.serving.precomputed.store_file import (
     INTEGER,
     ROWS_TABLES,

@@ -195,7 +195,7 @@ def test_scores_are_not_written_over_the_table_that_they_are_computed_from(
     spark.read.parquet(str(folder)).select("*", F.lit(0.0).cast("float").alias("score")).write.saveAsTable("scored")
     try:
         table = spark.table("scored")
-        scored = score(table.drop("score"), model, keys=[*table.drop("score").columns], with_version=False)
+        scored = score(table.drop("score"), model, keys=[*table.drop("score").columns], with_columns=())
         assert not is_read_by_spark(scored)
         assert scored.columns == table.columns
         with pytest.raises(AnalysisException, match="overwrite"):

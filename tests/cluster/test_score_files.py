@@ -173,7 +173,7 @@ def test_keys_keep_their_types_and_the_version_can_be_left_out(
         table = table.append_column(name, column)
     pq.write_table(table, tmp_path / "flights.parquet")
     paths = (tmp_path / "flights.parquet", model, tmp_path / "scores")
-    score_files(spark, *paths, keys=list(keys), with_version=False)
+    score_files(spark, *paths, keys=list(keys), with_columns=())
     found = scores_in(tmp_path / "scores")
     assert found.column_names == [*keys, "score"]
     assert found.select(list(keys)).to_pylist() == table.select(list(keys)).to_pylist()

@@ -143,7 +143,7 @@ def test_tfrecord_files_are_scored_with_the_options_of_tables(
         keys="flight_id",
         outputs=Struct("of_model"),
         batch_size=1,
-        with_version=False,
+        with_columns=(),
         bad_rows="mark",
         counters=counters,
     )
@@ -256,7 +256,7 @@ def test_the_result_has_keys_outputs_and_version_and_every_row(flights: "DataFra
     rows = scored.collect()
     assert sorted((row.unused, row.flight_id) for row in rows) == [(number, f"f{number}") for number in range(6)]
     assert {row.model_version for row in rows} == {resolve(models.first).label}
-    assert score(flights, models.first, keys="flight_id", with_version=False).columns == ["flight_id", "score"]
+    assert score(flights, models.first, keys="flight_id", with_columns=()).columns == ["flight_id", "score"]
     assert score(flights.where("false"), models.first, keys="flight_id").collect() == []
 
 

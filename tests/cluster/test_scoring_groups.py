@@ -175,7 +175,7 @@ def test_a_uri_is_resolved_once_and_a_group_may_be_a_key(
     monkeypatch.setattr(groups, "pinned_model", counted)
     table = numbers.selectExpr("id", "CAST(id % 3 AS SMALLINT) AS zone", "x", "y")
     by_zone = {0: str(linear["north"]), 1: str(linear["south"]), 2: str(linear["north"])}
-    scored = score_by_group(table, by_zone, group="zone", keys=["id", "zone"], with_version=False)
+    scored = score_by_group(table, by_zone, group="zone", keys=["id", "zone"], with_columns=())
     assert resolved == [by_zone[0], by_zone[1]]
     assert scored.dtypes == [("id", "bigint"), ("zone", "smallint"), ("score", "double")]
     for row in scored.collect():

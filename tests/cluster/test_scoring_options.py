@@ -250,7 +250,7 @@ def test_input_that_spark_cannot_read_is_reported(spark: "SparkSession", model: 
 
 def test_forms_of_the_scores(spark: "SparkSession", flights: "DataFrame", model: Path, tmp_path: Path) -> None:
     """S6, S7: a struct, the best labels, those above a threshold, a row for each; labels by name, keys beside them."""
-    structs = score(flights, model, keys="flight_id", outputs=Struct("of_model"), with_version=False)
+    structs = score(flights, model, keys="flight_id", outputs=Struct("of_model"), with_columns=())
     assert structs.dtypes == [("flight_id", "string"), ("of_model", "struct<score:float>")]
     assert {row.flight_id: row.of_model.score for row in structs.collect()} == pytest.approx(direct(model), abs=1e-6)
     with pytest.raises(ScoringError, match="the form 'top:2' is for a model with one list of scores for labels"):
@@ -294,7 +294,7 @@ def test_labels_of_a_multi_label_model_become_columns_rows_or_lists_by_their_nam
     pq.write_table(BASKETS, tmp_path / "baskets.parquet")
     table = spark.read.parquet(str(tmp_path / "baskets.parquet"))
     by_row = dict(zip(BASKETS["id"].to_pylist(), scores.tolist(), strict=True))
-    wide = score(table, model, keys="id", outputs=Wide(), with_version=False)
+    wide = score(table, model, keys="id", outputs=Wide(), with_columns=())
     assert wide.columns == ["id", *names]
     flat = {(row, name): value for row, values in by_row.items() for name, value in zip(names, values, strict=True)}
     found = {(row.id, name): row[name] for row in wide.collect() for name in names}

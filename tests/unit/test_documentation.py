@@ -23,6 +23,7 @@ from mirrorspark.fleet.runs import command as fleet_command
 from mirrorspark.lifecycle import command as promotion_command
 from mirrorspark.lifecycle.pipeline import command as pipeline_command
 from mirrorspark.scoring import run as scoring_run
+from mirrorspark.scoring.output.added_columns import ADDED_COLUMNS
 from mirrorspark.serving import command as serve_command
 from mirrorspark.serving import lookup
 from mirrorspark.serving.export import command as export_command
@@ -207,6 +208,17 @@ def test_samples_of_the_pages_call_what_there_is(name: str) -> None:
         inspect.signature(function).bind(*call.args, **{str(word.arg): word for word in call.keywords})
     of_classes = {node.attr: node.value for node in nodes if isinstance(node, ast.Attribute) and node.value in public}
     assert [name for name, owner in of_classes.items() if not hasattr(getattr(ms, ast.unparse(owner)[3:]), name)] == []
+
+
+def test_scoring_page_lists_the_columns_after_the_scores() -> None:
+    presence = {True: "by default", False: "if it is named"}
+    rows = [
+        f"| `{column.name}` | `{column.type}` | "
+        + (f'with `bad_rows="{column.with_bad_rows}"`' if column.with_bad_rows else presence[column.by_default])
+        + f" | {column.meaning} |"
+        for column in ADDED_COLUMNS
+    ]
+    assert "\n".join(["|---|---|---|---|", *rows]) in page("docs/scoring.md")
 
 
 @pytest.mark.process

@@ -28,6 +28,7 @@ from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
 from mirrorspark.scoring.udf import scorer_udf
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.credentials import clean
@@ -98,8 +99,8 @@ class TrainedModel(
 
     Args:
         values: ``model_uri``, ``tracking_uri`` (its MLflow store; a password is not saved, so after loading it must be
-            in the environment), ``keys``, ``batch_size`` (rows per call of the model), ``with_version`` (add the column
-            ``model_version``), ``predictionCol`` (by default ``prediction``).
+            in the environment), ``keys``, ``batch_size`` (rows per call of the model), ``with_columns`` (columns
+            after the scores, by default ``model_version``), ``predictionCol`` (by default ``prediction``).
 
     Attributes:
         trained: The training's results; None for a loaded model. It does not follow a later change of ``model_uri``.
@@ -109,11 +110,11 @@ class TrainedModel(
     tracking_uri: Param[str] = Param(Params._dummy(), "tracking_uri", "MLflow store of the model", _as_it_is)
     keys: Param[list[str]] = Param(Params._dummy(), "keys", "columns that name a row", _as_it_is)
     batch_size: Param[int] = Param(Params._dummy(), "batch_size", "rows per call of the model", _as_it_is)
-    with_version: Param[bool] = Param(Params._dummy(), "with_version", "add the column model_version", _as_it_is)
+    with_columns: Param[list[str]] = Param(Params._dummy(), "with_columns", "columns after the scores", _as_it_is)
 
     def __init__(self, **values: Any) -> None:
         super().__init__()
-        self._setDefault(tracking_uri=None, keys=[], batch_size=DEFAULT_BATCH_SIZE, with_version=True)
+        self._setDefault(tracking_uri=None, keys=[], batch_size=DEFAULT_BATCH_SIZE, with_columns=list(DEFAULT_COLUMNS))
         self.setParams(**values)
         self.trained: Trained | None = None
         self._fetched: tuple[tuple[str, str], PinnedModel] | None = None
@@ -162,7 +163,7 @@ class TrainedModel(
             pinned,
             inputs=names,
             batch_size=self.getOrDefault(self.batch_size),
-            with_version=self.getOrDefault(self.with_version),
+            with_columns=self.getOrDefault(self.with_columns),
         )
         scored = dataset.withColumn(_SCORED, score(*(F.col(quoted(name)) for name in names)))
         schema = scored.select(f"{_SCORED}.*").schema

@@ -50,11 +50,11 @@ def test_columns_that_nobody_reads_may_come_twice(model: Path) -> None:
 
 def test_types_and_the_null_policy_are_checked_together(model: Path) -> None:
     columns = pa.schema({"id": pa.int64(), "x": pa.float64(), "y": pa.float64()})
-    plan = ScoringPlan.of(model, "id", Settings.of("columns", 1, True, {"y": 0}, "fail", "refuse"))
+    plan = ScoringPlan.of(model, "id", Settings.of("columns", 1, "model_version", {"y": 0}, "fail", "refuse"))
     plan.check_types(columns)
     with pytest.raises(ColumnError, match="column 'x' has type string"):
         plan.check_types(columns.set(1, pa.field("x", pa.string())))
-    stray = ScoringPlan.of(model, "id", Settings.of("columns", 1, True, {"id": 0}, "fail", "refuse"))
+    stray = ScoringPlan.of(model, "id", Settings.of("columns", 1, "model_version", {"id": 0}, "fail", "refuse"))
     with pytest.raises(ScoringError, match="the null policy names 'id', which the model does not read"):
         stray.check_types(columns)
 

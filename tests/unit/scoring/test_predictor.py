@@ -88,7 +88,7 @@ def test_an_output_in_the_place_of_the_version_is_refused_until_it_has_another_n
     """L4: every row tells the version."""
     row = dict.fromkeys(LINEAR["coefficients"], 0.0)
     taken = package_model(LINEAR, tmp_path / "taken", outputs={"model_version": "score"})
-    with pytest.raises(ScoringError, match=r"has an output 'model_version', the column of.*version; .*another name"):
+    with pytest.raises(ScoringError, match=r"has the outputs \['model_version'\], the names of .*; .*other names"):
         Predictor(taken)
     free = package_model(LINEAR, tmp_path / "free", outputs={"version": "score"})
     assert Predictor(free).predict(row).keys() == {"version", "model_version"}

@@ -144,7 +144,7 @@ def test_the_labels_of_a_package_are_in_every_form_that_has_labels(classifiers: 
     (output,) = model.labels
 
     def scored(form: Form) -> list[dict[str, object]]:
-        scorer = scorer_of(folder, outputs=form, with_version=False)
+        scorer = scorer_of(folder, outputs=form, with_columns=())
         columns = scorer.scored(model, batch, Tally(), ["id"])
         announced = scorer.settings.schema(ModelDirectory.open(folder))
         assert columns.schema.types[1:] == announced.types
