@@ -330,7 +330,7 @@ def test_arms_without_enough_units_or_with_other_values_are_refused() -> None:
         Arm.of_counts("deep", 2, 3)
     with pytest.raises(ExperimentError, match=r"values of shape \[\(1,\)\]"):
         Arm.of_values("deep", [1.0])
-    with pytest.raises(ExperimentError, match="no finite number"):
+    with pytest.raises(ExperimentError, match="not a finite number"):
         Arm.of_values("deep", [1.0, math.nan])
     with pytest.raises(ExperimentError, match=r"has 1 units with a mean of 2\.0 and a variance of None"):
         Arm.of_row({"variant": "deep", "units": 1, "conversions": 1, "mean": 2.0, "variance": None})
