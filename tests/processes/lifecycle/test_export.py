@@ -163,7 +163,7 @@ def test_a_package_that_the_server_cannot_run_is_refused(
 
 def test_bad_options_and_rows_are_refused(flights_model: Path, tmp_path: Path) -> None:
     for options, message in (
-        ({}, "no registered version"),
+        ({}, "not a registered version"),
         ({"version": 0}, "version 0 is not a version"),
         ({"version": 1, "warm_up_rows": 1_001}, "takes 1 to 1000"),
         ({"version": 1, "name": "../up"}, "cannot be a folder"),
