@@ -156,7 +156,7 @@ def _commands(part: Part, folder: Path) -> None:
     part.exact["score: scores"] = _scores(folder / "scored")
     refused = "score of a table without the features"
     said = part.command(
-        refused, folder, *words, "--input", str(run / "scores.parquet"), "--output", "refused", status=1
+        refused, folder, *words, "--input", str(run / "scores.parquet"), "--output", "refused", status=2
     )
     part.texts[refused] = _without_paths(said.strip().splitlines()[-1])
     listed = json.loads(part.command("runs list", folder, "runs", "list", "--output", OUTPUT, "--json"))
