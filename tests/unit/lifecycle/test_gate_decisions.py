@@ -215,15 +215,24 @@ def test_one_failed_gate_of_any_kind_blocks() -> None:
         ({"metric": "auc"}, "has no bound"),
         ({"metric": "auc", "at_least": math.nan}, "is NaN"),
         ({"metric": "auc", "at_least": 0.9, "at_most": 0.8}, "no value can be both"),
-        ({"metric": "bias", "gain_at_least": 0.0}, "has no better direction"),
+        (
+            {"metric": "bias", "gain_at_least": 0.0},
+            "'bias' has no better direction, so it has no gain; give at_least and at_most, or higher_is_better",
+        ),
         ({"metric": "base_rate", "gain_at_least": 0.0}, "has no better direction"),
         ({"metric": "auc", "at_least": 0.9, "slices": "carrier"}, "give a tuple"),
-        ({"metric": "auc", "at_least": 0.9, "interval": "whole"}, "'whole' is unknown"),
+        ({"metric": "auc", "at_least": 0.9, "interval": "whole"}, "^interval 'whole' is unknown; use one of"),
     ],
 )
 def test_thresholds_that_make_no_sense_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Threshold(**fields)  # type: ignore[arg-type]
+
+
+def test_gates_need_an_example() -> None:
+    assert Gates(min_examples=1).min_examples == 1
+    with pytest.raises(ValueError, match="min_examples is 0; use one or more"):
+        Gates(min_examples=0)
 
 
 def test_gates_name_slicings_that_exist() -> None:

@@ -195,6 +195,11 @@ def test_the_next_attempt_uses_the_slots_that_are_left_or_waits_for_the_fewest(s
     assert decided([failed(1, error("lost"))], slots=slots, elastic=TWO_TO_FOUR).workers == workers
 
 
+@pytest.mark.parametrize(("epochs", "said"), [(0, "0 epochs"), (1, "1 epoch"), (5, "5 epochs")])
+def test_a_run_that_is_finished_says_after_how_many_epochs(epochs: int, said: str) -> None:
+    assert decided([replace(FINISHED, epochs=epochs)]) == Decision("finish", f"finished after {said}")
+
+
 def test_an_attempt_that_took_no_epoch_is_finished_all_the_same() -> None:
     assert Attempt(1, 0, (), resumed_from=40).finished
     assert not failed(1, error("lost")).finished
