@@ -53,10 +53,9 @@ from mirrorspark.scoring.task.planner import (
     plan_tasks,
 )
 from mirrorspark.scoring.task.probe import log_plan, speed_of
-from mirrorspark.scoring.task.scorer import VERSION_COLUMN, JobCounters, OtherVersions, Scorer, Settings, Tally
+from mirrorspark.scoring.task.scorer import JobCounters, OtherVersions, Scorer, Settings, Tally
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.task import partition_id
-from mirrorspark.scoring.task.scorer import JobCounters, OtherVersions, Scorer, Settings, Tally
 from mirrorspark.storage.lakes import LakeTableError, refuse_lake_write
 from mirrorspark.storage.listing import DataFile, list_files, reads
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_path, hadoop_uri
