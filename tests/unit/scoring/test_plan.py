@@ -1,6 +1,8 @@
 """S7, S18: a plan is checked against a table by name and type before a task starts, and Spark is asked once."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -31,6 +33,12 @@ def test_a_plan_has_all_that_a_call_needs_to_know_of_its_model(model: Path) -> N
     ("names", "key", "error", "message"),
     [
         (["x", "y"], "id", ScoringError, r"key columns \['id'\] are missing; the table has \['x', 'y'\]"),
+        (
+            ["id", "x", "y"],
+            (),
+            ScoringError,
+            "keys is empty; name the columns that identify a row, or its score belongs to",
+        ),
         (["id", "x"], "id", ColumnError, r"column 'y' is missing; the table has \['id', 'x'\]"),
         (["id", "y", "x", "y", "x", "x"], "id", ScoringError, r"the table has the columns \['x', 'y'\] twice"),
         (["id", "x", "y", "id"], "id", ScoringError, r"the table has the columns \['id'\] twice; drop or rename"),
@@ -38,10 +46,26 @@ def test_a_plan_has_all_that_a_call_needs_to_know_of_its_model(model: Path) -> N
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_by_name(
-    model: Path, names: list[str], key: str, error: type[ValueError], message: str
+    model: Path, names: list[str], key: str | tuple[str, ...], error: type[ValueError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         ScoringPlan.of(model, key, Settings()).check_names(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ["id", "age", "x", "y"],
+            r"the table has the columns \['age'\], which the model's spec does not allow it to see; ",
+        ),
+        (["age", "x", "y"], r"key columns \['id'\] are missing"),
+    ],
+)
+def test_a_table_may_be_refused_for_what_the_model_does_not_read(model: Path, names: list[str], message: str) -> None:
+    table: Any = SimpleNamespace(schema=StructType([StructField(name, DoubleType()) for name in names]))
+    with pytest.raises(ScoringError, match=message):
+        ScoringPlan.of(model, "id", Settings()).table(table, extra_columns="refuse")
 
 
 def test_columns_that_nobody_reads_may_come_twice(model: Path) -> None:
