@@ -59,9 +59,6 @@ for name in (
     os.environ.pop(name, None)
 
 
-# Importing makes millions of objects that stay: looking for garbage among them takes a tenth of the time.
-gc.disable()
-
 # How many examples a property is tried on. No deadline: kernels compile and machines are shared.
 hypothesis.settings.register_profile("usual", max_examples=25, deadline=None)
 hypothesis.settings.register_profile("full", max_examples=300, deadline=None)
@@ -156,6 +153,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("full" if config.getoption("full") else "usual")
+    # Importing makes millions of objects that stay: looking for garbage among them takes a tenth of the time.
+    gc.disable()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
