@@ -4,10 +4,10 @@ WORKERS ?= 2
 ARGS ?=
 TESTS ?=
 EXPORT ?= all.zip
-# A file's tests run in one process: what they share is made once. Unit tests compute; the others mostly wait, so more
-# of them run side by side than there are cores.
+# A file's tests run in one process: what they share is made once. Unit tests compute, in as many processes as there
+# are cores, four at most; the others mostly wait, so more of them run side by side than there are cores.
 SIDE_BY_SIDE := --dist loadfile -n
-UNIT := tests/unit -m "not process" $(SIDE_BY_SIDE) 2
+UNIT := tests/unit -m "not process" $(SIDE_BY_SIDE) logical --maxprocesses 4
 OTHERS := tests -m process $(SIDE_BY_SIDE) 3
 export PYTHON
 
