@@ -288,6 +288,7 @@ def test_slots_are_not_checked_after_reports_of_tasks() -> None:
 def test_a_limit_of_nothing_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value}; use a number of seconds above 0"):
         Limits(**{name: value})
+    assert vars(Limits(**{name: 0.5}))[name] == 0.5
 
 
 PHASES = ["starting", "connecting", "building", "first_step", "training", "validation", "checkpoint", "ending"]
