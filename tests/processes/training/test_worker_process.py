@@ -186,7 +186,7 @@ def test_stacks_that_are_written_slowly_come_whole(monkeypatch: pytest.MonkeyPat
 def test_a_rank_that_runs_survives_being_asked_for_its_stacks() -> None:
     with started() as process:
         order(process, "import_modules")
-        stacks_within(process, "import_modules")
+        stacks_within(process, "work")
         for _ in range(40):
             assert "in work" in process.stacks(timeout_seconds=60)
         assert process.wait(0) is None
