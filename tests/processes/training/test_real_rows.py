@@ -16,19 +16,31 @@ from tests.processes.training.ranks import run_together
 from tests.unit.training.conftest import free_addresses
 from tests.unit.training.token_dataset import write_dataset
 
-ROWS, WORKERS = 131, (4, 2, 1)
+ROWS = 131
+# Other cases differ from these in their losses alone, which the unit tests have.
+USUAL = ("binary", program.OWN)
+CASES = [case if case in USUAL else pytest.param(case, marks=pytest.mark.full) for case in program.CASES]
 
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder with the table and what four ranks measured."""
+def workers_of_rings(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    """Return the sizes of the rings; four workers have smaller shares of a batch than two, and nothing else."""
+    return (4, 2, 1) if request.config.getoption("full") else (2, 1)
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, workers_of_rings: tuple[int, ...]
+) -> Path:
+    """Return the folder with the table and what the ranks measured."""
     folder = tmp_path_factory.mktemp("rows")
     table(folder / "dataset")
-    addresses = iter(free_addresses(sum(WORKERS)))
-    rings = [",".join(next(addresses) for _ in range(workers)) for workers in WORKERS]
-    run_together([program.__file__, rank, folder, *rings] for rank in range(max(WORKERS)))
+    addresses = iter(free_addresses(sum(workers_of_rings)))
+    rings = [",".join(next(addresses) for _ in range(workers)) for workers in workers_of_rings]
+    cases = ",".join(program.CASES if request.config.getoption("full") else USUAL)
+    run_together([program.__file__, rank, folder, cases, *rings] for rank in range(max(workers_of_rings)))
     return folder
 
 
@@ -56,29 +68,33 @@ def rows_of(folder: Path, case: str, step: int, batch: int) -> list[tf.Tensor]:
     return [part[is_row] for part in (features, label, weight)]
 
 
-@pytest.mark.parametrize("case", program.CASES)
-def test_losses_depend_neither_on_the_size_of_batches_nor_on_the_number_of_workers(folder: Path, case: str) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_losses_depend_neither_on_the_size_of_batches_nor_on_the_number_of_workers(
+    folder: Path, workers_of_rings: tuple[int, ...], case: str
+) -> None:
     model = program.compiled(case, rate=0.0)
     model.test_step(tuple(rows_of(folder, case, 0, 512)))  # of all rows, without padding: the loss of Keras
     expected = float(model.get_metrics_result()["loss"])
-    for rank in range(max(WORKERS)):
+    for rank in range(max(workers_of_rings)):
         results = np.load(folder / f"{rank}.npz")
         found = {name: value for name, value in results.items() if f"/{case}/" in name and name.endswith("loss")}
-        rings = sum(rank < workers for workers in WORKERS)
-        on_devices = 2 * (rank == program.DEVICES_RANK and case == program.CASES[0])
+        rings = sum(rank < workers for workers in workers_of_rings)
+        on_devices = 2 * (rank == max(workers_of_rings) - 1 and case == program.CASES[0])
         assert len(found) == rings * (len(program.BATCHES) + 1) + on_devices
         for name, value in found.items():
             assert value == pytest.approx(expected, rel=1e-5), name
 
 
-@pytest.mark.parametrize("case", program.CASES)
-def test_the_gradient_of_the_last_batch_is_the_mean_over_its_rows(folder: Path, case: str) -> None:
+@pytest.mark.parametrize("case", CASES)
+def test_the_gradient_of_the_last_batch_is_the_mean_over_its_rows(
+    folder: Path, workers_of_rings: tuple[int, ...], case: str
+) -> None:
     results = np.load(folder / "0.npz")
     for batch in program.BATCHES:
         model = program.compiled(case, rate=1.0)
         before = model.get_weights()
         model.train_step(tuple(rows_of(folder, case, (ROWS - 1) // batch, batch)))
         changes = [(old - new).ravel() for old, new in zip(before, model.get_weights(), strict=True)]
-        for workers in WORKERS:
+        for workers in workers_of_rings:
             name = f"{workers}/{batch}/{case}/gradient"
             np.testing.assert_allclose(results[name], np.concatenate(changes), rtol=1e-5, atol=1e-6, err_msg=name)

@@ -1,7 +1,7 @@
-"""A rank of rings of one, two and four workers, that measures the losses and the last gradients of one table.
+"""A rank of several rings, that measures the losses and the last gradients of one table.
 
-Arguments: the rank, a folder with the dataset, and the addresses of each ring, separated by commas, the largest first:
-no rank then waits for one that is busy in another ring. It writes ``RANK.npz`` into the folder:
+Arguments: the rank, a folder with the dataset, the cases, and the addresses of each ring, both separated by commas, the
+largest ring first: no rank then waits for one that is busy in another ring. It writes ``RANK.npz`` into the folder:
 ``WORKERS/BATCH/CASE/NAME``.
 """
 
@@ -26,8 +26,6 @@ from tests.unit.models.fitting import test_real_rows as alone
 BATCHES = (32, 48, 128, 512)
 # The size of the batches of an epoch of training, whose rate is 0.
 TRAINED = 48
-# The rank that has two devices after its ring.
-DEVICES_RANK = 3
 OWN = "own model"
 CASES = ("binary", "multi_class", "multi_label", "squared", "binary ensemble", OWN)
 # The places of the inputs and of the labels of each task among the table's numbers.
@@ -101,9 +99,10 @@ def of_two_devices(dataset: Dataset, case: str) -> dict[str, Any]:
     return {f"devices/{TRAINED}/{case}/{name}": history[name][0] for name in ("loss", "val_loss")}
 
 
-def main(rank: int, folder: Path, rings: list[list[str]]) -> None:
-    """Measure in every ring that the rank belongs to."""
-    if rank == DEVICES_RANK:
+def main(rank: int, folder: Path, cases: Sequence[str], rings: list[list[str]]) -> None:
+    """Measure in every ring that the rank belongs to; the last rank has two devices after its ring."""
+    has_devices = rank == len(rings[0]) - 1
+    if has_devices:
         (cpu,) = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     dataset, results = Dataset.open(folder / "dataset"), {}
@@ -113,9 +112,9 @@ def main(rank: int, folder: Path, rings: list[list[str]]) -> None:
         strategy = RingStrategy(Ring.connect(rank, addresses, "secret", timeout_seconds=240))
         plans = {size: ReadPlan("train", size, rank=rank, workers=len(addresses), seed=1) for size in BATCHES}
         epochs = {size: read(dataset, plan) for size, plan in plans.items()}
-        for case in CASES:
+        for case in cases:
             results |= {f"{len(addresses)}/{name}": value for name, value in measured(strategy, epochs, case).items()}
-    if rank == DEVICES_RANK:
+    if has_devices:
         results |= of_two_devices(dataset, CASES[0])
     np.savez(folder / f"{rank}.npz", **results)
     sys.stdout.flush()
@@ -123,4 +122,4 @@ def main(rank: int, folder: Path, rings: list[list[str]]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), [part.split(",") for part in sys.argv[3:]])
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(","), [part.split(",") for part in sys.argv[4:]])
