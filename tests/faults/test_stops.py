@@ -224,11 +224,11 @@ def test_a_sigterm_saves_within_the_epoch_and_says_so_and_the_same_command_goes_
 
 
 @pytest.mark.timeout(2 * JOB_SECONDS)
-def test_killed_driver_goes_on_where_it_was(spark: "SparkSession", tmp_path: Path) -> None:
+def test_killed_driver_goes_on_where_it_was(
+    spark: "SparkSession", tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     """T6, T7: the same command continues the same MLflow run, and all that the dead driver had started is gone."""
     write_job(tmp_path)
-    unbroken = run(tmp_path / "output", *flags_for(tmp_path), "--epochs=4")
-
     begun = time.time()
     with driver(tmp_path, "killed", epochs=4) as killed:
         wait_until(lambda: is_training(killed.events(begun), 1) or killed.process.poll() is not None, 120, "two epochs")
@@ -236,7 +236,7 @@ def test_killed_driver_goes_on_where_it_was(spark: "SparkSession", tmp_path: Pat
         killed.process.kill()
         status, _ = killed.ended(60)
     assert status == -signal.SIGKILL
-    (folder,) = set(killed.output.glob("runs/*")) - {Path(unbroken.summary["run_folder"])}
+    folder = run_of(killed)
     left = read_state(folder)
     assert left is not None
     assert left.status == "running"
@@ -248,7 +248,9 @@ def test_killed_driver_goes_on_where_it_was(spark: "SparkSession", tmp_path: Pat
     assert attempt["resumed_from"] > 0
     assert resumed.summary["run_id"] == left.mlflow_run_id
     assert resumed.epochs_in_mlflow() == [1, 2, 3, 4]
-    np.testing.assert_allclose(scores_of(resumed), scores_of(unbroken), atol=1e-6)
+    if request.config.getoption("full"):  # one job more; `make test` compares the scores of killed ranks
+        unbroken = run(tmp_path / "unbroken", *flags_for(tmp_path), "--epochs=4")
+        np.testing.assert_allclose(scores_of(resumed), scores_of(unbroken), atol=1e-6)
 
 
 def scores_of(finished: Finished) -> Any:
