@@ -16,7 +16,6 @@ from pyspark.errors import PySparkException
 from pyspark.ml.functions import array_to_vector
 from pyspark.sql.functions import current_date, expr, lit
 
-from benchmarks.servers import standalone_cluster
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.tfrecords import write_tfrecords
 from mirrorspark.scoring.batch import score
@@ -399,17 +398,6 @@ def test_files_that_change_after_the_model_was_pinned_are_refused(
     with pytest.raises(PySparkException) as caught:
         scored.collect()
     assert "its files were changed or damaged since" in task_message(caught.value)
-
-
-def test_on_a_standalone_cluster_models_travel_to_the_executors(models: Models, tmp_path: Path) -> None:
-    """S1, S18, pain 11: an executor scores from the files that Spark sent it, after the driver's are gone."""
-    copy = Path(shutil.copytree(models.first, tmp_path / "flights"))
-    with standalone_cluster(tmp_path / "cluster", workers=1) as master:
-        *scores, archives = said_on_a_cluster("scoring_cluster.py", tmp_path, copy, master)[-7:]
-    assert [float(line) for line in scores] == pytest.approx(
-        list(direct_scores(models.first).values()), rel=0, abs=1e-6
-    )
-    assert archives == "archives 2", "the second scoring sends nothing again, and models of groups travel together"
 
 
 def said_on_a_cluster(program: str, folder: Path, *arguments: Path | str) -> list[str]:

@@ -1,9 +1,10 @@
-"""A Spark standalone cluster on this machine: one master, two workers of one core, and the main job on it."""
+"""A Spark standalone cluster on this machine, one master and two workers of one core: the main job, and scoring."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from benchmarks.servers import standalone_cluster
 from mirrorspark.testing import faults
 from tests.cluster.conftest import JOB_SECONDS
 from tests.cluster.test_bad_input import write_job
+from tests.cluster.test_scoring import direct_scores, said_on_a_cluster
+from tests.unit.scoring.exported_models import export_flights
 
 pytestmark = pytest.mark.timeout(JOB_SECONDS + 100)
 
@@ -19,20 +22,38 @@ pytestmark = pytest.mark.timeout(JOB_SECONDS + 100)
 EPOCHS = 30
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[str]:
-    """Yield the URL of a master that two workers of one core have joined."""
-    with standalone_cluster(tmp_path, workers=2) as url:
-        yield url
+@dataclass(frozen=True)
+class Cluster:
+    """The URL of its master, and the folder in which it and its workers write what they say."""
+
+    master: str
+    folder: Path
 
 
-@pytest.mark.full
-def test_main_job_on_a_standalone_cluster_survives_the_loss_of_an_executor(cluster: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    with standalone_cluster(folder, workers=2) as master:
+        yield Cluster(master, folder)
+
+
+def test_models_travel_to_the_executors(cluster: Cluster, tmp_path: Path) -> None:
+    """S1, S18, pain 11: an executor scores from the files that Spark sent it, after the driver's are gone."""
+    model = export_flights(tmp_path / "flights", 1)
+    expected = list(direct_scores(model).values())
+    *scores, archives = said_on_a_cluster("scoring_cluster.py", tmp_path, model, cluster.master)[-7:]
+    assert [float(line) for line in scores] == pytest.approx(expected, rel=0, abs=1e-6)
+    assert archives == "archives 2", "the second scoring sends nothing again, and models of groups travel together"
+
+
+def test_main_job_survives_the_loss_of_an_executor(cluster: Cluster, tmp_path: Path) -> None:
     """T3, T6, S1: ``--master spark://...`` runs every stage on the cluster, though an executor's JVM is killed."""
     summary, output = tmp_path / "summary.json", tmp_path / "output"
     job = write_job(tmp_path / "job", epochs=EPOCHS, patience=0)
     command = [sys.executable, "-m", "mirrorspark.training.run", f"--recipe={job / 'recipe'}", f"--data={job / 'data'}"]
-    command += ["--workers=2", f"--master={cluster}", f"--output={output}", f"--summary={summary}"]
+    command += ["--workers=2", f"--master={cluster.master}", f"--output={output}", f"--summary={summary}"]
+    command += ["--baseline=none", "--no-explain"]
+    applications = set(cluster.folder.glob("work-*/app-*"))
     with faults.kill_executor(output, rank=1, after=faults.Trigger(epoch=1)):
         found = subprocess.run(command, capture_output=True, text=True, timeout=JOB_SECONDS, check=False)
     assert found.returncode == 0, found.stderr
@@ -42,5 +63,6 @@ def test_main_job_on_a_standalone_cluster_survives_the_loss_of_an_executor(clust
     assert document["parity"]["rows"] == document["dataset"]["rows"]["test"]
     # Both executors, and the one in the place of the lost one. "At least": whom else the master replaces, say one that
     # it has not heard of for a while, is its own affair, and the training has not noticed it: it has two attempts.
-    logs = [log.read_text(encoding="utf-8") for log in tmp_path.glob("work-*/app-*/*/stderr")]
-    assert sum("Running task" in log for log in logs) >= 3, (tmp_path / "master.log").read_text(encoding="utf-8")
+    ours = set(cluster.folder.glob("work-*/app-*")) - applications
+    logs = [log.read_text(encoding="utf-8") for folder in ours for log in folder.glob("*/stderr")]
+    assert sum("Running task" in log for log in logs) >= 3, (cluster.folder / "master.log").read_text(encoding="utf-8")
