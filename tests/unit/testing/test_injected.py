@@ -3,12 +3,12 @@
 import logging
 
 import pytest
-from mirrorspark.training.config import TrainingConfig
 from tf_keras.callbacks import Callback
 
 from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 from mirrorspark.callbacks.stop_request import StopOnRequest
 from mirrorspark.testing.injected import InjectedFaults, hook_for
+from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.protocol.plan import TrainingPlan
 from mirrorspark.training.protocol.roles import Roles

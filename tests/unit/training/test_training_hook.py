@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 
 import pytest
-from mirrorspark.training.functions.plan import FunctionPlan
 
 from mirrorspark.testing.injected import InjectedFaults
 from mirrorspark.training.executor.training_hook import TrainingHook, hook_for
+from mirrorspark.training.programs.user_functions.plan import FunctionPlan
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.protocol.plan import AttemptPlan
 
