@@ -100,6 +100,7 @@ def chosen_experiment(tracking_uri: str) -> str | None:
         own = registry.get_experiment_id()
         id_ = None if own == DEFAULT_EXPERIMENT_ID else own
     if id_:
+        limit_requests()  # A server that is away must not hold up the start of a run.
         try:
             return str(mlflow.MlflowClient(tracking_uri).get_experiment(id_).name)
         except mlflow.MlflowException as error:  # the server is away, or the experiment was deleted
