@@ -201,6 +201,7 @@ def _example(part: Part, folder: Path) -> None:
 
 def _faults(part: Part, folder: Path) -> None:
     """Break the main job in ways of the README's table; each one that goes on ends with the unbroken weights."""
+    unbroken = _weights(min((folder / OUTPUT / "runs").iterdir()))  # their names begin with the time
     killed = "kill:rank=1,step=150;kill:rank=0,step=160,attempt=2"
     part.command("a worker, then the chief killed", folder, *_train(), MIRRORSPARK_FAULTS=killed)
     part.exact |= _results("a worker, then the chief killed", _last_run(folder / OUTPUT))
@@ -209,6 +210,8 @@ def _faults(part: Part, folder: Path) -> None:
     _stop_after_epoch(folder, 2, signal.SIGKILL)
     part.command("command run again", folder, *_train())
     part.exact |= _results("command run again", _last_run(folder / OUTPUT))
+    ends = {name: weights for name, weights in part.exact.items() if name.endswith(": weights")}
+    part.exact["all end with the weights of the unbroken run"] = set(ends.values()) == {unbroken}
     said = part.command("code that raises", folder, *_train(), status=1, MIRRORSPARK_FAULTS="raise:rank=1,step=30")
     part.exact["code that raises: told"] = "MIRRORSPARK_FAULTS asked for an error" in said
 
