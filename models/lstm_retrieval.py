@@ -82,7 +82,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     """
     from mirrorspark.models.layers import concatenated, inputs_without_ids, lay_out_fields, symbolic_inputs
     from mirrorspark.models.layers.recurrent import LastState, OrderedEmbeddings
-    from mirrorspark.models.retrieval.item_tower import candidate_tower
+    from mirrorspark.models.retrieval.item_tower import configured_candidate_tower
     from mirrorspark.models.retrieval.model import RetrievalModel
     from mirrorspark.models.retrieval.towers import query_tower
 
@@ -98,7 +98,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     averaged = embedded[len(ordered) :]
     joined = concatenated([*states, *averaged, *inputs_without_ids(features, inputs, dim)])
     tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed, cosine=settings.cosine)
-    return RetrievalModel(tower, fitted, settings, seed, candidate_tower(settings, fitted, dim, seed))
+    return RetrievalModel(tower, fitted, settings, seed, configured_candidate_tower(settings, fitted, dim, seed))
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":

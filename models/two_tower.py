@@ -110,15 +110,15 @@ def check_features(settings: Settings, spec: FeatureSpec) -> None:
 
 
 def _candidate_tower(settings: Settings, fitted: FittedFeatures, seed: int, graph: Any = None) -> Any:
-    from mirrorspark.models.retrieval.item_tower import candidate_tower
+    from mirrorspark.models.retrieval.item_tower import configured_candidate_tower
 
     if graph is None:
-        return candidate_tower(settings, fitted, settings.embedding_dim, seed)
+        return configured_candidate_tower(settings, fitted, settings.embedding_dim, seed)
     from mirrorspark.models.retrieval.graph import GraphCandidates
 
     # A tower with item features gives the length 1 to their sum.
     by_id = GraphCandidates(graph, cosine=settings.cosine and fitted.items is None)
-    return candidate_tower(settings, fitted, settings.embedding_dim, seed, by_id) if fitted.items else by_id
+    return configured_candidate_tower(settings, fitted, settings.embedding_dim, seed, by_id) if fitted.items else by_id
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":

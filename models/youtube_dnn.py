@@ -51,7 +51,7 @@ def check_features(settings: Settings, spec: FeatureSpec) -> None:
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
     """Return a model with ``query_tower`` and ``candidate_tower``: the softmax's weights by id, or of item features."""
     from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
-    from mirrorspark.models.retrieval.item_tower import candidate_tower
+    from mirrorspark.models.retrieval.item_tower import configured_candidate_tower
     from mirrorspark.models.retrieval.model import RetrievalModel
     from mirrorspark.models.retrieval.towers import query_tower
 
@@ -59,7 +59,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     inputs = symbolic_inputs(features, any_length=True)
     joined = concatenated_inputs(fitted, features, inputs, dim)
     tower = query_tower(inputs, joined, settings.hidden_units, dim, settings.dropout, seed, cosine=settings.cosine)
-    return RetrievalModel(tower, fitted, settings, seed, candidate_tower(settings, fitted, dim, seed))
+    return RetrievalModel(tower, fitted, settings, seed, configured_candidate_tower(settings, fitted, dim, seed))
 
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":

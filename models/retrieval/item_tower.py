@@ -95,7 +95,7 @@ class ItemTower(tf_keras.layers.Layer):
         return tf.math.l2_normalize(content, axis=-1) if self._cosine else content
 
 
-def candidate_tower(
+def configured_candidate_tower(
     settings: ItemSettings, fitted: FittedFeatures, dim: int, seed: int, by_id: Any = None
 ) -> towers.CandidateEmbedding | ItemTower:
     """Return the candidate tower: on the features of items if there are any, else the table of embeddings by id.
