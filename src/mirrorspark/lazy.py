@@ -1,0 +1,45 @@
+"""Lazy exports: a package offers names of its modules, and imports each module when a name of it is first used.
+
+So ``from mirrorspark.models import catalog`` loads no TensorFlow, and packages may refer to each other.
+"""
+
+import ast
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+
+def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return ``__getattr__`` and ``__dir__`` (PEP 562) for a package's ``__init__``.
+
+    The exports are the imports under ``if TYPE_CHECKING:`` in the package's own source, so each name and its module
+    are written once, where type checkers and editors look for them. ``lazy_loader.attach_stub`` does the same with a
+    ``.pyi`` file, which Python cannot read from a zip file on Spark's path.
+    """
+    homes = _homes(package)
+    namespace = vars(sys.modules[package])
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        home = homes[name]
+        value = import_module(f"{package}.{name}") if home == package else getattr(import_module(home), name)
+        namespace[name] = value
+        return value
+
+    return get, lambda: sorted({*namespace, *homes})
+
+
+def _homes(package: str) -> dict[str, str]:
+    """Return the module of each exported name; the package itself for an exported module."""
+    spec = sys.modules[package].__spec__
+    source = spec.loader.get_source(package)  # type: ignore[union-attr] # a source loader, from a folder or a zip file
+    return {
+        entry.name: node.module or package
+        for block in ast.parse(source).body
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for entry in node.names
+    }
