@@ -20,7 +20,7 @@ import pandas as pd
 from pyspark.sql import DataFrame, SparkSession
 
 from benchmarks.report import print_cells, print_titles
-from mirrorspark.data_pipelines.convert import convert
+from mirrorspark.data_pipelines.conversion import convert
 from mirrorspark.data_pipelines.dataset.manifest import is_published
 from mirrorspark.data_pipelines.features.kinds import Feature, Text
 from mirrorspark.data_pipelines.features.spec import FeatureSpec

@@ -69,7 +69,7 @@ def run(options: Options) -> Report:
 def growth(timings: Sequence[Timing], sizes: Sequence[int]) -> float:
     """Return what a row costs in the largest table over what it costs in the next smaller one.
 
-    The smallest table does not say: starting a job takes as long as its rows do.
+    The smallest table does not say: starting a job takes as its rows do.
     """
     return (timings[-1].median / sizes[-1]) / (timings[-2].median / sizes[-2])
 

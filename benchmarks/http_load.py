@@ -71,7 +71,7 @@ def steady(port: int, requests: Sequence[bytes], per_second: float, seconds: flo
 
 
 def saturated(port: int, requests: Sequence[bytes], seconds: float, connections: int) -> Load:
-    """Send the next request of each connection as soon as it has its answer."""
+    """Send the next request of each connection as it has its answer."""
     return asyncio.run(_Client(port, requests).saturated(seconds, connections))
 
 

@@ -49,8 +49,8 @@ _START_SECONDS = 60.0
 
 
 def run(options: Options) -> Report:
-    """Write the lists and the store, and ask for one key after the other, as often as there are rounds."""
-    from mirrorspark.serving.precomputed.precompute import precompute
+    """Write the lists and the store, and ask for one key after the other, as there are rounds."""
+    from mirrorspark.serving.precomputed.precomputation import precompute
 
     files, store = list_files(options.scratch / "lists", options.rows), options.scratch / "lists.db"
     begin = time.perf_counter()

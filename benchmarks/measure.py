@@ -73,7 +73,7 @@ class Mark:
 
     @property
     def is_met(self) -> bool:
-        """Whether the figure is as good as asked for, or better."""
+        """Whether the figure is as asked for, or better."""
         return self.found >= self.limit if self.bound == "at least" else self.found <= self.limit
 
 

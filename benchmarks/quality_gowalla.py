@@ -32,7 +32,7 @@ from mirrorspark.models import catalog, two_tower
 from mirrorspark.models.classical import Recommender
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
+from mirrorspark.models.retrieval.list_metrics import ranking_metrics
 from mirrorspark.training.programs.recommenders.fitting import fit, scores_of
 from mirrorspark.training.programs.recommenders.lists import best
 

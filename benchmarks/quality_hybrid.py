@@ -28,18 +28,18 @@ from pyspark.sql.functions import expr
 
 from benchmarks.cold_items import dataset_of, held_out_movies, read_tables, rows_of
 from benchmarks.report import print_cells, print_titles
-from mirrorspark.callbacks.mlflow.store import own_store
+from mirrorspark.callbacks.mlflow.tracking_store import own_store
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.models.retrieval.ranking_metrics import ranking_values
-from mirrorspark.recommending.recommend import recommend
+from mirrorspark.models.retrieval.list_metrics import ranking_values
+from mirrorspark.recommending.recommendations import recommend
 from mirrorspark.recommending.routing.blend import ListFusion, as_arrays, blended
 from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.entry_points.train import train
+from mirrorspark.training.entry_points.train_dataset import train
 
 K, DEPTH = 20, 200
 CLASSICAL, CONTENT = ("ease", "item_knn", "als"), "two_tower"

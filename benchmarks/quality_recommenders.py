@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.report import print_cells, print_titles
 from mirrorspark.models.classical import Recommender
-from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
+from mirrorspark.models.retrieval.list_metrics import ranking_metrics
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.configuration.config import RunConfig

@@ -15,7 +15,7 @@ from benchmarks.benchmark import Benchmark, Options, main, on_one_core, question
 from benchmarks.measure import Contender, Mark, Timing, interleave, speed_ratio
 from benchmarks.report import Report, timing_table
 from benchmarks.tables import Kind, parquet_files
-from mirrorspark.data_pipelines.convert import convert
+from mirrorspark.data_pipelines.conversion import convert
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 

@@ -231,7 +231,7 @@ def _faiss(options: Options) -> Iterator[tuple[OtherProcess | None, str]]:
 
 def _in_spark(options: Options, model: Path) -> Table:
     """Return how long a list for every user takes, by index."""
-    from mirrorspark.recommending.recommend import recommend
+    from mirrorspark.recommending.recommendations import recommend
 
     session = spark_work.session()
     target = options.scratch / "lists"

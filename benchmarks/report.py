@@ -116,7 +116,7 @@ def marks_table(marks: Sequence[Mark]) -> Table:
     rows = tuple(
         (
             mark.what,
-            # Where it is missed by less than three digits show, with as many as it takes.
+            # Where it is missed by less than three digits show, with as it takes.
             significant(mark.found)
             if mark.is_met or f"{mark.found:.3g}" != f"{mark.limit:.3g}"
             else f"{mark.found:.6g}",

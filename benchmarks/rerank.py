@@ -58,7 +58,7 @@ def run(options: Options) -> Report:
 
 
 def _measure(rows: int, rounds: int) -> dict[str, Timing]:
-    from mirrorspark.recommending.reranking.rerank import rerank
+    from mirrorspark.recommending.reranking.reranker import rerank
 
     data = _data(rows)
     together = {name: value for rules in RULES.values() for name, value in rules.items()}

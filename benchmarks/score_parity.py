@@ -62,7 +62,7 @@ def _table(reports: Mapping[str, ParityReport]) -> Table:
 
 def _reports(rows: int, folder: Path) -> dict[str, ParityReport]:
     """Return what the comparison of each way found; in a process of its own, which may load TensorFlow."""
-    from mirrorspark.data_pipelines.convert import convert
+    from mirrorspark.data_pipelines.conversion import convert
 
     spark, config = usual_session(), flights_config(folder / "output", epochs=EPOCHS)
     table = flights_table(spark, config, rows)

@@ -28,7 +28,7 @@ RATIO_MARK = 5.0
 
 
 def run(options: Options) -> Report:
-    """Score one row after the other in a new process, as often as there are rounds."""
+    """Score one row after the other in a new process, as there are rounds."""
     files = parquet_files(options.scratch, Kind.CLICKS, options.rows)
     model = in_new_process(export_model, options.scratch / "model", files[0])
     rounds = [in_new_process(_milliseconds, model, files[0]) for _ in range(options.rounds)]

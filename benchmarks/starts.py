@@ -52,7 +52,7 @@ _POLL_SECONDS = 0.05
 
 
 def run(options: Options) -> Report:
-    """Start everything in a new driver, as often as there are rounds; runs with a kill have ten times the rows."""
+    """Start everything in a new driver, as there are rounds; runs with a kill have ten times the rows."""
     numbers = range(1, options.rounds + 1)
     small, large = (in_new_process(numbers_dataset, options, rows) for rows in (options.rows, 10 * options.rows))
     starts = [in_new_process(_two_attempts, small, options.scratch / f"starts-{number}") for number in numbers]

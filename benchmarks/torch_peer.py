@@ -6,7 +6,7 @@ answer each with one line of JSON. ``rank WORK OPTIMIZER FOLDER`` is a rank of `
 writes the seconds of the timed epochs into a file of the folder. ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and
 ``MASTER_PORT`` name the ranks.
 
-The loops are as tight as PyTorch allows: batches are cut before them and lie in memory, and no metric is computed.
+The loops are as PyTorch allows: batches are cut before them and lie in memory, and no metric is computed.
 """
 
 import json

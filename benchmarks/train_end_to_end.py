@@ -70,7 +70,7 @@ def _quality(aucs: Mapping[str, list[float]]) -> Table:
 
 def _ours(rows: int, folder: Path) -> tuple[float, float]:
     """Return the seconds until the last epoch ended, and its validation AUC."""
-    from mirrorspark.data_pipelines.convert import convert
+    from mirrorspark.data_pipelines.conversion import convert
 
     spark, config = usual_session(), flights_config(folder / "output", epochs=EPOCHS)
     start = time.time()

@@ -93,7 +93,7 @@ class Kill:
 
 
 def run(options: Options) -> Report:
-    """Kill one rank in each of twenty runs, and executors and drivers of a cluster as often as there are rounds."""
+    """Kill one rank in each of twenty runs, and executors and drivers of a cluster as there are rounds."""
     dataset = in_new_process(numbers_dataset, options, options.rows)
     ranks = in_new_process(_killed_ranks, dataset, options.scratch)
     others = _killed_on_a_cluster(dataset, options.scratch / "on-a-cluster", options.rounds)
@@ -217,7 +217,7 @@ def _killed_ranks(dataset: Path, scratch: Path) -> list[Kill]:
 
 
 def _killed_on_a_cluster(dataset: Path, scratch: Path, rounds: int) -> list[Kill]:
-    """Kill executors and drivers of a cluster that is there as long as that takes."""
+    """Kill executors and drivers of a cluster that is there as that takes."""
     draw = random.Random(SEED)
     kills: dict[str, list[Kill]] = {EXECUTOR: [], DRIVER: []}
     with standalone_cluster(scratch / "cluster", WORKERS) as master:

@@ -189,7 +189,7 @@ def _mean_difference(pairs: Sequence[Pair]) -> float:
 
 def _pairs(rows: int, scratch: Path) -> tuple[int, dict[int, list[Pair]]]:
     """Convert the table once, train on it, and return the epochs of each training and the pairs by local steps."""
-    from mirrorspark.data_pipelines.convert import convert
+    from mirrorspark.data_pipelines.conversion import convert
 
     session, config = usual_session(), flights_config(scratch / "conversion")
     dataset = convert(flights_table(session, config, rows), config.spec, scratch / "dataset", options=config.conversion)

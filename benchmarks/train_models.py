@@ -34,7 +34,7 @@ from benchmarks.train_models_data import LSTM, MODELS, SASREC, SASREC_ROWS, TABL
 from benchmarks.train_steps import torch_python
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
 from mirrorspark.data_pipelines.features.kinds import TokenFeature
-from mirrorspark.data_pipelines.reading.batches import LABEL
+from mirrorspark.data_pipelines.reading.batching import LABEL
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, batches
 from mirrorspark.models import catalog
 from mirrorspark.training.configuration.fields import Optimizer

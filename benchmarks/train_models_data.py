@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.dataset.blocks import encode_blocks
+from mirrorspark.data_pipelines.dataset.block_format import encode_blocks
 from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER, TRAIN_SPLIT, Manifest, Shard
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric

@@ -17,7 +17,7 @@ import tf_keras
 from benchmarks.peer_process import RESULT_PREFIX
 from benchmarks.train_models_data import Case
 from benchmarks.train_steps_rank import keras_optimizer
-from mirrorspark.data_pipelines.dataset.blocks import LABEL_PREFIX
+from mirrorspark.data_pipelines.dataset.block_format import LABEL_PREFIX
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
 from mirrorspark.data_pipelines.features.kinds import ListFeature
 from mirrorspark.data_pipelines.reading.block_reader import parse_block, shuffle_rows

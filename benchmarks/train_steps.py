@@ -145,7 +145,7 @@ def torch_python(options: Options) -> str:
     Raises:
         UnavailableError: It cannot be installed.
     """
-    # The same versions on both sides, as far as both have them.
+    # The same versions on both sides, as both have them.
     requirements = [_TORCH, *(f"{package}=={version(package)}" for package in _WITH_TORCH)]
     return str(environment_with(requirements, (options.cache or options.scratch).absolute() / "torch"))
 

@@ -93,7 +93,7 @@ def numbers_dataset(options: Options, rows: int) -> Path:
     """Return a dataset directory of 20 numbers and 20 categorical features, written unless it is there."""
     from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-    from mirrorspark.data_pipelines.convert import convert
+    from mirrorspark.data_pipelines.conversion import convert
     from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
     from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
@@ -151,7 +151,7 @@ class Supervised:
 def trained(dataset: Path, config: TrainingConfig, session: SparkSession | None = None) -> "Trained":
     """Return what ``train`` does, without what it shows; see :func:`unwatched`."""
     from mirrorspark.data_pipelines.reading.dataset import Dataset
-    from mirrorspark.training.entry_points.train import train
+    from mirrorspark.training.entry_points.train_dataset import train
 
     with unwatched(Path(config.output)):
         return train(Dataset.open(dataset), config, session)

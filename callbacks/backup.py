@@ -9,9 +9,9 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fetch import fetch, fetch_latest
-from mirrorspark.callbacks.checkpoints.metric_state import METRICS, MetricState, ResumedMetrics
-from mirrorspark.callbacks.checkpoints.store import Location, native
+from mirrorspark.callbacks.checkpoints.checkpoint_store import Location, native
+from mirrorspark.callbacks.checkpoints.fetching import fetch, fetch_latest
+from mirrorspark.callbacks.checkpoints.metric_states import METRICS, MetricState, ResumedMetrics
 from mirrorspark.callbacks.checkpoints.training_state import Stateful, tensors
 from mirrorspark.callbacks.collectives.agreement import sum_over_ranks
 from mirrorspark.callbacks.collectives.roles import current_role
@@ -122,7 +122,7 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
         stateful: Callbacks to restore, by the names given to `ChiefCheckpoint`.
         local_cache: Local folder for copies of checkpoints on another store; by default this user's own in the system's
             folder for temporary files. A download within ``fit`` counts as its time: for large checkpoints call
-            `callbacks.checkpoints.fetch.fetch` before the ranks connect, and pass the result's path as ``resume_from``.
+            `callbacks.checkpoints.fetching.fetch` before the ranks connect, and pass the result's path as ``resume_from``.
         verify: Compare the checksums of ``resume_from``; False if that has just been done. Downloads are always
             compared.
         initial_step_in_epoch: Step of the epoch at which to continue if it differs from the checkpoint's: with another

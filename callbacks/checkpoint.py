@@ -14,11 +14,11 @@ from typing import Any
 import tf_keras
 
 from mirrorspark.callbacks.checkpoints import commit, retention
-from mirrorspark.callbacks.checkpoints.fence import Fence, Permit, fence_from_environment, read_fence
-from mirrorspark.callbacks.checkpoints.metric_state import METRICS, metric_state
+from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS, Location, native, open_store, store_error
+from mirrorspark.callbacks.checkpoints.fencing import Fence, Permit, fence_from_environment, read_fence
+from mirrorspark.callbacks.checkpoints.metric_states import METRICS, metric_state
 from mirrorspark.callbacks.checkpoints.publisher import CheckpointPublisher, Pending, RetentionPolicy
 from mirrorspark.callbacks.checkpoints.snapshot import Snapshot
-from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS, Location, native, open_store, store_error
 from mirrorspark.callbacks.checkpoints.training_state import Stateful, settle
 from mirrorspark.callbacks.collectives.agreement import AgreedInterval, sum_over_ranks
 from mirrorspark.callbacks.collectives.equal_weights import check_equal_weights
@@ -54,7 +54,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         every_seconds: Seconds between checkpoints, by the chief's clock; None for epoch ends and ``every_steps`` only.
         scratch_dir: Local folder in which the chief prepares files; by default the system's for temporary files.
         stateful: Other callbacks, by name, whose state is saved too.
-        attempt: Number of this attempt if a driver fences off earlier ones (`callbacks.checkpoints.fence`).
+        attempt: Number of this attempt if a driver fences off earlier ones (`callbacks.checkpoints.fencing`).
         fence: The ``id`` of the fence that the driver set for this attempt. Without it, the fence found when training
             begins is used, which may belong to a later attempt.
         retry_seconds: How long the store may fail before training ends with its error.

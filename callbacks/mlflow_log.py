@@ -14,7 +14,7 @@ from mirrorspark.callbacks.collectives.metric_values import scalar_metrics
 from mirrorspark.callbacks.collectives.roles import current_role
 from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer
 from mirrorspark.callbacks.mlflow.metric_requests import SetStatus
-from mirrorspark.callbacks.mlflow.store import is_same_store
+from mirrorspark.callbacks.mlflow.tracking_store import is_same_store
 from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, SystemSampler
 from mirrorspark.callbacks.progress import optimizer_step, replicas_in_batch_logs
 

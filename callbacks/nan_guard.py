@@ -20,7 +20,7 @@ class NonFiniteLossError(ArithmeticError):
         epoch: Current epoch, 1-based.
         step_in_epoch: The first step of the epoch, 1-based, whose loss was not finite.
         value: The loss, or the first such number in the weight.
-        where: The input of the step and the checkpoint to resume from, as far as known.
+        where: The input of the step and the checkpoint to resume from, as known.
         what: ``loss``, or the name of the weight.
     """
 

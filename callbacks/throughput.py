@@ -12,7 +12,7 @@ EXAMPLES_PER_SECOND = "examples_per_second"
 class RateMeter:
     """Measures examples per second from step counts and times in seconds.
 
-    The first step of a training builds the graph, so it is excluded as soon as there is a second one. Validation is
+    The first step of a training builds the graph, so it is excluded as there is a second one. Validation is
     excluded too: time is measured from the start of the epoch to its last training step.
     """
 

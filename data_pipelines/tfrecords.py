@@ -1,6 +1,6 @@
 """Functions that read, write and check TFRecord files with Spark, beyond Spark's interface for Python data sources.
 
-``spark.read.format("tfrecord")`` and ``df.write.format("tfrecord")`` do the same as far as that interface allows.
+``spark.read.format("tfrecord")`` and ``df.write.format("tfrecord")`` do the same as that interface allows.
 """
 
 import functools

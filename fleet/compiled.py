@@ -208,7 +208,7 @@ class CompiledFleet:
             yield NetworkStack(self._decisions(own), of_members, contiguous, tuple(biases), names)
 
     def _forests(self, models: np.ndarray, terms: "_FleetTerms") -> Iterator[Forest]:
-        """Yield models of trees, as many as read a limited number of features together."""
+        """Yield models of trees, as read a limited number of features together."""
         for some, own in terms.portions(models):
             features, _ = _distinct(
                 own.inputs, own.lows, own.highs, own.logs, own.kinds, own.keys, own.belows, own.missing

@@ -1,7 +1,7 @@
 """Counts of a fleet's outputs in bins that are the same in every task, so that counts of tasks and runs can be added.
 
 Of each model the finest output that is written is counted: scores, else ranks, else binary outputs. The bins of scores
-are eight to each power of two, from 2^-16 to 2^20 and their negatives: a bin is at most an eighth as wide as its values
+are eight to each power of two, from 2^-16 to 2^20 and their negatives: a bin is at most an eighth as its values
 are large. Scores in between are in one bin, larger ones in the outermost. A rank, or a binary output, is a bin.
 """
 

@@ -177,7 +177,7 @@ def _list_in(folder: Path) -> pa.Table:
 
 def _read(file: Path) -> pa.Table:
     try:
-        # The file stays mapped as long as one of its values is used.
+        # The file stays mapped as one of its values is used.
         return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     except (pa.ArrowInvalid, FileNotFoundError) as error:
         raise _ListError(f"{file} is no file of a fleet: {error}; save the fleet again") from error

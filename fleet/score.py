@@ -216,7 +216,7 @@ def score_fleet(
 
 def ship_fleet(spark: SparkSession, fleet: Fleet) -> ShippedModel:
     """Make ``fleet`` available to the tasks of ``spark``, as it is now: later changes to its folder do not matter."""
-    # Spark's own folder for files exists as long as the application.
+    # Spark's own folder for files exists as the application.
     folder = session_of(spark).files_folder / f"mirrorspark-fleet-{fleet.digest}"
     fleet.save(folder)
     return ship(spark, PinnedModel(str(folder), "fleet", fleet.digest[:12], fleet.digest, folder))

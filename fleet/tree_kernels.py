@@ -2,7 +2,7 @@
 
 A tree of up to 64 leaves is not descended. Each split whose condition fails marks the leaves on its left side as
 unreachable, in a 64-bit mask per row; the first leaf without a mark, from the left, is the one that a descent would
-reach. All splits of a tree are computed, but without a branch and several rows at a time: eight times as fast as a
+reach. All splits of a tree are computed, but without a branch and several rows at a time: eight times as a
 descent. Source: Lucchese et al., QuickScorer, SIGIR 2015.
 
 Larger trees are descended by some hundred rows at a time, a level at a step: the steps of different rows do not wait

@@ -8,15 +8,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS, NoStoreError, limit_requests, lookup_address
+from mirrorspark.callbacks.mlflow.tracking_store import (
+    DEFAULT_STORE_IN_WORDS,
+    NoStoreError,
+    limit_requests,
+    lookup_address,
+)
 from mirrorspark.data_pipelines.spark.lake_tables import read_lake_table
 from mirrorspark.lifecycle.gate.eval_config import read_eval_config
+from mirrorspark.lifecycle.gate.gate import log_validation, validate
 from mirrorspark.lifecycle.gate.serving import SingleRowsError
 from mirrorspark.lifecycle.gate.slices import Slicing
 from mirrorspark.lifecycle.gate.thresholds import Gates
-from mirrorspark.lifecycle.gate.validate import log_validation, validate
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
-from mirrorspark.lifecycle.promotion.promote import (
+from mirrorspark.lifecycle.promotion.promotions import (
     Evidence,
     Promotion,
     PromotionConflictError,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import cloudpickle  # type: ignore[import-untyped]
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.models.code_digest import code_digest, is_sent
+from mirrorspark.models.code_digests import code_digest, is_sent
 from mirrorspark.models.settings import ModelSettingsError
 
 if TYPE_CHECKING:  # the driver sends a model without loading TensorFlow

@@ -78,7 +78,7 @@ class LossSettings:
             candidates than that, each row is compared with all of them. ``in_batch`` draws none.
         loss: ``softmax``, ``bpr``, ``cosine_contrastive`` or ``gbce``, of :mod:`models.retrieval.losses`.
         sampling: Where the other candidates come from: ``uniform`` and ``popularity`` draw them with equal probability
-            and as often as the training rows have them, ``log_uniform`` by the rank of their frequency; ``in_batch``
+            and as the training rows have them, ``log_uniform`` by the rank of their frequency; ``in_batch``
             takes those of the step's other rows, ``mixed`` these and a uniform draw. ``auto`` is ``log_uniform`` for
             the softmax and ``uniform`` for the other losses. The softmax is corrected for all of them.
         hard_negatives: Number of the others that are kept for each row while training, those with the highest scores;

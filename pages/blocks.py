@@ -116,7 +116,7 @@ def card_html(*content: str | Markup, title: str | Markup = "", wide: bool = Fal
 
 
 def cards_html(cards: Iterable[Markup], *, least: int = 420) -> Markup:
-    """Return cards beside each other, as many as have room with their least width in pixels."""
+    """Return cards beside each other, as have room with their least width in pixels."""
     return element("div", *cards, class_="cards", style=f"--least:{least}px")
 
 

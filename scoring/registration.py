@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
-from mirrorspark.callbacks.mlflow.store import NoStoreError, lookup_address, store_client
+from mirrorspark.callbacks.mlflow.tracking_store import NoStoreError, lookup_address, store_client
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.mlflow_model import mlflow_flavour

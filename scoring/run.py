@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 
-from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS
+from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_STORE_IN_WORDS
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import NAN_ADVICE, ScoredFiles, check_task_seconds, save_mode_of, score_files
 from mirrorspark.scoring.input.null_policy import NullRule

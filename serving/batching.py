@@ -1,4 +1,4 @@
-"""Adaptive batching: requests that wait are computed together, in one thread, as soon as it is free."""
+"""Adaptive batching: requests that wait are computed together, in one thread, as it is free."""
 
 import asyncio
 import contextlib

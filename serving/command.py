@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS, limit_requests
+from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_STORE_IN_WORDS, limit_requests
 from mirrorspark.scoring.model.cache import freeze_gc
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.scoring.model.uri import resolve

@@ -33,7 +33,7 @@ class DrainingServer(Server):
             limits: Limits of its connections.
             drain_seconds: How long it accepts requests after a signal.
             last_seconds: How long open requests may take after that.
-            on_second: Called every second as long as the event loop runs.
+            on_second: Called every second as the event loop runs.
         """
         super().__init__(server_config(application, limits, has_lifespan=True, last_seconds=last_seconds))
         self._drain_seconds, self._drained_at, self._on_second = drain_seconds, 0.0, on_second

@@ -36,7 +36,7 @@ class ServedModel:
             name: Name of the model in requests.
             threads: As in :class:`scoring.predictor.Predictor`.
             trust: As in :class:`scoring.predictor.Predictor`.
-            cache: Holds it as long as nothing newer is loaded; by default nothing else does.
+            cache: Holds it as nothing newer is loaded; by default nothing else does.
 
         Raises:
             ModelDirectoryError: As in :class:`scoring.predictor.Predictor`, as are other errors.

@@ -110,7 +110,7 @@ class _Group:
         print(f"listening on http://{host}:{port} with {len(ready)} processes", flush=True)
 
     async def _keep_alive(self, ready: asyncio.Event) -> int:
-        """Keep one process alive, and return the status of the group as far as this one decides it."""
+        """Keep one process alive, and return the status of the group as this one decides it."""
         wait_seconds = 0.0
         while not self._is_ending.is_set():
             began = time.monotonic()

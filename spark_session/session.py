@@ -181,7 +181,7 @@ class Session:
 
     @property
     def files_folder(self) -> Path:
-        """Folder of the driver for files that tasks get; it exists as long as the application."""
+        """Folder of the driver for files that tasks get; it exists as the application."""
         self._refuse("folder for files that tasks get")
 
     def send_archive(self, name: str, pack: Callable[[Path], None]) -> None:

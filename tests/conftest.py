@@ -223,8 +223,8 @@ def mlflow_is_set_to_nothing() -> Iterator[None]:
 def _unset_mlflow() -> None:
     if "mlflow" in sys.modules and os.environ.get("MLFLOW_TRACKING_URI"):
         sys.modules["mlflow"].set_tracking_uri(None)
-    if "mirrorspark.callbacks.mlflow.store" in sys.modules:
-        sys.modules["mirrorspark.callbacks.mlflow.store"]._OWN_STORE = None
+    if "mirrorspark.callbacks.mlflow.tracking_store" in sys.modules:
+        sys.modules["mirrorspark.callbacks.mlflow.tracking_store"]._OWN_STORE = None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -130,7 +130,7 @@ def _run(folder: Path) -> Callable[[], object]:
 
 
 def _convert(folder: Path) -> Callable[[], object]:
-    from mirrorspark.data_pipelines.convert import convert
+    from mirrorspark.data_pipelines.conversion import convert
     from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
     table = _session().read.parquet(str(_rides(folder)))

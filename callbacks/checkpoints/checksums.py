@@ -11,7 +11,7 @@ from typing import Protocol
 from mirrorspark.storage.paths import StoragePath
 
 CRC32 = "crc32"
-# Of the first format of markers. It takes three times as long as a CRC-32, and twice as long as a flush of the file
+# Of the first format of markers. It takes three times as a CRC-32, and twice as a flush of the file
 # that runs next to it. It would not help against attackers, who can change the marker as well.
 SHA256 = "sha256"
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Protocol
 
 from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS, Location, store_error
 from mirrorspark.callbacks.checkpoints.checksums import FileChecksums
-from mirrorspark.callbacks.checkpoints.fence import Permit
+from mirrorspark.callbacks.checkpoints.fencing import Permit
 from mirrorspark.callbacks.checkpoints.retention import prune
-from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS, Location, store_error
 from mirrorspark.callbacks.collectives import at_exit
 from mirrorspark.storage.host_cache import bytes_in
 
@@ -98,7 +98,7 @@ class CheckpointPublisher:
         known_good: Newest checkpoint in the store.
         permit: The right to publish, or None to publish without a fence.
         retry_seconds: How long a store may fail, or not answer, before training is ended. A longer local write is not
-            counted against the store as long as its files grow.
+            counted against the store as its files grow.
         beat: Called, from any thread, whenever some bytes have moved.
         clock: Returns seconds; monotonic.
 

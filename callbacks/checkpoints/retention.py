@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
+from mirrorspark.callbacks.checkpoints.checkpoint_store import Location, native, open_store
 from mirrorspark.callbacks.checkpoints.commit import (
     CheckpointDamagedError,
     CommittedCheckpoint,
@@ -14,8 +15,7 @@ from mirrorspark.callbacks.checkpoints.commit import (
     mark_of,
     read_committed,
 )
-from mirrorspark.callbacks.checkpoints.fence import read_fence
-from mirrorspark.callbacks.checkpoints.store import Location, native, open_store
+from mirrorspark.callbacks.checkpoints.fencing import read_fence
 from mirrorspark.storage.paths import StoragePath
 
 

@@ -35,7 +35,7 @@ from mirrorspark.callbacks.mlflow.metric_requests import (
     to_line,
     with_call,
 )
-from mirrorspark.callbacks.mlflow.store import is_same_store, limit_requests, store_client
+from mirrorspark.callbacks.mlflow.tracking_store import is_same_store, limit_requests, store_client
 from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, named
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.event_file import FOR_MLFLOW, Event, EventFile, EventTail

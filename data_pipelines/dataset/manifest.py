@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.data_pipelines.tfrecord.crc32c import crc32c
+from mirrorspark.data_pipelines.tfrecord.checksums import crc32c
 from mirrorspark.data_pipelines.tfrecord.records import RECORD_OVERHEAD_BYTES
 from mirrorspark.storage.paths import StoragePath, leads_out
 

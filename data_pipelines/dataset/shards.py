@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.dataset.blocks import encode_blocks
+from mirrorspark.data_pipelines.dataset.block_format import encode_blocks
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT, DatasetError, Shard
 from mirrorspark.data_pipelines.dataset.staging import StagedFile
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
@@ -176,7 +176,7 @@ class _ShardWriter:
 
 
 def _counts(feature: Feature, table: pa.Table, column: Encoded) -> dict[str, int]:
-    """Return the counts of rows without a value, tokens, unknown tokens and infinite numbers, as far as they apply."""
+    """Return the counts of rows without a value, tokens, unknown tokens and infinite numbers, as they apply."""
     if isinstance(column, SparseRows):
         return {"missing": int((column.row_lengths == 0).sum()), "infinite": non_finite(column)}
     if feature.form == "value":

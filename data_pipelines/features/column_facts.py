@@ -28,7 +28,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from mirrorspark.data_pipelines.features.dates import DATE_ORDERS, DATE_PATTERNS, DateOrder
+from mirrorspark.data_pipelines.features.date_formats import DATE_ORDERS, DATE_PATTERNS, DateOrder
 
 CATEGORIES = "mirrorspark.categories"
 """Metadata of a column that was a categorical of pandas or Polars, or a dictionary of Arrow: its values as text, the

@@ -18,7 +18,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
-from mirrorspark.data_pipelines.features.items import with_items
+from mirrorspark.data_pipelines.features.item_rows import with_items
 from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnPlans, column_plans, unembedded_type
 from mirrorspark.data_pipelines.features.spec import FeatureSpec

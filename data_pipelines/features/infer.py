@@ -27,7 +27,7 @@ from pyspark.sql.types import (
 )
 
 from mirrorspark.data_pipelines.features.column_facts import ColumnFacts, arrow_facts, column_facts, quoted
-from mirrorspark.data_pipelines.features.dates import DateOrder
+from mirrorspark.data_pipelines.features.date_formats import DateOrder
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
     Date,

@@ -29,8 +29,8 @@ from mirrorspark.data_pipelines.features.checks import (
     check_truncate,
     is_finite,
 )
-from mirrorspark.data_pipelines.features.dates import DATE_ORDERS, DateOrder
-from mirrorspark.data_pipelines.features.text import DEFAULT_SEPARATORS, SeparatorPatternError, spelled_out
+from mirrorspark.data_pipelines.features.date_formats import DATE_ORDERS, DateOrder
+from mirrorspark.data_pipelines.features.text_rules import DEFAULT_SEPARATORS, SeparatorPatternError, spelled_out
 
 MISSING_ID = 0
 OUT_OF_VOCABULARY_ID = 1
@@ -277,14 +277,14 @@ class Text(_Column):
     Attributes:
         name: Column of the table, and name of the model's input.
         max_length: Tokens kept per row.
-        pattern: Regular expression (RE2) of separators; see :func:`data_pipelines.features.text.spelled_out`.
+        pattern: Regular expression (RE2) of separators; see :func:`data_pipelines.features.text_rules.spelled_out`.
         truncate: The end of a longer text that is cut away: ``tail`` keeps the first tokens, ``head`` the last.
         min_count: As for a categorical feature, counted over tokens.
         max_size: As for a categorical feature.
         hash_buckets: As for a categorical feature.
         ngrams: Fewest and most characters of the parts of words that are tokens beside the words, such as ``(3, 5)``,
             so that a word that training has not seen shares tokens with words that it has; needs ``hash_buckets``.
-            Both count for ``max_length``. See :func:`data_pipelines.features.text.subwords`.
+            Both count for ``max_length``. See :func:`data_pipelines.features.text_rules.subwords`.
     """
 
     kind: ClassVar[Literal["text"]] = "text"

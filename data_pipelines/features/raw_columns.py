@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.dates import days_of_texts
+from mirrorspark.data_pipelines.features.date_formats import days_of_texts
 from mirrorspark.data_pipelines.features.kinds import (
     Categorical,
     Date,

@@ -53,7 +53,7 @@ from mirrorspark.data_pipelines.features.raw_columns import (
     order_within_rows,
     raw_column,
 )
-from mirrorspark.data_pipelines.features.text import normalise, split_tokens, subwords
+from mirrorspark.data_pipelines.features.text_rules import normalise, split_tokens, subwords
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class Encoder:
             start = max(stop, start + 1)
 
     def _encoded(self, table: pa.Table | pa.RecordBatch, feature: Feature) -> Encoded:
-        # Integers are tokens too. Converting them to text takes several times as long as everything else.
+        # Integers are tokens too. Converting them to text takes several times as everything else.
         if isinstance(feature, Categorical) and self.fitted.spec.hash_buckets(feature) is None:
             numbers = integer_tokens(table, feature)
             if numbers is not None:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
 from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Severity
 from mirrorspark.data_pipelines.quality.profile import ColumnProfile
-from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, Role
+from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, Role
 from mirrorspark.pages.blocks import (
     card_html,
     cards_html,

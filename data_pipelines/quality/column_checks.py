@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator, Mapping
 
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
-from mirrorspark.data_pipelines.features.dates import DATE_PATTERNS
+from mirrorspark.data_pipelines.features.date_formats import DATE_PATTERNS
 from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Severity, percent
 from mirrorspark.data_pipelines.quality.profile import ColumnProfile, DatasetProfile, SplitColumn
-from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, Role
+from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, Role
 
 _SHOWN_VALUES = 3
 _LEAST_DATES = 3  # of so many different values as dates, it is not by chance

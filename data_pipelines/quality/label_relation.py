@@ -3,7 +3,7 @@
 import numpy as np
 
 from mirrorspark.data_pipelines.quality.profile import LabelRelation
-from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, RawValues
+from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, RawValues
 
 # With fewer training rows, in total or of a class, nothing shows that a column gives the label away.
 _ENOUGH_ROWS = 50

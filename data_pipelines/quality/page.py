@@ -12,7 +12,7 @@ from mirrorspark.data_pipelines.quality.column_card import column_card, label_se
 from mirrorspark.data_pipelines.quality.drift import Drift
 from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Report, Severity
 from mirrorspark.data_pipelines.quality.profile import ColumnProfile, DatasetProfile
-from mirrorspark.data_pipelines.quality.raw_values import Role
+from mirrorspark.data_pipelines.quality.raw_value_columns import Role
 from mirrorspark.pages.blocks import (
     Cell,
     cards_html,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, Role
+from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, Role
 
 PROFILE_VERSION = 1
 PROFILE_FILE = "profile.json"

@@ -27,7 +27,7 @@ from mirrorspark.data_pipelines.quality.profile import (
     Spread,
     ValueCount,
 )
-from mirrorspark.data_pipelines.quality.raw_values import (
+from mirrorspark.data_pipelines.quality.raw_value_columns import (
     ColumnKind,
     RawValues,
     Role,

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from mirrorspark.data_pipelines.quality.profile import Redundancy
-from mirrorspark.data_pipelines.quality.raw_values import RawValues
+from mirrorspark.data_pipelines.quality.raw_value_columns import RawValues
 
 # Fewer rows show nothing.
 _ENOUGH_ROWS = 50

@@ -26,7 +26,7 @@ Moment = date | datetime | str | int | float
 
 _TRAIN, _VALIDATION, _TEST = SPLITS
 _SHARES = {_TRAIN: 0.8, _VALIDATION: 0.1, _TEST: 0.1}
-# With more rows a value is in each split as often as it should be by chance alone, within a few per cent.
+# With more rows a value is in each split as it should be by chance alone, within a few per cent.
 _RARE_ROWS = 1000
 _MOST_RARE_VALUES = 100
 # Doubles hold whole numbers up to 2^53, so a hash of 53 bits becomes a number in [0, 1) without rounding.

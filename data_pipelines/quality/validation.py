@@ -12,7 +12,7 @@ from mirrorspark.data_pipelines.quality.column_checks import column_findings, un
 from mirrorspark.data_pipelines.quality.drift import Drift, measure_drift
 from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Report, Severity, percent
 from mirrorspark.data_pipelines.quality.profile import ColumnProfile, DatasetProfile
-from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, Role
+from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, Role
 
 _HELD_BACK = tuple(split for split in SPLITS if split != TRAIN_SPLIT)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from mirrorspark.data_pipelines.dataset.blocks import Block, decode_block
+from mirrorspark.data_pipelines.dataset.block_format import Block, decode_block
 from mirrorspark.data_pipelines.dataset.cache import DatasetCache
 from mirrorspark.data_pipelines.dataset.manifest import (
     FEATURES_FOLDER,
@@ -29,7 +29,7 @@ from mirrorspark.data_pipelines.dataset.manifest import (
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import SparseRows
-from mirrorspark.data_pipelines.reading.batches import (
+from mirrorspark.data_pipelines.reading.batching import (
     LABEL,
     WEIGHT,
     BatchColumns,
@@ -258,7 +258,7 @@ class ReadPlan:
 def load_dataset(
     location: str | Path | StoragePath, *, checksums: bool = False, cache: DatasetCache | None = None
 ) -> Dataset:
-    """Open a dataset directory written by :func:`data_pipelines.convert.convert`, after checking that it is whole.
+    """Open a dataset directory written by :func:`data_pipelines.conversion.convert`, after checking that it is whole.
 
     The arguments and errors are those of :meth:`Dataset.open`.
     """

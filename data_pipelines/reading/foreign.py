@@ -3,7 +3,7 @@
 There is no manifest, so the rows of every file are counted first, once. From these counts each worker computes its
 share, with the same number of steps as all others. There are two kinds of shares:
 
-* ``file``: every worker reads whole files of its own. Nothing is read twice, but shares are as uneven as the files.
+* ``file``: every worker reads whole files of its own. Nothing is read twice, but shares are as the files.
 * ``data``: every worker reads all files and parses each ``workers``-th record. Shares are even, and one file is enough.
 
 Datasets that this library wrote are read several times faster by :mod:`data_pipelines.reading.dataset`.

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.dataset.block_format import Block
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import SparseRows
 from mirrorspark.data_pipelines.features.vocabulary_kernels import mixed

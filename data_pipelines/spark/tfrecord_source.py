@@ -120,7 +120,7 @@ def _files(source_options: Mapping[str, str], options: ReadOptions) -> list[Data
 
 
 def _driver() -> int:
-    """Return the PID of the driver's JVM, which lives as long as the application and started this process."""
+    """Return the PID of the driver's JVM, which lives as the application and started this process."""
     process = psutil.Process()
     return next((parent.pid for parent in process.parents() if parent.name() == "java"), process.pid)
 

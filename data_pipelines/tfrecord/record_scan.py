@@ -11,7 +11,7 @@ import numpy.typing as npt
 from numba import types
 
 from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_kernel
-from mirrorspark.data_pipelines.tfrecord.crc32c import masked_crc32c_of_span
+from mirrorspark.data_pipelines.tfrecord.checksums import masked_crc32c_of_span
 from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import uint32_at
 from mirrorspark.data_pipelines.tfrecord.records import (
     FOOTER_BYTES,

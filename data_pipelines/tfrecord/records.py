@@ -8,7 +8,7 @@ import enum
 import struct
 from typing import Any, Protocol
 
-from mirrorspark.data_pipelines.tfrecord.crc32c import (
+from mirrorspark.data_pipelines.tfrecord.checksums import (
     combine_crc32c,
     crc32c,
     mask_crc32c,

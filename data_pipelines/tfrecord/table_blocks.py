@@ -73,7 +73,7 @@ def check_block_schema(schema: pa.Schema) -> None:
     _block_columns(schema)
 
 
-# Planning takes as long as encoding a block, and consecutive blocks have the same schema.
+# Planning takes as encoding a block, and consecutive blocks have the same schema.
 @lru_cache(maxsize=16)
 def _block_columns(schema: pa.Schema) -> tuple[TableColumn, ...]:
     columns = table_columns(schema, RecordType.SEQUENCE_EXAMPLE)

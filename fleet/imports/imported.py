@@ -126,7 +126,7 @@ def column_names(name: str, found: Sequence[str] | None, inputs: int) -> list[st
     """Return the names of a model's columns.
 
     Raises:
-        FleetError: There are none, or not as many as the model has inputs.
+        FleetError: There are none, or not as the model has inputs.
     """
     if found is None or len(found) != inputs:
         raise FleetError(

@@ -187,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="show how far a run is")
     status.set_defaults(command=_status)
     status.add_argument("output", help="folder of the run")
-    status.add_argument("--watch", action="store_true", help="show the progress as long as a driver works on the run")
+    status.add_argument("--watch", action="store_true", help="show the progress as a driver works on the run")
     status.add_argument(
         "--every-seconds", type=float, default=DEFAULT_WATCH_SECONDS, help="time between two looks of --watch"
     )

@@ -26,7 +26,7 @@ class Standing:
 
 
 def is_held(standing: Standing, now: float) -> bool:
-    """Return whether a driver works on the microbatch, as far as its lease tells."""
+    """Return whether a driver works on the microbatch, as its lease tells."""
     return standing.state == "running" and standing.lease_until > now
 
 

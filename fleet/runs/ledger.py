@@ -1,6 +1,6 @@
 """The ledger of fleets' runs: a database of microbatches, attempts and errors, SQLite or PostgreSQL.
 
-A driver takes a microbatch by raising its *fence*, and holds it as long as its *lease* has not run out. Both are
+A driver takes a microbatch by raising its *fence*, and holds it as its *lease* has not run out. Both are
 columns of the table, so that of two drivers one changes the row and the other finds it changed.
 """
 
@@ -52,7 +52,7 @@ class LedgerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Claim:
-    """The right to score and publish a microbatch, as long as nobody has raised the fence."""
+    """The right to score and publish a microbatch, as nobody has raised the fence."""
 
     number: int
     fence: int
@@ -351,7 +351,7 @@ def ledger_name(location: str | Path) -> str:
 
 
 def is_same_ledger(name: str, other: str) -> bool:
-    """Return whether two names of ledgers are of one database, as far as they tell: a host may have several names."""
+    """Return whether two names of ledgers are of one database, as they tell: a host may have several names."""
     return name == other or _place(name) == _place(other)
 
 

@@ -89,7 +89,7 @@ class InputFile:
     version: str = ""
 
     def is_same(self, other: "InputFile") -> bool:
-        """Return whether a file is the same as far as both are known."""
+        """Return whether a file is the same as both are known."""
         return self == other or (not self.version and replace(other, version="") == self)
 
 

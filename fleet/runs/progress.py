@@ -89,7 +89,7 @@ class Progress:
 
 
 def follow(book: Ledger, run: str, every_seconds: float) -> Iterator[Progress]:
-    """Yield how far a run is, again and again, as long as a driver works on it.
+    """Yield how far a run is, again and again, as a driver works on it.
 
     Args:
         book: The ledger.

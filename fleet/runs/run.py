@@ -278,7 +278,7 @@ def fleet_status(output: Location, ledger: str | Path | None = None) -> dict[str
 def watch_fleet(
     output: Location, ledger: str | Path | None = None, every_seconds: float = DEFAULT_WATCH_SECONDS
 ) -> Iterator[Progress]:
-    """Yield how far a run is, by its ledger, again and again, as long as a driver works on it.
+    """Yield how far a run is, by its ledger, again and again, as a driver works on it.
 
     Args:
         output: Folder of the run.

@@ -13,8 +13,8 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from pyspark.sql.types import BooleanType, DataType, NumericType, StringType
 
 from mirrorspark.data_pipelines.any_table import ROW_NUMBER, TableError, as_dataframe, is_in_memory, numbered
-from mirrorspark.data_pipelines.convert import ConversionOptions
-from mirrorspark.data_pipelines.convert_once import convert_once, hashed_on_the_way, quoted
+from mirrorspark.data_pipelines.conversion import ConversionOptions
+from mirrorspark.data_pipelines.converted_once import convert_once, hashed_on_the_way, quoted
 from mirrorspark.data_pipelines.features.raw_columns import meant
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split

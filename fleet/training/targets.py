@@ -10,7 +10,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from scipy.special import xlogy  # type: ignore[import-untyped]
 
-from mirrorspark.data_pipelines.convert_once import quoted
+from mirrorspark.data_pipelines.converted_once import quoted
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
 from mirrorspark.data_pipelines.spark.tasks import portable
@@ -114,7 +114,7 @@ def measure_targets(rows: DataFrame, targets: Sequence[str]) -> dict[str, Target
     none = TargetSums.of(np.empty((0, len(targets))))
     found = dict.fromkeys(SPLITS, none)
     task = portable(TargetsTask(len(targets)))
-    # As they are: an array of them would cost Spark, which has to compile it, as much as all the rest.
+    # As they are: an array of them would cost Spark, which has to compile it, as all the rest.
     numbers = (f"cast({quoted(name)} AS double) AS target_{number}" for number, name in enumerate(targets))
     measured = rows.selectExpr(f"cast({quoted(SPLIT_COLUMN)} AS string) AS split", *numbers)
     for part in measured.mapInArrow(task, "split string, sums array<double>").collect():

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mlflow.exceptions import MlflowException
 from pyspark.sql import SparkSession
 
-from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT, store_client
+from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_OUTPUT, store_client
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS
 from mirrorspark.data_pipelines.features.fitting import rounded
 from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -27,7 +27,7 @@ from mirrorspark.spark_session.start import open_session
 from mirrorspark.storage.atomic_file import replaced
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.training.configuration.fields import ConfigError
-from mirrorspark.training.entry_points.fit import MOST_LOCAL_WORKERS, default_batch_size, default_workers
+from mirrorspark.training.entry_points.fit_table import MOST_LOCAL_WORKERS, default_batch_size, default_workers
 from mirrorspark.training.entry_points.launch import Launched, run_train_fn
 from mirrorspark.training.protocol.elastic import Elastic, parse_workers
 from mirrorspark.training.protocol.names import is_name
@@ -99,7 +99,7 @@ def train_fleet(
         global_batch_size: Rows of one update, over all workers; by default a hundredth of the training rows, from 64 to
             4,096.
         seed: Fixes the split, the order of the rows and the initial weights of networks.
-        workers: Workers that train side by side, on CPUs; by default as many as the session has slots, at most one per
+        workers: Workers that train side by side, on CPUs; by default as the session has slots, at most one per
             20,000 training rows.
         name: Names the run, the dataset and, by default, the MLflow experiment.
         output: Folder for datasets, runs and the MLflow store by default; driver and workers share it.
@@ -113,7 +113,7 @@ def train_fleet(
         TableError: ``table`` is no table, or has no keys.
         FleetError: A model, a target or a column cannot be used; the message names it. Or no model has converged.
         ConfigError: A setting has an invalid value.
-        Exception: As :func:`data_pipelines.convert.convert` and :func:`training.entry_points.launch.run_train_fn` say.
+        Exception: As :func:`data_pipelines.conversion.convert` and :func:`training.entry_points.launch.run_train_fn` say.
     """
     if not is_name(name):
         raise ConfigError(f"name '{name}' must be letters, digits, '.', '_' or '-': it names folders")

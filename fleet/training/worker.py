@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from mirrorspark.callbacks.backup import BackupAndRestore, resume_point
 from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
-from mirrorspark.callbacks.checkpoints.fence import CHECKPOINTS_VARIABLE
+from mirrorspark.callbacks.checkpoints.fencing import CHECKPOINTS_VARIABLE
 from mirrorspark.callbacks.collectives.agreement import sum_over_ranks
 from mirrorspark.callbacks.collectives.roles import current_role
 from mirrorspark.callbacks.short_executions import ShortExecutions

@@ -105,7 +105,7 @@ def read_eval_config(file: str | Path) -> EvalConfig:
     """Read a configuration of TensorFlow Model Analysis: a text proto, or YAML or JSON by the file's suffix.
 
     ``threshold`` of a metric holds in all rows and in every slice, as there. Metrics without a threshold are left out:
-    :func:`lifecycle.gate.validate.validate` measures all that it has.
+    :func:`lifecycle.gate.gate.validate` measures all that it has.
 
     Raises:
         EvalConfigError: It cannot be read, or asks for what cannot be kept: metrics that are not measured here,

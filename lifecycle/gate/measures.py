@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mirrorspark.evaluation.bootstrap import row_log_losses
 from mirrorspark.evaluation.metrics import PRECISION_KS, rank_columns, rank_metrics
 from mirrorspark.lifecycle.gate.tally import NEGATIVES, POSITIVES, SCORES, Pairs, ScoredRows
-from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, list_values
+from mirrorspark.models.retrieval.list_metrics import RANKING_KS, list_values
 from mirrorspark.scoring.model.directory import Task
 
 Values = dict[str, NDArray[np.float64]]
@@ -216,7 +216,7 @@ class MultiLabel:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Metrics of ranked lists, each with the item that was held back: see :mod:`models.retrieval.ranking_metrics`."""
+    """Metrics of ranked lists, each with the item that was held back: see :mod:`models.retrieval.list_metrics`."""
 
     ks: tuple[int, ...] = RANKING_KS
 

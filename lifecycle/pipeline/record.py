@@ -115,7 +115,7 @@ def _dates(parent: Path) -> list[str]:
 
 @contextlib.contextmanager
 def open_record(folder: Path, new: PipelineRecord, *, anew: bool = False) -> Iterator["OpenRecord"]:
-    """Open the record of a date, or begin it, for as long as the block runs.
+    """Open the record of a date, or begin it, for as the block runs.
 
     Args:
         folder: The folder of the date.

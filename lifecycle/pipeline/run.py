@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.store import own_store
+from mirrorspark.callbacks.mlflow.tracking_store import own_store
 from mirrorspark.lifecycle.pipeline.alerts import Alert, report
 from mirrorspark.lifecycle.pipeline.history import write_history
 from mirrorspark.lifecycle.pipeline.page import PAGE_FILE, pipeline_page

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.convert import read_profile
+from mirrorspark.data_pipelines.conversion import read_profile
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT, is_published
 from mirrorspark.data_pipelines.quality.drift import measure_drift, stability_index
 from mirrorspark.data_pipelines.quality.findings import Limits
@@ -25,21 +25,21 @@ from mirrorspark.data_pipelines.quality.profile import Bins
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.tables import query
 from mirrorspark.lifecycle.gate.facts import Measure
+from mirrorspark.lifecycle.gate.gate import SINGLE_ROWS, log_validation, validate
 from mirrorspark.lifecycle.gate.page import PAGE_FILE as VALIDATION_PAGE
 from mirrorspark.lifecycle.gate.serving import score_single_rows
-from mirrorspark.lifecycle.gate.validate import SINGLE_ROWS, log_validation, validate
 from mirrorspark.lifecycle.pipeline.alerts import Alert, check_targets, report
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Facts, OutdatedError, Stage
-from mirrorspark.lifecycle.promotion.promote import CHAMPION, Evidence, PromotionConflictError, promote
+from mirrorspark.lifecycle.promotion.promotions import CHAMPION, Evidence, PromotionConflictError, promote
 from mirrorspark.lifecycle.promotion.registry import MLflowRegistry, RegistryError
 from mirrorspark.lifecycle.watching.snapshot import SNAPSHOT_FILE, Snapshot, score_column
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.precomputation import precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.spark_session.start import open_session
 from mirrorspark.storage.atomic_file import replaced

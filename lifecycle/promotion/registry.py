@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import psutil
 from filelock import FileLock, Timeout
 
-from mirrorspark.callbacks.mlflow.store import sqlite_file, store_client
+from mirrorspark.callbacks.mlflow.tracking_store import sqlite_file, store_client
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.paths import leads_out

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 
 from mirrorspark.data_pipelines.features.kinds import Feature
 from mirrorspark.data_pipelines.quality.profiling import bin_counts
-from mirrorspark.data_pipelines.quality.raw_values import raw_values
+from mirrorspark.data_pipelines.quality.raw_value_columns import raw_values
 from mirrorspark.data_pipelines.spark.tasks import map_batches
 from mirrorspark.lifecycle.watching.drift import ColumnCounts
 from mirrorspark.lifecycle.watching.snapshot import Snapshot, WatchedColumn

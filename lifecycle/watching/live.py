@@ -18,7 +18,7 @@ from mirrorspark.lifecycle.gate.measure import MOST_SLICES, Measured, measure_sc
 from mirrorspark.lifecycle.gate.measures import measures_of
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import direction_of
-from mirrorspark.lifecycle.watching.watch import WEEK
+from mirrorspark.lifecycle.watching.watcher import WEEK
 from mirrorspark.pages.numbers import in_digits
 from mirrorspark.scoring.model.directory import Task
 from mirrorspark.scoring.parity import THRESHOLD
@@ -117,7 +117,7 @@ def live_metrics(
         promise: Values that the metrics are compared with.
         tolerance: Difference to the promise without an alarm, in units of the metric.
         min_examples: Windows with fewer outcomes are not judged.
-        threshold: As in :func:`lifecycle.gate.validate.validate`.
+        threshold: As in :func:`lifecycle.gate.gate.validate`.
         seed: Fixes the intervals.
 
     Returns:

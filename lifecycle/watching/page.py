@@ -11,10 +11,10 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from mlflow.entities import Metric
 
-from mirrorspark.callbacks.mlflow.store import store_client
+from mirrorspark.callbacks.mlflow.tracking_store import store_client
 from mirrorspark.lifecycle.watching.drift import ColumnDrift
 from mirrorspark.lifecycle.watching.live import LiveWindow, Promise
-from mirrorspark.lifecycle.watching.watch import WindowDrift
+from mirrorspark.lifecycle.watching.watcher import WindowDrift
 from mirrorspark.pages.blocks import (
     Cell,
     card_html,

@@ -12,13 +12,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mirrorspark.data_pipelines.convert import read_profile
+from mirrorspark.data_pipelines.conversion import read_profile
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
 from mirrorspark.data_pipelines.features.kinds import TokenFeature
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.profile import Bins
 from mirrorspark.data_pipelines.quality.profiling import DRIFT_QUANTILES, bin_counts
-from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, RawValues, Role
+from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, RawValues, Role
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.storage.atomic_file import write_atomically
 

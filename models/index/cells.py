@@ -33,7 +33,7 @@ _ROUNDS = 10
 _SAMPLED_PER_CELL = 256
 # Largest size of a cell, relative to equal cells: every cell takes the memory of the largest.
 _LARGEST = 1.5
-# Scores of this number of directions stay in the cache of a core: twice as fast as 8,192.
+# Scores of this number of directions stay in the cache of a core: twice as 8,192.
 _ASSIGNED_AT_ONCE = 512
 
 

@@ -66,7 +66,7 @@ class CausalStates(tf_keras.layers.Layer):
         if training is not False:
             table = dense_when_small(table, self._items.input_dim)
         embedded = tf.cast(tf.nn.embedding_lookup(table, ids), self.compute_dtype)
-        # Scaled as in the paper's code: the table is drawn as small as an output layer needs it.
+        # Scaled as in the paper's code: the table is drawn as an output layer needs it.
         embedded *= tf.cast(is_id, self.compute_dtype)[:, :, tf.newaxis] * math.sqrt(self._dim)
         place = tf.minimum(tf.cumsum(tf.cast(is_id, tf.int32), axis=1), self._longest)
         states = embedded + tf.gather(tf.cast(self._positions, self.compute_dtype), place)

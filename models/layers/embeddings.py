@@ -104,7 +104,7 @@ class FieldEmbeddings(tf_keras.layers.Layer):
         ids = tf.concat([tf.reshape(given[name], [-1, width]) for name, width in widths.items()], axis=1)
         weights = tf.cast(tf.not_equal(ids, MISSING_ID), self.compute_dtype)[:, :, tf.newaxis]
         embedded = tf.nn.embedding_lookup(table, ids + self._offsets([*widths.values()])) * weights
-        # Adjacent fields of one id each are already in place: splitting and joining them would cost as much as the next
+        # Adjacent fields of one id each are already in place: splitting and joining them would cost as the next
         # layer.
         runs = [[*run] for _, run in itertools.groupby(self._fields, lambda field: field.width == 1 or field.name)]
         sizes = [sum(widths[field.name] for field in run) for run in runs]
@@ -175,7 +175,7 @@ class SparseEmbedding(tf_keras.layers.Layer):
 def sparse_product(rows: tf.SparseTensor, table: Any) -> tf.Tensor:
     """Return the product of sparse rows ``[batch, size]`` with a table ``[size, dim]``: ``[batch, dim]``.
 
-    It takes one pass and stores no entry's embedding; its gradient would be as large as the table. 8,192 rows of 100
+    It takes one pass and stores no entry's embedding; its gradient would be as the table. 8,192 rows of 100
     entries and 128 numbers take one core 64 ms. The lookup takes 142 ms and 840 MB, and
     ``tf.sparse.sparse_dense_matmul``, which does not compress the rows, 316 ms.
     """

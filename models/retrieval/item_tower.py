@@ -14,7 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, ItemTable
-from mirrorspark.data_pipelines.features.items import encoded_items
+from mirrorspark.data_pipelines.features.item_rows import encoded_items
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.models.layers import ResumableDropout, concatenated_inputs, symbolic_inputs
 from mirrorspark.models.retrieval import towers

@@ -76,7 +76,7 @@ class UniformSample(CandidateSample):
 
 
 class PopularitySample(CandidateSample):
-    """Draws candidates as often as the training rows have them; those without a row are never drawn."""
+    """Draws candidates as the training rows have them; those without a row are never drawn."""
 
     def __init__(self, count: int, counts: np.ndarray, seed: int, **kwargs: Any) -> None:
         """Store the arguments.

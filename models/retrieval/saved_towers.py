@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.items import encoded_items
+from mirrorspark.data_pipelines.features.item_rows import encoded_items
 from mirrorspark.data_pipelines.features.kinds import (
     FIRST_VOCABULARY_ID,
     OUT_OF_VOCABULARY_ID,

@@ -17,7 +17,7 @@ class SequenceRetrieval(RetrievalModel):
     """A retrieval model whose training rows may stand for all positions of their history.
 
     A position's query is the state before an item, and its candidate is that item. A row's loss is the sum of those of
-    its positions, so that each position counts as much as a row of its own would, and the gradient does not depend on
+    its positions, so that each position counts as a row of its own would, and the gradient does not depend on
     how rows are distributed over workers.
     """
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import arithmetic
-from mirrorspark.data_pipelines.features.dates import (
+from mirrorspark.data_pipelines.features.date_formats import (
     DATE_PATTERNS,
     MICROSECONDS_OF_A_DAY,
     MONTHS,
@@ -51,7 +51,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Vector,
     VectorFeature,
 )
-from mirrorspark.data_pipelines.features.text import WHITE_SPACE
+from mirrorspark.data_pipelines.features.text_rules import WHITE_SPACE
 from mirrorspark.data_pipelines.features.transform import SparseRows, bucket_boundaries, imputed_value
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models.serving.saved_functions import state
@@ -353,7 +353,7 @@ def _days(order: DateOrder, texts: tf.Tensor) -> tf.Tensor:
 
 
 def _date_part(name: str, texts: tf.Tensor) -> tf.Tensor:
-    """Return the int64 number of one group of a date, as :mod:`data_pipelines.features.dates` reads it."""
+    """Return the int64 number of one group of a date, as :mod:`data_pipelines.features.date_formats` reads it."""
     if name == "half":
         lower = tf.strings.lower(texts)
         return tf.cast(lower == "a", tf.int64) + 2 * tf.cast(lower == "p", tf.int64)

@@ -1,6 +1,6 @@
 """Text normalisation and tokenisation as graph operations, so that an exported model accepts raw texts.
 
-It is byte-equal to :mod:`data_pipelines.features.text`, which defines normalisation; tests verify that. Only stock
+It is byte-equal to :mod:`data_pipelines.features.text_rules`, which defines normalisation; tests verify that. Only stock
 TensorFlow operations are used, so that the SavedModel runs without this package.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features.text import (
+from mirrorspark.data_pipelines.features.text_rules import (
     ASSIGNED_LATER,
     CODE_POINTS,
     DEFAULT_SEPARATORS,
@@ -80,7 +80,7 @@ class _Characters:
 
 
 class GraphNormaliser(tf.Module):
-    """Normalises texts in a graph, as :func:`data_pipelines.features.text.normalise` does.
+    """Normalises texts in a graph, as :func:`data_pipelines.features.text_rules.normalise` does.
 
     One instance can serve any number of inputs: its tables, 144 kB, are stored once.
     """
@@ -199,7 +199,7 @@ def graph_split(texts: tf.Tensor, pattern: str = DEFAULT_SEPARATORS) -> tf.Ragge
 
     Args:
         texts: string ``[rows]`` of valid UTF-8, such as the result of :class:`GraphNormaliser`.
-        pattern: RE2 pattern of separators, with the limits of :func:`data_pipelines.features.text.spelled_out`.
+        pattern: RE2 pattern of separators, with the limits of :func:`data_pipelines.features.text_rules.spelled_out`.
 
     Raises:
         SeparatorPatternError: ``pattern`` cannot be used.
@@ -217,7 +217,7 @@ def graph_split(texts: tf.Tensor, pattern: str = DEFAULT_SEPARATORS) -> tf.Ragge
 def graph_subwords(words: tf.RaggedTensor, sizes: tuple[int, int]) -> tf.RaggedTensor:
     """Return the words of each row and their n-grams, string ``[rows, any]``, word by word.
 
-    They are those of :func:`data_pipelines.features.text.subwords`, in its order.
+    They are those of :func:`data_pipelines.features.text_rules.subwords`, in its order.
 
     Args:
         words: string ``[rows, any]``, as :func:`graph_split` returns.

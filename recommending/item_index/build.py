@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.items import ids_without_item
+from mirrorspark.data_pipelines.features.item_rows import ids_without_item
 from mirrorspark.scoring.embedding.model_encoders import graph_encoders
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER
 from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 
 from mirrorspark.data_pipelines.any_table import as_arrow
-from mirrorspark.data_pipelines.convert import library_versions
+from mirrorspark.data_pipelines.conversion import library_versions
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.items import changed_items, ids_without_item, with_catalogue, with_changes
+from mirrorspark.data_pipelines.features.item_rows import changed_items, ids_without_item, with_catalogue, with_changes
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.raw_columns import raw_column
 from mirrorspark.data_pipelines.features.spec import FeatureSpec

@@ -15,7 +15,7 @@ from mirrorspark.data_pipelines.spark.schema import spark_schema_of
 from mirrorspark.data_pipelines.spark.tasks import map_batches
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
 from mirrorspark.recommending.reranking.ranking import Ranking, candidate_schema, ranked
-from mirrorspark.recommending.reranking.rerank import arrow_items
+from mirrorspark.recommending.reranking.reranker import arrow_items
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel

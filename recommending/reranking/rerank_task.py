@@ -17,7 +17,7 @@ from mirrorspark.scoring.task.batches import regrouped
 
 @dataclass(frozen=True)
 class RerankTask:
-    """Body of a Spark task of :func:`recommending.reranking.rerank.rerank`."""
+    """Body of a Spark task of :func:`recommending.reranking.reranker.rerank`."""
 
     items: ItemAttributes
     rules: Rules

@@ -8,7 +8,7 @@ from mirrorspark.scoring.errors import ScoringError
 
 @dataclass(frozen=True)
 class Rules:
-    """Rules of a re-ranked list; the meaning of each is in :func:`recommending.reranking.rerank.rerank`."""
+    """Rules of a re-ranked list; the meaning of each is in :func:`recommending.reranking.reranker.rerank`."""
 
     k: int
     category: str | None = None

@@ -51,7 +51,7 @@ def _fused(
     """Fuse ranked lists by places or by scaled scores, because scores of different models have no common unit.
 
     A candidate gets the model's weight times its :data:`Fusion` from each model that lists it, with places from 1. Of
-    equal sums the candidate comes first that the first model has further ahead. Lists are as long as the longest of the
+    equal sums the candidate comes first that the first model has further ahead. Lists are as the longest of the
     parts'.
     """
     listed = {name: outputs[CANDIDATES] for name, outputs in parts.items()}

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from mirrorspark.models.classical import SUMS_OVER_HISTORY
 from mirrorspark.models.index.ranked_lists import is_ranked_list
 from mirrorspark.recommending.reranking.items import check_item_columns
-from mirrorspark.recommending.reranking.rerank import arrow_items
+from mirrorspark.recommending.reranking.reranker import arrow_items
 from mirrorspark.recommending.routing.blend import VectorFusion
 from mirrorspark.recommending.routing.folder import ITEMS_FILE, ROUTER, ROUTER_FILE, inputs_of, model_folder, stages_of
 from mirrorspark.recommending.routing.routed import MODEL, REASON

@@ -239,7 +239,7 @@ class RoutedModel:
         found = parts[first] if only else blended(parts, weights, cast(ListFusion, self._router.fusion))
         if name not in self._stages:
             return found
-        # A model of another library lists as many as it does.
+        # A model of another library lists as it does.
         return {output: values[:, : self._search.depth(name)] for output, values in found.items()}
 
     def _found_by_vectors(self, name: str, batch: pa.RecordBatch) -> dict[str, np.ndarray]:

@@ -92,9 +92,9 @@ class Cascade:
         retrieve: Name of the retrieval model, or of the blend of such models, that finds the candidates.
         key: Column of the candidate's token: in the rows that ``rank`` reads, and in the table of items.
         rank: Name of the model that ranks the candidates; None keeps the order in which they were found.
-        rerank: Rules of the re-ranking, by the names of the parameters of :func:`recommending.reranking.rerank.rerank`:
+        rerank: Rules of the re-ranking, by the names of the parameters of :func:`recommending.reranking.reranker.rerank`:
             ``{"category": "genre", "at_most": 4}``. Without any the ranked list is only cut.
-        depth: Candidates to find, at least as many as are listed.
+        depth: Candidates to find, at least as are listed.
         k: Length of the list; :func:`.recommend` has a ``k`` of its own.
         output: Output of ``rank`` to rank by, one number for each row.
     """

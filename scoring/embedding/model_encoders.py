@@ -21,7 +21,7 @@ from mirrorspark.data_pipelines.features.raw_columns import (
     embedded_content,
     raw_column,
 )
-from mirrorspark.data_pipelines.features.text import single_spaced
+from mirrorspark.data_pipelines.features.text_rules import single_spaced
 from mirrorspark.scoring.embedding.encoder import encoder_folder, encoder_libraries, load_encoder
 from mirrorspark.scoring.embedding.image_encoder import key_of
 from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSettings, Settings
@@ -116,7 +116,7 @@ def encoder_versions(folder: Path, features: Iterable[EmbeddedFeature]) -> dict[
 
 
 class ModelEncoders:
-    """The loaded encoders of a model. Thread-safe as far as their libraries are."""
+    """The loaded encoders of a model. Thread-safe as their libraries are."""
 
     def __init__(self, folder: Path, features: Iterable[Feature], *, threads: int | None = None) -> None:
         """Load them, each once, and warn if other versions of their libraries ran them at the export.

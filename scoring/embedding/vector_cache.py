@@ -17,7 +17,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.features.raw_columns import VECTOR
-from mirrorspark.data_pipelines.features.text import WHITE_SPACE
+from mirrorspark.data_pipelines.features.text_rules import WHITE_SPACE
 from mirrorspark.storage.lakes import refuse_lake_write
 from mirrorspark.storage.paths import Location, StoragePath, hadoop_uri
 
@@ -33,7 +33,7 @@ _DEALT_DIGITS = 7
 
 
 def normalised_text(text: Column) -> Column:
-    """Return on Spark what :func:`data_pipelines.features.text.single_spaced` does on Arrow's arrays."""
+    """Return on Spark what :func:`data_pipelines.features.text_rules.single_spaced` does on Arrow's arrays."""
     trimmed = F.trim(F.regexp_replace(text, WHITE_SPACE, " "))
     return F.when(trimmed != "", trimmed)
 

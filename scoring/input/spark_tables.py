@@ -107,7 +107,7 @@ def read_together(
 
 
 def without_overlaps(locations: Sequence[Location]) -> list[Location]:
-    """Return locations that cover all files once, because Spark reads a file as often as it is named.
+    """Return locations that cover all files once, because Spark reads a file as it is named.
 
     Raises:
         ScoringError: Two locations overlap partially.

@@ -16,7 +16,7 @@ from pyspark.sql.types import (
     StructType,
 )
 
-from mirrorspark.data_pipelines.dataset.blocks import KEY_PREFIX, LABEL_PREFIX
+from mirrorspark.data_pipelines.dataset.block_format import KEY_PREFIX, LABEL_PREFIX
 from mirrorspark.data_pipelines.dataset.manifest import is_published
 from mirrorspark.data_pipelines.features.kinds import Feature, RawForm, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -104,7 +104,7 @@ def tfrecord_table(
     # A list of files, which may be long, is recognised by its records below.
     if isinstance(paths, Location) and is_published(paths):
         raise ScoringError(f"{paths} is a dataset, whose features are encoded for training; {_FROM_THE_TABLE}")
-    # The schema of all columns is inferred, from all files: one column costs as much as all.
+    # The schema of all columns is inferred, from all files: one column costs as all.
     found = read_tfrecords(spark, paths, on_damage=on_damage).schema
     _refuse_encoded(found, plan.directory.features.spec)
     features = plan.directory.scored_features

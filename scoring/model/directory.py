@@ -132,7 +132,7 @@ class ModelDescription:
     def with_columns(self, features: FittedFeatures, folder: Path) -> "ModelDescription":
         """Return the description with the columns of ``features``, which ``folder`` of the model has already.
 
-        With them a table is checked without its features, as long as its columns have the types of the training.
+        With them a table is checked without its features, as its columns have the types of the training.
         """
         inputs = FeatureInputs(self.scored_features(features.spec), features.column_types)
         if not set(inputs.columns) <= set(inputs.column_types):

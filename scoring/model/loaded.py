@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.items import ids_without_item
+from mirrorspark.data_pipelines.features.item_rows import ids_without_item
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
@@ -272,7 +272,7 @@ class LoadedModel:
         """Yield ``batch`` in parts whose outputs take 16 MB or less: whole calls, or less than one.
 
         The outputs of a whole batch would take hundreds of megabytes for a model with thousands of outputs per row. A
-        padded call is not divided, because each part would cost as much as the whole or be compiled again. Score each
+        padded call is not divided, because each part would cost as the whole or be compiled again. Score each
         part before requesting the next: if the number of outputs per row is unknown, the first part has ``batch_size``
         rows and its outputs reveal the number. A batch without rows is one part.
         """

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlparse, urlsplit
 
 from mirrorspark.callbacks.mlflow.metric_requests import first_line
-from mirrorspark.callbacks.mlflow.store import (
+from mirrorspark.callbacks.mlflow.tracking_store import (
     DEFAULT_OUTPUT,
     NoStoreError,
     absolute_store,

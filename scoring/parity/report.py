@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.store import store_client
+from mirrorspark.callbacks.mlflow.tracking_store import store_client
 from mirrorspark.pages.blocks import Cell, heading_html, rows_html
 from mirrorspark.pages.panel import panel_html
 from mirrorspark.storage.credentials import without_credentials

@@ -14,7 +14,7 @@ def regrouped(
     """Yield the same rows in order, with small batches merged, large ones sliced and empty ones dropped.
 
     Spark sends the rows of each small file and of each branch of a union as a separate batch, and a call of the model
-    for each would cost as much as a full one. Spark's limit of rows per batch also ignores their width.
+    for each would cost as a full one. Spark's limit of rows per batch also ignores their width.
 
     Args:
         batches: Batches of one schema.

@@ -49,7 +49,7 @@ def plan_tasks(
     """Assign row groups to tasks with a predicted duration of at most ``task_seconds``.
 
     Tasks that are short enough stay as they are. Otherwise the number of tasks is the smallest possible one, rounded up
-    to a multiple of ``slots`` if there are enough row groups, and the longest task is as short as this number allows. A
+    to a multiple of ``slots`` if there are enough row groups, and the longest task is as this number allows. A
     row group that is too large becomes a task.
 
     Args:

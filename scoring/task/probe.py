@@ -83,7 +83,7 @@ class ProbeTask:
         """Return rows and seconds of each piece of the sample."""
         timed: list[tuple[int, float]] = []
         begin = time.perf_counter()
-        # With padded calls, fewer rows would take as long as a whole call, or include compilation in the measurement.
+        # With padded calls, fewer rows would take as a whole call, or include compilation in the measurement.
         first = max(_FIRST_ROWS, model.least_rows(self.writer.scorer.settings.batch_size))
         with self.writer.parquet(pa.MockOutputStream()) as parquet, closing(self._pieces(first)) as pieces:
             for piece in pieces:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from mirrorspark.callbacks.mlflow.store import DEFAULT_STORE_IN_WORDS
+from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_STORE_IN_WORDS
 from mirrorspark.serving.export.export import Format, export_model
 from mirrorspark.storage.credentials import without_credentials
 
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "--label",
         action="append",
         default=[],
-        help="label of the version, as well as the alias of --model; repeatable",
+        help="label of the version, as the alias of --model; repeatable",
     )
     add("--warm-up", metavar="FILES", help="Parquet files with rows to warm up with; by default a made-up row")
     add("--served-from", help="what the server calls the folder, such as /models in a container")

@@ -19,9 +19,9 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.callbacks.stop_request import StopOnRequest as StopOnRequest
     from mirrorspark.callbacks.throughput import Throughput as Throughput
     from mirrorspark.data_pipelines.any_table import TableError as TableError
-    from mirrorspark.data_pipelines.convert import ConversionOptions as ConversionOptions
-    from mirrorspark.data_pipelines.convert import convert as convert
-    from mirrorspark.data_pipelines.convert import read_profile as read_profile
+    from mirrorspark.data_pipelines.conversion import ConversionOptions as ConversionOptions
+    from mirrorspark.data_pipelines.conversion import convert as convert
+    from mirrorspark.data_pipelines.conversion import read_profile as read_profile
     from mirrorspark.data_pipelines.dataset.cache import DatasetCache as DatasetCache
     from mirrorspark.data_pipelines.dataset.manifest import DatasetError as DatasetError
     from mirrorspark.data_pipelines.features.checks import FeatureSpecError as FeatureSpecError
@@ -101,23 +101,23 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.lifecycle.experiments.replay import replay_scores as replay_scores
     from mirrorspark.lifecycle.gate.eval_config import EvalConfigError as EvalConfigError
     from mirrorspark.lifecycle.gate.eval_config import read_eval_config as read_eval_config
+    from mirrorspark.lifecycle.gate.gate import log_validation as log_validation
+    from mirrorspark.lifecycle.gate.gate import validate as validate
     from mirrorspark.lifecycle.gate.slices import Slicing as Slicing
     from mirrorspark.lifecycle.gate.thresholds import Gap as Gap
     from mirrorspark.lifecycle.gate.thresholds import Gates as Gates
     from mirrorspark.lifecycle.gate.thresholds import Threshold as Threshold
-    from mirrorspark.lifecycle.gate.validate import log_validation as log_validation
-    from mirrorspark.lifecycle.gate.validate import validate as validate
     from mirrorspark.lifecycle.gate.validation import Validation as Validation
     from mirrorspark.lifecycle.pipeline.run import run_pipeline as run_pipeline
     from mirrorspark.lifecycle.pipeline.settings import PipelineSettings as PipelineSettings
     from mirrorspark.lifecycle.pipeline.stages import StageFailedError as StageFailedError
-    from mirrorspark.lifecycle.promotion.promote import Evidence as Evidence
-    from mirrorspark.lifecycle.promotion.promote import Promotion as Promotion
-    from mirrorspark.lifecycle.promotion.promote import PromotionConflictError as PromotionConflictError
-    from mirrorspark.lifecycle.promotion.promote import PromotionRefusedError as PromotionRefusedError
-    from mirrorspark.lifecycle.promotion.promote import audit_trail as audit_trail
-    from mirrorspark.lifecycle.promotion.promote import promote as promote
-    from mirrorspark.lifecycle.promotion.promote import rollback as rollback
+    from mirrorspark.lifecycle.promotion.promotions import Evidence as Evidence
+    from mirrorspark.lifecycle.promotion.promotions import Promotion as Promotion
+    from mirrorspark.lifecycle.promotion.promotions import PromotionConflictError as PromotionConflictError
+    from mirrorspark.lifecycle.promotion.promotions import PromotionRefusedError as PromotionRefusedError
+    from mirrorspark.lifecycle.promotion.promotions import audit_trail as audit_trail
+    from mirrorspark.lifecycle.promotion.promotions import promote as promote
+    from mirrorspark.lifecycle.promotion.promotions import rollback as rollback
     from mirrorspark.lifecycle.promotion.registry import FolderRegistry as FolderRegistry
     from mirrorspark.lifecycle.promotion.registry import MLflowRegistry as MLflowRegistry
     from mirrorspark.lifecycle.promotion.registry import RegistryError as RegistryError
@@ -129,8 +129,8 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.lifecycle.watching.page import watch_page as watch_page
     from mirrorspark.lifecycle.watching.snapshot import Snapshot as Snapshot
     from mirrorspark.lifecycle.watching.snapshot import SnapshotError as SnapshotError
-    from mirrorspark.lifecycle.watching.watch import watch as watch
-    from mirrorspark.lifecycle.watching.watch import watch_stream as watch_stream
+    from mirrorspark.lifecycle.watching.watcher import watch as watch
+    from mirrorspark.lifecycle.watching.watcher import watch_stream as watch_stream
     from mirrorspark.models.fitting.step_loop import use_step_loop as use_step_loop
     from mirrorspark.models.layers import feature_inputs as feature_inputs
     from mirrorspark.models.layers import feature_vector as feature_vector
@@ -146,9 +146,9 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.recommending.item_index.refresh import RefreshedIndex as RefreshedIndex
     from mirrorspark.recommending.item_index.refresh import refresh_index as refresh_index
     from mirrorspark.recommending.ratings import rating_model as rating_model
-    from mirrorspark.recommending.recommend import recommend as recommend
+    from mirrorspark.recommending.recommendations import recommend as recommend
     from mirrorspark.recommending.reranking.cascade import rank_candidates as rank_candidates
-    from mirrorspark.recommending.reranking.rerank import rerank as rerank
+    from mirrorspark.recommending.reranking.reranker import rerank as rerank
     from mirrorspark.recommending.routing.package import package_router as package_router
     from mirrorspark.recommending.routing.router import Cascade as Cascade
     from mirrorspark.recommending.routing.router import Route as Route
@@ -185,7 +185,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.serving.export.export import ExportedModel as ExportedModel
     from mirrorspark.serving.export.export import ExportError as ExportError
     from mirrorspark.serving.export.export import export_model as export_model
-    from mirrorspark.serving.precomputed.precompute import precompute as precompute
+    from mirrorspark.serving.precomputed.precomputation import precompute as precompute
     from mirrorspark.serving.precomputed.store import PrecomputedScores as PrecomputedScores
     from mirrorspark.spark_session.start import open_session as open_session
     from mirrorspark.training.configuration.config import ConfigError as ConfigError
@@ -195,16 +195,16 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
     from mirrorspark.training.driver.errors import TrainingStoppedError as TrainingStoppedError
     from mirrorspark.training.entry_points.estimator import TrainedModel as TrainedModel
     from mirrorspark.training.entry_points.estimator import TrainingEstimator as TrainingEstimator
-    from mirrorspark.training.entry_points.fit import default_config as default_config
-    from mirrorspark.training.entry_points.fit import default_spec as default_spec
-    from mirrorspark.training.entry_points.fit import fit as fit
+    from mirrorspark.training.entry_points.fit_table import default_config as default_config
+    from mirrorspark.training.entry_points.fit_table import default_spec as default_spec
+    from mirrorspark.training.entry_points.fit_table import fit as fit
     from mirrorspark.training.entry_points.launch import run_train_fn as run_train_fn
-    from mirrorspark.training.entry_points.train import train as train
+    from mirrorspark.training.entry_points.train_dataset import train as train
     from mirrorspark.training.job.sources import recipe_table as recipe_table
     from mirrorspark.training.protocol.ring.ring import Ring as Ring
     from mirrorspark.training.protocol.ring.strategy import RingStrategy as RingStrategy
     from mirrorspark.training.results.delivery import Trained as Trained
-    from mirrorspark.training.results.evaluation.explain import Explanation as Explanation
+    from mirrorspark.training.results.evaluation.explanation import Explanation as Explanation
     from mirrorspark.training.results.fit_result import FitResult as FitResult
 
     __version__: str
@@ -213,7 +213,7 @@ if TYPE_CHECKING:  # the same names once more, for type checkers and editors
 SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "Data": {
         "data_pipelines.any_table": ("TableError",),
-        "data_pipelines.convert": ("convert", "ConversionOptions", "read_profile"),
+        "data_pipelines.conversion": ("convert", "ConversionOptions", "read_profile"),
         "data_pipelines.dataset.cache": ("DatasetCache",),
         "data_pipelines.dataset.manifest": ("DatasetError",),
         "data_pipelines.features.checks": ("FeatureSpecError",),
@@ -238,17 +238,17 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "training.configuration.config": ("ConfigError", "RunConfig", "TrainingConfig"),
         "training.driver.errors": ("TrainingFailedError", "TrainingStoppedError"),
         "training.entry_points.estimator": ("TrainedModel", "TrainingEstimator"),
-        "training.entry_points.fit": ("default_config", "default_spec", "fit"),
+        "training.entry_points.fit_table": ("default_config", "default_spec", "fit"),
         "fleet.training.train": ("train_fleet",),
         "fleet.training.trained": ("TrainedFleet",),
         "training.entry_points.launch": ("run_train_fn",),
         "training.results.delivery": ("Trained",),
-        "training.results.evaluation.explain": ("Explanation",),
+        "training.results.evaluation.explanation": ("Explanation",),
         "training.results.fit_result": ("FitResult",),
         "training.protocol.ring.ring": ("Ring",),
         "training.protocol.ring.strategy": ("RingStrategy",),
         "training.job.sources": ("recipe_table",),
-        "training.entry_points.train": ("train",),
+        "training.entry_points.train_dataset": ("train",),
     },
     "Callbacks": {
         "callbacks.backup": ("BackupAndRestore",),
@@ -296,12 +296,12 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "scoring.output.forms": ("AtLeast", "Columns", "Labelled", "Long", "Struct", "TopK", "Wide"),
         "scoring.package": ("package_model",),
         "scoring.parity": ("ParityReport", "log_parity", "parity", "parity_check", "ranking_parity"),
-        "serving.precomputed.precompute": ("precompute",),
+        "serving.precomputed.precomputation": ("precompute",),
         "serving.precomputed.store": ("PrecomputedScores",),
         "scoring.predictor": ("Predictor",),
-        "recommending.recommend": ("recommend",),
+        "recommending.recommendations": ("recommend",),
         "recommending.reranking.cascade": ("rank_candidates",),
-        "recommending.reranking.rerank": ("rerank",),
+        "recommending.reranking.reranker": ("rerank",),
         "recommending.ratings": ("rating_model",),
         "scoring.registration": ("register_model",),
         "recommending.routing.package": ("package_router",),
@@ -336,12 +336,12 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "lifecycle.gate.eval_config": ("EvalConfigError", "read_eval_config"),
         "lifecycle.gate.slices": ("Slicing",),
         "lifecycle.gate.thresholds": ("Gap", "Gates", "Threshold"),
-        "lifecycle.gate.validate": ("log_validation", "validate"),
+        "lifecycle.gate.gate": ("log_validation", "validate"),
         "lifecycle.gate.validation": ("Validation",),
         "lifecycle.pipeline.run": ("run_pipeline",),
         "lifecycle.pipeline.settings": ("PipelineSettings",),
         "lifecycle.pipeline.stages": ("StageFailedError",),
-        "lifecycle.promotion.promote": (
+        "lifecycle.promotion.promotions": (
             "Evidence",
             "Promotion",
             "PromotionConflictError",
@@ -358,7 +358,7 @@ SUBJECTS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "lifecycle.watching.live": ("Promise", "live_metrics"),
         "lifecycle.watching.page": ("log_watch", "watch_page"),
         "lifecycle.watching.snapshot": ("Snapshot", "SnapshotError"),
-        "lifecycle.watching.watch": ("watch", "watch_stream"),
+        "lifecycle.watching.watcher": ("watch", "watch_stream"),
     },
     "Plots": {
         "pages.figures.calibration": ("calibration_curve",),

@@ -158,7 +158,7 @@ def flush(root: StoragePath, names: Iterable[str]) -> None:
 
 
 def _flush_folders(root: StoragePath, names: Iterable[str]) -> None:
-    """Wait until the disk has the entries of the folders of these files, as far as the folders are there."""
+    """Wait until the disk has the entries of the folders of these files, as the folders are there."""
     for folder in {parent for name in names for parent in Path(name).parents} | {Path()}:
         with suppress(FileNotFoundError):
             (root / folder.as_posix()).flush_to_disk()

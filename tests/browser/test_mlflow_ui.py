@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mirrorspark.callbacks.mlflow.shared_view import share_view
-from mirrorspark.callbacks.mlflow.store import own_store, run_page
+from mirrorspark.callbacks.mlflow.tracking_store import own_store, run_page
 from mirrorspark.training.run_records.tracking import TrackedRun
 from tests.mlflow_server import mlflow_server
 

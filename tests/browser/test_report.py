@@ -25,7 +25,7 @@ from mirrorspark.pages.figures.regression import predicted_and_actual, residuals
 from mirrorspark.pages.figures.threshold_curves import roc_curve
 from mirrorspark.pages.figures.training_curves import learning_curves
 from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.results.evaluation.explain import Explanation
+from mirrorspark.training.results.evaluation.explanation import Explanation
 from mirrorspark.training.results.report.cost import Held, cost_of
 from mirrorspark.training.results.report.report import ReportFacts, rates_of, write_report
 from mirrorspark.training.run_records.run_history import Launch

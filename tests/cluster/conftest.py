@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.store import Location
+from mirrorspark.callbacks.checkpoints.checkpoint_store import Location
 from mirrorspark.testing.faults import Act, Run
 from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE, load_recipe
 from tests.conftest import PATIENCE
@@ -82,7 +82,7 @@ def checkpoints_of(run: Run) -> Location:
 def kill_within_an_epoch(
     rank: int, *, epoch: int = 1, until: float = math.inf, where: Callable[[Run], Location] = checkpoints_of
 ) -> Act:
-    """Return what sends ``rank`` SIGKILL as soon as a checkpoint within an epoch is the newest one of its run.
+    """Return what sends ``rank`` SIGKILL as a checkpoint within an epoch is the newest one of its run.
 
     Args:
         rank: Whom.

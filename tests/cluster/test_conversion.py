@@ -14,7 +14,7 @@ import pytest
 import yaml
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.convert import (
+from mirrorspark.data_pipelines.conversion import (
     ConversionOptions,
     DatasetExistsError,
     convert,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mirrorspark.data_pipelines.convert import convert
+from mirrorspark.data_pipelines.conversion import convert
 from mirrorspark.data_pipelines.tables import find_tables, query, register_tables
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.configuration.recipe import load_recipe

@@ -10,7 +10,7 @@ from pyspark.ml.evaluation import BinaryClassificationEvaluator
 from pyspark.ml.feature import SQLTransformer
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.convert_once import content_hash, hashed_on_the_way
+from mirrorspark.data_pipelines.converted_once import content_hash, hashed_on_the_way
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.directory import ModelDirectory

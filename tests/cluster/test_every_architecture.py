@@ -16,7 +16,7 @@ from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.model import mirrorspark_pyfunc
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.sql import register_sql
-from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.precomputation import precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores
 from tests.processes.lifecycle.served import ask, serving
 from tests.unit.models import test_every_architecture as contract

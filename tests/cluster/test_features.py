@@ -14,7 +14,7 @@ from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.any_table import as_dataframe, in_arrow
-from mirrorspark.data_pipelines.convert import ConversionOptions, convert
+from mirrorspark.data_pipelines.conversion import ConversionOptions, convert
 from mirrorspark.data_pipelines.features.column_facts import arrow_facts, column_facts
 from mirrorspark.data_pipelines.features.infer import NoKeyError, infer_spec
 from mirrorspark.data_pipelines.features.kinds import (
@@ -33,7 +33,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
-from mirrorspark.training.entry_points.fit import default_spec
+from mirrorspark.training.entry_points.fit_table import default_spec
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

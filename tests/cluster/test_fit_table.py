@@ -18,8 +18,8 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 import mirrorspark as ms
 from benchmarks.quality_tables import adult_tables
 from mirrorspark.callbacks.checkpoints.commit import best_committed
-from mirrorspark.data_pipelines.convert import ConversionOptions
-from mirrorspark.data_pipelines.convert_once import convert_once
+from mirrorspark.data_pipelines.conversion import ConversionOptions
+from mirrorspark.data_pipelines.converted_once import convert_once
 from mirrorspark.data_pipelines.features.infer import NoKeyError
 from mirrorspark.models.calibration import CALIBRATION_FILE
 from mirrorspark.scoring.errors import ScoringError

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sklearn_metrics
 
+from mirrorspark.lifecycle.gate.gate import validate
 from mirrorspark.lifecycle.gate.slices import Slicing
 from mirrorspark.lifecycle.gate.thresholds import Gap, Gates, Threshold
-from mirrorspark.lifecycle.gate.validate import validate
-from mirrorspark.lifecycle.promotion.promote import Promotion, PromotionRefusedError, promote
+from mirrorspark.lifecycle.promotion.promotions import Promotion, PromotionRefusedError, promote
 from mirrorspark.lifecycle.promotion.registry import FolderRegistry
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.parity import parity

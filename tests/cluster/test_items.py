@@ -9,14 +9,14 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from mirrorspark.callbacks.mlflow.store import store_client
-from mirrorspark.data_pipelines.convert import convert
-from mirrorspark.data_pipelines.features.items import encoded_items
+from mirrorspark.callbacks.mlflow.tracking_store import store_client
+from mirrorspark.data_pipelines.conversion import convert
+from mirrorspark.data_pipelines.features.item_rows import encoded_items
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.recommending.item_index.refresh import refresh_index
-from mirrorspark.recommending.recommend import recommend
+from mirrorspark.recommending.recommendations import recommend
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.training.configuration.config import RunConfig

@@ -19,7 +19,7 @@ import pytest
 from benchmarks.score_parity import predicted, ways_in
 from benchmarks.train_kills import weights_of
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fence import FENCE
+from mirrorspark.callbacks.checkpoints.fencing import FENCE
 from mirrorspark.data_pipelines.dataset.manifest import Shard
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.model.uri import resolve

@@ -93,7 +93,7 @@ def mlflow_is_set_to_the_server(mlflow_is_set_to_nothing: None, server: str) -> 
 
 
 def _answer(process: "subprocess.Popen[bytes]", log: Path, port: int, rows: pd.DataFrame) -> dict[str, Any]:
-    """Send the rows to a model server as soon as it answers."""
+    """Send the rows to a model server as it answers."""
     body = json.dumps({"dataframe_split": rows.drop(columns="id").to_dict(orient="split")}).encode()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/invocations", body, {"Content-Type": "application/json"}, method="POST"

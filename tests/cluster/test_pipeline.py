@@ -15,7 +15,7 @@ from mirrorspark.lifecycle.pipeline.record import ChangedSettingsError, Pipeline
 from mirrorspark.lifecycle.pipeline.run import folder_of_date, run_pipeline, sandbox
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import Facts, StageFailedError, StageRecord, run_stages
-from mirrorspark.lifecycle.promotion.promote import CHAMPION, PREVIOUS, audit_trail
+from mirrorspark.lifecycle.promotion.promotions import CHAMPION, PREVIOUS, audit_trail
 from mirrorspark.lifecycle.promotion.registry import MLflowRegistry
 from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.training.configuration.config import RunConfig

@@ -7,10 +7,10 @@ import pytest
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines.spark.tasks import WriteError
-from mirrorspark.recommending.recommend import recommend
+from mirrorspark.recommending.recommendations import recommend
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.task.scorer import Counters
-from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.precomputation import precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.serving.precomputed.store_file import StoreError
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights, export_movies

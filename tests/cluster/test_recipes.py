@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from mirrorspark.recommending.recommend import recommend
+from mirrorspark.recommending.recommendations import recommend
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.training.configuration.config import RunConfig

@@ -16,9 +16,9 @@ from scipy.sparse import csr_array
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.models import classical
-from mirrorspark.recommending.recommend import recommend
+from mirrorspark.recommending.recommendations import recommend
 from mirrorspark.recommending.reranking.cascade import rank_candidates
-from mirrorspark.recommending.reranking.rerank import rerank
+from mirrorspark.recommending.reranking.reranker import rerank
 from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Route, Router
 from mirrorspark.scoring.errors import ScoringError

@@ -10,9 +10,9 @@ import pytest
 from pyspark.errors import PySparkException
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.recommending.recommend import recommend
+from mirrorspark.recommending.recommendations import recommend
 from mirrorspark.recommending.reranking.cascade import rank_candidates
-from mirrorspark.recommending.reranking.rerank import rerank
+from mirrorspark.recommending.reranking.reranker import rerank
 from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.batch import score

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.models import infer_signature
 
-from mirrorspark.callbacks.mlflow.store import store_client
+from mirrorspark.callbacks.mlflow.tracking_store import store_client
 from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.fleet.fleet import Fleet

@@ -11,12 +11,12 @@ import pytest
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from sklearn.metrics import log_loss, roc_auc_score
 
-from mirrorspark.data_pipelines.convert import convert
+from mirrorspark.data_pipelines.conversion import convert
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.lifecycle.watching.counting import NothingToWatchError
 from mirrorspark.lifecycle.watching.live import Promise, live_metrics
 from mirrorspark.lifecycle.watching.snapshot import Snapshot
-from mirrorspark.lifecycle.watching.watch import WindowDrift, watch, watch_stream
+from mirrorspark.lifecycle.watching.watcher import WindowDrift, watch, watch_stream
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -25,7 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.callbacks.checkpoints import commit, fence
+from mirrorspark.callbacks.checkpoints import commit
+from mirrorspark.callbacks.checkpoints import fencing as fence
 from mirrorspark.data_pipelines.dataset.manifest import MANIFEST_FILE, DatasetError, Manifest
 from mirrorspark.data_pipelines.reading.decode_blocks import BlockSlots, DamagedBlockError
 from mirrorspark.data_pipelines.tfrecord.arrow_schema import FeatureTypeError
@@ -36,7 +37,7 @@ from mirrorspark.scoring.model.digest import model_files
 from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory
 from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.package import package_model
-from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.precomputation import precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.serving.precomputed.store_file import DamagedStoreError, StoreError
 from mirrorspark.storage.paths import StoragePath

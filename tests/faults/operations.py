@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mirrorspark.callbacks.checkpoints import commit, retention
-from mirrorspark.callbacks.checkpoints.fence import Permit, fence
-from mirrorspark.callbacks.checkpoints.store import Location
-from mirrorspark.data_pipelines.convert import ConversionOptions, convert
+from mirrorspark.callbacks.checkpoints.checkpoint_store import Location
+from mirrorspark.callbacks.checkpoints.fencing import Permit, fence
+from mirrorspark.data_pipelines.conversion import ConversionOptions, convert
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS, is_published
 from mirrorspark.data_pipelines.features.kinds import Label, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.files import score_files
-from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.precomputation import precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.storage.host_cache import HostCache
 from mirrorspark.storage.paths import StoragePath

@@ -160,7 +160,7 @@ class Socket:
             self.process.sockets.remove(self)
 
     def reset(self) -> None:
-        """Break this end as soon as its host hears of it."""
+        """Break this end as its host hears of it."""
         self._die(self._arrival(), _reset)
 
     def hold(self, until: float) -> None:

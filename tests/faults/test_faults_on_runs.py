@@ -14,8 +14,8 @@ import tensorflow as tf
 from rich.console import Console
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fetch import copies_folder
-from mirrorspark.data_pipelines.convert import ConversionOptions, convert
+from mirrorspark.callbacks.checkpoints.fetching import copies_folder
+from mirrorspark.data_pipelines.conversion import ConversionOptions, convert
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.storage.host_cache import HostCache
@@ -173,7 +173,7 @@ def test_a_profile_of_every_rank_is_left_in_the_runs_folder(place: Place) -> Non
 
 @pytest.mark.full
 def test_slow_steps_are_not_taken_for_a_hang_however_many_an_execution_may_have(place: Place) -> None:
-    """T6: an epoch is one execution here, and takes three times as long as a step may; nobody else moves for it."""
+    """T6: an epoch is one execution here, and takes three times as a step may; nobody else moves for it."""
     told: Events = []
     with faults.injected(place.spark, Fault("slow_input", seconds=0.25)):
         slow = place.train(
@@ -244,7 +244,7 @@ def test_a_training_that_loses_a_rank_and_its_slot_goes_on_alone_grows_back_and_
 
     @contextlib.contextmanager
     def take_its_slot_and_kill(run: Run) -> Iterator[int]:
-        other_job.submit()  # it gets the slot as soon as the rank's task is over
+        other_job.submit()  # it gets the slot as the rank's task is over
         with kill_within_an_epoch(1, until=STEPS / 2)(run) as process:
             yield process
 

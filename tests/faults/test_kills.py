@@ -10,7 +10,7 @@ import pytest
 
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord, open_record
 from mirrorspark.lifecycle.pipeline.stages import Stage, run_stages
-from mirrorspark.lifecycle.promotion.promote import (
+from mirrorspark.lifecycle.promotion.promotions import (
     CHAMPION,
     PREVIOUS,
     Evidence,

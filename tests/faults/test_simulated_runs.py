@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.callbacks.checkpoints import commit, retention, store
-from mirrorspark.callbacks.checkpoints import fence as fences
-from mirrorspark.callbacks.checkpoints.fence import Fence, Permit, StaleAttemptError
-from mirrorspark.callbacks.checkpoints.store import open_store
+from mirrorspark.callbacks.checkpoints import checkpoint_store as store
+from mirrorspark.callbacks.checkpoints import commit, retention
+from mirrorspark.callbacks.checkpoints import fencing as fences
+from mirrorspark.callbacks.checkpoints.checkpoint_store import open_store
+from mirrorspark.callbacks.checkpoints.fencing import Fence, Permit, StaleAttemptError
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.driver import running_attempt, supervisor
 from mirrorspark.training.driver.launcher import BarrierJobError

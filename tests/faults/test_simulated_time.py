@@ -22,10 +22,11 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.callbacks.checkpoints import commit, retention, store
-from mirrorspark.callbacks.checkpoints import fence as fences
-from mirrorspark.callbacks.checkpoints.fence import Fence, Permit, StaleAttemptError
-from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS, open_store
+from mirrorspark.callbacks.checkpoints import checkpoint_store as store
+from mirrorspark.callbacks.checkpoints import commit, retention
+from mirrorspark.callbacks.checkpoints import fencing as fences
+from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS, open_store
+from mirrorspark.callbacks.checkpoints.fencing import Fence, Permit, StaleAttemptError
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.driver import resume, running_attempt
 from mirrorspark.training.driver.errors import TrainingFailedError
@@ -93,7 +94,7 @@ class Process:
         assert self._turn.wait(_SECONDS)
 
     def point(self) -> None:
-        """A place at which this process may be stopped for as long as the world likes."""
+        """A place at which this process may be stopped for as the world likes."""
         if self._pause_in is None:
             return
         self._pause_in -= 1

@@ -203,7 +203,7 @@ def test_public_names_work_beside_packages_of_the_same_names(installation: Insta
     done = installation.run("python", "-c", script)
     assert done.returncode == 0, done.stderr
     names, theirs = done.stdout.splitlines()
-    assert names == "True 0.1.0 mirrorspark.training.entry_points.train"
+    assert names == "True 0.1.0 mirrorspark.training.entry_points.train_dataset"
     assert Path(theirs) == installation.folder.parent / "elsewhere" / "training" / "__init__.py"
 
 

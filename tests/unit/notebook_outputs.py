@@ -16,7 +16,7 @@ from mirrorspark.pages.figures.training_curves import learning_curves
 from mirrorspark.scoring.parity.report import ParityReport, WorstRow
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation.evaluate_run import Verdict
-from mirrorspark.training.results.evaluation.explain import Explanation
+from mirrorspark.training.results.evaluation.explanation import Explanation
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.results.report.shown import Comparison
 from mirrorspark.training.run_records.live.notebook import page

@@ -71,8 +71,8 @@ def test_importing_it_loads_nothing_heavy() -> None:
 def test_verbs_stay_functions_whatever_modules_are_imported() -> None:
     program = (
         "import inspect\n"
-        "import mirrorspark as ms, mirrorspark.data_pipelines.convert, mirrorspark.training.entry_points.train\n"
-        "import mirrorspark.recommending.recommend, mirrorspark.serving.precomputed.precompute\n"
+        "import mirrorspark as ms, mirrorspark.data_pipelines.conversion, mirrorspark.training.entry_points.train_dataset\n"
+        "import mirrorspark.recommending.recommendations, mirrorspark.serving.precomputed.precomputation\n"
         "import mirrorspark.scoring.parity\n"
         "for name in ('train', 'convert', 'recommend', 'precompute', 'parity', 'score'):\n"
         "    assert inspect.isfunction(getattr(ms, name)), name\n"

@@ -41,7 +41,7 @@ from mirrorspark.training.protocol.elastic import Elastic, WorkerRange, parse_wo
 from mirrorspark.training.protocol.names import is_name
 
 if TYPE_CHECKING:
-    from mirrorspark.data_pipelines.convert import ConversionOptions
+    from mirrorspark.data_pipelines.conversion import ConversionOptions
 
 __all__ = ["ConfigError", "RunConfig", "TrainingConfig"]
 
@@ -352,7 +352,7 @@ class RunConfig(DataSettings, RunSettings, TrainingConfig):
     def conversion(self) -> "ConversionOptions":
         """The options of the conversion from rows to shards."""
         # Every task of a training imports this module, but converts nothing.
-        from mirrorspark.data_pipelines.convert import ConversionOptions
+        from mirrorspark.data_pipelines.conversion import ConversionOptions
 
         return ConversionOptions(shards=self.shards, accept_errors=self.accept_data_errors)
 

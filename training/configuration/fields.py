@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from annotated_types import DocInfo, Ge, Gt, Interval, doc
 
 from mirrorspark.callbacks.checkpoints.commit import Mode
-from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
+from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_OUTPUT
 from mirrorspark.models.calibration import CalibrationKind
 from mirrorspark.models.settings import Schedule
 from mirrorspark.training.protocol.elastic import BatchRule
@@ -137,7 +137,7 @@ class OptimizerSettings:
 class WorkerSettings:
     """The workers and their strategy."""
 
-    workers: Annotated[int | str, doc("Workers that train side by side; 2:4 goes on with as few as 2")] = 1
+    workers: Annotated[int | str, doc("Workers that train side by side; 2:4 goes on with as 2")] = 1
     batch_rule: Annotated[
         BatchRule, doc("Batch to keep when workers are lost: the global one, or that of each worker")
     ] = "keep_global_batch"

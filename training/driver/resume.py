@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fence import FENCE, adopt, fence, read_fence
+from mirrorspark.callbacks.checkpoints.fencing import FENCE, adopt, fence, read_fence
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.protocol.plan import AttemptPlan
 

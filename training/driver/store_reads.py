@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS
 from mirrorspark.callbacks.checkpoints.commit import CheckpointDamagedError
-from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.stop import StopSignal
 
@@ -58,7 +58,7 @@ class StoreReader:
             read: The read; it calls its argument whenever data has arrived from the store.
 
         Raises:
-            TimeoutError: No data has arrived for as long as a checkpoint may take.
+            TimeoutError: No data has arrived for as a checkpoint may take.
             StoppedReading: A stop was requested, and the store has not answered soon.
         """
         begin = moved = asked = self.clock()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS
+from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS
 from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.driver.failure_policy import decide, growth_pause_seconds, usable_slots
 from mirrorspark.training.driver.launcher import BarrierJobError

@@ -165,7 +165,7 @@ class Watch:
         return all(rank.phase in ("training", "validation") for rank in self._ranks.values())
 
     def verdict(self, now: float) -> Hang | None:
-        """Return the hang and its reason, or None as long as no limit is passed.
+        """Return the hang and its reason, or None as no limit is passed.
 
         A rank that waits for another one is never the reason while that one has time left; nor is a rank that has
         reached the end before the others.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
+from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_OUTPUT
 from mirrorspark.storage.credentials import without_credentials
 from mirrorspark.storage.terminal_text import for_stream
 from mirrorspark.training.job.readiness.checks import Check

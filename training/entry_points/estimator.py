@@ -16,8 +16,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import FloatType, StructField
 
-from mirrorspark.data_pipelines.convert import ConversionOptions
-from mirrorspark.data_pipelines.convert_once import convert_once, quoted, require_columns
+from mirrorspark.data_pipelines.conversion import ConversionOptions
+from mirrorspark.data_pipelines.converted_once import convert_once, quoted, require_columns
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, random_split
@@ -33,8 +33,8 @@ from mirrorspark.scoring.udf import scorer_udf
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.credentials import clean
 from mirrorspark.training.configuration.config import TrainingConfig
-from mirrorspark.training.entry_points.fit import default_config, default_name, default_spec
-from mirrorspark.training.entry_points.train import Trained, train
+from mirrorspark.training.entry_points.fit_table import default_config, default_name, default_spec
+from mirrorspark.training.entry_points.train_dataset import Trained, train
 from mirrorspark.training.run_records.tracking import Tracking
 
 _TABLE_PARAMS: Mapping[str, tuple[Any, str]] = {
@@ -211,7 +211,7 @@ class TrainingEstimator(
     """An estimator that converts a table, trains on it and registers the model, as ``mirrorspark train`` does.
 
     Without ``features`` the specification is inferred from the table, and the model, the baseline, the batch and the
-    number of workers fit the label and the table, as those of :func:`training.entry_points.fit.fit` do, unless they
+    number of workers fit the label and the table, as those of :func:`training.entry_points.fit_table.fit` do, unless they
     are given.
 
     The dataset's folder is named by a hash of the rows: a second fit of the same rows, after a crash for example,
@@ -269,7 +269,7 @@ class TrainingEstimator(
         """Train on the table and return the model.
 
         Raises:
-            Exception: As :func:`data_pipelines.convert.convert` and :func:`training.entry_points.train.train` say.
+            Exception: As :func:`data_pipelines.conversion.convert` and :func:`training.entry_points.train_dataset.train` say.
         """
         spark = dataset.sparkSession
         if self.getOrDefault("features") is None:

@@ -14,8 +14,8 @@ from mlflow.exceptions import MlflowException
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
-from mirrorspark.models.code_digest import code_digest
+from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_OUTPUT
+from mirrorspark.models.code_digests import code_digest
 from mirrorspark.scoring.registration import new_version
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.atomic_file import write_when_changed
@@ -34,7 +34,7 @@ from mirrorspark.training.protocol.names import is_name
 from mirrorspark.training.protocol.plan import AttemptPlan
 from mirrorspark.training.results.report.shown import launched_html
 from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.open_run import open_run
+from mirrorspark.training.run_records.opened_run import open_run
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.sources import environment
 from mirrorspark.training.run_records.tracking import TrackedRun, Tracking
@@ -226,7 +226,7 @@ def run_train_fn(
 
     Args:
         train_fn: The function. It is pickled by value, as Spark's own functions are.
-        workers: Number of workers; ``2:4`` goes on with as few as 2 when slots are lost, and grows back to 4.
+        workers: Number of workers; ``2:4`` goes on with as 2 when slots are lost, and grows back to 4.
         name: Names the run. An unfinished one of the same name and arguments goes on, also with a changed function.
         kwargs: The function's arguments.
         output: Folder for the run, and for the MLflow store by default; driver and workers share it.

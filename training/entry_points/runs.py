@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
+from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_OUTPUT
 from mirrorspark.storage.terminal_text import for_stream
 from mirrorspark.training.protocol.names import EVENTS_FILE, STATE_FILE
 from mirrorspark.training.results.report.summary import strict

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import mirrorspark
+from mirrorspark.callbacks.checkpoints.checkpoint_store import CheckpointStoreError
 from mirrorspark.callbacks.checkpoints.commit import CheckpointDamagedError
-from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError
-from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
+from mirrorspark.callbacks.checkpoints.fencing import StaleAttemptError
 from mirrorspark.callbacks.collectives.equal_weights import WeightsDifferError
 from mirrorspark.storage import out_of_memory
 from mirrorspark.storage.credentials import without_credentials

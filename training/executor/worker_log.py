@@ -33,7 +33,7 @@ class CleanText(io.TextIOWrapper):
 
     def __init__(self, file: int) -> None:
         # Flushed at every line, even into a pipe: a finished worker is killed, and its output must not be lost.
-        stream = open(file, "wb", closefd=False)  # noqa: SIM115 - open as long as the process
+        stream = open(file, "wb", closefd=False)  # noqa: SIM115 - open as the process
         super().__init__(stream, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
     def write(self, text: str) -> int:

@@ -14,7 +14,7 @@ from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.limits import Budgets, Limits
 from mirrorspark.training.protocol.plan import AttemptPlan
 from mirrorspark.training.protocol.stop import StopSignal
-from mirrorspark.training.run_records.open_run import OpenRun
+from mirrorspark.training.run_records.opened_run import OpenRun
 
 
 @dataclass(frozen=True)

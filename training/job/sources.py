@@ -9,7 +9,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.convert import DatasetExistsError, convert, dataset_address, read_profile
+from mirrorspark.data_pipelines.conversion import DatasetExistsError, convert, dataset_address, read_profile
 from mirrorspark.data_pipelines.dataset.manifest import is_published
 from mirrorspark.data_pipelines.quality.profile import DatasetProfile
 from mirrorspark.data_pipelines.reading.dataset import Dataset

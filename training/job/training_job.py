@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fetch import fetch
-from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS
+from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS
+from mirrorspark.callbacks.checkpoints.fetching import fetch
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models.centroids import sparse_features
 from mirrorspark.models.classical import check_recommenders
@@ -32,7 +32,7 @@ from mirrorspark.training.protocol.plan import PROGRESS_STATE, TrainingPlan
 from mirrorspark.training.protocol.stop import StopSignal
 from mirrorspark.training.run_records.live.picture import Monitored
 from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.open_run import OpenRun, open_run
+from mirrorspark.training.run_records.opened_run import OpenRun, open_run
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.sources import COMMIT_TAG, environment, source_tags
 from mirrorspark.training.run_records.tracking import TrackedRun

@@ -14,7 +14,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from mirrorspark.callbacks.mlflow.metric_requests import first_line
-from mirrorspark.callbacks.mlflow.store import limit_requests, sqlite_file
+from mirrorspark.callbacks.mlflow.tracking_store import limit_requests, sqlite_file
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
 from mirrorspark.models.catalog import BOOSTED_TREES
 from mirrorspark.models.classical import RECOMMENDERS

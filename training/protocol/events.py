@@ -89,7 +89,7 @@ def _problem(number: object, event: object) -> str | None:
 
 
 def _leaves(value: object) -> Iterator[object]:
-    """Yield the numbers and texts in a value of JSON, without recursion: it may be as deep as the parser takes."""
+    """Yield the numbers and texts in a value of JSON, without recursion: it may be as the parser takes."""
     waiting = [value]
     while waiting:
         one = waiting.pop()

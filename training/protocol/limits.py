@@ -52,7 +52,7 @@ class Limits:
 class Budgets:
     """The numbers of failures that a run survives before it gives up; each kind has its own budget.
 
-    A budget is for an epoch: it is full again as soon as a checkpoint of a later epoch is committed. So a long training
+    A budget is for an epoch: it is full again as a checkpoint of a later epoch is committed. So a long training
     survives any number of losses, and one without progress ends. A driver that was out of reach costs nothing.
 
     Attributes:

@@ -29,7 +29,7 @@ class AttemptPlan:
         resume_from: Checkpoint that all ranks restore, or None to start afresh.
         events: Address of the driver's event server.
         token: Secret by which the ranks authenticate each other.
-        fence: Id of this attempt's fence (`callbacks.checkpoints.fence`); None if there is none.
+        fence: Id of this attempt's fence (`callbacks.checkpoints.fencing`); None if there is none.
     """
 
     workers: int

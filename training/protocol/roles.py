@@ -67,7 +67,7 @@ class Roles:
         return Role("worker", rank - 1) if is_worker else Role("ps", rank - 1 - self.workers)
 
     def is_dispensable(self, rank: int) -> bool:
-        """Return True if a training can lose ``rank``, as long as one worker is left."""
+        """Return True if a training can lose ``rank``, as one worker is left."""
         return self.of(rank).job == "worker"
 
     def missed(self, lost: Mapping[int, str]) -> int | None:

@@ -46,13 +46,13 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
     label_rates,
     part_learnt_from,
 )
-from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, Explanation
+from mirrorspark.training.results.evaluation.explanation import EXPLANATION_FILE, Explanation
 from mirrorspark.training.results.evaluation.rival import BASELINE, NETWORK, OTHER_FOLDER, Choice, read_scores
 from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report.cost import Cost, Held, cost_of
 from mirrorspark.training.results.report.facts import report_facts
-from mirrorspark.training.results.report.model_card import model_card
+from mirrorspark.training.results.report.model_cards import model_card
 from mirrorspark.training.results.report.report import REPORT_FILE, write_report
 from mirrorspark.training.results.report.rivals import each_baseline
 from mirrorspark.training.results.report.shown import trained_html
@@ -119,7 +119,7 @@ class Trained:
 
 
 class ExportAhead:
-    """An export process that starts as soon as the training ends, so that its imports overlap with the workers' end.
+    """An export process that starts as the training ends, so that its imports overlap with the workers' end.
 
     It does not start earlier, since it takes 0.8 GB of memory, and its imports on the driver's machine would compete
     with the training.
@@ -272,7 +272,7 @@ def recall_summary(folder: RunFolder, config: RunConfig, store: str) -> Summary:
     try:
         summary = Summary.load(file)
         if summary.status != "finished":
-            raise ValueError(f"it describes a run that {summary.status}")  # noqa: TRY301 - as lost as a damaged one
+            raise ValueError(f"it describes a run that {summary.status}")  # noqa: TRY301 - as a damaged one
     except (OSError, ValueError, TypeError) as error:
         raise ResultLostError(
             f"run {folder.path.name} of {config.run_date} has finished, but {file} cannot be read ({error}); "

@@ -24,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.callbacks.mlflow.store import store_client
-from mirrorspark.data_pipelines.convert import EXAMPLE_FILE, library_versions
+from mirrorspark.callbacks.mlflow.tracking_store import store_client
+from mirrorspark.data_pipelines.conversion import EXAMPLE_FILE, library_versions
 from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.models import catalog, own_model
@@ -306,7 +306,7 @@ def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
 
 def _explain(plan: ExportPlan, dataset: Dataset, predict: Callable[[Any], Any]) -> None:
     """Write an explanation of the predictions beside them, if they can be explained quickly."""
-    from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, explain_on_kept_rows
+    from mirrorspark.training.results.evaluation.explanation import EXPLANATION_FILE, explain_on_kept_rows
 
     path = Path(plan.predictions) / EXPLANATION_FILE
     path.unlink(missing_ok=True)  # of a model that was exported before

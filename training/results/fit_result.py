@@ -23,7 +23,7 @@ from mirrorspark.scoring.output.forms import Labelled
 from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation.comparison import Tested, paired_differences
-from mirrorspark.training.results.evaluation.explain import REPEATS, SAMPLE_ROWS, Explanation, explain
+from mirrorspark.training.results.evaluation.explanation import REPEATS, SAMPLE_ROWS, Explanation, explain
 from mirrorspark.training.results.report.facts import report_facts
 from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentences, write_report
 from mirrorspark.training.results.report.shown import Comparison, trained_html

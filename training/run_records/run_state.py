@@ -86,7 +86,7 @@ class RunState:
         return state
 
     def driver(self, lock: LockState = "unknown") -> Driver:
-        """Return the state of the driver of an unfinished run, as far as it shows at one look.
+        """Return the state of the driver of an unfinished run, as it shows at one look.
 
         Args:
             lock: State of the lock in the run's folder, as seen from here.

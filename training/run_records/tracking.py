@@ -31,7 +31,7 @@ from mirrorspark.callbacks.mlflow.metric_requests import (
     start_run,
 )
 from mirrorspark.callbacks.mlflow.shared_view import share_view
-from mirrorspark.callbacks.mlflow.store import (
+from mirrorspark.callbacks.mlflow.tracking_store import (
     ActiveRun,
     active_run,
     chosen_experiment,
@@ -335,7 +335,7 @@ class TrackedRun:
 
     @property
     def run_id(self) -> str | None:
-        """The run's id; None as long as the server has not been reached."""
+        """The run's id; None as the server has not been reached."""
         return self._buffer.run_id
 
     @property

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Train with different settings, and keep the best model. Every flag of `mirrorspark train` works here, too, and applies
-to all trials. The dataset is converted once, trials run in parallel as far as there are slots, and the same command
+to all trials. The dataset is converted once, trials run in parallel as there are slots, and the same command
 resumes a sweep that was stopped or killed."""
 _EPILOG = """\
 FIELD is a field of a recipe (learning_rate) or a setting of its model (model.dropout). SPEC is one of
@@ -132,7 +132,7 @@ def _build_parser() -> _Parser:
     add = parser.add_argument_group("most used").add_argument
     add("--search", action="append", default=[], metavar="FIELD=SPEC", help="a field and its values; may be repeated")
     add("--trials", type=int, metavar="N", help=f"trials in all (default: {SweepOptions.trials})")
-    add("--parallel", type=int, metavar="N", help="maximum of parallel trials (default: as many as have slots)")
+    add("--parallel", type=int, metavar="N", help="maximum of parallel trials (default: as have slots)")
     add("--study", metavar="NAME", help="name of the sweep (default: the newest equal one, or a new one)")
     add = parser.add_argument_group("search").add_argument
     add("--search-space", default=None, metavar="FILE", help="YAML file of lines FIELD: SPEC; --search overrides it")

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from mirrorspark.callbacks.mlflow.metric_requests import first_line
-from mirrorspark.callbacks.mlflow.store import limit_requests, store_client
+from mirrorspark.callbacks.mlflow.tracking_store import limit_requests, store_client
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.storage.atomic_file import write_atomically
 from mirrorspark.storage.credentials import without_credentials

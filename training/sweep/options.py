@@ -26,7 +26,7 @@ class SweepOptions:
         arguments: The flags of ``config``, for the command that trains the best trial again.
         trials: Number of trials, including those of earlier commands.
         timeout_seconds: Time after which no trial starts; None for no limit.
-        parallel: Maximum of parallel trials; None for as many as have slots.
+        parallel: Maximum of parallel trials; None for as have slots.
         max_failures: Consecutive failed trials that end the sweep.
         sampler: Optuna's sampler of the values.
         pruner: Optuna's pruner of poor trials.

@@ -14,7 +14,7 @@ import optuna
 from mirrorspark.pages.guarded import beside_the_result
 from mirrorspark.storage.credentials import one_line, without_credentials
 from mirrorspark.training.driver.signals import on_stop_signals
-from mirrorspark.training.run_records.open_run import leave
+from mirrorspark.training.run_records.opened_run import leave
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.sweep.figures import figures
 from mirrorspark.training.sweep.folder import STUDY_FILE, SweepPlace, find_folder, hold_sweep

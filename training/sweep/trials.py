@@ -1,4 +1,4 @@
-"""Runs the trials of a sweep in ``Study.optimize``, in parallel as far as there are slots."""
+"""Runs the trials of a sweep in ``Study.optimize``, in parallel as there are slots."""
 
 import math
 import threading

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrorspark.data_pipelines.kernels import compile_inner_kernel
-from mirrorspark.data_pipelines.tfrecord.crc32c import masked_crc32c_of_span
+from mirrorspark.data_pipelines.tfrecord.checksums import masked_crc32c_of_span
 from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import word_at
 from mirrorspark.data_pipelines.tfrecord.records import HEADER_BYTES
 

@@ -257,7 +257,7 @@ class FleetPlan:
 def models_of_a_step(work: Work, rates: Rates) -> int:
     """Return how many models a microbatch should have.
 
-    They are at most 500, or in a layout without columns of its own for each model as many as keep reading below a tenth
+    They are at most 500, or in a layout without columns of its own for each model as keep reading below a tenth
     of the core-seconds.
     """
     of_a_row = work.read_bytes_per_row / rates.read_bytes_per_second

@@ -16,7 +16,7 @@ from mirrorspark.__main__ import main as mirrorspark
 from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.package import package_model
-from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.precomputation import precompute
 from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.entry_points.launch import run_train_fn

@@ -15,7 +15,14 @@ from typing import Any
 import pytest
 
 from mirrorspark.callbacks.checkpoints import commit, retention
-from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, Delivery, LocalStore, Location, flush, native
+from mirrorspark.callbacks.checkpoints.checkpoint_store import (
+    CheckpointStoreError,
+    Delivery,
+    LocalStore,
+    Location,
+    flush,
+    native,
+)
 from mirrorspark.storage.paths import StoragePath
 from tests.unit.callbacks.committed_files import publish_files
 
@@ -238,7 +245,7 @@ def test_a_local_store_that_vanishes_between_two_files_is_not_made_anew(
         shutil.rmtree(folder)
 
     monkeypatch.setattr(os, "link", no_link)
-    monkeypatch.setattr("mirrorspark.callbacks.checkpoints.store.flush", flush_and_take_away)
+    monkeypatch.setattr("mirrorspark.callbacks.checkpoints.checkpoint_store.flush", flush_and_take_away)
     delivery = Delivery("step-00000001", source, ["ckpt.data", "more/ckpt.index"], "marker.json", lambda inner: b"{}")
     with pytest.raises(FileNotFoundError, match="the folder that it belongs in was removed"):
         store.deliver(delivery)
@@ -260,7 +267,7 @@ def test_a_local_store_that_is_gone_is_not_made_anew(tmp_path: Path) -> None:
 def test_a_file_is_made_durable_in_parts_that_show_the_disk_gets_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, beats: int
 ) -> None:
-    monkeypatch.setattr("mirrorspark.callbacks.checkpoints.store._FLUSH_BYTES", mmap.PAGESIZE)
+    monkeypatch.setattr("mirrorspark.callbacks.checkpoints.checkpoint_store._FLUSH_BYTES", mmap.PAGESIZE)
     (tmp_path / "file").write_bytes(content)
     heard: list[int] = []
     flush(tmp_path / "file", lambda: heard.append(1))

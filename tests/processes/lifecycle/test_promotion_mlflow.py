@@ -14,7 +14,7 @@ import pytest
 
 from mirrorspark.lifecycle.command import main
 from mirrorspark.lifecycle.promotion import registry as registries
-from mirrorspark.lifecycle.promotion.promote import (
+from mirrorspark.lifecycle.promotion.promotions import (
     CHAMPION,
     PREVIOUS,
     Evidence,

@@ -23,7 +23,7 @@ from mlflow.models import infer_signature
 
 from mirrorspark.lifecycle.experiments.assignment import assign
 from mirrorspark.lifecycle.experiments.definition import Experiment
-from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.precomputation import precompute
 from tests.processes.lifecycle.served import REPOSITORY, SECONDS, ask, few_files, said, serving, silent_connections
 
 EXPERIMENT = Experiment("canary", {"old": 50, "new": 50})

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mirrorspark.serving.precomputed.precompute import precompute
+from mirrorspark.serving.precomputed.precomputation import precompute
 from tests.conftest import PATIENCE
 from tests.processes.lifecycle.served import few_files, silent_connections
 
@@ -184,7 +184,7 @@ def test_a_head_has_a_limit_whole_or_not(tmp_path: Path) -> None:
     with serving(store_of(tmp_path, [1])) as (port, _):
         for size, status in ((16_000, b"200"), (17_000, b"431")):
             assert answered(port, b"GET /health HTTP/1.1\r\nX: " + b"x" * size + b"\r\n\r\n").split()[1] == status
-        # Without an end, it is refused as soon as it is too long, and so are trailers behind a body.
+        # Without an end, it is refused as it is too long, and so are trailers behind a body.
         assert answered(port, b"GET /health HTTP/1.1\r\nX: " + b"x" * 17_000).split()[1] == b"431"
         assert answered(port, b"GET /" + b"x" * 17_000).split()[1] == b"431"
         chunks = b"PUT /rows/1 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"

@@ -39,7 +39,7 @@ from mirrorspark.training.protocol.handshake import proof
 
 
 class FakeRing:
-    """Sums among threads, each of which has to call as often as the others."""
+    """Sums among threads, each of which has to call as the others."""
 
     tables: dict[str, tuple[threading.Barrier, dict[int, np.ndarray]]]
 

@@ -204,7 +204,7 @@ def test_a_killed_driver_leaves_what_the_next_command_on_the_run_sends(
     run_id = tracked.require_run_id()
     with road.cut():
         train(tracked, range(2, 5))
-        tracked._buffer._closed = True  # as good as dead
+        tracked._buffer._closed = True  # as dead
         left = log_of(tmp_path, "killed").read_bytes()
         # By way of a replay ...
         assert replay(log_of(tmp_path, "killed"), tracking_uri=f"http://127.0.0.1:{server}").sent == 6

@@ -152,7 +152,7 @@ def test_leaving_the_context_leaves_neither_process_nor_zombie_nor_file() -> Non
 
 
 def stacks_within(process: WorkerProcess, function: str) -> str:
-    """Return the stacks as soon as the rank is in that function."""
+    """Return the stacks as the rank is in that function."""
     deadline = time.monotonic() + SECONDS
     while f"in {function}" not in (text := process.stacks()):
         assert time.monotonic() < deadline, text

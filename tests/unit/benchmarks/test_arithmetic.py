@@ -84,7 +84,7 @@ def test_workers_that_never_meet_add_up_and_the_slower_one_is_told_beside() -> N
 
     timings = of_all_ranks([first, second])
 
-    # 10 rows in 3 s and 10 in 6 s are 5 rows a second, as many as of two workers that take 4 s.
+    # 10 rows in 3 s and 10 in 6 s are 5 rows a second, as of two workers that take 4 s.
     assert {name: timing.seconds for name, timing in timings.items()} == {
         RING: (6.0, 6.0),
         ALONE_IN_OUR_LOOP: (4.0, 4.0),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.store import Location, open_store
+from mirrorspark.callbacks.checkpoints.checkpoint_store import Location, open_store
 
 
 def publish_files(directory: Location, files: Mapping[str, str], **point: Any) -> commit.CommittedCheckpoint:

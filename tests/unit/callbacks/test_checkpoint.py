@@ -18,9 +18,9 @@ import tf_keras
 from mirrorspark.callbacks.backup import BackupAndRestore, restore
 from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fence import Permit, StaleAttemptError, fence
+from mirrorspark.callbacks.checkpoints.checkpoint_store import CheckpointStoreError
+from mirrorspark.callbacks.checkpoints.fencing import Permit, StaleAttemptError, fence
 from mirrorspark.callbacks.checkpoints.snapshot import Snapshot
-from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
 from mirrorspark.callbacks.collectives.equal_weights import WeightsDifferError
 from mirrorspark.callbacks.nan_guard import NonFiniteLossError
 
@@ -169,7 +169,7 @@ def test_a_full_local_disk_is_named_and_leaves_nothing_half_written(
 
 @pytest.fixture
 def as_rank_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make this process rank 1 of two, as far as callbacks can tell."""
+    """Make this process rank 1 of two, as callbacks can tell."""
     task = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(task))
 

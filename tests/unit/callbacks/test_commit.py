@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from mirrorspark.callbacks.checkpoints import checksums, commit, retention
-from mirrorspark.callbacks.checkpoints.fence import Permit
-from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError
+from mirrorspark.callbacks.checkpoints.checkpoint_store import CheckpointStoreError
+from mirrorspark.callbacks.checkpoints.fencing import Permit
 from tests.unit.callbacks.committed_files import publish_files
 
 
@@ -29,7 +29,7 @@ def publish(directory: Path, step: int, *, content: str = "weights", auc: float 
 
 
 def damage(path: Path) -> None:
-    (path / "ckpt.index").write_text("inDex")  # as long as before
+    (path / "ckpt.index").write_text("inDex")  # as before
 
 
 def test_a_published_checkpoint_is_read_back_as_it_was_written(tmp_path: Path) -> None:

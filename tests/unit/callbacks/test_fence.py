@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mirrorspark.callbacks.checkpoints import commit, retention
-from mirrorspark.callbacks.checkpoints import fence as fences
-from mirrorspark.callbacks.checkpoints.fence import FENCE, Fence, Permit, StaleAttemptError, adopt, fence, read_fence
-from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, LocalStore, Location, ObjectStore
+from mirrorspark.callbacks.checkpoints import fencing as fences
+from mirrorspark.callbacks.checkpoints.checkpoint_store import CheckpointStoreError, LocalStore, Location, ObjectStore
+from mirrorspark.callbacks.checkpoints.fencing import FENCE, Fence, Permit, StaleAttemptError, adopt, fence, read_fence
 from mirrorspark.storage.paths import StoragePath
 from tests.unit.callbacks.committed_files import publish_files
 
@@ -72,7 +72,7 @@ def test_an_attempt_that_begins_behind_the_fence_is_refused(tmp_path: Path) -> N
 
 
 def test_a_checkpoint_committed_after_another_attempt_began_does_not_count(tmp_path: Path) -> None:
-    """The process may be stopped between its look at the fence and the rename, for as long as it likes."""
+    """The process may be stopped between its look at the fence and the rename, for as it likes."""
     held = fence(tmp_path, 1)
     publish(tmp_path, 10, Permit(tmp_path, 1, held, held.id))
 

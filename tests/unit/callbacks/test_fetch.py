@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fetch import _IN_USE, copies_folder, fetch, fetch_latest
+from mirrorspark.callbacks.checkpoints.fetching import _IN_USE, copies_folder, fetch, fetch_latest
 from mirrorspark.storage.host_cache import HostCache
 from mirrorspark.storage.paths import StorageError, StoragePath
 from tests.unit.callbacks.committed_files import publish_files
@@ -112,7 +112,7 @@ def test_an_empty_store_has_nothing_to_fetch(s3_bucket: str, tmp_path: Path) -> 
 def test_a_copy_that_was_changed_is_fetched_again(store: str, tmp_path: Path) -> None:
     remote = newest(store)
     data = Path(f"{fetch(remote, tmp_path).prefix}.data-00000-of-00001")
-    data.write_text("Weights 20")  # as long as before
+    data.write_text("Weights 20")  # as before
     again = fetch(remote, tmp_path)
     assert Path(f"{again.prefix}.data-00000-of-00001") == data
     assert data.read_text() == "weights 20"
@@ -141,7 +141,7 @@ def test_one_process_of_a_machine_downloads_and_the_others_follow_its_progress(
             waiting = threads.submit(fetch, remote, cache.folder, lambda done, total: heard.set())
             assert heard.wait(60)
             assert not waiting.done()
-            monkeypatch.setattr("mirrorspark.callbacks.checkpoints.fetch.download", None)
+            monkeypatch.setattr("mirrorspark.callbacks.checkpoints.fetching.download", None)
             cache.publish(copy.name, arriving)
         assert waiting.result().path == cache.path(copy.name)
     assert copies(cache.folder) == [cache.path(copy.name)]

@@ -11,7 +11,7 @@ import tf_keras
 
 from mirrorspark.callbacks.backup import BackupAndRestore
 from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
-from mirrorspark.callbacks.checkpoints.metric_state import MetricState
+from mirrorspark.callbacks.checkpoints.metric_states import MetricState
 from mirrorspark.callbacks.stop_request import StopOnRequest, TrainingStopped
 
 NewDataset = Callable[..., tf.data.Dataset]

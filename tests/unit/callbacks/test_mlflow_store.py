@@ -12,7 +12,7 @@ from mlflow.tracking.default_experiment import registry
 from mlflow.tracking.default_experiment.abstract_context import DefaultExperimentProvider
 from mlflow.utils.rest_utils import MlflowHostCreds
 
-from mirrorspark.callbacks.mlflow.store import (
+from mirrorspark.callbacks.mlflow.tracking_store import (
     absolute_store,
     chosen_experiment,
     chosen_store,

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from mirrorspark.callbacks.checkpoints import checksums, commit
+from mirrorspark.callbacks.checkpoints.checkpoint_store import CheckpointStoreError, Delivery, LocalStore
 from mirrorspark.callbacks.checkpoints.publisher import CheckpointPublisher, Pending, RetentionPolicy, still_waiting
-from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, Delivery, LocalStore
 
 BY_AUC = RetentionPolicy(keep_last=9, keep_best=1, monitor="auc", mode="max")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mirrorspark.data_pipelines.dataset.blocks import encode_blocks
+from mirrorspark.data_pipelines.dataset.block_format import encode_blocks
 from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER, Manifest, Shard
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics, Vocabulary
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.dataset.blocks import check_columns, decode_block, encode_blocks
+from mirrorspark.data_pipelines.dataset.block_format import check_columns, decode_block, encode_blocks
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.kinds import (
     Bucketed,
@@ -28,7 +28,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError, embedde
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder, RaggedIds, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.data_pipelines.reading.batches import LABEL, BatchColumns
+from mirrorspark.data_pipelines.reading.batching import LABEL, BatchColumns
 
 Tables = Callable[[int, int], pa.Table]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.data_pipelines import convert as conversion
-from mirrorspark.data_pipelines.convert import (
+from mirrorspark.data_pipelines import conversion
+from mirrorspark.data_pipelines.conversion import (
     ConversionOptions,
     DatasetExistsError,
     check_classes,

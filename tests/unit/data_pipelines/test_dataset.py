@@ -21,14 +21,14 @@ import tensorflow as tf
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mirrorspark.data_pipelines.dataset.blocks import encode_blocks
+from mirrorspark.data_pipelines.dataset.block_format import encode_blocks
 from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER, DatasetError, Manifest, Shard
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric, Sparse, Vector
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import Encoder, SparseRows
-from mirrorspark.data_pipelines.reading import batches as batches_module
-from mirrorspark.data_pipelines.reading.batches import CHUNK_BYTES, LABEL, WEIGHT
+from mirrorspark.data_pipelines.reading import batching as batches_module
+from mirrorspark.data_pipelines.reading.batching import CHUNK_BYTES, LABEL, WEIGHT
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, batches, load_batches
 from mirrorspark.data_pipelines.reading.decode_blocks import DamagedBlockError
 from mirrorspark.data_pipelines.reading.order import EpochOrder

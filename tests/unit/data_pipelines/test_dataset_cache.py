@@ -16,7 +16,7 @@ from mirrorspark.data_pipelines.dataset.cache import CacheError, DatasetCache
 from mirrorspark.data_pipelines.dataset.manifest import DatasetError, Manifest
 from mirrorspark.data_pipelines.quality.page import PAGE_FILE
 from mirrorspark.data_pipelines.quality.profile import PROFILE_FILE
-from mirrorspark.data_pipelines.reading.batches import LABEL
+from mirrorspark.data_pipelines.reading.batching import LABEL
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, batches
 from mirrorspark.storage.host_cache import Lease
 from mirrorspark.storage.paths import StoragePath, StoredFile

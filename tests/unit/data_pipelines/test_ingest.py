@@ -1,4 +1,4 @@
-"""The plan of the files holds every row once, near the wanted size; types are as narrow as they can be (M9)."""
+"""The plan of the files holds every row once, near the wanted size; types are as they can be (M9)."""
 
 import numpy as np
 import pyarrow as pa

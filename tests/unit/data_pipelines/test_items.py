@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures, NumericStatistics
-from mirrorspark.data_pipelines.features.items import (
+from mirrorspark.data_pipelines.features.item_rows import (
     changed_items,
     encoded_items,
     ids_without_item,

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.dataset.block_format import Block
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric, Sparse, Vector
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import SparseRows

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from mirrorspark.data_pipelines.dataset.blocks import decode_block
+from mirrorspark.data_pipelines.dataset.block_format import decode_block
 from mirrorspark.data_pipelines.dataset.shards import EncodeTask, ShardResult
 from mirrorspark.data_pipelines.dataset.staging import StagedFile
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirrorspark.data_pipelines.features.text import (
+from mirrorspark.data_pipelines.features.text_rules import (
     ASSIGNED_LATER,
     CODE_POINTS,
     DEFAULT_SEPARATORS,

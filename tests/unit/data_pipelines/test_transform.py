@@ -256,7 +256,7 @@ def test_lists_of_any_length_are_padded_part_by_part() -> None:
 
 
 def test_one_very_long_list_does_not_make_all_others_as_long() -> None:
-    """S8: 8 bytes an id: a part with the list of 100 has one row, others as many as they may."""
+    """S8: 8 bytes an id: a part with the list of 100 has one row, others as they may."""
     features = (MultiValued("x", max_length=UNBOUNDED), MultiValued("y", max_length=4))
     lists = token_lists([["UA"]] * 5 + [["AA"] * 100] + [["UA"] * 2] * 6 + [[]])
     table = pa.table({"x": lists, "y": lists})

@@ -13,7 +13,7 @@ from mirrorspark.lifecycle.experiments.bandits import EpsilonGreedy, LinUCB, Pol
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
 from mirrorspark.lifecycle.experiments.off_policy import PolicyLog, off_policy_estimates
 from mirrorspark.lifecycle.experiments.replay import replay_lists, replay_policy, replay_scores
-from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
+from mirrorspark.models.retrieval.list_metrics import ranking_metrics
 
 Floats = NDArray[np.float64]
 RATES = np.array([0.05, 0.08, 0.12, 0.06])

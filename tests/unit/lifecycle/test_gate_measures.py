@@ -17,7 +17,7 @@ from mirrorspark.lifecycle.gate.measures import Binary, Measures, MultiClass, Mu
 from mirrorspark.lifecycle.gate.score_counts import ScoreCounts, score_codes
 from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
 from mirrorspark.lifecycle.gate.tally import Tally
-from mirrorspark.models.retrieval.ranking_metrics import ranking_metrics
+from mirrorspark.models.retrieval.list_metrics import ranking_metrics
 from mirrorspark.pages.figures.calibration import calibration_bins
 from mirrorspark.pages.figures.inputs import binary_inputs
 

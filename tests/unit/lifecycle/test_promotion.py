@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.callbacks.mlflow import store
-from mirrorspark.callbacks.mlflow.store import NoStoreError
+from mirrorspark.callbacks.mlflow import tracking_store as store
+from mirrorspark.callbacks.mlflow.tracking_store import NoStoreError
 from mirrorspark.lifecycle import command
 from mirrorspark.lifecycle.gate.facts import SliceFacts
 from mirrorspark.lifecycle.gate.validation import Validation
-from mirrorspark.lifecycle.promotion.promote import (
+from mirrorspark.lifecycle.promotion.promotions import (
     CHAMPION,
     PREVIOUS,
     Evidence,

@@ -14,14 +14,14 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import ks_2samp
 
 from mirrorspark.data_pipelines.quality.profile import Bins
-from mirrorspark.data_pipelines.quality.raw_values import ColumnKind
+from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind
 from mirrorspark.lifecycle.gate.facts import Measure
 from mirrorspark.lifecycle.watching.counting import CountTask, counts_by_window
 from mirrorspark.lifecycle.watching.drift import ColumnCounts, ColumnDrift, DriftLimits, drift_of
 from mirrorspark.lifecycle.watching.live import LiveWindow
 from mirrorspark.lifecycle.watching.page import metrics_of, watch_page
 from mirrorspark.lifecycle.watching.snapshot import Snapshot, SnapshotError, WatchedColumn
-from mirrorspark.lifecycle.watching.watch import WindowDrift
+from mirrorspark.lifecycle.watching.watcher import WindowDrift
 
 RANDOM = np.random.default_rng(8)
 EDGES = tuple(np.quantile(RANDOM.standard_normal(20_000), np.arange(1, 10) / 10).tolist())

@@ -13,7 +13,7 @@ from scipy.special import expit, logit
 from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.preprocessing import normalize
 
-from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.dataset.block_format import Block
 from mirrorspark.data_pipelines.features.kinds import Label, Numeric, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mirrorspark.models.code_digest import code_digest
+from mirrorspark.models.code_digests import code_digest
 
 
 def in_notebook(source: str) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def test_what_refers_to_itself_has_a_digest() -> None:
 
 PROGRAM = """
 import threading
-from mirrorspark.models.code_digest import code_digest
+from mirrorspark.models.code_digests import code_digest
 NAMES = {"age", "hours", "town", "x"}
 LOCK = threading.Lock()
 class Base:

@@ -22,7 +22,7 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 from mirrorspark.callbacks.checkpoints.training_state import tensors
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
-from mirrorspark.data_pipelines.features.items import with_items
+from mirrorspark.data_pipelines.features.item_rows import with_items
 from mirrorspark.data_pipelines.features.kinds import (
     FIRST_VOCABULARY_ID,
     Categorical,

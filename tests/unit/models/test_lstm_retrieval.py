@@ -65,7 +65,7 @@ def inputs(histories: Sequence[Sequence[int]], width: int, first: int = 0) -> di
 
 
 def one_by_one(width: int | None = None) -> Iterator[dict[str, tf.Tensor]]:
-    """Yield every row alone, padded to ``width``, or as little as can be."""
+    """Yield every row alone, padded to ``width``, or as can be."""
     for number, history in enumerate(HISTORIES):
         yield inputs([history], width or max(1, len(history)), number)
 

@@ -99,7 +99,7 @@ def on_the_way(models: FetchedModels) -> list[Path]:
 
 @contextmanager
 def other_process(models: FetchedModels, *names: str) -> Iterator["subprocess.Popen[str]"]:
-    """Have another process fetch `names` one after the other; it lives as long as the context."""
+    """Have another process fetch `names` one after the other; it lives as the context."""
     command = [sys.executable, "-c", PROGRAM, str(models.folder), str(models.limit_bytes or 10**9), *names]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
         assert process.stdin is not None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from mirrorspark.callbacks.mlflow.store import store_client
+from mirrorspark.callbacks.mlflow.tracking_store import store_client
 from mirrorspark.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.fleet import Fleet

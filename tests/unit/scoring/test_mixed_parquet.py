@@ -68,7 +68,7 @@ def test_types_that_spark_does_not_read_as_one_are_named_with_their_files(types:
 
 
 def test_locations_that_others_hold_are_left_out(tmp_path: Path) -> None:
-    """Spark reads a file as often as it is named, and the tasks once."""
+    """Spark reads a file as it is named, and the tasks once."""
     for name in ("a/1.parquet", "a/2.parquet", "b/3.parquet", "b/4.parquet"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")

@@ -1,4 +1,4 @@
-"""S1: a process loads a model once, keeps as many as there is room for, and refuses files that were changed."""
+"""S1: a process loads a model once, keeps as there is room for, and refuses files that were changed."""
 
 import shutil
 import threading

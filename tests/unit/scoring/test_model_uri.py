@@ -14,7 +14,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from mirrorspark.callbacks.mlflow.store import own_store
+from mirrorspark.callbacks.mlflow.tracking_store import own_store
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
 from mirrorspark.scoring.model.digest import folder_digest
 from mirrorspark.scoring.model.directory import ModelDirectory

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mirrorspark.serving.precomputed.precompute import encoded_batches, precompute
+from mirrorspark.serving.precomputed.precomputation import encoded_batches, precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.serving.precomputed.store_file import DamagedStoreError, StoreError
 from mirrorspark.storage.paths import StorageError

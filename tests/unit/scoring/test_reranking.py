@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.recommending.reranking.rerank import rerank
+from mirrorspark.recommending.reranking.reranker import rerank
 from mirrorspark.scoring.errors import ScoringError
 
 ITEMS = pa.table(

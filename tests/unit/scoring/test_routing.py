@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.recommending.recommend import recommend
+from mirrorspark.recommending.recommendations import recommend
 from mirrorspark.recommending.reranking.ranking import Ranking
 from mirrorspark.recommending.routing.blend import as_arrays, as_lists, blended, of_length
 from mirrorspark.recommending.routing.decision import check_columns, decide

@@ -88,7 +88,7 @@ def test_padded_calls_trace_a_graph_only_once(
 
 
 def test_a_model_that_xla_compiles_is_called_with_powers_of_two_up_to_the_batch_size(tmp_path: Path) -> None:
-    """One trace each: a single row does not take as long as a whole call."""
+    """One trace each: a single row does not take as a whole call."""
     save_counting_saved_model(tmp_path / "tf", is_compiled=True)
     model = LoadedModel(package_with_tracing_hooks(tmp_path / "tf", tmp_path / "model"))
     tally = begun()
@@ -132,7 +132,7 @@ def test_a_part_is_never_less_than_a_call_that_is_padded(
 def test_single_rows_are_padded_only_where_the_model_has_a_fixed_number(
     tmp_path: Path, rows: int | None, is_compiled: bool, rows_of_call: Callable[[int], int]
 ) -> None:
-    """S15: a model that XLA compiles is compiled for as many as are given."""
+    """S15: a model that XLA compiles is compiled for as are given."""
     source = save_counting_saved_model(tmp_path / "tf", rows=rows, is_compiled=is_compiled)
     predictor = Predictor(package_model(source, tmp_path / "model"))
     for count in (1, 3):

@@ -106,7 +106,7 @@ def test_a_silent_owner_is_waited_for_as_long_as_the_stale_limit_and_no_longer(t
 
 
 def test_wall_clocks_do_not_count(tmp_path: Path) -> None:
-    """An owner whose clock is wrong by years lives as long as its lease changes."""
+    """An owner whose clock is wrong by years lives as its lease changes."""
     target = StoragePath.of(tmp_path / "t")
     slow = begin(target, "append")
     staging = kill_owner_elsewhere(slow)

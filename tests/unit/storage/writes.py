@@ -117,7 +117,7 @@ class Killed(BaseException):
 
 
 class KilledAt:
-    """Kills a process, as far as its files go, at the n-th step on a store of the thread that publishes.
+    """Kills a process, as its files go, at the n-th step on a store of the thread that publishes.
 
     Heartbeats, which come when they come, are no steps.
     """

@@ -1,4 +1,4 @@
-"""A recipe as small as it can be, and an MLflow store whose tables exist."""
+"""A recipe as it can be, and an MLflow store whose tables exist."""
 
 import contextlib
 import random

@@ -70,7 +70,7 @@ def test_rows_of_weight_zero_and_repeated_users_count_as_they_should() -> None:
         found = paired_intervals(mean_statistics("m"), users, values, 0 * values, weight, units=units)["m"]
         return found["high"] - found["low"]
 
-    # Twenty equal rows of a user say what one says: the interval is √20 times as wide as that of independent rows.
+    # Twenty equal rows of a user say what one says: the interval is √20 times as that of independent rows.
     assert width(np.ones(1_000), users) / width(np.ones(1_000), None) == pytest.approx(20**0.5, rel=0.3)
     once = np.where(np.arange(1_000) % 20 == 0, 1.0, 0.0)
     assert width(once, None) == pytest.approx(width(np.ones(1_000), users), rel=0.3)

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from scipy.special import expit
 
-from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.dataset.block_format import Block
 from mirrorspark.data_pipelines.features.kinds import Numeric
 from mirrorspark.data_pipelines.features.transform import RaggedIds
 from mirrorspark.models import multi_class, multi_field, multi_label

@@ -25,12 +25,12 @@ from mirrorspark.training.results import delivery
 from mirrorspark.training.results import export as export_module
 from mirrorspark.training.results.delivery import ExportAhead
 from mirrorspark.training.results.evaluation.evaluate_run import Verdict
-from mirrorspark.training.results.evaluation.explain import EXPLANATION_FILE, Explanation
+from mirrorspark.training.results.evaluation.explanation import EXPLANATION_FILE, Explanation
 from mirrorspark.training.results.evaluation.rival import OTHER_FOLDER, choose
 from mirrorspark.training.results.export import ExportPlan, ExportResult
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.open_run import OpenRun
+from mirrorspark.training.run_records.opened_run import OpenRun
 from mirrorspark.training.run_records.run_folder import RunFolder
 from tests.unit.callbacks.committed_files import publish_files
 

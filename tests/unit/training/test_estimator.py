@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.data_pipelines import convert_once
+from mirrorspark.data_pipelines import converted_once as convert_once
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset

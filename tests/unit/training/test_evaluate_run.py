@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from matplotlib.figure import Figure
 
-from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.dataset.block_format import Block
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import RaggedIds
@@ -295,7 +295,7 @@ def test_each_label_of_several_has_a_logistic_regression(monkeypatch: pytest.Mon
     assert intervals["micro_f1"]["difference"] == pytest.approx(difference)
     assert intervals["micro_f1"]["high"] < 0 < intervals["log_loss"]["low"]
     assert "learnt_from" not in verdict.baseline
-    # 40 rows of three labels are as many as it takes, of 80.
+    # 40 rows of three labels are as it takes, of 80.
     monkeypatch.setattr(evaluate_run, "BASELINE_PAIRS", 120)
     part = part_learnt_from(baseline_rows(dataset, "multi_label"), 80)
     sampled = judge_multi_label({"test": table}, [Rival("logistic_regression", scores, part)], 1, None, classes=3)

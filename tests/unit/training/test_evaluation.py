@@ -164,7 +164,7 @@ def test_ranks_worked_by_hand_and_by_scikit_learn() -> None:
     assert heavy["rank_mae"] == pytest.approx((2 + 3 * 1) / 6)
     expected = metrics.cohen_kappa_score(label, [0, 2, 2, 1], weights="quadratic", sample_weight=weight)
     assert heavy["quadratic_kappa"] == pytest.approx(expected)
-    # A prediction of one class alone is as good as chance, also where there is no other class.
+    # A prediction of one class alone is as chance, also where there is no other class.
     for labels in ([0, 1, 2], [1, 1, 1]):
         alike = multi_class_metrics(labels, np.eye(3)[[1, 1, 1]], is_ordinal=True)
         assert alike["quadratic_kappa"] == pytest.approx(0, abs=1e-12)

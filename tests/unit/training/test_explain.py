@@ -12,8 +12,8 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.training.results.evaluation import explain as explain_module
-from mirrorspark.training.results.evaluation.explain import (
+from mirrorspark.training.results.evaluation import explanation as explain_module
+from mirrorspark.training.results.evaluation.explanation import (
     Explanation,
     ExplanationError,
     explain,

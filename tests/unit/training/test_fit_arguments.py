@@ -12,9 +12,9 @@ from mirrorspark.data_pipelines.dataset.manifest import DatasetError
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
-from mirrorspark.training.entry_points import fit as module
-from mirrorspark.training.entry_points.fit import fit
-from mirrorspark.training.entry_points.train import train
+from mirrorspark.training.entry_points import fit_table as module
+from mirrorspark.training.entry_points.fit_table import fit
+from mirrorspark.training.entry_points.train_dataset import train
 from tests.unit.training.token_dataset import write_token_dataset
 
 TABLE = pd.DataFrame({"town": ["here", "there"], "late": [0, 1]})

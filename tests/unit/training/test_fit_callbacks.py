@@ -15,8 +15,8 @@ from mirrorspark.storage.paths import StoreUnreachableError
 from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.executor.worker import describe
 from mirrorspark.training.executor.worker_control import WorkerControl
-from mirrorspark.training.programs.keras_fit import fit_callbacks as fit_callbacks_module
-from mirrorspark.training.programs.keras_fit.fit_callbacks import fit_callbacks, with_local_checkpoint
+from mirrorspark.training.programs.keras_fit import callback_list as fit_callbacks_module
+from mirrorspark.training.programs.keras_fit.callback_list import fit_callbacks, with_local_checkpoint
 from mirrorspark.training.programs.keras_fit.start import Start
 from mirrorspark.training.protocol.activity import Activity, Phase
 from mirrorspark.training.protocol.event_client import EventClient

@@ -7,7 +7,7 @@ import pytest
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Sparse
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
-from mirrorspark.training.entry_points.fit import (
+from mirrorspark.training.entry_points.fit_table import (
     _require_valid,
     default_baseline,
     default_batch_size,

@@ -45,7 +45,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 class Reached(Exception):  # noqa: N818 - no error
-    """The training of a rank came as far as a test wants it to; ``value`` is what it had by then."""
+    """The training of a rank came as a test wants it to; ``value`` is what it had by then."""
 
     def __init__(self, value: Any) -> None:
         super().__init__()

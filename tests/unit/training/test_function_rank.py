@@ -23,7 +23,7 @@ from tensorflow.python.distribute.distribute_lib import StrategyBase
 from mirrorspark.callbacks.backup import BackupAndRestore
 from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError, fence
+from mirrorspark.callbacks.checkpoints.fencing import StaleAttemptError, fence
 from mirrorspark.callbacks.stop_request import TrainingStopped
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.scoring.model.directory import ModelDirectory

@@ -274,7 +274,7 @@ def test_lines_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> LiveView:
-    """A view that draws, as often as the tests look."""
+    """A view that draws, as the tests look."""
     monkeypatch.setattr("mirrorspark.training.run_records.live.view._TICK_SECONDS", 0.01)
     return LiveView(epochs=5, is_interactive=True)
 

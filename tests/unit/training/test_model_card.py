@@ -4,7 +4,7 @@ import math
 
 from mirrorspark.data_pipelines.features.kinds import Label, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.training.results.report.model_card import model_card
+from mirrorspark.training.results.report.model_cards import model_card
 
 BASELINE = {"name": "hist_gradient_boosting", "metrics": {"auc": 0.7, "log_loss": 0.5}}
 

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mirrorspark.callbacks.mlflow.store import ActiveRun
+from mirrorspark.callbacks.mlflow.tracking_store import ActiveRun
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.names import STATE_FILE
 from mirrorspark.training.run_records import tracking
 from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.open_run import OpenRun, open_run
+from mirrorspark.training.run_records.opened_run import OpenRun, open_run
 from mirrorspark.training.run_records.run_folder import RunFolder
 
 ATTEMPT: Event = {"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0}

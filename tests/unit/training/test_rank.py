@@ -21,9 +21,9 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
+from mirrorspark.callbacks.checkpoints.checkpoint_store import CheckpointStoreError, store_error
 from mirrorspark.callbacks.checkpoints.commit import CheckpointDamagedError
-from mirrorspark.callbacks.checkpoints.fence import StaleAttemptError
-from mirrorspark.callbacks.checkpoints.store import CheckpointStoreError, store_error
+from mirrorspark.callbacks.checkpoints.fencing import StaleAttemptError
 from mirrorspark.callbacks.nan_guard import NonFiniteLossError
 from mirrorspark.storage.paths import StoreUnreachableError
 from mirrorspark.training.executor.worker import WorkerOrders

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorspark.callbacks.early_stopping import AgreedEarlyStopping
-from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.dataset.block_format import Block
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.models import two_tower
 from mirrorspark.models.fitting.objectives import compile_model

@@ -16,7 +16,7 @@ import tf_keras
 
 from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
-from mirrorspark.data_pipelines.features.items import ids_without_item, with_items
+from mirrorspark.data_pipelines.features.item_rows import ids_without_item, with_items
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric, TextEmbedding
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
@@ -28,7 +28,7 @@ from mirrorspark.recommending.item_index import embed_items
 from mirrorspark.recommending.item_index.build import BuildPlan, RefreshError, write_indexes
 from mirrorspark.recommending.item_index.refresh import RefreshedIndex, catalogue_of, refresh_index, write_refreshed
 from mirrorspark.recommending.ratings import rating_model
-from mirrorspark.recommending.recommend import unavailable_ids
+from mirrorspark.recommending.recommendations import unavailable_ids
 from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Route, Router
 from mirrorspark.scoring.errors import ScoringError

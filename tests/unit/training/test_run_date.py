@@ -24,8 +24,8 @@ from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.configuration.recipe import RECIPE_FILE
 from mirrorspark.training.driver.errors import TrainingStoppedError
 from mirrorspark.training.entry_points import runs as runs_command
-from mirrorspark.training.entry_points import train as train_module
-from mirrorspark.training.entry_points.train import train
+from mirrorspark.training.entry_points import train_dataset as train_module
+from mirrorspark.training.entry_points.train_dataset import train
 from mirrorspark.training.job import sources
 from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.protocol.cause import Attempt, RankError
@@ -36,7 +36,7 @@ from mirrorspark.training.results.evaluation.evaluate_run import Verdict
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run_records.find_run import find_finished, hold_run_folder
-from mirrorspark.training.run_records.open_run import open_run
+from mirrorspark.training.run_records.opened_run import open_run
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_state import RunUnderWayError, Status
 from mirrorspark.training.run_records.tracking import Tracking

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from mirrorspark.callbacks.mlflow.store import DEFAULT_OUTPUT
+from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_OUTPUT
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_history import (

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mirrorspark.callbacks.checkpoints import commit, retention
-from mirrorspark.callbacks.checkpoints.fence import Fence, read_fence
+from mirrorspark.callbacks.checkpoints.fencing import Fence, read_fence
 from mirrorspark.storage.paths import StorageError
 from mirrorspark.training.driver import resume, running_attempt, store_reads
 from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError

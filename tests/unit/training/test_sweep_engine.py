@@ -10,7 +10,7 @@ from typing import Any, cast
 import mlflow
 import pytest
 
-from mirrorspark.callbacks.mlflow.store import ActiveRun
+from mirrorspark.callbacks.mlflow.tracking_store import ActiveRun
 from mirrorspark.scoring.model.pinned import PinnedModel
 from mirrorspark.training import pipeline
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
@@ -35,7 +35,7 @@ ATTEMPTS = (
 
 
 class FakeJob:
-    """A training job that is over at once, or stops as soon as it is asked to."""
+    """A training job that is over at once, or stops as it is asked to."""
 
     def __init__(self, opened: dict[str, Any]) -> None:
         self.opened = opened

@@ -1,4 +1,4 @@
-"""Trials run side by side as far as slots allow, are pruned by their events, and fail or stop on their own."""
+"""Trials run side by side as slots allow, are pruned by their events, and fail or stop on their own."""
 
 import threading
 import time

@@ -22,7 +22,7 @@ from mirrorspark.training.programs.recommenders import fitting
 from mirrorspark.training.programs.recommenders.interactions import Interactions
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.open_run import OpenRun
+from mirrorspark.training.run_records.opened_run import OpenRun
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.tracking import Tracking
 from tests.unit.callbacks.committed_files import publish_files

@@ -34,7 +34,7 @@ from mirrorspark.training.protocol.limits import Limits
 from mirrorspark.training.protocol.plan import TrainingPlan
 from mirrorspark.training.run_records.find_run import hold_run_folder
 from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.open_run import OpenRun
+from mirrorspark.training.run_records.opened_run import OpenRun
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.tracking import Tracking, TrackingError
 from tests.unit.mlflow_stores import new_store

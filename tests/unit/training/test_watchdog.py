@@ -134,7 +134,7 @@ def test_a_possible_wait_for_a_checkpoint_is_no_hang_until_it_is_committed() -> 
         ranks.say(tells_nothing(0, "checkpoint", 40, beats=beats), tells_nothing(1, "training", 40))
         assert ranks.run(400) is None
     ranks.say(tells_nothing(0, "training", 40, beats=5))
-    found = ranks.run(200)  # it has as long as for any other step, from now on
+    found = ranks.run(200)  # it has as for any other step, from now on
     assert found is not None
     assert found[0] == 121
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.dataset.blocks import encode_blocks
+from mirrorspark.data_pipelines.dataset.block_format import encode_blocks
 from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER, Manifest, Shard
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label

@@ -105,7 +105,7 @@ class Store:
             return False
 
     def clear(self, writers: Iterable[str]) -> None:
-        """Remove the files as far as possible."""
+        """Remove the files as possible."""
         for writer in writers:
             with contextlib.suppress(OSError, StorageError, pa.ArrowException):
                 self.file(writer).delete()

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.callbacks.mlflow.store import sqlite_file
+from mirrorspark.callbacks.mlflow.tracking_store import sqlite_file
 from mirrorspark.spark_session.connect import USE_CLASSIC
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.session import MissingCapabilityError, Session

@@ -27,7 +27,7 @@ from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOL
 from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.executor.worker_control import Finish, WorkerControl
 from mirrorspark.training.programs.keras_fit import interaction_graph
-from mirrorspark.training.programs.keras_fit.fit_callbacks import fit_callbacks, with_local_checkpoint
+from mirrorspark.training.programs.keras_fit.callback_list import fit_callbacks, with_local_checkpoint
 from mirrorspark.training.programs.keras_fit.local_updates import SettleLocalUpdates, local_updates
 from mirrorspark.training.programs.keras_fit.start import Start, read_start
 from mirrorspark.training.protocol.activity import Activity
@@ -144,7 +144,7 @@ def open_strategy(
     limit = plan.config.start_limit_seconds
     if rendezvous is None:
         return RingStrategy.from_tf_config(plan.token, timeout_seconds=limit, limit_seconds=math.inf, observer=activity)
-    # The other ranks connect as soon as they have the address, so it is reported only while this rank listens.
+    # The other ranks connect as they have the address, so it is reported only while this rank listens.
     with open_listener(rendezvous.host) as listener:
         addresses = rendezvous.exchange_addresses(listener.getsockname()[1], limit)
         ring = Ring.connect(

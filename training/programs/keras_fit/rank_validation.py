@@ -10,13 +10,13 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.callbacks.collectives.agreement import gather_over_ranks, local_replicas
-from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.dataset.block_format import Block
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, OUT_OF_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import SparseRows
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.reading.queries import query_digests
 from mirrorspark.models.index.exact import Best, ExactTopK, Queries
-from mirrorspark.models.retrieval.ranking_metrics import list_values
+from mirrorspark.models.retrieval.list_metrics import list_values
 from mirrorspark.models.serving.export import candidate_embeddings
 from mirrorspark.models.serving.preprocessing import input_tensors
 from mirrorspark.training.protocol.activity import Activity

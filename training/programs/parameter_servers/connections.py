@@ -160,7 +160,7 @@ class ClusterConnections:
             raise RingError(rank, f"({self._roles.of(rank)}) is gone ({why})")
 
     def wait_for_loss(self, seconds: float = 2.0) -> None:
-        """Do :meth:`raise_if_lost` as soon as it raises: TensorFlow may notice a loss before its connection breaks."""
+        """Do :meth:`raise_if_lost` as it raises: TensorFlow may notice a loss before its connection breaks."""
         with self._changed:
             self._changed.wait_for(lambda: self._roles.missed(self._lost) is not None, seconds)
         self.raise_if_lost()

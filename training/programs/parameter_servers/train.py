@@ -29,7 +29,7 @@ from mirrorspark.callbacks.stop_request import TrainingStopped
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan
 from mirrorspark.training.executor.worker_control import Finish, WorkerControl
 from mirrorspark.training.programs.keras_fit import fit
-from mirrorspark.training.programs.keras_fit.fit_callbacks import fit_callbacks, with_local_checkpoint
+from mirrorspark.training.programs.keras_fit.callback_list import fit_callbacks, with_local_checkpoint
 from mirrorspark.training.programs.keras_fit.start import read_start
 from mirrorspark.training.programs.parameter_servers.connections import (
     ClusterConnections,
@@ -328,7 +328,7 @@ def distribute_evaluation(
 
 
 def _describe_step(plan: TrainingPlan, activity: Activity, epoch: int, step: int) -> str:
-    """Describe a step as far as the coordinator can: it schedules steps, and any free worker reads the batch."""
+    """Describe a step as the coordinator can: it schedules steps, and any free worker reads the batch."""
     last = fit.describe_last_checkpoint(plan, activity, epoch, step)
     return f"the workers' updates overlap, so which records it read is not known; {last}"
 

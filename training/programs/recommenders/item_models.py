@@ -76,7 +76,7 @@ def bspm(interactions: Matrix, settings: BSPM, seed: int) -> Matrix:
         settings: Strengths of the filters, and how many weights of an item are kept.
         seed: Fixes the vector that the search for singular vectors begins with.
     """
-    # Users of one row each that nobody knows add nothing, and there may be as many as rows.
+    # Users of one row each that nobody knows add nothing, and there may be as rows.
     interactions = interactions[np.diff(interactions.indptr) > 0]
     users, items = interactions.shape
     roots = [np.sqrt(interactions.sum(axis=axis)) for axis in (1, 0)]

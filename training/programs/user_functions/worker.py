@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from mirrorspark.callbacks.checkpoints.fence import ATTEMPT_VARIABLE, CHECKPOINTS_VARIABLE, FENCE_VARIABLE
+from mirrorspark.callbacks.checkpoints.fencing import ATTEMPT_VARIABLE, CHECKPOINTS_VARIABLE, FENCE_VARIABLE
 from mirrorspark.training.programs.user_functions import plan as function_plan
 from mirrorspark.training.programs.user_functions.fit_watch import FitWatch
 from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError, UnsupportedKerasError

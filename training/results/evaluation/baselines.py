@@ -199,7 +199,7 @@ def free_threads() -> Iterator[int]:
     """Limit OpenMP to as many threads as processors are free now, ``MAX_THREADS`` at most, and give their number.
 
     OpenMP's threads meet after every few microseconds of work; where another process has the processor of one, all
-    others wait for it, and gradient boosting with two threads may take many times as long as with one.
+    others wait for it, and gradient boosting with two threads may take many times as with one.
     """
     free = round((psutil.cpu_count() or 1) * (1 - psutil.cpu_percent(_WATCH_SECONDS) / 100))
     pools = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp"]

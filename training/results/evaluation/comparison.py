@@ -17,7 +17,7 @@ from mirrorspark.evaluation.bootstrap import (
     paired_intervals,
     regression_statistics,
 )
-from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, ranking_values
+from mirrorspark.models.retrieval.list_metrics import RANKING_KS, ranking_values
 from mirrorspark.training.results.evaluation.evaluate_run import (
     classed_columns,
     held_back_tokens,

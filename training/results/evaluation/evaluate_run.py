@@ -10,7 +10,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
 
-from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.dataset.block_format import Block
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
@@ -31,7 +31,7 @@ from mirrorspark.evaluation.metrics import (
     multi_label_metrics,
     regression_metrics,
 )
-from mirrorspark.models.retrieval.ranking_metrics import RANKING_KS, catalogue_metrics, ranking_values
+from mirrorspark.models.retrieval.list_metrics import RANKING_KS, catalogue_metrics, ranking_values
 from mirrorspark.pages.figures.calibration import calibration_curve
 from mirrorspark.pages.figures.classes import class_quality, confusion_matrix
 from mirrorspark.pages.figures.lift import lift_chart

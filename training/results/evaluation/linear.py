@@ -161,7 +161,7 @@ _MODELS: Mapping[str, Callable[[], Any]] = {
 
 
 def _most_frequent(matrix: sparse.csr_matrix, classes: int) -> NDArray[np.int64] | None:
-    """Return the columns with the most values, ascending, as many as have not too many weights; None for all."""
+    """Return the columns with the most values, ascending, as have not too many weights; None for all."""
     most = max(1, _MOST_WEIGHTS // classes)
     if matrix.shape[1] <= most:
         return None

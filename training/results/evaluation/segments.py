@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mirrorspark.data_pipelines.dataset.blocks import Block
+from mirrorspark.data_pipelines.dataset.block_format import Block
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, MISSING_ID
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.data_pipelines.reading.queries import query_digests
 from mirrorspark.evaluation.bootstrap import TEST_ROWS
-from mirrorspark.models.retrieval.ranking_metrics import catalogue_metrics, ranking_metrics
+from mirrorspark.models.retrieval.list_metrics import catalogue_metrics, ranking_metrics
 
 # Share of a split's rows whose users count as light; those with as many interactions as the last of them do, too.
 LIGHT_SHARE = 0.25
@@ -54,7 +54,7 @@ def retrieval_rows(dataset: Dataset, split: str) -> RetrievalRows:
     users = -1 - np.arange(sum(block.rows for block in blocks))
     if name is not None:
         ids = np.concatenate([block.features[name] for block in blocks])
-        # Users that the vocabulary lacks are as many as their rows, for all we know.
+        # Users that the vocabulary lacks are as their rows, for all we know.
         users = np.where(ids < FIRST_VOCABULARY_ID, users, ids)
     is_light = np.zeros(len(users), np.bool_) if name is None else _is_light(dataset, blocks, name, users)
     candidates = np.concatenate([block.features[candidate.name] for block in blocks])

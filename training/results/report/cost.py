@@ -14,7 +14,7 @@ _TRAINING = "train"
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a run: all attempts of its training, and the other stages as far as this driver has done them.
+    """The cost of a run: all attempts of its training, and the other stages as this driver has done them.
 
     Attributes:
         core_seconds: By stage: its seconds times the cores that it holds.

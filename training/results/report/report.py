@@ -40,7 +40,7 @@ from mirrorspark.training.run_records.run_history import headline
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mirrorspark.training.results.evaluation.explain import Explanation
+    from mirrorspark.training.results.evaluation.explanation import Explanation
 
 REPORT_FILE = "report.html"
 

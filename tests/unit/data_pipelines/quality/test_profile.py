@@ -32,7 +32,7 @@ from mirrorspark.data_pipelines.quality.profile import (
     ValueCount,
 )
 from mirrorspark.data_pipelines.quality.profiling import HISTOGRAM_BINS, SplitCounts, profile_columns
-from mirrorspark.data_pipelines.quality.raw_values import ColumnKind, Role
+from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, Role
 from mirrorspark.data_pipelines.quality.validation import validate
 
 LATE = Label("late")

@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 
 from mirrorspark.data_pipelines.kernels import compile_inner_kernel
-from mirrorspark.data_pipelines.tfrecord.crc32c import (
+from mirrorspark.data_pipelines.tfrecord.checksums import (
     combine_crc32c,
     crc32c,
     crc32c_of_span,

@@ -15,8 +15,8 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mirrorspark.data_pipelines.tfrecord.checksums import crc32c
 from mirrorspark.data_pipelines.tfrecord.codecs import CODEC_SUFFIX, CodecError, compressed, open_records
-from mirrorspark.data_pipelines.tfrecord.crc32c import crc32c
 from mirrorspark.data_pipelines.tfrecord.record_scan import RecordScan, scan_records
 from mirrorspark.data_pipelines.tfrecord.records import (
     RECORD_OVERHEAD_BYTES,

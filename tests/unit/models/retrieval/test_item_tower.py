@@ -11,7 +11,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.items import with_items
+from mirrorspark.data_pipelines.features.item_rows import with_items
 from mirrorspark.data_pipelines.features.kinds import Categorical, MultiValued, Vector
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import two_tower

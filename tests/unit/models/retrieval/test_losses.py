@@ -137,7 +137,7 @@ def test_a_loss_that_cannot_work_is_named(options: dict[str, Any], message: str)
 
 
 def test_what_does_without_the_calibration_of_gbce_can_be_chosen() -> None:
-    """And of the batch's rows there are as many as there are, whatever is drawn."""
+    """And of the batch's rows there are as there are, whatever is drawn."""
     two_tower.Settings(loss="gbce", calibration=0.0)
     two_tower.Settings(loss="gbce", sampling="uniform")
     two_tower.Settings(hard_negatives=2000)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from mirrorspark.models.retrieval.ranking_metrics import catalogue_metrics, ranking_metrics
+from mirrorspark.models.retrieval.list_metrics import catalogue_metrics, ranking_metrics
 
 
 def test_ranking_metrics_hold_hand_worked_numbers() -> None:

@@ -36,7 +36,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.raw_columns import embedded_column, raw_inputs
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.features.text import single_spaced
+from mirrorspark.data_pipelines.features.text_rules import single_spaced
 from mirrorspark.data_pipelines.features.transform import Encoder, SparseRows
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models.serving import preprocessing
@@ -152,7 +152,7 @@ CLICKS = st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 2**40 - 1), st.i
 @st.composite
 def rows(draw: st.DrawFn) -> dict[str, Any]:
     visits, hashed_visits = draw(VISITS), draw(LISTS)
-    # Both sequences share their times, so the second is as long as the first.
+    # Both sequences share their times, so the second is as the first.
     hashed_visits = [*(hashed_visits or []), *[None] * len(visits)][: len(visits)]
     clicks = draw(st.one_of(st.none(), CLICKS))
     row = {
@@ -317,7 +317,7 @@ def test_a_text_is_embedded_in_the_graph_as_it_is_in_a_table(fitted: FittedFeatu
 
 
 def test_an_image_is_embedded_in_the_graph_by_all_of_its_bytes(fitted: FittedFeatures) -> None:
-    """White space is as good as any other byte, and no bytes are a missing image."""
+    """White space is as any other byte, and no bytes are a missing image."""
     feature = ImageEmbedding("photo", "encoder", size=1)
 
     def vectors(images: Any) -> Any:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirrorspark.data_pipelines.features.text import (
+from mirrorspark.data_pipelines.features.text_rules import (
     CODE_POINTS,
     DEFAULT_SEPARATORS,
     normalise,

@@ -1,4 +1,4 @@
-"""An exported model is loaded as far as scoring uses it."""
+"""An exported model is loaded as scoring uses it."""
 
 import shutil
 from pathlib import Path

@@ -57,7 +57,7 @@ def rerank(
             ``1 - diversity - calibration``.
         vector: Column of ``items`` for ``diversity``: lists of numbers, all of one length.
         calibration: Weight of interests, 0 to 1: the categories of a list get the shares that they have in the row's
-            history, as far as the Kullback-Leibler divergence says (Steck 2018).
+            history, as the Kullback-Leibler divergence says (Steck 2018).
         history: Column of ``lists`` for ``calibration``: lists of the tokens of earlier items.
         boost: Column of ``items``: numbers to add to the scaled score; 0.1 is a tenth of a list's range of scores.
         available: Column of ``items``: booleans. A candidate that is not available, or not in ``items``, is left out
@@ -80,7 +80,7 @@ def rerank(
 
 
 def arrow_items(items: "DataFrame | pa.Table | pd.DataFrame", columns: Iterable[str]) -> pa.Table:
-    """Return a table of items in Arrow: of a Spark table the named columns, as far as it has them."""
+    """Return a table of items in Arrow: of a Spark table the named columns, as it has them."""
     if isinstance(items, DataFrame):
         return items.select(*(column_named(name) for name in columns if name in items.columns)).toArrow()
     return items if isinstance(items, pa.Table) else pa.Table.from_pandas(items, preserve_index=False)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.items import ids_without_item
+from mirrorspark.data_pipelines.features.item_rows import ids_without_item
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
 from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, is_filled

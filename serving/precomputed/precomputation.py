@@ -67,7 +67,7 @@ def precompute(
     by batches.
 
     Args:
-        table: A DataFrame, for example from :func:`scoring.batch.score` or :func:`recommending.recommend.recommend`, or
+        table: A DataFrame, for example from :func:`scoring.batch.score` or :func:`recommending.recommendations.recommend`, or
             Parquet files, folders or globs, for example from :func:`scoring.files.score_files`. Files are read in this
             process, without Spark. A DataFrame is computed once, by all tasks, and cached on the executors' disks.
         store: The file, on a local disk.

@@ -15,7 +15,7 @@ from mirrorspark.data_pipelines.features.raw_columns import (
     numeric_values,
     raw_column,
 )
-from mirrorspark.data_pipelines.features.text import normalise, split_tokens
+from mirrorspark.data_pipelines.features.text_rules import normalise, split_tokens
 
 
 class Role(StrEnum):

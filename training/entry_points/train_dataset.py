@@ -44,7 +44,7 @@ def train(
     former result is returned, with the images of its figures.
 
     Args:
-        dataset: A dataset from :func:`data_pipelines.convert.convert`, or its path; on storage that every worker reads.
+        dataset: A dataset from :func:`data_pipelines.conversion.convert`, or its path; on storage that every worker reads.
         config: The training's settings.
         spark: The session; by default the active one, or a local one with a slot per worker.
         model: A function or Keras class of your own that builds the model, instead of ``config.model``; see

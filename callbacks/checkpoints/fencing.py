@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from mirrorspark.callbacks.checkpoints.store import STORE_ERRORS, Location, open_store, store_error
+from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS, Location, open_store, store_error
 from mirrorspark.storage.atomic_file import temporary_beside
 from mirrorspark.storage.paths import StoragePath
 
@@ -205,7 +205,7 @@ def read_fence(directory: Location, id_: str | None = None) -> Fence | None:
 
 
 def _read(path: StoragePath) -> dict[str, Any]:
-    """Return a fence's own lines; ``kept`` is None as long as nothing is adopted."""
+    """Return a fence's own lines; ``kept`` is None as nothing is adopted."""
     try:
         document = json.loads(path.read_bytes())
         kept = document.get("kept")

@@ -168,7 +168,7 @@ class Ending(Protocol):
 
 
 def leave(folder: RunFolder, tracked: Ending | None, status: Status, what: str = "run") -> None:
-    """Record the end of a run as far as possible; failures are only logged, so that they do not hide its own error.
+    """Record the end of a run as possible; failures are only logged, so that they do not hide its own error.
 
     Args:
         folder: Its folder.

@@ -182,7 +182,7 @@ def run_page(tracking_uri: str, experiment_id: str, run_id: str) -> str | None:
 
 
 def remember_own_store(tracking_uri: str) -> None:
-    """Let models be found in this store by default, as long as MLflow is set to none."""
+    """Let models be found in this store by default, as MLflow is set to none."""
     global _OWN_STORE
     _OWN_STORE = tracking_uri
 

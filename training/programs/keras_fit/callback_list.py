@@ -9,7 +9,7 @@ import tf_keras
 from mirrorspark.callbacks.backup import BackupAndRestore
 from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fetch import fetch
+from mirrorspark.callbacks.checkpoints.fetching import fetch
 from mirrorspark.callbacks.checkpoints.training_state import Stateful
 from mirrorspark.callbacks.early_stopping import AgreedEarlyStopping
 from mirrorspark.callbacks.nan_guard import Locate, StopOnNaN

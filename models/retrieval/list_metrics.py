@@ -133,7 +133,7 @@ def catalogue_metrics(recommended: ArrayLike, counts: ArrayLike) -> dict[str, fl
     positions, interactions = np.asarray(recommended, np.int64), np.asarray(counts, np.float64)
     is_listed = positions >= 0
     length = is_listed.sum(axis=1)
-    # A candidate without any interaction is as novel as one that has a single one: its logarithm is infinite.
+    # A candidate without any interaction is as one that has a single one: its logarithm is infinite.
     information = -np.log2(np.maximum(interactions, 1) / max(interactions.sum(), 1))
 
     def mean(values: NDArray[np.float64]) -> float:

@@ -20,8 +20,8 @@ from mirrorspark.data_pipelines.any_table import (
     is_in_memory,
     numbered,
 )
-from mirrorspark.data_pipelines.convert import ConversionOptions
-from mirrorspark.data_pipelines.convert_once import convert_once, quoted, require_columns
+from mirrorspark.data_pipelines.conversion import ConversionOptions
+from mirrorspark.data_pipelines.converted_once import convert_once, quoted, require_columns
 from mirrorspark.data_pipelines.dataset.manifest import MANIFEST_FILE
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.infer import infer_spec, numbers_in_order
@@ -36,7 +36,7 @@ from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
 from mirrorspark.training.configuration.fields import likely_meant
 from mirrorspark.training.configuration.tasks import LINEAR_BASELINES, POPULARITY, TASKS
-from mirrorspark.training.entry_points.train import train_in_view
+from mirrorspark.training.entry_points.train_dataset import train_in_view
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.run_records.live.details import spec_details, tell_findings
 from mirrorspark.training.run_records.live.view import LiveView
@@ -103,7 +103,7 @@ def fit(
         FeatureSpecError: The spec cannot be inferred or does not fit: the message says which column and why.
         SplitError: The rows cannot be split.
         ConfigError: A setting has an invalid value.
-        Exception: As :func:`data_pipelines.convert.convert` and :func:`training.entry_points.train.train` say.
+        Exception: As :func:`data_pipelines.conversion.convert` and :func:`training.entry_points.train_dataset.train` say.
     """
     _check_arguments(table, label, model, callbacks, settings)
     view = LiveView(epochs=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mirrorspark.data_pipelines.dataset.blocks import LABEL_PREFIX, STORED_SUFFIXES, WEIGHT_PREFIX
+from mirrorspark.data_pipelines.dataset.block_format import LABEL_PREFIX, STORED_SUFFIXES, WEIGHT_PREFIX
 from mirrorspark.data_pipelines.dataset.manifest import Shard
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import Feature, ListFeature, Sparse, VectorFeature

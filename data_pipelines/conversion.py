@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.dataset.blocks import check_columns
+from mirrorspark.data_pipelines.dataset.block_format import check_columns
 from mirrorspark.data_pipelines.dataset.cache import DatasetCache
 from mirrorspark.data_pipelines.dataset.manifest import (
     FEATURES_FOLDER,

@@ -140,7 +140,7 @@ def changed_items(before: ItemTable, after: ItemTable) -> int:
 
 
 def _of_equal_width(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both arrays, the narrower padded with zeros: lists of any length are as wide as the longest."""
+    """Return both arrays, the narrower padded with zeros: lists of any length are as the longest."""
     if one.ndim == 1:
         return one, other
     width = max(one.shape[1], other.shape[1])

@@ -9,7 +9,7 @@ from pyspark.sql import Column, DataFrame, Observation
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 
-from mirrorspark.data_pipelines.convert import (
+from mirrorspark.data_pipelines.conversion import (
     ConversionOptions,
     DatasetExistsError,
     Embedder,
@@ -43,11 +43,11 @@ def convert_once(
         folder: Folder of the datasets.
         name: The directory's name begins so.
         options: Options of the conversion.
-        embedder: As for :func:`data_pipelines.convert.convert`.
+        embedder: As for :func:`data_pipelines.conversion.convert`.
         source: What the rows of the table follow from, as JSON values, if that takes less to read than to hash them.
 
     Raises:
-        Exception: As :func:`data_pipelines.convert.convert` says.
+        Exception: As :func:`data_pipelines.conversion.convert` says.
     """
     columns = (*spec.columns, options.split_column)
     source = dict(source or {"table": content_hash(table.select(*map(quoted, columns)))})

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from mirrorspark.callbacks.mlflow.store import store_client
+from mirrorspark.callbacks.mlflow.tracking_store import store_client
 from mirrorspark.lifecycle.gate.facts import Facts
 from mirrorspark.lifecycle.gate.measure import Measured, measure
 from mirrorspark.lifecycle.gate.measures import measures_of

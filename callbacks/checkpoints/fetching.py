@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from mirrorspark.callbacks.checkpoints.checkpoint_store import Location, download
 from mirrorspark.callbacks.checkpoints.checksums import kind_of
 from mirrorspark.callbacks.checkpoints.commit import (
     MARKER,
@@ -20,7 +21,6 @@ from mirrorspark.callbacks.checkpoints.commit import (
     is_whole,
     marker_text,
 )
-from mirrorspark.callbacks.checkpoints.store import Location, download
 from mirrorspark.storage.host_cache import HostCache, Lease
 from mirrorspark.storage.paths import StoragePath
 
