@@ -8,14 +8,16 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.checkpoint_store import Location, native
-from mirrorspark.callbacks.checkpoints.fetching import fetch, fetch_latest
-from mirrorspark.callbacks.checkpoints.metric_states import METRICS, MetricState, ResumedMetrics
-from mirrorspark.callbacks.checkpoints.training_state import Stateful, tensors
-from mirrorspark.callbacks.collectives.agreement import sum_over_ranks
-from mirrorspark.callbacks.collectives.roles import current_role
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.callbacks.checkpoints import (
+    checkpoint_store,
+    commit,
+    fetch,
+    fetch_latest,
+    metric_states,
+    training_state,
+)
+from mirrorspark.callbacks.collectives import current_role, sum_over_ranks
+from mirrorspark.storage import StoragePath
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ class ResumePoint(NamedTuple):
     path: Path | StoragePath | None
 
 
-def resume_point(directory: Location) -> ResumePoint:
+def resume_point(directory: checkpoint_store.Location) -> ResumePoint:
     """Return the position from which a training resumes; zeros and None if ``directory`` has no checkpoint."""
     checkpoint = commit.latest_committed(directory)
     if checkpoint is None:
@@ -51,7 +53,7 @@ def restore(
     model: tf_keras.Model,
     optimizer: Any,
     checkpoint: commit.CommittedCheckpoint,
-    stateful: Mapping[str, Stateful] | None = None,
+    stateful: Mapping[str, training_state.Stateful] | None = None,
 ) -> None:
     """Restore model, optimizer and callbacks from ``checkpoint``; every variable on both sides has to match.
 
@@ -70,7 +72,7 @@ def restore(
         raise ValueError(f"checkpoint {checkpoint.path} has no state for {missing}; it has {sorted(states)}")
     try:
         # read, not restore: restore also expects the counter of Checkpoint.save, which a plain write does not store.
-        status = tensors(model, optimizer).read(checkpoint.prefix)
+        status = training_state.tensors(model, optimizer).read(checkpoint.prefix)
         status.assert_existing_objects_matched()
         status.assert_consumed()
     except tf.errors.OpError as error:
@@ -122,7 +124,7 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
         stateful: Callbacks to restore, by the names given to `ChiefCheckpoint`.
         local_cache: Local folder for copies of checkpoints on another store; by default this user's own in the system's
             folder for temporary files. A download within ``fit`` counts as its time: for large checkpoints call
-            `callbacks.checkpoints.fetching.fetch` before the ranks connect, and pass the result's path as ``resume_from``.
+            `callbacks.checkpoints.fetch` before the ranks connect, and pass the result's path as ``resume_from``.
         verify: Compare the checksums of ``resume_from``; False if that has just been done. Downloads are always
             compared.
         initial_step_in_epoch: Step of the epoch at which to continue if it differs from the checkpoint's: with another
@@ -131,10 +133,10 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
 
     def __init__(
         self,
-        directory: Location,
+        directory: checkpoint_store.Location,
         *,
-        resume_from: Location | None = None,
-        stateful: Mapping[str, Stateful] | None = None,
+        resume_from: checkpoint_store.Location | None = None,
+        stateful: Mapping[str, training_state.Stateful] | None = None,
         local_cache: str | Path | None = None,
         verify: bool = True,
         initial_step_in_epoch: int | None = None,
@@ -143,13 +145,13 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
         super().__init__()
         # Batch logs are unused; without this flag Keras would copy them to the host after every step.
         self._supports_tf_logs = True
-        self._directory = native(directory)
-        self._resume_from = None if resume_from is None else native(resume_from)
+        self._directory = checkpoint_store.native(directory)
+        self._resume_from = None if resume_from is None else checkpoint_store.native(resume_from)
         self._stateful = dict(stateful or {})
         self._local_cache = local_cache
         self._verify = verify
         self._given_step = initial_step_in_epoch
-        self._metrics: ResumedMetrics | None = None
+        self._metrics: metric_states.ResumedMetrics | None = None
         self.resumed_from: commit.CommittedCheckpoint | None = None
 
     @property
@@ -182,8 +184,8 @@ class BackupAndRestore(tf_keras.callbacks.Callback):
         if any(getattr(callback, "stopped", False) for callback in self._stateful.values()):
             # The previous attempt decided to stop and was lost after its last checkpoint: nothing is left to train.
             initial_epoch, initial_step = self.params["epochs"], 0
-        elif initial_step and (content := self.resumed_from.content(METRICS)) is not None:
-            self._metrics = ResumedMetrics(MetricState.from_bytes(content))
+        elif initial_step and (content := self.resumed_from.content(metric_states.METRICS)) is not None:
+            self._metrics = metric_states.ResumedMetrics(metric_states.MetricState.from_bytes(content))
         # Keras' own BackupAndRestore uses this hook to set the position.
         self.model._training_state = _Position(self.model, initial_epoch, initial_step)
 

@@ -13,18 +13,26 @@ from typing import Any
 
 import tf_keras
 
-from mirrorspark.callbacks.checkpoints import commit, retention
-from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS, Location, native, open_store, store_error
-from mirrorspark.callbacks.checkpoints.fencing import Fence, Permit, fence_from_environment, read_fence
-from mirrorspark.callbacks.checkpoints.metric_states import METRICS, metric_state
-from mirrorspark.callbacks.checkpoints.publisher import CheckpointPublisher, Pending, RetentionPolicy
-from mirrorspark.callbacks.checkpoints.snapshot import Snapshot
-from mirrorspark.callbacks.checkpoints.training_state import Stateful, settle
-from mirrorspark.callbacks.collectives.agreement import AgreedInterval, sum_over_ranks
-from mirrorspark.callbacks.collectives.equal_weights import check_equal_weights
-from mirrorspark.callbacks.collectives.metric_values import scalar_metrics
-from mirrorspark.callbacks.collectives.roles import current_role
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.callbacks.checkpoints import (
+    CheckpointPublisher,
+    Pending,
+    RetentionPolicy,
+    Snapshot,
+    checkpoint_store,
+    commit,
+    fencing,
+    metric_states,
+    retention,
+    training_state,
+)
+from mirrorspark.callbacks.collectives import (
+    AgreedInterval,
+    check_equal_weights,
+    current_role,
+    scalar_metrics,
+    sum_over_ranks,
+)
+from mirrorspark.storage import StoragePath
 
 # Interval of the collectives with which the ranks wait for the chief at the end, so that none of them looks dead.
 _ROUND_SECONDS = 1.0
@@ -40,7 +48,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
     checkpoint is removed. The end of training waits until everything is published.
 
     List it after the callbacks in ``stateful`` (their state has to include the epoch being saved) and after a guard
-    against NaN loss, and before `callbacks.stop_request.StopOnRequest`. `callbacks.checkpoints.commit` describes the
+    against NaN loss, and before `callbacks.StopOnRequest`. `callbacks.checkpoints.commit` describes the
     content of ``directory``, `callbacks.backup` the way back.
 
     Args:
@@ -76,7 +84,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
 
     def __init__(
         self,
-        directory: Location,
+        directory: checkpoint_store.Location,
         *,
         keep_last: int = 2,
         keep_best: int = 1,
@@ -85,7 +93,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         every_steps: int | None = None,
         every_seconds: float | None = None,
         scratch_dir: str | Path | None = None,
-        stateful: Mapping[str, Stateful] | None = None,
+        stateful: Mapping[str, training_state.Stateful] | None = None,
         attempt: int | None = None,
         fence: str | None = None,
         retry_seconds: float = 300.0,
@@ -107,20 +115,20 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             raise ValueError(f"fence is {fence!r} without an attempt; give the number it was put up for")
         # Batch logs are unused; without this flag Keras would copy them to the host after every step.
         self._supports_tf_logs = True
-        self._directory = native(directory)
+        self._directory = checkpoint_store.native(directory)
         self._retention = RetentionPolicy(keep_last, keep_best, monitor, mode)
         self._every_steps = every_steps
         self._interval = None if every_seconds is None else AgreedInterval(every_seconds)
         self._scratch_dir = Path(scratch_dir or tempfile.gettempdir())
         self._stateful = dict(stateful or {})
-        held = fence_from_environment(self._directory) if attempt is None else None
+        held = fencing.fence_from_environment(self._directory) if attempt is None else None
         self._attempt = held.attempt if held else attempt
         self._fence = held.id if held else fence
         self._retry_seconds = retry_seconds
         self._before_save = before_save
         self._on_wait = on_wait
         self._beat = beat
-        self._permit: Permit | None = None
+        self._permit: fencing.Permit | None = None
         self._publisher: CheckpointPublisher | None = None
         self._last_step = 0
         self._epoch = 0
@@ -153,11 +161,11 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             # Checked first, to end an abandoned attempt early. It may still be paused after the check; what it
             # removes then is no later attempt's.
             self._permit = self._ask_for_permit()
-            open_store(self._directory).make()
+            checkpoint_store.open_store(self._directory).make()
             retention.clean_staging(self._directory, self._fence)
             former = retention.former_marks(self._directory, self._fence)
-        except STORE_ERRORS as error:
-            raise store_error(self._directory, error) from error
+        except checkpoint_store.STORE_ERRORS as error:
+            raise checkpoint_store.store_error(self._directory, error) from error
         for mark in former:
             for left_over in self._scratch_dir.glob(f"{self._scratch_prefix(mark)}*"):
                 shutil.rmtree(left_over, ignore_errors=True)
@@ -263,16 +271,16 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
                     f"list {name!r} before ChiefCheckpoint in the callbacks"
                 )
         # Every rank takes part, because some values are reduced over all ranks when read. Only the chief keeps them.
-        settle(self.model)
+        training_state.settle(self.model)
         # Before the comparison: NaN may have different bits on two machines, which does not make them faulty.
         self._before_save()
         check_equal_weights(self.model)
         snapshot = Snapshot(self.model, self.model.optimizer)
-        of_epoch = metric_state(self.model) if step_in_epoch else None
+        of_epoch = metric_states.metric_state(self.model) if step_in_epoch else None
         if self._publisher is not None:
             files = {commit.STATE: json.dumps(states).encode()}
             if of_epoch is not None:
-                files[METRICS] = of_epoch.to_bytes()
+                files[metric_states.METRICS] = of_epoch.to_bytes()
             self._publisher.submit(
                 Pending(snapshot, files, self._step(), epoch, step_in_epoch, dict(metrics), is_optional)
             )
@@ -281,8 +289,8 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
     def _open_publisher(self) -> CheckpointPublisher:
         try:
             newest = self._refuse_foreign_checkpoints()
-        except STORE_ERRORS as error:
-            raise store_error(self._directory, error) from error
+        except checkpoint_store.STORE_ERRORS as error:
+            raise checkpoint_store.store_error(self._directory, error) from error
         return CheckpointPublisher(
             self._directory,
             self._scratch_dir / self._scratch_prefix(commit.mark_of(self._fence)),
@@ -293,11 +301,11 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             beat=self._beat,
         )
 
-    def _ask_for_permit(self) -> Permit | None:
+    def _ask_for_permit(self) -> fencing.Permit | None:
         if self._attempt is None:
             return None
-        held = read_fence(self._directory) if self._fence is None else Fence(self._attempt, self._fence)
-        permit = Permit(self._directory, self._attempt, held, self._fence)
+        held = fencing.read_fence(self._directory) if self._fence is None else fencing.Fence(self._attempt, self._fence)
+        permit = fencing.Permit(self._directory, self._attempt, held, self._fence)
         permit.check()
         return permit
 

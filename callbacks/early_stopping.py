@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import tf_keras
 
-from mirrorspark.callbacks.collectives.agreed_monitor import AgreedMonitor
+from mirrorspark.callbacks.collectives import AgreedMonitor
 
 
 class AgreedEarlyStopping(tf_keras.callbacks.Callback):

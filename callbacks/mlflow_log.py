@@ -9,13 +9,8 @@ from typing import Any
 
 import tf_keras
 
-from mirrorspark.callbacks.collectives import at_exit
-from mirrorspark.callbacks.collectives.metric_values import scalar_metrics
-from mirrorspark.callbacks.collectives.roles import current_role
-from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer
-from mirrorspark.callbacks.mlflow.metric_requests import SetStatus
-from mirrorspark.callbacks.mlflow.tracking_store import is_same_store
-from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, SystemSampler
+from mirrorspark.callbacks.collectives import at_exit, current_role, scalar_metrics
+from mirrorspark.callbacks.mlflow import STEP_PREFIX, MetricBuffer, SystemSampler, metric_requests, tracking_store
 from mirrorspark.callbacks.progress import optimizer_step, replicas_in_batch_logs
 
 
@@ -107,7 +102,7 @@ class MLflowLogger(tf_keras.callbacks.Callback):
 
         current = mlflow.get_tracking_uri()
         store = self._tracking_uri or current
-        settings = _settings() if is_same_store(store, current) else _Settings()
+        settings = _settings() if tracking_store.is_same_store(store, current) else _Settings()
         run_id = self._run_id or settings.run_id
         self._is_own_run = self._is_own_run or run_id is None
         self._buffer = MetricBuffer(
@@ -119,7 +114,7 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         )
         if self._is_own_run:
             # The run is there to be seen from the beginning on; one that is continued no longer counts as ended.
-            self._buffer.call(SetStatus("RUNNING"))
+            self._buffer.call(metric_requests.SetStatus("RUNNING"))
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Pass the batch's metrics to the buffer when they are due."""
@@ -161,7 +156,7 @@ class MLflowLogger(tf_keras.callbacks.Callback):
             buffer.flush(timeout_seconds)
         else:
             if self._is_own_run:
-                buffer.call(SetStatus(status))
+                buffer.call(metric_requests.SetStatus(status))
             buffer.close(timeout_seconds)
         # Another fit with the same callback continues the same run.
         self._run_id = buffer.run_id

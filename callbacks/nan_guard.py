@@ -7,8 +7,7 @@ from typing import Any, NoReturn
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.callbacks.collectives.agreement import sum_over_ranks
-from mirrorspark.callbacks.collectives.metric_values import as_float
+from mirrorspark.callbacks.collectives import as_float, sum_over_ranks
 
 Locate = Callable[[int, int], str]
 

@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage import without_credentials
 
 logger = logging.getLogger(__name__)
 

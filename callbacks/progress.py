@@ -6,7 +6,7 @@ from typing import Any
 
 import tf_keras
 
-from mirrorspark.callbacks.collectives.metric_values import as_float, scalar_metrics
+from mirrorspark.callbacks.collectives import as_float, scalar_metrics
 from mirrorspark.callbacks.throughput import RateMeter
 
 

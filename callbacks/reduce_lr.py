@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import tf_keras
 
-from mirrorspark.callbacks.collectives.agreed_monitor import AgreedMonitor
+from mirrorspark.callbacks.collectives import AgreedMonitor
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import tf_keras
 
-from mirrorspark.callbacks.collectives.agreement import mean_over_ranks
+from mirrorspark.callbacks.collectives import mean_over_ranks
 from mirrorspark.callbacks.progress import optimizer_step
 
 

@@ -6,8 +6,7 @@ from typing import Any
 import tf_keras
 
 from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
-from mirrorspark.callbacks.collectives.agreement import AgreedInterval, sum_over_ranks
-from mirrorspark.callbacks.collectives.roles import current_role
+from mirrorspark.callbacks.collectives import AgreedInterval, current_role, sum_over_ranks
 
 
 class TrainingStopped(Exception):  # noqa: N818 - nothing went wrong

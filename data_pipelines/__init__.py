@@ -1,1 +1,56 @@
-"""Data pipelines: from Spark tables to TFRecord shards and on to training batches."""
+"""Data pipelines: from Spark tables to TFRecord shards and on to training batches.
+
+The same table and settings give the same dataset, byte for byte. A dataset is published whole or not at all.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.data_pipelines import any_table, tables
+    from mirrorspark.data_pipelines.any_table import TableError
+    from mirrorspark.data_pipelines.conversion import (
+        EXAMPLE_FILE,
+        ConversionOptions,
+        DatasetExistsError,
+        convert,
+        dataset_address,
+        library_versions,
+        read_profile,
+    )
+    from mirrorspark.data_pipelines.converted_once import convert_once, hashed_on_the_way, quoted, require_columns
+    from mirrorspark.data_pipelines.ingest import ingest_csv
+    from mirrorspark.data_pipelines.kernels import compile_inner_kernel, compile_kernel
+    from mirrorspark.data_pipelines.tfrecords import (
+        check_tfrecords,
+        read_tfrecords,
+        write_tfrecords,
+        write_tfrecords_from_parquet,
+    )
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "EXAMPLE_FILE",
+    "ConversionOptions",
+    "DatasetExistsError",
+    "TableError",
+    "any_table",
+    "check_tfrecords",
+    "compile_inner_kernel",
+    "compile_kernel",
+    "convert",
+    "convert_once",
+    "dataset_address",
+    "hashed_on_the_way",
+    "ingest_csv",
+    "library_versions",
+    "quoted",
+    "read_profile",
+    "read_tfrecords",
+    "require_columns",
+    "tables",
+    "write_tfrecords",
+    "write_tfrecords_from_parquet",
+]

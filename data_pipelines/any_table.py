@@ -10,8 +10,8 @@ import pyarrow as pa
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.features.column_facts import CATEGORIES
-from mirrorspark.data_pipelines.spark.lake_tables import read_lake_table
+from mirrorspark.data_pipelines.features import CATEGORIES
+from mirrorspark.data_pipelines.spark import read_lake_table
 
 # The key of a table in memory that has none: the position of the row.
 ROW_NUMBER = "row_number"

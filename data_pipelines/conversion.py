@@ -16,40 +16,44 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.dataset.block_format import check_columns
-from mirrorspark.data_pipelines.dataset.cache import DatasetCache
-from mirrorspark.data_pipelines.dataset.manifest import (
+from mirrorspark.data_pipelines.dataset import (
     FEATURES_FOLDER,
     FORMAT_VERSION,
     MANIFEST_FILE,
     SPLITS,
     TEST_ROWS_FILE,
     TRAIN_SPLIT,
+    DatasetCache,
     DatasetError,
+    EncodeTask,
     Manifest,
+    ShardResult,
+    Staged,
+    block_format,
     is_published,
+    stage,
 )
-from mirrorspark.data_pipelines.dataset.shards import EncodeTask, ShardResult
-from mirrorspark.data_pipelines.dataset.staging import Staged, stage
-from mirrorspark.data_pipelines.features.column_facts import CATEGORIES
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.fitting import EmptySplitError, fit_features
-from mirrorspark.data_pipelines.features.kinds import Label
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnPlans, planned_inputs
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Report, Severity
-from mirrorspark.data_pipelines.quality.page import PAGE_FILE, PageFacts, dataset_page
-from mirrorspark.data_pipelines.quality.profile import PROFILE_FILE, DatasetProfile
-from mirrorspark.data_pipelines.quality.profiling import SplitCounts, profile_columns
-from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
-from mirrorspark.data_pipelines.quality.validation import validate
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, progress_bar
-from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
-from mirrorspark.pages.guarded import beside_the_result
-from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
-from mirrorspark.storage.credentials import clean
-from mirrorspark.storage.paths import Location, StoragePath
+from mirrorspark.data_pipelines.features import CATEGORIES, FeatureSpec, FittedFeatures, fitting, kinds, raw_columns
+from mirrorspark.data_pipelines.quality import (
+    PAGE_FILE,
+    PROFILE_FILE,
+    SPLIT_COLUMN,
+    DatasetProfile,
+    Finding,
+    Limits,
+    PageFacts,
+    Report,
+    Severity,
+    dataset_page,
+    profiling,
+    validate,
+)
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.data_pipelines.spark import numbered_partitions, progress_bar
+from mirrorspark.data_pipelines.tfrecord import table_blocks
+from mirrorspark.pages import beside_the_result
+from mirrorspark.spark_session import SPARK_ERRORS, task_message
+from mirrorspark.storage import Location, StoragePath, clean
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
 EXAMPLE_FILE = "example.parquet"
@@ -64,7 +68,7 @@ _DRIVER_ATTEMPT = "driver"
 
 
 class Embedder(Protocol):
-    """Embeds the texts and images among the features: :class:`scoring.embedding.embedder.Embedder`.
+    """Embeds the texts and images among the features: :class:`scoring.embedding.Embedder`.
 
     It is handed in because encoders are run by the backends of scoring, which imports this package.
     """
@@ -96,7 +100,7 @@ class ConversionOptions:
 
     split_column: str = SPLIT_COLUMN
     shards: int = 8
-    rows_per_block: int = ROWS_PER_BLOCK
+    rows_per_block: int = table_blocks.ROWS_PER_BLOCK
     accept_errors: bool = False
 
     def __post_init__(self) -> None:
@@ -143,7 +147,7 @@ def convert(
         limits: Thresholds of validation's findings; None for the customary ones.
         cache: The cache for the local copy if ``path`` is on another store; by default in the user's cache folder.
         items: The table of items, a row per candidate, if the spec has ``items``. This process holds it in memory.
-        embedder: A :class:`scoring.embedding.embedder.Embedder`, for features of the kinds ``text_embedding`` and
+        embedder: A :class:`scoring.embedding.Embedder`, for features of the kinds ``text_embedding`` and
             ``image_embedding``.
         progress: Show a bar of Spark's tasks where one can be seen: in a terminal or a notebook.
 
@@ -211,7 +215,7 @@ class _Conversion:
     job: WriteJob
     spec: FeatureSpec
     options: ConversionOptions
-    plans: ColumnPlans
+    plans: raw_columns.ColumnPlans
     items: DataFrame | None = None
 
     def write(
@@ -225,13 +229,13 @@ class _Conversion:
         features = self._own(FEATURES_FOLDER)
         items = self.items.select(*self.spec.items.columns).toArrow() if self.items and self.spec.items else None
         categories = [field.name for field in df.schema if CATEGORIES in field.metadata]
-        fitted = fit_features(
+        fitted = fitting.fit_features(
             *(spark, staged.measured, self.spec, self.plans, samples[TRAIN_SPLIT], scratch, features, items),
             categories=categories,
         )
         results = self._encode(spark, staged)
         check_classes(results, self.spec.label)
-        profile = profile_columns(samples, self.spec, counts=_split_counts(results), reference=reference)
+        profile = profiling.profile_columns(samples, self.spec, counts=_split_counts(results), reference=reference)
         report = _with_exact_findings(validate(profile, self.spec, reference, limits), staged, results)
         manifest = Manifest(
             features_hash=fitted.hash,
@@ -259,7 +263,7 @@ class _Conversion:
     def _check_splits(self, staged: Staged) -> None:
         for split in SPLITS:
             if not staged.rows(split):
-                raise EmptySplitError(
+                raise fitting.EmptySplitError(
                     "there are no training rows; check the table or the rule that makes its split column"
                     if split == TRAIN_SPLIT
                     else f"split '{split}' has no rows; check the table or the rule that makes its split column"
@@ -296,7 +300,7 @@ class _Conversion:
 
     def _write_own_files(self, manifest: Manifest, last_rows: pa.Table, profile: DatasetProfile) -> None:
         example = pa.BufferOutputStream()
-        pq.write_table(planned_inputs(last_rows.slice(0, EXAMPLE_ROWS), self.spec, self.plans), example)
+        pq.write_table(raw_columns.planned_inputs(last_rows.slice(0, EXAMPLE_ROWS), self.spec, self.plans), example)
         self._own(f"{FEATURES_FOLDER}/{EXAMPLE_FILE}").write_bytes(example.getvalue().to_pybytes())
         kept = pa.BufferOutputStream()
         pq.write_table(last_rows.slice(0, TEST_ROWS), kept)
@@ -319,18 +323,18 @@ def library_versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {package: version(package) for package in packages}
 
 
-def _plans(df: DataFrame, spec: FeatureSpec, options: ConversionOptions) -> ColumnPlans:
+def _plans(df: DataFrame, spec: FeatureSpec, options: ConversionOptions) -> raw_columns.ColumnPlans:
     """Compare names and types before any task starts, and return the plans of the features."""
     missing = [name for name in (*spec.columns, options.split_column) if name not in df.columns]
     if missing:
-        raise ColumnError(f"the table lacks the columns {missing}; it has {df.columns}")
-    return check_columns(df.select(*spec.columns).limit(0).toArrow(), spec)
+        raise raw_columns.ColumnError(f"the table lacks the columns {missing}; it has {df.columns}")
+    return block_format.check_columns(df.select(*spec.columns).limit(0).toArrow(), spec)
 
 
 def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:
     """Compare the table of items with the spec before any task starts."""
     if (items is None) != (spec.items is None):
-        raise ColumnError(
+        raise raw_columns.ColumnError(
             "the spec has items, but no table of items is given: give it as items"
             if items is None
             else "a table of items is given, but the spec has no items: describe their features in the spec"
@@ -339,14 +343,16 @@ def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:
         return
     missing = [name for name in spec.items.columns if name not in items.columns]
     if missing:
-        raise ColumnError(f"the table of items lacks the columns {missing}; it has {items.columns}")
-    check_columns(items.select(*spec.items.columns).limit(0).toArrow(), spec.items)
+        raise raw_columns.ColumnError(f"the table of items lacks the columns {missing}; it has {items.columns}")
+    block_format.check_columns(items.select(*spec.items.columns).limit(0).toArrow(), spec.items)
 
 
 def _check_embedder(embedder: Embedder | None, spec: FeatureSpec) -> None:
     names = [feature.name for feature in spec.embedded]
     if names and embedder is None:
-        raise ColumnError(f"the features {names} are texts or images to embed; give embedder=mirrorspark.Embedder()")
+        raise raw_columns.ColumnError(
+            f"the features {names} are texts or images to embed; give embedder=mirrorspark.Embedder()"
+        )
 
 
 def _embedded(
@@ -366,7 +372,7 @@ def _embedded(
     return df, items, spec
 
 
-def check_classes(results: Sequence[ShardResult], label: Label) -> None:
+def check_classes(results: Sequence[ShardResult], label: kinds.Label) -> None:
     """Refuse a split in which a binary label has only one class.
 
     Raises:
@@ -423,7 +429,7 @@ def _with_exact_findings(report: Report, staged: Staged, results: Sequence[Shard
     return replace(report, findings=tuple(findings))
 
 
-def _split_counts(results: Sequence[ShardResult]) -> dict[str, SplitCounts]:
+def _split_counts(results: Sequence[ShardResult]) -> dict[str, profiling.SplitCounts]:
     counts = {}
     for split in SPLITS:
         mine = [result for result in results if result.split == split]
@@ -433,7 +439,7 @@ def _split_counts(results: Sequence[ShardResult]) -> dict[str, SplitCounts]:
                 column, _, what = key.rpartition("/")
                 if what in by_kind:
                     by_kind[what][column] = by_kind[what].get(column, 0) + count
-        counts[split] = SplitCounts(
+        counts[split] = profiling.SplitCounts(
             rows=sum(result.shard.rows for result in mine),
             bytes=sum(result.shard.bytes for result in mine),
             shards=len(mine),

@@ -16,10 +16,9 @@ from mirrorspark.data_pipelines.conversion import (
     convert,
     dataset_address,
 )
-from mirrorspark.data_pipelines.dataset.manifest import is_published
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.data_pipelines.dataset import is_published
+from mirrorspark.data_pipelines.features import FeatureSpec, raw_columns
+from mirrorspark.data_pipelines.reading import Dataset
 
 
 def convert_once(
@@ -43,11 +42,11 @@ def convert_once(
         folder: Folder of the datasets.
         name: The directory's name begins so.
         options: Options of the conversion.
-        embedder: As for :func:`data_pipelines.conversion.convert`.
+        embedder: As for :func:`data_pipelines.convert`.
         source: What the rows of the table follow from, as JSON values, if that takes less to read than to hash them.
 
     Raises:
-        Exception: As :func:`data_pipelines.conversion.convert` says.
+        Exception: As :func:`data_pipelines.convert` says.
     """
     columns = (*spec.columns, options.split_column)
     source = dict(source or {"table": content_hash(table.select(*map(quoted, columns)))})
@@ -65,7 +64,7 @@ def require_columns(table: DataFrame, spec: FeatureSpec) -> None:
     """Raise ``ColumnError`` unless the table has the spec's columns."""
     missing = [column for column in spec.columns if column not in table.columns]
     if missing:
-        raise ColumnError(f"the table lacks the columns {missing}; it has {table.columns}")
+        raise raw_columns.ColumnError(f"the table lacks the columns {missing}; it has {table.columns}")
 
 
 def content_hash(table: DataFrame) -> str:

@@ -22,10 +22,9 @@ import pyarrow.parquet as pq
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.spark.lake_tables import refuse_lake_tables
-from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, numbers_of
-from mirrorspark.spark_session.errors import SPARK_ERRORS, first_line, task_message
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.data_pipelines.spark import numbered_partitions, numbers_of, refuse_lake_tables
+from mirrorspark.spark_session import SPARK_ERRORS, first_line, task_message
+from mirrorspark.storage import StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
 # In a job over 620 million rows, 3,500 files of about this size read fastest from an object store: large enough to make

@@ -13,9 +13,9 @@ from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StringType, StructField, StructType
 
-from mirrorspark.data_pipelines.spark.lake_tables import read_lake_table, refuse_lake_tables
-from mirrorspark.spark_session.errors import first_line
-from mirrorspark.storage.lakes import LAKE_FORMATS
+from mirrorspark.data_pipelines.spark import read_lake_table, refuse_lake_tables
+from mirrorspark.spark_session import first_line
+from mirrorspark.storage import lakes
 
 CSV_ENDINGS = (".csv", ".csv.gz", ".csv.bz2", ".csv.zip")
 PARQUET_ENDING = ".parquet"
@@ -23,7 +23,7 @@ PARQUET_ENDING = ".parquet"
 # Files up to this size are identified by their content, larger ones by size and modification time.
 _HASHED_BYTES = 256 * 1024 * 1024
 
-_LOGS = tuple(format_.log for format_ in LAKE_FORMATS)
+_LOGS = tuple(format_.log for format_ in lakes.LAKE_FORMATS)
 
 
 class SourceError(ValueError):

@@ -14,46 +14,33 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType, TimestampType
 
-from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows, RowGroups
-from mirrorspark.data_pipelines.spark.schema import arrow_schema_of, spark_schema_of, with_plain_names
-from mirrorspark.data_pipelines.spark.tasks import (
+from mirrorspark.data_pipelines.reading import parquet_rows
+from mirrorspark.data_pipelines.spark import (
     WriteResult,
+    arrow_schema_of,
     counted,
     numbered_partitions,
     numbers_of,
     outcome,
+    spark_schema_of,
+    tfrecord_options,
+    tfrecord_tasks,
+    with_plain_names,
     write_files,
 )
-from mirrorspark.data_pipelines.spark.tfrecord_options import Layout, OnDamage, ReadOptions, WriteOptions
-from mirrorspark.data_pipelines.spark.tfrecord_tasks import (
-    FileReport,
-    ReadTask,
-    WriteTask,
-    check_files,
-    infer_files,
-    merged_schema,
-    sampled,
+from mirrorspark.data_pipelines.tfrecord import (
+    CodecError,
+    DamagedRecordError,
+    MalformedExampleError,
+    arrow_schema,
+    table_blocks,
 )
-from mirrorspark.data_pipelines.tfrecord.arrow_schema import (
-    RecordType,
-    SchemaError,
-    ValueNotStorableError,
-    table_columns,
-)
-from mirrorspark.data_pipelines.tfrecord.codecs import CodecError
-from mirrorspark.data_pipelines.tfrecord.examples import MalformedExampleError
-from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError
-from mirrorspark.data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, ROWS_PER_BLOCK, check_block_schema
-from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.session import TaskTotal
-from mirrorspark.spark_session.task import partition_id
-from mirrorspark.storage.listing import DataFile, list_files, pack_files, partition_schema
-from mirrorspark.storage.paths import Location, StoragePath
+from mirrorspark.spark_session import SPARK_ERRORS, TaskTotal, partition_id, session_of, task_message
+from mirrorspark.storage import Location, StoragePath, listing
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob
 
 # Errors of a task for rows that no record can hold.
-_REFUSALS = (SchemaError, ValueNotStorableError)
+_REFUSALS = (arrow_schema.SchemaError, arrow_schema.ValueNotStorableError)
 
 T = TypeVar("T")
 
@@ -70,8 +57,8 @@ def write_tfrecords(
     partition_by: Sequence[str] = (),
     layout: str = "row",
     codec: str = "none",
-    record_type: str = RecordType.EXAMPLE,
-    rows_per_block: int = ROWS_PER_BLOCK,
+    record_type: str = arrow_schema.RecordType.EXAMPLE,
+    rows_per_block: int = table_blocks.ROWS_PER_BLOCK,
     max_rows_per_file: int = 0,
 ) -> WriteResult:
     """Write the rows of ``df`` to TFRecord files, one per task, which appear all together or not at all.
@@ -96,7 +83,7 @@ def write_tfrecords(
         WriteError: The write failed; the message says why. Nothing of it is visible.
         OSError: The files were written whole and cannot be published; the message says what is visible.
     """
-    options = WriteOptions(
+    options = tfrecord_options.WriteOptions(
         record_type=record_type,  # type: ignore[arg-type]
         layout=layout,  # type: ignore[arg-type]
         codec=codec,
@@ -117,8 +104,8 @@ def write_tfrecords(
         # Sorted, a task has one file open at a time.
         df = df.sortWithinPartitions(*(plain[name] for name in partition_by))
     df, count = counted(df)
-    writer = _DataFrameWriter(WriteTask(job, options, tuple(partition_by)), names)
-    return write_files(df, job, writer, count, refusal=ValueNotStorableError)
+    writer = _DataFrameWriter(tfrecord_tasks.WriteTask(job, options, tuple(partition_by)), names)
+    return write_files(df, job, writer, count, refusal=arrow_schema.ValueNotStorableError)
 
 
 def write_tfrecords_from_parquet(
@@ -130,8 +117,8 @@ def write_tfrecords_from_parquet(
     mode: str = "error",
     layout: str = "block",
     codec: str = "none",
-    record_type: str = RecordType.EXAMPLE,
-    rows_per_block: int = ROWS_PER_BLOCK,
+    record_type: str = arrow_schema.RecordType.EXAMPLE,
+    rows_per_block: int = table_blocks.ROWS_PER_BLOCK,
     max_rows_per_file: int = 0,
 ) -> WriteResult:
     """Write the rows of Parquet files to TFRecord files; tasks read them with pyarrow, without the JVM.
@@ -160,25 +147,25 @@ def write_tfrecords_from_parquet(
         WriteError: The write failed; the message says why. Nothing of it is visible.
         OSError: The files were written whole and cannot be published; the message says what is visible.
     """
-    options = WriteOptions(
+    options = tfrecord_options.WriteOptions(
         record_type=record_type,  # type: ignore[arg-type]
         layout=layout,  # type: ignore[arg-type]
         codec=codec,
         rows_per_block=rows_per_block,
         max_rows_per_file=max_rows_per_file,
     )
-    source = ParquetRows.of(parquet, columns)
+    source = parquet_rows.ParquetRows.of(parquet, columns)
     check_storable(source.schema, options)
     job = _begin(path, mode)
     if job is None:
         return WriteResult()
     shares = source.divide(session_of(spark).default_parallelism)
     numbers = numbered_partitions(spark, len(shares))
-    writer = _ParquetWriter(WriteTask(job, options), source, shares)
-    return write_files(numbers, job, writer, lambda: source.rows, refusal=ValueNotStorableError)
+    writer = _ParquetWriter(tfrecord_tasks.WriteTask(job, options), source, shares)
+    return write_files(numbers, job, writer, lambda: source.rows, refusal=arrow_schema.ValueNotStorableError)
 
 
-def check_columns(schema: StructType, options: WriteOptions, partition_by: Sequence[str] = ()) -> None:
+def check_columns(schema: StructType, options: tfrecord_options.WriteOptions, partition_by: Sequence[str] = ()) -> None:
     """Check that records can hold the columns of ``schema``, before any task starts.
 
     Raises:
@@ -187,24 +174,26 @@ def check_columns(schema: StructType, options: WriteOptions, partition_by: Seque
     names = schema.fieldNames()
     missing = [name for name in partition_by if name not in names]
     if missing:
-        raise SchemaError(f"there is no column {missing} to partition by; the table has {names}")
+        raise arrow_schema.SchemaError(f"there is no column {missing} to partition by; the table has {names}")
     stored = StructType([field for field in schema.fields if field.name not in partition_by])
     if not stored.fields:
-        raise SchemaError(f"all columns ({names}) are folders' names; a record needs one that is not")
+        raise arrow_schema.SchemaError(f"all columns ({names}) are folders' names; a record needs one that is not")
     check_storable(arrow_schema_of(stored), options)
 
 
-def check_storable(schema: pa.Schema, options: WriteOptions) -> None:
+def check_storable(schema: pa.Schema, options: tfrecord_options.WriteOptions) -> None:
     """Check that records of a layout can hold columns.
 
     Raises:
         SchemaError: A type has no mapping, or a name is repeated or reserved.
     """
-    table_columns(schema, options.record_type)
-    if options.layout is Layout.BLOCK:
-        check_block_schema(schema)
-    elif options.record_type is RecordType.EXAMPLE and BLOCK_ROWS in schema.names:
-        raise SchemaError(f"column '{BLOCK_ROWS}' has a name that is reserved for blocks of rows; rename it")
+    arrow_schema.table_columns(schema, options.record_type)
+    if options.layout is tfrecord_options.Layout.BLOCK:
+        table_blocks.check_block_schema(schema)
+    elif options.record_type is arrow_schema.RecordType.EXAMPLE and table_blocks.BLOCK_ROWS in schema.names:
+        raise arrow_schema.SchemaError(
+            f"column '{table_blocks.BLOCK_ROWS}' has a name that is reserved for blocks of rows; rename it"
+        )
 
 
 def _begin(path: Location, mode: str) -> WriteJob | None:
@@ -222,7 +211,7 @@ def _begin(path: Location, mode: str) -> WriteJob | None:
 class _DataFrameWriter:
     """The body of a task that writes Spark's rows to files and returns a report."""
 
-    task: WriteTask
+    task: tfrecord_tasks.WriteTask
     names: tuple[str, ...]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -234,9 +223,9 @@ class _DataFrameWriter:
 class _ParquetWriter:
     """The body of a task that writes its share of the row groups to files and returns a report."""
 
-    task: WriteTask
-    source: ParquetRows
-    shares: tuple[tuple[RowGroups, ...], ...]
+    task: tfrecord_tasks.WriteTask
+    source: parquet_rows.ParquetRows
+    shares: tuple[tuple[parquet_rows.RowGroups, ...], ...]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for number in numbers_of(batches):
@@ -250,7 +239,7 @@ def read_tfrecords(
     *,
     columns: Sequence[str] | None = None,
     schema: StructType | str | None = None,
-    record_type: str = RecordType.EXAMPLE,
+    record_type: str = arrow_schema.RecordType.EXAMPLE,
     codec: str | None = None,
     on_damage: str = "fail",
     verify_checksums: bool = True,
@@ -286,7 +275,7 @@ def read_tfrecords(
         ReadError: During inference, a file cannot be read at all. With a given schema, any problem of a file fails the
             action that reads it.
     """
-    options = ReadOptions(
+    options = tfrecord_options.ReadOptions(
         record_type=record_type,  # type: ignore[arg-type]
         codec=codec,
         on_damage=on_damage,  # type: ignore[arg-type]
@@ -294,21 +283,21 @@ def read_tfrecords(
         sample_files=sample_files,
         base_path=base_path,
     )
-    files = list_files(paths, base_path=base_path)
+    files = listing.list_files(paths, base_path=base_path)
     if schema is None:
         full = spark_schema_of(_inferred(spark, files, options))
     else:
         full = schema if isinstance(schema, StructType) else StructType.fromDDL(schema)  # type: ignore[assignment]
     wanted = _selected(with_partition_columns(full, files), columns)
-    task = ReadTask(arrow_schema_of(wanted), options, damaged)
+    task = tfrecord_tasks.ReadTask(arrow_schema_of(wanted), options, damaged)
     check_readable(task.schema, files, options)
-    shares = tuple(pack_files(files, session_of(spark).default_parallelism))
+    shares = tuple(listing.pack_files(files, session_of(spark).default_parallelism))
     return numbered_partitions(spark, len(shares)).mapInArrow(_RowReader(task, shares), wanted)
 
 
 def check_tfrecords(
     spark: SparkSession, paths: Location | Sequence[Location], *, codec: str | None = None
-) -> tuple[FileReport, ...]:
+) -> tuple[tfrecord_tasks.FileReport, ...]:
     """Read all records of some files, compare their checksums, and report the state of each file.
 
     A file that cannot be read is reported like any other, with its problem.
@@ -322,20 +311,24 @@ def check_tfrecords(
         FileNotFoundError: Nothing is at one of ``paths``.
         ReadError: The tasks failed; the message gives the reason.
     """
-    options = ReadOptions(codec=codec, on_damage=OnDamage.SKIP)
-    found = _collected(spark, list_files(paths), functools.partial(check_files, options=options))
+    options = tfrecord_options.ReadOptions(codec=codec, on_damage=tfrecord_options.OnDamage.SKIP)
+    found = _collected(spark, listing.list_files(paths), functools.partial(tfrecord_tasks.check_files, options=options))
     return tuple(sorted((report for reports in found for report in reports), key=lambda report: report.path))
 
 
-def _inferred(spark: SparkSession, files: Sequence[DataFile], options: ReadOptions) -> pa.Schema:
-    sample = sampled(files, options.sample_files)
-    inferred = _collected(spark, sample, functools.partial(infer_files, options=options))
-    return merged_schema(inferred, options)
+def _inferred(
+    spark: SparkSession, files: Sequence[listing.DataFile], options: tfrecord_options.ReadOptions
+) -> pa.Schema:
+    sample = tfrecord_tasks.sampled(files, options.sample_files)
+    inferred = _collected(spark, sample, functools.partial(tfrecord_tasks.infer_files, options=options))
+    return tfrecord_tasks.merged_schema(inferred, options)
 
 
-def _collected(spark: SparkSession, files: Sequence[DataFile], look: Callable[[Sequence[DataFile]], T]) -> list[T]:
+def _collected(
+    spark: SparkSession, files: Sequence[listing.DataFile], look: Callable[[Sequence[listing.DataFile]], T]
+) -> list[T]:
     """Return the results of ``look`` for each task's share of ``files``."""
-    shares = tuple(pack_files(files, session_of(spark).default_parallelism))
+    shares = tuple(listing.pack_files(files, session_of(spark).default_parallelism))
     if not shares:
         return []
     try:
@@ -354,27 +347,27 @@ def _collected(spark: SparkSession, files: Sequence[DataFile], look: Callable[[S
 class _Looks:
     """The body of a task that inspects its share of the files and returns the result."""
 
-    look: Callable[[Sequence[DataFile]], object]
-    shares: tuple[tuple[DataFile, ...], ...]
+    look: Callable[[Sequence[listing.DataFile]], object]
+    shares: tuple[tuple[listing.DataFile, ...], ...]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for number in numbers_of(batches):
             try:
                 row = {"seen": pickle.dumps(self.look(self.shares[number])), "refused": None}
-            except (CodecError, DamagedRecordError, MalformedExampleError, SchemaError) as error:
+            except (CodecError, DamagedRecordError, MalformedExampleError, arrow_schema.SchemaError) as error:
                 # Reported, not raised: Spark would retry, and hide the message under two stack traces.
                 row = {"seen": None, "refused": pickle.dumps(error)}
             yield pa.RecordBatch.from_pylist([row], pa.schema([("seen", pa.binary()), ("refused", pa.binary())]))
 
 
-def with_partition_columns(schema: StructType, files: Sequence[DataFile]) -> StructType:
+def with_partition_columns(schema: StructType, files: Sequence[listing.DataFile]) -> StructType:
     """Return ``schema`` with an additional column for each missing partition folder of ``files``."""
     known = set(schema.fieldNames())
-    added = [field for field in spark_schema_of(partition_schema(files)).fields if field.name not in known]
+    added = [field for field in spark_schema_of(listing.partition_schema(files)).fields if field.name not in known]
     return StructType([*schema.fields, *added])
 
 
-def check_readable(schema: pa.Schema, files: Sequence[DataFile], options: ReadOptions) -> None:
+def check_readable(schema: pa.Schema, files: Sequence[listing.DataFile], options: tfrecord_options.ReadOptions) -> None:
     """Check that columns can be read from records, before any task starts.
 
     Raises:
@@ -383,7 +376,7 @@ def check_readable(schema: pa.Schema, files: Sequence[DataFile], options: ReadOp
     folders = {name for file in files for name, _ in file.partition}
     stored = pa.schema([field for field in schema if field.name not in folders])
     if len(stored):
-        table_columns(stored, options.record_type)
+        arrow_schema.table_columns(stored, options.record_type)
 
 
 def _selected(schema: StructType, columns: Sequence[str] | None) -> StructType:
@@ -392,7 +385,7 @@ def _selected(schema: StructType, columns: Sequence[str] | None) -> StructType:
     fields = {field.name: field for field in schema.fields}
     missing = [name for name in columns if name not in fields]
     if missing or not columns:
-        raise SchemaError(f"there is no column {missing or 'chosen'}; choose from {list(fields)}")
+        raise arrow_schema.SchemaError(f"there is no column {missing or 'chosen'}; choose from {list(fields)}")
     return StructType([fields[name] for name in columns])
 
 
@@ -400,8 +393,8 @@ def _selected(schema: StructType, columns: Sequence[str] | None) -> StructType:
 class _RowReader:
     """The body of a task that reads its share of the files."""
 
-    task: ReadTask
-    shares: tuple[tuple[DataFile, ...], ...]
+    task: tfrecord_tasks.ReadTask
+    shares: tuple[tuple[listing.DataFile, ...], ...]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for number in numbers_of(batches):

@@ -1,1 +1,37 @@
-"""Metrics and their intervals: one of each, for training, gates and experiments."""
+"""Metrics and their intervals: one of each, for training, gates and experiments.
+
+NumPy alone; nothing here reads or writes files.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.evaluation import bootstrap
+    from mirrorspark.evaluation.metrics import (
+        PRECISION_KS,
+        binary_metrics,
+        check_binary_label,
+        is_better,
+        multi_class_metrics,
+        multi_label_metrics,
+        rank_columns,
+        rank_metrics,
+        regression_metrics,
+    )
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "PRECISION_KS",
+    "binary_metrics",
+    "bootstrap",
+    "check_binary_label",
+    "is_better",
+    "multi_class_metrics",
+    "multi_label_metrics",
+    "rank_columns",
+    "rank_metrics",
+    "regression_metrics",
+]

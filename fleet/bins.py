@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mirrorspark.data_pipelines.quality.drift import stability_index
+from mirrorspark.data_pipelines.quality import stability_index
 
 # A float32 without its last 20 bits has its sign, its exponent and three bits of its fraction.
 BITS_DROPPED = 20

@@ -12,8 +12,8 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import yaml
 
-from mirrorspark.data_pipelines.any_table import in_arrow
-from mirrorspark.data_pipelines.features.raw_columns import meant
+from mirrorspark.data_pipelines import any_table
+from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.fleet.checks import check_names
 from mirrorspark.fleet.columns import (
     FLEET_SCHEMA,
@@ -32,7 +32,7 @@ from mirrorspark.fleet.columns import (
     some,
 )
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.storage.lakes import refuse_lake_read
+from mirrorspark.storage import lakes
 
 _TERMS = pa.schema([MODEL_FIELDS.field("model"), *TERM_FIELDS])
 # A CSV file has no lists: those of cut-points and of columns are values between spaces.
@@ -201,18 +201,18 @@ def read_table(given: Any) -> pa.Table:
         TableError: The argument is no table.
     """
     if not isinstance(given, str | Path):
-        return in_arrow(given)
+        return any_table.in_arrow(given)
     file = Path(given)
-    refuse_lake_read(file)
+    lakes.refuse_lake_read(file)
     try:
         if file.suffix == ".csv":
             # By default texts are never null: NA may be a category. Empty ones are made null later.
             options = pyarrow.csv.ConvertOptions(column_types=_CSV_TYPES)
             return pyarrow.csv.read_csv(file, convert_options=options)
         if file.suffix == ".parquet" or file.is_dir():
-            return in_arrow(pq.read_table(file))
+            return any_table.in_arrow(pq.read_table(file))
         if file.suffix in (".arrow", ".feather"):
-            return in_arrow(pyarrow.feather.read_table(file))
+            return any_table.in_arrow(pyarrow.feather.read_table(file))
     except pa.ArrowInvalid as error:
         raise FleetError(f"{file} cannot be read: {error}") from error
     raise FleetError(f"{file} is no file of a known kind; give .csv, .parquet, .arrow, .yaml, or a table in memory")
@@ -233,7 +233,7 @@ def typed_table(table: pa.Table, schema: pa.Schema, what: str, needed: Sequence[
     if missing := [name for name in needed if name not in table.column_names]:
         raise FleetError(f"{what} lacks the columns {missing}; it has {table.column_names}")
     if unknown := [name for name in table.column_names if name not in schema.names]:
-        hint = meant(unknown[0], schema.names)
+        hint = raw_columns.meant(unknown[0], schema.names)
         raise FleetError(f"{what} has the column '{unknown[0]}', which no fleet has{hint}; it may have {schema.names}")
     columns = [
         _one_array(_cast(table[field.name], field, what))
@@ -296,7 +296,9 @@ def _of_rows(rows: Sequence[Mapping[str, Any]], schema: pa.Schema, file: Path) -
     """Return rows as a table, columns that are in no row left out."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     if unknown := [name for name in names if name not in schema.names]:
-        raise FleetError(f"{file} has '{unknown[0]}'{meant(str(unknown[0]), schema.names)}; it may have {schema.names}")
+        raise FleetError(
+            f"{file} has '{unknown[0]}'{raw_columns.meant(str(unknown[0]), schema.names)}; it may have {schema.names}"
+        )
     columns = {name: [row.get(name) for row in rows] for name in names}
     try:
         return pa.table(

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring import ScoringError
 
 LINKS = ("identity", "logit", "log")
 """Links of generalised linear models: the score is the inverse link of the linear predictor. The kernels know them by

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mirrorspark.data_pipelines.kernels import compile_inner_kernel, compile_kernel
+from mirrorspark.data_pipelines import compile_inner_kernel, compile_kernel
 from mirrorspark.fleet.bins import BINS, BITS_DROPPED, FIRST, SIDE
 from mirrorspark.fleet.kernels import NULL_BINARY, NULL_RANK
 from mirrorspark.fleet.layout import OUTPUTS, Layout, OutputArrays

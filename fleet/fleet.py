@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.raw_columns import meant
+from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.fleet.checks import check_models
 from mirrorspark.fleet.columns import FleetError, array, digests_of, lengths_of, some
 from mirrorspark.fleet.folder import read_folder, write_folder
@@ -156,7 +156,7 @@ class Fleet:
         """
         places = {name: place for place, name in enumerate(self.names)}
         if unknown := [name for name in names if name not in places]:
-            raise FleetError(f"the fleet has no model {some(unknown)}{meant(unknown[0], self.names)}")
+            raise FleetError(f"the fleet has no model {some(unknown)}{raw_columns.meant(unknown[0], self.names)}")
         return self._taken([places[name] for name in names])
 
     def group(self, name: str) -> "Fleet":
@@ -167,7 +167,7 @@ class Fleet:
         """
         found = np.flatnonzero(pc.equal(array(self.table, "group"), name).to_numpy(zero_copy_only=False))
         if not len(found):
-            raise FleetError(f"the fleet has no group '{name}'{meant(name, self.groups)}")
+            raise FleetError(f"the fleet has no group '{name}'{raw_columns.meant(name, self.groups)}")
         return self._taken(found.tolist())
 
     def with_models(self, other: "Fleet") -> "Fleet":

@@ -27,8 +27,7 @@ from mirrorspark.fleet.columns import (
     lists_of_nulls,
     some,
 )
-from mirrorspark.storage.atomic_file import replaced
-from mirrorspark.storage.lakes import refuse_lake_write
+from mirrorspark.storage import atomic_file, lakes
 
 FORMAT_VERSION, VERSION_OF_TREES, VERSION_OF_PACKAGES = 1, 2, 3
 """A fleet has the first of them that knows its models, so that former versions of this library read it, too."""
@@ -63,7 +62,7 @@ def write_folder(table: pa.Table, digests: Sequence[str], folder: Path) -> int:
         FleetError: The folder holds something that is no fleet.
         LakeTableError: The folder is, or lies in, a table that keeps a log.
     """
-    refuse_lake_write(folder)
+    lakes.refuse_lake_write(folder)
     former = _former_list(folder)
     if not former.num_rows and folder.exists() and (others := _foreign(folder)):
         raise FleetError(f"{folder} holds {some(others)} and no fleet; save the fleet in a folder of its own")
@@ -185,7 +184,7 @@ def _read(file: Path) -> pa.Table:
 
 def _write(file: Path, table: pa.Table) -> str:
     """Write a file at once, and return its digest."""
-    with replaced(file) as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with atomic_file.replaced(file) as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     return _file_digest(file)
 

@@ -9,7 +9,7 @@ over the union of the columns would do 20 times the work for models that each re
 import numba
 import numpy as np
 
-from mirrorspark.data_pipelines.kernels import compile_inner_kernel, compile_kernel
+from mirrorspark.data_pipelines import compile_inner_kernel, compile_kernel
 from mirrorspark.fleet.columns import LINKS
 
 # Rows of a strip: 2,000 columns of 64 rows take 512 kB, the size of a core's second cache.

@@ -9,11 +9,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.kinds import repeated_names
+from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.fleet.columns import array, lengths_of, some
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.kernels import NULL_BINARY, NULL_RANK
-from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring import ScoringError
 
 LayoutName = Literal["wide", "packed", "long"]
 """``wide``: a column per model and output, such as ``modelX_Rank``. ``packed``: a column per output, whose lists have
@@ -104,7 +104,7 @@ class Layout:
                 # Lists have an element for each model, also for those without this output.
                 places[own, column] = np.arange(len(own)) if name == "wide" else own
         layout = cls(name, fleet.names, wanted, places)  # type: ignore[arg-type]
-        if twice := repeated_names([field.name.lower() for field in layout.fields]):
+        if twice := kinds.repeated_names([field.name.lower() for field in layout.fields]):
             raise ScoringError(
                 f"the outputs would have the columns {twice[:5]} twice for Spark, which ignores upper and lower case; "
                 f"rename the models, or use layout='packed'"

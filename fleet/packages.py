@@ -18,20 +18,27 @@ import numpy as np
 import pyarrow as pa
 from mlflow.exceptions import MlflowException
 
-from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, plain_column
+from mirrorspark.data_pipelines.features import FeatureMismatchError, raw_columns
 from mirrorspark.fleet.columns import FleetError, numbers_of
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.scoring.input.column_types import is_array
-from mirrorspark.scoring.model.consent import UntrustedModelError, check_consent, check_described
-from mirrorspark.scoring.model.digest import archive_digest, folder_digest, is_outside_digest, model_files
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.versions import ModelVersionsError
-from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
-from mirrorspark.spark_session.task import files_folder, is_in_task
-from mirrorspark.storage.paths import leads_out
+from mirrorspark.scoring.input import column_types
+from mirrorspark.scoring.model import (
+    DESCRIPTION_FILE,
+    LoadedModel,
+    ModelDirectory,
+    ModelDirectoryError,
+    ModelVersionsError,
+    UntrustedModelError,
+    archive_digest,
+    check_consent,
+    check_described,
+    folder_digest,
+    is_outside_digest,
+    model_files,
+)
+from mirrorspark.scoring.task import Scorer, Settings, ShippedModel, Tally
+from mirrorspark.spark_session import files_folder, is_in_task
+from mirrorspark.storage import leads_out
 
 MOST_BYTES = 512 * 2**20
 """Largest size of a package: a fleet's table holds it, and each process that scores a copy of it."""
@@ -71,7 +78,7 @@ def single_output(directory: ModelDirectory, label: str, output: str | None) -> 
         FleetError: It has none, or several and ``output`` names none of them.
     """
     outputs = dict(directory.description.outputs)
-    numbers = [name for name, type_ in outputs.items() if not is_array(type_) and type_ != "string"]
+    numbers = [name for name, type_ in outputs.items() if not column_types.is_array(type_) and type_ != "string"]
     if output is not None and output not in numbers:
         raise FleetError(f"model {label} has no number '{output}' among its outputs {outputs}")
     if output is None and len(numbers) != 1:
@@ -107,8 +114,8 @@ class PackagedModel:
         """
         try:
             self.directory.inputs.check(schema)
-        except ColumnError as error:
-            raise ColumnError(f"model '{self.name}': {error}") from error
+        except raw_columns.ColumnError as error:
+            raise raw_columns.ColumnError(f"model '{self.name}': {error}") from error
 
     def load(self) -> None:
         """Import its library and load it, unless this process has it.
@@ -129,7 +136,7 @@ class PackagedModel:
             Exception: It raises another one.
         """
         names = self.directory.inputs.columns
-        own = pa.RecordBatch.from_arrays([plain_column(rows, name) for name in names], names=list(names))
+        own = pa.RecordBatch.from_arrays([raw_columns.plain_column(rows, name) for name in names], names=list(names))
         with self._blamed():
             found = self._scorer.scored(self._loaded, own, Tally()).column(self.output)
         return numbers_of(found).astype(np.float32)[None, :]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.folder import LIST_FILE, files_of
-from mirrorspark.scoring.registration import open_store
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.scoring import open_store
+from mirrorspark.storage import without_credentials
 
 if TYPE_CHECKING:
     from mirrorspark.fleet.fleet import Fleet
@@ -57,7 +57,7 @@ def _registered(client: Any, fleet: "Fleet", name: str) -> str:
     """Upload what a fleet's version needs, and return the number of the version."""
     from mlflow.exceptions import MlflowException
 
-    from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
+    from mirrorspark.callbacks.mlflow import metric_requests
 
     try:
         client.create_registered_model(name)
@@ -72,7 +72,7 @@ def _registered(client: Any, fleet: "Fleet", name: str) -> str:
             _download(client, versions[-1], folder)
             run = versions[-1].run_id
         else:
-            run = client.create_run(experiment_of(client, name), run_name=name).info.run_id
+            run = client.create_run(metric_requests.experiment_of(client, name), run_name=name).info.run_id
         fleet.save(folder)
         # An upload that was cut off may have left a part of a file.
         known = {Path(file.path).name: file.file_size for file in client.list_artifacts(run, _FOLDER)}

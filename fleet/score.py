@@ -13,17 +13,16 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from mirrorspark.data_pipelines.features.kinds import repeated_names
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, ParquetRows
-from mirrorspark.data_pipelines.spark.schema import with_plain_names
-from mirrorspark.data_pipelines.spark.tasks import (
+from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.reading import parquet_rows
+from mirrorspark.data_pipelines.spark import (
     BatchFunction,
     NamedTask,
     Shares,
     counted,
     portable,
     progress_bar,
+    with_plain_names,
     write_files,
 )
 from mirrorspark.fleet.fleet import Fleet
@@ -31,20 +30,22 @@ from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.packages import check_trust
 from mirrorspark.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND, FleetScorer
 from mirrorspark.fleet.task import MODELS_KEY, FleetFilesTask, FleetRowsTask, FleetWriter
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.files import check_task_seconds, find_source, refuse_own_input, save_mode_of
-from mirrorspark.scoring.input.parquet_scan import Reader, rows_of
-from mirrorspark.scoring.input.spark_tables import SparkSource, read_together
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.output.older_scores import check_same_columns
-from mirrorspark.scoring.plan import SentColumns, check_keys, column_named
-from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS, plan_tasks
-from mirrorspark.scoring.task.probe import Speed, log_plan
-from mirrorspark.scoring.task.scorer import ShippedModel, ship
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.storage.lakes import refuse_lake_write
-from mirrorspark.storage.listing import list_files
-from mirrorspark.storage.paths import Location, StoragePath, hadoop_path
+from mirrorspark.scoring import (
+    ScoringError,
+    SentColumns,
+    check_keys,
+    check_task_seconds,
+    column_named,
+    find_source,
+    refuse_own_input,
+    save_mode_of,
+)
+from mirrorspark.scoring.input import Reader, SparkSource, read_together, rows_of
+from mirrorspark.scoring.model import PinnedModel
+from mirrorspark.scoring.output import check_same_columns
+from mirrorspark.scoring.task import DEFAULT_TASK_SECONDS, ShippedModel, Speed, log_plan, plan_tasks, ship
+from mirrorspark.spark_session import session_of
+from mirrorspark.storage import Location, StoragePath, hadoop_path, lakes, listing
 from mirrorspark.storage.publish import SaveMode, WriteJob
 
 _LOGGER = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ def score_fleet(
         outputs: Some of ``score`` (float), ``binary`` (1 from the threshold on, else 0) and ``Rank`` (from 1 for the
             best, by the cut-points). By default ``binary`` and ``Rank`` if any model has them, else ``score``.
         mode: Spark's save mode for existing data at ``output``: ``error``, ``overwrite`` or ``append``.
-        reader: Reader of a DataFrame of plain Parquet files: see :data:`scoring.input.parquet_scan.Reader`.
+        reader: Reader of a DataFrame of plain Parquet files: see :data:`scoring.input.Reader`.
         task_seconds: Longest duration of a task, which is the work that a lost machine costs, at an assumed speed.
         spark: The session of files; by default the active one.
         trust: Whether Python code may run that models of ``fleet_from_models`` bring, here and on the executors.
@@ -184,7 +185,7 @@ def score_fleet(
     """
     check_task_seconds(task_seconds)
     save_mode, target = save_mode_of(mode), StoragePath.of(output)
-    refuse_lake_write(target)
+    lakes.refuse_lake_write(target)
     fleet = fleet if isinstance(fleet, Fleet) else Fleet.load(fleet)
     check_trust(fleet, trust=trust)
     keys = (keys,) if isinstance(keys, str) else tuple(keys)
@@ -207,7 +208,7 @@ def score_fleet(
         job.abort()
         raise
     with progress_bar(session, "score"):
-        result = write_files(partitions, job, portable(body), count, refusal=ColumnError)
+        result = write_files(partitions, job, portable(body), count, refusal=raw_columns.ColumnError)
     counters = FleetCounters.of(result.reports)
     scored = ScoredFleet(str(job.target), fleet.digest, fleet.names, result.files, result.rows, result.bytes, counters)
     _LOGGER.info("%d models scored %d rows: %s", len(fleet), scored.rows, counters)
@@ -226,7 +227,7 @@ def ship_fleet(spark: SparkSession, fleet: Fleet) -> ShippedModel:
 class _Source:
     """Rows that tasks read, or that Spark reads, and their columns."""
 
-    rows: ParquetRows | DataFrame
+    rows: parquet_rows.ParquetRows | DataFrame
     schema: pa.Schema
 
 
@@ -246,7 +247,7 @@ def _source(spark: SparkSession, rows: Any, columns: Sequence[str], target: Stor
         return _of_table(found.read(spark), columns, target, reader)
     locations = [rows] if isinstance(rows, Location) else list(rows)
     refuse_own_input([file.path for file in found], locations, target)
-    files = ParquetFiles.of(found)
+    files = parquet_rows.ParquetFiles.of(found)
     known = set(files.schema.names)
     present = [name for name in columns if name in known]
     if len(files.of_each_schema(present)) > 1:
@@ -259,7 +260,7 @@ def _of_table(table: DataFrame, columns: Sequence[str], target: StoragePath, rea
     refuse_own_input([hadoop_path(uri) for uri in table.inputFiles()], (), target)
     found = SentColumns.of(table.schema)
     present = [name for name in columns if name in found.names]
-    if ambiguous := [name for name in repeated_names(found.names) if name in present]:
+    if ambiguous := [name for name in kinds.repeated_names(found.names) if name in present]:
         raise ScoringError(f"the table has the columns {ambiguous} twice; drop or rename one of each")
     chosen = table.select(*(column_named(name) for name in present))
     found.schema(present)  # types that no model takes are refused by their names in Spark
@@ -281,7 +282,7 @@ def check_result(layout: Layout, columns: pa.Schema, keys: Sequence[str]) -> Non
         ScoringError: It is not so.
     """
     check_keys(columns.names, keys)
-    if twice := repeated_names([name.lower() for name in [*keys, *(field.name for field in layout.fields)]]):
+    if twice := kinds.repeated_names([name.lower() for name in [*keys, *(field.name for field in layout.fields)]]):
         raise ScoringError(f"the result would have the columns {twice[:5]} twice; rename or leave out such keys")
 
 
@@ -290,7 +291,7 @@ def _tasks(
 ) -> tuple[DataFrame, BatchFunction, Callable[[], int]]:
     """Return partitions, the body of their tasks, and what returns the number of rows once they have run."""
     rows = source.rows
-    if isinstance(rows, ParquetRows):
+    if isinstance(rows, parquet_rows.ParquetRows):
         slots, total = session_of(spark).default_parallelism, rows.rows
         groups = rows.groups_per_task(slots)
         if rows.group_rows:
@@ -314,7 +315,7 @@ def _check_same_scores(target: StoragePath, schema: pa.Schema, layout: Layout) -
     check_same_columns(target, schema)
     if layout.name != "packed" or not target.exists():
         return
-    older = next((file for file in list_files(target) if file.path.name.endswith(".parquet")), None)
+    older = next((file for file in listing.list_files(target) if file.path.name.endswith(".parquet")), None)
     if older is None:
         return
     with older.path.open_read() as source:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, is_number, numeric_values, plain_column
+from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.fleet.columns import array, lengths_of, some
 from mirrorspark.fleet.compiled import CompiledFleet, Decisions, Input, LinearTile, NetworkStack, Terms
 from mirrorspark.fleet.counting import add_counts
@@ -75,7 +75,7 @@ class FleetScorer:
         missing = [name for name in self._fleet.columns if name not in known]
         if missing:
             readers = self._fleet.readers(missing[:1])
-            raise ColumnError(
+            raise raw_columns.ColumnError(
                 f"the table lacks {len(missing):,} of the {len(self._fleet.columns):,} columns of the fleet: "
                 f"{some(missing)}; model '{readers[missing[0]]}' reads '{missing[0]}'; add them, or leave such models "
                 f"out"
@@ -108,14 +108,14 @@ class FleetScorer:
             found = self.outputs(part)
             if counts is not None:
                 add_counts(self.layout, found, counts)
-            yield self.layout.batch({key: plain_column(part, key) for key in keys}, found), found.nulls
+            yield self.layout.batch({key: raw_columns.plain_column(part, key) for key in keys}, found), found.nulls
 
     def outputs(self, rows: pa.RecordBatch) -> OutputArrays:
         """Return the outputs of all models for ``rows``, of which there should be ``batch_rows`` at most."""
         block = np.empty((len(self._compiled.inputs), rows.num_rows), np.float32)
         with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
             for out, needed in zip(block, self._compiled.inputs, strict=True):
-                _read(plain_column(rows, needed.column), needed, out)
+                _read(raw_columns.plain_column(rows, needed.column), needed, out)
         found, nulls = self.layout.empty(rows.num_rows), 0
         where = (self.layout.name == "wide", *found.by_output.values())
         of_tiles, of_stacks, of_forests = self._shares
@@ -171,12 +171,14 @@ def check_type(column: str, categories: Iterable[str] | None, type_: pa.DataType
     if pa.types.is_null(type_):
         return  # a column of nothing but nulls, whose type no writer knew
     if categories is None:
-        fits, wanted = is_number(type_), "numbers"
+        fits, wanted = raw_columns.is_number(type_), "numbers"
     else:
         fits = any(check(type_) for check in (pa.types.is_integer, pa.types.is_boolean, _is_text))
         wanted = "categories: texts, whole numbers or booleans"
     if not fits:
-        raise ColumnError(f"column '{column}' has type {type_}, and {reader()} reads {wanted}; cast the column")
+        raise raw_columns.ColumnError(
+            f"column '{column}' has type {type_}, and {reader()} reads {wanted}; cast the column"
+        )
     if categories is not None:
         _values_of(column, categories, type_)
 
@@ -193,7 +195,7 @@ def _values_of(column: str, categories: Iterable[str], type_: pa.DataType) -> pa
     try:
         return names if _is_text(type_) else names.cast(type_)
     except pa.ArrowInvalid as error:
-        raise ColumnError(
+        raise raw_columns.ColumnError(
             f"column '{column}' has type {type_}, and models know categories that it cannot have ({error}); cast the "
             f"column to text"
         ) from error
@@ -205,7 +207,7 @@ def _read(column: pa.Array, needed: Input, out: np.ndarray) -> None:
     if needed.categories is None:
         # Nulls of floats become NaN; so do those of other numbers, as float64.
         is_plain = pa.types.is_floating(type_) or (pa.types.is_integer(type_) and not column.null_count)
-        out[:] = column.to_numpy(zero_copy_only=False) if is_plain else numeric_values(column)
+        out[:] = column.to_numpy(zero_copy_only=False) if is_plain else raw_columns.numeric_values(column)
         return
     if _is_text(type_):
         column = column.cast(pa.string())

@@ -13,18 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.spark.tasks import Shares, numbers_of, outcome
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.data_pipelines.spark import Shares, numbers_of, outcome
 from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.counting import packed_counts
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.scorer import FleetScorer
-from mirrorspark.scoring.files import ROW_GROUP_BYTES, ROW_GROUP_ROWS, file_name
-from mirrorspark.scoring.model.cache import limit_numeric_libraries
-from mirrorspark.scoring.task.batches import grouped, regrouped
-from mirrorspark.scoring.task.scorer import ShippedModel, process_report
-from mirrorspark.spark_session.task import partition_id, task_cores
+from mirrorspark.scoring import ROW_GROUP_BYTES, ROW_GROUP_ROWS, file_name
+from mirrorspark.scoring.model import limit_numeric_libraries
+from mirrorspark.scoring.task import ShippedModel, grouped, process_report, regrouped
+from mirrorspark.spark_session import partition_id, task_cores
 from mirrorspark.storage.publish import WriteJob, WrittenFile
 
 # Outputs of a row group: lists of small numbers take four times as much while Parquet encodes them.
@@ -95,7 +94,10 @@ class FleetWriter:
         """Score and write share ``number``, which ``read`` returns; return its outcome."""
         tally = FleetTally()
         return outcome(
-            self.job, lambda: self._written(number, read, tally), refusals=(ColumnError,), report=tally.report
+            self.job,
+            lambda: self._written(number, read, tally),
+            refusals=(raw_columns.ColumnError,),
+            report=tally.report,
         )
 
     def scorer(self) -> FleetScorer:

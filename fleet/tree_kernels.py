@@ -11,7 +11,7 @@ for each other, and rows that have reached a leaf take no further ones.
 
 import numpy as np
 
-from mirrorspark.data_pipelines.kernels import compile_inner_kernel, compile_kernel
+from mirrorspark.data_pipelines import compile_inner_kernel, compile_kernel
 
 MOST_LEAVES = 64
 

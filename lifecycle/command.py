@@ -8,35 +8,27 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.tracking_store import (
-    DEFAULT_STORE_IN_WORDS,
-    NoStoreError,
-    limit_requests,
-    lookup_address,
-)
-from mirrorspark.data_pipelines.spark.lake_tables import read_lake_table
-from mirrorspark.lifecycle.gate.eval_config import read_eval_config
-from mirrorspark.lifecycle.gate.gate import log_validation, validate
-from mirrorspark.lifecycle.gate.serving import SingleRowsError
-from mirrorspark.lifecycle.gate.slices import Slicing
-from mirrorspark.lifecycle.gate.thresholds import Gates
-from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
-from mirrorspark.lifecycle.promotion.promotions import (
+from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.data_pipelines.spark import read_lake_table
+from mirrorspark.lifecycle.gate import Gates, SingleRowsError, Slicing, log_validation, read_eval_config, validate
+from mirrorspark.lifecycle.pipeline import PipelineSettings
+from mirrorspark.lifecycle.promotion import (
     Evidence,
+    FolderRegistry,
+    MLflowRegistry,
     Promotion,
     PromotionConflictError,
     PromotionRefusedError,
+    Registry,
+    RegistryError,
     audit_trail,
     promote,
     rollback,
 )
-from mirrorspark.lifecycle.promotion.registry import FolderRegistry, MLflowRegistry, Registry, RegistryError
-from mirrorspark.scoring.model.pinned import ModelNotFoundError, PinnedModel
-from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.run import error_text, fail
-from mirrorspark.spark_session.errors import SESSION_ERRORS, task_message
-from mirrorspark.spark_session.start import open_command_session
-from mirrorspark.storage.credentials import one_line
+from mirrorspark.scoring import error_text, fail
+from mirrorspark.scoring.model import ModelNotFoundError, PinnedModel, resolve
+from mirrorspark.spark_session import SESSION_ERRORS, open_command_session, task_message
+from mirrorspark.storage import one_line
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -57,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     warnings.filterwarnings("ignore")
-    limit_requests()
+    tracking_store.limit_requests()
     from mlflow.exceptions import MlflowException  # takes seconds
     from sqlalchemy.exc import SQLAlchemyError  # raised by a store that is a database
 
@@ -69,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"the MLflow store cannot be used: {one_line(error)}", EXIT_FAILED)
     except (RegistryError, SingleRowsError) as error:
         return fail(one_line(error), EXIT_FAILED)
-    except NoStoreError as error:
+    except tracking_store.NoStoreError as error:
         return fail(f"{one_line(error)}; give --tracking-uri, or --folder", EXIT_USAGE)
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         return fail(error_text(error), EXIT_USAGE)
@@ -158,7 +150,7 @@ def _tell(done: Promotion) -> int:
 def _registry(options: argparse.Namespace) -> Registry:
     if options.folder is not None:
         return FolderRegistry(options.folder)
-    return MLflowRegistry(lookup_address(options.tracking_uri))
+    return MLflowRegistry(tracking_store.lookup_address(options.tracking_uri))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -189,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument("--settings", metavar="FILE", help="slices and gates as YAML, as in a recipe's pipeline.yaml")
     asked.add_argument("--eval-config", metavar="FILE", help="slices and thresholds of TensorFlow Model Analysis")
     add("--run-id", help="MLflow run that gets the evidence, too")
-    add("--tracking-uri", help=f"MLflow store; {DEFAULT_STORE_IN_WORDS}")
+    add("--tracking-uri", help=f"MLflow store; {tracking_store.DEFAULT_STORE_IN_WORDS}")
     add("--master", help="Spark master; by default from spark-submit or the environment")
     add("--trust", action="store_true", help="let Python code run that a model brings")
     add("--verbose", action="store_true", help="show the log of Spark")
@@ -224,5 +216,5 @@ def _add_registry(parser: argparse.ArgumentParser, *, is_change: bool = True) ->
         parser.add_argument("--why", required=True, help="the reason, for the audit trail")
         parser.add_argument("--who", help="who does it; by default the user of this process")
     where: Any = parser.add_mutually_exclusive_group()
-    where.add_argument("--tracking-uri", help=f"MLflow store; {DEFAULT_STORE_IN_WORDS}")
+    where.add_argument("--tracking-uri", help=f"MLflow store; {tracking_store.DEFAULT_STORE_IN_WORDS}")
     where.add_argument("--folder", help="folder of versions, without MLflow: NAME/1, NAME/2 …")

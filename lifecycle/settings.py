@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mirrorspark.storage.credentials import one_line
-from mirrorspark.training.configuration.fields import likely_meant
+from mirrorspark.storage import one_line
+from mirrorspark.training.configuration import likely_meant
 
 Settings = TypeVar("Settings")
 

@@ -1,1 +1,57 @@
-"""Model architectures, and the layers, optimizers and indexes that they share. Nothing here depends on Spark."""
+"""Model architectures, and the layers, optimizers and indexes that they share. Nothing here depends on Spark.
+
+``catalog`` finds an architecture by name; each builds a Keras model from a specification and settings.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.models import boosted_trees, catalog, classical, own_model
+    from mirrorspark.models.calibration import (
+        CALIBRATION_FILE,
+        CalibratedArchitecture,
+        CalibrationKind,
+        Floats,
+        counted_rows,
+        fit,
+        log_loss,
+        save_calibration,
+    )
+    from mirrorspark.models.centroids import (
+        CentroidArchitecture,
+        LabelledRows,
+        fit_centroids,
+        fit_mixture,
+        sparse_features,
+    )
+    from mirrorspark.models.code_digests import code_digest
+    from mirrorspark.models.settings import ModelSettingsError, Schedule, check_candidates, check_warm_up
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "CALIBRATION_FILE",
+    "CalibratedArchitecture",
+    "CalibrationKind",
+    "CentroidArchitecture",
+    "Floats",
+    "LabelledRows",
+    "ModelSettingsError",
+    "Schedule",
+    "boosted_trees",
+    "catalog",
+    "check_candidates",
+    "check_warm_up",
+    "classical",
+    "code_digest",
+    "counted_rows",
+    "fit",
+    "fit_centroids",
+    "fit_mixture",
+    "log_loss",
+    "own_model",
+    "save_calibration",
+    "sparse_features",
+]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features.kinds import MISSING_ID, Form
+from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models.catalog import BOOSTED_TREES
 
 # Trees that are walked side by side: 8,192 rows then take 4 MB per attribute of a node.
@@ -34,7 +34,7 @@ class TreeColumn:
     """
 
     feature: str
-    form: Form
+    form: kinds.Form
     part: Part = "value"
     categories: np.ndarray | None = None
     is_id: bool = False
@@ -180,7 +180,7 @@ def _column(column: TreeColumn, values: Any) -> tf.Tensor:
         place = tf.minimum(tf.searchsorted(categories, numbers), len(column.categories) - 1)
         is_known = tf.equal(tf.gather(categories, place), numbers)
         return tf.where(is_known, tf.cast(place, tf.float64), nothing)
-    return tf.where(tf.equal(numbers, float(MISSING_ID)), nothing, numbers) if column.is_id else numbers
+    return tf.where(tf.equal(numbers, float(kinds.MISSING_ID)), nothing, numbers) if column.is_id else numbers
 
 
 def _variable(values: np.ndarray, dtype: tf.DType) -> tf.Variable:

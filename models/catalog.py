@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, get_type_hints
 
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec
 from mirrorspark.models import own_model
 from mirrorspark.models.classical import RECOMMENDERS, FittedArchitecture
 from mirrorspark.models.settings import ModelSettingsError, checked_settings

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirrorspark.data_pipelines.features.kinds import Sparse
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 from mirrorspark.models.calibration import Floats, counted_rows, save_calibration
 from mirrorspark.models.settings import ModelSettingsError
 
@@ -73,7 +72,7 @@ class LabelCentroids:
         """
         import tensorflow as tf
 
-        from mirrorspark.models.layers.embeddings import sparse_product
+        from mirrorspark.models.layers import sparse_product
 
         products, squares = [], []
         for name, table in self.tables.items():
@@ -138,7 +137,7 @@ class CentroidArchitecture:
         return found
 
 
-def sparse_features(spec: FeatureSpec, classes: int) -> tuple[Sparse, ...]:
+def sparse_features(spec: FeatureSpec, classes: int) -> tuple[kinds.Sparse, ...]:
     """Return the features that centroids are made of.
 
     Args:
@@ -148,7 +147,7 @@ def sparse_features(spec: FeatureSpec, classes: int) -> tuple[Sparse, ...]:
     Raises:
         ModelSettingsError: There is none, or the centroids would be larger than a gibibyte.
     """
-    found = tuple(feature for feature in spec.query_features if isinstance(feature, Sparse))
+    found = tuple(feature for feature in spec.query_features if isinstance(feature, kinds.Sparse))
     if not found:
         raise ModelSettingsError(
             "calibration 'centroids' compares sparse features, and there is none; use temperature or isotonic"

@@ -4,15 +4,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec
 from mirrorspark.models.settings import ModelSettingsError, check_positive, checked_settings
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
     import numpy as np
     import tensorflow as tf
 
-    from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-    from mirrorspark.models.retrieval.fitted_recommender import FittedRecommender
+    from mirrorspark.data_pipelines.features import FittedFeatures
+    from mirrorspark.models.retrieval import FittedRecommender
 
 Arrays = Mapping[str, "np.ndarray"]
 """What a recommender has learnt, by name; see :func:`training.programs.recommenders.fitting.fit`."""
@@ -207,7 +207,7 @@ class FittedArchitecture:
 
     def build(self, settings: Any, fitted: "FittedFeatures", arrays: Any) -> "FittedRecommender":
         """Return the recommender with the :data:`Arrays` that it has learnt, in the place of others' seed."""
-        from mirrorspark.models.retrieval.fitted_recommender import FittedRecommender
+        from mirrorspark.models.retrieval import FittedRecommender
 
         return FittedRecommender(self.name, settings, fitted, arrays)
 

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures
 from mirrorspark.models import youtube_dnn
 from mirrorspark.models.settings import Cell, ModelSettingsError, check_positive
 
@@ -80,19 +79,16 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     Raises:
         ModelSettingsError: There is no history to read.
     """
-    from mirrorspark.models.layers import concatenated, inputs_without_ids, lay_out_fields, symbolic_inputs
-    from mirrorspark.models.layers.recurrent import LastState, OrderedEmbeddings
-    from mirrorspark.models.retrieval.item_tower import configured_candidate_tower
-    from mirrorspark.models.retrieval.model import RetrievalModel
-    from mirrorspark.models.retrieval.towers import query_tower
+    from mirrorspark.models.layers import concatenated, inputs_without_ids, lay_out_fields, recurrent, symbolic_inputs
+    from mirrorspark.models.retrieval import RetrievalModel, configured_candidate_tower, query_tower
 
     features, dim, ordered = fitted.spec.query_features, settings.embedding_dim, histories(fitted.spec)
     inputs = symbolic_inputs(features, any_length=True)
     fields, rows = lay_out_fields(fitted, features)
-    embeddings = OrderedEmbeddings(fields, ordered, rows, dim, name="fields")
+    embeddings = recurrent.OrderedEmbeddings(fields, ordered, rows, dim, name="fields")
     embedded = embeddings({field.name: inputs[field.name] for field in fields})
     states = [
-        LastState(settings.lstm_units, settings.cell, name=f"{name}_{settings.cell}")([history, inputs[name]])
+        recurrent.LastState(settings.lstm_units, settings.cell, name=f"{name}_{settings.cell}")([history, inputs[name]])
         for name, history in zip(ordered, embedded[: len(ordered)], strict=True)
     ]
     averaged = embedded[len(ordered) :]
@@ -103,8 +99,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
     """Return the query embeddings, float32 ``[batch, embedding_dim]``; the longest history sets the number of steps."""
-    from mirrorspark.models.layers import lists_of_any_length
-    from mirrorspark.models.layers.recurrent import without_common_padding
+    from mirrorspark.models.layers import lists_of_any_length, recurrent
 
     tower = model.query_tower
-    return tower(without_common_padding(inputs, lists_of_any_length(tower)), training=False)
+    return tower(recurrent.without_common_padding(inputs, lists_of_any_length(tower)), training=False)

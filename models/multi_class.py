@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features import FittedFeatures
 from mirrorspark.models import multi_field
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
@@ -31,7 +31,7 @@ def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[
 
 def logits(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
     """Return the logits of the classes, float32 ``[batch, classes]``; an ensemble's give its mean probabilities."""
-    from mirrorspark.models.layers.members import is_ensemble, mean_class_logits
+    from mirrorspark.models.layers import is_ensemble, mean_class_logits
 
     outputs = model(inputs, training=False)
     return mean_class_logits(outputs) if is_ensemble(model) else outputs

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Numeric, Sparse
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, kinds
 from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
@@ -85,7 +83,7 @@ class Settings:
 
 def check_features(settings: Settings, spec: FeatureSpec) -> None:
     """Raise ``ModelSettingsError`` where a linear model of the sparse features is asked for, and there are none."""
-    if settings.linear and not any(isinstance(feature, Sparse) for feature in spec.features):
+    if settings.linear and not any(isinstance(feature, kinds.Sparse) for feature in spec.features):
         raise ModelSettingsError("model setting linear is true, but there is no sparse feature; leave it out")
 
 
@@ -104,17 +102,16 @@ def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict
 
     An ensemble's is ``[batch, members, units]``.
     """
-    from mirrorspark.models.layers import concatenated, concatenated_inputs, dense_stack, symbolic_inputs
-    from mirrorspark.models.layers.tabular import LowRankCross
+    from mirrorspark.models.layers import concatenated, concatenated_inputs, dense_stack, symbolic_inputs, tabular
 
     inputs = symbolic_inputs(fitted.spec.features, any_length=True)
     joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)
-    numbers = [feature for feature in fitted.spec.features if isinstance(feature, Numeric)]
+    numbers = [feature for feature in fitted.spec.features if isinstance(feature, kinds.Numeric)]
     if numbers and settings.numeric_embedding != "none":
         joined = concatenated([joined, _embedded_numbers(settings, fitted, numbers, inputs)], "embedded_features")
     last = joined
     for number in range(settings.cross_layers):
-        last = LowRankCross(settings.cross_rank, name=f"cross_{number}")([joined, last])
+        last = tabular.LowRankCross(settings.cross_rank, name=f"cross_{number}")([joined, last])
     last = dense_stack(last, settings.hidden_units, settings.dropout, seed, settings.members)
     if settings.factor_dim:
         last = concatenated([last, _factor_products(settings, fitted, inputs)], "hidden_and_factors")
@@ -122,8 +119,7 @@ def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict
 
 
 def _factor_products(settings: Settings, fitted: FittedFeatures, inputs: "Mapping[str, tf.Tensor]") -> "tf.Tensor":
-    from mirrorspark.models.layers import FieldEmbeddings, concatenated, embedded_sparse, lay_out_fields
-    from mirrorspark.models.layers.tabular import FactorProducts, NumberFactors
+    from mirrorspark.models.layers import FieldEmbeddings, concatenated, embedded_sparse, lay_out_fields, tabular
 
     features, width = fitted.spec.features, settings.members * settings.factor_dim
     fields, rows = lay_out_fields(fitted, features)
@@ -133,23 +129,22 @@ def _factor_products(settings: Settings, fitted: FittedFeatures, inputs: "Mappin
     parts += embedded_sparse(features, inputs, width, "factors_")
     numbers = [inputs[feature.name][:, None] for feature in features if feature.form == "value"]
     if numbers:
-        parts.append(NumberFactors(width, name="number_factors")(concatenated(numbers, "factor_numbers")))
-    return FactorProducts(settings.factor_dim, settings.members, name="factor_products")(
+        parts.append(tabular.NumberFactors(width, name="number_factors")(concatenated(numbers, "factor_numbers")))
+    return tabular.FactorProducts(settings.factor_dim, settings.members, name="factor_products")(
         concatenated(parts, "all_factors")
     )
 
 
 def _embedded_numbers(
-    settings: Settings, fitted: FittedFeatures, numbers: "Sequence[Numeric]", inputs: "Mapping[str, tf.Tensor]"
+    settings: Settings, fitted: FittedFeatures, numbers: "Sequence[kinds.Numeric]", inputs: "Mapping[str, tf.Tensor]"
 ) -> "tf.Tensor":
-    from mirrorspark.models.layers import concatenated
-    from mirrorspark.models.layers.tabular import Periodic, PiecewiseLinear, bin_edges
+    from mirrorspark.models.layers import concatenated, tabular
 
     given = concatenated([inputs[feature.name][:, None] for feature in numbers], "numbers")
     if settings.numeric_embedding == "piecewise":
-        edges = [bin_edges(fitted, feature) for feature in numbers]
-        return PiecewiseLinear(edges, settings.numeric_dim, name="embedded_numbers")(given)
-    return Periodic(
+        edges = [tabular.bin_edges(fitted, feature) for feature in numbers]
+        return tabular.PiecewiseLinear(edges, settings.numeric_dim, name="embedded_numbers")(given)
+    return tabular.Periodic(
         settings.numeric_dim, settings.periodic_frequencies, settings.periodic_scale, name="embedded_numbers"
     )(given)
 
@@ -158,9 +153,9 @@ def heads(settings: Settings, outputs: int, name: str) -> "tf_keras.layers.Layer
     """Return the linear layer after the last hidden one, with ``outputs`` per row, or per row and member."""
     import tf_keras
 
-    from mirrorspark.models.layers.tabular import MemberHeads
+    from mirrorspark.models.layers import tabular
 
-    kind = MemberHeads if settings.members > 1 else tf_keras.layers.Dense
+    kind = tabular.MemberHeads if settings.members > 1 else tf_keras.layers.Dense
     return kind(outputs, name=name, dtype="float32")
 
 
@@ -195,7 +190,7 @@ def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[
 
 def logits(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
     """Return the log-odds, float32 ``[batch, 1]``; an ensemble's are those of the members' mean probability."""
-    from mirrorspark.models.layers.members import is_ensemble, mean_log_odds
+    from mirrorspark.models.layers import is_ensemble, mean_log_odds
 
     outputs = model(inputs, training=False)
     return mean_log_odds(outputs) if is_ensemble(model) else outputs

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features import FittedFeatures
 from mirrorspark.models import multi_field
 from mirrorspark.models.settings import ModelSettingsError
 

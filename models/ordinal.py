@@ -5,7 +5,7 @@ Source: McCullagh 1980, "Regression Models for Ordinal Data", the proportional-o
 
 from typing import TYPE_CHECKING
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features import FittedFeatures
 from mirrorspark.models import multi_class, multi_field
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow

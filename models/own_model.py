@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features import FittedFeatures
 from mirrorspark.models.code_digests import code_digest, is_sent
 from mirrorspark.models.settings import ModelSettingsError
 
@@ -55,7 +55,7 @@ class OwnArchitecture:
         Raises:
             ModelSettingsError: The function does not return a model of tf-keras.
         """
-        from mirrorspark.models.fitting.objectives import ScaledLoss
+        from mirrorspark.models.fitting import ScaledLoss
         from mirrorspark.models.layers import symbolic_inputs
 
         model = _unpickled(settings)[0](fitted)
@@ -181,7 +181,7 @@ def keep_compilation(model: "tf_keras.Model", steps_per_execution: int) -> None:
         model: The compiled model; its optimizer, loss and metrics are kept.
         steps_per_execution: Steps that TensorFlow runs before it returns to Python.
     """
-    from mirrorspark.models.fitting.real_rows import count_real_rows
+    from mirrorspark.models.fitting import count_real_rows
 
     metrics, loss = model.compiled_metrics, model.compiled_loss
     model.compile(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features import FittedFeatures
 from mirrorspark.models import multi_field
 from mirrorspark.models.settings import ModelSettingsError
 
@@ -65,7 +65,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     import tensorflow as tf
     import tf_keras
 
-    from mirrorspark.models.fitting.objectives import ScaledLoss
+    from mirrorspark.models.fitting import ScaledLoss
 
     inputs, hidden = multi_field.hidden(settings, fitted, seed)
     quantiles = settings.quantiles if settings.loss == "quantile" else ()
@@ -105,7 +105,7 @@ def predict(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> dict[
     A model of several quantiles has them all in ``quantiles``, float32 ``[batch, quantiles]``, and the middle one as
     ``score``.
     """
-    from mirrorspark.models.layers.members import is_ensemble, mean_numbers
+    from mirrorspark.models.layers import is_ensemble, mean_numbers
 
     numbers = model(inputs, training=False)
     if is_ensemble(model):

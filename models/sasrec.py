@@ -18,9 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import ListFeature
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, kinds
 from mirrorspark.models.lstm_retrieval import candidate_lists
 from mirrorspark.models.settings import LossSettings, ModelSettingsError, check_fraction, check_positive
 
@@ -101,15 +99,13 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     """
     import tf_keras
 
-    from mirrorspark.models.layers import concatenated_inputs, dense_stack, symbolic_inputs
-    from mirrorspark.models.layers.attention import CausalStates, StateAtEnd
-    from mirrorspark.models.retrieval.sequence import SequenceRetrieval
-    from mirrorspark.models.retrieval.towers import candidate_tower, of_length_1
+    from mirrorspark.models.layers import CausalStates, StateAtEnd, concatenated_inputs, dense_stack, symbolic_inputs
+    from mirrorspark.models.retrieval import SequenceRetrieval, candidate_tower, of_length_1
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
     history_name = history(fitted.spec)
     (read,) = (feature for feature in features if feature.name == history_name)
-    assert isinstance(read, ListFeature)  # noqa: S101 - history returns the names of lists
+    assert isinstance(read, kinds.ListFeature)  # noqa: S101 - history returns the names of lists
     others = tuple(feature for feature in features if feature is not read)
     inputs, candidates = (
         symbolic_inputs(features, any_length=True),
@@ -136,8 +132,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
     """Return the query embeddings, float32 ``[batch, embedding_dim]``; the longest history sets the number of steps."""
-    from mirrorspark.models.layers import lists_of_any_length
-    from mirrorspark.models.layers.recurrent import without_common_padding
+    from mirrorspark.models.layers import lists_of_any_length, recurrent
 
     tower = model.query_tower
-    return tower(without_common_padding(inputs, lists_of_any_length(tower)), training=False)
+    return tower(recurrent.without_common_padding(inputs, lists_of_any_length(tower)), training=False)

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 if TYPE_CHECKING:  # settings are also checked without a dataset
-    from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-    from mirrorspark.data_pipelines.features.spec import FeatureSpec
+    from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures
 
 Schedule = Literal["constant", "cosine", "linear"]
 Cell = Literal["lstm", "gru"]

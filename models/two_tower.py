@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, kinds
 from mirrorspark.models.settings import ItemSettings, ModelSettingsError, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
@@ -71,9 +69,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     If the label has a rating, the model predicts it, too.
     """
     from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
-    from mirrorspark.models.retrieval.model import RetrievalModel
-    from mirrorspark.models.retrieval.rating import RatingTask
-    from mirrorspark.models.retrieval.towers import query_tower
+    from mirrorspark.models.retrieval import RatingTask, RetrievalModel, query_tower
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
     inputs = symbolic_inputs(features, any_length=True)
@@ -88,10 +84,10 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
         joined = concatenated_inputs(fitted, features, inputs, dim)
         tower = query_tower(inputs, joined, *options, cosine=settings.cosine)
         return RetrievalModel(tower, fitted, settings, seed, _candidate_tower(settings, fitted, seed), rating)
-    from mirrorspark.models.retrieval.graph import GraphEmbeddings, GraphRetrieval
+    from mirrorspark.models.retrieval import GraphEmbeddings, GraphRetrieval
 
     user = next(feature for feature in features if feature.name == fitted.user)
-    assert isinstance(user, Bucketed | Categorical)  # noqa: S101 - as FittedFeatures.user is
+    assert isinstance(user, kinds.Bucketed | kinds.Categorical)  # noqa: S101 - as FittedFeatures.user is
     others = [feature for feature in features if feature is not user]
     graph = GraphEmbeddings(fitted.id_count(user), fitted.id_count(fitted.spec.candidate), dim, settings.graph_layers)
     joined = concatenated_inputs(fitted, others, inputs, dim) if others else None
@@ -110,11 +106,11 @@ def check_features(settings: Settings, spec: FeatureSpec) -> None:
 
 
 def _candidate_tower(settings: Settings, fitted: FittedFeatures, seed: int, graph: Any = None) -> Any:
-    from mirrorspark.models.retrieval.item_tower import configured_candidate_tower
+    from mirrorspark.models.retrieval import configured_candidate_tower
 
     if graph is None:
         return configured_candidate_tower(settings, fitted, settings.embedding_dim, seed)
-    from mirrorspark.models.retrieval.graph import GraphCandidates
+    from mirrorspark.models.retrieval import GraphCandidates
 
     # A tower with item features gives the length 1 to their sum.
     by_id = GraphCandidates(graph, cosine=settings.cosine and fitted.items is None)

@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Bucketed, Categorical
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, kinds
 from mirrorspark.models import multi_field
 from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
 
@@ -97,7 +95,7 @@ def logits(model: "tf_keras.Model", inputs: Mapping[str, "tf.Tensor"]) -> "tf.Te
 
 
 def _crossed(cross: str, spec: FeatureSpec) -> tuple[str, str]:
-    known = [feature.name for feature in spec if isinstance(feature, Categorical | Bucketed)]
+    known = [feature.name for feature in spec if isinstance(feature, kinds.Categorical | kinds.Bucketed)]
     one, other = cross.split("*")
     for name in (one, other):
         if name not in known:

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures
 from mirrorspark.models.settings import ItemSettings, check_fraction, check_positive
 
 if TYPE_CHECKING:  # the driver checks settings without loading TensorFlow
@@ -51,9 +50,7 @@ def check_features(settings: Settings, spec: FeatureSpec) -> None:
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
     """Return a model with ``query_tower`` and ``candidate_tower``: the softmax's weights by id, or of item features."""
     from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
-    from mirrorspark.models.retrieval.item_tower import configured_candidate_tower
-    from mirrorspark.models.retrieval.model import RetrievalModel
-    from mirrorspark.models.retrieval.towers import query_tower
+    from mirrorspark.models.retrieval import RetrievalModel, configured_candidate_tower, query_tower
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
     inputs = symbolic_inputs(features, any_length=True)

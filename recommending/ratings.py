@@ -4,15 +4,20 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from mirrorspark.models.serving.signatures import RATING, RATING_ENCODED
-from mirrorspark.scoring.backends.protocol import ModelOutputError
-from mirrorspark.scoring.embedding.model_encoders import ENCODERS_FOLDER
-from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.new_folder import new_model_folder
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.uri import pinned_model
+from mirrorspark.models.serving import signatures
+from mirrorspark.scoring.backends import protocol
+from mirrorspark.scoring.embedding import ENCODERS_FOLDER
+from mirrorspark.scoring.model import (
+    FEATURES_FOLDER,
+    SAVED_MODEL_FOLDER,
+    LoadedModel,
+    ModelDescription,
+    ModelDirectory,
+    ModelDirectoryError,
+    PinnedModel,
+    new_model_folder,
+    pinned_model,
+)
 
 
 def rating_model(model: str | Path | PinnedModel, folder: str | Path, *, tracking_uri: str | None = None) -> Path:
@@ -20,11 +25,11 @@ def rating_model(model: str | Path | PinnedModel, folder: str | Path, *, trackin
 
     It reads the columns of the query and the candidate's own, in the column of its feature, and gives ``rating``, in
     the unit of the training. All entry points take the folder as they take any model; it can rank the candidates of
-    :func:`recommending.reranking.cascade.rank_candidates` or of a router's cascade (``output="rating"``).
+    :func:`recommending.reranking.rank_candidates` or of a router's cascade (``output="rating"``).
 
     Args:
         model: URI of a retrieval model whose label had a rating, or the result of
-            :func:`scoring.model.uri.resolve`; of a refreshed one, candidates of its new catalogue are rated, too.
+            :func:`scoring.model.resolve`; of a refreshed one, candidates of its new catalogue are rated, too.
         folder: The new folder.
         tracking_uri: Address of the MLflow store.
 
@@ -52,15 +57,15 @@ def rating_model(model: str | Path | PinnedModel, folder: str | Path, *, trackin
         rates = replace(
             description,
             task="regression",
-            outputs={RATING: "float"},
-            signature=RATING_ENCODED,
+            outputs={signatures.RATING: "float"},
+            signature=signatures.RATING_ENCODED,
             indexes={},
             catalogue={},
         )
         rates.with_columns(directory.features, whole).save(whole)
         try:
             LoadedModel(whole)
-        except ModelOutputError as error:
+        except protocol.ModelOutputError as error:
             raise ModelDirectoryError(
                 f"{pinned.label}, a {description.architecture} model, predicts no ratings, or an earlier version "
                 f"exported it; train a two_tower model, or export it again"

@@ -11,27 +11,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.item_rows import ids_without_item
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.data_pipelines.features.transform import Encoder
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, is_filled
-from mirrorspark.models.serving.signatures import EXACT
-from mirrorspark.recommending.routing.folder import ROUTER, is_router, read_router
-from mirrorspark.scoring.batch import BatchTask
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.inputs import FeatureInputs
-from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.input.parquet_scan import Reader, map_rows
-from mirrorspark.scoring.model.catalogue import Catalogue, warn_if_stale
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, Search
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
-from mirrorspark.scoring.output.bad_rows import BadRows
-from mirrorspark.scoring.output.forms import AS_COLUMNS
-from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Settings
+from mirrorspark.data_pipelines.features import Encoder, FittedFeatures, item_rows, kinds
+from mirrorspark.models.index import CANDIDATES, SCORES, is_filled
+from mirrorspark.models.serving import signatures
+from mirrorspark.recommending.routing import ROUTER, is_router, read_router
+from mirrorspark.scoring import BatchTask, ScoringError, ScoringPlan
+from mirrorspark.scoring.input import FeatureInputs, NullRule, Reader, map_rows
+from mirrorspark.scoring.model import (
+    DEFAULT_BATCH_SIZE,
+    Catalogue,
+    ModelDescription,
+    ModelDirectory,
+    PinnedModel,
+    Search,
+    warn_if_stale,
+)
+from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows
+from mirrorspark.scoring.task import Counters, OtherVersions, Settings
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -69,7 +65,7 @@ def recommend(
     Args:
         df: The table, with the keys and the model's raw columns.
         model: URI of a retrieval model or a router of such models, or the result of
-            :func:`scoring.model.uri.resolve`.
+            :func:`scoring.model.resolve`.
         keys: Columns that identify a row; they pass through unchanged.
         k: Candidates per row; it may differ from the ``top_k`` of the export.
         index: ``exact``, or an approximate index of the model: ``cells`` or ``scann``. Blends by ``cosine`` or ``dot``
@@ -78,8 +74,8 @@ def recommend(
         unavailable: Candidates that must not be recommended; takes precedence over ``available``.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         batch_size: Rows per call of the model.
-        with_columns: Columns after the scores, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
-        nulls: As in :func:`scoring.batch.score`, like the next four.
+        with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
+        nulls: As in :func:`scoring.score`, like the next four.
         bad_rows: Both lists of a marked row are null.
         other_versions: ``refuse`` or ``allow`` executors with another TensorFlow version.
         reader: Reader of plain Parquet files.
@@ -92,8 +88,8 @@ def recommend(
         UntrustedModelError: A ranking model brings Python code, and ``trust`` is False.
         ScoringError: The model is neither a retrieval model nor a router of such models, or lacks the index; no list
             of a router would use the index; ``k`` is below 1 or above the number of candidates; no candidate is
-            available; or for a reason of :func:`scoring.batch.score`.
-        ColumnError: As in :func:`scoring.batch.score`, and for the tables of candidates.
+            available; or for a reason of :func:`scoring.score`.
+        ColumnError: As in :func:`scoring.score`, and for the tables of candidates.
     """
     settings = Settings.of(AS_COLUMNS, batch_size, with_columns, nulls, bad_rows, other_versions)
     plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader, trust=trust)
@@ -138,7 +134,7 @@ def _search(directory: ModelDirectory, label: str, wanted: _Wanted) -> Search:
         raise ScoringError(f"k {wanted.k} is below 1")
     for cascade in router.cascades.values():
         cascade.rules(wanted.k)  # Raises for limits that do not fit this number.
-    if wanted.index != EXACT and not router.listing:
+    if wanted.index != signatures.EXACT and not router.listing:
         raise ScoringError(
             f"index '{wanted.index}' is of no use to {label}: a blend by '{router.fusion}' searches all candidates "
             f"exactly; leave index out"
@@ -146,7 +142,7 @@ def _search(directory: ModelDirectory, label: str, wanted: _Wanted) -> Search:
     searches, left = {}, 0
     for name in router.answering:
         model = ModelDirectory.open(folders[name])
-        of_this = wanted if name in router.listing else replace(wanted, index=EXACT)
+        of_this = wanted if name in router.listing else replace(wanted, index=signatures.EXACT)
         removed = _told_index(model, f"{name} of {label}", of_this)
         gone, of_model, own = _gone(model.features, wanted.available, wanted.unavailable, removed)
         searches[name], left = Search(of_this.index, of_model, gone), left + own
@@ -166,7 +162,7 @@ def _told_index(directory: ModelDirectory, label: str, wanted: _Wanted) -> np.nd
     if catalogue is None:
         return None
     warn_if_stale(catalogue, label, datetime.now(UTC), wanted.stale_after_days)
-    return ids_without_item(directory.features) if catalogue.refreshed_from else None
+    return item_rows.ids_without_item(directory.features) if catalogue.refreshed_from else None
 
 
 def checked_index(directory: ModelDirectory, index: str) -> ModelDescription:
@@ -227,7 +223,7 @@ def _gone(
     removed: np.ndarray | None,
 ) -> tuple[np.ndarray, int, int]:
     """Return the ids that must not be recommended, the number of candidates, and how many are left of these."""
-    first, end = FIRST_VOCABULARY_ID, features.id_count(features.spec.candidate)
+    first, end = kinds.FIRST_VOCABULARY_ID, features.id_count(features.spec.candidate)
     gone = np.zeros(0, np.int64) if removed is None else removed
     is_available = np.full(end, available is None)
     if available is not None:
@@ -255,7 +251,7 @@ def _candidate_ids(features: FittedFeatures, given: Candidates, what: str) -> np
         table = pa.table({candidate.name: list(given)})
     FeatureInputs((candidate,), features.column_types).check(table.schema)
     ids = np.asarray(Encoder(features).encode(table, (candidate,))[candidate.name])
-    unknown = table.column(0).filter(pa.array(ids < FIRST_VOCABULARY_ID))
+    unknown = table.column(0).filter(pa.array(ids < kinds.FIRST_VOCABULARY_ID))
     if len(unknown):
         order = pc.sort_indices(unknown.cast(pa.string()))  # of a table Spark gives them in any
         some = unknown.take(order).slice(0, _NAMED_IN_MESSAGE).to_pylist()

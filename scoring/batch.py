@@ -8,16 +8,11 @@ from pathlib import Path
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.input.parquet_scan import Reader, map_rows
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
-from mirrorspark.scoring.output.bad_rows import BadRows
-from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
+from mirrorspark.scoring.input import NullRule, Reader, map_rows
+from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, PinnedModel
+from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ExtraColumns, ScoringPlan
-from mirrorspark.scoring.task.batches import RowCount, regrouped
-from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Scorer, Settings, Tally
+from mirrorspark.scoring.task import Counters, OtherVersions, RowCount, Scorer, Settings, Tally, regrouped
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -48,13 +43,13 @@ def score(
 
     Args:
         df: The table, with the keys and the model's raw columns.
-        model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.resolve`.
         keys: Columns that identify a row; they pass through unchanged.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         outputs: The form of the scores, one of :mod:`scoring.output.forms`: a column for each output of the model, a
             struct, or labels with their scores.
         batch_size: Rows per call of the model, unless the model has a fixed number.
-        with_columns: Columns after the scores, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
+        with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
         nulls: The value that replaces nulls, by column, or ``"fail"`` to reject them. Nulls of other columns are
             missing values to the model.
         bad_rows: Treatment of a row that cannot be scored, such as one with an index that is too large. ``fail``: the
@@ -67,7 +62,7 @@ def score(
             nor do others, which bring none.
         extra_columns: Treatment of columns that are neither keys nor inputs of the model. ``ignore`` leaves them in the
             JVM; ``refuse`` is for models that must not see more than their spec lists.
-        reader: Reader of plain Parquet files, the tasks or Spark: see :data:`scoring.input.parquet_scan.Reader`.
+        reader: Reader of plain Parquet files, the tasks or Spark: see :data:`scoring.input.Reader`.
         counters: Collects the counters of the tasks.
 
     Raises:

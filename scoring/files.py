@@ -1,6 +1,6 @@
 """Scoring of files into Parquet files. The output appears all at once.
 
-In :func:`scoring.batch.score` every row goes from the JVM to Python and its score goes back, which takes longer than
+In :func:`scoring.score` every row goes from the JVM to Python and its score goes back, which takes longer than
 the model. Here tasks read and write plain Parquet files with pyarrow; Spark only starts them and assigns row groups.
 """
 
@@ -16,16 +16,9 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.reading.parquet_rows import (
-    NotParquetError,
-    ParquetFiles,
-    ParquetRows,
-    largest_share,
-    parquet_files,
-)
-from mirrorspark.data_pipelines.spark.schema import with_plain_names
-from mirrorspark.data_pipelines.spark.tasks import (
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.data_pipelines.reading import parquet_rows
+from mirrorspark.data_pipelines.spark import (
     NamedTask,
     Shares,
     WriteResult,
@@ -33,32 +26,30 @@ from mirrorspark.data_pipelines.spark.tasks import (
     outcome,
     portable,
     progress_bar,
+    with_plain_names,
     write_files,
 )
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.input.spark_tables import SparkSource, read_together
-from mirrorspark.scoring.input.tfrecords import tfrecord_table
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
-from mirrorspark.scoring.output.bad_rows import BadRows
-from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
-from mirrorspark.scoring.output.older_scores import check_same_columns
+from mirrorspark.scoring.input import NullRule, SparkSource, read_together, tfrecord_table
+from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, LoadedModel, PinnedModel
+from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form, check_same_columns
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task.batches import grouped, regrouped
-from mirrorspark.scoring.task.planner import (
+from mirrorspark.scoring.task import (
     ASSUMED_ROWS_PER_SECOND,
     DEFAULT_TASK_SECONDS,
+    JobCounters,
+    OtherVersions,
+    Scorer,
+    Settings,
+    Tally,
+    grouped,
+    log_plan,
     plan_tasks,
+    regrouped,
+    speed_of,
 )
-from mirrorspark.scoring.task.probe import log_plan, speed_of
-from mirrorspark.scoring.task.scorer import JobCounters, OtherVersions, Scorer, Settings, Tally
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.task import partition_id
-from mirrorspark.storage.lakes import LakeTableError, refuse_lake_write
-from mirrorspark.storage.listing import DataFile, list_files, reads
-from mirrorspark.storage.paths import Location, StoragePath, hadoop_path, hadoop_uri
+from mirrorspark.spark_session import partition_id, session_of
+from mirrorspark.storage import Location, StoragePath, hadoop_path, hadoop_uri, lakes, listing
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
 _LOGGER = logging.getLogger(__name__)
@@ -120,17 +111,17 @@ def score_files(
         paths: Files, folders or globs of Parquet files, which executors can read; partition folders become columns.
             Spark reads what is not plain files of one schema, and the log says so: a Delta, Hudi, Iceberg or streaming
             table, and files that lack a column or have numbers of another width, if Spark reads them as one table.
-        model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.resolve`.
         output: Folder of the scores.
         keys: Columns that identify a row; they pass through unchanged.
         input_format: Format of ``paths`` for ``spark.read.format``, if it is not Parquet; ``table`` for a table of
             Spark's catalog. Spark then reads the rows. Columns of ``tfrecord`` get the types of the training.
         mode: Spark's save mode for existing data at ``output``: ``error``, ``overwrite`` or ``append``.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
-        outputs: The form of the scores, as for :func:`scoring.batch.score`.
+        outputs: The form of the scores, as for :func:`scoring.score`.
         batch_size: Rows per call of the model, unless the model has a fixed number.
-        with_columns: Columns after the scores, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
-        nulls: As for :func:`scoring.batch.score`, as are the next three.
+        with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
+        nulls: As for :func:`scoring.score`, as are the next three.
         bad_rows: Rows that cannot be scored.
         other_versions: Executors with other library versions.
         trust: Python code of the model.
@@ -154,7 +145,7 @@ def score_files(
     check_task_seconds(task_seconds)
     settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
     save_mode, target = save_mode_of(mode), StoragePath.of(output)
-    refuse_lake_write(target)
+    lakes.refuse_lake_write(target)
     plan = ScoringPlan.of(model, keys, settings, tracking_uri, trust=trust)
     rows = _rows(spark, paths, input_format, target, plan, task_seconds)
     schema = pa.schema([*rows.keys, *plan.added])
@@ -169,7 +160,7 @@ def score_files(
         job.abort()
         raise
     with progress_bar(spark, "score"):
-        result = write_files(tasks.partitions, job, portable(tasks.body), rows.count, refusal=ColumnError)
+        result = write_files(tasks.partitions, job, portable(tasks.body), rows.count, refusal=raw_columns.ColumnError)
     scored = _scored_files(plan, job, tasks, result)
     _LOGGER.info("%s scored %d rows of %s: %s", scored.model, scored.rows, paths, scored.counters)
     if scored.counters.nans:
@@ -212,7 +203,7 @@ class ScoreWriter:
         return outcome(
             self.job,
             lambda: self._written(number, batches, tally),
-            refusals=(ColumnError,),
+            refusals=(raw_columns.ColumnError,),
             report=tally.report,
         )
 
@@ -333,9 +324,11 @@ def _rows(
         return _read_by_spark(spark, _table_of(spark, source, target, plan), plan)
     refuse_own_input([file.path for file in source], [paths] if isinstance(paths, Location) else paths, target)
     try:
-        files = ParquetFiles.of(source)
-    except NotParquetError as error:
-        raise NotParquetError(f"{error}, or say what the files are: input_format='csv', for example") from error
+        files = parquet_rows.ParquetFiles.of(source)
+    except parquet_rows.NotParquetError as error:
+        raise parquet_rows.NotParquetError(
+            f"{error}, or say what the files are: input_format='csv', for example"
+        ) from error
     if len(files.of_each_schema(plan.columns)) > 1:
         return _read_by_spark(spark, read_together(spark, paths, files, plan.columns), plan)
     found = files.schema
@@ -346,7 +339,9 @@ def _rows(
     return _Rows(keys, lambda writer: _file_tasks(spark, rows, writer, task_seconds), lambda: rows.rows)
 
 
-def _file_tasks(spark: SparkSession, source: ParquetRows, writer: ScoreWriter, task_seconds: float) -> _Tasks:
+def _file_tasks(
+    spark: SparkSession, source: parquet_rows.ParquetRows, writer: ScoreWriter, task_seconds: float
+) -> _Tasks:
     """Assign the files to tasks; if a task might take too long, measure the speed of the model first."""
     slots = session_of(spark).default_parallelism
     groups, loads = source.groups_per_task(slots), 0
@@ -373,13 +368,13 @@ def check_task_seconds(task_seconds: float) -> None:
 
 def may_take_longer(group_rows: Sequence[int], groups_per_task: Sequence[int], task_seconds: float) -> bool:
     """Return whether a task may exceed the target, so that measuring the speed is worthwhile."""
-    return largest_share(group_rows, groups_per_task) > ASSUMED_ROWS_PER_SECOND * task_seconds
+    return parquet_rows.largest_share(group_rows, groups_per_task) > ASSUMED_ROWS_PER_SECOND * task_seconds
 
 
 def _table_of(spark: SparkSession, source: SparkSource, target: StoragePath, plan: ScoringPlan) -> DataFrame:
     """Return the DataFrame of a source that Spark reads."""
     if source.format == "tfrecord":
-        refuse_own_input([file.path for file in list_files(source.paths)], source.paths, target)
+        refuse_own_input([file.path for file in listing.list_files(source.paths)], source.paths, target)
         return tfrecord_table(spark, source.paths, plan)
     if source.format != "table":
         # Checked here because Spark reads all files next to infer types.
@@ -402,7 +397,7 @@ def _read_by_spark(spark: SparkSession, table: DataFrame, plan: ScoringPlan) -> 
     return _Rows(keys, lambda writer: _Tasks(rows, NamedTask(names, RowsTask(writer))), count)
 
 
-def find_source(paths: Location | Sequence[Location], input_format: str | None) -> SparkSource | list[DataFile]:
+def find_source(paths: Location | Sequence[Location], input_format: str | None) -> SparkSource | list[listing.DataFile]:
     """Return the Parquet files at ``paths``, or a source that Spark has to read.
 
     Args:
@@ -420,8 +415,8 @@ def find_source(paths: Location | Sequence[Location], input_format: str | None) 
     if input_format not in (None, "parquet"):
         return SparkSource(input_format, tuple(str(location) for location in locations))
     try:
-        return parquet_files(locations)
-    except LakeTableError as error:
+        return parquet_rows.parquet_files(locations)
+    except lakes.LakeTableError as error:
         table = error.table
         if [_resolved(StoragePath.of(location)) for location in locations] != [table.folder]:
             raise ScoringError(
@@ -451,7 +446,7 @@ def refuse_own_input(places: Sequence[StoragePath], locations: Sequence[Location
         raise ScoringError(f"the output {target} holds the input {within[0]}; write the scores elsewhere")
     file = output / file_name("00000-00000000")
     for location in map(StoragePath.of, locations):
-        if reads(_resolved(location), file):
+        if listing.reads(_resolved(location), file):
             raise ScoringError(
                 f"the output {target} lies in the input {location}, and would be read with it next time; write the "
                 f"scores elsewhere"

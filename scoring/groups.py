@@ -11,22 +11,20 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql.types import BooleanType, DateType, IntegralType, StringType, StructType
 
-from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.spark.schema import sent_schema_of
-from mirrorspark.data_pipelines.spark.tasks import map_batches
+from mirrorspark.data_pipelines.features import FeatureMismatchError, raw_columns
+from mirrorspark.data_pipelines.spark import map_batches, sent_schema_of
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.null_policy import NullPolicy, NullRule
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
-from mirrorspark.scoring.model.pinned import ModelNotFoundError, PinnedModel
-from mirrorspark.scoring.model.uri import pinned_model
-from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
-from mirrorspark.scoring.output.bad_rows import BadRows
-from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
+from mirrorspark.scoring.input import NullPolicy, NullRule
+from mirrorspark.scoring.model import (
+    DEFAULT_BATCH_SIZE,
+    ModelDirectoryError,
+    ModelNotFoundError,
+    PinnedModel,
+    pinned_model,
+)
+from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, column_named, scored_schema
-from mirrorspark.scoring.task.group_task import GroupTask, Unknown
-from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Scorer, Settings, ship_all
+from mirrorspark.scoring.task import Counters, GroupTask, OtherVersions, Scorer, Settings, Unknown, ship_all
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -61,7 +59,7 @@ def score_by_group(
 
     Args:
         df: The table, with the group, the keys and the raw columns of all models.
-        models: By value of the group, the URI of its model or the result of :func:`scoring.model.uri.resolve`.
+        models: By value of the group, the URI of its model or the result of :func:`scoring.model.resolve`.
         group: Column that selects the model: strings, integers, booleans or dates. It becomes the first key unless
             ``keys`` names it.
         keys: Columns that identify a row; they pass through unchanged.
@@ -73,19 +71,19 @@ def score_by_group(
             partitions, small groups share one. Spark computes the table one more time to find the ranges. With False,
             and always for a stream, partitions and the order of rows stay as they are.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
-        outputs: The form of the scores, as for :func:`scoring.batch.score`.
+        outputs: The form of the scores, as for :func:`scoring.score`.
         batch_size: Rows per call of a model, unless the model has a fixed number.
-        with_columns: Columns after the scores, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
-        nulls: As for :func:`scoring.batch.score`; a rule applies to the models that read its column.
-        bad_rows: As for :func:`scoring.batch.score`.
-        other_versions: As for :func:`scoring.batch.score`.
-        trust: As for :func:`scoring.batch.score`.
+        with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
+        nulls: As for :func:`scoring.score`; a rule applies to the models that read its column.
+        bad_rows: As for :func:`scoring.score`.
+        other_versions: As for :func:`scoring.score`.
+        trust: As for :func:`scoring.score`.
         counters: Collects the counters of the tasks.
 
     Raises:
         ModelNotFoundError: A URI leads to no model.
         ScoringError: ``models`` is empty, the group column is missing or its type cannot hold a value of ``models``,
-            the models' outputs have different columns, or for a reason of :func:`scoring.batch.score`.
+            the models' outputs have different columns, or for a reason of :func:`scoring.score`.
         ColumnError: A column is missing, or has a type that a model does not accept.
     """
     settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
@@ -166,7 +164,13 @@ def _naming_the_group(group: str, value: Any) -> Iterator[None]:
     """Prefix errors with the group whose model they concern."""
     try:
         yield
-    except (ColumnError, FeatureMismatchError, ModelDirectoryError, ModelNotFoundError, ScoringError) as error:
+    except (
+        raw_columns.ColumnError,
+        FeatureMismatchError,
+        ModelDirectoryError,
+        ModelNotFoundError,
+        ScoringError,
+    ) as error:
         raise type(error)(f"the model of {group}={value!r}: {error}") from error
 
 

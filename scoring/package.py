@@ -6,19 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.scoring.backends.catalog import compared_libraries, load_backend
-from mirrorspark.scoring.backends.linear import FIELDS as LINEAR_FIELDS
-from mirrorspark.scoring.backends.protocol import ArrayType, Backend, Signature, UnsupportedModelError
-from mirrorspark.scoring.backends.saved_model import DEFAULT_SIGNATURE
-from mirrorspark.scoring.input.column_types import element_name
-from mirrorspark.scoring.input.decoding import BUILT_IN, decoders
-from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
-from mirrorspark.scoring.model.consent import remember_consent
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS, Hooks, with_hooks
-from mirrorspark.scoring.model.new_folder import copied_hooks, new_model_folder
-from mirrorspark.scoring.model.packaged import PackagedDescription
-from mirrorspark.scoring.model.versions import versions_here
+from mirrorspark.scoring.backends import DEFAULT_SIGNATURE, compared_libraries, load_backend, protocol
+from mirrorspark.scoring.backends import FIELDS as LINEAR_FIELDS
+from mirrorspark.scoring.input import BUILT_IN, Column, ColumnInputs, Matrix, column_types, decoders
+from mirrorspark.scoring.model import (
+    POSTPROCESS,
+    PREPROCESS,
+    Hooks,
+    ModelDirectoryError,
+    PackagedDescription,
+    copied_hooks,
+    new_model_folder,
+    remember_consent,
+    versions_here,
+    with_hooks,
+)
 
 _LINEAR_FILE = "linear.json"
 # Backend by file suffix. The content of a `.json` file decides its backend.
@@ -55,7 +57,7 @@ def package_model(
 ) -> Path:
     """Copy the model in ``source`` into ``folder`` and describe its input columns and its outputs there.
 
-    The folder can be used like an exported model: :func:`scoring.batch.score` and all other entry points take it, and
+    The folder can be used like an exported model: :func:`scoring.score` and all other entry points take it, and
     MLflow stores it as artifacts of a run.
 
     Args:
@@ -123,15 +125,15 @@ def package_model(
 
 def _backend_of_the_copy(
     name: str, whole: Path, file: str, signature: str | None, source: str | Path | Mapping[str, Any], *, trusted: bool
-) -> Backend:
+) -> protocol.Backend:
     """Load the copy, not the source, because tasks will load the copy."""
     try:
         return load_backend(name, whole / file, signature=signature, trusted=trusted)
-    except UnsupportedModelError as error:
+    except protocol.UnsupportedModelError as error:
         # The message names the source, because the copy is removed.
         given = "the linear model" if isinstance(source, Mapping) else str(source)
         message = str(error).replace(str(whole / file), given).replace(f"{whole}/", "")
-        raise UnsupportedModelError(message) from error.__cause__
+        raise protocol.UnsupportedModelError(message) from error.__cause__
 
 
 def _copied(source: str | Path | Mapping[str, Any], folder: Path) -> tuple[str, str]:
@@ -173,7 +175,7 @@ def _is_linear(file: Path) -> bool:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UnsupportedModelError(f"{file} is no JSON: {error}") from error
+        raise protocol.UnsupportedModelError(f"{file} is no JSON: {error}") from error
     return isinstance(document, dict) and not set(document).isdisjoint(LINEAR_FIELDS)
 
 
@@ -192,7 +194,9 @@ def _hook_names(hooks: Hooks | None, columns: Sequence[str | Column]) -> tuple[s
     return tuple(names)
 
 
-def _inputs(found: Signature, columns: Sequence[str | Column] | None, *, is_preprocessed: bool) -> ColumnInputs:
+def _inputs(
+    found: protocol.Signature, columns: Sequence[str | Column] | None, *, is_preprocessed: bool
+) -> ColumnInputs:
     """Return the inputs of the model: one column per array, or one array of all columns."""
     given = {column if isinstance(column, str) else column.name: column for column in columns or ()}
     if columns is not None and len(given) < len(columns):
@@ -218,7 +222,7 @@ def _for_preprocess(given: Mapping[str, str | Column]) -> ColumnInputs:
     return ColumnInputs(typed)
 
 
-def _decoded_to(array: ArrayType, given: Mapping[str, str | Column]) -> ColumnInputs:
+def _decoded_to(array: protocol.ArrayType, given: Mapping[str, str | Column]) -> ColumnInputs:
     """Return the one column that is decoded to the model's only array."""
     columns = tuple(column for column in given.values() if isinstance(column, Column))
     if len(given) > 1:
@@ -229,7 +233,9 @@ def _decoded_to(array: ArrayType, given: Mapping[str, str | Column]) -> ColumnIn
     return ColumnInputs(columns, Matrix(array.name, array.element or ""))
 
 
-def _side_by_side(array: ArrayType, names: Sequence[str] | None, given: Mapping[str, str | Column]) -> ColumnInputs:
+def _side_by_side(
+    array: protocol.ArrayType, names: Sequence[str] | None, given: Mapping[str, str | Column]
+) -> ColumnInputs:
     """Return the columns that make up the model's only array: the ones that the model names, or all given ones."""
     element = _element(array)
     if names is None:
@@ -242,7 +248,7 @@ def _side_by_side(array: ArrayType, names: Sequence[str] | None, given: Mapping[
     return ColumnInputs(columns, Matrix(array.name, element))
 
 
-def _own_column(array: ArrayType, given: str | Column | None, found: Signature) -> Column:
+def _own_column(array: protocol.ArrayType, given: str | Column | None, found: protocol.Signature) -> Column:
     """Return the column of one array."""
     if isinstance(given, Column) and given.decode is not None:
         return given
@@ -258,9 +264,9 @@ def _own_column(array: ArrayType, given: str | Column | None, found: Signature) 
     return column
 
 
-def _element(array: ArrayType) -> str:
+def _element(array: protocol.ArrayType) -> str:
     """Return Spark's name for the element type of an array."""
-    return element_name(array.column_type)
+    return column_types.element_name(array.column_type)
 
 
 def _check_known(given: Iterable[str], known: Sequence[str]) -> None:
@@ -299,7 +305,7 @@ def _column(given: str | Column, type_: str) -> Column:
     return given if isinstance(given, Column) else Column(given, type_)
 
 
-def _model_outputs(found: Signature, outputs: Mapping[str, str] | None) -> Mapping[str, str]:
+def _model_outputs(found: protocol.Signature, outputs: Mapping[str, str] | None) -> Mapping[str, str]:
     known = [array.name for array in found.outputs]
     chosen = {name: name for name in known} if outputs is None else outputs
     unknown = sorted(set(chosen.values()) - set(known))
@@ -310,11 +316,11 @@ def _model_outputs(found: Signature, outputs: Mapping[str, str] | None) -> Mappi
     return chosen
 
 
-def _output_type(found: Signature, name: str) -> str:
+def _output_type(found: protocol.Signature, name: str) -> str:
     return next(array.column_type for array in found.outputs if array.name == name)
 
 
-def _check_widths(description: PackagedDescription, found: Signature) -> None:
+def _check_widths(description: PackagedDescription, found: protocol.Signature) -> None:
     """Check that each output has as many labels as elements."""
     widths = {array.name: array.width for array in found.outputs}
     for output, names in description.labels.items():

@@ -12,21 +12,23 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType
 
-from mirrorspark.data_pipelines.features.kinds import repeated_names
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, meant
-from mirrorspark.data_pipelines.spark.schema import sent_schema_of, spark_schema_of
-from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError
+from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.spark import sent_schema_of, spark_schema_of
+from mirrorspark.data_pipelines.tfrecord import arrow_schema
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.inputs import Inputs
-from mirrorspark.scoring.input.parquet_scan import Reader
-from mirrorspark.scoring.model.catalogue import tell_ages
-from mirrorspark.scoring.model.consent import check_consent
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
-from mirrorspark.scoring.model.hooks import HOOKS_FILE
-from mirrorspark.scoring.model.loaded import Search
-from mirrorspark.scoring.model.pinned import PinnedModel, pinned_folder
-from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.task.scorer import Counters, Scorer, Settings, ship
+from mirrorspark.scoring.input import Inputs, Reader
+from mirrorspark.scoring.model import (
+    HOOKS_FILE,
+    ModelDescription,
+    ModelDirectory,
+    PinnedModel,
+    Search,
+    check_consent,
+    pinned_folder,
+    resolve,
+    tell_ages,
+)
+from mirrorspark.scoring.task import Counters, Scorer, Settings, ship
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ class ScoringPlan:
         """Pin the model, open its folder, ask for consent to its code, and derive the columns of its scores.
 
         Args:
-            model: Its URI, or the result of :func:`scoring.model.uri.resolve`.
+            model: Its URI, or the result of :func:`scoring.model.resolve`.
             keys: Columns that identify a row.
             settings: Settings of the call.
             tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
@@ -186,7 +188,7 @@ def check_keys(names: Sequence[str], keys: Sequence[str]) -> None:
 
 def _repeated(names: Sequence[str]) -> list[str]:
     # Few tables have any, and some have thousands of columns.
-    return repeated_names(names) if len(set(names)) < len(names) else []
+    return kinds.repeated_names(names) if len(set(names)) < len(names) else []
 
 
 def column_named(name: str) -> Column:
@@ -220,7 +222,7 @@ class SentColumns:
         for field in schema.fields:
             try:
                 fields[field.name] = sent_schema_of(StructType([field])).field(0)
-            except SchemaError:
+            except arrow_schema.SchemaError:
                 unsupported[field.name] = field.dataType.simpleString()
         return cls(tuple(schema.names), fields, unsupported)
 
@@ -234,8 +236,12 @@ class SentColumns:
 
     def _field(self, name: str) -> pa.Field:
         if name in self.unsupported:
-            raise ColumnError(f"column '{name}' has type {self.unsupported[name]}, which no model can take; cast it")
+            raise raw_columns.ColumnError(
+                f"column '{name}' has type {self.unsupported[name]}, which no model can take; cast it"
+            )
         if name not in self.fields:
             known = list(self.names)
-            raise ColumnError(f"column '{name}' is missing; the table has {known}{meant(name, known)}")
+            raise raw_columns.ColumnError(
+                f"column '{name}' is missing; the table has {known}{raw_columns.meant(name, known)}"
+            )
         return self.fields[name]

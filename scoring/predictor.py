@@ -8,18 +8,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.kinds import Sparse
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features import kinds, raw_columns
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.inputs import RowErrors
-from mirrorspark.scoring.model.cache import PROCESS_CACHE, ModelCache, load_once
-from mirrorspark.scoring.model.directory import ModelDescription, exported_with
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.versions import check_versions
-from mirrorspark.scoring.output.added_columns import Entries
+from mirrorspark.scoring.input import RowErrors
+from mirrorspark.scoring.model import (
+    DEFAULT_BATCH_SIZE,
+    PROCESS_CACHE,
+    LoadedModel,
+    ModelCache,
+    ModelDescription,
+    PinnedModel,
+    check_versions,
+    exported_with,
+    load_once,
+)
+from mirrorspark.scoring.output import Entries
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task.scorer import OtherVersions, Settings
+from mirrorspark.scoring.task import OtherVersions, Settings
 
 
 class Predictor:
@@ -41,7 +46,7 @@ class Predictor:
         its ``tf.keras``, and with ``TF_CPP_MIN_LOG_LEVEL=3`` unless that is set. Import TensorFlow first to avoid this.
 
         Args:
-            model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+            model: URI of the model, or the result of :func:`scoring.model.resolve`.
             tracking_uri: Address of the MLflow store.
             threads: Threads of the library, if they can be limited per model; one thread is fastest for one row.
                 TensorFlow, NumPy and MLflow models share the threads of the process, which stay as they are; with 1, a
@@ -49,7 +54,7 @@ class Predictor:
                 library's default.
             other_versions: ``refuse`` or ``allow`` a model that was exported with other library versions (beyond patch
                 versions).
-            trust: As for :func:`scoring.batch.score`.
+            trust: As for :func:`scoring.score`.
             cache: Holds the loaded models; by default the one of the process.
 
         Raises:
@@ -76,7 +81,9 @@ class Predictor:
         self._check = lru_cache(maxsize=_SCHEMAS)(plan.inputs.check)
         is_trained = isinstance(directory.description, ModelDescription)
         features = directory.features.spec.features if is_trained else ()
-        self._types = {one.name: _VECTOR for one in features if isinstance(one, Sparse) and one.columns == (one.name,)}
+        self._types = {
+            one.name: _VECTOR for one in features if isinstance(one, kinds.Sparse) and one.columns == (one.name,)
+        }
         self._model: LoadedModel = load_once(pinned.path, pinned.digest, threads=threads, cache=cache)
 
     def predict(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,17 +153,19 @@ _PLAIN = frozenset((float, int, str, bool, bytes, list, type(None)))
 def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.Array:
     if not _PLAIN.issuperset(map(type, values)):
         if any(value is _ABSENT for value in values):
-            raise ColumnError(f"column '{name}' is missing in a row; give it, with None where its value is not known")
+            raise raw_columns.ColumnError(
+                f"column '{name}' is missing in a row; give it, with None where its value is not known"
+            )
         values = [_pairs(name, value) if isinstance(value, Mapping) else value for value in values]
     try:
         return pa.array(values, type_)
     except UnicodeEncodeError as error:
-        raise ColumnError(
+        raise raw_columns.ColumnError(
             f"column '{name}' has a text with {error.object[error.start]!r}, half of a character, which UTF-8 cannot "
             f"hold: cut texts between characters"
         ) from error
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise ColumnError(f"column '{name}' has values that are of no one type: {error}") from error
+        raise raw_columns.ColumnError(f"column '{name}' has values that are of no one type: {error}") from error
 
 
 def _pairs(name: str, vector: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
@@ -164,6 +173,6 @@ def _pairs(name: str, vector: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
     pairs = []
     for key, value in vector.items():
         if isinstance(key, str) and not re.fullmatch(r"0|[1-9]\d{0,18}", key, re.ASCII):
-            raise ColumnError(f"column '{name}' has the index {key!r}, which is no whole number from 0 on")
+            raise raw_columns.ColumnError(f"column '{name}' has the index {key!r}, which is no whole number from 0 on")
         pairs.append((int(key) if isinstance(key, str) else key, value))
     return pairs

@@ -8,14 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
-from mirrorspark.callbacks.mlflow.tracking_store import NoStoreError, lookup_address, store_client
+from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.mlflow_model import mlflow_flavour
-from mirrorspark.scoring.model.pinned import find_model_directory
-from mirrorspark.scoring.model.uri import ModelStoreError
-from mirrorspark.storage.credentials import one_line, without_credentials
+from mirrorspark.scoring.model import ModelDirectory, ModelStoreError, find_model_directory, mlflow_flavour
+from mirrorspark.storage import one_line, without_credentials
 
 _ARTIFACTS = "model"
 
@@ -36,13 +32,13 @@ def open_store(tracking_uri: str | None, *, may_be_new: bool = False) -> Iterato
     from sqlalchemy.exc import SQLAlchemyError  # raised by a store that is a database
 
     try:
-        address = lookup_address(tracking_uri)
-    except NoStoreError as error:
+        address = tracking_store.lookup_address(tracking_uri)
+    except tracking_store.NoStoreError as error:
         if not may_be_new:
             raise ModelStoreError(f"{error}; name the store in MLFLOW_TRACKING_URI") from None
         address = mlflow.get_tracking_uri()
     try:
-        yield store_client(address)
+        yield tracking_store.store_client(address)
     except (MlflowException, SQLAlchemyError) as error:
         store = without_credentials(address)
         raise ModelStoreError(
@@ -53,7 +49,7 @@ def open_store(tracking_uri: str | None, *, may_be_new: bool = False) -> Iterato
 def register_model(folder: str | Path, name: str, *, alias: str | None = None, tracking_uri: str | None = None) -> str:
     """Register the model in ``folder`` as a new version of ``name``, and return its URI: ``models:/<name>/<version>``.
 
-    The folder may be what :func:`scoring.package.package_model`, ``package_router`` or ``rating_model`` wrote, or an
+    The folder may be what :func:`scoring.package_model`, ``package_router`` or ``rating_model`` wrote, or an
     exported model. All entry points take the URI, also with an alias, and ``mlflow.pyfunc.load_model`` loads it,
     where Mirrorspark and the libraries of the model are installed.
 
@@ -77,7 +73,7 @@ def register_model(folder: str | Path, name: str, *, alias: str | None = None, t
         )
     path = find_model_directory(Path(folder))
     with open_store(tracking_uri, may_be_new=True) as client:
-        return log_version(client, path, name, alias, {}, experiment_of(client, name))
+        return log_version(client, path, name, alias, {}, metric_requests.experiment_of(client, name))
 
 
 def log_version(

@@ -11,19 +11,15 @@ import time
 import warnings
 from collections.abc import Sequence
 
-from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_STORE_IN_WORDS
+from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import NAN_ADVICE, ScoredFiles, check_task_seconds, save_mode_of, score_files
-from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
-from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.output.added_columns import ERROR_COLUMN
-from mirrorspark.scoring.output.forms import form_named
-from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
-from mirrorspark.spark_session.errors import SESSION_ERRORS, SPARK_ERRORS, task_message
-from mirrorspark.spark_session.start import open_command_session
-from mirrorspark.storage.credentials import clean, without_credentials
-from mirrorspark.storage.terminal_text import for_stream
+from mirrorspark.scoring.input import NullRule
+from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, resolve
+from mirrorspark.scoring.output import ERROR_COLUMN, form_named
+from mirrorspark.scoring.task import DEFAULT_TASK_SECONDS
+from mirrorspark.spark_session import SESSION_ERRORS, SPARK_ERRORS, open_command_session, task_message
+from mirrorspark.storage import clean, terminal_text, without_credentials
 
 # Arguments, table and model that do not fit, rather than a store or task that failed.
 _WRONG_INPUT = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError)
@@ -88,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def fail(message: str, status: int) -> int:
     """Print a message without secrets to standard error, and return ``status``."""
-    print(for_stream(f"mirrorspark: {without_credentials(message)}", sys.stderr), file=sys.stderr)
+    print(terminal_text.for_stream(f"mirrorspark: {without_credentials(message)}", sys.stderr), file=sys.stderr)
     return status
 
 
@@ -114,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         help="form of scores: columns (default), struct, labelled, wide, long, top:10 (best labels) or at_least:0.5",
     )
     add("--master", help="Spark master; by default from spark-submit or the environment")
-    add("--tracking-uri", help=f"MLflow store of the model; {DEFAULT_STORE_IN_WORDS}")
+    add("--tracking-uri", help=f"MLflow store of the model; {tracking_store.DEFAULT_STORE_IN_WORDS}")
     add = parser.add_argument_group("rows").add_argument
     add("--input-format", help="format of the input if it is not Parquet: csv, tfrecord, table and so on")
     add(
@@ -188,7 +184,7 @@ def _show(scored: ScoredFiles, seconds: float, *, as_json: bool) -> None:
         lines.append(f"{counters.bad_rows:,} rows could not be scored; the column '{ERROR_COLUMN}' says why")
     if counters.nans:
         lines.append(f"{counters.nans:,} scores are NaN: {NAN_ADVICE}")
-    print(for_stream("\n".join(lines), sys.stdout))
+    print(terminal_text.for_stream("\n".join(lines), sys.stdout))
 
 
 def _count(number: int, word: str) -> str:

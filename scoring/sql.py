@@ -7,12 +7,10 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.output.bad_rows import BadRows
-from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
-from mirrorspark.scoring.task.scorer import Counters, OtherVersions
+from mirrorspark.scoring.input import NullRule
+from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, PinnedModel
+from mirrorspark.scoring.output import AS_COLUMNS, BadRows, Form
+from mirrorspark.scoring.task import Counters, OtherVersions
 from mirrorspark.scoring.udf import scorer_udf
 
 
@@ -48,18 +46,18 @@ def register_sql(
     Args:
         spark: The session.
         name: Name of the function; an existing function of the session is replaced.
-        model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.resolve`.
         inputs: The inputs of the model that are passed, in this order; the others are missing values in every row. By
             default all, in the model's order.
         tracking_uri: Address of the MLflow store.
-        outputs: The form of the scores, as for :func:`scoring.udf.scorer_udf`.
+        outputs: The form of the scores, as for :func:`scoring.scorer_udf`.
         batch_size: Rows per call of the model, unless the model has a fixed number.
-        nulls: As for :func:`scoring.udf.scorer_udf`.
-        bad_rows: As for :func:`scoring.udf.scorer_udf`.
-        other_versions: As for :func:`scoring.udf.scorer_udf`.
-        trust: As for :func:`scoring.udf.scorer_udf`.
-        evaluated_once: As for :func:`scoring.udf.scorer_udf`.
-        counters: As for :func:`scoring.udf.scorer_udf`.
+        nulls: As for :func:`scoring.scorer_udf`.
+        bad_rows: As for :func:`scoring.scorer_udf`.
+        other_versions: As for :func:`scoring.scorer_udf`.
+        trust: As for :func:`scoring.scorer_udf`.
+        evaluated_once: As for :func:`scoring.scorer_udf`.
+        counters: As for :func:`scoring.scorer_udf`.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.

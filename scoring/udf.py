@@ -9,21 +9,14 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 from pyspark.sql.pandas.functions import arrow_udf
 
-from mirrorspark.data_pipelines.features.kinds import repeated_names
-from mirrorspark.data_pipelines.features.raw_columns import is_vector
-from mirrorspark.data_pipelines.spark.schema import spark_schema_of
-from mirrorspark.data_pipelines.spark.tasks import portable
+from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.spark import portable, spark_schema_of
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.inputs import Inputs
-from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
-from mirrorspark.scoring.output.bad_rows import BadRows
-from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
+from mirrorspark.scoring.input import Inputs, NullRule
+from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, LoadedModel, PinnedModel
+from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task.batches import pieces
-from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Scorer, Settings, Tally
+from mirrorspark.scoring.task import Counters, OtherVersions, Scorer, Settings, Tally, pieces
 
 
 def scorer_udf(
@@ -53,18 +46,18 @@ def scorer_udf(
 
     Args:
         spark: The session that will use the UDF.
-        model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.resolve`.
         inputs: The inputs of the model that are passed, in this order; the others are missing values in every row. By
             default all, in the model's order: the spec's features without the label, then the exclusions if it has any.
         tracking_uri: Address of the MLflow store.
         outputs: The form of the scores, one of :mod:`scoring.output.forms` that has one result per row; its columns
             become fields.
         batch_size: Rows per call of the model, unless the model has a fixed number.
-        with_columns: Last fields of the struct, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
-        nulls: As for :func:`scoring.batch.score`.
-        bad_rows: As for :func:`scoring.batch.score`; with ``mark`` the struct has the field ``error``.
-        other_versions: As for :func:`scoring.batch.score`.
-        trust: As for :func:`scoring.batch.score`.
+        with_columns: Last fields of the struct, out of :data:`scoring.output.ADDED_COLUMNS`.
+        nulls: As for :func:`scoring.score`.
+        bad_rows: As for :func:`scoring.score`; with ``mark`` the struct has the field ``error``.
+        other_versions: As for :func:`scoring.score`.
+        trust: As for :func:`scoring.score`.
         evaluated_once: Keep Spark from computing a score twice. Spark recomputes a column wherever it is used, so an
             outer filter on a score would call the model twice. With True, Spark also leaves conditions on other columns
             in the outer query: write them in the inner query, or pass False to let Spark move them.
@@ -145,7 +138,7 @@ class ColumnsTask:
     def _table(self, given: pa.Array | tuple[pa.Array, ...]) -> pa.RecordBatch:
         arrays = given if isinstance(given, tuple) else (given,)
         # A vector is a struct too. For a model with one column it is the column itself.
-        is_column = len(self.arguments) == 1 and is_vector(arrays[0].type)
+        is_column = len(self.arguments) == 1 and raw_columns.is_vector(arrays[0].type)
         if len(arrays) == 1 and pa.types.is_struct(arrays[0].type) and not is_column:
             columns = _fields(arrays[0])
         elif len(arrays) == len(self.arguments):
@@ -163,7 +156,7 @@ class ColumnsTask:
 
 def _fields(struct: pa.StructArray) -> dict[str, pa.Array]:
     names = [field.name for field in struct.type]
-    repeated = repeated_names(names)
+    repeated = kinds.repeated_names(names)
     if repeated:
         raise ScoringError(f"the struct has the columns {repeated} twice; leave one of each out")
     return dict(zip(names, struct.flatten(), strict=True))

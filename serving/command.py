@@ -13,10 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_STORE_IN_WORDS, limit_requests
-from mirrorspark.scoring.model.cache import freeze_gc
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.scoring.model import PinnedModel, freeze_gc, resolve
 from mirrorspark.serving.application import PROBES, application
 from mirrorspark.serving.batching import BatchLimits
 from mirrorspark.serving.draining import DrainingServer
@@ -63,7 +61,7 @@ def main(arguments: Sequence[str] | None = None, *, read_split: ReadSplit) -> in
     logging.getLogger("tensorflow").setLevel(logging.WARNING)  # it logs every file that it reads
     for handler in logging.getLogger().handlers:
         handler.addFilter(Repeats())
-    limit_requests()
+    tracking_store.limit_requests()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
     if options.listener is not None:
@@ -231,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--host", default="127.0.0.1", help="address to listen on; by default local only")
     add("--port", type=int, default=0, help="port to listen on; by default one that is free")
-    add("--tracking-uri", help=f"MLflow store of the models; {DEFAULT_STORE_IN_WORDS}")
+    add("--tracking-uri", help=f"MLflow store of the models; {tracking_store.DEFAULT_STORE_IN_WORDS}")
     add(
         "--token-file",
         type=Path,

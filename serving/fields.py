@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from mirrorspark.data_pipelines.features.kinds import RawForm, Sparse
-from mirrorspark.scoring.input.column_types import element_name, is_array
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
+from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.scoring.input import column_types
+from mirrorspark.scoring.model import ModelDescription, ModelDirectory
 
 DataType: TypeAlias = str
 
@@ -37,7 +37,7 @@ _ELEMENTS = (
 )
 _DATE = re.compile(r"(timestamp|date).*")
 _LIST = re.compile(r"(?:large_)?list<\w+: (.+?)(?: not null)?>")
-_OF_FORM: Mapping[RawForm, str] = {
+_OF_FORM: Mapping[kinds.RawForm, str] = {
     "number": "double",
     "token": "string",
     "tokens": "array<string>",
@@ -65,22 +65,22 @@ class Field:
     @property
     def datatype(self) -> DataType:
         """Its type in the Open Inference Protocol."""
-        return _NAMES[element_name(self.type)][0]
+        return _NAMES[column_types.element_name(self.type)][0]
 
     @property
     def tensorflow_type(self) -> str:
         """Its type in TensorFlow Serving."""
-        return _NAMES[element_name(self.type)][1]
+        return _NAMES[column_types.element_name(self.type)][1]
 
     @property
     def is_text(self) -> bool:
         """True if its values, or those of its lists, are texts."""
-        return element_name(self.type) == "string" and not self.may_be_bytes
+        return column_types.element_name(self.type) == "string" and not self.may_be_bytes
 
     @property
     def shape(self) -> list[int]:
         """``[rows]``, or ``[rows, elements]`` of lists; -1 is any number."""
-        return [-1, -1] if is_array(self.type) else [-1]
+        return [-1, -1] if column_types.is_array(self.type) else [-1]
 
 
 def input_fields(directory: ModelDirectory) -> tuple[Field, ...]:
@@ -91,7 +91,9 @@ def input_fields(directory: ModelDirectory) -> tuple[Field, ...]:
             return tuple(Field(name, _input_type(type_)) for name, type_ in description.columns.items())
         scored, trained = directory.scored_features, directory.features.column_types
         forms = {name: _OF_FORM[form] for one in scored for name, form in one.raw.items()}
-        vectors = {one.name: SPARSE_VECTOR for one in scored if isinstance(one, Sparse) and one.columns == (one.name,)}
+        vectors = {
+            one.name: SPARSE_VECTOR for one in scored if isinstance(one, kinds.Sparse) and one.columns == (one.name,)
+        }
         types = forms | {name: _input_type(type_) for name, type_ in trained.items()} | vectors
         return tuple(Field(name, types[name]) for name in directory.inputs.columns)
     if description.inputs is not None:

@@ -35,8 +35,7 @@ from starlette.routing import Route
 
 from mirrorspark.serving.http_connections import ConnectionLimits
 from mirrorspark.serving.http_server import HostCheck, json_value, listening, server
-from mirrorspark.serving.precomputed.store import PrecomputedScores, Row
-from mirrorspark.serving.precomputed.store_file import INTEGER, DamagedStoreError, StoreError
+from mirrorspark.serving.precomputed import INTEGER, DamagedStoreError, PrecomputedScores, Row, StoreError
 
 # A 64-bit integer has 19 digits. A longer number cannot be a key, and parsing it would take long.
 _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}")

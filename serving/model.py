@@ -7,13 +7,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.scoring.input.column_types import is_array
-from mirrorspark.scoring.model.cache import ModelCache
-from mirrorspark.scoring.model.catalogue import Catalogue, catalogues_of
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.predictor import Predictor
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.scoring import Predictor
+from mirrorspark.scoring.input import column_types
+from mirrorspark.scoring.model import (
+    Catalogue,
+    ModelCache,
+    ModelDescription,
+    ModelDirectory,
+    PinnedModel,
+    catalogues_of,
+)
 from mirrorspark.serving.errors import RequestError
 from mirrorspark.serving.fields import SPARSE_VECTOR, input_fields, output_fields
 from mirrorspark.serving.rows import MOST_PROBLEMS, Rows, problems_text, shown
@@ -34,12 +38,12 @@ class ServedModel:
         Args:
             pinned: The version.
             name: Name of the model in requests.
-            threads: As in :class:`scoring.predictor.Predictor`.
-            trust: As in :class:`scoring.predictor.Predictor`.
+            threads: As in :class:`scoring.Predictor`.
+            trust: As in :class:`scoring.Predictor`.
             cache: Holds it as nothing newer is loaded; by default nothing else does.
 
         Raises:
-            ModelDirectoryError: As in :class:`scoring.predictor.Predictor`, as are other errors.
+            ModelDirectoryError: As in :class:`scoring.Predictor`, as are other errors.
         """
         # Versions that no longer answer must not stay in memory, as they would in the cache of the process.
         self._predictor = Predictor(pinned, threads=threads, trust=trust, cache=cache or ModelCache(0))
@@ -75,7 +79,7 @@ class ServedModel:
         except Exception as error:
             # The model's code may raise anything. The client gets an error, and the server continues.
             if len(requests) == 1:
-                refusal = self._refusal(requests[0]) if isinstance(error, ColumnError) else None
+                refusal = self._refusal(requests[0]) if isinstance(error, raw_columns.ColumnError) else None
                 return [refusal or error]
         refusals = [self._refusal(one) for one in requests]
         good = [one for one, refusal in zip(requests, refusals, strict=True) if refusal is None]
@@ -99,7 +103,7 @@ class ServedModel:
             return self._takes(rows)
         empty: Mapping[str, object] = {"boolean": False, "string": "", "binary": b"", SPARSE_VECTOR: {}}
         zeros: dict[str, Sequence[Any]] = {
-            one.name: [[] if is_array(one.type) else empty.get(one.type, 0)] for one in self.inputs
+            one.name: [[] if column_types.is_array(one.type) else empty.get(one.type, 0)] for one in self.inputs
         }
         nulls: dict[str, Sequence[Any]] = {name: [None] for name in self.columns}
         try:
@@ -112,7 +116,7 @@ class ServedModel:
     def _takes(self, rows: Mapping[str, Sequence[Any]]) -> bool:
         try:
             self._predictor.outputs(self._predictor.batch(rows))
-        except ColumnError:
+        except raw_columns.ColumnError:
             return False
         return True
 
@@ -135,7 +139,7 @@ class ServedModel:
         """Return the answer to a request with values that the model does not accept; None if it accepts all."""
         try:
             errors = self._predictor.row_errors(self._predictor.batch(rows.columns))
-        except ColumnError as error:
+        except raw_columns.ColumnError as error:
             return RequestError(400, self._problems(rows) or str(error))
         except Exception:
             return None  # computing it raises the error that the log gets
@@ -170,7 +174,7 @@ class ServedModel:
     def _verdict(self, name: str, value: Any) -> str | None:
         try:
             self._predictor.batch({one: [value if one == name else None] for one in self.columns})
-        except ColumnError as error:
+        except raw_columns.ColumnError as error:
             return str(error)
         return None
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from mirrorspark.scoring.model.catalogue import Catalogue
+from mirrorspark.scoring.model import Catalogue
 from mirrorspark.serving.fields import Field
 from mirrorspark.serving.rows import Rows
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from mirrorspark.scoring.model.cache import freeze_gc
-from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.scoring.model import PinnedModel, freeze_gc
 from mirrorspark.serving.errors import RequestError
-from mirrorspark.serving.precomputed.store import store_identity
+from mirrorspark.serving.precomputed import store_identity
 from mirrorspark.serving.servable import Servable, label_of
 from mirrorspark.serving.stored_rows import StoredRows, digest_of
 

@@ -6,11 +6,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from mirrorspark.scoring.model.catalogue import Catalogue
+from mirrorspark.scoring.model import Catalogue
 from mirrorspark.serving.errors import RequestError
 from mirrorspark.serving.fields import Field, spark_type
-from mirrorspark.serving.precomputed.store import INTEGERS, PrecomputedScores, StoreIdentity, is_in_utf8
-from mirrorspark.serving.precomputed.store_file import INTEGER, DamagedStoreError
+from mirrorspark.serving.precomputed import (
+    INTEGER,
+    INTEGERS,
+    DamagedStoreError,
+    PrecomputedScores,
+    StoreIdentity,
+    is_in_utf8,
+)
 from mirrorspark.serving.rows import Rows, problems_text, shown
 from mirrorspark.serving.servable import Outputs
 

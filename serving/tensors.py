@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mirrorspark.scoring.input.column_types import element_name, is_array
+from mirrorspark.scoring.input import column_types
 from mirrorspark.serving.errors import RequestError
 from mirrorspark.serving.fields import SPARSE_VECTOR, DataType, Field
 from mirrorspark.serving.rows import MOST_VALUES, Rows, bytes_of, check_vectors, problems_text, shown, vector_of
@@ -77,7 +77,7 @@ def tensor_rows(
 
 def output_tensor(field: Field, values: Sequence[Any]) -> dict[str, Any]:
     """Return an output as a tensor; lists of different lengths are filled up with null."""
-    if not is_array(field.type):
+    if not column_types.is_array(field.type):
         return {"name": field.name, "datatype": field.datatype, "shape": [len(values)], "data": list(values)}
     width = max((len(one or ()) for one in values), default=0)
     flat = [element for one in values for element in [*(one or ()), *[None] * (width - len(one or ()))]]
@@ -130,9 +130,9 @@ def _values(field: Field, tensor: Mapping[str, Any], check_rows: Callable[[int],
         elements = [None if one is None else float(one) for one in elements]
     elif field.type == SPARSE_VECTOR:
         elements = _each(field.name, vector_of, elements, max(width, 1))
-    elif element_name(field.type) == "binary":
+    elif column_types.element_name(field.type) == "binary":
         elements = _each(field.name, bytes_of, elements, max(width, 1))
-    if not is_array(field.type) and len(shape) <= 2 and width == 1:
+    if not column_types.is_array(field.type) and len(shape) <= 2 and width == 1:
         return shape[0], elements
     if len(shape) == 1:
         raise RequestError(400, f"input '{field.name}' has the shape {shape}; its values are lists: [rows, elements]")

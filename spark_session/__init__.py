@@ -1,5 +1,69 @@
-"""Spark's session behind one small interface: the only folder that knows a session's context, JVM, jobs and tasks.
+"""Spark's session behind one small interface: the only folder that knows its context, JVM, jobs and tasks.
 
-:func:`spark_session.kinds.session_of` returns what a session can do beside its tables; :mod:`spark_session.task` is the
-view of a task. A session that lacks something raises one error, which says what is missing and what to use instead.
+``session_of`` returns the capabilities of a session; what a session lacks is one error, with the remedy.
 """
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.spark_session.connect import USE_CLASSIC
+    from mirrorspark.spark_session.errors import SESSION_ERRORS, SPARK_ERRORS, first_line, lack_of_memory, task_message
+    from mirrorspark.spark_session.interfaces import DriverAddressError
+    from mirrorspark.spark_session.kinds import session_of
+    from mirrorspark.spark_session.session import (
+        MissingCapabilityError,
+        NotPlainParquetError,
+        ParquetPlan,
+        Session,
+        TaskTotal,
+    )
+    from mirrorspark.spark_session.start import (
+        MINIMUM_JAVA,
+        AnotherSessionError,
+        java_major_version,
+        open_command_session,
+        open_session,
+    )
+    from mirrorspark.spark_session.task import (
+        BarrierTask,
+        archive_folder,
+        barrier_task,
+        files_folder,
+        is_in_task,
+        partition_id,
+        task_cores,
+        task_property,
+    )
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "MINIMUM_JAVA",
+    "SESSION_ERRORS",
+    "SPARK_ERRORS",
+    "USE_CLASSIC",
+    "AnotherSessionError",
+    "BarrierTask",
+    "DriverAddressError",
+    "MissingCapabilityError",
+    "NotPlainParquetError",
+    "ParquetPlan",
+    "Session",
+    "TaskTotal",
+    "archive_folder",
+    "barrier_task",
+    "files_folder",
+    "first_line",
+    "is_in_task",
+    "java_major_version",
+    "lack_of_memory",
+    "open_command_session",
+    "open_session",
+    "partition_id",
+    "session_of",
+    "task_cores",
+    "task_message",
+    "task_property",
+]

@@ -5,7 +5,7 @@ import re
 from py4j.protocol import Py4JError, Py4JJavaError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage import without_credentials
 
 SPARK_ERRORS = (PySparkException, Py4JJavaError)
 """Errors of a query or a job. An error of Java for which PySpark has no class comes as it is."""

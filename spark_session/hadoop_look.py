@@ -7,7 +7,7 @@ from py4j.protocol import Py4JError  # type: ignore[import-untyped]
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from mirrorspark.storage.paths import StoragePath, hadoop_path, hadoop_uri
+from mirrorspark.storage import StoragePath, hadoop_path, hadoop_uri
 
 # A store answers after some hundredths of a second, and is asked for all places at a time.
 _QUESTIONS_AT_A_TIME = 16

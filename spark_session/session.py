@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol, TypeVar
 
-from mirrorspark.storage.lakes import Look
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage import StoragePath, lakes
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -65,7 +64,7 @@ class TaskTotal(Protocol[T]):
         """Add a term; in a task."""
 
 
-class StoreLook(Look, Protocol):
+class StoreLook(lakes.Look, Protocol):
     """Spark's own view of stores, with its connectors and credentials."""
 
     def matching(self, path: str) -> list[StoragePath]:
@@ -188,7 +187,7 @@ class Session:
         """Have every executor unpack an archive, once, unless one of this name was sent before.
 
         Args:
-            name: By which a task finds it with :func:`spark_session.task.archive_folder`.
+            name: By which a task finds it with :func:`spark_session.archive_folder`.
             pack: Writes the ZIP archive to a path.
         """
         self._refuse("archives for tasks")

@@ -16,12 +16,13 @@ import pyarrow.compute as pc
 
 from mirrorspark.storage.lakes import lakes_below, refuse_lake_read, unread
 from mirrorspark.storage.paths import StoragePath, StoredFile
-from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
-from mirrorspark.storage.publish.recovery import WriteInProgressError
-from mirrorspark.storage.publish.staging import (
+from mirrorspark.storage.publish import (
+    JOURNAL_FILE,
     OPEN_FILE,
     STAGING_PREFIX,
+    Journal,
     UnsafeJournalError,
+    WriteInProgressError,
     is_hidden,
     is_open,
     stagings,

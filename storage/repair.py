@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 from mirrorspark.storage.credentials import one_line
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish.recovery import clear, is_foreign, living, state_of
-from mirrorspark.storage.publish.staging import STALE_SECONDS, Timing, stagings
+from mirrorspark.storage.publish import STALE_SECONDS, Timing, clear, is_foreign, living, stagings, state_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,1 +1,4 @@
-"""Faults for tests of a training: killed workers, hangs, full disks, and slow or unreachable servers."""
+"""Injected faults, for tests of failures: killed workers, hangs, full disks, slow or unreachable servers.
+
+Training reaches them by one hook, and only where a fault is asked for.
+"""

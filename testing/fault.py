@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from mirrorspark.training.executor.training_hook import FAULTS_VARIABLE
+from mirrorspark.training.executor import FAULTS_VARIABLE
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -112,7 +112,7 @@ def injected(spark: "SparkSession", *faults: Fault) -> Iterator[None]:
 
     Spark starts separate Python workers for them, so that no other job is affected.
     """
-    from mirrorspark.spark_session.kinds import session_of  # PySpark, which no worker needs
+    from mirrorspark.spark_session import session_of  # PySpark, which no worker needs
 
     environment = session_of(spark).task_environment
     before = environment.get(FAULTS_VARIABLE)

@@ -22,7 +22,7 @@ import psutil
 from mirrorspark.testing.disk import full_disk, vanished
 from mirrorspark.testing.fault import Fault, injected, parse
 from mirrorspark.testing.trigger import Run, RunWatch, Trigger, wait_for
-from mirrorspark.training.executor.training_hook import FAULTS_VARIABLE as VARIABLE
+from mirrorspark.training.executor import FAULTS_VARIABLE as VARIABLE
 
 __all__ = [
     "VARIABLE",

@@ -14,14 +14,11 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.callbacks.progress import optimizer_step
-from mirrorspark.callbacks.stop_request import StopOnRequest
+from mirrorspark.callbacks import StopOnRequest, optimizer_step
 from mirrorspark.testing.disk import full_disk
 from mirrorspark.testing.fault import Fault, parse
-from mirrorspark.training.executor.training_hook import FAULTS_VARIABLE, TrainingHook
-from mirrorspark.training.protocol.activity import Activity
-from mirrorspark.training.protocol.plan import AttemptPlan, TrainingPlan
-from mirrorspark.training.protocol.roles import COORDINATOR, Role, Roles
+from mirrorspark.training.executor import FAULTS_VARIABLE, TrainingHook
+from mirrorspark.training.protocol import COORDINATOR, Activity, AttemptPlan, Role, Roles, TrainingPlan
 
 # Bytes that no machine has.
 _MORE_THAN_THERE_IS = 1 << 62

@@ -13,10 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from mirrorspark.storage.event_file import FOR_MLFLOW
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.protocol.names import EVENTS_FILE, RUNS_FOLDER, STATE_FILE
-from mirrorspark.training.run_records.run_state import RunState, driver_of
+from mirrorspark.storage import FOR_MLFLOW
+from mirrorspark.training.protocol import EVENTS_FILE, RUNS_FOLDER, STATE_FILE, Event
+from mirrorspark.training.run_records import run_state
 
 _POLL_SECONDS = 0.02
 _EXECUTOR = "CoarseGrainedExecutorBackend"
@@ -94,8 +93,8 @@ class Run:
         Raises:
             ProcessLookupError: The driver has ended, is on another host, or is this process.
         """
-        state = RunState.parse((self.folder / STATE_FILE).read_text(encoding="utf-8"))
-        if state.host != socket.gethostname() or driver_of(self.folder, state) != "alive":
+        state = run_state.RunState.parse((self.folder / STATE_FILE).read_text(encoding="utf-8"))
+        if state.host != socket.gethostname() or run_state.driver_of(self.folder, state) != "alive":
             raise ProcessLookupError(f"the driver of {self.folder.name} does not run on this host")
         if state.process == os.getpid():
             raise ProcessLookupError("the driver is this process; start the run in another one")

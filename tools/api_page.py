@@ -24,8 +24,7 @@ _MOST_PARAMETERS = 20
 def page() -> str:
     """Return the text of the page."""
     parts = [_HEAD]
-    for subject, modules in ms.SUBJECTS.items():
-        names = sorted((name for names in modules.values() for name in names), key=str.lower)
+    for subject, names in ms.SUBJECTS.items():
         parts += [f"\n## {subject}\n\n", *(_entry(name, getattr(ms, name)) for name in names)]
     return "".join(parts)
 

@@ -4,23 +4,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from mirrorspark.data_pipelines.quality.page import PAGE_FILE
-from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
-from mirrorspark.training.job.prepared_run import PreparedRun, dry_run, prepare
-from mirrorspark.training.job.sources import Sources, recipe_table
-from mirrorspark.training.job.training_job import TrainingJob, open_job
-from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.protocol.names import SUMMARY_FILE
-from mirrorspark.training.results import delivery
-from mirrorspark.training.results.delivery import ExportAhead, recall_summary
-from mirrorspark.training.results.export import ExportProcess
-from mirrorspark.training.results.report import run_summary
-from mirrorspark.training.results.report.summary import Summary
-from mirrorspark.training.results.scored import score_and_compare
-from mirrorspark.training.run_records.find_run import RunFinishedError, require_unfinished
-from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.tracking import Tracking
+from mirrorspark.data_pipelines.quality import PAGE_FILE
+from mirrorspark.training.configuration import RunConfig
+from mirrorspark.training.driver import TrainingFailedError, TrainingStoppedError
+from mirrorspark.training.job import PreparedRun, Sources, TrainingJob, dry_run, open_job, prepare, recipe_table
+from mirrorspark.training.protocol import SUMMARY_FILE, Attempt
+from mirrorspark.training.results import ExportAhead, ExportProcess, delivery, recall_summary, score_and_compare
+from mirrorspark.training.results.report import Summary, run_summary
+from mirrorspark.training.run_records import RunFinishedError, Tracking, require_unfinished
+from mirrorspark.training.run_records.live import LiveView
 
 __all__ = ["deliver_and_score", "dry_run", "prepare", "recipe_table", "run"]
 

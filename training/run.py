@@ -9,16 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
-from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.storage.credentials import one_line, without_credentials
-from mirrorspark.storage.terminal_text import for_stream
-from mirrorspark.training.configuration.command_line import parse, summary_file
-from mirrorspark.training.configuration.config import ConfigError, RunConfig
-from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
-from mirrorspark.training.protocol.names import SUMMARY_FILE
-from mirrorspark.training.results.report.summary import Summary, make_way
-from mirrorspark.training.run_records.run_state import read_state
+from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.models import ModelSettingsError
+from mirrorspark.storage import one_line, terminal_text, without_credentials
+from mirrorspark.training.configuration import ConfigError, RunConfig, parse, summary_file
+from mirrorspark.training.driver import TrainingFailedError, TrainingStoppedError
+from mirrorspark.training.protocol import SUMMARY_FILE
+from mirrorspark.training.results.report import Summary, make_way
+from mirrorspark.training.run_records import run_state
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1
@@ -30,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         config = parse(arguments)
-    except (ConfigError, FeatureSpecError, ModelSettingsError) as error:
+    except (ConfigError, kinds.FeatureSpecError, ModelSettingsError) as error:
         return _refuse(error, summary_file(arguments))
     return execute(config)
 
@@ -120,7 +118,7 @@ def _takes(folder: Path, summary: Summary) -> bool:
 
     A driver that has lost the run to another one must not write there, and a finished run keeps its summary.
     """
-    state = read_state(folder)
+    state = run_state.read_state(folder)
     if state is None:
         return True
     return state.is_of_this_process and (state.status != "finished" or summary.status == "finished")
@@ -146,7 +144,7 @@ def _reason(error: OSError) -> str:
 
 
 def _say(message: str, status: int) -> int:
-    print(for_stream(f"mirrorspark: {message}", sys.stderr), file=sys.stderr)
+    print(terminal_text.for_stream(f"mirrorspark: {message}", sys.stderr), file=sys.stderr)
     return status
 
 

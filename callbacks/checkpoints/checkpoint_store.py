@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mirrorspark.callbacks.checkpoints.checksums import CRC32, KINDS
-from mirrorspark.storage.paths import StorageError, StoragePath
+from mirrorspark.storage import StorageError, StoragePath
 
 Location = str | Path | StoragePath
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage import StoragePath
 
 CRC32 = "crc32"
 # Of the first format of markers. It takes three times as a CRC-32, and twice as a flush of the file

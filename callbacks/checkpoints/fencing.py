@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS, Location, open_store, store_error
-from mirrorspark.storage.atomic_file import temporary_beside
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage import StoragePath, atomic_file
 
 # How messages name the files.
 FENCE = "FENCE-*.json"
@@ -152,7 +151,7 @@ def _remove_unfinished(directory: Location) -> None:
     """Remove leftovers of drivers that were killed while they wrote to a disk; a living driver holds a lock on them."""
     for path in (file.path for file in StoragePath.of(directory).files(recursive=False)):
         if path.is_local and (left := _UNFINISHED.fullmatch(path.name)):
-            with temporary_beside(path.local.with_name(left[1])):
+            with atomic_file.temporary_beside(path.local.with_name(left[1])):
                 pass
 
 

@@ -21,11 +21,10 @@ from mirrorspark.callbacks.checkpoints.commit import (
     is_whole,
     marker_text,
 )
-from mirrorspark.storage.host_cache import HostCache, Lease
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage import StoragePath, host_cache
 
 # The copies that this process uses: one per cache folder and training.
-_IN_USE: dict[tuple[Path, str], Lease] = {}
+_IN_USE: dict[tuple[Path, str], host_cache.Lease] = {}
 
 Progress = Callable[[int, int], None]
 
@@ -78,11 +77,11 @@ def fetch(
     version = uuid.uuid5(uuid.NAMESPACE_URL, marker_text(checkpoint)).hex[:12]
     key = f"{origin}-{checkpoint.path.name}-{version}"
     # Unused copies get no room: a restart seldom uses the same checkpoint as the one before.
-    copies = HostCache(copies_folder() if local_cache is None else Path(local_cache), max_bytes=0)
+    copies = host_cache.HostCache(copies_folder() if local_cache is None else Path(local_cache), max_bytes=0)
     local = replace(checkpoint, path=copies.path(key))
     total = sum(file.bytes for file in checkpoint.files)
 
-    def whole() -> Lease | None:
+    def whole() -> host_cache.Lease | None:
         lease = copies.lease(key)
         return lease if lease and local.damage(beat=lambda: progress(0, total)) is None else None
 

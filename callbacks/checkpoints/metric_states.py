@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tf_keras
 
-from mirrorspark.callbacks.collectives.agreement import gather_over_ranks, local_replicas
-from mirrorspark.callbacks.collectives.roles import current_role
+from mirrorspark.callbacks.collectives import current_role, gather_over_ranks, local_replicas
 
 METRICS = "epoch_metrics.npz"
 

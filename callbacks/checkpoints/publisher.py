@@ -17,7 +17,7 @@ from mirrorspark.callbacks.checkpoints.checksums import FileChecksums
 from mirrorspark.callbacks.checkpoints.fencing import Permit
 from mirrorspark.callbacks.checkpoints.retention import prune
 from mirrorspark.callbacks.collectives import at_exit
-from mirrorspark.storage.host_cache import bytes_in
+from mirrorspark.storage import host_cache
 
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 15.0
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tensors(Protocol):
-    """The values of a training at one step: `callbacks.checkpoints.snapshot.Snapshot`."""
+    """The values of a training at one step: `callbacks.checkpoints.Snapshot`."""
 
     def write(self, folder: Path) -> None:
         """Write the values into ``folder``; OSError if that fails."""
@@ -285,7 +285,7 @@ class CheckpointPublisher:
         TensorFlow writes them in one call, so this is the only way to distinguish a slow disk from one that hangs.
         """
         writing = self._writing
-        if writing is None or (size := bytes_in(writing)) == self._written_bytes:
+        if writing is None or (size := host_cache.bytes_in(writing)) == self._written_bytes:
             return False
         self._written_bytes = size
         self._beat()

@@ -16,7 +16,7 @@ from mirrorspark.callbacks.checkpoints.commit import (
     read_committed,
 )
 from mirrorspark.callbacks.checkpoints.fencing import read_fence
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage import StoragePath
 
 
 def prune(

@@ -1,1 +1,27 @@
-"""Delivery of metrics, parameters, tags and artifacts to MLflow, also through an outage of its server."""
+"""Delivery of metrics, parameters, tags and artifacts to MLflow, also through an outage of its server.
+
+A training never waits for MLflow, and what could not be sent is sent later, once.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
+    from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer
+    from mirrorspark.callbacks.mlflow.metric_replay import report
+    from mirrorspark.callbacks.mlflow.shared_view import share_view
+    from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, SystemSampler
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "STEP_PREFIX",
+    "MetricBuffer",
+    "SystemSampler",
+    "metric_requests",
+    "report",
+    "share_view",
+    "tracking_store",
+]

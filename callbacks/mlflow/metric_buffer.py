@@ -15,14 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.callbacks.collectives import at_exit
-from mirrorspark.callbacks.collectives.metric_values import scalar_metrics
+from mirrorspark.callbacks.collectives import at_exit, scalar_metrics
 from mirrorspark.callbacks.mlflow import metric_replay
 from mirrorspark.callbacks.mlflow.metric_replay import LogSender, metrics_event, run_event, unsent_event
 from mirrorspark.callbacks.mlflow.metric_requests import RunCall, SetStatus, Target, first_line, start_run
 from mirrorspark.callbacks.mlflow.tracking_store import absolute_store, store_client
-from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.storage.event_file import EventFile
+from mirrorspark.storage import EventFile, without_credentials
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 

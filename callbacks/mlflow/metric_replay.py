@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.callbacks.collectives.metric_values import scalar_metrics
+from mirrorspark.callbacks.collectives import scalar_metrics
 from mirrorspark.callbacks.mlflow.metric_requests import (
     METRICS_PER_REQUEST,
     LogArtifact,
@@ -37,8 +37,7 @@ from mirrorspark.callbacks.mlflow.metric_requests import (
 )
 from mirrorspark.callbacks.mlflow.tracking_store import is_same_store, limit_requests, store_client
 from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, named
-from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.storage.event_file import FOR_MLFLOW, Event, EventFile, EventTail
+from mirrorspark.storage import FOR_MLFLOW, Event, EventFile, EventTail, without_credentials
 
 _RUN, _METRICS, _UNSENT = f"{FOR_MLFLOW}run", f"{FOR_MLFLOW}metrics", f"{FOR_MLFLOW}unsent"
 

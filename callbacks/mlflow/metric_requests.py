@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage import without_credentials
 
 # Limits of one log_batch request (MLflow REST API, "Request Limits").
 METRICS_PER_REQUEST = 1000

@@ -19,31 +19,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.kinds import Feature, Form, VectorFeature
-from mirrorspark.data_pipelines.features.labels import EncodedLabel, check_label, encode_label
-from mirrorspark.data_pipelines.features.raw_columns import (
-    ColumnError,
-    ColumnPlans,
-    column_plans,
-    is_number,
-    plain_column,
+from mirrorspark.data_pipelines.features import (
+    Encoded,
+    Encoder,
+    FeatureSpec,
+    RaggedIds,
+    SparseRows,
+    kinds,
+    labels,
+    raw_columns,
 )
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.features.transform import Encoded, Encoder, RaggedIds, SparseRows
-from mirrorspark.data_pipelines.tfrecord.arrow_schema import INDICES_SUFFIX, ROW_LENGTHS_SUFFIX, VALUES_SUFFIX
-from mirrorspark.data_pipelines.tfrecord.examples import decode_example, encode_example
-from mirrorspark.data_pipelines.tfrecord.table_blocks import BLOCK_ROWS, ROWS_PER_BLOCK
+from mirrorspark.data_pipelines.tfrecord import arrow_schema, decode_example, encode_example, table_blocks
 
 LABEL_PREFIX = "label/"
 WEIGHT_PREFIX = "weight/"
 KEY_PREFIX = "key/"
 EXCLUDE_PREFIX = "exclude/"
 
-STORED_SUFFIXES: Mapping[Form, tuple[str, ...]] = {
+STORED_SUFFIXES: Mapping[kinds.Form, tuple[str, ...]] = {
     "value": ("",),
     "id": ("",),
-    "ids": ("", ROW_LENGTHS_SUFFIX),
-    "sparse": (INDICES_SUFFIX, VALUES_SUFFIX, ROW_LENGTHS_SUFFIX),
+    "ids": ("", arrow_schema.ROW_LENGTHS_SUFFIX),
+    "sparse": (arrow_schema.INDICES_SUFFIX, arrow_schema.VALUES_SUFFIX, arrow_schema.ROW_LENGTHS_SUFFIX),
     "vector": ("",),
 }
 """The suffixes of a feature's stored columns."""
@@ -63,7 +60,7 @@ class Block:
     """
 
     features: Mapping[str, np.ndarray | SparseRows]
-    label: EncodedLabel | None
+    label: labels.EncodedLabel | None
     weight: np.ndarray
     keys: Mapping[str, np.ndarray]
     excluded: np.ndarray | None = None
@@ -74,7 +71,7 @@ class Block:
         return len(self.weight)
 
 
-def check_columns(table: pa.Table, spec: FeatureSpec) -> ColumnPlans:
+def check_columns(table: pa.Table, spec: FeatureSpec) -> raw_columns.ColumnPlans:
     """Check that ``table`` has every column of ``spec`` in a readable type; return the plans of the features.
 
     It may be empty.
@@ -83,17 +80,20 @@ def check_columns(table: pa.Table, spec: FeatureSpec) -> ColumnPlans:
         ColumnError: A column is missing or has the wrong type.
         LabelError: The label has the wrong type.
     """
-    plans = column_plans(table.schema, (*spec, *spec.input_features))
-    check_label(table, spec)
+    plans = raw_columns.column_plans(table.schema, (*spec, *spec.input_features))
+    labels.check_label(table, spec)
     if spec.weight is not None:
         _weights(table, spec.weight)
     for key in spec.keys:
-        plain_column(table, key)
-    return {**plans, **column_plans(table.schema, (feature for feature in spec.read_features if feature not in plans))}
+        raw_columns.plain_column(table, key)
+    return {
+        **plans,
+        **raw_columns.column_plans(table.schema, (feature for feature in spec.read_features if feature not in plans)),
+    }
 
 
 def encode_blocks(
-    table: pa.Table, encoder: Encoder, spec: FeatureSpec, rows_per_block: int = ROWS_PER_BLOCK
+    table: pa.Table, encoder: Encoder, spec: FeatureSpec, rows_per_block: int = table_blocks.ROWS_PER_BLOCK
 ) -> tuple[list[bytes], dict[str, Encoded]]:
     """Return the records with the rows of ``table``, at least one, and its encoded features.
 
@@ -108,17 +108,17 @@ def encode_blocks(
     if spec.excluded is not None:
         (excluded,) = encoder.encode(table, (spec.excluded,)).values()
         columns[EXCLUDE_PREFIX + spec.excluded.name] = excluded
-    label = encode_label(table, encoder.fitted)
+    label = labels.encode_label(table, encoder.fitted)
     if label is not None:
         columns[f"{LABEL_PREFIX}{spec.label.stored}"] = label
     if spec.weight is not None:
         columns[WEIGHT_PREFIX + spec.weight] = _weights(table, spec.weight)
     for key in spec.keys:
-        columns[KEY_PREFIX + key] = _key_values(plain_column(table, key), key)
+        columns[KEY_PREFIX + key] = _key_values(raw_columns.plain_column(table, key), key)
     records = []
     for start in range(0, max(table.num_rows, 1), rows_per_block):
         stop = min(start + rows_per_block, table.num_rows)
-        block: dict[str, np.ndarray | Sequence[bytes]] = {BLOCK_ROWS: np.array([stop - start], np.int64)}
+        block: dict[str, np.ndarray | Sequence[bytes]] = {table_blocks.BLOCK_ROWS: np.array([stop - start], np.int64)}
         for name, column in columns.items():
             block |= _stored(name, _cut(column, start, stop))
         records.append(encode_example(block))
@@ -131,7 +131,7 @@ def _cut(column: Encoded | list[bytes], start: int, stop: int) -> Encoded | list
 
 def _stored(name: str, column: Encoded | list[bytes]) -> dict[str, np.ndarray | Sequence[bytes]]:
     if isinstance(column, RaggedIds):
-        return {name: column.values, name + ROW_LENGTHS_SUFFIX: column.row_lengths}
+        return {name: column.values, name + arrow_schema.ROW_LENGTHS_SUFFIX: column.row_lengths}
     if isinstance(column, SparseRows):
         parts = (column.indices, column.values, column.row_lengths)
         return {name + suffix: part for suffix, part in zip(STORED_SUFFIXES["sparse"], parts, strict=True)}
@@ -160,14 +160,16 @@ def decode_block(payload: bytes | memoryview, spec: FeatureSpec, *, keys: bool =
 
 
 def _weights(table: pa.Table, name: str) -> np.ndarray:
-    column = plain_column(table, name)
-    if not is_number(column.type):
-        raise ColumnError(f"weight column '{name}' has type {column.type}; a weight is a number: cast it")
+    column = raw_columns.plain_column(table, name)
+    if not raw_columns.is_number(column.type):
+        raise raw_columns.ColumnError(f"weight column '{name}' has type {column.type}; a weight is a number: cast it")
     values = _as_float32(column)
     wrong = ~(np.isfinite(values) & (values >= 0))
     if wrong.any():
         value = column[int(np.flatnonzero(wrong)[0])].as_py()
-        raise ColumnError(f"weight column '{name}' has the value {value!r}; a weight is a finite number from 0 on")
+        raise raw_columns.ColumnError(
+            f"weight column '{name}' has the value {value!r}; a weight is a finite number from 0 on"
+        )
     return values
 
 
@@ -175,11 +177,11 @@ def _as_float32(column: pa.Array) -> np.ndarray:
     return column.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
 
 
-def _stored_names(feature: Feature) -> tuple[str, ...]:
+def _stored_names(feature: kinds.Feature) -> tuple[str, ...]:
     return tuple(feature.name + suffix for suffix in STORED_SUFFIXES[feature.form])
 
 
-def _feature_values(feature: Feature, columns: Mapping[str, Any], stored: str) -> np.ndarray | SparseRows:
+def _feature_values(feature: kinds.Feature, columns: Mapping[str, Any], stored: str) -> np.ndarray | SparseRows:
     parts = [columns[stored + suffix] for suffix in STORED_SUFFIXES[feature.form]]
     if feature.form == "sparse":
         indices, values, row_lengths = parts
@@ -187,7 +189,7 @@ def _feature_values(feature: Feature, columns: Mapping[str, Any], stored: str) -
     if feature.form == "ids":
         values, row_lengths = parts
         return RaggedIds(_int64s(values), _int64s(row_lengths)).padded(feature.max_length)
-    if isinstance(feature, VectorFeature):
+    if isinstance(feature, kinds.VectorFeature):
         return np.asarray(parts[0], np.float32).reshape(-1, feature.size)
     return np.asarray(parts[0], np.float32 if feature.form == "value" else np.int64)
 
@@ -206,10 +208,10 @@ def _stored_label(spec: FeatureSpec) -> tuple[str, ...]:
     if spec.label.stored is None:
         return ()
     name = LABEL_PREFIX + spec.label.stored
-    return (name, name + ROW_LENGTHS_SUFFIX) if spec.label.kind == "multi_label" else (name,)
+    return (name, name + arrow_schema.ROW_LENGTHS_SUFFIX) if spec.label.kind == "multi_label" else (name,)
 
 
-def _label_values(spec: FeatureSpec, columns: Mapping[str, Any]) -> EncodedLabel | None:
+def _label_values(spec: FeatureSpec, columns: Mapping[str, Any]) -> labels.EncodedLabel | None:
     stored = [columns[name] for name in _stored_label(spec)]
     if not stored:
         return None
@@ -220,7 +222,9 @@ def _label_values(spec: FeatureSpec, columns: Mapping[str, Any]) -> EncodedLabel
 
 def _key_values(column: pa.Array, name: str) -> np.ndarray | list[bytes]:
     if column.null_count:
-        raise ColumnError(f"key column '{name}' has a null; a key identifies its row: fill it or choose another key")
+        raise raw_columns.ColumnError(
+            f"key column '{name}' has a null; a key identifies its row: fill it or choose another key"
+        )
     if pa.types.is_integer(column.type):
         return column.cast(pa.int64()).to_numpy()
     return [value.encode() for value in pc.cast(column, pa.string()).to_pylist()]

@@ -19,8 +19,7 @@ from mirrorspark.data_pipelines.dataset.manifest import (
     Manifest,
     check_directory,
 )
-from mirrorspark.storage.host_cache import Entry, HostCache, HostCacheError, HostCacheFullError, Lease
-from mirrorspark.storage.paths import StoragePath, StoredFile, leads_out
+from mirrorspark.storage import StoragePath, StoredFile, host_cache, leads_out
 
 _SOURCES = "sources"
 _LOGGER = logging.getLogger(__name__)
@@ -64,11 +63,11 @@ class DatasetCache:
     limit_bytes: int | None = None
 
     @property
-    def _copies(self) -> HostCache:
+    def _copies(self) -> host_cache.HostCache:
         # An interrupted copy is continued: datasets are large.
-        return HostCache(self.folder, self.limit_bytes, disk_parts=2, continues=True)
+        return host_cache.HostCache(self.folder, self.limit_bytes, disk_parts=2, continues=True)
 
-    def stage(self, location: StoragePath) -> Lease:
+    def stage(self, location: StoragePath) -> host_cache.Lease:
         """Return the copy of the dataset at ``location``, and make it first if there is none.
 
         If several processes ask at once, one copies and the others wait. The next process continues the copy of one
@@ -85,11 +84,11 @@ class DatasetCache:
         key = f"{name}-{hashlib.sha256(content).hexdigest()[:16]}"
         try:
             return self._copies.lease(key) or self._copy(location, manifest, content, key)
-        except HostCacheFullError as error:
+        except host_cache.HostCacheFullError as error:
             raise CacheError(
                 f"{error}; give DatasetCache a higher limit_bytes or a folder on a larger disk, or make room"
             ) from error
-        except HostCacheError as error:
+        except host_cache.HostCacheError as error:
             raise CacheError(
                 f"{self.folder} cannot hold copies of datasets: {error}; give DatasetCache a folder that can be written"
             ) from error
@@ -104,7 +103,7 @@ class DatasetCache:
         old = [entry for entry in copies.entries() if entry.last_used <= oldest]
         return [self._described(entry) for entry in old if copies.evict(entry)]
 
-    def _copy(self, location: StoragePath, manifest: Manifest, content: bytes, key: str) -> Lease:
+    def _copy(self, location: StoragePath, manifest: Manifest, content: bytes, key: str) -> host_cache.Lease:
         copies = self._copies
         with copies.filling(key, str(location)) as partial:
             if lease := copies.lease(key):  # another process has copied it meanwhile
@@ -129,7 +128,7 @@ class DatasetCache:
                 ) from error
             return copies.publish(key, partial)
 
-    def _described(self, entry: Entry) -> CachedDataset:
+    def _described(self, entry: host_cache.Entry) -> CachedDataset:
         try:
             source = (self.folder / _SOURCES / entry.key).read_text(encoding="utf-8")
         except (FileNotFoundError, UnicodeDecodeError):  # a power cut may leave anything
@@ -150,8 +149,7 @@ class DatasetCache:
 def _files_of(location: StoragePath, manifest: Manifest) -> list[StoredFile]:
     """Return the files of the dataset without the manifest."""
     # Deferred, because drawing loads matplotlib, and only the process that copies needs it.
-    from mirrorspark.data_pipelines.quality.page import PAGE_FILE
-    from mirrorspark.data_pipelines.quality.profile import PROFILE_FILE
+    from mirrorspark.data_pipelines.quality import PAGE_FILE, PROFILE_FILE
 
     shards = {shard.path for shards in manifest.splits.values() for shard in shards}
     files = {file.path.relative_to(location): file for file in location.files()}

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.data_pipelines.tfrecord.checksums import crc32c
-from mirrorspark.data_pipelines.tfrecord.records import RECORD_OVERHEAD_BYTES
-from mirrorspark.storage.paths import StoragePath, leads_out
+from mirrorspark.data_pipelines.tfrecord import RECORD_OVERHEAD_BYTES, crc32c
+from mirrorspark.storage import StoragePath, leads_out
 
 MANIFEST_FILE = "manifest.json"
 FEATURES_FOLDER = "features"

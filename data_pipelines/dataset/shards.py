@@ -14,21 +14,21 @@ import pyarrow.compute as pc
 from mirrorspark.data_pipelines.dataset.block_format import encode_blocks
 from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT, DatasetError, Shard
 from mirrorspark.data_pipelines.dataset.staging import StagedFile
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import MISSING_ID, OUT_OF_VOCABULARY_ID, Feature
-from mirrorspark.data_pipelines.features.labels import LabelError, binary_label
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, list_lengths, raw_column
-from mirrorspark.data_pipelines.features.transform import (
+from mirrorspark.data_pipelines.features import (
     Encoded,
     Encoder,
+    FittedFeatures,
     RaggedIds,
     SparseRows,
+    kinds,
+    labels,
     measured_values,
     non_finite,
+    raw_columns,
 )
-from mirrorspark.data_pipelines.spark.tasks import numbers_of
-from mirrorspark.data_pipelines.tfrecord.records import BinaryWriter, RecordWriter
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.data_pipelines.spark import numbers_of
+from mirrorspark.data_pipelines.tfrecord import BinaryWriter, RecordWriter
+from mirrorspark.storage import StoragePath
 from mirrorspark.storage.publish import WriteJob, WrittenFile
 
 # Encoding 16 blocks at once takes a third of the time of single blocks, and some megabytes.
@@ -84,7 +84,7 @@ class EncodeTask:
         for number in numbers_of(batches):
             try:
                 outcome = asdict(self._write(self.staged[number], fitted))
-            except (ColumnError, DatasetError, LabelError) as error:
+            except (raw_columns.ColumnError, DatasetError, labels.LabelError) as error:
                 # Reported, not raised: Spark would try the same rows again, and hide the message under stack traces.
                 outcome = {"refused": str(error)}
             yield pa.RecordBatch.from_pydict({"result": [json.dumps(outcome)]})
@@ -172,22 +172,22 @@ class _ShardWriter:
                 self.counts[f"{feature.name}/{what}"] += count
         label = self.fitted.spec.label
         if label.kind == "binary":
-            self.counts["label/positive"] += int(binary_label(table, label.name, label.positive).sum())
+            self.counts["label/positive"] += int(labels.binary_label(table, label.name, label.positive).sum())
 
 
-def _counts(feature: Feature, table: pa.Table, column: Encoded) -> dict[str, int]:
+def _counts(feature: kinds.Feature, table: pa.Table, column: Encoded) -> dict[str, int]:
     """Return the counts of rows without a value, tokens, unknown tokens and infinite numbers, as they apply."""
     if isinstance(column, SparseRows):
         return {"missing": int((column.row_lengths == 0).sum()), "infinite": non_finite(column)}
     if feature.form == "value":
-        missing = int(np.isnan(measured_values(feature, raw_column(table, feature))).sum())
+        missing = int(np.isnan(measured_values(feature, raw_columns.raw_column(table, feature))).sum())
         return {"missing": missing, "infinite": non_finite(column)}
     if feature.form == "vector":
-        lengths = list_lengths(raw_column(table, feature))
+        lengths = raw_columns.list_lengths(raw_columns.raw_column(table, feature))
         return {"missing": int((lengths == 0).sum()), "infinite": non_finite(column)}
     if isinstance(column, RaggedIds):
         ids, missing = column.values, int((column.row_lengths == 0).sum())
     else:
-        ids, missing = column, int((column == MISSING_ID).sum())
-    tokens = int((ids != MISSING_ID).sum())
-    return {"missing": missing, "tokens": tokens, "out_of_vocabulary": int((ids == OUT_OF_VOCABULARY_ID).sum())}
+        ids, missing = column, int((column == kinds.MISSING_ID).sum())
+    tokens = int((ids != kinds.MISSING_ID).sum())
+    return {"missing": missing, "tokens": tokens, "out_of_vocabulary": int((ids == kinds.OUT_OF_VOCABULARY_ID).sum())}

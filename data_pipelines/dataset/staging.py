@@ -18,12 +18,9 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType, UserDefinedType, VariantType
 
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS, TRAIN_SPLIT, DatasetError
-from mirrorspark.data_pipelines.features.fitting import Measured, Measurement, Moments
-from mirrorspark.data_pipelines.features.labels import LabelError
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnPlans
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.spark_session.task import partition_id
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.data_pipelines.features import FeatureSpec, fitting, labels, raw_columns
+from mirrorspark.spark_session import partition_id
+from mirrorspark.storage import StoragePath
 
 SAMPLE_ROWS = 20_000
 """Rows of a split that are sampled for quantiles and the profile: histograms and shares are accurate to half a percent.
@@ -83,7 +80,7 @@ class Staged:
     """
 
     files: tuple[StagedFile, ...]
-    measured: Measured
+    measured: fitting.Measured
     repeated_rows: int = 0
 
     def rows(self, split: str) -> int:
@@ -106,7 +103,12 @@ class Staged:
 
 
 def stage(
-    df: DataFrame, spec: FeatureSpec, plans: ColumnPlans, split_column: str, shards: int, folder: StoragePath
+    df: DataFrame,
+    spec: FeatureSpec,
+    plans: raw_columns.ColumnPlans,
+    split_column: str,
+    shards: int,
+    folder: StoragePath,
 ) -> Staged:
     """Run the query of ``df`` and write its rows below ``folder``.
 
@@ -129,13 +131,13 @@ def stage(
     for part in parts:
         if part.refused:
             raise DatasetError(part.refused)
-    moments: dict[str, Moments] = {}
+    moments: dict[str, fitting.Moments] = {}
     for part in sorted(parts, key=lambda part: part.partition):
         for name, of_part in part.moments.items():
-            moments[name] = moments.get(name, Moments()).merged(of_part)
+            moments[name] = moments.get(name, fitting.Moments()).merged(of_part)
     files = sorted((file for part in parts for file in part.files), key=lambda file: (file.split, file.partition))
     token_files = tuple(sorted(part.tokens for part in parts if part.tokens))
-    return Staged(tuple(files), Measured(moments, token_files), sum(part.repeated_rows for part in parts))
+    return Staged(tuple(files), fitting.Measured(moments, token_files), sum(part.repeated_rows for part in parts))
 
 
 @dataclass(frozen=True)
@@ -154,14 +156,14 @@ class _StagedPart:
     partition: int = 0
     files: tuple[StagedFile, ...] = ()
     tokens: str = ""
-    moments: Mapping[str, Moments] = field(default_factory=dict)
+    moments: Mapping[str, fitting.Moments] = field(default_factory=dict)
     repeated_rows: int = 0
     refused: str = ""
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "_StagedPart":
         files = tuple(StagedFile(**file) for file in document["files"])
-        moments = {name: Moments(**of) for name, of in document["moments"].items()}
+        moments = {name: fitting.Moments(**of) for name, of in document["moments"].items()}
         return cls(**{**document, "files": files, "moments": moments})
 
 
@@ -178,7 +180,7 @@ class StageTask:
 
     folder: StoragePath
     spec: FeatureSpec
-    plans: ColumnPlans
+    plans: raw_columns.ColumnPlans
     split_column: str
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -186,14 +188,14 @@ class StageTask:
         partition = partition_id()
         try:
             part = self._stage(batches, partition)
-        except (ColumnError, DatasetError, LabelError) as error:
+        except (raw_columns.ColumnError, DatasetError, labels.LabelError) as error:
             # Reported, not raised: Spark would try the same rows again, and hide the message under two stack traces.
             part = _StagedPart(partition, refused=str(error))
         # Infinite moments are not standard JSON, but Python's reader accepts them.
         yield pa.RecordBatch.from_pydict({"outcome": [json.dumps(asdict(part))]})
 
     def _stage(self, batches: Iterable[pa.RecordBatch], partition: int) -> _StagedPart:
-        measurement, repeated = Measurement(self.spec, self.plans), _RepeatedRows()
+        measurement, repeated = fitting.Measurement(self.spec, self.plans), _RepeatedRows()
         # Each attempt has its own name: a task that Spark runs twice reports once.
         attempt = self.folder / f"{partition:05d}-{uuid4().hex}"
         with _ArrowFiles(attempt) as files:

@@ -1,1 +1,74 @@
-"""The feature specification, its fitted values, and the transform from raw columns to model inputs."""
+"""The feature specification, its fitted values, and the transform from raw columns to model inputs.
+
+One code transforms columns for training and for scoring. It needs NumPy and Arrow only.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.data_pipelines.features import (
+        arithmetic,
+        date_formats,
+        fitting,
+        item_rows,
+        kinds,
+        labels,
+        raw_columns,
+        text_rules,
+    )
+    from mirrorspark.data_pipelines.features.checks import FeatureSpecError
+    from mirrorspark.data_pipelines.features.column_facts import CATEGORIES
+    from mirrorspark.data_pipelines.features.fitted import (
+        FeatureMismatchError,
+        FittedFeatures,
+        ItemTable,
+        NumericStatistics,
+    )
+    from mirrorspark.data_pipelines.features.infer import infer_spec, numbers_in_order
+    from mirrorspark.data_pipelines.features.spec import FeatureSpec
+    from mirrorspark.data_pipelines.features.transform import (
+        Encoded,
+        Encoder,
+        RaggedIds,
+        SparseRows,
+        bucket_boundaries,
+        imputed_value,
+        measured_values,
+        non_finite,
+    )
+    from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+    from mirrorspark.data_pipelines.features.vocabulary_kernels import mixed
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "CATEGORIES",
+    "Encoded",
+    "Encoder",
+    "FeatureMismatchError",
+    "FeatureSpec",
+    "FeatureSpecError",
+    "FittedFeatures",
+    "ItemTable",
+    "NumericStatistics",
+    "RaggedIds",
+    "SparseRows",
+    "Vocabulary",
+    "arithmetic",
+    "bucket_boundaries",
+    "date_formats",
+    "fitting",
+    "imputed_value",
+    "infer_spec",
+    "item_rows",
+    "kinds",
+    "labels",
+    "measured_values",
+    "mixed",
+    "non_finite",
+    "numbers_in_order",
+    "raw_columns",
+    "text_rules",
+]

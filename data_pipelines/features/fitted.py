@@ -16,7 +16,7 @@ import pyarrow as pa
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Bucketed, Numeric, TokenFeature
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage import StoragePath
 
 SPEC_FILE = "features.json"
 ITEMS_FOLDER = "items"

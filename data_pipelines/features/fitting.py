@@ -24,9 +24,9 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnP
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import counted_tokens, measured_values
 from mirrorspark.data_pipelines.features.vocabulary import VOCABULARY_SCHEMA, Vocabulary
-from mirrorspark.data_pipelines.spark.tasks import numbered_partitions, numbers_of
-from mirrorspark.spark_session.task import partition_id
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.data_pipelines.spark import numbered_partitions, numbers_of
+from mirrorspark.spark_session import partition_id
+from mirrorspark.storage import StoragePath
 
 # Sums arrive in the order in which tasks end; ten digits do not depend on the order, so hashes do not either.
 _SIGNIFICANT_DIGITS = 10

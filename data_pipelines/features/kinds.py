@@ -388,7 +388,7 @@ class TextEmbedding(_Column):
 
     Attributes:
         name: Column of the table (strings), and name of the model's input.
-        encoder: Folder or file of the encoder, as for :func:`scoring.embedding.embed.embed_text`.
+        encoder: Folder or file of the encoder, as for :func:`scoring.embedding.embed_text`.
         signature: Signature of a SavedModel, where it is not the usual one.
         model_output: The encoder's output that is the vector, if it has several.
         max_length: Most tokens of a text, for an encoder that takes token ids.

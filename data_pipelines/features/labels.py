@@ -34,7 +34,7 @@ def encode_label(table: pa.Table | pa.RecordBatch, fitted: FittedFeatures) -> En
 
     ``binary``: float32 ``[rows]`` of zeros and ones. ``number`` and a rating: float32 ``[rows]``. ``multi_class`` and
     ``ordinal``: int64 ``[rows]``, classes from 0. ``multi_label``:
-    :class:`data_pipelines.features.transform.RaggedIds` of classes from 0; tokens that no training row has are left
+    :class:`data_pipelines.features.RaggedIds` of classes from 0; tokens that no training row has are left
     out, because no model can learn them.
 
     Raises:

@@ -31,9 +31,8 @@ from mirrorspark.data_pipelines.features.kinds import (
     TokenFeature,
     repeated_names,
 )
-from mirrorspark.pages.blocks import heading_html, rows_html
-from mirrorspark.pages.panel import panel_html
-from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.pages import heading_html, panel_html, rows_html
+from mirrorspark.storage import atomic_file
 
 if TYPE_CHECKING:  # a spec needs no Spark
     from pyspark.sql import DataFrame
@@ -385,14 +384,14 @@ class FeatureSpec:
     def infer(
         cls, df: "DataFrame", *, label: str, keys: str | Iterable[str] = (), exclude: Iterable[str] = ("split",)
     ) -> "FeatureSpec":
-        """Propose a spec for the table ``df``; see :func:`data_pipelines.features.infer.infer_spec`."""
+        """Propose a spec for the table ``df``; see :func:`data_pipelines.features.infer_spec`."""
         from mirrorspark.data_pipelines.features.infer import infer_spec  # needs Spark, which a spec does not
 
         return infer_spec(df, label=label, keys=keys, exclude=exclude)
 
     def save(self, path: str | Path) -> None:
         """Write the spec as YAML, to be edited and given to :meth:`load`; options with their default are left out."""
-        write_atomically(Path(path), yaml.safe_dump(self._edited(), sort_keys=False, allow_unicode=True))
+        atomic_file.write_atomically(Path(path), yaml.safe_dump(self._edited(), sort_keys=False, allow_unicode=True))
 
     @classmethod
     def load(cls, path: str | Path) -> "FeatureSpec":

@@ -6,11 +6,12 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
+from mirrorspark.data_pipelines.dataset import TRAIN_SPLIT
 from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Severity
 from mirrorspark.data_pipelines.quality.profile import ColumnProfile
 from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, Role
-from mirrorspark.pages.blocks import (
+from mirrorspark.pages import (
+    DASH,
     card_html,
     cards_html,
     details_html,
@@ -22,9 +23,9 @@ from mirrorspark.pages.blocks import (
     rows_html,
     section_html,
     series_html,
+    short_number,
 )
-from mirrorspark.pages.charts.histogram import overlaid_histogram, share_bars
-from mirrorspark.pages.numbers import DASH, short_number
+from mirrorspark.pages.charts import overlaid_histogram, share_bars
 
 _SHOWN_TOKENS = 6
 _SHOWN_CLASSES = 12

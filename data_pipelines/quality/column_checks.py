@@ -3,8 +3,8 @@
 import re
 from collections.abc import Iterator, Mapping
 
-from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
-from mirrorspark.data_pipelines.features.date_formats import DATE_PATTERNS
+from mirrorspark.data_pipelines.dataset import TRAIN_SPLIT
+from mirrorspark.data_pipelines.features import date_formats
 from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Severity, percent
 from mirrorspark.data_pipelines.quality.profile import ColumnProfile, DatasetProfile, SplitColumn
 from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, Role
@@ -172,7 +172,7 @@ def _date_findings(column: ColumnProfile) -> Iterator[Finding]:
     values = [entry.value for entry in train.commonest]
     orders = [
         order
-        for order, found in DATE_PATTERNS.items()
+        for order, found in date_formats.DATE_PATTERNS.items()
         if all(re.fullmatch(found.expression, value) for value in values)
     ]
     if orders:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
+from mirrorspark.data_pipelines.dataset import TRAIN_SPLIT
 from mirrorspark.data_pipelines.quality.profile import DatasetProfile
 
 # A standard normal variable stays below this with a probability of 99.9%.

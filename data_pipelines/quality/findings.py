@@ -5,9 +5,8 @@ from enum import StrEnum
 from typing import Any
 
 from mirrorspark.data_pipelines.quality.drift import Drift
-from mirrorspark.pages.blocks import findings_html, heading_html
-from mirrorspark.pages.panel import panel_html
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.pages import findings_html, heading_html, panel_html
+from mirrorspark.storage import without_credentials
 
 
 class Severity(StrEnum):

@@ -7,13 +7,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mirrorspark.data_pipelines.dataset.manifest import SPLITS
+from mirrorspark.data_pipelines.dataset import SPLITS
 from mirrorspark.data_pipelines.quality.column_card import column_card, label_section, percent, rate_name
 from mirrorspark.data_pipelines.quality.drift import Drift
 from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Report, Severity
 from mirrorspark.data_pipelines.quality.profile import ColumnProfile, DatasetProfile
 from mirrorspark.data_pipelines.quality.raw_value_columns import Role
-from mirrorspark.pages.blocks import (
+from mirrorspark.pages import (
+    DASH,
     Cell,
     cards_html,
     details_html,
@@ -21,6 +22,7 @@ from mirrorspark.pages.blocks import (
     facts_html,
     findings_html,
     joined,
+    page_html,
     paragraph_html,
     remark_html,
     rows_html,
@@ -28,8 +30,6 @@ from mirrorspark.pages.blocks import (
     series_html,
     tiles_html,
 )
-from mirrorspark.pages.numbers import DASH
-from mirrorspark.pages.page import page_html
 
 PAGE_FILE = "dataset.html"
 

@@ -11,10 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
-from mirrorspark.data_pipelines.features.kinds import Feature
-from mirrorspark.data_pipelines.features.labels import LabelError, binary_label, number_label
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.dataset import TRAIN_SPLIT
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds, labels
 from mirrorspark.data_pipelines.quality.label_relation import label_relation
 from mirrorspark.data_pipelines.quality.profile import (
     QUANTILES,
@@ -123,9 +121,9 @@ def _label_numbers(train: pa.Table, spec: FeatureSpec) -> np.ndarray | None:
     """Return the label of each training row as a number; None for labels of several classes, and bad ones."""
     try:
         if spec.label.kind == "binary":
-            return binary_label(train, spec.label.name, spec.label.positive)
-        return number_label(train, spec.label.name) if spec.label.kind == "number" else None
-    except LabelError:  # Conversion or a finding says so.
+            return labels.binary_label(train, spec.label.name, spec.label.positive)
+        return labels.number_label(train, spec.label.name) if spec.label.kind == "number" else None
+    except labels.LabelError:  # Conversion or a finding says so.
         return None
 
 
@@ -225,7 +223,7 @@ def _role(name: str, spec: FeatureSpec) -> Role:
     return Role.EXCLUDE if name == spec.exclude else Role.FEATURE
 
 
-def _feature_kind(role: Role, feature: Feature | None, spec: FeatureSpec) -> str:
+def _feature_kind(role: Role, feature: kinds.Feature | None, spec: FeatureSpec) -> str:
     if role is Role.LABEL:
         return spec.label.kind
     return feature.kind if feature is not None and role is Role.FEATURE else ""

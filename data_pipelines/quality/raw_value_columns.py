@@ -7,15 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.kinds import Date, Feature, Text
-from mirrorspark.data_pipelines.features.raw_columns import (
-    is_number,
-    is_vector,
-    list_lengths,
-    numeric_values,
-    raw_column,
-)
-from mirrorspark.data_pipelines.features.text_rules import normalise, split_tokens
+from mirrorspark.data_pipelines.features import kinds, raw_columns, text_rules
 
 
 class Role(StrEnum):
@@ -57,38 +49,38 @@ class RawValues:
     infinite: int = 0
 
 
-def column_kind(name: str, column_type: pa.DataType, role: Role, feature: Feature | None) -> ColumnKind:
+def column_kind(name: str, column_type: pa.DataType, role: Role, feature: kinds.Feature | None) -> ColumnKind:
     """Return the way a column's values are counted, from the spec's use of it, or else from its type."""
     if role is Role.KEY:
         return ColumnKind.KEY
     if pa.types.is_dictionary(column_type):
         column_type = column_type.value_type
-    if pa.types.is_map(column_type) or is_vector(column_type) or isinstance(feature, Text):
+    if pa.types.is_map(column_type) or raw_columns.is_vector(column_type) or isinstance(feature, kinds.Text):
         return ColumnKind.TOKENS
     element = column_type.value_type if _is_list(column_type) else column_type
-    if isinstance(feature, Date) and role is Role.FEATURE:
+    if isinstance(feature, kinds.Date) and role is Role.FEATURE:
         return ColumnKind.TIME
     if pa.types.is_timestamp(element) or pa.types.is_date(element):
         return ColumnKind.TIME
     form = feature.raw.get(name) if feature is not None and role is Role.FEATURE else None
-    if is_number(element) and form in ("number", "times", "values"):
+    if raw_columns.is_number(element) and form in ("number", "times", "values"):
         return ColumnKind.NUMBER
     if _is_list(column_type):
         is_measured = pa.types.is_floating(element) or pa.types.is_decimal(element)
         return ColumnKind.NUMBER if is_measured else ColumnKind.TOKENS
-    if is_number(element):
+    if raw_columns.is_number(element):
         return ColumnKind.TOKEN if role is Role.LABEL or form == "token" else ColumnKind.NUMBER
     if pa.types.is_string(element) or pa.types.is_large_string(element) or pa.types.is_null(element):
         return ColumnKind.TOKEN
     return ColumnKind.OTHER
 
 
-def raw_values(column: pa.Array, kind: ColumnKind, feature: Feature | None) -> RawValues:
+def raw_values(column: pa.Array, kind: ColumnKind, feature: kinds.Feature | None) -> RawValues:
     """Return the countable values of a column; ``feature`` is the feature that reads it, or None."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if kind is ColumnKind.TIME and isinstance(feature, Date) and pa.types.is_string(column.type):
-        days = numeric_values(raw_column(pa.table({feature.name: column}), feature))
+    if kind is ColumnKind.TIME and isinstance(feature, kinds.Date) and pa.types.is_string(column.type):
+        days = raw_columns.numeric_values(raw_columns.raw_column(pa.table({feature.name: column}), feature))
         column = pa.array(np.round(days * 86_400e6), pa.float64(), from_pandas=True)
         column = column.cast(pa.int64()).cast(pa.timestamp("us"))
     if kind in (ColumnKind.NUMBER, ColumnKind.TIME):
@@ -109,13 +101,13 @@ def _number_values(column: pa.Array, kind: ColumnKind) -> RawValues:
     lengths = None
     rows = len(column)
     if _is_list(column.type):
-        lengths = list_lengths(column)
+        lengths = raw_columns.list_lengths(column)
         column = column.flatten()
     if kind is ColumnKind.TIME:
         microseconds = column.cast(pa.timestamp("us", getattr(column.type, "tz", None))).cast(pa.int64())
-        numbers = numeric_values(microseconds) / 1e6
+        numbers = raw_columns.numeric_values(microseconds) / 1e6
     else:
-        numbers = numeric_values(column)
+        numbers = raw_columns.numeric_values(column)
     is_missing = np.isnan(numbers)
     finite = np.isfinite(numbers)
     codes = None
@@ -133,7 +125,7 @@ def _number_values(column: pa.Array, kind: ColumnKind) -> RawValues:
     )
 
 
-def _list_values(column: pa.Array, feature: Feature | None) -> RawValues:
+def _list_values(column: pa.Array, feature: kinds.Feature | None) -> RawValues:
     """Return the values of a column with several per row: a list, a map's keys, a vector's indices, a text's tokens."""
     rows = len(column)
     if pa.types.is_map(column.type):
@@ -142,11 +134,11 @@ def _list_values(column: pa.Array, feature: Feature | None) -> RawValues:
     else:
         if pa.types.is_struct(column.type):
             return _vector_values(column)
-        if isinstance(feature, Text) and not _is_list(column.type):
+        if isinstance(feature, kinds.Text) and not _is_list(column.type):
             # Bytes that are not UTF-8 have a normal form too; a cast would refuse them.
             text = column if pa.types.is_binary(column.type) else _as_text(column)
-            column = split_tokens(normalise(text), feature.pattern)
-        lengths = list_lengths(column)
+            column = text_rules.split_tokens(text_rules.normalise(text), feature.pattern)
+        lengths = raw_columns.list_lengths(column)
         flat = column.flatten()
     while _is_list(flat.type):
         flat = flat.flatten()
@@ -161,7 +153,9 @@ def _vector_values(column: pa.StructArray) -> RawValues:
     """Count the entries of Spark ML vectors; a dense one has values for every index, and no list of indices."""
     vectors = column.filter(column.is_valid())
     indices = vectors.field("indices")
-    lengths = np.where(indices.is_null(), list_lengths(vectors.field("values")), list_lengths(indices))
+    lengths = np.where(
+        indices.is_null(), raw_columns.list_lengths(vectors.field("values")), raw_columns.list_lengths(indices)
+    )
     missing = len(column) - int((lengths > 0).sum())
     return RawValues(len(column), missing, tokens=_as_text(indices.flatten()), lengths=lengths)
 

@@ -18,7 +18,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from mirrorspark.data_pipelines.dataset.manifest import SPLITS
+from mirrorspark.data_pipelines.dataset import SPLITS
 
 SPLIT_COLUMN = "split"
 

@@ -5,9 +5,8 @@ It is a pure function of the profile; ``convert`` acts on the findings.
 
 from collections.abc import Iterator
 
-from mirrorspark.data_pipelines.dataset.manifest import SPLITS, TRAIN_SPLIT
-from mirrorspark.data_pipelines.features.kinds import TokenFeature
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.dataset import SPLITS, TRAIN_SPLIT
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 from mirrorspark.data_pipelines.quality.column_checks import column_findings, unseen_findings
 from mirrorspark.data_pipelines.quality.drift import Drift, measure_drift
 from mirrorspark.data_pipelines.quality.findings import Finding, Limits, Report, Severity, percent
@@ -159,5 +158,5 @@ def _hashed_columns(spec: FeatureSpec) -> frozenset[str]:
     return frozenset(
         feature.name
         for feature in spec.features
-        if isinstance(feature, TokenFeature) and spec.hash_buckets(feature) is not None
+        if isinstance(feature, kinds.TokenFeature) and spec.hash_buckets(feature) is not None
     )

@@ -12,10 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mirrorspark.data_pipelines.dataset.block_format import LABEL_PREFIX, STORED_SUFFIXES, WEIGHT_PREFIX
-from mirrorspark.data_pipelines.dataset.manifest import Shard
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Feature, ListFeature, Sparse, VectorFeature
+from mirrorspark.data_pipelines.dataset import Shard, block_format
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.data_pipelines.reading.decode_blocks import (
     BlockLayout,
     BlockSlots,
@@ -24,7 +22,7 @@ from mirrorspark.data_pipelines.reading.decode_blocks import (
     copy_ranges,
 )
 from mirrorspark.data_pipelines.reading.order import RANGE_BLOCK, RANGE_LANE, EpochOrder
-from mirrorspark.data_pipelines.tfrecord.arrow_schema import ROW_LENGTHS_SUFFIX
+from mirrorspark.data_pipelines.tfrecord import arrow_schema
 
 LABEL = "\0label"
 WEIGHT = "\0weight"
@@ -76,26 +74,26 @@ class BatchColumns:
         spec = fitted.spec
         floats = {feature.name: feature.name for feature in spec if feature.form == "value"}
         int64s = {feature.name: feature.name for feature in spec if feature.form == "id"}
-        ids = [feature for feature in spec if isinstance(feature, ListFeature)]
-        sparse = [feature for feature in spec if isinstance(feature, Sparse)]
-        vectors = {feature.name: feature.size for feature in spec if isinstance(feature, VectorFeature)}
+        ids = [feature for feature in spec if isinstance(feature, kinds.ListFeature)]
+        sparse = [feature for feature in spec if isinstance(feature, kinds.Sparse)]
+        vectors = {feature.name: feature.size for feature in spec if isinstance(feature, kinds.VectorFeature)}
         lists = [_list_column(feature) for feature in ids]
         classes = {}
         constants = {}
-        label = f"{LABEL_PREFIX}{spec.label.stored}"
+        label = f"{block_format.LABEL_PREFIX}{spec.label.stored}"
         if spec.label.stored is None:
             constants[LABEL] = 0.0
         elif spec.label.form == "multi_class":
             int64s[LABEL] = label
         elif spec.label.kind == "multi_label":
             classes[LABEL] = fitted.classes
-            lists.append(ListColumn(label + ROW_LENGTHS_SUFFIX, label))
+            lists.append(ListColumn(label + arrow_schema.ROW_LENGTHS_SUFFIX, label))
         else:
             floats[LABEL] = label
         if spec.weight is None:
             constants[WEIGHT] = 1.0
         else:
-            floats[WEIGHT] = WEIGHT_PREFIX + spec.weight
+            floats[WEIGHT] = block_format.WEIGHT_PREFIX + spec.weight
         return cls(
             layout=BlockLayout(
                 tuple(floats.values()),
@@ -123,8 +121,8 @@ class BatchColumns:
         )
 
 
-def _list_column(feature: Feature) -> ListColumn:
-    names = [feature.name + suffix for suffix in STORED_SUFFIXES[feature.form]]
+def _list_column(feature: kinds.Feature) -> ListColumn:
+    names = [feature.name + suffix for suffix in block_format.STORED_SUFFIXES[feature.form]]
     *values, lengths = names
     return ListColumn(lengths, *values)
 

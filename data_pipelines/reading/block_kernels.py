@@ -7,21 +7,8 @@ import numpy.typing as npt
 from numba import types
 
 from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
-from mirrorspark.data_pipelines.tfrecord.checksums import masked_crc32c_of_span
+from mirrorspark.data_pipelines.tfrecord import FOOTER_BYTES, HEADER_BYTES, masked_crc32c_of_span
 from mirrorspark.data_pipelines.tfrecord.kernels import wire_read
-from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import (
-    INT64S_IN,
-    LENGTH_1,
-    count_varints,
-    is_equal,
-    read_entry,
-    read_field,
-    read_int64,
-    read_list,
-    uint32_at,
-    word_at,
-)
-from mirrorspark.data_pipelines.tfrecord.records import FOOTER_BYTES, HEADER_BYTES
 
 # The kinds of columns in a slot.
 FLOATS, INT64S, LIST_LENGTHS, LIST_INT64S, LIST_FLOATS, VECTORS = range(6)
@@ -46,7 +33,7 @@ def _find_name(
         number = (expected + tried) % name_stops.size
         begin = name_stops[number - 1] if number else 0
         size = stop - start
-        if name_stops[number] - begin == size and is_equal(content, start, names, begin, size):
+        if name_stops[number] - begin == size and wire_read.is_equal(content, start, names, begin, size):
             return number
     return -1
 
@@ -67,21 +54,21 @@ def _find_columns(
         spans[column, 1] = -1
     if at == stop:
         return True
-    at, features_stop = read_field(content, at, stop, LENGTH_1)
+    at, features_stop = wire_read.read_field(content, at, stop, wire_read.LENGTH_1)
     if at < 0 or features_stop != stop:
         return False
     expected = 0
     while at < stop:
-        key, key_stop, feature, feature_stop, at = read_entry(content, at, stop)
+        key, key_stop, feature, feature_stop, at = wire_read.read_entry(content, at, stop)
         if at < 0:
             return False
         column = _find_name(content, key, key_stop, names, name_stops, expected)
         if column >= 0:
             is_float = kinds[column] in (FLOATS, LIST_FLOATS, VECTORS)
-            kind, packed, _ = read_list(content, feature, feature_stop)
+            kind, packed, _ = wire_read.read_list(content, feature, feature_stop)
             if kind == (wire_read.FLOATS if is_float else wire_read.INT64S):
                 if packed < at:
-                    packed, packed_stop = read_field(content, packed, at, LENGTH_1)
+                    packed, packed_stop = wire_read.read_field(content, packed, at, wire_read.LENGTH_1)
                     if packed < 0 or packed_stop != at:
                         return False
                 spans[column, 0] = packed
@@ -96,14 +83,14 @@ def _find_payload(content: npt.NDArray[np.uint8], offset: int) -> tuple[Any, Any
     if offset < 0 or offset > content.size:
         return -1, -1
     room = content.size - offset - HEADER_BYTES - FOOTER_BYTES
-    if room < 0 or masked_crc32c_of_span(content, offset, offset + 8) != uint32_at(content, offset + 8):
+    if room < 0 or masked_crc32c_of_span(content, offset, offset + 8) != wire_read.uint32_at(content, offset + 8):
         return -1, -1
-    length = word_at(content, np.uintp(offset))
+    length = wire_read.word_at(content, np.uintp(offset))
     start = offset + HEADER_BYTES
     if length > np.uint64(room):
         return -1, -1
     stop: Any = start + np.int64(length)
-    if masked_crc32c_of_span(content, start, stop) != uint32_at(content, stop):
+    if masked_crc32c_of_span(content, start, stop) != wire_read.uint32_at(content, stop):
         return -1, -1
     return start, stop
 
@@ -113,7 +100,7 @@ def _put_floats(content: npt.NDArray[np.uint8], start: int, positions: Any, targ
     # The payload stores them little-endian, like the machine, but unaligned.
     words = target.view(np.uint32)
     for row in range(positions.size):
-        words[positions[row]] = uint32_at(content, start + 4 * row)
+        words[positions[row]] = wire_read.uint32_at(content, start + 4 * row)
 
 
 @compile_inner_kernel
@@ -123,7 +110,7 @@ def _put_vectors(
     words = target.view(np.uint32)
     for row in range(positions.size):
         for index in range(width):
-            words[positions[row], offset + index] = uint32_at(content, start + 4 * (row * width + index))
+            words[positions[row], offset + index] = wire_read.uint32_at(content, start + 4 * (row * width + index))
 
 
 @compile_inner_kernel
@@ -150,7 +137,7 @@ def _put_int64s(
                 place += one
                 value += (byte << np.uint64(14)) - np.uint64(1 << 14)
                 if byte >= np.uint64(128):
-                    signed, at = read_int64(content, at, stop)
+                    signed, at = wire_read.read_int64(content, at, stop)
                     if at < 0:
                         return -1
                     value = np.uint64(signed)
@@ -159,7 +146,7 @@ def _put_int64s(
         row += 1
         at = np.int64(place)
     while row < positions.size:
-        signed, at = read_int64(content, at, stop)
+        signed, at = wire_read.read_int64(content, at, stop)
         if at < 0:
             return -1
         target[positions[row]] = signed
@@ -197,11 +184,11 @@ def _put_list(
     if not is_int64:
         words = list_floats.view(np.uint32)
         for index in range(count):
-            words[begin + index] = uint32_at(content, start + 4 * index)
+            words[begin + index] = wire_read.uint32_at(content, start + 4 * index)
         return start + 4 * count == stop
     at = start
     for index in range(count):
-        value, at = read_int64(content, at, stop)
+        value, at = wire_read.read_int64(content, at, stop)
         if at < 0:
             return False
         list_int64s[begin + index] = value
@@ -238,7 +225,7 @@ def _decode_lists(
         if kind in (LIST_INT64S, LIST_FLOATS):
             start = spans[column, 0]
             end = spans[column, 1]
-            count = count_varints(content, start, end) if kind == LIST_INT64S else (end - start) // 4
+            count = wire_read.count_varints(content, start, end) if kind == LIST_INT64S else (end - start) // 4
             if count != bounds[places[column], 1] - bounds[places[column], 0]:
                 return _LENGTHS, column, count
     for column in range(kinds.size):
@@ -257,7 +244,8 @@ def _decode_lists(
 
 @compile_kernel(
     types.UniTuple(types.int64, 3)(
-        READ_ONLY_BYTES, types.int64, READ_ONLY_BYTES, INT64S_IN, INT64S_IN, INT64S_IN, INT64S_IN, types.uint32[::1],
+        READ_ONLY_BYTES, types.int64, READ_ONLY_BYTES,
+        wire_read.INT64S_IN, wire_read.INT64S_IN, wire_read.INT64S_IN, wire_read.INT64S_IN, types.uint32[::1],
         types.int64, types.float32[:, :, ::1], types.int64[:, :, ::1], types.float32[:, :, ::1],
         types.int64[:, :, ::1], types.int64[:, :, ::1], types.int64[:, ::1], types.float32[:, ::1], types.int64[:, ::1],
     )
@@ -300,7 +288,7 @@ def decode_block(
         is_float = kind in (FLOATS, VECTORS)
         start = spans[column, 0]
         end = spans[column, 1]
-        count = (end - start) // 4 if is_float else count_varints(content, start, end)
+        count = (end - start) // 4 if is_float else wire_read.count_varints(content, start, end)
         if count != rows * widths[column]:
             return _COUNT, column, count
         if is_float:

@@ -16,19 +16,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from mirrorspark.data_pipelines.dataset.block_format import Block, decode_block
-from mirrorspark.data_pipelines.dataset.cache import DatasetCache
-from mirrorspark.data_pipelines.dataset.manifest import (
+from mirrorspark.data_pipelines.dataset import (
     FEATURES_FOLDER,
     TEST_ROWS_FILE,
+    DatasetCache,
     DatasetError,
     Manifest,
     Shard,
+    block_format,
     check_directory,
 )
-from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.features.transform import SparseRows
+from mirrorspark.data_pipelines.features import FeatureMismatchError, FeatureSpec, FittedFeatures, SparseRows
 from mirrorspark.data_pipelines.reading.batching import (
     LABEL,
     WEIGHT,
@@ -41,12 +39,17 @@ from mirrorspark.data_pipelines.reading.batching import (
 from mirrorspark.data_pipelines.reading.decode_blocks import SparseSteps
 from mirrorspark.data_pipelines.reading.order import RANGE_BLOCK, EpochOrder
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
-from mirrorspark.data_pipelines.tfrecord.records import read_record_at
-from mirrorspark.pages.blocks import details_html, findings_html, heading_html, paragraph_html, remark_html, rows_html
-from mirrorspark.pages.panel import panel_html
-from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.storage.host_cache import Lease
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.data_pipelines.tfrecord import read_record_at
+from mirrorspark.pages import (
+    details_html,
+    findings_html,
+    heading_html,
+    panel_html,
+    paragraph_html,
+    remark_html,
+    rows_html,
+)
+from mirrorspark.storage import StoragePath, host_cache, without_credentials
 
 if TYPE_CHECKING:  # the driver reads datasets without loading TensorFlow
     import pyarrow as pa
@@ -71,7 +74,7 @@ class Dataset:
     path: Path
     manifest: Manifest
     features: FittedFeatures
-    lease: Lease | None = field(default=None, repr=False, compare=False)
+    lease: host_cache.Lease | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(
@@ -113,7 +116,7 @@ class Dataset:
         return f"Dataset({str(self.path)!r}, rows: {rows}, features: {len(self.spec.features)})"
 
     def _repr_html_(self) -> str:
-        from mirrorspark.data_pipelines.quality.page import PAGE_FILE  # workers need no templates
+        from mirrorspark.data_pipelines.quality import PAGE_FILE  # workers need no templates
 
         manifest, label = self.manifest, self.spec.label
         splits = [
@@ -167,7 +170,7 @@ class Dataset:
             )
         return steps
 
-    def blocks(self, split: str, *, keys: bool = False) -> Iterator[Block]:
+    def blocks(self, split: str, *, keys: bool = False) -> Iterator[block_format.Block]:
         """Yield the rows of ``split`` as they are stored, block by block.
 
         Raises:
@@ -177,7 +180,7 @@ class Dataset:
         stored = StoredBlocks(self.path, self._shards(split))
         for number in range(len(stored.rows)):
             content, offset, name = stored.place(number)
-            block = decode_block(read_record_at(content.data, offset, name=name), self.spec, keys=keys)
+            block = block_format.decode_block(read_record_at(content.data, offset, name=name), self.spec, keys=keys)
             if block.rows != stored.rows[number]:
                 raise DatasetError(
                     f"{name}: the block at byte {offset} has {block.rows} rows, its manifest says "
@@ -258,7 +261,7 @@ class ReadPlan:
 def load_dataset(
     location: str | Path | StoragePath, *, checksums: bool = False, cache: DatasetCache | None = None
 ) -> Dataset:
-    """Open a dataset directory written by :func:`data_pipelines.conversion.convert`, after checking that it is whole.
+    """Open a dataset directory written by :func:`data_pipelines.convert`, after checking that it is whole.
 
     The arguments and errors are those of :meth:`Dataset.open`.
     """

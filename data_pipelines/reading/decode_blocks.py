@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrorspark.data_pipelines.reading import batch_kernels, block_kernels
-from mirrorspark.data_pipelines.tfrecord.records import read_record_at
+from mirrorspark.data_pipelines.tfrecord import read_record_at
 
 CopyRanges = npt.NDArray[np.int64]
 """Ranges of rows to copy from slots into batches: int64 ``[copies, 5]``, made by :func:`copy_ranges`."""

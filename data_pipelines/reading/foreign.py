@@ -18,10 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrorspark.data_pipelines.reading.dataset import Remainder
-from mirrorspark.data_pipelines.tfrecord.codecs import open_records
-from mirrorspark.data_pipelines.tfrecord.record_scan import scan_records
-from mirrorspark.storage.listing import list_files
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.data_pipelines.tfrecord import open_records, scan_records
+from mirrorspark.storage import StoragePath, listing
 
 if TYPE_CHECKING:  # counting needs no TensorFlow
     import tensorflow as tf
@@ -128,7 +126,7 @@ def count_rows(
         DamagedRecordError: A record is damaged.
         CodecError: A file is compressed with an unsupported codec.
     """
-    return tuple(_counted(file.path, on_damage) for file in list_files(locations))
+    return tuple(_counted(file.path, on_damage) for file in listing.list_files(locations))
 
 
 def _counted(path: StoragePath, on_damage: Literal["fail", "skip"]) -> CountedFile:

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 
 class PaddedBatch(NamedTuple):
-    """A batch of :func:`data_pipelines.reading.dataset.load_batches`, and by how much padding lowers its means.
+    """A batch of :func:`data_pipelines.reading.load_batches`, and by how much padding lowers its means.
 
     The scale is float32 ``[]``: the rows of the batch divided by those that are not padding; 1 in every batch but the
     last one of an epoch. A sum over a worker's rows, divided by the rows of its share and multiplied by the scale, is

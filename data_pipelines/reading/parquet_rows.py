@@ -10,9 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.data_pipelines.features.kinds import repeated_names
-from mirrorspark.storage.listing import DataFile, list_files, partition_column, partition_schema
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.storage import StoragePath, listing
 
 # Rows that are decoded at a time: more are not faster, fewer are slower. For wide rows, bytes: scoring lists of 100 and
 # 200 features takes the same time with 4 or 16 MB, 50 MB more memory with 16, and with 64 MB a tenth and a quarter more
@@ -41,7 +40,7 @@ class NotParquetError(ParquetError):
 class RowGroups:
     """Row groups ``first`` to ``stop`` (not included) of one file."""
 
-    file: DataFile
+    file: listing.DataFile
     first: int
     stop: int
 
@@ -79,7 +78,7 @@ class ParquetRows:
         return cls.of_files(parquet_files(locations), columns)
 
     @classmethod
-    def of_files(cls, files: Sequence[DataFile], columns: Sequence[str] | None) -> "ParquetRows":
+    def of_files(cls, files: Sequence[listing.DataFile], columns: Sequence[str] | None) -> "ParquetRows":
         """Read the footers of files that are already listed; otherwise as :meth:`of`.
 
         Raises:
@@ -148,7 +147,7 @@ class ParquetRows:
             for batch in file.iter_batches(rows, row_groups=numbers, columns=stored, use_threads=False):
                 yield pa.RecordBatch.from_arrays(
                     [
-                        partition_column(folders[field.name], field.type, batch.num_rows)
+                        listing.partition_column(folders[field.name], field.type, batch.num_rows)
                         if field.name in folders
                         else _as_described(batch.column(field.name), field.type)
                         for field in self.schema
@@ -206,11 +205,11 @@ class ParquetFiles:
         files: At least one.
     """
 
-    files: tuple[DataFile, ...]
+    files: tuple[listing.DataFile, ...]
     footers: tuple[_Footer, ...]
 
     @classmethod
-    def of(cls, files: Sequence[DataFile]) -> "ParquetFiles":
+    def of(cls, files: Sequence[listing.DataFile]) -> "ParquetFiles":
         """Read the footers.
 
         Raises:
@@ -225,14 +224,14 @@ class ParquetFiles:
         """The columns of the first file, and of all partition folders."""
         return _schema(self.files, self.footers[0], None)
 
-    def of_each_schema(self, columns: Sequence[str]) -> tuple[DataFile, ...]:
+    def of_each_schema(self, columns: Sequence[str]) -> tuple[listing.DataFile, ...]:
         """Return the first file of each distinct schema, as far as ``columns`` go.
 
         Columns of partition folders are in no file.
         """
         folders = dict(self.files[0].partition)
         # Not a dict: types that differ only in the names of their elements are equal but have different hashes.
-        found: list[tuple[list[pa.DataType | None], DataFile]] = []
+        found: list[tuple[list[pa.DataType | None], listing.DataFile]] = []
         for file, footer in zip(self.files, self.footers, strict=True):
             by_name = {field.name: field.type for field in footer.schema}
             types = [by_name.get(name) for name in columns if name not in folders]
@@ -264,19 +263,19 @@ class ParquetFiles:
         )
 
 
-def parquet_files(locations: str | Path | StoragePath | Iterable[str | Path | StoragePath]) -> list[DataFile]:
+def parquet_files(locations: str | Path | StoragePath | Iterable[str | Path | StoragePath]) -> list[listing.DataFile]:
     """Return the files at ``locations``: files, folders or globs.
 
     Raises:
         FileNotFoundError: There are none.
     """
-    files = list_files(locations)
+    files = listing.list_files(locations)
     if not files:
         raise FileNotFoundError(f"there are no Parquet files in {locations}; check the path")
     return files
 
 
-def _footer(file: DataFile) -> _Footer:
+def _footer(file: listing.DataFile) -> _Footer:
     try:
         with file.path.open_read() as source:
             parquet = _opened(source, file.path)
@@ -288,7 +287,7 @@ def _footer(file: DataFile) -> _Footer:
                 pa.field(field.name, _plain_type(field.type, leaves), field.nullable) for field in parquet.schema_arrow
             ]
             names = [field.name for field in fields]
-            repeated = repeated_names(names)
+            repeated = kinds.repeated_names(names)
             if repeated:
                 raise ParquetError(f"{file.path} has the columns {repeated} twice; leave it out, or rename them")
             return _Footer(
@@ -341,8 +340,8 @@ def _opened(source: pa.NativeFile, path: StoragePath) -> pq.ParquetFile:
     return pq.ParquetFile(source, coerce_int96_timestamp_unit="us", **reading)
 
 
-def _schema(files: Sequence[DataFile], footer: _Footer, columns: Sequence[str] | None) -> pa.Schema:
-    folders = partition_schema(files)
+def _schema(files: Sequence[listing.DataFile], footer: _Footer, columns: Sequence[str] | None) -> pa.Schema:
+    folders = listing.partition_schema(files)
     fields = {field.name: field for field in [*footer.schema, *folders]}
     wanted = list(fields) if columns is None else list(columns)
     missing = [name for name in wanted if name not in fields]
@@ -351,7 +350,9 @@ def _schema(files: Sequence[DataFile], footer: _Footer, columns: Sequence[str] |
     return pa.schema([fields[name] for name in wanted])
 
 
-def _check_columns(file: DataFile, footer: _Footer, expected: Sequence[pa.Field], first: DataFile) -> None:
+def _check_columns(
+    file: listing.DataFile, footer: _Footer, expected: Sequence[pa.Field], first: listing.DataFile
+) -> None:
     found = {field.name: field.type for field in footer.schema}
     for field in expected:
         if found.get(field.name) != field.type:
@@ -361,7 +362,9 @@ def _check_columns(file: DataFile, footer: _Footer, expected: Sequence[pa.Field]
             )
 
 
-def _check_no_more_columns(file: DataFile, footer: _Footer, first_footer: _Footer, first: DataFile) -> None:
+def _check_no_more_columns(
+    file: listing.DataFile, footer: _Footer, first_footer: _Footer, first: listing.DataFile
+) -> None:
     known = set(first_footer.schema.names)
     more = [name for name in footer.schema.names if name not in known]
     if more:

@@ -3,15 +3,13 @@
 import numpy as np
 import numpy.typing as npt
 
-from mirrorspark.data_pipelines.dataset.block_format import Block
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.features.transform import SparseRows
-from mirrorspark.data_pipelines.features.vocabulary_kernels import mixed
+from mirrorspark.data_pipelines.dataset import block_format
+from mirrorspark.data_pipelines.features import FeatureSpec, SparseRows, mixed
 
 Digests = npt.NDArray[np.uint64]
 
 
-def query_digests(block: Block, spec: FeatureSpec) -> Digests:
+def query_digests(block: block_format.Block, spec: FeatureSpec) -> Digests:
     """Return a digest of the query of each row, uint64 ``[rows]``: equal for rows that ask for the same list.
 
     Such rows have equal query features and exclude the same candidates, whatever they hold back. Two queries of a

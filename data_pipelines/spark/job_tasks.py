@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session import session_of
 
 
 @dataclass(frozen=True)

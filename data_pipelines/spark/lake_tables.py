@@ -5,11 +5,8 @@ from collections.abc import Sequence
 
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.session import MissingCapabilityError
-from mirrorspark.storage.lakes import LakeTable, LakeTableError, Look, lake_around
-from mirrorspark.storage.paths import StoragePath, hadoop_uri
+from mirrorspark.spark_session import SPARK_ERRORS, MissingCapabilityError, session_of, task_message
+from mirrorspark.storage import StoragePath, hadoop_uri, lakes
 
 
 def read_lake_table(spark: SparkSession, *paths: str) -> DataFrame | None:
@@ -26,7 +23,7 @@ def read_lake_table(spark: SparkSession, *paths: str) -> DataFrame | None:
     if table is None:
         return None
     if len(paths) > 1 or not _is_at(table, spark, paths[0]):
-        raise LakeTableError(
+        raise lakes.LakeTableError(
             table,
             f"{', '.join(paths)} would be read without it: give the folder of the table alone, or read a part of the "
             f"table with Spark, and give the DataFrame",
@@ -36,7 +33,7 @@ def read_lake_table(spark: SparkSession, *paths: str) -> DataFrame | None:
     return load_lake_table(spark, table, hadoop_uri(table.folder, paths[0]))  # a glob or a link leads there, too
 
 
-def load_lake_table(spark: SparkSession, table: LakeTable, path: str) -> DataFrame:
+def load_lake_table(spark: SparkSession, table: lakes.LakeTable, path: str) -> DataFrame:
     """Return the rows of a lake table.
 
     Args:
@@ -55,7 +52,7 @@ def load_lake_table(spark: SparkSession, table: LakeTable, path: str) -> DataFra
         why = "" if lacks else f" ({task_message(error).rstrip('.')})"
         has = "does not have" if lacks else "cannot read"
         advice = f"this session {has} the format '{table.format.name}'{why}: {table.remedy}"
-        raise LakeTableError(table, advice) from error
+        raise lakes.LakeTableError(table, advice) from error
     return frame
 
 
@@ -67,18 +64,18 @@ def refuse_lake_tables(spark: SparkSession, paths: Sequence[str]) -> None:
     """
     table = lake_seen_by(spark, paths)
     if table is not None and table.format.needs:
-        raise LakeTableError(
+        raise lakes.LakeTableError(
             table, "its files are Parquet: give its folder, or the table's name, where a table is taken"
         )
 
 
-def lake_seen_by(spark: SparkSession, paths: Sequence[str]) -> LakeTable | None:
+def lake_seen_by(spark: SparkSession, paths: Sequence[str]) -> lakes.LakeTable | None:
     """Return a lake table that is at one of ``paths``, or around it, as Spark resolves them; None for plain files."""
     places, look = _resolved(spark, paths)
-    return lake_around(*places, look=look)
+    return lakes.lake_around(*places, look=look)
 
 
-def _resolved(spark: SparkSession, paths: Sequence[str]) -> tuple[list[StoragePath], Look | None]:
+def _resolved(spark: SparkSession, paths: Sequence[str]) -> tuple[list[StoragePath], lakes.Look | None]:
     """Return the files and folders that ``paths`` are to Spark, and its view of their stores."""
     try:
         look = session_of(spark).store_look(paths)
@@ -87,7 +84,7 @@ def _resolved(spark: SparkSession, paths: Sequence[str]) -> tuple[list[StoragePa
     return [place for path in paths for place in look.matching(path)], look
 
 
-def _is_at(table: LakeTable, spark: SparkSession, path: str) -> bool:
+def _is_at(table: lakes.LakeTable, spark: SparkSession, path: str) -> bool:
     places, _ = _resolved(spark, [path])
     return [StoragePath.of(os.path.realpath(place.uri)) if place.is_local else place for place in places] == [
         table.folder

@@ -25,7 +25,7 @@ from pyspark.sql.types import (
     UserDefinedType,
 )
 
-from mirrorspark.data_pipelines.tfrecord.arrow_schema import SchemaError
+from mirrorspark.data_pipelines.tfrecord import arrow_schema
 
 # Spark's name for the one field of a list; its Arrow reader compares names too.
 _ELEMENT = "element"
@@ -95,7 +95,7 @@ def _arrow_type(data_type: DataType, column: str) -> pa.DataType:
     for spark_type, arrow_type in _SIMPLE:
         if isinstance(data_type, spark_type):
             return arrow_type
-    raise SchemaError(
+    raise arrow_schema.SchemaError(
         f"column '{column}' has type {data_type.simpleString()}, which a TFRecord file cannot hold; turn it into "
         f"numbers, strings, binaries or arrays of these, or drop it"
     )
@@ -125,7 +125,7 @@ def _spark_type(arrow_type: pa.DataType, column: str) -> DataType:
     for spark_type, known in _SIMPLE:
         if arrow_type == known:
             return spark_type()
-    raise SchemaError(f"column '{column}' has type {arrow_type}, which Spark does not know; cast it")
+    raise arrow_schema.SchemaError(f"column '{column}' has type {arrow_type}, which Spark does not know; cast it")
 
 
 def with_plain_names(table: DataFrame) -> DataFrame:

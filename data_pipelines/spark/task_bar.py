@@ -17,8 +17,7 @@ from typing import Any, Protocol, TextIO
 from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.spark.job_tasks import CountedWork, SparkTasks, Tasks
-from mirrorspark.pages.blocks import bar_html
-from mirrorspark.pages.panel import panel_html
+from mirrorspark.pages import bar_html, panel_html
 
 _TICK_SECONDS = 0.5
 _BAR_COLUMNS = 20

@@ -18,10 +18,10 @@ from pyspark.sql import DataFrame, Observation, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StructType
 
-from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows, RowGroups
+from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark.schema import with_plain_names
 from mirrorspark.data_pipelines.spark.task_bar import task_bar
-from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
+from mirrorspark.spark_session import SPARK_ERRORS, task_message
 from mirrorspark.storage.publish import WriteJob, WrittenFile
 
 BatchFunction: TypeAlias = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
@@ -77,11 +77,11 @@ class Shares:
         groups: The row groups of each task; there is a task even where there is none.
     """
 
-    source: ParquetRows
-    groups: tuple[tuple[RowGroups, ...], ...]
+    source: parquet_rows.ParquetRows
+    groups: tuple[tuple[parquet_rows.RowGroups, ...], ...]
 
     @classmethod
-    def of(cls, source: ParquetRows, groups_per_task: Sequence[int]) -> "Shares":
+    def of(cls, source: parquet_rows.ParquetRows, groups_per_task: Sequence[int]) -> "Shares":
         """Deal the row groups, in their order: so many to the first task, and so many to the next."""
         # Files without a row have no row groups; one task that gets none tells the columns of its result.
         return cls(source, source.shares(groups_per_task) or ((),))

@@ -9,9 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self, TypeVar, get_type_hints
 
-from mirrorspark.data_pipelines.tfrecord.arrow_schema import RecordType
-from mirrorspark.data_pipelines.tfrecord.table_blocks import ROWS_PER_BLOCK
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.data_pipelines.tfrecord import arrow_schema, table_blocks
+from mirrorspark.storage import StoragePath
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
@@ -159,15 +158,17 @@ class WriteOptions(_Options):
         max_rows_per_file: A task begins a new file after this many rows; 0 for one file per task.
     """
 
-    record_type: Annotated[RecordType, _Option("recordType", _choice(RecordType))] = RecordType.EXAMPLE
+    record_type: Annotated[arrow_schema.RecordType, _Option("recordType", _choice(arrow_schema.RecordType))] = (
+        arrow_schema.RecordType.EXAMPLE
+    )
     layout: Annotated[Layout, _Option("layout", _choice(Layout))] = Layout.ROW
     codec: Annotated[str, _Option("codec compression", _codec)] = "none"
-    rows_per_block: Annotated[int, _Option("rowsPerBlock", _number_from(1))] = ROWS_PER_BLOCK
+    rows_per_block: Annotated[int, _Option("rowsPerBlock", _number_from(1))] = table_blocks.ROWS_PER_BLOCK
     max_rows_per_file: Annotated[int, _Option("maxRecordsPerFile", _number_from(0))] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layout is Layout.BLOCK and self.record_type is not RecordType.EXAMPLE:
+        if self.layout is Layout.BLOCK and self.record_type is not arrow_schema.RecordType.EXAMPLE:
             raise OptionError(
                 f"layout 'block' with record type {self.record_type}: a block is an Example; use the row layout"
             )
@@ -186,7 +187,9 @@ class ReadOptions(_Options):
         base_path: Folder below which folders like ``day=3`` are columns; None for the location itself.
     """
 
-    record_type: Annotated[RecordType, _Option("recordType", _choice(RecordType))] = RecordType.EXAMPLE
+    record_type: Annotated[arrow_schema.RecordType, _Option("recordType", _choice(arrow_schema.RecordType))] = (
+        arrow_schema.RecordType.EXAMPLE
+    )
     codec: Annotated[str | None, _Option("codec compression", _codec_or_none)] = None
     on_damage: Annotated[OnDamage, _Option("onDamage", _choice(OnDamage))] = OnDamage.FAIL
     verify_checksums: Annotated[bool, _Option("verifyChecksums", _flag)] = True

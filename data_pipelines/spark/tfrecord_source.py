@@ -29,9 +29,8 @@ from mirrorspark.data_pipelines.spark.schema import arrow_schema_of, spark_schem
 from mirrorspark.data_pipelines.spark.tfrecord_options import OptionError, ReadOptions, WriteOptions
 from mirrorspark.data_pipelines.spark.tfrecord_tasks import ReadTask, WriteTask, infer_files, merged_schema, sampled
 from mirrorspark.data_pipelines.tfrecords import check_columns, check_readable, with_partition_columns
-from mirrorspark.spark_session.task import partition_id, task_property
-from mirrorspark.storage.listing import DataFile, list_files, pack_files
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.spark_session import partition_id, task_property
+from mirrorspark.storage import StoragePath, listing
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
 SOURCE_NAME = "tfrecord"
@@ -110,13 +109,13 @@ def _target(options: Mapping[str, str]) -> StoragePath:
     return StoragePath.of(path)
 
 
-def _files(source_options: Mapping[str, str], options: ReadOptions) -> list[DataFile]:
+def _files(source_options: Mapping[str, str], options: ReadOptions) -> list[listing.DataFile]:
     # Spark passes a single path as it is, and several as a JSON list.
     several = source_options.get("paths")
     paths = json.loads(several) if several else [path for path in [source_options.get("path")] if path]
     if not paths:
         raise OptionError("no path is given; name files or folders to read: .load(path)")
-    return list_files(paths, base_path=options.base_path)
+    return listing.list_files(paths, base_path=options.base_path)
 
 
 def _driver() -> int:
@@ -128,18 +127,18 @@ def _driver() -> int:
 class _Share(InputPartition):
     """The files that one task reads."""
 
-    def __init__(self, files: tuple[DataFile, ...]) -> None:
+    def __init__(self, files: tuple[listing.DataFile, ...]) -> None:
         self.files = files
 
 
 class _Reader(DataSourceReader):
-    def __init__(self, task: ReadTask, files: list[DataFile]) -> None:
+    def __init__(self, task: ReadTask, files: list[listing.DataFile]) -> None:
         self._task = task
         self._files = files
 
     def partitions(self) -> list[InputPartition]:
         # The number of slots is not known here; the cores of the driver's machine replace it.
-        shares = [_Share(files) for files in pack_files(self._files, 2 * (os.cpu_count() or 1))]
+        shares = [_Share(files) for files in listing.pack_files(self._files, 2 * (os.cpu_count() or 1))]
         # Without partitions, Spark would make one of its own and read it.
         return [*shares] or [_Share(())]
 

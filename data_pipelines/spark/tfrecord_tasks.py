@@ -10,22 +10,26 @@ import numpy as np
 import pyarrow as pa
 
 from mirrorspark.data_pipelines.spark.tfrecord_options import Layout, OnDamage, ReadOptions, WriteOptions
-from mirrorspark.data_pipelines.tfrecord.arrow_schema import FeatureTypeError, InferredSchema, RecordType, SchemaError
-from mirrorspark.data_pipelines.tfrecord.codecs import CODEC_SUFFIX, CodecError, compressed, open_records
-from mirrorspark.data_pipelines.tfrecord.examples import MalformedExampleError
-from mirrorspark.data_pipelines.tfrecord.record_scan import RecordChunk, RecordScan, scan_records
-from mirrorspark.data_pipelines.tfrecord.records import BinaryWriter, DamagedRecordError, RecordWriter
-from mirrorspark.data_pipelines.tfrecord.row_decoder import RowDecoder
-from mirrorspark.data_pipelines.tfrecord.row_encoder import RowEncoder
-from mirrorspark.data_pipelines.tfrecord.schema_inference import infer
-from mirrorspark.data_pipelines.tfrecord.table_blocks import (
-    decode_table_block,
-    encode_table_block,
-    is_table_block,
-    table_block_rows,
+from mirrorspark.data_pipelines.tfrecord import (
+    CODEC_SUFFIX,
+    BinaryWriter,
+    CodecError,
+    DamagedRecordError,
+    MalformedExampleError,
+    RecordChunk,
+    RecordScan,
+    RecordWriter,
+    RowDecoder,
+    RowEncoder,
+    arrow_schema,
+    compressed,
+    infer,
+    open_records,
+    scan_records,
+    table_blocks,
 )
-from mirrorspark.spark_session.session import TaskTotal
-from mirrorspark.storage.listing import DataFile, partition_column, partition_folder
+from mirrorspark.spark_session import TaskTotal
+from mirrorspark.storage import listing
 from mirrorspark.storage.publish import WriteJob, WrittenFile
 
 _LOGGER = logging.getLogger(__name__)
@@ -128,7 +132,7 @@ class _Files:
             self._open.abandon()
 
     def _new_file(self, schema: pa.Schema) -> "_OpenFile":
-        folder = partition_folder(self._task.partition_by, self._values)
+        folder = listing.partition_folder(self._task.partition_by, self._values)
         number = f"-{len(self._written)}" if self._written else ""
         suffix = CODEC_SUFFIX[self._task.options.codec]
         name = f"part-{self._attempt}{number}.tfrecord{suffix}"
@@ -178,7 +182,7 @@ class _OpenFile:
         waiting = pa.concat_batches(self._waiting) if len(self._waiting) > 1 else self._waiting[0]
         for start in range(0, rows, self._options.rows_per_block):
             size = min(self._options.rows_per_block, rows - start)
-            self._blocks.write(encode_table_block(waiting.slice(start, size)))
+            self._blocks.write(table_blocks.encode_table_block(waiting.slice(start, size)))
         self._waiting, self._waiting_rows = [waiting.slice(rows)], waiting.num_rows - rows
 
     def finish(self) -> WrittenFile:
@@ -226,7 +230,7 @@ class ReadTask:
     options: ReadOptions
     damaged: TaskTotal[int] | None = None
 
-    def __call__(self, files: Iterable[DataFile]) -> Iterator[pa.RecordBatch]:
+    def __call__(self, files: Iterable[listing.DataFile]) -> Iterator[pa.RecordBatch]:
         """Yield the rows of ``files`` in their order.
 
         Raises:
@@ -239,7 +243,7 @@ class ReadTask:
         for file in files:
             yield from self._read(file)
 
-    def _read(self, file: DataFile) -> Iterator[pa.RecordBatch]:
+    def _read(self, file: listing.DataFile) -> Iterator[pa.RecordBatch]:
         folders = dict(file.partition)
         stored = pa.schema([field for field in self.schema if field.name not in folders])
         with _opened(file, self.options) as scan:
@@ -249,7 +253,7 @@ class ReadTask:
                 yield self._assembled(batch, rows, file)
             self._report_skipped(scan, malformed, file)
 
-    def _report_skipped(self, scan: RecordScan, malformed: int, file: DataFile) -> None:
+    def _report_skipped(self, scan: RecordScan, malformed: int, file: listing.DataFile) -> None:
         if scan.skipped:
             _LOGGER.warning("%s: %d damaged records were skipped; first: %s", file.path, scan.skipped, scan.damages[0])
         if malformed:
@@ -257,24 +261,24 @@ class ReadTask:
         if self.damaged is not None:
             self.damaged.add(scan.skipped + malformed)
 
-    def _assembled(self, stored: pa.RecordBatch, rows: int, file: DataFile) -> pa.RecordBatch:
+    def _assembled(self, stored: pa.RecordBatch, rows: int, file: listing.DataFile) -> pa.RecordBatch:
         """Put the columns into the schema's order; a null in a column that is not nullable would crash the JVM."""
         folders = dict(file.partition)
         columns = []
         for field in self.schema:
             if field.name in folders:
-                column = partition_column(folders[field.name], field.type, rows)
+                column = listing.partition_column(folders[field.name], field.type, rows)
             else:
                 column = stored.column(field.name)
             if column.null_count and not field.nullable:
                 problem = "is missing, or null, and its column takes no nulls; make the column nullable"
-                raise FeatureTypeError(field.name, 0, problem, file=str(file.path))
+                raise arrow_schema.FeatureTypeError(field.name, 0, problem, file=str(file.path))
             columns.append(column)
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
 
 
 @contextmanager
-def _opened(file: DataFile, options: ReadOptions) -> Iterator[RecordScan]:
+def _opened(file: listing.DataFile, options: ReadOptions) -> Iterator[RecordScan]:
     name = str(file.path)
     with file.path.open_stream() as raw:
         records = open_records(raw, name=name, codec=options.codec)
@@ -292,7 +296,7 @@ def _decoded(
     for chunk in scan:
         if are_blocks is None:
             # One writer wrote the file, so its first record shows the layout of all.
-            are_blocks = options.record_type is RecordType.EXAMPLE and _is_block(chunk)
+            are_blocks = options.record_type is arrow_schema.RecordType.EXAMPLE and _is_block(chunk)
         if are_blocks:
             yield *_decoded_blocks(chunk, schema, name), 0
         elif options.on_damage is OnDamage.SKIP:
@@ -308,10 +312,10 @@ def _decoded_blocks(chunk: RecordChunk, schema: pa.Schema, name: str) -> tuple[p
     for number, payload in enumerate(_payloads(chunk)):
         record, offset = chunk.first_record + number, chunk.record_offset(number)
         if len(schema):
-            blocks.append(decode_table_block(payload, schema, name=name, record=record, offset=offset))
+            blocks.append(table_blocks.decode_table_block(payload, schema, name=name, record=record, offset=offset))
         else:
             # A batch without columns does not keep its number of rows.
-            rows += table_block_rows(payload, name=name, record=record, offset=offset)
+            rows += table_blocks.table_block_rows(payload, name=name, record=record, offset=offset)
     if not blocks:
         return pa.RecordBatch.from_arrays([], schema=schema), rows
     batch = blocks[0] if len(blocks) == 1 else pa.concat_batches(blocks)
@@ -320,7 +324,7 @@ def _decoded_blocks(chunk: RecordChunk, schema: pa.Schema, name: str) -> tuple[p
 
 def _is_block(chunk: RecordChunk) -> bool:
     try:
-        return is_table_block(next(_payloads(chunk)))
+        return table_blocks.is_table_block(next(_payloads(chunk)))
     except MalformedExampleError:
         # The decoder of rows reports the record.
         return False
@@ -332,7 +336,7 @@ def _payloads(chunk: RecordChunk) -> Iterator[memoryview]:
         yield content[start:stop]
 
 
-def infer_files(files: Iterable[DataFile], *, options: ReadOptions) -> InferredSchema:
+def infer_files(files: Iterable[listing.DataFile], *, options: ReadOptions) -> arrow_schema.InferredSchema:
     """Return the schema of all records of ``files``.
 
     Raises:
@@ -342,7 +346,7 @@ def infer_files(files: Iterable[DataFile], *, options: ReadOptions) -> InferredS
         SchemaError: A feature has different kinds in different records.
         OSError: The store fails.
     """
-    inferred = InferredSchema(options.record_type)
+    inferred = arrow_schema.InferredSchema(options.record_type)
     for file in files:
         name = str(file.path)
         with _opened(file, options) as scan:
@@ -351,24 +355,26 @@ def infer_files(files: Iterable[DataFile], *, options: ReadOptions) -> InferredS
     return inferred
 
 
-def sampled(files: Sequence[DataFile], count: int) -> list[DataFile]:
+def sampled(files: Sequence[listing.DataFile], count: int) -> list[listing.DataFile]:
     """Return ``count`` of ``files``, spread over all of them; all for a count of 0."""
     if not count or count >= len(files):
         return list(files)
     return [files[number * len(files) // count] for number in range(count)]
 
 
-def merged_schema(inferred: Iterable[InferredSchema], options: ReadOptions) -> pa.Schema:
+def merged_schema(inferred: Iterable[arrow_schema.InferredSchema], options: ReadOptions) -> pa.Schema:
     """Return the common schema of the schemas that tasks have inferred.
 
     Raises:
         SchemaError: A feature has different kinds in different records, or there are no records.
     """
-    whole = InferredSchema(options.record_type)
+    whole = arrow_schema.InferredSchema(options.record_type)
     for part in inferred:
         whole = whole.merged(part)
     if not whole.records:
-        raise SchemaError("there are no records to infer a schema from; give the schema, or check the path")
+        raise arrow_schema.SchemaError(
+            "there are no records to infer a schema from; give the schema, or check the path"
+        )
     return whole.schema
 
 
@@ -390,12 +396,12 @@ class FileReport:
     problem: str | None = None
 
 
-def check_files(files: Iterable[DataFile], *, options: ReadOptions) -> list[FileReport]:
+def check_files(files: Iterable[listing.DataFile], *, options: ReadOptions) -> list[FileReport]:
     """Read all records of ``files``, compare their checksums, and report the state of each file."""
     return [_report(file, options) for file in files]
 
 
-def _report(file: DataFile, options: ReadOptions) -> FileReport:
+def _report(file: listing.DataFile, options: ReadOptions) -> FileReport:
     records, damaged = 0, 0
     try:
         with _opened(file, options) as scan:

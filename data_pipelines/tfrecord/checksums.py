@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_inner_kernel, compile_kernel
-from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import word_at
+from mirrorspark.data_pipelines.tfrecord.kernels import wire_read
 
 BytesLike = bytes | bytearray | memoryview | npt.NDArray[Any]
 
@@ -168,22 +168,22 @@ def crc32c_of_span(content: npt.NDArray[np.uint8], start: int, stop: int, initia
         second = np.uint32(0)
         last = np.uint32(0)
         for place in range(at, at + _MIDDLE_BLOCK_BYTES, 8):
-            crc = _fold(word_at(content, np.uintp(place)) ^ np.uint64(crc))
-            second = _fold(word_at(content, np.uintp(_MIDDLE_BLOCK_BYTES + place)) ^ np.uint64(second))
-            last = _fold(word_at(content, np.uintp(2 * _MIDDLE_BLOCK_BYTES + place)) ^ np.uint64(last))
+            crc = _fold(wire_read.word_at(content, np.uintp(place)) ^ np.uint64(crc))
+            second = _fold(wire_read.word_at(content, np.uintp(_MIDDLE_BLOCK_BYTES + place)) ^ np.uint64(second))
+            last = _fold(wire_read.word_at(content, np.uintp(2 * _MIDDLE_BLOCK_BYTES + place)) ^ np.uint64(last))
         crc = _shift_by(_MIDDLE_SHIFTS, _shift_by(_MIDDLE_SHIFTS, crc) ^ second) ^ last
         at += 3 * _MIDDLE_BLOCK_BYTES
     while content.size - at >= 3 * _SHORT_BLOCK_BYTES:
         second = np.uint32(0)
         last = np.uint32(0)
         for place in range(at, at + _SHORT_BLOCK_BYTES, 8):
-            crc = _fold(word_at(content, np.uintp(place)) ^ np.uint64(crc))
-            second = _fold(word_at(content, np.uintp(_SHORT_BLOCK_BYTES + place)) ^ np.uint64(second))
-            last = _fold(word_at(content, np.uintp(2 * _SHORT_BLOCK_BYTES + place)) ^ np.uint64(last))
+            crc = _fold(wire_read.word_at(content, np.uintp(place)) ^ np.uint64(crc))
+            second = _fold(wire_read.word_at(content, np.uintp(_SHORT_BLOCK_BYTES + place)) ^ np.uint64(second))
+            last = _fold(wire_read.word_at(content, np.uintp(2 * _SHORT_BLOCK_BYTES + place)) ^ np.uint64(last))
         crc = _shift_by(_SHORT_SHIFTS, _shift_by(_SHORT_SHIFTS, crc) ^ second) ^ last
         at += 3 * _SHORT_BLOCK_BYTES
     for place in range(at, content.size - 7, 8):
-        crc = _fold(word_at(content, np.uintp(place)) ^ np.uint64(crc))
+        crc = _fold(wire_read.word_at(content, np.uintp(place)) ^ np.uint64(crc))
     for at in range(content.size // 8 * 8, content.size):
         crc = np.uint32((crc >> np.uint32(8)) ^ _TABLES[0, (crc ^ np.uint32(content[at])) & np.uint32(0xFF)])
     return np.uint32(~crc)

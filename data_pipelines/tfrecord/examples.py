@@ -17,17 +17,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from mirrorspark.data_pipelines.tfrecord.kernels.examples import (
-    KEY_START,
-    KEY_STOP,
-    KIND,
-    decode_lists,
-    encode_byte_strings,
-    encode_varints,
-    index_example,
-)
-from mirrorspark.data_pipelines.tfrecord.kernels.row_lists import gather_strings
-from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import BYTES, FLOATS, INT64S, NO_KIND, PROBLEMS
+from mirrorspark.data_pipelines.tfrecord.kernels import examples, row_lists, wire_read
 
 
 @dataclass(frozen=True)
@@ -52,7 +42,7 @@ Column = npt.NDArray[Any] | Sequence[bytes] | Strings
 _LARGEST_MESSAGE_BYTES = 2**31 - 1
 
 _ONE_BYTE_VARINTS = [bytes([value]) for value in range(128)]
-_KIND_TAGS = {BYTES: b"\x0a", FLOATS: b"\x12", INT64S: b"\x1a"}
+_KIND_TAGS = {wire_read.BYTES: b"\x0a", wire_read.FLOATS: b"\x12", wire_read.INT64S: b"\x1a"}
 
 
 class MalformedExampleError(ValueError):
@@ -128,7 +118,7 @@ def encode_example(columns: Mapping[str, Column]) -> bytes:
         body_bytes = body.nbytes
         key = name.encode()
         # Built from the inside out: the packed field (byte strings carry their own tags), list, feature, map entry.
-        packed = b"\x0a" + varint(body_bytes) if body_bytes and kind != BYTES else b""
+        packed = b"\x0a" + varint(body_bytes) if body_bytes and kind != wire_read.BYTES else b""
         list_bytes = len(packed) + body_bytes
         feature = _KIND_TAGS[kind] + varint(list_bytes) + packed
         feature_bytes = len(feature) + body_bytes
@@ -180,9 +170,9 @@ def decode_example_arrays(
     """
     content, bounds, decoded, kinds = _decode_numbers(payload, columns)
     return {
-        name: Strings(*gather_strings(content, bounds[values])) if isinstance(values, slice) else values
+        name: Strings(*row_lists.gather_strings(content, bounds[values])) if isinstance(values, slice) else values
         for name, values in decoded.items()
-        if kinds[name] != NO_KIND
+        if kinds[name] != wire_read.NO_KIND
     }
 
 
@@ -197,7 +187,7 @@ def canonical_example(payload: bytes | memoryview, columns: Collection[str] | No
         MalformedExampleError: ``payload`` is not a tf.train.Example.
     """
     decoded, kinds = _decode(payload, columns)
-    return encode_example({name: column for name, column in decoded.items() if kinds[name] != NO_KIND})
+    return encode_example({name: column for name, column in decoded.items() if kinds[name] != wire_read.NO_KIND})
 
 
 def is_example_list(payload: bytes | memoryview) -> bool:
@@ -209,14 +199,14 @@ def is_example_list(payload: bytes | memoryview) -> bool:
     if isinstance(payload, memoryview):
         payload = payload.cast("B")
     content = np.frombuffer(payload, np.uint8)
-    problem, _, index = index_example(content)
-    if problem or not len(index) or (index[:, KIND] != NO_KIND).any():
+    problem, _, index = examples.index_example(content)
+    if problem or not len(index) or (index[:, examples.KIND] != wire_read.NO_KIND).any():
         return False
     # The name is a map entry with a value of its own: ELWC { Example { Features { entry { key, value } } } }.
-    start, stop = (int(bound) for bound in index[0, [KEY_START, KEY_STOP]])
+    start, stop = (int(bound) for bound in index[0, [examples.KEY_START, examples.KEY_STOP]])
     inner = b"\x0a" + varint(stop - start) + bytes(payload[start:stop])
-    problem, _, index = index_example(np.frombuffer(b"\x0a" + varint(len(inner)) + inner, np.uint8))
-    return not problem and len(index) == 1 and int(index[0, KIND]) != NO_KIND
+    problem, _, index = examples.index_example(np.frombuffer(b"\x0a" + varint(len(inner)) + inner, np.uint8))
+    return not problem and len(index) == 1 and int(index[0, examples.KIND]) != wire_read.NO_KIND
 
 
 def _decode(
@@ -240,20 +230,20 @@ def _decode_numbers(
     if isinstance(payload, memoryview):
         payload = payload.cast("B")
     content = np.frombuffer(payload, np.uint8)
-    problem, offset, index = index_example(content)
+    problem, offset, index = examples.index_example(content)
     if problem:
-        raise MalformedExampleError(PROBLEMS[problem], offset)
+        raise MalformedExampleError(wire_read.PROBLEMS[problem], offset)
     rows_by_name = _rows_by_name(payload, index, columns)
     wanted = [row for rows in rows_by_name.values() for row in rows]
-    problem, offset, floats, int64s, bounds, counts = decode_lists(content, index[wanted])
+    problem, offset, floats, int64s, bounds, counts = examples.decode_lists(content, index[wanted])
     if problem:
-        raise MalformedExampleError(PROBLEMS[problem], offset)
+        raise MalformedExampleError(wire_read.PROBLEMS[problem], offset)
 
     decoded: dict[str, npt.NDArray[Any] | slice] = {}
     kind_by_name: dict[str, int] = {}
-    stops = {NO_KIND: 0, BYTES: 0, FLOATS: 0, INT64S: 0}
+    stops = {wire_read.NO_KIND: 0, wire_read.BYTES: 0, wire_read.FLOATS: 0, wire_read.INT64S: 0}
     position = 0
-    kinds = index[:, KIND].tolist()
+    kinds = index[:, examples.KIND].tolist()
     counts_of_rows = counts.tolist()
     for name, rows in rows_by_name.items():
         kind = kinds[rows[0]]
@@ -262,9 +252,9 @@ def _decode_numbers(
         stop = start + sum(counts_of_rows[position : position + len(rows)])
         stops[kind] = stop
         position += len(rows)
-        if kind == FLOATS:
+        if kind == wire_read.FLOATS:
             decoded[name] = floats[start:stop]
-        elif kind == INT64S:
+        elif kind == wire_read.INT64S:
             decoded[name] = int64s[start:stop]
         else:
             decoded[name] = slice(start, stop)
@@ -274,7 +264,7 @@ def _decode_numbers(
 def _encode_list(name: str, column: Column) -> tuple[int, npt.NDArray[Any]]:
     """Return the kind of a column and its encoded values: contiguous, without the packed field's head."""
     if isinstance(column, Strings):
-        return BYTES, encode_byte_strings(column.content, np.diff(column.offsets))
+        return wire_read.BYTES, examples.encode_byte_strings(column.content, np.diff(column.offsets))
     if isinstance(column, np.ndarray) and column.dtype != object:
         if column.dtype not in (np.float32, np.int64):
             raise TypeError(
@@ -285,8 +275,8 @@ def _encode_list(name: str, column: Column) -> tuple[int, npt.NDArray[Any]]:
         if not (column.flags.c_contiguous and column.flags.aligned):
             column = column.copy()
         if column.dtype == np.float32:
-            return FLOATS, column
-        return INT64S, encode_varints(column)
+            return wire_read.FLOATS, column
+        return wire_read.INT64S, examples.encode_varints(column)
     if isinstance(column, np.ndarray) and column.ndim != 1:
         raise ValueError(f"column {name!r} has shape {list(column.shape)}; flatten it to one dimension")
     # Without this, bytes and str would be taken for sequences of their elements.
@@ -296,7 +286,7 @@ def _encode_list(name: str, column: Column) -> tuple[int, npt.NDArray[Any]]:
         found = ", ".join(sorted(kind.__name__ for kind in strangers))
         raise TypeError(f"column {name!r} holds {found} among its values; encode each value to bytes")
     lengths = np.fromiter(map(len, column), np.int64, len(column))
-    return BYTES, encode_byte_strings(np.frombuffer(b"".join(column), np.uint8), lengths)
+    return wire_read.BYTES, examples.encode_byte_strings(np.frombuffer(b"".join(column), np.uint8), lengths)
 
 
 def varint(value: int) -> bytes:
@@ -319,7 +309,7 @@ def _rows_by_name(
     rows_by_name: dict[str, list[int]] = {}
     rows: list[int] = []
     previous = -1
-    for row, (entry, start, stop) in enumerate(index[:, : KEY_STOP + 1].tolist()):
+    for row, (entry, start, stop) in enumerate(index[:, : examples.KEY_STOP + 1].tolist()):
         if entry == previous:
             rows.append(row)
             continue

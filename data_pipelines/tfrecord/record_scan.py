@@ -12,7 +12,7 @@ from numba import types
 
 from mirrorspark.data_pipelines.kernels import READ_ONLY_BYTES, compile_kernel
 from mirrorspark.data_pipelines.tfrecord.checksums import masked_crc32c_of_span
-from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import uint32_at
+from mirrorspark.data_pipelines.tfrecord.kernels import wire_read
 from mirrorspark.data_pipelines.tfrecord.records import (
     FOOTER_BYTES,
     HEADER_BYTES,
@@ -220,7 +220,7 @@ def scan_records(
 
     Args:
         file: a binary file at the start of a record, for example from
-            :func:`data_pipelines.tfrecord.codecs.open_records`. It stays open.
+            :func:`data_pipelines.tfrecord.open_records`. It stays open.
         name: the file's name, for errors.
         verify_checksums: compare both checksums of each record.
         on_damage: "fail", or "skip" damaged records and count them in :attr:`RecordScan.skipped`. A file without any
@@ -274,9 +274,11 @@ def _whole_records(
     computed = np.uint32(0)
     length = np.uint64(0)
     while content.size - at >= HEADER_BYTES:
-        length = np.uint64(uint32_at(content, at)) | np.uint64(uint32_at(content, at + 4)) << np.uint64(32)
+        length = np.uint64(wire_read.uint32_at(content, at)) | np.uint64(
+            wire_read.uint32_at(content, at + 4)
+        ) << np.uint64(32)
         if verify_checksums:
-            stored = uint32_at(content, at + 8)
+            stored = wire_read.uint32_at(content, at + 8)
             computed = masked_crc32c_of_span(content, at, at + 8)
             if stored != computed:
                 problem = _LENGTH_CHECKSUM
@@ -289,7 +291,7 @@ def _whole_records(
         if stop + FOOTER_BYTES > content.size:
             break
         if verify_checksums:
-            stored = uint32_at(content, stop)
+            stored = wire_read.uint32_at(content, stop)
             computed = masked_crc32c_of_span(content, start, stop)
             if stored != computed:
                 problem = _PAYLOAD_CHECKSUM
@@ -317,9 +319,9 @@ def _next_header(content: npt.NDArray[np.uint8], at: int) -> int:
     while content.size - at >= HEADER_BYTES:
         # Most places fail here: no payload is longer than 2 GiB.
         if (
-            uint32_at(content, at + 4) == 0
-            and uint32_at(content, at) <= np.uint32(LARGEST_PAYLOAD_BYTES)
-            and uint32_at(content, at + 8) == masked_crc32c_of_span(content, at, at + 8)
+            wire_read.uint32_at(content, at + 4) == 0
+            and wire_read.uint32_at(content, at) <= np.uint32(LARGEST_PAYLOAD_BYTES)
+            and wire_read.uint32_at(content, at + 8) == masked_crc32c_of_span(content, at, at + 8)
         ):
             return at
         at += 1

@@ -73,7 +73,7 @@ class RowDecoder:
         """Return the rows of ``chunk``, with null where a record lacks a feature or a scalar column's list is empty.
 
         Args:
-            chunk: Records, as :func:`data_pipelines.tfrecord.record_scan.scan_records` yields them.
+            chunk: Records, as :func:`data_pipelines.tfrecord.scan_records` yields them.
             name: The file's name, for errors.
 
         Raises:
@@ -106,7 +106,7 @@ class RowDecoder:
         """Return the rows of the intact records, and the number of malformed ones.
 
         Args:
-            chunk: Records, as :func:`data_pipelines.tfrecord.record_scan.scan_records` yields them.
+            chunk: Records, as :func:`data_pipelines.tfrecord.scan_records` yields them.
             name: The file's name, for errors.
 
         Raises:

@@ -20,8 +20,7 @@ from mirrorspark.data_pipelines.tfrecord.examples import (
     Strings,
     varint,
 )
-from mirrorspark.data_pipelines.tfrecord.kernels import row_encode
-from mirrorspark.data_pipelines.tfrecord.kernels.wire_write import SLACK_BYTES
+from mirrorspark.data_pipelines.tfrecord.kernels import SLACK_BYTES, row_encode
 from mirrorspark.data_pipelines.tfrecord.stored_columns import (
     StoredColumn,
     stored_columns,

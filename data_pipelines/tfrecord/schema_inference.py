@@ -12,7 +12,7 @@ from mirrorspark.data_pipelines.tfrecord.arrow_schema import (
     RecordType,
     SchemaError,
 )
-from mirrorspark.data_pipelines.tfrecord.kernels.row_survey import survey
+from mirrorspark.data_pipelines.tfrecord.kernels import survey
 from mirrorspark.data_pipelines.tfrecord.record_scan import RecordChunk
 from mirrorspark.data_pipelines.tfrecord.row_decoder import RowDecoder, canonical_chunk
 from mirrorspark.data_pipelines.tfrecord.table_blocks import (
@@ -34,7 +34,7 @@ def infer(chunk: RecordChunk, record_type: RecordType = RecordType.EXAMPLE, *, n
     For blocks (:mod:`data_pipelines.tfrecord.table_blocks`), these are the columns of their rows.
 
     Args:
-        chunk: Records, as :func:`data_pipelines.tfrecord.record_scan.scan_records` yields them.
+        chunk: Records, as :func:`data_pipelines.tfrecord.scan_records` yields them.
         record_type: Their type.
         name: The file's name, for errors.
 

@@ -19,7 +19,7 @@ from mirrorspark.data_pipelines.tfrecord.examples import (
     encode_example,
     varint,
 )
-from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import CUT_OFF, INVALID_TAG, PROBLEMS, VARINT_TOO_LONG
+from mirrorspark.data_pipelines.tfrecord.kernels import wire_read
 
 _MESSAGE = "tf.train.SequenceExample"
 _FIXED_BYTES = {1: 8, 5: 4}
@@ -32,7 +32,7 @@ def encode_sequence_example(context: Mapping[str, Column], feature_lists: Mappin
     """Return one serialized tf.train.SequenceExample, keys in sorted order.
 
     Args:
-        context: columns, as for :func:`data_pipelines.tfrecord.examples.encode_example`.
+        context: columns, as for :func:`data_pipelines.tfrecord.encode_example`.
         feature_lists: by name, the features of each list.
 
     Raises:
@@ -60,7 +60,7 @@ def decode_sequence_example(
         feature_lists: likewise.
 
     Returns:
-        The context as :func:`data_pipelines.tfrecord.examples.decode_example` returns it, without features that have no
+        The context as :func:`data_pipelines.tfrecord.decode_example` returns it, without features that have no
         kind, and by name the features of each list, None for one without a kind.
 
     Raises:
@@ -153,9 +153,9 @@ def _fields(content: bytes, at: int) -> Iterator[tuple[int, int, int]]:
         else:
             number = 0
         if number == 0 or number >= 2**29:
-            raise MalformedExampleError(PROBLEMS[INVALID_TAG], at, message=_MESSAGE)
+            raise MalformedExampleError(wire_read.PROBLEMS[wire_read.INVALID_TAG], at, message=_MESSAGE)
         if stop > len(content):
-            raise MalformedExampleError(PROBLEMS[CUT_OFF], at, message=_MESSAGE)
+            raise MalformedExampleError(wire_read.PROBLEMS[wire_read.CUT_OFF], at, message=_MESSAGE)
         yield number if wire_type == 2 else 0, start, stop
         at = stop
 
@@ -166,5 +166,5 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
         value |= (byte & 127) << 7 * step
         if byte < 128:
             return value & 2**64 - 1, at + step + 1
-    problem = CUT_OFF if len(content) - at < 10 else VARINT_TOO_LONG
-    raise MalformedExampleError(PROBLEMS[problem], at, message=_MESSAGE)
+    problem = wire_read.CUT_OFF if len(content) - at < 10 else wire_read.VARINT_TOO_LONG
+    raise MalformedExampleError(wire_read.PROBLEMS[problem], at, message=_MESSAGE)

@@ -23,7 +23,7 @@ from mirrorspark.fleet.columns import (
 )
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.trees import TreeNodes
-from mirrorspark.scoring.backends.libraries import BACKENDS_EXTRA
+from mirrorspark.scoring.backends import BACKENDS_EXTRA
 
 PROBED_ROWS = 16
 

@@ -8,9 +8,7 @@ import numpy as np
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.imports.imported import Imported, fleet_of
 from mirrorspark.fleet.packages import packed, single_output
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.uri import pinned_model
+from mirrorspark.scoring.model import ModelDirectory, PinnedModel, pinned_model
 
 
 def fleet_from_models(
@@ -30,7 +28,7 @@ def fleet_from_models(
 
     Args:
         models: By name, an MLflow URI, a folder (an exported or packaged model, any MLflow model), or the result of
-            :func:`scoring.model.uri.resolve`.
+            :func:`scoring.model.resolve`.
         output: Which output of the models is the score; by default the only number that they give.
         tracking_uri: Address of the MLflow store.
         group: The group of all models.

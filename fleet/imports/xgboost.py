@@ -19,7 +19,7 @@ from mirrorspark.fleet.imports.imported import (
     require_local,
 )
 from mirrorspark.fleet.trees import TreeNodes, edge_below
-from mirrorspark.scoring.backends.xgboost_file import check_whole
+from mirrorspark.scoring.backends import check_whole
 
 _LINKS = {
     "binary:logistic": "logit",

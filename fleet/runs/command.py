@@ -13,10 +13,10 @@ from pyspark.sql import SparkSession
 from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.ledger import LedgerError
 from mirrorspark.fleet.runs.plan import DEFAULT_AT_ONCE, DEFAULT_MODELS, RUN_FOLDER
+from mirrorspark.fleet.runs.planning import FAIR
 from mirrorspark.fleet.runs.planning import command as planning
-from mirrorspark.fleet.runs.planning.settings import FAIR
 from mirrorspark.fleet.runs.progress import DEFAULT_WATCH_SECONDS
-from mirrorspark.fleet.runs.report.call import PAGE_FILE, fleet_report
+from mirrorspark.fleet.runs.report import PAGE_FILE, fleet_report
 from mirrorspark.fleet.runs.run import (
     DEFAULT_BUDGET,
     DEFAULT_LEASE_SECONDS,
@@ -27,11 +27,9 @@ from mirrorspark.fleet.runs.run import (
     run_fleet,
     watch_fleet,
 )
-from mirrorspark.scoring.run import error_text, fail
-from mirrorspark.spark_session.errors import SESSION_ERRORS, task_message
-from mirrorspark.spark_session.start import open_command_session
-from mirrorspark.storage.credentials import clean
-from mirrorspark.storage.terminal_text import for_stream
+from mirrorspark.scoring import error_text, fail
+from mirrorspark.spark_session import SESSION_ERRORS, open_command_session, task_message
+from mirrorspark.storage import clean, terminal_text
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -107,7 +105,7 @@ def _status(options: argparse.Namespace) -> int:
             f"{found['failed_models']:,} of {found['models']:,} models failed; see {tables.ERRORS.name} in "
             f"{found['ledger']}",
         ]
-        print(for_stream("\n".join(lines), sys.stdout))
+        print(terminal_text.for_stream("\n".join(lines), sys.stdout))
     return EXIT_DONE if found["published"] == found["microbatches"] else EXIT_LEFT
 
 
@@ -121,7 +119,7 @@ def _report(options: argparse.Namespace) -> int:
         text = f"{found.run}: {rate:,.0f} inferences/s/core"
         text += "" if cost is None else f", {cost:.2g} per million"
         text += f", {found.totals['models_failed']:,} models failed, {found.totals['models_drifted']:,} have drifted"
-        print(for_stream(f"{text} -> {options.output}/{RUN_FOLDER}/{PAGE_FILE}", sys.stdout))
+        print(terminal_text.for_stream(f"{text} -> {options.output}/{RUN_FOLDER}/{PAGE_FILE}", sys.stdout))
     return EXIT_DONE
 
 
@@ -157,7 +155,7 @@ def _in_session(options: argparse.Namespace, work: Callable[[SparkSession], Flee
             f"{found.rows:,} rows, {found.models:,} models, {len(found.failed_models):,} of which failed -> "
             f"{found.output}"
         )
-        print(for_stream(text, sys.stdout))
+        print(terminal_text.for_stream(text, sys.stdout))
     return EXIT_DONE
 
 

@@ -12,7 +12,7 @@ from mirrorspark.fleet.bins import BINS, Distribution
 from mirrorspark.fleet.columns import lists_from
 from mirrorspark.fleet.counting import counted_outputs, unpacked_counts
 from mirrorspark.fleet.layout import Layout
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage import StoragePath
 
 COUNTS_FILE = "_counts.parquet"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.fleet.checks import BadModelsError, check_models, check_names
 from mirrorspark.fleet.coefficients import table_of_coefficients
 from mirrorspark.fleet.columns import FLEET_SCHEMA, FleetError, array, digests_of, lengths_of
@@ -19,8 +19,8 @@ from mirrorspark.fleet.folder import LIST_FILE
 from mirrorspark.fleet.packages import packages_of
 from mirrorspark.fleet.registry import is_registered
 from mirrorspark.fleet.scorer import bytes_of_models, check_type
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.scoring.model import ModelDirectoryError
+from mirrorspark.storage import without_credentials
 
 NOT_OF_A_MODEL = (OSError, FleetError)
 """Errors of files, stores, and of the folder of a whole fleet."""
@@ -101,7 +101,7 @@ class CheckedFleet:
     def against(self, columns: pa.Schema) -> "CheckedFleet":
         """Return the fleet with the models replaced, too, that cannot read their columns in the input."""
         found = [
-            ModelFailure(model, "columns", ColumnError.__name__, message)
+            ModelFailure(model, "columns", raw_columns.ColumnError.__name__, message)
             for model, message in _unreadable(self.fleet, columns).items()
         ]
         return self._without(found)
@@ -235,7 +235,7 @@ def _unreadable(fleet: Fleet, columns: pa.Schema) -> dict[str, str]:
     for name, model in packaged.items():
         try:
             model.check(columns)
-        except (ColumnError, ModelDirectoryError) as error:
+        except (raw_columns.ColumnError, ModelDirectoryError) as error:
             found[name] = str(error)
     return found
 
@@ -245,6 +245,6 @@ def _problem(column: str, category: str | None, types: Mapping[str, pa.DataType]
         return f"the input has no column '{column}', which the model reads; add it"
     try:
         check_type(column, None if category is None else [category], types[column], lambda: "the model")
-    except ColumnError as error:
+    except raw_columns.ColumnError as error:
         return str(error)
     return None

@@ -13,8 +13,8 @@ from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.ledger import Ledger, LedgerError, is_same_ledger, ledger_name
 from mirrorspark.fleet.runs.microbatch import Manifest, published_manifests
 from mirrorspark.fleet.runs.plan import RUN_FOLDER, RunPlan
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.storage.paths import Location, StoragePath
+from mirrorspark.scoring import ScoringError
+from mirrorspark.storage import Location, StoragePath
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def read_records(output: Location, ledger: str | Path | None = None) -> RunRecor
 
     Args:
         output: Folder of the run.
-        ledger: As for :func:`fleet.runs.run.resume_fleet`.
+        ledger: As for :func:`fleet.runs.resume_fleet`.
 
     Raises:
         FileNotFoundError: ``output`` has no run.
@@ -89,7 +89,7 @@ def opened_ledger(ledger: str | Path | None, target: StoragePath, plan: RunPlan 
     """Open the ledger of a run that is begun or resumed, which is a context that closes it.
 
     Args:
-        ledger: As for :func:`fleet.runs.run.resume_fleet`.
+        ledger: As for :func:`fleet.runs.resume_fleet`.
         target: Folder of the run.
         plan: Of a run that is resumed. Another ledger than its own is used with a warning: its own may be lost.
 

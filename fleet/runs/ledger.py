@@ -25,7 +25,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.decisions import Standing, is_held, to_take
-from mirrorspark.storage.credentials import is_secret_name, one_line, without_credentials
+from mirrorspark.storage import is_secret_name, one_line, without_credentials
 
 Clock: TypeAlias = Callable[[sa.Connection], float]
 """Returns the seconds that leases are compared with, from one clock for all drivers of a ledger."""

@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, ParquetRows
-from mirrorspark.data_pipelines.spark.tasks import Shares, portable, write_files
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.data_pipelines.reading import parquet_rows
+from mirrorspark.data_pipelines.spark import Shares, portable, write_files
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.runs import tables
@@ -28,10 +28,8 @@ from mirrorspark.fleet.runs.plan import MANIFEST_FILE, Microbatch, RunPlan
 from mirrorspark.fleet.runs.task import FailedModelsError, MicrobatchWriter, Selection, brief
 from mirrorspark.fleet.score import FleetCounters, ship_fleet
 from mirrorspark.fleet.task import FleetFilesTask
-from mirrorspark.spark_session.errors import SESSION_ERRORS
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.storage.credentials import one_line
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.spark_session import SESSION_ERRORS, session_of
+from mirrorspark.storage import StoragePath, one_line
 from mirrorspark.storage.publish import LeaseLostError, SaveMode, TargetExistsError, WriteJob, WrittenFile, holds_data
 
 _LOGGER = logging.getLogger(__name__)
@@ -105,7 +103,7 @@ class Scoring:
         spark: SparkSession,
         plan: RunPlan,
         output: StoragePath,
-        files: ParquetFiles,
+        files: parquet_rows.ParquetFiles,
         fleet: Fleet,
         owner: str,
         failed: Iterable[str],
@@ -247,11 +245,11 @@ class Scoring:
         except BaseException:
             job.abort()
             raise
-        result = write_files(partitions, job, body, lambda: part.rows, refusal=ColumnError, seal=seal)
+        result = write_files(partitions, job, body, lambda: part.rows, refusal=raw_columns.ColumnError, seal=seal)
         by_model = zip(*(report["model_seconds"] for report in result.reports), strict=True)
         return _Done(manifest, FleetCounters.of(result.reports), brief(map(sum, by_model)))
 
-    def _rows_of_step(self, models: tuple[str, ...]) -> ParquetRows:
+    def _rows_of_step(self, models: tuple[str, ...]) -> parquet_rows.ParquetRows:
         """Return the input with the columns that some models read."""
         columns = self._fleet.select(models).columns
         return self._files.rows(list(dict.fromkeys([*self._plan.keys, *columns])))

@@ -19,16 +19,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, ParquetRows
+from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.fleet.columns import array, some
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.runs.failures import CheckedFleet, ModelFailure
 from mirrorspark.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS, plan_tasks
-from mirrorspark.storage.listing import partition_folder
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.scoring import ScoringError
+from mirrorspark.scoring.task import DEFAULT_TASK_SECONDS, plan_tasks
+from mirrorspark.storage import StoragePath, listing
 
 RUN_FOLDER = "_run"
 MANIFEST_FILE = "_manifest.json"
@@ -119,7 +118,7 @@ class Microbatch:
         """The folder of its outputs, relative to that of the run."""
         values = [self.prefix, self.step.group, f"{self.step.number:05d}", f"{self.part:05d}"]
         columns = folder_columns(2 if self.prefix else 1)
-        return partition_folder(columns, values[-len(columns) :])
+        return listing.partition_folder(columns, values[-len(columns) :])
 
 
 @dataclass(frozen=True)
@@ -269,7 +268,7 @@ class RunPlan:
                 f"of the run, or score the new one into another output"
             )
 
-    def input_of(self, files: ParquetFiles) -> ParquetFiles:
+    def input_of(self, files: parquet_rows.ParquetFiles) -> parquet_rows.ParquetFiles:
         """Return the files of the run among ``files``, which may be more by now.
 
         Raises:
@@ -282,7 +281,7 @@ class RunPlan:
                 f"them back as they were, with their times (cp -p), or score the new input into another output"
             )
         places = [found[one.path][0] for one in self.files]
-        return ParquetFiles(
+        return parquet_rows.ParquetFiles(
             tuple(files.files[place] for place in places), tuple(files.footers[place] for place in places)
         )
 
@@ -333,7 +332,9 @@ def _ordered(fleet: Fleet, most_models: int) -> Sequence[int]:
     return by_columns if reads(by_columns) < _WORTH_ANOTHER_ORDER * reads(order) else order
 
 
-def plan_shares(rows: ParquetRows, slots: int, models: int, rows_per_microbatch: int | None) -> tuple[Share, ...]:
+def plan_shares(
+    rows: parquet_rows.ParquetRows, slots: int, models: int, rows_per_microbatch: int | None
+) -> tuple[Share, ...]:
     """Divide the rows among microbatches, and those of a microbatch among tasks.
 
     Args:
@@ -361,7 +362,7 @@ def plan_shares(rows: ParquetRows, slots: int, models: int, rows_per_microbatch:
     return tuple(shares)
 
 
-def input_files(files: ParquetFiles) -> list[InputFile]:
+def input_files(files: parquet_rows.ParquetFiles) -> list[InputFile]:
     """Return what tells whether files have changed; their content is not read."""
     with ThreadPoolExecutor(_VERSIONS_AT_A_TIME) as pool:
         versions = pool.map(lambda file: file.path.version(), files.files)

@@ -7,11 +7,11 @@ from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from mirrorspark.data_pipelines.spark.task_bar import clock_time
+from mirrorspark.data_pipelines.spark import task_bar
 from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.ledger import Ledger, LedgerError, reason
-from mirrorspark.pages.numbers import short_number
-from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.pages import short_number
+from mirrorspark.scoring import ScoringError
 
 DEFAULT_WATCH_SECONDS = 2.0
 
@@ -83,9 +83,8 @@ class Progress:
         counts += f", {self.failed:,} failed"
         if self.inferences_per_second is None or self.seconds_left is None:
             return counts
-        return (
-            f"{counts}; {short_number(self.inferences_per_second)} inferences/s, {clock_time(self.seconds_left)} left"
-        )
+        rate, left = short_number(self.inferences_per_second), task_bar.clock_time(self.seconds_left)
+        return f"{counts}; {rate} inferences/s, {left} left"
 
 
 def follow(book: Ledger, run: str, every_seconds: float) -> Iterator[Progress]:

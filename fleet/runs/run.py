@@ -15,8 +15,8 @@ from uuid import uuid4
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles
-from mirrorspark.data_pipelines.spark.tasks import progress_bar
+from mirrorspark.data_pipelines.reading import parquet_rows
+from mirrorspark.data_pipelines.spark import progress_bar
 from mirrorspark.fleet.columns import some
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.layout import Layout
@@ -45,16 +45,14 @@ from mirrorspark.fleet.runs.plan import (
     plan_shares,
     plan_steps,
 )
-from mirrorspark.fleet.runs.planning.settings import problems_of
+from mirrorspark.fleet.runs.planning import problems_of
 from mirrorspark.fleet.runs.progress import DEFAULT_WATCH_SECONDS, Progress, follow
 from mirrorspark.fleet.score import check_result
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.files import find_source, refuse_own_input
-from mirrorspark.scoring.input.spark_tables import SparkSource
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.storage.lakes import refuse_lake_write
-from mirrorspark.storage.paths import Location, StoragePath
-from mirrorspark.storage.publish.staging import STAGING_PREFIX
+from mirrorspark.scoring import ScoringError, find_source, refuse_own_input
+from mirrorspark.scoring.input import SparkSource
+from mirrorspark.spark_session import session_of
+from mirrorspark.storage import Location, StoragePath, lakes
+from mirrorspark.storage.publish import STAGING_PREFIX
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -324,7 +322,7 @@ def _drive(
     plan: RunPlan,
     target: StoragePath,
     book: Ledger,
-    files: ParquetFiles,
+    files: parquet_rows.ParquetFiles,
     fleet: Fleet,
     settings: _Settings,
     numbers: Sequence[int] | None = None,
@@ -431,7 +429,7 @@ def _too_many(why: str, plan: RunPlan, names: Sequence[str], book: Ledger) -> st
 
 
 def _check_new(target: StoragePath) -> None:
-    refuse_lake_write(target)
+    lakes.refuse_lake_write(target)
     check_no_run(target)
     if target.is_file():
         raise ScoringError(f"the output {target} is a file; name a folder")
@@ -448,12 +446,12 @@ def _locations(paths: Location | Sequence[Location]) -> list[str]:
     return [str(StoragePath.of(one)) for one in ([paths] if isinstance(paths, Location) else paths)]
 
 
-def _files(locations: Sequence[str], target: StoragePath) -> ParquetFiles:
+def _files(locations: Sequence[str], target: StoragePath) -> parquet_rows.ParquetFiles:
     source = find_source(list(locations), None)
     if isinstance(source, SparkSource):
         raise ScoringError(f"{locations[0]} is a table with a log, whose rows may change; write them as Parquet first")
     refuse_own_input([file.path for file in source], list(locations), target)
-    return ParquetFiles.of(source)
+    return parquet_rows.ParquetFiles.of(source)
 
 
 def _run_row(plan: RunPlan, target: StoragePath, state: str) -> dict[str, object]:

@@ -15,15 +15,14 @@ from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.features.raw_columns import meant
-from mirrorspark.data_pipelines.spark.tasks import map_batches
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.fleet.layout import MODEL_COLUMN, OUTPUTS
 from mirrorspark.fleet.runs.microbatch import published_manifests
 from mirrorspark.fleet.runs.plan import RunPlan
 from mirrorspark.fleet.task import MODELS_KEY
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.storage.listing import list_files
-from mirrorspark.storage.paths import Location, StoragePath, hadoop_path, hadoop_uri
+from mirrorspark.scoring import ScoringError
+from mirrorspark.storage import Location, StoragePath, hadoop_path, hadoop_uri, listing
 
 _WORDS = re.compile(r"`((?:[^`]|``)+)`|([A-Za-z_]\w*)")
 _MODELS_PER_JOB = 100
@@ -108,7 +107,7 @@ def select_scores(
         unknown = next((one for one in sorted(words) if f"`{one}`" in str(error) and one.lower() not in present), "")
         raise ScoringError(
             f"the condition '{condition}' does not fit the scores: {str(error).strip().splitlines()[0]}"
-            f"{meant(unknown, known)}"
+            f"{raw_columns.meant(unknown, known)}"
         ) from error
 
 
@@ -213,7 +212,7 @@ def _tables(
         return [_table(scores, models or _named_models([hadoop_path(uri) for uri in scores.inputFiles()]))]
     folder = StoragePath.of(scores)
     if not RunPlan.is_in(folder):
-        files = [file.path for file in list_files(folder) if file.path.name.endswith(".parquet")]
+        files = [file.path for file in listing.list_files(folder) if file.path.name.endswith(".parquet")]
         frame = spark.read.parquet(hadoop_uri(folder, scores))
         return [_table(frame, models or _named_models(files))]
     plan = RunPlan.load(folder)

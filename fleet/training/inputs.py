@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.transform import imputed_value
+from mirrorspark.data_pipelines.features import FittedFeatures, imputed_value
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 from annotated_types import Ge, Gt
 
 from mirrorspark.fleet.columns import ACTIVATIONS
-from mirrorspark.training.configuration.fields import ConfigError, check_values
+from mirrorspark.training.configuration import ConfigError, check_values
 
 TARGETS = "fleet_targets"
 """The dataset's vector of labels: one per target, 0 if it is missing. If any is missing, as many flags follow: 1 for a

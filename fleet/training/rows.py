@@ -12,13 +12,10 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import BooleanType, DataType, NumericType, StringType
 
-from mirrorspark.data_pipelines.any_table import ROW_NUMBER, TableError, as_dataframe, is_in_memory, numbered
-from mirrorspark.data_pipelines.conversion import ConversionOptions
-from mirrorspark.data_pipelines.converted_once import convert_once, hashed_on_the_way, quoted
-from mirrorspark.data_pipelines.features.raw_columns import meant
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
-from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.data_pipelines import ConversionOptions, any_table, convert_once, hashed_on_the_way, quoted
+from mirrorspark.data_pipelines.features import FeatureSpec, raw_columns
+from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split
+from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.fleet.columns import FleetError, some
 from mirrorspark.fleet.training.declared import check_columns
 from mirrorspark.fleet.training.plan import TARGETS
@@ -80,11 +77,11 @@ def split_rows(
 
 def _with_keys(table: Any, keys: str | Sequence[str] | None, spark: SparkSession) -> tuple[DataFrame, tuple[str, ...]]:
     """Return the table with columns that identify its rows, and their names."""
-    if keys is None and is_in_memory(table):
-        return as_dataframe(numbered(table), spark), (ROW_NUMBER,)
-    rows = as_dataframe(table, spark)
+    if keys is None and any_table.is_in_memory(table):
+        return any_table.as_dataframe(any_table.numbered(table), spark), (any_table.ROW_NUMBER,)
+    rows = any_table.as_dataframe(table, spark)
     if not keys:
-        raise TableError(
+        raise any_table.TableError(
             f"the rows of a stored table have no numbers; give keys=, columns that identify one, of {rows.columns[:20]}"
         )
     return rows, (keys,) if isinstance(keys, str) else tuple(keys)
@@ -110,7 +107,7 @@ def _features(
     columns = (columns,) if isinstance(columns, str) else columns
     for what, names in (("column", columns), ("target", targets), ("key", keys)):
         if unknown := [name for name in names if name not in types]:
-            hint = meant(str(unknown[0]), types)
+            hint = raw_columns.meant(str(unknown[0]), types)
             raise FleetError(
                 f"the table has no column {some(map(str, unknown))} ({what}){hint}; it has {list(types)[:20]}"
             )

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.reading.padding import padding_scale
+from mirrorspark.data_pipelines.reading import padding_scale
 from mirrorspark.fleet.training.plan import StackMember, StackSettings
 
 # Bins of linear predictors, from this far below that of the mean label to as far above. They are narrow in the middle,
@@ -21,7 +21,7 @@ _BINS, _REACH, _NARROWNESS = 512, 16.0, 1000.0
 Batch = tuple[tf.Tensor, ...]
 """Inputs ``[batch, inputs]``, labels in the units of the targets ``[batch, targets]``, and weights of the labels
 ``[batch, targets]`` or, where none is missing, of the rows ``[batch, 1]``; all float32. Missing labels and rows of
-padding have weight 0. One with padding is a :class:`data_pipelines.reading.padding.PaddedBatch`."""
+padding have weight 0. One with padding is a :class:`data_pipelines.reading.PaddedBatch`."""
 
 
 class StackedModels(tf_keras.Model):

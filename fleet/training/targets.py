@@ -10,10 +10,10 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from scipy.special import xlogy  # type: ignore[import-untyped]
 
-from mirrorspark.data_pipelines.converted_once import quoted
-from mirrorspark.data_pipelines.dataset.manifest import SPLITS
-from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
-from mirrorspark.data_pipelines.spark.tasks import portable
+from mirrorspark.data_pipelines import quoted
+from mirrorspark.data_pipelines.dataset import SPLITS
+from mirrorspark.data_pipelines.quality import SPLIT_COLUMN
+from mirrorspark.data_pipelines.spark import portable
 from mirrorspark.fleet.checks import NamedModels
 
 _TRAIN, _VALIDATION, _ = SPLITS

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 from mlflow.exceptions import MlflowException
 from pyspark.sql import SparkSession
 
-from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_OUTPUT, store_client
-from mirrorspark.data_pipelines.dataset.manifest import SPLITS
-from mirrorspark.data_pipelines.features.fitting import rounded
-from mirrorspark.data_pipelines.reading.dataset import Dataset
+from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.data_pipelines.dataset import SPLITS
+from mirrorspark.data_pipelines.features import fitting
+from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.fleet.columns import FleetError, some
 from mirrorspark.fleet.training.declared import declared_models
 from mirrorspark.fleet.training.inputs import Input, inputs_of
@@ -22,16 +22,18 @@ from mirrorspark.fleet.training.plan import StackMember, StackPlan, StackSetting
 from mirrorspark.fleet.training.rows import FleetRows, converted, split_rows
 from mirrorspark.fleet.training.targets import TargetSums
 from mirrorspark.fleet.training.trained import TrainedFleet, fleet_of, report_of, summary
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.start import open_session
-from mirrorspark.storage.atomic_file import replaced
-from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.training.configuration.fields import ConfigError
-from mirrorspark.training.entry_points.fit_table import MOST_LOCAL_WORKERS, default_batch_size, default_workers
-from mirrorspark.training.entry_points.launch import Launched, run_train_fn
-from mirrorspark.training.protocol.elastic import Elastic, parse_workers
-from mirrorspark.training.protocol.names import is_name
-from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.spark_session import open_session, session_of
+from mirrorspark.storage import atomic_file, without_credentials
+from mirrorspark.training.configuration import ConfigError
+from mirrorspark.training.entry_points import (
+    MOST_LOCAL_WORKERS,
+    Launched,
+    default_batch_size,
+    default_workers,
+    run_train_fn,
+)
+from mirrorspark.training.protocol import Elastic, is_name, parse_workers
+from mirrorspark.training.run_records.live import LiveView
 
 FLEET_FOLDER, REPORT_NAME = "fleet", "models"
 
@@ -57,7 +59,7 @@ def train_fleet(
     seed: int = StackSettings.seed,
     workers: int | None = None,
     name: str = "fleet",
-    output: str | Path = DEFAULT_OUTPUT,
+    output: str | Path = tracking_store.DEFAULT_OUTPUT,
     tracking_uri: str | None = None,
     experiment: str | None = None,
     resume: bool = True,
@@ -67,7 +69,7 @@ def train_fleet(
     """Train a model for each of many targets over one table, all in one pass, and return them as a fleet.
 
     The weights of all models are stacked, so that a layer of all of them is one product, on one or several workers
-    under supervision (:func:`training.entry_points.launch.run_train_fn`). Each model is what it would be on its own
+    under supervision (:func:`training.entry_points.run_train_fn`). Each model is what it would be on its own
     with the same batches: it learns from the rows that have a label of its target, has its own penalty, and stops by
     its own validation loss, with the weights of its best epoch. Linear models begin with zeros and the intercept of the
     mean label. The same call goes on with a training that did not finish.
@@ -79,7 +81,7 @@ def train_fleet(
     The table of models has ``model`` and, as needed, ``target`` (a column of numbers or booleans, null for no label; by
     default the model's name), ``link``, ``penalty``, ``columns`` (those of ``columns`` that the model reads; a CSV file
     has spaces between them), and ``group``, ``threshold`` and ``cut_points`` as for
-    :func:`fleet.coefficients.fleet_from_coefficients`.
+    :func:`fleet.fleet_from_coefficients`.
 
     Args:
         table: A Spark, pandas or Polars DataFrame, a PyArrow table, the name of a table, or the path of Parquet, CSV or
@@ -113,7 +115,7 @@ def train_fleet(
         TableError: ``table`` is no table, or has no keys.
         FleetError: A model, a target or a column cannot be used; the message names it. Or no model has converged.
         ConfigError: A setting has an invalid value.
-        Exception: As :func:`data_pipelines.conversion.convert` and :func:`training.entry_points.launch.run_train_fn` say.
+        Exception: As :func:`data_pipelines.convert` and :func:`training.entry_points.run_train_fn` say.
     """
     if not is_name(name):
         raise ConfigError(f"name '{name}' must be letters, digits, '.', '_' or '-': it names folders")
@@ -192,9 +194,9 @@ def _members(
                 link=row["link"],
                 penalty=row["penalty"],
                 share=float(sums.labels[model]) / rows,
-                start=0.0 if is_identity else rounded(np.log(odds)),
-                mean=rounded(mean) if is_identity else 0.0,
-                scale=(rounded(spreads[model]) or 1.0) if is_identity else 1.0,
+                start=0.0 if is_identity else fitting.rounded(np.log(odds)),
+                mean=fitting.rounded(mean) if is_identity else 0.0,
+                scale=(fitting.rounded(spreads[model]) or 1.0) if is_identity else 1.0,
                 inputs=None
                 if row["columns"] is None
                 else tuple(place for column in dict.fromkeys(row["columns"]) for place in by_column.get(column, ())),
@@ -224,7 +226,7 @@ def _trained(
     fleet = fleet_of(declared, plan, inputs, arrays, np.flatnonzero(~report["diverged"].to_numpy()))
     folder = launched.run_folder / FLEET_FOLDER
     fleet.save(folder)
-    with replaced(launched.run_folder / f"{REPORT_NAME}.parquet") as file:
+    with atomic_file.replaced(launched.run_folder / f"{REPORT_NAME}.parquet") as file:
         pq.write_table(report, file)
     trained = TrainedFleet(fleet, report, folder, launched.run_id, launched.tracking_uri, Path(plan.dataset))
     _log(trained, plan.settings)
@@ -237,7 +239,7 @@ def _log(trained: TrainedFleet, settings: StackSettings) -> None:
         _LOGGER.warning("MLflow has not got the report and the fleet, which are in %s", trained.folder.parent)
         return
     try:
-        client = store_client(trained.tracking_uri)
+        client = tracking_store.store_client(trained.tracking_uri)
         for name, value in summary(trained.report).items():
             client.log_metric(trained.run_id, name, value)
         client.log_table(trained.run_id, trained.report.to_pandas(), f"{REPORT_NAME}.json")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.dataset.manifest import SPLITS
+from mirrorspark.data_pipelines.dataset import SPLITS
 from mirrorspark.fleet.coefficients import linear_table
 from mirrorspark.fleet.columns import NETWORK_FIELDS, TERM_FIELDS
 from mirrorspark.fleet.fleet import Fleet
@@ -32,7 +32,7 @@ class TrainedFleet:
             label, and with the label 1), ``validation_rows``, ``test_rows``, ``epochs`` (in which it learnt),
             ``best_epoch``, ``stopped_early``, ``diverged``, ``metric`` (its name), and ``train_loss``,
             ``validation_loss``, ``test_loss``, ``validation_metric`` and ``test_metric`` of the best epoch.
-        folder: Folder of the fleet, for :func:`fleet.score.score_fleet`.
+        folder: Folder of the fleet, for :func:`fleet.score_fleet`.
         run_id: MLflow run with the report, the fleet, and means and quantiles of the metrics; None if the tracking
             server was never reached.
         dataset: The directory of the converted rows.

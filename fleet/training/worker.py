@@ -7,24 +7,18 @@ from typing import Any, cast
 import numpy as np
 import tensorflow as tf
 
-from mirrorspark.callbacks.backup import BackupAndRestore, resume_point
-from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
-from mirrorspark.callbacks.checkpoints.fencing import CHECKPOINTS_VARIABLE
-from mirrorspark.callbacks.collectives.agreement import sum_over_ranks
-from mirrorspark.callbacks.collectives.roles import current_role
-from mirrorspark.callbacks.short_executions import ShortExecutions
-from mirrorspark.data_pipelines.dataset.manifest import SPLITS
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
-from mirrorspark.data_pipelines.reading.padding import PaddedBatch
+from mirrorspark.callbacks import BackupAndRestore, ChiefCheckpoint, ShortExecutions, resume_point
+from mirrorspark.callbacks.checkpoints import fencing
+from mirrorspark.callbacks.collectives import current_role, sum_over_ranks
+from mirrorspark.data_pipelines.dataset import SPLITS
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds
+from mirrorspark.data_pipelines.reading import Dataset, PaddedBatch, ReadPlan, load_batches
 from mirrorspark.fleet.training.inputs import inputs_of
 from mirrorspark.fleet.training.plan import TARGETS, WEIGHTS_FILE, StackPlan
 from mirrorspark.fleet.training.stack import StackedModels
 from mirrorspark.fleet.training.stopping import ModelStopping
-from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.models.fitting.step_loop import use_step_loop
-from mirrorspark.storage.atomic_file import replaced
+from mirrorspark.models.fitting import OptimizerSettings, build_optimizer, use_step_loop
+from mirrorspark.storage import atomic_file
 
 _TRAIN, _VALIDATION, _TEST = SPLITS
 _MOST_STEPS_PER_EXECUTION = 50
@@ -40,7 +34,7 @@ def train(plan: StackPlan) -> str:
     :class:`fleet.training.stopping.ModelStopping`, and ``test_loss`` and ``test_area`` with the best weights.
     """
     strategy = tf.distribute.get_strategy()
-    folder, is_chief = os.environ[CHECKPOINTS_VARIABLE], current_role(strategy).is_chief
+    folder, is_chief = os.environ[fencing.CHECKPOINTS_VARIABLE], current_role(strategy).is_chief
     dataset, settings = Dataset.open(plan.dataset), plan.settings
     steps = {split: dataset.steps(split, plan.global_batch_size) for split in SPLITS}
     model = StackedModels(plan.members, len(inputs_of(dataset.features)), settings, plan.global_batch_size)
@@ -113,7 +107,7 @@ def _batches(
 
 
 def assembled(batch: PaddedBatch, features: FittedFeatures, plan: StackPlan) -> PaddedBatch:
-    """Return a batch of :func:`data_pipelines.reading.dataset.load_batches`, with ``NUMBERS``, as the stack takes it.
+    """Return a batch of :func:`data_pipelines.reading.load_batches`, with ``NUMBERS``, as the stack takes it.
 
     The inputs are in the order of :func:`fleet.training.inputs.inputs_of`.
     """
@@ -121,8 +115,8 @@ def assembled(batch: PaddedBatch, features: FittedFeatures, plan: StackPlan) -> 
     parts = [values[NUMBERS]] if features.spec.numeric else []
     for feature in features.spec.categorical:
         # A missing or unknown category becomes a number below 0, for which one_hot gives zeros.
-        categories = features.id_count(feature) - FIRST_VOCABULARY_ID
-        parts.append(tf.one_hot(values[feature.name] - FIRST_VOCABULARY_ID, categories))
+        categories = features.id_count(feature) - kinds.FIRST_VOCABULARY_ID
+        parts.append(tf.one_hot(values[feature.name] - kinds.FIRST_VOCABULARY_ID, categories))
     labels = values[TARGETS][:, : plan.targets]
     weights = row_weights[:, None]
     if plan.has_missing:
@@ -135,5 +129,5 @@ def _write(path: Path, model: StackedModels, stopping: ModelStopping, tested: di
     names = [f"{kind}_{layer}" for kind in ("kernel", "bias") for layer in range(layers)]
     weights = {name: values.numpy() for name, values in zip(names, model.best, strict=True)}
     state = {name: np.array(value) for name, value in stopping.get_state().items()}
-    with replaced(path) as file:
+    with atomic_file.replaced(path) as file:
         np.savez(file, **cast(dict[str, Any], weights | state | tested))

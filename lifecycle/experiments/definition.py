@@ -16,7 +16,7 @@ import yaml
 from numpy.typing import NDArray
 
 from mirrorspark.lifecycle.experiments.allocation import BUCKETS, Ranges, allocated, buckets_of, reallocated
-from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.storage import atomic_file
 
 HOLDOUT = "holdout"
 """The variant of units that are held out: they take part in no experiment."""
@@ -200,7 +200,7 @@ class Experiment:
             text = json.dumps(plain, indent=2, ensure_ascii=False) + "\n"
         else:
             text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-        write_atomically(Path(path), text)
+        atomic_file.write_atomically(Path(path), text)
 
 
 def check_experiments(experiments: Iterable[Experiment]) -> None:

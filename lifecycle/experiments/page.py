@@ -8,9 +8,10 @@ from markupsafe import Markup
 
 from mirrorspark.lifecycle.experiments.analysis import SAMPLE_RATIO_P_VALUE, Analysis, Effect
 from mirrorspark.lifecycle.experiments.conclusion import difference_text, interval_text
-from mirrorspark.pages.blocks import (
+from mirrorspark.pages import (
     Cell,
     card_html,
+    page_html,
     paragraph_html,
     remark_html,
     rows_html,
@@ -19,9 +20,7 @@ from mirrorspark.pages.blocks import (
     tiles_html,
     verdict_html,
 )
-from mirrorspark.pages.charts.histogram import share_bars
-from mirrorspark.pages.charts.intervals import IntervalRow, interval_chart
-from mirrorspark.pages.page import page_html
+from mirrorspark.pages.charts import IntervalRow, interval_chart, share_bars
 
 # Bars of the expected units next to those of the observed ones.
 _EXPECTED_COLOUR = 4

@@ -10,7 +10,7 @@ from typing import Literal
 from mirrorspark.lifecycle.gate.facts import Facts, Measure, SliceFacts
 from mirrorspark.lifecycle.gate.slices import OVERALL
 from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, Gap, Gates, Interval, Threshold
-from mirrorspark.pages.numbers import in_digits
+from mirrorspark.pages import in_digits
 
 Outcome = Literal["passed", "failed", "skipped"]
 """A skipped finding blocks nothing: its slice has too few examples, or there is no champion to compare with."""

@@ -17,7 +17,7 @@ from google.protobuf import json_format, text_format
 
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, MIN_EXAMPLES, Gates, Threshold
-from mirrorspark.serving.protos import Messages, message_class
+from mirrorspark.serving import Messages, message_class
 
 # Other metrics cannot be kept, and are refused.
 _MESSAGES: Messages = {
@@ -105,7 +105,7 @@ def read_eval_config(file: str | Path) -> EvalConfig:
     """Read a configuration of TensorFlow Model Analysis: a text proto, or YAML or JSON by the file's suffix.
 
     ``threshold`` of a metric holds in all rows and in every slice, as there. Metrics without a threshold are left out:
-    :func:`lifecycle.gate.gate.validate` measures all that it has.
+    :func:`lifecycle.gate.validate` measures all that it has.
 
     Raises:
         EvalConfigError: It cannot be read, or asks for what cannot be kept: metrics that are not measured here,

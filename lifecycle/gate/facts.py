@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mirrorspark.evaluation.bootstrap import CONFIDENCE, RESAMPLES
+from mirrorspark.evaluation import bootstrap
 from mirrorspark.lifecycle.gate.measures import INVALID, ROWS, Measures, binning_errors
 from mirrorspark.lifecycle.gate.slices import OVERALL, slice_name
 from mirrorspark.lifecycle.gate.tally import BUCKETS, Tally, weighted_counts
-from mirrorspark.scoring.parity.report import ParityReport
+from mirrorspark.scoring.parity import ParityReport
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def slice_facts(
     measures: Measures,
     *,
     seed: int,
-    resamples: int = RESAMPLES,
+    resamples: int = bootstrap.RESAMPLES,
 ) -> SliceFacts:
     """Return the metrics of a slice, with intervals from a Poisson bootstrap of the buckets of keys.
 
@@ -152,5 +152,5 @@ def _measure(value: float, draws: NDArray[np.float64], error: float) -> Measure:
     draws = draws[np.isfinite(draws)]
     if not len(draws) or not math.isfinite(value):
         return Measure(value, error=error)
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(draws, [(1 - bootstrap.CONFIDENCE) / 2, (1 + bootstrap.CONFIDENCE) / 2])
     return Measure(value, float(low), float(high), error)

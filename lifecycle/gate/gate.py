@@ -9,7 +9,7 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from mirrorspark.callbacks.mlflow.tracking_store import store_client
+from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.lifecycle.gate.facts import Facts
 from mirrorspark.lifecycle.gate.measure import Measured, measure
 from mirrorspark.lifecycle.gate.measures import measures_of
@@ -17,15 +17,13 @@ from mirrorspark.lifecycle.gate.serving import model_bytes, schema_changes, scor
 from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
 from mirrorspark.lifecycle.gate.thresholds import Gates, Threshold
 from mirrorspark.lifecycle.gate.validation import JSON_FILE, ModelReference, Validation
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.pages.guarded import drawn
-from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, Task
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.uri import pinned_model
+from mirrorspark.models.index import CANDIDATES, SCORES
+from mirrorspark.pages import drawn
+from mirrorspark.scoring import check_keys
+from mirrorspark.scoring.input import NullRule
+from mirrorspark.scoring.model import ModelDescription, ModelDirectory, PinnedModel, Task, pinned_model
 from mirrorspark.scoring.parity import THRESHOLD, ParityReport
-from mirrorspark.scoring.plan import check_keys
-from mirrorspark.scoring.task.scorer import OtherVersions
+from mirrorspark.scoring.task import OtherVersions
 
 SINGLE_ROWS = 200
 PARITY_OF_ROWS = "single rows and table"
@@ -60,7 +58,7 @@ def validate(
     :class:`Measure` bounds their distance to the exact value. Intervals are of 95%, by a Poisson bootstrap of the keys.
 
     Args:
-        candidate: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+        candidate: URI of the model, or the result of :func:`scoring.model.resolve`.
         champion: The model in production; None where there is none yet.
         table: Rows that neither model has trained on, with the raw columns of both, keys and label.
         slices: SQL expressions; every value of one is a slice. A :class:`Slicing` has a name and chosen values.
@@ -77,9 +75,9 @@ def validate(
         single_rows: Number of rows that are also scored one by one, in a process of their own: their times are the
             latency, and their scores must be those of the table. 0 leaves both out.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
-        nulls: As in :func:`scoring.batch.score`.
-        other_versions: As in :func:`scoring.batch.score`.
-        trust: As in :func:`scoring.batch.score`.
+        nulls: As in :func:`scoring.score`.
+        other_versions: As in :func:`scoring.score`.
+        trust: As in :func:`scoring.score`.
         seed: Fixes the intervals.
 
     Raises:
@@ -140,7 +138,7 @@ def log_validation(validation: Validation, run_id: str, *, tracking_uri: str | N
 
     from mirrorspark.lifecycle.gate.page import PAGE_FILE, validation_page
 
-    client = store_client(tracking_uri or mlflow.get_tracking_uri())
+    client = tracking_store.store_client(tracking_uri or mlflow.get_tracking_uri())
     for name, page in drawn({PAGE_FILE: lambda: validation_page(validation)}).items():
         client.log_text(run_id, page, name)
     client.log_text(run_id, validation.to_json(), JSON_FILE)

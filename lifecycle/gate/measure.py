@@ -13,15 +13,13 @@ from numpy.typing import NDArray
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.spark.tasks import map_batches
+from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.lifecycle.gate.facts import SliceFacts, slice_facts
 from mirrorspark.lifecycle.gate.measures import Measures
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.tally import BUCKETS, Tally, tallies
-from mirrorspark.scoring.batch import score
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.plan import column_named
+from mirrorspark.scoring import column_named, score
+from mirrorspark.scoring.model import ModelDirectory, PinnedModel
 
 MOST_SLICES = 1000
 """The most slices of one slicing. Each takes up to half a megabyte in every task."""
@@ -44,7 +42,7 @@ class Measured:
         slicings: Divisions of the rows.
         weight: SQL expression of non-negative weights; by default 1.
         seed: Fixes the buckets of the keys, and the draws.
-        scoring: More arguments of :func:`scoring.batch.score`.
+        scoring: More arguments of :func:`scoring.score`.
     """
 
     label: str

@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mirrorspark.evaluation.bootstrap import row_log_losses
-from mirrorspark.evaluation.metrics import PRECISION_KS, rank_columns, rank_metrics
+from mirrorspark.evaluation import PRECISION_KS, bootstrap, rank_columns, rank_metrics
 from mirrorspark.lifecycle.gate.tally import NEGATIVES, POSITIVES, SCORES, Pairs, ScoredRows
-from mirrorspark.models.retrieval.list_metrics import RANKING_KS, list_values
-from mirrorspark.scoring.model.directory import Task
+from mirrorspark.models.retrieval import RANKING_KS, list_values
+from mirrorspark.scoring.model import Task
 
 Values = dict[str, NDArray[np.float64]]
 """Metrics by name, ``[draws]`` each; NaN where a metric is not defined."""
@@ -312,7 +311,7 @@ def _losses(
     positive: NDArray[np.bool_], scores: NDArray[np.float64], valid: NDArray[np.bool_], dtype: type
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     safe = np.where(valid, scores, 0.5)
-    return row_log_losses(positive, safe.astype(dtype)), (safe - positive) ** 2
+    return bootstrap.row_log_losses(positive, safe.astype(dtype)), (safe - positive) ** 2
 
 
 def _numbers(column: pa.Array) -> NDArray[np.float64]:

@@ -11,22 +11,25 @@ from markupsafe import Markup
 from mirrorspark.lifecycle.gate.decide import Finding
 from mirrorspark.lifecycle.gate.facts import Measure, SliceFacts
 from mirrorspark.lifecycle.gate.validation import ORDER, Validation, findings_table
-from mirrorspark.pages.blocks import (
+from mirrorspark.pages import (
+    DASH,
     Cell,
     card_html,
     cards_html,
     details_html,
+    digits_or_dash,
     element,
     figure_html,
+    in_digits,
+    page_html,
     remark_html,
     rows_html,
     section_html,
+    short_number,
     tiles_html,
     verdict_html,
 )
-from mirrorspark.pages.figures.slices import slice_changes
-from mirrorspark.pages.numbers import DASH, digits_or_dash, in_digits, short_number
-from mirrorspark.pages.page import page_html
+from mirrorspark.pages.figures import slice_changes
 
 PAGE_FILE = "validation.html"
 

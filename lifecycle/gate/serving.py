@@ -14,16 +14,12 @@ from pyarrow import ipc
 from pyspark.sql import DataFrame
 
 from mirrorspark.lifecycle.gate.single_rows import ANSWERS_FILE, ROWS_FILE
-from mirrorspark.models.index.ranked_lists import CANDIDATES
-from mirrorspark.scoring.batch import score
-from mirrorspark.scoring.input.inputs import ColumnInputs
-from mirrorspark.scoring.model.digest import model_files
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
-from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.models.index import CANDIDATES
+from mirrorspark.scoring import column_named, score
+from mirrorspark.scoring.input import ColumnInputs
+from mirrorspark.scoring.model import ModelDescription, ModelDirectory, PinnedModel, model_files
 from mirrorspark.scoring.parity import ParityReport, parity_check
-from mirrorspark.scoring.plan import column_named
-from mirrorspark.training.executor import child_process
-from mirrorspark.training.executor.child_process import Tail
+from mirrorspark.training.executor import Tail, child_process
 
 _ROW = "sample_row"
 _MODULE = "mirrorspark.lifecycle.gate.single_rows"
@@ -95,7 +91,7 @@ def score_single_rows(
         model: The model.
         output: Its column of scores.
         rows: Number of rows.
-        scoring: More arguments of :func:`scoring.batch.score`.
+        scoring: More arguments of :func:`scoring.score`.
 
     Raises:
         SingleRowsError: The process failed.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mirrorspark.evaluation.metrics import is_better
+from mirrorspark.evaluation import is_better
 from mirrorspark.lifecycle.gate.slices import OVERALL
 
 Interval = Literal["ignore", "must_pass", "may_pass"]

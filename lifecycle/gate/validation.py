@@ -14,15 +14,10 @@ from markupsafe import Markup
 from mirrorspark.lifecycle.gate.decide import Finding, decide, failed
 from mirrorspark.lifecycle.gate.facts import Facts
 from mirrorspark.lifecycle.gate.thresholds import Gates
-from mirrorspark.pages.blocks import Cell, heading_html, rows_html
-from mirrorspark.pages.guarded import beside_the_result
-from mirrorspark.pages.numbers import in_digits
-from mirrorspark.pages.panel import panel_html
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import clean
-from mirrorspark.storage.lakes import refuse_lake_write
-from mirrorspark.training.results.report.summary import strict
+from mirrorspark.pages import Cell, beside_the_result, heading_html, in_digits, panel_html, rows_html
+from mirrorspark.scoring.model import PinnedModel
+from mirrorspark.storage import atomic_file, clean, lakes
+from mirrorspark.training.results.report import strict
 
 JSON_FILE = "validation.json"
 FORMAT_VERSION = 1
@@ -155,12 +150,12 @@ class Validation:
         from mirrorspark.lifecycle.gate.page import PAGE_FILE, validation_page  # loads matplotlib
 
         target = Path(folder)
-        refuse_lake_write(target)
+        lakes.refuse_lake_write(target)
         target.mkdir(parents=True, exist_ok=True)
         with beside_the_result(f"the page {target / PAGE_FILE}"):
-            write_atomically(target / PAGE_FILE, validation_page(self))
+            atomic_file.write_atomically(target / PAGE_FILE, validation_page(self))
         # Last, because it is what a promotion reads.
-        write_atomically(target / JSON_FILE, self.to_json())
+        atomic_file.write_atomically(target / JSON_FILE, self.to_json())
         return target / JSON_FILE
 
 

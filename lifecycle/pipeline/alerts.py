@@ -15,7 +15,7 @@ from email.message import EmailMessage
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from mirrorspark.storage.credentials import clean, one_line, without_credentials
+from mirrorspark.storage import clean, one_line, without_credentials
 
 # The server that takes e-mail: smtp://user:password@host:587 (encrypted if the server offers it) or smtps://host:465.
 SMTP_VARIABLE = "MIRRORSPARK_SMTP"

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.lifecycle.pipeline.alerts import AlertError, check_targets
 from mirrorspark.lifecycle.pipeline.record import ChangedSettingsError, PipelineError, PipelineRecord
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, StageFailedError, advice
-from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.scoring.run import fail
-from mirrorspark.storage.credentials import one_line
-from mirrorspark.storage.terminal_text import for_stream
+from mirrorspark.models import ModelSettingsError
+from mirrorspark.scoring import fail
+from mirrorspark.storage import one_line, terminal_text
 from mirrorspark.training import run as main_job
-from mirrorspark.training.configuration.command_line import parse
-from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.configuration.fields import ConfigError
+from mirrorspark.training.configuration import ConfigError, RunConfig, parse
 
 EXIT_FINISHED = 0
 EXIT_FAILED = 1
@@ -38,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         options, config, settings = read_arguments(arguments)
-    except (ConfigError, FeatureSpecError, ModelSettingsError, AlertError) as error:
+    except (ConfigError, kinds.FeatureSpecError, ModelSettingsError, AlertError) as error:
         return fail(one_line(error), EXIT_USAGE)
     from mirrorspark.lifecycle.pipeline.run import folder_of_date, run_pipeline, sandbox  # imports Spark and MLflow
 
@@ -96,7 +93,7 @@ def _dry_run(config: RunConfig, settings: PipelineSettings, again_from: str | No
 
 
 def _note(line: str) -> None:
-    print(for_stream(line, sys.stderr), file=sys.stderr, flush=True)
+    print(terminal_text.for_stream(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 def _print_end(record: PipelineRecord, folder: Path) -> None:

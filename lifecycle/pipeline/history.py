@@ -9,26 +9,26 @@ from typing import Any
 
 from markupsafe import Markup
 
-from mirrorspark.data_pipelines.quality.findings import Limits
+from mirrorspark.data_pipelines.quality import Limits
 from mirrorspark.lifecycle.pipeline.page import PAGE_FILE, STYLES, seconds_of, state_of
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord, records_in
 from mirrorspark.lifecycle.pipeline.weekly import warnings_of
-from mirrorspark.pages.blocks import (
+from mirrorspark.pages import (
     Cell,
+    beside_the_result,
     card_html,
     cards_html,
     figure_html,
+    page_html,
     remark_html,
     rows_html,
     section_html,
+    short_number,
     tiles_html,
     verdict_html,
 )
-from mirrorspark.pages.figures.by_date import lines_over_time, shares_over_time
-from mirrorspark.pages.guarded import beside_the_result
-from mirrorspark.pages.numbers import short_number
-from mirrorspark.pages.page import page_html
-from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.pages.figures import lines_over_time, shares_over_time
+from mirrorspark.storage import atomic_file
 
 HISTORY_FILE = "index.html"
 
@@ -40,7 +40,7 @@ def write_history(parent: Path) -> None:
     records = records_in(parent)
     if records:
         with beside_the_result(f"the page {parent / HISTORY_FILE}"):
-            write_atomically(parent / HISTORY_FILE, history_page(records))
+            atomic_file.write_atomically(parent / HISTORY_FILE, history_page(records))
 
 
 def history_page(records: Sequence[PipelineRecord]) -> str:

@@ -10,19 +10,20 @@ from markupsafe import Markup
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
 from mirrorspark.lifecycle.pipeline.stages import Stage, StageRecord
 from mirrorspark.lifecycle.pipeline.weekly import warnings_of
-from mirrorspark.pages.blocks import (
+from mirrorspark.pages import (
+    DASH,
     Cell,
     element,
     joined,
+    page_html,
     paragraph_html,
     remark_html,
     rows_html,
     section_html,
+    short_number,
     tiles_html,
     verdict_html,
 )
-from mirrorspark.pages.numbers import DASH, short_number
-from mirrorspark.pages.page import page_html
 
 PAGE_FILE = "pipeline.html"
 STYLES = {"passed": "good", "failed": "error", "running": "warning"}

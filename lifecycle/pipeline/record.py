@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Records, StageRecord
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import clean
-from mirrorspark.storage.lakes import refuse_lake_write
-from mirrorspark.training.results.report.summary import strict
-from mirrorspark.training.run_records.run_lock import hold_lock
+from mirrorspark.storage import atomic_file, clean, lakes
+from mirrorspark.training.results.report import strict
+from mirrorspark.training.run_records import hold_lock
 
 RECORD_FILE = "record.json"
 _FOLDER = "pipelines"
@@ -126,7 +124,7 @@ def open_record(folder: Path, new: PipelineRecord, *, anew: bool = False) -> Ite
         PipelineError: Another command runs this date, or the record is damaged.
         ChangedSettingsError: It was begun with other settings.
     """
-    refuse_lake_write(folder)
+    lakes.refuse_lake_write(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         try:
@@ -155,7 +153,7 @@ class OpenRecord:
             OSError: The file cannot be written.
         """
         self.record = replace(self.record, stages=stages, is_finished=is_finished)
-        write_atomically(self.folder / RECORD_FILE, self.record.to_json())
+        atomic_file.write_atomically(self.folder / RECORD_FILE, self.record.to_json())
 
 
 def _change(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str | None:

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.tracking_store import own_store
+from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.lifecycle.pipeline.alerts import Alert, report
 from mirrorspark.lifecycle.pipeline.history import write_history
 from mirrorspark.lifecycle.pipeline.page import PAGE_FILE, pipeline_page
@@ -13,11 +13,10 @@ from mirrorspark.lifecycle.pipeline.record import PipelineRecord, folder_of, for
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Records, Stage, StageFailedError, advice, run_stages
 from mirrorspark.lifecycle.pipeline.weekly import WeeklyPipeline
-from mirrorspark.pages.guarded import beside_the_result
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.configuration.fields import ConfigError
-from mirrorspark.training.run_records.tracking import store_of
+from mirrorspark.pages import beside_the_result
+from mirrorspark.storage import atomic_file
+from mirrorspark.training.configuration import ConfigError, RunConfig
+from mirrorspark.training.run_records import store_of
 
 # Settings that another command for the same date may change.
 _FREE_TO_CHANGE = ("alerts", "cache_table", "smoke_rows")
@@ -61,7 +60,7 @@ def run_pipeline(
 
         def write_page() -> None:
             with beside_the_result(f"the page {folder / PAGE_FILE}"):
-                write_atomically(folder / PAGE_FILE, pipeline_page(opened.record, stages, former, folder))
+                atomic_file.write_atomically(folder / PAGE_FILE, pipeline_page(opened.record, stages, former, folder))
 
         if opened.record.is_finished and again_from is None:
             say(f"{config.name} of {run_date} has finished before")
@@ -147,7 +146,7 @@ def sandbox(config: RunConfig, settings: PipelineSettings, share: float) -> tupl
         workers=1,
         epochs=min(config.epochs, _SANDBOX_EPOCHS),
         output=str(output),
-        tracking_uri=own_store(output),
+        tracking_uri=tracking_store.own_store(output),
         registered_model=None,
         checkpoints=None,
         baseline="none",

@@ -7,12 +7,10 @@ from typing import Any
 
 import yaml
 
-from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
-from mirrorspark.lifecycle.gate.thresholds import Gates
+from mirrorspark.lifecycle.gate import Gates, Slicing, slicings_of
 from mirrorspark.lifecycle.settings import settings_of
-from mirrorspark.storage.credentials import one_line
-from mirrorspark.training.configuration.fields import ConfigError
-from mirrorspark.training.configuration.recipe import read_yaml, recipe_folder
+from mirrorspark.storage import one_line
+from mirrorspark.training.configuration import ConfigError, read_yaml, recipe_folder
 
 SETTINGS_FILE = "pipeline.yaml"
 

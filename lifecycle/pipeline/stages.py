@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mirrorspark.storage.credentials import one_line
+from mirrorspark.storage import one_line
 
 State = Literal["running", "passed", "failed"]
 # A date that is run again from here is begun anew, for example with other data or settings.

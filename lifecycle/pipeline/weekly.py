@@ -16,39 +16,38 @@ from numpy.typing import NDArray
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.conversion import read_profile
-from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT, is_published
-from mirrorspark.data_pipelines.quality.drift import measure_drift, stability_index
-from mirrorspark.data_pipelines.quality.findings import Limits
-from mirrorspark.data_pipelines.quality.page import PAGE_FILE as DATASET_PAGE
-from mirrorspark.data_pipelines.quality.profile import Bins
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.data_pipelines.tables import query
-from mirrorspark.lifecycle.gate.facts import Measure
-from mirrorspark.lifecycle.gate.gate import SINGLE_ROWS, log_validation, validate
-from mirrorspark.lifecycle.gate.page import PAGE_FILE as VALIDATION_PAGE
-from mirrorspark.lifecycle.gate.serving import score_single_rows
+from mirrorspark.data_pipelines import read_profile, tables
+from mirrorspark.data_pipelines.dataset import TRAIN_SPLIT, is_published
+from mirrorspark.data_pipelines.quality import PAGE_FILE as DATASET_PAGE
+from mirrorspark.data_pipelines.quality import Bins, Limits, measure_drift, stability_index
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.lifecycle.gate import PAGE_FILE as VALIDATION_PAGE
+from mirrorspark.lifecycle.gate import SINGLE_ROWS, Measure, log_validation, score_single_rows, validate
 from mirrorspark.lifecycle.pipeline.alerts import Alert, check_targets, report
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
 from mirrorspark.lifecycle.pipeline.stages import FIRST_STAGE, Facts, OutdatedError, Stage
-from mirrorspark.lifecycle.promotion.promotions import CHAMPION, Evidence, PromotionConflictError, promote
-from mirrorspark.lifecycle.promotion.registry import MLflowRegistry, RegistryError
-from mirrorspark.lifecycle.watching.snapshot import SNAPSHOT_FILE, Snapshot, score_column
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.scoring.batch import score
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.serving.precomputed.precomputation import precompute
-from mirrorspark.serving.precomputed.store import PrecomputedScores
-from mirrorspark.spark_session.start import open_session
-from mirrorspark.storage.atomic_file import replaced
+from mirrorspark.lifecycle.promotion import (
+    CHAMPION,
+    Evidence,
+    MLflowRegistry,
+    PromotionConflictError,
+    RegistryError,
+    promote,
+)
+from mirrorspark.lifecycle.watching import SNAPSHOT_FILE, Snapshot, score_column
+from mirrorspark.models.index import CANDIDATES, SCORES
+from mirrorspark.scoring import score
+from mirrorspark.scoring.model import ModelDirectory, resolve
+from mirrorspark.serving.precomputed import PrecomputedScores, precompute
+from mirrorspark.spark_session import open_session
+from mirrorspark.storage import atomic_file
 from mirrorspark.training import pipeline as main_job
-from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.job.sources import Sources, recipe_table
-from mirrorspark.training.results.report.report import REPORT_FILE
-from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.tracking import Tracking
+from mirrorspark.training.configuration import RunConfig
+from mirrorspark.training.job import Sources, recipe_table
+from mirrorspark.training.results.report import REPORT_FILE
+from mirrorspark.training.run_records import Tracking
+from mirrorspark.training.run_records.live import LiveView
 
 VALIDATION_FOLDER = "validation"
 STORE_FILE = "scores.db"
@@ -257,7 +256,7 @@ class WeeklyPipeline:
             return facts
         config, spark = self._settled(found), self._spark()
         recipe_table(spark, config)  # registers the source tables
-        rows = query(spark, wanted.sql, "the sql of precompute")
+        rows = tables.query(spark, wanted.sql, "the sql of precompute")
         scored = score(rows, model, keys=[wanted.key], batch_size=config.scoring_batch_size)
         made = precompute(scored, self.folder / STORE_FILE, key=wanted.key, mode="overwrite")
         return facts | {"store": str(self.folder / STORE_FILE), "rows": made.rows}
@@ -282,7 +281,7 @@ class WeeklyPipeline:
         facts: dict[str, Any] = {"version": done.version, "previous": done.previous, "is_new": done.is_new}
         if (file := found["deploy"].get("store")) is not None:
             current = self.folder.parent / STORE_FILE
-            with Path(file).open("rb") as scores, replaced(current) as target:
+            with Path(file).open("rb") as scores, atomic_file.replaced(current) as target:
                 shutil.copyfileobj(scores, target)
             facts["store"] = str(current)
         return facts

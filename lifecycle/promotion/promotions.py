@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from mirrorspark.lifecycle.gate.validation import FORMAT_VERSION, Validation
+from mirrorspark.lifecycle.gate import FORMAT_VERSION, Validation
 from mirrorspark.lifecycle.promotion.registry import Registry
-from mirrorspark.storage.credentials import clean
+from mirrorspark.storage import clean
 
 CHAMPION = "champion"
 PREVIOUS = "previous"

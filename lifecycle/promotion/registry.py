@@ -15,11 +15,9 @@ from typing import Any, Protocol
 import psutil
 from filelock import FileLock, Timeout
 
-from mirrorspark.callbacks.mlflow.tracking_store import sqlite_file, store_client
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.storage.paths import leads_out
-from mirrorspark.training.run_records.run_state import boot_id
+from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.storage import atomic_file, leads_out, without_credentials
+from mirrorspark.training.run_records import run_state
 
 # Of a process that promotes. It makes a few requests, so another one need not wait for long.
 LOCK_SECONDS = 30.0
@@ -64,7 +62,7 @@ class Registry(Protocol):
         """Set a tag of a version."""
 
     def digest(self, name: str, version: str) -> str:
-        """Return the digest of a version's files, that of :class:`scoring.model.pinned.PinnedModel`.
+        """Return the digest of a version's files, that of :class:`scoring.model.PinnedModel`.
 
         Raises:
             ModelNotFoundError: There is no such version, or its files are missing.
@@ -121,7 +119,7 @@ class FolderRegistry:
 
     def digest(self, name: str, version: str) -> str:
         """See :class:`Registry`."""
-        from mirrorspark.scoring.model.uri import resolve
+        from mirrorspark.scoring.model import resolve
 
         self._require(name, version)
         return resolve(self._place(name, version)).digest
@@ -161,7 +159,9 @@ class FolderRegistry:
             raise RegistryError(f"{file} is damaged ({error}); restore it from a copy") from error
 
     def _write(self, name: str, document: Mapping[str, Any]) -> None:
-        write_atomically(self._place(name) / "registry.json", json.dumps(document, indent=2, sort_keys=True) + "\n")
+        atomic_file.write_atomically(
+            self._place(name) / "registry.json", json.dumps(document, indent=2, sort_keys=True) + "\n"
+        )
 
     def _require(self, name: str, version: str) -> None:
         if not self._place(name, version).is_dir():
@@ -179,7 +179,7 @@ class MLflowRegistry:
 
     def __init__(self, tracking_uri: str) -> None:
         self.tracking_uri = tracking_uri
-        self._client = store_client(tracking_uri)
+        self._client = tracking_store.store_client(tracking_uri)
 
     def alias(self, name: str, alias: str) -> str | None:
         """See :class:`Registry`."""
@@ -209,7 +209,7 @@ class MLflowRegistry:
 
     def digest(self, name: str, version: str) -> str:
         """See :class:`Registry`."""
-        from mirrorspark.scoring.model.uri import resolve
+        from mirrorspark.scoring.model import resolve
 
         return resolve(f"models:/{name}/{version}", tracking_uri=self.tracking_uri).digest
 
@@ -217,7 +217,7 @@ class MLflowRegistry:
     def changing(self, name: str) -> Iterator[None]:
         """See :class:`Registry`."""
         self.alias(name, "champion")  # raises if there is no such model
-        if (database := sqlite_file(self.tracking_uri)) is not None:
+        if (database := tracking_store.sqlite_file(self.tracking_uri)) is not None:
             with _locked(database.absolute().with_name(f".{database.name}.{_short(name)}.lock"), name):
                 yield
             return
@@ -309,7 +309,7 @@ def _this_process() -> dict[str, str]:
     """Return the holder of a lock: an id of this process among all, those of its number included."""
     started = f"{psutil.Process().create_time():.2f}"
     who = {"user": getpass.getuser(), "host": socket.gethostname(), "process": str(os.getpid())}
-    return who | {"started": started} | ({"boot": boot} if (boot := boot_id()) else {})
+    return who | {"started": started} | ({"boot": boot} if (boot := run_state.boot_id()) else {})
 
 
 def _words(holder: Mapping[str, str]) -> str:

@@ -14,13 +14,12 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.features.kinds import Feature
-from mirrorspark.data_pipelines.quality.profiling import bin_counts
-from mirrorspark.data_pipelines.quality.raw_value_columns import raw_values
-from mirrorspark.data_pipelines.spark.tasks import map_batches
+from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.data_pipelines.quality import profiling, raw_value_columns
+from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.lifecycle.watching.drift import ColumnCounts
 from mirrorspark.lifecycle.watching.snapshot import Snapshot, WatchedColumn
-from mirrorspark.scoring.plan import column_named
+from mirrorspark.scoring import column_named
 
 # Bins of a column are 0, 1 …; these count the tokens that the model does not know, and the rows.
 _UNKNOWN, _ROWS = -1, -2
@@ -90,7 +89,7 @@ class CountTask:
     """
 
     columns: tuple[tuple[int, WatchedColumn], ...]
-    features: Mapping[str, Feature]
+    features: Mapping[str, kinds.Feature]
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield a row for each window, column and bin that has values."""
@@ -114,9 +113,9 @@ class CountTask:
             yield pa.RecordBatch.from_arrays(columns, schema=_COUNTS)
 
     def _counted(self, column: WatchedColumn, values: pa.Array, tokens: pa.Array) -> Iterator[tuple[int, int]]:
-        found = raw_values(values, column.kind, self.features.get(column.name))
+        found = raw_value_columns.raw_values(values, column.kind, self.features.get(column.name))
         yield _ROWS, found.rows
-        for number, count in enumerate(bin_counts(found, column.bins)):
+        for number, count in enumerate(profiling.bin_counts(found, column.bins)):
             if count:
                 yield number, count
         if len(tokens) and found.tokens is not None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mirrorspark.data_pipelines.quality.drift import NOISE_DEVIATIONS, stability_index
+from mirrorspark.data_pipelines.quality import NOISE_DEVIATIONS, stability_index
 from mirrorspark.lifecycle.watching.snapshot import Snapshot, WatchedColumn
 
 # The statistic of Kolmogorov and Smirnov, times the root of the rows, stays below this as often.

@@ -13,16 +13,22 @@ from typing import Self
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.lifecycle.gate.facts import Measure, SliceFacts
-from mirrorspark.lifecycle.gate.measure import MOST_SLICES, Measured, measure_scores
-from mirrorspark.lifecycle.gate.measures import measures_of
-from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
-from mirrorspark.lifecycle.gate.thresholds import direction_of
+from mirrorspark.lifecycle.gate import (
+    MOST_SLICES,
+    OVERALL,
+    Measure,
+    Measured,
+    SliceFacts,
+    Slicing,
+    direction_of,
+    measure_scores,
+    measures_of,
+)
 from mirrorspark.lifecycle.watching.watcher import WEEK
-from mirrorspark.pages.numbers import in_digits
-from mirrorspark.scoring.model.directory import Task
+from mirrorspark.pages import in_digits
+from mirrorspark.scoring import column_named
+from mirrorspark.scoring.model import Task
 from mirrorspark.scoring.parity import THRESHOLD
-from mirrorspark.scoring.plan import column_named
 
 _START, _LABEL = "__mirrorspark_start", "__mirrorspark_label"
 _EPOCH = datetime.fromtimestamp(0, UTC)
@@ -117,7 +123,7 @@ def live_metrics(
         promise: Values that the metrics are compared with.
         tolerance: Difference to the promise without an alarm, in units of the metric.
         min_examples: Windows with fewer outcomes are not judged.
-        threshold: As in :func:`lifecycle.gate.gate.validate`.
+        threshold: As in :func:`lifecycle.gate.validate`.
         seed: Fixes the intervals.
 
     Returns:

@@ -11,25 +11,27 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from mlflow.entities import Metric
 
-from mirrorspark.callbacks.mlflow.tracking_store import store_client
+from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.lifecycle.watching.drift import ColumnDrift
 from mirrorspark.lifecycle.watching.live import LiveWindow, Promise
 from mirrorspark.lifecycle.watching.watcher import WindowDrift
-from mirrorspark.pages.blocks import (
+from mirrorspark.pages import (
+    DASH,
     Cell,
     card_html,
     cards_html,
+    digits_or_dash,
+    drawn,
     figure_html,
+    page_html,
     remark_html,
     rows_html,
     section_html,
+    short_number,
     tiles_html,
     verdict_html,
 )
-from mirrorspark.pages.figures.by_date import over_time
-from mirrorspark.pages.guarded import drawn
-from mirrorspark.pages.numbers import DASH, digits_or_dash, short_number
-from mirrorspark.pages.page import page_html
+from mirrorspark.pages.figures import over_time
 
 PAGE_FILE = "watch.html"
 
@@ -88,7 +90,7 @@ def log_watch(
     """
     import mlflow  # takes seconds
 
-    client = store_client(tracking_uri or mlflow.get_tracking_uri())
+    client = tracking_store.store_client(tracking_uri or mlflow.get_tracking_uri())
     metrics = metrics_of(windows, live, datetime.now(UTC))
     for first in range(0, len(metrics), _METRICS_PER_REQUEST):
         client.log_batch(run_id, metrics[first : first + _METRICS_PER_REQUEST])

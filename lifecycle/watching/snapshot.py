@@ -12,22 +12,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from mirrorspark.data_pipelines.conversion import read_profile
-from mirrorspark.data_pipelines.dataset.manifest import TRAIN_SPLIT
-from mirrorspark.data_pipelines.features.kinds import TokenFeature
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.profile import Bins
-from mirrorspark.data_pipelines.quality.profiling import DRIFT_QUANTILES, bin_counts
-from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, RawValues, Role
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.data_pipelines import read_profile
+from mirrorspark.data_pipelines.dataset import TRAIN_SPLIT
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds
+from mirrorspark.data_pipelines.quality import Bins, profiling, raw_value_columns
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.storage import atomic_file
 
 SNAPSHOT_FILE = "snapshot.json"
 FORMAT_VERSION = 1
 
 # A larger vocabulary is not kept, and its new tokens are not counted.
 _MOST_TOKENS = 20_000
-_WATCHED_ROLES = (Role.FEATURE, Role.LABEL)
+_WATCHED_ROLES = (raw_value_columns.Role.FEATURE, raw_value_columns.Role.LABEL)
 
 
 class SnapshotError(ValueError):
@@ -49,7 +46,7 @@ class WatchedColumn:
     """
 
     name: str
-    kind: ColumnKind
+    kind: raw_value_columns.ColumnKind
     bins: Bins
     counts: tuple[int, ...]
     vocabulary: tuple[str, ...] = ()
@@ -110,7 +107,7 @@ class Snapshot:
         Raises:
             OSError: The file cannot be written.
         """
-        write_atomically(Path(file), json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}) + "\n")
+        atomic_file.write_atomically(Path(file), json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}) + "\n")
 
     @classmethod
     def load(cls, file: str | Path) -> Self:
@@ -140,22 +137,24 @@ def score_column(scores: ArrayLike, name: str = "score", bins: Bins | None = Non
     values = np.asarray(scores, np.float64)
     finite = values[np.isfinite(values)]
     if bins is None:
-        bins = Bins(edges=tuple(np.unique(np.quantile(finite, DRIFT_QUANTILES)).tolist()) if len(finite) else ())
+        bins = Bins(
+            edges=tuple(np.unique(np.quantile(finite, profiling.DRIFT_QUANTILES)).tolist()) if len(finite) else ()
+        )
     missing = len(values) - len(finite)
-    counts = bin_counts(RawValues(len(values), missing, numbers=finite), bins)
+    counts = profiling.bin_counts(raw_value_columns.RawValues(len(values), missing, numbers=finite), bins)
     share = missing / len(values) if len(values) else 0.0
-    return WatchedColumn(name, ColumnKind.NUMBER, bins, counts, missing_share=share)
+    return WatchedColumn(name, raw_value_columns.ColumnKind.NUMBER, bins, counts, missing_share=share)
 
 
 def _column(document: Mapping[str, Any]) -> WatchedColumn:
     bins = Bins(tuple(document["bins"]["edges"]), tuple(document["bins"]["tokens"]))
     texts = {name: tuple(document[name]) for name in ("counts", "vocabulary")}
-    return WatchedColumn(**{**document, "bins": bins, "kind": ColumnKind(document["kind"]), **texts})
+    return WatchedColumn(**{**document, "bins": bins, "kind": raw_value_columns.ColumnKind(document["kind"]), **texts})
 
 
 def _vocabulary(dataset: Dataset, column: str) -> tuple[str, ...]:
     feature = next((one for one in dataset.spec.features if column in one.columns), None)
-    if not isinstance(feature, TokenFeature) or dataset.spec.hash_buckets(feature) is not None:
+    if not isinstance(feature, kinds.TokenFeature) or dataset.spec.hash_buckets(feature) is not None:
         return ()
     tokens = dataset.features.vocabulary(feature).tokens
     return tuple(tokens.to_pylist()) if len(tokens) <= _MOST_TOKENS else ()

@@ -7,14 +7,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.models.fitting.real_rows import count_real_rows
-from mirrorspark.models.layers.members import (
-    MemberLoss,
-    is_ensemble,
-    mean_class_logits,
-    mean_log_odds,
-    mean_numbers,
-    of_all,
-)
+from mirrorspark.models.layers import MemberLoss, is_ensemble, mean_class_logits, mean_log_odds, mean_numbers, of_all
 
 # 200 thresholds (Keras's default) miss the AUC by up to 0.005 when most scores are close to the base rate.
 AUC_THRESHOLDS = 2000
@@ -26,7 +19,7 @@ def compile_model(model: tf_keras.Model, task: str, optimizer: Any, steps_per_ex
     Args:
         model: A model built by one of the catalog's architectures.
         task: The ``TASK`` of that architecture.
-        optimizer: A Keras optimizer, such as that of :func:`models.fitting.optimizers.build_optimizer`.
+        optimizer: A Keras optimizer, such as that of :func:`models.fitting.build_optimizer`.
         steps_per_execution: Steps that TensorFlow runs before it returns to Python.
 
     Raises:

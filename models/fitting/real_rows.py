@@ -13,7 +13,7 @@ import tensorflow as tf
 import tf_keras
 from tf_keras.src.engine.compile_utils import LossesContainer  # what `Model.compile` makes of its losses
 
-from mirrorspark.data_pipelines.reading.padding import PaddedBatch
+from mirrorspark.data_pipelines.reading import PaddedBatch
 
 _MEANS = (tf_keras.losses.Reduction.AUTO, tf_keras.losses.Reduction.SUM_OVER_BATCH_SIZE)
 

@@ -15,18 +15,11 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import (
-    FIRST_VOCABULARY_ID,
-    OUT_OF_VOCABULARY_ID,
-    Bucketed,
-    Feature,
-    TokenFeature,
-)
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.models.layers import Field, FieldEmbeddings, lay_out_fields
 from mirrorspark.models.multi_field import LINEAR
 from mirrorspark.models.multi_label import HEADS
-from mirrorspark.models.retrieval.graph import GraphEmbeddings
+from mirrorspark.models.retrieval import GraphEmbeddings
 
 Ids = npt.NDArray[np.int64]
 
@@ -209,7 +202,7 @@ def merged(
     return found
 
 
-def earlier_ids(fitted: FittedFeatures, feature: Feature, earlier: FittedFeatures, before: Feature) -> Ids:
+def earlier_ids(fitted: FittedFeatures, feature: kinds.Feature, earlier: FittedFeatures, before: kinds.Feature) -> Ids:
     """Return int64 ``[ids]``: for each id of ``feature`` the id of ``before`` with the same meaning, or ``NOT_THERE``.
 
     Tokens of a vocabulary are looked up. Hash and quantile buckets have the same meaning if their numbers agree, and
@@ -221,9 +214,11 @@ def earlier_ids(fitted: FittedFeatures, feature: Feature, earlier: FittedFeature
         earlier: The features that ``before`` belongs to.
         before: The corresponding feature of the earlier model.
     """
-    assert isinstance(feature, TokenFeature | Bucketed)  # noqa: S101 - the caller's to see to
+    assert isinstance(feature, kinds.TokenFeature | kinds.Bucketed)  # noqa: S101 - the caller's to see to
     ids = np.full(fitted.id_count(feature), NOT_THERE, np.int64)
-    if not isinstance(before, TokenFeature | Bucketed) or isinstance(before, Bucketed) != isinstance(feature, Bucketed):
+    if not isinstance(before, kinds.TokenFeature | kinds.Bucketed) or isinstance(before, kinds.Bucketed) != isinstance(
+        feature, kinds.Bucketed
+    ):
         return ids
     if _has_vocabulary(fitted, feature) != _has_vocabulary(earlier, before):
         return ids
@@ -231,14 +226,14 @@ def earlier_ids(fitted: FittedFeatures, feature: Feature, earlier: FittedFeature
         if (getattr(feature, "ngrams", None) is None) != (getattr(before, "ngrams", None) is None):
             return ids
         return np.arange(len(ids)) if earlier.id_count(before) == len(ids) else ids
-    assert isinstance(feature, TokenFeature)  # noqa: S101 - it has a vocabulary
-    assert isinstance(before, TokenFeature)  # noqa: S101
+    assert isinstance(feature, kinds.TokenFeature)  # noqa: S101 - it has a vocabulary
+    assert isinstance(before, kinds.TokenFeature)  # noqa: S101
     table = earlier.vocabulary(before)
     pieces = [table.ids(piece) for piece in fitted.vocabulary(feature).pieces()]
     known = np.concatenate([np.empty(0, np.int64), *pieces])
-    if (known > OUT_OF_VOCABULARY_ID).any():  # else the two have nothing in common, not even the reserved ids
-        ids[:FIRST_VOCABULARY_ID] = np.arange(FIRST_VOCABULARY_ID)
-        ids[FIRST_VOCABULARY_ID:] = np.where(known > OUT_OF_VOCABULARY_ID, known, NOT_THERE)
+    if (known > kinds.OUT_OF_VOCABULARY_ID).any():  # else the two have nothing in common, not even the reserved ids
+        ids[: kinds.FIRST_VOCABULARY_ID] = np.arange(kinds.FIRST_VOCABULARY_ID)
+        ids[kinds.FIRST_VOCABULARY_ID :] = np.where(known > kinds.OUT_OF_VOCABULARY_ID, known, NOT_THERE)
     return ids
 
 
@@ -336,18 +331,18 @@ def _label_columns(fitted: FittedFeatures, earlier: FittedFeatures) -> _Table:
     return _Table(columns, len(names), known, dict.fromkeys(known, len(columns)), axis=-1)
 
 
-def _owners(fitted: FittedFeatures, fields: Sequence[Field]) -> dict[str, tuple[Feature, int]]:
+def _owners(fitted: FittedFeatures, fields: Sequence[Field]) -> dict[str, tuple[kinds.Feature, int]]:
     """Return for each vocabulary, hash or bucketed feature one feature that uses it, and its first row in the table."""
-    found: dict[str, tuple[Feature, int]] = {}
+    found: dict[str, tuple[kinds.Feature, int]] = {}
     for field in fields:
         feature = fitted.spec[field.name]
-        assert isinstance(feature, TokenFeature | Bucketed)  # noqa: S101 - it is a field
-        owner = feature.name if isinstance(feature, Bucketed) else fitted.spec.vocabulary_name(feature)
+        assert isinstance(feature, kinds.TokenFeature | kinds.Bucketed)  # noqa: S101 - it is a field
+        owner = feature.name if isinstance(feature, kinds.Bucketed) else fitted.spec.vocabulary_name(feature)
         found.setdefault(owner, (feature, field.offset))
     return found
 
 
-def _graph_owners(fitted: FittedFeatures) -> tuple[dict[str, tuple[Feature, int]], int]:
+def _graph_owners(fitted: FittedFeatures) -> tuple[dict[str, tuple[kinds.Feature, int]], int]:
     """Return the owners of the rows of a graph's table, and the number of its rows; none without users or candidates.
 
     Where users and candidates have one vocabulary, the candidates begin afresh.
@@ -363,9 +358,9 @@ def _graph_owners(fitted: FittedFeatures) -> tuple[dict[str, tuple[Feature, int]
 def _matched(
     count: int,
     fitted: FittedFeatures,
-    here: dict[str, tuple[Feature, int]],
+    here: dict[str, tuple[kinds.Feature, int]],
     earlier: FittedFeatures,
-    there: dict[str, tuple[Feature, int]],
+    there: dict[str, tuple[kinds.Feature, int]],
     of_rows: int,
 ) -> _Table:
     rows = np.full(count, NOT_THERE, np.int64)
@@ -379,7 +374,7 @@ def _matched(
         ids = earlier_ids(fitted, feature, earlier, before)
         rows[first : first + len(ids)] = np.where(ids == NOT_THERE, NOT_THERE, ids + first_before)
         if owner in known:
-            known[owner] = int((ids[FIRST_VOCABULARY_ID:] != NOT_THERE).sum())
+            known[owner] = int((ids[kinds.FIRST_VOCABULARY_ID :] != NOT_THERE).sum())
     return _Table(rows, of_rows, known, tokens)
 
 
@@ -387,7 +382,7 @@ def _ids_agree(fitted: FittedFeatures, earlier: FittedFeatures) -> bool:
     """Return whether every id of every feature has the same meaning as before."""
     there = {feature.name: feature for feature in earlier.spec}
     for feature in fitted.spec:
-        if isinstance(feature, TokenFeature | Bucketed):
+        if isinstance(feature, kinds.TokenFeature | kinds.Bucketed):
             before = there.get(feature.name)
             ids = None if before is None else earlier_ids(fitted, feature, earlier, before)
             if ids is None or not np.array_equal(ids, np.arange(len(ids))):
@@ -395,8 +390,8 @@ def _ids_agree(fitted: FittedFeatures, earlier: FittedFeatures) -> bool:
     return True
 
 
-def _has_vocabulary(fitted: FittedFeatures, feature: Feature) -> bool:
-    return isinstance(feature, TokenFeature) and fitted.spec.hash_buckets(feature) is None
+def _has_vocabulary(fitted: FittedFeatures, feature: kinds.Feature) -> bool:
+    return isinstance(feature, kinds.TokenFeature) and fitted.spec.hash_buckets(feature) is None
 
 
 def _trained_weights(model: tf_keras.Model) -> list[Any]:

@@ -1,1 +1,47 @@
-"""Indexes: exact and approximate search for the best candidates, as layers of an exported model."""
+"""Indexes: exact and approximate search for the best candidates, as layers of an exported model.
+
+The exact index breaks ties by the candidates' order, so its lists are reproducible.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.models.index import cells, row_sums, scann
+    from mirrorspark.models.index.exact import (
+        GROUP,
+        TILE_SCORES,
+        Best,
+        ExactTopK,
+        Index,
+        Queries,
+        best_columns,
+        in_tiles,
+        recall,
+        without,
+    )
+    from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED, is_filled, is_ranked_list
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "CANDIDATES",
+    "GROUP",
+    "SCORES",
+    "TILE_SCORES",
+    "UNFILLED",
+    "Best",
+    "ExactTopK",
+    "Index",
+    "Queries",
+    "best_columns",
+    "cells",
+    "in_tiles",
+    "is_filled",
+    "is_ranked_list",
+    "recall",
+    "row_sums",
+    "scann",
+    "without",
+]

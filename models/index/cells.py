@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models.index.exact import (
     GROUP,
     TILE_SCORES,
@@ -161,7 +161,7 @@ def candidate_cells(
         tell: As in :func:`cells_index`.
     """
     if candidate_ids is None:
-        candidate_ids = np.arange(FIRST_VOCABULARY_ID, len(embeddings))
+        candidate_ids = np.arange(kinds.FIRST_VOCABULARY_ID, len(embeddings))
     candidates = embeddings[candidate_ids]
     directions = _directions(candidates)
     count = int(_CELLS_PER_ROOT * np.sqrt(len(candidates)))

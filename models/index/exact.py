@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features import kinds
 
 # Number of scores in memory at a time, and number of candidates per block of a larger catalogue. On one core the best
 # 20 of 100,000 take 146 microseconds per query, the best 100 take 193; with a quarter of both sizes 177 and 329. A
@@ -116,7 +116,7 @@ class ExactTopK(tf.Module):
     @property
     def candidate_ids(self) -> np.ndarray:
         """int64 ``[candidates]``: the ids that may be found, ascending."""
-        return np.setdiff1d(np.arange(FIRST_VOCABULARY_ID, self.id_count), self._removed)
+        return np.setdiff1d(np.arange(kinds.FIRST_VOCABULARY_ID, self.id_count), self._removed)
 
     def offsets(self, unavailable: tf.Tensor | None = None) -> tf.Tensor:
         """Return offsets for the scores: 0, or the lowest float32 for ids that must not be returned for any row.
@@ -125,7 +125,7 @@ class ExactTopK(tf.Module):
             unavailable: int64 ``[any]``, ids of candidates.
         """
         offsets = np.zeros(self._rows, np.float32)
-        offsets[:FIRST_VOCABULARY_ID] = offsets[self.id_count :] = offsets[self._removed] = tf.float32.min
+        offsets[: kinds.FIRST_VOCABULARY_ID] = offsets[self.id_count :] = offsets[self._removed] = tf.float32.min
         if unavailable is None:
             return tf.constant(offsets)
         return tf.tensor_scatter_nd_update(

@@ -6,7 +6,7 @@ The vectors of their queries are these items' ids, int64 ``[batch, any]``, each 
 import numpy as np
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models.index.exact import TILE_SCORES, Best, ExactTopK, Queries, best_columns, in_tiles, without
 
 
@@ -23,7 +23,7 @@ class HistoryTopK(ExactTopK):
             numbers_per_row: Numbers that a row takes in memory in addition to its scores.
             numbers_per_item: Numbers that each place of a row's history takes in addition.
         """
-        super().__init__(np.zeros((items + FIRST_VOCABULARY_ID, 0), np.float32))
+        super().__init__(np.zeros((items + kinds.FIRST_VOCABULARY_ID, 0), np.float32))
         self._row_numbers, self._numbers_per_item = max(self._rows, numbers_per_row), numbers_per_item
 
     def search(self, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
@@ -44,7 +44,7 @@ class HistoryTopK(ExactTopK):
         """Return an array by item as a variable by id, with zeros for ids that are not items, along these axes."""
         widths = [(0, 0)] * by_item.ndim
         for axis in axes:
-            widths[axis] = (FIRST_VOCABULARY_ID, self._rows - FIRST_VOCABULARY_ID - by_item.shape[axis])
+            widths[axis] = (kinds.FIRST_VOCABULARY_ID, self._rows - kinds.FIRST_VOCABULARY_ID - by_item.shape[axis])
         return tf.Variable(np.pad(by_item, widths), trainable=False)
 
 
@@ -73,7 +73,7 @@ class NeighboursTopK(HistoryTopK):
         """
         # A weight twice, as float32 and float64, its item and its place.
         super().__init__(len(neighbours), numbers_per_item=5 * neighbours.shape[1])
-        self._neighbours = self._padded(neighbours + FIRST_VOCABULARY_ID, 0)
+        self._neighbours = self._padded(neighbours + kinds.FIRST_VOCABULARY_ID, 0)
         self._weights = self._padded(weights, 0)
 
     def scores(self, ids: tf.Tensor) -> tf.Tensor:

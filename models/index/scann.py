@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models.index.exact import Best, ExactTopK, Queries, completed
 
 # ScaNN cannot exclude candidates from its search, so more are fetched and the excluded ones dropped.
@@ -43,8 +43,8 @@ class ScannTopK(tf.Module):
         fetched = min(k * OVERFETCH, self._candidates)
         # Without removed ids, those of the found rows follow from their numbers alone.
         self._ids: tf.Variable | None = None
-        candidates = exact.embeddings[FIRST_VOCABULARY_ID : exact.id_count]
-        if self._candidates < exact.id_count - FIRST_VOCABULARY_ID:
+        candidates = exact.embeddings[kinds.FIRST_VOCABULARY_ID : exact.id_count]
+        if self._candidates < exact.id_count - kinds.FIRST_VOCABULARY_ID:
             self._ids = tf.Variable(ids, trainable=False, name="scann_ids")
             candidates = tf.gather(exact.embeddings, ids)
         builder = scann_ops.builder(candidates, fetched, "dot_product")
@@ -71,7 +71,7 @@ class ScannTopK(tf.Module):
 
     def _ids_of(self, rows: tf.Tensor) -> tf.Tensor:
         if self._ids is None:
-            return rows + FIRST_VOCABULARY_ID
+            return rows + kinds.FIRST_VOCABULARY_ID
         # The rows of places without a candidate are arbitrary.
         return tf.gather(self._ids, tf.clip_by_value(rows, 0, self._candidates - 1))
 

@@ -1,36 +1,60 @@
-"""The layers that the architectures share: embeddings, heads, dropout and inputs."""
+"""The layers that the architectures share: embeddings, heads, dropout and inputs.
 
-from mirrorspark.models.layers.embeddings import (
-    CrossedIds,
-    Field,
-    FieldEmbeddings,
-    SparseEmbedding,
-    dense_when_small,
-    lay_out_fields,
-)
-from mirrorspark.models.layers.heads import OrdinalHead, SoftmaxHeads, TwoWayHeads
-from mirrorspark.models.layers.inputs import (
-    concatenated,
-    concatenated_inputs,
-    dense_stack,
-    embedded_sparse,
-    feature_inputs,
-    feature_vector,
-    inputs_without_ids,
-    lists_of_any_length,
-    symbolic_inputs,
-)
-from mirrorspark.models.layers.resumable import CountedCalls, ResumableDropout
+A layer with randomness resumes at the number where its checkpoint was saved.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.models.layers import recurrent, tabular
+    from mirrorspark.models.layers.attention import CausalStates, StateAtEnd
+    from mirrorspark.models.layers.embeddings import (
+        CrossedIds,
+        Field,
+        FieldEmbeddings,
+        SparseEmbedding,
+        dense_when_small,
+        lay_out_fields,
+        sparse_product,
+    )
+    from mirrorspark.models.layers.heads import OrdinalHead, SoftmaxHeads, TwoWayHeads
+    from mirrorspark.models.layers.inputs import (
+        concatenated,
+        concatenated_inputs,
+        dense_stack,
+        embedded_sparse,
+        feature_inputs,
+        feature_vector,
+        inputs_without_ids,
+        lists_of_any_length,
+        symbolic_inputs,
+    )
+    from mirrorspark.models.layers.members import (
+        MemberLoss,
+        is_ensemble,
+        mean_class_logits,
+        mean_log_odds,
+        mean_numbers,
+        of_all,
+    )
+    from mirrorspark.models.layers.resumable import CountedCalls, ResumableDropout
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "CausalStates",
     "CountedCalls",
     "CrossedIds",
     "Field",
     "FieldEmbeddings",
+    "MemberLoss",
     "OrdinalHead",
     "ResumableDropout",
     "SoftmaxHeads",
     "SparseEmbedding",
+    "StateAtEnd",
     "TwoWayHeads",
     "concatenated",
     "concatenated_inputs",
@@ -40,7 +64,15 @@ __all__ = [
     "feature_inputs",
     "feature_vector",
     "inputs_without_ids",
+    "is_ensemble",
     "lay_out_fields",
     "lists_of_any_length",
+    "mean_class_logits",
+    "mean_log_odds",
+    "mean_numbers",
+    "of_all",
+    "recurrent",
+    "sparse_product",
     "symbolic_inputs",
+    "tabular",
 ]

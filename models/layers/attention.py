@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features.kinds import MISSING_ID
+from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models.layers import ResumableDropout, dense_when_small
 
 
@@ -60,8 +60,8 @@ class CausalStates(tf_keras.layers.Layer):
 
     def call(self, ids: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         """Return the states for int64 ``[batch, any]`` ids, padded with 0 on the right."""
-        ids = tf.pad(ids, [[0, 0], [1, 0]], constant_values=MISSING_ID)
-        is_id = tf.not_equal(ids, MISSING_ID)
+        ids = tf.pad(ids, [[0, 0], [1, 0]], constant_values=kinds.MISSING_ID)
+        is_id = tf.not_equal(ids, kinds.MISSING_ID)
         table = self._items.embeddings
         if training is not False:
             table = dense_when_small(table, self._items.input_dim)
@@ -122,5 +122,5 @@ class StateAtEnd(tf_keras.layers.Layer):
         """Return it for states ``[batch, 1 + any, dim]`` and their int64 ids ``[batch, any]``."""
         states, ids = inputs
         places = tf.range(1, tf.shape(ids)[1] + 1)
-        last = tf.reduce_max(tf.where(tf.not_equal(ids, MISSING_ID), places, 0), axis=1)
+        last = tf.reduce_max(tf.where(tf.not_equal(ids, kinds.MISSING_ID), places, 0), axis=1)
         return tf.gather(states, tf.maximum(last, 0), axis=1, batch_dims=1)

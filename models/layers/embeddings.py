@@ -9,14 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import (
-    MISSING_ID,
-    Bucketed,
-    Feature,
-    ListFeature,
-    TokenFeature,
-)
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 
 # Up to this many rows the table's gradient is summed as a dense tensor: one all-reduce of the table is then smaller,
 # and on CPU much faster, than gathering the touched rows of every worker. Larger tables keep sparse gradients.
@@ -38,7 +31,7 @@ class Field:
     width: int
 
 
-def lay_out_fields(fitted: FittedFeatures, features: Sequence[Feature]) -> tuple[tuple[Field, ...], int]:
+def lay_out_fields(fitted: FittedFeatures, features: Sequence[kinds.Feature]) -> tuple[tuple[Field, ...], int]:
     """Return the fields of all ``features`` that are ids, and the number of rows of their common table.
 
     Fields that share a vocabulary, or hash buckets, share its rows.
@@ -47,13 +40,13 @@ def lay_out_fields(fitted: FittedFeatures, features: Sequence[Feature]) -> tuple
     rows = 0
     fields = []
     for feature in features:
-        if not isinstance(feature, TokenFeature | Bucketed):
+        if not isinstance(feature, kinds.TokenFeature | kinds.Bucketed):
             continue
-        owner = feature.name if isinstance(feature, Bucketed) else fitted.spec.vocabulary_name(feature)
+        owner = feature.name if isinstance(feature, kinds.Bucketed) else fitted.spec.vocabulary_name(feature)
         if owner not in offsets:
             offsets[owner] = rows
             rows += fitted.id_count(feature)
-        width = feature.max_length if isinstance(feature, ListFeature) else 1
+        width = feature.max_length if isinstance(feature, kinds.ListFeature) else 1
         fields.append(Field(feature.name, offsets[owner], width))
     return tuple(fields), rows
 
@@ -102,7 +95,7 @@ class FieldEmbeddings(tf_keras.layers.Layer):
         given = {field.name: inputs[field.name] for field in self._fields}
         widths = {name: _ids_per_row(ids) for name, ids in given.items()}
         ids = tf.concat([tf.reshape(given[name], [-1, width]) for name, width in widths.items()], axis=1)
-        weights = tf.cast(tf.not_equal(ids, MISSING_ID), self.compute_dtype)[:, :, tf.newaxis]
+        weights = tf.cast(tf.not_equal(ids, kinds.MISSING_ID), self.compute_dtype)[:, :, tf.newaxis]
         embedded = tf.nn.embedding_lookup(table, ids + self._offsets([*widths.values()])) * weights
         # Adjacent fields of one id each are already in place: splitting and joining them would cost as the next
         # layer.

@@ -6,19 +6,13 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import (
-    Feature,
-    ListFeature,
-    Sparse,
-    VectorFeature,
-)
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.models.layers.embeddings import FieldEmbeddings, SparseEmbedding, lay_out_fields
 from mirrorspark.models.layers.resumable import ResumableDropout
 from mirrorspark.models.layers.tabular import MemberDense
 
 
-def symbolic_inputs(features: Sequence[Feature], *, any_length: bool = False) -> dict[str, Any]:
+def symbolic_inputs(features: Sequence[kinds.Feature], *, any_length: bool = False) -> dict[str, Any]:
     """Return one Keras input per feature, according to its form.
 
     Args:
@@ -27,12 +21,12 @@ def symbolic_inputs(features: Sequence[Feature], *, any_length: bool = False) ->
     """
     inputs = {}
     for feature in features:
-        if isinstance(feature, Sparse):
+        if isinstance(feature, kinds.Sparse):
             inputs[feature.name] = tf_keras.Input((feature.size,), dtype=tf.float32, sparse=True, name=feature.name)
-        elif isinstance(feature, ListFeature):
+        elif isinstance(feature, kinds.ListFeature):
             length = None if any_length else feature.max_length
             inputs[feature.name] = tf_keras.Input((length,), dtype=tf.int64, name=feature.name)
-        elif isinstance(feature, VectorFeature):
+        elif isinstance(feature, kinds.VectorFeature):
             inputs[feature.name] = tf_keras.Input((feature.size,), dtype=tf.float32, name=feature.name)
         else:
             dtype = tf.float32 if feature.form == "value" else tf.int64
@@ -71,7 +65,7 @@ def dense_stack(
 
 def concatenated_inputs(
     fitted: FittedFeatures,
-    features: Sequence[Feature],
+    features: Sequence[kinds.Feature],
     inputs: Mapping[str, Any],
     embedding_dim: int,
     prefix: str = "",
@@ -109,7 +103,7 @@ def feature_vector(fitted: FittedFeatures, inputs: Mapping[str, Any], embedding_
 
 
 def embedded_sparse(
-    features: Sequence[Feature],
+    features: Sequence[kinds.Feature],
     inputs: Mapping[str, Any],
     embedding_dim: int,
     prefix: str = "",
@@ -119,7 +113,7 @@ def embedded_sparse(
     """Return the embedding of each sparse feature, float32 ``[batch, embedding_dim]``."""
     parts = []
     for feature in features:
-        if isinstance(feature, Sparse):
+        if isinstance(feature, kinds.Sparse):
             # TensorFlow has no product of sparse float16 rows, and casting the table takes longer than the product.
             embedding = SparseEmbedding(
                 feature.size,
@@ -133,11 +127,11 @@ def embedded_sparse(
 
 
 def inputs_without_ids(
-    features: Sequence[Feature], inputs: Mapping[str, Any], embedding_dim: int, prefix: str = ""
+    features: Sequence[kinds.Feature], inputs: Mapping[str, Any], embedding_dim: int, prefix: str = ""
 ) -> list[tf.Tensor]:
     """Return the features outside of fields: embedded sparse rows ``[batch, dim]``, vectors, numbers ``[batch, 1]``."""
     parts = embedded_sparse(features, inputs, embedding_dim, prefix)
-    parts += [inputs[feature.name] for feature in features if isinstance(feature, VectorFeature)]
+    parts += [inputs[feature.name] for feature in features if isinstance(feature, kinds.VectorFeature)]
     numbers = [inputs[feature.name][:, tf.newaxis] for feature in features if feature.form == "value"]
     return [*parts, *numbers]
 

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features.kinds import MISSING_ID
+from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models.layers import Field, FieldEmbeddings
 from mirrorspark.models.settings import Cell
 
@@ -47,7 +47,7 @@ class OrderedEmbeddings(FieldEmbeddings):
 
     def _in_order(self, table: Any, ids: tf.Tensor, offset: int) -> tf.Tensor:
         """Return each id's embedding, and zeros for padding, so that it gets no gradient."""
-        weights = tf.cast(tf.not_equal(ids, MISSING_ID), self.compute_dtype)[:, :, tf.newaxis]
+        weights = tf.cast(tf.not_equal(ids, kinds.MISSING_ID), self.compute_dtype)[:, :, tf.newaxis]
         return tf.nn.embedding_lookup(table, ids + offset) * weights
 
 
@@ -74,7 +74,7 @@ class LastState(tf_keras.layers.Layer):
             inputs: Embeddings ``[batch, any, dim]``, and their int64 ids ``[batch, any]``, padded with 0 on the right.
         """
         embedded, ids = inputs
-        is_id = tf.not_equal(ids, MISSING_ID)
+        is_id = tf.not_equal(ids, kinds.MISSING_ID)
         # cuDNN requires masks that are true from the left, and at least one step per list: for a batch with an empty
         # list, such as that of a padding row, Keras would use its own loop. So an empty list makes one step, and its
         # state is not used.
@@ -122,6 +122,6 @@ def without_common_padding(inputs: Mapping[str, Any], lists: Iterable[str]) -> d
 
 
 def _cut(ids: tf.Tensor) -> tf.Tensor:
-    is_used = tf.reduce_any(tf.not_equal(ids, MISSING_ID), axis=0)
+    is_used = tf.reduce_any(tf.not_equal(ids, kinds.MISSING_ID), axis=0)
     ends = tf.where(is_used, tf.range(1, tf.shape(ids)[1] + 1), 1)
     return ids[:, : tf.reduce_max(ends)]

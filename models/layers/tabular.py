@@ -8,12 +8,11 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Numeric
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.models.settings import ModelSettingsError
 
 
-def bin_edges(fitted: FittedFeatures, feature: Numeric) -> npt.NDArray[np.float64]:
+def bin_edges(fitted: FittedFeatures, feature: kinds.Numeric) -> npt.NDArray[np.float64]:
     """Return the rising edges of the bins of ``feature``, in units of the model's input.
 
     Raises:

@@ -1,1 +1,50 @@
-"""Towers, losses and training steps of retrieval models."""
+"""Towers, losses and training steps of retrieval models.
+
+Metrics of ranked lists are computed by the same code in training and in evaluation.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.models.retrieval import saved_towers
+    from mirrorspark.models.retrieval.fitted_recommender import FittedRecommender
+    from mirrorspark.models.retrieval.graph import GraphCandidates, GraphEmbeddings, GraphRetrieval
+    from mirrorspark.models.retrieval.item_tower import configured_candidate_tower
+    from mirrorspark.models.retrieval.list_metrics import (
+        RANKING_KS,
+        catalogue_metrics,
+        list_values,
+        ranking_metrics,
+        ranking_values,
+    )
+    from mirrorspark.models.retrieval.model import RetrievalModel
+    from mirrorspark.models.retrieval.rating import RatingTask, rating_task
+    from mirrorspark.models.retrieval.saved_towers import SavedQueryTower
+    from mirrorspark.models.retrieval.sequence import SequenceRetrieval
+    from mirrorspark.models.retrieval.towers import candidate_tower, of_length_1, query_tower
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "RANKING_KS",
+    "FittedRecommender",
+    "GraphCandidates",
+    "GraphEmbeddings",
+    "GraphRetrieval",
+    "RatingTask",
+    "RetrievalModel",
+    "SavedQueryTower",
+    "SequenceRetrieval",
+    "candidate_tower",
+    "catalogue_metrics",
+    "configured_candidate_tower",
+    "list_values",
+    "of_length_1",
+    "query_tower",
+    "ranking_metrics",
+    "ranking_values",
+    "rating_task",
+    "saved_towers",
+]

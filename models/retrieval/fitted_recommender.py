@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.models.classical import Arrays, history_of
 from mirrorspark.models.index import row_sums
 
@@ -40,7 +39,7 @@ class FittedRecommender(tf.Module):
             length = tf.math.count_nonzero(ids, axis=1, keepdims=True)
             place = tf.range(tf.shape(ids, tf.int64)[1])
             ids = tf.where(place >= length - self._last_items, ids, 0)
-        ids = tf.sort(tf.where(ids >= FIRST_VOCABULARY_ID, ids, 0), axis=1)
+        ids = tf.sort(tf.where(ids >= kinds.FIRST_VOCABULARY_ID, ids, 0), axis=1)
         # An item that was had twice counts once.
         before = tf.pad(ids[:, :-1], [[0, 0], [1, 0]])[:, : tf.shape(ids)[1]]
         return tf.where(ids == before, tf.zeros_like(ids), ids)

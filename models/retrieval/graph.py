@@ -13,8 +13,7 @@ import tensorflow as tf
 import tf_keras
 from tensorflow.python.ops.linalg.sparse.sparse_csr_matrix_ops import CSRSparseMatrix, matmul
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import MISSING_ID
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.models.retrieval.item_tower import ItemTower
 from mirrorspark.models.retrieval.model import RetrievalModel
 from mirrorspark.models.retrieval.rating import RatingTask
@@ -50,7 +49,7 @@ class GraphEmbeddings(tf_keras.layers.Layer):
 
     def call(self, users: tf.Tensor) -> tf.Tensor:
         """Return the propagated embeddings of users, float32 ``[batch, dim]``; zeros where the user is missing."""
-        is_there = tf.cast(tf.not_equal(users, MISSING_ID), tf.float32)
+        is_there = tf.cast(tf.not_equal(users, kinds.MISSING_ID), tf.float32)
         return tf.gather(self.propagated, users) * is_there[:, tf.newaxis]
 
     def of_candidates(self, ids: tf.Tensor) -> tf.Tensor:

@@ -13,9 +13,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures, ItemTable
-from mirrorspark.data_pipelines.features.item_rows import encoded_items
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features import FittedFeatures, ItemTable, item_rows, kinds
 from mirrorspark.models.layers import ResumableDropout, concatenated_inputs, symbolic_inputs
 from mirrorspark.models.retrieval import towers
 from mirrorspark.models.settings import ItemSettings
@@ -58,7 +56,9 @@ class ItemTower(tf_keras.layers.Layer):
         candidate = fitted.spec.candidate
         self.input_dim = fitted.id_count(candidate)
         # Not a dict, which Keras would track, and save in every checkpoint.
-        self._items = MappingProxyType({name: tf.constant(rows) for name, rows in encoded_items(items).items()})
+        self._items = MappingProxyType(
+            {name: tf.constant(rows) for name, rows in item_rows.encoded_items(items).items()}
+        )
         self.features = _features_net(items, dim, hidden_units)
         self._cosine = cosine
         self.id_embedding: Any = None
@@ -70,7 +70,7 @@ class ItemTower(tf_keras.layers.Layer):
                 )
                 self.id_embedding.build((None,))
             counts = fitted.vocabulary(candidate).counts.to_numpy()
-            is_trained = np.concatenate([np.zeros(FIRST_VOCABULARY_ID), counts > 0]).astype(np.float32)
+            is_trained = np.concatenate([np.zeros(kinds.FIRST_VOCABULARY_ID), counts > 0]).astype(np.float32)
             self._is_trained = tf.constant(is_trained[:, np.newaxis])
             self._kept_share = 1.0 - id_dropout
             self._dropout = ResumableDropout(id_dropout, seed, name="id_dropout", dtype="float32")

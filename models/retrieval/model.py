@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.data_pipelines.reading.padding import padding_scale
-from mirrorspark.models.index.exact import GROUP, TILE_SCORES, Best, Queries, best_columns, in_tiles, without
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds
+from mirrorspark.data_pipelines.reading import padding_scale
+from mirrorspark.models.index import GROUP, TILE_SCORES, Best, Queries, best_columns, in_tiles, without
 from mirrorspark.models.retrieval.item_tower import ItemTower
 from mirrorspark.models.retrieval.losses import named_loss, softmax_of_rows
 from mirrorspark.models.retrieval.rating import RatingTask
@@ -122,7 +121,7 @@ class RetrievalModel(tf_keras.Model):
         The search has no gradient, and looks at vectors of this moment; so no index can be out of date, and the
         gradient of the candidates stays sparse.
         """
-        table = tf.stop_gradient(self.candidate_tower.all_embeddings()[FIRST_VOCABULARY_ID:])
+        table = tf.stop_gradient(self.candidate_tower.all_embeddings()[kinds.FIRST_VOCABULARY_ID :])
         candidates = tf.shape(table)[0]
         count, missing = tf.minimum(self._settings.index_negatives, candidates - 1), -candidates % GROUP
 
@@ -133,20 +132,20 @@ class RetrievalModel(tf_keras.Model):
 
         # In tiles, since all scores of a step with a query for each place of a history would take gigabytes.
         rows = tf.maximum(1, TILE_SCORES // candidates)
-        asked = Queries(tf.stop_gradient(queries), own[:, tf.newaxis] - FIRST_VOCABULARY_ID)
-        found = in_tiles(asked, rows, search).ids + FIRST_VOCABULARY_ID
+        asked = Queries(tf.stop_gradient(queries), own[:, tf.newaxis] - kinds.FIRST_VOCABULARY_ID)
+        found = in_tiles(asked, rows, search).ids + kinds.FIRST_VOCABULARY_ID
         vectors = self.candidate_tower(tf.reshape(found, [-1]), training=True)
         vectors = tf.reshape(vectors, [tf.shape(found)[0], -1, queries.shape[1]])
         return tf.einsum("qd,qcd->qc", queries, vectors) / self._settings.temperature
 
     def _losses_among_all(self, queries: tf.Tensor, own: tf.Tensor, training: bool) -> tf.Tensor:
         """Return the loss of each query among all candidates of the vocabulary, float32 ``[queries]``."""
-        scores = self._scores(queries, self.candidate_tower.all_embeddings(training)[FIRST_VOCABULARY_ID:])
-        number = own - FIRST_VOCABULARY_ID
+        scores = self._scores(queries, self.candidate_tower.all_embeddings(training)[kinds.FIRST_VOCABULARY_ID :])
+        number = own - kinds.FIRST_VOCABULARY_ID
         if self._settings.loss == "softmax" and not (training and self._settings.hard_negatives):
             return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=number, logits=scores)
         own_scores = tf.gather(scores, number, axis=1, batch_dims=1)
-        columns = Columns(tf.range(tf.shape(scores)[1], dtype=tf.int64) + FIRST_VOCABULARY_ID)
+        columns = Columns(tf.range(tf.shape(scores)[1], dtype=tf.int64) + kinds.FIRST_VOCABULARY_ID)
         return self._compared(own, own_scores, columns, scores, training)
 
     def _compared(
@@ -201,8 +200,8 @@ class RetrievalModel(tf_keras.Model):
         if self._settings.sampling != "in_batch":
             # The others are candidates of the vocabulary, so a row of another one has no loss, and any as its own.
             own = features[self._candidate]
-            weight = tf.where(own >= FIRST_VOCABULARY_ID, weight, 0.0)
-            features = {**features, self._candidate: tf.maximum(own, FIRST_VOCABULARY_ID)}
+            weight = tf.where(own >= kinds.FIRST_VOCABULARY_ID, weight, 0.0)
+            features = {**features, self._candidate: tf.maximum(own, kinds.FIRST_VOCABULARY_ID)}
         losses = self.row_losses(features, weight, training, label)
         return self._mean(losses, weight, tf.shape(weight)[0], padding_scale(inputs))
 

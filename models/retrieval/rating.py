@@ -7,9 +7,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features.fitted import NumericStatistics
-from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
-from mirrorspark.models.serving.signatures import RATING
+from mirrorspark.data_pipelines.features import NumericStatistics
+from mirrorspark.models.serving import concrete, save_functions, signatures, state
 
 
 class RatingTask(tf_keras.layers.Layer):
@@ -84,7 +83,7 @@ class SavedRating(tf.Module):
 
     def __call__(self, queries: tf.Tensor, candidates: tf.Tensor) -> tf.Tensor:
         """Return the ratings, as :meth:`RatingTask.call`."""
-        return self._loaded.signatures[RATING](queries=queries, candidates=candidates)[RATING]
+        return self._loaded.signatures[signatures.RATING](queries=queries, candidates=candidates)[signatures.RATING]
 
 
 def save_rating(task: RatingTask, embedding_dim: int, folder: Path) -> None:
@@ -92,8 +91,8 @@ def save_rating(task: RatingTask, embedding_dim: int, folder: Path) -> None:
     module = tf.Module(name=folder.name)
     module.state = state(task)
     specs = {name: tf.TensorSpec([None, embedding_dim], tf.float32, name) for name in ("queries", "candidates")}
-    function = concrete(lambda vectors: {RATING: task(vectors["queries"], vectors["candidates"])}, specs)
-    save_functions(module, {RATING: function}, folder)
+    function = concrete(lambda vectors: {signatures.RATING: task(vectors["queries"], vectors["candidates"])}, specs)
+    save_functions(module, {signatures.RATING: function}, folder)
 
 
 def rating_task(model: Any) -> Any:

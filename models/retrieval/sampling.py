@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.models.layers import CountedCalls
 from mirrorspark.models.settings import LossSettings
 
@@ -168,7 +167,7 @@ class CandidateSampling:
 
     def drawn_ids(self, own: tf.Tensor) -> tf.Tensor | None:
         """Return int64 ``[negatives]``, another draw at each call; None if nothing is drawn for the rows of ``own``."""
-        return None if self.sample is None else self.sample(own) + FIRST_VOCABULARY_ID
+        return None if self.sample is None else self.sample(own) + kinds.FIRST_VOCABULARY_ID
 
     def columns(self, own: tf.Tensor, is_row: tf.Tensor, drawn: tf.Tensor | None) -> Columns:
         """Return the candidates that the rows are compared with.
@@ -193,7 +192,7 @@ class CandidateSampling:
     def _log_expected(self, ids: tf.Tensor, is_row: tf.Tensor | None) -> tf.Tensor:
         """Return the logarithm of how often ``ids`` are expected in the sample and, given ``is_row``, in other rows."""
         assert self.sample is not None  # noqa: S101 - only called with what it has drawn
-        numbers = ids - FIRST_VOCABULARY_ID
+        numbers = ids - kinds.FIRST_VOCABULARY_ID
         expected = self.sample.expected_count(numbers)
         if is_row is not None:
             other_rows = tf.reduce_sum(tf.cast(is_row, tf.float64)) - 1.0
@@ -221,4 +220,4 @@ def sampling_probability(fitted: FittedFeatures) -> np.ndarray:
 def _share(fitted: FittedFeatures) -> np.ndarray:
     """Return float64 ``[ids]``: the share of the training rows that each candidate has."""
     counts = fitted.vocabulary(fitted.spec.candidate).counts.to_numpy().astype(np.float64)
-    return np.concatenate([np.zeros(FIRST_VOCABULARY_ID), counts / counts.sum()])
+    return np.concatenate([np.zeros(kinds.FIRST_VOCABULARY_ID), counts / counts.sum()])

@@ -13,21 +13,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.item_rows import encoded_items
-from mirrorspark.data_pipelines.features.kinds import (
-    FIRST_VOCABULARY_ID,
-    OUT_OF_VOCABULARY_ID,
-    Feature,
-    ListFeature,
-    TokenFeature,
-)
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, item_rows, kinds
 from mirrorspark.models.layers import lists_of_any_length
 from mirrorspark.models.retrieval.rating import RatingTask, SavedRating, rating_task, save_rating
-from mirrorspark.models.serving.preprocessing import encoded_signature, encoded_tensors, model_inputs
-from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
-from mirrorspark.models.serving.signatures import RATING, TOWER_SIGNATURE, VECTORS
+from mirrorspark.models.serving import (
+    concrete,
+    encoded_signature,
+    encoded_tensors,
+    model_inputs,
+    save_functions,
+    signatures,
+    state,
+)
 
 _QUERY, _CANDIDATE = "query", "candidate"
 
@@ -53,38 +50,38 @@ def save_towers(architecture: ModuleType, model: Any, fitted: FittedFeatures, fo
     key = items.candidate.name
 
     def query(encoded: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        return {VECTORS: architecture.predict(model, model_inputs(queries, known_queries(encoded)))}
+        return {signatures.VECTORS: architecture.predict(model, model_inputs(queries, known_queries(encoded)))}
 
     def candidate(encoded: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         known = known_items(encoded)
         rows = {name: value for name, value in known.items() if name != key}
-        return {VECTORS: model.candidate_tower.embedded(known[key], rows, training=False)}
+        return {signatures.VECTORS: model.candidate_tower.embedded(known[key], rows, training=False)}
 
     any_length = lists_of_any_length(getattr(model, "query_tower", model))
     _save(query, encoded_signature(queries, any_length), getattr(model, "query_tower", model), folder / _QUERY)
     _save(candidate, encoded_signature(items.features), model.candidate_tower, folder / _CANDIDATE)
     task = rating_task(model)
     if isinstance(task, RatingTask):
-        save_rating(task, model.query_tower.output_shape[-1], folder / RATING)
+        save_rating(task, model.query_tower.output_shape[-1], folder / signatures.RATING)
 
 
 def _save(function: Any, specs: Mapping[str, tf.TensorSpec], tower: Any, folder: Path) -> None:
     module = tf.Module(name=folder.name)
     module.state = state(tower)
-    save_functions(module, {TOWER_SIGNATURE: concrete(function, specs)}, folder)
+    save_functions(module, {signatures.TOWER_SIGNATURE: concrete(function, specs)}, folder)
 
 
 def _known(
     spec: FeatureSpec,
-    features: Iterable[Feature],
-    candidate: TokenFeature,
+    features: Iterable[kinds.Feature],
+    candidate: kinds.TokenFeature,
     id_count: int,
     encoded: Mapping[str, tf.Tensor],
 ) -> dict[str, tf.Tensor]:
     """Return ``encoded`` with the candidates' ids from ``id_count`` on out of vocabulary."""
     own = spec.vocabulary_name(candidate)
-    named = {one.name for one in features if isinstance(one, TokenFeature) and spec.vocabulary_name(one) == own}
-    unknown = tf.constant(OUT_OF_VOCABULARY_ID, tf.int64)
+    named = {one.name for one in features if isinstance(one, kinds.TokenFeature) and spec.vocabulary_name(one) == own}
+    unknown = tf.constant(kinds.OUT_OF_VOCABULARY_ID, tf.int64)
     return {
         name: tf.where(value < id_count, value, unknown) if name in named else value for name, value in encoded.items()
     }
@@ -98,13 +95,13 @@ class SavedTowers(tf.Module):
         super().__init__(name="towers")
         self.query_tower = SavedQueryTower(folder / _QUERY, fitted.spec.query_features)
         self.candidate_tower = _SavedCandidateTower(folder / _CANDIDATE, fitted)
-        self.rating = SavedRating(folder / RATING) if (folder / RATING).is_dir() else None
+        self.rating = SavedRating(folder / signatures.RATING) if (folder / signatures.RATING).is_dir() else None
 
 
 class SavedQueryTower(tf.Module):
     """A query tower from :func:`save_towers`."""
 
-    def __init__(self, folder: Path, features: tuple[Feature, ...]) -> None:
+    def __init__(self, folder: Path, features: tuple[kinds.Feature, ...]) -> None:
         super().__init__(name="query_tower")
         self._loaded = tf.saved_model.load(str(folder))
         self._features = features
@@ -112,14 +109,14 @@ class SavedQueryTower(tf.Module):
     @property
     def any_length(self) -> tuple[str, ...]:
         """Names of the lists that the tower accepts padded to any length."""
-        specs = self._loaded.signatures[TOWER_SIGNATURE].structured_input_signature[1]
-        lists = (feature.name for feature in self._features if isinstance(feature, ListFeature))
+        specs = self._loaded.signatures[signatures.TOWER_SIGNATURE].structured_input_signature[1]
+        lists = (feature.name for feature in self._features if isinstance(feature, kinds.ListFeature))
         return tuple(name for name in lists if specs[name].shape.as_list() == [None, None])
 
     def __call__(self, inputs: Mapping[str, tf.Tensor | tf.SparseTensor]) -> tf.Tensor:
         """Return the query embeddings, float32 ``[batch, dim]``."""
-        tower = self._loaded.signatures[TOWER_SIGNATURE]
-        return tower(**encoded_tensors(self._features, inputs))[VECTORS]
+        tower = self._loaded.signatures[signatures.TOWER_SIGNATURE]
+        return tower(**encoded_tensors(self._features, inputs))[signatures.VECTORS]
 
 
 class _SavedCandidateTower:
@@ -129,16 +126,16 @@ class _SavedCandidateTower:
         assert fitted.items is not None  # noqa: S101 - the model has items
         self._tower = tf.saved_model.load(str(folder))
         self._key = fitted.items.features.spec.candidate.name
-        self._items = encoded_items(fitted.items)
+        self._items = item_rows.encoded_items(fitted.items)
         self.input_dim = fitted.id_count(fitted.spec.candidate)
         self._tokens = fitted.vocabulary(fitted.spec.candidate).tokens
 
     def __call__(self, ids: tf.Tensor) -> tf.Tensor:
         rows = {name: tf.constant(values[ids.numpy()]) for name, values in self._items.items()}
-        vectors = self._tower.signatures[TOWER_SIGNATURE](**rows, **{self._key: ids})[VECTORS]
+        vectors = self._tower.signatures[signatures.TOWER_SIGNATURE](**rows, **{self._key: ids})[signatures.VECTORS]
         bad = ids.numpy()[~np.isfinite(vectors.numpy()).all(axis=1)]
         if len(bad):
-            item = self._tokens[int(bad[0]) - FIRST_VOCABULARY_ID].as_py()
+            item = self._tokens[int(bad[0]) - kinds.FIRST_VOCABULARY_ID].as_py()
             raise ValueError(
                 f"the vectors of {len(bad)} items or more are not finite, such as that of {item!r}; replace infinite "
                 f"and extremely large numbers among their features"

@@ -5,9 +5,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, MISSING_ID
-from mirrorspark.data_pipelines.reading.padding import padding_scale
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds
+from mirrorspark.data_pipelines.reading import padding_scale
 from mirrorspark.models.retrieval.model import RetrievalModel
 from mirrorspark.models.retrieval.towers import CandidateEmbedding
 from mirrorspark.models.settings import LossSettings
@@ -56,7 +55,7 @@ class SequenceRetrieval(RetrievalModel):
         features, _, weight = inputs[:3]
         states = self.state_tower(self._known(features), training=training)
         following = following_ids(features[self._history], features[self._candidate])
-        weights = tf.where(following >= FIRST_VOCABULARY_ID, weight[:, tf.newaxis], 0.0)
+        weights = tf.where(following >= kinds.FIRST_VOCABULARY_ID, weight[:, tf.newaxis], 0.0)
         # Most positions of most histories are padding, and the loss is the costliest part.
         used = tf.where(weights > 0)
         weights = tf.gather_nd(weights, used)
@@ -73,8 +72,8 @@ def following_ids(ids: tf.Tensor, candidate: tf.Tensor) -> tf.Tensor:
         ids: int64 ``[batch, any]``, padded with 0 on the right.
         candidate: int64 ``[batch]``.
     """
-    is_id = tf.pad(tf.not_equal(ids, MISSING_ID), [[0, 0], [1, 0]], constant_values=True)
+    is_id = tf.pad(tf.not_equal(ids, kinds.MISSING_ID), [[0, 0], [1, 0]], constant_values=True)
     # Reversed, the number of ids after a position.
     after = tf.cumsum(tf.cast(is_id, tf.int32), axis=1, reverse=True, exclusive=True)
     following = tf.where(after == 0, candidate[:, tf.newaxis], tf.pad(ids, [[0, 0], [0, 1]]))
-    return tf.where(is_id, following, tf.cast(MISSING_ID, ids.dtype))
+    return tf.where(is_id, following, tf.cast(kinds.MISSING_ID, ids.dtype))

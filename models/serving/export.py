@@ -9,15 +9,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.models.index import cells
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds
+from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED, ExactTopK, Index, Queries, cells, recall
 from mirrorspark.models.index import scann as scann_index
-from mirrorspark.models.index.exact import ExactTopK, Index, Queries, recall
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
 from mirrorspark.models.layers import lists_of_any_length
-from mirrorspark.models.retrieval.rating import rating_task
-from mirrorspark.models.retrieval.saved_towers import SavedQueryTower
+from mirrorspark.models.retrieval import SavedQueryTower, rating_task
 from mirrorspark.models.serving.preprocessing import (
     GraphEncoder,
     GraphEncoders,
@@ -123,7 +119,7 @@ class RetrievalModule(tf.Module):
         if not 1 <= k <= candidates:
             raise ValueError(f"k {k} cannot be met by {candidates} candidates; use 1 to {candidates}")
         self._k = k
-        self._tokens = tf.constant([UNFILLED] * FIRST_VOCABULARY_ID + tokens)
+        self._tokens = tf.constant([UNFILLED] * kinds.FIRST_VOCABULARY_ID + tokens)
         self._indexes = dict(indexes)
 
     def signatures(self) -> dict[str, Any]:

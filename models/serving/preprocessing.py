@@ -16,44 +16,17 @@ import numpy as np
 import pyarrow.compute as pc
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features import arithmetic
-from mirrorspark.data_pipelines.features.date_formats import (
-    DATE_PATTERNS,
-    MICROSECONDS_OF_A_DAY,
-    MONTHS,
-    DateOrder,
-    microseconds,
-    orders_read,
+from mirrorspark.data_pipelines.features import (
+    FittedFeatures,
+    SparseRows,
+    Vocabulary,
+    arithmetic,
+    bucket_boundaries,
+    date_formats,
+    imputed_value,
+    kinds,
+    text_rules,
 )
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import (
-    FIRST_VOCABULARY_ID,
-    MISSING_ID,
-    OUT_OF_VOCABULARY_ID,
-    UNBOUNDED,
-    Bucketed,
-    Categorical,
-    Date,
-    EmbeddedFeature,
-    Feature,
-    Form,
-    ImageEmbedding,
-    ListFeature,
-    MultiValued,
-    Numeric,
-    Ordinal,
-    RawForm,
-    Sequence,
-    Sparse,
-    Text,
-    TextEmbedding,
-    TokenFeature,
-    Vector,
-    VectorFeature,
-)
-from mirrorspark.data_pipelines.features.text_rules import WHITE_SPACE
-from mirrorspark.data_pipelines.features.transform import SparseRows, bucket_boundaries, imputed_value
-from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models.serving.saved_functions import state
 from mirrorspark.models.serving.text_normalisation import GraphNormaliser, graph_split, graph_subwords
 
@@ -63,7 +36,7 @@ MOST_CONSTANT_BYTES = 1 << 30
 # TensorFlow's line reader drops carriage returns anywhere in a line.
 _LINE_BREAK = r"[\r\n]"
 
-_RAW_SPECS: Mapping[RawForm, tuple[list[None], tf.DType]] = {
+_RAW_SPECS: Mapping[kinds.RawForm, tuple[list[None], tf.DType]] = {
     "number": ([None], tf.float64),
     "token": ([None], tf.string),
     "tokens": ([None, None], tf.string),
@@ -74,7 +47,7 @@ _RAW_SPECS: Mapping[RawForm, tuple[list[None], tf.DType]] = {
     "bytes": ([None], tf.string),
 }
 
-_DTYPES: Mapping[Form, tf.DType] = {"value": tf.float32, "id": tf.int64, "ids": tf.int64, "sparse": tf.float32}
+_DTYPES: Mapping[kinds.Form, tf.DType] = {"value": tf.float32, "id": tf.int64, "ids": tf.int64, "sparse": tf.float32}
 
 
 GraphEncoders: TypeAlias = Mapping[str, tuple[Any, Callable[[tf.Tensor], tf.Tensor]]]
@@ -89,7 +62,7 @@ class GraphEncoder(tf.Module):
     def __init__(
         self,
         fitted: FittedFeatures,
-        features: Iterable[Feature],
+        features: Iterable[kinds.Feature],
         encoders: GraphEncoders = MappingProxyType({}),
     ) -> None:
         """Prepare the transform of ``features``; texts and images without an encoder are given as their vectors."""
@@ -102,7 +75,7 @@ class GraphEncoder(tf.Module):
         looked_up = {
             fitted.spec.vocabulary_name(feature): feature
             for feature in self._features
-            if isinstance(feature, TokenFeature) and fitted.spec.hash_buckets(feature) is None
+            if isinstance(feature, kinds.TokenFeature) and fitted.spec.hash_buckets(feature) is None
         }
         # Exporting copies the vocabulary files into the SavedModel; until then this object owns them.
         folder = tempfile.mkdtemp(prefix="mirrorspark-vocabularies-")
@@ -111,8 +84,12 @@ class GraphEncoder(tf.Module):
             name: _lookup_table(fitted.vocabulary(feature), Path(folder) / f"{name}.txt")
             for name, feature in looked_up.items()
         }
-        self._ranks = {feature.name: _rank_table(feature) for feature in self._features if isinstance(feature, Ordinal)}
-        self._normalise = GraphNormaliser() if any(isinstance(feature, Text) for feature in self._features) else None
+        self._ranks = {
+            feature.name: _rank_table(feature) for feature in self._features if isinstance(feature, kinds.Ordinal)
+        }
+        self._normalise = (
+            GraphNormaliser() if any(isinstance(feature, kinds.Text) for feature in self._features) else None
+        )
 
     def signature(self) -> dict[str, tf.TensorSpec]:
         """Return the specs of the raw tensors for :meth:`__call__`."""
@@ -122,8 +99,8 @@ class GraphEncoder(tf.Module):
             for name, form in feature.raw.items()
         }
 
-    def _takes_vectors(self, feature: Feature) -> bool:
-        return isinstance(feature, EmbeddedFeature) and feature.name not in self._embed
+    def _takes_vectors(self, feature: kinds.Feature) -> bool:
+        return isinstance(feature, kinds.EmbeddedFeature) and feature.name not in self._embed
 
     def __call__(self, raw: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor | tf.SparseTensor]:
         """Return the model's inputs, as :meth:`data_pipelines.features.transform.Encoder.encode` does.
@@ -137,52 +114,52 @@ class GraphEncoder(tf.Module):
             for feature in self._features
         }
 
-    def number(self, feature: Numeric, raw: tf.Tensor) -> tf.Tensor:
+    def number(self, feature: kinds.Numeric, raw: tf.Tensor) -> tf.Tensor:
         """Return float32 ``[batch]``."""
         offset, divisor = self.fitted.scaling(feature)
         values = arithmetic.measured(raw, feature, self._numbers)
         return arithmetic.standardised(values, imputed_value(self.fitted, feature), offset, divisor, self._numbers)
 
-    def rank(self, feature: Ordinal, tokens: tf.Tensor) -> tf.Tensor:
+    def rank(self, feature: kinds.Ordinal, tokens: tf.Tensor) -> tf.Tensor:
         """Return float32 ``[batch]``."""
         return self.number(feature, self._ranks[feature.name].lookup(tokens))
 
-    def date(self, feature: Date, texts: tf.Tensor) -> tf.Tensor:
+    def date(self, feature: kinds.Date, texts: tf.Tensor) -> tf.Tensor:
         """Return float32 ``[batch]``."""
         days = tf.fill(tf.shape(texts), tf.constant(np.nan, tf.float64))
-        for order in orders_read(feature.order):
+        for order in date_formats.orders_read(feature.order):
             days = tf.where(tf.math.is_nan(days), _days(order, texts), days)
         return self.number(feature, days)
 
-    def bucket(self, feature: Bucketed, raw: tf.Tensor) -> tf.Tensor:
+    def bucket(self, feature: kinds.Bucketed, raw: tf.Tensor) -> tf.Tensor:
         """Return int64 ``[batch]``."""
         values = arithmetic.without_denormals(raw, self._numbers)
         boundaries = tf.constant(bucket_boundaries(self.fitted, feature), tf.float64)
         buckets = tf.searchsorted(boundaries, values, side="right", out_type=tf.int64)
-        return tf.where(tf.math.is_nan(raw), _int64(MISSING_ID), buckets + FIRST_VOCABULARY_ID)
+        return tf.where(tf.math.is_nan(raw), _int64(kinds.MISSING_ID), buckets + kinds.FIRST_VOCABULARY_ID)
 
-    def ids(self, feature: TokenFeature, tokens: tf.Tensor) -> tf.Tensor:
+    def ids(self, feature: kinds.TokenFeature, tokens: tf.Tensor) -> tf.Tensor:
         """Return the id of each token: int64 in the shape of ``tokens``."""
         buckets = self.fitted.spec.hash_buckets(feature)
         if buckets is None:
             ids = self._tables[self.fitted.spec.vocabulary_name(feature)].lookup(tokens)
         else:
-            ids = tf.strings.to_hash_bucket_fast(tokens, buckets) + FIRST_VOCABULARY_ID
-        return tf.where(tf.equal(tokens, ""), _int64(MISSING_ID), ids)
+            ids = tf.strings.to_hash_bucket_fast(tokens, buckets) + kinds.FIRST_VOCABULARY_ID
+        return tf.where(tf.equal(tokens, ""), _int64(kinds.MISSING_ID), ids)
 
-    def id_list(self, feature: MultiValued, tokens: tf.Tensor) -> tf.Tensor:
+    def id_list(self, feature: kinds.MultiValued, tokens: tf.Tensor) -> tf.Tensor:
         """Return int64 ``[batch, max_length]`` for tokens ``[batch, any]``."""
         ids = self.ids(feature, tokens)
-        return _cut(feature, tf.ragged.boolean_mask(ids, tf.not_equal(ids, MISSING_ID)))
+        return _cut(feature, tf.ragged.boolean_mask(ids, tf.not_equal(ids, kinds.MISSING_ID)))
 
-    def recent_ids(self, feature: Sequence, tokens: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
+    def recent_ids(self, feature: kinds.Sequence, tokens: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
         """Return int64 ``[batch, max_length]`` for tokens and times ``[batch, any]``."""
         message = f"feature '{feature.name}': every token needs its time"
         tf.debugging.assert_equal(tf.shape(tokens), tf.shape(times), message)
         ids = tf.gather(self.ids(feature, tokens), tf.argsort(times, axis=1, stable=True), batch_dims=1)
-        return _cut(feature, tf.ragged.boolean_mask(ids, tf.not_equal(ids, MISSING_ID)))
+        return _cut(feature, tf.ragged.boolean_mask(ids, tf.not_equal(ids, kinds.MISSING_ID)))
 
-    def text_ids(self, feature: Text, texts: tf.Tensor) -> tf.Tensor:
+    def text_ids(self, feature: kinds.Text, texts: tf.Tensor) -> tf.Tensor:
         """Return int64 ``[batch, max_length]`` for texts ``[batch]``."""
         assert self._normalise is not None  # noqa: S101 - there is a text
         tokens = graph_split(self._normalise(texts), feature.pattern)
@@ -190,7 +167,7 @@ class GraphEncoder(tf.Module):
             tokens = graph_subwords(tokens, feature.ngrams)
         return _cut(feature, tokens.with_flat_values(self.ids(feature, tokens.flat_values)))
 
-    def sparse(self, feature: Sparse, indices: tf.Tensor, values: tf.Tensor) -> tf.SparseTensor:
+    def sparse(self, feature: kinds.Sparse, indices: tf.Tensor, values: tf.Tensor) -> tf.SparseTensor:
         """Return a sparse float32 ``[batch, size]`` for indices and values ``[batch, any]``."""
         message = f"feature '{feature.name}': every index needs its value"
         tf.debugging.assert_equal(tf.shape(indices), tf.shape(values), message)
@@ -210,18 +187,18 @@ class GraphEncoder(tf.Module):
             tf.stack([tf.shape(indices, tf.int64)[0], _int64(feature.size)]),
         )
 
-    def embedding(self, feature: EmbeddedFeature, raw: tf.Tensor) -> tf.Tensor:
+    def embedding(self, feature: kinds.EmbeddedFeature, raw: tf.Tensor) -> tf.Tensor:
         """Return float32 ``[batch, size]`` for texts or images ``[batch]``, without an encoder for their vectors."""
         if self._takes_vectors(feature):
             return self.vector(feature, raw)
         contents = raw
-        if isinstance(feature, TextEmbedding):
-            contents = tf.strings.regex_replace(tf.strings.regex_replace(raw, WHITE_SPACE, " "), "^ | $", "")
+        if isinstance(feature, kinds.TextEmbedding):
+            contents = tf.strings.regex_replace(tf.strings.regex_replace(raw, text_rules.WHITE_SPACE, " "), "^ | $", "")
         vectors = self._embed[feature.name](contents)
         present = tf.where(tf.equal(contents, "")[:, tf.newaxis], tf.zeros_like(vectors), vectors)
         return self.vector(feature, tf.cast(present, tf.float64))
 
-    def vector(self, feature: VectorFeature, values: tf.Tensor) -> tf.Tensor:
+    def vector(self, feature: kinds.VectorFeature, values: tf.Tensor) -> tf.Tensor:
         """Return float32 ``[batch, size]`` for values ``[batch, size]``, or ``[batch, 0]`` if all are missing."""
         length = tf.shape(values)[1]
         message = f"feature '{feature.name}' has vectors of a length that is not its size {feature.size}"
@@ -232,23 +209,23 @@ class GraphEncoder(tf.Module):
         return tf.ensure_shape(tf.cast(wide, tf.float32), [None, feature.size])
 
 
-_ENCODERS: Mapping[type[Feature], Callable[..., Any]] = {
-    Numeric: GraphEncoder.number,
-    Ordinal: GraphEncoder.rank,
-    Date: GraphEncoder.date,
-    Bucketed: GraphEncoder.bucket,
-    Categorical: GraphEncoder.ids,
-    MultiValued: GraphEncoder.id_list,
-    Sequence: GraphEncoder.recent_ids,
-    Text: GraphEncoder.text_ids,
-    Sparse: GraphEncoder.sparse,
-    Vector: GraphEncoder.vector,
-    TextEmbedding: GraphEncoder.embedding,
-    ImageEmbedding: GraphEncoder.embedding,
+_ENCODERS: Mapping[type[kinds.Feature], Callable[..., Any]] = {
+    kinds.Numeric: GraphEncoder.number,
+    kinds.Ordinal: GraphEncoder.rank,
+    kinds.Date: GraphEncoder.date,
+    kinds.Bucketed: GraphEncoder.bucket,
+    kinds.Categorical: GraphEncoder.ids,
+    kinds.MultiValued: GraphEncoder.id_list,
+    kinds.Sequence: GraphEncoder.recent_ids,
+    kinds.Text: GraphEncoder.text_ids,
+    kinds.Sparse: GraphEncoder.sparse,
+    kinds.Vector: GraphEncoder.vector,
+    kinds.TextEmbedding: GraphEncoder.embedding,
+    kinds.ImageEmbedding: GraphEncoder.embedding,
 }
 
 
-def encoded_signature(features: Iterable[Feature], any_length: Collection[str] = ()) -> dict[str, tf.TensorSpec]:
+def encoded_signature(features: Iterable[kinds.Feature], any_length: Collection[str] = ()) -> dict[str, tf.TensorSpec]:
     """Return the specs of the tensors of ``Encoder.padded_parts`` for ``features``, for any batch size.
 
     Args:
@@ -257,13 +234,13 @@ def encoded_signature(features: Iterable[Feature], any_length: Collection[str] =
     """
     specs = {}
     for feature in features:
-        if isinstance(feature, Sparse):
+        if isinstance(feature, kinds.Sparse):
             for part, dtype in zip(feature.parts, (tf.int64, tf.float32, tf.int64), strict=True):
                 specs[part] = tf.TensorSpec([None], dtype, part)
-        elif isinstance(feature, ListFeature):
-            is_open = feature.max_length == UNBOUNDED or feature.name in any_length
+        elif isinstance(feature, kinds.ListFeature):
+            is_open = feature.max_length == kinds.UNBOUNDED or feature.name in any_length
             specs[feature.name] = tf.TensorSpec([None, None if is_open else feature.max_length], tf.int64, feature.name)
-        elif isinstance(feature, VectorFeature):
+        elif isinstance(feature, kinds.VectorFeature):
             specs[feature.name] = tf.TensorSpec([None, feature.size], tf.float32, feature.name)
         else:
             specs[feature.name] = tf.TensorSpec([None], _DTYPES[feature.form], feature.name)
@@ -271,25 +248,25 @@ def encoded_signature(features: Iterable[Feature], any_length: Collection[str] =
 
 
 def model_inputs(
-    features: Iterable[Feature], encoded: Mapping[str, tf.Tensor]
+    features: Iterable[kinds.Feature], encoded: Mapping[str, tf.Tensor]
 ) -> dict[str, tf.Tensor | tf.SparseTensor]:
     """Return the model's inputs from the tensors of :func:`encoded_signature`, with assembled sparse tensors."""
     return {
         feature.name: sparse_tensor(feature.size, *(encoded[part] for part in feature.parts))
-        if isinstance(feature, Sparse)
+        if isinstance(feature, kinds.Sparse)
         else encoded[feature.name]
         for feature in features
     }
 
 
 def encoded_tensors(
-    features: Iterable[Feature], inputs: Mapping[str, tf.Tensor | tf.SparseTensor]
+    features: Iterable[kinds.Feature], inputs: Mapping[str, tf.Tensor | tf.SparseTensor]
 ) -> dict[str, tf.Tensor]:
     """Return the tensors of :func:`encoded_signature` from the model's inputs: the inverse of :func:`model_inputs`."""
     tensors: dict[str, tf.Tensor] = {}
     for feature in features:
         value = inputs[feature.name]
-        if isinstance(feature, Sparse):
+        if isinstance(feature, kinds.Sparse):
             rows = tf.cast(value.dense_shape[0], tf.int32)
             lengths = tf.math.bincount(
                 tf.cast(value.indices[:, 0], tf.int32), minlength=rows, maxlength=rows, dtype=tf.int64
@@ -301,14 +278,14 @@ def encoded_tensors(
 
 
 def input_tensors(
-    features: Iterable[Feature], columns: Mapping[str, np.ndarray | SparseRows]
+    features: Iterable[kinds.Feature], columns: Mapping[str, np.ndarray | SparseRows]
 ) -> dict[str, tf.Tensor | tf.SparseTensor]:
     """Return the model's inputs from decoded columns, such as :attr:`.dataset.blocks.Block.features`."""
     tensors = {}
     for feature in features:
         column = columns[feature.name]
         if isinstance(column, SparseRows):
-            assert isinstance(feature, Sparse)  # noqa: S101 - only sparse features are stored as SparseRows
+            assert isinstance(feature, kinds.Sparse)  # noqa: S101 - only sparse features are stored as SparseRows
             tensors[feature.name] = sparse_tensor(feature.size, column.indices, column.values, column.row_lengths)
         else:
             tensors[feature.name] = tf.constant(column)
@@ -330,15 +307,15 @@ def sparse_tensor(size: int, indices: tf.Tensor, values: tf.Tensor, row_lengths:
     return tf.SparseTensor(tf.stack([rows, indices], axis=1), values, tf.stack([batch, _int64(size)]))
 
 
-def _rank_table(feature: Ordinal) -> tf.lookup.StaticHashTable:
+def _rank_table(feature: kinds.Ordinal) -> tf.lookup.StaticHashTable:
     ranks = tf.range(len(feature.order), dtype=tf.float64)
     initializer = tf.lookup.KeyValueTensorInitializer(tf.constant(feature.order, tf.string), ranks)
     return tf.lookup.StaticHashTable(initializer, default_value=tf.constant(np.nan, tf.float64))
 
 
-def _days(order: DateOrder, texts: tf.Tensor) -> tf.Tensor:
+def _days(order: date_formats.DateOrder, texts: tf.Tensor) -> tf.Tensor:
     """Return float64 ``[batch]``: days since the start of 1970, NaN for texts that are not dates in this order."""
-    pattern = DATE_PATTERNS[order]
+    pattern = date_formats.DATE_PATTERNS[order]
     is_date = tf.strings.regex_full_match(texts, pattern.expression)
     dates = tf.where(is_date, texts, pattern.example)
     groups = {
@@ -347,8 +324,8 @@ def _days(order: DateOrder, texts: tf.Tensor) -> tf.Tensor:
     }
     parts = {"year": _int64(1970), "month": _int64(1), "day": _int64(1)}
     parts |= {name: _date_part(name, group) for name, group in groups.items()}
-    instants, is_day = microseconds(parts, tf.where)
-    days = tf.cast(instants, tf.float64) / float(MICROSECONDS_OF_A_DAY)
+    instants, is_day = date_formats.microseconds(parts, tf.where)
+    days = tf.cast(instants, tf.float64) / float(date_formats.MICROSECONDS_OF_A_DAY)
     return tf.where(is_date & is_day, days, tf.constant(np.nan, tf.float64))
 
 
@@ -368,7 +345,7 @@ def _date_part(name: str, texts: tf.Tensor) -> tf.Tensor:
         return _whole(tf.strings.substr(tf.strings.join([texts, "000000"]), 0, 6))
     if name == "month":
         texts = tf.strings.lower(texts)
-        for place, month in enumerate(MONTHS):
+        for place, month in enumerate(date_formats.MONTHS):
             texts = tf.strings.regex_replace(texts, f"^{month}.*", str(place + 1))
     return _whole(texts)
 
@@ -396,9 +373,9 @@ def _lookup_table(vocabulary: Vocabulary, file: Path) -> tf.lookup.StaticHashTab
             key_index=tf.lookup.TextFileIndex.WHOLE_LINE,
             value_dtype=tf.int64,
             value_index=tf.lookup.TextFileIndex.LINE_NUMBER,
-            value_index_offset=FIRST_VOCABULARY_ID,
+            value_index_offset=kinds.FIRST_VOCABULARY_ID,
         )
-    return tf.lookup.StaticHashTable(initializer, default_value=OUT_OF_VOCABULARY_ID)
+    return tf.lookup.StaticHashTable(initializer, default_value=kinds.OUT_OF_VOCABULARY_ID)
 
 
 def _constant_tokens(vocabulary: Vocabulary, name: str) -> tf.lookup.KeyValueTensorInitializer:
@@ -409,7 +386,7 @@ def _constant_tokens(vocabulary: Vocabulary, name: str) -> tf.lookup.KeyValueTen
             f"hold its {size} bytes; replace line breaks in the query, or give the feature max_size or hash_buckets"
         )
     tokens = vocabulary.tokens.to_pylist()
-    ids = tf.range(FIRST_VOCABULARY_ID, FIRST_VOCABULARY_ID + len(tokens), dtype=tf.int64)
+    ids = tf.range(kinds.FIRST_VOCABULARY_ID, kinds.FIRST_VOCABULARY_ID + len(tokens), dtype=tf.int64)
     return tf.lookup.KeyValueTensorInitializer(tf.constant(tokens, tf.string), ids)
 
 
@@ -421,12 +398,12 @@ def _write_lines(vocabulary: Vocabulary, file: Path) -> None:
             stream.write(memoryview(content)[: pc.sum(pc.binary_length(lines)).as_py() or 0])
 
 
-def _cut(feature: ListFeature, ids: tf.RaggedTensor) -> tf.Tensor:
+def _cut(feature: kinds.ListFeature, ids: tf.RaggedTensor) -> tf.Tensor:
     """Truncate rows of ids to ``max_length`` at the side set by the feature, and pad with 0 on the right."""
-    if feature.max_length == UNBOUNDED:
-        return ids.to_tensor(MISSING_ID)
+    if feature.max_length == kinds.UNBOUNDED:
+        return ids.to_tensor(kinds.MISSING_ID)
     kept = ids[:, -feature.max_length :] if feature.truncate == "head" else ids[:, : feature.max_length]
-    return kept.to_tensor(MISSING_ID, shape=[None, feature.max_length])
+    return kept.to_tensor(kinds.MISSING_ID, shape=[None, feature.max_length])
 
 
 def _int64(value: int) -> tf.Tensor:

@@ -6,8 +6,7 @@ This module does not import TensorFlow, so a scoring process needs neither Keras
 from collections.abc import Iterable
 from pathlib import Path
 
-from mirrorspark.data_pipelines.features.kinds import Feature, Sparse
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 
 RAW_SIGNATURE = "serving_default"
 ENCODED_SIGNATURE = "encoded"
@@ -22,14 +21,16 @@ QUERY_VECTORS, CANDIDATE_VECTORS, EXCLUDED = "query_vectors", "candidate_vectors
 TOWER_SIGNATURE, VECTORS = "serving_default", "vectors"
 
 
-def encoded_names(features: Iterable[Feature]) -> list[str]:
+def encoded_names(features: Iterable[kinds.Feature]) -> list[str]:
     """Return the names of the tensors of ``Encoder.padded_parts``, which are the inputs of ``encoded``."""
     return [
-        name for feature in features for name in (feature.parts if isinstance(feature, Sparse) else (feature.name,))
+        name
+        for feature in features
+        for name in (feature.parts if isinstance(feature, kinds.Sparse) else (feature.name,))
     ]
 
 
-def rated_features(spec: FeatureSpec) -> tuple[Feature, ...]:
+def rated_features(spec: FeatureSpec) -> tuple[kinds.Feature, ...]:
     """Return the features of a rating, in the order of its inputs: those of the query, and the candidate."""
     return (*spec.query_features, spec.candidate)
 

@@ -1,6 +1,6 @@
 """Text normalisation and tokenisation as graph operations, so that an exported model accepts raw texts.
 
-It is byte-equal to :mod:`data_pipelines.features.text_rules`, which defines normalisation; tests verify that. Only stock
+It is byte-equal to :mod:`text_rules` of the features, which defines normalisation; tests verify that. Only stock
 TensorFlow operations are used, so that the SavedModel runs without this package.
 """
 
@@ -12,13 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features.text_rules import (
-    ASSIGNED_LATER,
-    CODE_POINTS,
-    DEFAULT_SEPARATORS,
-    TOKEN_BREAK,
-    spelled_out,
-)
+from mirrorspark.data_pipelines.features import text_rules
 
 # Ranks: the role of a character in canonical ordering and composition. A mark's rank is its combining class plus one.
 _STARTER = 0
@@ -28,7 +22,7 @@ _FIRST_MARK = 2
 _IOTA_MARK = 0x345
 _IOTA = 0x3B9
 # Precedes each text while a batch is processed as one row: a starter with which nothing composes.
-_TEXT_START = CODE_POINTS
+_TEXT_START = text_rules.CODE_POINTS
 
 _PAGE_BITS = 7
 _PAGE = 1 << _PAGE_BITS
@@ -194,7 +188,7 @@ class GraphNormaliser(tf.Module):
         return tf.where(closes, first + trailing, composite)
 
 
-def graph_split(texts: tf.Tensor, pattern: str = DEFAULT_SEPARATORS) -> tf.RaggedTensor:
+def graph_split(texts: tf.Tensor, pattern: str = text_rules.DEFAULT_SEPARATORS) -> tf.RaggedTensor:
     """Return the tokens of each text, string ``[rows, any]``, as :func:`.features.text.split_tokens` does.
 
     Args:
@@ -204,8 +198,8 @@ def graph_split(texts: tf.Tensor, pattern: str = DEFAULT_SEPARATORS) -> tf.Ragge
     Raises:
         SeparatorPatternError: ``pattern`` cannot be used.
     """
-    broken = tf.strings.regex_replace(texts, spelled_out(pattern), TOKEN_BREAK)
-    pieces = tf.strings.split(broken, TOKEN_BREAK)
+    broken = tf.strings.regex_replace(texts, text_rules.spelled_out(pattern), text_rules.TOKEN_BREAK)
+    pieces = tf.strings.split(broken, text_rules.TOKEN_BREAK)
     # tf.ragged.boolean_mask would allocate rows times the tokens of the longest text.
     is_token = tf.not_equal(pieces.flat_values, "")
     tokens_before = tf.concat([[0], tf.cumsum(tf.cast(is_token, tf.int64))], 0)
@@ -311,7 +305,7 @@ def _tables() -> _Tables:
     joining |= set(range(_HANGUL_VOWEL, _HANGUL_VOWEL + _HANGUL_VOWELS))
     joining |= set(range(_HANGUL_TRAILING + 1, _HANGUL_TRAILING + _HANGUL_TRAILINGS))
     texts = [" "]
-    entry_of: npt.NDArray[np.int16] = np.zeros(CODE_POINTS + _PAGE, np.int16)
+    entry_of: npt.NDArray[np.int16] = np.zeros(text_rules.CODE_POINTS + _PAGE, np.int16)
     for code_point, text in decomposed.items():
         if text != chr(code_point) or code_point in joining or unicodedata.combining(text):
             entry_of[code_point] = len(texts)
@@ -338,10 +332,10 @@ def _known_code_points() -> list[int]:
     Hangul syllables are left out too: they are starters, so the composed result is the same with or without prior
     decomposition, and they are composed by arithmetic.
     """
-    known = np.ones(CODE_POINTS, bool)
+    known = np.ones(text_rules.CODE_POINTS, bool)
     known[0xD800:0xE000] = False
     known[_HANGUL_SYLLABLE : _HANGUL_SYLLABLE + _HANGUL_SYLLABLES] = False
-    for first, last in ASSIGNED_LATER:
+    for first, last in text_rules.ASSIGNED_LATER:
         known[first : last + 1] = False
     # Nine in ten are not assigned or private: nothing changes them, and to see that of each takes a second.
     return [

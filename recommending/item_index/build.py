@@ -15,14 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.item_rows import ids_without_item
-from mirrorspark.scoring.embedding.model_encoders import graph_encoders
-from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER
-from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
-from mirrorspark.training.executor import child_process
-from mirrorspark.training.executor.child_process import Tail, Tell
-from mirrorspark.training.results.export import has_scann
+from mirrorspark.data_pipelines.features import FittedFeatures, item_rows
+from mirrorspark.scoring.embedding import graph_encoders
+from mirrorspark.scoring.model import FEATURES_FOLDER, SAMPLE_FILE, SAVED_MODEL_FOLDER, TOWERS_FOLDER
+from mirrorspark.training.executor import Tail, Tell, child_process
+from mirrorspark.training.results import has_scann
 
 
 class RefreshError(ValueError):
@@ -117,7 +114,7 @@ def write_indexes(plan: BuildPlan, tell: Tell = lambda doing, done=0, total=0: N
     fitted = FittedFeatures.load(folder / FEATURES_FOLDER)
     sample = np.load(folder / SAMPLE_FILE)
     towers = saved_towers.SavedTowers(folder / TOWERS_FOLDER, fitted)
-    removed = ids_without_item(fitted)
+    removed = item_rows.ids_without_item(fitted)
     indexes = serving.build_indexes(towers, plan.top_k, scann=has_scann(), sample=sample, removed=removed, tell=tell)
     tell("measuring the recall, writing the model", 0, 0)
     found = serving.recalls(indexes, plan.top_k, sample)

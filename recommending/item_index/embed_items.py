@@ -14,11 +14,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec
 from mirrorspark.recommending.item_index.build import answered
-from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
-from mirrorspark.scoring.model.directory import ModelDirectory, exported_with
-from mirrorspark.scoring.model.versions import tell_encoder_versions
+from mirrorspark.scoring.embedding import ModelEncoders
+from mirrorspark.scoring.model import ModelDirectory, exported_with, tell_encoder_versions
 from mirrorspark.training.executor import child_process
 
 

@@ -14,24 +14,27 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.any_table import as_arrow
-from mirrorspark.data_pipelines.conversion import library_versions
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.item_rows import changed_items, ids_without_item, with_catalogue, with_changes
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.data_pipelines.features.raw_columns import raw_column
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.spark.task_bar import work_bar
+from mirrorspark.data_pipelines import any_table, library_versions
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, item_rows, kinds, raw_columns
+from mirrorspark.data_pipelines.spark import task_bar
 from mirrorspark.recommending.item_index.build import BuildPlan, RefreshError, build
 from mirrorspark.recommending.item_index.embed_items import embedded_items
 from mirrorspark.recommending.item_index.register import register
-from mirrorspark.scoring.embedding.model_encoders import ENCODERS_FOLDER
-from mirrorspark.scoring.input.inputs import FeatureInputs
-from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, utc_text
-from mirrorspark.scoring.model.directory import FEATURES_FOLDER, ModelDescription, ModelDirectory, exported_with
-from mirrorspark.scoring.model.new_folder import new_model_folder
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.uri import pinned_model
+from mirrorspark.scoring.embedding import ENCODERS_FOLDER
+from mirrorspark.scoring.input import FeatureInputs
+from mirrorspark.scoring.model import (
+    FEATURES_FOLDER,
+    SAMPLE_FILE,
+    TOWERS_FOLDER,
+    Catalogue,
+    ModelDescription,
+    ModelDirectory,
+    PinnedModel,
+    exported_with,
+    new_model_folder,
+    pinned_model,
+    utc_text,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ def refresh_index(
 
     Args:
         model: URI or folder of a retrieval model that was trained with items, or the result of
-            :func:`scoring.model.uri.resolve`.
+            :func:`scoring.model.resolve`.
         items: The whole table of items, with the columns of the training: a Spark, pandas or Polars DataFrame, or a
             PyArrow table. This process holds it in memory.
         folder: The new folder.
@@ -105,7 +108,7 @@ def refresh_index(
     cores = threads or len(os.sched_getaffinity(0))
 
     def build_indexes(whole: Path, k: int) -> Mapping[str, float]:
-        with work_bar("refresh") as tell:
+        with task_bar.work_bar("refresh") as tell:
             return build(BuildPlan(str(whole), k, cores), verbose=verbose, tell=tell)
 
     embed = partial(embedded_items, pinned.path, threads=cores, verbose=verbose)
@@ -143,8 +146,8 @@ def write_refreshed(
     assert own is not None  # noqa: S101 - the model has a catalogue
     table = None if items is None else embed(own.features.spec, _items(items, own.features))
     if removed is not None:
-        table = with_changes(own, table, removed)
-    fitted = with_catalogue(directory.features, table, before.trained)
+        table = item_rows.with_changes(own, table, removed)
+    fitted = item_rows.with_catalogue(directory.features, table, before.trained)
     catalogue = _compared(directory.features, fitted, before, pinned)
     with new_model_folder(target) as whole:
         shutil.copytree(pinned.path / TOWERS_FOLDER, whole / TOWERS_FOLDER)
@@ -208,7 +211,7 @@ def catalogue_of(directory: ModelDirectory) -> Catalogue:
 def _items(items: Any, own: FittedFeatures) -> pa.Table:
     """Return the columns of the items, whose types are those of the training."""
     inputs = FeatureInputs(own.spec.features, own.column_types)
-    table = as_arrow(items, inputs.columns, "the table of items")
+    table = any_table.as_arrow(items, inputs.columns, "the table of items")
     inputs.check(table.schema)
     return table
 
@@ -227,10 +230,10 @@ def _compared(before: FittedFeatures, after: FittedFeatures, catalogue: Catalogu
             f"the new catalogue has {candidates} items, and the model recommends {catalogue.top_k} candidates per row; "
             f"give the whole table, or only the changes with changes_only=True"
         )
-    was_candidate = np.arange(before.id_count(before.spec.candidate)) >= FIRST_VOCABULARY_ID
+    was_candidate = np.arange(before.id_count(before.spec.candidate)) >= kinds.FIRST_VOCABULARY_ID
     if catalogue.refreshed_from:  # the candidates of a training may lack an item
-        was_candidate[ids_without_item(before)] = False
-    keys = raw_column(after.items.rows, after.items.features.spec.candidate)
+        was_candidate[item_rows.ids_without_item(before)] = False
+    keys = raw_columns.raw_column(after.items.rows, after.items.features.spec.candidate)
     stayed = int(was_candidate[before.vocabulary(before.spec.candidate).ids(keys)].sum())
     return replace(
         catalogue,
@@ -239,7 +242,7 @@ def _compared(before: FittedFeatures, after: FittedFeatures, catalogue: Catalogu
         candidates=candidates,
         new=candidates - stayed,
         removed=int(was_candidate.sum()) - stayed,
-        changed=changed_items(before.items, after.items),
+        changed=item_rows.changed_items(before.items, after.items),
         refreshed_from=source.digest,
         trained_model=catalogue.trained_model or source.uri,
     )

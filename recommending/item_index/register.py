@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.metric_requests import experiment_of
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.registration import log_version, open_store
+from mirrorspark.callbacks.mlflow import metric_requests
+from mirrorspark.scoring import log_version, open_store
+from mirrorspark.scoring.model import ModelDescription, ModelDirectory, PinnedModel
 
 
 def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tracking_uri: str | None) -> str:
@@ -42,4 +41,4 @@ def _experiment(client: Any, source: PinnedModel, name: str) -> str:
         except MlflowException:
             # The source may be in another store than the new version, or its run deleted.
             pass
-    return experiment_of(client, name)
+    return metric_requests.experiment_of(client, name)

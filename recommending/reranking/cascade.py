@@ -10,20 +10,16 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql.types import StructType
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, meant
-from mirrorspark.data_pipelines.spark.schema import spark_schema_of
-from mirrorspark.data_pipelines.spark.tasks import map_batches
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.data_pipelines.spark import map_batches, spark_schema_of
+from mirrorspark.models.index import CANDIDATES, SCORES
 from mirrorspark.recommending.reranking.ranking import Ranking, candidate_schema, ranked
 from mirrorspark.recommending.reranking.reranker import arrow_items
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.output.forms import AS_COLUMNS
-from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys
-from mirrorspark.scoring.task.batches import regrouped
-from mirrorspark.scoring.task.scorer import Counters, Scorer, Settings, Tally
+from mirrorspark.scoring import ScoringError, ScoringPlan, SentColumns, check_keys
+from mirrorspark.scoring.input import NullRule
+from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, LoadedModel, PinnedModel
+from mirrorspark.scoring.output import AS_COLUMNS
+from mirrorspark.scoring.task import Counters, Scorer, Settings, Tally, regrouped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +52,7 @@ def rank_candidates(
     Args:
         lists: Rows with the column ``candidates``, as :func:`.recommend` returns them, joined with the
             columns of users or requests that the model reads.
-        model: URI of the ranking model, or the result of :func:`scoring.model.uri.resolve`.
+        model: URI of the ranking model, or the result of :func:`scoring.model.resolve`.
         keys: Columns that identify a list, by which messages name it.
         key: Column of ``items``, and of the model if it reads it, with the candidates' tokens.
         items: Attributes of the candidates, a row each. The columns that the model reads are sent to the tasks.
@@ -64,14 +60,14 @@ def rank_candidates(
         output: The model's output to rank by, one number for each row.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         batch_size: Rows per call of the model.
-        nulls: As in :func:`scoring.batch.score`, like the next two.
+        nulls: As in :func:`scoring.score`, like the next two.
         trust: Whether Python code that the model brings may run.
         counters: Collects the counters of the tasks.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
         ScoringError: ``k`` is below 1, the model has no such output or several numbers in it, or for a reason of
-            :func:`scoring.batch.score`.
+            :func:`scoring.score`.
         ColumnError: A column is missing, is there twice, or has a type that the model does not accept; or ``items`` has
             an item twice.
     """
@@ -80,8 +76,8 @@ def rank_candidates(
     list_keys = (keys,) if isinstance(keys, str) else tuple(keys)
     check_keys(lists.columns, list_keys)
     if CANDIDATES not in lists.columns:
-        found = meant(CANDIDATES, lists.columns)
-        raise ColumnError(f"the table of lists has no column '{CANDIDATES}'{found}; it has {lists.columns}")
+        found = raw_columns.meant(CANDIDATES, lists.columns)
+        raise raw_columns.ColumnError(f"the table of lists has no column '{CANDIDATES}'{found}; it has {lists.columns}")
     settings = Settings.of(AS_COLUMNS, batch_size, (), nulls, "fail", "refuse")
     plan = ScoringPlan.of(model, (*list_keys, key), settings, tracking_uri, trust=trust)
     outputs = {field.name: str(field.type) for field in plan.added}
@@ -107,9 +103,9 @@ def _ranking(
     if items is not None:
         named = items.column_names if isinstance(items, pa.Table) else list(items.columns)
         if key not in named:
-            raise ColumnError(f"items has no column '{key}'{meant(key, named)}; it has {named}")
+            raise raw_columns.ColumnError(f"items has no column '{key}'{raw_columns.meant(key, named)}; it has {named}")
         if both := sorted({*others} & {*named}):
-            raise ColumnError(f"lists and items both have the columns {both}; rename or drop one of each")
+            raise raw_columns.ColumnError(f"lists and items both have the columns {both}; rename or drop one of each")
         table = arrow_items(items, dict.fromkeys((key, *plan.inputs.columns)))
     of_candidates = candidate_schema(key, plan.inputs, pa.schema([]) if table is None else table.schema)
     ranking = Ranking.of(key, of_candidates.field(key).type, plan.columns, table)

@@ -7,11 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, meant
-from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
+from mirrorspark.data_pipelines.features import Vocabulary, kinds, raw_columns
 from mirrorspark.recommending.reranking.rules import Rules
-from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring import ScoringError
 
 _NAMED_IN_MESSAGE = 5
 
@@ -71,7 +69,9 @@ def check_item_columns(items: pa.Table, wanted: Iterable[str]) -> None:
     names = items.column_names
     for name in wanted:
         if names.count(name) != 1:
-            raise ColumnError(f"items has the column '{name}' {names.count(name)} times{meant(name, names)}")
+            raise raw_columns.ColumnError(
+                f"items has the column '{name}' {names.count(name)} times{raw_columns.meant(name, names)}"
+            )
 
 
 def known_items(items: pa.Table, key: str) -> Vocabulary:
@@ -82,13 +82,15 @@ def known_items(items: pa.Table, key: str) -> Vocabulary:
     """
     tokens = _as_text(item_column(items, key), key)
     if tokens.null_count:
-        raise ColumnError(f"'{key}' of items is null in {tokens.null_count} rows; leave those out")
+        raise raw_columns.ColumnError(f"'{key}' of items is null in {tokens.null_count} rows; leave those out")
     counts = pc.value_counts(tokens)
     repeated = counts.field(0).filter(pc.greater(counts.field(1), 1))
     if len(repeated):
         # Spark gives rows in the order of their partitions.
         some = repeated.take(pc.sort_indices(repeated)).slice(0, _NAMED_IN_MESSAGE).to_pylist()
-        raise ColumnError(f"'{key}' of items has {len(repeated)} tokens more than once, {some}; give a row per item")
+        raise raw_columns.ColumnError(
+            f"'{key}' of items has {len(repeated)} tokens more than once, {some}; give a row per item"
+        )
     # A vocabulary finds tokens among a million in microseconds; Arrow would hash all of them for each batch.
     return Vocabulary(tokens, pa.nulls(len(tokens), pa.int64()))
 
@@ -96,7 +98,7 @@ def known_items(items: pa.Table, key: str) -> Vocabulary:
 def item_numbers(known: Vocabulary, tokens: pa.Array) -> np.ndarray:
     """Return the places of tokens among the items, int64 ``[tokens]``; the number of items where it is unknown."""
     ids = known.ids(tokens.cast(pa.string()))
-    return np.where(ids < FIRST_VOCABULARY_ID, len(known), ids - FIRST_VOCABULARY_ID)
+    return np.where(ids < kinds.FIRST_VOCABULARY_ID, len(known), ids - kinds.FIRST_VOCABULARY_ID)
 
 
 def item_column(items: pa.Table, name: str) -> pa.Array:
@@ -109,7 +111,9 @@ def _as_text(column: pa.Array, name: str) -> pa.Array:
     try:
         return column.cast(pa.string())
     except pa.ArrowException as error:
-        raise ColumnError(f"'{name}' is {column.type}, and has to be strings, integers or booleans") from error
+        raise raw_columns.ColumnError(
+            f"'{name}' is {column.type}, and has to be strings, integers or booleans"
+        ) from error
 
 
 def _categories(items: pa.Table, rules: Rules) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -133,7 +137,8 @@ def _categories(items: pa.Table, rules: Rules) -> tuple[np.ndarray, np.ndarray, 
     unknown = [name for name in limited if name not in names]
     if unknown:
         raise ScoringError(
-            f"no item has the categories {unknown} in '{rules.category}'{meant(unknown[0], names)}; drop them"
+            f"no item has the categories {unknown} in '{rules.category}'"
+            f"{raw_columns.meant(unknown[0], names)}; drop them"
         )
     return np.cumsum([0, *counts, 0], dtype=np.int64), np.ascontiguousarray(pairs[:, 1].astype(np.int32)), names
 
@@ -143,16 +148,20 @@ def _vectors(items: pa.Table, name: str | None) -> np.ndarray:
         return np.zeros((items.num_rows + 1, 0), np.float32)
     column = item_column(items, name)
     if not is_list(column.type):
-        raise ColumnError(f"'{name}' is {column.type}, and has to be lists of numbers")
+        raise raw_columns.ColumnError(f"'{name}' is {column.type}, and has to be lists of numbers")
     lengths, values = lists_of(column)
     is_given = column.is_valid().to_numpy(zero_copy_only=False)
     widths = np.unique(lengths[is_given])
     if len(widths) > 1:
-        raise ColumnError(f"the vectors '{name}' have {widths.tolist()} numbers; give all of them one length")
+        raise raw_columns.ColumnError(
+            f"the vectors '{name}' have {widths.tolist()} numbers; give all of them one length"
+        )
     vectors = np.zeros((len(column) + 1, int(widths[0]) if len(widths) else 0), np.float64)
     numbers = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     if not np.isfinite(numbers).all():
-        raise ColumnError(f"the vectors '{name}' hold nulls, NaN or infinite numbers; give null for a missing vector")
+        raise raw_columns.ColumnError(
+            f"the vectors '{name}' hold nulls, NaN or infinite numbers; give null for a missing vector"
+        )
     vectors[:-1][is_given] = numbers.reshape(-1, vectors.shape[1])
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
@@ -163,7 +172,9 @@ def _boosts(items: pa.Table, name: str | None) -> np.ndarray:
         return np.zeros(items.num_rows + 1)
     boosts = item_column(items, name).cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False)
     if not np.isfinite(boosts).all():
-        raise ColumnError(f"the boosts '{name}' hold NaN or infinite numbers; use available to leave items out")
+        raise raw_columns.ColumnError(
+            f"the boosts '{name}' hold NaN or infinite numbers; use available to leave items out"
+        )
     return np.append(boosts, 0.0)
 
 
@@ -172,7 +183,9 @@ def _available(items: pa.Table, name: str | None) -> np.ndarray:
         return np.ones(items.num_rows + 1, np.bool_)
     column = item_column(items, name)
     if not pa.types.is_boolean(column.type):
-        raise ColumnError(f"'{name}' is {column.type}, and has to be booleans: true for items that are available")
+        raise raw_columns.ColumnError(
+            f"'{name}' is {column.type}, and has to be booleans: true for items that are available"
+        )
     return np.append(column.fill_null(False).to_numpy(zero_copy_only=False), False)
 
 

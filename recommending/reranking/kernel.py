@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from mirrorspark.data_pipelines.kernels import compile_inner_kernel, compile_kernel
+from mirrorspark.data_pipelines import compile_inner_kernel, compile_kernel
 
 # Share of the wanted distribution in the one of a list, so that a category that is missing has a finite divergence.
 # Source: Steck, "Calibrated Recommendations" (RecSys 2018), equation 5.
@@ -15,7 +15,7 @@ _NEVER = -np.inf
 
 
 class _Items(NamedTuple):
-    """Attributes of items, as in :class:`recommending.reranking.items.ItemAttributes`."""
+    """Attributes of items, as in :class:`recommending.reranking.ItemAttributes`."""
 
     categories: np.ndarray
     at_most: np.ndarray
@@ -281,7 +281,7 @@ def choose(
         scores: float64 ``[candidates]`` of all lists.
         starts: int64 ``[lists + 1]``.
         numbers: int64 ``[candidates]``, numbers of items.
-        category_starts: As in :class:`recommending.reranking.items.ItemAttributes`, like the next six.
+        category_starts: As in :class:`recommending.reranking.ItemAttributes`, like the next six.
         categories: Numbers of categories.
         at_most: Largest number of candidates by category.
         at_least: Smallest number of candidates by category.

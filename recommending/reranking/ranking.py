@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.models.index.ranked_lists import CANDIDATES
+from mirrorspark.data_pipelines.features import Vocabulary, raw_columns
+from mirrorspark.models.index import CANDIDATES
 from mirrorspark.recommending.reranking.items import (
     check_item_columns,
     item_column,
@@ -19,7 +18,7 @@ from mirrorspark.recommending.reranking.items import (
     lists_of,
     starts_of,
 )
-from mirrorspark.scoring.input.inputs import Inputs, RowErrors
+from mirrorspark.scoring.input import Inputs, RowErrors
 
 # Fewer digits than int64 may have, and as many.
 _SHORT_INTEGER, _LONG_INTEGER = r"\A(?:0|-?[1-9][0-9]{0,17})\z", r"-?[1-9][0-9]{18}"
@@ -78,7 +77,7 @@ class Ranking:
             ColumnError: For a reason of :meth:`row_errors`.
         """
         for message in self.row_errors(lists.column(CANDIDATES)).values():
-            raise ColumnError(message)
+            raise raw_columns.ColumnError(message)
         lengths, candidates = lists_of(lists.column(CANDIDATES))
         tokens = candidates.cast(pa.string())
         row = pa.array(np.repeat(np.arange(lists.num_rows), lengths))
@@ -126,7 +125,7 @@ def candidate_schema(key: str, inputs: Inputs | None, items: pa.Schema) -> pa.Sc
         assert inputs is not None  # noqa: S101 - it has the key
         try:
             inputs.check(pa.schema([*of_rows, *of_items, pa.field(key, type_)]))
-        except ColumnError:
+        except raw_columns.ColumnError:
             return False
         return True
 

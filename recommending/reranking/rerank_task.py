@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError, meant
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.models.index import CANDIDATES, SCORES
 from mirrorspark.recommending.reranking.items import ItemAttributes, is_list, lists_of, starts_of
 from mirrorspark.recommending.reranking.rules import Rules
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.task.batches import regrouped
+from mirrorspark.scoring import ScoringError
+from mirrorspark.scoring.task import regrouped
 
 
 @dataclass(frozen=True)
 class RerankTask:
-    """Body of a Spark task of :func:`recommending.reranking.reranker.rerank`."""
+    """Body of a Spark task of :func:`recommending.reranking.rerank`."""
 
     items: ItemAttributes
     rules: Rules
@@ -35,10 +35,12 @@ class RerankTask:
         """
         for name in (CANDIDATES, SCORES, *([self.rules.history] if self.rules.history else [])):
             if schema.names.count(name) != 1:
-                found = f"{schema.names.count(name)} times{meant(name, schema.names)}"
-                raise ColumnError(f"the table of lists has the column '{name}' {found}; it has {schema.names}")
+                found = f"{schema.names.count(name)} times{raw_columns.meant(name, schema.names)}"
+                raise raw_columns.ColumnError(
+                    f"the table of lists has the column '{name}' {found}; it has {schema.names}"
+                )
             if not is_list(schema.field(name).type):
-                raise ColumnError(f"'{name}' is {schema.field(name).type}, and has to be lists")
+                raise raw_columns.ColumnError(f"'{name}' is {schema.field(name).type}, and has to be lists")
 
     def reranked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the rows of ``batch`` with their lists re-ranked; null lists stay null.
@@ -95,5 +97,5 @@ class RerankTask:
 def _cast(lists: pa.ListArray, column: pa.Array) -> Any:
     type_ = column.type
     if pa.types.is_fixed_size_list(type_):
-        raise ColumnError(f"a column of lists is {type_}, whose length cannot change; cast it to list")
+        raise raw_columns.ColumnError(f"a column of lists is {type_}, whose length cannot change; cast it to list")
     return lists.cast(type_)

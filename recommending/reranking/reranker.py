@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, TypeVar
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
-from mirrorspark.data_pipelines.spark.schema import sent_schema_of
-from mirrorspark.data_pipelines.spark.tasks import map_batches
+from mirrorspark.data_pipelines.reading import parquet_rows
+from mirrorspark.data_pipelines.spark import map_batches, sent_schema_of
 from mirrorspark.recommending.reranking.items import ItemAttributes
 from mirrorspark.recommending.reranking.rerank_task import RerankTask
 from mirrorspark.recommending.reranking.rules import Rules
-from mirrorspark.scoring.plan import column_named
+from mirrorspark.scoring import column_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,7 +73,7 @@ def rerank(
         return map_batches(lists, task, lists.schema)
     table = lists if isinstance(lists, pa.Table) else pa.Table.from_pandas(lists, preserve_index=False)
     task.check(table.schema)
-    batches = table.combine_chunks().to_batches(max_chunksize=BATCH_ROWS)
+    batches = table.combine_chunks().to_batches(max_chunksize=parquet_rows.BATCH_ROWS)
     done = pa.Table.from_batches([task.reranked(batch) for batch in batches], table.schema)
     return done if isinstance(lists, pa.Table) else done.to_pandas().set_axis(lists.index)
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring import ScoringError
 
 
 @dataclass(frozen=True)
 class Rules:
-    """Rules of a re-ranked list; the meaning of each is in :func:`recommending.reranking.reranker.rerank`."""
+    """Rules of a re-ranked list; the meaning of each is in :func:`recommending.reranking.rerank`."""
 
     k: int
     category: str | None = None

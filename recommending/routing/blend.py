@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED, is_ranked_list
+from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED, is_ranked_list
 
 ListFusion = Literal["places", "scores"]
 """What a list gives its candidates: ``1 / (60 + place)``, or their scores, scaled to 0..1 within the list."""

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.recommending.routing.router import Route, Router
-from mirrorspark.scoring.input.inputs import RowErrors
+from mirrorspark.scoring.input import RowErrors
 
 
 @dataclass(frozen=True)
@@ -70,22 +70,26 @@ def check_columns(router: Router, schema: pa.Schema) -> None:
     """
     for name in router.columns:
         if schema.get_field_index(name) < 0:
-            raise ColumnError(f"column '{name}' is missing, by which the router chooses a model; add it")
+            raise raw_columns.ColumnError(f"column '{name}' is missing, by which the router chooses a model; add it")
     for column in [route.column for route in router.routes if route.younger_than_days is not None] + [router.as_of]:
         if column is not None:
             type_ = schema.field(column).type
             if not (pa.types.is_date(type_) or pa.types.is_timestamp(type_) or pa.types.is_null(type_)):
-                raise ColumnError(f"column '{column}' has type {type_}, and ages need a date or a timestamp; cast it")
+                raise raw_columns.ColumnError(
+                    f"column '{column}' has type {type_}, and ages need a date or a timestamp; cast it"
+                )
     for route in router.routes:
         if route.column is not None and route.has_range:
             type_ = schema.field(route.column).type
             is_number = pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_)
             if not is_number and not pa.types.is_null(type_):
-                raise ColumnError(f"column '{route.column}' has type {type_}, and a range needs numbers; cast it")
+                raise raw_columns.ColumnError(
+                    f"column '{route.column}' has type {type_}, and a range needs numbers; cast it"
+                )
         if route.column is not None and route.values:
             type_ = schema.field(route.column).type
             if not pa.types.is_null(type_) and not _fits(route.values[0], type_):
-                raise ColumnError(
+                raise raw_columns.ColumnError(
                     f"column '{route.column}' has type {type_}, and the router compares it with {list(route.values)}; "
                     f"cast it"
                 )

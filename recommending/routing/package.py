@@ -8,23 +8,29 @@ from typing import TYPE_CHECKING, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.models.classical import SUMS_OVER_HISTORY
-from mirrorspark.models.index.ranked_lists import is_ranked_list
-from mirrorspark.recommending.reranking.items import check_item_columns
-from mirrorspark.recommending.reranking.reranker import arrow_items
+from mirrorspark.models import classical
+from mirrorspark.models.index import is_ranked_list
+from mirrorspark.recommending.reranking import arrow_items, check_item_columns
 from mirrorspark.recommending.routing.blend import VectorFusion
 from mirrorspark.recommending.routing.folder import ITEMS_FILE, ROUTER, ROUTER_FILE, inputs_of, model_folder, stages_of
 from mirrorspark.recommending.routing.routed import MODEL, REASON
 from mirrorspark.recommending.routing.router import Router
-from mirrorspark.scoring.model.consent import remember_consent
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, exported_with
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS
-from mirrorspark.scoring.model.new_folder import check_new, copied_hooks, new_model_folder
-from mirrorspark.scoring.model.packaged import PackagedDescription
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.uri import pinned_model
-from mirrorspark.scoring.model.versions import versions_here
+from mirrorspark.scoring.model import (
+    POSTPROCESS,
+    PREPROCESS,
+    ModelDescription,
+    ModelDirectory,
+    ModelDirectoryError,
+    PackagedDescription,
+    PinnedModel,
+    check_new,
+    copied_hooks,
+    exported_with,
+    new_model_folder,
+    pinned_model,
+    remember_consent,
+    versions_here,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +51,7 @@ def package_router(
 ) -> Path:
     """Copy the models into ``folder`` with the router that chooses between them.
 
-    The folder can be used like an exported model: :func:`scoring.batch.score` and all other entry points take it, its
+    The folder can be used like an exported model: :func:`scoring.score` and all other entry points take it, its
     digest is over all it contains, and MLflow stores it as artifacts of a run. Its outputs are those of the models,
     which all but ranking models have to have the same, and for each row the name of the ``model`` that answered with
     the ``reason``.
@@ -53,7 +59,7 @@ def package_router(
     Args:
         router: The rules.
         folder: The new folder.
-        models: By name, the URI of a model or the result of :func:`scoring.model.uri.resolve`.
+        models: By name, the URI of a model or the result of :func:`scoring.model.resolve`.
         items: Attributes of the candidates of cascades, a row each; the columns that they read are copied.
         hooks: A Python file, which is copied into the folder and run wherever the router scores. Its function
             ``preprocess`` gets the rows with the columns that the router and its models read, a
@@ -143,10 +149,14 @@ def _check_vectors(found: Mapping[str, ModelDirectory], router: Router) -> None:
     for blend, weights in router.blends.items():
         for name in weights:
             of = found[name].description
-            if not isinstance(of, ModelDescription) or of.task != "retrieval" or of.architecture in SUMS_OVER_HISTORY:
+            if (
+                not isinstance(of, ModelDescription)
+                or of.task != "retrieval"
+                or of.architecture in classical.SUMS_OVER_HISTORY
+            ):
                 raise ModelDirectoryError(
                     f"fusion '{router.fusion}' goes by vectors, and '{name}' of the blend '{blend}' has none; blend "
-                    f"retrieval models that were trained here, but none of {', '.join(SUMS_OVER_HISTORY)}"
+                    f"retrieval models that were trained here, but none of {', '.join(classical.SUMS_OVER_HISTORY)}"
                 )
 
 

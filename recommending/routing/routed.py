@@ -9,19 +9,18 @@ from typing import Any, Protocol, cast
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.models.index.ranked_lists import CANDIDATES, UNFILLED, is_ranked_list
-from mirrorspark.models.serving.signatures import EXACT
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.models.index import CANDIDATES, UNFILLED, is_ranked_list
+from mirrorspark.models.serving import signatures
 from mirrorspark.recommending.routing.blend import ListFusion, blended, of_length
 from mirrorspark.recommending.routing.decision import Decision, check_columns, decide
 from mirrorspark.recommending.routing.router import Router
 from mirrorspark.recommending.routing.router_hooks import postprocessed, preprocessed
 from mirrorspark.recommending.routing.stages import Stages
 from mirrorspark.recommending.routing.vector_search import VectorSearch
-from mirrorspark.scoring.backends.protocol import ArrayType, ModelOutputError, Signature
-from mirrorspark.scoring.input.column_types import element_name, is_array
-from mirrorspark.scoring.input.inputs import Inputs, RowErrors
-from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS, Hooks
+from mirrorspark.scoring.backends import protocol
+from mirrorspark.scoring.input import Inputs, RowErrors, column_types
+from mirrorspark.scoring.model import POSTPROCESS, PREPROCESS, Hooks
 
 MODEL, REASON = "model", "reason"
 """Outputs that a router adds: the model, blend or cascade that answers for a row, and why."""
@@ -43,7 +42,7 @@ class RoutedInputs:
         return tuple(dict.fromkeys([name for one in self.models for name in one.columns] + [*self.router.columns]))
 
     def check(self, schema: pa.Schema) -> None:
-        """Check the columns; see :class:`scoring.input.inputs.Inputs`."""
+        """Check the columns; see :class:`scoring.input.Inputs`."""
         for one in self.models:
             one.check(schema)
         check_columns(self.router, schema)
@@ -91,7 +90,7 @@ class RouterSearch:
             search = self.of_models.get(part)
             if search is not None and self.router.is_vector_blend(name):
                 # The model only gives its vectors: an index of its own would be loaded for nothing.
-                search = replace(search, index=EXACT)
+                search = replace(search, index=signatures.EXACT)
             self._finding[part, name] = self.members[part].finding(self.depth(name), search, available)
         return self._finding[part, name]
 
@@ -135,10 +134,10 @@ class RoutedModel:
         self.threads = threads or 1
         self._are_lists = is_ranked_list(set(outputs) - {MODEL, REASON})
         arrays = tuple(
-            ArrayType(name, element_name(type_), (None, *_width(name, type_, labels)))
+            protocol.ArrayType(name, column_types.element_name(type_), (None, *_width(name, type_, labels)))
             for name, type_ in outputs.items()
         )
-        self.signature = Signature((), arrays)
+        self.signature = protocol.Signature((), arrays)
 
     def with_search(self, searches: Mapping[str, Any], most_candidates: int) -> "RoutedModel":
         """Return a router whose models search, and whose lists have at most this number of candidates."""
@@ -160,7 +159,7 @@ class RoutedModel:
             piece = self._prepared(_batch(table.slice(start, rows)))
             decision = self._decided(piece)
             if decision.errors:
-                raise ColumnError(decision.errors[min(decision.errors)])
+                raise raw_columns.ColumnError(decision.errors[min(decision.errors)])
             yield piece.num_rows, {"rows": piece, "decision": decision}
 
     def row_errors(self, batch: pa.RecordBatch, *, first: bool) -> RowErrors:
@@ -196,7 +195,7 @@ class RoutedModel:
             if output not in made:
                 made[output] = np.zeros((len(made[MODEL]), *values.shape[1:]), values.dtype)
             if made[output].shape[1:] != values.shape[1:]:
-                raise ModelOutputError(
+                raise protocol.ModelOutputError(
                     f"'{output}' of '{name}' has {values.shape[1:]} elements per row, and that of another model of the "
                     f"router {made[output].shape[1:]}; export them with the same number (top_k; k of a cascade)"
                 )
@@ -322,7 +321,7 @@ class RoutedModel:
 
 
 def _width(name: str, type_: str, labels: Mapping[str, Sequence[str]]) -> tuple[int | None, ...]:
-    if not is_array(type_):
+    if not column_types.is_array(type_):
         return ()
     return (len(labels[name]) if name in labels else None,)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from mirrorspark.recommending.reranking.rules import Rules
+from mirrorspark.recommending.reranking import Rules
 from mirrorspark.recommending.routing.blend import Fusion, VectorFusion
-from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring import ScoringError
 
 Nulls = Literal["skip", "match", "fail"]
 """A row with a null in a route's column: the next route decides, this one takes it, or the row cannot be scored."""
@@ -92,7 +92,7 @@ class Cascade:
         retrieve: Name of the retrieval model, or of the blend of such models, that finds the candidates.
         key: Column of the candidate's token: in the rows that ``rank`` reads, and in the table of items.
         rank: Name of the model that ranks the candidates; None keeps the order in which they were found.
-        rerank: Rules of the re-ranking, by the names of the parameters of :func:`recommending.reranking.reranker.rerank`:
+        rerank: Rules of the re-ranking, by the names of the parameters of :func:`recommending.reranking.rerank`:
             ``{"category": "genre", "at_most": 4}``. Without any the ranked list is only cut.
         depth: Candidates to find, at least as are listed.
         k: Length of the list; :func:`.recommend` has a ``k`` of its own.

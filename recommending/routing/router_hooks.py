@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.models.index import CANDIDATES, SCORES
 from mirrorspark.recommending.routing.decision import check_columns
 from mirrorspark.recommending.routing.router import Router
-from mirrorspark.scoring.model.hooks import POSTPROCESS, PREPROCESS, HookError, Hooks
+from mirrorspark.scoring.model import POSTPROCESS, PREPROCESS, HookError, Hooks
 
 
 def preprocessed(hooks: Hooks, router: Router, rows: pa.RecordBatch) -> pa.RecordBatch:
@@ -28,7 +28,7 @@ def preprocessed(hooks: Hooks, router: Router, rows: pa.RecordBatch) -> pa.Recor
         )
     try:
         check_columns(router, made.schema)
-    except ColumnError as error:
+    except raw_columns.ColumnError as error:
         raise HookError(f"what {PREPROCESS} of {hooks.file.name} gives cannot be routed: {error}") from error
     return made
 

@@ -10,15 +10,22 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.recommending.reranking.items import ItemAttributes, is_list, lists_of
-from mirrorspark.recommending.reranking.ranking import Ranking, Score, candidate_schema, ranked
-from mirrorspark.recommending.reranking.rerank_task import RerankTask
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.models.index import CANDIDATES, SCORES
+from mirrorspark.recommending.reranking import (
+    ItemAttributes,
+    Ranking,
+    RerankTask,
+    Score,
+    candidate_schema,
+    is_list,
+    lists_of,
+    ranked,
+)
 from mirrorspark.recommending.routing.blend import as_arrays, as_lists
 from mirrorspark.recommending.routing.router import Cascade
-from mirrorspark.scoring.input.inputs import Inputs, RowErrors
-from mirrorspark.scoring.output.bad_rows import good_rows
+from mirrorspark.scoring.input import Inputs, RowErrors
+from mirrorspark.scoring.output import good_rows
 
 
 @dataclass(frozen=True)
@@ -47,16 +54,20 @@ class StageInputs:
         return tuple(dict.fromkeys([*own, *_history(self.cascade)]))
 
     def check(self, schema: pa.Schema) -> None:
-        """Check the columns; see :class:`scoring.input.inputs.Inputs`."""
+        """Check the columns; see :class:`scoring.input.Inputs`."""
         if self.ranking is not None:
             of_rows = [field for field in schema if field.name not in self.of_candidates.names]
             self.ranking.check(pa.schema([*of_rows, *self.of_candidates]))
         for name in _history(self.cascade):
             if schema.get_field_index(name) < 0:
-                raise ColumnError(f"column '{name}' is missing, whose categories the re-ranking follows; add it")
+                raise raw_columns.ColumnError(
+                    f"column '{name}' is missing, whose categories the re-ranking follows; add it"
+                )
             type_ = schema.field(name).type
             if not (is_list(type_) or pa.types.is_null(type_)):
-                raise ColumnError(f"column '{name}' has type {type_}, and a history has to be lists of tokens")
+                raise raw_columns.ColumnError(
+                    f"column '{name}' has type {type_}, and a history has to be lists of tokens"
+                )
 
 
 class Stages:

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
-from mirrorspark.scoring.model.loaded import CandidateVectors
+from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED
+from mirrorspark.scoring.model import CandidateVectors
 
 # Most scores in memory at a time, unless one row has more: 64 MB.
 _TILE_SCORES = 1 << 24
@@ -85,8 +85,8 @@ class VectorSearch:
             for vectors, ids in model.query_vectors(batch):
                 rows = slice(first, first + len(vectors))
                 queries[rows, start : start + vectors.shape[1]] = self._weights[name] * self._scaled(vectors)
-                row, column = np.nonzero(ids >= FIRST_VOCABULARY_ID)
-                excluded.append((first + row, self._places[name][ids[row, column] - FIRST_VOCABULARY_ID]))
+                row, column = np.nonzero(ids >= kinds.FIRST_VOCABULARY_ID)
+                excluded.append((first + row, self._places[name][ids[row, column] - kinds.FIRST_VOCABULARY_ID]))
                 first, width = rows.stop, vectors.shape[1]
             start += width
         rows_and_places = [np.concatenate(parts) for parts in zip(*excluded, strict=True)]
@@ -96,7 +96,7 @@ class VectorSearch:
         self, queries: np.ndarray, rows: np.ndarray, places: np.ndarray, unavailable: np.ndarray, most: int
     ) -> dict[str, np.ndarray]:
         # Numba, which other processes that score do without.
-        from mirrorspark.scoring.output.best_kernel import keep_best
+        from mirrorspark.scoring.output import keep_best
 
         items, order = len(self._tokens), np.argsort(rows, kind="stable")
         rows, places = rows[order], places[order]
@@ -122,7 +122,7 @@ class VectorSearch:
         knowing, refusing = np.zeros(len(self._tokens), np.int64), np.zeros(len(self._tokens), np.int64)
         for name, model in models.items():
             knowing[self._places[name]] += 1
-            refusing[self._places[name][model.unavailable_ids - FIRST_VOCABULARY_ID]] += 1
+            refusing[self._places[name][model.unavailable_ids - kinds.FIRST_VOCABULARY_ID]] += 1
         return np.flatnonzero(knowing == refusing)
 
     def _scaled(self, vectors: np.ndarray) -> Any:

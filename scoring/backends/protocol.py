@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mirrorspark.scoring.input.column_types import ELEMENT_TYPES, array_of
+from mirrorspark.scoring.input import column_types
 
-DTYPES: Mapping[str, Any] = {name: element.numpy for name, element in ELEMENT_TYPES.items()} | {"uint8": np.uint8}
+DTYPES: Mapping[str, Any] = {name: element.numpy for name, element in column_types.ELEMENT_TYPES.items()} | {
+    "uint8": np.uint8
+}
 """NumPy types of arrays by Spark's name of the column type, and ``uint8``, which no column has."""
 
 ELEMENTS: Mapping[str, str] = {
@@ -68,13 +70,19 @@ class ArrayType:
         Raises:
             UnsupportedModelError: No column can hold them.
         """
-        if self.element is None or self.element not in ELEMENT_TYPES or not self.has_rows or len(self.shape) > 2:
+        if (
+            self.element is None
+            or self.element not in column_types.ELEMENT_TYPES
+            or not self.has_rows
+            or len(self.shape) > 2
+        ):
             raise UnsupportedModelError(
                 f"'{self.name}' is {self.called} of shape {list(self.shape)}; arrays of one or two dimensions, of "
                 f"which the first is the rows (any number, or the same for all inputs), become columns, if they are of "
-                f"{sorted(ELEMENT_TYPES)}: export the model so, decode such an input, or leave such an output out"
+                f"{sorted(column_types.ELEMENT_TYPES)}: export the model so, decode such an input, or leave such an "
+                f"output out"
             )
-        return self.element if self.width == 1 else array_of(self.element)
+        return self.element if self.width == 1 else column_types.array_of(self.element)
 
 
 @dataclass(frozen=True)

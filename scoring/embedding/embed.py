@@ -15,11 +15,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import BinaryType, CharType, DataType, StringType, VarcharType
 
-from mirrorspark.data_pipelines.features.kinds import ImageEmbedding
-from mirrorspark.data_pipelines.features.raw_columns import IMAGE, TEXT, VECTOR, ColumnError, meant
-from mirrorspark.data_pipelines.spark.tasks import map_batches, progress_bar
-from mirrorspark.scoring.backends.protocol import UnsupportedModelError
-from mirrorspark.scoring.backends.tensorflow_runtime import limit_tensorflow
+from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.spark import map_batches, progress_bar
+from mirrorspark.scoring.backends import limit_tensorflow, protocol
 from mirrorspark.scoring.embedding.encoder import encoder_digest, encoder_folder, load_encoder
 from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSettings, Settings
 from mirrorspark.scoring.embedding.vector_cache import (
@@ -33,17 +31,12 @@ from mirrorspark.scoring.embedding.vector_cache import (
 )
 from mirrorspark.scoring.embedding.vectors import Encoder, readable_vectors
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.cache import ModelChangedError, freeze_gc, limit_numeric_libraries
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.output.bad_rows import good_rows
+from mirrorspark.scoring.model import ModelChangedError, PinnedModel, folder_digest, freeze_gc, limit_numeric_libraries
+from mirrorspark.scoring.output import good_rows
 from mirrorspark.scoring.plan import column_named
-from mirrorspark.scoring.task.batches import regrouped
-from mirrorspark.scoring.task.scorer import ShippedModel, ship
-from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.task import task_cores
-from mirrorspark.storage.paths import Location
+from mirrorspark.scoring.task import ShippedModel, regrouped, ship
+from mirrorspark.spark_session import SPARK_ERRORS, session_of, task_cores, task_message
+from mirrorspark.storage import Location
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -112,8 +105,8 @@ def embed_images(
     output: str = "embedding",
     signature: str | None = None,
     model_output: str | None = None,
-    max_bytes: int = ImageEmbedding.max_bytes,
-    max_pixels: int = ImageEmbedding.max_pixels,
+    max_bytes: int = kinds.ImageEmbedding.max_bytes,
+    max_pixels: int = kinds.ImageEmbedding.max_pixels,
     batch_size: int = 64,
 ) -> DataFrame:
     """Return ``df`` with a column of type ``array<float>``: the vector that an encoder gives each image.
@@ -166,10 +159,15 @@ class _Content:
 
 
 _TEXTS = _Content(
-    TEXT, "a text", "strings", (StringType, CharType, VarcharType), normalised_text, kept=lambda text, key: text
+    raw_columns.TEXT,
+    "a text",
+    "strings",
+    (StringType, CharType, VarcharType),
+    normalised_text,
+    kept=lambda text, key: text,
 )
 # A table with the images themselves would be many times as large.
-_IMAGES = _Content(IMAGE, "an image", "bytes", (BinaryType,), present_image, kept=lambda image, key: key)
+_IMAGES = _Content(raw_columns.IMAGE, "an image", "bytes", (BinaryType,), present_image, kept=lambda image, key: key)
 
 
 @dataclass(frozen=True)
@@ -247,13 +245,13 @@ class CachedEncoder:
         # Images stay behind before the join moves the rows.
         kept = df.withColumns({_OWN_KEY: key, column: self._content.kept(content, key)})
         joined = self._joined(kept, column)
-        pair = F.struct(column_named(column).alias(self._content.field), F.col(_OWN_VECTOR).alias(VECTOR))
+        pair = F.struct(column_named(column).alias(self._content.field), F.col(_OWN_VECTOR).alias(raw_columns.VECTOR))
         return joined.withColumn(column, F.when(F.col(_OWN_VECTOR).isNotNull(), pair)).drop(_OWN_KEY, _OWN_VECTOR)
 
     def _joined(self, df: DataFrame, column: str) -> DataFrame:
         """Return ``df`` with the vectors of its column of keys."""
         found = self.vectors.table(df.sparkSession).dropDuplicates([KEY])
-        found = found.select(F.col(KEY).alias(_OWN_KEY), F.col(VECTOR).alias(_OWN_VECTOR))
+        found = found.select(F.col(KEY).alias(_OWN_KEY), F.col(raw_columns.VECTOR).alias(_OWN_VECTOR))
         joined = df.join(found, _OWN_KEY, "left")
         is_lost = F.col(_OWN_KEY).isNotNull() & F.col(_OWN_VECTOR).isNull()
         content = self._content
@@ -290,11 +288,11 @@ class CachedEncoder:
 
     def _check_column(self, df: DataFrame, column: str) -> None:
         if df.columns.count(column) != 1:
-            found = f"{df.columns.count(column)} times{meant(column, df.columns)}"
-            raise ColumnError(f"the table has the column '{column}' {found}; it has {df.columns}")
+            found = f"{df.columns.count(column)} times{raw_columns.meant(column, df.columns)}"
+            raise raw_columns.ColumnError(f"the table has the column '{column}' {found}; it has {df.columns}")
         kind, content = df.schema[column].dataType, self._content
         if not isinstance(kind, content.types):
-            raise ColumnError(
+            raise raw_columns.ColumnError(
                 f"column '{column}' is {kind.simpleString()}, and {content.field}s are {content.type_name}; cast it"
             )
 
@@ -312,7 +310,7 @@ class CachedEncoder:
         if unreadable:
             named = sorted((key, reason) for report in reports for key, reason in report["examples"].items())
             examples = "; ".join(f"{key}: {reason}" for key, reason in named[:_NAMED_IN_MESSAGE])
-            raise ColumnError(
+            raise raw_columns.ColumnError(
                 f"column '{column}' has {unreadable:,} different {noun}s that cannot be read, such as those with these "
                 f"SHA-256: {examples}; correct them, or make them null in the query (sha2(`{column}`, 256) finds them)"
             )
@@ -337,7 +335,7 @@ class EmbedTask:
                 if new.num_rows:
                     self._add(new, writer, report)
             writer.flush()
-        except (ScoringError, UnsupportedModelError) as error:
+        except (ScoringError, protocol.UnsupportedModelError) as error:
             # Reported, not raised: Spark would try the same again.
             report["refused"] = str(error)
         yield _reported(report | {"files": writer.files})

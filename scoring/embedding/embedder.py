@@ -5,13 +5,11 @@ from typing import Any
 
 from pyspark.sql import DataFrame
 
-from mirrorspark.data_pipelines.features.kinds import EmbeddedFeature, Feature
-from mirrorspark.data_pipelines.features.raw_columns import CONTENTS, ColumnError
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds, raw_columns
 from mirrorspark.scoring.embedding.embed import CachedEncoder
 from mirrorspark.scoring.embedding.encoder import encoder_digest
 from mirrorspark.scoring.embedding.model_encoders import check_digest, check_size, settings_of
-from mirrorspark.storage.paths import Location, StoragePath
+from mirrorspark.storage import Location, StoragePath
 
 # Folder of the vectors beside datasets.
 _CACHE_FOLDER = "embeddings"
@@ -22,7 +20,7 @@ class Embedder:
     """Gives texts and images, of the kinds ``text_embedding`` and ``image_embedding``, their vectors in a conversion.
 
     Attributes:
-        cache: Folder of the vectors, as for :func:`scoring.embedding.embed.embed_text`: a later conversion encodes only
+        cache: Folder of the vectors, as for :func:`scoring.embedding.embed_text`: a later conversion encodes only
             what is new. By default ``embeddings`` beside the dataset.
         batch_size: Texts or images in a call of the encoder, as for that function.
     """
@@ -53,11 +51,11 @@ class Embedder:
         Raises:
             ScoringError: An encoder cannot be used, or is not the one that the spec has recorded.
             ColumnError: A column holds no strings or bytes, nothing at all, or images that cannot be read.
-            OSError: As for :func:`scoring.embedding.embed.embed_text`.
+            OSError: As for :func:`scoring.embedding.embed_text`.
         """
-        features: list[Feature] = []
+        features: list[kinds.Feature] = []
         for feature in spec.features:
-            if isinstance(feature, EmbeddedFeature):
+            if isinstance(feature, kinds.EmbeddedFeature):
                 df, embedded = self._embedded(df, feature, dataset, progress=progress)
                 features.append(embedded)
             else:
@@ -65,8 +63,8 @@ class Embedder:
         return df, replace(spec, features=tuple(features))
 
     def _embedded(
-        self, df: DataFrame, feature: EmbeddedFeature, dataset: Location, *, progress: bool
-    ) -> tuple[DataFrame, EmbeddedFeature]:
+        self, df: DataFrame, feature: kinds.EmbeddedFeature, dataset: Location, *, progress: bool
+    ) -> tuple[DataFrame, kinds.EmbeddedFeature]:
         folder = self.cache or StoragePath.of(dataset).parent / _CACHE_FOLDER
         settings = settings_of(feature, self.batch_size)
         encoder = CachedEncoder.of(feature.encoder, settings, folder, self.cache or dataset)
@@ -74,8 +72,9 @@ class Embedder:
         table = encoder.embedded(df, feature.name, progress=progress)
         size = encoder.vectors.size(df.sparkSession) or feature.size
         if not size:
-            raise ColumnError(
-                f"column '{feature.name}' has no {CONTENTS[type(feature)]} in any row; take the feature out of the spec"
+            raise raw_columns.ColumnError(
+                f"column '{feature.name}' has no {raw_columns.CONTENTS[type(feature)]} in any row; "
+                f"take the feature out of the spec"
             )
         check_size(feature, size)
         return table, replace(feature, size=size, digest=encoder.digest)

@@ -6,16 +6,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mirrorspark.data_pipelines.features.raw_columns import meant
-from mirrorspark.scoring.backends.catalog import compared_libraries, load_backend
-from mirrorspark.scoring.backends.protocol import ArrayType, Backend
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.scoring.backends import compared_libraries, load_backend, protocol
 from mirrorspark.scoring.embedding.image_encoder import ImageEncoder
 from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSettings, Settings
 from mirrorspark.scoring.embedding.text_encoder import IDS, MASKS, SEGMENTS, StringEncoder, TokenEncoder
 from mirrorspark.scoring.embedding.vectors import Encoder
 from mirrorspark.scoring.embedding.wordpiece import CONFIG_FILE, VOCABULARY_FILE, WordPiece
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.digest import cached_digest
+from mirrorspark.scoring.model import cached_digest
 
 _SAVED_MODEL_FILE = "saved_model.pb"
 _BACKENDS_BY_SUFFIX: Mapping[str, str] = {".onnx": "onnx", ".keras": "keras"}
@@ -111,7 +110,7 @@ def load_encoder(folder: Path, settings: Settings, *, threads: int | None = None
     return _text_encoder(folder, backend, output, settings)
 
 
-def _image_encoder(backend: Backend, output: str, settings: ImageSettings) -> Encoder:
+def _image_encoder(backend: protocol.Backend, output: str, settings: ImageSettings) -> Encoder:
     if len(backend.signature.inputs) != 1:
         raise ScoringError(
             f"it takes {_takes(backend)} and has to take one array of images, [batch, height, width, channels]: choose "
@@ -120,7 +119,7 @@ def _image_encoder(backend: Backend, output: str, settings: ImageSettings) -> En
     return ImageEncoder(backend, output, settings)
 
 
-def _text_encoder(folder: Path, backend: Backend, output: str, settings: EncoderSettings) -> Encoder:
+def _text_encoder(folder: Path, backend: protocol.Backend, output: str, settings: EncoderSettings) -> Encoder:
     inputs = {array.name for array in backend.signature.inputs}
     if len(inputs) == 1 and backend.signature.inputs[0].element == "string":
         return StringEncoder(backend, output, settings)
@@ -138,11 +137,11 @@ def _text_encoder(folder: Path, backend: Backend, output: str, settings: Encoder
     return TokenEncoder(backend, output, settings, tokenizer)
 
 
-def _takes(backend: Backend) -> list[str]:
+def _takes(backend: protocol.Backend) -> list[str]:
     return [f"{array.name} ({array.called})" for array in backend.signature.inputs]
 
 
-def _chosen_output(outputs: Sequence[ArrayType], name: str | None) -> str:
+def _chosen_output(outputs: Sequence[protocol.ArrayType], name: str | None) -> str:
     found = {array.name: array for array in outputs if array.element in ("float", "double")}
     if name is None and len(found) == 1:
         return next(iter(found))
@@ -151,6 +150,6 @@ def _chosen_output(outputs: Sequence[ArrayType], name: str | None) -> str:
         known = {array.name: list(array.shape) for array in outputs}
         raise ScoringError(
             f"of its outputs {wanted} can be the vector; they have the shapes {known}: name one as "
-            f"model_output{meant(name or '', list(found))}"
+            f"model_output{raw_columns.meant(name or '', list(found))}"
         )
     return name

@@ -6,19 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from mirrorspark.scoring.backends.protocol import Backend
-from mirrorspark.scoring.backends.saved_model import SavedModelBackend
-from mirrorspark.scoring.backends.tensorflow_runtime import start_tensorflow
+from mirrorspark.scoring.backends import SavedModelBackend, protocol, start_tensorflow
 from mirrorspark.scoring.embedding.settings import ImageSettings
 from mirrorspark.scoring.embedding.vectors import UnreadableError, called, checked_vectors
-from mirrorspark.scoring.input.decoding import decoder_of_images
-from mirrorspark.scoring.input.images import ImageLayout, ImageLimits
+from mirrorspark.scoring.input import ImageLayout, ImageLimits, decoder_of_images
 
 
 class ImageEncoder:
     """An encoder that takes one array of images."""
 
-    def __init__(self, backend: Backend, output: str, settings: ImageSettings) -> None:
+    def __init__(self, backend: protocol.Backend, output: str, settings: ImageSettings) -> None:
         """Prepare the decoding; imports TensorFlow.
 
         Raises:

@@ -11,26 +11,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import EmbeddedFeature, Feature, ImageEmbedding
-from mirrorspark.data_pipelines.features.raw_columns import (
-    CONTENTS,
-    VECTOR,
-    ColumnError,
-    embedded_column,
-    embedded_content,
-    raw_column,
-)
-from mirrorspark.data_pipelines.features.text_rules import single_spaced
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds, raw_columns, text_rules
 from mirrorspark.scoring.embedding.encoder import encoder_folder, encoder_libraries, load_encoder
 from mirrorspark.scoring.embedding.image_encoder import key_of
 from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSettings, Settings
 from mirrorspark.scoring.embedding.vectors import Encoder, readable_vectors
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.inputs import RowErrors
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.directory import FEATURES_FOLDER, exported_with
-from mirrorspark.scoring.model.versions import tell_encoder_versions, versions_here
+from mirrorspark.scoring.input import RowErrors
+from mirrorspark.scoring.model import (
+    FEATURES_FOLDER,
+    exported_with,
+    folder_digest,
+    tell_encoder_versions,
+    versions_here,
+)
 
 # Beside the features, whose digest is computed whenever a model is opened.
 ENCODERS_FOLDER = "encoders"
@@ -55,15 +49,15 @@ def save_features(fitted: FittedFeatures, folder: Path) -> None:
         check_digest(feature, folder_digest(copy))
 
 
-def settings_of(feature: EmbeddedFeature, batch_size: int = EncoderSettings.batch_size) -> Settings:
+def settings_of(feature: kinds.EmbeddedFeature, batch_size: int = EncoderSettings.batch_size) -> Settings:
     """Return the settings of the encoder of ``feature``."""
-    if isinstance(feature, ImageEmbedding):
+    if isinstance(feature, kinds.ImageEmbedding):
         limits = (feature.max_bytes, feature.max_pixels)
         return ImageSettings(feature.signature, feature.model_output, *limits, batch_size)
     return EncoderSettings(feature.signature, feature.model_output, feature.max_length, batch_size)
 
 
-def check_digest(feature: EmbeddedFeature, digest: str) -> None:
+def check_digest(feature: kinds.EmbeddedFeature, digest: str) -> None:
     """Compare the digest of an encoder's files with the recorded one, if there is one.
 
     Raises:
@@ -77,7 +71,7 @@ def check_digest(feature: EmbeddedFeature, digest: str) -> None:
         )
 
 
-def check_size(feature: EmbeddedFeature, size: int) -> None:
+def check_size(feature: kinds.EmbeddedFeature, size: int) -> None:
     """Compare the length of an encoder's vectors with the recorded one, if there is one.
 
     Raises:
@@ -90,12 +84,12 @@ def check_size(feature: EmbeddedFeature, size: int) -> None:
         )
 
 
-def graph_encoders(folder: Path, features: Iterable[Feature]) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
+def graph_encoders(folder: Path, features: Iterable[kinds.Feature]) -> dict[str, tuple[Any, Callable[[Any], Any]]]:
     """Return by feature the encoders in a model's folder that its graph can call, see :meth:`Encoder.in_graph`.
 
     The folder keeps a list of the others, for :func:`taken_as_vectors`. Imports the encoders' libraries.
     """
-    embedded = [feature for feature in features if isinstance(feature, EmbeddedFeature)]
+    embedded = [feature for feature in features if isinstance(feature, kinds.EmbeddedFeature)]
     parts = {one.name: load_encoder(_copy_of(one, folder), settings_of(one)).in_graph() for one in embedded}
     if embedded:
         others = [name for name, part in parts.items() if part is None]
@@ -109,7 +103,7 @@ def taken_as_vectors(folder: Path) -> frozenset[str]:
     return frozenset(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else frozenset()
 
 
-def encoder_versions(folder: Path, features: Iterable[EmbeddedFeature]) -> dict[str, str]:
+def encoder_versions(folder: Path, features: Iterable[kinds.EmbeddedFeature]) -> dict[str, str]:
     """Return the versions here of the libraries that run the encoders of ``features`` in a model's folder."""
     libraries = {name for feature in features for name in encoder_libraries(_copy_of(feature, folder))}
     return versions_here(sorted(libraries), has_hooks=False)
@@ -118,13 +112,13 @@ def encoder_versions(folder: Path, features: Iterable[EmbeddedFeature]) -> dict[
 class ModelEncoders:
     """The loaded encoders of a model. Thread-safe as their libraries are."""
 
-    def __init__(self, folder: Path, features: Iterable[Feature], *, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, features: Iterable[kinds.Feature], *, threads: int | None = None) -> None:
         """Load them, each once, and warn if other versions of their libraries ran them at the export.
 
         Args:
             folder: Folder of the model.
             features: The features, of which others than texts and images to embed are ignored.
-            threads: As for :class:`scoring.model.loaded.LoadedModel`.
+            threads: As for :class:`scoring.model.LoadedModel`.
 
         Raises:
             ScoringError: An encoder cannot be used.
@@ -135,7 +129,7 @@ class ModelEncoders:
         self._encoders = {
             feature: load(_copy_of(feature, folder), settings_of(feature))
             for feature in features
-            if isinstance(feature, EmbeddedFeature)
+            if isinstance(feature, kinds.EmbeddedFeature)
         }
         if self._encoders:
             tell_encoder_versions(exported_with(folder))
@@ -155,7 +149,7 @@ class ModelEncoders:
         """
         found, errors = self.examined(rows, known)
         for message in errors.values():
-            raise ColumnError(message)
+            raise raw_columns.ColumnError(message)
         return found
 
     def examined(self, rows: Rows, known: pa.Table | None = None) -> tuple[Rows, RowErrors]:
@@ -168,37 +162,41 @@ class ModelEncoders:
         errors: RowErrors = {}
         for feature, encoder in self._encoders.items():
             place = rows.schema.get_field_index(feature.name)
-            if place < 0 or embedded_content(rows.schema.field(place).type) is None:
+            if place < 0 or raw_columns.embedded_content(rows.schema.field(place).type) is None:
                 # Equal ones are encoded once.
-                coded = _present(feature, raw_column(rows, feature)).dictionary_encode()
+                coded = _present(feature, raw_columns.raw_column(rows, feature)).dictionary_encode()
                 names = _names(feature, coded.dictionary)
                 of_known = None if known is None else known[feature.name].combine_chunks().drop_null()
                 vectors, reasons = _vectors(feature, encoder, coded.dictionary, names, of_known)
                 errors = _messages(feature, coded.indices, reasons) | errors
                 codes = _without(coded.indices, reasons)
-                column = embedded_column(
-                    names.take(codes), vectors[codes.drop_null().to_numpy()], CONTENTS[type(feature)]
+                column = raw_columns.embedded_column(
+                    names.take(codes), vectors[codes.drop_null().to_numpy()], raw_columns.CONTENTS[type(feature)]
                 )
                 rows = rows.set_column(place, feature.name, column)
         return rows, dict(sorted(errors.items()))
 
 
-def _present(feature: EmbeddedFeature, column: pa.Array) -> pa.Array:
+def _present(feature: kinds.EmbeddedFeature, column: pa.Array) -> pa.Array:
     """Return texts with single spaces, or images; null for those that are missing."""
-    if isinstance(feature, ImageEmbedding):
+    if isinstance(feature, kinds.ImageEmbedding):
         return pc.if_else(pc.equal(pc.binary_length(column), 0), pa.scalar(None, column.type), column)
-    return single_spaced(column)
+    return text_rules.single_spaced(column)
 
 
-def _names(feature: EmbeddedFeature, contents: pa.Array) -> pa.StringArray:
+def _names(feature: kinds.EmbeddedFeature, contents: pa.Array) -> pa.StringArray:
     """Return what an embedded column keeps: the texts, or the SHA-256 of images."""
-    if not isinstance(feature, ImageEmbedding):
+    if not isinstance(feature, kinds.ImageEmbedding):
         return contents
     return pa.array([key_of(image) for image in contents.to_pylist()], pa.string())
 
 
 def _vectors(
-    feature: EmbeddedFeature, encoder: Encoder, contents: pa.Array, names: pa.StringArray, known: pa.StructArray | None
+    feature: kinds.EmbeddedFeature,
+    encoder: Encoder,
+    contents: pa.Array,
+    names: pa.StringArray,
+    known: pa.StructArray | None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Return the vectors of texts or images, float32 ``[contents, size]``, and the reasons by place of unreadable ones.
 
@@ -207,9 +205,9 @@ def _vectors(
     vectors = np.zeros((len(contents), feature.size), np.float32)
     is_new = np.ones(len(contents), bool)
     if known is not None:
-        places = pc.index_in(names, value_set=pc.struct_field(known, CONTENTS[type(feature)]))
+        places = pc.index_in(names, value_set=pc.struct_field(known, raw_columns.CONTENTS[type(feature)]))
         is_new = places.is_null().to_numpy(zero_copy_only=False)
-        of_known = pc.struct_field(known, VECTOR).flatten().to_numpy().reshape(-1, feature.size)
+        of_known = pc.struct_field(known, raw_columns.VECTOR).flatten().to_numpy().reshape(-1, feature.size)
         vectors[~is_new] = of_known[places.drop_null().to_numpy()]
     new = np.flatnonzero(is_new)
     if not len(new):
@@ -221,7 +219,7 @@ def _vectors(
     return vectors, {int(new[place]): reason for place, reason in reasons.items()}
 
 
-def _messages(feature: EmbeddedFeature, codes: pa.Array, reasons: Mapping[int, str]) -> RowErrors:
+def _messages(feature: kinds.EmbeddedFeature, codes: pa.Array, reasons: Mapping[int, str]) -> RowErrors:
     """Return the rows with one of the contents that cannot be read."""
     if not reasons:
         return {}
@@ -240,5 +238,5 @@ def _without(codes: pa.Array, reasons: Mapping[int, str]) -> pa.Array:
     return pc.if_else(is_bad, pa.scalar(None, codes.type), codes)
 
 
-def _copy_of(feature: EmbeddedFeature, folder: Path) -> Path:
+def _copy_of(feature: kinds.EmbeddedFeature, folder: Path) -> Path:
     return folder / ENCODERS_FOLDER / feature.digest[:_DIGITS_OF_FOLDER]

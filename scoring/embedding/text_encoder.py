@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mirrorspark.scoring.backends.protocol import DTYPES, Backend
-from mirrorspark.scoring.backends.saved_model import SavedModelBackend
+from mirrorspark.scoring.backends import SavedModelBackend, protocol
 from mirrorspark.scoring.embedding.buckets import Call, bucket_length, calls
 from mirrorspark.scoring.embedding.settings import EncoderSettings
 from mirrorspark.scoring.embedding.vectors import called, checked_vectors
@@ -23,7 +22,7 @@ _SHOWN_CHARACTERS = 80
 class StringEncoder:
     """An encoder that takes texts."""
 
-    def __init__(self, backend: Backend, output: str, settings: EncoderSettings) -> None:
+    def __init__(self, backend: protocol.Backend, output: str, settings: EncoderSettings) -> None:
         self._backend = backend
         self._output = output
         self._input = backend.signature.inputs[0].name
@@ -52,7 +51,7 @@ class StringEncoder:
 class TokenEncoder:
     """An encoder that takes token ids."""
 
-    def __init__(self, backend: Backend, output: str, settings: EncoderSettings, tokenizer: WordPiece) -> None:
+    def __init__(self, backend: protocol.Backend, output: str, settings: EncoderSettings, tokenizer: WordPiece) -> None:
         self._backend = backend
         self._output = output
         self._tokenizer = tokenizer
@@ -90,7 +89,9 @@ class TokenEncoder:
             ids[row, : len(of_text)] = of_text
             mask[row, : len(of_text)] = 1
         arrays = dict.fromkeys(IDS, ids) | dict.fromkeys(MASKS, mask) | dict.fromkeys(SEGMENTS, np.zeros_like(ids))
-        inputs = {array.name: arrays[array.name].astype(DTYPES[array.element or "int"]) for array in self._inputs}
+        inputs = {
+            array.name: arrays[array.name].astype(protocol.DTYPES[array.element or "int"]) for array in self._inputs
+        }
         return called(self._backend, inputs, self._output, call.size), mask
 
 

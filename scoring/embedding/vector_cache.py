@@ -16,15 +16,13 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.features.raw_columns import VECTOR
-from mirrorspark.data_pipelines.features.text_rules import WHITE_SPACE
-from mirrorspark.storage.lakes import refuse_lake_write
-from mirrorspark.storage.paths import Location, StoragePath, hadoop_uri
+from mirrorspark.data_pipelines.features import raw_columns, text_rules
+from mirrorspark.storage import Location, StoragePath, hadoop_uri, lakes
 
 KEY = "key"
 
-_SCHEMA = pa.schema([(KEY, pa.string()), (VECTOR, pa.list_(pa.float32()))])
-_SPARK_SCHEMA = f"{KEY} string, {VECTOR} array<float>"
+_SCHEMA = pa.schema([(KEY, pa.string()), (raw_columns.VECTOR, pa.list_(pa.float32()))])
+_SPARK_SCHEMA = f"{KEY} string, {raw_columns.VECTOR} array<float>"
 # What a lost task may cost: 40,000 vectors of 384 numbers.
 _FLUSH_BYTES = 64 * 2**20
 _DIGITS_OF_FOLDER = 16
@@ -34,7 +32,7 @@ _DEALT_DIGITS = 7
 
 def normalised_text(text: Column) -> Column:
     """Return on Spark what :func:`data_pipelines.features.text_rules.single_spaced` does on Arrow's arrays."""
-    trimmed = F.trim(F.regexp_replace(text, WHITE_SPACE, " "))
+    trimmed = F.trim(F.regexp_replace(text, text_rules.WHITE_SPACE, " "))
     return F.when(trimmed != "", trimmed)
 
 
@@ -73,7 +71,7 @@ class VectorCache:
         Raises:
             LakeTableError: The location is, or lies in, a table that would not have the files.
         """
-        refuse_lake_write(location)
+        lakes.refuse_lake_write(location)
         return cls(StoragePath.of(location) / encoder[:_DIGITS_OF_FOLDER], str(given or location))
 
     def table(self, spark: SparkSession) -> DataFrame:
@@ -81,11 +79,11 @@ class VectorCache:
         if not self.folder.exists():
             return spark.createDataFrame([], _SPARK_SCHEMA)
         files = spark.read.schema(_SPARK_SCHEMA).parquet(hadoop_uri(self.folder, self.given))
-        return files.select(KEY, VECTOR)  # without the folders' names
+        return files.select(KEY, raw_columns.VECTOR)  # without the folders' names
 
     def size(self, spark: SparkSession) -> int | None:
         """Return the length of the vectors; None if there are none."""
-        row = self.table(spark).select(F.size(VECTOR)).first()
+        row = self.table(spark).select(F.size(raw_columns.VECTOR)).first()
         return None if row is None else int(row[0])
 
     def missing(self, files: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mirrorspark.scoring.backends.protocol import Backend
+from mirrorspark.scoring.backends import protocol
 from mirrorspark.scoring.errors import ScoringError
 
 
@@ -54,7 +54,7 @@ def readable_vectors(encoder: Encoder, contents: Sequence[Any]) -> tuple[np.ndar
         return vectors, error.reasons
 
 
-def called(backend: Backend, inputs: Mapping[str, np.ndarray], output: str, size: int) -> np.ndarray:
+def called(backend: protocol.Backend, inputs: Mapping[str, np.ndarray], output: str, size: int) -> np.ndarray:
     """Return the output for a call, padded to ``size`` rows where the encoder has a fixed number or is compiled."""
     rows = len(next(iter(inputs.values())))
     if backend.signature.rows or backend.signature.compiles_each_shape:

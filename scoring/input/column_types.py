@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.raw_columns import is_number
+from mirrorspark.data_pipelines.features import raw_columns
 
 _ARRAY, _END = "array<", ">"
 
@@ -68,8 +68,8 @@ ELEMENT_TYPES: Mapping[str, ElementType] = {
     "boolean": ElementType(pa.bool_(), pa.types.is_boolean),
     "int": ElementType(pa.int32(), _is_whole),
     "bigint": ElementType(pa.int64(), _is_whole),
-    "float": ElementType(pa.float32(), is_number, can_be_nan=True),
-    "double": ElementType(pa.float64(), is_number, can_be_nan=True),
+    "float": ElementType(pa.float32(), raw_columns.is_number, can_be_nan=True),
+    "double": ElementType(pa.float64(), raw_columns.is_number, can_be_nan=True),
     "string": ElementType(pa.string(), _is_text),
     "binary": ElementType(pa.binary(), _is_bytes),
 }

@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mirrorspark.scoring.backends.protocol import DTYPES, ArrayType, Signature, UnsupportedModelError, number_outside
+from mirrorspark.scoring.backends import protocol
 from mirrorspark.scoring.input.images import ImageLayout, ReadImage, with_pillow, with_tensorflow
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, RowErrors
-from mirrorspark.scoring.model.hooks import Hooks
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.scoring.model import Hooks
+from mirrorspark.storage import without_credentials
 
 IMAGE, RESIZED_IMAGE, NUMBERS = "image", "resized_image", "numbers"
 BUILT_IN = (IMAGE, RESIZED_IMAGE, NUMBERS)
@@ -87,7 +87,7 @@ class Decoder:
             raise ValueError(f"it becomes an array of shape {list(array.shape)}, the model takes {list(self.shape)}")
         if not np.can_cast(array.dtype, self.dtype, "same_kind"):
             raise ValueError(f"it becomes an array of {array.dtype}, the model takes {self.dtype}")
-        outside = number_outside(array, self.dtype)
+        outside = protocol.number_outside(array, self.dtype)
         if outside is not None:
             raise ValueError(f"it becomes an array with {outside}, the model takes {self.dtype}")
         return array
@@ -102,7 +102,9 @@ def _reason(error: Exception) -> str:
     return kind + lines[0][:_REASON_CHARACTERS]
 
 
-def decoders(inputs: ColumnInputs, signature: Signature, backend: str, hooks: Hooks | None) -> dict[str, Decoder]:
+def decoders(
+    inputs: ColumnInputs, signature: protocol.Signature, backend: str, hooks: Hooks | None
+) -> dict[str, Decoder]:
     """Return the decoders of the decoded columns by name.
 
     Args:
@@ -123,14 +125,14 @@ def decoders(inputs: ColumnInputs, signature: Signature, backend: str, hooks: Ho
             array = arrays.get(inputs.matrix.name if inputs.matrix is not None else column.name)
             found[column.name] = _decoder(column.name, column.decode, array, backend, hooks)
             if column.fill is not None and not _holds(found[column.name].dtype, column.fill):
-                raise UnsupportedModelError(
+                raise protocol.UnsupportedModelError(
                     f"column '{column.name}': fill {column.fill!r} is no {found[column.name].dtype}, which the model "
                     f"takes; give one"
                 )
     return found
 
 
-def decoder_of_images(array: ArrayType) -> Decoder:
+def decoder_of_images(array: protocol.ArrayType) -> Decoder:
     """Return a decoder by TensorFlow of images that are resized to the rows of a model's input.
 
     Raises:
@@ -147,16 +149,16 @@ def _holds(dtype: np.dtype[Any], fill: Any) -> bool:
     return float(fill).is_integer() and bool(limits.min <= fill <= limits.max)
 
 
-def _decoder(column: str, name: str, array: ArrayType | None, backend: str, hooks: Hooks | None) -> Decoder:
+def _decoder(column: str, name: str, array: protocol.ArrayType | None, backend: str, hooks: Hooks | None) -> Decoder:
     if array is None:
-        raise UnsupportedModelError(
+        raise protocol.UnsupportedModelError(
             f"column '{column}' is to be decoded, and the model has no input of that name; give a column of an input's "
             f"name, or have preprocess decode it"
         )
     shape = tuple(length for length in array.shape[1:] if length is not None)
-    dtype = np.dtype(DTYPES.get(array.element or "", np.object_))
+    dtype = np.dtype(protocol.DTYPES.get(array.element or "", np.object_))
     if dtype == np.object_ or not array.has_rows or len(shape) < len(array.shape) - 1:
-        raise UnsupportedModelError(
+        raise protocol.UnsupportedModelError(
             f"column '{column}' cannot be decoded to '{array.name}', which is {array.called} of shape "
             f"{list(array.shape)}: what is decoded are numbers, and every length but the rows' has to be known; "
             f"export the model so"
@@ -168,7 +170,7 @@ def _decoder(column: str, name: str, array: ArrayType | None, backend: str, hook
         read = with_tensorflow() if backend in _BACKENDS_OF_TENSORFLOW else with_pillow()
         return Decoder(name, _image(read, layout, resize=name == RESIZED_IMAGE), shape, dtype)
     if hooks is None:
-        raise UnsupportedModelError(
+        raise protocol.UnsupportedModelError(
             f"column '{column}': decoder '{name}' is unknown; use one of {list(BUILT_IN)}, or a function of a "
             f"file given as hooks"
         )

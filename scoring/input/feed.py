@@ -6,14 +6,12 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.kinds import Feature
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.features.transform import Encoder
-from mirrorspark.scoring.backends.protocol import DTYPES, ArrayType, Signature
-from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
+from mirrorspark.data_pipelines.features import Encoder, kinds, raw_columns
+from mirrorspark.scoring.backends import protocol
+from mirrorspark.scoring.embedding import ModelEncoders
 from mirrorspark.scoring.input.decoding import Decoder
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, RowErrors
-from mirrorspark.scoring.output.bad_rows import bad_row_errors
+from mirrorspark.scoring.output import bad_row_errors
 
 # Limit for the decoded or padded arrays of a call. They take many times the bytes of the table, and the model needs as
 # much again.
@@ -47,7 +45,11 @@ class FeatureFeed:
     """Feed of a model that was trained here: encodes columns as its features."""
 
     def __init__(
-        self, encoder: Encoder, features: tuple[Feature, ...], any_length: Collection[str], encoders: ModelEncoders
+        self,
+        encoder: Encoder,
+        features: tuple[kinds.Feature, ...],
+        any_length: Collection[str],
+        encoders: ModelEncoders,
     ) -> None:
         """Create the feed of a model.
 
@@ -83,7 +85,7 @@ class FeatureFeed:
 class ColumnFeed:
     """Feed of a model of another library: reads or decodes columns, and casts them to the model's types."""
 
-    def __init__(self, inputs: ColumnInputs, takes: Signature | None, decoders: Mapping[str, Decoder]) -> None:
+    def __init__(self, inputs: ColumnInputs, takes: protocol.Signature | None, decoders: Mapping[str, Decoder]) -> None:
         """Create the feed of a model.
 
         Args:
@@ -142,7 +144,7 @@ class ColumnFeed:
     def _decoded(self, column: Column, table: pa.Table | pa.RecordBatch) -> np.ndarray:
         arrays, row_errors = self._examined(column, table)
         if row_errors:
-            raise ColumnError(next(iter(row_errors.values())))
+            raise raw_columns.ColumnError(next(iter(row_errors.values())))
         return arrays
 
     def _examined(self, column: Column, table: pa.Table | pa.RecordBatch) -> tuple[np.ndarray, RowErrors]:
@@ -159,21 +161,21 @@ class ColumnFeed:
             return {self._matrix.name: values}
         gathered = np.column_stack(list(arrays.values()))
         if self._matrix.width not in (None, gathered.shape[1]) and len(gathered):
-            raise ColumnError(
+            raise raw_columns.ColumnError(
                 f"the columns {list(arrays)} have {gathered.shape[1]} values per row together, the model takes "
                 f"{self._matrix.width}; make their lists of the length that is left"
             )
         return {self._matrix.name: _cast(gathered, self._matrix)}
 
 
-def _length_of_the_list(columns: tuple[Column, ...], matrix: ArrayType) -> dict[str, int | None]:
+def _length_of_the_list(columns: tuple[Column, ...], matrix: protocol.ArrayType) -> dict[str, int | None]:
     """Return the length of lists if exactly one column has lists: the rest of the model's array."""
     lists = [column.name for column in columns if column.is_array]
     return {lists[0]: matrix.width - len(columns) + 1} if len(lists) == 1 and matrix.width is not None else {}
 
 
-def _cast(values: np.ndarray, array: ArrayType | None) -> np.ndarray:
+def _cast(values: np.ndarray, array: protocol.ArrayType | None) -> np.ndarray:
     """Return values in the type that the model takes; packaging has checked that no value is lost."""
     if array is None or array.element is None:
         return values
-    return values.astype(DTYPES[array.element], copy=False)
+    return values.astype(protocol.DTYPES[array.element], copy=False)

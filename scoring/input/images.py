@@ -7,9 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from mirrorspark.scoring.backends.libraries import BACKENDS_EXTRA, library
-from mirrorspark.scoring.backends.protocol import UnsupportedModelError
-from mirrorspark.scoring.backends.tensorflow_runtime import start_tensorflow
+from mirrorspark.scoring.backends import BACKENDS_EXTRA, library, protocol, start_tensorflow
 
 _CHANNELS = (1, 3, 4)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -57,12 +55,12 @@ class ImageLayout:
         elif len(shape) == 2:
             (height, width), channels, order = shape, 1, (2, 0, 1)
         else:
-            raise UnsupportedModelError(
+            raise protocol.UnsupportedModelError(
                 f"a row of the model's input has the shape {list(shape)}, which is no image's: height and width, with "
                 f"{_CHANNELS} channels behind or before them; decode with 'numbers', or a function of yours"
             )
         if dtype == np.bool_:
-            raise UnsupportedModelError(
+            raise protocol.UnsupportedModelError(
                 "the model's input is boolean, which pixels from 0 to 255 are not; decode with a function of yours"
             )
         return cls(shape, dtype, height, width, channels, order)

@@ -9,19 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.kinds import Feature, RawForm, repeated_names
-from mirrorspark.data_pipelines.features.raw_columns import (
-    ColumnError,
-    is_number,
-    list_lengths,
-    plain_column,
-    raw_column,
-)
+from mirrorspark.data_pipelines.features import kinds, raw_columns
 from mirrorspark.scoring.input.column_types import COLUMN_TYPES, ELEMENT_TYPES, ElementType, element_name, is_array
 
 TokenFamily = Literal["boolean", "integer", "string"]
 
-_TOKEN_FORMS: frozenset[RawForm] = frozenset({"token", "tokens"})
+_TOKEN_FORMS: frozenset[kinds.RawForm] = frozenset({"token", "tokens"})
 _LIST = re.compile(r"(?:large_)?list<\w+: (?P<element>.+?)(?: not null)?>")
 _FAMILIES: Mapping[str, TokenFamily] = {"bool": "boolean", "string": "string", "large_string": "string"}
 _ONE: Mapping[TokenFamily, str] = {"boolean": "a boolean", "integer": "an integer", "string": "a string"}
@@ -55,7 +48,7 @@ class FeatureInputs:
         column_types: Arrow type by column at training, as recorded in the fitted features.
     """
 
-    features: tuple[Feature, ...]
+    features: tuple[kinds.Feature, ...]
     column_types: Mapping[str, str]
 
     @property
@@ -72,7 +65,7 @@ class FeatureInputs:
         """
         no_rows = schema.empty_table()
         for feature in self.features:
-            raw_column(no_rows, feature)
+            raw_columns.raw_column(no_rows, feature)
         check_token_families(schema, self.features, self.column_types)
 
 
@@ -86,14 +79,14 @@ def token_family(type_text: str) -> TokenFamily | None:
     return "integer" if re.fullmatch(r"u?int\d+", element) else _FAMILIES.get(element)
 
 
-def trained_families(inputs: Sequence[Feature], column_types: Mapping[str, str]) -> dict[str, TokenFamily]:
+def trained_families(inputs: Sequence[kinds.Feature], column_types: Mapping[str, str]) -> dict[str, TokenFamily]:
     """Return the family of each token column that ``column_types`` of the fitted features has."""
     names = [name for feature in inputs for name, form in feature.raw.items() if form in _TOKEN_FORMS]
     families = {name: token_family(column_types[name]) for name in names if name in column_types}
     return {name: family for name, family in families.items() if family is not None}
 
 
-def check_token_families(schema: pa.Schema, inputs: Sequence[Feature], column_types: Mapping[str, str]) -> None:
+def check_token_families(schema: pa.Schema, inputs: Sequence[kinds.Feature], column_types: Mapping[str, str]) -> None:
     """Reject columns whose tokens are written differently from those of the training rows.
 
     Args:
@@ -109,7 +102,7 @@ def check_token_families(schema: pa.Schema, inputs: Sequence[Feature], column_ty
         given_type = str(schema.field(index).type) if index >= 0 else ""
         given = token_family(given_type)
         if given not in (None, trained):
-            raise ColumnError(
+            raise raw_columns.ColumnError(
                 f"column '{name}' has type {given_type}, the model was trained with "
                 f"{column_types[name]}: as tokens {_ONE[given]} and {_ONE[trained]} differ (true is no 1, and 7 no "
                 f"07); give {_ONE[trained]} as in training, in SQL by CAST({name} AS {_SQL_TYPES[trained]})"
@@ -141,18 +134,26 @@ class Column:
 
     def __post_init__(self) -> None:
         if self.type not in COLUMN_TYPES:
-            raise ColumnError(f"column '{self.name}': type '{self.type}' is unknown; use one of {list(COLUMN_TYPES)}")
+            raise raw_columns.ColumnError(
+                f"column '{self.name}': type '{self.type}' is unknown; use one of {list(COLUMN_TYPES)}"
+            )
         if self.decode is not None and self.type != "binary":
-            raise ColumnError(f"column '{self.name}': what is decoded is binary, not {self.type}; give it as binary")
+            raise raw_columns.ColumnError(
+                f"column '{self.name}': what is decoded is binary, not {self.type}; give it as binary"
+            )
         if self.nulls == "pass" and not self._can_pass_nulls:
-            raise ColumnError(
+            raise raw_columns.ColumnError(
                 f"column '{self.name}': {self._what} has no value for null, so nulls cannot be 'pass'; use 'fail', "
                 f"give a fill, or make it a double"
             )
         if self.fill is not None and self.type == "binary" and self.decode is None:
-            raise ColumnError(f"column '{self.name}': bytes have no fill; fill them in the query (coalesce)")
+            raise raw_columns.ColumnError(
+                f"column '{self.name}': bytes have no fill; fill them in the query (coalesce)"
+            )
         if self.fill is not None and not self._has_a_fill:
-            raise ColumnError(f"column '{self.name}': fill {self.fill!r} is no {self._filled_with}; give one")
+            raise raw_columns.ColumnError(
+                f"column '{self.name}': fill {self.fill!r} is no {self._filled_with}; give one"
+            )
 
     @property
     def is_array(self) -> bool:
@@ -185,7 +186,7 @@ class Column:
         try:
             given = pa.scalar(self.fill).type
             if self.decode is not None:
-                return is_number(given)
+                return raw_columns.is_number(given)
             return self._kind.fits(given) and self._stand_in().is_valid
         except (pa.ArrowException, OverflowError):
             return False
@@ -215,7 +216,7 @@ class Column:
         """
         values, row_errors = self.examined(table, length)
         if row_errors:
-            raise ColumnError(next(iter(row_errors.values())))
+            raise raw_columns.ColumnError(next(iter(row_errors.values())))
         return values
 
     def examined(self, table: pa.Table | pa.RecordBatch, length: int | None = None) -> tuple[np.ndarray, RowErrors]:
@@ -229,9 +230,9 @@ class Column:
         return values, dict(sorted(row_errors.items()))
 
     def _column(self, table: pa.Table | pa.RecordBatch) -> pa.Array:
-        column = plain_column(table, self.name)
+        column = raw_columns.plain_column(table, self.name)
         if not (pa.types.is_null(column.type) or self._fits(column.type)):
-            raise ColumnError(
+            raise raw_columns.ColumnError(
                 f"column '{self.name}' has type {column.type}, the model takes {self.type}; cast it in the query"
             )
         return column
@@ -248,7 +249,7 @@ class Column:
         if pa.types.is_null(column.type):
             column = pa.nulls(len(column), pa.list_(self._kind.arrow))
         lists = column.cast(pa.list_(column.type.value_type))
-        lengths, is_null = list_lengths(lists), lists.is_null().to_numpy(zero_copy_only=False)
+        lengths, is_null = raw_columns.list_lengths(lists), lists.is_null().to_numpy(zero_copy_only=False)
         wanted = _most_common(lengths[~is_null]) if length is None else length
         row_errors = {
             int(row): self._message(f"{lengths[row]} elements, where {wanted} are wanted", "make them equally long")
@@ -340,16 +341,16 @@ class ColumnInputs:
 
     def __post_init__(self) -> None:
         if not self.given:
-            raise ColumnError("a model needs at least one column")
-        repeated = repeated_names(self.columns)
+            raise raw_columns.ColumnError("a model needs at least one column")
+        repeated = kinds.repeated_names(self.columns)
         if repeated:
-            raise ColumnError(f"the columns {repeated} are given twice; name each once")
+            raise raw_columns.ColumnError(f"the columns {repeated} are given twice; name each once")
         if self.matrix is not None:
             other = [
                 column.name for column in self.given if ("string" in column.type) != (self.matrix.type == "string")
             ]
             if other:
-                raise ColumnError(
+                raise raw_columns.ColumnError(
                     f"the columns {other} do not fit the model, which takes one array of {self.matrix.type}"
                 )
 

@@ -20,13 +20,11 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import DataType, StructField, StructType, UserDefinedType
 
-from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError, ParquetRows, parquet_files
-from mirrorspark.data_pipelines.spark.tasks import BatchFunction, Shares, map_batches, portable
+from mirrorspark.data_pipelines.reading import parquet_rows
+from mirrorspark.data_pipelines.spark import BatchFunction, Shares, map_batches, portable
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.session import MissingCapabilityError, NotPlainParquetError, ParquetPlan
-from mirrorspark.storage.listing import DataFile
-from mirrorspark.storage.paths import StorageError, StoragePath
+from mirrorspark.spark_session import MissingCapabilityError, NotPlainParquetError, ParquetPlan, session_of
+from mirrorspark.storage import StorageError, StoragePath, listing
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -65,7 +63,7 @@ def map_rows(table: DataFrame, task: BatchFunction, schema: StructType, reader: 
     return shares.partitions(spark).union(nothing).mapInArrow(portable(SharesTask(shares, task)), schema)
 
 
-def rows_of(table: DataFrame, reader: Reader = "auto") -> ParquetRows | None:
+def rows_of(table: DataFrame, reader: Reader = "auto") -> parquet_rows.ParquetRows | None:
     """Return the rows of ``table`` in a form that tasks can read; None if Spark has to read them, and the log says why.
 
     Raises:
@@ -102,7 +100,7 @@ class SharesTask:
             yield from self.task(rows)
 
 
-def _plain_rows(table: DataFrame, *, only_local: bool) -> ParquetRows:
+def _plain_rows(table: DataFrame, *, only_local: bool) -> parquet_rows.ParquetRows:
     """Return the rows of ``table`` in a form that tasks can read.
 
     Raises:
@@ -110,13 +108,13 @@ def _plain_rows(table: DataFrame, *, only_local: bool) -> ParquetRows:
     """
     plan = session_of(table.sparkSession).parquet_plan(table)
     try:
-        rows = ParquetRows.of_files(_files(plan, only_local=only_local), table.columns)
-    except (ParquetError, StorageError, OSError) as error:
+        rows = parquet_rows.ParquetRows.of_files(_files(plan, only_local=only_local), table.columns)
+    except (parquet_rows.ParquetError, StorageError, OSError) as error:
         raise NotPlainParquetError(str(error)) from error
     return replace(rows, schema=_as_spark_sends_it(rows.schema, table.schema))
 
 
-def _files(plan: ParquetPlan, *, only_local: bool) -> list[DataFile]:
+def _files(plan: ParquetPlan, *, only_local: bool) -> list[listing.DataFile]:
     """Return the files of a plan, with the partitions of their folders."""
     wanted = sorted(_storage_path(unquote(uri)) for uri in plan.files)
     folders = [StoragePath.of(_storage_path(root)) for root in plan.roots]
@@ -124,7 +122,7 @@ def _files(plan: ParquetPlan, *, only_local: bool) -> list[DataFile]:
         raise NotPlainParquetError(f"it has {len(wanted)} files, more than {_MOST_FILES}")
     if only_local and not all(folder.is_local for folder in folders):
         raise NotPlainParquetError("its files are on a store for which tasks may have no credentials")
-    files = parquet_files(folders)
+    files = parquet_rows.parquet_files(folders)
     if sorted(file.path.uri for file in files) != wanted:
         raise NotPlainParquetError("Spark passes over some of the files in its folders")
     return files

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DataType, StructField, StructType
 
-from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles
+from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
-from mirrorspark.storage.lakes import LAKE_FORMATS
-from mirrorspark.storage.listing import list_files
-from mirrorspark.storage.paths import Location, StoragePath, hadoop_uri
+from mirrorspark.spark_session import SPARK_ERRORS, task_message
+from mirrorspark.storage import Location, StoragePath, hadoop_uri, lakes, listing
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -54,7 +52,7 @@ class SparkSource:
             # Table formats reject a list of paths, even with one element.
             return reader.load(self.paths[0] if len(self.paths) == 1 else list(self.paths))
         except SPARK_ERRORS as error:
-            needs = next((format_.needs for format_ in LAKE_FORMATS if format_.name == self.format), "")
+            needs = next((format_.needs for format_ in lakes.LAKE_FORMATS if format_.name == self.format), "")
             raise ScoringError(
                 f"Spark cannot read {', '.join(self.paths)} as {self.format}: {task_message(error).rstrip('.')}; give "
                 f"the session the packages and the catalog that it needs{needs and f' ({needs})'}, or name another "
@@ -63,7 +61,7 @@ class SparkSource:
 
 
 def read_together(
-    spark: SparkSession, paths: Location | Sequence[Location], files: ParquetFiles, columns: Sequence[str]
+    spark: SparkSession, paths: Location | Sequence[Location], files: parquet_rows.ParquetFiles, columns: Sequence[str]
 ) -> DataFrame:
     """Return the rows of Parquet files whose schemas differ, and log a warning.
 
@@ -112,7 +110,7 @@ def without_overlaps(locations: Sequence[Location]) -> list[Location]:
     Raises:
         ScoringError: Two locations overlap partially.
     """
-    files = {location: {file.path for file in list_files(location)} for location in dict.fromkeys(locations)}
+    files = {location: {file.path for file in listing.list_files(location)} for location in dict.fromkeys(locations)}
     kept: list[Location] = []
     known: set[StoragePath] = set()
     for location in sorted(files, key=lambda one: -len(files[one])):

@@ -16,26 +16,21 @@ from pyspark.sql.types import (
     StructType,
 )
 
-from mirrorspark.data_pipelines.dataset.block_format import KEY_PREFIX, LABEL_PREFIX
-from mirrorspark.data_pipelines.dataset.manifest import is_published
-from mirrorspark.data_pipelines.features.kinds import Feature, RawForm, Sparse
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.tfrecords import read_tfrecords
+from mirrorspark.data_pipelines import read_tfrecords
+from mirrorspark.data_pipelines.dataset import block_format, is_published
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 from mirrorspark.scoring.batch import score_as_planned
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import TokenFamily, trained_families
 from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
-from mirrorspark.scoring.output.bad_rows import BadRows
-from mirrorspark.scoring.output.forms import AS_COLUMNS, Form
+from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, PinnedModel
+from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task.scorer import Counters, OtherVersions, Settings
-from mirrorspark.storage.paths import Location
+from mirrorspark.scoring.task import Counters, OtherVersions, Settings
+from mirrorspark.storage import Location
 
 _FROM_THE_TABLE = "score the table that it was made of, or records that write_tfrecords made of such a table"
-_LISTS: frozenset[RawForm] = frozenset({"tokens", "times", "indices", "values"})
+_LISTS: frozenset[kinds.RawForm] = frozenset({"tokens", "times", "indices", "values"})
 
 
 def score_tfrecords(
@@ -54,7 +49,7 @@ def score_tfrecords(
     other_versions: OtherVersions = "refuse",
     counters: Counters | None = None,
 ) -> DataFrame:
-    """Score the rows of TFRecord files in row or block layout, like :func:`scoring.batch.score`.
+    """Score the rows of TFRecord files in row or block layout, like :func:`scoring.score`.
 
     Records do not distinguish a value from a list of one, or a boolean from the integers 0 and 1; the model's spec and
     the types of its training do. Only the keys and the model's columns are decoded. Records hold float32, so values of
@@ -63,13 +58,13 @@ def score_tfrecords(
     Args:
         spark: The session.
         paths: Files, folders or globs.
-        model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.resolve`.
         keys: Columns that identify a row, in the types of the records.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         on_damage: ``fail`` at the first damaged record, or ``skip`` damaged records.
-        outputs: As for :func:`scoring.batch.score`, like the other arguments.
+        outputs: As for :func:`scoring.score`, like the other arguments.
         batch_size: Rows per call of the model.
-        with_columns: Columns after the scores, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
+        with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
         nulls: The value that replaces nulls, by column, or ``"fail"`` to reject them.
         bad_rows: Treatment of a row that cannot be scored.
         other_versions: ``refuse`` or ``allow`` executors whose library versions differ from the model's.
@@ -115,7 +110,7 @@ def tfrecord_table(
 
 def _refuse_encoded(found: StructType, spec: FeatureSpec) -> None:
     """Reject rows that a conversion wrote for training, because their numbers would be scaled a second time."""
-    encoded = {f"{LABEL_PREFIX}{spec.label.stored}", *(KEY_PREFIX + key for key in spec.keys)}
+    encoded = {f"{block_format.LABEL_PREFIX}{spec.label.stored}", *(block_format.KEY_PREFIX + key for key in spec.keys)}
     if names := sorted(encoded.intersection(found.names)):
         raise ScoringError(
             f"the records have {names}: they are the shards of a dataset, whose features are encoded for training; "
@@ -124,14 +119,14 @@ def _refuse_encoded(found: StructType, spec: FeatureSpec) -> None:
 
 
 def _schema(
-    found: StructType, keys: Sequence[str], inputs: Sequence[Feature], families: Mapping[str, TokenFamily]
+    found: StructType, keys: Sequence[str], inputs: Sequence[kinds.Feature], families: Mapping[str, TokenFamily]
 ) -> StructType:
     """Return the columns of ``found`` that scoring reads, in the types that the features take."""
     in_records = {field.name: field.dataType for field in found}
     types = {key: in_records[key] for key in keys if key in in_records}
     for feature in inputs:
         for name in feature.columns:
-            if isinstance(feature, Sparse) and name == feature.name:
+            if isinstance(feature, kinds.Sparse) and name == feature.name:
                 types[name] = VectorUDT()
             elif name in in_records:
                 # Any bytes are inferred as a string.

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
-from mirrorspark.scoring.backends.libraries import library
+from mirrorspark.scoring.backends import library
 from mirrorspark.scoring.model.digest import folder_digest
 from mirrorspark.scoring.model.loaded import LoadedModel
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
+from mirrorspark.data_pipelines.features import FittedFeatures
 from mirrorspark.scoring.model.composites import composite_of
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.packaged import PackagedDescription

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
-from mirrorspark.scoring.input.inputs import Inputs
+from mirrorspark.scoring.input import Inputs
 from mirrorspark.scoring.model.hooks import Hooks
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.scoring.backends.catalog import runs_code
+from mirrorspark.scoring.backends import runs_code
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.composites import composite_of
 from mirrorspark.scoring.model.digest import cached_digest

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.storage.paths import leads_out
+from mirrorspark.storage import leads_out
 
 # Enough for a call with thousands of models; an entry takes a few hundred bytes per file.
 _KEPT_FOLDERS = 10_000

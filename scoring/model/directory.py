@@ -31,19 +31,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError, FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Feature
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.models.serving.signatures import (
-    ENCODED_SIGNATURE,
-    RATING,
-    RATING_ENCODED,
-    RAW_SIGNATURE,
-    rated_features,
-)
-from mirrorspark.scoring.input.column_types import ARROW_TYPES, array_of
-from mirrorspark.scoring.input.inputs import FeatureInputs, Inputs
+from mirrorspark.data_pipelines.features import FeatureMismatchError, FeatureSpec, FittedFeatures, kinds
+from mirrorspark.models.index import CANDIDATES, SCORES
+from mirrorspark.models.serving import signatures
+from mirrorspark.scoring.input import FeatureInputs, Inputs, column_types
 from mirrorspark.scoring.model.composites import composite_of
 from mirrorspark.scoring.model.digest import folder_digest
 from mirrorspark.scoring.model.errors import ModelDirectoryError
@@ -66,14 +57,14 @@ Task = Literal["binary", "multi_class", "multi_label", "regression", "retrieval"
 # Outputs and their Spark types by task, in the order of the columns of the scores.
 OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "binary": {"score": "float"},
-    "multi_class": {"scores": array_of("float")},
-    "multi_label": {"scores": array_of("float")},
+    "multi_class": {"scores": column_types.array_of("float")},
+    "multi_label": {"scores": column_types.array_of("float")},
     "regression": {"score": "float"},
-    "retrieval": {CANDIDATES: array_of("string"), SCORES: array_of("float")},
+    "retrieval": {CANDIDATES: column_types.array_of("string"), SCORES: column_types.array_of("float")},
 }
 
 # What a regression of quantiles has besides, in the order of its setting.
-QUANTILES: Mapping[str, str] = {"quantiles": array_of("float")}
+QUANTILES: Mapping[str, str] = {"quantiles": column_types.array_of("float")}
 
 # The names of list elements differ between writers.
 _ELEMENT = re.compile(r"list<\w+: ")
@@ -93,7 +84,7 @@ class ModelDescription:
         indexes: By index of a retrieval model, the share of the exact best candidates that it found at export.
         columns: Arrow type at training by raw column, in the order of the model's inputs; empty if it was not recorded.
         sealed: Digest of ``features_hash`` and the files of the features, to which ``columns`` belong.
-        catalogue: The fields of a :class:`scoring.model.catalogue.Catalogue`, for a model that can be refreshed.
+        catalogue: The fields of a :class:`scoring.model.Catalogue`, for a model that can be refreshed.
         signature: The signature of the SavedModel that scores encoded features.
     """
 
@@ -107,7 +98,7 @@ class ModelDescription:
     columns: Mapping[str, str] = field(default_factory=dict)
     sealed: str = field(default_factory=str)
     catalogue: Mapping[str, Any] = field(default_factory=dict)
-    signature: str = field(default_factory=lambda: ENCODED_SIGNATURE)
+    signature: str = field(default_factory=lambda: signatures.ENCODED_SIGNATURE)
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
@@ -127,7 +118,7 @@ class ModelDescription:
     @property
     def raw_signature(self) -> str:
         """The signature of the SavedModel that scores raw columns."""
-        return RATING if self.signature == RATING_ENCODED else RAW_SIGNATURE
+        return signatures.RATING if self.signature == signatures.RATING_ENCODED else signatures.RAW_SIGNATURE
 
     def with_columns(self, features: FittedFeatures, folder: Path) -> "ModelDescription":
         """Return the description with the columns of ``features``, which ``folder`` of the model has already.
@@ -140,10 +131,10 @@ class ModelDescription:
         columns = {name: inputs.column_types[name] for name in inputs.columns}
         return replace(self, columns=columns, sealed=self._seal(folder))
 
-    def scored_features(self, spec: FeatureSpec) -> tuple[Feature, ...]:
+    def scored_features(self, spec: FeatureSpec) -> tuple[kinds.Feature, ...]:
         """Return the features in the order of the model's inputs: query features, then exclusions or a candidate."""
-        if self.signature == RATING_ENCODED:
-            return rated_features(spec)
+        if self.signature == signatures.RATING_ENCODED:
+            return signatures.rated_features(spec)
         return spec.query_features + ((spec.excluded,) if spec.excluded else ())
 
     def has_columns_of(self, folder: Path) -> bool:
@@ -159,7 +150,7 @@ class ModelDescription:
         # So that earlier versions read the descriptions of all other models.
         if not self.catalogue:
             del document["catalogue"]
-        if self.signature == ENCODED_SIGNATURE:
+        if self.signature == signatures.ENCODED_SIGNATURE:
             del document["signature"]
         write_description(document, folder)
 
@@ -181,9 +172,9 @@ def check_outputs(outputs: Mapping[str, str]) -> None:
     """
     if not outputs:
         raise ModelDirectoryError("a model needs at least one output")
-    unknown = {name: type_ for name, type_ in outputs.items() if type_ not in ARROW_TYPES}
+    unknown = {name: type_ for name, type_ in outputs.items() if type_ not in column_types.ARROW_TYPES}
     if unknown:
-        raise ModelDirectoryError(f"output types {unknown} are unknown; use some of {sorted(ARROW_TYPES)}")
+        raise ModelDirectoryError(f"output types {unknown} are unknown; use some of {sorted(column_types.ARROW_TYPES)}")
 
 
 def write_description(document: Mapping[str, Any], folder: Path) -> None:
@@ -270,7 +261,7 @@ class ModelDirectory:
         return _fitted(self.path, self.description)
 
     @property
-    def scored_features(self) -> tuple[Feature, ...]:
+    def scored_features(self) -> tuple[kinds.Feature, ...]:
         """The features in the order of the model's inputs.
 
         Raises:

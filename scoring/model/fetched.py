@@ -5,7 +5,7 @@ The folder contains, beside the files of :mod:`storage.host_cache`::
     entries/DIGEST   a model; versions with equal files share it
     known/KEY.json   the model that a URI of a store led to at the last look-up
 
-:class:`scoring.model.cache.ModelCache` is another cache: it holds loaded models in memory.
+:class:`scoring.model.ModelCache` is another cache: it holds loaded models in memory.
 """
 
 import atexit
@@ -25,8 +25,7 @@ from functools import cache
 from pathlib import Path
 
 from mirrorspark.scoring.model.digest import cached_digest, folder_digest, model_files
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.host_cache import HostCache, HostCacheError, Lease
+from mirrorspark.storage import atomic_file, host_cache
 
 # The library itself reads these and XDG_CACHE_HOME, because they belong to a host, a container or a CI job and apply to
 # every entry point; notebooks, UDFs and the SQL function have no command line.
@@ -39,7 +38,7 @@ DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS})
 _READ_ONLY = (errno.EACCES, errno.EROFS)
 _KNOWN = "known"
 # Leases protect the models that this process has resolved until it ends.
-_LEASES: dict[Path, Lease] = {}
+_LEASES: dict[Path, host_cache.Lease] = {}
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -134,8 +133,8 @@ class FetchedModels:
     limit_bytes: int | None = None
 
     @property
-    def _copies(self) -> HostCache:
-        return HostCache(self.folder, self.limit_bytes, disk_parts=10)
+    def _copies(self) -> host_cache.HostCache:
+        return host_cache.HostCache(self.folder, self.limit_bytes, disk_parts=10)
 
     def path(self, version: FetchedVersion) -> Path:
         """Return the folder of a version."""
@@ -250,7 +249,7 @@ class FetchedModels:
         record = self._record(version.store, uri)
         try:
             record.parent.mkdir(exist_ok=True)
-            write_atomically(record, json.dumps(asdict(version), indent=2))
+            atomic_file.write_atomically(record, json.dumps(asdict(version), indent=2))
         except OSError as error:
             raise self._cannot_hold(error) from error
 
@@ -261,7 +260,7 @@ class FetchedModels:
     def _explained_errors(self) -> Iterator[None]:
         try:
             yield
-        except HostCacheError as error:
+        except host_cache.HostCacheError as error:
             raise self._cannot_hold(error) from error
 
     def _cannot_hold(self, error: OSError) -> FetchedModelsError:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mirrorspark.scoring.backends.protocol import DTYPES, ArrayType, Backend, element_of, number_outside, with_rank
+from mirrorspark.scoring.backends import protocol
 
 HOOKS_FILE = "hooks.py"
 PREPROCESS, POSTPROCESS = "preprocess", "postprocess"
@@ -108,7 +108,7 @@ def _load_error(file: Path, error: Exception) -> Exception:
     return HookError(f"{file.name} cannot be run: {type(error).__name__}: {error}")
 
 
-def with_hooks(backend: Backend, hooks: Hooks | None, names: Sequence[str]) -> Backend:
+def with_hooks(backend: protocol.Backend, hooks: Hooks | None, names: Sequence[str]) -> protocol.Backend:
     """Return ``backend`` wrapped in the hooks ``preprocess`` and ``postprocess`` if ``names`` has them.
 
     Raises:
@@ -123,7 +123,7 @@ def with_hooks(backend: Backend, hooks: Hooks | None, names: Sequence[str]) -> B
 class _Preprocessed:
     """A backend with the hook ``preprocess``, which maps columns to its inputs; the signature stays the model's."""
 
-    def __init__(self, backend: Backend, hooks: Hooks) -> None:
+    def __init__(self, backend: protocol.Backend, hooks: Hooks) -> None:
         hooks.function(PREPROCESS)
         self._backend, self._hooks = backend, hooks
         self.signature, self.threads = backend.signature, backend.threads
@@ -142,8 +142,8 @@ class _Preprocessed:
         taken = {array.name: self._checked_input(array, made[array.name], rows) for array in self.signature.inputs}
         return self._backend(taken, outputs)
 
-    def _checked_input(self, array: ArrayType, values: np.ndarray, rows: int) -> np.ndarray:
-        values = with_rank(values, len(array.shape))
+    def _checked_input(self, array: protocol.ArrayType, values: np.ndarray, rows: int) -> np.ndarray:
+        values = protocol.with_rank(values, len(array.shape))
         lengths = zip(array.shape, (rows, *values.shape[1:]), strict=False)
         fits = values.ndim == len(array.shape) and all(wanted in (None, length) for wanted, length in lengths)
         if not fits or len(values) != rows:
@@ -151,10 +151,10 @@ class _Preprocessed:
                 f"gives '{array.name}' of shape {list(values.shape)} for {rows} rows, and the model takes "
                 f"{list(array.shape)}"
             )
-        dtype = np.dtype(DTYPES.get(array.element or "", values.dtype))
+        dtype = np.dtype(protocol.DTYPES.get(array.element or "", values.dtype))
         if not np.can_cast(values.dtype, dtype, "same_kind"):
             raise self._error(f"gives '{array.name}' of {values.dtype}, and the model takes {dtype}")
-        outside = number_outside(values, dtype)
+        outside = protocol.number_outside(values, dtype)
         if outside is not None:
             raise self._error(f"gives '{array.name}' with {outside}, and the model takes {dtype}")
         return values.astype(dtype, copy=False)
@@ -166,7 +166,7 @@ class _Preprocessed:
 class _Postprocessed:
     """A backend with the hook ``postprocess``, which maps its outputs."""
 
-    def __init__(self, backend: Backend, model: Backend, hooks: Hooks) -> None:
+    def __init__(self, backend: protocol.Backend, model: protocol.Backend, hooks: Hooks) -> None:
         hooks.function(POSTPROCESS)
         self._backend, self._hooks, self.threads = backend, hooks, backend.threads
         self._given = [array.name for array in model.signature.outputs if array.element is not None and array.has_rows]
@@ -189,14 +189,18 @@ class _Postprocessed:
         """Return an output after checking that it can be cast to its type for a row of zeros. Arrow checks objects."""
         element = next(array.element for array in self.signature.outputs if array.name == name)
         is_object = values.dtype.kind in "OUS"
-        if element is not None and not is_object and not np.can_cast(values.dtype, DTYPES[element], "same_kind"):
+        if (
+            element is not None
+            and not is_object
+            and not np.can_cast(values.dtype, protocol.DTYPES[element], "same_kind")
+        ):
             raise self._error(
                 f"gives '{name}' of {values.dtype}, and gave {element} for a row of zeros; have it return one type "
                 f"(astype)"
             )
         return values
 
-    def _output_types(self, model: Backend) -> tuple[ArrayType, ...]:
+    def _output_types(self, model: protocol.Backend) -> tuple[protocol.ArrayType, ...]:
         """Return the types of the hook's outputs, found by a call for rows of zeros."""
         rows = model.signature.rows or 1
         try:
@@ -206,7 +210,9 @@ class _Postprocessed:
                 f"cannot be tried: the model fails for a row of zeros ({type(error).__name__}: {error})"
             ) from error
         return tuple(
-            ArrayType(name, element_of(values.dtype), (None, *values.shape[1:]), f"an array of {values.dtype}")
+            protocol.ArrayType(
+                name, protocol.element_of(values.dtype), (None, *values.shape[1:]), f"an array of {values.dtype}"
+            )
             for name, values in self._checked_result(given, rows).items()
         )
 
@@ -223,10 +229,10 @@ class _Postprocessed:
         return HookError(f"{POSTPROCESS} of {self._hooks.file.name} {what}")
 
 
-def _zeros(array: ArrayType, rows: int) -> np.ndarray:
+def _zeros(array: protocol.ArrayType, rows: int) -> np.ndarray:
     """Return ``rows`` rows of zeros or empty strings; other open dimensions get length 1."""
     shape = [length or 1 for length in array.shape]
     if array.has_rows:
         shape[0] = rows
-    dtype = np.dtype(DTYPES.get(array.element or "", np.float32))
+    dtype = np.dtype(protocol.DTYPES.get(array.element or "", np.float32))
     return np.full(shape, "", dtype) if dtype == np.object_ else np.zeros(shape, dtype)

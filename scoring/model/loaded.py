@@ -12,34 +12,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.data_pipelines.features.item_rows import ids_without_item
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.data_pipelines.features.transform import Encoder
-from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES
-from mirrorspark.models.serving.signatures import (
-    CANDIDATE_VECTORS,
-    EXACT,
-    EXCLUDED,
-    QUERY_VECTORS,
-    SCANN,
-    VECTORS,
-    encoded_names,
-    scann_folder,
-)
-from mirrorspark.scoring.backends.catalog import load_backend
-from mirrorspark.scoring.backends.protocol import ArrayType, Backend, ModelOutputError
-from mirrorspark.scoring.backends.trained_model import TrainedBackend, TrainedGraph
-from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
-from mirrorspark.scoring.input.column_types import ARROW_TYPES, ELEMENT_TYPES, element_name
-from mirrorspark.scoring.input.decoding import decoders
-from mirrorspark.scoring.input.feed import ColumnFeed, FeatureFeed, Feed
-from mirrorspark.scoring.input.inputs import RowErrors
+from mirrorspark.data_pipelines.features import Encoder, item_rows, kinds
+from mirrorspark.data_pipelines.reading import parquet_rows
+from mirrorspark.models.index import CANDIDATES, SCORES
+from mirrorspark.models.serving import signatures
+from mirrorspark.scoring.backends import TrainedBackend, TrainedGraph, load_backend, protocol
+from mirrorspark.scoring.embedding import ModelEncoders
+from mirrorspark.scoring.input import ColumnFeed, FeatureFeed, Feed, RowErrors, column_types, decoders
 from mirrorspark.scoring.model.composites import composite_of
 from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirectory
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, PREPROCESS, Hooks, with_hooks
 from mirrorspark.scoring.model.packaged import PackagedDescription
-from mirrorspark.scoring.output.arrays import arrow_array, checked_output, no_values
+from mirrorspark.scoring.output import arrow_array, checked_output, no_values
 
 DEFAULT_BATCH_SIZE = 8192
 # Largest size of the scores of a part; larger parts take more memory and are no faster.
@@ -79,7 +63,7 @@ class Search:
 
 
 @runtime_checkable
-class CompositeModel(Backend, Feed, Protocol):
+class CompositeModel(protocol.Backend, Feed, Protocol):
     """A loaded composite: backend and feed in one, as each of its models has a feed of its own."""
 
     def with_search(self, searches: Mapping[str, Any], most_candidates: int) -> "CompositeModel":
@@ -137,10 +121,10 @@ class LoadedModel:
             model._backend = model._feed = self._backend.with_search(search.of_models, search.most_candidates)
             return model
         if not isinstance(self._backend, TrainedBackend):
-            raise ModelOutputError(
+            raise protocol.ModelOutputError(
                 f"the model in {self._folder} has no indexes; give one that mirrorspark.training.run exported"
             )
-        graph = self._scann_graph if search.index == SCANN else self._backend.graph
+        graph = self._scann_graph if search.index == signatures.SCANN else self._backend.graph
         wanted = {"most_candidates": np.int32(search.most_candidates), "unavailable_ids": search.unavailable_ids}
         model._backend = TrainedBackend(graph, search.index, wanted)
         return model
@@ -155,13 +139,13 @@ class LoadedModel:
         """
         if not isinstance(self._backend, TrainedBackend):
             return self
-        search = search or Search(EXACT, most, np.zeros(0, np.int64))
+        search = search or Search(signatures.EXACT, most, np.zeros(0, np.int64))
         gone = search.unavailable_ids
         if available is not None:
             features = ModelDirectory.open(self._folder).features
             tokens = features.vocabulary(features.spec.candidate).tokens
             is_gone = ~pc.is_in(tokens, value_set=available).to_numpy(zero_copy_only=False)
-            gone = np.union1d(gone, np.flatnonzero(is_gone) + FIRST_VOCABULARY_ID)
+            gone = np.union1d(gone, np.flatnonzero(is_gone) + kinds.FIRST_VOCABULARY_ID)
         return self.with_search(
             replace(search, most_candidates=min(most, search.most_candidates), unavailable_ids=gone)
         )
@@ -172,13 +156,15 @@ class LoadedModel:
         Raises:
             ModelOutputError: Its scores are no products of vectors, or it was exported without them.
         """
-        (found,) = self._vector_backend(CANDIDATE_VECTORS)({}, (VECTORS,)).values()
+        (found,) = self._vector_backend(signatures.CANDIDATE_VECTORS)({}, (signatures.VECTORS,)).values()
         features = ModelDirectory.open(self._folder).features
         tokens = features.vocabulary(features.spec.candidate).tokens
         # An item that is gone adds nothing, also where another model still knows it.
         found = found.copy()
         found[self._removed_ids] = 0
-        return CandidateVectors(tokens.cast(pa.binary()).to_numpy(zero_copy_only=False), found[FIRST_VOCABULARY_ID:])
+        return CandidateVectors(
+            tokens.cast(pa.binary()).to_numpy(zero_copy_only=False), found[kinds.FIRST_VOCABULARY_ID :]
+        )
 
     def query_vectors(self, batch: pa.RecordBatch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the vectors of rows, float32 ``[some rows, dim]``, and the ids that each excludes, int64 ``[…, any]``.
@@ -187,10 +173,10 @@ class LoadedModel:
             ModelOutputError: As for :meth:`vectors`.
             ColumnError: As for :meth:`score`.
         """
-        backend = self._vector_backend(QUERY_VECTORS)
+        backend = self._vector_backend(signatures.QUERY_VECTORS)
         for _, inputs in self._feed.parts(batch, _VECTOR_ROWS):
-            found = backend(inputs, (VECTORS, EXCLUDED))
-            yield found[VECTORS], found[EXCLUDED]
+            found = backend(inputs, (signatures.VECTORS, signatures.EXCLUDED))
+            yield found[signatures.VECTORS], found[signatures.EXCLUDED]
 
     @property
     def unavailable_ids(self) -> np.ndarray:
@@ -204,7 +190,7 @@ class LoadedModel:
         catalogue: Mapping[str, Any] = getattr(self.description, "catalogue", {})
         if not catalogue.get("refreshed_from"):
             return np.zeros(0, np.int64)
-        return ids_without_item(ModelDirectory.open(self._folder).features)
+        return item_rows.ids_without_item(ModelDirectory.open(self._folder).features)
 
     def list_length(self, batch: pa.RecordBatch) -> int:
         """Return the number of places in a list of a retrieval model, found by scoring one row the first time."""
@@ -222,13 +208,17 @@ class LoadedModel:
     def _graph(self) -> TrainedGraph:
         """The graph of the SavedModel with the stock operations."""
         if not isinstance(self._own_backend, TrainedBackend):
-            raise ModelOutputError(f"the model in {self._folder} has no vectors; give one that was trained here")
+            raise protocol.ModelOutputError(
+                f"the model in {self._folder} has no vectors; give one that was trained here"
+            )
         return self._own_backend.graph
 
     @cached_property
     def _scann_graph(self) -> TrainedGraph:
         """The graph of the SavedModel with ScaNN's index, loaded by the first search."""
-        return TrainedGraph(scann_folder(self._folder / SAVED_MODEL_FOLDER), scann=True, threads=self.threads)
+        return TrainedGraph(
+            signatures.scann_folder(self._folder / SAVED_MODEL_FOLDER), scann=True, threads=self.threads
+        )
 
     def row_errors(self, batch: pa.RecordBatch, *, first: bool = False) -> RowErrors:
         """Return the rows that cannot be scored with the reasons, without scoring.
@@ -293,14 +283,17 @@ class LoadedModel:
     @property
     def _row_bytes(self) -> int | None:
         """Bytes of a row's outputs, with strings as pointers; None while the width of an output is unknown."""
-        elements = {name: ELEMENT_TYPES[element_name(type_)] for name, type_ in self.description.outputs.items()}
+        elements = {
+            name: column_types.ELEMENT_TYPES[column_types.element_name(type_)]
+            for name, type_ in self.description.outputs.items()
+        }
         sizes = [elements[name].size_bytes * width for name, width in self._widths.items() if width is not None]
         return sum(sizes) if len(sizes) == len(self._widths) else None
 
     def _check_labels(self, name: str, labels: Sequence[str]) -> None:
         width = self._widths[name]
         if width != len(labels):
-            raise ModelOutputError(
+            raise protocol.ModelOutputError(
                 f"output '{name}' of the model has {width} elements per row, and its description names "
                 f"{len(labels)} labels: they belong to different trainings; export or package the model again"
             )
@@ -329,7 +322,7 @@ class LoadedModel:
         most = self.most_rows(batch_size)
         # A table without rows has outputs of length zero. The rows of several calls are encoded together because each
         # column has a fixed cost.
-        step = max(most, BATCH_ROWS // most * most)
+        step = max(most, parquet_rows.BATCH_ROWS // most * most)
         pieces = (batch.slice(start, step) for start in range(0, max(batch.num_rows, 1), step))
         parts = [
             self._call(inputs, rows, most, on_call)
@@ -380,12 +373,12 @@ class LoadedModel:
         """
         outputs = self.score(batch, batch_size=batch_size, on_call=on_call)
         return {
-            name: arrow_array(name, values, ARROW_TYPES[self.description.outputs[name]])
+            name: arrow_array(name, values, column_types.ARROW_TYPES[self.description.outputs[name]])
             for name, values in outputs.items()
         }
 
 
-def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Feed]:
+def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[protocol.Backend, Feed]:
     """Return the backend of a model, and the feed that makes its inputs from a table."""
     description = directory.description
     if isinstance(description, PackagedDescription):
@@ -393,7 +386,7 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Fe
     encoder, features = Encoder(directory.features), directory.scored_features
     graph = TrainedGraph(directory.path / SAVED_MODEL_FOLDER, threads=threads)
     trained = TrainedBackend(graph, description.signature)
-    _check_names("inputs", trained.signature.inputs, encoded_names(features))
+    _check_names("inputs", trained.signature.inputs, signatures.encoded_names(features))
     _check_names("outputs", trained.signature.outputs, description.outputs)
     # Older exports, and models whose Keras inputs have a fixed length, need lists padded to that length.
     any_length = {array.name for array in trained.signature.inputs if array.shape == (None, None)}
@@ -401,7 +394,7 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[Backend, Fe
     return trained, FeatureFeed(encoder, features, any_length, encoders)
 
 
-def _packaged(folder: Path, description: PackagedDescription, threads: int | None) -> tuple[Backend, Feed]:
+def _packaged(folder: Path, description: PackagedDescription, threads: int | None) -> tuple[protocol.Backend, Feed]:
     name = description.backend
     hooks = Hooks.load(folder / HOOKS_FILE) if description.hooks else None
     composite = composite_of(description)
@@ -422,10 +415,10 @@ def _packaged(folder: Path, description: PackagedDescription, threads: int | Non
     return with_hooks(backend, hooks, description.hooks), ColumnFeed(description.inputs, takes, found)
 
 
-def _check_names(what: str, actual: Iterable[ArrayType], expected: Iterable[str]) -> None:
+def _check_names(what: str, actual: Iterable[protocol.ArrayType], expected: Iterable[str]) -> None:
     names = sorted(array.name for array in actual)
     if names != sorted(expected):
-        raise ModelOutputError(
+        raise protocol.ModelOutputError(
             f"the SavedModel has the {what} {names}, its description says {sorted(expected)}; export the model again"
         )
 

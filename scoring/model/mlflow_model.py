@@ -12,12 +12,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.data_pipelines.features.kinds import RawForm
-from mirrorspark.data_pipelines.features.raw_columns import IMAGE, as_contents, embedded_content
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.models.serving.signatures import RAW_SIGNATURE
-from mirrorspark.scoring.embedding.model_encoders import taken_as_vectors
-from mirrorspark.scoring.input.column_types import element_name, is_array
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds, raw_columns
+from mirrorspark.models.serving import signatures
+from mirrorspark.scoring.embedding import taken_as_vectors
+from mirrorspark.scoring.input import element_name, is_array
 from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, exported_with
 from mirrorspark.scoring.model.versions import PYTHON
 
@@ -27,7 +25,7 @@ _PACKAGED_LOADER = "mirrorspark.scoring.model.packaged_pyfunc"
 
 
 # Arrow types at training of which MLflow takes all that pandas and Spark make of them.
-_STRICT_TYPES: Mapping[RawForm, tuple[str, ...]] = defaultdict(
+_STRICT_TYPES: Mapping[kinds.RawForm, tuple[str, ...]] = defaultdict(
     tuple,
     {"number": ("double", "float", "halffloat"), "token": ("string",), "date": ("string",), "bytes": ("binary",)},
 )
@@ -36,7 +34,7 @@ _STRICT_TYPES: Mapping[RawForm, tuple[str, ...]] = defaultdict(
 def mlflow_flavour(directory: ModelDirectory) -> dict[str, Any]:
     """Return MLflow's arguments for a model: its loader, signature and requirements."""
     description = directory.description
-    if not isinstance(description, ModelDescription) or description.raw_signature != RAW_SIGNATURE:
+    if not isinstance(description, ModelDescription) or description.raw_signature != signatures.RAW_SIGNATURE:
         return {
             "loader_module": _PACKAGED_LOADER,
             "signature": _packaged_signature(directory),
@@ -85,7 +83,7 @@ def mlflow_signature(
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, DataType, Schema
 
-    strict: Mapping[RawForm, Any] = {
+    strict: Mapping[kinds.RawForm, Any] = {
         "number": DataType.double,
         "token": DataType.string,
         "date": DataType.string,
@@ -143,9 +141,9 @@ def input_example(file: Path, folder: Path) -> pd.DataFrame:
     """
     rows, vectors = pq.read_table(file), taken_as_vectors(folder)
     for place, field in enumerate(rows.schema):
-        if embedded_content(field.type) == IMAGE and field.name not in vectors:
+        if raw_columns.embedded_content(field.type) == raw_columns.IMAGE and field.name not in vectors:
             rows = rows.set_column(place, field.name, pa.array([b""] * rows.num_rows, pa.binary()))
-    return as_contents(rows, vectors_of=vectors).to_pandas()
+    return raw_columns.as_contents(rows, vectors_of=vectors).to_pandas()
 
 
 def _trained_requirements(folder: Path) -> list[str]:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, Hooks
-from mirrorspark.storage.atomic_file import folder_beside
-from mirrorspark.storage.lakes import refuse_lake_write
+from mirrorspark.storage import atomic_file, lakes
 
 
 def check_new(target: Path) -> None:
@@ -18,7 +17,7 @@ def check_new(target: Path) -> None:
         LakeTableError: It is, or lies in, a table that keeps a log.
         ModelDirectoryError: It is not.
     """
-    refuse_lake_write(target)
+    lakes.refuse_lake_write(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ModelDirectoryError(f"{target} exists already; give a new folder")
 
@@ -45,6 +44,6 @@ def new_model_folder(target: Path) -> Iterator[Path]:
     """
     check_new(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with folder_beside(target) as whole:
+    with atomic_file.folder_beside(target) as whole:
         yield whole
         whole.rename(target)

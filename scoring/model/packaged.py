@@ -5,12 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.data_pipelines.features.kinds import repeated_names
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.scoring.backends.protocol import ArrayType, UnsupportedModelError
-from mirrorspark.scoring.backends.pyfunc import mlflow_signature
-from mirrorspark.scoring.input.column_types import array_of
-from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
+from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.scoring.backends import mlflow_signature, protocol
+from mirrorspark.scoring.input import Column, ColumnInputs, Matrix, column_types
 from mirrorspark.scoring.model.digest import is_outside_digest
 from mirrorspark.scoring.model.directory import (
     DESCRIPTION_FILE,
@@ -22,7 +19,7 @@ from mirrorspark.scoring.model.directory import (
 from mirrorspark.scoring.model.errors import ModelDirectoryError
 
 # Outputs whose elements can have names.
-_LABELLED_TYPES = (array_of("float"), array_of("double"))
+_LABELLED_TYPES = (column_types.array_of("float"), column_types.array_of("double"))
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ class PackagedDescription:
             hooks = tuple(document.get("hooks", ()))
             labels = {output: tuple(names) for output, names in document.get("labels", {}).items()}
             return cls(**document | {"inputs": inputs, "hooks": hooks, "labels": labels})
-        except (TypeError, KeyError, ColumnError) as error:
+        except (TypeError, KeyError, raw_columns.ColumnError) as error:
             raise ModelDirectoryError(f"{folder / DESCRIPTION_FILE} is damaged ({error}); package it again") from error
 
 
@@ -102,12 +99,12 @@ def describe_mlflow_model(folder: Path) -> PackagedDescription:
         signature = mlflow_signature(folder)
         inputs = ColumnInputs(tuple(_column(array) for array in signature.inputs))
         outputs = {array.name: array.column_type for array in signature.outputs}
-    except (UnsupportedModelError, ColumnError) as error:
+    except (protocol.UnsupportedModelError, raw_columns.ColumnError) as error:
         raise ModelDirectoryError(str(error)) from error
     return PackagedDescription("pyfunc", "", inputs, outputs, {name: name for name in outputs})
 
 
-def _column(array: ArrayType) -> Column:
+def _column(array: protocol.ArrayType) -> Column:
     # Missing numbers are NaN in any case, as in pandas.
     passes_nulls = array.optional and array.element in ("string", "binary")
     return Column(array.name, array.column_type, nulls="pass" if passes_nulls else None)
@@ -125,7 +122,7 @@ def _check_labels(output: str, names: Sequence[str], outputs: Mapping[str, str])
         raise ModelDirectoryError(
             f"the labels of output '{output}' hold {nameless[:3]}; give each as a text that is not empty"
         )
-    repeated = repeated_names(names)
+    repeated = kinds.repeated_names(names)
     if repeated:
         raise ModelDirectoryError(
             f"the labels of output '{output}' hold {repeated[:3]} twice; give each element a name of its own"

@@ -13,16 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlparse, urlsplit
 
-from mirrorspark.callbacks.mlflow.metric_requests import first_line
-from mirrorspark.callbacks.mlflow.tracking_store import (
-    DEFAULT_OUTPUT,
-    NoStoreError,
-    absolute_store,
-    default_store,
-    registry_of,
-    sqlite_file,
-    store_client,
-)
+from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
 from mirrorspark.scoring.model.digest import cached_digest
 from mirrorspark.scoring.model.fetched import (
     DISK_ERRORS,
@@ -36,7 +27,7 @@ from mirrorspark.scoring.model.fetched import (
     models_to_fetch_into,
 )
 from mirrorspark.scoring.model.pinned import FORMS, ModelNotFoundError, PinnedModel, find_model_directory, pinned_folder
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage import without_credentials
 
 if TYPE_CHECKING:  # importing MLflow takes seconds, and a local folder does not need it
     from mlflow import MlflowClient
@@ -49,7 +40,7 @@ _TRY_SECONDS, _PAUSE_SECONDS = 5.0, 2.0
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _ELSEWHERE = (
     f"if it is in another store, name that one as tracking_uri (--tracking-uri) or in MLFLOW_TRACKING_URI, for example "
-    f"sqlite:///{DEFAULT_OUTPUT}/mlflow.db"
+    f"sqlite:///{tracking_store.DEFAULT_OUTPUT}/mlflow.db"
 )
 _LOGGER = logging.getLogger(__name__)
 
@@ -84,8 +75,8 @@ def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool =
         return found
     text = str(uri)
     try:
-        tracking_uri = tracking_uri or default_store()
-    except NoStoreError as error:
+        tracking_uri = tracking_uri or tracking_store.default_store()
+    except tracking_store.NoStoreError as error:
         raise ModelStoreError(f"model '{text}' cannot be looked up: {error}; {_ELSEWHERE}") from None
     find = _find_models_uri if text.startswith("models:") else _find_runs_uri
     return _from_store(find, text, tracking_uri, offline or is_offline_by_environment())
@@ -126,7 +117,7 @@ def _from_store(
     from sqlalchemy.exc import SQLAlchemyError  # raised by a store that is a database
 
     addresses = _addresses(tracking_uri)
-    store = " ".join(without_credentials(absolute_store(address)).rstrip("/") for address in addresses)
+    store = " ".join(without_credentials(tracking_store.absolute_store(address)).rstrip("/") for address in addresses)
     if is_offline and not all(_is_local_file(address) for address in addresses):
         return _last_known(uri, store)
     first_address = addresses[0] if _is_tracked(uri) else addresses[-1]
@@ -146,7 +137,7 @@ def _from_store(
 def _store_error(uri: str, address: str, store: str, error: Exception) -> ModelStoreError:
     return ModelStoreError(
         f"model '{uri}' cannot be looked up in the MLflow store {without_credentials(address)}: "
-        f"{first_line(error).strip()}{_offline_advice(uri, store)}"
+        f"{metric_requests.first_line(error).strip()}{_offline_advice(uri, store)}"
     )
 
 
@@ -155,7 +146,7 @@ def _addresses(tracking_uri: str | None) -> list[str]:
     import mlflow
 
     tracking = tracking_uri or mlflow.get_tracking_uri()
-    return list(dict.fromkeys([tracking, registry_of(tracking)]))
+    return list(dict.fromkeys([tracking, tracking_store.registry_of(tracking)]))
 
 
 def _is_tracked(uri: str) -> bool:
@@ -165,7 +156,7 @@ def _is_tracked(uri: str) -> bool:
 
 def _is_local_file(address: str) -> bool:
     """Return whether a store is an existing file or folder on this host. MLflow would create a missing one."""
-    file, parts = sqlite_file(address), urlparse(address)
+    file, parts = tracking_store.sqlite_file(address), urlparse(address)
     if file is None and parts.scheme in ("", "file"):
         file = Path(unquote(parts.path))
     return file is not None and file.exists()
@@ -174,7 +165,7 @@ def _is_local_file(address: str) -> bool:
 def _client(tracking_uri: str | None) -> "MlflowClient":
     from mlflow import MlflowClient
 
-    return MlflowClient() if tracking_uri is None else store_client(tracking_uri)
+    return MlflowClient() if tracking_uri is None else tracking_store.store_client(tracking_uri)
 
 
 def _in_place(place: _Place, tracking_uri: str | None) -> PinnedModel:

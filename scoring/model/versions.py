@@ -122,7 +122,7 @@ def versions_here(libraries: Iterable[str], *, has_hooks: bool) -> dict[str, str
     """Return the installed versions of everything that the scores of a packaged model depend on.
 
     Args:
-        libraries: The result of :func:`scoring.backends.catalog.compared_libraries`.
+        libraries: The result of :func:`scoring.backends.compared_libraries`.
         has_hooks: Whether the model has hooks; of their libraries only NumPy is known.
     """
     compared = (*libraries, *((PYTHON, "numpy") if has_hooks else ()))

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.scoring.backends.protocol import ModelOutputError
-from mirrorspark.scoring.input.column_types import ARROW_TYPES
+from mirrorspark.scoring.backends import protocol
+from mirrorspark.scoring.input import column_types
 
 _CHARACTERS_IN_MESSAGE = 40
 
 
 def no_values(type_: str) -> np.ndarray:
     """Return an empty output of a type: ``[0]``, or ``[0, 0]`` for lists."""
-    arrow_type = ARROW_TYPES[type_]
+    arrow_type = column_types.ARROW_TYPES[type_]
     if pa.types.is_list(arrow_type):
         return np.empty((0, 0), arrow_type.value_type.to_pandas_dtype())
     return np.empty(0, arrow_type.to_pandas_dtype())
@@ -27,16 +27,16 @@ def checked_output(
     Raises:
         ModelOutputError: The shape does not fit the type or the number of labels.
     """
-    dimensions = 2 if pa.types.is_list(ARROW_TYPES[described]) else 1
+    dimensions = 2 if pa.types.is_list(column_types.ARROW_TYPES[described]) else 1
     if dimensions == 1 and values.shape == (rows, 1):
         return values[:, 0]
     if values.ndim != dimensions or len(values) != rows:
-        raise ModelOutputError(
+        raise protocol.ModelOutputError(
             f"output '{name}' has shape {values.shape} for {rows} rows; its type {described} needs "
             f"{'[rows, k]' if dimensions == 2 else '[rows]'}"
         )
     if labels is not None and values.shape[1] != len(labels):
-        raise ModelOutputError(
+        raise protocol.ModelOutputError(
             f"output '{name}' has {values.shape[1]} elements per row, and the model has {len(labels)} labels for them; "
             f"have its postprocess give one per label"
         )
@@ -71,7 +71,7 @@ def _check_texts(name: str, values: np.ndarray) -> None:
     """
     for (row, *_), value in np.ndenumerate(values):
         if not _is_utf8(value):
-            raise ModelOutputError(
+            raise protocol.ModelOutputError(
                 f"output '{name}' is not UTF-8 in row {row} (of {len(values)} scored together, the first is 0): "
                 f"{value[:_CHARACTERS_IN_MESSAGE]!r}; have the model give UTF-8, decode it in a postprocess of its "
                 f"hooks, or package the model without that output"

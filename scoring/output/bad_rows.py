@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.scoring.output.added_columns import ERROR_COLUMN
 
 _ADVICE = f"correct it, leave it out, or score with bad_rows='mark' to have the reason in the column '{ERROR_COLUMN}'"
@@ -15,7 +15,7 @@ BadRows = Literal["fail", "mark"]
 """Treatment of a row that cannot be scored: the job fails and names it, or it is marked with the reason."""
 
 
-class BadRowError(ColumnError):
+class BadRowError(raw_columns.ColumnError):
     """Raised for a row that the model cannot score; the message has its keys, or its number if there are no keys."""
 
 
@@ -36,7 +36,7 @@ def bad_row_errors(
         start, stop = waiting.pop()
         try:
             check(batch.slice(start, stop - start))
-        except ColumnError as error:
+        except raw_columns.ColumnError as error:
             if stop - start == 1:
                 found[start] = str(error)
                 if first:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mirrorspark.data_pipelines.kernels import compile_kernel
+from mirrorspark.data_pipelines import compile_kernel
 
 
 @compile_kernel("void(Array(float32, 1, 'C', readonly=True), int64[::1], int64[:, ::1], int64[::1])")

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.features.kinds import repeated_names
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, is_filled, is_ranked_list
+from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.models.index import CANDIDATES, SCORES, is_filled, is_ranked_list
 from mirrorspark.scoring.errors import ScoringError
 
 Labels = Mapping[str, Sequence[str]]
@@ -105,7 +105,7 @@ class Wide:
             ScoringError: The model has no labels that hold for all rows, or two of the same name.
         """
         names = labels[_labelled(outputs, labels, "wide")]
-        repeated = repeated_names(names)
+        repeated = kinds.repeated_names(names)
         if repeated:
             raise ScoringError(f"the model has the labels {repeated[:3]} twice; use the long form")
         return pa.schema([(name, pa.float32()) for name in names])

@@ -8,10 +8,9 @@ from pyspark.errors import PySparkException
 from pyspark.sql.pandas.types import from_arrow_type
 from pyspark.sql.types import ArrayType, DataType, MapType, StructField, StructType
 
-from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles
+from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.storage.listing import list_files
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage import StoragePath, listing
 
 
 def check_same_columns(target: StoragePath, schema: pa.Schema) -> None:
@@ -25,11 +24,11 @@ def check_same_columns(target: StoragePath, schema: pa.Schema) -> None:
     """
     if not target.exists():
         return
-    older = next((file for file in list_files(target) if file.path.name.endswith(".parquet")), None)
+    older = next((file for file in listing.list_files(target) if file.path.name.endswith(".parquet")), None)
     if older is None:
         return
     # Scores are never written to partition folders, so these are ignored.
-    there = _types(ParquetFiles.of([replace(older, partition=())]).schema)
+    there = _types(parquet_rows.ParquetFiles.of([replace(older, partition=())]).schema)
     here = _types(_as_read_back(schema))
     if differing := sorted(there.keys() ^ here.keys()):
         raise ScoringError(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mirrorspark.data_pipelines.features.raw_columns import is_number
+from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.scoring.parity.differences import check_shapes
 from mirrorspark.scoring.parity.key_join import join_on_keys
 from mirrorspark.scoring.parity.order import label_changes, rank_changes
@@ -99,7 +99,7 @@ def _scores(side: str, table: pa.Table, name: str) -> NDArray[np.float64]:
     """Return scores as ``[rows]``, or for lists as ``[rows, k]``, with NaN for null."""
     column = _column(side, table, name)
     is_list = _is_list(column.type)
-    if not is_number(column.type.value_type if is_list else column.type):
+    if not raw_columns.is_number(column.type.value_type if is_list else column.type):
         raise ValueError(f"{side} {name!r} has type {column.type}; name a column of numbers, or of lists of numbers")
     values = _lists(side, table, name, np.nan) if is_list else column.to_numpy(zero_copy_only=False)
     return np.asarray(values, dtype=np.float64)

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.tracking_store import store_client
-from mirrorspark.pages.blocks import Cell, heading_html, rows_html
-from mirrorspark.pages.panel import panel_html
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.pages import Cell, heading_html, panel_html, rows_html
+from mirrorspark.storage import without_credentials
 
 TOLERANCE = 1e-5
 THRESHOLD = 0.5
@@ -167,7 +166,7 @@ def log_parity(
     """
     import mlflow  # takes seconds
 
-    client = store_client(tracking_uri or mlflow.get_tracking_uri())
+    client = tracking_store.store_client(tracking_uri or mlflow.get_tracking_uri())
     client.log_text(run_id, f"{report.as_table()}\n", f"{name}.txt")
     client.log_dict(run_id, report.to_dict(), f"{name}.json")
     client.set_tag(run_id, name, report.verdict)

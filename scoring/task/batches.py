@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_BYTES, BATCH_ROWS
-from mirrorspark.scoring.output.forms import Form
+from mirrorspark.data_pipelines.reading import parquet_rows
+from mirrorspark.scoring.output import Form
 
 
 def regrouped(
-    batches: Iterable[pa.RecordBatch], rows: int = BATCH_ROWS, group_bytes: int = BATCH_BYTES
+    batches: Iterable[pa.RecordBatch], rows: int = parquet_rows.BATCH_ROWS, group_bytes: int = parquet_rows.BATCH_BYTES
 ) -> Iterator[pa.RecordBatch]:
     """Yield the same rows in order, with small batches merged, large ones sliced and empty ones dropped.
 
@@ -26,7 +26,7 @@ def regrouped(
         yield pa.concat_batches(group) if len(group) > 1 else group[0]
 
 
-def pieces(batch: pa.RecordBatch, piece_bytes: int = BATCH_BYTES) -> Iterator[pa.RecordBatch]:
+def pieces(batch: pa.RecordBatch, piece_bytes: int = parquet_rows.BATCH_BYTES) -> Iterator[pa.RecordBatch]:
     """Yield ``batch`` in slices with equal numbers of rows, of at most ``piece_bytes`` if rows have similar sizes.
 
     Nothing is copied. A batch without rows is one piece.

@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.output.added_columns import Entries
-from mirrorspark.scoring.output.bad_rows import BadRowError, failure_message
+from mirrorspark.scoring.model import LoadedModel
+from mirrorspark.scoring.output import BadRowError, Entries, failure_message
 from mirrorspark.scoring.task.batches import RowCount, regrouped
 from mirrorspark.scoring.task.scorer import ScoredRows, Scorer, Tally
 
@@ -24,7 +23,7 @@ _NO_MODEL = -1
 
 @dataclass(frozen=True)
 class GroupTask:
-    """Body of a Spark task of :func:`scoring.groups.score_by_group`.
+    """Body of a Spark task of :func:`scoring.score_by_group`.
 
     Attributes:
         group: Column that selects the model.

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mirrorspark.data_pipelines.reading.parquet_rows import largest_share
+from mirrorspark.data_pipelines.reading import parquet_rows
 
 DEFAULT_TASK_SECONDS = 120.0
 # Assumed minimum speed of a core; only rare models are slower, such as encoders of long texts. It gives 192,000 rows in
@@ -60,10 +60,10 @@ def plan_tasks(
         task_seconds: The target.
     """
     fitting = int(rows_per_second * task_seconds)
-    if largest_share(group_rows, groups_per_task) > fitting:
+    if parquet_rows.largest_share(group_rows, groups_per_task) > fitting:
         fewest = len(_filled(group_rows, fitting))
         groups_per_task = _balanced(group_rows, min(len(group_rows), -(-fewest // slots) * slots), fitting)
-    longest_seconds = largest_share(group_rows, groups_per_task) / rows_per_second
+    longest_seconds = parquet_rows.largest_share(group_rows, groups_per_task) / rows_per_second
     return TaskPlan(tuple(groups_per_task), longest_seconds, max(group_rows), fitting)
 
 

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS, ParquetRows, RowGroups
-from mirrorspark.data_pipelines.spark.tasks import WriteError, numbered_partitions, numbers_of, portable
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.data_pipelines.reading import parquet_rows
+from mirrorspark.data_pipelines.spark import WriteError, numbered_partitions, numbers_of, portable
+from mirrorspark.scoring.model import LoadedModel
 from mirrorspark.scoring.task.planner import TaskPlan
 from mirrorspark.scoring.task.scorer import Scorer, Tally
-from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
-from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session import SPARK_ERRORS, session_of, task_message
 
 if TYPE_CHECKING:  # files imports this module
     from mirrorspark.scoring.files import ScoreWriter
@@ -28,7 +27,7 @@ _LOGGER = logging.getLogger(__name__)
 # the rows of a padded call.
 _FIRST_ROWS = 256
 # The sample ends when all pieces together reach this number of rows, or the pieces after the first this many seconds.
-_MOST_ROWS = 2 * BATCH_ROWS
+_MOST_ROWS = 2 * parquet_rows.BATCH_ROWS
 _MOST_SECONDS = 2.0
 # If the first piece takes this long, the sample ends with it, because the next one might take as long.
 _MOST_FIRST_SECONDS = 30.0
@@ -57,8 +56,8 @@ class ProbeTask:
     The other tasks load the model meanwhile, because their slots need it later in any case.
     """
 
-    source: ParquetRows
-    sample: tuple[RowGroups, ...]
+    source: parquet_rows.ParquetRows
+    sample: tuple[parquet_rows.RowGroups, ...]
     writer: "ScoreWriter"
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -72,7 +71,7 @@ class ProbeTask:
     def _measured(self, model: LoadedModel) -> tuple[int, float]:
         try:
             pieces = self._timed(model)
-        except (ColumnError, OSError):
+        except (raw_columns.ColumnError, OSError):
             # The tasks of the job report rows that cannot be read or scored.
             return 0, 0.0
         # The first piece includes one-time work. It counts only if it is the only one.
@@ -123,7 +122,7 @@ def _is_enough(timed: Sequence[tuple[int, float]]) -> bool:
     )
 
 
-def speed_of(spark: SparkSession, source: ParquetRows, writer: "ScoreWriter") -> Speed | None:
+def speed_of(spark: SparkSession, source: parquet_rows.ParquetRows, writer: "ScoreWriter") -> Speed | None:
     """Return the speed of the model, measured once per session; None if the sample cannot be scored.
 
     Raises:
@@ -158,7 +157,7 @@ def log_plan(plan: TaskPlan, speed: Speed, task_seconds: float) -> None:
         )
 
 
-def _measured(spark: SparkSession, source: ParquetRows, writer: "ScoreWriter") -> Speed | None:
+def _measured(spark: SparkSession, source: parquet_rows.ParquetRows, writer: "ScoreWriter") -> Speed | None:
     slots = session_of(spark).default_parallelism
     largest = max(range(len(source.groups)), key=source.group_rows.__getitem__)
     task = ProbeTask(source, (source.groups[largest],), writer)

@@ -20,23 +20,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.features.kinds import repeated_names
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.scoring.backends.tensorflow_runtime import limit_tensorflow, traced_functions
+from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.scoring.backends import limit_tensorflow, traced_functions
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.input.column_types import ARROW_TYPES
-from mirrorspark.scoring.input.null_policy import NO_NULL_POLICY, NullPolicy, NullRule
-from mirrorspark.scoring.model.cache import PROCESS_CACHE, freeze_gc, limit_numeric_libraries, load_once
-from mirrorspark.scoring.model.directory import ModelDirectory, exported_with
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, LoadedModel, Search
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.versions import check_versions
-from mirrorspark.scoring.output.added_columns import ADDED_COLUMNS, DEFAULT_COLUMNS, AddedColumn, Entries
-from mirrorspark.scoring.output.bad_rows import BadRowError, BadRows, failure_message, good_rows
-from mirrorspark.scoring.output.forms import AS_COLUMNS, Form, Shaped, form_of
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.session import TaskTotal
-from mirrorspark.spark_session.task import archive_folder, task_cores
+from mirrorspark.scoring.input import NO_NULL_POLICY, NullPolicy, NullRule, column_types
+from mirrorspark.scoring.model import (
+    DEFAULT_BATCH_SIZE,
+    PROCESS_CACHE,
+    LoadedModel,
+    ModelDirectory,
+    PinnedModel,
+    Search,
+    check_versions,
+    exported_with,
+    freeze_gc,
+    limit_numeric_libraries,
+    load_once,
+)
+from mirrorspark.scoring.output import (
+    ADDED_COLUMNS,
+    AS_COLUMNS,
+    DEFAULT_COLUMNS,
+    AddedColumn,
+    BadRowError,
+    BadRows,
+    Entries,
+    Form,
+    Shaped,
+    failure_message,
+    form_of,
+    good_rows,
+)
+from mirrorspark.spark_session import TaskTotal, archive_folder, session_of, task_cores
 
 OtherVersions = Literal["refuse", "allow"]
 """Treatment of an executor whose library versions differ from the model's."""
@@ -49,7 +64,7 @@ class Settings:
     Attributes:
         outputs: Form of the scores.
         batch_size: Rows per call of the model, unless the model has a fixed number.
-        with_columns: Columns after the scores, out of :data:`scoring.output.added_columns.ADDED_COLUMNS`.
+        with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
         bad_rows: Treatment of a row that cannot be scored; with ``mark`` a column ``error`` follows the scores.
         other_versions: Treatment of executors whose library versions differ from the model's.
     """
@@ -107,7 +122,9 @@ class Settings:
         Raises:
             ScoringError: The model's outputs do not fit the form.
         """
-        outputs = pa.schema([(name, ARROW_TYPES[type_]) for name, type_ in directory.description.outputs.items()])
+        outputs = pa.schema(
+            [(name, column_types.ARROW_TYPES[type_]) for name, type_ in directory.description.outputs.items()]
+        )
         columns = list(outputs)
         if self.outputs is not AS_COLUMNS:
             # Plain columns need no labels, which are in the features of a multi-label model.
@@ -116,7 +133,8 @@ class Settings:
         names = [column.name for column in columns]
         if len(set(names)) < len(names):
             raise ScoringError(
-                f"the scores would have the columns {repeated_names(names)} twice: the model has outputs or labels "
+                f"the scores would have the columns {kinds.repeated_names(names)} twice: "
+                f"the model has outputs or labels "
                 f"of these names; use another form, or leave them out of with_columns"
             )
         return pa.schema(columns)
@@ -398,7 +416,7 @@ class Scorer:
         rows = policy.filled(batch.take(pa.array(numbers)) if row_errors else batch)
         try:
             return self._called(model, rows, tally), row_errors
-        except ColumnError:
+        except raw_columns.ColumnError:
             found = model.row_errors(rows, first=fails)
             if not found:
                 raise

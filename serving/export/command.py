@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from typing import get_args
 
-from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_STORE_IN_WORDS
+from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.serving.export.export import Format, export_model
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage import without_credentials
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,5 +61,5 @@ def _parser() -> argparse.ArgumentParser:
         default="tensorflow",
         help="onnx for a package of an ONNX file (default %(default)s)",
     )
-    add("--tracking-uri", help=f"MLflow store of the model; {DEFAULT_STORE_IN_WORDS}")
+    add("--tracking-uri", help=f"MLflow store of the model; {tracking_store.DEFAULT_STORE_IN_WORDS}")
     return parser

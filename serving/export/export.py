@@ -11,12 +11,8 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from mirrorspark.scoring.backends.onnx_file import OnnxBackend
-from mirrorspark.scoring.backends.protocol import ArrayType, Backend
-from mirrorspark.scoring.backends.saved_model import DEFAULT_SIGNATURE, SavedModelBackend
-from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.backends import DEFAULT_SIGNATURE, OnnxBackend, SavedModelBackend, protocol
+from mirrorspark.scoring.model import SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory, PinnedModel, resolve
 from mirrorspark.serving.export.server_config import CONFIG_FILE, add_version, read_config, write_config
 from mirrorspark.serving.export.warm_up import (
     MOST_RECORDS,
@@ -26,9 +22,7 @@ from mirrorspark.serving.export.warm_up import (
     table_of,
     write_warm_up,
 )
-from mirrorspark.storage.atomic_file import folder_beside
-from mirrorspark.storage.lakes import refuse_lake_write
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.storage import StoragePath, atomic_file, lakes
 
 Format = Literal["tensorflow", "onnx"]
 
@@ -97,12 +91,12 @@ def export_model(
 
     The SavedModel becomes ``BASE/NAME/VERSION/saved_model.pb`` with its variables, assets and warm-up records. That of
     a model that was trained here takes raw columns, tokens as strings: ``inputs`` of the result has the types. It is
-    loaded in this process, as by :class:`scoring.predictor.Predictor`, and computes each warm-up request once.
+    loaded in this process, as by :class:`scoring.Predictor`, and computes each warm-up request once.
 
     A version that is there already, of the same files, stays as it is; only its labels are set.
 
     Args:
-        model: URI of the model, or the result of :func:`scoring.model.uri.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.resolve`.
         base: Local folder of all exported models, which also gets ``models.config``.
         name: Name of the model in requests; by default its registered name.
         version: Its version there, from 1; by default the registered version.
@@ -131,7 +125,7 @@ def export_model(
     alias = _ALIAS.fullmatch(str(model))
     asked = list(dict.fromkeys([*([alias[1]] if alias else []), *labels]))
     folder = Path(base).absolute()
-    refuse_lake_write(folder / name)
+    lakes.refuse_lake_write(folder / name)
     (folder / name).mkdir(parents=True, exist_ok=True)
     target, config_file = folder / name / str(version), folder / CONFIG_FILE
     labelled: Mapping[str, int] = {}
@@ -210,8 +204,8 @@ def _publish(
     rows: pa.Table | None,
 ) -> None:
     """Write the folder of a version under another name, and rename it when the disk has it."""
-    with folder_beside(target) as whole:
-        backend: Backend
+    with atomic_file.folder_beside(target) as whole:
+        backend: protocol.Backend
         records = 0
         if signature is None:
             backend = OnnxBackend(source)
@@ -240,7 +234,7 @@ def _publish(
     StoragePath.of(target.parent).flush_to_disk()
 
 
-def _text(array: ArrayType, rows: int | None) -> str:
+def _text(array: protocol.ArrayType, rows: int | None) -> str:
     """Return type and shape of an array, such as ``string [rows, any]``."""
     lengths = ["any" if length is None else str(length) for length in array.shape]
     if array.has_rows:

@@ -7,7 +7,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from mirrorspark.serving.protos import Messages, message_class
-from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.storage import atomic_file
 
 CONFIG_FILE = "models.config"
 
@@ -86,4 +86,4 @@ def add_version(
 
 def write_config(config: Any, file: Path) -> None:
     """Replace ``file`` in one step: a server that reads it finds the old content or the new one."""
-    write_atomically(file, text_format.MessageToString(config))
+    atomic_file.write_atomically(file, text_format.MessageToString(config))

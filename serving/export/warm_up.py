@@ -8,15 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
-from mirrorspark.data_pipelines.features.kinds import EmbeddedFeature
-from mirrorspark.data_pipelines.features.raw_columns import as_contents, raw_inputs
-from mirrorspark.data_pipelines.tfrecord.records import RecordWriter
-from mirrorspark.scoring.backends.protocol import DTYPES, ArrayType, with_rank
-from mirrorspark.scoring.backends.saved_model import SavedModelBackend
-from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
-from mirrorspark.scoring.input.decoding import decoders
-from mirrorspark.scoring.input.feed import ColumnFeed
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
+from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.tfrecord import RecordWriter
+from mirrorspark.scoring.backends import SavedModelBackend, protocol
+from mirrorspark.scoring.embedding import ModelEncoders
+from mirrorspark.scoring.input import ColumnFeed, decoders
+from mirrorspark.scoring.model import ModelDescription, ModelDirectory
 from mirrorspark.serving.protos import Messages, message_class
 
 MOST_RECORDS = 1_000
@@ -75,7 +72,7 @@ def requests_of(table: pa.Table, directory: ModelDirectory, backend: SavedModelB
     feed = ColumnFeed(inputs, backend.signature, decoders(inputs, backend.signature, "saved_model", None))
     for _, arrays in feed.parts(table, 1):
         yield {
-            name: np.repeat(with_rank(values, len(takes[name].shape)), backend.signature.rows or 1, axis=0)
+            name: np.repeat(protocol.with_rank(values, len(takes[name].shape)), backend.signature.rows or 1, axis=0)
             for name, values in arrays.items()
         }
 
@@ -90,7 +87,7 @@ def made_up_request(backend: SavedModelBackend, *, are_lists_empty: bool) -> Req
     made = {}
     for array in backend.signature.inputs:
         shape = [backend.signature.rows or 1, *(length or int(not are_lists_empty) for length in array.shape[1:])]
-        dtype = DTYPES[array.element or "float"]
+        dtype = protocol.DTYPES[array.element or "float"]
         made[array.name] = np.full(shape, "" if dtype is np.object_ else 0, dtype)
     return made
 
@@ -130,28 +127,32 @@ def write_warm_up(
             log.predict_log.request.model_spec.name = name
             log.predict_log.request.model_spec.signature_name = signature
             for given, values in request.items():
-                dtype = tf.string if values.dtype == np.object_ else tf.as_dtype(DTYPES[elements[given] or "float"])
+                dtype = (
+                    tf.string
+                    if values.dtype == np.object_
+                    else tf.as_dtype(protocol.DTYPES[elements[given] or "float"])
+                )
                 tensor = tf.make_tensor_proto(values, dtype, values.shape)
                 log.predict_log.request.inputs[given] = tensor.SerializeToString(deterministic=True)
             writer.write(log.SerializeToString(deterministic=True))
 
 
-def _raw_columns(table: pa.Table, directory: ModelDirectory, takes: Mapping[str, ArrayType]) -> pa.Table:
+def _raw_columns(table: pa.Table, directory: ModelDirectory, takes: Mapping[str, protocol.ArrayType]) -> pa.Table:
     """Return the columns of the raw signature; texts and images as vectors where its graph has no encoder of them."""
-    embedded = [one for one in directory.scored_features if isinstance(one, EmbeddedFeature)]
+    embedded = [one for one in directory.scored_features if isinstance(one, kinds.EmbeddedFeature)]
     vectors_of = [one.name for one in embedded if takes[one.name].element == "double"]
     if vectors_of:
         table = ModelEncoders(directory.path, directory.scored_features, threads=1).embedded(table)
-    return as_contents(raw_inputs(table, directory.features.spec), vectors_of)
+    return raw_columns.as_contents(raw_columns.raw_inputs(table, directory.features.spec), vectors_of)
 
 
 # Missing values in a raw signature, see data_pipelines.features.kinds.RawForm.
 _MISSING: Mapping[str, Any] = {"string": "", "double": np.nan, "bigint": -1}
 
 
-def _array(value: Any, array: ArrayType) -> np.ndarray:
+def _array(value: Any, array: protocol.ArrayType) -> np.ndarray:
     """Return a value of a raw column as ``[1]``, a list as ``[1, elements]``."""
-    missing, dtype = _MISSING[array.element or ""], DTYPES[array.element or ""]
+    missing, dtype = _MISSING[array.element or ""], protocol.DTYPES[array.element or ""]
     if len(array.shape) == 1:
         return np.array([missing if value is None else value], dtype)
     return np.array([[missing if one is None else one for one in value or ()]], dtype)

@@ -1,1 +1,35 @@
-"""Precomputed scores in a file with look-up by key."""
+"""Precomputed scores in a file with look-up by key.
+
+A store is replaced whole; damage is found when it is opened or read, and never answered from.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.serving.precomputed.precomputation import precompute
+    from mirrorspark.serving.precomputed.store import (
+        INTEGERS,
+        PrecomputedScores,
+        Row,
+        StoreIdentity,
+        is_in_utf8,
+        store_identity,
+    )
+    from mirrorspark.serving.precomputed.store_file import INTEGER, DamagedStoreError, StoreError
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "INTEGER",
+    "INTEGERS",
+    "DamagedStoreError",
+    "PrecomputedScores",
+    "Row",
+    "StoreError",
+    "StoreIdentity",
+    "is_in_utf8",
+    "precompute",
+    "store_identity",
+]

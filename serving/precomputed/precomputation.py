@@ -15,10 +15,10 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql.pandas.types import to_arrow_schema
 
-from mirrorspark.data_pipelines.features.kinds import repeated_names
-from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
-from mirrorspark.data_pipelines.spark.tasks import WriteError, map_batches, progress_bar
-from mirrorspark.scoring.output.added_columns import VERSION_COLUMN
+from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.data_pipelines.reading import parquet_rows
+from mirrorspark.data_pipelines.spark import WriteError, map_batches, progress_bar
+from mirrorspark.scoring.output import VERSION_COLUMN
 from mirrorspark.serving.precomputed.store_file import (
     INTEGER,
     ROWS_TABLES,
@@ -28,10 +28,8 @@ from mirrorspark.serving.precomputed.store_file import (
     row_checksum,
     seal,
 )
-from mirrorspark.spark_session.errors import SPARK_ERRORS, first_line, task_message
-from mirrorspark.storage.atomic_file import temporary_beside
-from mirrorspark.storage.lakes import refuse_lake_write
-from mirrorspark.storage.paths import Location, StoragePath
+from mirrorspark.spark_session import SPARK_ERRORS, first_line, task_message
+from mirrorspark.storage import Location, StoragePath, atomic_file, lakes
 from mirrorspark.storage.publish import SaveMode
 
 # Rows that are Python objects at a time, because these take many times the memory of Arrow.
@@ -60,15 +58,15 @@ def precompute(
     fallback: Mapping[str, Any] | None = None,
     mode: str = "error",
 ) -> StoreMetadata:
-    """Write the rows of a table into one file, for look-up by :class:`serving.precomputed.store.PrecomputedScores`.
+    """Write the rows of a table into one file, for look-up by :class:`serving.precomputed.PrecomputedScores`.
 
     The file appears complete, in one step; readers that have a previous file open continue to read it. Values are
     Python's booleans, integers, floats (including NaN), strings, lists, dicts for structs, and None. Memory is bounded
     by batches.
 
     Args:
-        table: A DataFrame, for example from :func:`scoring.batch.score` or :func:`recommending.recommendations.recommend`, or
-            Parquet files, folders or globs, for example from :func:`scoring.files.score_files`. Files are read in this
+        table: A DataFrame, for example from :func:`scoring.score` or :func:`recommending.recommend`, or
+            Parquet files, folders or globs, for example from :func:`scoring.score_files`. Files are read in this
             process, without Spark. A DataFrame is computed once, by all tasks, and cached on the executors' disks.
         store: The file, on a local disk.
         key: Key column of integers or strings; keys must be unique.
@@ -91,7 +89,11 @@ def precompute(
     """
     save_mode, target = _save_mode(mode), StoragePath.of(StoragePath.of(store).local.resolve())
     _check_place(target, save_mode)
-    source = _SparkRows(table) if isinstance(table, DataFrame) else _FileRows(ParquetRows.of(_listed(table), None))
+    source = (
+        _SparkRows(table)
+        if isinstance(table, DataFrame)
+        else _FileRows(parquet_rows.ParquetRows.of(_listed(table), None))
+    )
     columns = _columns(source.schema, key)
     fallback_text = None if fallback is None else _fallback_text(fallback, source.schema, key)
     with _atomic_file(target, save_mode) as path, closing(source.encoded(key)) as rows:
@@ -102,7 +104,7 @@ def precompute(
 class _FileRows:
     """Rows of Parquet files that this process reads."""
 
-    rows: ParquetRows
+    rows: parquet_rows.ParquetRows
 
     @property
     def schema(self) -> pa.Schema:
@@ -193,7 +195,7 @@ def _columns(schema: pa.Schema, key: str) -> dict[str, str]:
         StoreError: A store cannot hold them.
     """
     names = schema.names
-    repeated = repeated_names(names)
+    repeated = kinds.repeated_names(names)
     if repeated:
         raise StoreError(f"the table has the columns {repeated} twice; rename or leave out one of each")
     if key not in names:
@@ -320,7 +322,7 @@ def _save_mode(mode: str) -> SaveMode:
 
 
 def _check_place(store: StoragePath, mode: SaveMode) -> None:
-    refuse_lake_write(store)
+    lakes.refuse_lake_write(store)
     if store.local.is_dir():
         raise StoreError(f"{store} is a folder; a store is a file: name one in it")
     if mode is SaveMode.ERROR and store.local.exists():
@@ -331,7 +333,7 @@ def _check_place(store: StoragePath, mode: SaveMode) -> None:
 def _atomic_file(store: StoragePath, mode: SaveMode) -> Iterator[Path]:
     """Yield the path of a temporary file, which becomes ``store`` at the end, or is removed if the block raises."""
     store.parent.make_folder()
-    with temporary_beside(store.local) as partial:
+    with atomic_file.temporary_beside(store.local) as partial:
         yield partial
         StoragePath.of(partial).flush_to_disk()
         _check_place(store, mode)

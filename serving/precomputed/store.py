@@ -1,6 +1,6 @@
 """Look-up of precomputed rows by key, in one SQLite file and without Spark.
 
-:func:`serving.precomputed.precomputation.precompute` writes a store. A store never changes; a new one replaces it in one
+:func:`serving.precomputed.precompute` writes a store. A store never changes; a new one replaces it in one
 step.
 
 A store carries a checksum of the whole file, which opening verifies, and one of each row, which every look-up verifies.

@@ -1,12 +1,47 @@
-"""All-or-nothing writes: the files of a Spark write become visible together or not at all, even after a crash."""
+"""All-or-nothing writes: the files of a Spark write become visible together or not at all, even after a crash.
 
-from mirrorspark.storage.publish.job import SaveMode, TargetExistsError, WriteJob, WrittenFile, holds_data
-from mirrorspark.storage.publish.recovery import ForeignStagingError, WriteInProgressError
-from mirrorspark.storage.publish.staging import SUCCESS_FILE, LeaseLostError, Timing, UnsafeJournalError, is_hidden
+Tasks write into a staging folder, the driver publishes; the next writer finishes or takes back what a dead one left.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.storage.publish.job import SaveMode, TargetExistsError, WriteJob, WrittenFile, holds_data
+    from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
+    from mirrorspark.storage.publish.recovery import (
+        ForeignStagingError,
+        WriteInProgressError,
+        clear,
+        is_foreign,
+        living,
+        state_of,
+    )
+    from mirrorspark.storage.publish.staging import (
+        OPEN_FILE,
+        STAGING_PREFIX,
+        STALE_SECONDS,
+        SUCCESS_FILE,
+        LeaseLostError,
+        Timing,
+        UnsafeJournalError,
+        is_hidden,
+        is_open,
+        running_seconds,
+        stagings,
+    )
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
+    "JOURNAL_FILE",
+    "OPEN_FILE",
+    "STAGING_PREFIX",
+    "STALE_SECONDS",
     "SUCCESS_FILE",
     "ForeignStagingError",
+    "Journal",
     "LeaseLostError",
     "SaveMode",
     "TargetExistsError",
@@ -15,6 +50,13 @@ __all__ = [
     "WriteInProgressError",
     "WriteJob",
     "WrittenFile",
+    "clear",
     "holds_data",
+    "is_foreign",
     "is_hidden",
+    "is_open",
+    "living",
+    "running_seconds",
+    "stagings",
+    "state_of",
 ]

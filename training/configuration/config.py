@@ -10,15 +10,9 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.models import catalog, own_model
-from mirrorspark.models.centroids import sparse_features
-from mirrorspark.models.classical import FittedArchitecture, Recommender
-from mirrorspark.models.settings import check_warm_up
-from mirrorspark.storage.atomic_file import write_when_changed
-from mirrorspark.storage.credentials import clean
-from mirrorspark.storage.paths import StorageError, StoragePath
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds
+from mirrorspark.models import catalog, check_warm_up, classical, own_model, sparse_features
+from mirrorspark.storage import StorageError, StoragePath, atomic_file, clean
 from mirrorspark.training.configuration import rules as config_rules
 from mirrorspark.training.configuration.fields import (
     CheckpointSettings,
@@ -37,11 +31,10 @@ from mirrorspark.training.configuration.fields import (
 from mirrorspark.training.configuration.recipe import as_yaml, load_recipe
 from mirrorspark.training.configuration.rules import require
 from mirrorspark.training.configuration.tasks import BOOSTED_BASELINES, LINEAR_BASELINES, RANKING, RATING_ERROR, TASKS
-from mirrorspark.training.protocol.elastic import Elastic, WorkerRange, parse_workers
-from mirrorspark.training.protocol.names import is_name
+from mirrorspark.training.protocol import Elastic, WorkerRange, is_name, parse_workers
 
 if TYPE_CHECKING:
-    from mirrorspark.data_pipelines.conversion import ConversionOptions
+    from mirrorspark.data_pipelines import ConversionOptions
 
 __all__ = ["ConfigError", "RunConfig", "TrainingConfig"]
 
@@ -104,11 +97,13 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         return catalog.architecture(self.model["name"])
 
     @property
-    def recommenders(self) -> tuple[Recommender, ...]:
+    def recommenders(self) -> tuple[classical.Recommender, ...]:
         """The baselines of a retrieval model, with their settings."""
         if self.task != "retrieval" or self.baseline == "none":
             return ()
-        return tuple(map(Recommender.parse, self.baseline if isinstance(self.baseline, list) else [self.baseline]))
+        return tuple(
+            map(classical.Recommender.parse, self.baseline if isinstance(self.baseline, list) else [self.baseline])
+        )
 
     @property
     def row_baselines(self) -> tuple[str, ...]:
@@ -203,7 +198,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             f"label a rating, or monitor val_loss or val_recall@20",
         )
         sparse = [feature.name for feature in spec if feature.form == "sparse"]
-        wide = [feature.name for feature in spec if feature.form in WIDE_FORMS]
+        wide = [feature.name for feature in spec if feature.form in kinds.WIDE_FORMS]
         boosted = [name for name in self.row_baselines if name in BOOSTED_BASELINES]
         require(
             not (wide and boosted),
@@ -226,14 +221,14 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             sparse_features(spec, classes=0)
 
     @property
-    def as_recommender(self) -> Recommender:
+    def as_recommender(self) -> classical.Recommender:
         """The model as a classical recommender, if it is one."""
-        return Recommender(self.model["name"], self.model_options)
+        return classical.Recommender(self.model["name"], self.model_options)
 
     @property
     def is_fitted(self) -> bool:
         """True for a classical recommender, which is fitted instead of trained by workers in epochs."""
-        return isinstance(self.architecture, FittedArchitecture)
+        return isinstance(self.architecture, classical.FittedArchitecture)
 
     def require_steps(self, steps_per_epoch: int) -> None:
         """Raise ``ModelSettingsError`` unless the learning rate's schedule fits a training of so many steps."""
@@ -312,7 +307,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
 
     def save(self, path: Path) -> None:
         """Write the resolved configuration as YAML."""
-        write_when_changed(path, self.as_yaml())
+        atomic_file.write_when_changed(path, self.as_yaml())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,7 +347,7 @@ class RunConfig(DataSettings, RunSettings, TrainingConfig):
     def conversion(self) -> "ConversionOptions":
         """The options of the conversion from rows to shards."""
         # Every task of a training imports this module, but converts nothing.
-        from mirrorspark.data_pipelines.conversion import ConversionOptions
+        from mirrorspark.data_pipelines import ConversionOptions
 
         return ConversionOptions(shards=self.shards, accept_errors=self.accept_data_errors)
 

@@ -13,12 +13,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from annotated_types import DocInfo, Ge, Gt, Interval, doc
 
-from mirrorspark.callbacks.checkpoints.commit import Mode
-from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_OUTPUT
-from mirrorspark.models.calibration import CalibrationKind
-from mirrorspark.models.settings import Schedule
-from mirrorspark.training.protocol.elastic import BatchRule
-from mirrorspark.training.protocol.limits import Budgets, Limits
+from mirrorspark.callbacks.checkpoints import Mode
+from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.models import CalibrationKind, Schedule
+from mirrorspark.training.protocol import BatchRule, Budgets, Limits
 
 RowBaseline = Literal["hist_gradient_boosting", "xgboost", "lightgbm", "logistic_regression", "ridge"]
 Baseline = Literal["none", RowBaseline, "popularity", "item_knn", "bspm", "ease", "als"]
@@ -48,7 +46,9 @@ class ResultSettings:
     registered_model: Annotated[
         str | None, doc("Registered model, catalog.schema.model in Unity Catalog; else as --name")
     ] = None
-    output: Annotated[str, doc("Folder for datasets, runs, models and scores, shared by all machines")] = DEFAULT_OUTPUT
+    output: Annotated[str, doc("Folder for datasets, runs, models and scores, shared by all machines")] = (
+        tracking_store.DEFAULT_OUTPUT
+    )
     tracking_uri: Annotated[
         str | None, doc("MLflow server or store; by default the one MLflow is set to, else a file in the output folder")
     ] = field(

@@ -6,7 +6,7 @@ Each raises ``ConfigError`` with the setting, its value and the remedy.
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from mirrorspark.callbacks.checkpoints.commit import Mode
+from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.models import own_model
 from mirrorspark.training.configuration.fields import ConfigError
 from mirrorspark.training.configuration.tasks import PACKAGED_BASELINES, RANKING, TASKS

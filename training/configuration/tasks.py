@@ -4,9 +4,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mirrorspark.callbacks.checkpoints.commit import Mode
-from mirrorspark.data_pipelines.features.kinds import LabelKind
-from mirrorspark.models.classical import RECOMMENDERS
+from mirrorspark.callbacks.checkpoints import Mode
+from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.models import classical
 
 # ``val_recall_at_K`` and ``val_ndcg_at_K`` of a retrieval model, for any K.
 RANKING = re.compile(r"val_(?:recall|ndcg)_at_([1-9]\d{0,3})", re.ASCII)
@@ -25,7 +25,7 @@ class Task:
         baselines: The models that it may be compared with.
     """
 
-    label: LabelKind
+    label: kinds.LabelKind
     monitors: Mapping[str, Mode]
     baselines: tuple[str, ...]
 
@@ -64,6 +64,6 @@ TASKS: Mapping[str, Task] = {
     "retrieval": Task(
         "candidate",
         {"val_loss": "min", "val_recall_at_20": "max", "val_ndcg_at_20": "max", RATING_ERROR: "min"},
-        tuple(RECOMMENDERS),
+        tuple(classical.RECOMMENDERS),
     ),
 }

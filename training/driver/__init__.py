@@ -1,1 +1,28 @@
-"""The driver's part of a training: attempts, watchdog, failure policy, elastic workers, signals."""
+"""The driver's part of a training: attempts, watchdog, failure policy, elastic workers, signals.
+
+Decisions are pure functions of recorded events; the supervisor carries them out.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
+    from mirrorspark.training.driver.launcher import SparkLauncher
+    from mirrorspark.training.driver.signals import on_stop_signals
+    from mirrorspark.training.driver.store_reads import StoreReader
+    from mirrorspark.training.driver.supervisor import Launcher, Supervisor
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "Launcher",
+    "NotEnoughSlotsError",
+    "SparkLauncher",
+    "StoreReader",
+    "Supervisor",
+    "TrainingFailedError",
+    "TrainingStoppedError",
+    "on_stop_signals",
+]

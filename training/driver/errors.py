@@ -1,7 +1,7 @@
 """The errors that end a supervised training."""
 
-from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.training.protocol.cause import Attempt
+from mirrorspark.storage import without_credentials
+from mirrorspark.training.protocol import Attempt
 
 
 class TrainingFailedError(RuntimeError):

@@ -5,9 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mirrorspark.training.protocol.cause import Attempt, Cause, RankError
-from mirrorspark.training.protocol.elastic import Elastic
-from mirrorspark.training.protocol.limits import Budgets
+from mirrorspark.training.protocol import Attempt, Budgets, Cause, Elastic, RankError
 
 # Causes that the machine of one worker may produce, such as one that the training has just grown onto.
 _ENDS_OF_A_WORKER: frozenset[Cause] = frozenset({"machine", "preempted", "hung", "lost", "start", "spark", "peer"})

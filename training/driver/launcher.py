@@ -13,13 +13,9 @@ from typing import Any
 from pyspark.sql import SparkSession
 from spark_tensorflow_distributor import MirroredStrategyRunner
 
-from mirrorspark.spark_session.errors import SESSION_ERRORS, SPARK_ERRORS, lack_of_memory
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.training.executor.task import WorkerTask, run_program
-from mirrorspark.training.executor.worker_control import Outcome
-from mirrorspark.training.executor.worker_failure import MORE_MEMORY
-from mirrorspark.training.protocol.cause import SESSION_LOST, RankError
-from mirrorspark.training.protocol.plan import AttemptPlan
+from mirrorspark.spark_session import SESSION_ERRORS, SPARK_ERRORS, lack_of_memory, session_of
+from mirrorspark.training.executor import MORE_MEMORY, Outcome, WorkerTask, run_program
+from mirrorspark.training.protocol import SESSION_LOST, AttemptPlan, RankError
 
 
 class BarrierJobError(RuntimeError):

@@ -4,10 +4,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fencing import FENCE, adopt, fence, read_fence
-from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.protocol.plan import AttemptPlan
+from mirrorspark.callbacks.checkpoints import commit, fencing
+from mirrorspark.training.protocol import Attempt, AttemptPlan
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +41,12 @@ def resume_point(
         StorageError: This machine cannot open the store.
     """
     is_first = not any(attempt.workers for attempt in earlier)
-    if is_first and has_begun and read_fence(plan.checkpoints) is None:
+    if is_first and has_begun and fencing.read_fence(plan.checkpoints) is None:
         raise FileNotFoundError(
-            f"{plan.checkpoints} has no {FENCE}, though this run has put one there: is the disk mounted? Make "
+            f"{plan.checkpoints} has no {fencing.FENCE}, though this run has put one there: is the disk mounted? Make "
             f"it available again, or start another run with resume=False (--no-resume)"
         )
-    mine = fence(plan.checkpoints, 1 if is_first else len(earlier) + 1)
+    mine = fencing.fence(plan.checkpoints, 1 if is_first else len(earlier) + 1)
     beat()
     found = commit.committed(plan.checkpoints)
     beat()
@@ -61,5 +59,5 @@ def resume_point(
         )
     if checkpoint is None and has_begun:
         logger.warning("there is no whole checkpoint in %s; the training starts afresh", plan.checkpoints)
-    adopt(plan.checkpoints, mine, [one.path.name for one in found])
+    fencing.adopt(plan.checkpoints, mine, [one.path.name for one in found])
     return ResumePoint(mine.id, checkpoint, found[0].step if found else 0)

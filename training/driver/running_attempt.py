@@ -7,12 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from mirrorspark.training.driver.watchdog import Watch, Watchdog
-from mirrorspark.training.protocol.cause import RankError, Stop, known_errors
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.protocol.limits import Limits
-from mirrorspark.training.protocol.ring.rendezvous import AddressBook
-from mirrorspark.training.protocol.stop import StopSignal
-from mirrorspark.training.protocol.timing import ABORT_SECONDS, GRACE_SECONDS
+from mirrorspark.training.protocol import Event, Limits, RankError, Stop, StopSignal, known_errors, timing
+from mirrorspark.training.protocol.ring import AddressBook
 
 # The ranks' own events about a failure may arrive after Spark's report of it.
 _LATE_EVENTS_SECONDS = 5.0
@@ -21,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Commands(Protocol):
-    """A sender of commands, such as :class:`training.protocol.event_server.EventServer`."""
+    """A sender of commands, such as :class:`training.protocol.EventServer`."""
 
     def command(self, command: dict[str, Any]) -> None:
         """Send ``command`` to all ranks, or to their tasks."""
@@ -240,7 +236,7 @@ class RunningAttempt:
     def _reason_to_abort(self, now: float) -> str | None:
         if self._hung is not None:
             return self._hung.message
-        if self._error_since is not None and now - self._error_since >= GRACE_SECONDS:
+        if self._error_since is not None and now - self._error_since >= timing.GRACE_SECONDS:
             first = self._errors[0]
             return f"rank {first.rank}: {first.type}: {first.message}"
         limit = self._limits.checkpoint_seconds
@@ -273,7 +269,7 @@ class RunningAttempt:
             if self._signal.is_urgent:  # A tick may not have seen it yet.
                 self.stop = "requested"
             has_nothing_to_save = self.stop == "requested" and not self._tasks
-            is_stuck = self._aborted_since is not None and now - self._aborted_since >= ABORT_SECONDS
+            is_stuck = self._aborted_since is not None and now - self._aborted_since >= timing.ABORT_SECONDS
             is_unheard = self._aborted_since is not None and not self._tasks
             is_due = self._signal.is_urgent or has_nothing_to_save or is_stuck or is_unheard
             if self._is_over or not is_due:

@@ -8,10 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS
-from mirrorspark.callbacks.checkpoints.commit import CheckpointDamagedError
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.protocol.stop import StopSignal
+from mirrorspark.callbacks.checkpoints import CheckpointDamagedError, checkpoint_store
+from mirrorspark.training.protocol import Event, StopSignal
 
 # Time in which a stop is noticed during a read, and the time that the store may then still take to answer.
 _NAP_SECONDS = 0.2
@@ -109,7 +107,7 @@ class StoreReader:
                 return self.read(store, read)
             except StoppedReading:
                 raise TimeoutError(f"{store} did not answer before the run was stopped") from None
-            except (*STORE_ERRORS, CheckpointDamagedError) as error:
+            except (*checkpoint_store.STORE_ERRORS, CheckpointDamagedError) as error:
                 if self.clock() + _RETRY_PAUSE_SECONDS > end or self.stop.reason is not None:
                     raise
                 if not is_reported:

@@ -10,23 +10,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS
+from mirrorspark.callbacks.checkpoints import checkpoint_store, commit
 from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.driver.failure_policy import decide, growth_pause_seconds, usable_slots
 from mirrorspark.training.driver.launcher import BarrierJobError
 from mirrorspark.training.driver.resume import resume_point
 from mirrorspark.training.driver.running_attempt import Commands, RunningAttempt
 from mirrorspark.training.driver.store_reads import StoppedReading, StoreReader
-from mirrorspark.training.protocol.cause import SESSION_LOST, Attempt, RankError
-from mirrorspark.training.protocol.elastic import Elastic
-from mirrorspark.training.protocol.event_server import EventServer
-from mirrorspark.training.protocol.events import Event, EventAddress
-from mirrorspark.training.protocol.limits import Budgets, Limits
-from mirrorspark.training.protocol.plan import AttemptPlan
-from mirrorspark.training.protocol.rounds import Every, every
-from mirrorspark.training.protocol.stop import StopSignal
-from mirrorspark.training.protocol.timing import LEASE_RENEWAL_SECONDS, TICK_SECONDS
+from mirrorspark.training.protocol import (
+    SESSION_LOST,
+    Attempt,
+    AttemptPlan,
+    Budgets,
+    Elastic,
+    Event,
+    EventAddress,
+    EventServer,
+    Every,
+    Limits,
+    RankError,
+    StopSignal,
+    every,
+    timing,
+)
 
 # Time between two looks at the slots of a cluster that has too few.
 _SLOTS_POLL_SECONDS = 5.0
@@ -45,7 +51,7 @@ class Launcher(Protocol):
 
 
 class Server(Commands, contextlib.AbstractContextManager["Server"], Protocol):
-    """The part of :class:`training.protocol.event_server.EventServer` that an attempt uses."""
+    """The part of :class:`training.protocol.EventServer` that an attempt uses."""
 
     address: EventAddress
 
@@ -192,7 +198,7 @@ class Supervisor:
             resume = self._store.read(plan.checkpoints, read)
         except StoppedReading:
             raise self._stopped(earlier) from None
-        except STORE_ERRORS as error:
+        except checkpoint_store.STORE_ERRORS as error:
             fault = RankError("store", None, type(error).__name__, str(error), time.time())
             return _not_launched(earlier, fault)
         checkpoint = resume.checkpoint
@@ -251,7 +257,7 @@ class Supervisor:
         """Return the newest checkpoint by its marker alone; None if none can be read."""
         try:
             return self._store.read(plan.checkpoints, lambda _: commit.latest_committed(plan.checkpoints, verify=False))
-        except (*STORE_ERRORS, StoppedReading):
+        except (*checkpoint_store.STORE_ERRORS, StoppedReading):
             return None
 
     def _run(
@@ -277,10 +283,10 @@ class Supervisor:
     def _rounds(self, running: RunningAttempt, workers: int, growth_pause_seconds: float) -> Iterator[None]:
         """Supervise the attempt while the block runs. Slots are queried in their own thread, since that may be slow."""
         with contextlib.ExitStack() as rounds:
-            rounds.enter_context(self.every(LEASE_RENEWAL_SECONDS, running.renew_leases))
-            rounds.enter_context(self.every(TICK_SECONDS, running.tick))
+            rounds.enter_context(self.every(timing.LEASE_RENEWAL_SECONDS, running.renew_leases))
+            rounds.enter_context(self.every(timing.TICK_SECONDS, running.tick))
             # In a separate thread, since `tick` may wait for the receivers of its events.
-            rounds.enter_context(self.every(TICK_SECONDS, running.cancel_when_due))
+            rounds.enter_context(self.every(timing.TICK_SECONDS, running.cancel_when_due))
             if workers < self.elastic.workers.most:
                 rounds.enter_context(self.every(growth_pause_seconds, lambda: running.grow(self._larger)))
             yield

@@ -8,17 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mirrorspark.training.protocol.activity import Phase
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.protocol.limits import Limits
-from mirrorspark.training.protocol.timing import ALIVE_SECONDS, SILENT_SECONDS, STALL_SECONDS
+from mirrorspark.training.protocol import Event, Limits, Phase, timing
 
 # Time for the tasks to collect their ranks' stacks.
 _STACKS_SECONDS = 5.0
 
 # A verdict has to hold this long. A rank that has waited for another one beyond its own limit is excused until that one
 # goes on; its own progress is reported with its next heartbeat only, and looks like a standstill until then.
-_CONFIRMATION_SECONDS = 2 * ALIVE_SECONDS
+_CONFIRMATION_SECONDS = 2 * timing.ALIVE_SECONDS
 
 # A rank that has sent no event yet is in the first of these phases.
 _START: Phase = "starting"
@@ -91,7 +88,7 @@ class _Rank:
 
     def is_silent(self, now: float) -> bool:
         # The last rank to leave may have disconnected already; only its task would know.
-        return self.heard is not None and self.phase != _ENDING and now - self.heard > SILENT_SECONDS
+        return self.heard is not None and self.phase != _ENDING and now - self.heard > timing.SILENT_SECONDS
 
     def peer(self, now: float) -> int | None:
         """Return the rank that it waits for; the last report of a stopped or silent process is ignored."""
@@ -245,7 +242,7 @@ class Watch:
         if rank.state == "zombie":
             return f"{who} has exited, but its task has not noticed"
         if rank.is_silent(now):
-            is_cut_off = rank.task_heard is not None and now - rank.task_heard > SILENT_SECONDS
+            is_cut_off = rank.task_heard is not None and now - rank.task_heard > timing.SILENT_SECONDS
             what = "nor does its task: its machine is out of reach" if is_cut_off else "its process is stuck"
             return f"{who} says nothing for {now - (rank.heard or now):.0f} s{', ' if is_cut_off else ': '}{what}"
         if rank.heard is None:
@@ -299,8 +296,8 @@ class Watchdog:
         gap, self._last_tick = now - self._last_tick, now
         if self._has_reported:
             return None
-        is_blocked = self._handling_since is not None and now - self._handling_since > STALL_SECONDS
-        if gap > STALL_SECONDS or is_blocked:
+        is_blocked = self._handling_since is not None and now - self._handling_since > timing.STALL_SECONDS
+        if gap > timing.STALL_SECONDS or is_blocked:
             # Unread events wait in the sockets; they are processed before any verdict.
             self._watch.forgive(gap)
             return None

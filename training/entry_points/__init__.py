@@ -1,1 +1,37 @@
-"""The ways in other than the main job: calls for notebooks and scripts, and the commands runs and doctor."""
+"""Ways to start a training besides the main job: calls for notebooks and scripts; the commands runs and doctor."""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.training.entry_points.estimator import TrainedModel, TrainingEstimator
+    from mirrorspark.training.entry_points.fit_table import (
+        MOST_LOCAL_WORKERS,
+        default_batch_size,
+        default_config,
+        default_spec,
+        default_workers,
+        fit,
+    )
+    from mirrorspark.training.entry_points.launch import Launched, run_train_fn
+    from mirrorspark.training.entry_points.runs import duration, table
+    from mirrorspark.training.entry_points.train_dataset import train
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "MOST_LOCAL_WORKERS",
+    "Launched",
+    "TrainedModel",
+    "TrainingEstimator",
+    "default_batch_size",
+    "default_config",
+    "default_spec",
+    "default_workers",
+    "duration",
+    "fit",
+    "run_train_fn",
+    "table",
+    "train",
+]

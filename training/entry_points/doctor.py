@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_OUTPUT
-from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.storage.terminal_text import for_stream
-from mirrorspark.training.job.readiness.checks import Check
+from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.storage import terminal_text, without_credentials
+from mirrorspark.training.job.readiness import Check
 
 EXIT_HEALTHY = 0
 EXIT_FAILED = 1
@@ -77,9 +76,7 @@ def examine(asked: Examination, report: _Report) -> list[Check]:
 
     A cluster is examined only when the driver's checks pass: Spark's own messages on the driver's problems are longer.
     """
-    from mirrorspark.training.job.readiness import (
-        preflight,  # Imports Spark, which would delay the report of a wrong flag.
-    )
+    from mirrorspark.training.job.readiness import preflight
 
     checks = []
     for check in preflight.check_driver(asked.output, _store_of(asked), asked.master):
@@ -95,8 +92,7 @@ def examine(asked: Examination, report: _Report) -> list[Check]:
 def _check_session(asked: Examination) -> list[Check]:
     from pyspark.sql import SparkSession
 
-    from mirrorspark.spark_session.errors import SESSION_ERRORS, task_message
-    from mirrorspark.spark_session.start import AnotherSessionError, open_session
+    from mirrorspark.spark_session import SESSION_ERRORS, AnotherSessionError, open_session, task_message
     from mirrorspark.training.job.readiness import preflight
 
     is_ours = SparkSession.getActiveSession() is None
@@ -119,7 +115,7 @@ def _check_session(asked: Examination) -> list[Check]:
 
 
 def _store_of(asked: Examination) -> str:
-    from mirrorspark.training.run_records.tracking import store_of  # MLflow, which takes a second or two
+    from mirrorspark.training.run_records import store_of  # MLflow, which takes a second or two
 
     return store_of(asked)
 
@@ -148,11 +144,11 @@ def _document(checks: Sequence[Check], seconds: float) -> dict[str, object]:
 
 
 def _print(check: Check) -> None:
-    print(for_stream(check.as_line(), sys.stdout), flush=True)
+    print(terminal_text.for_stream(check.as_line(), sys.stdout), flush=True)
 
 
 def _refuse(message: str) -> int:
-    print(for_stream(f"mirrorspark: {without_credentials(message)}", sys.stderr), file=sys.stderr)
+    print(terminal_text.for_stream(f"mirrorspark: {without_credentials(message)}", sys.stderr), file=sys.stderr)
     return EXIT_USAGE
 
 
@@ -166,7 +162,9 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=2, help="as many as training will use (default: %(default)s)")
     parser.add_argument("--gpus-per-worker", type=int, default=0, help="GPUs of every worker (default: %(default)s)")
     parser.add_argument(
-        "--output", default=DEFAULT_OUTPUT, help="folder that all nodes must share (default: %(default)s)"
+        "--output",
+        default=tracking_store.DEFAULT_OUTPUT,
+        help="folder that all nodes must share (default: %(default)s)",
     )
     parser.add_argument("--checkpoints", metavar="URI", help="another folder or store that all nodes must share")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store; by default under the output")

@@ -16,26 +16,20 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import FloatType, StructField
 
-from mirrorspark.data_pipelines.conversion import ConversionOptions
-from mirrorspark.data_pipelines.converted_once import convert_once, quoted, require_columns
-from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, random_split
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.scoring.embedding.embedder import Embedder
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.output.added_columns import DEFAULT_COLUMNS
-from mirrorspark.scoring.udf import scorer_udf
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.storage.credentials import clean
-from mirrorspark.training.configuration.config import TrainingConfig
+from mirrorspark.data_pipelines import ConversionOptions, convert_once, quoted, require_columns
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds
+from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, random_split
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.scoring import ScoringError, scorer_udf
+from mirrorspark.scoring.embedding import Embedder
+from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, ModelDirectory, PinnedModel, resolve
+from mirrorspark.scoring.output import DEFAULT_COLUMNS
+from mirrorspark.spark_session import session_of
+from mirrorspark.storage import clean
+from mirrorspark.training.configuration import TrainingConfig
 from mirrorspark.training.entry_points.fit_table import default_config, default_name, default_spec
 from mirrorspark.training.entry_points.train_dataset import Trained, train
-from mirrorspark.training.run_records.tracking import Tracking
+from mirrorspark.training.run_records import Tracking
 
 _TABLE_PARAMS: Mapping[str, tuple[Any, str]] = {
     "features": (None, "per feature its kind and options"),
@@ -211,7 +205,7 @@ class TrainingEstimator(
     """An estimator that converts a table, trains on it and registers the model, as ``mirrorspark train`` does.
 
     Without ``features`` the specification is inferred from the table, and the model, the baseline, the batch and the
-    number of workers fit the label and the table, as those of :func:`training.entry_points.fit_table.fit` do, unless they
+    number of workers fit the label and the table, as those of :func:`training.entry_points.fit` do, unless they
     are given.
 
     The dataset's folder is named by a hash of the rows: a second fit of the same rows, after a crash for example,
@@ -221,10 +215,10 @@ class TrainingEstimator(
         features: Per feature its kind and options, as in a recipe: ``{"town": {"kind": "categorical"}}``.
         label: The label column, or its name and kind.
         keys: The columns that name a row; where the features are inferred, by default as in
-            :func:`data_pipelines.features.infer.infer_spec`.
+            :func:`data_pipelines.features.infer_spec`.
         values: Any other param: ``weight``, ``exclude``, ``split_column``, ``split_shares``, ``shards``,
             ``accept_data_errors``, ``predictionCol`` (that of the fitted model), and every field of
-            :class:`training.configuration.config.TrainingConfig`. ``name`` is the label's by default.
+            :class:`training.configuration.TrainingConfig`. ``name`` is the label's by default.
     """
 
     def __init__(
@@ -269,7 +263,7 @@ class TrainingEstimator(
         """Train on the table and return the model.
 
         Raises:
-            Exception: As :func:`data_pipelines.conversion.convert` and :func:`training.entry_points.train_dataset.train` say.
+            Exception: As :func:`data_pipelines.convert` and :func:`training.entry_points.train` say.
         """
         spark = dataset.sparkSession
         if self.getOrDefault("features") is None:
@@ -306,7 +300,7 @@ class TrainingEstimator(
         user = {"user": self.getOrDefault("user")} if self.getOrDefault("user") else {}
         label, keys = self.getOrDefault("label"), self.getOrDefault("keys") or ()
         if label is None:
-            raise FeatureSpecError("the estimator has no label; give the name of the column to learn")
+            raise kinds.FeatureSpecError("the estimator has no label; give the name of the column to learn")
         others = (self.getOrDefault("split_column"), *named.values())
         spec = default_spec(table, label, keys=(keys,) if isinstance(keys, str) else tuple(keys), exclude=others)
         return FeatureSpec.from_dict(spec.to_dict() | named | user)

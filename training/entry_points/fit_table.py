@@ -12,35 +12,26 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.any_table import (
-    ROW_NUMBER,
-    TableError,
-    as_dataframe,
-    in_arrow,
-    is_in_memory,
-    numbered,
+from mirrorspark.data_pipelines import ConversionOptions, any_table, convert_once, quoted, require_columns
+from mirrorspark.data_pipelines.dataset import MANIFEST_FILE
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, infer_spec, kinds, numbers_in_order
+from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.models import own_model
+from mirrorspark.scoring.embedding import Embedder
+from mirrorspark.spark_session import open_session, session_of
+from mirrorspark.training.configuration import (
+    LINEAR_BASELINES,
+    POPULARITY,
+    TASKS,
+    ConfigError,
+    TrainingConfig,
+    likely_meant,
 )
-from mirrorspark.data_pipelines.conversion import ConversionOptions
-from mirrorspark.data_pipelines.converted_once import convert_once, quoted, require_columns
-from mirrorspark.data_pipelines.dataset.manifest import MANIFEST_FILE
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.infer import infer_spec, numbers_in_order
-from mirrorspark.data_pipelines.features.kinds import WIDE_FORMS, FeatureSpecError
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN, default_split
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.models.own_model import own_model
-from mirrorspark.scoring.embedding.embedder import Embedder
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.start import open_session
-from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
-from mirrorspark.training.configuration.fields import likely_meant
-from mirrorspark.training.configuration.tasks import LINEAR_BASELINES, POPULARITY, TASKS
 from mirrorspark.training.entry_points.train_dataset import train_in_view
-from mirrorspark.training.results.fit_result import FitResult
-from mirrorspark.training.run_records.live.details import spec_details, tell_findings
-from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.tracking import Tracking
+from mirrorspark.training.results import FitResult
+from mirrorspark.training.run_records import Tracking
+from mirrorspark.training.run_records.live import LiveView, spec_details, tell_findings
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -75,7 +66,7 @@ def fit(
     """Train a model of ``label`` on a table, compare it with a baseline, register it, and return the results.
 
     What is not given has a default: the spec is inferred (:func:`default_spec`), the rows are split
-    (:func:`data_pipelines.quality.splits.default_split`), and the configuration fits the label and the size of the
+    (:func:`data_pipelines.quality.default_split`), and the configuration fits the label and the size of the
     table (:func:`default_config`). The same call on the same rows converts them only once, and goes on with a training
     that did not finish.
 
@@ -95,7 +86,7 @@ def fit(
             the name of an architecture, or its name and settings; by default one that fits the label.
         callbacks: Keras callbacks of your own for each worker, with a model of your own.
         spark: The session; by default the active one, or a local one.
-        settings: Fields of :class:`training.configuration.config.TrainingConfig` that differ from
+        settings: Fields of :class:`training.configuration.TrainingConfig` that differ from
             :func:`default_config`.
 
     Raises:
@@ -103,7 +94,7 @@ def fit(
         FeatureSpecError: The spec cannot be inferred or does not fit: the message says which column and why.
         SplitError: The rows cannot be split.
         ConfigError: A setting has an invalid value.
-        Exception: As :func:`data_pipelines.conversion.convert` and :func:`training.entry_points.train_dataset.train` say.
+        Exception: As :func:`data_pipelines.convert` and :func:`training.entry_points.train` say.
     """
     _check_arguments(table, label, model, callbacks, settings)
     view = LiveView(epochs=1)
@@ -115,7 +106,7 @@ def fit(
     if isinstance(model, str | Mapping):
         settings["model"] = {"name": model} if isinstance(model, str) else dict(model)
     elif model is not None:
-        settings["model"] = own_model(model, spec.label.form, callbacks)
+        settings["model"] = own_model.own_model(model, spec.label.form, callbacks)
         settings.setdefault("monitor", "val_loss")  # what every model has
     name, slots = settings.pop("name", None) or default_name(spec), session_of(spark).task_slots()
     _require_valid(spec, slots, name=name, **settings)
@@ -137,7 +128,7 @@ def _check_arguments(table: Any, label: Any, model: Any, callbacks: Sequence[Any
     """Check what can be checked before a session is started."""
     if isinstance(table, Dataset) or (isinstance(table, str | Path) and Path(table, MANIFEST_FILE).is_file()):
         path = table.path if isinstance(table, Dataset) else table
-        raise TableError(
+        raise any_table.TableError(
             f"{path} is a converted dataset, which has its label, features and split already; train on it with "
             f"ms.train('{path}', ms.TrainingConfig(name=…)), or give ms.fit the table that it was made of"
         )
@@ -147,7 +138,7 @@ def _check_arguments(table: Any, label: Any, model: Any, callbacks: Sequence[Any
         remedy = likely_meant(unknown, known, otherwise="use fields of TrainingConfig")
         raise ConfigError(f"settings {unknown} are unknown; {remedy}")
     if not isinstance(label, str) and not (isinstance(label, Mapping) and isinstance(label.get("name"), str)):
-        raise FeatureSpecError(
+        raise kinds.FeatureSpecError(
             f"label {label!r} is no column; give the name of one, or its name and kind as "
             f"{{'name': 'stars', 'kind': 'number'}}"
         )
@@ -164,7 +155,7 @@ def default_spec(
     last_key: str | None = None,
     in_memory: pa.Table | None = None,
 ) -> FeatureSpec:
-    """Return the spec that is inferred from a table; see :func:`data_pipelines.features.infer.infer_spec`.
+    """Return the spec that is inferred from a table; see :func:`data_pipelines.features.infer_spec`.
 
     Args:
         df: The table.
@@ -211,7 +202,7 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any)
         spec: The feature specification.
         rows: Training rows.
         slots: Slots of the session.
-        settings: Fields of :class:`training.configuration.config.TrainingConfig` that differ from these.
+        settings: Fields of :class:`training.configuration.TrainingConfig` that differ from these.
 
     Raises:
         ConfigError: A setting has an invalid value.
@@ -274,7 +265,7 @@ def default_baseline(spec: FeatureSpec) -> str:
     """
     if spec.label.kind == "candidate":
         return POPULARITY
-    if spec.label.kind in _TABLES and not any(feature.form in WIDE_FORMS for feature in spec):
+    if spec.label.kind in _TABLES and not any(feature.form in kinds.WIDE_FORMS for feature in spec):
         return "hist_gradient_boosting"
     return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.form)]
 
@@ -308,22 +299,24 @@ def _rows_and_spec(
         spec = FeatureSpec.load(spec)
     if spec is not None:
         if (name := _name_of(label)) != spec.label.name:
-            raise FeatureSpecError(f"label '{name}' is not that of the spec, '{spec.label.name}'; give one of them")
-        needs_number = is_in_memory(table) and spec.keys == (ROW_NUMBER,)
-        return as_dataframe(numbered(table) if needs_number else table, spark), spec
+            raise kinds.FeatureSpecError(
+                f"label '{name}' is not that of the spec, '{spec.label.name}'; give one of them"
+            )
+        needs_number = any_table.is_in_memory(table) and spec.keys == (any_table.ROW_NUMBER,)
+        return any_table.as_dataframe(any_table.numbered(table) if needs_number else table, spark), spec
     given = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     left_out = (*exclude, *([time] if time else ()))
     # The number of a row, in case that no column is a key: a table in memory would be sent to Spark, and read, twice.
-    rows = in_arrow(table) if is_in_memory(table) else table
-    is_numbered = not given and isinstance(rows, pa.Table) and ROW_NUMBER not in rows.column_names
-    rows = numbered(rows) if is_numbered else rows
-    df = as_dataframe(rows, spark)
+    rows = any_table.in_arrow(table) if any_table.is_in_memory(table) else table
+    is_numbered = not given and isinstance(rows, pa.Table) and any_table.ROW_NUMBER not in rows.column_names
+    rows = any_table.numbered(rows) if is_numbered else rows
+    df = any_table.as_dataframe(rows, spark)
     unknown = [name for name in exclude if name not in df.columns]
     if unknown:  # A column that gives the label away would stay a feature.
-        raise FeatureSpecError(
+        raise kinds.FeatureSpecError(
             f"exclude names the columns {unknown}, which the table does not have; it has "
-            f"{[name for name in df.columns if name != ROW_NUMBER or not is_numbered]}"
+            f"{[name for name in df.columns if name != any_table.ROW_NUMBER or not is_numbered]}"
         )
     if given:
         _require_unique(df, given, rows if isinstance(rows, pa.Table) else None)
@@ -331,10 +324,10 @@ def _rows_and_spec(
         *(df, label),
         keys=given,
         exclude=left_out,
-        last_key=ROW_NUMBER if is_numbered else None,
+        last_key=any_table.ROW_NUMBER if is_numbered else None,
         in_memory=rows if isinstance(rows, pa.Table) else None,
     )
-    return df.drop(ROW_NUMBER) if is_numbered and spec.keys != (ROW_NUMBER,) else df, spec
+    return df.drop(any_table.ROW_NUMBER) if is_numbered and spec.keys != (any_table.ROW_NUMBER,) else df, spec
 
 
 def _name_of(label: str | Mapping[str, Any]) -> str:
@@ -350,7 +343,7 @@ def _require_unique(df: DataFrame, keys: Sequence[str], in_memory: pa.Table | No
     else:
         counts = df.agg(F.count(F.lit(1)), F.count_distinct(F.struct(*map(quoted, keys)))).first()
     if counts[1] < counts[0]:
-        raise FeatureSpecError(
+        raise kinds.FeatureSpecError(
             f"keys {list(keys)} do not identify the rows: {counts[0]:,} rows have {counts[1]:,} different ones; give "
             f"more columns, or leave keys out"
         )

@@ -14,30 +14,30 @@ from mlflow.exceptions import MlflowException
 from pyspark.sql import SparkSession
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_OUTPUT
-from mirrorspark.models.code_digests import code_digest
-from mirrorspark.scoring.registration import new_version
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.storage.atomic_file import write_when_changed
-from mirrorspark.storage.credentials import clean, without_credentials
-from mirrorspark.training.configuration.fields import ConfigError, MLflowRun, check_registry_name, check_values
-from mirrorspark.training.driver.supervisor import Launcher
-from mirrorspark.training.job.job import Cluster, Job, Program, epochs_in_words
-from mirrorspark.training.job.prepared_run import open_checked_session
+from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.models import code_digest
+from mirrorspark.scoring import new_version
+from mirrorspark.spark_session import session_of
+from mirrorspark.storage import atomic_file, clean, without_credentials
+from mirrorspark.training.configuration import ConfigError, MLflowRun, check_registry_name, check_values
+from mirrorspark.training.driver import Launcher
+from mirrorspark.training.job import Cluster, Job, Program, epochs_in_words, open_checked_session
 from mirrorspark.training.job.readiness import preflight
+from mirrorspark.training.programs.user_functions import FunctionPlan, FunctionStrategy, TrainFn
 from mirrorspark.training.programs.user_functions import plan as function_plan
-from mirrorspark.training.programs.user_functions.plan import FunctionPlan, FunctionStrategy, TrainFn
-from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.protocol.elastic import Elastic, WorkerRange, parse_workers
-from mirrorspark.training.protocol.limits import Budgets, Limits
-from mirrorspark.training.protocol.names import is_name
-from mirrorspark.training.protocol.plan import AttemptPlan
-from mirrorspark.training.results.report.shown import launched_html
-from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.opened_run import open_run
-from mirrorspark.training.run_records.run_folder import RunFolder
-from mirrorspark.training.run_records.sources import environment
-from mirrorspark.training.run_records.tracking import TrackedRun, Tracking
+from mirrorspark.training.protocol import (
+    Attempt,
+    AttemptPlan,
+    Budgets,
+    Elastic,
+    Limits,
+    WorkerRange,
+    is_name,
+    parse_workers,
+)
+from mirrorspark.training.results.report import launched_html
+from mirrorspark.training.run_records import RunFolder, TrackedRun, Tracking, environment, open_run
+from mirrorspark.training.run_records.live import LiveView
 
 # The length of a step in other people's code is unknown, so these limits are generous: a training that makes no
 # progress for longer surely hangs. _START_SECONDS is the time until the function is called.
@@ -91,7 +91,7 @@ class LaunchConfig:
     arguments: str
     code: str = ""
     workers: int | str = "2"
-    output: str = DEFAULT_OUTPUT
+    output: str = tracking_store.DEFAULT_OUTPUT
     checkpoints: str | None = None
     tracking_uri: str | None = field(default=None, repr=False)
     experiment: str | None = None
@@ -178,7 +178,7 @@ class LaunchConfig:
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML."""
-        write_when_changed(path, yaml.safe_dump(self.public(), sort_keys=False, width=120))
+        atomic_file.write_when_changed(path, yaml.safe_dump(self.public(), sort_keys=False, width=120))
 
     def change_since(self, folder: RunFolder) -> str | None:
         """Return a message if the code of the function in the unfinished run of ``folder`` was another; else None."""
@@ -200,7 +200,7 @@ def run_train_fn(
     *,
     name: str,
     kwargs: Mapping[str, Any] | None = None,
-    output: str | Path = DEFAULT_OUTPUT,
+    output: str | Path = tracking_store.DEFAULT_OUTPUT,
     checkpoints: str | None = None,
     tracking_uri: str | None = None,
     experiment: str | None = None,
@@ -244,7 +244,7 @@ def run_train_fn(
         strategy: The scope otherwise: ``multi_worker_mirrored``, or ``ring``, which is faster on CPUs.
         threads_per_worker: TensorFlow threads of a worker; None for its Spark task's CPUs.
         gpus_per_worker: GPUs of a worker.
-        model_columns: Columns of a returned model that takes one array, as for :func:`scoring.package.package_model`.
+        model_columns: Columns of a returned model that takes one array, as for :func:`scoring.package_model`.
         allow_open_servers: Allow ``multi_worker_mirrored`` outside one machine, with servers that any caller may use.
         spark: The session; by default the active one, or a local one with a slot per worker.
         verbose: Show what Spark and TensorFlow log.
@@ -349,7 +349,7 @@ class FunctionLauncher:
         self._answer: dict[str, Any] = {}
 
     def __call__(self, plan: AttemptPlan) -> tuple[dict[str, Any], ...]:
-        """Return how every rank ended; see :class:`training.driver.launcher.SparkLauncher`."""
+        """Return how every rank ended; see :class:`training.driver.SparkLauncher`."""
         outcomes = self._launcher(plan)
         self._answer = next((outcome for outcome in outcomes if outcome["outcome"] == "finished"), {})
         return outcomes

@@ -9,21 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.callbacks.mlflow.tracking_store import DEFAULT_OUTPUT
-from mirrorspark.storage.terminal_text import for_stream
-from mirrorspark.training.protocol.names import EVENTS_FILE, STATE_FILE
-from mirrorspark.training.results.report.summary import strict
-from mirrorspark.training.run_records.run_history import (
-    LATEST,
-    UNSET,
-    RunNotFoundError,
-    RunRecord,
-    UnreadableRun,
-    differences,
-    find,
-    history,
-)
-from mirrorspark.training.run_records.run_state import read_state, watch_driver
+from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.storage import terminal_text
+from mirrorspark.training.protocol import EVENTS_FILE, STATE_FILE
+from mirrorspark.training.results.report import strict
+from mirrorspark.training.run_records import run_history, run_state
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -44,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     try:
         return int(flags.command(flags))
-    except RunNotFoundError as error:
+    except run_history.RunNotFoundError as error:
         return _refuse(str(error))
     except BrokenPipeError:  # The reader, `| head` for example, has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _list(flags: argparse.Namespace) -> int:
-    runs = history(Path(flags.output))
+    runs = run_history.history(Path(flags.output))
     if flags.json:
         _print_json([_document(run) for run in runs])
     elif runs:
@@ -63,9 +53,9 @@ def _list(flags: argparse.Namespace) -> int:
 
 
 def _compare(flags: argparse.Namespace) -> int:
-    runs = [find(Path(flags.output), name) for name in flags.runs]
+    runs = [run_history.find(Path(flags.output), name) for name in flags.runs]
     if flags.json:
-        changed = {name: list(values) for name, values in differences([run.config for run in runs]).items()}
+        changed = {name: list(values) for name, values in run_history.differences([run.config for run in runs]).items()}
         _print_json({"runs": [_document(run) for run in runs], "metrics": metric_rows(runs), "config": changed})
     else:
         print("\n".join(comparison(runs)))
@@ -74,8 +64,8 @@ def _compare(flags: argparse.Namespace) -> int:
     return _draw(runs, Path(flags.png))
 
 
-def _draw(runs: Sequence[RunRecord], png: Path) -> int:
-    from mirrorspark.pages.figures.training_curves import run_curves  # matplotlib takes longer than all the rest
+def _draw(runs: Sequence[run_history.RunRecord], png: Path) -> int:
+    from mirrorspark.pages.figures import run_curves  # matplotlib takes longer than all the rest
 
     histories = {run.name: run.curves.columns() for run in runs if run.curves.epochs}
     if not histories:
@@ -91,8 +81,8 @@ def _draw(runs: Sequence[RunRecord], png: Path) -> int:
 
 
 def _diff(flags: argparse.Namespace) -> int:
-    before, after = (find(Path(flags.output), name) for name in flags.runs)
-    changed = differences([before.config, after.config])
+    before, after = (run_history.find(Path(flags.output), name) for name in flags.runs)
+    changed = run_history.differences([before.config, after.config])
     if flags.json:
         _print_json({name: list(values) for name, values in changed.items()})
     else:
@@ -101,13 +91,13 @@ def _diff(flags: argparse.Namespace) -> int:
 
 
 def _resume(flags: argparse.Namespace) -> int:
-    run = find(Path(flags.output), flags.run)
+    run = run_history.find(Path(flags.output), flags.run)
     refusal = why_not_resumed(run)
     if refusal is not None:
         return _refuse(refusal)
-    from mirrorspark.models.settings import ModelSettingsError  # Imports take seconds, which would delay a refusal.
+    from mirrorspark.models import ModelSettingsError  # Imports take seconds, which would delay a refusal.
     from mirrorspark.training import run as command
-    from mirrorspark.training.configuration.config import ConfigError, RunConfig
+    from mirrorspark.training.configuration import ConfigError, RunConfig
 
     # The run goes on in the folder's present place, independent of the former working directory.
     changes: dict[str, Any] = {"output": str(run.path.parents[1]), "resume": True, "dry_run": False}
@@ -125,7 +115,9 @@ def _resume(flags: argparse.Namespace) -> int:
     os.utime(run.path / STATE_FILE)
     status = command.execute(config)
     folders = [path.parent for path in run.path.parent.glob(f"*/{STATE_FILE}")]
-    taken = [path.name for path in folders if (state := read_state(path)) is not None and state.is_of_this_process]
+    taken = [
+        path.name for path in folders if (state := run_state.read_state(path)) is not None and state.is_of_this_process
+    ]
     if taken and run.name not in taken:
         # The same configuration on other rows is another run.
         print(f"mirrorspark: the data has changed since {run.name} began, so it was left as it is", file=sys.stderr)
@@ -135,19 +127,19 @@ def _resume(flags: argparse.Namespace) -> int:
 
 
 def _replay(flags: argparse.Namespace) -> int:
-    run = find(Path(flags.output), flags.run)
-    if watch_driver(run.path, run.state) in ("alive", "unknown"):
+    run = run_history.find(Path(flags.output), flags.run)
+    if run_state.watch_driver(run.path, run.state) in ("alive", "unknown"):
         return _refuse(f"run {run.name} is under way on {run.state.host}, and its driver sends what MLflow lacks")
-    from mirrorspark.callbacks.mlflow.metric_replay import report
+    from mirrorspark.callbacks.mlflow import report
 
     return report(run.path / EVENTS_FILE, flags.tracking_uri)
 
 
-def why_not_resumed(run: RunRecord) -> str | None:
+def why_not_resumed(run: run_history.RunRecord) -> str | None:
     """Return the reason for which a run cannot be resumed from here, or None."""
     if run.state.status == "finished":
         return f"run {run.name} is finished; there is nothing left to resume"
-    driver = watch_driver(run.path, run.state)
+    driver = run_state.watch_driver(run.path, run.state)
     if driver == "alive":
         return f"run {run.name} is under way (process {run.state.process} on {run.state.host}); wait for it, or stop it"
     if driver == "unknown":
@@ -163,19 +155,19 @@ def why_not_resumed(run: RunRecord) -> str | None:
     return None
 
 
-def list_table(runs: Sequence[RunRecord | UnreadableRun]) -> list[str]:
+def list_table(runs: Sequence[run_history.RunRecord | run_history.UnreadableRun]) -> list[str]:
     """Return the lines of ``list``."""
     header = ["run", "status", "recipe", "workers", "epochs", "best", "test", "trained", "MLflow run"]
-    rows = [_list_row(run) for run in runs if isinstance(run, RunRecord)]
+    rows = [_list_row(run) for run in runs if isinstance(run, run_history.RunRecord)]
     lines = table([header, *rows], right={3, 4}) if rows else []
-    unreadable = [run for run in runs if isinstance(run, UnreadableRun)]
+    unreadable = [run for run in runs if isinstance(run, run_history.UnreadableRun)]
     if unreadable:
         lines += ["", "not readable:"] if lines else ["not readable:"]
         lines += table([["", run.name, run.reason] for run in unreadable])
     return lines
 
 
-def _list_row(run: RunRecord) -> list[str]:
+def _list_row(run: run_history.RunRecord) -> list[str]:
     test = run.test_metric
     seconds = run.curves.seconds
     return [
@@ -191,7 +183,7 @@ def _list_row(run: RunRecord) -> list[str]:
     ]
 
 
-def comparison(runs: Sequence[RunRecord]) -> list[str]:
+def comparison(runs: Sequence[run_history.RunRecord]) -> list[str]:
     """Return the lines of ``compare``: the runs with their letters, their metrics, and the settings that differ."""
     letters = [_letter(position) for position in range(len(runs))]
     lines = table([[letter, run.name, run.status] for letter, run in zip(letters, runs, strict=True)])
@@ -199,13 +191,13 @@ def comparison(runs: Sequence[RunRecord]) -> list[str]:
     for title, rows in metric_rows(runs).items():
         cells = [[name, *(_number(name, value) for value in values)] for name, values in rows.items()]
         lines += ["", *table([[title, *letters], *cells], right=numbers)]
-    changed = differences([run.config for run in runs])
+    changed = run_history.differences([run.config for run in runs])
     if not changed:
         return [*lines, "", "the settings are the same"]
     return [*lines, "", *table([["settings that differ", *letters], *_setting_rows(changed)])]
 
 
-def metric_rows(runs: Sequence[RunRecord]) -> dict[str, dict[str, list[float | None]]]:
+def metric_rows(runs: Sequence[run_history.RunRecord]) -> dict[str, dict[str, list[float | None]]]:
     """Return the rows of each part of the comparison: a value per run, None for a missing one."""
     about: list[dict[str, float | None]] = [
         {
@@ -234,7 +226,7 @@ def config_diff(before: str, after: str, changed: Mapping[str, tuple[Any, ...]])
     settings = [[name, *map(_text, values)] for name, values in changed.items() if name != _SQL]
     lines = table([["setting", before, after], *settings]) if settings else []
     if _SQL in changed:
-        old, new = (str("" if text == UNSET else text).splitlines() for text in changed[_SQL])
+        old, new = (str("" if text == run_history.UNSET else text).splitlines() for text in changed[_SQL])
         lines += ["", *difflib.unified_diff(old, new, f"{before}/{_SQL}", f"{after}/{_SQL}", lineterm="")]
     return lines
 
@@ -256,8 +248,8 @@ def _joined(of_runs: Sequence[Mapping[str, float | None]]) -> dict[str, list[flo
     return {name: values for name, values in rows.items() if any(value is not None for value in values)}
 
 
-def _document(run: RunRecord | UnreadableRun) -> dict[str, Any]:
-    if isinstance(run, UnreadableRun):
+def _document(run: run_history.RunRecord | run_history.UnreadableRun) -> dict[str, Any]:
+    if isinstance(run, run_history.UnreadableRun):
         return {"run": run.name, "path": str(run.path), "status": "unreadable", "reason": run.reason}
     test = run.test_metric
     return {
@@ -310,7 +302,7 @@ def _setting_rows(changed: Mapping[str, tuple[Any, ...]]) -> list[list[str]]:
 
 
 def _cell(value: Any) -> str:
-    text = _MISSING if value == UNSET else _text(value)
+    text = _MISSING if value == run_history.UNSET else _text(value)
     return text if len(text) <= _CELL_CHARACTERS else f"…{text[1 - _CELL_CHARACTERS :]}"
 
 
@@ -335,20 +327,22 @@ def _print_json(document: Any) -> None:
 
 
 def _refuse(message: str) -> int:
-    print(for_stream(f"mirrorspark: {message}", sys.stderr), file=sys.stderr)
+    print(terminal_text.for_stream(f"mirrorspark: {message}", sys.stderr), file=sys.stderr)
     return EXIT_USAGE
 
 
 def _build_parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    shared.add_argument("--output", default=DEFAULT_OUTPUT, help="output folder of the runs (default: %(default)s)")
+    shared.add_argument(
+        "--output", default=tracking_store.DEFAULT_OUTPUT, help="output folder of the runs (default: %(default)s)"
+    )
     as_json = argparse.ArgumentParser(add_help=False, parents=[shared])
     as_json.add_argument("--json", action="store_true", help="print a JSON document instead of a table")
     parser = argparse.ArgumentParser(
         prog="mirrorspark runs",
         allow_abbrev=False,
         description="The runs under an output folder.",
-        epilog=f"RUN is the name of a run, the beginning of one that no other has, or '{LATEST}'.",
+        epilog=f"RUN is the name of a run, the beginning of one that no other has, or '{run_history.LATEST}'.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command, parents, text in (

@@ -7,25 +7,16 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.dataset.manifest import DatasetError
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.models.own_model import own_model
-from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
-from mirrorspark.training.job.prepared_run import prepare_training
-from mirrorspark.training.job.training_job import open_job
-from mirrorspark.training.results.delivery import (
-    ExportAhead,
-    Trained,
-    deliver,
-    keep_delivery,
-    keep_report,
-    recall_delivery,
-)
-from mirrorspark.training.results.report.summary import CHALLENGER
-from mirrorspark.training.run_records.find_run import RunFinishedError, require_unfinished
-from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.tracking import Tracking
+from mirrorspark.data_pipelines.dataset import DatasetError
+from mirrorspark.data_pipelines.features import FittedFeatures
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.models import own_model
+from mirrorspark.training.configuration import ConfigError, TrainingConfig
+from mirrorspark.training.job import open_job, prepare_training
+from mirrorspark.training.results import ExportAhead, Trained, deliver, keep_delivery, keep_report, recall_delivery
+from mirrorspark.training.results.report import CHALLENGER
+from mirrorspark.training.run_records import RunFinishedError, Tracking, require_unfinished
+from mirrorspark.training.run_records.live import LiveView
 
 __all__ = ["Trained", "train"]
 
@@ -44,7 +35,7 @@ def train(
     former result is returned, with the images of its figures.
 
     Args:
-        dataset: A dataset from :func:`data_pipelines.conversion.convert`, or its path; on storage that every worker reads.
+        dataset: A dataset from :func:`data_pipelines.convert`, or its path; on storage that every worker reads.
         config: The training's settings.
         spark: The session; by default the active one, or a local one with a slot per worker.
         model: A function or Keras class of your own that builds the model, instead of ``config.model``; see
@@ -72,7 +63,7 @@ def train(
     if not isinstance(config, TrainingConfig):
         raise ConfigError(f"a {type(config).__name__} is no configuration; give ms.TrainingConfig(name=…, epochs=…)")
     if model is not None:
-        config = replace(config, model=own_model(model, dataset.spec.label.form, callbacks))
+        config = replace(config, model=own_model.own_model(model, dataset.spec.label.form, callbacks))
     elif callbacks:
         raise ConfigError("callbacks go with a model of your own; give model, too")
     return train_in_view(LiveView(epochs=config.epochs), dataset, config, spark)

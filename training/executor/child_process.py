@@ -19,8 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import IO, Any, Protocol
 
-from mirrorspark.storage import out_of_memory
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage import out_of_memory, without_credentials
 
 EXIT_ABANDONED = 3
 

@@ -12,15 +12,12 @@ from typing import Any, Literal
 
 import psutil
 
-from mirrorspark.storage import out_of_memory
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage import out_of_memory, without_credentials
 from mirrorspark.training.executor.child_process import Tail
 from mirrorspark.training.executor.worker_control import Outcome
 from mirrorspark.training.executor.worker_failure import MESSAGE_LENGTH, MORE_MEMORY
 from mirrorspark.training.executor.worker_process import WorkerProcess
-from mirrorspark.training.protocol.cause import Cause
-from mirrorspark.training.protocol.event_client import EventClient
-from mirrorspark.training.protocol.timing import SYSTEM_SECONDS
+from mirrorspark.training.protocol import Cause, EventClient, timing
 
 _TICK_SECONDS = 0.5
 # A worker answers before its process ends, so the answer is in the pipe by then.
@@ -70,7 +67,7 @@ class Follower:
         next_system = time.monotonic()
         while True:
             if time.monotonic() >= next_system:
-                next_system += SYSTEM_SECONDS
+                next_system += timing.SYSTEM_SECONDS
                 self._tell_system()
             if self._events.silent_seconds > self._lease_seconds:
                 return _aborted(f"no word from the driver for {self._lease_seconds:g} s") | {"cause": "driver"}

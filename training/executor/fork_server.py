@@ -28,7 +28,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage import without_credentials
 
 _REQUEST_BYTES = 1 << 12
 _FILES = 4

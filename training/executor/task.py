@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Self
 
-from mirrorspark.spark_session.task import BarrierTask, barrier_task, partition_id, task_cores
-from mirrorspark.storage.credentials import clean
+from mirrorspark.spark_session import BarrierTask, barrier_task, partition_id, task_cores
+from mirrorspark.storage import clean
 from mirrorspark.training.executor import worker_process
 from mirrorspark.training.executor.child_process import (
     LOG_CHARACTERS,
@@ -38,9 +38,7 @@ from mirrorspark.training.executor.worker import PREEMPTION_SIGNALS, WorkerOrder
 from mirrorspark.training.executor.worker_control import Outcome
 from mirrorspark.training.executor.worker_log import CleanEventClient
 from mirrorspark.training.executor.worker_process import WorkerProcess, WorkerStartError
-from mirrorspark.training.protocol.event_client import EventClient
-from mirrorspark.training.protocol.plan import AttemptPlan
-from mirrorspark.training.protocol.timing import LEASE_SECONDS
+from mirrorspark.training.protocol import AttemptPlan, EventClient, timing
 
 
 @dataclass
@@ -55,7 +53,7 @@ class WorkerTask:
 
     plan: AttemptPlan
     payload: bytes | None = field(default=None, repr=False)
-    lease_seconds: float = LEASE_SECONDS
+    lease_seconds: float = timing.LEASE_SECONDS
     preload: str = worker_process.PRELOAD
     _follow: Callable[[], list[Outcome]] | None = field(default=None, init=False, repr=False)
 

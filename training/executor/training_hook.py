@@ -7,8 +7,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mirrorspark.training.protocol.activity import Activity
-from mirrorspark.training.protocol.plan import AttemptPlan
+from mirrorspark.training.protocol import Activity, AttemptPlan
 
 # Environment variable with the faults to inject; see `testing.fault`.
 FAULTS_VARIABLE = "MIRRORSPARK_FAULTS"

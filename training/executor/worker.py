@@ -22,17 +22,14 @@ from queue import SimpleQueue
 from typing import IO, Any, NoReturn
 
 from mirrorspark.callbacks.collectives import at_exit
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage import without_credentials
 from mirrorspark.training.executor.child_process import EXIT_ABANDONED
 from mirrorspark.training.executor.training_hook import hook_for
 from mirrorspark.training.executor.worker_control import Finish, Outcome, WorkerControl
 from mirrorspark.training.executor.worker_failure import EntryError, describe
 from mirrorspark.training.executor.worker_log import CleanEventClient, CleanText, let_the_log_out
-from mirrorspark.training.protocol.activity import Activity, Phase
-from mirrorspark.training.protocol.events import Command, EventAddress
-from mirrorspark.training.protocol.ring.rendezvous import Rendezvous
-from mirrorspark.training.protocol.stop import StopSignal
-from mirrorspark.training.protocol.timing import ALIVE_SECONDS, EXIT_WORK_SECONDS
+from mirrorspark.training.protocol import Activity, Command, EventAddress, Phase, StopSignal, timing
+from mirrorspark.training.protocol.ring import Rendezvous
 
 EXIT_FAILED = 1
 
@@ -115,7 +112,7 @@ def main(answers: IO[str]) -> NoReturn:
 
     def end_well(outcome: Outcome) -> NoReturn:
         activity.enter("ending")
-        at_exit.finish(EXIT_WORK_SECONDS)
+        at_exit.finish(timing.EXIT_WORK_SECONDS)
         events.close()
         _remove_generated_sources()
         _answer(answers, outcome)
@@ -137,7 +134,7 @@ def main(answers: IO[str]) -> NoReturn:
         print(without_credentials(traceback.format_exc()), end="", file=sys.stderr)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        at_exit.finish(EXIT_WORK_SECONDS)
+        at_exit.finish(timing.EXIT_WORK_SECONDS)
         events.close()
         # The task reports this outcome even when the driver is out of reach.
         fields = {key: value for key, value in failure.items() if key not in ("event", "traceback")}
@@ -201,5 +198,5 @@ def _obey(stop_request: StopSignal) -> None:
 
 def _tell_alive(control: WorkerControl) -> None:
     over = threading.Event()
-    while not over.wait(ALIVE_SECONDS):
+    while not over.wait(timing.ALIVE_SECONDS):
         control.events.send({"event": "alive", **control.activity.snapshot()})

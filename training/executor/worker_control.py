@@ -5,10 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mirrorspark.training.executor.training_hook import TrainingHook
-from mirrorspark.training.protocol.activity import Activity
-from mirrorspark.training.protocol.event_client import EventClient
-from mirrorspark.training.protocol.ring.rendezvous import Rendezvous
-from mirrorspark.training.protocol.stop import StopSignal
+from mirrorspark.training.protocol import Activity, EventClient, StopSignal
+from mirrorspark.training.protocol.ring import Rendezvous
 
 Outcome = dict[str, Any]
 

@@ -10,15 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import mirrorspark
-from mirrorspark.callbacks.checkpoints.checkpoint_store import CheckpointStoreError
-from mirrorspark.callbacks.checkpoints.commit import CheckpointDamagedError
-from mirrorspark.callbacks.checkpoints.fencing import StaleAttemptError
-from mirrorspark.callbacks.collectives.equal_weights import WeightsDifferError
-from mirrorspark.storage import out_of_memory
-from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.storage.paths import StoreUnreachableError
-from mirrorspark.training.protocol.activity import Phase
-from mirrorspark.training.protocol.ring.errors import RingChecksumError, RingConnectError, RingError
+from mirrorspark.callbacks.checkpoints import CheckpointDamagedError, checkpoint_store, fencing
+from mirrorspark.callbacks.collectives import WeightsDifferError
+from mirrorspark.storage import StoreUnreachableError, out_of_memory, without_credentials
+from mirrorspark.training.protocol import Phase
+from mirrorspark.training.protocol.ring import RingChecksumError, RingConnectError, RingError
 
 # Longest message of an error; the traceback may be longer.
 MESSAGE_LENGTH = 4000
@@ -42,7 +38,7 @@ def describe(error: BaseException, phase: Phase = "training") -> dict[str, Any]:
         phase: Phase in which it was raised.
 
     Returns:
-        ``cause`` is one of :data:`training.protocol.cause.Cause`: ``peer`` if the error shows another rank's end,
+        ``cause`` is one of :data:`training.protocol.Cause`: ``peer`` if the error shows another rank's end,
         ``start`` if the worker never began to train (a taken port, an unreachable rank, an import), ``store`` if the
         store of the files failed, ``machine`` if memory, threads, file descriptors or the network failed, ``user`` if
         it comes from the model, the data or the configuration, and would recur, and otherwise ``unknown``. Secrets are
@@ -183,9 +179,9 @@ def _own_cause(error: BaseException, phase: Phase) -> str | None:
         case RingConnectError() | EntryError():
             return "start"
         # If a checkpoint is damaged, the driver finds an older one that is whole.
-        case CheckpointStoreError() | StoreUnreachableError() | CheckpointDamagedError():
+        case checkpoint_store.CheckpointStoreError() | StoreUnreachableError() | CheckpointDamagedError():
             return "store"
-        case StaleAttemptError():  # A later attempt has taken over.
+        case fencing.StaleAttemptError():  # A later attempt has taken over.
             return "peer"
         case RingChecksumError() | WeightsDifferError():
             return "machine"

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mirrorspark.storage.credentials import clean, without_credentials
+from mirrorspark.storage import clean, without_credentials
 from mirrorspark.training.executor.child_process import LOG_CHARACTERS, LineBudget
-from mirrorspark.training.protocol.event_client import EventClient
+from mirrorspark.training.protocol import EventClient
 
 # Warnings that a model of the user's own causes, and about which nothing can or need be done: functions that are sent
 # by value have no source, which AutoGraph needs only for Python's own loops and branches on tensors; and a pretrained

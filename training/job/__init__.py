@@ -1,1 +1,41 @@
-"""A job and what it needs: a prepared run, its sources and warm start, the checks of its cluster."""
+"""A job and its parts: a prepared run, its sources and warm start, the checks of its cluster.
+
+Stores, models and settings are resolved once, before Spark starts a task.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.training.job.job import Cluster, Job, Program, epochs_in_words
+    from mirrorspark.training.job.prepared_run import (
+        PreparedRun,
+        dry_run,
+        open_checked_session,
+        prepare,
+        prepare_training,
+    )
+    from mirrorspark.training.job.sources import Sources, recipe_table
+    from mirrorspark.training.job.training_job import LearntModel, TrainingJob, open_job
+    from mirrorspark.training.job.warm_start import settle_warm_start
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "Cluster",
+    "Job",
+    "LearntModel",
+    "PreparedRun",
+    "Program",
+    "Sources",
+    "TrainingJob",
+    "dry_run",
+    "epochs_in_words",
+    "open_checked_session",
+    "open_job",
+    "prepare",
+    "prepare_training",
+    "recipe_table",
+    "settle_warm_start",
+]

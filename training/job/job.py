@@ -5,16 +5,10 @@ from dataclasses import dataclass, field
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.training.driver.launcher import SparkLauncher
-from mirrorspark.training.driver.supervisor import Launcher, Supervisor
-from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.protocol.elastic import Elastic
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.protocol.limits import Budgets, Limits
-from mirrorspark.training.protocol.plan import AttemptPlan
-from mirrorspark.training.protocol.stop import StopSignal
-from mirrorspark.training.run_records.opened_run import OpenRun
+from mirrorspark.spark_session import session_of
+from mirrorspark.training.driver import Launcher, SparkLauncher, Supervisor
+from mirrorspark.training.protocol import Attempt, AttemptPlan, Budgets, Elastic, Event, Limits, StopSignal
+from mirrorspark.training.run_records import OpenRun
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,15 @@ from typing import Protocol
 
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.spark_session.start import open_session
-from mirrorspark.training.configuration.config import RunConfig, TrainingConfig
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.scoring.model import PinnedModel
+from mirrorspark.spark_session import open_session
+from mirrorspark.training.configuration import RunConfig, TrainingConfig
 from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.job.sources import Sources
 from mirrorspark.training.job.warm_start import WarmStart, find_model
-from mirrorspark.training.run_records.live.details import tell_findings
-from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.tracking import Tracking
+from mirrorspark.training.run_records import Tracking
+from mirrorspark.training.run_records.live import LiveView, tell_findings
 
 
 class SessionSettings(Protocol):

@@ -9,21 +9,12 @@ from typing import Any
 
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.conversion import DatasetExistsError, convert, dataset_address, read_profile
-from mirrorspark.data_pipelines.dataset.manifest import is_published
-from mirrorspark.data_pipelines.quality.profile import DatasetProfile
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.data_pipelines.tables import (
-    SourceError,
-    find_tables,
-    package_folder,
-    query,
-    register_tables,
-    source_identity,
-)
-from mirrorspark.scoring.embedding.embedder import Embedder
-from mirrorspark.training.configuration.config import ConfigError, RunConfig
-from mirrorspark.training.configuration.recipe import SQL_FILE
+from mirrorspark.data_pipelines import DatasetExistsError, convert, dataset_address, read_profile, tables
+from mirrorspark.data_pipelines.dataset import is_published
+from mirrorspark.data_pipelines.quality import DatasetProfile
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.scoring.embedding import Embedder
+from mirrorspark.training.configuration import SQL_FILE, ConfigError, RunConfig
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class Sources:
         """
         files = _source_files(config)
         identity: dict[str, Any] = {"tables": config.tables, "csv_null": config.csv_null}
-        identity |= source_identity(files, config.sql)
+        identity |= tables.source_identity(files, config.sql)
         if config.items:
             identity["items"] = config.items["sql"]
         identity |= Embedder().source(config.spec)
@@ -84,7 +75,7 @@ class Sources:
         Raises:
             SourceError: The query cannot be run.
         """
-        return query(spark, config.items["sql"], "the sql of items") if config.items else None
+        return tables.query(spark, config.items["sql"], "the sql of items") if config.items else None
 
     def dataset(self, table: DataFrame, config: RunConfig) -> tuple[Dataset, bool]:
         """Return the dataset and True if it existed already; convert ``table`` otherwise."""
@@ -120,15 +111,15 @@ def recipe_table(spark: SparkSession, config: RunConfig) -> DataFrame:
 def _source_files(config: RunConfig) -> dict[str, Path]:
     if config.data is not None:
         try:
-            return find_tables(Path(config.data), config.tables)
-        except SourceError as error:
+            return tables.find_tables(Path(config.data), config.tables)
+        except tables.SourceError as error:
             raise ConfigError(str(error)) from error
     if config.data_package is None:
         raise ConfigError(f"recipe '{config.name}' brings no data; give the folder with its tables as --data")
-    return find_tables(package_folder(config.data_package, config.data_package_folder), config.tables)
+    return tables.find_tables(tables.package_folder(config.data_package, config.data_package_folder), config.tables)
 
 
 def _table(spark: SparkSession, config: RunConfig, files: Mapping[str, Path]) -> DataFrame:
     unpacked = Path(config.output).absolute() / "sources"
-    register_tables(spark, files, config.tables, unpacked=unpacked, csv_null=config.csv_null)
-    return query(spark, config.sql, SQL_FILE)
+    tables.register_tables(spark, files, config.tables, unpacked=unpacked, csv_null=config.csv_null)
+    return tables.query(spark, config.sql, SQL_FILE)

@@ -9,33 +9,28 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.checkpoint_store import STORE_ERRORS
-from mirrorspark.callbacks.checkpoints.fetching import fetch
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.models.centroids import sparse_features
-from mirrorspark.models.classical import check_recommenders
-from mirrorspark.models.settings import check_candidates
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.storage.paths import StoragePath
-from mirrorspark.training.configuration.config import TrainingConfig
-from mirrorspark.training.configuration.recipe import SQL_FILE
-from mirrorspark.training.driver.store_reads import StoreReader
+from mirrorspark.callbacks.checkpoints import checkpoint_store, commit, fetch
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.models import check_candidates, classical, sparse_features
+from mirrorspark.spark_session import session_of
+from mirrorspark.storage import StoragePath
+from mirrorspark.training.configuration import SQL_FILE, TrainingConfig
+from mirrorspark.training.driver import StoreReader
 from mirrorspark.training.job.job import Cluster, Job, Program, epochs_in_words
 from mirrorspark.training.job.prepared_run import PreparedRun
 from mirrorspark.training.job.warm_start import WarmStart, settle_warm_start
 from mirrorspark.training.programs.keras_fit import interaction_graph
-from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.protocol.limits import Budgets, Limits
-from mirrorspark.training.protocol.plan import PROGRESS_STATE, TrainingPlan
-from mirrorspark.training.protocol.stop import StopSignal
-from mirrorspark.training.run_records.live.picture import Monitored
-from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.opened_run import OpenRun, open_run
-from mirrorspark.training.run_records.run_folder import RunFolder
-from mirrorspark.training.run_records.sources import COMMIT_TAG, environment, source_tags
-from mirrorspark.training.run_records.tracking import TrackedRun
+from mirrorspark.training.protocol import PROGRESS_STATE, Attempt, Budgets, Event, Limits, StopSignal, TrainingPlan
+from mirrorspark.training.run_records import (
+    COMMIT_TAG,
+    OpenRun,
+    RunFolder,
+    TrackedRun,
+    environment,
+    open_run,
+    source_tags,
+)
+from mirrorspark.training.run_records.live import LiveView, Monitored
 
 logger = logging.getLogger(__name__)
 
@@ -72,9 +67,9 @@ def open_job(
     interaction_graph.is_needed(config)  # Raises where the graph does not go with the configuration.
     if config.task == "retrieval":
         check_candidates(dataset.features, config.top_k)
-        check_recommenders(config.recommenders, dataset.features)
+        classical.check_recommenders(config.recommenders, dataset.features)
         if config.is_fitted:
-            check_recommenders([config.as_recommender], dataset.features)
+            classical.check_recommenders([config.as_recommender], dataset.features)
     config.require_steps(dataset.steps("train", config.global_batch_size))
     content = dataset.manifest.content_hash
     with open_run(
@@ -171,15 +166,14 @@ class TrainingJob:
         known = next(iter(sorted(self.folder.fitted.glob("graph-*.npy"))), None)
         if known is not None:
             return str(known)
-        from mirrorspark.training.programs.recommenders.interactions import Interactions
+        from mirrorspark.training.programs.recommenders import Interactions
 
         return str(interaction_graph.write(Interactions(self.dataset).pairs, self.folder.fitted))
 
     def _fit(self) -> tuple[Attempt, ...]:
         """Fit a classical recommender, unless an earlier driver has, and return an attempt without epochs."""
         # They import Numba and Spark ML.
-        from mirrorspark.training.programs.recommenders import fitting
-        from mirrorspark.training.programs.recommenders.interactions import Interactions
+        from mirrorspark.training.programs.recommenders import Interactions, fitting
 
         asked = self.config.as_recommender
         spark = self.cluster.spark
@@ -249,7 +243,7 @@ class TrainingJob:
         read = partial(self._best, verify=False)
         try:
             best = self._store.read_with_retries(self._checkpoints, read, retry_seconds=0)
-        except (*STORE_ERRORS, commit.CheckpointDamagedError) as error:
+        except (*checkpoint_store.STORE_ERRORS, commit.CheckpointDamagedError) as error:
             logger.warning("which epoch was the best is not known yet: %s", error)
             return ""
         return f", best was {best.epoch}"

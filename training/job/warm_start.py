@@ -13,32 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from mirrorspark.callbacks.mlflow.metric_requests import first_line
-from mirrorspark.callbacks.mlflow.tracking_store import limit_requests, sqlite_file
-from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
-from mirrorspark.models.catalog import BOOSTED_TREES
-from mirrorspark.models.classical import RECOMMENDERS
-from mirrorspark.scoring.model.catalogue import Catalogue
-from mirrorspark.scoring.model.directory import (
+from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
+from mirrorspark.data_pipelines.features import FeatureMismatchError
+from mirrorspark.models import catalog, classical
+from mirrorspark.scoring.model import (
     DESCRIPTION_FILE,
     FEATURES_FOLDER,
     SAVED_MODEL_FOLDER,
+    Catalogue,
     ModelDescription,
     ModelDirectory,
+    ModelDirectoryError,
+    ModelNotFoundError,
+    PinnedModel,
     exported_with,
+    resolve,
+    tell_encoder_versions,
 )
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.pinned import ModelNotFoundError, PinnedModel
-from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.model.versions import tell_encoder_versions
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.storage.paths import StoragePath
-from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
-from mirrorspark.training.protocol.names import RUNS_FOLDER, WARM_START_FOLDER
-from mirrorspark.training.run_records.run_folder import RunFolder
-from mirrorspark.training.run_records.run_state import read_state
-from mirrorspark.training.run_records.tracking import TrackingError
+from mirrorspark.storage import StoragePath, atomic_file, without_credentials
+from mirrorspark.training.configuration import ConfigError, TrainingConfig
+from mirrorspark.training.protocol import RUNS_FOLDER, WARM_START_FOLDER
+from mirrorspark.training.run_records import RunFolder, TrackingError, run_state
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -128,13 +123,13 @@ def settle_warm_start(
 
 def _find(name: str, store: str) -> PinnedModel:
     if name.startswith(("models:", "runs:")):
-        file = sqlite_file(store)
+        file = tracking_store.sqlite_file(store)
         if file is not None and not file.exists():
             # MLflow would make one.
             raise ConfigError(
                 f"warm_start {name}: there is no MLflow store {without_credentials(store)}; give the one of the model"
             )
-        limit_requests()
+        tracking_store.limit_requests()
     try:
         pinned = resolve(_uri(name), store)
         directory = ModelDirectory.open(pinned.path)
@@ -142,7 +137,8 @@ def _find(name: str, store: str) -> PinnedModel:
         raise ConfigError(f"warm_start {name}: {error}") from error
     except OSError as error:
         raise TrackingError(
-            f"warm_start {name} cannot be looked up in {without_credentials(store)}: {first_line(error)}"
+            f"warm_start {name} cannot be looked up in {without_credentials(store)}: "
+            f"{metric_requests.first_line(error)}"
         ) from error
     if not isinstance(directory.description, ModelDescription):
         raise ConfigError(
@@ -154,8 +150,8 @@ def _find(name: str, store: str) -> PinnedModel:
         _LOGGER.info("warm_start %s has a later catalogue; its weights are those of %s", name, catalogue.trained_model)
         return _find(catalogue.trained_model, store)
     architecture = directory.description.architecture
-    if architecture == BOOSTED_TREES or architecture in RECOMMENDERS:
-        kind = "gradient boosting" if architecture == BOOSTED_TREES else architecture
+    if architecture == catalog.BOOSTED_TREES or architecture in classical.RECOMMENDERS:
+        kind = "gradient boosting" if architecture == catalog.BOOSTED_TREES else architecture
         raise ConfigError(
             f"warm_start {name}: {pinned.label} is {kind}, which has no weights to begin from; give a version that is "
             f"a network, or leave warm_start out"
@@ -179,7 +175,7 @@ def _copy(model: PinnedModel, target: Path, identity: str) -> None:
         shutil.copytree(model.path / _VARIABLES, partial / _VARIABLES)
         shutil.copytree(model.path / FEATURES_FOLDER, partial / FEATURES_FOLDER)
         source = {"uri": model.uri, "digest": model.digest, _IDENTITY: identity}
-        write_atomically(partial / _SOURCE_FILE, json.dumps(source))
+        atomic_file.write_atomically(partial / _SOURCE_FILE, json.dumps(source))
         # Without the flush, a power loss may leave the new name with empty files.
         for path in (partial, *partial.rglob("*")):
             StoragePath.of(path).flush_to_disk()
@@ -193,7 +189,7 @@ def _is_kept(config: TrainingConfig) -> bool:
     """Return True if a resumable run of this configuration, on any data, or a sweep has a copy."""
     for file in Path(config.output).absolute().glob(f"*/*/{WARM_START_FOLDER}/{_SOURCE_FILE}"):
         folder = file.parent.parent
-        state = read_state(folder)
+        state = run_state.read_state(folder)
         # A finished sweep can go on with more trials.
         if state is None or (state.status == "finished" and folder.parent.name == RUNS_FOLDER):
             continue

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from mirrorspark.data_pipelines.reading.lanes import MAX_LANES
+from mirrorspark.data_pipelines.reading import MAX_LANES
 
 BatchRule = Literal["keep_global_batch", "keep_batch_per_worker"]
 

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, Self
 
-from mirrorspark.training.configuration.config import TrainingConfig
+from mirrorspark.training.configuration import TrainingConfig
 from mirrorspark.training.protocol.events import EventAddress
 from mirrorspark.training.protocol.roles import Roles
 

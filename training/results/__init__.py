@@ -1,1 +1,40 @@
-"""The results of a training: export, registration, evaluation, summary."""
+"""The results of a training: export, registration, evaluation, summary.
+
+A version is registered only after its export scored the test rows as the trained model does.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.training.results import delivery
+    from mirrorspark.training.results.delivery import (
+        ExportAhead,
+        Trained,
+        deliver,
+        keep_delivery,
+        keep_report,
+        recall_delivery,
+        recall_summary,
+    )
+    from mirrorspark.training.results.export import ExportProcess, has_scann
+    from mirrorspark.training.results.fit_result import FitResult
+    from mirrorspark.training.results.scored import score_and_compare
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "ExportAhead",
+    "ExportProcess",
+    "FitResult",
+    "Trained",
+    "deliver",
+    "delivery",
+    "has_scann",
+    "keep_delivery",
+    "keep_report",
+    "recall_delivery",
+    "recall_summary",
+    "score_and_compare",
+]

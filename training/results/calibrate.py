@@ -10,26 +10,23 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
-from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.models.calibration import (
+from mirrorspark.data_pipelines.features import RaggedIds, SparseRows
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.models import (
     CALIBRATION_FILE,
     CalibratedArchitecture,
+    CentroidArchitecture,
     Floats,
+    LabelledRows,
     counted_rows,
     fit,
-    log_loss,
-    save_calibration,
-)
-from mirrorspark.models.centroids import (
-    CentroidArchitecture,
-    LabelledRows,
     fit_centroids,
     fit_mixture,
+    log_loss,
+    save_calibration,
     sparse_features,
 )
-from mirrorspark.pages.figures.calibration import calibration_bins
-from mirrorspark.pages.figures.inputs import binary_inputs
+from mirrorspark.pages.figures import binary_inputs, calibration_bins
 
 # A multi-label model is calibrated on about this many pairs of a row and a label, which are sorted in memory.
 _PAIRS = 10_000_000
@@ -198,7 +195,7 @@ def _validation(
     """
     import tensorflow as tf
 
-    from mirrorspark.models.serving.preprocessing import input_tensors
+    from mirrorspark.models.serving import input_tensors
 
     traced = tf.function(outputs_of, reduce_retracing=True, autograph=False)
     classes = dataset.features.classes if task == "multi_label" else 1

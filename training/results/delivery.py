@@ -14,51 +14,42 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from mlflow.utils.autologging_utils import disable_autologging
 
-from mirrorspark.callbacks.mlflow.metric_requests import NOTE_TAG
-from mirrorspark.pages.figures.image import figure_of_image
-from mirrorspark.pages.guarded import beside_the_result
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.storage.atomic_file import replaced, write_atomically
-from mirrorspark.storage.credentials import clean
-from mirrorspark.training.configuration.config import RunConfig, TrainingConfig
-from mirrorspark.training.configuration.tasks import POPULARITY
-from mirrorspark.training.executor.child_process import Tell
-from mirrorspark.training.job.training_job import LearntModel, TrainingJob
-from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.protocol.names import SUMMARY_FILE
+from mirrorspark.callbacks.mlflow import metric_requests
+from mirrorspark.pages import beside_the_result
+from mirrorspark.pages.figures import figure_of_image
+from mirrorspark.scoring.model import PinnedModel, resolve
+from mirrorspark.spark_session import session_of
+from mirrorspark.storage import atomic_file, clean
+from mirrorspark.training.configuration import POPULARITY, RunConfig, TrainingConfig
+from mirrorspark.training.executor import Tell
+from mirrorspark.training.job import LearntModel, TrainingJob
+from mirrorspark.training.protocol import SUMMARY_FILE, Attempt, Event
 from mirrorspark.training.results.calibrate import CalibrationResult
-from mirrorspark.training.results.evaluation.evaluate_run import (
-    Rival,
-    Verdict,
-    baseline_rows,
-    baseline_scores,
-    curves_of,
-    fitted_baseline,
-    judge_binary,
-    judge_multi_class,
-    judge_multi_label,
-    judge_regression,
-    judge_retrieval,
-    judged_step,
-    label_rates,
-    part_learnt_from,
+from mirrorspark.training.results.evaluation import (
+    BASELINE,
+    EXPLANATION_FILE,
+    NETWORK,
+    OTHER_FOLDER,
+    Choice,
+    Explanation,
+    evaluate_run,
+    read_scores,
 )
-from mirrorspark.training.results.evaluation.explanation import EXPLANATION_FILE, Explanation
-from mirrorspark.training.results.evaluation.rival import BASELINE, NETWORK, OTHER_FOLDER, Choice, read_scores
 from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
-from mirrorspark.training.results.report.cost import Cost, Held, cost_of
-from mirrorspark.training.results.report.facts import report_facts
-from mirrorspark.training.results.report.model_cards import model_card
-from mirrorspark.training.results.report.report import REPORT_FILE, write_report
-from mirrorspark.training.results.report.rivals import each_baseline
-from mirrorspark.training.results.report.shown import trained_html
-from mirrorspark.training.results.report.summary import Summary
-from mirrorspark.training.run_records.run_folder import RunFolder
-from mirrorspark.training.run_records.run_history import read_curves
+from mirrorspark.training.results.report import (
+    REPORT_FILE,
+    Cost,
+    Held,
+    Summary,
+    cost_of,
+    each_baseline,
+    model_card,
+    report_facts,
+    trained_html,
+    write_report,
+)
+from mirrorspark.training.run_records import RunFolder, run_history
 
 
 class ResultLostError(RuntimeError):
@@ -93,7 +84,7 @@ class Trained:
     model_version: str
     attempts: tuple[Attempt, ...]
     examples_per_second: float | None
-    verdict: Verdict
+    verdict: evaluate_run.Verdict
     predictions: dict[str, pa.Table] = field(repr=False)
     run_folder: Path
     tracking_uri: str = field(repr=False)  # it may hold a password
@@ -199,7 +190,7 @@ def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None
 def _cost(job: TrainingJob, attempts: tuple[Attempt, ...], seconds: Mapping[str, float]) -> Cost:
     beside = job.config.ranks_beside_workers
     held = Held(
-        launches=read_curves(job.folder.events).launches,
+        launches=run_history.read_curves(job.folder.events).launches,
         attempts=attempts,
         slots=job.cluster.slots() + beside,
         driver_cores=len(os.sched_getaffinity(0)),
@@ -226,7 +217,7 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
         "calibration": trained.calibration,
         "run_page": trained.run_page,
     }
-    write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
+    atomic_file.write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
 
 
 def recall_delivery(folder: RunFolder, store: str) -> Trained:
@@ -242,7 +233,7 @@ def recall_delivery(folder: RunFolder, store: str) -> Trained:
     try:
         document = json.loads(folder.delivered.read_text(encoding="utf-8"))
         figures = {file.stem: figure_of_image(file.read_bytes()) for file in sorted(folder.plots.glob("*.png"))}
-        verdict = Verdict(document.pop("metrics"), document.pop("baseline"), figures)
+        verdict = evaluate_run.Verdict(document.pop("metrics"), document.pop("baseline"), figures)
         cost = document.pop("cost", None)
         attempts = tuple(map(Attempt.from_document, document.pop("attempts")))
         return Trained(
@@ -340,46 +331,48 @@ def _judge(
     attempts: tuple[Attempt, ...],
     choice: Choice | None,
     tell: Tell,
-) -> Verdict:
+) -> evaluate_run.Verdict:
     config, dataset = job.config, job.dataset
     steps = dataset.steps("train", config.global_batch_size)
     history = [job.epochs[epoch]["logs"] for epoch in sorted(job.epochs)]
-    curves = curves_of(history, best.epoch, tuple(attempt.resumed_from / steps for attempt in attempts[1:]))
+    curves = evaluate_run.curves_of(
+        history, best.epoch, tuple(attempt.resumed_from / steps for attempt in attempts[1:])
+    )
     if config.task == "retrieval":
-        return judge_retrieval(dataset, predictions, _recommended(job, tell), config.top_k, curves)
+        return evaluate_run.judge_retrieval(dataset, predictions, _recommended(job, tell), config.top_k, curves)
     rivals = _rivals(job, choice, tell)
     if config.task == "multi_label":
-        return judge_multi_label(predictions, rivals, config.seed, curves, dataset.features.classes)
+        return evaluate_run.judge_multi_label(predictions, rivals, config.seed, curves, dataset.features.classes)
     if config.task == "multi_class":
         names, is_ordinal = dataset.features.class_names, dataset.spec.label.order is not None
-        return judge_multi_class(predictions, rivals, config.seed, curves, names, is_ordinal=is_ordinal)
-    judge = {"binary": judge_binary, "regression": judge_regression}[config.task]
+        return evaluate_run.judge_multi_class(predictions, rivals, config.seed, curves, names, is_ordinal=is_ordinal)
+    judge = {"binary": evaluate_run.judge_binary, "regression": evaluate_run.judge_regression}[config.task]
     return judge(predictions, rivals, config.seed, curves)
 
 
-def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[Rival]:
+def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[evaluate_run.Rival]:
     """Return what the model is compared with: the one that was not registered, and the baselines, fitted here."""
     config, dataset, names, rivals = job.config, job.dataset, job.config.row_baselines, []
     rows, rows_of_test = None, dataset.manifest.rows("test")
-    step = judged_step(rows_of_test, dataset.features.classes) if config.task == "multi_label" else 1
+    step = evaluate_run.judged_step(rows_of_test, dataset.features.classes) if config.task == "multi_label" else 1
     for place, name in enumerate(names):
         if choice is not None and name == BASELINE:
             scores = read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")
-            rivals.append(Rival(choice.other, scores))
+            rivals.append(evaluate_run.Rival(choice.other, scores))
             continue
         if name == POPULARITY:
-            rates = label_rates(dataset)
-            rivals.append(Rival(name, np.broadcast_to(rates, (-(-rows_of_test // step), len(rates)))))
+            rates = evaluate_run.label_rates(dataset)
+            rivals.append(evaluate_run.Rival(name, np.broadcast_to(rates, (-(-rows_of_test // step), len(rates)))))
             continue
         which = "" if len(names) == 1 else f"{name} ({place + 1} of {len(names)}): "
 
         def told(doing: str, done: int = 0, total: int = 0, /, *, which: str = which) -> None:
             tell(f"{which}{doing}", done, total)
 
-        rows = rows or baseline_rows(dataset, config.task)
-        fitted = fitted_baseline(name, rows, config.seed, told)
-        part = part_learnt_from(rows, dataset.manifest.rows("train"))
-        rivals.append(Rival(name, baseline_scores(fitted, dataset, "test", step), part))
+        rows = rows or evaluate_run.baseline_rows(dataset, config.task)
+        fitted = evaluate_run.fitted_baseline(name, rows, config.seed, told)
+        part = evaluate_run.part_learnt_from(rows, dataset.manifest.rows("train"))
+        rivals.append(evaluate_run.Rival(name, evaluate_run.baseline_scores(fitted, dataset, "test", step), part))
     return rivals
 
 
@@ -388,8 +381,7 @@ def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
     if not job.config.recommenders:
         return {}
     # They import Numba and Spark ML.
-    from mirrorspark.training.programs.recommenders.interactions import Interactions
-    from mirrorspark.training.programs.recommenders.lists import recommended
+    from mirrorspark.training.programs.recommenders import Interactions, recommended
 
     config, interactions = job.config, Interactions(job.dataset)
     if any(asked.name == "als" for asked in config.recommenders):
@@ -401,7 +393,7 @@ def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
     return found
 
 
-def _log_verdict(job: TrainingJob, verdict: Verdict, model_uri: str) -> None:
+def _log_verdict(job: TrainingJob, verdict: evaluate_run.Verdict, model_uri: str) -> None:
     values = {f"{split}_{name}": value for split, of in verdict.metrics.items() for name, value in of.items()}
     # Where gradient boosting is registered, the network is what it was compared with.
     for place, rival in enumerate(each_baseline(verdict.baseline)):
@@ -417,11 +409,13 @@ def _log_verdict(job: TrainingJob, verdict: Verdict, model_uri: str) -> None:
         with beside_the_result(f"picture '{name}'"):
             image = job.tracked.log_figure(figure, name)
             job.folder.plots.mkdir(exist_ok=True)
-            with replaced(job.folder.plots / f"{name}.png") as file:
+            with atomic_file.replaced(job.folder.plots / f"{name}.png") as file:
                 file.write(image)
 
 
-def _describe_model(job: TrainingJob, exported: ExportResult, verdict: Verdict, choice: Choice | None) -> None:
+def _describe_model(
+    job: TrainingJob, exported: ExportResult, verdict: evaluate_run.Verdict, choice: Choice | None
+) -> None:
     dataset, name = job.dataset, job.config.registry_name
     card = model_card(
         f"models:/{name}/{exported.model_version}",
@@ -435,14 +429,14 @@ def _describe_model(job: TrainingJob, exported: ExportResult, verdict: Verdict, 
     )
     job.tracked.describe_model(name, exported.model_version, exported.model_uri, card)
     if not job.tracked.is_users:
-        job.tracked.log_tags({NOTE_TAG: card})
+        job.tracked.log_tags({metric_requests.NOTE_TAG: card})
 
 
 def _trained(
     job: TrainingJob,
     attempts: tuple[Attempt, ...],
     exported: ExportResult,
-    verdict: Verdict,
+    verdict: evaluate_run.Verdict,
     predictions: dict[str, pa.Table],
     choice: Choice | None,
 ) -> Trained:

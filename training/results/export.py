@@ -24,21 +24,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.callbacks.mlflow.tracking_store import store_client
-from mirrorspark.data_pipelines.conversion import EXAMPLE_FILE, library_versions
-from mirrorspark.data_pipelines.dataset.manifest import FEATURES_FOLDER
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.models import catalog, own_model
-from mirrorspark.models.classical import FittedArchitecture
-from mirrorspark.models.serving.signatures import EXACT
-from mirrorspark.scoring.embedding.model_encoders import encoder_versions, graph_encoders, save_features
-from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue
-from mirrorspark.scoring.model.directory import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory
-from mirrorspark.scoring.model.mlflow_model import input_example, mlflow_flavour
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import clean, one_line
-from mirrorspark.training.executor import child_process
-from mirrorspark.training.executor.child_process import Tail, Tell
+from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.data_pipelines import EXAMPLE_FILE, library_versions
+from mirrorspark.data_pipelines.dataset import FEATURES_FOLDER
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.models import catalog, classical, own_model
+from mirrorspark.models.serving import signatures
+from mirrorspark.scoring.embedding import encoder_versions, graph_encoders, save_features
+from mirrorspark.scoring.model import (
+    OUTPUTS,
+    QUANTILES,
+    SAMPLE_FILE,
+    SAVED_MODEL_FOLDER,
+    TOWERS_FOLDER,
+    Catalogue,
+    ModelDescription,
+    ModelDirectory,
+    input_example,
+    mlflow_flavour,
+)
+from mirrorspark.storage import atomic_file, clean, one_line
+from mirrorspark.training.executor import Tail, Tell, child_process
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 
 # Tags of a registered version: the checkpoint of the run's best epoch, and what was registered after it.
@@ -208,7 +214,7 @@ def export_once(
     kept.unlink(missing_ok=True)
     result = export(plan, verbose=verbose, process=process, tell=tell)
     document = {"plan": plan.identity, "result": dataclasses.asdict(result), "files": _files(plan)}
-    write_atomically(kept, json.dumps(document, indent=2))
+    atomic_file.write_atomically(kept, json.dumps(document, indent=2))
     return result
 
 
@@ -290,12 +296,12 @@ def _load_libraries() -> None:
 
 
 def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
-    from mirrorspark.callbacks.backup import restore_weights
-    from mirrorspark.callbacks.checkpoints.commit import read_committed
+    from mirrorspark.callbacks import restore_weights
+    from mirrorspark.callbacks.checkpoints import read_committed
 
     architecture = catalog.architecture(plan.model)
-    if isinstance(architecture, FittedArchitecture):
-        from mirrorspark.training.programs.recommenders.fitting import load
+    if isinstance(architecture, classical.FittedArchitecture):
+        from mirrorspark.training.programs.recommenders import load
 
         settings = catalog.settings(plan.model, plan.model_options)
         return architecture.build(settings, dataset.features, load(Path(plan.checkpoint)))
@@ -306,7 +312,7 @@ def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
 
 def _explain(plan: ExportPlan, dataset: Dataset, predict: Callable[[Any], Any]) -> None:
     """Write an explanation of the predictions beside them, if they can be explained quickly."""
-    from mirrorspark.training.results.evaluation.explanation import EXPLANATION_FILE, explain_on_kept_rows
+    from mirrorspark.training.results.evaluation import EXPLANATION_FILE, explain_on_kept_rows
 
     path = Path(plan.predictions) / EXPLANATION_FILE
     path.unlink(missing_ok=True)  # of a model that was exported before
@@ -362,10 +368,10 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
     encoders = graph_encoders(folder, dataset.spec.query_features)
     indexes: dict[str, float] = {}
     catalogue: Mapping[str, Any] = {}
-    is_fitted = isinstance(architecture, FittedArchitecture)
+    is_fitted = isinstance(architecture, classical.FittedArchitecture)
     if is_fitted:
         # Only vectors have approximate indexes.
-        indexes, built = {EXACT: 1.0}, {EXACT: model.index}
+        indexes, built = {signatures.EXACT: 1.0}, {signatures.EXACT: model.index}
         serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, saved, encoders)
     elif architecture.TASK == "retrieval":
         sample = _sample_queries(architecture, model, dataset)
@@ -393,7 +399,7 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
 
 def _sample_queries(architecture: Any, model: Any, dataset: Dataset) -> np.ndarray:
     """Return the queries of the first rows of the validation split, float32 ``[queries, dim]``."""
-    from mirrorspark.models.serving.preprocessing import input_tensors
+    from mirrorspark.models.serving import input_tensors
 
     parts: list[np.ndarray] = []
     for block in dataset.blocks("validation"):
@@ -408,7 +414,7 @@ def _register(plan: ExportPlan, dataset: Dataset, architecture: str) -> ExportRe
 
     mlflow.set_tracking_uri(plan.tracking_uri)  # For this process alone, like the registry.
     mlflow.set_registry_uri(plan.registry_uri)
-    client = store_client(plan.tracking_uri, plan.registry_uri)
+    client = tracking_store.store_client(plan.tracking_uri, plan.registry_uri)
     known = registered_before(client, plan, architecture)
     if known is not None:
         return known

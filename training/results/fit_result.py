@@ -10,23 +10,34 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.any_table import ROW_NUMBER, as_dataframe, in_form_of, is_in_memory, numbered
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.splits import SPLIT_COLUMN
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.pages.guarded import beside_the_result
-from mirrorspark.scoring.batch import score
-from mirrorspark.scoring.embedding.model_encoders import ModelEncoders
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.output.forms import Labelled
-from mirrorspark.training.configuration.config import TrainingConfig
+from mirrorspark.data_pipelines import any_table
+from mirrorspark.data_pipelines.features import FeatureSpec
+from mirrorspark.data_pipelines.quality import SPLIT_COLUMN
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.pages import beside_the_result
+from mirrorspark.scoring import score
+from mirrorspark.scoring.embedding import ModelEncoders
+from mirrorspark.scoring.model import LoadedModel, PinnedModel
+from mirrorspark.scoring.output import Labelled
+from mirrorspark.training.configuration import TrainingConfig
 from mirrorspark.training.results.delivery import Trained
-from mirrorspark.training.results.evaluation.comparison import Tested, paired_differences
-from mirrorspark.training.results.evaluation.explanation import REPEATS, SAMPLE_ROWS, Explanation, explain
-from mirrorspark.training.results.report.facts import report_facts
-from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentences, write_report
-from mirrorspark.training.results.report.shown import Comparison, trained_html
+from mirrorspark.training.results.evaluation import (
+    REPEATS,
+    SAMPLE_ROWS,
+    Explanation,
+    Tested,
+    explain,
+    paired_differences,
+)
+from mirrorspark.training.results.report import (
+    REPORT_FILE,
+    Comparison,
+    metrics_table,
+    report_facts,
+    trained_html,
+    verdict_sentences,
+    write_report,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,17 +101,17 @@ class FitResult:
 
         Args:
             table: Anything that ``fit`` takes. It needs the model's columns and the keys, but no label.
-            options: Options of :func:`scoring.batch.score`. The scores of several classes have the name of the best
+            options: Options of :func:`scoring.score`. The scores of several classes have the name of the best
                 one beside them, unless ``outputs`` says otherwise.
 
         Returns:
             A pandas or Polars DataFrame or a PyArrow table for one of these, else a Spark DataFrame.
         """
-        needs_number = self.spec.keys == (ROW_NUMBER,) and is_in_memory(table)
-        df = as_dataframe(numbered(table) if needs_number else table, self.rows.sparkSession)
+        needs_number = self.spec.keys == (any_table.ROW_NUMBER,) and any_table.is_in_memory(table)
+        df = any_table.as_dataframe(any_table.numbered(table) if needs_number else table, self.rows.sparkSession)
         if self.spec.label.form == "multi_class":
             options.setdefault("outputs", Labelled())
-        return in_form_of(score(df, self.model, keys=list(self.spec.keys), **options), table)
+        return any_table.in_form_of(score(df, self.model, keys=list(self.spec.keys), **options), table)
 
     def compare(self, other: "FitResult") -> Comparison:
         """Return the test metrics of this and another result side by side, and which is better beyond the noise.

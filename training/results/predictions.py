@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.dataset.block_format import Block
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.data_pipelines.features.transform import Encoder, RaggedIds
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.models.classical import FittedArchitecture
-from mirrorspark.models.index.ranked_lists import CANDIDATES, SCORES, UNFILLED
-from mirrorspark.training.results.evaluation.ranking import best_candidates
+from mirrorspark.data_pipelines.dataset import block_format
+from mirrorspark.data_pipelines.features import Encoder, FittedFeatures, RaggedIds, kinds
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.models import classical
+from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED
+from mirrorspark.training.results.evaluation import best_candidates
 
 # Rows that are explained go through the model in calls of this size, as a model of the user's own may be large.
 _ROWS_PER_CALL = 512
@@ -32,7 +30,7 @@ def of_raw_rows(predict: Callable[[Any], Any], features: FittedFeatures) -> Call
     """Return a function from raw columns to predictions, ``[rows]`` or ``[rows, classes]``."""
     import tensorflow as tf
 
-    from mirrorspark.models.serving.preprocessing import model_inputs
+    from mirrorspark.models.serving import model_inputs
 
     encoder, inputs = Encoder(features), features.spec.query_features
 
@@ -65,13 +63,15 @@ def reference_predictions(
     with ratings, ``rating`` and ``predicted_rating`` of the candidate held back.
     ``tell`` gets the number of rows so far.
     """
-    from mirrorspark.models.serving.preprocessing import input_tensors
+    from mirrorspark.models.serving import input_tensors
 
     parts = []
     rows = 0
     lists_of: Lists | None = None
     if architecture.TASK == "retrieval":
-        lists_of = (_fitted_lists if isinstance(architecture, FittedArchitecture) else _vector_lists)(model, dataset, k)
+        lists_of = (_fitted_lists if isinstance(architecture, classical.FittedArchitecture) else _vector_lists)(
+            model, dataset, k
+        )
     for block in dataset.blocks(split, keys=True):
         predicted = predict(input_tensors(dataset.spec.query_features, block.features))
         columns = {f"{key}": pa.array(values) for key, values in block.keys.items()}
@@ -126,12 +126,12 @@ def _lists(scores: np.ndarray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(scores.ravel()), scores.shape[1]).cast(pa.list_(pa.float32()))
 
 
-Lists = Callable[[Block, np.ndarray], tuple[np.ndarray, np.ndarray]]
+Lists = Callable[[block_format.Block, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """From a block and its queries to the ids and the scores of the best candidates."""
 
 
 def _vector_lists(model: Any, dataset: Dataset, k: int) -> Lists:
-    from mirrorspark.models.serving.export import candidate_embeddings
+    from mirrorspark.models.serving import candidate_embeddings
 
     candidates = candidate_embeddings(model)
     return lambda block, queries: best_candidates(queries, candidates, block.excluded, k)
@@ -139,18 +139,16 @@ def _vector_lists(model: Any, dataset: Dataset, k: int) -> Lists:
 
 def _fitted_lists(model: Any, dataset: Dataset, k: int) -> Lists:
     """Return the lists of a classical recommender, which share nothing with its graph, not even the queries."""
-    from mirrorspark.training.programs.recommenders.fitting import scores_of
-    from mirrorspark.training.programs.recommenders.interactions import Interactions
-    from mirrorspark.training.programs.recommenders.lists import best
+    from mirrorspark.training.programs.recommenders import Interactions, best, scores_of
 
     interactions, scores = Interactions(dataset), scores_of(model.name, model.settings, model.arrays)
     last_items = getattr(model.settings, "last_items", 0)
     return lambda block, _: best(scores, interactions.histories(block, last_items), block.excluded, k)
 
 
-def _rated(model: Any, queries: Any, dataset: Dataset, block: Block) -> dict[str, pa.Array]:
+def _rated(model: Any, queries: Any, dataset: Dataset, block: block_format.Block) -> dict[str, pa.Array]:
     """Return the rating of each row's own candidate and the predicted one, for a model that learns ratings."""
-    from mirrorspark.models.retrieval.rating import rating_task
+    from mirrorspark.models.retrieval import rating_task
 
     task = rating_task(model)
     if task is None:
@@ -160,10 +158,12 @@ def _rated(model: Any, queries: Any, dataset: Dataset, block: Block) -> dict[str
     return {"rating": pa.array(block.label), "predicted_rating": pa.array(predicted.numpy())}
 
 
-def _in_words(best: np.ndarray, best_scores: np.ndarray, dataset: Dataset, block: Block) -> dict[str, pa.Array]:
+def _in_words(
+    best: np.ndarray, best_scores: np.ndarray, dataset: Dataset, block: block_format.Block
+) -> dict[str, pa.Array]:
     candidate = dataset.spec.candidate
     vocabulary = dataset.features.vocabulary(candidate).tokens.to_pylist()
-    tokens = np.array([UNFILLED] * FIRST_VOCABULARY_ID + vocabulary, dtype=object)
+    tokens = np.array([UNFILLED] * kinds.FIRST_VOCABULARY_ID + vocabulary, dtype=object)
     # If there are fewer candidates than places, the exported index fills the rest with the lowest number; so does this.
     is_filler = np.isneginf(best_scores)
     return {

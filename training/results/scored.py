@@ -8,14 +8,14 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.scoring.batch import score
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.scoring import score
 from mirrorspark.scoring.parity import ParityReport, join_on_keys, parity, ranking_parity
-from mirrorspark.spark_session.errors import task_message
-from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.job.training_job import TrainingJob
+from mirrorspark.spark_session import task_message
+from mirrorspark.training.configuration import RunConfig
+from mirrorspark.training.job import TrainingJob
 from mirrorspark.training.results.delivery import Trained
-from mirrorspark.training.results.report.summary import CHALLENGER
+from mirrorspark.training.results.report import CHALLENGER
 
 SCORED_TABLE = "scores.parquet"
 

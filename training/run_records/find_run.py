@@ -13,8 +13,8 @@ from uuid import uuid4
 import yaml
 from filelock import FileLock
 
-from mirrorspark.storage.credentials import clean
-from mirrorspark.training.protocol.names import RUNS_FOLDER, STATE_FILE
+from mirrorspark.storage import clean
+from mirrorspark.training.protocol import RUNS_FOLDER, STATE_FILE
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_state import (
     STALE_SECONDS,
@@ -26,7 +26,7 @@ from mirrorspark.training.run_records.run_state import (
 )
 
 if TYPE_CHECKING:  # The import takes long, and a search for runs does not need it.
-    from mirrorspark.data_pipelines.reading.dataset import Dataset
+    from mirrorspark.data_pipelines.reading import Dataset
 
 _CHOOSING_LOCK = ".choosing.lock"
 

@@ -10,14 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from mirrorspark.training.driver.errors import TrainingStoppedError
-from mirrorspark.training.driver.signals import on_stop_signals
-from mirrorspark.training.driver.supervisor import Supervisor
-from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.protocol.plan import AttemptPlan
+from mirrorspark.training.driver import Supervisor, TrainingStoppedError, on_stop_signals
+from mirrorspark.training.protocol import Attempt, AttemptPlan, Event
 from mirrorspark.training.run_records.find_run import RunIdentity, hold_run_folder
-from mirrorspark.training.run_records.live.view import LiveView
+from mirrorspark.training.run_records.live import LiveView
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_state import Status
 from mirrorspark.training.run_records.tracking import TrackedRun, Tracking
@@ -157,7 +153,7 @@ def _held(
 
 
 class Ending(Protocol):
-    """An MLflow run that can be ended, such as :class:`training.run_records.tracking.TrackedRun`."""
+    """An MLflow run that can be ended, such as :class:`training.run_records.TrackedRun`."""
 
     @property
     def run_id(self) -> str | None:

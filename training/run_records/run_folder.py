@@ -15,12 +15,9 @@ from uuid import uuid4
 
 import psutil
 
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.event_file import EventFile, EventTail
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.protocol.names import EVENTS_FILE, STATE_FILE, WARM_START_FOLDER
-from mirrorspark.training.protocol.rounds import Every
-from mirrorspark.training.protocol.rounds import every as call_every
+from mirrorspark.storage import EventFile, EventTail, atomic_file
+from mirrorspark.training.protocol import EVENTS_FILE, STATE_FILE, WARM_START_FOLDER, Event, Every
+from mirrorspark.training.protocol import every as call_every
 from mirrorspark.training.run_records.run_lock import LockState, hold_lock
 from mirrorspark.training.run_records.run_state import (
     HEARTBEAT_SECONDS,
@@ -209,7 +206,7 @@ class RunFolder:
         return RunState(self.identity, status, mlflow_run_id, socket.gethostname(), os.getpid(), started)
 
     def _write(self, state: RunState, *, keep: bool = True) -> None:
-        write_atomically(self.path / STATE_FILE, json.dumps(asdict(state)))
+        atomic_file.write_atomically(self.path / STATE_FILE, json.dumps(asdict(state)))
         if keep:
             self._hold.state = state
 

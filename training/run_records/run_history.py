@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from mirrorspark.storage.event_file import FOR_MLFLOW
-from mirrorspark.training.protocol.names import RUNS_FOLDER, STATE_FILE, SUMMARY_FILE
+from mirrorspark.storage import FOR_MLFLOW
+from mirrorspark.training.protocol import RUNS_FOLDER, STATE_FILE, SUMMARY_FILE
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_state import Driver, RunState, driver_of
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import psutil
 
-from mirrorspark.training.protocol.names import STATE_FILE
+from mirrorspark.training.protocol import STATE_FILE
 from mirrorspark.training.run_records.run_lock import LockState, look_at_lock
 
 Status = Literal["running", "failed", "stopped", "finished"]

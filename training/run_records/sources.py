@@ -5,7 +5,7 @@ import subprocess
 from importlib.metadata import distributions, version
 from pathlib import Path
 
-from mirrorspark.training.configuration.recipe import recipe_names
+from mirrorspark.training.configuration import recipe_names
 
 COMMIT_TAG, VERSION_TAG = "mlflow.source.git.commit", "mirrorspark.version"
 

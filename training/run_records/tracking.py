@@ -14,43 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 
-from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer
-from mirrorspark.callbacks.mlflow.metric_requests import (
-    DescribeModel,
-    LogArtifact,
-    LogFolder,
-    LogInput,
-    LogModelMetrics,
-    LogParams,
-    SetAlias,
-    SetStatus,
-    SetTags,
-    Target,
-    experiment_of,
-    first_line,
-    start_run,
-)
-from mirrorspark.callbacks.mlflow.shared_view import share_view
-from mirrorspark.callbacks.mlflow.tracking_store import (
-    ActiveRun,
-    active_run,
-    chosen_experiment,
-    chosen_store,
-    is_outage,
-    limit_requests,
-    own_store,
-    registry_of,
-    remember_own_store,
-    run_page,
-    store_client,
-    store_of_active_run,
-)
-from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, without_credentials
-from mirrorspark.storage.event_file import EventFile
-from mirrorspark.training.configuration.fields import ConfigError, MLflowRun
+from mirrorspark.callbacks.mlflow import MetricBuffer, metric_requests, share_view, tracking_store
+from mirrorspark.storage import HIDDEN, EventFile, clean, is_secret_name, without_credentials
+from mirrorspark.training.configuration import ConfigError, MLflowRun
 
 if TYPE_CHECKING:
-    from mirrorspark.data_pipelines.reading.dataset import Dataset
+    from mirrorspark.data_pipelines.reading import Dataset
 
 # MLflow's own limit for a parameter's value.
 _PARAM_CHARACTERS = 6000
@@ -94,10 +63,10 @@ def store_of(config: TracksRuns) -> str:
     Its own store is that of MLflow's active run, or a file in its output folder. This process then looks up models in
     it, too.
     """
-    if given := config.tracking_uri or chosen_store():
+    if given := config.tracking_uri or tracking_store.chosen_store():
         return given
-    own = store_of_active_run() or own_store(Path(config.output))
-    remember_own_store(own)
+    own = tracking_store.store_of_active_run() or tracking_store.own_store(Path(config.output))
+    tracking_store.remember_own_store(own)
     return own
 
 
@@ -109,7 +78,7 @@ class OuterRun:
         is_parent_only: The training becomes a child of it in any case, instead of logging to it.
     """
 
-    run: ActiveRun
+    run: tracking_store.ActiveRun
     is_parent_only: bool
 
 
@@ -132,10 +101,10 @@ class Tracking:
     def find(cls, config: TrackedSettings) -> "Tracking":
         """Return the place of a run with these settings."""
         store = store_of(config)
-        experiment = config.experiment or chosen_experiment(store) or config.name
+        experiment = config.experiment or tracking_store.chosen_experiment(store) or config.name
         # The run of a configured experiment can be in no other one.
         is_alone = config.mlflow_run == "new" or config.experiment is not None
-        active = None if is_alone else active_run(store)
+        active = None if is_alone else tracking_store.active_run(store)
         return cls(store, experiment, None if active is None else OuterRun(active, config.mlflow_run == "child"))
 
     def open_run(self, output: Path, run_id: str | None, name: str, log: EventFile | None = None) -> "TrackedRun":
@@ -160,7 +129,7 @@ class Tracking:
 
     def misnamed_model(self, model: str) -> str | None:
         """Return why the registry will not take ``model`` as the name of a registered model; None if it will."""
-        registry = registry_of(self.store)
+        registry = tracking_store.registry_of(self.store)
         if not re.match(r"(databricks-)?uc(:|$)", registry) or re.fullmatch(r"[^.]+\.[^.]+\.[^.]+", model):
             return None
         return (
@@ -240,25 +209,25 @@ class TrackedRun:
         Raises:
             TrackingError: The store cannot be opened.
         """
-        limit_requests()
+        tracking_store.limit_requests()
         # One warning of ours about an unreachable server is enough.
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
         self.uri = uri
         self.experiment = experiment
         # Resolved once, since a notebook may set MLflow to another store during the run.
-        self.registry_uri = registry_of(uri)
+        self.registry_uri = tracking_store.registry_of(uri)
         self._outer = outer
         self.experiment_id: str | None = outer.run.experiment_id if outer and run_id is None else None
         try:
-            self.client = store_client(uri, self.registry_uri)
+            self.client = tracking_store.store_client(uri, self.registry_uri)
             run_id = self._opened(experiment, output, run_id, run_name)
         except (MlflowException, OSError) as error:
-            if not (uri.startswith(("http://", "https://")) and is_outage(error)):
+            if not (uri.startswith(("http://", "https://")) and tracking_store.is_outage(error)):
                 raise _refusal(f"the MLflow store {uri} cannot be opened", error) from None
             logger.warning(
                 "MLflow at %s is away (%s); the training begins, and its metrics are sent later",
                 without_credentials(uri),
-                first_line(error),
+                metric_requests.first_line(error),
             )
         self._buffer = MetricBuffer(
             self.client,
@@ -282,8 +251,8 @@ class TrackedRun:
             return self._joined(self._outer, run_name)
         # A database store would put artifacts into the working directory; a server has its own place for them.
         location = (output.absolute() / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
-        self.experiment_id = experiment_of(self.client, experiment, location)
-        return start_run(self.client, Target(None, self.uri, experiment, run_name))
+        self.experiment_id = metric_requests.experiment_of(self.client, experiment, location)
+        return metric_requests.start_run(self.client, metric_requests.Target(None, self.uri, experiment, run_name))
 
     def _continued(self, run_id: str) -> str:
         try:
@@ -292,7 +261,7 @@ class TrackedRun:
             self.experiment = self.client.get_experiment(self.experiment_id).name
             self.client.update_run(run_id, status="RUNNING")
         except (MlflowException, OSError) as error:
-            if is_outage(error):
+            if tracking_store.is_outage(error):
                 raise
             raise _refusal(f"MLflow run {run_id} cannot go on (--no-resume starts a new one)", error) from None
         return run_id
@@ -303,8 +272,11 @@ class TrackedRun:
         self.experiment_id = active.experiment_id or str(self.client.get_run(active.run_id).info.experiment_id)
         self.experiment = self.client.get_experiment(self.experiment_id).name
         ids = self.experiment_id, active.run_id
-        return start_run(
-            self.client, Target(None, self.uri, self.experiment, run_name, *ids, joins_parent=not outer.is_parent_only)
+        return metric_requests.start_run(
+            self.client,
+            metric_requests.Target(
+                None, self.uri, self.experiment, run_name, *ids, joins_parent=not outer.is_parent_only
+            ),
         )
 
     @property
@@ -317,7 +289,7 @@ class TrackedRun:
         """The address of the run's page; None if it is not known, or the store serves no pages."""
         if self.run_id is None or self.experiment_id is None:
             return None
-        return run_page(self.uri, self.experiment_id, self.run_id)
+        return tracking_store.run_page(self.uri, self.experiment_id, self.run_id)
 
     def share_comparison(self, metric: str) -> str | None:
         """Return the address of the page that compares the experiment's runs, with the chart of ``metric`` first.
@@ -379,11 +351,11 @@ class TrackedRun:
             if value is not None
         }
         # A resumed run may train elsewhere or with another number of workers; MLflow keeps the first value.
-        self._buffer.call(LogParams(texts))
+        self._buffer.call(metric_requests.LogParams(texts))
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        self._buffer.call(SetTags({name: without_credentials(value) for name, value in tags.items()}))
+        self._buffer.call(metric_requests.SetTags({name: without_credentials(value) for name, value in tags.items()}))
 
     def log_document(self, document: Any, name: str) -> None:
         """Keep a JSON document as an artifact."""
@@ -391,18 +363,18 @@ class TrackedRun:
 
     def log_text(self, text: str, name: str) -> None:
         """Keep a text as an artifact."""
-        self._buffer.call(LogArtifact.of(name, text.encode()))
+        self._buffer.call(metric_requests.LogArtifact.of(name, text.encode()))
 
     def log_figure(self, figure: Figure, name: str) -> bytes:
         """Keep a figure as a PNG artifact under ``plots/``, and return the image."""
         content = io.BytesIO()
         figure.savefig(content, dpi=120, format="png")
-        self._buffer.call(LogArtifact.of(f"plots/{name}.png", content.getvalue()))
+        self._buffer.call(metric_requests.LogArtifact.of(f"plots/{name}.png", content.getvalue()))
         return content.getvalue()
 
     def log_folder(self, folder: Path, name: str) -> None:
         """Keep a folder's files as artifacts under ``name``."""
-        self._buffer.call(LogFolder(name, str(folder.absolute())))
+        self._buffer.call(metric_requests.LogFolder(name, str(folder.absolute())))
 
     def log_input(self, dataset: "Dataset") -> None:
         """Record the dataset that the run learns from, which MLflow lists and filters runs by."""
@@ -412,7 +384,7 @@ class TrackedRun:
         types[spec.label.name] = "double" if spec.label.kind in ("binary", "number") else "string"
         schema = [{"name": name, "type": type_, "required": False} for name, type_ in types.items()]
         self._buffer.call(
-            LogInput(
+            metric_requests.LogInput(
                 dataset.path.name[:_DATASET_NAME_CHARACTERS],
                 manifest.content_hash[:_DIGEST_CHARACTERS],
                 json.dumps({"uri": without_credentials(str(dataset.path))}),
@@ -430,12 +402,14 @@ class TrackedRun:
         now_ms = int(time.time() * 1000)
         self.log_metrics(metrics, step, now_ms)
         if (model := _LOGGED_MODEL.fullmatch(model_uri)) is not None:
-            self._buffer.call(LogModelMetrics(model[1], dict(metrics), step, now_ms))
+            self._buffer.call(metric_requests.LogModelMetrics(model[1], dict(metrics), step, now_ms))
 
     def describe_model(self, model: str, version: str, model_uri: str, text: str) -> None:
         """Set the description of a registered version, and of the logged model that it was made from."""
         logged = _LOGGED_MODEL.fullmatch(model_uri)
-        self._buffer.call(DescribeModel(model, version, logged and logged[1], without_credentials(text)))
+        self._buffer.call(
+            metric_requests.DescribeModel(model, version, logged and logged[1], without_credentials(text))
+        )
 
     def name_version(self, model: str, version: str, alias: str) -> None:
         """Set ``alias`` of the registered model to ``version``.
@@ -446,12 +420,12 @@ class TrackedRun:
         try:
             self.client.set_registered_model_alias(model, alias, version)
         except (MlflowException, OSError) as error:
-            if not is_outage(error):
+            if not tracking_store.is_outage(error):
                 raise _refusal(
                     f"the MLflow store {self.uri} did not name version {version} of '{model}' of run {self.run_id}",
                     error,
                 ) from None
-            self._buffer.call(SetAlias(model, alias, version))
+            self._buffer.call(metric_requests.SetAlias(model, alias, version))
 
     def finish(self, status: str) -> str | None:
         """Send the remaining records and end the run with ``FINISHED`` or ``FAILED``, unless it is the user's.
@@ -460,7 +434,7 @@ class TrackedRun:
             The command that sends the records that an unreachable server missed; None if it has them all.
         """
         if not self.is_users:
-            self._buffer.call(SetStatus(status))
+            self._buffer.call(metric_requests.SetStatus(status))
         self._buffer.close(_CLOSE_SECONDS)
         return self._buffer.left_behind
 

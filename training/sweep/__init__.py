@@ -1,5 +1,17 @@
-"""Hyperparameter search on the cluster, with Optuna: ``mirrorspark sweep``."""
+"""Hyperparameter search on the cluster, with Optuna: ``mirrorspark sweep``.
 
-from mirrorspark.training.sweep.command import main
+A sweep that was stopped goes on from its study; each trial is a run that can be inspected.
+"""
 
-__all__ = ["main"]
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.training.sweep.command import main
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "main",
+]

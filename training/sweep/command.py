@@ -9,13 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, get_args
 
-from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
-from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.storage.credentials import one_line, without_credentials
-from mirrorspark.storage.terminal_text import for_stream
-from mirrorspark.training.configuration.command_line import parse, summary_file
-from mirrorspark.training.configuration.config import ConfigError, RunConfig
-from mirrorspark.training.results.report.summary import make_way
+from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.models import ModelSettingsError
+from mirrorspark.storage import one_line, terminal_text, without_credentials
+from mirrorspark.training.configuration import ConfigError, RunConfig, parse, summary_file
+from mirrorspark.training.results.report import make_way
 from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, dry_run
 from mirrorspark.training.sweep.options import Pruner, Sampler, SweepOptions
 from mirrorspark.training.sweep.report import SweepSummary
@@ -51,7 +49,7 @@ def main(arguments: Sequence[str] | None = None, *, engine: "Callable[[RunConfig
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options = read_options(arguments)
-    except (ConfigError, FeatureSpecError, ModelSettingsError) as error:
+    except (ConfigError, kinds.FeatureSpecError, ModelSettingsError) as error:
         return _end(SweepSummary("failed", error=one_line(error)), summary_file(arguments), EXIT_USAGE)
     config = options.config
     if not config.verbose:
@@ -107,7 +105,7 @@ def read_options(arguments: Sequence[str]) -> SweepOptions:
 
 
 def _spark(config: RunConfig) -> "SparkEngine":
-    from mirrorspark.training.run_records.live.view import LiveView  # Seconds of imports, which --help does not need.
+    from mirrorspark.training.run_records.live import LiveView  # Seconds of imports, which --help does not need.
     from mirrorspark.training.sweep.engine import SparkEngine
 
     return SparkEngine(config, LiveView(epochs=config.epochs))
@@ -173,5 +171,5 @@ def _reason(error: OSError) -> str:
 
 
 def _say(message: str, status: int) -> int:
-    print(for_stream(f"mirrorspark: {message}", sys.stderr), file=sys.stderr)
+    print(terminal_text.for_stream(f"mirrorspark: {message}", sys.stderr), file=sys.stderr)
     return status

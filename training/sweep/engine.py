@@ -7,29 +7,17 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
-from mirrorspark.callbacks.mlflow.metric_requests import first_line
-from mirrorspark.callbacks.mlflow.tracking_store import limit_requests, store_client
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
+from mirrorspark.spark_session import session_of
+from mirrorspark.storage import atomic_file, without_credentials
 from mirrorspark.training import pipeline
-from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.driver.errors import TrainingStoppedError
-from mirrorspark.training.job.prepared_run import PreparedRun
-from mirrorspark.training.job.training_job import TrainingJob, open_job
-from mirrorspark.training.job.warm_start import settle_warm_start
-from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.protocol.names import SUMMARY_FILE
-from mirrorspark.training.results.report.summary import Summary
-from mirrorspark.training.run_records.live.view import LiveView
-from mirrorspark.training.run_records.run_folder import RunFolder
-from mirrorspark.training.run_records.run_state import read_state
-from mirrorspark.training.run_records.tracking import (
-    OuterRun,
-    TrackedRun,
-    Tracking,
-    TrackingError,
-)
+from mirrorspark.training.configuration import RunConfig
+from mirrorspark.training.driver import TrainingStoppedError
+from mirrorspark.training.job import PreparedRun, TrainingJob, open_job, settle_warm_start
+from mirrorspark.training.protocol import SUMMARY_FILE, Attempt
+from mirrorspark.training.results.report import Summary
+from mirrorspark.training.run_records import OuterRun, RunFolder, TrackedRun, Tracking, TrackingError, run_state
+from mirrorspark.training.run_records.live import LiveView
 from mirrorspark.training.sweep.folder import SweepPlace
 from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
 
@@ -142,7 +130,7 @@ class SparkEngine:
         path = place.run_folder(plan.number)
         path.mkdir(parents=True, exist_ok=True)
         identity = f"{plan.config.identity}-{self._prepared.dataset.manifest.content_hash}"
-        state = read_state(path)
+        state = run_state.read_state(path)
         return RunFolder(path, identity, state.mlflow_run_id if state else None)
 
 
@@ -152,15 +140,16 @@ def _experiment_of(outer: OuterRun, store: str) -> str:
     Raises:
         TrackingError: The store does not answer.
     """
-    limit_requests()
-    client = store_client(store)
+    tracking_store.limit_requests()
+    client = tracking_store.store_client(store)
     try:
         id_ = outer.run.experiment_id or client.get_run(outer.run.run_id).info.experiment_id
         return str(client.get_experiment(id_).name)
     except (MlflowException, OSError) as error:
         raise TrackingError(
             f"the MLflow store {without_credentials(store)} does not say which experiment the active run "
-            f"{outer.run.run_id} is in ({first_line(error)}), and the trials' runs belong there, too: start the sweep "
+            f"{outer.run.run_id} is in ({metric_requests.first_line(error)}), and the trials' runs belong there, too: "
+            f"start the sweep "
             f"again once the store answers, or set experiment (--experiment)"
         ) from None
 
@@ -189,7 +178,7 @@ def trial_tags(plan: TrialPlan, place: SweepPlace) -> dict[str, str]:
 
 def save_attempts(path: Path, attempts: tuple[Attempt, ...]) -> None:
     """Write the attempts of a trained trial, which a later command may export."""
-    write_atomically(path / ATTEMPTS_FILE, json.dumps([asdict(attempt) for attempt in attempts]))
+    atomic_file.write_atomically(path / ATTEMPTS_FILE, json.dumps([asdict(attempt) for attempt in attempts]))
 
 
 def read_attempts(path: Path) -> tuple[Attempt, ...]:

@@ -13,7 +13,7 @@ from optuna.visualization.matplotlib import (
     plot_param_importances,
 )
 
-from mirrorspark.pages.figures.literal import make_literal
+from mirrorspark.pages.figures import make_literal
 from mirrorspark.training.sweep.study import importances
 
 _WIDTH_INCHES, _HEIGHT_INCHES = 7.2, 4.8

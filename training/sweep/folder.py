@@ -7,10 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from mirrorspark.training.configuration.config import ConfigError
-from mirrorspark.training.protocol.names import RUNS_FOLDER, STATE_FILE, WARM_START_FOLDER
-from mirrorspark.training.run_records.run_folder import RunFolder
-from mirrorspark.training.run_records.run_state import RunUnderWayError, read_state
+from mirrorspark.training.configuration import ConfigError
+from mirrorspark.training.protocol import RUNS_FOLDER, STATE_FILE, WARM_START_FOLDER
+from mirrorspark.training.run_records import RunFolder, run_state
 from mirrorspark.training.sweep.options import SweepOptions
 
 SWEEPS_FOLDER = "sweeps"
@@ -63,7 +62,7 @@ def find_folder(options: SweepOptions, identity: str) -> RunFolder:
     if options.study is not None:
         path = sweeps / options.study
         path.mkdir(parents=True, exist_ok=True)
-        state = read_state(path)
+        state = run_state.read_state(path)
         if state is not None and not options.config.resume:
             raise ConfigError(f"study '{options.study}' is in {path} already; give another --study, or resume it")
         if state is not None and state.identity != identity:
@@ -74,7 +73,7 @@ def find_folder(options: SweepOptions, identity: str) -> RunFolder:
         return RunFolder(path, identity, state.mlflow_run_id if state else None)
     if options.config.resume:
         for file in sorted(sweeps.glob(f"*/{STATE_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True):
-            state = read_state(file.parent)
+            state = run_state.read_state(file.parent)
             if state is not None and state.identity == identity:
                 return RunFolder(file.parent, identity, state.mlflow_run_id)
     path = sweeps / f"{options.config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
@@ -92,6 +91,6 @@ def hold_sweep(folder: RunFolder) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(folder.hold())
-        except RunUnderWayError as error:
+        except run_state.RunUnderWayError as error:
             raise SweepUnderWayError(str(error).replace("run ", "sweep ", 1)) from error
         yield

@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from mirrorspark.training.configuration.config import ConfigError, RunConfig
-from mirrorspark.training.protocol.elastic import parse_workers
-from mirrorspark.training.protocol.names import is_name
+from mirrorspark.training.configuration import ConfigError, RunConfig
+from mirrorspark.training.protocol import is_name, parse_workers
 from mirrorspark.training.sweep.space import SearchSpace
 
 Sampler = Literal["tpe", "random", "grid"]

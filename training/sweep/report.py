@@ -10,14 +10,12 @@ from typing import Any
 
 import yaml
 
-from mirrorspark.callbacks.checkpoints.commit import Mode
-from mirrorspark.pages.blocks import heading_html, paragraph_html, remark_html, rows_html
-from mirrorspark.pages.panel import panel_html
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import clean, without_credentials
-from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.entry_points.runs import duration, table
-from mirrorspark.training.results.report.summary import strict, verdict_lines
+from mirrorspark.callbacks.checkpoints import Mode
+from mirrorspark.pages import heading_html, panel_html, paragraph_html, remark_html, rows_html
+from mirrorspark.storage import atomic_file, clean, without_credentials
+from mirrorspark.training.configuration import RunConfig
+from mirrorspark.training.entry_points import duration, table
+from mirrorspark.training.results.report import strict, verdict_lines
 from mirrorspark.training.sweep.space import MODEL, in_words, value_in_words
 from mirrorspark.training.sweep.study import TrialRecord
 
@@ -123,14 +121,14 @@ class SweepSummary:
     def write(self, folder: Path) -> None:
         """Write all documents into the sweep's folder."""
         for name, text in self.texts().items():
-            write_atomically(folder / name, text)
+            atomic_file.write_atomically(folder / name, text)
         self.save(folder / SUMMARY_FILE)
 
     def save(self, path: Path) -> None:
         """Write the JSON document atomically."""
         path = path.resolve()  # Keep a link.
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        atomic_file.write_atomically(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
 
 def rank_trials(trials: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:

@@ -11,11 +11,10 @@ from uuid import uuid4
 
 import optuna
 
-from mirrorspark.pages.guarded import beside_the_result
-from mirrorspark.storage.credentials import one_line, without_credentials
-from mirrorspark.training.driver.signals import on_stop_signals
-from mirrorspark.training.run_records.opened_run import leave
-from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.pages import beside_the_result
+from mirrorspark.storage import one_line, without_credentials
+from mirrorspark.training.driver import on_stop_signals
+from mirrorspark.training.run_records import RunFolder, leave
 from mirrorspark.training.sweep.figures import figures
 from mirrorspark.training.sweep.folder import STUDY_FILE, SweepPlace, find_folder, hold_sweep
 from mirrorspark.training.sweep.options import SweepOptions
@@ -26,7 +25,7 @@ from mirrorspark.training.sweep.trial import TrialPlan
 from mirrorspark.training.sweep.trials import Trials
 
 if TYPE_CHECKING:  # Seconds of imports, which --help does not need.
-    from mirrorspark.training.run_records.tracking import TrackedRun
+    from mirrorspark.training.run_records import TrackedRun
     from mirrorspark.training.sweep.engine import SparkEngine
 
 # Fields of the best trial's summary in the sweep's.

@@ -12,11 +12,8 @@ from jsonargparse import get_loader
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
-from mirrorspark.models import catalog
-from mirrorspark.models.classical import RECOMMENDERS
-from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.training.configuration.config import ConfigError, RunConfig
-from mirrorspark.training.configuration.fields import alternatives, type_in_words
+from mirrorspark.models import ModelSettingsError, catalog, classical
+from mirrorspark.training.configuration import ConfigError, RunConfig, alternatives, type_in_words
 
 # Prefix of the model's settings, and the setting that names the model.
 MODEL = "model."
@@ -137,7 +134,7 @@ def read_space(flags: Sequence[str], file_text: str | None, base: RunConfig) -> 
     )
     names = SearchSpace(specs, architectures).bounds(ARCHITECTURE, base.model["name"])
     settings = {MODEL + name: hint for found in map(_settings, names) for name, hint in found.items()}
-    fitted = sorted(RECOMMENDERS.keys() & set(names))
+    fitted = sorted(classical.RECOMMENDERS.keys() & set(names))
     if fitted:
         raise ConfigError(f"search: {fitted} have no epochs whose metric could be compared; search another model")
     hints = get_type_hints(RunConfig)

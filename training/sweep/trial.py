@@ -3,20 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mirrorspark.storage.credentials import one_line
-from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
-from mirrorspark.training.protocol.cause import SESSION_LOST
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.run_records.run_state import RunUnderWayError
-from mirrorspark.training.run_records.tracking import TrackingError
+from mirrorspark.storage import one_line
+from mirrorspark.training.configuration import RunConfig
+from mirrorspark.training.driver import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
+from mirrorspark.training.protocol import SESSION_LOST, Event
+from mirrorspark.training.run_records import TrackingError, run_state
 from mirrorspark.training.sweep.study import State
 
 PRUNED = "pruned"
 
 # Errors that concern all trials: the cluster is too small, the MLflow store refuses, or the driver of a sweep that was
 # taken over still sends the trial's heartbeat.
-_FAULTS = (NotEnoughSlotsError, TrackingError, RunUnderWayError)
+_FAULTS = (NotEnoughSlotsError, TrackingError, run_state.RunUnderWayError)
 
 
 @dataclass(frozen=True)

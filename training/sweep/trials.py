@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 import optuna
 from optuna.trial import FrozenTrial, Trial
 
-from mirrorspark.storage.credentials import one_line
-from mirrorspark.training.protocol.events import Event
+from mirrorspark.storage import one_line
+from mirrorspark.training.protocol import Event
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.space import in_words
 from mirrorspark.training.sweep.study import TrialRecord, best_record, count_ended, record_of, requeue

@@ -1,4 +1,4 @@
-"""The kernel that locates features in records, for :class:`data_pipelines.tfrecord.row_decoder.RowDecoder`.
+"""The kernel that locates features in records, for :class:`data_pipelines.tfrecord.RowDecoder`.
 
 The kernels read messages as TensorFlow's own writers lay them out: each map entry is a key and a value, each Feature
 one list. A record with anything else (fields in pieces or out of order, repeated names, unknown fields, damage) is

@@ -1,4 +1,4 @@
-"""Kernels that write rows as framed records, for :class:`data_pipelines.tfrecord.row_encoder.RowEncoder`."""
+"""Kernels that write rows as framed records, for :class:`data_pipelines.tfrecord.RowEncoder`."""
 
 from typing import Any
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from mirrorspark.fleet.columns import some
 from mirrorspark.fleet.runs.plan import DEFAULT_AT_ONCE, DEFAULT_MODELS
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS
+from mirrorspark.scoring import ScoringError
+from mirrorspark.scoring.task import DEFAULT_TASK_SECONDS
 
 # Source: Amazon S3, "Best practices design patterns: optimizing Amazon S3 performance"; per second and prefix.
 PUTS_PER_SECOND = 3_500

@@ -10,11 +10,9 @@ from mirrorspark.fleet.runs.ledger import has_password
 from mirrorspark.fleet.runs.planning.capacity import FleetPlan
 from mirrorspark.fleet.runs.planning.probe import DEFAULT_PROBE_SECONDS, plan_fleet
 from mirrorspark.fleet.runs.planning.settings import DEFAULT_HEAP, FAIR, problems_of, recommended_settings
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.spark_session.start import open_command_session
-from mirrorspark.storage.credentials import clean, without_credentials
-from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.terminal_text import for_stream
+from mirrorspark.scoring import ScoringError
+from mirrorspark.spark_session import open_command_session
+from mirrorspark.storage import StoragePath, clean, terminal_text, without_credentials
 
 
 def add_parser(commands: Any) -> None:
@@ -171,7 +169,7 @@ def _plan(options: argparse.Namespace) -> int:
     lines += [f"settings for executors of {options.executor_cores} cores:"]
     lines += [f"  --conf {name}={value}" for name, value in sorted(settings.items())]
     lines += [f"this session: {one}" for one in problems]
-    print(for_stream("\n".join(lines), sys.stdout))
+    print(terminal_text.for_stream("\n".join(lines), sys.stdout))
     return 0
 
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.data_pipelines.reading.parquet_rows import ParquetFiles, ParquetRows, RowGroups
-from mirrorspark.data_pipelines.spark.tasks import Shares, numbers_of, portable, progress_bar, write_files
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.data_pipelines.reading import parquet_rows
+from mirrorspark.data_pipelines.spark import Shares, numbers_of, portable, progress_bar, write_files
 from mirrorspark.fleet.columns import array
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.kernels import STRIP
@@ -41,12 +41,11 @@ from mirrorspark.fleet.runs.task import MicrobatchWriter, Selection
 from mirrorspark.fleet.score import check_result, ship_fleet
 from mirrorspark.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND
 from mirrorspark.fleet.task import FleetTally, Read
-from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.files import find_source
-from mirrorspark.scoring.input.spark_tables import SparkSource
-from mirrorspark.scoring.task.scorer import ShippedModel
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.storage.paths import Location, StoragePath
+from mirrorspark.scoring import ScoringError, find_source
+from mirrorspark.scoring.input import SparkSource
+from mirrorspark.scoring.task import ShippedModel
+from mirrorspark.spark_session import session_of
+from mirrorspark.storage import Location, StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
 DEFAULT_PROBE_SECONDS = 8.0
@@ -122,7 +121,7 @@ def plan_fleet(
     source = find_source(paths, None)
     if isinstance(source, SparkSource):
         raise ScoringError("a table with a log may change during a run; write it as Parquet, and give its path")
-    files = ParquetFiles.of(source)
+    files = parquet_rows.ParquetFiles.of(source)
     opened = time.perf_counter() - begin
     checked = CheckedFleet.of(fleet)
     check_trust(checked.fleet, trust=trust)
@@ -226,7 +225,7 @@ class Reads:
     group_rows: float
 
     @classmethod
-    def of(cls, table: ParquetRows, stored: Sequence[str], keys: Sequence[str]) -> "Reads":
+    def of(cls, table: parquet_rows.ParquetRows, stored: Sequence[str], keys: Sequence[str]) -> "Reads":
         """Read some footers of a table that has rows."""
         filled = [place for place, rows in enumerate(table.group_rows) if rows]
         some = filled[:: ceil(len(filled) / _MOST_GROUPS)]
@@ -279,7 +278,7 @@ class _Measured:
 class _Sample:
     """The first rows of some row groups, with the models of a microbatch."""
 
-    table: ParquetRows
+    table: parquet_rows.ParquetRows
     keys: tuple[str, ...]
     layout: Layout
     models: tuple[str, ...]
@@ -333,7 +332,7 @@ class _Passes:
         table = self._sample.table
         groups = self._sample.groups(self.tasks, rows)
         chosen = [place for own in groups for place in own]
-        part = ParquetRows(
+        part = parquet_rows.ParquetRows(
             table.schema,
             tuple(table.groups[place] for place in chosen),
             tuple(table.group_bytes[place] for place in chosen),
@@ -348,7 +347,7 @@ class _Passes:
         shares = Shares.of(part, [len(own) for own in groups])
         body = portable(_SampleTask(shares, writer, rows))
         partitions = shares.partitions(self._spark)
-        done = write_files(partitions, job, body, lambda: total, refusal=ColumnError, seal=_refuse_failures)
+        done = write_files(partitions, job, body, lambda: total, refusal=raw_columns.ColumnError, seal=_refuse_failures)
         kinds, reports = ("read_seconds", "score_seconds", "write_seconds"), done.reports
         return _Measured(
             **{kind: sum(report[kind] for report in reports) for kind in kinds},
@@ -398,7 +397,7 @@ class _SampleTask:
         for number in numbers_of(batches):
             yield self.writer.write(number, partial(self._first, self.shares.groups[number]))
 
-    def _first(self, groups: Sequence[RowGroups], multiple: int) -> Iterator[pa.RecordBatch]:
+    def _first(self, groups: Sequence[parquet_rows.RowGroups], multiple: int) -> Iterator[pa.RecordBatch]:
         left = self.rows
         for batch in self.shares.source.batches(groups, multiple):
             yield batch.slice(0, left)
@@ -416,7 +415,7 @@ def _refuse_failures(_: Sequence[WrittenFile], reports: Sequence[Mapping[str, An
     return []
 
 
-def _stored_bytes(group: RowGroups) -> Counter[str]:
+def _stored_bytes(group: parquet_rows.RowGroups) -> Counter[str]:
     """Return the bytes in the file of each column of a row group."""
     found = Counter[str]()
     with group.file.path.open_read() as source:

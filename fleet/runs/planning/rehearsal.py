@@ -17,8 +17,8 @@ from mirrorspark.fleet.layout import OUTPUTS, Layout
 from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.ledger import Ledger
 from mirrorspark.fleet.runs.run import run_fleet
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.storage.paths import StoragePath
+from mirrorspark.spark_session import session_of
+from mirrorspark.storage import StoragePath
 
 # The first one loads the models, which is part of a run's start; the last one has no beginning after it.
 _MICROBATCHES = 4

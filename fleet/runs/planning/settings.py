@@ -6,7 +6,7 @@ from math import ceil
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session import session_of
 
 FAIR = {"spark.scheduler.mode": "FAIR"}
 """Lets microbatches that run at the same time share the cores; else the second one waits for the first one's tasks."""

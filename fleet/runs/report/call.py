@@ -5,16 +5,16 @@ from tempfile import TemporaryDirectory
 
 import pyarrow.parquet as pq
 
-from mirrorspark.callbacks.mlflow.metric_requests import Target, start_run
+from mirrorspark.callbacks.mlflow import metric_requests
 from mirrorspark.fleet.bins import Distribution
 from mirrorspark.fleet.runs.counts import read_counts
 from mirrorspark.fleet.runs.kept import read_records
 from mirrorspark.fleet.runs.plan import RUN_FOLDER, RunPlan
 from mirrorspark.fleet.runs.report.page import report_page
 from mirrorspark.fleet.runs.report.report import FleetReport, report_of
-from mirrorspark.pages.guarded import beside_the_result
-from mirrorspark.scoring.registration import open_store
-from mirrorspark.storage.paths import Location, StoragePath
+from mirrorspark.pages import beside_the_result
+from mirrorspark.scoring import open_store
+from mirrorspark.storage import Location, StoragePath
 
 PAGE_FILE = "report.html"
 
@@ -72,7 +72,9 @@ def _distributions(plan: RunPlan, output: Location) -> dict[str, Distribution]:
 def _log(report: FleetReport, folder: str, experiment: str, tracking_uri: str | None) -> None:
     """Log a report as an MLflow run, the same one for each report of a run."""
     with open_store(tracking_uri, may_be_new=True) as client:
-        run = start_run(client, Target(None, client.tracking_uri, experiment, report.run))
+        run = metric_requests.start_run(
+            client, metric_requests.Target(None, client.tracking_uri, experiment, report.run)
+        )
         for name, value in report.totals.items():
             client.log_metric(run, name, value)
         for name in ("run", "output", "fleet", "former", "ledger"):

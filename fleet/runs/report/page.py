@@ -8,19 +8,20 @@ from markupsafe import Markup
 
 from mirrorspark.fleet.bins import Distribution, grouped
 from mirrorspark.fleet.runs.report.report import FleetReport
-from mirrorspark.pages.blocks import (
+from mirrorspark.pages import (
+    DASH,
     Cell,
     card_html,
     cards_html,
+    page_html,
     paragraph_html,
     remark_html,
     rows_html,
     section_html,
+    short_number,
     tiles_html,
 )
-from mirrorspark.pages.charts.histogram import share_bars
-from mirrorspark.pages.numbers import DASH, short_number
-from mirrorspark.pages.page import page_html
+from mirrorspark.pages.charts import share_bars
 
 _SHOWN = 200
 _SHOWN_FIGURES = 12

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.quality.findings import Limits
+from mirrorspark.data_pipelines.quality import Limits
 from mirrorspark.fleet.bins import Distribution
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.runs.kept import RunRecords
 from mirrorspark.fleet.runs.plan import RunPlan
 from mirrorspark.fleet.runs.progress import covered_seconds
-from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.scoring import ScoringError
 
 _MILLION = 1e6
 _SECONDS = ("read_seconds", "score_seconds", "write_seconds", "task_seconds")

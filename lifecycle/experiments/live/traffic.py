@@ -17,13 +17,9 @@ from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, Ex
 from mirrorspark.lifecycle.experiments.exposures import exposure
 from mirrorspark.lifecycle.experiments.live.checks import Comparison
 from mirrorspark.lifecycle.experiments.live.settings import TrafficError, TrafficFile
-from mirrorspark.lifecycle.pipeline.alerts import Alert, report
-from mirrorspark.serving.errors import RequestError
-from mirrorspark.serving.servable import Outputs, Servable, label_of
-from mirrorspark.serving.sources import Source
-from mirrorspark.serving.traffic_split import DeclaredSplit, Variant, scores_of
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import one_line
+from mirrorspark.lifecycle.pipeline import Alert, report
+from mirrorspark.serving import DeclaredSplit, Outputs, RequestError, Servable, Source, Variant, label_of, scores_of
+from mirrorspark.storage import atomic_file, one_line
 
 _LOGGER = logging.getLogger(__name__)
 _SECONDS = 1.0
@@ -239,7 +235,7 @@ class ExperimentSplit:
     def _record_stopped(self, digest: str, facts: Mapping[str, Any]) -> None:
         with FileLock(f"{self._stopped_file}.lock", timeout=_LOCK_SECONDS):
             known = self._stopped_versions() | {digest: dict(facts, time=datetime.now(UTC).isoformat())}
-            write_atomically(self._stopped_file, json.dumps(known, indent=2) + "\n")
+            atomic_file.write_atomically(self._stopped_file, json.dumps(known, indent=2) + "\n")
 
     def _stopped_versions(self) -> dict[str, Any]:
         try:

@@ -1,1 +1,19 @@
-"""Preflight checks: what a run needs, checked before it starts."""
+"""Preflight checks: what a run needs, checked before it starts.
+
+A failed check names what is missing, where, and the remedy.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.training.job.readiness import preflight
+    from mirrorspark.training.job.readiness.checks import Check
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "Check",
+    "preflight",
+]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.storage import without_credentials
 
 _NAME_WIDTH = 14
 

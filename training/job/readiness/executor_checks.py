@@ -10,11 +10,9 @@ from functools import partial
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.spark.tasks import portable
-from mirrorspark.spark_session.errors import SPARK_ERRORS, task_message
-from mirrorspark.spark_session.interfaces import DriverAddressError
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.storage.paths import StorageError, StoragePath
+from mirrorspark.data_pipelines.spark import portable
+from mirrorspark.spark_session import SPARK_ERRORS, DriverAddressError, session_of, task_message
+from mirrorspark.storage import StorageError, StoragePath
 from mirrorspark.training.job.readiness.checks import Check, failure, warning
 from mirrorspark.training.job.readiness.executor_probe import (
     STORE_SECONDS,
@@ -28,7 +26,7 @@ from mirrorspark.training.job.readiness.executor_probe import (
     store_problem,
     with_timeout,
 )
-from mirrorspark.training.protocol.event_server import EventServer
+from mirrorspark.training.protocol import EventServer
 
 # A job without an answer is then cancelled: its executors' Python does not start, or its tasks hang.
 JOB_SECONDS = 60.0

@@ -28,13 +28,10 @@ import psutil
 import pyarrow as pa
 
 import mirrorspark
-from mirrorspark.spark_session.task import BarrierTask, barrier_task
-from mirrorspark.storage.paths import StorageError, StoragePath
-from mirrorspark.training.protocol.admissions import Admissions
-from mirrorspark.training.protocol.event_client import EventClient
-from mirrorspark.training.protocol.events import EventAddress
-from mirrorspark.training.protocol.handshake import is_proof, proof, split_address
-from mirrorspark.training.protocol.ring.ring import Ring
+from mirrorspark.spark_session import BarrierTask, barrier_task
+from mirrorspark.storage import StorageError, StoragePath
+from mirrorspark.training.protocol import Admissions, EventAddress, EventClient, handshake
+from mirrorspark.training.protocol.ring import Ring
 
 # Packages whose version must be the same on the driver and on every executor.
 SHARED_PACKAGES = ("tensorflow", "tf-keras", "pyspark", "pyarrow", "numpy")
@@ -355,7 +352,7 @@ def _listen(host: str, token: str) -> tuple[Admissions[None] | None, socket.sock
                 with caller:
                     caller.settimeout(REACH_SECONDS)
                     nonce = caller.recv(_LINE_BYTES).decode("ascii", "replace")
-                    caller.sendall(proof(token, _ROLE, nonce, port).encode())
+                    caller.sendall(handshake.proof(token, _ROLE, nonce, port).encode())
 
             listener: Admissions[None] = Admissions(
                 server, prove, "a connection of the probe", most_unproven=_MOST_CALLERS
@@ -397,14 +394,14 @@ def _reach(address: str, token: str) -> str | None:
 
 
 def _call(address: str, token: str, seconds: float) -> str | None:
-    host, port = split_address(address)
+    host, port = handshake.split_address(address)
     nonce = secrets.token_hex(16)
     with socket.create_connection((host, port), seconds) as connection:
         connection.sendall(nonce.encode())
         answer = connection.makefile("r", encoding="ascii", errors="replace").read(_LINE_BYTES)
     if not answer:
         raise ConnectionResetError
-    return None if is_proof(answer, token, _ROLE, nonce, str(port)) else "another program answers there"
+    return None if handshake.is_proof(answer, token, _ROLE, nonce, str(port)) else "another program answers there"
 
 
 def _measure(rank: int, addresses: Sequence[str], token: str) -> tuple[AllReduceTime | None, str | None]:

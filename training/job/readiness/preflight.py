@@ -15,14 +15,16 @@ from urllib.parse import unquote, urlsplit
 
 from pyspark.sql import SparkSession
 
-from mirrorspark.callbacks.mlflow.tracking_store import sqlite_file
-from mirrorspark.spark_session.connect import USE_CLASSIC
-from mirrorspark.spark_session.kinds import session_of
-from mirrorspark.spark_session.session import MissingCapabilityError, Session
-from mirrorspark.spark_session.start import MINIMUM_JAVA, java_major_version
-from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.storage.lakes import lake_around
-from mirrorspark.storage.paths import StorageError, StoragePath
+from mirrorspark.callbacks.mlflow import tracking_store
+from mirrorspark.spark_session import (
+    MINIMUM_JAVA,
+    USE_CLASSIC,
+    MissingCapabilityError,
+    Session,
+    java_major_version,
+    session_of,
+)
+from mirrorspark.storage import StorageError, StoragePath, lakes, without_credentials
 from mirrorspark.training.job.readiness.checks import Check, PreflightError, failure, require, warning
 from mirrorspark.training.job.readiness.executor_checks import LOW_DISK_BYTES, check_executors, check_store
 from mirrorspark.training.job.readiness.executor_probe import SHARED_PACKAGES, with_timeout
@@ -178,7 +180,7 @@ def _output(output: Path) -> Check:
 
 def _in_a_lake(option: str, folder: StoragePath) -> Check | None:
     """Return the refusal of a folder that is, or lies in, a lake table, whose files are not ours to add to."""
-    table = lake_around(folder)
+    table = lakes.lake_around(folder)
     return None if table is None else failure(option.lstrip("-"), f"{table}; give another folder as {option}")
 
 
@@ -207,7 +209,7 @@ def _tracking(uri: str) -> Check:
     scheme = uri.partition(":")[0].lower() if ":" in uri else ""
     dialect = scheme.partition("+")[0]
     plugins = {entry.name for entry in entry_points(group="mlflow.tracking_store")}
-    if (file := sqlite_file(uri)) is not None:
+    if (file := tracking_store.sqlite_file(uri)) is not None:
         refusal = _cannot_write(file.parent)
         if refusal is not None:
             return failure("tracking", f"{shown} cannot be written ({refusal}); give another --tracking-uri")

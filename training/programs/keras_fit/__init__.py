@@ -1,1 +1,25 @@
-"""The training of one rank: data, strategy, model, callbacks and ``model.fit``."""
+"""The training of one rank: data, strategy, model, callbacks and ``model.fit``.
+
+A resumed training continues bit for bit where its checkpoint was saved.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.training.programs.keras_fit import fit, interaction_graph
+    from mirrorspark.training.programs.keras_fit.activity_callback import ActivityCallback
+    from mirrorspark.training.programs.keras_fit.callback_list import fit_callbacks, with_local_checkpoint
+    from mirrorspark.training.programs.keras_fit.start import read_start
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "ActivityCallback",
+    "fit",
+    "fit_callbacks",
+    "interaction_graph",
+    "read_start",
+    "with_local_checkpoint",
+]

@@ -5,8 +5,8 @@ from typing import Any
 
 import tf_keras
 
-from mirrorspark.callbacks.progress import optimizer_step
-from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.callbacks import optimizer_step
+from mirrorspark.training.protocol import Activity
 
 
 class ActivityCallback(tf_keras.callbacks.Callback):

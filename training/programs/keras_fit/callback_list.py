@@ -6,23 +6,23 @@ from pathlib import Path
 
 import tf_keras
 
-from mirrorspark.callbacks.backup import BackupAndRestore
-from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
-from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.checkpoints.fetching import fetch
-from mirrorspark.callbacks.checkpoints.training_state import Stateful
-from mirrorspark.callbacks.early_stopping import AgreedEarlyStopping
-from mirrorspark.callbacks.nan_guard import Locate, StopOnNaN
-from mirrorspark.callbacks.profile import ProfileSteps
-from mirrorspark.callbacks.progress import EventCallback
-from mirrorspark.callbacks.short_executions import ShortExecutions
-from mirrorspark.callbacks.stop_request import StopOnRequest
-from mirrorspark.training.configuration.config import TrainingConfig
-from mirrorspark.training.executor.worker_control import WorkerControl
+from mirrorspark.callbacks import (
+    AgreedEarlyStopping,
+    BackupAndRestore,
+    ChiefCheckpoint,
+    EventCallback,
+    Locate,
+    ProfileSteps,
+    ShortExecutions,
+    StopOnNaN,
+    StopOnRequest,
+)
+from mirrorspark.callbacks.checkpoints import commit, fetch, training_state
+from mirrorspark.training.configuration import TrainingConfig
+from mirrorspark.training.executor import WorkerControl
 from mirrorspark.training.programs.keras_fit.activity_callback import ActivityCallback
 from mirrorspark.training.programs.keras_fit.start import BATCH_STATE, BatchState, Start, reading_from_store
-from mirrorspark.training.protocol.activity import Activity
-from mirrorspark.training.protocol.plan import PROGRESS_STATE, TrainingPlan
+from mirrorspark.training.protocol import PROGRESS_STATE, Activity, TrainingPlan
 
 Callbacks = Sequence[tf_keras.callbacks.Callback]
 
@@ -72,7 +72,7 @@ def fit_callbacks(
     config, activity = plan.config, control.activity
     stopping = AgreedEarlyStopping(monitor=config.monitor, mode=config.mode, patience=config.patience or config.epochs)
     progress = EventCallback(control.events.send, global_batch_size=plan.global_batch_size)
-    stateful: dict[str, Stateful] = {
+    stateful: dict[str, training_state.Stateful] = {
         "early_stopping": stopping,
         PROGRESS_STATE: progress,
         BATCH_STATE: BatchState(plan, start),

@@ -11,32 +11,31 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from mirrorspark.callbacks import TrainingStopped
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.callbacks.stop_request import TrainingStopped
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
-from mirrorspark.data_pipelines.reading.padding import PaddedBatch
-from mirrorspark.models import catalog, own_model
-from mirrorspark.models.fitting.objectives import compile_model
-from mirrorspark.models.fitting.optimizers import OptimizerSettings, accumulate_gradients, build_optimizer, gathering
-from mirrorspark.models.fitting.step_loop import use_step_loop
-from mirrorspark.models.fitting.warm_start import EarlierModel, begin_from
-from mirrorspark.models.fitting.xla import compile_with_xla
-from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.scoring.model.directory import FEATURES_FOLDER, SAVED_MODEL_FOLDER
-from mirrorspark.training.configuration.config import TrainingConfig
-from mirrorspark.training.executor.worker_control import Finish, WorkerControl
+from mirrorspark.data_pipelines.features import FittedFeatures
+from mirrorspark.data_pipelines.reading import Dataset, PaddedBatch, ReadPlan, load_batches
+from mirrorspark.models import ModelSettingsError, catalog, own_model
+from mirrorspark.models.fitting import (
+    EarlierModel,
+    OptimizerSettings,
+    accumulate_gradients,
+    begin_from,
+    build_optimizer,
+    compile_model,
+    compile_with_xla,
+    gathering,
+    use_step_loop,
+)
+from mirrorspark.scoring.model import FEATURES_FOLDER, SAVED_MODEL_FOLDER
+from mirrorspark.training.configuration import TrainingConfig
+from mirrorspark.training.executor import Finish, WorkerControl
 from mirrorspark.training.programs.keras_fit import interaction_graph
 from mirrorspark.training.programs.keras_fit.callback_list import fit_callbacks, with_local_checkpoint
 from mirrorspark.training.programs.keras_fit.local_updates import SettleLocalUpdates, local_updates
 from mirrorspark.training.programs.keras_fit.start import Start, read_start
-from mirrorspark.training.protocol.activity import Activity
-from mirrorspark.training.protocol.plan import TrainingPlan
-from mirrorspark.training.protocol.ring.connection import open_listener
-from mirrorspark.training.protocol.ring.rendezvous import Rendezvous
-from mirrorspark.training.protocol.ring.ring import Ring
-from mirrorspark.training.protocol.ring.strategy import RingStrategy
-from mirrorspark.training.protocol.words import numbers_in_words
+from mirrorspark.training.protocol import Activity, TrainingPlan, numbers_in_words
+from mirrorspark.training.protocol.ring import Rendezvous, Ring, RingStrategy, open_listener
 
 
 def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mirrorspark.models import catalog
-from mirrorspark.storage.atomic_file import replaced
-from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
+from mirrorspark.storage import atomic_file
+from mirrorspark.training.configuration import ConfigError, TrainingConfig
 
 Pairs = npt.NDArray[np.int32]
 
@@ -45,7 +45,7 @@ def write(pairs: Pairs, folder: Path) -> Path:
     """Write pairs of ids, int32 ``[2, pairs]``, into a file of ``folder`` with their digest in its name; return it."""
     folder.mkdir(exist_ok=True)
     path = folder / f"graph-{_digest(pairs)}.npy"
-    with replaced(path) as file:
+    with atomic_file.replaced(path) as file:
         np.save(file, pairs)
     return path
 

@@ -15,9 +15,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.callbacks.checkpoints.training_state import settle
-from mirrorspark.training.protocol.ring.ring import Ring
-from mirrorspark.training.protocol.ring.strategy import all_reduce, local_variable
+from mirrorspark.callbacks.checkpoints import training_state
+from mirrorspark.training.protocol.ring import Ring, all_reduce, local_variable
 
 
 def local_updates(
@@ -148,11 +147,11 @@ class SettleLocalUpdates(tf_keras.callbacks.Callback):
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         """Make the weights equal on all workers."""
-        settle(self.model)
+        training_state.settle(self.model)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Make the weights equal on all workers, also without a validation."""
-        settle(self.model)
+        training_state.settle(self.model)
 
 
 def _scale(gradient: Any, factor: float) -> Any:

@@ -9,17 +9,14 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.callbacks.collectives.agreement import gather_over_ranks, local_replicas
-from mirrorspark.data_pipelines.dataset.block_format import Block
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, OUT_OF_VOCABULARY_ID
-from mirrorspark.data_pipelines.features.transform import SparseRows
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.data_pipelines.reading.queries import query_digests
-from mirrorspark.models.index.exact import Best, ExactTopK, Queries
-from mirrorspark.models.retrieval.list_metrics import list_values
-from mirrorspark.models.serving.export import candidate_embeddings
-from mirrorspark.models.serving.preprocessing import input_tensors
-from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.callbacks.collectives import gather_over_ranks, local_replicas
+from mirrorspark.data_pipelines.dataset import block_format
+from mirrorspark.data_pipelines.features import SparseRows, kinds
+from mirrorspark.data_pipelines.reading import Dataset, query_digests
+from mirrorspark.models.index import Best, ExactTopK, Queries
+from mirrorspark.models.retrieval import list_values
+from mirrorspark.models.serving import candidate_embeddings, input_tensors
+from mirrorspark.training.protocol import Activity
 
 _SPLIT = "validation"
 
@@ -111,7 +108,7 @@ class RankValidation(tf_keras.callbacks.Callback):
             np.concatenate(digests), np.concatenate(candidates), self._rank, self._workers, self._most_queries
         )
 
-    def _queries(self, block: Block, rows: npt.NDArray[np.int64]) -> Queries:
+    def _queries(self, block: block_format.Block, rows: npt.NDArray[np.int64]) -> Queries:
         """Return the queries of some rows of a block."""
         features = self._dataset.spec.query_features
         columns = {feature.name: _at(block.features[feature.name], rows) for feature in features}
@@ -164,7 +161,7 @@ def share_of_queries(
     rows = np.argsort(row_place, kind="stable")[np.count_nonzero(row_place < 0) :]
     starts = np.searchsorted(row_place[rows], np.arange(len(mine) + 1))
     # What has no id of its own is one relevant candidate that no list can have.
-    wanted = np.where(candidates < FIRST_VOCABULARY_ID, OUT_OF_VOCABULARY_ID, candidates)
+    wanted = np.where(candidates < kinds.FIRST_VOCABULARY_ID, kinds.OUT_OF_VOCABULARY_ID, candidates)
     return RankedQueries(mine, starts, wanted[rows])
 
 

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mirrorspark.callbacks.checkpoints import commit
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.storage.paths import StoreUnreachableError
-from mirrorspark.training.protocol.elastic import resume_step
-from mirrorspark.training.protocol.plan import TrainingPlan
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.storage import StoreUnreachableError
+from mirrorspark.training.protocol import TrainingPlan, resume_step
 
 # Key of `BatchState` in a checkpoint.
 BATCH_STATE = "batch"

@@ -19,19 +19,8 @@ from dataclasses import asdict, dataclass
 from queue import Empty
 from typing import Any
 
-from mirrorspark.training.protocol.admissions import Admissions
-from mirrorspark.training.protocol.handshake import (
-    HANDSHAKE_SECONDS,
-    TokenMismatchError,
-    authenticate_client,
-    authenticate_to_server,
-    hang_up,
-    keep_alive,
-    read_line,
-    split_address,
-)
-from mirrorspark.training.protocol.ring.errors import RingConnectError, RingError
-from mirrorspark.training.protocol.roles import COORDINATOR, Roles
+from mirrorspark.training.protocol import COORDINATOR, Admissions, Roles, handshake
+from mirrorspark.training.protocol.ring import RingConnectError, RingError
 
 _MESSAGE_BYTES = 1 << 12
 _CONNECT_PAUSE_SECONDS = 0.05
@@ -111,7 +100,7 @@ class ClusterConnections:
             return connection, registration
 
         with Admissions(
-            socket.create_server(split_address(address), backlog=roles.ranks),
+            socket.create_server(handshake.split_address(address), backlog=roles.ranks),
             admit,
             "a registration",
             most_unproven=_MOST_UNPROVEN,
@@ -178,7 +167,7 @@ class ClusterConnections:
         with self._changed:
             self._is_shut_down = True
         for connection in self._connections.values():
-            hang_up(connection.socket)
+            handshake.hang_up(connection.socket)
         self._monitor.join(_CLOSE_SECONDS)
 
     def _receive_all(self) -> None:
@@ -235,14 +224,14 @@ class CoordinatorConnection:
             connection: _Connection | None = None
             try:
                 connection = _Connection(
-                    socket.create_connection(split_address(address), max(0.01, deadline - time.monotonic()))
+                    socket.create_connection(handshake.split_address(address), max(0.01, deadline - time.monotonic()))
                 )
                 connection.register(registration, token)
                 return cls(connection)
             except OSError as error:
                 if connection is not None:
                     connection.close()
-                if isinstance(error, TokenMismatchError):
+                if isinstance(error, handshake.TokenMismatchError):
                     what = "answers with another token: it belongs to another attempt"
                     raise RingConnectError(COORDINATOR, what) from error
                 if time.monotonic() + _CONNECT_PAUSE_SECONDS > deadline:
@@ -277,13 +266,13 @@ class _Connection:
 
     def __init__(self, connected: socket.socket) -> None:
         self.socket = connected
-        connected.settimeout(HANDSHAKE_SECONDS)
+        connected.settimeout(handshake.HANDSHAKE_SECONDS)
         # Unbuffered, so that `is_readable` can ask the socket.
         self._stream = connected.makefile("rb", buffering=0)
 
     def register(self, registration: Registration, token: str) -> None:
         """Authenticate to the coordinator, and send the registration."""
-        authenticate_to_server(self.socket, self._stream, token, client="member", server="coordinator")
+        handshake.authenticate_to_server(self.socket, self._stream, token, client="member", server="coordinator")
         self.send(asdict(registration))
         self._end_handshake()
 
@@ -293,8 +282,8 @@ class _Connection:
         Raises:
             TokenMismatchError: The client does not know the token.
         """
-        authenticate_client(self.socket, self._stream, token, client="member", server="coordinator")
-        registration = Registration(**json.loads(read_line(self._stream)))
+        handshake.authenticate_client(self.socket, self._stream, token, client="member", server="coordinator")
+        registration = Registration(**json.loads(handshake.read_line(self._stream)))
         self._end_handshake()
         return registration
 
@@ -319,14 +308,14 @@ class _Connection:
         return dict(json.loads(line))
 
     def close(self) -> None:
-        hang_up(self.socket)
+        handshake.hang_up(self.socket)
         self._stream.close()
         self.socket.close()
 
     def _end_handshake(self) -> None:
         """From here on silence is normal, but a vanished host is noticed."""
         self.socket.settimeout(None)
-        keep_alive(self.socket)
+        handshake.keep_alive(self.socket)
 
 
 def reader_of_all_workers(registrations: Iterable[Registration]) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy.typing as npt
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
-from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.data_pipelines.reading import Dataset, ReadPlan, load_batches
+from mirrorspark.training.protocol import Activity
 
 _TRAIN, _VALIDATION = 0, 1
 _PREFETCHED_BATCHES = 2

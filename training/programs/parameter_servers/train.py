@@ -24,13 +24,10 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
-from mirrorspark.callbacks.stop_request import TrainingStopped
-from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan
-from mirrorspark.training.executor.worker_control import Finish, WorkerControl
-from mirrorspark.training.programs.keras_fit import fit
-from mirrorspark.training.programs.keras_fit.callback_list import fit_callbacks, with_local_checkpoint
-from mirrorspark.training.programs.keras_fit.start import read_start
+from mirrorspark.callbacks import ChiefCheckpoint, TrainingStopped
+from mirrorspark.data_pipelines.reading import Dataset, ReadPlan
+from mirrorspark.training.executor import Finish, WorkerControl
+from mirrorspark.training.programs.keras_fit import fit, fit_callbacks, read_start, with_local_checkpoint
 from mirrorspark.training.programs.parameter_servers.connections import (
     ClusterConnections,
     CoordinatorConnection,
@@ -40,9 +37,7 @@ from mirrorspark.training.programs.parameter_servers.connections import (
 )
 from mirrorspark.training.programs.parameter_servers.data import BatchSupply, RemoteBatches
 from mirrorspark.training.programs.parameter_servers.worker_input import worker_read_plan
-from mirrorspark.training.protocol.activity import Activity
-from mirrorspark.training.protocol.plan import TrainingPlan
-from mirrorspark.training.protocol.roles import COORDINATOR, Role, Roles, shards
+from mirrorspark.training.protocol import COORDINATOR, Activity, Role, Roles, TrainingPlan, shards
 
 # Scheduled executions per worker: one runs, one is queued, so that no worker is idle.
 _EXECUTIONS_PER_WORKER = 2

@@ -1,7 +1,7 @@
 """The part of the dataset that each worker of a training with parameter servers reads. Pure, without TensorFlow."""
 
-from mirrorspark.data_pipelines.reading.dataset import ReadPlan
-from mirrorspark.training.protocol.roles import Role, Roles
+from mirrorspark.data_pipelines.reading import ReadPlan
+from mirrorspark.training.protocol import Role, Roles
 
 
 def worker_read_plan(

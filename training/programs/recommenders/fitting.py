@@ -10,8 +10,8 @@ import numpy.typing as npt
 from pyspark.sql import SparkSession
 from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
-from mirrorspark.models.classical import Arrays, Recommender
-from mirrorspark.storage.atomic_file import replaced
+from mirrorspark.models import classical
+from mirrorspark.storage import atomic_file
 from mirrorspark.training.programs.recommenders.als import fold_in, item_factors
 from mirrorspark.training.programs.recommenders.interactions import Interactions
 from mirrorspark.training.programs.recommenders.item_models import bspm, ease, item_knn
@@ -20,7 +20,9 @@ Scores = Callable[[Any], npt.NDArray[np.float32]]
 """From sparse histories ``[rows, items]`` to the scores of all items, float32 of the same shape."""
 
 
-def fit(asked: Recommender, interactions: Interactions, seed: int, spark: SparkSession) -> dict[str, np.ndarray]:
+def fit(
+    asked: classical.Recommender, interactions: Interactions, seed: int, spark: SparkSession
+) -> dict[str, np.ndarray]:
     """Return what a recommender learns from the training rows.
 
     They are ``counts`` float32 ``[items]`` of popularity, ``weights`` float32 ``[items, items]`` of EASE^R, ``factors``
@@ -41,7 +43,7 @@ def fit(asked: Recommender, interactions: Interactions, seed: int, spark: SparkS
     return {"ends": weights.indptr, "columns": weights.indices, "values": weights.data}
 
 
-def scores_of(name: str, settings: Any, arrays: Arrays) -> Scores:
+def scores_of(name: str, settings: Any, arrays: classical.Arrays) -> Scores:
     """Return the scores of a recommender by what :func:`fit` returned."""
     if name == "popularity":
         counts = arrays["counts"]
@@ -58,7 +60,7 @@ def scores_of(name: str, settings: Any, arrays: Arrays) -> Scores:
     return lambda histories: (histories @ weights).toarray().astype(np.float32)
 
 
-def save(arrays: Arrays, folder: Path, name: str) -> Path:
+def save(arrays: classical.Arrays, folder: Path, name: str) -> Path:
     """Write what :func:`fit` returned into a file of ``folder``, named after its content, and return its path."""
     digest = hashlib.sha256()
     for key, values in arrays.items():
@@ -66,7 +68,7 @@ def save(arrays: Arrays, folder: Path, name: str) -> Path:
         digest.update(np.ascontiguousarray(values).data)
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}-{digest.hexdigest()[:12]}.npz"
-    with replaced(path) as file:
+    with atomic_file.replaced(path) as file:
         np.savez(file, **cast(dict[str, Any], arrays))
     return path
 

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
-from mirrorspark.data_pipelines.dataset.block_format import Block
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.models.classical import history_of
+from mirrorspark.data_pipelines.dataset import block_format
+from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.models import classical
 
 Ids = npt.NDArray[np.int64]
 
@@ -38,13 +38,13 @@ class Interactions:
         """The number of training rows of each item, float32 ``[items]``."""
         candidate = self.dataset.spec.candidate.name
         ids = np.concatenate([np.asarray(block.features[candidate]) for block in self.dataset.blocks("train")])
-        known = ids[ids >= FIRST_VOCABULARY_ID] - FIRST_VOCABULARY_ID
+        known = ids[ids >= kinds.FIRST_VOCABULARY_ID] - kinds.FIRST_VOCABULARY_ID
         return np.bincount(known, minlength=self.items).astype(np.float32)
 
     @cached_property
     def history(self) -> str | None:
         """The feature that lists a row's items; None without any."""
-        return history_of(self.dataset.spec)
+        return classical.history_of(self.dataset.spec)
 
     @property
     def user(self) -> str | None:
@@ -70,9 +70,9 @@ class Interactions:
     def pairs(self) -> npt.NDArray[np.int32]:
         """The ids of the known users and of the items that they have had, int32 ``[2, pairs]``, in rising order."""
         known = self.matrix[: self._known_users].tocoo()
-        return np.stack([known.row, known.col]).astype(np.int32) + np.int32(FIRST_VOCABULARY_ID)
+        return np.stack([known.row, known.col]).astype(np.int32) + np.int32(kinds.FIRST_VOCABULARY_ID)
 
-    def histories(self, block: Block, last_items: int = 0) -> Any:
+    def histories(self, block: block_format.Block, last_items: int = 0) -> Any:
         """Return the items that each row of a block is scored from, sparse float32 ``[rows, items]``.
 
         They are those of the row's history, or without one those of the row's user in the training rows.
@@ -93,8 +93,8 @@ class Interactions:
         if last_items:
             length = np.count_nonzero(ids, axis=1)
             ids = np.where(np.arange(ids.shape[1]) >= length[:, None] - last_items, ids, 0)
-        row, place = np.nonzero(ids >= FIRST_VOCABULARY_ID)
-        return _matrix(row * self.items + ids[row, place] - FIRST_VOCABULARY_ID, block.rows, self.items)
+        row, place = np.nonzero(ids >= kinds.FIRST_VOCABULARY_ID)
+        return _matrix(row * self.items + ids[row, place] - kinds.FIRST_VOCABULARY_ID, block.rows, self.items)
 
     @property
     def _known_users(self) -> int:
@@ -102,20 +102,20 @@ class Interactions:
             return 0
         spec = self.dataset.spec
         feature = next(of for of in spec.query_features if of.name == self.user)
-        return self.dataset.features.id_count(feature) - FIRST_VOCABULARY_ID  # type: ignore[arg-type]
+        return self.dataset.features.id_count(feature) - kinds.FIRST_VOCABULARY_ID  # type: ignore[arg-type]
 
-    def _users(self, block: Block) -> Ids:
+    def _users(self, block: block_format.Block) -> Ids:
         """Return the number of each row's user, negative where that is not known."""
         if self.user is None:
             return np.full(block.rows, -1)
-        return np.asarray(block.features[self.user]) - FIRST_VOCABULARY_ID
+        return np.asarray(block.features[self.user]) - kinds.FIRST_VOCABULARY_ID
 
-    def _items(self, block: Block) -> Ids:
+    def _items(self, block: block_format.Block) -> Ids:
         """Return the items of training rows, ``[rows, any]``, negative where there is none."""
         ids = np.asarray(block.features[self.dataset.spec.candidate.name])[:, None]
         if self.history is not None:
             ids = np.concatenate([ids, np.asarray(block.features[self.history])], axis=1)
-        return ids - FIRST_VOCABULARY_ID
+        return ids - kinds.FIRST_VOCABULARY_ID
 
 
 def _matrix(pairs: Ids, rows: int, items: int) -> Any:

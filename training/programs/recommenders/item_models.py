@@ -12,9 +12,8 @@ from scipy.linalg import lapack  # type: ignore[import-untyped]
 from scipy.sparse import csr_array, diags_array, vstack  # type: ignore[import-untyped]
 from scipy.sparse.linalg import svds  # type: ignore[import-untyped]
 
-from mirrorspark.models.classical import BSPM, check_dense_items
-from mirrorspark.models.settings import ModelSettingsError
-from mirrorspark.scoring.output.best_kernel import keep_best
+from mirrorspark.models import ModelSettingsError, classical
+from mirrorspark.scoring.output import keep_best
 
 # Items whose co-occurrences with all others are in memory at a time.
 _ITEMS_AT_ONCE = 2_000
@@ -61,7 +60,7 @@ def item_knn(interactions: Matrix, neighbours: int, shrinkage: float) -> Matrix:
     return vstack(parts, format="csr")
 
 
-def bspm(interactions: Matrix, settings: BSPM, seed: int) -> Matrix:
+def bspm(interactions: Matrix, settings: classical.BSPM, seed: int) -> Matrix:
     """Return the largest weights of each item for the others by blurring and sharpening, sparse ``[items, items]``.
 
     The graph is N, the interactions divided by the roots of the numbers of their users' and items' interactions. A
@@ -119,7 +118,7 @@ def ease(interactions: Matrix, l2: float) -> npt.NDArray[np.float32]:
         l2: Above 0.
     """
     items = interactions.shape[1]
-    check_dense_items(items)
+    classical.check_dense_items(items)
     columns = interactions.tocsc()
     by_item = interactions.T.tocsr()
     # LAPACK works in place in the order of Fortran.

@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.models.classical import Recommender
-from mirrorspark.scoring.output.best_kernel import keep_best
+from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.models import classical
+from mirrorspark.scoring.output import keep_best
 from mirrorspark.training.programs.recommenders.fitting import Scores, fit, scores_of
 from mirrorspark.training.programs.recommenders.interactions import Interactions
 from mirrorspark.training.programs.recommenders.popularity import popularity
@@ -22,7 +22,12 @@ UNFILLED_ID = -1
 
 
 def recommended(
-    asked: Recommender, interactions: Interactions, k: int, seed: int, spark: SparkSession, split: str = "test"
+    asked: classical.Recommender,
+    interactions: Interactions,
+    k: int,
+    seed: int,
+    spark: SparkSession,
+    split: str = "test",
 ) -> npt.NDArray[np.int64]:
     """Return the ids of the best ``k`` candidates of every row of a split, int64 ``[rows, k]``, best first.
 
@@ -55,7 +60,7 @@ def _most_popular(dataset: Dataset, k: int, split: str) -> npt.NDArray[np.int64]
     if dataset.spec.exclude is not None:
         seen = [row[row > 0] for block in blocks for row in (block.excluded if block.excluded is not None else ())]
     # Missing and out-of-vocabulary items must not be recommended, so they are never a hit.
-    ranked = popularity(train[train >= FIRST_VOCABULARY_ID], k=k, seen=seen)
+    ranked = popularity(train[train >= kinds.FIRST_VOCABULARY_ID], k=k, seen=seen)
     return np.broadcast_to(ranked, (sum(block.rows for block in blocks), k))
 
 
@@ -77,12 +82,12 @@ def best(
         part = slice(start, start + tile_rows)
         tile = np.ascontiguousarray(scores(histories[part]), np.float32)
         if excluded is not None:
-            row, place = np.nonzero(excluded[part] >= FIRST_VOCABULARY_ID)
+            row, place = np.nonzero(excluded[part] >= kinds.FIRST_VOCABULARY_ID)
             # The kernel passes over NaN.
-            tile[row, excluded[part][row, place] - FIRST_VOCABULARY_ID] = np.nan
+            tile[row, excluded[part][row, place] - kinds.FIRST_VOCABULARY_ID] = np.nan
         places, counts = np.zeros((len(tile), k), np.int64), np.zeros(len(tile), np.int64)
         keep_best(tile.ravel(), np.arange(len(tile) + 1) * items, places, counts)
         is_found = np.arange(k) < counts[:, None]
-        ids[part] = np.where(is_found, places % items + FIRST_VOCABULARY_ID, UNFILLED_ID)
+        ids[part] = np.where(is_found, places % items + kinds.FIRST_VOCABULARY_ID, UNFILLED_ID)
         values[part] = np.where(is_found, tile.ravel()[places], -np.inf)
     return ids, values

@@ -15,14 +15,11 @@ import tf_keras
 from tensorflow.python.data.experimental.ops import distribute
 from tensorflow.python.distribute.distribute_lib import StrategyBase
 
-from mirrorspark.callbacks.backup import BackupAndRestore
-from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
-from mirrorspark.callbacks.progress import EventCallback
-from mirrorspark.callbacks.stop_request import StopOnRequest, TrainingStopped
-from mirrorspark.data_pipelines.reading.padding import PaddedBatch
-from mirrorspark.training.executor.training_hook import TrainingHook
-from mirrorspark.training.programs.keras_fit.activity_callback import ActivityCallback
-from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.callbacks import BackupAndRestore, ChiefCheckpoint, EventCallback, StopOnRequest, TrainingStopped
+from mirrorspark.data_pipelines.reading import PaddedBatch
+from mirrorspark.training.executor import TrainingHook
+from mirrorspark.training.programs.keras_fit import ActivityCallback
+from mirrorspark.training.protocol import Activity
 
 # Keras' default for arrays.
 _KERAS_BATCH_SIZE = 32

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from pyspark import cloudpickle
 
-from mirrorspark.training.protocol.limits import Limits
-from mirrorspark.training.protocol.plan import AttemptPlan
+from mirrorspark.training.protocol import AttemptPlan, Limits
 
 TrainFn = Callable[..., Any]
 FunctionStrategy = Literal["multi_worker_mirrored", "ring", "own"]

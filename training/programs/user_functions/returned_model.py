@@ -9,10 +9,10 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.scoring.backends.protocol import UnsupportedModelError
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.package import package_model
+from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.scoring import package_model
+from mirrorspark.scoring.backends import protocol
+from mirrorspark.scoring.model import ModelDirectoryError
 from mirrorspark.training.programs.user_functions.plan import ReturnValueError
 
 _SAVED, _PACKAGED = "saved", "packaged"
@@ -52,7 +52,14 @@ def package_saved(saved: Path, columns: Sequence[str] | None) -> Path:
     """
     try:
         return package_model(saved, saved.with_name(_PACKAGED), columns=columns)
-    except (ModelDirectoryError, UnsupportedModelError, ColumnError, OSError, ImportError, tf.errors.OpError) as error:
+    except (
+        ModelDirectoryError,
+        protocol.UnsupportedModelError,
+        raw_columns.ColumnError,
+        OSError,
+        ImportError,
+        tf.errors.OpError,
+    ) as error:
         raise ReturnValueError(
             f"the model that it returned cannot be packaged ({error}); it is in {saved}: give model_columns=, or "
             f"package it with ms.package_model"

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from mirrorspark.callbacks.checkpoints.fencing import ATTEMPT_VARIABLE, CHECKPOINTS_VARIABLE, FENCE_VARIABLE
+from mirrorspark.callbacks.checkpoints import fencing
 from mirrorspark.training.programs.user_functions import plan as function_plan
 from mirrorspark.training.programs.user_functions.fit_watch import FitWatch
 from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError, UnsupportedKerasError
 from mirrorspark.training.programs.user_functions.returned_model import is_model, package_saved, save_model
-from mirrorspark.training.protocol.activity import Activity
-from mirrorspark.training.protocol.ring.strategy import RingStrategy
+from mirrorspark.training.protocol import Activity
+from mirrorspark.training.protocol.ring import RingStrategy
 
 if TYPE_CHECKING:
-    from mirrorspark.training.executor.worker_control import Finish, WorkerControl
+    from mirrorspark.training.executor import Finish, WorkerControl
 
 # Outside `fit` slow work looks like a hang: one rank may prepare data for hours while others wait.
 _RING_SECONDS = 24 * 3600.0
@@ -43,9 +43,9 @@ def train(plan: FunctionPlan, control: "WorkerControl", finish: "Finish") -> Non
         Exception: The function's own error.
     """
     train_fn, kwargs = function_plan.unpack_function(control.payload)
-    os.environ[CHECKPOINTS_VARIABLE] = plan.checkpoints
-    os.environ[ATTEMPT_VARIABLE] = str(plan.attempt)
-    os.environ[FENCE_VARIABLE] = plan.fence or ""
+    os.environ[fencing.CHECKPOINTS_VARIABLE] = plan.checkpoints
+    os.environ[fencing.ATTEMPT_VARIABLE] = str(plan.attempt)
+    os.environ[fencing.FENCE_VARIABLE] = plan.fence or ""
     watch = FitWatch(control.events.send, control.activity, control.stop_request.is_set, control.hook)
     with _scope(plan, control.activity), watch.installed():
         # Before fit slow work, such as a download of data, looks like a hang: this phase has no limit for steps.

@@ -1,1 +1,30 @@
-"""Collectives over TCP between workers, and the tf.distribute strategy on top of them."""
+"""Collectives over TCP between workers, and the ``tf.distribute`` strategy on top of them.
+
+Sums are equal bit for bit on every rank; damaged bytes and lost peers are errors, never wrong sums.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.training.protocol.ring.connection import open_listener
+    from mirrorspark.training.protocol.ring.errors import RingChecksumError, RingConnectError, RingError
+    from mirrorspark.training.protocol.ring.rendezvous import AddressBook, Rendezvous
+    from mirrorspark.training.protocol.ring.ring import Ring
+    from mirrorspark.training.protocol.ring.strategy import RingStrategy, all_reduce, local_variable
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "AddressBook",
+    "Rendezvous",
+    "Ring",
+    "RingChecksumError",
+    "RingConnectError",
+    "RingError",
+    "RingStrategy",
+    "all_reduce",
+    "local_variable",
+    "open_listener",
+]

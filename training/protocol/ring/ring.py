@@ -53,7 +53,7 @@ _KINDS = {_SUM: "sum", _GATHER: "gather", _BROADCAST: "broadcast"}
 
 
 class Observer(Protocol):
-    """Follows the ring's waits and collectives, as `training.protocol.activity.Activity` does."""
+    """Follows the ring's waits and collectives, as `training.protocol.Activity` does."""
 
     collectives: int
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import types
 
-from mirrorspark.data_pipelines.kernels import compile_kernel
+from mirrorspark.data_pipelines import compile_kernel
 from mirrorspark.training.protocol.ring.ring import Array
 
 _INT64S = types.Array(types.int64, 1, "C", readonly=True)

@@ -27,7 +27,7 @@ from tensorflow.python.distribute import (
     values,
 )
 
-from mirrorspark.models.fitting.optimizers import DistinctSlices
+from mirrorspark.models.fitting import DistinctSlices
 from mirrorspark.training.protocol.ring.ring import Observer, Ring
 
 

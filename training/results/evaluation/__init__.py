@@ -1,1 +1,43 @@
-"""Metrics, baselines and explanations of a trained model."""
+"""Baselines, judgements and explanations of a trained model on its test rows.
+
+Every comparison has an interval over the same rows.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.training.results.evaluation import evaluate_run, rival
+    from mirrorspark.training.results.evaluation.comparison import Tested, paired_differences
+    from mirrorspark.training.results.evaluation.explanation import (
+        EXPLANATION_FILE,
+        REPEATS,
+        SAMPLE_ROWS,
+        Explanation,
+        explain,
+        explain_on_kept_rows,
+    )
+    from mirrorspark.training.results.evaluation.ranking import best_candidates
+    from mirrorspark.training.results.evaluation.rival import BASELINE, NETWORK, OTHER_FOLDER, Choice, read_scores
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "BASELINE",
+    "EXPLANATION_FILE",
+    "NETWORK",
+    "OTHER_FOLDER",
+    "REPEATS",
+    "SAMPLE_ROWS",
+    "Choice",
+    "Explanation",
+    "Tested",
+    "best_candidates",
+    "evaluate_run",
+    "explain",
+    "explain_on_kept_rows",
+    "paired_differences",
+    "read_scores",
+    "rival",
+]

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from scipy.sparse import issparse  # type: ignore[import-untyped]
 from threadpoolctl import threadpool_info, threadpool_limits  # type: ignore[import-untyped]
 
-from mirrorspark.data_pipelines.features.kinds import Form
-from mirrorspark.data_pipelines.features.transform import SparseRows
-from mirrorspark.evaluation.metrics import check_binary_label
+from mirrorspark.data_pipelines.features import SparseRows, kinds
+from mirrorspark.evaluation import check_binary_label
 
 MAX_THREADS = 2
 
@@ -41,7 +40,7 @@ class BaselineFeature:
     """
 
     name: str
-    form: Form
+    form: kinds.Form
     size: int = 0
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-from mirrorspark.training.executor.child_process import Tell
+from mirrorspark.training.executor import Tell
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
     Columns,

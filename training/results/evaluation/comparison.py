@@ -8,16 +8,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.evaluation.bootstrap import (
-    Statistics,
-    binary_statistics,
-    multi_class_statistics,
-    multi_label_statistics,
-    paired_intervals,
-    regression_statistics,
-)
-from mirrorspark.models.retrieval.list_metrics import RANKING_KS, ranking_values
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.evaluation import bootstrap
+from mirrorspark.models.retrieval import RANKING_KS, ranking_values
 from mirrorspark.training.results.evaluation.evaluate_run import (
     classed_columns,
     held_back_tokens,
@@ -74,13 +67,13 @@ def paired_differences(model: Tested, other: Tested) -> dict[str, dict[str, floa
     (label, ours, weight), (their_label, score, their_weight) = columns
     if not (np.array_equal(label, their_label) and np.array_equal(weight, their_weight)):
         raise ValueError(f"the test rows of {model.name} and {other.name} have {_REMEDY}")
-    statistics: Mapping[str, Callable[[np.ndarray, np.ndarray], Statistics]] = {
-        "binary": binary_statistics,
-        "number": regression_statistics,
-        "multi_class": partial(multi_class_statistics, is_ordinal=order is not None),
-        "multi_label": multi_label_statistics,
+    statistics: Mapping[str, Callable[[np.ndarray, np.ndarray], bootstrap.Statistics]] = {
+        "binary": bootstrap.binary_statistics,
+        "number": bootstrap.regression_statistics,
+        "multi_class": partial(bootstrap.multi_class_statistics, is_ordinal=order is not None),
+        "multi_label": bootstrap.multi_label_statistics,
     }
-    return paired_intervals(statistics[kind], label, ours, score, weight)
+    return bootstrap.paired_intervals(statistics[kind], label, ours, score, weight)
 
 
 _REMEDY = (

@@ -10,39 +10,33 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from scipy.sparse import csc_matrix  # type: ignore[import-untyped]
 
-from mirrorspark.data_pipelines.dataset.block_format import Block
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
-from mirrorspark.data_pipelines.features.transform import RaggedIds, SparseRows
-from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.evaluation.bootstrap import (
-    TEST_ROWS,
-    Statistics,
-    binary_statistics,
-    mean_statistics,
-    multi_class_statistics,
-    multi_label_statistics,
-    paired_intervals,
-    regression_statistics,
-)
-from mirrorspark.evaluation.metrics import (
+from mirrorspark.data_pipelines.dataset import block_format
+from mirrorspark.data_pipelines.features import RaggedIds, SparseRows, Vocabulary, kinds
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.evaluation import (
     binary_metrics,
+    bootstrap,
     multi_class_metrics,
     multi_label_metrics,
     regression_metrics,
 )
-from mirrorspark.models.retrieval.list_metrics import RANKING_KS, catalogue_metrics, ranking_values
-from mirrorspark.pages.figures.calibration import calibration_curve
-from mirrorspark.pages.figures.classes import class_quality, confusion_matrix
-from mirrorspark.pages.figures.lift import lift_chart
-from mirrorspark.pages.figures.ranking import recall_at_k_curve
-from mirrorspark.pages.figures.regression import predicted_and_actual, residuals_by_prediction
-from mirrorspark.pages.figures.scores import score_histogram
-from mirrorspark.pages.figures.threshold_curves import precision_recall_curve, roc_curve
-from mirrorspark.pages.figures.training_curves import learning_curves
-from mirrorspark.pages.guarded import drawn
-from mirrorspark.training.configuration.tasks import LINEAR_BASELINES
-from mirrorspark.training.executor.child_process import Tell
+from mirrorspark.models.retrieval import RANKING_KS, catalogue_metrics, ranking_values
+from mirrorspark.pages import drawn
+from mirrorspark.pages.figures import (
+    calibration_curve,
+    class_quality,
+    confusion_matrix,
+    learning_curves,
+    lift_chart,
+    precision_recall_curve,
+    predicted_and_actual,
+    recall_at_k_curve,
+    residuals_by_prediction,
+    roc_curve,
+    score_histogram,
+)
+from mirrorspark.training.configuration import LINEAR_BASELINES
+from mirrorspark.training.executor import Tell
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
     FittedBaseline,
@@ -53,7 +47,7 @@ from mirrorspark.training.results.evaluation.baselines import (
 from mirrorspark.training.results.evaluation.boosting import gradient_boosting
 from mirrorspark.training.results.evaluation.linear import linear_model
 from mirrorspark.training.results.evaluation.segments import retrieval_rows, segment_metrics
-from mirrorspark.training.results.report.rivals import as_baseline, in_words
+from mirrorspark.training.results.report import as_baseline, in_words
 
 # A baseline holds its rows in memory on the driver: this many at most, and so many numbers of all features.
 BASELINE_ROWS = 1_000_000
@@ -119,7 +113,7 @@ def judge_binary(
     label, score, weight = weighed_columns(predictions["test"])
     others = {in_words(rival.name): rival.scores for rival in rivals}
     figures = _probability_figures(label, score, weight, others)
-    compared = _compared(rivals, binary_metrics, binary_statistics, (label, score, weight), seed)
+    compared = _compared(rivals, binary_metrics, bootstrap.binary_statistics, (label, score, weight), seed)
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
@@ -135,7 +129,7 @@ def judge_multi_label(
     metrics = {split: multi_label_metrics(*columns, split=split) for split, columns in judged.items()}
     label, scores, weight = judged["test"]
     others = {in_words(rival.name): rival.scores.ravel() for rival in rivals}
-    compared = _compared(rivals, multi_label_metrics, multi_label_statistics, (label, scores, weight), seed)
+    compared = _compared(rivals, multi_label_metrics, bootstrap.multi_label_statistics, (label, scores, weight), seed)
     figures = _probability_figures(label.ravel(), scores.ravel(), np.repeat(weight, classes), others)
     return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
@@ -150,7 +144,7 @@ def judge_regression(
     }
     label, score, weight = weighed_columns(predictions["test"])
     others = {in_words(rival.name): rival.scores for rival in rivals}
-    compared = _compared(rivals, regression_metrics, regression_statistics, (label, score, weight), seed)
+    compared = _compared(rivals, regression_metrics, bootstrap.regression_statistics, (label, score, weight), seed)
     figures = drawn(
         {
             "predicted_and_actual": lambda: predicted_and_actual(label, score, weight=weight, baseline=others),
@@ -195,7 +189,7 @@ def judge_multi_class(
     label, scores, weight = classed_columns(predictions["test"], classes)
     others = {in_words(rival.name): rival.scores.argmax(axis=1) for rival in rivals}
     measured = partial(multi_class_metrics, is_ordinal=is_ordinal)
-    resampled = partial(multi_class_statistics, is_ordinal=is_ordinal)
+    resampled = partial(bootstrap.multi_class_statistics, is_ordinal=is_ordinal)
     compared = _compared(rivals, measured, resampled, (label, scores, weight), seed)
     best = scores.argmax(axis=1)
     figures = drawn(
@@ -254,7 +248,7 @@ def judge_retrieval(
     for name, listed in rivals.items():
         # Missing and out-of-vocabulary items are in no list, so they are never a hit.
         others = ranking_values(listed, of.candidates, ranks, queries=of.queries)
-        places = listed - FIRST_VOCABULARY_ID
+        places = listed - kinds.FIRST_VOCABULARY_ID
         rival = _means(others) | segment_metrics(listed, of.candidates, of, ranks[-1], places, counts)
         rival |= catalogue_metrics(places, counts)
         intervals = ranking_intervals(values["test"], others, users)
@@ -283,7 +277,9 @@ def ranking_intervals(
     """Return the intervals of the metrics of lists, ``[queries]`` by name, as :func:`paired_intervals` does."""
     own, other = (np.stack(list(values.values()), axis=1) for values in (model, rival))
     label = np.zeros(len(own))  # It is in the values.
-    return paired_intervals(mean_statistics(*model), label, own, other, np.ones(len(own)), units=units)
+    return bootstrap.paired_intervals(
+        bootstrap.mean_statistics(*model), label, own, other, np.ones(len(own)), units=units
+    )
 
 
 def curves_of(
@@ -301,7 +297,7 @@ def curves_of(
 def _compared(
     rivals: Sequence[Rival],
     metrics: Callable[..., dict[str, float]],
-    statistics: Callable[[np.ndarray, np.ndarray], Statistics],
+    statistics: Callable[[np.ndarray, np.ndarray], bootstrap.Statistics],
     columns: tuple[np.ndarray, np.ndarray, np.ndarray],
     seed: int,
 ) -> dict[str, Any]:
@@ -315,8 +311,8 @@ def _compared(
             {
                 "name": rival.name,
                 "metrics": metrics(label, rival.scores, weight),
-                "intervals": paired_intervals(statistics, label, score, rival.scores, weight, seed=seed),
-                "resampled": TEST_ROWS,
+                "intervals": bootstrap.paired_intervals(statistics, label, score, rival.scores, weight, seed=seed),
+                "resampled": bootstrap.TEST_ROWS,
             }
             | ({"learnt_from": dict(rival.learnt_from)} if rival.learnt_from else {})
             for rival in rivals
@@ -443,7 +439,9 @@ def _label_count(dataset: Dataset) -> int:
     return dataset.features.classes if dataset.spec.label.kind == "multi_label" else 0
 
 
-def _columns(source: Iterable[Block], labels: int, limits: tuple[int, int] | None = None) -> dict[str, Any]:
+def _columns(
+    source: Iterable[block_format.Block], labels: int, limits: tuple[int, int] | None = None
+) -> dict[str, Any]:
     """Return features, label and weight of the blocks.
 
     Args:
@@ -489,7 +487,7 @@ def list_matrix(lists: pa.ChunkedArray) -> np.ndarray:
 def _positions(lists: pa.ChunkedArray, vocabulary: Vocabulary) -> np.ndarray:
     """Return the position of each listed candidate in the vocabulary, ``[rows, k]``; negative for an empty place."""
     listed = lists.combine_chunks()
-    return vocabulary.ids(listed.flatten()).reshape(len(listed), -1) - FIRST_VOCABULARY_ID
+    return vocabulary.ids(listed.flatten()).reshape(len(listed), -1) - kinds.FIRST_VOCABULARY_ID
 
 
 def held_back_tokens(labels: pa.ChunkedArray) -> np.ndarray:

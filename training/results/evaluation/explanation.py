@@ -14,17 +14,10 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from pandas.api.types import is_numeric_dtype
 
-from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.kinds import Date, Feature, Numeric, Ordinal
-from mirrorspark.data_pipelines.features.labels import encode_label
-from mirrorspark.data_pipelines.features.raw_columns import as_contents, raw_column
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.features.transform import RaggedIds
-from mirrorspark.pages.blocks import figure_html, heading_html, table_html
-from mirrorspark.pages.figures.explanation import dependence_chart, importance_chart
-from mirrorspark.pages.guarded import drawn
-from mirrorspark.pages.panel import panel_html
-from mirrorspark.storage.atomic_file import write_atomically
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, RaggedIds, kinds, labels, raw_columns
+from mirrorspark.pages import drawn, figure_html, heading_html, panel_html, table_html
+from mirrorspark.pages.figures import dependence_chart, importance_chart
+from mirrorspark.storage import atomic_file
 
 # The rows are held in memory on the driver, and scored once per feature and repetition.
 SAMPLE_ROWS = 5000
@@ -102,7 +95,7 @@ class Explanation:
             "loss": self.loss,
             "rows": self.rows,
         }
-        write_atomically(path, json.dumps(document, default=_plain))
+        atomic_file.write_atomically(path, json.dumps(document, default=_plain))
 
     @classmethod
     def load(cls, path: Path) -> "Explanation | None":
@@ -300,12 +293,12 @@ def _slices(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.Data
     return pd.concat(tables).sort_values("loss", ascending=False, ignore_index=True)[columns]
 
 
-def _sliced(column: pa.ChunkedArray, feature: Feature) -> pd.Series:
+def _sliced(column: pa.ChunkedArray, feature: kinds.Feature) -> pd.Series:
     """Return the slice of every row: its value, or of many numbers the interval between two quantiles."""
-    if not isinstance(feature, Numeric) or isinstance(feature, Ordinal):
+    if not isinstance(feature, kinds.Numeric) or isinstance(feature, kinds.Ordinal):
         return column.to_pandas()
-    if isinstance(feature, Date):
-        column = pa.chunked_array([raw_column(pa.table({feature.name: column}), feature)])
+    if isinstance(feature, kinds.Date):
+        column = pa.chunked_array([raw_columns.raw_column(pa.table({feature.name: column}), feature)])
     numbers = column.cast(pa.float64(), safe=False).to_pandas().replace([np.inf, -np.inf], np.nan)
     if numbers.nunique() <= _MOST_VALUES:
         return numbers
@@ -320,7 +313,7 @@ def _worst(rows: pa.Table, spec: FeatureSpec, of_rows: pd.DataFrame) -> pd.DataF
     order = np.argsort(-of_rows["loss"].to_numpy(), kind="stable")[:_WORST_ROWS]
     # Columns that are not features stay out of a page that is shared.
     shown = [name for name in spec.columns if name in rows.column_names and name != spec.label.name]
-    table = as_contents(rows.take(pa.array(order)).select(shown)).to_pandas()
+    table = raw_columns.as_contents(rows.take(pa.array(order)).select(shown)).to_pandas()
     for position, name in enumerate(("label", "prediction", "loss")):
         table.insert(len(spec.keys) + position, name, of_rows[name].to_numpy()[order], allow_duplicates=True)
     return table
@@ -331,7 +324,7 @@ def _with(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) -> pa.
 
 
 def _label(rows: pa.Table, features: FittedFeatures) -> np.ndarray:
-    label = encode_label(rows, features)
+    label = labels.encode_label(rows, features)
     assert label is not None  # noqa: S101 - only the label of a retrieval model is none
     return label.multi_hot(features.classes) if isinstance(label, RaggedIds) else label
 

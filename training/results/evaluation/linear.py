@@ -19,9 +19,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import log_loss, mean_squared_error
 
-from mirrorspark.data_pipelines.features.transform import SparseRows
-from mirrorspark.evaluation.bootstrap import row_log_losses
-from mirrorspark.training.executor.child_process import Tell
+from mirrorspark.data_pipelines.features import SparseRows
+from mirrorspark.evaluation import bootstrap
+from mirrorspark.training.executor import Tell
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
     Columns,
@@ -176,7 +176,8 @@ def _error(model: Any, matrix: sparse.csr_matrix, rows: Rows, task: str) -> floa
         parts = (slice(first, first + _ROWS_AT_ONCE) for first in range(0, matrix.shape[0], _ROWS_AT_ONCE))
         wanted = rows.wanted.tocsr()
         losses = [
-            row_log_losses(wanted[part].toarray(), model.predict_proba(matrix[part])).mean(axis=1) for part in parts
+            bootstrap.row_log_losses(wanted[part].toarray(), model.predict_proba(matrix[part])).mean(axis=1)
+            for part in parts
         ]
         return float(np.average(np.concatenate(losses), weights=rows.weight))
     probabilities = model.predict_proba(matrix)

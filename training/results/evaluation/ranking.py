@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID
+from mirrorspark.data_pipelines.features import kinds
 
 # Most scores in memory at a time, unless one row has more: 64 MB.
 TILE_SCORES = 1 << 24
@@ -35,7 +35,7 @@ def best_candidates(
     for start in range(0, len(queries), tile_rows):
         rows = slice(start, start + tile_rows)
         tile = queries[rows] @ candidates.T
-        tile[:, :FIRST_VOCABULARY_ID] = -np.inf
+        tile[:, : kinds.FIRST_VOCABULARY_ID] = -np.inf
         if excluded is not None:
             np.put_along_axis(tile, excluded[rows], -np.inf, axis=1)
         for row, row_scores in enumerate(tile, start):

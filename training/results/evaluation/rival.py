@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.evaluation.metrics import is_better
-from mirrorspark.models.catalog import BOOSTED_TREES
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.training.executor.child_process import Tell
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.evaluation import is_better
+from mirrorspark.models import catalog
+from mirrorspark.storage import atomic_file
+from mirrorspark.training.executor import Tell
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting
 from mirrorspark.training.results.evaluation.evaluate_run import (
@@ -28,14 +28,14 @@ from mirrorspark.training.results.evaluation.evaluate_run import (
 )
 
 if TYPE_CHECKING:
-    from mirrorspark.models.boosted_trees import Trees
+    from mirrorspark.models import boosted_trees
 
 CHOICE_FILE = "choice.json"
 # Predictions of the one that was not chosen.
 OTHER_FOLDER = "not_registered"
 
 NETWORK = "network"
-BASELINE = BOOSTED_TREES
+BASELINE = catalog.BOOSTED_TREES
 
 # What decides where the monitored metric is one that only the network has, such as its loss.
 _FIRST_METRIC: Mapping[str, str] = {"binary": "auc", "multi_class": "log_loss", "regression": "rmse"}
@@ -72,7 +72,7 @@ class Choice:
 
     def save(self, folder: Path) -> None:
         """Write the choice beside the predictions."""
-        write_atomically(folder / CHOICE_FILE, json.dumps(asdict(self)))
+        atomic_file.write_atomically(folder / CHOICE_FILE, json.dumps(asdict(self)))
 
     @classmethod
     def load(cls, folder: Path) -> "Choice":
@@ -161,7 +161,7 @@ def _with(table: pa.Table, column: str, scores: np.ndarray) -> pa.Table:
     return table.set_column(table.column_names.index(column), column, values)
 
 
-def trees_of(fitted: FittedBoosting, classes: int = 0) -> "Trees":
+def trees_of(fitted: FittedBoosting, classes: int = 0) -> "boosted_trees.Trees":
     """Return the trees of scikit-learn's gradient boosting for :mod:`models.boosted_trees`.
 
     ``classes`` is the number of classes of a multi-class label.
@@ -170,7 +170,7 @@ def trees_of(fitted: FittedBoosting, classes: int = 0) -> "Trees":
     every run compares the scores of the export with scikit-learn's, so a version that means something else by
     them is noticed.
     """
-    from mirrorspark.models.boosted_trees import Trees
+    from mirrorspark.models import boosted_trees
 
     model: Any = fitted.model
     predictors = [predictor for of_iteration in model._predictors for predictor in of_iteration]
@@ -186,7 +186,7 @@ def trees_of(fitted: FittedBoosting, classes: int = 0) -> "Trees":
     is_categorical = nodes["is_categorical"].astype(bool) & ~is_leaf
     outputs = model.n_trees_per_iteration_
     names = getattr(model, "classes_", ())
-    return Trees(
+    return boosted_trees.Trees(
         columns=_tree_columns(fitted),
         column=np.where(is_leaf, 0, nodes["feature_idx"]),
         threshold=nodes["num_threshold"],
@@ -209,9 +209,9 @@ def trees_of(fitted: FittedBoosting, classes: int = 0) -> "Trees":
 
 def _tree_columns(fitted: FittedBoosting) -> tuple[Any, ...]:
     """Return the columns in the order of the trees' numbers, in which scikit-learn puts categories first."""
-    from mirrorspark.models.boosted_trees import Part, TreeColumn
+    from mirrorspark.models import boosted_trees
 
-    parts: list[tuple[BaselineFeature, Part]] = []
+    parts: list[tuple[BaselineFeature, boosted_trees.Part]] = []
     for feature in fitted.features:
         parts.append((feature, "value"))
         if feature.form == "ids":
@@ -220,7 +220,7 @@ def _tree_columns(fitted: FittedBoosting) -> tuple[Any, ...]:
     encoders = dict(model._preprocessor.named_transformers_) if any(fitted.native_categorical) else {}
     categories = iter(encoders["encoder"].categories_ if encoders else ())
     columns = [
-        TreeColumn(
+        boosted_trees.TreeColumn(
             feature.name,
             feature.form,
             part,

@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mirrorspark.data_pipelines.dataset.block_format import Block
-from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, MISSING_ID
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.data_pipelines.reading.queries import query_digests
-from mirrorspark.evaluation.bootstrap import TEST_ROWS
-from mirrorspark.models.retrieval.list_metrics import catalogue_metrics, ranking_metrics
+from mirrorspark.data_pipelines.dataset import block_format
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds
+from mirrorspark.data_pipelines.reading import Dataset, query_digests
+from mirrorspark.evaluation import bootstrap
+from mirrorspark.models.retrieval import catalogue_metrics, ranking_metrics
 
 # Share of a split's rows whose users count as light; those with as many interactions as the last of them do, too.
 LIGHT_SHARE = 0.25
@@ -55,14 +53,16 @@ def retrieval_rows(dataset: Dataset, split: str) -> RetrievalRows:
     if name is not None:
         ids = np.concatenate([block.features[name] for block in blocks])
         # Users that the vocabulary lacks are as their rows, for all we know.
-        users = np.where(ids < FIRST_VOCABULARY_ID, users, ids)
+        users = np.where(ids < kinds.FIRST_VOCABULARY_ID, users, ids)
     is_light = np.zeros(len(users), np.bool_) if name is None else _is_light(dataset, blocks, name, users)
     candidates = np.concatenate([block.features[candidate.name] for block in blocks])
-    counts = np.concatenate([np.zeros(FIRST_VOCABULARY_ID), dataset.features.vocabulary(candidate).counts.to_numpy()])
+    counts = np.concatenate(
+        [np.zeros(kinds.FIRST_VOCABULARY_ID), dataset.features.vocabulary(candidate).counts.to_numpy()]
+    )
     return RetrievalRows(
         np.concatenate([query_digests(block, spec) for block in blocks]),
         users,
-        TEST_ROWS if name is None else f"values of {name}",
+        bootstrap.TEST_ROWS if name is None else f"values of {name}",
         candidates,
         counts[candidates] == 0,
         is_light,
@@ -102,7 +102,9 @@ def segment_metrics(
     return result
 
 
-def _is_light(dataset: Dataset, blocks: Sequence[Block], user: str, users: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _is_light(
+    dataset: Dataset, blocks: Sequence[block_format.Block], user: str, users: NDArray[np.int64]
+) -> NDArray[np.bool_]:
     spec = dataset.spec
     if spec.exclude is not None or spec.histories:
         interactions = np.concatenate([_known_interactions(block, spec) for block in blocks])
@@ -111,10 +113,10 @@ def _is_light(dataset: Dataset, blocks: Sequence[Block], user: str, users: NDArr
     return np.asarray(interactions <= np.quantile(interactions, LIGHT_SHARE, method="lower"))
 
 
-def _known_interactions(block: Block, spec: FeatureSpec) -> NDArray[np.int64]:
+def _known_interactions(block: block_format.Block, spec: FeatureSpec) -> NDArray[np.int64]:
     """Return how many interactions of its user each row names, ``[rows]``."""
     lists = [block.features[name] for name in spec.histories] if block.excluded is None else [block.excluded]
-    return np.max([np.count_nonzero(ids != MISSING_ID, axis=1) for ids in lists], axis=0)
+    return np.max([np.count_nonzero(ids != kinds.MISSING_ID, axis=1) for ids in lists], axis=0)
 
 
 def _rows_of(dataset: Dataset, user: str, users: NDArray[np.int64]) -> NDArray[np.int64]:

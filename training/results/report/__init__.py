@@ -1,1 +1,44 @@
-"""A run's results for people: report, model card, summary and notebook views."""
+"""A run's results for people: report, model card, summary and notebook views.
+
+They are made from facts alone; a picture that fails is named and takes nothing with it.
+"""
+
+from typing import TYPE_CHECKING
+
+from mirrorspark.lazy import lazy_exports
+
+if TYPE_CHECKING:
+    from mirrorspark.training.results.report import run_summary
+    from mirrorspark.training.results.report.cost import Cost, Held, cost_of
+    from mirrorspark.training.results.report.facts import report_facts
+    from mirrorspark.training.results.report.model_cards import model_card
+    from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentences, write_report
+    from mirrorspark.training.results.report.rivals import as_baseline, each_baseline, in_words
+    from mirrorspark.training.results.report.shown import Comparison, launched_html, trained_html
+    from mirrorspark.training.results.report.summary import CHALLENGER, Summary, make_way, strict, verdict_lines
+else:
+    __getattr__, __dir__ = lazy_exports(__name__)
+
+__all__ = [
+    "CHALLENGER",
+    "REPORT_FILE",
+    "Comparison",
+    "Cost",
+    "Held",
+    "Summary",
+    "as_baseline",
+    "cost_of",
+    "each_baseline",
+    "in_words",
+    "launched_html",
+    "make_way",
+    "metrics_table",
+    "model_card",
+    "report_facts",
+    "run_summary",
+    "strict",
+    "trained_html",
+    "verdict_lines",
+    "verdict_sentences",
+    "write_report",
+]

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.run_records.run_history import Launch
+from mirrorspark.training.protocol import Attempt
+from mirrorspark.training.run_records import run_history
 
 # The stages whose work Spark's tasks do.
 _SPARK_STAGES = ("infer", "convert", "score")
@@ -48,7 +48,7 @@ class Held:
         cores_per_slot: Cores of a Spark task.
     """
 
-    launches: Sequence[Launch]
+    launches: Sequence[run_history.Launch]
     attempts: Sequence[Attempt]
     slots: int
     driver_cores: int

@@ -2,13 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from mirrorspark.data_pipelines.conversion import read_profile
-from mirrorspark.data_pipelines.dataset.manifest import DatasetError
-from mirrorspark.data_pipelines.quality.column_card import rate_name
-from mirrorspark.data_pipelines.quality.profile import DatasetProfile
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.training.configuration.config import TrainingConfig
-from mirrorspark.training.results.evaluation.explanation import Explanation
+from mirrorspark.data_pipelines import read_profile
+from mirrorspark.data_pipelines.dataset import DatasetError
+from mirrorspark.data_pipelines.quality import DatasetProfile, rate_name
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.training.configuration import TrainingConfig
+from mirrorspark.training.results.evaluation import Explanation
 from mirrorspark.training.results.report.report import ReportFacts, rates_of
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec
 from mirrorspark.training.results.report.report import REPORT_FILE, in_words, metrics_table, verdict_sentences
 
 # MLflow's limit for the description of a version.

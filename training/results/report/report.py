@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from mirrorspark.data_pipelines.quality.column_card import rate_rows
-from mirrorspark.data_pipelines.quality.profile import DatasetProfile
-from mirrorspark.evaluation.bootstrap import TEST_ROWS
-from mirrorspark.evaluation.metrics import is_better
-from mirrorspark.pages.blocks import (
+from mirrorspark.data_pipelines.quality import DatasetProfile, rate_rows
+from mirrorspark.evaluation import bootstrap, is_better
+from mirrorspark.pages import (
     Cell,
     card_html,
     cards_html,
@@ -20,27 +18,27 @@ from mirrorspark.pages.blocks import (
     facts_html,
     figure_html,
     findings_html,
+    in_digits,
+    page_html,
     remark_html,
     rows_html,
     section_html,
+    short_number,
     table_html,
     verdict_html,
 )
-from mirrorspark.pages.figures.style import PANEL_WIDTH_INCHES
-from mirrorspark.pages.numbers import in_digits, short_number
-from mirrorspark.pages.page import page_html
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import clean
-from mirrorspark.training.configuration.recipe import as_yaml
+from mirrorspark.pages.figures import PANEL_WIDTH_INCHES
+from mirrorspark.storage import atomic_file, clean
+from mirrorspark.training.configuration import as_yaml
 from mirrorspark.training.results.report import rivals
 from mirrorspark.training.results.report.cost import Cost
 from mirrorspark.training.results.report.rivals import each_baseline
-from mirrorspark.training.run_records.run_history import headline
+from mirrorspark.training.run_records import run_history
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from mirrorspark.training.results.evaluation.explanation import Explanation
+    from mirrorspark.training.results.evaluation import Explanation
 
 REPORT_FILE = "report.html"
 
@@ -96,7 +94,7 @@ class ReportFacts:
 def write_report(facts: ReportFacts, path: Path) -> str:
     """Write the page to ``path`` and return it."""
     page = report_page(facts)
-    write_atomically(path, page)
+    atomic_file.write_atomically(path, page)
     return page
 
 
@@ -125,8 +123,8 @@ def _overview(facts: ReportFacts) -> Iterator[Markup]:
     for number, (rival, table) in enumerate(compared, 1):
         title = f"Model minus {in_words(str(rival['name']))}, with its 95% interval"
         # Runs of earlier versions do not say it.
-        drawn = facts.baseline.get("resampled", TEST_ROWS)
-        whole = "" if drawn == TEST_ROWS else ", each with all of its test rows"
+        drawn = facts.baseline.get("resampled", bootstrap.TEST_ROWS)
+        whole = "" if drawn == bootstrap.TEST_ROWS else ", each with all of its test rows"
         remark = (
             f"How far the difference moves when other {drawn} are drawn{whole}. It does not say what another seed "
             "would give."
@@ -207,7 +205,7 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[
     for rival in each_baseline(baseline):
         columns[str(rival["name"])] = rival["metrics"]
     table = pd.DataFrame(columns)
-    first = [name for name in headline(metrics.get("test", {})) if name in table.index]
+    first = [name for name in run_history.headline(metrics.get("test", {})) if name in table.index]
     return table.reindex([*first, *(name for name in table.index if name not in first)])
 
 
@@ -227,9 +225,9 @@ def _sample(baseline: Mapping[str, Any]) -> str:
 
 def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> str:
     test, other = metrics.get("test", {}), baseline.get("metrics", {})
-    compared = [name for name in headline(test) if name in test and name in other]
+    compared = [name for name in run_history.headline(test) if name in test and name in other]
     if not compared:
-        named = [f"{in_words(name)} {in_digits(test[name])}" for name in headline(test) if name in test]
+        named = [f"{in_words(name)} {in_digits(test[name])}" for name in run_history.headline(test) if name in test]
         return f"On the test rows: {', '.join(named)}. It was compared with nothing." if named else ""
     rival = in_words(str(baseline["name"]))
     intervals = baseline.get("intervals", {})

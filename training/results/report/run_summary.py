@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from mirrorspark.data_pipelines.quality.page import PAGE_FILE
+from mirrorspark.data_pipelines.quality import PAGE_FILE
 from mirrorspark.scoring.parity import ParityReport
-from mirrorspark.training.job.training_job import TrainingJob
-from mirrorspark.training.protocol.cause import Attempt
+from mirrorspark.training.job import TrainingJob
+from mirrorspark.training.protocol import Attempt
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import SCORED_TABLE
-from mirrorspark.training.run_records.run_history import read_curves
+from mirrorspark.training.run_records import run_history
 
 
 def begun(job: TrainingJob, *, is_reused: bool) -> Summary:
@@ -52,7 +52,7 @@ def with_attempts(summary: Summary, attempts: Sequence[Attempt], job: TrainingJo
     """Return the summary with the launches so far; an attempt that could not be launched had no workers."""
     workers = [attempt.workers for attempt in attempts if attempt.workers]
     # The launches of earlier drivers are counted from the events.
-    launches = max(len(attempts), read_curves(job.folder.events).attempts)
+    launches = max(len(attempts), run_history.read_curves(job.folder.events).attempts)
     return replace(summary, workers=workers[-1] if workers else None, attempts=launches or None)
 
 

@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from mirrorspark.evaluation.metrics import is_better
-from mirrorspark.pages.blocks import details_html, figure_html, heading_html, paragraph_html, remark_html, table_html
-from mirrorspark.pages.panel import panel_html
-from mirrorspark.storage.credentials import without_credentials
+from mirrorspark.evaluation import is_better
+from mirrorspark.pages import (
+    details_html,
+    figure_html,
+    heading_html,
+    panel_html,
+    paragraph_html,
+    remark_html,
+    table_html,
+)
+from mirrorspark.storage import without_credentials
 from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, title_of, verdict_sentences
 
 if TYPE_CHECKING:
-    from mirrorspark.training.entry_points.launch import Launched
+    from mirrorspark.training.entry_points import Launched
     from mirrorspark.training.results.delivery import Trained
 
 _RESULT_CHARACTERS = 300

@@ -10,11 +10,10 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from mirrorspark.storage.atomic_file import write_atomically
-from mirrorspark.storage.credentials import clean, without_credentials
-from mirrorspark.training.protocol.words import findings_in_words
+from mirrorspark.storage import atomic_file, clean, without_credentials
+from mirrorspark.training.protocol import findings_in_words
 from mirrorspark.training.results.report.rivals import each_baseline
-from mirrorspark.training.run_records.run_history import headline
+from mirrorspark.training.run_records import run_history
 
 # The registry's alias of the version that a run registers.
 CHALLENGER = "challenger"
@@ -87,7 +86,7 @@ class Summary:
             OSError: The document cannot be written.
         """
         text = json.dumps(clean(strict(asdict(self))), indent=2, allow_nan=False) + "\n"
-        write_atomically(_place(path), text)
+        atomic_file.write_atomically(_place(path), text)
 
     @classmethod
     def load(cls, path: Path) -> "Summary":
@@ -128,7 +127,7 @@ def verdict_lines(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[
     test, rivals = metrics.get("test", {}), each_baseline(baseline)
     names = "".join(f"{rival['name']:>26}" for rival in rivals)
     lines = [f"{'':<14}{'validation':>12}{'test':>12}{names}".rstrip()]
-    for name in (name for name in headline(test) if name in test):
+    for name in (name for name in run_history.headline(test) if name in test):
         cells = (metrics.get("validation", {}).get(name), test.get(name))
         row = "".join(f"{'':>12}" if cell is None else f"{cell:>12.4f}" for cell in cells)
         of_rivals = (rival["metrics"].get(name) for rival in rivals)

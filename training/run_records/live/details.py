@@ -1,11 +1,10 @@
 """The results of stages at length: the inferred spec, and the findings of validation."""
 
-from mirrorspark.data_pipelines.features.spec import FeatureSpec
-from mirrorspark.data_pipelines.quality.findings import Severity
-from mirrorspark.data_pipelines.quality.page import PAGE_FILE
-from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.pages.blocks import details_html, findings_html, remark_html
-from mirrorspark.training.protocol.words import findings_in_words
+from mirrorspark.data_pipelines.features import FeatureSpec
+from mirrorspark.data_pipelines.quality import PAGE_FILE, Severity
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.pages import details_html, findings_html, remark_html
+from mirrorspark.training.protocol import findings_in_words
 from mirrorspark.training.run_records.live.picture import Details
 from mirrorspark.training.run_records.live.view import Stage
 

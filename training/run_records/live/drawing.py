@@ -9,7 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mirrorspark.data_pipelines.spark.task_bar import clock_time
+from mirrorspark.data_pipelines.spark import task_bar
 from mirrorspark.training.run_records.live.picture import Picture
 from mirrorspark.training.run_records.live.state import RankState, TrainingState
 
@@ -40,7 +40,11 @@ def bar(name: str, elapsed: float, share: float | None = None, *, left: float | 
     """Return the line of a stage: name, share done, elapsed seconds, seconds left, and a text."""
     line = Table.grid(padding=(0, 1))
     line.add_column(min_width=10)
-    times = clock_time(elapsed) if left is None else f"{clock_time(elapsed)}, {clock_time(left)} left"
+    times = (
+        task_bar.clock_time(elapsed)
+        if left is None
+        else f"{task_bar.clock_time(elapsed)}, {task_bar.clock_time(left)} left"
+    )
     done: tuple[RenderableType, ...] = ()
     if share is not None:
         filled = ProgressBar(1.0, share, _BAR_COLUMNS, complete_style="green", finished_style="green")

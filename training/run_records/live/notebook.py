@@ -9,10 +9,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from mirrorspark.data_pipelines.spark.task_bar import Display, clock_time
-from mirrorspark.pages.blocks import Cell, bar_html, rows_html
-from mirrorspark.pages.charts.epochs import metric_chart
-from mirrorspark.pages.panel import panel_html
+from mirrorspark.data_pipelines.spark import task_bar
+from mirrorspark.pages import Cell, bar_html, panel_html, rows_html
+from mirrorspark.pages.charts import metric_chart
 from mirrorspark.training.run_records.live.drawing import RANK_COLUMNS, headline, rank_rows
 from mirrorspark.training.run_records.live.picture import EpochResult, FinishedStage, Picture, RunningStage
 from mirrorspark.training.run_records.live.state import TrainingState, bare, epoch_metrics, validation_metrics
@@ -29,7 +28,7 @@ class NotebookScreen:
 
     shows_history = True
 
-    def __init__(self, display: Display) -> None:
+    def __init__(self, display: task_bar.Display) -> None:
         """Show nothing yet.
 
         Args:
@@ -101,10 +100,10 @@ def _sign(stage: FinishedStage) -> str:
 def _running(stage: RunningStage, training: TrainingState) -> str:
     share, left, words = _progress(stage, training)
     parts = [] if share is None else [bar_html(share), f"{share:.0%}"]
-    parts += [f"{clock_time(left)} left"] if left is not None else []
+    parts += [f"{task_bar.clock_time(left)} left"] if left is not None else []
     parts += [html.escape(words)] if words else []
     return (
-        f'<tr><td>▸ <b>{html.escape(stage.name)}</b></td><td class="number">{clock_time(stage.seconds)}</td>'
+        f'<tr><td>▸ <b>{html.escape(stage.name)}</b></td><td class="number">{task_bar.clock_time(stage.seconds)}</td>'
         f"<td>{' &ensp;'.join(parts)}</td></tr>"
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mirrorspark.data_pipelines.spark.job_tasks import Tasks
+from mirrorspark.data_pipelines.spark import Tasks
 from mirrorspark.training.run_records.live.state import TrainingState
 
 

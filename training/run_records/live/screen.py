@@ -4,7 +4,7 @@ from typing import Protocol
 
 from rich.console import Console, RenderableType
 
-from mirrorspark.storage.terminal_text import wrapped
+from mirrorspark.storage import terminal_text
 from mirrorspark.training.run_records.live import drawing
 from mirrorspark.training.run_records.live.picture import Picture
 
@@ -52,7 +52,7 @@ class TerminalScreen:
 
     def write(self, line: str) -> None:
         """Add a permanent line above the block."""
-        self._draw(f"{wrapped(line, self._console.width)}\n")
+        self._draw(f"{terminal_text.wrapped(line, self._console.width)}\n")
 
     def _draw(self, above: str) -> None:
         console = self._console

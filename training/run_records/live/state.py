@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.protocol.timing import SILENT_SECONDS
-from mirrorspark.training.protocol.words import ranks_in_words
+from mirrorspark.training.protocol import Event, ranks_in_words, timing
 
 # Window in which a rank's speed is measured.
 _RATE_SECONDS = 10.0
@@ -63,7 +61,7 @@ class RankState:
 
     def is_silent(self, now: float) -> bool:
         """Return True if its heartbeat is overdue."""
-        return not self.ended and now - self.last_seen > SILENT_SECONDS
+        return not self.ended and now - self.last_seen > timing.SILENT_SECONDS
 
     def is_in_trouble(self, now: float) -> bool:
         """Return True if it is stopped, dead, silent or failed."""

@@ -16,12 +16,9 @@ from pyspark.sql import SparkSession
 from rich.console import Console
 from rich.text import Text
 
-from mirrorspark.data_pipelines.spark.job_tasks import CountedWork, SparkTasks, Tasks
-from mirrorspark.data_pipelines.spark.task_bar import notebook_display
-from mirrorspark.storage.credentials import without_credentials
-from mirrorspark.training.protocol.cause import RankError
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.protocol.words import ranks_in_words
+from mirrorspark.data_pipelines.spark import CountedWork, SparkTasks, Tasks, task_bar
+from mirrorspark.storage import without_credentials
+from mirrorspark.training.protocol import Event, RankError, ranks_in_words
 from mirrorspark.training.run_records.live import drawing
 from mirrorspark.training.run_records.live.messages import Messages, message_key
 from mirrorspark.training.run_records.live.notebook import NotebookScreen
@@ -70,7 +67,7 @@ class LiveView:
         """
         # Not rich's own recognition of notebooks, which would write into the cell by itself.
         console = Console(stderr=True, force_jupyter=False)
-        display = notebook_display()
+        display = task_bar.notebook_display()
         self._is_interactive = (display is not None or can_draw(console)) if is_interactive is None else is_interactive
         self._screen = screen or (TerminalScreen(console) if display is None else NotebookScreen(display))
         self._write_to = write or (self._screen.write if self._is_interactive else _print)
