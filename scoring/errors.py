@@ -1,4 +1,4 @@
-"""The general error of scoring; more specific ones are defined beside the code that raises them."""
+"""The general error of scoring; more specific ones are defined next to the code that raises them."""
 
 
 class ScoringError(ValueError):

@@ -118,10 +118,10 @@ def score_files(
             Spark's catalog. Spark then reads the rows. Columns of ``tfrecord`` get the types of the training.
         mode: Spark's save mode for existing data at ``output``: ``error``, ``overwrite`` or ``append``.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
-        outputs: The form of the scores, as for :func:`scoring.score`.
+        outputs: The form of the scores, as in :func:`scoring.score`.
         batch_size: Rows per call of the model, unless the model has a fixed number.
         with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
-        nulls: As for :func:`scoring.score`, as are the next three.
+        nulls: See :func:`scoring.score`, also for the next three.
         bad_rows: Rows that cannot be scored.
         other_versions: Executors with other library versions.
         trust: Python code of the model.
@@ -454,5 +454,5 @@ def refuse_own_input(places: Sequence[StoragePath], locations: Sequence[Location
 
 
 def _resolved(path: StoragePath) -> StoragePath:
-    # Options of a store are no part of the place; links are resolved.
+    # Leaves out the options of a store, which are not part of the location, and resolves links.
     return StoragePath(str(path.local.resolve()) if path.is_local else path.uri)

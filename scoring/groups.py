@@ -71,13 +71,13 @@ def score_by_group(
             partitions, small groups share one. Spark computes the table one more time to find the ranges. With False,
             and always for a stream, partitions and the order of rows stay as they are.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
-        outputs: The form of the scores, as for :func:`scoring.score`.
+        outputs: The form of the scores, as in :func:`scoring.score`.
         batch_size: Rows per call of a model, unless the model has a fixed number.
         with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
-        nulls: As for :func:`scoring.score`; a rule applies to the models that read its column.
-        bad_rows: As for :func:`scoring.score`.
-        other_versions: As for :func:`scoring.score`.
-        trust: As for :func:`scoring.score`.
+        nulls: See :func:`scoring.score`; a rule applies to the models that read its column.
+        bad_rows: See :func:`scoring.score`.
+        other_versions: See :func:`scoring.score`.
+        trust: See :func:`scoring.score`.
         counters: Collects the counters of the tasks.
 
     Raises:

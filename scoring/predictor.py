@@ -54,7 +54,7 @@ class Predictor:
                 library's default.
             other_versions: ``refuse`` or ``allow`` a model that was exported with other library versions (beyond patch
                 versions).
-            trust: As for :func:`scoring.score`.
+            trust: See :func:`scoring.score`.
             cache: Holds the loaded models; by default the one of the process.
 
         Raises:
@@ -102,7 +102,7 @@ class Predictor:
         """Return the result of :meth:`predict` for each row, from one call of the model if it takes any number of rows.
 
         Raises:
-            ColumnError: As for :meth:`predict`.
+            ColumnError: See :meth:`predict`.
         """
         batch = self.batch({name: [row.get(name, _ABSENT) for row in rows] for name in self.columns})
         entries = Entries(len(rows), None, self.label, {})

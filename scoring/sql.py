@@ -50,14 +50,14 @@ def register_sql(
         inputs: The inputs of the model that are passed, in this order; the others are missing values in every row. By
             default all, in the model's order.
         tracking_uri: Address of the MLflow store.
-        outputs: The form of the scores, as for :func:`scoring.scorer_udf`.
+        outputs: The form of the scores, as in :func:`scoring.scorer_udf`.
         batch_size: Rows per call of the model, unless the model has a fixed number.
-        nulls: As for :func:`scoring.scorer_udf`.
-        bad_rows: As for :func:`scoring.scorer_udf`.
-        other_versions: As for :func:`scoring.scorer_udf`.
-        trust: As for :func:`scoring.scorer_udf`.
-        evaluated_once: As for :func:`scoring.scorer_udf`.
-        counters: As for :func:`scoring.scorer_udf`.
+        nulls: See :func:`scoring.scorer_udf`.
+        bad_rows: See :func:`scoring.scorer_udf`.
+        other_versions: See :func:`scoring.scorer_udf`.
+        trust: See :func:`scoring.scorer_udf`.
+        evaluated_once: See :func:`scoring.scorer_udf`.
+        counters: See :func:`scoring.scorer_udf`.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.

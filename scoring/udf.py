@@ -54,10 +54,10 @@ def scorer_udf(
             become fields.
         batch_size: Rows per call of the model, unless the model has a fixed number.
         with_columns: Last fields of the struct, out of :data:`scoring.output.ADDED_COLUMNS`.
-        nulls: As for :func:`scoring.score`.
-        bad_rows: As for :func:`scoring.score`; with ``mark`` the struct has the field ``error``.
-        other_versions: As for :func:`scoring.score`.
-        trust: As for :func:`scoring.score`.
+        nulls: See :func:`scoring.score`.
+        bad_rows: See :func:`scoring.score`; with ``mark`` the struct has the field ``error``.
+        other_versions: See :func:`scoring.score`.
+        trust: See :func:`scoring.score`.
         evaluated_once: Keep Spark from computing a score twice. Spark recomputes a column wherever it is used, so an
             outer filter on a score would call the model twice. With True, Spark also leaves conditions on other columns
             in the outer query: write them in the inner query, or pass False to let Spark move them.

@@ -124,7 +124,7 @@ class KerasBackend:
 
 
 def _code_in(path: Path) -> str | None:
-    """Return what in the file would run Python code that is not Keras' own, or None."""
+    """Return a description of the first object in the file that would run Python code outside Keras, or None."""
     for node in _objects(_configuration(path)):
         name, module = node.get("class_name"), node.get("module")
         if name in ("Lambda", "__lambda__"):

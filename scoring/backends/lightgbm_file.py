@@ -54,10 +54,10 @@ class LightGBMBackend:
 
 
 def _check_whole(path: Path) -> None:
-    """Make sure that a model's text is whole, which LightGBM takes for granted: it ends the process if it is cut off.
+    """Check that a model's text is complete. LightGBM does not, and ends the process if the text is cut off.
 
     Raises:
-        UnsupportedModelError: It is no text of LightGBM, or trees are missing.
+        UnsupportedModelError: It is not a model in LightGBM's text format, or trees are missing.
         OSError: It cannot be read.
     """
     content = path.read_bytes()

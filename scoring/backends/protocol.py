@@ -55,7 +55,7 @@ class ArrayType:
 
     @property
     def has_rows(self) -> bool:
-        """Whether the first dimension has any length."""
+        """True if the first dimension can have any length."""
         return len(self.shape) > 0 and self.shape[0] is None
 
     @property

@@ -168,7 +168,7 @@ def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, value
     elif isinstance(value, Mapping):
         for name, element in value.items():
-            if name != "config":  # What its author sets for the model's code.
+            if name != "config":  # Settings by the model's author for its code.
                 yield from _texts(element, str(name))
     elif isinstance(value, list):
         for element in value:

@@ -16,7 +16,7 @@ _COMPILED = "_XlaMustCompile"
 
 _MISSING_OPERATION = re.compile(r"Op type not registered '(\w+)'")
 
-# Operations that call a function of this process's Python, by a number: that of a file means another function here.
+# Operations that call a Python function of this process by its number. The number in a file means another one here.
 _PYTHON_OPERATIONS = frozenset({"EagerPyFunc", "PyFunc", "PyFuncStateless"})
 # Operations that read or write files, or reach other processes, wherever a graph has them. Those that save and restore
 # variables and fill tables from assets are in every SavedModel, and are not among them.
@@ -70,7 +70,7 @@ class SavedModelBackend:
         """
         tf = start_tensorflow()
         self.threads = compute_threads(tf)
-        # Before it is loaded, which runs the graphs that fill its tables.
+        # This check precedes the loading, which runs the graphs that fill the tables.
         self.needs_trust = _check_operations(folder, trusted=trusted)
         # The signature does not keep its own variables and tables alive; the module does.
         self._module = _loaded(tf, folder)
@@ -150,7 +150,7 @@ def _loaded(tf: Any, folder: Path) -> Any:
 
 
 def _read(folder: Path, read: Callable[[], Any]) -> Any:
-    """Return what ``read`` makes of a SavedModel.
+    """Return the result of ``read``, which loads a SavedModel.
 
     Raises:
         UnsupportedModelError: It is damaged, or has an operation that TensorFlow lacks.

@@ -22,10 +22,10 @@ _KERAS_OPTIMIZERS = "tf_keras.src.optimizers"
 _START = threading.Lock()
 # Set once this process is known to be a Python worker of Spark.
 _WORKER = threading.Event()
-# Whoever sets this variable wants GPUs to be used.
+# If this variable is set, the user wants TensorFlow to use GPUs.
 _GPUS = "CUDA_VISIBLE_DEVICES"
 
-# What TensorFlow's first session prints about itself, whatever the level of its log.
+# Notes that TensorFlow's first session prints at any log level.
 _NOTES = (b"absl::InitializeLog()", b"MLIR V1 optimization pass is not enabled")
 
 _LOGGER = logging.getLogger(__name__)

@@ -31,7 +31,7 @@ class TrainedGraph:
         Args:
             folder: The SavedModel.
             scann: Whether the graph has an op of ScaNN.
-            threads: As for :func:`session_config`.
+            threads: See :func:`session_config`.
 
         Raises:
             ModuleNotFoundError: TensorFlow or, for a model that needs it, ScaNN is not installed here.

@@ -69,7 +69,7 @@ class XGBoostBackend:
 
 
 def check_whole(path: Path) -> None:
-    """Make sure that a model's file is whole, which XGBoost takes for granted: a damaged one may end the process.
+    """Check that a model's file is complete. XGBoost does not, and a damaged file may end the process.
 
     Raises:
         UnsupportedModelError: It is cut off, or nested deeper than any model.
@@ -102,7 +102,7 @@ def _check_ubjson(content: bytes) -> None:
         IndexError, struct.error: It ends in the middle.
     """
     place = 0
-    # What is open: the kind of each container, the type of its values if they have one, and how many are left.
+    # Open containers: the kind of each, the type of its values if they have one, and the number of values left.
     opened: list[list[Any]] = []
 
     def skip(count: int) -> None:

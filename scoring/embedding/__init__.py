@@ -1,4 +1,4 @@
-"""Embeddings of texts by an encoder that the user has, with a cache of their vectors.
+"""Embeddings of texts and images by the user's encoder, with a cache of their vectors.
 
 A text is encoded once per version of the encoder, on whichever machine it appears.
 """

@@ -1,4 +1,4 @@
-"""Length buckets: texts of like length share a call of the encoder, so that little of it is padding."""
+"""Length buckets: texts of similar length share a call of the encoder, which keeps padding low."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

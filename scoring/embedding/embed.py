@@ -42,7 +42,7 @@ _LOGGER = logging.getLogger(__name__)
 
 _CONTENT, _REPORT = "content", "report"
 _COUNTS = ("embedded", "cached", "unreadable")
-# Names in the user's table for a moment.
+# Names of temporary columns in the user's table.
 _OWN_KEY, _OWN_VECTOR = "__mirrorspark_key", "__mirrorspark_vector"
 _NAMED_IN_MESSAGE = 3
 # Tasks per slot: fast and slow ones even out, and a lost one costs less.
@@ -73,8 +73,8 @@ def embed_text(
         encoder: A folder with a SavedModel (also in TF-Hub's layout), or a folder with or the path of an ONNX file
             (``.onnx``) or a file of tf-keras (``.keras``). It takes one array of texts ``[batch]``, or token ids
             ``[batch, length]`` as ``input_ids``, ``attention_mask`` and ``token_type_ids`` (the last two if it has
-            them) with a vocabulary of WordPiece beside it, ``vocab.txt``. It gives vectors ``[batch, d]``, or of token
-            ids ``[batch, length, d]``, whose mean is taken.
+            them) with a vocabulary of WordPiece next to it, ``vocab.txt``. It returns vectors ``[batch, d]``, or
+            vectors of tokens ``[batch, length, d]``, whose mean is taken.
         cache: Folder of the vectors, which all machines reach. One will do for all encoders: each has its vectors in a
             folder of its own, by the digest of its files and of the settings below. Any number of jobs may use it at a
             time.
@@ -117,10 +117,10 @@ def embed_images(
     Args:
         df: The table. It is read twice and has to give the same images.
         column: The bytes of JPEG or PNG files, as Spark's format ``binaryFile`` reads them into ``content``.
-        encoder: A folder or file as for :func:`embed_text`, of an encoder that takes one array of images,
-            ``[batch, height, width, channels]`` or ``[batch, channels, height, width]``, and gives vectors
+        encoder: A folder or file as in :func:`embed_text`, of an encoder that takes one array of images,
+            ``[batch, height, width, channels]`` or ``[batch, channels, height, width]``, and returns vectors
             ``[batch, d]``. Images are resized to its input, with pixels from 0 to 255.
-        cache: As for :func:`embed_text`, like the next three.
+        cache: See :func:`embed_text`, also for the next three.
         output: Name of the new column.
         signature: Signature of a SavedModel.
         model_output: The encoder's output that is the vector.
@@ -129,9 +129,9 @@ def embed_images(
         batch_size: Images in a call of the encoder.
 
     Raises:
-        ScoringError: As for :func:`embed_text`.
+        ScoringError: See :func:`embed_text`.
         ColumnError: The column is missing or holds no bytes, or an image cannot be read or is too large.
-        OSError: As for :func:`embed_text`.
+        OSError: See :func:`embed_text`.
     """
     settings = ImageSettings(signature, model_output, max_bytes, max_pixels, batch_size)
     return CachedEncoder.of(encoder, settings, cache).with_vectors(df, column, output)
@@ -139,15 +139,15 @@ def embed_images(
 
 @dataclass(frozen=True)
 class _Content:
-    """What an encoder takes from a column.
+    """Input of an encoder: the content of one column, texts or images.
 
     Attributes:
         field: First field of an embedded column; also its name in messages.
         one: One of them, for messages.
-        type_name: What a column holds, for messages.
+        type_name: Name of the column's values, for messages.
         types: Spark's types of such columns.
         normalised: Returns the content of a column, null for what is missing.
-        kept: Returns what an embedded column keeps of that and of its key.
+        kept: Returns the column that an embedded column keeps, given the content and its key.
     """
 
     field: str
@@ -172,7 +172,7 @@ _IMAGES = _Content(raw_columns.IMAGE, "an image", "bytes", (BinaryType,), presen
 
 @dataclass(frozen=True)
 class CachedEncoder:
-    """An encoder with its settings, and the cache of the vectors that both of them decide.
+    """An encoder with its settings, and the cache of the resulting vectors.
 
     Attributes:
         location: Folder or file of the encoder, as the user wrote it.
@@ -195,7 +195,7 @@ class CachedEncoder:
             location: Its folder or file.
             settings: Its settings.
             cache: The folder of the vectors.
-            given: A location that tells the scheme of ``cache`` where that is made of it.
+            given: The user's location of which ``cache`` was made, for its scheme; by default ``cache`` itself.
 
         Raises:
             ScoringError: There is no encoder.
@@ -208,7 +208,7 @@ class CachedEncoder:
         return _IMAGES if isinstance(self.settings, ImageSettings) else _TEXTS
 
     def with_vectors(self, df: DataFrame, column: str, output: str) -> DataFrame:
-        """Return what :func:`embed_text` does.
+        """Return the result of :func:`embed_text` or :func:`embed_image`.
 
         Args:
             df: The table.
@@ -216,9 +216,9 @@ class CachedEncoder:
             output: Name of the new column.
 
         Raises:
-            ScoringError: As for :func:`embed_text`.
-            ColumnError: As for that function, or an image cannot be read.
-            OSError: As for that function.
+            ScoringError: See :func:`embed_text`.
+            ColumnError: See :func:`embed_text`; or an image cannot be read.
+            OSError: See :func:`embed_text`.
         """
         if output.lower() in [name.lower() for name in df.columns]:
             raise ScoringError(f"the table has a column '{output}' already; give another name as output")
@@ -235,9 +235,9 @@ class CachedEncoder:
             progress: Show a bar of Spark's tasks where one can be seen.
 
         Raises:
-            ScoringError: As for :meth:`with_vectors`, like the next two.
-            ColumnError: As for that method.
-            OSError: As for that method.
+            ScoringError: See :meth:`with_vectors`.
+            ColumnError: See :meth:`with_vectors`.
+            OSError: See :meth:`with_vectors`.
         """
         self._encode(df, column, progress=progress)
         content = self._content.normalised(column_named(column))
@@ -265,14 +265,14 @@ class CachedEncoder:
         return joined.withColumn(_OWN_VECTOR, F.when(is_lost, error).otherwise(F.col(_OWN_VECTOR)))
 
     def _encode(self, df: DataFrame, column: str, *, progress: bool) -> None:
-        """Encode what the cache lacks of a column, equal values once."""
+        """Encode the contents of a column that the cache lacks; equal values are encoded once."""
         self._check_column(df, column)
         spark = df.sparkSession
         content = F.col(_CONTENT)
         contents = df.select(self._content.normalised(column_named(column)).alias(_CONTENT)).where(content.isNotNull())
         distinct = contents.groupBy(content_key(content).alias(KEY)).agg(F.first(content).alias(_CONTENT))
         cached = self.vectors.table(spark).select(KEY).distinct().withColumn("is_cached", F.lit(True))
-        # What is cached need not travel to a task, and is counted there.
+        # Cached contents are not sent to the tasks, which only count them.
         new = F.when(F.col("is_cached").isNull(), content).alias(_CONTENT)
         tasks = _TASKS_PER_SLOT * session_of(spark).default_parallelism
         dealt = distinct.join(cached, KEY, "left").select(KEY, new).repartitionById(tasks, task_of(F.col(KEY), tasks))
@@ -349,7 +349,7 @@ class EmbedTask:
         report["embedded"] += len(vectors)
         report["unreadable"] += len(reasons)
         named = report["examples"] | {keys[place].as_py(): reason for place, reason in reasons.items()}
-        # The first ones of all, however the contents are dealt to tasks.
+        # The smallest keys, so that the choice does not depend on the division among tasks.
         report["examples"] = dict(sorted(named.items())[:_NAMED_IN_MESSAGE])
 
     def _load(self) -> Encoder:
@@ -363,7 +363,7 @@ def _reported(report: Mapping[str, Any]) -> pa.RecordBatch:
 # Spark reuses Python workers, and nothing else of a task survives it.
 @lru_cache(maxsize=1)
 def load_once(encoder: ShippedModel, settings: Settings, threads: int | None) -> Encoder:
-    """Return the encoder, loaded once in this process while no other one is.
+    """Return the encoder. This process keeps the one that it loaded last.
 
     Raises:
         ModelChangedError: Its files are no longer those that the driver saw.

@@ -11,7 +11,7 @@ from mirrorspark.scoring.embedding.encoder import encoder_digest
 from mirrorspark.scoring.embedding.model_encoders import check_digest, check_size, settings_of
 from mirrorspark.storage import Location, StoragePath
 
-# Folder of the vectors beside datasets.
+# Folder of the vectors, next to the dataset.
 _CACHE_FOLDER = "embeddings"
 
 
@@ -20,16 +20,16 @@ class Embedder:
     """Gives texts and images, of the kinds ``text_embedding`` and ``image_embedding``, their vectors in a conversion.
 
     Attributes:
-        cache: Folder of the vectors, as for :func:`scoring.embedding.embed_text`: a later conversion encodes only
-            what is new. By default ``embeddings`` beside the dataset.
-        batch_size: Texts or images in a call of the encoder, as for that function.
+        cache: Folder of the vectors, as in :func:`scoring.embedding.embed_text`: a later conversion encodes only
+            new contents. By default ``embeddings`` next to the dataset.
+        batch_size: Texts or images in a call of the encoder.
     """
 
     cache: Location | None = None
     batch_size: int = 64
 
     def source(self, spec: FeatureSpec) -> dict[str, Any]:
-        """Return what the encoders of ``spec`` add to the source of a dataset: their digests, if there are any.
+        """Return the digests of the encoders of ``spec``, for the description of a dataset's source; empty without any.
 
         Raises:
             ScoringError: An encoder is missing.
@@ -51,7 +51,7 @@ class Embedder:
         Raises:
             ScoringError: An encoder cannot be used, or is not the one that the spec has recorded.
             ColumnError: A column holds no strings or bytes, nothing at all, or images that cannot be read.
-            OSError: As for :func:`scoring.embedding.embed_text`.
+            OSError: See :func:`scoring.embedding.embed_text`.
         """
         features: list[kinds.Feature] = []
         for feature in spec.features:

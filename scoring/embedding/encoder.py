@@ -22,7 +22,7 @@ _BACKENDS_BY_SUFFIX: Mapping[str, str] = {".onnx": "onnx", ".keras": "keras"}
 
 @contextlib.contextmanager
 def encoder_folder(location: str | Path) -> Iterator[Path]:
-    """Yield the folder of an encoder: the given one, or a temporary one with the given file and what belongs to it.
+    """Yield the folder of an encoder: the given one, or a temporary one with the given file and its companion files.
 
     Raises:
         ScoringError: There is no encoder.
@@ -34,7 +34,7 @@ def encoder_folder(location: str | Path) -> Iterator[Path]:
     elif path.is_file():
         with tempfile.TemporaryDirectory(prefix="mirrorspark-encoder-") as scratch:
             folder = Path(scratch)
-            # Weights of large ONNX models are in files beside it: model.onnx_data, model.onnx.data.
+            # Weights of large ONNX models are in files next to the model: model.onnx_data, model.onnx.data.
             for name in (VOCABULARY_FILE, CONFIG_FILE, *(file.name for file in path.parent.glob(f"{path.name}*"))):
                 if (path.parent / name).is_file():
                     shutil.copyfile(path.parent / name, folder / name)

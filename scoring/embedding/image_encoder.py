@@ -41,7 +41,7 @@ class ImageEncoder:
                     pixels.append(self._pixels(image))
                 except ValueError as error:
                     reasons[place] = str(error)
-            # After an image that cannot be read, all that counts of the others is whether they can be.
+            # After the first unreadable image, the others are only decoded to find further unreadable ones.
             if not reasons:
                 # Decoded pixels are float32 where the encoder takes other floats.
                 inputs = {self._input: np.stack(pixels, dtype=self._decoder.dtype, casting="same_kind")}

@@ -26,7 +26,7 @@ from mirrorspark.scoring.model import (
     versions_here,
 )
 
-# Beside the features, whose digest is computed whenever a model is opened.
+# Next to the features' folder, not in it: the digest of that folder is computed whenever a model is opened.
 ENCODERS_FOLDER = "encoders"
 _DIGITS_OF_FOLDER = 16
 _VECTORS_FILE = "vectors.json"
@@ -118,7 +118,7 @@ class ModelEncoders:
         Args:
             folder: Folder of the model.
             features: The features, of which others than texts and images to embed are ignored.
-            threads: As for :class:`scoring.model.LoadedModel`.
+            threads: See :class:`scoring.model.LoadedModel`.
 
         Raises:
             ScoringError: An encoder cannot be used.
@@ -157,7 +157,7 @@ class ModelEncoders:
 
         Raises:
             ColumnError: A column is missing or has another type.
-            ScoringError: As for :meth:`embedded`.
+            ScoringError: See :meth:`embedded`.
         """
         errors: RowErrors = {}
         for feature, encoder in self._encoders.items():
@@ -185,7 +185,7 @@ def _present(feature: kinds.EmbeddedFeature, column: pa.Array) -> pa.Array:
 
 
 def _names(feature: kinds.EmbeddedFeature, contents: pa.Array) -> pa.StringArray:
-    """Return what an embedded column keeps: the texts, or the SHA-256 of images."""
+    """Return the contents as an embedded column stores them: the texts, or the SHA-256 of images."""
     if not isinstance(feature, kinds.ImageEmbedding):
         return contents
     return pa.array([key_of(image) for image in contents.to_pylist()], pa.string())

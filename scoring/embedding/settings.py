@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 from mirrorspark.scoring.errors import ScoringError
 
-# Change with the vectors of an unchanged encoder: another tokenizer, another pooling, another way to resize.
+# Raise these if an unchanged encoder would give other vectors: another tokenizer, pooling or way to resize.
 _FORMAT_VERSION = 1
 _IMAGE_FORMAT_VERSION = 1
 
@@ -34,7 +34,7 @@ class EncoderSettings:
         _check_batch_size(self.batch_size)
 
     def digest(self, files: str) -> str:
-        """Return the digest of all that decides the vector of a text, given the digest of the encoder's files."""
+        """Return the digest of everything that affects the vector of a text; ``files`` is the encoder's."""
         deciding = {"signature": self.signature, "model_output": self.model_output, "max_length": self.max_length}
         return _digest([_FORMAT_VERSION, files, deciding])
 
@@ -60,7 +60,7 @@ class ImageSettings:
         _check_batch_size(self.batch_size)
 
     def digest(self, files: str) -> str:
-        """Return the digest of all that decides the vector of an image, given the digest of the encoder's files."""
+        """Return the digest of everything that affects the vector of an image; ``files`` is the encoder's."""
         deciding = {"images": _IMAGE_FORMAT_VERSION, "signature": self.signature, "model_output": self.model_output}
         return _digest([files, deciding])
 

@@ -23,15 +23,15 @@ KEY = "key"
 
 _SCHEMA = pa.schema([(KEY, pa.string()), (raw_columns.VECTOR, pa.list_(pa.float32()))])
 _SPARK_SCHEMA = f"{KEY} string, {raw_columns.VECTOR} array<float>"
-# What a lost task may cost: 40,000 vectors of 384 numbers.
+# The most work that a lost task costs: 40,000 vectors of 384 numbers.
 _FLUSH_BYTES = 64 * 2**20
 _DIGITS_OF_FOLDER = 16
-# A key begins with so many hexadecimal digits, by which texts and images are dealt to tasks.
+# Number of hexadecimal digits at the beginning of a key by which texts and images are assigned to tasks.
 _DEALT_DIGITS = 7
 
 
 def normalised_text(text: Column) -> Column:
-    """Return on Spark what :func:`data_pipelines.features.text_rules.single_spaced` does on Arrow's arrays."""
+    """Return texts normalised on Spark as :func:`data_pipelines.features.text_rules.single_spaced` does on Arrow."""
     trimmed = F.trim(F.regexp_replace(text, text_rules.WHITE_SPACE, " "))
     return F.when(trimmed != "", trimmed)
 
@@ -66,7 +66,7 @@ class VectorCache:
 
     @classmethod
     def of(cls, location: Location, encoder: str, given: Location | None = None) -> "VectorCache":
-        """Return the cache for an encoder with this digest; ``given`` tells the scheme of a location made of it.
+        """Return the cache for an encoder with this digest, whose files Spark reads by the scheme of ``given``.
 
         Raises:
             LakeTableError: The location is, or lies in, a table that would not have the files.
@@ -104,7 +104,7 @@ class VectorWriter:
     _waiting: list[pa.Table] = field(default_factory=list)
 
     def add(self, keys: pa.Array, vectors: np.ndarray) -> None:
-        """Take the vectors ``[keys, d]``, and write all that wait if they are many."""
+        """Add vectors ``[keys, d]``, and write all pending ones if they are many."""
         size = vectors.shape[1]
         offsets = pa.array(np.arange(0, len(vectors) * size + 1, size, dtype=np.int32))
         lists = pa.ListArray.from_arrays(offsets, pa.array(vectors.ravel()))
@@ -113,7 +113,7 @@ class VectorWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write the vectors that wait, a file for each first digit of their keys."""
+        """Write the pending vectors, a file for each first digit of their keys."""
         if not self._waiting:
             return
         together = pa.concat_tables(self._waiting)

@@ -28,7 +28,7 @@ class Encoder(Protocol):
         """Return the vectors of one text or image or more, float32 ``[contents, d]``.
 
         Raises:
-            ScoringError: The output is no such array, or has a value that is not finite.
+            ScoringError: The output is not such an array, or has a value that is not finite.
             UnreadableError: Images are larger than the limits, or cannot be decoded.
         """
 
@@ -41,10 +41,10 @@ class Encoder(Protocol):
 
 
 def readable_vectors(encoder: Encoder, contents: Sequence[Any]) -> tuple[np.ndarray, dict[int, str]]:
-    """Return the vectors of what can be read, float32 ``[readable, d]``, and the reasons by place of all else.
+    """Return the vectors of readable contents, float32 ``[readable, d]``, and the errors of the others by position.
 
     Raises:
-        ScoringError: As for :meth:`Encoder.encode`.
+        ScoringError: See :meth:`Encoder.encode`.
     """
     try:
         return encoder.encode(contents), {}
@@ -70,7 +70,7 @@ def checked_vectors(values: np.ndarray, rows: int, output: str, of: str, named: 
         values: The output.
         rows: Number of texts or images of the call.
         output: Name of the output for messages.
-        of: What they are, ``texts`` or ``images``.
+        of: Kind of the contents, ``texts`` or ``images``.
         named: Names one by its place.
 
     Raises:

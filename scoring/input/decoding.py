@@ -136,7 +136,7 @@ def decoder_of_images(array: protocol.ArrayType) -> Decoder:
     """Return a decoder by TensorFlow of images that are resized to the rows of a model's input.
 
     Raises:
-        UnsupportedModelError: The rows are no images of a known size.
+        UnsupportedModelError: The rows are not images of a known size.
         ModuleNotFoundError: TensorFlow is not installed here.
     """
     return _decoder("image", RESIZED_IMAGE, array, _BACKENDS_OF_TENSORFLOW[0], None)

@@ -46,7 +46,7 @@ class ImageLayout:
         """Return the layout of an input whose rows have this shape and type.
 
         Raises:
-            UnsupportedModelError: They are no images.
+            UnsupportedModelError: The rows are not images.
         """
         if len(shape) == 3 and shape[2] in _CHANNELS:
             (height, width, channels), order = shape, (0, 1, 2)
@@ -111,7 +111,7 @@ class ImageLimits:
         size = tf.cond(
             tf.equal(tf.strings.substr(value, 0, len(_PNG)), _PNG),
             lambda: tf.io.decode_raw(tf.strings.substr(value, _PNG_SIZE.start, 8), tf.int32, little_endian=False),
-            # Raises for what is no JPEG.
+            # Raises an error for bytes that are not a JPEG.
             lambda: tf.image.extract_jpeg_shape(value)[:2],
         )
         found = {"bytes": tf.strings.length(value), "pixels": tf.reduce_prod(tf.cast(size, tf.int64))}
@@ -150,7 +150,7 @@ def _png_size(value: bytes) -> tuple[int, int]:
 
 def _jpeg_size(value: bytes) -> tuple[int, int]:
     place = len(_JPEG)
-    # Each segment moves the place forward; what stands between segments is skipped, as libjpeg does.
+    # Each segment moves the position forward. Bytes between segments are skipped, as libjpeg does.
     while (place := value.find(b"\xff", place)) >= 0 and place + 1 < len(value):
         marker = value[place + 1]
         if marker in (0x00, 0xFF) or marker in _ALONE:

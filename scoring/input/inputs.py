@@ -157,7 +157,7 @@ class Column:
 
     @property
     def is_array(self) -> bool:
-        """Whether the column has arrays."""
+        """True if the column has arrays."""
         return is_array(self.type)
 
     @property

@@ -62,7 +62,7 @@ def score_tfrecords(
         keys: Columns that identify a row, in the types of the records.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         on_damage: ``fail`` at the first damaged record, or ``skip`` damaged records.
-        outputs: As for :func:`scoring.score`, like the other arguments.
+        outputs: See :func:`scoring.score`, also for the other arguments.
         batch_size: Rows per call of the model.
         with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
         nulls: The value that replaces nulls, by column, or ``"fail"`` to reject them.

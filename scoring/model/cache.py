@@ -80,7 +80,7 @@ def load_once(
     Args:
         folder: Folder of the model.
         digest: The pinned digest.
-        threads: As for :class:`LoadedModel`.
+        threads: See :class:`LoadedModel`.
         on_load: Called with the model after each load.
         cache: Holds the loaded models.
 

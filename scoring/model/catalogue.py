@@ -13,7 +13,7 @@ from mirrorspark.scoring.model.packaged import PackagedDescription
 
 _LOGGER = logging.getLogger(__name__)
 
-# Beside the SavedModel: the towers for later catalogues, and queries to measure the recall of their indexes.
+# Next to the SavedModel: the towers for later catalogues, and queries to measure the recall of their indexes.
 TOWERS_FOLDER = "towers"
 SAMPLE_FILE = "query_sample.npy"
 

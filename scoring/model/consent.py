@@ -46,7 +46,7 @@ def check_consent(directory: ModelDirectory, label: str) -> None:
 
 
 def check_described(document: Mapping[str, Any], digest: Callable[[], str], label: str) -> None:
-    """Do :func:`check_consent` by the document of a description alone, for a model whose files are still packed.
+    """Check consent like :func:`check_consent`, by the document of a description alone: the files are still packed.
 
     Args:
         document: The content of ``mirrorspark.json``.
@@ -75,7 +75,7 @@ def _check(code: Sequence[str], digest: Callable[[], str], label: str) -> None:
 
 
 def _code(description: PackagedDescription) -> list[str]:
-    """Return what of a model is Python code."""
+    """Return descriptions of the model's parts that are Python code."""
     return _code_of(description.hooks, description.backend, description.file, is_trusted=description.trusted)
 
 

@@ -56,7 +56,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def archive_digest(archive: zipfile.ZipFile) -> str:
-    """Return what :func:`folder_digest` returns for the folder whose model files an archive holds."""
+    """Return the digest of a folder's model files in an archive, equal to :func:`folder_digest` of that folder."""
     digest = hashlib.sha256()
     for name in sorted(archive.namelist()):
         digest.update(name.encode() + b"\0" + hashlib.sha256(archive.read(name)).digest())

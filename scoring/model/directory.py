@@ -4,7 +4,7 @@ An exported model, trained by Mirrorspark::
 
     <folder>/saved_model/       SavedModel with the signatures of models.serving.export
     <folder>/saved_model_scann/ SavedModel with ScaNN's index, of a retrieval model that has one
-    <folder>/features/          the fitted features; beside them encoders/, if texts or images are embedded
+    <folder>/features/          the fitted features; next to them encoders/, if texts or images are embedded
     <folder>/towers/            both towers of a retrieval model with items, which a new catalogue is made with
     <folder>/calibration.json   the map of its probabilities, of a model that is calibrated; for readers
     <folder>/mirrorspark.json   kind of the model and its outputs (format version 1)
@@ -63,7 +63,7 @@ OUTPUTS: Mapping[str, Mapping[str, str]] = {
     "retrieval": {CANDIDATES: column_types.array_of("string"), SCORES: column_types.array_of("float")},
 }
 
-# What a regression of quantiles has besides, in the order of its setting.
+# Additional outputs of a quantile regression, in the order of its setting.
 QUANTILES: Mapping[str, str] = {"quantiles": column_types.array_of("float")}
 
 # The names of list elements differ between writers.
@@ -228,7 +228,7 @@ class ModelDirectory:
 
     @classmethod
     def open(cls, path: Path) -> "ModelDirectory":
-        """Read the description, and the features unless it tells the columns that they read.
+        """Read the description, and the features unless the description has the columns that they read.
 
         Raises:
             ModelDirectoryError: A part is missing or damaged, or an MLflow model has no signature.
@@ -265,7 +265,7 @@ class ModelDirectory:
         """The features in the order of the model's inputs.
 
         Raises:
-            ModelDirectoryError: As for :attr:`features`.
+            ModelDirectoryError: See :attr:`features`.
         """
         features = self.features
         assert isinstance(self.description, ModelDescription)  # noqa: S101 - it has features
@@ -299,14 +299,14 @@ class ModelDirectory:
         """The columns that the model reads, as features.
 
         Raises:
-            ModelDirectoryError: As for :attr:`features`.
+            ModelDirectoryError: See :attr:`features`.
         """
         return FeatureInputs(self.scored_features, self.features.column_types)
 
 
 @dataclass(frozen=True)
 class _TrainedColumns:
-    """The inputs of a model whose description tells their types at training."""
+    """The inputs of a model whose description has their types at training."""
 
     directory: ModelDirectory
     types: Mapping[str, str]

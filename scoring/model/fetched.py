@@ -1,6 +1,6 @@
 """Local copies of models from remote stores. Each version is fetched once for all processes of this host.
 
-The folder contains, beside the files of :mod:`storage.host_cache`::
+The folder contains, in addition to the files of :mod:`storage.host_cache`::
 
     entries/DIGEST   a model; versions with equal files share it
     known/KEY.json   the model that a URI of a store led to at the last look-up
@@ -213,7 +213,7 @@ class FetchedModels:
         return None if found is None else self._leased(found)
 
     def _leased(self, version: FetchedVersion) -> FetchedVersion | None:
-        """Lease ``version`` and return it; None if its files are gone or have changed."""
+        """Lease ``version`` and return it; None if its files were removed or have changed."""
         with self._explained_errors():
             lease = self._copies.lease(version.digest)
         if lease is None:

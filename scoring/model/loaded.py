@@ -26,7 +26,7 @@ from mirrorspark.scoring.model.packaged import PackagedDescription
 from mirrorspark.scoring.output import arrow_array, checked_output, no_values
 
 DEFAULT_BATCH_SIZE = 8192
-# Largest size of the scores of a part; larger parts take more memory and are no faster.
+# Largest size of the scores of a part. Larger parts take more memory without being faster.
 PART_BYTES = 16 * 2**20
 # A query of ALS has a matrix of its own.
 _VECTOR_ROWS = 2048
@@ -67,7 +67,7 @@ class CompositeModel(protocol.Backend, Feed, Protocol):
     """A loaded composite: backend and feed in one, as each of its models has a feed of its own."""
 
     def with_search(self, searches: Mapping[str, Any], most_candidates: int) -> "CompositeModel":
-        """Return a composite whose models search, and whose lists have at most so many candidates."""
+        """Return a composite whose models search, and whose lists have at most ``most_candidates`` candidates."""
 
 
 class LoadedModel:
@@ -102,7 +102,7 @@ class LoadedModel:
         # concurrent calls that update it.
         self._widths = {name: widths[of] for name, of in self.description.model_outputs.items()}
         self._widths_lock = threading.Lock()
-        # Of the signatures of vectors, made when they are first called; shared by the searches with this model.
+        # Backends of the vectors' signatures, made on the first call and shared by the searches with this model.
         self._vector_backends: dict[str, TrainedBackend] = {}
         self._vectors_lock = threading.Lock()
         for name, labels in self.labels.items():
@@ -154,12 +154,12 @@ class LoadedModel:
         """Return the vectors of the candidates of a retrieval model, and their tokens.
 
         Raises:
-            ModelOutputError: Its scores are no products of vectors, or it was exported without them.
+            ModelOutputError: Its scores are not products of vectors, or it was exported without them.
         """
         (found,) = self._vector_backend(signatures.CANDIDATE_VECTORS)({}, (signatures.VECTORS,)).values()
         features = ModelDirectory.open(self._folder).features
         tokens = features.vocabulary(features.spec.candidate).tokens
-        # An item that is gone adds nothing, also where another model still knows it.
+        # A removed item adds nothing, also where another model still knows it.
         found = found.copy()
         found[self._removed_ids] = 0
         return CandidateVectors(
@@ -170,8 +170,8 @@ class LoadedModel:
         """Yield the vectors of rows, float32 ``[some rows, dim]``, and the ids that each excludes, int64 ``[…, any]``.
 
         Raises:
-            ModelOutputError: As for :meth:`vectors`.
-            ColumnError: As for :meth:`score`.
+            ModelOutputError: See :meth:`vectors`.
+            ColumnError: See :meth:`score`.
         """
         backend = self._vector_backend(signatures.QUERY_VECTORS)
         for _, inputs in self._feed.parts(batch, _VECTOR_ROWS):
@@ -180,7 +180,7 @@ class LoadedModel:
 
     @property
     def unavailable_ids(self) -> np.ndarray:
-        """int64 ``[any]``: candidates that this model must not find: those of its search, and items that are gone."""
+        """int64 ``[any]``: candidates that this model must not find: those of its search, and removed items."""
         given = self._backend.given if isinstance(self._backend, TrainedBackend) else {}
         return np.union1d(np.asarray(given.get("unavailable_ids", np.zeros(0)), np.int64), self._removed_ids)
 
@@ -368,8 +368,8 @@ class LoadedModel:
 
         Raises:
             ModelOutputError: A string is not UTF-8.
-            ColumnError: As for :meth:`score`.
-            HookError: As for :meth:`score`.
+            ColumnError: See :meth:`score`.
+            HookError: See :meth:`score`.
         """
         outputs = self.score(batch, batch_size=batch_size, on_call=on_call)
         return {

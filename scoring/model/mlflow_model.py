@@ -1,4 +1,4 @@
-"""What MLflow is told of an exported model: its signature, an example of its input, and the packages that it needs."""
+"""MLflow's description of an exported model: its signature, an example of its input, and the packages it needs."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping
@@ -24,7 +24,7 @@ _TRAINED_LOADER = "mirrorspark.scoring.model.mirrorspark_pyfunc"
 _PACKAGED_LOADER = "mirrorspark.scoring.model.packaged_pyfunc"
 
 
-# Arrow types at training of which MLflow takes all that pandas and Spark make of them.
+# Arrow types at training for which MLflow accepts every representation in pandas and Spark.
 _STRICT_TYPES: Mapping[kinds.RawForm, tuple[str, ...]] = defaultdict(
     tuple,
     {"number": ("double", "float", "halffloat"), "token": ("string",), "date": ("string",), "bytes": ("binary",)},

@@ -1,4 +1,4 @@
-"""One exact version of a model: what it is known by, and the one that a local folder holds."""
+"""One exact version of a model: its identity, and the version in a local folder."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -247,7 +247,7 @@ def _offline_advice(uri: str, store: str) -> str:
     try:
         models = FetchedModels()
     except OSError:
-        # The working directory is gone, so a relative folder name fails. The store's own error must not be hidden.
+        # The working directory was removed, so a relative folder name fails. The store's own error must not be hidden.
         return ""
     version = models.find(store, uri)
     if version is None:

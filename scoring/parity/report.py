@@ -63,7 +63,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no score differs by more than the tolerance and no decision or order changes."""
+        """True if no score differs by more than the tolerance and no decision or order changes."""
         return self.max <= self.tolerance and self.threshold_flips == 0 and self.order_changes == 0
 
     @property

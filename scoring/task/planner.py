@@ -35,7 +35,7 @@ class TaskPlan:
 
     @property
     def has_large_groups(self) -> bool:
-        """Whether a row group alone takes longer than the target."""
+        """True if a single row group takes longer than the target."""
         return self.largest_group_rows > self.fitting_group_rows
 
 
