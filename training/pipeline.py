@@ -68,7 +68,7 @@ class _Progress:
 
 @contextlib.contextmanager
 def _telling(tell: Callable[[Summary], None], job: TrainingJob, prepared: PreparedRun) -> Iterator[_Progress]:
-    """Tell the summary of the run that begins, and again, with its attempts, before an error leaves the block."""
+    """Report the summary of the run that begins, and again, with its attempts, before an error leaves the block."""
     tell(run_summary.begun(job, is_reused=prepared.is_reused))
     progress = _Progress()
     try:

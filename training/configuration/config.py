@@ -231,7 +231,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         return isinstance(self.architecture, classical.FittedArchitecture)
 
     def require_steps(self, steps_per_epoch: int) -> None:
-        """Raise ``ModelSettingsError`` unless the learning rate's schedule fits a training of so many steps."""
+        """Raise ``ModelSettingsError`` unless the learning rate's schedule fits epochs of ``steps_per_epoch`` steps."""
         check_warm_up(self.learning_rate_schedule, self.warmup_steps, steps_per_epoch * self.epochs)
 
     @property

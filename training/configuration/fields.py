@@ -288,7 +288,7 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def type_in_words(hint: Any) -> str:
-    """Return what a value of a type is, for a message: ``a whole number or null``."""
+    """Describe the values of a type, for a message: ``a whole number or null``."""
     return " or ".join(map(_one_type_in_words, alternatives(hint)))
 
 

@@ -50,10 +50,10 @@ def as_yaml(values: Mapping[str, Any]) -> str:
 
 
 def read_yaml(text: str) -> Any:
-    """Return what a YAML text has, read as YAML 1.2 where 1.1 surprises: numbers like ``2:4``, and days, are text.
+    """Return the content of a YAML text, read as YAML 1.2 where 1.1 surprises: dates and numbers like ``2:4`` are text.
 
     Raises:
-        yaml.YAMLError: It is no YAML.
+        yaml.YAMLError: The text is not valid YAML.
     """
     return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
 
@@ -78,7 +78,7 @@ def load_recipe(recipe: str) -> dict[str, Any]:
         recipe: A name of :func:`recipe_names`, or a folder.
 
     Raises:
-        ConfigError: There is no such recipe, or its file is no YAML mapping of known fields.
+        ConfigError: There is no such recipe, or its file is not a YAML mapping of known fields.
     """
     folder = recipe_folder(recipe)
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""What a run knows of each task: the kind of its label, the metrics to monitor, and the baselines."""
+"""Facts about each task: the kind of its label, the metrics to monitor, and the baselines."""
 
 import re
 from collections.abc import Mapping
@@ -11,13 +11,13 @@ from mirrorspark.models import classical
 # ``val_recall_at_K`` and ``val_ndcg_at_K`` of a retrieval model, for any K.
 RANKING = re.compile(r"val_(?:recall|ndcg)_at_([1-9]\d{0,3})", re.ASCII)
 
-# The error of the rating that a retrieval model learns beside, where the label has one.
+# The error of the rating, which a retrieval model also learns if the label has one.
 RATING_ERROR = "val_rmse"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a run knows of a task.
+    """Facts about a task.
 
     Attributes:
         label: The kind of label that its models learn.
@@ -34,10 +34,10 @@ PACKAGED_BASELINES = ("xgboost", "lightgbm")
 """Those that are a package of that name, which may be missing."""
 
 BOOSTED_BASELINES = ("hist_gradient_boosting", *PACKAGED_BASELINES)
-"""Those that are gradient boosting, and take no sparse features and vectors."""
+"""The baselines by gradient boosting, which take no sparse features or vectors."""
 
 POPULARITY = "popularity"
-"""What is the same for every row: the rates of the labels, or the most frequent candidates."""
+"""The baseline that gives every row the same: the rates of the labels, or the most frequent candidates."""
 
 LINEAR_BASELINES = {
     "binary": "logistic_regression",
@@ -45,7 +45,7 @@ LINEAR_BASELINES = {
     "multi_label": "logistic_regression",
     "regression": "ridge",
 }
-"""The linear one by task, which takes features of all kinds."""
+"""The linear baseline by task, which takes features of all kinds."""
 
 _OF_ROWS = {task: (*BOOSTED_BASELINES, linear) for task, linear in LINEAR_BASELINES.items()}
 

@@ -56,7 +56,7 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
 
     A fault of the user's code ends the run at once, since it would recur. So does a cancelled job, and an error that
     occurred at the same step before, unless a machine, the store or a hang explains it. An error of unknown cause is
-    retried once. Any other failure restarts the training until the budget of its kind is spent. A driver that was out
+    retried once. Any other failure restarts the training until the budget of its kind is used up. A driver that was out
     of reach always restarts it.
 
     Args:
@@ -99,8 +99,8 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
 def usable_slots(attempts: Sequence[Attempt], slots: int, elastic: Elastic) -> int:
     """Return the number of ``slots`` that are probably free; at least enough for the fewest workers, if they exist.
 
-    Spark also counts slots that another job occupies. After an attempt in which no rank was heard, fewer workers are
-    tried, until a larger training runs or the pause before growth is over (`growth_pause_seconds`).
+    Spark also counts slots that another job occupies. After an attempt in which no rank sent an event, fewer workers
+    are tried, until a larger training runs or the pause before growth is over (`growth_pause_seconds`).
     """
     limit = slots
     for attempt in attempts:

@@ -156,7 +156,8 @@ class RunningAttempt:
             self._command({"command": "abort", "reason": abort})
         if hung is not None:
             self._tell({**hung, "attempt": self.number})
-        # Ranks that wait for others learn for whom. Sending every new address would take a message per pair of ranks.
+        # Waiting ranks learn which ranks they wait for. To send every new address would take a message per pair of
+        # ranks.
         self._tell_peers(has_to_be_complete=False)
         self._pass_on_stop(now)
 

@@ -27,7 +27,7 @@ Answer = TypeVar("Answer")
 Beat = Callable[[], None]
 
 
-class StoppedReading(Exception):  # noqa: N818 - a requested stop is no error
+class StoppedReading(Exception):  # noqa: N818 - a requested stop is not an error
     """A stop was requested during a read of the store, and its answer is no longer awaited."""
 
 
@@ -36,7 +36,7 @@ class StoreReader:
     """A reader that works in its own threads, one read after the other, so that callers can stop waiting.
 
     Attributes:
-        limit_seconds: A store that sends nothing for so long counts as gone.
+        limit_seconds: A store that sends nothing for this time counts as gone.
         stop: Request that the run stop.
         tell: Gets the event ``waiting`` for a slow store; does not raise.
         clock: Returns seconds; monotonic.
@@ -96,8 +96,8 @@ class StoreReader:
             retry_seconds: Total time of the retries.
 
         Raises:
-            CheckpointDamagedError: No whole checkpoint has been found for so long.
-            OSError: The store has failed for so long, or hangs.
+            CheckpointDamagedError: No whole checkpoint has been found within this time.
+            OSError: The store has failed for all of this time, or hangs.
             StorageError: It cannot be opened.
         """
         end = self.clock() + retry_seconds

@@ -169,7 +169,7 @@ class Supervisor:
         """Return the number of slots now.
 
         Raises:
-            TrainingFailedError: The session is gone, and no attempt can be launched any more.
+            TrainingFailedError: The session was lost, and no attempt can be launched any more.
         """
         try:
             return self.slots()

@@ -1,4 +1,4 @@
-"""Ways to start a training besides the main job: calls for notebooks and scripts; the commands runs and doctor."""
+"""Ways to start a training other than the main job: calls for notebooks and scripts; the commands runs and doctor."""
 
 from typing import TYPE_CHECKING
 

@@ -57,7 +57,7 @@ def _as_it_is(value: Any) -> Any:
 class _SettingParams(Params):
     """Params with the names and defaults of the settings behind them."""
 
-    def getParams(self) -> dict[str, Any]:  # noqa: N802 - beside Spark's own setParams
+    def getParams(self) -> dict[str, Any]:  # noqa: N802 - next to Spark's own setParams
         """Return the values of all params by name."""
         return {param.name: self.getOrDefault(param) for param in self.params if self.isDefined(param)}
 
@@ -263,7 +263,7 @@ class TrainingEstimator(
         """Train on the table and return the model.
 
         Raises:
-            Exception: As :func:`data_pipelines.convert` and :func:`training.entry_points.train` say.
+            Exception: See :func:`data_pipelines.convert` and :func:`training.entry_points.train`.
         """
         spark = dataset.sparkSession
         if self.getOrDefault("features") is None:

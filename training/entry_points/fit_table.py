@@ -35,7 +35,7 @@ from mirrorspark.training.run_records.live import LiveView, spec_details, tell_f
 
 _LOGGER = logging.getLogger(__name__)
 
-# One worker's threads and network cost more than they bring below so many training rows each.
+# Below this number of training rows per worker, a worker's threads and network cost more than they bring.
 ROWS_PER_WORKER = 20_000
 MOST_LOCAL_WORKERS = 4
 
@@ -77,8 +77,8 @@ def fit(
             "size", "kind": "ordinal", "classes": ["S", "M", "L"]}``. With a ``spec`` the name of its label.
         keys: Columns that identify a row; by default inferred (:func:`default_spec`), or the row's number in a table
             in memory.
-        time: Column with the time of a row: the newest rows are for validation and test. It is no feature.
-        exclude: Column, or columns, that are no features.
+        time: Column with the time of a row: the newest rows are for validation and test. It is not a feature.
+        exclude: Column, or columns, that are not features.
         spec: The feature specification, or its YAML file; by default inferred. ``label``, ``keys`` and ``exclude`` are
             then its own.
         accept_data_errors: Train even where validation finds errors in the data.
@@ -90,11 +90,11 @@ def fit(
             :func:`default_config`.
 
     Raises:
-        TableError: ``table`` is no table.
+        TableError: ``table`` is not a table.
         FeatureSpecError: The spec cannot be inferred or does not fit: the message says which column and why.
         SplitError: The rows cannot be split.
         ConfigError: A setting has an invalid value.
-        Exception: As :func:`data_pipelines.convert` and :func:`training.entry_points.train` say.
+        Exception: See :func:`data_pipelines.convert` and :func:`training.entry_points.train`.
     """
     _check_arguments(table, label, model, callbacks, settings)
     view = LiveView(epochs=1)
@@ -161,7 +161,7 @@ def default_spec(
         df: The table.
         label: The column to learn, or its name and kind; the kind is inferred unless given.
         keys: Columns that identify a row.
-        exclude: Columns that are no features.
+        exclude: Columns that are not features.
         last_key: The key if no other column identifies the rows.
         in_memory: The rows of ``df``, if this process has them.
 

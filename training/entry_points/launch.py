@@ -237,14 +237,14 @@ def run_train_fn(
         registered_model: Name of a returned model in the registry, in Unity Catalog ``catalog.schema.model``; by
             default ``name``.
         resume: Continue an unfinished run of the same name and arguments.
-        max_restarts: How often a lost or hung worker may restart it.
+        max_restarts: Number of times that a lost or hung worker may restart it.
         start_limit_seconds: Longest time outside ``fit``; None for any. Starting may always take five minutes.
         step_limit_seconds: Longest time of a step within ``fit``; None for ten minutes.
         use_custom_strategy: The function builds its own strategy, as with the plain runner's option of that name.
         strategy: The scope otherwise: ``multi_worker_mirrored``, or ``ring``, which is faster on CPUs.
         threads_per_worker: TensorFlow threads of a worker; None for its Spark task's CPUs.
         gpus_per_worker: GPUs of a worker.
-        model_columns: Columns of a returned model that takes one array, as for :func:`scoring.package_model`.
+        model_columns: Columns of a returned model that takes one array, as in :func:`scoring.package_model`.
         allow_open_servers: Allow ``multi_worker_mirrored`` outside one machine, with servers that any caller may use.
         spark: The session; by default the active one, or a local one with a slot per worker.
         verbose: Show what Spark and TensorFlow log.
@@ -349,7 +349,7 @@ class FunctionLauncher:
         self._answer: dict[str, Any] = {}
 
     def __call__(self, plan: AttemptPlan) -> tuple[dict[str, Any], ...]:
-        """Return how every rank ended; see :class:`training.driver.SparkLauncher`."""
+        """Return the outcome of every rank; see :class:`training.driver.SparkLauncher`."""
         outcomes = self._launcher(plan)
         self._answer = next((outcome for outcome in outcomes if outcome["outcome"] == "finished"), {})
         return outcomes

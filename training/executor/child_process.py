@@ -1,7 +1,8 @@
 """A child process that owns TensorFlow: its start, its plan, its answer, and its end with its parent.
 
 The plan goes through standard input, because it may hold a secret and arguments and environment are public on a host.
-The pipe stays open: when it ends, the parent is gone, and the child leaves. Standard output carries the answer alone.
+The pipe stays open: its end means that the parent has ended, and the child exits. Standard output carries only the
+answer.
 """
 
 import codecs
@@ -44,8 +45,9 @@ _POLL_MILLISECONDS = 50
 
 # Variables of the environment that are set unless the user has set them.
 DEFAULT_VARIABLES = {
-    # GNU OpenMP's threads, those of gradient boosting, wait by spinning a million times unless told otherwise: beside
-    # other work a fit takes twice as long. So few spins cost nothing on a quiet machine; no spins cost it five times.
+    # GNU OpenMP's threads, which gradient boosting uses, spin a million times by default while they wait: next to other
+    # work, a fit then takes twice as long. This few spins cost nothing on a quiet machine; with none, a fit takes five
+    # times as long there.
     "GOMP_SPINCOUNT": "10000",
     # Large tensors in huge pages where the kernel leaves the choice to programs: steps take a tenth less.
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
@@ -134,7 +136,7 @@ def why_it_failed(status: int, tail: "Tail") -> str:
     if status >= 0:
         is_memory, words = out_of_memory.is_told_in(last), last or f"status {status}"
     else:
-        # Nobody else kills it, and C++ aborts a process that gets no memory. The line before is no reason of a kill.
+        # Nobody else kills it, and C++ aborts a process that gets no memory. The last line does not explain a kill.
         is_memory = -status == signal.SIGKILL or out_of_memory.is_told_in(text)
         words = out_of_memory.killed_by(status) + (f" ({last})" if last and -status != signal.SIGKILL else "")
     return f"{words}: memory has run out; {_MORE_MEMORY}" if is_memory else words

@@ -73,7 +73,7 @@ class Follower:
                 return _aborted(f"no word from the driver for {self._lease_seconds:g} s") | {"cause": "driver"}
             if (outcome := self._take_in_next(_TICK_SECONDS)) is not None:
                 return outcome
-            # The end of the answers' pipe is no proof: a process that the training has started may hold it open.
+            # The end of the answers' pipe proves nothing: a process that the training has started may hold it open.
             status = self._process.wait(_TICK_SECONDS if self._has_said_all else 0)
             if status is not None:
                 return self._last_words() or self._end_without_a_word(status)
@@ -119,7 +119,7 @@ class Follower:
             words = out_of_memory.killed_by(status)
             if (why := self._lack_of_memory(-status)) is not None:
                 return report_failure(self._events, "machine", "killed", f"{words} {why}; {MORE_MEMORY}")
-            # TensorFlow's coordination service, used only in trainings on GPUs, aborts workers whose peer is gone.
+            # TensorFlow's coordination service, used only in trainings on GPUs, aborts workers whose peer has ended.
             has_gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "") not in ("", "-1")
             is_consequence = -status == signal.SIGABRT and has_gpus
             return report_failure(self._events, "peer" if is_consequence else "lost", "killed", words)
@@ -128,7 +128,7 @@ class Follower:
         return report_failure(self._events, cause, "exited", message)
 
     def _lack_of_memory(self, number: int) -> str | None:
-        """Return how it shows that a worker which a signal has ended had no memory left; None if it does not show."""
+        """Return the evidence that a worker which a signal has ended had no memory left; None without any."""
         if number == signal.SIGKILL and out_of_memory.kernel_kills() > self._kernel_kills:
             return f"when the kernel of {self._host} ended a process because memory had run out"
         # C++ aborts a process that gets none.

@@ -88,7 +88,7 @@ class _Server:
 
     def serve(self) -> None:
         """Serve requests until the other side disconnects; then kill the remaining children."""
-        with contextlib.suppress(ConnectionError):  # The task is gone.
+        with contextlib.suppress(ConnectionError):  # The task has ended.
             while self._serve_one():
                 pass
         for pid in self._ranks:

@@ -2,7 +2,7 @@
 
 It is forked by :mod:`training.executor.fork_server` for :mod:`training.executor.task`. The orders come on standard
 input, since they hold a secret, and arguments and environment are public on a host. That pipe stays open for the task's
-requests; when it ends, the task is gone, and the worker exits.
+requests; its end means that the task has ended, and the worker exits.
 """
 
 import contextlib
@@ -140,7 +140,7 @@ def main(answers: IO[str]) -> NoReturn:
         fields = {key: value for key, value in failure.items() if key not in ("event", "traceback")}
         _remove_generated_sources()
         _answer(answers, {"outcome": "failed"} | fields)
-    # A plain return could hang: TensorFlow's threads may wait in a collective whose peer is gone.
+    # A plain return could hang: TensorFlow's threads may wait in a collective whose peer has ended.
     os._exit(EXIT_FAILED)
 
 
@@ -184,12 +184,12 @@ def _named(name: str) -> Any:
 
 
 def _answer(answers: IO[str], message: dict[str, Any]) -> None:
-    with contextlib.suppress(ConnectionError):  # The task is gone, and this process is about to end.
+    with contextlib.suppress(ConnectionError):  # The task has ended, and this process is about to end.
         print(json.dumps(message, default=str), file=answers, flush=True)
 
 
 def _obey(stop_request: StopSignal) -> None:
-    """Obey the task's requests until it is gone; then exit."""
+    """Obey the task's requests until the task ends; then exit."""
     with contextlib.suppress(OSError, ValueError):
         for line in sys.stdin.buffer:
             stop_request.request(json.loads(line)["stop"])

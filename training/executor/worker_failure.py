@@ -57,10 +57,10 @@ def describe(error: BaseException, phase: Phase = "training") -> dict[str, Any]:
 
 
 def _message(error: BaseException) -> str:
-    """Return the message of an error; that of one for want of memory, which may be empty, with a remedy."""
+    """Return the message of an error; for lack of memory, where the message may be empty, with a remedy."""
     # Secrets are removed before the texts are cut, since half a secret would not be found.
     text = without_credentials(str(error))
-    # TensorFlow tells it after lines on the graph.
+    # TensorFlow reports lack of memory after lines about the graph.
     told = [line for line in text.splitlines() if out_of_memory.is_told_in(line)]
     if isinstance(error, MemoryError) or (told and (isinstance(error, OSError) or _is_from_tensorflow(error))):
         return f"{(told or [text or 'memory has run out'])[0].strip()[:MESSAGE_LENGTH]}; {MORE_MEMORY}"
@@ -72,7 +72,7 @@ _WHERE_IT_BEGAN = ("epoch", "step_in_epoch")
 
 _STARTING: frozenset[Phase] = frozenset({"starting", "connecting"})
 
-# Messages of the other ranks' collectives when one is gone, besides UnavailableError.
+# Classes and messages of the errors of the other ranks' collectives after a rank has ended.
 _PEER_CLASSES = ("UnavailableError", "AbortedError", "CancelledError", "DeadlineExceededError")
 _PEER_MESSAGES = (
     "RingError",  # Raised by our ring within an operation of TensorFlow, which passes on only its name and text.

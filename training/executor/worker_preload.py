@@ -8,8 +8,8 @@ import importlib
 
 import tf_keras
 
-# What the process runs, the usual entry of a plan, and the kernel for sparse gradients. By name, as plans have it:
-# workers do not depend on an entry.
+# The module that the process runs, the usual entry of a plan, and the kernel for sparse gradients. Imported by name, as
+# from plans: workers do not depend on an entry.
 for module in (
     "mirrorspark.training.executor.worker",
     "mirrorspark.training.programs.keras_fit.fit",

@@ -66,7 +66,7 @@ class WorkerProcess:
         self._streams.close()
 
     def tell(self, data: bytes) -> None:
-        """Write to its input without waiting for it to read; does nothing if the process is gone."""
+        """Write to its input without waiting for it to read; does nothing if the process has ended."""
         self._streams.orders.write(data)
 
     def send_signal(self, number: int) -> None:
@@ -202,7 +202,7 @@ class _ForkServer:
         """Fork a worker with these files, and return its process id.
 
         Raises:
-            WorkerStartError: The server is gone, or does not answer.
+            WorkerStartError: The server has ended, or does not answer.
         """
         try:
             socket.send_fds(self._channel, [b"{}"], files)
@@ -259,7 +259,7 @@ class _ForkServer:
         """Return the server's next message, or None if there is none in time.
 
         Raises:
-            OSError: The server is gone.
+            OSError: The server has ended.
         """
         self._channel.settimeout(None if timeout_seconds is None else max(timeout_seconds, 1e-3))
         try:
@@ -297,7 +297,7 @@ class _Orders:
         self._connection.close()
 
     def _work(self) -> None:
-        with contextlib.suppress(OSError):  # The worker is gone, and its end shows why.
+        with contextlib.suppress(OSError):  # The worker has ended, and its end shows why.
             while (data := self._waiting.get()) is not None:
                 self._connection.sendall(data)
 

@@ -61,7 +61,7 @@ class PreparedRun:
         tracking: Its place in MLflow.
         warm_start: The model to begin from: as it was found, or a sweep's copy for all its trials.
         table: The recipe's table; None for a training from Python, which has a dataset alone.
-        is_reused: Whether an earlier run converted the dataset.
+        is_reused: True if an earlier run converted the dataset.
     """
 
     config: TrainingConfig

@@ -102,8 +102,8 @@ def recipe_table(spark: SparkSession, config: RunConfig) -> DataFrame:
     """Return the table that the recipe's query builds from its source tables.
 
     Raises:
-        ConfigError: As for :meth:`Sources.find`.
-        SourceError: As for :meth:`Sources.find`; a table cannot be read, or the query cannot be run.
+        ConfigError: See :meth:`Sources.find`.
+        SourceError: See :meth:`Sources.find`; or a table cannot be read, or the query cannot be run.
     """
     return _table(spark, config, _source_files(config))
 

@@ -87,7 +87,7 @@ def open_job(
 
 @dataclass(frozen=True)
 class LearntModel:
-    """What a run has learnt, on this machine: the best epoch's checkpoint, or the file of a fitted recommender.
+    """A run's trained model on this machine: the best epoch's checkpoint, or the file of a fitted recommender.
 
     Attributes:
         epoch: Epochs that the checkpoint has learnt; None for a model that is fitted without epochs.

@@ -99,7 +99,7 @@ def settle_warm_start(
         has_begun: Weights may have been trained from the copy, so no other model can replace it.
 
     Raises:
-        ConfigError: There is no such model, or the copy is gone or damaged.
+        ConfigError: There is no such model, or the copy is missing or damaged.
         TrackingError: The store cannot be read.
         OSError: The model cannot be copied.
     """

@@ -1,7 +1,7 @@
 """Admission of callers to a listening socket: each is served in its own thread, and strangers are bounded.
 
 An unauthenticated client holds a thread and a socket. Ranks authenticate within milliseconds, so of too many clients
-that have not, the one that has taken longest is disconnected. A client that says nothing delays no other.
+that have not, the one that has taken longest is disconnected. A silent client delays no other.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class Admissions(Generic[Admitted]):
         Args:
             listener: Is closed at the end.
             serve: Serves one connection.
-            what: What clients want, such as "a registration", for the log of those that are refused.
+            what: The purpose of the connections, such as "a registration", for the log of refused clients.
             most_unproven: Number of unauthenticated clients above which the oldest is disconnected.
             discard: Closes what :meth:`next` has not returned by the end.
         """
@@ -135,7 +135,7 @@ class Admissions(Generic[Admitted]):
     def _accept_one(self) -> None:
         try:
             connection, address = self._listener.accept()
-        except ConnectionAbortedError:  # The client is gone already.
+        except ConnectionAbortedError:  # The client has disconnected already.
             return
         thread = threading.Thread(target=self._admit, args=(connection, str(address[0])), daemon=True)
         with self._lock:
@@ -170,7 +170,7 @@ class Admissions(Generic[Admitted]):
         if admitted is None:
             return
         with self._lock:
-            # Forgotten first: whoever gets the connection may end the admissions at once, which disconnects the others.
+            # Forgotten first: the connection's receiver may end the admissions at once, which disconnects the others.
             self._unproven.pop(connection, None)
             self._serving.pop(connection, None)
             if not self._over.is_set():

@@ -14,7 +14,7 @@ SESSION_LOST = "SessionLost"
 # Causes in order of precedence: the failure with the earliest one here explains the others.
 _EXPLAINING_FIRST: tuple[Cause, ...] = get_args(Cause)
 
-# Causes for which a rank is gone, or is known to have failed first: TensorFlow's errors elsewhere are consequences.
+# Causes for which a rank has ended, or is known to have failed first: TensorFlow's errors elsewhere are consequences.
 _ENDS_OF_A_RANK: frozenset[Cause] = frozenset(
     {"store", "machine", "preempted", "hung", "lost", "start", "spark", "driver"}
 )
@@ -194,7 +194,7 @@ class Attempt:
     def first_error(self) -> RankError:
         """The failure to show: the earliest that is not a consequence of another rank's end.
 
-        Ranks whose peer is gone fail as well, and their events may arrive first. Clocks of different machines differ,
+        Ranks whose peer has ended fail as well, and their events may arrive first. Clocks of different machines differ,
         so the cause counts before the time. The step counts before the time, too, where errors of a kind report the
         step in which they began: a loss that is not a number spreads to all ranks a step later, and all notice it
         together.

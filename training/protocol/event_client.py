@@ -140,7 +140,7 @@ class EventClient:
                 self._has_reported_loss = True
                 logger.warning("lost the event channel to the driver at %s, will try again: %s", self._address, error)
             with self._changed:
-                # `close` waits for queued events, but not for a driver that is gone.
+                # `close` waits for queued events, but not for a driver that is out of reach.
                 if was_closed or self._is_over:
                     break
                 self._changed.wait_for(lambda: self._is_closed or self._is_over, pause)

@@ -101,7 +101,8 @@ class EventServer:
                     if needs_answer:
                         line.say({"acknowledged": number})
         except OddLineError as error:
-            # Only this connection ends. The client sends the line again over the next one, and is heard until then.
+            # Only this connection ends, and the events before the line count. The client sends the line again over the
+            # next connection.
             logger.warning("%s; its connection was closed", error)
         finally:
             if line is not None:

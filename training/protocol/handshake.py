@@ -61,7 +61,7 @@ def authenticate_client(connection: socket.socket, stream: _Stream, token: str, 
     """Check a client's proof of the token, and prove it in turn; the server's side of :func:`authenticate_to_server`.
 
     Raises:
-        TokenMismatchError: The client does not know the token; it has been told so.
+        TokenMismatchError: The client does not know the token; it got a refusal.
         ConnectionResetError: It closed the connection.
     """
     mine = secrets.token_hex(_NONCE_BYTES)
@@ -129,7 +129,7 @@ class RefusalLog:
     """Logs callers that failed to authenticate: the first at once, the others counted in one line a minute."""
 
     def __init__(self, logger: logging.Logger, what: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """Log to ``logger``; ``what`` is what the callers wanted."""
+        """Log to ``logger``; ``what`` is the purpose of the callers."""
         self._logger = logger
         self._what = what
         self._clock = clock

@@ -74,7 +74,7 @@ class Roles:
         """Return the lost rank without which the training cannot go on; None while it can.
 
         Args:
-            lost: The ranks that are gone, in the order of their loss.
+            lost: The lost ranks, in the order of their loss.
         """
         firm = next((rank for rank in lost if not self.is_dispensable(rank)), None)
         if firm is not None:

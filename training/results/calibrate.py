@@ -47,10 +47,10 @@ class Fit:
 
 @dataclass(frozen=True)
 class CalibrationResult:
-    """What a calibration has changed on the validation rows, by which it was fitted.
+    """Effect of a calibration on the validation rows, on which it was fitted.
 
     Attributes:
-        is_kept: Whether the log loss is less with it; otherwise the model is as it was before.
+        is_kept: True if the log loss is lower with it; otherwise the model is as it was before.
     """
 
     kind: str
@@ -132,7 +132,7 @@ def calibrate(
 
 
 def _is_won(kind: str, before: Fit, after: Fit, folder: Path) -> bool:
-    """Return whether a calibration lowers the log loss; of one that does not, keep what was measured."""
+    """Return True if a calibration lowers the log loss; keep the measurements of one that does not."""
     if after.log_loss < before.log_loss:
         return True
     measured = {"before": asdict(before), "after": asdict(after)}

@@ -74,8 +74,8 @@ class Trained:
         chosen: Why this one was registered, in words, where ``register`` is ``better``.
         calibration: The calibration and what it changed, in words, where there is one.
         run_page: Address of the run in MLflow's pages; None for a store that serves none.
-        explanation: What the predictions depend on, measured on some test rows; None if it was switched off or the
-            model cannot be explained quickly.
+        explanation: The features' influence on the predictions, measured on some test rows; None if it was switched off
+            or the model cannot be explained quickly.
     """
 
     run_id: str
@@ -351,7 +351,7 @@ def _judge(
 
 
 def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[evaluate_run.Rival]:
-    """Return what the model is compared with: the one that was not registered, and the baselines, fitted here."""
+    """Return the models to compare the model with: the one that was not registered, and the baselines, fitted here."""
     config, dataset, names, rivals = job.config, job.dataset, job.config.row_baselines, []
     rows, rows_of_test = None, dataset.manifest.rows("test")
     step = evaluate_run.judged_step(rows_of_test, dataset.features.classes) if config.task == "multi_label" else 1

@@ -311,7 +311,7 @@ def _restored_model(plan: ExportPlan, dataset: Dataset) -> Any:
 
 
 def _explain(plan: ExportPlan, dataset: Dataset, predict: Callable[[Any], Any]) -> None:
-    """Write an explanation of the predictions beside them, if they can be explained quickly."""
+    """Write an explanation of the predictions next to them, if they can be explained quickly."""
     from mirrorspark.training.results.evaluation import EXPLANATION_FILE, explain_on_kept_rows
 
     path = Path(plan.predictions) / EXPLANATION_FILE
@@ -470,7 +470,7 @@ def delete_unregistered(client: Any, plan: ExportPlan) -> None:
     sources = {known.source for known in client.search_model_versions(f"run_id = '{run.run_id}'")}
     of_run = f"source_run_id = '{run.run_id}'"
     for model in client.search_logged_models([run.experiment_id], filter_string=of_run):
-        # A registry that copies models does not tell of which a version is.
+        # A registry that copies models does not show which of them became a version.
         is_left = model.model_uri not in sources and all(source.startswith(_LOGGED) for source in sources)
         if model.name == plan.model_name and (is_left or model.status != LoggedModelStatus.READY):
             client.delete_logged_model(model.model_id)

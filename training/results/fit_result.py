@@ -62,7 +62,7 @@ class FitResult:
 
     @classmethod
     def of(cls, trained: Trained, dataset: Dataset, config: TrainingConfig, rows: DataFrame) -> "FitResult":
-        """Return the result, with the spec beside the run's other files."""
+        """Return the result, and save the spec with the run's other files."""
         dataset.spec.save(trained.run_folder / "features.yaml")
         return cls(trained, dataset, config, rows)
 
@@ -101,8 +101,8 @@ class FitResult:
 
         Args:
             table: Anything that ``fit`` takes. It needs the model's columns and the keys, but no label.
-            options: Options of :func:`scoring.score`. The scores of several classes have the name of the best
-                one beside them, unless ``outputs`` says otherwise.
+            options: Options of :func:`scoring.score`. For several classes, the name of the best one is next to the
+                scores, unless ``outputs`` is given.
 
         Returns:
             A pandas or Polars DataFrame or a PyArrow table for one of these, else a Spark DataFrame.
@@ -144,7 +144,7 @@ class FitResult:
 
         Args:
             rows: The most test rows to use.
-            repeats: How often each feature is shuffled.
+            repeats: Number of times that each feature is shuffled.
             seed: Fixes the shuffling.
 
         Raises:

@@ -72,7 +72,7 @@ class RunFolder:
 
     @property
     def fitted(self) -> Path:
-        """What a model has learnt that is fitted without workers, or the graph that workers train with."""
+        """The model that was fitted without workers, or the graph that workers train with."""
         return self.path / "fitted"
 
     @property

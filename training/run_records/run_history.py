@@ -60,7 +60,7 @@ class UnreadableRun:
 
 @dataclass(frozen=True)
 class Launch:
-    """An attempt, as the events tell it.
+    """An attempt, as recorded in the events.
 
     Attributes:
         workers: Number of its workers; None if it is not known.

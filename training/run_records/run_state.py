@@ -23,7 +23,7 @@ Driver = Literal["alive", "gone", "unknown"]
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
-# What this process has watched for that long already; a driver that goes on changes its state.
+# States that this process has watched for that long already; a driver that goes on changes its state.
 _SILENT: set[tuple[Path, "RunState"]] = set()
 
 _SAME_START_SECONDS = 2.0
@@ -135,14 +135,14 @@ def watch_driver(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Driver | None:
-    """Do :func:`driver_of`; where only a heartbeat can tell, watch for ``STALE_SECONDS`` whether it changes.
+    """Do :func:`driver_of`; if only a heartbeat can decide, watch it for up to ``STALE_SECONDS`` for a change.
 
     Args:
         folder: The run's folder.
         state: The run's state.
         say: Gets a message before it waits.
         clock: Returns seconds; monotonic.
-        sleep: Waits for so many seconds.
+        sleep: Waits for a number of seconds.
     """
     found = driver_of(folder, state)
     if found != "unknown" or state.heartbeat is None:

@@ -1,4 +1,4 @@
-"""What a run was made from: the installed packages, the commit of the user's code, and our version."""
+"""Software behind a run: the installed packages, the commit of the user's code, and our version."""
 
 import contextlib
 import subprocess

@@ -41,7 +41,7 @@ class SparkEngine:
         return self._prepared.dataset.manifest.content_hash
 
     def slots(self) -> int:
-        """Return how many barrier tasks can run side by side now."""
+        """Return the number of barrier tasks that can run side by side now."""
         return session_of(self._prepared.spark).task_slots()
 
     def open_parent(self, label: str, run_id: str | None, experiment: str | None = None) -> TrackedRun:

@@ -39,7 +39,7 @@ def figures(study: optuna.Study, metric: str) -> dict[str, Figure]:
             found["optimization_history"] = _figure(axes)
         if importances(study):
             axes = plot_param_importances(study, target_name=metric)
-            axes.legend(loc="lower right")  # Beside the shortest bar; the default place may cover one.
+            axes.legend(loc="lower right")  # Next to the shortest bar; the default place may cover one.
             found["param_importances"] = _figure(axes)
     return found
 

@@ -37,7 +37,7 @@ class TrialRecord:
 
     Attributes:
         number: Optuna's number; for a resumed trial, the first one.
-        state: How it ended, or ``running``.
+        state: Its end, or ``running``.
         values: The value of each searched field.
         history: The monitored metric by epoch, counted from 1.
         best: The best of these values; None before the first epoch.

@@ -68,7 +68,7 @@ class TrialControl:
 
 @dataclass(frozen=True)
 class TrialEnd:
-    """How a trial ended.
+    """End of a trial.
 
     Attributes:
         state: ``running`` if the next command resumes it.

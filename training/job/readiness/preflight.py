@@ -298,7 +298,7 @@ def _allocation(session: Session) -> Check:
 
 
 def _network(session: Session, open_servers: str | None) -> list[Check]:
-    """Return what the network of a cluster leaves open; nothing where all of it is on this machine."""
+    """Return failures and warnings about an open network of a cluster; none where all of it is on this machine."""
     found = [check] if (check := _encryption(session)) else []
     if session.driver_address in _LOOPBACK:
         return found

@@ -181,7 +181,7 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
             local_updates(strategy.ring, config.local_steps, config.outer_momentum, config.outer_learning_rate)
         )
     if config.accumulate > 1:
-        rules.append(gathering)  # Outermost: gradients that are held back are no step.
+        rules.append(gathering)  # Outermost: gradients that are held back are not a step.
     with strategy.scope():
         model = architecture.build(
             catalog.settings(config.model["name"], config.model_options), dataset.features, config.seed
@@ -211,7 +211,7 @@ def _apply_warm_start(folder: Path, model: tf_keras.Model, dataset: Dataset, con
         WarmStartError: No weights fit.
         OSError: This rank does not see the folder.
     """
-    beat = control.activity.beat  # Large tables take long to read, which is no hang.
+    beat = control.activity.beat  # Large tables take long to read, which is not a hang.
     features = FittedFeatures.load(folder / FEATURES_FOLDER)
     beat()
     earlier = EarlierModel(folder / SAVED_MODEL_FOLDER, features)

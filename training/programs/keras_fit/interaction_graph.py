@@ -51,7 +51,7 @@ def write(pairs: Pairs, folder: Path) -> Path:
 
 
 def read(path: Path) -> Pairs:
-    """Return what :func:`write` wrote.
+    """Return the pairs that :func:`write` wrote.
 
     Raises:
         DamagedGraphError: The content has another digest.

@@ -30,8 +30,8 @@ class RankValidation(tf_keras.callbacks.Callback):
     resumed training has the same.
 
     List it before the callbacks that read the logs of an epoch. It keeps at most 24 bytes for each row of its share;
-    the first epoch takes some 60 for each row of the split. Besides, a block of rows, the scores of one search (64 MB)
-    and a copy of the candidates' vectors are in memory.
+    the first epoch takes some 60 for each row of the split. In addition, a block of rows, the scores of one search
+    (64 MB) and a copy of the candidates' vectors are in memory.
 
     Args:
         predict: The model's ``predict`` as a graph, from a query's features to its vector.
@@ -160,7 +160,7 @@ def share_of_queries(
     row_place = place[query]
     rows = np.argsort(row_place, kind="stable")[np.count_nonzero(row_place < 0) :]
     starts = np.searchsorted(row_place[rows], np.arange(len(mine) + 1))
-    # What has no id of its own is one relevant candidate that no list can have.
+    # All candidates without an id of their own count as one relevant candidate, which no list can have.
     wanted = np.where(candidates < kinds.FIRST_VOCABULARY_ID, kinds.OUT_OF_VOCABULARY_ID, candidates)
     return RankedQueries(mine, starts, wanted[rows])
 

@@ -23,7 +23,7 @@ Scores = Callable[[Any], npt.NDArray[np.float32]]
 def fit(
     asked: classical.Recommender, interactions: Interactions, seed: int, spark: SparkSession
 ) -> dict[str, np.ndarray]:
-    """Return what a recommender learns from the training rows.
+    """Return the arrays that a recommender learns from the training rows.
 
     They are ``counts`` float32 ``[items]`` of popularity, ``weights`` float32 ``[items, items]`` of EASE^R, ``factors``
     float32 ``[items, rank]`` of ALS, and the ``ends``, ``columns`` and ``values`` of the sparse rows of
@@ -74,6 +74,6 @@ def save(arrays: classical.Arrays, folder: Path, name: str) -> Path:
 
 
 def load(path: Path) -> dict[str, np.ndarray]:
-    """Return what :func:`save` wrote."""
+    """Return the arrays that :func:`save` wrote."""
     with np.load(path) as arrays:
         return dict(arrays)

@@ -1,4 +1,4 @@
-"""What users have had: a sparse matrix of users and items from the training rows, and the histories of other rows."""
+"""Users' interactions: a sparse matrix of users and items from the training rows, and the histories of other rows."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,12 +79,12 @@ class Interactions:
 
         Args:
             block: Rows of any split.
-            last_items: Take so many of the history's last items; 0 takes all.
+            last_items: Number of the history's last items to take; 0 takes all.
         """
         if self.history is None:
             user = self._users(block)
             is_known = user >= 0
-            # The row of a user that is not known has nothing.
+            # An unknown user has no items.
             had = self.matrix[np.where(is_known, user, 0)]
             had.data *= np.repeat(is_known, np.diff(had.indptr))
             had.eliminate_zeros()

@@ -49,7 +49,7 @@ def item_knn(interactions: Matrix, neighbours: int, shrinkage: float) -> Matrix:
         common.sort_indices()
         row = np.repeat(np.arange(common.shape[0]), np.diff(common.indptr))
         cosines = common.data / (norms[start + row] * norms[common.indices] + np.float32(shrinkage))
-        # An item is no neighbour of itself; the kernel passes over NaN.
+        # An item is not its own neighbour; the kernel passes over NaN.
         cosines[common.indices == start + row] = np.nan
         places = np.zeros((common.shape[0], neighbours), np.int64)
         counts = np.zeros(len(places), np.int64)
@@ -75,7 +75,7 @@ def bspm(interactions: Matrix, settings: classical.BSPM, seed: int) -> Matrix:
         settings: Strengths of the filters, and how many weights of an item are kept.
         seed: Fixes the vector that the search for singular vectors begins with.
     """
-    # Users of one row each that nobody knows add nothing, and there may be as rows.
+    # Users without items add nothing, and there may be as many of them as rows.
     interactions = interactions[np.diff(interactions.indptr) > 0]
     users, items = interactions.shape
     roots = [np.sqrt(interactions.sum(axis=axis)) for axis in (1, 0)]
@@ -95,7 +95,7 @@ def bspm(interactions: Matrix, settings: classical.BSPM, seed: int) -> Matrix:
         for order in range(1, 5):
             term = (by_item @ (graph @ term)) * np.float32(-settings.sharpening / order)
             scores = scores + term
-        # An item is no neighbour of itself; a history's own items seldom are candidates.
+        # An item is not its own neighbour; a history's own items seldom are candidates.
         scores[chosen, np.arange(len(chosen))] = 0
         columns = np.sort(np.argpartition(-np.abs(scores.T), kept - 1, axis=1)[:, :kept], axis=1)
         return columns, np.take_along_axis(scores.T, columns, axis=1)

@@ -18,7 +18,7 @@ from mirrorspark.training.programs.recommenders.popularity import popularity
 TILE_SCORES = 1 << 24
 
 UNFILLED_ID = -1
-"""What fills a list that has fewer candidates than places."""
+"""The id in the unfilled places of a list that has fewer candidates than places."""
 
 
 def recommended(
@@ -36,10 +36,10 @@ def recommended(
 
     Args:
         asked: The recommender, which is fitted on the training rows.
-        interactions: What users have had in them, and the histories of the rows.
+        interactions: The users' items in the training rows, and the histories of the rows.
         k: Length of the lists; short ones end with :data:`UNFILLED_ID`.
         seed: Fixes what the recommender draws.
-        spark: Computes what is Spark's.
+        spark: The session for recommenders that Spark fits.
         split: The rows to recommend to.
     """
     if asked.name == "popularity":

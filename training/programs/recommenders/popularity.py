@@ -36,7 +36,7 @@ def popularity(train_candidate_ids: ArrayLike, *, k: int, seen: Sequence[ArrayLi
     if seen is not None:
         row, position = _seen_positions(candidates, by_popularity, seen, k)
         # With a row's seen positions sorted, s_0 < s_1 < ..., exactly s_i - i unseen candidates come before s_i. So
-        # the j-th unseen candidate stands at j plus the number of i with s_i - i <= j.
+        # the j-th unseen candidate is at j plus the number of i with s_i - i <= j.
         before = position - _number_within_row(row)
         near = before < k
         skips = np.bincount(row[near] * k + before[near], minlength=rows * k).reshape(rows, k)

@@ -12,10 +12,10 @@ Every array travels with the sum of its 32-bit words and its header with a CRC-3
 16-bit checksum misses ends the attempt instead of making the ranks differ. The sum takes less than a hundredth of a
 step; a CRC-32 of the array takes six to nine times as long, measured on arrays of 0.2 and 1 MB (`_checksum`).
 
-What the sum misses: words that changed places, and changes of several words that cancel out. The ranks' weights are
-therefore compared at every checkpoint as well (`callbacks.collectives.equal_weights`), which shows what made ranks
-differ. An error that all ranks get is not seen by either: from three ranks on, and arrays above ``_SMALL_BYTES``, a
-part is summed on its way from rank to rank, and then sent to all.
+The sum misses words that changed places, and changes of several words that cancel out. The ranks' weights are
+therefore compared at every checkpoint as well (`callbacks.collectives.equal_weights`), which shows changes that made
+ranks differ. Neither check sees an error that all ranks get: from three ranks on, and for arrays above
+``_SMALL_BYTES``, a part is summed on its way from rank to rank, and then sent to all.
 """
 
 import math

@@ -23,7 +23,7 @@ from mirrorspark.evaluation import check_binary_label
 
 MAX_THREADS = 2
 
-# How long the machine is watched for processors that others use.
+# Time in which the machine is watched for processors in use by others.
 _WATCH_SECONDS = 0.2
 
 Columns = Mapping[str, Any]
@@ -60,13 +60,13 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of rows."""
         return int(self.wanted.shape[0])
 
 
 @dataclass(frozen=True)
 class Split:
-    """What every baseline is fitted from.
+    """Data for fitting the baselines.
 
     Attributes:
         train: The training rows.
@@ -97,7 +97,7 @@ class FittedBaseline(ABC):
 
     @abstractmethod
     def inputs(self, columns: Columns) -> Any:
-        """Return what the model reads of the columns: a matrix ``[rows, inputs]``."""
+        """Return the model's inputs from the columns: a matrix ``[rows, inputs]``."""
 
     def predict(self, columns: Columns) -> NDArray[np.float64]:
         """Return the probability of label 1, or the number, ``[rows]``; of several ``[rows, classes or labels]``.

@@ -63,7 +63,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Fit:
-    """What a library is asked to fit."""
+    """Rows and settings of a fit by one of the libraries."""
 
     train: _Inputs
     held_back: _Inputs | None
@@ -87,11 +87,11 @@ def gradient_boosting(
     ordered by frequency, as its ids are; smaller ones are split as categories.
 
     Args:
-        split: what to learn from, and what to stop by (with scikit-learn before 1.7, a random tenth of the training
-            rows).
+        split: rows to learn from, and rows that decide when to stop (with scikit-learn before 1.7, a random tenth of
+            the training rows).
         seed: fixes the sampling inside the fit.
         library: ``hist_gradient_boosting`` (scikit-learn), ``xgboost`` or ``lightgbm``.
-        tell: told of the iterations every half second.
+        tell: gets the number of iterations every half second.
 
     Raises:
         ValueError: a column is missing or mis-shaped.
@@ -211,7 +211,7 @@ _LIBRARIES: Mapping[str, Callable[[_Fit], Any]] = {
 
 @contextlib.contextmanager
 def _told(iterations: Callable[[], int], tell: Tell) -> Iterator[None]:
-    """Tell how many iterations a model has made while it is fitted inside."""
+    """Report the number of iterations of a model while it is fitted inside."""
     ended = threading.Event()
 
     def watch() -> None:

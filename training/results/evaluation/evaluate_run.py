@@ -49,7 +49,7 @@ from mirrorspark.training.results.evaluation.linear import linear_model
 from mirrorspark.training.results.evaluation.segments import retrieval_rows, segment_metrics
 from mirrorspark.training.results.report import as_baseline, in_words
 
-# A baseline holds its rows in memory on the driver: this many at most, and so many numbers of all features.
+# A baseline holds its rows in memory on the driver: at most this number of rows, and of numbers of all features.
 BASELINE_ROWS = 1_000_000
 BASELINE_NUMBERS = 50_000_000
 # Of many labels, each of which has a model of its own: the numbers of all features times the labels, and the rows times
@@ -84,13 +84,13 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Rival:
-    """What a model is compared with.
+    """A model that another one is compared with.
 
     Attributes:
         name: That of a baseline, or ``network``.
         scores: Its scores of the test rows in the dataset's stored order, as the predictions: both share label and
             weight.
-        learnt_from: How many ``rows`` ``of`` the training rows it learnt from; empty for all.
+        learnt_from: Number of ``rows`` it learnt from, ``of`` all training rows; empty for all.
     """
 
     name: str
@@ -105,7 +105,7 @@ def judge_binary(
 
     Args:
         predictions: A table per split, in the dataset's stored order.
-        rivals: What the model is compared with.
+        rivals: The models to compare with.
         seed: Fixes the draws of the intervals.
         curves: The learning curves.
     """
@@ -155,7 +155,7 @@ def judge_regression(
 
 
 def _interval_metrics(table: pa.Table) -> dict[str, float]:
-    """Return how many labels lie between the lowest and the highest quantile, and how far these are apart."""
+    """Return the share of labels between the lowest and the highest quantile, and the mean distance of the two."""
     if "quantiles" not in table.column_names:
         return {}
     lists = table["quantiles"].combine_chunks()
@@ -385,7 +385,7 @@ def baseline_rows(dataset: Dataset, task: str) -> Split:
 
 
 def part_learnt_from(rows: Split, all_rows: int) -> dict[str, int]:
-    """Return how many ``rows`` ``of`` all training rows baselines learn from; empty where it is all of them."""
+    """Return the number of ``rows`` that baselines learn from, ``of`` all training rows; empty if it is all."""
     return {"rows": rows.train.count, "of": all_rows} if rows.train.count < all_rows else {}
 
 
@@ -396,7 +396,7 @@ def fitted_baseline(
 
     Args:
         name: One of the task's baselines (:mod:`training.configuration.tasks`).
-        rows: What :func:`baseline_rows` returns.
+        rows: The result of :func:`baseline_rows`.
         seed: Fixes the sampling inside the fit.
         tell: Gets its progress.
     """
@@ -447,7 +447,7 @@ def _columns(
     Args:
         source: The blocks.
         labels: Number of labels of which a row may have several.
-        limits: The last block is the one that reaches so many rows, or so many numbers of all features.
+        limits: Numbers of rows and of numbers of all features. The block that reaches one of them is the last.
     """
     blocks, rows, numbers = [], 0, 0
     for block in source:

@@ -22,7 +22,7 @@ from mirrorspark.storage import atomic_file
 # The rows are held in memory on the driver, and scored once per feature and repetition.
 SAMPLE_ROWS = 5000
 REPEATS = 5
-# What is measured after every training must be quick: two seconds with twenty features.
+# The measurement after every training must be quick: two seconds with twenty features.
 KEPT_ROWS_REPEATS = 2
 MOST_FEATURES = 60
 EXPLANATION_FILE = "explanation.json"
@@ -48,7 +48,7 @@ class ExplanationError(ValueError):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the predictions depend on, over a sample of the test rows.
+    """Influence of the features on the predictions, over a sample of the test rows.
 
     Attributes:
         importance: A row per feature, most important first: ``feature``, ``importance`` (mean increase of the loss when
@@ -135,7 +135,7 @@ def explain(
         rows: Raw columns, keys and label; held-back rows, some thousands.
         features: The fitted features of the model.
         predict: Returns the predictions for raw columns: ``[rows]``, or ``[rows, classes]``.
-        repeats: How often each feature is shuffled.
+        repeats: Number of times that each feature is shuffled.
         seed: Fixes the shuffling.
 
     Raises:

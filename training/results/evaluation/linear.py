@@ -46,12 +46,12 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class _Scaling:
-    """How one feature enters.
+    """Scaling of one feature.
 
     Attributes:
-        centre: Means of the training rows, ``[size]``, which missing numbers become; empty of ids and sparse features.
-        scale: What the numbers are divided by, ``[size]``; of ids ones.
-        has_missing: Whether a column says which numbers are missing.
+        centre: Means of the training rows, ``[size]``, which replace missing numbers; empty for ids and sparse ones.
+        scale: Divisors of the numbers, ``[size]``; ones for ids.
+        has_missing: True if a column marks the missing numbers.
     """
 
     centre: NDArray[np.float64]
@@ -110,7 +110,7 @@ def linear_model(split: Split, *, tell: Tell = lambda doing, done=0, total=0: No
 
 
 class _OneVsRest(BaseEstimator):
-    """Logistic regression for each of several labels, whose weights stand side by side."""
+    """Logistic regression for each of several labels, with the weights side by side."""
 
     def __init__(self, C: float = 1.0) -> None:  # noqa: N803 - as scikit-learn's
         self.C = C

@@ -37,7 +37,7 @@ OTHER_FOLDER = "not_registered"
 NETWORK = "network"
 BASELINE = catalog.BOOSTED_TREES
 
-# What decides where the monitored metric is one that only the network has, such as its loss.
+# The metric that decides where the monitored one exists only for the network, such as its loss.
 _FIRST_METRIC: Mapping[str, str] = {"binary": "auc", "multi_class": "log_loss", "regression": "rmse"}
 
 
@@ -71,7 +71,7 @@ class Choice:
         return f"{names[self.registered]}, {verdict} {names[self.other]} on the validation rows ({values})"
 
     def save(self, folder: Path) -> None:
-        """Write the choice beside the predictions."""
+        """Write the choice next to the predictions."""
         atomic_file.write_atomically(folder / CHOICE_FILE, json.dumps(asdict(self)))
 
     @classmethod
@@ -119,7 +119,7 @@ def challenge(
         seed: Fixes the sampling of the fit.
         tables: The network's predictions by split.
         folder: Folder of the predictions.
-        tell: As for :func:`training.results.evaluation.boosting.gradient_boosting`.
+        tell: As in :func:`training.results.evaluation.boosting.gradient_boosting`.
 
     Returns:
         The choice, the fitted gradient boosting, and the predictions of the better one.

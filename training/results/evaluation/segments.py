@@ -114,7 +114,7 @@ def _is_light(
 
 
 def _known_interactions(block: block_format.Block, spec: FeatureSpec) -> NDArray[np.int64]:
-    """Return how many interactions of its user each row names, ``[rows]``."""
+    """Return the number of its user's interactions that each row names, ``[rows]``."""
     lists = [block.features[name] for name in spec.histories] if block.excluded is None else [block.excluded]
     return np.max([np.count_nonzero(ids != kinds.MISSING_ID, axis=1) for ids in lists], axis=0)
 

@@ -21,7 +21,7 @@ class Cost:
         total_core_seconds: Their sum.
         price_per_core_hour: In any currency; None if it is not known.
         money: In the same currency.
-        gap: What of it is not known, in a sentence; empty if all of it is.
+        gap: The unknown part of the cost, in a sentence; empty if all of it is known.
     """
 
     core_seconds: Mapping[str, float]
@@ -44,7 +44,7 @@ class Held:
         attempts: Those of this driver.
         slots: Slots that the session has at the end. It may have lost some, so an attempt may have had more.
         driver_cores: Cores of the driver.
-        beside: Ranks of an attempt that are no workers.
+        beside: Ranks of an attempt that are not workers.
         cores_per_slot: Cores of a Spark task.
     """
 

@@ -22,14 +22,14 @@ def report_facts(
     parity: str | None = None,
     explanation: Explanation | None = None,
 ) -> ReportFacts:
-    """Return what the report of a run shows.
+    """Return the facts that the report of a run shows.
 
     Args:
         trained: The training's result.
-        dataset: What it was trained on.
+        dataset: Its dataset.
         config: Its settings.
         parity: The comparison of Spark's scores with the training framework's, in words.
-        explanation: What the predictions depend on; by default what was measured after the training.
+        explanation: The features' influence on the predictions; by default the one measured after the training.
     """
     facts = {
         "model": trained.version_uri,

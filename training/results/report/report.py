@@ -57,7 +57,7 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What the page shows.
+    """Content of the page.
 
     Attributes:
         title: The model and its version.
@@ -67,13 +67,13 @@ class ReportFacts:
         rows: Rows per split.
         findings: Findings of validation about the data: ``severity``, ``column``, ``sentence``.
         seconds: Seconds per stage.
-        cost: What they cost.
+        cost: Cost of the stages.
         rates: By column, the label's mean for its values: name, sampled training rows and mean each; the columns with
             the largest differences first.
         rate_name: Heading of that mean.
         facts: Other facts in words, by name.
         settings: The configuration.
-        explanation: What the predictions depend on, once it has been measured.
+        explanation: The features' influence on the predictions, once it has been measured.
     """
 
     title: str

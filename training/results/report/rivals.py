@@ -1,4 +1,4 @@
-"""The baselines of a verdict: one, or the first of several with the rest beside it."""
+"""The baselines of a verdict: one, or the first of several with the rest as its others."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ _OTHERS = "others"
 
 
 def as_baseline(compared: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what a verdict keeps of its baselines: the first one, with the rest as ``others`` if there are more."""
+    """Return a verdict's entry for its baselines: the first one, with the rest as ``others`` if there are more."""
     if not compared:
         return {}
     first, *others = compared

@@ -29,7 +29,7 @@ _RESULT_CHARACTERS = 300
 
 
 def trained_html(trained: "Trained", prediction: str = "") -> str:
-    """Return what a model predicts, in words, the verdict on it, its metrics and plots, and where its run is."""
+    """Return a panel on a model: its prediction in words, the verdict on it, metrics, plots, and its run's places."""
     verdict = trained.verdict
     report = trained.run_folder / REPORT_FILE
     places = [f"MLflow run {trained.run_id}", f"run folder {trained.run_folder}"]
@@ -52,7 +52,7 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
 
 
 def launched_html(launched: "Launched") -> str:
-    """Return what a training function returned, and where its run is."""
+    """Return a panel on a training function: its result, and the places of its run."""
     epochs = sum(attempt.epochs or 0 for attempt in launched.attempts[-1:])
     tries = f", {len(launched.attempts)} attempts" if len(launched.attempts) > 1 else ""
     places = (f"MLflow run {launched.run_id}", f"run folder {launched.run_folder}")

@@ -142,7 +142,7 @@ def make_way(path: Path) -> None:
     A caller that waits for a run must not take the previous run's summary for its result.
 
     Raises:
-        OSError: ``path`` is no file, or cannot be written.
+        OSError: ``path`` is not a file, or cannot be written.
     """
     path = _place(path)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):

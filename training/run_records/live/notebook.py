@@ -142,7 +142,7 @@ def _charts(picture: Picture) -> list[str]:
 
 
 def _metric_of_interest(picture: Picture) -> str:
-    """Return the name of the metric beside the loss: the monitored one, else the first of the validation."""
+    """Return the name of the metric to show next to the loss: the monitored one, else the first of the validation."""
     names = [name.removeprefix("val_") for name in map(bare, validation_metrics(picture.epochs[-1].logs))]
     monitored = picture.monitored.name.removeprefix("val_") if picture.monitored else ""
     return monitored if monitored in names else next(iter(names), "loss")

@@ -39,7 +39,7 @@ class RunningStage:
 
     Attributes:
         tasks: Its work, if that can be counted.
-        doing: What it does now, in words; empty if that is not known.
+        doing: Its current work in words; empty if unknown.
     """
 
     name: str

@@ -12,7 +12,7 @@ _INNERMOST_FIRST = "most recent call first"
 _LIBRARY = re.compile(r"(?:/site-packages/|/dist-packages/|/lib(?:64)?/python\d|^<)")
 # The folder of this project on a rank's host: every rank has threads of these modules.
 _OUR_ROOT = re.compile(r'^\s*File "(?P<root>(?:[^"]*/)?)training/(?:executor|protocol)/\w+\.py"', re.MULTILINE)
-# Our folders: our own threads mostly wait, which is no news.
+# Our folders: our own threads mostly wait, which is not news.
 _OURS = ("callbacks/", "data_pipelines/", "training/")
 
 

@@ -15,7 +15,7 @@ _WAIT_SECONDS = 1.0
 # The input works ahead of the steps: if it is busy nearly all of the time, the steps wait for it.
 INPUT_BOUND_SHARE = 0.9
 
-# Events that are no heartbeat of a rank: its task or the supervisor sends them, or it fails.
+# Events that are not a heartbeat of a rank: its task or the supervisor sends them, or it fails.
 _NO_HEARTBEAT = ("system", "stacks", "log", "error")
 
 _WORDS = {
