@@ -1,4 +1,4 @@
-"""What every benchmark has in common: its options, its command line, its data, its scratch folder."""
+"""Common parts of the benchmarks: options, command line, data, scratch folder."""
 
 import argparse
 import contextlib
@@ -24,13 +24,13 @@ _ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_V
 
 @dataclass(frozen=True)
 class Options:
-    """How a benchmark is run.
+    """Settings of one run of a benchmark.
 
     Attributes:
         rows: Rows of its main table.
-        rounds: How often each side is measured; the page shows medians.
+        rounds: Measurements per side; the page shows medians.
         scratch: Folder for tables and outputs, there before and removed after.
-        cache: Folder for what is fetched from registries and kept; None fetches it anew into ``scratch``.
+        cache: Folder that keeps downloads from registries; None downloads them again into ``scratch``.
     """
 
     rows: int
@@ -50,8 +50,8 @@ class Benchmark:
 
     Attributes:
         name: Its module below ``benchmarks``, and its page.
-        question: What it answers, in a sentence or two.
-        rows: Rows of its main table unless told otherwise.
+        question: The question, in a sentence or two.
+        rows: Default number of rows of its main table.
         run: Measures and answers.
     """
 
@@ -87,7 +87,7 @@ def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> None:
 
 
 def answer(benchmark: Benchmark, options: Options) -> Report:
-    """Run ``benchmark`` in this process and return its report, with all that the page says beside the figures."""
+    """Run ``benchmark`` in this process and return its report, with all that the page has next to the figures."""
     prepare_environment()
     report = benchmark.run(options)
     rows = "" if options.rows == benchmark.rows else f" --rows {options.rows}"
@@ -100,7 +100,7 @@ def answer(benchmark: Benchmark, options: Options) -> Report:
 
 
 def prepare_environment() -> None:
-    """Set what must be right before TensorFlow and Spark are imported."""
+    """Set the variables that TensorFlow and Spark need before they are imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # Spark's Python workers import the benchmarks' task bodies; the benchmarks are not installed.
@@ -122,7 +122,7 @@ def scratch_folder(parent: Path | None) -> Iterator[Path]:
 
 
 def on_one_core(function: Callable[..., Result], *arguments: object) -> Result:
-    """Return what ``function`` returns in a new process whose threads all run on one core."""
+    """Return the result of ``function`` in a new process whose threads all run on one core."""
     # A core is chosen before any library starts threads, which is why this takes a process of its own.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, initializer=_pin_to_one_core) as pool:

@@ -93,7 +93,7 @@ def main() -> None:
 def features_by_name(config: RunConfig, subwords: Text) -> dict[str, tuple[Feature, ...]]:
     """Return the choices of item features: none, those of the recipe, and the title alone, by words, by parts, or both.
 
-    A title's parts beside its words are a column of their own, with a mean of their own: there are many more of them.
+    Next to a title's words, its parts are a column of their own, with a mean of their own: there are many more of them.
     """
     assert config.spec is not None
     assert config.spec.items is not None
@@ -115,7 +115,7 @@ def rows_of(ratings: pd.DataFrame, held_out: set[int], tests: int = 1) -> pd.Dat
     Args:
         ratings: Those that may be in a row.
         held_out: Movies whose ratings are test rows, and in no history.
-        tests: Of other movies, so many of a user's last ratings are test rows; the one before them is for validation.
+        tests: Number of a user's last ratings of other movies for testing; the one before them is for validation.
     """
     return pd.DataFrame(_rows_of(ratings, held_out, tests), columns=list(COLUMNS))
 

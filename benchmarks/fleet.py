@@ -1,10 +1,10 @@
-"""How many inferences per second and core does a fleet of 500 models make over one wide table, beside other ways?
+"""How many inferences per second and core does a fleet of 500 models make over one wide table, next to other ways?
 
 A model reads 100 of 2,000 columns and gives two outputs, by a threshold and by nine cut-points. In memory,
-`FleetScorer` makes Arrow columns of the outputs on one core, beside NumPy's bare matrix product over the same block,
-which gives nothing but the linear predictors. From files to files, `score_fleet` works beside one job of
-`predict_batch_udf` per model, of 20 models, and beside a `mapInPandas` that has all models stacked in one matrix; with
-100 models of 100 trees each, beside a `mapInPandas` that calls LightGBM's `predict` for each.
+`FleetScorer` makes Arrow columns of the outputs on one core, next to NumPy's bare matrix product over the same block,
+which gives only the linear predictors. From files to files, `score_fleet` works next to one job of `predict_batch_udf`
+per model, of 20 models, and next to a `mapInPandas` that has all models stacked in one matrix; with 100 models of 100
+trees each, next to a `mapInPandas` that calls LightGBM's `predict` for each.
 """
 
 from collections.abc import Callable, Iterator, Mapping

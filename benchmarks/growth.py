@@ -1,7 +1,8 @@
 """Do the cost of a row and the memory stay the same, however large the table that is written, read or scored?
 
-Costs are those of a row in the largest table beside a tenth of it. Memory is that of a task which writes a table alone,
-each time in a new Python worker; and those of workers and driver after a table was scored, each in a new process.
+Costs are those of a row in the largest table next to a tenth of it. Memory is that of a task which writes a table
+by itself, each time in a new Python worker; and that of workers and driver after a table was scored, each in a new
+process.
 """
 
 import os
@@ -67,9 +68,9 @@ def run(options: Options) -> Report:
 
 
 def growth(timings: Sequence[Timing], sizes: Sequence[int]) -> float:
-    """Return what a row costs in the largest table over what it costs in the next smaller one.
+    """Return the cost of a row in the largest table, divided by its cost in the next smaller one.
 
-    The smallest table does not say: starting a job takes as its rows do.
+    The smallest table does not show it: starting a job takes as long as its rows.
     """
     return (timings[-1].median / sizes[-1]) / (timings[-2].median / sizes[-2])
 
@@ -177,7 +178,7 @@ def _scored(options: Options, files: Sequence[Path], model: Path) -> _Scored:
 
 
 def beyond_start(start: Mapping[str, Timing], by_way: Mapping[str, Sequence[Timing]], sizes: Sequence[int]) -> Table:
-    """Return what a row costs of what a job takes beyond its start, per way and size.
+    """Return the cost of a row without the start of the job, per way and size.
 
     Args:
         start: Times of a job of next to no rows.
@@ -277,7 +278,7 @@ def _peak_of(work: Callable[[], object]) -> int:
 def _watching() -> Iterator[list[int]]:
     """Yield a list whose one number is the highest memory of a worker seen so far.
 
-    The kernel keeps each process's own peak, so a look at any time before a worker's end tells of all the time before.
+    The kernel keeps each process's own peak, so a look at any time before a worker's end covers all the time before.
     """
     highest = [0]
     over = threading.Event()

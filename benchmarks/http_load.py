@@ -38,7 +38,7 @@ ENVIRONMENT = {
 
 @dataclass
 class Load:
-    """What came of some requests.
+    """Outcome of some requests.
 
     Attributes:
         seconds: Time of each answer with status 200: from when its request was due, so that a server that stalls is
@@ -46,7 +46,7 @@ class Load:
         statuses: Number of answers by status; ``BROKEN`` counts lost connections.
         versions: Number of answers by the version in their head.
         wall_seconds: Time of all.
-        done: When each request was done, and its status, in seconds since the first.
+        done: Time at which each request was done, in seconds since the first, and its status.
     """
 
     seconds: list[float] = field(default_factory=list)

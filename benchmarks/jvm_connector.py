@@ -1,7 +1,7 @@
 """How fast do DataFrames become TFRecords, and TFRecords DataFrames, next to the JVM connector on the same machine?
 
 The connector stops at Spark 3.5. It runs there, in a process with a Python environment of its own, and both Sparks take
-turns on the same files. What it needs comes from PyPI and Maven Central; the folder of ``--cache`` keeps it, and a jar
+turns on the same files. Its packages come from PyPI and Maven Central; the folder of ``--cache`` keeps them, and a jar
 that lies there already is used as it is.
 """
 
@@ -146,7 +146,7 @@ def _started(home: Path, log: Path) -> Iterator[OtherProcess]:
 
 
 def _origin(cache: Path | None) -> str:
-    """Return where the connector came from: whoever puts a jar into the cache answers for what it is."""
+    """Return the origin of the connector; a jar from the cache is used unchecked, so it is named by its digest."""
     jar = cache / JAR if cache else None
     if jar is None or not jar.is_file():
         return f"{ARTIFACT} from Maven"

@@ -17,10 +17,10 @@ class Contender:
     """One way to do the work.
 
     Attributes:
-        name: What the table calls it.
+        name: Its name in the table.
         work: Does it once. Where it returns a float, these are the seconds it took, without what it had to do before
-            (start a child process, say); else the call is timed.
-        prepare: Runs before each time, unmeasured: for example removes what the last time wrote.
+            (for example start a child process); else the call is timed.
+        prepare: Runs before each time, unmeasured: for example removes the files of the last time.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one contender took.
+    """Times of one contender.
 
     Attributes:
         name: The contender.
@@ -51,7 +51,7 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """How far the slowest and the fastest round are apart, as a share of the median."""
+        """Distance between the slowest and the fastest round, as a share of the median."""
         return (max(self.seconds) - min(self.seconds)) / self.median
 
 
@@ -60,10 +60,10 @@ class Mark:
     """A figure to reach.
 
     Attributes:
-        what: What is compared with what.
+        what: The comparison, in words.
         found: The figure.
-        limit: What it has to be.
-        bound: Whether ``limit`` is the least or the most that will do.
+        limit: The figure to reach.
+        bound: The side of ``limit`` on which the figure has to be.
     """
 
     what: str
@@ -73,7 +73,7 @@ class Mark:
 
     @property
     def is_met(self) -> bool:
-        """Whether the figure is as asked for, or better."""
+        """True if the figure reaches the limit, or is better."""
         return self.found >= self.limit if self.bound == "at least" else self.found <= self.limit
 
 
@@ -87,7 +87,7 @@ def interleave(
 
     Args:
         contenders: The ways to do the work; names are different.
-        rounds: How often each is measured.
+        rounds: Measurements of each.
         warm_ups: Rounds before that, which do not count: caches fill, and code is compiled.
         clock: Seconds that only grow.
 
@@ -110,7 +110,7 @@ def interleave(
 
 
 def speed_ratio(timings: Mapping[str, Timing], name: str, reference: str) -> float:
-    """Return how many times faster ``name`` is than ``reference``, of medians."""
+    """Return the ratio of the speeds of ``name`` and ``reference``, by their medians."""
     return timings[reference].median / timings[name].median
 
 

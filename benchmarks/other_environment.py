@@ -43,10 +43,10 @@ class OtherProcess:
     Attributes:
         requests: Takes one JSON object per line.
         answers: Gives one line per request, and lines that others write in between.
-        log: What the process says besides.
+        log: The process's other output.
         explain: Makes one sentence of that, on why the process ended.
         kill: Ends the process and all that it started.
-        answer_seconds: How long an answer may take.
+        answer_seconds: Longest time for an answer.
     """
 
     requests: IO[str]
@@ -129,8 +129,8 @@ def started(
 
     Args:
         command: Its first word is the Python of the other environment.
-        environment: Added to this process's own, from which what leads to our packages and our Spark is taken away.
-        log: File for what it says besides its answers.
+        environment: Added to this process's own, without the variables that lead to our packages and our Spark.
+        log: File for its output other than answers.
         explain: Makes one sentence of the log, on why the process ended.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYSPARK_", "PYTHON"))}
@@ -174,7 +174,7 @@ def class_path(modules: Path, source: Path, home: Path) -> list[Path]:
     Args:
         modules: Ivy file with the configurations ``run``, for the class path, and ``compile``, the compiler alone.
         source: Java file; it may use the jars and Spark.
-        home: Folder for both, made unless it is there from the same files; ``ivy`` beside it keeps what was fetched.
+        home: Folder for both, made unless it is there from the same files; ``ivy`` next to it keeps downloads.
 
     Raises:
         UnavailableError: Maven lacks one of them or cannot be reached, or there is no Java.
@@ -207,7 +207,7 @@ def _fetch(modules: Path, home: Path) -> None:
 
 
 def missing(log: str) -> str:
-    """Return what Ivy did not find, or its last words where it does not say so."""
+    """Return the artifacts that Ivy did not find, or its last words if it does not name them."""
     lines = [line.strip(" :\t") for line in log.splitlines() if line.strip(" :\t")]
     not_found = [line for line in lines if line.endswith(": not found")]
     return ", ".join(dict.fromkeys(not_found)) or (lines or ["no word why"])[-1]

@@ -1,8 +1,8 @@
 """All measurements of quality, one after the other: ``python -m benchmarks.quality FOLDER``, or ``make quality``.
 
-FOLDER has the data sets. What each command says goes to the terminal, and its tables to
-``docs/benchmarks/quality.md``; ``docs/quality.md`` explains the figures and sets them beside published ones.
-``--only Gowalla Ratings`` measures two sections of the page anew, and leaves the others as they are.
+FOLDER has the data sets. The output of each command goes to the terminal, and its tables to
+``docs/benchmarks/quality.md``; ``docs/quality.md`` explains the figures and compares them with published ones.
+``--only Gowalla Ratings`` measures two sections of the page again, and leaves the others as they are.
 """
 
 import argparse
@@ -40,7 +40,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """A command that was run, how long it took, and the lines that it printed."""
+    """A command that was run, its time, and the lines that it printed."""
 
     command: str
     seconds: float
@@ -48,7 +48,7 @@ class Run:
 
 
 def run(command: str, folder: Path) -> Run:
-    """Run a command, and show what it says.
+    """Run a command, and show its output.
 
     Raises:
         subprocess.CalledProcessError: It failed.
@@ -68,7 +68,7 @@ def run(command: str, folder: Path) -> Run:
 
 
 def section(runs: Sequence[Run], measured_on: Mapping[str, str]) -> str:
-    """Return what stands below the title of a section."""
+    """Return the text below the title of a section."""
     parts = []
     for one in runs:
         parts.append(f"`python -m benchmarks.{one.command}`, {one.seconds:.0f} s:")

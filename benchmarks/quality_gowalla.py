@@ -50,7 +50,7 @@ OPTIONS: Mapping[str, Any] = {
 
 
 class Checkins:
-    """What a recommender is fitted on: a sparse matrix of users and items, and the items' counts."""
+    """Interactions to fit a recommender on: a sparse matrix of users and items, and the items' counts."""
 
     def __init__(self, users: np.ndarray, items: np.ndarray, shape: tuple[int, int]) -> None:
         """Store each pair once."""
@@ -99,7 +99,7 @@ def recall_and_ndcg(lists: np.ndarray, users: np.ndarray, held: np.ndarray) -> d
 
 
 def known_and_held(folder: Path, *, choose: bool) -> tuple[Checkins, np.ndarray]:
-    """Return what to train on, and the pairs to find, int64 ``[2, pairs]``; see the module."""
+    """Return the pairs to train on, and the pairs to find, int64 ``[2, pairs]``; see the module."""
     train, valid, test = (read(folder / f"{split}.txt") for split in ("train", "valid", "test"))
     users, items = np.concatenate([train, valid, test], axis=1).max(axis=1) + 1
     known, held = (train, valid) if choose else (np.concatenate([train, valid], axis=1), test)
@@ -107,13 +107,13 @@ def known_and_held(folder: Path, *, choose: bool) -> tuple[Checkins, np.ndarray]
 
 
 class Training:
-    """A model in training, with what it has to be saved by."""
+    """A model in training, with its checkpoint."""
 
     def __init__(self, checkins: Checkins, layers: int, given: argparse.Namespace) -> None:
-        """Build the model for the check-ins, or take it from where the call before has left it.
+        """Build the model for the check-ins, or restore the checkpoint of the previous call.
 
         Raises:
-            SystemExit: The call before had other options.
+            SystemExit: The previous call had other options.
         """
         self.checkins, self._given = checkins, given
         tf_keras.utils.set_random_seed(given.seed)

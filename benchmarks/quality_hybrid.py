@@ -1,4 +1,4 @@
-"""Quality of several models together on MovieLens: a hybrid beside each of its parts, also on movies without ratings.
+"""Quality of several models together on MovieLens: a hybrid next to each of its parts, also on movies without ratings.
 
 ``python -m benchmarks.quality_hybrid --data path/to/ml-latest-small`` prints tables of docs/quality.md: for each user's
 last movie, and for the movies that ``cold_items`` holds out. The parts are trained, exported and registered as
@@ -63,12 +63,12 @@ class Part:
         return f"{self.model}, last {self.last_items}" if self.last_items else self.model
 
 
-# What `--choose` chose.
+# The choice of `--choose`.
 HYBRID: tuple[Part, ...] = (Part("ease", 5), Part("ease", 10), Part("als", 5), Part(CONTENT))
 FUSION: ListFusion = "scores"
-# Parts that have vectors, which one search can take: beside it stand their fused lists.
+# Parts with vectors, which one search can take; the table shows their fused lists next to it.
 PAIR: tuple[Part, ...] = (Part("als", 5), Part(CONTENT))
-# The best of the classical recommenders in docs/quality.md, shown beside the parts.
+# The best of the classical recommenders in docs/quality.md, shown next to the parts.
 BEST_ALONE = Part("ease", 15)
 
 

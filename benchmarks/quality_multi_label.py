@@ -1,4 +1,4 @@
-"""Quality of the multi-label model on Bibtex and on RCV1's first subset, beside one-vs-rest logistic regression.
+"""Quality of the multi-label model on Bibtex and on RCV1's first subset, next to one-vs-rest logistic regression.
 
 ``python -m benchmarks.quality_multi_label FOLDER`` prints rows of ``docs/quality.md``. FOLDER has ``bibtex`` (Mulan's
 ARFF files) and ``rcv1_subset1`` (``X.npz`` and ``Y.npz``; a random third of its first half is the test). A random 15 %
@@ -76,14 +76,14 @@ def read(folder: Path, name: str) -> tuple[Rows, Rows]:
         csr_array(load_npz(folder / name / "X.npz")).astype(np.float32),
         load_npz(folder / name / "Y.npz").toarray().astype(np.float32),
     )
-    # The labels of its second half stand one column early: their shares are those of the first half, shifted.
+    # The labels of its second half are one column early: their shares are those of the first half, shifted.
     half = len(rows.labels) // 2
     order = np.random.default_rng(0).permutation(half)
     return rows[order[half // 3 :]], rows[order[: half // 3]]
 
 
 def _read_arff(path: Path) -> Rows:
-    """Read sparse ARFF, in which attributes that begin with ``TAG_`` are labels and stand last."""
+    """Read sparse ARFF, in which attributes that begin with ``TAG_`` are labels and come last."""
     lines = path.read_text().splitlines()
     names = [line.split()[1] for line in lines if line.startswith("@attribute")]
     words = sum(not name.startswith("TAG_") for name in names)
@@ -150,7 +150,7 @@ def logistic(train: Rows, others: Rows, c: float) -> np.ndarray:
     """Return the other rows' scores by one-vs-rest logistic regression."""
     model = OneVsRestClassifier(LogisticRegression(C=c, solver="liblinear", random_state=1), n_jobs=2)
     with warnings.catch_warnings():
-        # A label that no training row has is a constant to scikit-learn, which tells so.
+        # scikit-learn warns that a label which no training row has is constant.
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", ConvergenceWarning)
         scores: np.ndarray = model.fit(train.words, train.labels).predict_proba(others.words)
@@ -195,7 +195,7 @@ Found: TypeAlias = tuple[Mapping[str, float], str, float]
 def _of_network(
     rows: tuple[Rows, Rows, Rows, Rows], name: str, given: argparse.Namespace, seed: int
 ) -> Mapping[str, Found]:
-    """Return what the network finds, alone and with the labels' centroids."""
+    """Return the network's figures, alone and with the labels' centroids."""
     train, held, known, test = rows
     best, best_scores, epochs, began = 0.0, np.empty(0), 0, time.monotonic()
     for epoch, scores in enumerate(islice(network(train, held, name, given, seed), given.most_epochs), 1):

@@ -28,7 +28,7 @@ from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 
 DIM = 64
 SAMPLE = 1_000
-"""So many queries set the recall of the approximate indexes."""
+"""Number of queries that set the recall of the approximate indexes."""
 _CLUSTERS = 1_000
 _ITEM_NOISE, _QUERY_NOISE = 0.8, 1.0
 # Popular items have longer vectors.
@@ -56,11 +56,11 @@ _NOTE = (
 
 @dataclass(frozen=True)
 class Found:
-    """What one number of candidates per query gives.
+    """Results for one number of candidates per query.
 
     Attributes:
-        queries: How many there were.
-        candidates: Among how many each looked for its best.
+        queries: Number of queries.
+        candidates: Number of candidates among which each looked for its best.
         timings: By way.
         recalls: By way.
     """
@@ -96,7 +96,7 @@ class Way:
     last: list[np.ndarray] = field(default_factory=list)
 
     def contender(self, k: int) -> Contender:
-        """Return what is to be timed; what it finds stays in ``last``."""
+        """Return the contender to time; its last result stays in ``last``."""
 
         def work() -> float | None:
             found, seconds = self.search(k)
@@ -230,7 +230,7 @@ def _faiss(options: Options) -> Iterator[tuple[OtherProcess | None, str]]:
 
 
 def _in_spark(options: Options, model: Path) -> Table:
-    """Return how long a list for every user takes, by index."""
+    """Return the times of a list for every user, by index."""
     from mirrorspark.recommending.recommendations import recommend
 
     session = spark_work.session()
@@ -273,7 +273,7 @@ def export_recommender(folder: Path, items: np.ndarray, users: np.ndarray, k: in
         items: float32 ``[items, DIM]``.
         users: float32 ``[users, DIM]``.
         k: Candidates per row.
-        scann: Whether the folder has that index too.
+        scann: True if the folder has that index too.
     """
     from mirrorspark.models import two_tower
     from mirrorspark.models.serving.export import build_indexes, recalls, save_retrieval

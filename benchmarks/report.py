@@ -1,4 +1,4 @@
-"""What a benchmark says: a page of Markdown with its tables, its marks, and what it was measured on."""
+"""The report of a benchmark: a page of Markdown with its tables, its marks, and its machine and versions."""
 
 import datetime
 import os
@@ -27,7 +27,7 @@ class Table:
     """Cells of text under a heading.
 
     Attributes:
-        title: What stands above it.
+        title: Its heading.
         columns: Its header.
         rows: One tuple of texts per row.
         note: A sentence or two below it.
@@ -55,11 +55,11 @@ class Report:
 
     Attributes:
         name: The benchmark; the page is ``<name>.md``.
-        question: What it answers.
-        tables: What was found.
-        marks: What should have been found.
-        command: How to run it again.
-        skipped: Why there are no figures; empty where there are.
+        question: The question.
+        tables: The figures.
+        marks: Figures to reach.
+        command: Command that runs it again.
+        skipped: Reason for a lack of figures; empty if there are figures.
         conditions: Machine, versions, date and commit.
     """
 
@@ -212,7 +212,7 @@ def _version(package: str) -> str:
 
 
 def _processor() -> str:
-    """Return the processor's name, with family and model: virtual machines often tell no more than its make."""
+    """Return the processor's name, with family and model: virtual machines often name only its make."""
     file = Path("/proc/cpuinfo")
     if file.is_file():
         lines = (line.partition(":") for line in file.read_text(encoding="utf-8").splitlines())

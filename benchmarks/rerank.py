@@ -1,8 +1,8 @@
 """How many lists of 200 candidates does one core re-rank per second to the best 20, by each rule and by all?
 
 `rerank` reads Arrow and gives Arrow: tokens are looked up among 20,000 items, the rules applied, new lists built.
-Beside it stands the same greedy choice in NumPy, list by list, on arrays that are ready: the numbers of the items, and
-their vectors scaled to length 1.
+It is compared with the same greedy choice in NumPy, list by list, on arrays that are ready: the numbers of the items,
+and their vectors scaled to length 1.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from benchmarks.report import Report, timing_table
 ITEMS, CANDIDATES, K, CATEGORIES, DIM, HISTORY = 20_000, 200, 20, 20, 64, 30
 AT_MOST, DIVERSITY = 2, 0.3
 MARK = 50_000
-# NumPy re-ranks one list in so many; its times are those of all.
+# NumPy re-ranks one list in this number; its times are those of all.
 NUMPY_SHARE = 20
 
 RULES: Mapping[str, Mapping[str, Any]] = {

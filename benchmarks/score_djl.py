@@ -38,7 +38,7 @@ BATCHES = "DJL, one tensor per batch and input"
 METHODS = {ROWS: "rowByRow", BATCHES: "batchByBatch"}
 MARK = 1.0
 BATCH_ROWS = 4_096
-# The slow way scores so many of the files only, one for each core; its times are those of all rows.
+# The slow way scores only this number of files, one for each core; its times are those of all rows.
 SLOW_FILES = spark_work.SLOTS
 
 _FOLDER = Path(__file__).parent
@@ -61,7 +61,7 @@ def run(options: Options) -> Report:
 
 @dataclass(frozen=True)
 class Models:
-    """Both models, and what the second one's scores must be.
+    """Both models, and the expected scores of the second one.
 
     Attributes:
         exported: Folder of the product's.
@@ -119,7 +119,7 @@ def _measured(options: Options, djl: Djl, models: Models, files: Sequence[Path])
 
 
 def _difference(djl: Djl, method: str, models: Models, file: Path, scratch: Path) -> float:
-    """Return how far the scores of ``file`` lie from TensorFlow's at most."""
+    """Return the largest difference between the scores of ``file`` and TensorFlow's."""
     target = scratch / f"scores-{method}"
     djl.score(method, [file], target)
     expected, actual = join_on_keys(pq.read_table(models.scores), pq.read_table(target), [KEY])
@@ -136,7 +136,7 @@ def _timings(options: Options, djl: Djl, models: Models, files: Sequence[Path]) 
     batches = Contender(BATCHES, partial(djl.score, METHODS[BATCHES], files, target), empty)
 
     def row_by_row() -> float:
-        # Files have rows alike, but for the last.
+        # All files but the last have the same number of rows.
         return djl.score(METHODS[ROWS], files[:SLOW_FILES], target) * len(files) / SLOW_FILES
 
     timings = interleave([ours, batches, Contender(ROWS, row_by_row, empty)], options.rounds)
@@ -164,9 +164,9 @@ def _exported(scratch: Path, files: Sequence[Path]) -> Models:
 
 
 def for_older_tensorflow(saved_model: Path, target: Path) -> Path:
-    """Copy a SavedModel without what DJL's TensorFlow does not know, and return the copy.
+    """Copy a SavedModel without the attributes that DJL's TensorFlow does not know, and return the copy.
 
-    Today's names its variables a second time, for debugging; one that has not heard of that refuses the graph.
+    The current TensorFlow names its variables a second time, for debugging; an older one refuses such a graph.
     """
     from tensorflow.core.protobuf import saved_model_pb2
 

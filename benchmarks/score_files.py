@@ -3,12 +3,12 @@
 Every way reads the same files and writes keys and scores to Parquet files; two more show what bounds it. The model has
 an embedding of 8 numbers for each of 26 columns of ids, 13 columns of numbers, and layers of 128 and 64 units. The
 product's own ways look each id up in a vocabulary; the others have a model that takes ids as they are, and are spared
-that. The table is the one of its files, which tasks of ``score`` read past the JVM; of what Spark computes, a join say,
-rows come through it.
+that. The table is the one of its files, which tasks of ``score`` read past the JVM; rows that Spark computes, for
+example by a join, come through it.
 
 ``mlflow.pyfunc.spark_udf`` of the same model is compared on a standalone cluster: in a local session it loads its model
-once for every task, which would flatter us. Ragged rows have 10 fields of up to 20 strings each, as logs of what people
-have installed and done have them; both sides call the same exported model, and a pandas UDF leaves the lookup of the
+once for every task, which would flatter us. Ragged rows have 10 fields of up to 20 strings each, as in logs of people's
+installations and actions; both sides call the same exported model, and a pandas UDF leaves the lookup of the
 strings to its graph.
 """
 

@@ -34,7 +34,7 @@ def export_model(folder: Path, rows: Path) -> Path:
 
 
 def export_ragged_model(folder: Path, fields: int, longest: int, tokens: int) -> Path:
-    """Export a ``multi_field`` model of fields with lists of tokens, each with a vocabulary of so many."""
+    """Export a ``multi_field`` model of fields with lists of tokens, each with a vocabulary of ``tokens`` tokens."""
     names = pa.array([f"app.of.vendor.{number}" for number in range(tokens)])
     vocabulary = Vocabulary(names, pa.array(range(tokens, 0, -1), pa.int64()))
     features = tuple(MultiValued(f"field_{field}", max_length=longest) for field in range(fields))
@@ -68,7 +68,7 @@ def _exported(folder: Path, fitted: FittedFeatures) -> Path:
 
 
 def exported_for_mlflow(scratch: Path, rows: Path) -> Path:
-    """Return the folder of an exported model, with MLflow's beside it, as a training logs it."""
+    """Return the folder of an exported model, with MLflow's folder next to it, as a training logs it."""
     import mlflow
 
     from mirrorspark.scoring.model import mirrorspark_pyfunc
@@ -85,7 +85,7 @@ def exported_for_mlflow(scratch: Path, rows: Path) -> Path:
 
 
 def of_mlflow(model: Path) -> str:
-    """Return the folder of MLflow's beside an exported model."""
+    """Return MLflow's folder next to an exported model."""
     return str(model.with_name("mlflow"))
 
 

@@ -61,7 +61,7 @@ def _table(reports: Mapping[str, ParityReport]) -> Table:
 
 
 def _reports(rows: int, folder: Path) -> dict[str, ParityReport]:
-    """Return what the comparison of each way found; in a process of its own, which may load TensorFlow."""
+    """Return the report on each way; runs in a process of its own, which may load TensorFlow."""
     from mirrorspark.data_pipelines.conversion import convert
 
     spark, config = usual_session(), flights_config(folder / "output", epochs=EPOCHS)
@@ -98,7 +98,7 @@ def ways_in(spark: SparkSession, model: PinnedModel, scratch: Path, key: str = K
     Args:
         spark: Runs what needs it.
         model: The model.
-        scratch: Folder for what the ways write; each writes once.
+        scratch: Folder for the files of the ways; each writes once.
         key: Column that identifies a row.
     """
     from mirrorspark.data_pipelines.tfrecords import write_tfrecords

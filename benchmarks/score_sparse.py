@@ -2,8 +2,9 @@
 
 The model sums an embedding of 128 numbers over a row's features, has a layer of 128 units and a two-way softmax for
 each label. ``LoadedModel`` reads Parquet files and gives Arrow arrays, as a task of ``score_files`` does before it
-writes. Beside it stand the same network on rows that are made dense, the same with a Keras layer for every label, and,
-as the limit, the same in SciPy and NumPy on rows that are compressed already. Rows of twice as many features follow.
+writes. It is compared with the same network on rows that are made dense, the same with a Keras layer for every label,
+and, as the limit, the same in SciPy and NumPy on rows that are compressed already. Rows of twice as many features
+follow.
 """
 
 import os
@@ -41,13 +42,13 @@ SEPARATE = "a Keras layer per label"
 SCORED = "rows scored"
 # Half of the limit, as other benchmarks of scoring ask for. A dense row takes 3,000 times the products of a sparse one
 # in its first layer, but each is many times faster. Products with two columns leave a core's vector units idle. A
-# worker should fit where Spark gives a core 1 GB beside the JVM.
+# worker should fit where Spark gives a core 1 GB next to the JVM.
 LIMIT_MARK, DENSE_MARK, SEPARATE_MARK, MEMORY_MARK = 0.5, 10.0, 5.0, 1.0
 
 GROUP_ROWS, CALL_ROWS = 32_768, 2_048
-# A batch of so many dense rows takes 307 MB.
+# A batch of this number of dense rows takes 307 MB.
 DENSE_ROWS = 256
-# The slow ways score some of the rows only, at least a batch; their times are those of all rows.
+# The slow ways score only some of the rows, at least a batch; their times are those of all rows.
 DENSE_SHARE, SEPARATE_SHARE = 64, 8
 
 
@@ -132,7 +133,7 @@ def _fitted() -> FittedFeatures:
 
 def _write_rows(path: Path, rows: int, entries: int) -> Path:
     generator = np.random.default_rng(20_240_601)
-    # One index out of each of so many equal parts: rising, and no two alike.
+    # One index out of each of ``entries`` equal parts: ascending and distinct.
     part = FEATURES // entries
     indices = generator.integers(0, part, (rows, entries)) + np.arange(0, FEATURES, part)
     offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * entries)

@@ -75,7 +75,7 @@ def onnx_udf(model: Path, ids: int) -> Any:
 
 
 def saved_model(folder: str) -> Any:
-    """Return what calls the SavedModel with ids and numbers."""
+    """Return a function that calls the SavedModel with ids and numbers."""
     import tensorflow as tf
 
     module = tf.saved_model.load(folder)

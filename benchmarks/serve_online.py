@@ -1,6 +1,6 @@
 """How fast are single rows answered over HTTP, next to ``mlflow models serve`` and to ``Predictor`` without a server?
 
-And what becomes of requests under overload, while the version changes, and when a process is killed? The server has one
+And do requests get answers under overload, while the version changes, and when a process is killed? The server has one
 core, the client the other one. The client sends at fixed times, and counts from when a request was due.
 """
 
@@ -112,7 +112,7 @@ def _peers(options: Options, model: Path, row: dict[str, object]) -> tuple[dict[
 
 
 def _under_stress(options: Options, models: tuple[Path, Path], row: dict[str, object]) -> dict[str, Load]:
-    """Return what came of requests under overload, a version change, and a killed process."""
+    """Return the outcome of requests under overload, a version change, and a killed process."""
     first, second = models
     body = json.dumps({"instances": [row]}).encode()
     asked = post(f"/v1/models/{first.name}:predict", body)

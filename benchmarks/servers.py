@@ -26,7 +26,7 @@ _SPARK_ENVIRONMENT = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_NO_DAEMONIZE": "1"}
 
 
 class DaemonError(RuntimeError):
-    """The program ended, or has not said in time what was expected; the message tells its last words."""
+    """The program ended, or did not write the expected text in time; the message has its last words."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Daemon:
 
     Attributes:
         process: Leads the group.
-        log: What it says.
+        log: Its output.
     """
 
     process: "subprocess.Popen[bytes]"
@@ -64,7 +64,7 @@ class Daemon:
         """
         deadline = time.monotonic() + within_seconds
         while True:
-            # In this order: what it says last is read after its end.
+            # In this order: its last output is read after its end.
             has_ended = self.process.poll() is not None
             text = self.log.read_text(encoding="utf-8", errors="replace")
             if len(found := list(re.finditer(pattern, text))) >= times:
@@ -93,10 +93,10 @@ class TrackingServer:
     """An MLflow server with an SQLite store, on a port of loopback that the system chooses; its context ends it."""
 
     def __init__(self, folder: Path, start: Callable[..., Daemon] = Daemon.start) -> None:
-        """Say where its store, its artifacts and its logs are.
+        """Prepare a folder for its store, its artifacts and its logs.
 
         Args:
-            folder: Made where it is not there.
+            folder: Created if it does not exist.
             start: Starts a program.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class TrackingServer:
 
     @property
     def uri(self) -> str:
-        """Where it answers, or will answer again."""
+        """Address at which it answers, or will answer again."""
         return f"http://127.0.0.1:{self._port}"
 
     def __enter__(self) -> "TrackingServer":
@@ -122,7 +122,7 @@ class TrackingServer:
         """Start it, and return when it listens.
 
         Raises:
-            DaemonError: It did not start; the message tells its last words.
+            DaemonError: It did not start; the message has its last words.
         """
         self._starts += 1
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
@@ -148,11 +148,11 @@ def standalone_cluster(folder: Path, workers: int) -> Iterator[str]:
     """Yield the URL of a master that ``workers`` workers have joined; all of them listen on loopback only.
 
     Args:
-        folder: Takes the logs, and a folder ``work-N`` per worker with what its executors say.
+        folder: Takes the logs, and a folder ``work-N`` per worker with its executors' output.
         workers: Each has one core, and an executor of 1 GiB.
 
     Raises:
-        DaemonError: A daemon did not start; the message tells its last words.
+        DaemonError: A daemon did not start; the message has its last words.
     """
     folder.mkdir(parents=True, exist_ok=True)
     here = ("--host", "127.0.0.1", "--webui-port", "0")

@@ -53,7 +53,7 @@ class ReadyBatches(DataSource):
         return str(self.options["columns"])
 
     def reader(self, schema: object) -> "ReadyBatchesReader":
-        """Return what reads the files."""
+        """Return the reader of the files."""
         return ReadyBatchesReader(str(self.options["path"]))
 
 

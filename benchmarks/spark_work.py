@@ -53,5 +53,5 @@ def read_parquet_in_tasks(spark: SparkSession, files: Sequence[Path]) -> None:
 
 
 def emptied(folder: Path) -> Callable[[], None]:
-    """Return what removes ``folder``."""
+    """Return a function that removes ``folder``."""
     return lambda: shutil.rmtree(folder, ignore_errors=True)

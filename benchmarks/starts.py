@@ -4,7 +4,7 @@ Cold: a new driver with a new Spark session, whose Python workers have yet to be
 next call of ``score``, in that session. (Not right after the first row: Spark ends a Python worker of which it wants no
 more rows, and starts another for the next task; a job over the whole table comes between.) After a kill: from the
 SIGKILL of a rank, in the middle of the third epoch, until all ranks are back in training; rank 1 in the odd rounds, the
-chief in the even ones. What the chief does meanwhile is known from its events.
+chief in the even ones. The chief's events show its work in the meantime.
 """
 
 import os
@@ -38,7 +38,7 @@ from benchmarks.train_work import (
 
 COLD_MARK, WARM_MARK, RESTART_MARK = 12.0, 3.0, 15.0
 FIRST_ROW_COLD_MARK, FIRST_ROW_WARM_MARK = 12.0, 1.0
-# What ends each part of a start: a phase that the chief enters.
+# The end of each part of a start: a phase that the chief enters.
 PARTS = {
     "Spark's job, and the chief's process": "connecting",
     "workers find each other": "building",
@@ -149,7 +149,7 @@ def _kill_when_due(output: Path, rank: int, times: list[float]) -> None:
             events = read_events(file)
             ends = epoch_times(events)
             if len(ends) >= EPOCHS_BEFORE:
-                # In the middle of an epoch, when what was before is committed.
+                # In the middle of an epoch, when the earlier checkpoints are committed.
                 time.sleep((ends[-1] - ends[-2]) / 2)
                 times.append(time.time())
                 os.kill(process_of(events, rank), signal.SIGKILL)

@@ -86,7 +86,7 @@ def run_one(name: str, scale: float, rounds: int, scratch: Path, cache: Path | N
 
 
 def end_with_parent() -> None:
-    """Let this process end when the one that started it is gone: it would work on beside what is measured next."""
+    """Let this process end with the one that started it: it would go on and disturb the next measurement."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "only processes that were started call it"
 
@@ -98,7 +98,7 @@ def end_with_parent() -> None:
 
 
 def overview(folder: Path) -> str:
-    """Return the index of the pages in ``folder``, with their marks as they stand there.
+    """Return the index of the pages in ``folder``, with their marks in the same words.
 
     Pages are measured one at a time or all together, so each may have its own day and commit.
     """
@@ -119,12 +119,12 @@ def overview(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class Page:
-    """What an overview takes from a page that :meth:`benchmarks.report.Report.save` has written.
+    """The parts for the overview of a page that :meth:`benchmarks.report.Report.save` has written.
 
     Attributes:
         name: The benchmark.
-        question: What it answers, or why it was skipped.
-        marks: The rows of the table of marks, as they stand there.
+        question: The question, or the reason for which it was skipped.
+        marks: The rows of the table of marks, unchanged.
         measured: Day and commit.
     """
 
@@ -135,7 +135,7 @@ class Page:
 
     @classmethod
     def read(cls, path: Path) -> "Page":
-        """Return what the page tells."""
+        """Read a page."""
         text = path.read_text(encoding="utf-8")
         _, question, *rest = text.split("\n\n")
         if rest and rest[0].startswith(SKIPPED):
@@ -146,7 +146,7 @@ class Page:
 
 
 def main(suite: str, description: str | None, arguments: Sequence[str] | None = None) -> None:
-    """Run what the command line asks for."""
+    """Run the benchmarks that the command line names."""
     names = SUITES[suite].benchmarks
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{suite}", description=description)
     parser.add_argument(
@@ -162,12 +162,12 @@ def main(suite: str, description: str | None, arguments: Sequence[str] | None = 
     failed = []
     context = multiprocessing.get_context("spawn")
     for name in flags.only:
-        # A folder each: what one leaves behind would fill the disk for the next.
+        # A folder each: leftovers of one would fill the disk for the next.
         own_process = ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent)
         with scratch_folder(flags.scratch) as scratch, own_process as pool:
             done = pool.submit(run_one, name, flags.scale, flags.rounds, scratch, flags.cache)
             if (error := done.exception()) is not None:
-                # The others are told all the same: they took an hour.
+                # The others are reported nevertheless: they took an hour.
                 traceback.print_exception(error)
                 failed.append(name)
                 continue

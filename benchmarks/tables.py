@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 SEED = 20_240_601
 FILE_ROWS = 250_000
 ROW_GROUP_ROWS = 125_000
-# A longer table repeats its files: what a row costs does not depend on whether another one equals it.
+# A longer table repeats its files: the cost of a row does not depend on equal rows.
 DISTINCT_ROWS = 2_000_000
 
 _WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliett", "kilo", "lima")
@@ -24,7 +24,7 @@ Draw = Callable[[np.random.Generator, int], pa.Array]
 
 
 class Kind(StrEnum):
-    """What the columns of a table hold."""
+    """Columns of a table."""
 
     NUMBERS = "numbers"
     """42 columns: key, label, 20 float32, 20 int64 (ids out of 2 to 100,000, small ones more often)."""
@@ -36,7 +36,7 @@ class Kind(StrEnum):
     """26 columns: key, label, 8 float32, 8 int64, 4 lists of int64, 2 of float32 and 2 of strings, 0 to 16 long."""
 
 
-# How many columns of float32 and of int64 each has.
+# Numbers of columns of float32 and of int64.
 _PLAIN_COLUMNS = {Kind.NUMBERS: (20, 20), Kind.CLICKS: (13, 26), Kind.STRINGS: (8, 8), Kind.LISTS: (8, 8)}
 
 

@@ -150,7 +150,7 @@ def _mlp() -> Any:
 
 
 class DeepCross(nn.Module):
-    """An embedding of each token beside the numbers, low-rank crosses, a net and its loss; ``models.multi_field``."""
+    """An embedding of each token next to the numbers, low-rank crosses, a net and its loss; ``models.multi_field``."""
 
     def __init__(
         self, ids: Sequence[int], numbers: int, dim: int, layers: int, rank: int, units: Sequence[int]
@@ -245,7 +245,7 @@ def models() -> None:
 
 
 def trainer(name: str, sizes: dict[str, Any], batches: str) -> Callable[[int], float]:
-    """Return what trains so many steps of a new model, and returns the seconds of a step.
+    """Return a function that trains a new model for a number of steps, and returns the seconds of a step.
 
     Args:
         name: A key of :data:`MODELS`.

@@ -2,7 +2,7 @@
 
 Ours: ``convert`` and ``train``. The plain pattern: row TFRecords written by Spark, a parse of every single example, and
 ``fit`` under the runner. Same table, same model, same epochs with a validation each; from the query to the end of the
-last epoch. What ours does after that (export, evaluation, registry) does not count; its checkpoints and MLflow do.
+last epoch. The later work of ours (export, evaluation, registry) does not count; its checkpoints and MLflow do.
 """
 
 import shutil

@@ -282,7 +282,7 @@ def _dense(values: "np.ndarray | SparseRows") -> np.ndarray:
 
 
 def _in_own_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """Return the result of a function in a new process, because TensorFlow is not loaded beside a Spark session."""
+    """Return the result of a function in a new process, because TensorFlow is not loaded next to a Spark session."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(partial(function, *arguments)).result()

@@ -1,7 +1,7 @@
 """How much faster is a step on a GPU, and what do mixed precision and XLA add?
 
-The feed-forward net of ``train_steps``, one process, rows that lie in memory; on the machine's first GPU, and beside it
-on as many cores as that machine has. Without a GPU there is nothing to compare, and the page says so.
+The feed-forward net of ``train_steps``, one process, rows that lie in memory; on the machine's first GPU, compared with
+all cores of that machine. Without a GPU there is nothing to compare, and the page says so.
 """
 
 import os
@@ -28,9 +28,9 @@ class Side:
     """One way to train.
 
     Attributes:
-        on_gpu: Whether the process sees the GPUs.
+        on_gpu: True if the process sees the GPUs.
         precision: Keras' policy.
-        xla: Whether XLA compiles the step.
+        xla: True if XLA compiles the step.
     """
 
     on_gpu: bool

@@ -3,7 +3,7 @@
 Every run is killed once, at a moment that is drawn from a seed: a rank of a local session, drawn as well; on a
 standalone cluster the JVM of an executor; and there the driver, whose command is then given again. One rank in five is
 killed while it connects, builds its model, compiles or ends, the others while they train. The model drops units at
-random. What is compared is every weight, and the optimizer's state, of the last checkpoint, bit by bit.
+random. Every weight of the last checkpoint, and the optimizer's state, is compared bit by bit.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ DRIVER = "driver killed and restarted"
 
 # A kill must happen before the run's end, on a machine that may be faster by then.
 _LATEST_EPOCHS = 0.8 * EPOCHS
-# What a rank does before and after it trains.
+# Phases of a rank before and after its training.
 _OTHER_PHASES = ("connecting", "building", "first_step", "ending")
 _OTHER_PHASES_SHARE = 0.2
 # TensorFlow's own entry of a checkpoint.
@@ -55,11 +55,11 @@ _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 @dataclass(frozen=True)
 class Run:
-    """How a run went.
+    """Result of a run.
 
     Attributes:
-        seconds: How long it took.
-        folder: The run's.
+        seconds: Its duration.
+        folder: Its folder.
     """
 
     seconds: float
@@ -67,7 +67,7 @@ class Run:
 
     @property
     def epoch_seconds(self) -> float:
-        """How long an epoch took; of a run that nobody killed."""
+        """Seconds per epoch; only of a run that was not killed."""
         return epoch_seconds(read_events(self.folder / "events.jsonl"))
 
 
@@ -77,8 +77,8 @@ class Kill:
 
     Attributes:
         when: In epochs since it began to train, or the phase that it was in.
-        run: How the run went.
-        base: How one went that nobody killed, in the same surroundings.
+        run: Its result.
+        base: Result of a run without a kill, in the same surroundings.
     """
 
     what: str
@@ -88,7 +88,7 @@ class Kill:
 
     @property
     def lost_seconds(self) -> float:
-        """How much longer the run took than without the kill."""
+        """Extra seconds of the run because of the kill."""
         return self.run.seconds - self.base.seconds
 
 
@@ -148,7 +148,7 @@ def epoch_seconds(events: Sequence[Event]) -> float:
 
 
 def moment_after(epochs: float, epoch_seconds: float) -> faults.Trigger:
-    """Return when that part of the training is done; only what is over of whole epochs is told by the clock."""
+    """Return the trigger after ``epochs`` of training; only the part of an epoch is measured by the clock."""
     whole = int(epochs)
     return faults.Trigger(phase="training", epoch=whole or None, seconds=(epochs - whole) * epoch_seconds)
 
@@ -257,7 +257,7 @@ def _drive(master: str, dataset: Path, output: Path) -> Run:
 
 
 def _trained(session: SparkSession, dataset: Path, output: Path, *, resume: bool = False) -> Run:
-    """Train, and return how that went."""
+    """Train, and return the result."""
     model = {"name": "multi_field", "dropout": 0.3}
     config = config_of(output, epochs=EPOCHS, model=model, checkpoint_every_steps=50, max_restarts=3, resume=resume)
     done = supervised(dataset, config, session)

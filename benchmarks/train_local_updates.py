@@ -5,7 +5,7 @@ With local updates every worker makes some steps of its own (8, 16 or 64), then 
 Speed: the feed-forward net of ``train_steps``, next to synchronous training and to two processes that know nothing of
 each other, in Keras' loop and in ours. These differ by less than a machine does from one minute to the next: the models
 of all sides lie in the same two processes, which take turns with them, epoch by epoch. Workers that meet have the speed
-of the slower one: a row tells how long the slower one of the two processes took that never meet.
+of the slower one: a row has the time of the slower one of the two processes that never meet.
 
 AUC: the recipe ``flights`` with two workers (``local_steps``, no outer momentum). Same rows, batch, learning rate and
 seeds on all sides, and all of the recipe's epochs, without early stopping; on the test split, of the epoch that was
@@ -49,10 +49,10 @@ AUC_MARK = 0.002
 
 @dataclass(frozen=True)
 class TurnsRank:
-    """What a barrier task runs: several sides in one process.
+    """The body of a barrier task: several sides in one process.
 
     Attributes:
-        turns: Epochs of each that are timed.
+        turns: Timed epochs of each.
         token: Secret of the ring that they share.
     """
 
@@ -61,7 +61,7 @@ class TurnsRank:
     token: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
 
     def __call__(self) -> Sequence[Mapping[str, Timing]]:
-        """Train, and return how long the epochs of each side took each rank."""
+        """Train, and return the seconds of each side's epochs by rank."""
         ring = connected_ring(self.token)
         trainers = {name: side.trainer(ring) for name, side in self.sides.items()}
         for name, train in trainers.items():
@@ -75,7 +75,7 @@ class TurnsRank:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a training.
+    """Result of a training.
 
     Attributes:
         auc: On the test split.
@@ -96,7 +96,7 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        """By how much synchronous training ranks better."""
+        """AUC of synchronous training minus that of local updates."""
         return self.synchronous.auc - self.local.auc
 
 

@@ -1,13 +1,13 @@
-"""How many steps per second does each of the newer models train, beside plain Keras `fit` and beside PyTorch DDP?
+"""How many steps per second does each of the newer models train, next to plain Keras `fit` and to PyTorch DDP?
 
 Two processes with one thread each on all sides: the product's ring, reader and loop; Keras' ``fit`` of the same model
 under ``MultiWorkerMirroredStrategy``, compiled with Keras' own Adam and the same loss and metrics, 50 steps per
 execution (fewer where a step is long), on the same TFRecords, read by TensorFlow alone; for two models PyTorch DDP over
-gloo, on the same batches, which lie in memory, without metrics. Beside them Keras' ``fit`` without a strategy, in one
+gloo, on the same batches, which lie in memory, without metrics. In addition, Keras' ``fit`` without a strategy, in one
 process of two threads with the rows of both. The processes stay; the sides take turns, model by model, after steps that
 do not count.
 
-Then SASRec beside the LSTM on the same interactions, and the time of a step with an embedding table of 10,000 and of a
+Then SASRec next to the LSTM on the same interactions, and the time of a step with an embedding table of 10,000 and of a
 million rows.
 """
 

@@ -93,7 +93,7 @@ MODELS = (
 
 
 def table_case(optimizer: Optimizer, rows: int) -> Case:
-    """Return the training of an embedding table of so many rows, those of :data:`TABLES`."""
+    """Return the training of an embedding table of ``rows`` rows, one of :data:`TABLES`."""
     data: Data = "small" if rows == TABLES[0] else "large"
     return Case(f"{optimizer}, {rows:,} rows", "multi_field", data, {"embedding_dim": 32}, optimizer=optimizer)
 

@@ -36,7 +36,7 @@ from mirrorspark.training.protocol.ring.strategy import RingStrategy
 Side = Literal["ring", "mirrored", "alone"]
 _SHUFFLED_BLOCKS, _SHUFFLED_ROWS = 256, 65_536
 
-# Trains so many executions, and returns the seconds of a step.
+# Trains for a number of executions, and returns the seconds of a step.
 Train = Callable[[int], float]
 
 
@@ -61,7 +61,7 @@ def _strategy(side: Side, token: str) -> tf.distribute.Strategy:
 
 
 def trainer(side: Side, case: Case, dataset: Dataset, strategy: tf.distribute.Strategy, workers: int) -> Train:
-    """Return what trains a new model of ``case``, compiled, on its rows."""
+    """Return a function that trains a new model of ``case``, compiled, on its rows."""
     rows = case.batch * workers
     at_once = min(case.steps_per_execution, dataset.steps(TRAIN_SPLIT, rows))
     plan = TrainingPlan(

@@ -1,4 +1,4 @@
-"""The plain pattern of ``train_end_to_end``: what one writes today with Spark, TensorFlow and the runner alone.
+"""The plain pattern of ``train_end_to_end``: the usual code with only Spark, TensorFlow and the runner.
 
 Spark counts vocabularies and takes means, writes one ``tf.train.Example`` per row, and every worker parses them one by
 one; ``fit`` runs under the runner's strategy. Nothing of ours is called, except to know the columns of the recipe.
@@ -30,11 +30,11 @@ _MISSING, _UNKNOWN, _FIRST_ID = 0, 1, 2
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a row becomes numbers.
+    """Encoding of rows as numbers.
 
     Attributes:
         ids: Per categorical column the id of each token.
-        lengths: Per list column how many of its tokens count, the last ones.
+        lengths: Per list column the number of its last tokens that count.
         scales: Per numeric column mean and standard deviation.
         label: Column of zeros and ones.
     """
@@ -114,13 +114,13 @@ class _WriteExamples:
 
 @dataclass(frozen=True)
 class PlainRank:
-    """What the runner calls on every worker, in the scope of its strategy.
+    """The function that the runner calls on every worker, in the scope of its strategy.
 
     Attributes:
-        encoding: How the rows were encoded.
+        encoding: Encoding of the rows.
         folder: Holds a folder of TFRecord files per split.
-        steps: Per split how many global batches an epoch has.
-        epochs: How many.
+        steps: Per split the number of global batches in an epoch.
+        epochs: Number of epochs.
         global_batch_size: Rows of a step on all workers together.
         learning_rate: Of Adam.
         embedding_dim: Of every field.
@@ -155,7 +155,7 @@ class PlainRank:
             epochs=self.epochs,
             steps_per_epoch=self.steps["train"],
             validation_steps=self.steps["validation"],
-            # On its way out fit destroys its iterators, which may take long: that is no training.
+            # At its end fit destroys its iterators, which may take long: that is not training.
             callbacks=[tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: ends.append(time.time()))],
             verbose=0,
         )
@@ -172,7 +172,7 @@ class PlainRank:
         return examples.batch(self.global_batch_size).prefetch(tf.data.AUTOTUNE)
 
     def _model(self) -> "tf_keras.Model":
-        """Return the recipe's model: an embedding per field, lists averaged, beside the numbers, and a net."""
+        """Return the recipe's model: an embedding per field, lists averaged, next to the numbers, and a net."""
         import tensorflow as tf
         import tf_keras
 

@@ -40,12 +40,12 @@ Side = Literal["plain", "ring", "alone"]
 
 @dataclass(frozen=True)
 class Work:
-    """What every side trains.
+    """The training of every side.
 
     Attributes:
         model: ``mlp``, a feed-forward net 64-256-128-1; or ``two_tower``, a table of users and one of items.
         batch: Rows of a step on one worker.
-        steps: Steps that are timed, in one epoch: what an epoch's end takes is not what a step takes.
+        steps: Timed steps, in one epoch: the time of an epoch's end is not that of a step.
     """
 
     model: ModelName
@@ -54,7 +54,7 @@ class Work:
 
     @classmethod
     def of_rows(cls, model: ModelName, batch: int, rows: int) -> "Work":
-        """Return the work of about so many timed rows per worker."""
+        """Return the work of about ``rows`` timed rows per worker."""
         return cls(model, batch, max(1, rows // batch))
 
     @property
@@ -96,15 +96,15 @@ def rows_of(work: Work, rank: int) -> tuple[tuple[npt.NDArray[np.generic], ...],
 
 @dataclass(frozen=True)
 class FitRank:
-    """What a barrier task runs.
+    """The body of a barrier task.
 
     Attributes:
         side: ``plain``: the strategy in whose scope it is called, the runner's; ``ring``: `RingStrategy`; ``alone``:
             TensorFlow's default, by which the workers know nothing of each other.
-        work: What to train.
+        work: The training.
         steps_per_execution: Steps that TensorFlow runs before it comes back to Python.
         local_steps: Steps of a worker between two means; 1 is synchronous training.
-        our_loop: Whether the steps run in our loop (`models.fitting.step_loop`) with our optimizer, or with Keras' own.
+        our_loop: True if the steps run in our loop (`models.fitting.step_loop`) with our optimizer; else in Keras' own.
         token: Secret of the ring.
 
     Raises:
@@ -134,7 +134,7 @@ class FitRank:
         return harmonic_mean([float(text) for text in BarrierTaskContext.get().allGather(repr(seconds))])
 
     def trainer(self, ring: "Ring | None") -> Callable[[int], float]:
-        """Return what trains so many steps in one epoch, and returns how many seconds they took this rank.
+        """Return a function that trains for a number of steps in one epoch, and returns this rank's seconds.
 
         Args:
             ring: Of the ranks, which begin each epoch together by it; None for ``plain``.
@@ -172,7 +172,7 @@ class FitRank:
             loss: Any = tf_keras.losses.BinaryCrossentropy(from_logits=True)
             metrics = [tf_keras.metrics.AUC(name="auc", from_logits=True)]
         else:
-            # Adam goes through the whole tables in every step; this one through what a batch names.
+            # Adam goes through the whole tables in every step; this one through the rows that a batch names.
             model, settings = _two_tower(), OptimizerSettings("adagrad", EMBEDDING_LEARNING_RATE)
             loss, metrics = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True), []
         optimizer = build_optimizer(settings, *rules) if self.our_loop else keras_optimizer(settings)

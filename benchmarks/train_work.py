@@ -1,4 +1,4 @@
-"""What the benchmarks of training share: their sessions and data, how trainings run, what a run's events tell."""
+"""Common parts of the training benchmarks: sessions and data, ways to run a training, facts from a run's events."""
 
 import contextlib
 import json
@@ -80,7 +80,7 @@ def launch(rank: Callable[[], Result], *, makes_its_strategy: bool) -> Result:
 
     Args:
         rank: Pickles; its module can be imported by Spark's Python workers.
-        makes_its_strategy: Whether it opens its own strategy, or takes the runner's.
+        makes_its_strategy: True if it opens its own strategy; else it takes the runner's.
     """
     # The runner announces each of its steps, and sets its own level.
     logging.getLogger(MirroredStrategyRunner.__name__).addFilter(_is_warning)
@@ -123,7 +123,7 @@ def flights_config(output: Path, **knobs: Any) -> RunConfig:
 
 
 def flights_table(spark: SparkSession, config: RunConfig, rows: int) -> DataFrame:
-    """Return the recipe's table, or about so many rows of it, the same ones every time."""
+    """Return the recipe's table, or about ``rows`` rows of it, the same ones every time."""
     from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
     from mirrorspark.training.pipeline import recipe_table
@@ -149,7 +149,7 @@ class Supervised:
 
 
 def trained(dataset: Path, config: TrainingConfig, session: SparkSession | None = None) -> "Trained":
-    """Return what ``train`` does, without what it shows; see :func:`unwatched`."""
+    """Return the result of ``train``, without its display; see :func:`unwatched`."""
     from mirrorspark.data_pipelines.reading.dataset import Dataset
     from mirrorspark.training.entry_points.train_dataset import train
 
@@ -166,9 +166,9 @@ def supervised(
     """Train as ``train`` does, and export nothing; see :func:`unwatched`.
 
     Args:
-        dataset: What to learn from.
-        config: How.
-        session: Where; the executors of a cluster are waited for.
+        dataset: The dataset.
+        config: The settings.
+        session: The session; the executors of a cluster are waited for.
         listener: Gets every event.
     """
     from mirrorspark.data_pipelines.reading.dataset import Dataset
@@ -209,7 +209,7 @@ def unwatched(output: Path) -> Iterator[None]:
 
 
 def in_new_process(function: Callable[..., Result], *arguments: object) -> Result:
-    """Return what ``function`` returns in a new process: a driver with a JVM and a session of its own."""
+    """Return the result of ``function`` in a new process: a driver with a JVM and a session of its own."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()

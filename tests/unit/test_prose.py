@@ -47,7 +47,7 @@ ANYWHERE = re.compile("|".join(pattern.expression for pattern in PATTERNS if not
 
 # Hits that are left, by folder. A text that is rewritten lowers its number; pages have none.
 ALLOWED: dict[str, int] = {
-    "benchmarks": 264,
+    "benchmarks": 24,
     "data_pipelines": 113,
     "fleet": 184,
     "plots": 19,
