@@ -1,4 +1,4 @@
-"""The bins of a fleet's scores, and what is read from counts in them: quantiles, and the drift from an earlier run."""
+"""The bins of a fleet's scores, and statistics of counts in them: quantiles, and the drift from an earlier run."""
 
 from dataclasses import dataclass
 
@@ -13,13 +13,13 @@ SIDE = 8 * (20 + 16)
 
 BINS = 2 * SIDE + 1
 FIRST = ((127 - 16) << 3) - 1
-"""What precedes the first bin's exponent and fraction, 2^-16."""
+"""The number before the exponent and fraction of the first bin, 2^-16."""
 
 _GROUPS = 10
 
 
 def bin_edges() -> np.ndarray:
-    """Return float64 ``[BINS + 1]``: the edges of the bins of scores; the outermost bins also have all beyond."""
+    """Return float64 ``[BINS + 1]``: the edges of the bins of scores; the outermost bins also count scores beyond."""
     bits = np.arange(FIRST + 1, FIRST + SIDE + 2, dtype=np.int32) << BITS_DROPPED
     positive = bits.view(np.float32).astype(np.float64)
     return np.concatenate([-positive[::-1], positive])

@@ -30,7 +30,7 @@ class BadModelsError(FleetError):
 
     Attributes:
         models: Their names.
-        problem: What is wrong with them, without the names.
+        problem: The problem, without the names.
     """
 
     def __init__(self, message: str, models: tuple[str, ...], problem: str) -> None:
@@ -38,7 +38,7 @@ class BadModelsError(FleetError):
         self.models, self.problem = models, problem
 
     def __reduce__(self) -> tuple[type["BadModelsError"], tuple[str, tuple[str, ...], str]]:
-        """Pickle with all that made it: the message alone does not."""
+        """Pickle all arguments: the message alone does not rebuild the error."""
         return BadModelsError, (str(self), self.models, self.problem)
 
 
@@ -224,7 +224,7 @@ def _check_trees(table: pa.Table, models: NamedModels) -> None:
 
 
 def _check_packages(table: pa.Table, models: NamedModels) -> None:
-    """Check that packages compute their models alone; what is in them shows when they are opened."""
+    """Check that packages compute their models alone; their content is checked when they are opened."""
     is_packaged = array(table, "package").is_valid().to_numpy(False)
     has_output = array(table, "package_output").is_valid().to_numpy(False)
     is_computed = (lengths_of(array(table, "layer_sizes")) > 0) | (lengths_of(array(table, "tree_roots")) > 0)

@@ -35,7 +35,7 @@ from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.storage import lakes
 
 _TERMS = pa.schema([MODEL_FIELDS.field("model"), *TERM_FIELDS])
-# A CSV file has no lists: those of cut-points and of columns are values between spaces.
+# A CSV file has no lists: cut-points and columns are separated by spaces there.
 _CSV_TYPES = {field.name: field.type for field in [*_TERMS, *MODEL_FIELDS]} | {"cut_points": pa.string()}
 
 
@@ -49,7 +49,7 @@ def fleet_from_coefficients(
 ) -> Fleet:
     """Return the fleet of a table of coefficients, with a row per model and term.
 
-    A term is a coefficient times what is made of a column's value::
+    A term is a coefficient times the transformed value of a column::
 
         model  column       coefficient  clip_low  clip_high  log  category  at_least  below  missing
         A      (Intercept)  -1.5
@@ -82,7 +82,7 @@ def fleet_from_coefficients(
     Raises:
         FleetError: A table lacks a column or has an unknown one, models and coefficients do not match, a term of R is
             an interaction or a function, or a model cannot be computed; the message names it.
-        TableError: The argument is no table.
+        TableError: The argument is not a table.
     """
     if factors is not None:
         coefficients = _without_factors(coefficients, factors)
@@ -198,7 +198,7 @@ def read_table(given: Any) -> pa.Table:
     Raises:
         FleetError: The file cannot be read, or is of no known kind.
         LakeTableError: It is, or lies in, a Delta, Iceberg or Hudi table.
-        TableError: The argument is no table.
+        TableError: The argument is not a table.
     """
     if not isinstance(given, str | Path):
         return any_table.in_arrow(given)

@@ -131,7 +131,7 @@ def lists_from(lengths: np.ndarray, values: pa.Array) -> pa.Array:
 
 
 def digests_of(table: pa.Table) -> tuple[str, ...]:
-    """Return the SHA-256 of each model: of its row of the table, whatever the table holds beside it."""
+    """Return the SHA-256 of each model: of its row, independent of the rest of the table."""
     parts = [_bytes_by_model(array(table, field.name), field.type) for field in FLEET_SCHEMA]
     # A model without trees, or without a package, has the digest that it had before there were any.
     without_package = parts[: -len(PACKAGE_FIELDS)]

@@ -17,7 +17,7 @@ from mirrorspark.fleet.kernels import ABSENCE, EQUAL, KINDS, PRODUCT, STEP
 
 # Features of a tile: together their strips take 1 MB.
 _MOST_FEATURES = 4096
-# Models of a tile: what compiling it takes is given back before the next one.
+# Models of a tile. The memory for compiling it is freed before the next one.
 _MOST_MODELS = 512
 
 
@@ -56,7 +56,7 @@ class Terms:
 
 @dataclass(frozen=True)
 class Decisions:
-    """What is made of the linear predictors of some models.
+    """Links, thresholds and cut-points of some models, which turn linear predictors into outputs.
 
     Attributes:
         models: int64 ``[models]``: their positions in the fleet.
@@ -151,7 +151,7 @@ class CompiledFleet:
         self.stacks = tuple(self._stacks(np.flatnonzero(networks), terms))
         self.forests = tuple(self._forests(np.flatnonzero(trees), terms))
         self.packaged = tuple(self._decisions(np.array([model])) for model in np.flatnonzero(packages).tolist())
-        # Arrow keeps what the terms took while they were taken apart, which the rows need.
+        # Arrow keeps the memory in which the terms were taken apart, but the rows need it.
         pa.default_memory_pool().release_unused()
 
     def _tiles(self, models: np.ndarray, terms: "_FleetTerms") -> Iterator[LinearTile]:
@@ -208,7 +208,7 @@ class CompiledFleet:
             yield NetworkStack(self._decisions(own), of_members, contiguous, tuple(biases), names)
 
     def _forests(self, models: np.ndarray, terms: "_FleetTerms") -> Iterator[Forest]:
-        """Yield models of trees, as read a limited number of features together."""
+        """Yield groups of models of trees that read a limited number of features together."""
         for some, own in terms.portions(models):
             features, _ = _distinct(
                 own.inputs, own.lows, own.highs, own.logs, own.kinds, own.keys, own.belows, own.missing
@@ -288,7 +288,7 @@ def _float32(values: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Entries:
-    """What the kernel adds for models, one entry per addend; fields as those of :class:`LinearTile`."""
+    """Addends of the kernel for models, one entry each; fields as in :class:`LinearTile`."""
 
     owners: np.ndarray
     kinds: np.ndarray
@@ -302,11 +302,11 @@ class _Entries:
 
 
 def _entries(terms: Terms, owners: np.ndarray, features: np.ndarray, models: int) -> tuple[_Entries, np.ndarray]:
-    """Return what the kernel adds for the terms, and for each model what it always adds.
+    """Return the kernel's entries for the terms, and each model's constant.
 
     A bin is the step at its beginning, and a step back at its end. Steps of a model at the same edge become one. A
     feature that misses a value has the value 0 in the kernel, so an entry of kind ``ABSENCE`` adds, per model and
-    feature, what stands for the missing value, less what the 0 has added.
+    feature, the addend for the missing value, less what the 0 has added.
     """
     is_product, is_bin, is_equal = (terms.kinds == kind for kind in (PRODUCT, STEP, EQUAL))
     plain = [
@@ -324,7 +324,7 @@ def _entries(terms: Terms, owners: np.ndarray, features: np.ndarray, models: int
         is_bin & ~is_open,
         is_bin & (terms.belows < np.inf),
     )
-    # What the terms of a model add for a missing value of a feature, and what its steps add for the 0 in its place.
+    # The addends of a model's terms for a missing value of a feature, less those of its steps for the 0 in its place.
     of_zero = _float32(steps.keys) <= 0
     values = np.concatenate(
         [terms.coefficients * terms.missing, -terms.coefficients[is_open], -steps.coefficients[of_zero]]
@@ -335,7 +335,7 @@ def _entries(terms: Terms, owners: np.ndarray, features: np.ndarray, models: int
     sums = np.bincount(pairs, values, len(first))
     count = len(first)
     absences = _Entries(of_owner[first], np.full(count, ABSENCE), of_feature[first], sums, np.zeros(count))
-    # Nothing is added for 0, which is what most missing values stand for.
+    # An addend of 0 needs no entry; most missing values count as 0.
     kept = np.flatnonzero(sums != 0)
     absences = _Entries(*(getattr(absences, name)[kept] for name in _Entries.__annotations__))
     return _Entries.together([*plain, steps, absences]), bases

@@ -61,7 +61,7 @@ class Fleet:
             return cls(*read_folder(Path(folder)))
         with TemporaryDirectory() as scratch:
             fetch_fleet(str(folder), Path(scratch))
-            # The files stay mapped when their names are gone.
+            # The files stay mapped after their removal.
             return cls(*read_folder(Path(scratch)))
 
     def save(self, folder: str | Path) -> int:

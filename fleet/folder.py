@@ -30,7 +30,7 @@ from mirrorspark.fleet.columns import (
 from mirrorspark.storage import atomic_file, lakes
 
 FORMAT_VERSION, VERSION_OF_TREES, VERSION_OF_PACKAGES = 1, 2, 3
-"""A fleet has the first of them that knows its models, so that former versions of this library read it, too."""
+"""A fleet has the first version that supports its models, so that earlier versions of this library read it, too."""
 
 LIST_FILE = "fleet.arrow"
 
@@ -59,7 +59,7 @@ def write_folder(table: pa.Table, digests: Sequence[str], folder: Path) -> int:
     """Write models into a folder unless it has them, and return how many were written.
 
     Raises:
-        FleetError: The folder holds something that is no fleet.
+        FleetError: The folder holds something that is not a fleet.
         LakeTableError: The folder is, or lies in, a table that keeps a log.
     """
     lakes.refuse_lake_write(folder)
@@ -118,14 +118,14 @@ def files_of(folder: Path) -> set[str]:
 
 
 def _foreign(folder: Path) -> list[str]:
-    """Return what is in a folder beside the files of a fleet, which may be damaged, or be written at this moment."""
+    """Return the names in a folder other than those of a fleet, which may be damaged, or be written at this moment."""
     names = [file.name for file in folder.iterdir() if not file.match(_MODELS_FILES)]
     return [name for name in names if name != LIST_FILE and not name.startswith(".")]
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a model is stored."""
+    """The place of a stored model."""
 
     file: str
     row: int

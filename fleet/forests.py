@@ -20,7 +20,7 @@ class Forest:
     A tree of up to 64 leaves has splits and leaves in the arrays from ``split_starts`` on; a larger one has none there.
 
     Attributes:
-        terms: What the trees read; infinity stands for a missing value that goes right.
+        terms: The terms that the trees read; infinity replaces a missing value that goes right.
         nodes: int32 ``[splits, 4]``: the bits of the float32 edge; the feature, from which edge on a row goes right;
             and the two children, ``~number`` for a leaf.
         values: float64 ``[leaves]``, NaN for null.
@@ -57,7 +57,7 @@ def forest_of(
 
     Args:
         models: Their rows of the fleet's table.
-        decisions: What is made of their linear predictors.
+        decisions: Their links, thresholds and cut-points.
         terms: Their terms.
         features: int64 ``[terms]``: the same number for terms that are the same.
         first_terms: int64 ``[models]``.

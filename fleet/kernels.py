@@ -26,7 +26,7 @@ NULL_RANK, NULL_BINARY = 0, -1
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
-# Sums of zeros in any order tell whether all values are finite, eight at a time: 1 ns per value instead of 18.
+# Sums of zeros in any order show whether all values are finite, eight at a time: 1 ns per value instead of 18.
 @numba.njit(nogil=True, fastmath={"reassoc", "nsz"})
 def _clip(column, low, high, out):  # type: ignore[no-untyped-def]
     """Write the values of a column, clipped; return whether one is missing or infinite."""
@@ -268,7 +268,7 @@ def write_features(
     missing: np.ndarray,
     features: np.ndarray,
 ) -> None:
-    """Write what networks take from the rows of a block from ``first`` on, as many as ``features`` has.
+    """Write the inputs of networks for the rows of a block from ``first`` on, as many as ``features`` has.
 
     Args:
         block: float32 ``[inputs, rows]``.
@@ -329,12 +329,12 @@ def decide(
     Args:
         sums: float32 ``[models, rows]``.
         first: First row of the outputs.
-        links: int64 ``[models]``; this and the rest are as for :func:`score_linear`.
+        links: int64 ``[models]``; this and the rest are as in :func:`score_linear`.
         thresholds: float32 ``[models]``.
         cut_starts: int64 ``[models + 1]``.
         cuts: float32.
         places: int64 ``[models, 3]``.
-        by_model: As there, as are the next three.
+        by_model: See :func:`score_linear`, also for the next three.
         scores: float32.
         binaries: int8.
         ranks: int16.

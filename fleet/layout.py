@@ -30,7 +30,7 @@ _LOGGER = logging.getLogger(__name__)
 
 _MODEL_TYPE = pa.dictionary(pa.int32(), pa.string())
 _TYPES = {"score": pa.float32(), "binary": pa.int8(), "Rank": pa.int16()}
-# Of a key and the number of a model, which each row of the long layout has.
+# Bytes of a key and of the number of a model, which each row of the long layout has.
 _LONG_BYTES = 24
 _NULLS: Mapping[str, Any] = {"score": np.float32("nan"), "binary": np.int8(NULL_BINARY), "Rank": np.int16(NULL_RANK)}
 

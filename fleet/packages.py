@@ -124,7 +124,7 @@ class PackagedModel:
             PackagedModelError: It cannot be loaded here.
             ModelDirectoryError: The package is damaged.
         """
-        _ = self.directory  # A disk that is full while files are unpacked is no fault of the model.
+        _ = self.directory  # A disk that is full while files are unpacked is not the model's fault.
         with self._blamed():
             _ = self._loaded
 
@@ -234,7 +234,7 @@ def _opened(content: pa.Buffer, name: str) -> Iterator[zipfile.ZipFile]:
 
 
 def _check_described(content: pa.Buffer, name: str) -> None:
-    """Ask for consent by what a package says of itself, so that one that is refused is not unpacked.
+    """Ask for consent by a package's description, so that a refused package is not unpacked.
 
     Raises:
         UntrustedModelError: It brings code, and this process has not packaged it.

@@ -45,7 +45,7 @@ def register_fleet(fleet: "Fleet", name: str, *, tracking_uri: str | None = None
             set to.
 
     Raises:
-        FleetError: The registered model is no fleet, or a file of the former version is damaged.
+        FleetError: The registered model is not a fleet, or a file of the former version is damaged.
         ModelStoreError: The store cannot be used.
     """
     with open_store(tracking_uri, may_be_new=True) as client:
@@ -54,7 +54,7 @@ def register_fleet(fleet: "Fleet", name: str, *, tracking_uri: str | None = None
 
 
 def _registered(client: Any, fleet: "Fleet", name: str) -> str:
-    """Upload what a fleet's version needs, and return the number of the version."""
+    """Upload the files that a fleet's version needs, and return the number of the version."""
     from mlflow.exceptions import MlflowException
 
     from mirrorspark.callbacks.mlflow import metric_requests
@@ -92,7 +92,7 @@ def fetch_fleet(uri: str, folder: Path, tracking_uri: str | None = None) -> None
     """Download the files of a registered fleet into a folder, as ``Fleet.save`` writes them.
 
     Raises:
-        FleetError: The URI has no version and no alias, there is no such version, or it is no fleet.
+        FleetError: The URI has no version and no alias, there is no such version, or it is not a fleet.
         ModelStoreError: The store cannot be used.
     """
     from mlflow.exceptions import MlflowException

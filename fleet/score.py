@@ -289,7 +289,7 @@ def check_result(layout: Layout, columns: pa.Schema, keys: Sequence[str]) -> Non
 def _tasks(
     spark: SparkSession, source: _Source, writer: FleetWriter, models: int, task_seconds: float
 ) -> tuple[DataFrame, BatchFunction, Callable[[], int]]:
-    """Return partitions, the body of their tasks, and what returns the number of rows once they have run."""
+    """Return partitions, the body of their tasks, and a function that returns the number of rows once they have run."""
     rows = source.rows
     if isinstance(rows, parquet_rows.ParquetRows):
         slots, total = session_of(spark).default_parallelism, rows.rows

@@ -37,7 +37,7 @@ _TREE_ROWS = 1024
 # Of a term: its arrays, their copies while they are prepared, and its values in a strip of 64 rows. Of a weight: its
 # copies. Of a node: the arrays of the two kernels, and their copies.
 _TERM_BYTES, _WEIGHT_BYTES, _NODE_BYTES = 400, 8, 50
-# Of a package: its files are unpacked beside it, and libraries hold weights and graphs.
+# Of a package: its unpacked files come in addition, and libraries hold weights and graphs.
 _PACKAGE_TIMES = 4
 
 
@@ -145,8 +145,8 @@ class FleetScorer:
 def bytes_of_models(fleet: Fleet) -> np.ndarray:
     """Return int64 ``[models]``: an estimate of the memory that a task takes for each model, were it alone.
 
-    Its arrays, and what a network holds of two layers for some rows at a time. What all models share is not in it: the
-    columns of a batch and the outputs.
+    It counts the model's arrays, and for a network two layers for some rows at a time. It leaves out the memory that
+    all models share: the columns of a batch and the outputs.
     """
     terms, weights, nodes = (lengths_of(array(fleet.table, of)) for of in ("column", "weights", "node_features"))
     layers = array(fleet.table, "layer_sizes").to_pylist()
@@ -161,7 +161,7 @@ def check_type(column: str, categories: Iterable[str] | None, type_: pa.DataType
 
     Args:
         column: Its name.
-        categories: What the model knows of it; None for numbers.
+        categories: The categories that the model knows; None for numbers.
         type_: The type of the column.
         reader: Returns how to call the model.
 
@@ -297,7 +297,7 @@ def _sums_of_trees(forest: Forest, block: np.ndarray) -> Iterator[tuple[int, np.
 
 
 def _features(terms: Terms, block: np.ndarray, start: int, rows: int) -> np.ndarray:
-    """Return float32 ``[terms, rows]``: what is made of the columns, for some rows from ``start`` on."""
+    """Return float32 ``[terms, rows]``: the transformed columns, for some rows from ``start`` on."""
     features = np.empty((len(terms.inputs), rows), np.float32)
     write_features(
         block,

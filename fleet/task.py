@@ -36,7 +36,7 @@ FLEET_KEY = "mirrorspark_fleet"
 """Key of the Parquet files' metadata under which the digest of the fleet is."""
 
 Read = Callable[[int], Iterable[pa.RecordBatch]]
-"""Returns the rows of a task in batches of about so many rows."""
+"""Returns the rows of a task in batches of about a given number of rows."""
 
 
 @dataclass
@@ -101,7 +101,7 @@ class FleetWriter:
         )
 
     def scorer(self) -> FleetScorer:
-        """Return what scores the rows, from the cache of this process or from the fleet's files."""
+        """Return the scorer of the rows, from the cache of this process or from the fleet's files."""
         return cached_scorer(self.fleet.folder(), self.fleet.digest, self.layout, self.outputs)
 
     def path(self, number: int, attempt: str) -> str:

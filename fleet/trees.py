@@ -91,7 +91,7 @@ class TreeNodes:
             root: The first node.
 
         Raises:
-            FleetError: The nodes are no tree.
+            FleetError: The nodes do not form a tree.
         """
         order = _children_first(features == LEAF, lefts, rights, root)
         numbers = np.zeros(len(features), np.int64)

@@ -1,4 +1,4 @@
-"""Imported models as what a fleet stores of them."""
+"""Imported models in the form that a fleet stores."""
 
 import importlib
 import sys
@@ -77,7 +77,7 @@ def library(name: str) -> Any:
 
 
 def read_models(models: Mapping[str, Any], read: Callable[[str, Any], Imported]) -> dict[str, Imported]:
-    """Return by name what ``read`` makes of a name and its model.
+    """Return the results of ``read`` by name; it takes the name of a model and the model.
 
     Raises:
         FleetError: A model is refused, is not as its library writes it, or is an address instead of a file.
@@ -195,7 +195,7 @@ def _flat(layers: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def check_trees(fleet: Fleet, predict: Mapping[str, Callable[[pd.DataFrame], Any]]) -> Fleet:
-    """Return the fleet after its models of trees predict what ``predict`` returns, for rows beside their thresholds.
+    """Return the fleet, after checking that its models of trees agree with ``predict`` for rows near their thresholds.
 
     Raises:
         FleetError: A model predicts something else: the import may have misunderstood it.

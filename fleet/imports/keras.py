@@ -37,7 +37,7 @@ def fleet_from_keras(
 
     Raises:
         FleetError: A model has another layer or activation, several outputs, or another number of inputs than columns,
-            or its layers do not stand one after the other.
+            or its layers do not form a sequence.
     """
     imported = {name: _of_keras(name, model, columns_of(name, columns)) for name, model in models.items()}
     fleet = fleet_of(imported, group, thresholds, cut_points)

@@ -50,7 +50,7 @@ def fleet_from_lightgbm(
 
     Args:
         models: By name a ``Booster``, an ``LGBMModel``, or a file of ``save_model``. One that was stopped early has the
-            trees up to its best iteration, as for its predictions.
+            trees up to its best iteration, as its predictions do.
         columns: Columns of models that were trained without names: these are called ``Column_0`` and so on.
         group: Group of the models.
         thresholds: Score from which ``binary`` is 1, by model.
@@ -58,7 +58,7 @@ def fleet_from_lightgbm(
 
     Raises:
         FleetError: A model has several outputs, linear trees, categories that are texts, or an objective without a
-            link; or a file is no model of LightGBM.
+            link; or a file is not a model of LightGBM.
         OSError: A file cannot be read.
     """
     imported = read_models(models, lambda name, model: _imported(name, _text(name, model), columns))
@@ -104,7 +104,7 @@ def _imported(name: str, text: str, columns: Sequence[str] | None) -> Imported:
             raise FleetError(f"model '{name}' reads categories that are texts; train it on whole numbers for them")
         _add_tree(nodes, fields)
     scale = 1.0 / max(1, len(trees)) if "\naverage_output" in head else 1.0
-    # The score of binary classification is the logistic function of so many times the sum.
+    # The score of binary classification is the logistic function of the sum times the option ``sigmoid``.
     slope = [float(option.removeprefix("sigmoid:")) for option in options if option.startswith("sigmoid:")]
     nodes.scaled(scale * (slope[0] if slope else 1.0))
     found = header["feature_names"].split(" ")

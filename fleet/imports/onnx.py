@@ -63,14 +63,14 @@ def fleet_from_onnx(
 
 @dataclass(frozen=True)
 class _Value:
-    """What a tensor of a graph is made of: the input, scaled; then layers or trees.
+    """The computation of a tensor in a graph: the input is scaled, then goes through layers or trees.
 
     Attributes:
-        scale: By which the input is multiplied: a number, or ``[inputs]``.
-        offset: What is added then.
+        scale: Factor of the input: a number, or ``[inputs]``.
+        offset: Number added to the scaled input.
         layers: Matrix ``[inputs, outputs]`` and bias of each layer.
         activations: Of the layers.
-        trees: Link, trees, and what is added to them.
+        trees: Link, trees, and the constant that is added to them.
         is_probability: Whether it is the second column of two that add up to 1.
     """
 
@@ -168,7 +168,7 @@ def _side_file(name: str, what: str, location: str, folder: Path | None) -> Path
 def _computed(
     name: str, node: Any, options: Mapping[str, Any], values: Mapping[str, _Value], constants: Mapping[str, np.ndarray]
 ) -> _Value:
-    """Return what a node makes of its input."""
+    """Return the value that a node computes from its input."""
     (value, *more) = [values[one] for one in node.input if one in values]
     kind, others = node.op_type, [constants[one] for one in node.input if one in constants]
     if unknown := [one for one in node.input if one and one not in values and one not in constants]:
@@ -211,7 +211,7 @@ def _computed(
 def _scaled(
     kind: str, options: Mapping[str, Any], value: _Value, others: Sequence[np.ndarray], is_first: bool
 ) -> _Value | None:
-    """Return what arithmetic with a constant makes of the input or of a sum, None if that is something else."""
+    """Return the result of arithmetic with a constant on the input or a sum; None for any other operation."""
     if kind == "Add" and others and value.layers and value.activations[-1] == "linear":
         matrix, bias = value.layers[-1]
         return replace(value, layers=(*value.layers[:-1], (matrix, bias + np.ravel(others[0]))))

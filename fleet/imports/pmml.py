@@ -41,7 +41,7 @@ def fleet_from_pmml(
         cut_points: Ascending scores at which ``Rank`` falls, by model.
 
     Raises:
-        FleetError: A file is no PMML or has a document type, or a model has something that a fleet has not.
+        FleetError: A file is not PMML or has a document type, or a model has something that fleets do not support.
         OSError: A file cannot be read.
     """
     imported = read_models(models, lambda name, file: _Document(name, _parsed(Path(file))).imported())
@@ -110,7 +110,7 @@ class _Document:
         return [field for field, _ in self._terms]
 
     def _replaced(self, model: Element) -> dict[str, str]:
-        """Return what stands for a missing value, by field."""
+        """Return the replacements of missing values, by field."""
         schemas = [field for one in model.iter("MiningSchema") for field in one]
         for one in schemas:
             if one.get("outliers", "asIs") != "asIs":
@@ -119,7 +119,7 @@ class _Document:
         return {field: value for field, value in replaced.items() if value is not None}
 
     def _others(self, model: Element) -> dict[str, list[Any]]:
-        """Return the transforms of the terms: categories, and what stands for a missing value."""
+        """Return the transforms of the terms: categories, and replacements of missing values."""
         replaced = self._replaced(model)
         categories = [category for _, category in self._terms]
         missing = [
@@ -165,7 +165,7 @@ class _Document:
         return Imported(_LINKS[normal], columns, values, intercept, transforms=others)
 
     def _add(self, model: Element, weight: float = 1.0) -> float:
-        """Add the trees of a model, and return what is added to them."""
+        """Add the trees of a model, and return the constant that is added to their sum."""
         if model.tag == "TreeModel":
             positive = self._classes(model)[1] if model.get("functionName") == "classification" else None
             (top,) = model.findall("Node")

@@ -50,7 +50,7 @@ class _Stack:
 class NetworkReader:
     """Reads a ``NeuralNetwork``.
 
-    Inputs and outputs are normalised by linear functions, which become parts of the layers beside them: the weights
+    Inputs and outputs are normalised by linear functions, which become parts of the layers next to them: the weights
     are multiplied in 64 bits.
     """
 
@@ -62,8 +62,8 @@ class NetworkReader:
         Args:
             model: The element.
             fields: Names of the fields in the ``DataDictionary``.
-            replaced: What stands for a missing value, by field.
-            refused: Returns the error that the model has something that a fleet has not.
+            replaced: Replacements of missing values, by field.
+            refused: Returns the error for a model with something that fleets do not support.
         """
         self._model, self._fields, self._replaced, self._refused = model, set(fields), replaced, refused
         self._missing: dict[_Term, float | None] = {}
@@ -112,7 +112,7 @@ class NetworkReader:
         return [one.attrib["id"] for one in found], _Stack(((matrix, offsets),), ("linear",))
 
     def _input(self, one: Element) -> tuple[dict[_Term, float], float]:
-        """Return an input as a sum of terms: the factor of each, and what is added."""
+        """Return an input as a sum of terms: the factor of each, and a constant."""
         field, filler = one.get("field", ""), one.get("mapMissingTo")
         if one.tag not in ("FieldRef", "NormContinuous", "NormDiscrete"):
             raise self._refused(f"a NeuralInput that is a {one.tag}")
@@ -139,7 +139,7 @@ class NetworkReader:
         terms = [_Term(field, low, high) for low, high in pairwise(bounds)]
         given, fillers = self._replaced.get(field), list[float | str | None](begins[:-1])
         if given is not None:
-            # What stands for a missing value is not clipped any more.
+            # A fleet does not clip the replacement of a missing value, so each term's is clipped here.
             fillers = [min(max(float(given), term.low), term.high) for term in terms]
         elif filler is None:
             fillers = [None] * len(terms)
@@ -171,7 +171,7 @@ class NetworkReader:
         found, normalization = self._found("NeuralLayer"), "none"
         self._check_names(names)
         for layer in found:
-            # What a layer says goes before what the network says of all.
+            # The options of a layer override those of the network.
             options = {**self._model.attrib, **layer.attrib}
             function, normalization = options.get("activationFunction", ""), options.get("normalizationMethod", "none")
             if function not in _ACTIVATIONS:
@@ -251,7 +251,7 @@ class NetworkReader:
 
 
 def _expression(parent: Element) -> Element:
-    """Return what a field is made of."""
+    """Return the expression that defines a field."""
     (found,) = [one for one in parent.iterfind("DerivedField/*") if one.tag not in ("Extension", "Value")]
     return found
 

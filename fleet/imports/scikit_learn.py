@@ -95,7 +95,7 @@ def _of_sklearn(name: str, model: Any, columns: Sequence[str] | None) -> Importe
 
 
 def _scaling(scalers: Sequence[Any], inputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return by what scalers multiply the inputs together, and what they add then."""
+    """Return the factors and offsets of the inputs by all scalers together."""
     scale, offset = np.ones(inputs), np.zeros(inputs)
     for scaler in scalers:
         if scaler.mean_ is not None and scaler.with_mean:

@@ -58,7 +58,7 @@ def fleet_from_xgboost(
 
     The score is the prediction, or the probability of the second of two classes; a missing value goes where XGBoost
     sends it. An ``XGBModel`` that was stopped early, or the file that it wrote, has the trees up to its best iteration,
-    as for its predictions.
+    as its predictions do.
 
     Args:
         models: By name a ``Booster``, an ``XGBModel``, or a file of ``save_model``: JSON, or UBJSON (``.ubj``).
@@ -68,8 +68,8 @@ def fleet_from_xgboost(
         cut_points: Ascending scores at which ``Rank`` falls, by model.
 
     Raises:
-        FleetError: A model is no sum of trees with one output, reads categories, has an objective without a link, or
-            has columns without names; or a file is no model of XGBoost.
+        FleetError: A model is not a sum of trees with one output, reads categories, has an objective without a link, or
+            has columns without names; or a file is not a model of XGBoost.
         OSError: A file cannot be read.
     """
     for name, model in models.items():

@@ -1,7 +1,7 @@
 """DAG of Airflow 3 that scores a fleet: a mapped task for each microbatch, of which only failed ones are retried.
 
 Copy this file into the folder of DAGs. It starts ``mirrorspark fleet``, or the command in ``MIRRORSPARK_FLEET``
-(``spark-submit ... fleet.py``, say), and needs nothing of mirrorspark in Airflow's own environment. A run of the DAG
+(such as ``spark-submit ... fleet.py``), and needs nothing of mirrorspark in Airflow's own environment. A run of the DAG
 over an output that has a run already scores what that lacks.
 """
 
@@ -25,7 +25,7 @@ def _fleet(*arguments: str, expected: tuple[int, ...] = (_DONE,)) -> tuple[int, 
     if done.returncode in expected:
         return done.returncode, done.stdout
     said = f"{shlex.join([*_COMMAND, *arguments])} has ended with status {done.returncode}; its message is above"
-    # What is invalid stays so.
+    # A retry would have the same invalid arguments.
     raise AirflowFailException(said) if done.returncode == _USAGE else RuntimeError(said)
 
 

@@ -64,7 +64,7 @@ class Claims:
     ) -> None:
         self._ledger, self._run, self._owner, self._at_once, self._limits = ledger, run, owner, at_once, limits
         self._lock = threading.Lock()  # of the fields below
-        # Until when, by our own clock, nobody else can have taken them.
+        # Times by our own clock before which nobody else can have taken them.
         self._safe_until: dict[Claim, float] = {}
         self._queue: deque[Claim] = deque()
         self._tried = {*others}
@@ -136,7 +136,7 @@ class Claims:
 
         Raises:
             LeaseLostError: Another driver has taken it.
-            LedgerError: The lease has run out while the ledger is away, so that nobody can tell.
+            LedgerError: The lease has run out while the ledger does not answer, so the owner is unknown.
         """
         deadline = self._limits.clock() + self._limits.patience_seconds
         while True:
@@ -156,7 +156,7 @@ class Claims:
             self._over.wait(self._limits.poll_seconds)
 
     def end(self, claim: Claim, state: str, entries: Sequence[Entry] = (), seconds: float = 0.0) -> None:
-        """Note what has become of a microbatch, with further entries; a later owner's row stays as it is."""
+        """Record the outcome of a microbatch, with further entries; a later owner's row stays as it is."""
         where = {"run_id": self._run, "number": claim.number, "fence": claim.fence}
         values = {"state": state, "lease_until": 0.0, "seconds": seconds}
         with self._lock:

@@ -26,24 +26,24 @@ class Standing:
 
 
 def is_held(standing: Standing, now: float) -> bool:
-    """Return whether a driver works on the microbatch, as its lease tells."""
+    """Return whether a driver works on the microbatch, judged by its lease."""
     return standing.state == "running" and standing.lease_until > now
 
 
 def to_take(standings: Iterable[Standing], now: float, count: int, tried: Collection[int]) -> list[Standing]:
     """Return up to ``count`` microbatches that a driver may take: nobody holds them, and it has not tried them."""
     free = [one for one in standings if not is_held(one, now) and one.number not in tried]
-    # What has failed before may fail again, and comes last.
+    # Microbatches that have failed come last, because they may fail again.
     return sorted(free, key=lambda one: (one.state == "failed", one.number))[:count]
 
 
 def microbatches_left(count: int, published: Collection[int]) -> list[int]:
-    """Return which of ``count`` microbatches a run has still to publish."""
+    """Return the microbatches, of ``count``, that a run still has to publish."""
     return [number for number in range(count) if number not in published]
 
 
 def budget_reached(failed: int, models: int, failure_budget: float, *, fail_fast: bool) -> str | None:
-    """Return why so many failed models end a run, or None.
+    """Return why this number of failed models ends a run, or None.
 
     Args:
         failed: Models that have failed so far.

@@ -30,7 +30,7 @@ _MOST_CHARACTERS = 10_000
 
 @dataclass(frozen=True)
 class ModelFailure:
-    """Why a model has no outputs.
+    """The failure of a model, which has no outputs.
 
     Attributes:
         model: Its name; empty for a failure that concerns all models.
@@ -51,7 +51,7 @@ class ModelFailure:
     def of(cls, model: str, stage: str, error: BaseException, partition: int | None = None) -> "ModelFailure":
         """Return the failure by an exception."""
         lines = "".join(traceback.format_exception(error))
-        message = str(error) or type(error).__name__  # Python's own MemoryError says nothing
+        message = str(error) or type(error).__name__  # Python's own MemoryError has no message
         return cls(model, stage, type(error).__name__, _stored(message), _stored(lines), partition)
 
 
@@ -99,7 +99,7 @@ class CheckedFleet:
         return cls(Fleet(sound, digests_of(sound)), digests, tuple(failures))
 
     def against(self, columns: pa.Schema) -> "CheckedFleet":
-        """Return the fleet with the models replaced, too, that cannot read their columns in the input."""
+        """Return the fleet in which models that cannot read their columns in the input are replaced, too."""
         found = [
             ModelFailure(model, "columns", raw_columns.ColumnError.__name__, message)
             for model, message in _unreadable(self.fleet, columns).items()
@@ -107,7 +107,7 @@ class CheckedFleet:
         return self._without(found)
 
     def within(self, model_bytes: int | None) -> "CheckedFleet":
-        """Return the fleet with the models replaced, too, that would take more memory; None for no limit."""
+        """Return the fleet in which models that would take more memory are replaced, too; None for no limit."""
         if model_bytes is None:
             return self
         sizes = zip(self.fleet.names, bytes_of_models(self.fleet).tolist(), strict=True)
@@ -151,7 +151,7 @@ def failing(models: Sequence[str], score: Callable[[Sequence[str]], Any]) -> dic
         score: Scores some of them.
 
     Raises:
-        OSError: A file or store failed, which is no model's fault; as are the other errors of ``NOT_OF_A_MODEL``.
+        OSError: A file or store failed, which is not a model's fault; like the other errors of ``NOT_OF_A_MODEL``.
     """
     try:
         score(models)
@@ -200,7 +200,7 @@ def _table_of(source: Fleet | str | Path) -> pa.Table:
 
 
 def _bad_models(table: pa.Table, known: Collection[str]) -> list[ModelFailure]:
-    """Return the models that cannot be computed, beside those that are known to have failed."""
+    """Return the models that cannot be computed, other than those that are known to have failed."""
     failures: list[ModelFailure] = []
     bad = set(known)
     # Each check names all models that it refuses, and the later checks rely on the earlier ones.

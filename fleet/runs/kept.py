@@ -1,4 +1,4 @@
-"""What a run keeps beside its outputs: its plan, a copy of its fleet, and its ledger."""
+"""Files that a run keeps next to its outputs: its plan, a copy of its fleet, and its ledger."""
 
 import logging
 import tempfile
@@ -24,7 +24,7 @@ _LEDGER_FILE = "ledger.db"
 
 @dataclass(frozen=True)
 class RunRecords:
-    """What a run has left: its plan, its fleet, its rows in the ledger, and the manifests of what is published.
+    """Records of a run: its plan, its fleet, its rows in the ledger, and the manifests of published microbatches.
 
     Attributes:
         output: Folder of the run.
@@ -42,11 +42,11 @@ class RunRecords:
 
 
 def read_records(output: Location, ledger: str | Path | None = None) -> RunRecords:
-    """Return what a run has left.
+    """Return the records of a run.
 
     Args:
         output: Folder of the run.
-        ledger: As for :func:`fleet.runs.resume_fleet`.
+        ledger: See :func:`fleet.runs.resume_fleet`.
 
     Raises:
         FileNotFoundError: ``output`` has no run.
@@ -89,7 +89,7 @@ def opened_ledger(ledger: str | Path | None, target: StoragePath, plan: RunPlan 
     """Open the ledger of a run that is begun or resumed, which is a context that closes it.
 
     Args:
-        ledger: As for :func:`fleet.runs.resume_fleet`.
+        ledger: See :func:`fleet.runs.resume_fleet`.
         target: Folder of the run.
         plan: Of a run that is resumed. Another ledger than its own is used with a warning: its own may be lost.
 
@@ -166,7 +166,7 @@ def kept_fleet(plan: RunPlan, target: StoragePath) -> Fleet:
     with tempfile.TemporaryDirectory() as folder:
         for file in (target / RUN_FOLDER / _FLEET_FOLDER).files():
             file.path.download(Path(folder, file.path.name))
-        # The files stay mapped when their names are gone.
+        # The files stay mapped after their removal.
         fleet = Fleet.load(folder)
     if fleet.digest != plan.fleet:
         raise FleetError(f"the fleet in {target / RUN_FOLDER} is not that of {plan.run}; score it into another output")

@@ -33,7 +33,7 @@ Clock: TypeAlias = Callable[[sa.Connection], float]
 _INSERTS: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _VERSION_TABLE = "mirrorspark_fleet_version"
 _BUSY_MILLISECONDS = 30_000
-# A server that is gone without a word must not block a driver for the two hours of TCP's own limit.
+# A server that disappears without notice must not block a driver for the two hours of TCP's own limit.
 _SOCKET_OPTIONS = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -115,12 +115,12 @@ class Ledger:
         """Open the ledger that has a run; without the run, create nothing and return None.
 
         Args:
-            location: As for :meth:`open`.
+            location: See :meth:`open`.
             run: Id of the run.
-            clock: As for :meth:`open`.
+            clock: See :meth:`open`.
 
         Raises:
-            LedgerError: As for :meth:`open`.
+            LedgerError: See :meth:`open`.
         """
         url = _url(location)
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
@@ -351,7 +351,7 @@ def ledger_name(location: str | Path) -> str:
 
 
 def is_same_ledger(name: str, other: str) -> bool:
-    """Return whether two names of ledgers are of one database, as they tell: a host may have several names."""
+    """Return whether two names of ledgers mean one database, by the names alone: a host may have several."""
     return name == other or _place(name) == _place(other)
 
 
@@ -401,7 +401,7 @@ def _url(location: str | Path) -> sa.URL:
             raise LedgerError(
                 f"{url.get_backend_name()}:// is the address of no ledger; give a file, or postgresql://host/database"
             )
-    except (ArgumentError, ValueError) as error:  # ValueError: the port is no number
+    except (ArgumentError, ValueError) as error:  # ValueError: the port is not a number
         raise _not_opened(location, error) from error
     if url.drivername == "postgresql":  # which means another driver since SQLAlchemy 2.1
         url = url.set(drivername=f"postgresql+{'psycopg' if find_spec('psycopg') else 'psycopg2'}")
@@ -427,7 +427,7 @@ def _engine(url: sa.URL, location: str | Path) -> sa.Engine:
 def _set_up_sqlite(connection: Any, _: object) -> None:
     # Python's driver would begin transactions by itself, and not before DDL.
     connection.isolation_level = None
-    # The journal stays a file beside the database: WAL needs memory that processes share, which network folders lack.
+    # The journal stays a file next to the database: WAL needs memory that processes share, which network folders lack.
     connection.execute(f"PRAGMA busy_timeout = {_BUSY_MILLISECONDS}")
 
 

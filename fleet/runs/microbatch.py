@@ -148,7 +148,7 @@ class Scoring:
         self.stop(claims)
 
     def _attempt(self, claim: Claim, claims: Claims) -> None:
-        """Score a microbatch, and note in the ledger what came of it."""
+        """Score a microbatch, and record the outcome in the ledger."""
         microbatch = self._plan.microbatches[claim.number]
         began, begin = time.time(), time.monotonic()
         done: _Done | None = None
@@ -178,7 +178,7 @@ class Scoring:
         """Score and publish a microbatch, again without the models that fail in it.
 
         Raises:
-            FailedModelsError: So many have failed that the run is to stop.
+            FailedModelsError: The number of failed models ends the run.
         """
         folder = self._output / microbatch.folder
         failures: dict[str, ModelFailure] = {}

@@ -77,8 +77,8 @@ class InputFile:
     """A file of the input, as it was when the run began.
 
     Attributes:
-        bytes_decoded: What the footer says.
-        version: What :meth:`StoragePath.version` says; empty if that is nothing, or in the plan of an older version.
+        bytes_decoded: Size after decoding, by the footer.
+        version: Result of :meth:`StoragePath.version`; also empty in a plan of an older version of this library.
     """
 
     path: str
@@ -341,7 +341,7 @@ def plan_shares(
         rows: The input.
         slots: Tasks that run at the same time.
         models: The most models of a microbatch.
-        rows_per_microbatch: About so many, in whole row groups; by default what all slots score in two minutes.
+        rows_per_microbatch: About this number, in whole row groups; by default what all slots score in two minutes.
 
     Raises:
         ScoringError: ``rows_per_microbatch`` is not above 0.
@@ -363,7 +363,7 @@ def plan_shares(
 
 
 def input_files(files: parquet_rows.ParquetFiles) -> list[InputFile]:
-    """Return what tells whether files have changed; their content is not read."""
+    """Return sizes and versions of files, which show later whether they have changed; their content is not read."""
     with ThreadPoolExecutor(_VERSIONS_AT_A_TIME) as pool:
         versions = pool.map(lambda file: file.path.version(), files.files)
         return [

@@ -1,4 +1,4 @@
-"""How far a fleet's run is, by the rows of its ledger."""
+"""Progress of a fleet's run, by the rows of its ledger."""
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ _IDLE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         done: Microbatches that are published.
@@ -78,7 +78,7 @@ class Progress:
         return self.done + self.running + self.failed + self.waiting
 
     def __str__(self) -> str:
-        """Return it in a line."""
+        """Return the progress in a line."""
         counts = f"{self.done:,} of {self.microbatches:,} microbatches done, {self.running:,} running"
         counts += f", {self.failed:,} failed"
         if self.inferences_per_second is None or self.seconds_left is None:
@@ -88,7 +88,7 @@ class Progress:
 
 
 def follow(book: Ledger, run: str, every_seconds: float) -> Iterator[Progress]:
-    """Yield how far a run is, again and again, as a driver works on it.
+    """Yield the progress of a run, again and again, while a driver works on it.
 
     Args:
         book: The ledger.

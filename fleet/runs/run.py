@@ -1,4 +1,4 @@
-"""Runs of fleets: begin one, or resume it; what is published stays, and only the rest is scored."""
+"""Runs of fleets: begin one, or resume it. Published microbatches stay, and only the rest is scored."""
 
 import logging
 import os
@@ -113,22 +113,23 @@ def run_fleet(
 ) -> FleetRun:
     """Score Parquet files with a fleet in microbatches, each of which is published, recorded and repeated on its own.
 
-    A model that fails has null outputs and a row in the ledger's table of errors; the others are scored. What fails for
-    another reason is left to :func:`resume_fleet`. Drivers that begin or resume the same run share its microbatches.
+    A model that fails has null outputs and a row in the ledger's table of errors; the others are scored. Microbatches
+    that fail for another reason are left to :func:`resume_fleet`. Drivers that begin or resume the same run share its
+    microbatches.
 
     Args:
         spark: The session.
         fleet: The fleet, a folder of :meth:`Fleet.save`, ``models:/<name>/<version>`` of ``register_fleet``, a file of
-            coefficients as for ``fleet_from_coefficients``, or, by the name of the model, the file of each.
+            coefficients as in ``fleet_from_coefficients``, or, by the name of the model, the file of each.
         paths: Files, folders or globs of Parquet files of one schema, which executors can read.
         output: Folder of the outputs; new or empty.
         keys: Columns that identify a row; they pass through unchanged.
         ledger: File of SQLite, or address of a PostgreSQL database; by default a file in the output folder.
-        layout: As for ``score_fleet``, as is the next one.
+        layout: See ``score_fleet``, also for the next one.
         outputs: The outputs.
         groups: The groups of models to score; all by default.
         models_per_microbatch: The most models of a microbatch.
-        rows_per_microbatch: About so many rows, in whole row groups; by default what all slots score in two minutes.
+        rows_per_microbatch: About this number, in whole row groups; by default what all slots score in two minutes.
         prefixes: Folders with hashed names that the microbatches are dealt to, for stores that limit the requests per
             prefix; 1 for none. Each microbatch writes to one, so ``at_once`` should be no smaller.
         failure_budget: Largest share of models that may fail.
@@ -137,15 +138,15 @@ def run_fleet(
         model_bytes: The most memory that one model may take, by its weights and the widths of its layers; one that
             would take more has failed.
         at_once: Microbatches that are scored at a time.
-        lease_seconds: After so long without a sign of life of a driver, another one takes over its microbatches.
+        lease_seconds: Time without a sign of life from a driver after which another one takes over its microbatches.
         begin_only: Score nothing; the microbatches are left to drivers that resume the run.
-        trust: As for ``score_fleet``.
+        trust: See ``score_fleet``.
 
     Raises:
         UntrustedModelError: A model brings Python code, and ``trust`` is False.
         FleetError: Two models have one name, there is none, or there is no such group.
         LedgerError: The ledger cannot be used.
-        ScoringError: The output has data or a run, a key is missing, the input is no plain Parquet of one schema, or
+        ScoringError: The output has data or a run, a key is missing, the input is not plain Parquet of one schema, or
             for a reason of ``score_fleet``.
         FileNotFoundError: There are no Parquet files.
         LakeTableError: ``output`` is, or lies in, a table that would not have the outputs.
@@ -163,7 +164,7 @@ def run_fleet(
     target = resolved_output(output)
     _check_new(target)
     checked = CheckedFleet.of(fleet)
-    # First: to read the columns of a packaged model is to unpack it.
+    # This comes first, because reading the columns of a packaged model unpacks it.
     check_trust(checked.fleet, trust=trust)
     locations = _locations(paths)
     files = _files(locations, target)
@@ -219,20 +220,20 @@ def resume_fleet(
         ledger: The ledger of the run, unless that is the file in its folder.
         fleet: The fleet, to be compared with that of the run.
         failure_budget: Another share of models that may fail than the run's.
-        fail_fast: As for :func:`run_fleet`, as are the next two.
+        fail_fast: See :func:`run_fleet`, also for the next two.
         at_once: Microbatches that are scored at a time.
-        lease_seconds: When a driver is taken for gone.
+        lease_seconds: Time without a sign of life after which a driver counts as lost.
         microbatches: Numbers of those to score; the others are left to other drivers. By default all that are missing.
-        trust: As for ``score_fleet``.
+        trust: See ``score_fleet``.
 
     Raises:
         UntrustedModelError: A model brings Python code, and ``trust`` is False.
-        FileNotFoundError: ``output`` has no run, or files of the input are gone.
+        FileNotFoundError: ``output`` has no run, or files of the input are missing.
         LedgerError: The ledger cannot be used, or is not named.
         ScoringError: Models of ``fleet`` or files of the input have changed since the run began, or there is no such
             microbatch.
         FleetError: The run's copy of the fleet is damaged.
-        FleetRunError: As for :func:`run_fleet`.
+        FleetRunError: See :func:`run_fleet`.
     """
     target = resolved_output(output)
     plan = RunPlan.load(target)
@@ -252,11 +253,11 @@ def resume_fleet(
 
 
 def fleet_status(output: Location, ledger: str | Path | None = None) -> dict[str, Any]:
-    """Return how far a run is: its id, how many microbatches it has and which are left, its models and failed ones.
+    """Return the progress of a run: its id, the number of its microbatches and those left, its models and failed ones.
 
     Args:
         output: Folder of the run.
-        ledger: As for :func:`resume_fleet`; ``states`` has the microbatches by their state there.
+        ledger: See :func:`resume_fleet`; ``states`` has the microbatches by their state there.
 
     Raises:
         FileNotFoundError: ``output`` has no run.
@@ -276,11 +277,11 @@ def fleet_status(output: Location, ledger: str | Path | None = None) -> dict[str
 def watch_fleet(
     output: Location, ledger: str | Path | None = None, every_seconds: float = DEFAULT_WATCH_SECONDS
 ) -> Iterator[Progress]:
-    """Yield how far a run is, by its ledger, again and again, as a driver works on it.
+    """Yield the progress of a run by its ledger, again and again, while a driver works on it.
 
     Args:
         output: Folder of the run.
-        ledger: As for :func:`resume_fleet`.
+        ledger: See :func:`resume_fleet`.
         every_seconds: Time between two looks.
 
     Raises:
@@ -295,7 +296,7 @@ def watch_fleet(
 
 @dataclass(frozen=True)
 class _Settings:
-    """What may differ between the calls of a run."""
+    """Settings that may differ between the calls of a run."""
 
     failure_budget: float
     fail_fast: bool
@@ -327,7 +328,7 @@ def _drive(
     settings: _Settings,
     numbers: Sequence[int] | None = None,
 ) -> FleetRun:
-    """Score what is left of a run, or some microbatches of it, and return it when these are published."""
+    """Score the rest of a run, or some microbatches of it, and return the run when these are published."""
     begin, count = time.monotonic(), len(plan.microbatches)
     for problem in problems_of(spark, settings.at_once):
         _LOGGER.warning("%s; mirrorspark fleet plan prints the settings", problem)

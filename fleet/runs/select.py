@@ -74,13 +74,13 @@ def select_scores(
     Args:
         scores: Output of ``run_fleet`` or ``score_fleet``, wide or packed, or such a table.
         condition: SQL with names as in the layout ``wide``: ``modelX_Rank <= 10 and modelY_binary = 1``. Keys may occur
-            in it; a name that is no plain word stands in backticks. Upper and lower case matter only for models that
+            in it; other names than plain words are in backticks. Upper and lower case matter only for models that
             differ in nothing else.
         models: The models of a table, in the order of its lists; by default those that the files name.
         spark: The session; by default the active one.
 
     Raises:
-        ScoringError: The condition is no SQL, or names no output, an unknown one, or two that Spark confuses;
+        ScoringError: The condition is not SQL, or names no output, an unknown one, or two that Spark confuses;
             microbatches of the steps are not published; the layout is long.
         FileNotFoundError: There are no scores.
     """
@@ -257,7 +257,7 @@ def _named_outputs(words: Set[str], models: Iterable[str]) -> set[str]:
         spellings[name.lower()].add(name)
     named = {name for word in words for name in ({word} & outputs.keys() or spellings[word.lower()])}
     for name in sorted(named):
-        # Spark ignores case, and could not tell which of two such columns is meant.
+        # Spark ignores case, and could not distinguish two such columns.
         if len(both := sorted(spellings[name.lower()] & named)) > 1:
             raise ScoringError(
                 f"the condition may mean {' and '.join(map(repr, both))}, which differ only in case; name one of them, "

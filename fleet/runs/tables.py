@@ -41,4 +41,4 @@ ERRORS = _table(
     "run_id microbatch attempt model",
     "model_group step stage error message traceback partition at",
 )
-"""``microbatch`` is -1 for what was found before the first one; ``model`` is empty for what concerns all models."""
+"""``microbatch`` is -1 for an error before the first one; ``model`` is empty for an error that concerns all models."""

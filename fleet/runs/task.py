@@ -64,7 +64,7 @@ class MicrobatchWriter(FleetWriter):
     model_seconds: float | None = None
 
     def scorer(self) -> FleetScorer:
-        """Return what scores the rows, from the cache of this process or from the fleet's files.
+        """Return the scorer of the rows, from the cache of this process or from the fleet's files.
 
         Raises:
             FailedModelsError: Models cannot be prepared.
@@ -122,7 +122,7 @@ class MicrobatchWriter(FleetWriter):
         except Exception as error:
             models = self.selection.models
             found = failing(models, lambda some: score(self._scorer_of(tuple(some))))
-            # What all models have in common is no fault of theirs.
+            # An error that all models share is not their fault.
             if not found or (len(found) == len(models) > 1):
                 raise
             failures = [ModelFailure.of(model, "score", cause) for model, cause in found.items()]

@@ -31,7 +31,7 @@ def declared_models(models: Any, *, link: str, penalty: float) -> pa.Table:
 
     Raises:
         FleetError: There is no model, two have the same name, or a value is out of range.
-        TableError: The argument is no table.
+        TableError: The argument is not a table.
     """
     if isinstance(models, Sequence) and not isinstance(models, str):
         if odd := [name for name in models if not isinstance(name, str)]:

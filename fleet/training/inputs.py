@@ -11,7 +11,7 @@ class Input:
     """One input: ``(value - offset) / divisor``, where ``value`` is that of the term of a fleet with the other fields.
 
     Attributes:
-        clip_low: Lowest number; None for no bound, as for ``clip_high``.
+        clip_low: Lowest number; None for no bound, as in ``clip_high``.
         log: True for the logarithm of the clipped number, as :class:`data_pipelines.features.kinds.Numeric` takes it.
         category: The value is 1 for this category, else 0; None for a number.
         missing: The value where the column's is missing.

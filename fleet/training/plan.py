@@ -1,4 +1,4 @@
-"""What the ranks train: the models of a stack and the settings that they share, as plain values."""
+"""The plan of a training for its ranks: the models of a stack and the settings that they share, as plain values."""
 
 import dataclasses
 import json

@@ -164,7 +164,7 @@ def _labels(rows: FleetRows) -> tuple[Column, Column]:
     """Return the vector of a row's labels, and their number."""
     labels, every = labels_of(rows.targets), float(len(rows.targets))
     if not rows.has_missing:
-        # A row has all labels or none, so that one tells; a function for each would be computed twice.
+        # A row has all labels or none, so the first one is enough; a function for each would be computed twice.
         return labels.cast("array<float>"), F.when(labels_of(rows.targets[:1])[0].isNotNull(), every).otherwise(0.0)
     is_label = F.transform(labels, lambda label: F.when(label.isNotNull(), 1.0).otherwise(0.0))
     count = F.size(F.filter(labels, lambda label: label.isNotNull())).cast("double")

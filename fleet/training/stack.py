@@ -117,7 +117,7 @@ class StackedModels(tf_keras.Model):
         """Return linear predictors, labels and weighted losses ``[batch, models]``, and weights as in ``batch``."""
         inputs, labels, rows = batch[:3]
         given = self._given
-        # What would change nothing is left out: for linear models, passes over the labels take most of a step.
+        # Operations without effect are left out: for linear models, passes over the labels take most of a step.
         if not np.array_equal(given.targets, np.arange(labels.shape[1])):
             labels = tf.gather(labels, given.targets, axis=1)
             rows = rows if rows.shape[1] == 1 else tf.gather(rows, given.targets, axis=1)
@@ -166,7 +166,7 @@ class StackedModels(tf_keras.Model):
 class ScoreCounts:
     """Histograms of the linear predictors of each class, over all ranks, for the areas under the curve.
 
-    Checkpoints do not hold them, because this is no Keras layer.
+    Checkpoints do not hold them, because this is not a Keras layer.
     """
 
     def __init__(self, centres: np.ndarray, has_classes: Sequence[bool]) -> None:

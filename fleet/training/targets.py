@@ -114,7 +114,7 @@ def measure_targets(rows: DataFrame, targets: Sequence[str]) -> dict[str, Target
     none = TargetSums.of(np.empty((0, len(targets))))
     found = dict.fromkeys(SPLITS, none)
     task = portable(TargetsTask(len(targets)))
-    # As they are: an array of them would cost Spark, which has to compile it, as all the rest.
+    # Separate columns: compiling an array of them would take Spark about the time of all the rest.
     numbers = (f"cast({quoted(name)} AS double) AS target_{number}" for number, name in enumerate(targets))
     measured = rows.selectExpr(f"cast({quoted(SPLIT_COLUMN)} AS string) AS split", *numbers)
     for part in measured.mapInArrow(task, "split string, sums array<double>").collect():

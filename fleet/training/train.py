@@ -80,7 +80,7 @@ def train_fleet(
 
     The table of models has ``model`` and, as needed, ``target`` (a column of numbers or booleans, null for no label; by
     default the model's name), ``link``, ``penalty``, ``columns`` (those of ``columns`` that the model reads; a CSV file
-    has spaces between them), and ``group``, ``threshold`` and ``cut_points`` as for
+    has spaces between them), and ``group``, ``threshold`` and ``cut_points`` as in
     :func:`fleet.fleet_from_coefficients`.
 
     Args:
@@ -112,10 +112,10 @@ def train_fleet(
         verbose: Show what Spark and TensorFlow log.
 
     Raises:
-        TableError: ``table`` is no table, or has no keys.
+        TableError: ``table`` is not a table, or has no keys.
         FleetError: A model, a target or a column cannot be used; the message names it. Or no model has converged.
         ConfigError: A setting has an invalid value.
-        Exception: As :func:`data_pipelines.convert` and :func:`training.entry_points.run_train_fn` say.
+        Exception: See :func:`data_pipelines.convert` and :func:`training.entry_points.run_train_fn`.
     """
     if not is_name(name):
         raise ConfigError(f"name '{name}' must be letters, digits, '.', '_' or '-': it names folders")

@@ -29,7 +29,7 @@ NUMBERS = "fleet_numbers"
 def train(plan: StackPlan) -> str:
     """Train the models in the scope of the strategy, from the newest checkpoint on; return the file of weights.
 
-    The chief writes it beside the folder of checkpoints: the best weights of
+    The chief writes it next to the folder of checkpoints: the best weights of
     :class:`fleet.training.stack.StackedModels` (``kernel_0``, ``bias_0``, …), the attributes of
     :class:`fleet.training.stopping.ModelStopping`, and ``test_loss`` and ``test_area`` with the best weights.
     """

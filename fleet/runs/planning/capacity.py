@@ -1,8 +1,8 @@
-"""How many hours a fleet takes on so many cores, and the reverse: arithmetic on measured rates.
+"""Estimates of a run's hours from its cores, and the reverse, by arithmetic on measured rates.
 
 A *step* is one pass of some models over all rows, which reads these once. The core-seconds of reading, scoring and
-writing are amounts divided by rates; they are spread over the cores in whole row groups. To that comes the time in
-which no task runs: once for the run, and for each microbatch.
+writing are amounts divided by rates; they are spread over the cores in whole row groups. The time in which no task
+runs is added: once for the run, and for each microbatch.
 """
 
 from bisect import bisect_left
@@ -20,7 +20,7 @@ from mirrorspark.scoring.task import DEFAULT_TASK_SECONDS
 PUTS_PER_SECOND = 3_500
 GETS_PER_SECOND = 5_500
 
-# Of core-seconds; a step has so many models, where the layout allows it, that reading takes no more.
+# Largest share of reading in the core-seconds. Steps get enough models for it where the layout allows that.
 _READ_SHARE = 0.1
 # Requests that change a store: a file is begun, completed, copied to its place and deleted where it was written; a
 # microbatch has notes of its write, a journal and a manifest. Larger files are sent in parts.
@@ -61,7 +61,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Work:
-    """What a fleet has to do.
+    """The work of a run: rows, models, and the bytes that it reads and writes.
 
     Attributes:
         rows: Of the table.
@@ -141,12 +141,12 @@ class FleetPlan:
 
     @property
     def core_hours(self) -> float:
-        """Cores times hours, idle ones among them: what is paid for."""
+        """Cores times hours, including idle ones: the amount that is paid for."""
         return self.cores * self.hours
 
     @property
     def bottleneck(self) -> str:
-        """What takes most of the time.
+        """The part that takes most of the time.
 
         It is ``read``, ``compute``, ``write``, ``microbatches``, ``start`` or ``store requests``.
         """
@@ -158,7 +158,7 @@ class FleetPlan:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What should be changed before the run begins."""
+        """Changes that are advisable before the run begins."""
         found = []
         if self.puts_per_second > PUTS_PER_SECOND:
             prefixes = self._enough_prefixes()
@@ -186,7 +186,7 @@ class FleetPlan:
         return tuple(found)
 
     def _enough_prefixes(self) -> int | None:
-        """Return how many prefixes keep the requests that change the store below what it serves; None if none do."""
+        """Return a number of prefixes that keeps changing requests below the store's limit; None if there is none."""
         # More prefixes need more microbatches, and these have requests of their own.
         wanted = self.work.prefixes
         while wanted < self.steps * self.work.row_groups:
@@ -206,7 +206,7 @@ class FleetPlan:
         return plan_for_cores(self.work, self.rates, cores, self.models_per_microbatch)
 
     def with_hours(self, hours: float) -> "FleetPlan":
-        """Return the plan for the fewest cores that take at most so many hours."""
+        """Return the plan for the fewest cores that take at most ``hours``."""
         return plan_for_hours(self.work, self.rates, hours, self.models_per_microbatch)
 
     def submissions(self, clusters: int, hours: float | None = None) -> tuple["FleetPlan", ...]:
@@ -249,16 +249,16 @@ class FleetPlan:
         return tuple(found)
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it as JSON values."""
+        """Return the plan, with derived values, as JSON values."""
         derived = {"core_hours": self.core_hours, "bottleneck": self.bottleneck, "warnings": list(self.warnings)}
         return asdict(self) | derived | {"inferences": self.work.inferences}
 
 
 def models_of_a_step(work: Work, rates: Rates) -> int:
-    """Return how many models a microbatch should have.
+    """Return the number of models that a microbatch should have.
 
-    They are at most 500, or in a layout without columns of its own for each model as keep reading below a tenth
-    of the core-seconds.
+    It is at most 500, or, in a layout without separate columns for each model, the number that keeps reading below a
+    tenth of the core-seconds, if that is more.
     """
     of_a_row = work.read_bytes_per_row / rates.read_bytes_per_second
     of_an_inference = 1 / rates.inferences_per_second + work.write_bytes_per_inference / rates.write_bytes_per_second
@@ -267,14 +267,14 @@ def models_of_a_step(work: Work, rates: Rates) -> int:
 
 
 def settle(work: Work, rates: Rates, reads_of: Callable[[int], tuple[float, float]]) -> tuple[Work, int]:
-    """Return the work with what its steps read, and how many models these have.
+    """Return the work with the reads of its steps, and the number of models of a step.
 
     Larger steps read more columns, for which :func:`models_of_a_step` takes still larger ones.
 
     Args:
-        work: What there is to do.
+        work: The work.
         rates: Of a core.
-        reads_of: Returns ``read_bytes_per_row`` and ``gets_per_row_group`` of steps of so many models.
+        reads_of: Returns ``read_bytes_per_row`` and ``gets_per_row_group`` for steps of a given number of models.
     """
     models, wanted = 0, min(max(work.models.values()), DEFAULT_MODELS)
     while wanted > models:
@@ -289,7 +289,7 @@ def plan_for_cores(work: Work, rates: Rates, cores: int, models_per_microbatch: 
     """Return the plan for a number of cores.
 
     Args:
-        work: What there is to do.
+        work: The work.
         rates: Of a core.
         cores: Tasks that run at the same time.
         models_per_microbatch: By default those of :func:`models_of_a_step`.

@@ -91,7 +91,7 @@ def submissions_of(options: argparse.Namespace, plan: FleetPlan, settings: Mappi
         settings: Of Spark, for each cluster.
 
     Raises:
-        ScoringError: As for :meth:`FleetPlan.submissions`, or the name of a group has a comma.
+        ScoringError: See :meth:`FleetPlan.submissions`; or the name of a group has a comma.
     """
     plans, price = plan.submissions(options.clusters, options.hours), options.price_per_core_hour
     runs = [
@@ -174,7 +174,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _needs(plans: Sequence[FleetPlan], price_per_core_hour: float | None) -> dict[str, Any]:
-    """Return what runs on clusters of their own, which go on at the same time, need together."""
+    """Return the total needs of runs that go on at the same time, each on a cluster of its own."""
     found = {
         "models": sum(sum(plan.work.models.values()) for plan in plans),
         "inferences": sum(plan.work.inferences for plan in plans),

@@ -50,11 +50,11 @@ from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
 DEFAULT_PROBE_SECONDS = 8.0
 
-# Arrow asks for columns that lie beside each other at once, up to so many bytes.
+# Arrow requests adjacent columns at once, up to this number of bytes.
 _RANGE_BYTES = 32 * 2**20
-# The speed that a trial shows may be wrong by so much.
+# The speed of a trial may be wrong by this factor.
 _MOST_TIMES_LONGER = 16
-# From which the bytes of columns are taken, and those of steps: row groups and steps are much alike.
+# Row groups and steps whose bytes are taken: all row groups are much alike, and so are all steps.
 _MOST_GROUPS, _MOST_STEPS = 8, 100
 
 
@@ -85,27 +85,27 @@ def plan_fleet(
 
     Args:
         spark: The session whose cores are measured.
-        fleet: As for :func:`run_fleet`, as are the next two.
+        fleet: See :func:`run_fleet`, also for the next two.
         paths: The input, or a part of it.
         keys: Columns that identify a row.
         hours: The time that the run may take.
         cores: Tasks that run at the same time; give this or ``hours``.
-        layout: As for :func:`run_fleet`, as are the next two.
+        layout: See :func:`run_fleet`, also for the next two.
         outputs: The outputs.
         groups: The groups of models.
-        models_per_microbatch: By default what the plan says.
+        models_per_microbatch: By default the number that the plan chooses.
         rows: Rows to plan for; by default those of the input.
         models: Models to plan for, in the proportions of the groups; by default those of the fleet.
-        prefixes: As for :func:`run_fleet`.
+        prefixes: See :func:`run_fleet`.
         scratch: A folder that all executors can write to; by default a temporary one, which a local session can.
         seconds: Duration of the sample, about; two shorter ones come first, and the run over a few rows last.
-        trust: As for ``score_fleet``.
+        trust: See ``score_fleet``.
 
     Raises:
         UntrustedModelError: A model brings Python code, and ``trust`` is False.
         ScoringError: Neither or both of ``hours`` and ``cores`` are given, a number is not above 0, there are no rows,
             a model raises an error, no number of cores is enough, or for a reason of :func:`run_fleet`.
-        FleetError: As for :func:`run_fleet`.
+        FleetError: See :func:`run_fleet`.
         FileNotFoundError: There are no Parquet files.
         FleetRunError: The run over a few rows fails.
     """
@@ -169,7 +169,7 @@ def plan_fleet(
         input_prefixes=len({str(file.path.parent) for file in files.files}),
         prefixes=prefixes,
     )
-    # A run opens the whole input, as has been done here; that over a few rows did not.
+    # A run opens the whole input, as this call has done; the run over a few rows did not.
     rates = measured.rates(len(largest), replace(starts, run=opened + starts.run))
     if models_per_microbatch is None:
         work, models_per_microbatch = settle(work, rates, reads_of)
@@ -183,7 +183,7 @@ def _check_sizes(**sizes: int | None) -> None:
 
 
 def _planner(hours: float | None, cores: int | None) -> Callable[[Work, Rates, int | None], FleetPlan]:
-    # Before the sample is measured, which takes a while.
+    # Checked before the sample is measured, which takes a while.
     _check_sizes(cores=cores)
     if hours is not None and not hours > 0:
         raise ScoringError(f"hours {hours} is not above 0; give a number such as 15")
@@ -195,7 +195,7 @@ def _planner(hours: float | None, cores: int | None) -> Callable[[Work, Rates, i
 
 
 def _sound(checked: CheckedFleet, models: Sequence[str]) -> Fleet:
-    """Return those of the models that have not failed, of which a run would warn; all, if none is left."""
+    """Return the models without the failed ones, of which a run would warn; all models if none is left."""
     failed = {one.model for one in checked.failures}
     return checked.fleet.select([name for name in models if name not in failed] or models)
 
@@ -211,7 +211,7 @@ def _of_groups(steps: Sequence[Step], models: int | None) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Reads:
-    """What steps read of a table, as the footers of its files say.
+    """Reads of steps from a table, by the footers of its files.
 
     Attributes:
         stored: The columns of a file, in their order.
@@ -248,7 +248,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class _Measured:
-    """What tasks took for a sample; seconds of all of them together, but for ``longest``."""
+    """Measurements of tasks on a sample; their seconds are summed, except in ``longest``."""
 
     rows: int
     read_bytes: float
@@ -284,7 +284,7 @@ class _Sample:
     models: tuple[str, ...]
 
     def measure(self, spark: SparkSession, fleet: Fleet, folder: StoragePath, seconds: float) -> _Measured:
-        """Score as many rows as take about so many seconds."""
+        """Score as many rows as take about ``seconds``."""
         passes = _Passes(self, spark, folder, ship_fleet(spark, fleet))
         # Loads the fleet and compiles the kernels.
         passes.score(STRIP, "warm-up")
@@ -328,7 +328,7 @@ class _Passes:
         self._bytes = lru_cache(maxsize=None)(self._bytes_of)
 
     def score(self, rows: int, name: str) -> _Measured:
-        """Score at most so many rows in each task."""
+        """Score at most ``rows`` rows in each task."""
         table = self._sample.table
         groups = self._sample.groups(self.tasks, rows)
         chosen = [place for own in groups for place in own]
@@ -361,7 +361,7 @@ class _Passes:
         )
 
     def _counts(self, places: Sequence[int], rows: int) -> dict[int, int]:
-        """Return how many rows a task scores of each of its row groups."""
+        """Return the number of rows that a task scores of each of its row groups."""
         counts = {}
         for place in places:
             counts[place] = min(rows, self._sample.table.group_rows[place])
@@ -427,6 +427,6 @@ def _stored_bytes(group: parquet_rows.RowGroups) -> Counter[str]:
 
 
 def _runs(stored: Sequence[str], columns: Set[str]) -> int:
-    """Return how many runs of columns that lie beside each other in a file ``columns`` are."""
+    """Return the number of runs of adjacent columns that ``columns`` form in a file."""
     is_read = [name in columns for name in stored]
     return sum(now and not before for now, before in zip(is_read, [False, *is_read], strict=False))

@@ -68,7 +68,7 @@ def rehearse(
         rows: Some rows of the table, of which a few are taken.
         folder: For the rows and their scores.
         ledger: File of the run's ledger.
-        keys: As for :func:`run_fleet`.
+        keys: See :func:`run_fleet`.
         layout: Of a fleet that these models are part of.
 
     Raises:
@@ -80,7 +80,7 @@ def rehearse(
     with file.open_write() as sink, pq.ParquetWriter(sink, few.schema) as writer:
         for _ in range(_MICROBATCHES * tasks):
             writer.write_table(few)
-    # Perhaps none of these models has one of the outputs of all.
+    # Perhaps none of these models has one of the outputs of the whole fleet.
     places = Layout.of(fleet, layout.name, layout.outputs, is_part=True).places
     begin = time.perf_counter()
     run = run_fleet(
@@ -96,7 +96,7 @@ def rehearse(
         rows_per_microbatch=tasks * few.num_rows,
         failure_budget=1.0,
         at_once=1,
-        trust=True,  # the plan has asked
+        trust=True,  # the plan has checked it
     )
     seconds = time.perf_counter() - begin
     with Ledger.open(ledger) as book:

@@ -1,4 +1,4 @@
-"""The settings of Spark that runs of fleets want, and what is missing of them in a session."""
+"""Spark's settings for runs of fleets, and the check of those of a session."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from mirrorspark.spark_session import session_of
 FAIR = {"spark.scheduler.mode": "FAIR"}
 """Lets microbatches that run at the same time share the cores; else the second one waits for the first one's tasks."""
 
-# A lost machine costs a try of each of its tasks. What a model does wrong is reported, not tried again.
+# A lost machine costs a try of each of its tasks. Errors of models are reported, not tried again.
 _MAX_FAILURES = 4
 DEFAULT_HEAP = "1g"
 """Spark's ``spark.executor.memory`` by default."""
@@ -29,7 +29,7 @@ def recommended_settings(worker_bytes: int, executor_cores: int, heap: str = DEF
         executor_cores: Cores of an executor.
         heap: ``spark.executor.memory``, by default Spark's own default.
     """
-    # The JVM takes memory besides its heap, too.
+    # The JVM takes memory in addition to its heap.
     overhead = _python_mib(worker_bytes, executor_cores) + ceil(_overhead_of_jvm(heap) / 2**20)
     return FAIR | {
         "spark.task.maxFailures": str(_MAX_FAILURES),
@@ -39,12 +39,12 @@ def recommended_settings(worker_bytes: int, executor_cores: int, heap: str = DEF
 
 
 def check_settings(settings: Mapping[str, str], at_once: int, worker_bytes: int = 0) -> list[str]:
-    """Return what is to be changed of the settings of a session on a cluster.
+    """Return messages about the settings of a session on a cluster that should be changed.
 
     Args:
         settings: All that are set.
         at_once: Microbatches at a time.
-        worker_bytes: As for :func:`recommended_settings`; 0 if that is unknown.
+        worker_bytes: See :func:`recommended_settings`; 0 if unknown.
     """
     found = []
     if at_once > 1 and settings.get("spark.scheduler.mode", "FIFO").upper() != "FAIR":
@@ -68,7 +68,7 @@ def check_settings(settings: Mapping[str, str], at_once: int, worker_bytes: int 
 
 
 def problems_of(spark: SparkSession, at_once: int, worker_bytes: int = 0) -> list[str]:
-    """Return what :func:`check_settings` says of a session; nothing of a local one."""
+    """Return the messages of :func:`check_settings` about a session, none about a local one."""
     session = session_of(spark)
     return [] if session.is_local else check_settings(session.settings(), at_once, worker_bytes)
 
@@ -79,7 +79,7 @@ def _python_mib(worker_bytes: int, cores: int) -> int:
 
 
 def _overhead_of_jvm(heap: str) -> float:
-    """Return the bytes that Spark gives an executor besides a heap of this size."""
+    """Return the bytes that Spark gives an executor in addition to a heap of this size."""
     return max(_OVERHEAD_LEAST, _OVERHEAD_SHARE * _size(heap))
 
 

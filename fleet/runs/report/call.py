@@ -41,7 +41,7 @@ def fleet_report(
         former: Folder of the run whose scores these are compared with.
         price_per_core_hour: Price of a core for an hour, in any currency; without it, no cost is given.
         experiment: MLflow experiment that gets a run with the numbers and the files; by default none does.
-        tracking_uri: MLflow tracking server or store; by default as for ``register_fleet``.
+        tracking_uri: MLflow tracking server or store; by default as in ``register_fleet``.
 
     Raises:
         FileNotFoundError: One of the folders has no run.

@@ -1,4 +1,4 @@
-"""The report of a run as values, from its plan, its ledger and the counts beside its outputs."""
+"""The report of a run as values, from its plan, its ledger and the counts next to its outputs."""
 
 import json
 from collections import defaultdict
@@ -85,7 +85,7 @@ def report_of(
     """Return the report of a run.
 
     Args:
-        records: What the run has left.
+        records: The records of the run.
         distributions: The outputs of each model.
         former: Folder and distributions of the run to compare with.
         price_per_core_hour: In any currency; without it, no cost is given.
@@ -109,7 +109,7 @@ def report_of(
 
 
 def _microbatches(records: RunRecords) -> list[dict[str, Any]]:
-    # Drivers that share a run may have left another state of a microbatch that is published, which no attempt mends.
+    # Drivers that share a run may have left another state of a published microbatch, which no later attempt corrects.
     states = {row["number"]: "waiting" if row["state"] == "done" else row["state"] for row in records.microbatches}
     states |= dict.fromkeys(records.manifests, "done")
     attempts = defaultdict[int, list[Mapping[str, Any]]](list)
@@ -141,7 +141,7 @@ def _models(
 ) -> list[dict[str, Any]]:
     spent = _spent(records.plan, records.fleet, microbatches)
     problems: dict[str, str] = {}
-    # A ledger that was replaced has lost what the plan and the manifests have.
+    # A replaced ledger has lost rows that the plan and the manifests still have.
     kept = [one for manifest in records.manifests.values() for one in manifest["failed"]]
     for error in [*records.errors, *map(asdict, records.plan.failures), *kept]:
         problems.setdefault(error["model"], f"{error['stage']}: {error['message']}")

@@ -1,1 +1,1 @@
-"""One module per version of the ledger's schema; what has been released is never changed."""
+"""One module per version of the ledger's schema; released ones are never changed."""
