@@ -85,7 +85,7 @@ def section_html(title: str | Markup, *content: str | Markup, name: str = "") ->
 
 
 def verdict_html(text: str, style: str = "") -> Markup:
-    """Return the sentence that a reader takes along, in the style of a :class:`Cell`."""
+    """Return the page's main sentence, in the style of a :class:`Cell`."""
     return element("p", text, class_=f"verdict {style}".strip())
 
 
@@ -109,14 +109,14 @@ def card_html(*content: str | Markup, title: str | Markup = "", wide: bool = Fal
         content: Blocks.
         title: Its title.
         wide: Whether the card takes the whole width among :func:`cards_html`.
-        attributes: Attributes of the element, as for :func:`element`.
+        attributes: Attributes of the element; see :func:`element`.
     """
     kinds = " ".join(filter(None, ["card", "wide" if wide else "", attributes.pop("class_", "")]))
     return element("article", *([element("h3", title)] if title else []), *content, class_=kinds, **attributes)
 
 
 def cards_html(cards: Iterable[Markup], *, least: int = 420) -> Markup:
-    """Return cards beside each other, as have room with their least width in pixels."""
+    """Return cards next to each other, as many in a row as fit; a card is at least ``least`` pixels wide."""
     return element("div", *cards, class_="cards", style=f"--least:{least}px")
 
 
@@ -184,7 +184,7 @@ def findings_html(
 
 
 def figure_html(figure: Figure, name: str) -> Markup:
-    """Return the figure as an image in the markup; ``name`` is what readers without images get."""
+    """Return the figure as an image in the markup; ``name`` is its text for readers without images."""
     content = io.BytesIO()
     try:
         figure.savefig(content, dpi=_FIGURE_DOTS_PER_INCH, format="png")

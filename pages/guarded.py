@@ -1,4 +1,4 @@
-"""Pages and pictures beside a result: one that fails is said, and takes no result with it."""
+"""Pages and pictures that accompany a result: a failure is logged, and the result stays complete."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LOGGER = logging.getLogger(__name__)
 
 @contextmanager
 def beside_the_result(what: str) -> Iterator[None]:
-    """Log what fails in the block as a warning with its reason, and go on after it.
+    """Log a failure of the block as a warning with its reason, and go on after the block.
 
-    Only for what a result can do without: its page, its pictures. Libraries that draw raise anything, and hours of
-    training stand behind.
+    Only for optional parts of a result: its page, its pictures. Drawing libraries raise errors of any kind, and the
+    result may have taken hours of training.
 
     Args:
         what: The page or picture, such as ``report.html``.
@@ -30,7 +30,7 @@ def beside_the_result(what: str) -> Iterator[None]:
 
 
 def drawn(pictures: Mapping[str, Callable[[], Picture]]) -> dict[str, Picture]:
-    """Return pictures or pages by name, without those that fail, which are logged as warnings."""
+    """Return pictures or pages by name; those that fail are left out and logged as warnings."""
     found = {}
     for name, draw in pictures.items():
         with beside_the_result(f"'{name}'"):

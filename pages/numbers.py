@@ -18,9 +18,9 @@ def short_number(value: float) -> str:
 
 
 def in_digits(value: float, digits: int = 4, *, sign: str = "") -> str:
-    """Return a number with so many significant digits, large ones as whole numbers in groups of three.
+    """Return a number with ``digits`` significant digits; large ones are whole numbers in groups of three.
 
-    Numbers from 10**12 on are in scientific notation. ``sign`` ``+`` shows that of positive numbers, too.
+    Numbers from 10**12 on are in scientific notation. With ``sign`` ``+``, positive numbers have a sign, too.
     """
     if not 10**digits <= abs(value) < 1e12:
         return f"{value:{sign}.{digits}g}"

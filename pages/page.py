@@ -1,4 +1,4 @@
-"""The frame of pages, which stand alone: they fetch nothing, and follow the reader's light or dark theme."""
+"""The frame of self-contained pages: they fetch nothing, and follow the reader's light or dark theme."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -12,10 +12,10 @@ def page_html(kind: str, title: str, blocks: Iterable[str | Markup], *, script: 
     """Return a page.
 
     Args:
-        kind: What the page shows, such as ``Dataset``; in small letters above the title.
+        kind: Kind of the page, such as ``Dataset``; in small letters above the title.
         title: The title.
         blocks: The blocks of the page, see :mod:`mirrorspark.pages.blocks`; empty ones are left out.
-        script: JavaScript that the page needs; without it none may run.
+        script: JavaScript that the page needs; without it no script may run.
     """
     shown = list(filter(None, blocks))
     return _frame().render(kind=kind, title=title, blocks=shown, script=Markup(script))  # noqa: S704 - no value is in it

@@ -1,8 +1,8 @@
-"""The frame of what notebooks show."""
+"""The frame of outputs in notebooks."""
 
-# The one style of all that notebooks show. Its ink is the notebook's own and its lines are translucent, so that it fits
-# any theme: an output does not know whether its notebook is dark. The colours have a contrast of about 4:1 on white and
-# on dark grounds, and mark words that say the same.
+# The one style of all outputs in notebooks. Its ink is the notebook's own and its lines are translucent, so that it
+# fits any theme: an output does not know whether its notebook is dark. The colours have a contrast of about 4:1 on
+# white and on dark backgrounds, and only repeat the meaning of the words that they mark.
 BLUE = "#2f7fd0"
 ORANGE = "#d0661a"
 _STYLE = """

@@ -169,7 +169,7 @@ def _dashes(number: int) -> str:
 
 
 def _fitting(label: str) -> str:
-    """Return the part of a label that fits beside the bars, by the width of its letters in common fonts."""
+    """Return the part of a label that fits next to the bars, by the width of its letters in common fonts."""
     room = _LABEL_WIDTH - _LETTER_WIDTH
     for place, letter in enumerate(label):
         is_wide = east_asian_width(letter) in "WF"

@@ -43,8 +43,8 @@ def interval_chart(
 
     Args:
         rows: The estimates, in the order of the chart.
-        value_text: Formats the values beside a row.
-        axis: Words beside the axis, the unit say.
+        value_text: Formats the values next to a row.
+        axis: Words next to the axis, for example the unit.
 
     Raises:
         ValueError: There are no rows.

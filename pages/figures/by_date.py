@@ -1,4 +1,4 @@
-"""Values by date: a metric in production beside what was promised, several lines with a bound, and a distribution."""
+"""Values by date: a metric in production and its promised value, several lines with a bound, and a distribution."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def over_time(
 
     Args:
         metric: Name of the metric.
-        starts: Begins of the windows, as text.
+        starts: Starts of the windows, as text.
         values: The metric of each window.
         lows: Lower ends of its intervals, NaN without one.
         highs: Upper ends.
@@ -59,7 +59,7 @@ def lines_over_time(
     """Draw values by date, a line for each name; values that are not finite leave a gap.
 
     Args:
-        title: What is drawn.
+        title: Title of the figure.
         dates: Dates as text, the earliest first.
         lines: Values of each line, one per date.
         y: Name of the values' axis.
@@ -88,7 +88,7 @@ def shares_over_time(title: str, dates: Sequence[str], counts: Sequence[Sequence
     """Draw a distribution by date: the share of the values in each bin as a colour, the lowest bin at the bottom.
 
     Args:
-        title: What is drawn.
+        title: Title of the figure.
         dates: Dates as text, the earliest first.
         counts: For each date the number of values in each bin, the same bins for all.
         y: Name of the bins' axis.

@@ -1,4 +1,4 @@
-"""How the rows of each class were predicted: precision, recall and confusion."""
+"""Quality of the predictions of each class: precision, recall and confusion."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class LiteralFigure(Figure):
             super().draw(renderer)
 
     def get_tightbbox(self, renderer: Any = None, *, bbox_extra_artists: Any = None) -> Bbox:
-        """Return what is drawn, as notebooks cut it out."""
+        """Return the box around everything drawn, to which notebooks crop the figure."""
         make_literal(self)
         with _boxes_for_missing_characters():
             return super().get_tightbbox(renderer, bbox_extra_artists=bbox_extra_artists)
@@ -31,7 +31,7 @@ class LiteralFigure(Figure):
 
 def make_literal(figure: Figure) -> None:
     """Let the figure draw all texts that it has as they are, whatever the style of the process."""
-    # Exponents beside a logarithmic axis are the one text of ours that is meant as mathematics.
+    # Exponents along a logarithmic axis are our only text that is meant as mathematics.
     logarithmic = (axis for axis in figure.findobj(Axis) if axis.get_scale() == "log")
     powers = {id(text) for axis in logarithmic for tick in axis.findobj(Tick) for text in tick.findobj(Text)}
     for text in figure.findobj(Text):

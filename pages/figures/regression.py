@@ -1,4 +1,4 @@
-"""Predictions of a regression beside the actual values, and their differences."""
+"""Predictions of a regression against the actual values, and their differences."""
 
 from __future__ import annotations
 
