@@ -31,7 +31,7 @@ class ClassicSession(Session):
     remedy = "use Spark 4.1 or later"
 
     def __init__(self, spark: SparkSession) -> None:
-        """Take the session; its context is asked for when it is needed."""
+        """Take the session; its context is looked up on first use."""
         self._spark = spark
 
     @property
@@ -45,7 +45,7 @@ class ClassicSession(Session):
 
     @property
     def is_local(self) -> bool:
-        """True if tasks run beside the driver."""
+        """True if the driver is the only executor: the master is ``local`` or ``local[...]``."""
         return re.match(r"local$|local\[", self.master) is not None
 
     @property
@@ -54,7 +54,7 @@ class ClassicSession(Session):
         return self._context.defaultParallelism
 
     def task_slots(self) -> int:
-        """Return the answer to the question that Spark's own check of barrier jobs asks."""
+        """Return the number of slots with which Spark's own check of barrier jobs compares."""
         # The private call has been there since Spark 2.4.
         context = self._context._jsc.sc()
         return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
@@ -81,12 +81,12 @@ class ClassicSession(Session):
         return interface_towards(address) if is_every_interface(bound) else bound
 
     def require_barrier_jobs(self) -> None:
-        """Pass: every classic session has them."""
+        """Pass: every classic session can run them."""
 
     def run_barrier_job(
         self, body: Callable[[Iterable[Any]], Iterator[T]], tasks: int, *, timeout_seconds: float
     ) -> list[T]:
-        """Run the body over an RDD of as many partitions, under a tag by which the job is cancelled."""
+        """Run the body over an RDD of ``tasks`` partitions, under a tag by which the job is cancelled."""
         context = self._context
         tag = f"mirrorspark-{secrets.token_hex(8)}"
         timer = threading.Timer(timeout_seconds, context.cancelJobsWithTag, (tag,))
@@ -111,13 +111,13 @@ class ClassicSession(Session):
         try:
             yield
         finally:
-            # A JVM that is gone has nothing to restore, and its end is the error that the caller must see.
+            # A JVM that has died has nothing to restore, and its end is the error that the caller must see.
             with suppress(Py4JError, ConnectionError):
                 for name, value in before.items():
                     context.setLocalProperty(name, value)  # type: ignore[arg-type] # None takes it away
 
     def cancel_jobs(self, group: str) -> None:
-        """Cancel the jobs of a group, and those that it will have."""
+        """Cancel the jobs of a group, and those that join it later."""
         # A private call, in Spark since 4.0: PySpark's own leaves out a job that is about to be submitted.
         self._context._jsc.sc().cancelJobGroupAndFutureJobs(group)
 

@@ -1,4 +1,4 @@
-"""Sessions of Spark Connect, whose driver is a server: they have tables and queries, and nothing else that we need."""
+"""Sessions of Spark Connect, whose driver is a server: they have tables and queries, and none of our capabilities."""
 
 from mirrorspark.spark_session.session import Session
 

@@ -17,7 +17,7 @@ _SQL_STATE = re.compile(r"\s*SQLSTATE: \w+$")
 _PYTHON_ERROR = re.compile(r"^(?:[\w]+\.)*(\w*(?:Error|Exception|Warning|Interrupt))(?:: (.+))?$", re.MULTILINE)
 
 _MORE_FOR_WORKERS = "give executors more spark.executor.memoryOverhead, or let fewer tasks run at a time on each"
-# Signs of memory that has run out in Spark's own messages, and what to say of each.
+# Signs in Spark's own messages that memory has run out, and our message for each.
 _LACK_OF_MEMORY = (
     (
         re.compile(r"java\.lang\.OutOfMemoryError: (?!unable to create)(.+)"),
@@ -39,8 +39,8 @@ _LACK_OF_MEMORY = (
 def task_message(error: Exception) -> str:
     """Return the message of the Python exception that a failed task raised.
 
-    If the JVM itself failed, it is its message and that of the cause, or else the first line of ``error``. Where memory
-    has run out, it has the remedy.
+    If the JVM itself failed, this is its message and that of the cause, or else the first line of ``error``. If memory
+    has run out, the message includes the remedy.
     """
     text = without_credentials(str(error))
     raised = [match.groups() for match in _PYTHON_ERROR.finditer(text) if not match[1].startswith("Py4J")]
@@ -59,7 +59,7 @@ def task_message(error: Exception) -> str:
 
 
 def lack_of_memory(text: str) -> str | None:
-    """Return what Spark's message says of memory that has run out, with the remedy; None if it does not."""
+    """Return the line on memory that ran out, with the remedy, if Spark's message reports that; else None."""
     for sign, words in _LACK_OF_MEMORY:
         if found := sign.search(text):
             return words.format(found[1].strip().rstrip("."))

@@ -9,14 +9,14 @@ from pyspark.sql import SparkSession
 
 from mirrorspark.storage import StoragePath, hadoop_path, hadoop_uri
 
-# A store answers after some hundredths of a second, and is asked for all places at a time.
+# A store answers after some hundredths of a second, so several places are looked up at a time.
 _QUESTIONS_AT_A_TIME = 16
 
 
 class HadoopLook:
-    """Spark's own view of stores: its default file system, its connectors and its credentials may be others than ours.
+    """Spark's own view of stores: its default file system, connectors and credentials may differ from ours.
 
-    A path that it cannot open has no tables here; Spark says so in its own words when it reads.
+    A path that it cannot open has no tables here; Spark raises its own error when it reads the path.
     """
 
     def __init__(self, spark: SparkSession, given: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""The kinds of Spark sessions that we know, and how to tell them apart."""
+"""The choice of the capabilities that belong to a session: classic Spark or Spark Connect."""
 
 from pyspark.sql import SparkSession
 
@@ -8,5 +8,5 @@ from mirrorspark.spark_session.session import Session
 
 
 def session_of(spark: SparkSession) -> Session:
-    """Return the capabilities of a session; asks nothing of Spark."""
+    """Return the capabilities of a session, without a call to Spark."""
     return ClassicSession(spark) if hasattr(spark, "sparkContext") else ConnectSession()

@@ -1,4 +1,4 @@
-"""What we need of a Spark session beside its tables and queries."""
+"""The interface to a Spark session: capabilities that we need in addition to its tables and queries."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,12 +19,12 @@ class MissingCapabilityError(ValueError):
     """A session of this kind cannot do what a call needs."""
 
     def __init__(self, kind: str, capability: str, remedy: str) -> None:
-        """Say what is missing, in a session of which kind, and what to do."""
+        """Name the kind of session, the missing capability and the remedy."""
         super().__init__(f"the session is one of {kind}, which has no {capability}; {remedy}")
         self._said = (kind, capability, remedy)
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        """Pickle by what is said, not by the message."""
+        """Pickle the three parts, not the message."""
         return type(self), self._said
 
 
@@ -72,11 +72,11 @@ class StoreLook(lakes.Look, Protocol):
 
 
 class Session:
-    """A Spark session's capabilities. A kind of session overrides what it has; the rest is refused.
+    """A Spark session's capabilities. Each kind of session overrides those that it has; the others are refused.
 
     Attributes:
         kind: Name of the kind, for messages.
-        remedy: What to do where a session of this kind lacks something.
+        remedy: Advice for a user whose session of this kind lacks something.
 
     Raises:
         MissingCapabilityError: Sessions of this kind lack what a call or a property needs.
@@ -97,9 +97,9 @@ class Session:
 
     @property
     def is_local(self) -> bool:
-        """True if tasks run beside the driver, with its files and packages.
+        """True if the driver is the only executor, so that tasks have its files and packages.
 
-        ``local-cluster[...]`` does not count: it has executors of its own.
+        ``local-cluster[...]`` does not count, because it has separate executors.
         """
         self._refuse("master")
 
@@ -152,14 +152,14 @@ class Session:
         """Run ``body`` in barrier tasks, which all start at once, and return what they yield.
 
         Args:
-            body: Of a task.
+            body: The body of a task.
             tasks: Number of tasks.
             timeout_seconds: The job is cancelled when it takes longer.
         """
         self._refuse("barrier jobs")
 
     def job_group(self, group: str, description: str, pool: str | None = None) -> AbstractContextManager[None]:
-        """Return a block in which jobs of this thread belong to a group; the groups before and after are the same.
+        """Return a context in which jobs of this thread belong to a group; at its end the former group is restored.
 
         Args:
             group: Name for :meth:`cancel_jobs`.
@@ -169,25 +169,25 @@ class Session:
         self._refuse("job groups")
 
     def cancel_jobs(self, group: str) -> None:
-        """Cancel all jobs of a group, those that are yet to be submitted included. For other threads."""
+        """Cancel all jobs of a group, including those that are yet to be submitted; call it from another thread."""
         self._refuse("job groups")
 
     def active_stages(self) -> Mapping[int, StageTasks]:
         """Return the stages that run now, by their numbers."""
         self._refuse("progress of its jobs")
 
-    # What tasks get, and give back
+    # Inputs and results of tasks
 
     @property
     def files_folder(self) -> Path:
-        """Folder of the driver for files that tasks get; it exists as the application."""
+        """The driver's folder for files that tasks get; it lasts as long as the application."""
         self._refuse("folder for files that tasks get")
 
     def send_archive(self, name: str, pack: Callable[[Path], None]) -> None:
         """Have every executor unpack an archive, once, unless one of this name was sent before.
 
         Args:
-            name: By which a task finds it with :func:`spark_session.archive_folder`.
+            name: Name by which a task finds it with :func:`spark_session.archive_folder`.
             pack: Writes the ZIP archive to a path.
         """
         self._refuse("archives for tasks")
@@ -221,13 +221,13 @@ class Session:
         self._refuse("query plans to look into")
 
     def store_look(self, paths: Sequence[str]) -> StoreLook:
-        """Return Spark's view of the stores of paths that are written as for ``spark.read``."""
+        """Return Spark's view of the stores of ``paths``, which are written as ``spark.read`` takes them."""
         self._refuse("file systems of its own in this process")
 
     def give_checkpoints(self, folder: Path) -> None:
         """Set the folder of Spark's checkpoints, which cut its plans, if the session has none.
 
         Args:
-            folder: Where all executors can write; Spark makes it.
+            folder: A folder to which all executors can write; Spark creates it.
         """
         self._refuse("checkpoints")

@@ -57,10 +57,10 @@ def open_session(
 def open_command_session(
     master: str | None, *, verbose: bool, settings: Mapping[str, str] | None = None
 ) -> SparkSession:
-    """Return a session for a command that scores, whose log is hidden unless ``verbose``.
+    """Return a session for a command that scores; Spark's log is hidden unless ``verbose``.
 
     Args:
-        master: Where it runs; by default what Spark is told.
+        master: URL of the cluster; by default the one in Spark's own configuration.
         verbose: Whether to show the log of Spark.
         settings: Settings of Spark that apply where the user has not set them.
     """
