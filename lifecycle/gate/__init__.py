@@ -1,4 +1,4 @@
-"""Validation of a candidate beside the champion: sliced metrics, thresholds, and findings that block a promotion.
+"""Validation of a candidate against the champion: sliced metrics, thresholds, and findings that block a promotion.
 
 A gate that could not be measured does not pass.
 """
