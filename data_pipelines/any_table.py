@@ -20,7 +20,7 @@ _READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "js
 
 
 class TableError(ValueError):
-    """Something that is no table, or a table that Spark cannot take; the message says what to do."""
+    """A value that is not a table, or a table that Spark cannot take; the message gives the remedy."""
 
 
 def as_dataframe(table: Any, spark: SparkSession) -> DataFrame:
@@ -77,7 +77,7 @@ def as_arrow(table: Any, columns: Sequence[str], what: str) -> pa.Table:
         what: Name of the table in a message.
 
     Raises:
-        TableError: It is no table, or lacks a column.
+        TableError: It is not a table, or lacks a column.
     """
     in_memory = None if hasattr(table, "sparkSession") else in_arrow(table)
     names = table.columns if in_memory is None else in_memory.column_names
@@ -98,7 +98,7 @@ def numbered(table: Any) -> pa.Table:
     """Return a table in memory with the column ``row_number``, the position of the row from 0.
 
     Raises:
-        TableError: It has such a column already, or is no table.
+        TableError: It already has such a column, or is not a table.
     """
     arrow = in_arrow(table)
     if ROW_NUMBER in arrow.column_names:
@@ -163,7 +163,7 @@ def _order_of_enum(kind: Any) -> list[str]:
 
 
 def categories_of(field: pa.Field) -> dict[str, str]:
-    """Return what :func:`in_arrow` has noted of a column of categories: its order, as JSON by the name of the note."""
+    """Return the note of :func:`in_arrow` on a column of categories: its order as JSON, by the name of the note."""
     noted = (field.metadata or {}).get(CATEGORIES.encode())
     return {} if noted is None else {CATEGORIES: noted.decode()}
 
@@ -230,7 +230,7 @@ def _stored(name: str, spark: SparkSession) -> DataFrame:
 
 
 def _kind_of_folder(path: Path) -> str:
-    """Return the format of the files in a folder, Parquet if they do not tell."""
+    """Return the format of the files in a folder, by their suffixes; Parquet if no suffix is known."""
     files = (file for file in path.rglob("*") if not file.name.startswith(("_", "."))) if path.is_dir() else ()
     for file in files:
         if file.suffix in _READERS:

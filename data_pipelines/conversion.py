@@ -62,7 +62,7 @@ EXAMPLE_ROWS = 5
 # As many as explain a model's predictions in two seconds.
 TEST_ROWS = 2_000
 
-# Folders in the write's staging folder besides the attempts that it publishes.
+# Folders in the write's staging folder, in addition to the attempts that it publishes.
 _RAW_FOLDER = "raw"
 _DRIVER_ATTEMPT = "driver"
 
@@ -74,7 +74,7 @@ class Embedder(Protocol):
     """
 
     def source(self, spec: FeatureSpec) -> dict[str, Any]:
-        """Return what the encoders of ``spec`` and of its items add to the source of a dataset."""
+        """Return the entries that the encoders of ``spec`` and of its items add to the source of a dataset."""
 
     def embedded(
         self, df: DataFrame, spec: FeatureSpec, dataset: Location, *, progress: bool
@@ -139,7 +139,7 @@ def convert(
 
     Args:
         df: The table; it needs the spec's columns and ``options.split_column``.
-        spec: What the columns mean.
+        spec: The feature specification.
         path: Directory to create, a local path or a URI. It must be reachable from the executors.
         source: The source of the rows, for the manifest, without secrets in it.
         options: Options of the conversion.
@@ -395,7 +395,7 @@ def check_classes(results: Sequence[ShardResult], label: kinds.Label) -> None:
 
 
 def _refused_page(target: StoragePath) -> StoragePath:
-    """Return the place for the page of a refused table: beside the dataset's path."""
+    """Return the path for the page of a refused table, next to the dataset's path."""
     return target.parent / f"{target.name}.refused.html"
 
 

@@ -38,15 +38,15 @@ def convert_once(
 
     Args:
         table: The table; it needs the spec's columns and ``options.split_column``.
-        spec: What the columns mean.
+        spec: The feature specification.
         folder: Folder of the datasets.
-        name: The directory's name begins so.
+        name: Beginning of the directory's name.
         options: Options of the conversion.
-        embedder: As for :func:`data_pipelines.convert`.
-        source: What the rows of the table follow from, as JSON values, if that takes less to read than to hash them.
+        embedder: See :func:`data_pipelines.convert`.
+        source: JSON values that determine the rows of the table, if they are cheaper to read than the rows to hash.
 
     Raises:
-        Exception: As :func:`data_pipelines.convert` says.
+        Exception: See :func:`data_pipelines.convert`.
     """
     columns = (*spec.columns, options.split_column)
     source = dict(source or {"table": content_hash(table.select(*map(quoted, columns)))})
@@ -108,7 +108,7 @@ def _row_hashes(schema: StructType) -> list[Column]:
 def _hashed(column: Column, kind: DataType) -> list[Column]:
     """Return the columns to hash for a column, so that different values of its type hash differently.
 
-    Spark's hash skips nulls, and does not tell two adjacent lists from one.
+    Spark's hash skips nulls, and gives two adjacent lists and their concatenation the same value.
     """
     if isinstance(kind, MapType):  # Spark hashes no maps, since their entries have no order.
         entry = StructType().add("key", kind.keyType).add("value", kind.valueType)

@@ -47,7 +47,8 @@ class IngestResult:
     """The result of an ingestion.
 
     Attributes:
-        files: The Parquet files, in the order of their rows; beside them is an empty ``_SUCCESS``, as from Spark.
+        files: The Parquet files, in the order of their rows; an empty ``_SUCCESS`` is next to them, as after a write of
+            Spark.
         rows: The number of rows in all of them.
         bytes: Their total size.
         types: The Arrow type of each column, as text.

@@ -22,7 +22,7 @@ READ_ONLY_BYTES = numba.types.Array(numba.types.uint8, 1, "C", readonly=True)
 def compile_kernel(signature: Any) -> Callable[[_Kernel], _Kernel]:
     """Return a decorator that compiles a function for ``signature``, to run without the GIL, and caches it on disk.
 
-    Numba looks for a writable cache folder: ``NUMBA_CACHE_DIR``, ``__pycache__`` beside the source, the user's cache
+    Numba looks for a writable cache folder: ``NUMBA_CACHE_DIR``, ``__pycache__`` next to the source, the user's cache
     folder. If there is none (a read-only installation run by a user without a home), or writing there fails, each
     process compiles the function again, and the log says so. Numba compiles a kernel again when its own file changes,
     but not when a file changes whose kernels it calls; ``tools/kernels.sh`` therefore clears the cache when a file of

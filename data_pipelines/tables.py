@@ -38,7 +38,7 @@ def package_folder(package: str, folder: str) -> Path:
     """
     try:
         spec = importlib.util.find_spec(package)
-    except ModuleNotFoundError as error:  # a parent is missing, or is no package
+    except ModuleNotFoundError as error:  # a parent is missing, or is not a package
         raise SourceError(
             f"the data package '{package}' is not installed: there is no module '{error.name}'; install the "
             f"package that provides it"

@@ -97,7 +97,7 @@ def encode_blocks(
 ) -> tuple[list[bytes], dict[str, Encoded]]:
     """Return the records with the rows of ``table``, at least one, and its encoded features.
 
-    All rows are encoded at once and then cut: the transform costs the same for one block as for ten.
+    All rows are encoded at once and then cut into blocks, so the number of blocks does not change the transform's cost.
 
     Raises:
         ColumnError: A column is missing or has the wrong type, a key is null, or a weight is null or negative.

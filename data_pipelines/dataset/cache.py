@@ -136,7 +136,7 @@ class DatasetCache:
         return CachedDataset(self._copies.path(entry.key), source, entry.bytes, entry.last_used)
 
     def _keep_source(self, key: str, location: StoragePath) -> None:
-        """Record the source of a copy, and delete the records of copies that are gone."""
+        """Record the source of a copy, and delete the records of copies that no longer exist."""
         sources = self.folder / _SOURCES
         sources.mkdir(exist_ok=True)
         (sources / key).write_text(location.uri, encoding="utf-8")

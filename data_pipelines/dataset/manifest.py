@@ -59,7 +59,7 @@ class Shard:
         return shard
 
     def _problem(self) -> str:
-        """Return what is wrong with the numbers, in words; empty if nothing is."""
+        """Return the error in the numbers, in words; empty if they are valid."""
         numbers = (self.rows, self.bytes, self.crc32c, *self.block_offsets, *self.block_rows)
         if any(type(number) is not int or number < 0 for number in numbers):
             return "a number is not a whole number of 0 or more"

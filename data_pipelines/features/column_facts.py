@@ -35,7 +35,7 @@ CATEGORIES = "mirrorspark.categories"
 lowest first, or an empty list if they have no order.
 """
 
-# As many first values tell which forms of dates are worth a look at all of them.
+# This number of first values decides which orders of dates are looked for in all values.
 _FIRST_VALUES = 100
 
 
@@ -139,7 +139,7 @@ def arrow_facts(rows: pa.Table, schema: StructType) -> dict[str, ColumnFacts]:
 
 def _arrow_facts(field: StructField, column: pa.ChunkedArray) -> ColumnFacts:
     name, kind = field.name, field.dataType
-    values = column.drop_null()  # in its chunks: together, texts of gigabytes are no array
+    values = column.drop_null()  # in its chunks: a single array cannot hold texts of gigabytes
     found: dict[str, Any] = {}
     if isinstance(kind, NumericType):
         numbers = values.cast(pa.float64(), safe=False).to_numpy()

@@ -38,7 +38,7 @@ _CLOCK = (
 _DATES: Mapping[DateOrder, tuple[str, tuple[str, ...]]] = {
     "ymd": (rf"{_YEAR}[-/.]{_MONTH}[-/.]{_DAY}", ("year", "month", "day")),
     "dmy": (rf"{_WEEKDAY}{_DAY}[-/. ]+{_MONTH}[-/., ]+{_YEAR}", ("day", "month", "year")),
-    # Nobody writes the month first and dots, so that dots tell the order.
+    # Nobody writes the month first with dots, so dots rule this order out.
     "mdy": (rf"{_WEEKDAY}{_MONTH}[-/ ]+{_DAY}[-/, ]+{_YEAR}", ("month", "day", "year")),
 }
 

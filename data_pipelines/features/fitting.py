@@ -399,7 +399,7 @@ def bin_boundaries(values: npt.NDArray[Any]) -> tuple[float, ...]:
     places = np.arange(NUMERIC_SHARES) * len(others) // NUMERIC_SHARES
     chosen = np.isin(distinct, others[places]) if len(others) else np.zeros(len(distinct), bool)
     follows = np.concatenate([[False], is_frequent])[: len(distinct)]
-    # The lowest value is no boundary: nothing lies below it.
+    # The lowest value is not a boundary: nothing lies below it.
     return tuple(map(float, distinct[1:][(chosen | is_frequent | follows)[1:]]))
 
 

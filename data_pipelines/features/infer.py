@@ -205,7 +205,7 @@ def orders_of_dates(facts: ColumnFacts) -> list[DateOrder]:
 
 
 def ambiguous_dates(name: str) -> str:
-    """Return what a finding says of texts that are dates in two orders."""
+    """Return the end of a finding's sentence on texts that are dates in two orders."""
     return (
         f"; its values are dates whose day and month cannot be told apart: give the feature '{name}' the kind date and "
         f"the order dmy or mdy"

@@ -54,9 +54,9 @@ WIDE_FORMS: frozenset[Form] = frozenset({"sparse", "vector"})
 RawForm = Literal["number", "token", "tokens", "date", "times", "indices", "values", "bytes"]
 """The exported model's input for a raw column: ``number`` float64 ``[batch]``, NaN for missing; ``token`` string
 ``[batch]`` and ``tokens`` string ``[batch, any]``, ``""`` for missing; ``date`` string ``[batch]``, the text of a date,
-``""`` for missing; ``times`` int64 ``[batch, any]`` beside tokens;
-``indices`` int64 ``[batch, any]``, negative for padding, and ``values`` float64 ``[batch, any]`` beside it, or alone
-for a vector, NaN for missing; ``bytes`` string ``[batch]`` of any bytes, ``""`` for missing.
+``""`` for missing; ``times`` int64 ``[batch, any]``, together with tokens;
+``indices`` int64 ``[batch, any]``, negative for padding, together with ``values`` float64 ``[batch, any]``, which come
+alone for a vector, NaN for missing; ``bytes`` string ``[batch]`` of any bytes, ``""`` for missing.
 """
 
 
@@ -128,10 +128,10 @@ class Ordinal(Numeric):
 
 @dataclass(frozen=True)
 class Date(Numeric):
-    """A date, with or without a time of day, or that alone; becomes float32 ``[batch]``, as a number is encoded.
+    """A date, a date with a time of day, or a time of day; becomes float32 ``[batch]``, encoded like a number.
 
-    The number is that of days since the start of 1970 in UTC. Texts have their zone in them or none, which counts as
-    UTC: ``2024-01-31``, ``2024-01-31T18:30:00+01:00``, ``31.1.2024``, ``31 Jan 2024``, ``1/31/2024 6:30 PM``. What is
+    The number is that of days since the start of 1970 in UTC. A text without a time zone counts as UTC. Examples:
+    ``2024-01-31``, ``2024-01-31T18:30:00+01:00``, ``31.1.2024``, ``31 Jan 2024``, ``1/31/2024 6:30 PM``. A text that is
     not a date in that order, such as ``unknown`` or ``2024-02-30``, is missing.
 
     Attributes:
@@ -204,9 +204,9 @@ class MultiValued(_Column):
         max_length: Tokens kept per row.
         truncate: The end of a longer list that is cut away: ``head`` keeps the last tokens, ``tail`` the first.
         vocabulary_of: Use the ids of this categorical feature.
-        min_count: As for a categorical feature, counted over tokens.
-        max_size: As for a categorical feature.
-        hash_buckets: As for a categorical feature.
+        min_count: See :class:`Categorical`; counted over tokens.
+        max_size: See :class:`Categorical`.
+        hash_buckets: See :class:`Categorical`.
     """
 
     kind: ClassVar[Literal["multi_valued"]] = "multi_valued"
@@ -237,9 +237,9 @@ class Sequence(_Column):
         time: Column of their times, an array of the same length: timestamps, dates or whole numbers.
         max_length: Tokens kept per row.
         vocabulary_of: Use the ids of this categorical feature.
-        min_count: As for a categorical feature, counted over tokens.
-        max_size: As for a categorical feature.
-        hash_buckets: As for a categorical feature.
+        min_count: See :class:`Categorical`; counted over tokens.
+        max_size: See :class:`Categorical`.
+        hash_buckets: See :class:`Categorical`.
     """
 
     kind: ClassVar[Literal["sequence"]] = "sequence"
@@ -279,12 +279,13 @@ class Text(_Column):
         max_length: Tokens kept per row.
         pattern: Regular expression (RE2) of separators; see :func:`data_pipelines.features.text_rules.spelled_out`.
         truncate: The end of a longer text that is cut away: ``tail`` keeps the first tokens, ``head`` the last.
-        min_count: As for a categorical feature, counted over tokens.
-        max_size: As for a categorical feature.
-        hash_buckets: As for a categorical feature.
-        ngrams: Fewest and most characters of the parts of words that are tokens beside the words, such as ``(3, 5)``,
-            so that a word that training has not seen shares tokens with words that it has; needs ``hash_buckets``.
-            Both count for ``max_length``. See :func:`data_pipelines.features.text_rules.subwords`.
+        min_count: See :class:`Categorical`; counted over tokens.
+        max_size: See :class:`Categorical`.
+        hash_buckets: See :class:`Categorical`.
+        ngrams: Fewest and most characters of the parts of words that become tokens in addition to the words, such as
+            ``(3, 5)``, so that a word that training has not seen shares tokens with words that it has; needs
+            ``hash_buckets``. Words and parts count for ``max_length``. See
+            :func:`data_pipelines.features.text_rules.subwords`.
     """
 
     kind: ClassVar[Literal["text"]] = "text"
@@ -384,11 +385,11 @@ class TextEmbedding(_Column):
     """A text as the vector that an encoder gives it; becomes float32 ``[batch, size]``, zeros for a missing text.
 
     The encoder is frozen: a conversion computes the vectors once, and the exported model brings the encoder along.
-    White space between words counts as one space, at the ends of a text it does not count.
+    White space between words counts as one space; at the ends of a text it is ignored.
 
     Attributes:
         name: Column of the table (strings), and name of the model's input.
-        encoder: Folder or file of the encoder, as for :func:`scoring.embedding.embed_text`.
+        encoder: Folder or file of the encoder; see :func:`scoring.embedding.embed_text`.
         signature: Signature of a SavedModel, where it is not the usual one.
         model_output: The encoder's output that is the vector, if it has several.
         max_length: Most tokens of a text, for an encoder that takes token ids.
@@ -544,7 +545,7 @@ class Label:
 
     @property
     def prediction(self) -> str:
-        """What a model of this label predicts, in words."""
+        """The prediction of a model of this label, in words."""
         if self.kind == "binary":
             return f"probability that {self.name} is {self.positive or 1}"
         kinds = {

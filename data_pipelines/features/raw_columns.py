@@ -50,7 +50,7 @@ _ENTRY = pa.struct([("index", pa.int64()), ("value", pa.float64())])
 
 TEXT, IMAGE, VECTOR = "text", "image", "vector"
 """Fields of a column of embedded texts or images, whose rows are null where there is none: the text, or the SHA-256 of
-the image in hexadecimal digits, beside its vector.
+the image in hexadecimal digits, and its vector.
 """
 
 CONTENTS: Mapping[type[Feature], str] = {TextEmbedding: TEXT, ImageEmbedding: IMAGE}

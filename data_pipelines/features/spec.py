@@ -221,7 +221,7 @@ class FeatureSpec:
 
     @property
     def measured(self) -> tuple[Numeric | Bucketed, ...]:
-        """What is measured over the training rows: the numeric and bucketed features, and the number to predict."""
+        """The columns measured over the training rows: numeric and bucketed features, and the number to predict."""
         label = (Numeric(self.label.number),) if self.label.number else ()
         return (*self.numeric, *self.bucketed, *label)
 
@@ -262,7 +262,7 @@ class FeatureSpec:
 
     @property
     def read_features(self) -> tuple[Feature, ...]:
-        """All features that a conversion reads: with those of scoring the label, where something is learnt from it."""
+        """All features that a conversion reads: those of scoring, and the label if something is learnt from it."""
         return tuple(dict.fromkeys((*self.features, *self.input_features, *self.measured, *self.vocabulary_owners)))
 
     @property
@@ -274,7 +274,7 @@ class FeatureSpec:
         """The feature whose values are a recommender's users; None without users.
 
         It is ``user`` or else the first feature of single ids with a user's name, such as ``user_id`` or
-        ``customerId``. An hour, say, may have more values than there are users, so nothing is guessed from values.
+        ``customerId``. Only names count: a feature of hours, for example, may have more values than there are users.
         """
         if self.user is not None:
             return self.user
@@ -445,7 +445,7 @@ class FeatureSpec:
         return rows_html(("feature", "kind", "options"), self._feature_rows())
 
     def features_text(self) -> list[str]:
-        """Return what :meth:`features_html` does as aligned lines, a feature in each."""
+        """Return the content of :meth:`features_html` as aligned lines, one per feature."""
         rows = self._feature_rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -181,9 +181,9 @@ def split_tokens(texts: pa.Array, pattern: str = DEFAULT_SEPARATORS) -> pa.ListA
 def subwords(words: pa.Array, sizes: tuple[int, int]) -> pa.ListArray:
     """Return each word and its n-grams, list<string> ``[words]``: tokens that unknown words share with known ones.
 
-    The word comes first, between the marks ``<`` and ``>``, which tell a prefix or a suffix from the same characters
-    within a word. Then come the n-grams of the marked word that are shorter than it, long ones first, those of a size
-    from the left. Characters are code points.
+    The word comes first, between the marks ``<`` and ``>``, which distinguish a prefix or a suffix from the same
+    characters within a word. The n-grams of the marked word that are shorter than it follow, long ones first, those of
+    one size from the left. Characters are code points.
 
     Source: Bojanowski et al. 2017, "Enriching Word Vectors with Subword Information" (fastText).
 

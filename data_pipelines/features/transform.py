@@ -197,7 +197,7 @@ class Encoder:
 
         Args:
             table: The rows.
-            features: As for :meth:`encode`.
+            features: See :meth:`encode`.
             rows: The rows of a part; the last one may have fewer.
             any_length: Features whose ``ids`` are padded part by part, to the length of :meth:`RaggedIds.bucket`.
             unbounded_bytes: The most bytes that ``ids`` of unbounded length take in a part: parts with a very long row

@@ -1,4 +1,4 @@
-"""What the page of a dataset shows of a column: its distribution and measures by split, and findings."""
+"""A column's card on the page of a dataset: its distribution and measures by split, and findings."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -113,7 +113,7 @@ def percent(share: float) -> str:
 
 
 def _classes(label: ColumnProfile) -> Markup | str:
-    """Return the figure of a label's classes beside a row per class with its share in each split."""
+    """Return the figure of a label's classes, and a row per class with its share in each split."""
     shown = _token_shares(label, _SHOWN_CLASSES)
     if shown is None:
         return ""
@@ -220,7 +220,7 @@ def _rates(column: ColumnProfile, heading: str) -> Markup | str:
 
 
 def _beside_former(column: ColumnProfile, former: ColumnProfile) -> Markup | str:
-    """Return a figure of the training rows beside those of the former dataset, in the bins for drift."""
+    """Return a figure of the training rows and those of the former dataset, in the bins for drift."""
     if former.bins.is_empty:
         return ""
     counted = {"now": column.splits[TRAIN_SPLIT].reference_bins, "former": former.splits[TRAIN_SPLIT].bins}

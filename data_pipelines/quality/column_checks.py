@@ -10,7 +10,7 @@ from mirrorspark.data_pipelines.quality.profile import ColumnProfile, DatasetPro
 from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind, Role
 
 _SHOWN_VALUES = 3
-_LEAST_DATES = 3  # of so many different values as dates, it is not by chance
+_LEAST_DATES = 3  # fewer different values may look like dates by chance
 
 
 def column_findings(column: ColumnProfile, profile: DatasetProfile, limits: Limits) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """The profile of a dataset's raw columns, split by split: plain numbers for validation and the dataset page.
 
-It is stored beside the manifest. To measure drift, a later dataset is counted in the bins of this one.
+It is stored next to the manifest. To measure drift, a later dataset is counted in the bins of this one.
 :mod:`data_pipelines.quality.profiling` makes profiles.
 """
 
@@ -154,8 +154,9 @@ class ColumnProfile:
         edges: Ends of the histogram's bars, one more than there are bars.
         bins: The bins for drift, from the training rows.
         splits: The counts per split.
-        label_rates: Mean label of the training rows in each of ``bins``, the last for missing values; None where there
-            are no rows. Of a binary label the share of positive rows; empty for labels of several classes.
+        label_rates: Mean label of the training rows in each of ``bins``, the last for missing values; None for a bin
+            without rows. For a binary label this is the share of positive rows; it is empty for labels of several
+            classes.
     """
 
     name: str

@@ -80,7 +80,7 @@ def profile_columns(
     Args:
         samples: Per split, a random sample of its raw rows; columns outside the spec are ignored. Bins and ranges come
             from the training rows.
-        spec: What the columns mean.
+        spec: The feature specification.
         counts: Per split, the counts of all rows; without them the sample counts as all rows.
         reference: Profile of a former dataset, in whose bins each column is counted too.
 

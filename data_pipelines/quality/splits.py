@@ -207,9 +207,9 @@ def _bounds_by_value(
 
 
 def rows_of_rare_value(rows: int, train: float, held_back: float) -> tuple[int, int]:
-    """Return how many of a value's rows are for training and for validation; the rest are for test.
+    """Return the numbers of a value's rows for training and for validation; the rest are for test.
 
-    A value of few rows comes to training first, because no model can tell what it has never seen, then to test.
+    A value of few rows goes to training first, because a model cannot learn a value that it never sees, then to test.
     """
     free = rows - int(train > 0)
     of_test = min(max(round((1 - held_back) * rows), int(held_back < 1)), free)
@@ -274,12 +274,12 @@ def _text_around(df: DataFrame, column: str, bounds: Sequence[Column]) -> Any:
 
 
 def _check_text_order(column: str, around: Any, bounds: Sequence[str]) -> None:
-    """Check that a column's text is before and from each bound on just as its moments are.
+    """Check that a column's texts compare with each bound as their moments do.
 
     Raises:
-        SplitError: It is not, or some text is no moment.
+        SplitError: It is not, or some text is not a moment.
     """
-    if None in around["bounds"]:  # Bounds that are no moments, such as `week-07`, can be compared as text only.
+    if None in around["bounds"]:  # Bounds that are not moments, such as `week-07`, can be compared as text only.
         return
     _refuse_no_moments(column, around)
     for bound, last, first in zip(bounds, around["last"], around["first"], strict=True):
@@ -293,7 +293,7 @@ def _check_text_order(column: str, around: Any, bounds: Sequence[str]) -> None:
 
 
 def _no_moments(time: Column) -> list[Column]:
-    """Return the number of texts that are no moment, and one of them."""
+    """Return the number of texts that are not moments, and one of them."""
     is_none = time.isNotNull() & F.try_to_timestamp(time).isNull()
     return [F.count_if(is_none).alias("no_moments"), F.min(F.when(is_none, time)).alias("such_as")]
 

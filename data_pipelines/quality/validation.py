@@ -26,7 +26,7 @@ def validate(
 
     Args:
         profile: The dataset's profile, taken with the same ``reference`` if there is one.
-        spec: What the columns mean.
+        spec: The feature specification.
         reference: Profile of a former dataset that this one should resemble.
         limits: Thresholds of findings.
     """

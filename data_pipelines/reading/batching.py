@@ -183,8 +183,8 @@ class EpochReader:
 
         Args:
             stored: The blocks of the split.
-            columns: What a batch holds.
-            order: That of the epoch.
+            columns: The columns of a batch.
+            order: The order of the epoch.
             rows: The worker's part of every global batch.
             slots: The slots of another epoch's reader, to reuse.
         """

@@ -79,7 +79,7 @@ def _find_columns(
 
 @compile_inner_kernel
 def _find_payload(content: npt.NDArray[np.uint8], offset: int) -> tuple[Any, Any]:
-    """Return where the payload of the record at ``offset`` starts and stops; -1 if there is no intact record."""
+    """Return the bounds of the payload of the record at ``offset``; -1 if there is no intact record."""
     if offset < 0 or offset > content.size:
         return -1, -1
     room = content.size - offset - HEADER_BYTES - FOOTER_BYTES

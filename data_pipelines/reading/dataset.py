@@ -291,7 +291,7 @@ def load_batches(
 
     Args:
         dataset: The dataset or its location.
-        plan: What to read of it.
+        plan: The split, batch size, order and rank to read.
         values_as: Name of one tensor, float32 ``[batch, features]``, in which all features of the form ``value`` come
             instead of a tensor for each: a hundred of them cost a millisecond per batch, and more per iterator.
         scaled_to: Return each batch as a :class:`PaddedBatch`: with the scale of the global ``batch``, which is that of

@@ -191,12 +191,12 @@ def load_rows(files: Sequence[CountedFile], features: Mapping[str, Any], plan: R
 
     Args:
         files: The result of :func:`count_rows`, the same on all workers.
-        features: As for ``tf.io.parse_example``: per name a ``tf.io.FixedLenFeature``, ``VarLenFeature``,
+        features: The argument of ``tf.io.parse_example``: per name a ``tf.io.FixedLenFeature``, ``VarLenFeature``,
             ``RaggedFeature`` or ``SparseFeature``. Other features of the records are skipped.
-        plan: What to read of them.
+        plan: The order, the batch size and the worker's part of the rows.
 
     Raises:
-        ForeignDataError: As for :func:`share_of`.
+        ForeignDataError: See :func:`share_of`.
         tf.errors.InvalidArgumentError: While iterating: a feature is of another type than requested or is missing, a
             record is damaged, or a file's rows have changed since they were counted.
     """

@@ -93,7 +93,7 @@ class EpochOrder:
         return int(first), int(np.searchsorted(bounds, last_row, side="left"))
 
     def real_rows(self, step: int, first_row: int, last_row: int) -> int:
-        """Return how many of the rows from ``first_row`` up to ``last_row`` of a step's batch are not padding."""
+        """Return the number of rows from ``first_row`` up to ``last_row`` of a step's batch that are not padding."""
         if step < self.full_steps:
             return last_row - first_row
         starts = self.lane_rows

@@ -243,7 +243,7 @@ class ParquetFiles:
         """Return the rows of the requested columns, or of all.
 
         Raises:
-            ParquetError: As for :meth:`ParquetRows.of`.
+            ParquetError: See :meth:`ParquetRows.of`.
         """
         schema = _schema(self.files, self.footers[0], columns)
         stored = [field for field in schema if field.name not in dict(self.files[0].partition)]

@@ -32,7 +32,7 @@ class CountedWork:
 
     Attributes:
         doing: The work in words; empty before the first report.
-        tasks: What is done of it, if that can be counted.
+        tasks: The done part of the work, if it can be counted.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:

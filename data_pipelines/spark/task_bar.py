@@ -1,4 +1,4 @@
-"""A bar for calls that wait for Spark or other work: how much is done, and the time left, in a terminal or a notebook.
+"""A bar for calls that wait for Spark or other work: the done part and the time left, in a terminal or a notebook.
 
 In a file, and where output is piped, nothing is written.
 """
@@ -31,7 +31,7 @@ def task_bar(spark: SparkSession, name: str) -> Iterator[None]:
 
     Args:
         spark: The session.
-        name: What it does, in a word: ``score``.
+        name: A verb for the work, such as ``score``.
     """
     with _shown(name, SparkTasks(spark).at):
         yield
@@ -42,10 +42,10 @@ def work_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
     """Show work of this process or of a child process while inside.
 
     Args:
-        name: What it does, in a word.
+        name: A verb for the work.
 
     Yields:
-        The function that takes its reports: what is done in words, how much, and of how much (0 if it is not counted).
+        The function that takes reports: the work in words, the part that is done, and the total (0 if not counted).
     """
     work = CountedWork(time.monotonic)
     with _shown(name, lambda now: work.tasks):
@@ -78,7 +78,7 @@ def _shown(name: str, count: Callable[[float], Tasks | None]) -> Iterator[None]:
 
 def notebook_display() -> Display | None:
     """Return IPython's ``display`` in a notebook; None elsewhere, as in the IPython of a terminal."""
-    # What has not been imported cannot be running this code.
+    # A package that has not been imported cannot be running this code.
     if "IPython" not in sys.modules:
         return None
     from IPython import get_ipython
@@ -168,7 +168,7 @@ def _tick(bar: Bar, count: Callable[[float], Tasks | None], begin: float, done: 
         now = time.monotonic()
         try:
             bar.show(now - begin, count(now))
-        except (OSError, ValueError):  # The terminal is closed. What it was to show goes on.
+        except (OSError, ValueError):  # The terminal is closed; the work goes on without a bar.
             return
 
 

@@ -39,11 +39,11 @@ _HAS_BAR = ContextVar("_HAS_BAR", default=False)
 
 @contextmanager
 def progress_bar(spark: SparkSession, name: str) -> Iterator[None]:
-    """Show a bar of the session's tasks while inside; nothing where nobody would see it, or sees one already.
+    """Show a bar of the session's tasks while inside, unless nobody would see it or a bar is already shown.
 
     Args:
         spark: The session.
-        name: What it does, in a word: ``score``.
+        name: A verb for the work, such as ``score``.
     """
     is_watched = sys.stderr.isatty() or hasattr(builtins, "get_ipython")
     if not is_watched or _HAS_BAR.get():
@@ -82,8 +82,8 @@ class Shares:
 
     @classmethod
     def of(cls, source: parquet_rows.ParquetRows, groups_per_task: Sequence[int]) -> "Shares":
-        """Deal the row groups, in their order: so many to the first task, and so many to the next."""
-        # Files without a row have no row groups; one task that gets none tells the columns of its result.
+        """Deal the row groups, in their order; ``groups_per_task`` has the number for each task."""
+        # Files without a row have no row groups; one task without any still gives the columns of its result.
         return cls(source, source.shares(groups_per_task) or ((),))
 
     def partitions(self, spark: SparkSession) -> DataFrame:
@@ -122,12 +122,12 @@ def portable(task: Callable[[Iterable[Any]], Iterator[Any]]) -> Callable[[Iterab
 
 
 def map_batches(table: DataFrame, task: BatchFunction, schema: StructType | str) -> DataFrame:
-    """Return what ``task`` makes of the rows of ``table``, whose columns may have any name.
+    """Return the result of ``task`` for the rows of ``table``, whose columns may have any name.
 
     Args:
         table: The rows.
         task: The body of a task.
-        schema: Of what it yields.
+        schema: Schema of the batches that the task yields.
     """
     names = tuple(table.columns)
     return with_plain_names(table).mapInArrow(portable(NamedTask(names, task)), schema)
@@ -138,15 +138,15 @@ class NamedTask:
     """The body of a task whose batches have lost the names of their columns.
 
     Attributes:
-        names: Of the columns.
-        task: Gets the batches with these names.
+        names: Names of the columns.
+        task: The body, which gets the batches with these names.
     """
 
     names: tuple[str, ...]
     task: BatchFunction
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield what the task does."""
+        """Yield the task's batches."""
         return self.task(batch.rename_columns(self.names) for batch in batches)
 
 

@@ -151,7 +151,7 @@ class WriteOptions(_Options):
     """Options of a write.
 
     Attributes:
-        record_type: What a record is.
+        record_type: The message in the payload of each record.
         layout: One row per record, or blocks of rows.
         codec: ``none``, ``gzip`` or ``zlib``, or the class name of one of Hadoop's codecs.
         rows_per_block: Rows in one record of the block layout.
@@ -179,7 +179,7 @@ class ReadOptions(_Options):
     """Options of a read. Layout and compression are detected from the content.
 
     Attributes:
-        record_type: What a record is.
+        record_type: The message in the payload of each record.
         codec: The compression that files must have; None to detect it from the content.
         on_damage: The treatment of damaged records.
         verify_checksums: Compare the checksums of each record.

@@ -183,7 +183,7 @@ class _BatchWritten(_Written):
 
 
 class _StreamWriter(DataSourceStreamArrowWriter):
-    """Writer of the batches of a stream; a note beside the files has the last published batch.
+    """Writer of the batches of a stream; a note next to the files has the last published batch.
 
     A restarted query may commit a batch a second time. The note is named by the query's id, so that the same batch of
     the same query is published once.

@@ -210,7 +210,7 @@ def _checked_zlib(beginning: bytes, codec: str | None) -> str:
         return "zlib" if has_header(np.frombuffer(inflated, np.uint8)) else "none"
     if inflater.eof:
         return "none" if inflated else "zlib"
-    # The file is cut off too early to tell.
+    # The file is cut off too early to show its codec.
     is_whole = len(beginning) == HEADER_BYTES + _GUESSED_BYTES
     return "none" if is_whole or codec == "none" else "zlib"
 

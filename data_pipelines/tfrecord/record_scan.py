@@ -56,7 +56,7 @@ class RecordChunk:
     offset: int | None = None
 
     def record_offset(self, row: int) -> int | None:
-        """Return where a record begins in the (uncompressed) file, or None if it comes from no file."""
+        """Return the offset of a record in the (uncompressed) file, or None if it does not come from a file."""
         return None if self.offset is None else self.offset + int(self.starts[row]) - HEADER_BYTES
 
     def part(self, first: int, last: int) -> "RecordChunk":

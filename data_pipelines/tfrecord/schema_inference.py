@@ -154,7 +154,7 @@ def _text_features(
 
 
 def _block_features(features: dict[str, InferredFeature]) -> dict[str, InferredFeature]:
-    """Return the columns of the rows of blocks; the row lengths stored beside a column say how deep its lists are."""
+    """Return the columns of the rows of blocks; the row lengths stored with a column give the depth of its lists."""
     beside = {feature + suffix for feature in features for suffix in BESIDE_SUFFIXES} | {BLOCK_ROWS}
     found = {}
     for feature, inferred in features.items():

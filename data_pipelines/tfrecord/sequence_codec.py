@@ -32,7 +32,7 @@ def encode_sequence_example(context: Mapping[str, Column], feature_lists: Mappin
     """Return one serialized tf.train.SequenceExample, keys in sorted order.
 
     Args:
-        context: columns, as for :func:`data_pipelines.tfrecord.encode_example`.
+        context: columns; see :func:`data_pipelines.tfrecord.encode_example`.
         feature_lists: by name, the features of each list.
 
     Raises:

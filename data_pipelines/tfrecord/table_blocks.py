@@ -94,7 +94,7 @@ def is_table_block(payload: bytes | memoryview) -> bool:
     """Return whether a record is a block of this layout, not a single row.
 
     Raises:
-        MalformedExampleError: It is no tf.train.Example.
+        MalformedExampleError: It is not a tf.train.Example.
     """
     return BLOCK_ROWS in decode_example(payload, (BLOCK_ROWS,))
 
@@ -245,7 +245,7 @@ def _stored_column(feature: FeatureColumn, decoded: _Decoded, rows: int) -> Stor
 def _list_offsets(
     feature: FeatureColumn, decoded: _Decoded, suffix: str, lists: int, values: int
 ) -> npt.NDArray[np.int64]:
-    """Return where each of the lists begins among their values (or inner lists), and where the last one ends."""
+    """Return the offset of each list among the values (or inner lists), and the end of the last one."""
     lengths = _beside(feature, decoded, suffix, lists)
     if lengths is None:
         raise ValueMismatchError(0, f"has no '{suffix}' beside it, as lists have; ask for a scalar column")

@@ -63,7 +63,7 @@ def _size_at(sizes: npt.NDArray[np.uint8], at: int) -> Any:
 
 @compile_inner_kernel
 def _int64_ends(sizes: npt.NDArray[np.uint8], plan: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return where each varint ends if all are concatenated, after a leading 0; only that 0 if there are no lists."""
+    """Return the ends of the varints if all are concatenated, after a leading 0; only that 0 if there are no lists."""
     has_lists = False
     for column in range(len(plan)):
         has_lists |= plan[column, KIND] == _INT64S and plan[column, DEPTH] > 0
@@ -77,7 +77,7 @@ def _int64_ends(sizes: npt.NDArray[np.uint8], plan: npt.NDArray[np.int64]) -> np
 
 @compile_inner_kernel
 def _string_ends(offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return where each string ends if all are concatenated, each with tag and length, after a leading 0."""
+    """Return the ends of the strings if all are concatenated, each with tag and length, after a leading 0."""
     ends = np.zeros(max(offsets.size, 1), np.int64)
     for index in range(offsets.size - 1):
         size = offsets[index + 1] - offsets[index]

@@ -25,14 +25,14 @@ from mirrorspark.data_pipelines.tfrecord.kernels.wire_read import (
 def count_values(
     content: npt.NDArray[np.uint8], kind: int, bounds: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.int64], int]:
-    """Return where the values of each list begin, and a non-canonical list or -1.
+    """Return the offsets of each list's values, and the number of a non-canonical list or -1.
 
-    The last of the offsets ``[lists + 1]`` is where the last list's values end.
+    The last of the offsets ``[lists + 1]`` is the end of the last list's values.
 
     Args:
         content: the buffer with the records.
         kind: the kind of all lists.
-        bounds: where each list begins and ends ``[lists, 2]``; equal for an absent list.
+        bounds: beginning and end of each list ``[lists, 2]``; equal for an absent list.
     """
     offsets = np.zeros(len(bounds) + 1, np.int64)
     for row in range(len(bounds)):

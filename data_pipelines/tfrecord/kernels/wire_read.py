@@ -75,7 +75,7 @@ def read_length(content: npt.NDArray[np.uint8], at: int, stop: int) -> tuple[Any
 
 @compile_inner_kernel
 def read_field(content: npt.NDArray[np.uint8], at: int, stop: int, tag: int) -> tuple[int, int]:
-    """Return where the content of the field at ``at`` begins and ends, if its tag is ``tag``; else -1."""
+    """Return the bounds of the content of the field at ``at``, if its tag is ``tag``; else -1."""
     if at >= stop or byte_at(content, at) != tag:
         return NOTHING, NOTHING
     length, start = read_length(content, at + 1, stop)
@@ -180,7 +180,7 @@ def _varint_problem(at: int, stop: int) -> int:
 
 @compile_inner_kernel
 def _any_field(content: npt.NDArray[np.uint8], at: int, stop: int) -> tuple[Any, Any, Any]:
-    """Return what :func:`next_field` does, for a field of any tag."""
+    """Return the result of :func:`next_field` for a field of any tag."""
     signed_tag, start = read_int64(content, at, stop)
     if start < 0:
         return _varint_problem(at, stop), at, at
@@ -214,7 +214,7 @@ def _any_field(content: npt.NDArray[np.uint8], at: int, stop: int) -> tuple[Any,
 
 @compile_inner_kernel
 def read_entry(content: npt.NDArray[np.uint8], at: int, stop: int) -> tuple[int, int, int, int, int]:
-    """Return where key and value of the map entry at ``at`` begin and end, and where the next entry begins.
+    """Return the bounds of key and value of the map entry at ``at``, and the beginning of the next entry.
 
     The last value is -1 for an entry that is not exactly a key and a value.
     """
@@ -232,7 +232,7 @@ def read_entry(content: npt.NDArray[np.uint8], at: int, stop: int) -> tuple[int,
 
 @compile_inner_kernel
 def read_list(content: npt.NDArray[np.uint8], start: int, stop: int) -> tuple[Any, Any, Any]:
-    """Return the kind of the one list in the Feature ``content[start:stop]``, and where the list begins and ends."""
+    """Return the kind of the one list in the Feature ``content[start:stop]``, and the list's bounds."""
     if start == stop:
         return NO_KIND, stop, stop
     tag = byte_at(content, start)
@@ -252,7 +252,7 @@ def holds_values(kind: int, tag: int) -> bool:
 
 @compile_inner_kernel
 def count_varints(content: npt.NDArray[np.uint8], start: int, stop: int) -> Any:
-    """Return how many varints end in ``content[start:stop]``."""
+    """Return the number of varints that end in ``content[start:stop]``."""
     count = 0
     for at in range(np.uintp(start), np.uintp(stop)):
         count += content[at] < 128
@@ -298,7 +298,7 @@ def count_list(content: npt.NDArray[np.uint8], kind: int, start: int, stop: int)
 
 @compile_inner_kernel
 def read_one_number(content: npt.NDArray[np.uint8], kind: int, start: int, stop: int) -> tuple[Any, Any]:
-    """Return what a scalar column sees in a list (its kind, EMPTY, SEVERAL or NON_CANONICAL), and the value's bits."""
+    """Return a list's form for a scalar column (its kind, EMPTY, SEVERAL or NON_CANONICAL), and the value's bits."""
     count = count_list(content, kind, start, stop)
     if count < 0:
         return NON_CANONICAL, 0
