@@ -1,1 +1,1 @@
-"""One question of speed, size or memory per file: both sides in one run, a table under ``docs/benchmarks/``."""
+"""Benchmarks: one question of speed, size, memory or quality per file, with its table under ``docs/benchmarks/``."""

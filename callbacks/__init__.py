@@ -1,6 +1,6 @@
 """Keras callbacks for any ``tf.distribute`` strategy, one per file.
 
-They are usable in anybody's ``model.fit``. All ranks save, and only the chief's copy is published.
+They work in any ``model.fit``. All ranks save a checkpoint, and only the chief's copy is published.
 """
 
 from typing import TYPE_CHECKING

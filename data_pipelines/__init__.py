@@ -1,6 +1,6 @@
 """Data pipelines: from Spark tables to TFRecord shards and on to training batches.
 
-The same table and settings give the same dataset, byte for byte. A dataset is published whole or not at all.
+The same table and settings give the same shards, byte for byte. A dataset is published whole or not at all.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""Metrics and their intervals: one of each, for training, gates and experiments.
+"""Metrics and their bootstrap intervals, shared by training, gates and experiments.
 
-NumPy alone; nothing here reads or writes files.
+They need only NumPy and scikit-learn, and neither read nor write files.
 """
 
 from typing import TYPE_CHECKING

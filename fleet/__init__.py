@@ -1,6 +1,6 @@
 """Fleets: thousands of small models over the columns of one wide table, scored in one pass.
 
-A fleet is plain data, a row per model; its scores equal those of the models it was made from.
+A fleet is plain data with a row per model. Imported models keep their scores, up to rounding in 32-bit arithmetic.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""From a trained model to one in production: gates, promotion, experiments.
+"""From a trained model to one in production: pipelines, gates, promotion, experiments, watching.
 
-Decisions are pure functions; MLflow and stores are at the edge.
+Decisions are pure functions. Reading and writing of MLflow and stores happens around them.
 """

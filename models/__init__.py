@@ -1,6 +1,6 @@
 """Model architectures, and the layers, optimizers and indexes that they share. Nothing here depends on Spark.
 
-``catalog`` finds an architecture by name; each builds a Keras model from a specification and settings.
+``catalog`` finds an architecture by its name. A classical recommender is fitted; the others build a Keras model.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """Pages and plots: values in, figures and HTML out.
 
-A leaf that every folder may import and that imports none of ours; it writes no files.
+Every folder may import this one, which imports no other folder of ours and writes no files.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""Recommend items: top-k lists, routers over several models, re-ranking, and indexes of items.
+"""Recommendation of items: top-k lists, routers over several models, re-ranking, and indexes of items.
 
-The lists of a table, of a single row and of the server are the same.
+A row gets the same list in a table, by itself and from the server.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """Scoring: models applied to tables, files and single rows.
 
-Every row has its keys and the exact version that scored it. Memory is bounded by a batch.
+By default, a scored row has its keys and the exact version of its model. Rows stream through a task in batches.
 """
 
 from typing import TYPE_CHECKING

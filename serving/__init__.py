@@ -1,6 +1,6 @@
-"""The online server: models answer over HTTP, by TensorFlow Serving's REST API and the Open Inference Protocol.
+"""The online server: models over HTTP, by TensorFlow Serving's REST API and the Open Inference Protocol.
 
-An answer names the version that gave it. Bad requests are answered with 400 and never count against a model.
+An answer names the version that gave it. Invalid requests get a 4xx status with a message.
 """
 
 from typing import TYPE_CHECKING

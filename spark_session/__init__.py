@@ -1,6 +1,6 @@
-"""Spark's session behind one small interface: the only folder that knows its context, JVM, jobs and tasks.
+"""Spark's session behind one small interface: the only folder that uses its context, its JVM and task contexts.
 
-``session_of`` returns the capabilities of a session; what a session lacks is one error, with the remedy.
+``session_of`` returns a session's capabilities. A missing capability raises one error, with the remedy.
 """
 
 from typing import TYPE_CHECKING

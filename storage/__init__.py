@@ -1,6 +1,6 @@
 """Files on any store: paths, atomic writes, listings, a cache per machine.
 
-A write is complete or invisible, whichever process dies. Neither Spark nor TensorFlow is imported here.
+A published write is complete or invisible, even if a process dies. Nothing here imports Spark or TensorFlow.
 """
 
 from typing import TYPE_CHECKING

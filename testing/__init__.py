@@ -1,4 +1,4 @@
-"""Injected faults, for tests of failures: killed workers, hangs, full disks, slow or unreachable servers.
+"""Injected faults for tests of failures: killed workers, hangs, full disks, slow or unreachable servers.
 
-Training reaches them by one hook, and only where a fault is asked for.
+A training loads them through one hook, only if the environment requests a fault.
 """

@@ -1,6 +1,6 @@
-"""The main job: supervise workers on Spark, export, register, score and report.
+"""The main job: supervised training on Spark, export, registration, scoring and report.
 
-A finished run has a registered, checked model, whatever died on the way. ``pipeline`` lists the stages.
+A finished job has a registered model whose scores on Spark were checked. ``pipeline`` lists the stages.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """Checkpoints on any store: snapshot, publication, commit, fencing and download.
 
-A checkpoint counts once it is committed. An attempt that was replaced cannot publish.
+Only committed checkpoints count, and those that a replaced attempt commits later do not.
 """
 
 from typing import TYPE_CHECKING

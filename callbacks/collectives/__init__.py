@@ -1,4 +1,4 @@
-"""Collective decisions of a training's workers, the role of this process, and work before it exits.
+"""Collective decisions of a training's workers, the role of this process, and its cleanup before it ends.
 
 A decision is the same on every rank at the same step.
 """

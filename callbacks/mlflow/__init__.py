@@ -1,6 +1,6 @@
-"""Delivery of metrics, parameters, tags and artifacts to MLflow, also through an outage of its server.
+"""Delivery of metrics, parameters, tags and artifacts to MLflow, even through an outage of its server.
 
-A training never waits for MLflow, and what could not be sent is sent later, once.
+Requests are sent in the background, so no step waits for MLflow. ``metric_replay`` later sends a log's missing part.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The dataset directory: manifest, blocks, shards, and its copies on this machine.
+"""The dataset directory: its manifest, blocks and shards, and the local copies of remote datasets.
 
 The manifest is written last, so a directory without one is not a dataset.
 """

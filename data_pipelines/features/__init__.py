@@ -1,6 +1,6 @@
 """The feature specification, its fitted values, and the transform from raw columns to model inputs.
 
-One code transforms columns for training and for scoring. It needs NumPy and Arrow only.
+The same transform serves conversion and scoring. It needs neither Spark nor TensorFlow.
 """
 
 from typing import TYPE_CHECKING

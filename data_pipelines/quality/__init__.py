@@ -1,6 +1,6 @@
-"""Data quality: splits, leakage, profiles, validation, and the page that shows them.
+"""Data quality: splits, leakage, profiles, validation, and the page of a dataset.
 
-Values are counted once, while a table is converted; findings and page are made from the counts.
+Findings and page come from the profile: counts of all rows from the conversion, and measures of a sample.
 """
 
 from typing import TYPE_CHECKING

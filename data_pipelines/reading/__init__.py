@@ -1,6 +1,6 @@
 """Reading: batches of a dataset in a reproducible order, and files from other tools.
 
-Seed, epoch and rank fix the order of rows; every rank gets equally many batches.
+Seed, epoch and rank determine the order of rows. All ranks get the same number of batches.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""The data pipelines' side of Spark: the data source ``tfrecord``, schemas, tasks and their errors.
+"""Spark code of the data pipelines: the data source ``tfrecord``, its options, tasks and bars of progress.
 
-Task bodies are picklable values, and an error names the file or row that caused it.
+Task bodies are values that pickle, and an error names the file or row that caused it.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """The TFRecord codec: bytes <-> records <-> Arrow columns, independent of Spark and of storage.
 
-Damaged records are found by their checksums; what is written, TensorFlow reads.
+Checksums reveal damaged records. TensorFlow reads the records that this codec writes.
 """
 
 from typing import TYPE_CHECKING

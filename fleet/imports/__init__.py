@@ -1,6 +1,6 @@
-"""Import of trained models into fleets, a module per library or format.
+"""Import of trained models into fleets, with one module per library or format.
 
-A model that cannot be imported exactly is refused by name.
+A model that a fleet cannot express is refused, and the error names it.
 """
 
 from typing import TYPE_CHECKING

@@ -1,1 +1,1 @@
-"""Files for orchestrators, to copy: a DAG of Airflow and a job of Databricks."""
+"""Templates for orchestrators of fleets' runs: an Airflow DAG and a Databricks job."""

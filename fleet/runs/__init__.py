@@ -1,6 +1,6 @@
-"""Runs of fleets that can be resumed: microbatches, and the ledger that records them.
+"""Resumable runs of fleets: microbatches, and the ledger that records them.
 
-A row is scored once, whoever dies; several clusters may share one run.
+A microbatch is published whole or not at all, and a resumed run scores only the rest. Clusters may share a run.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""Training of fleets: many targets over one table, learnt in one pass as stacked models.
+"""Training of fleets: models of many targets over one table, stacked into one Keras model and trained together.
 
-Each target learns from its own rows only, as if it were trained alone.
+Each model learns only from rows with a label of its target, and stops by its own validation loss.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """Experiments: assignment of units to variants, their exposures and actions, the analysis, and bandits.
 
-A unit keeps its variant. A conclusion follows from the interval that is valid now.
+A unit keeps its variant while the weights stay the same. Until the planned end, always-valid intervals decide.
 """
 
 from typing import TYPE_CHECKING

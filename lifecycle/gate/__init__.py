@@ -1,6 +1,6 @@
 """Validation of a candidate against the champion: sliced metrics, thresholds, and findings that block a promotion.
 
-A gate that could not be measured does not pass.
+A gate without a measurement fails.
 """
 
 from typing import TYPE_CHECKING

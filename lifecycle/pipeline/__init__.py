@@ -1,6 +1,6 @@
-"""From a recipe's tables to a model in production, in one command: each stage is checked, recorded, and done once.
+"""From a recipe's tables to a model in production, in one command whose stages are checked and recorded.
 
-A run of the same date goes on where the last one stopped.
+For the same date, the command continues where the last one stopped.
 """
 
 from typing import TYPE_CHECKING

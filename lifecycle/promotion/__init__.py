@@ -1,6 +1,6 @@
-"""The version of a model in production: registries, promotion by evidence, and the way back.
+"""The version of a model in production: registries, promotion by evidence, and rollback.
 
-A champion changes once per decision, and every change is in the audit trail.
+Only a version that passed its gates becomes champion, and every change is in the audit trail.
 """
 
 from typing import TYPE_CHECKING

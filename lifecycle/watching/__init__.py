@@ -1,4 +1,4 @@
-"""A model in production: drift of its inputs and scores since the training, and its quality now.
+"""Watching a model in production: drift of its inputs and scores since the training, and its live quality.
 
 A snapshot of the training travels with the model, so watching needs no training data.
 """

@@ -1,6 +1,6 @@
 """Parts of training that fit any model: objectives, optimizers, the step loop and warm starts.
 
-Losses and gradients are means over real rows, whatever the batch size and the number of workers.
+Losses and gradients are means over the rows that are not padding.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """Indexes: exact and approximate search for the best candidates, as layers of an exported model.
 
-The exact index breaks ties by the candidates' order, so its lists are reproducible.
+Of candidates with equal scores, the exact index ranks the one with the lower id first.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """The layers that the architectures share: embeddings, heads, dropout and inputs.
 
-A layer with randomness resumes at the number where its checkpoint was saved.
+Random layers count their calls, and a resumed training continues their sequence of numbers from its checkpoint.
 """
 
 from typing import TYPE_CHECKING

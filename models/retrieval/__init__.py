@@ -1,6 +1,6 @@
-"""Towers, losses and training steps of retrieval models.
+"""Towers, losses, sampling and training steps of retrieval models, and metrics of ranked lists.
 
-Metrics of ranked lists are computed by the same code in training and in evaluation.
+All trained retrieval architectures use the one model class in ``model``.
 """
 
 from typing import TYPE_CHECKING

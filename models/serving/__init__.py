@@ -1,6 +1,6 @@
 """Export of models as SavedModels, and the feature transform in their graphs.
 
-The graph computes the same inputs as the transform in Python, so a served model cannot differ from its training.
+Tests verify that the transform in the graph is equal, bit for bit, to the one in Python.
 """
 
 from typing import TYPE_CHECKING

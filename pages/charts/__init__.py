@@ -1,4 +1,4 @@
-"""Charts as SVG, small and in the colours of the page around them."""
+"""Small SVG charts that take their colours from the page around them."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""New catalogues for trained models: a new index without a training."""
+"""New catalogues for trained models: another table of items and new indexes, without another training."""
 
 from typing import TYPE_CHECKING
 

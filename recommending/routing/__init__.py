@@ -1,4 +1,4 @@
-"""Several models in one folder: rules on columns choose the one that answers for a row.
+"""Routers: several models in one folder, with rules on columns that choose the model, blend or cascade for each row.
 
 A router is loaded, pinned and scored like a single model.
 """

@@ -1,6 +1,6 @@
-"""Backends, one file for each library that computes models.
+"""Backends, one file for each library or format that computes models.
 
-``catalog`` chooses the backend; all give the same signature and the same errors.
+``catalog`` lists them, and all implement the interface in ``protocol``.
 """
 
 from typing import TYPE_CHECKING

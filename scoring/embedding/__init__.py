@@ -1,6 +1,6 @@
-"""Embeddings of texts and images by the user's encoder, with a cache of their vectors.
+"""Embeddings of texts and images by the user's own encoder, with a cache of their vectors.
 
-A text is encoded once per version of the encoder, on whichever machine it appears.
+All runs share the cache, and a vector in the cache is not computed again for the same version of the encoder.
 """
 
 from typing import TYPE_CHECKING

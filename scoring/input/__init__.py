@@ -1,6 +1,6 @@
 """Inputs of models: columns, their types, and the sources of rows.
 
-A column of the wrong type is refused by name before any row is scored.
+A column of the wrong type is refused before any row is scored, and the error names the column.
 """
 
 from typing import TYPE_CHECKING

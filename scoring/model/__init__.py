@@ -1,6 +1,6 @@
-"""Models for scoring: resolving URIs, fetching, caching and loading.
+"""Models for scoring: look-up of URIs, download, cache and loading.
 
-A URI is pinned to one version and digest per call; a model that may run code is loaded with consent only.
+A call pins its URI to one version and digest. A model with Python code is loaded only with the caller's consent.
 """
 
 from typing import TYPE_CHECKING

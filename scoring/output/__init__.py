@@ -1,6 +1,6 @@
-"""Scored rows: the columns that they carry, forms of scores, checks of outputs and rows that fail.
+"""Scored rows: their columns, the forms of scores, checks of outputs, and rows that fail.
 
-The order of added columns is written once.
+``added_columns`` defines the columns after the scores and their order.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """Code of scoring tasks on the executors, and the planning of these tasks.
 
-A task body pickles, loads its model once per process, and counts what it did.
+A task body pickles, loads its model once per process, and counts its rows.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """Models for other servers: TensorFlow Serving's folders, configuration and warm-up records, and files of ONNX.
 
-An export is checked against the model's own scores before it is published.
+An export is loaded before it is published, and its folder appears whole or not at all.
 """
 
 from typing import TYPE_CHECKING

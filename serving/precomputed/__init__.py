@@ -1,6 +1,6 @@
-"""Precomputed scores in a file with look-up by key.
+"""Precomputed rows in one file, with look-up by key.
 
-A store is replaced whole; damage is found when it is opened or read, and never answered from.
+A store is replaced in one step. Checksums reveal damage when the store is opened or read; a damaged row is an error.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """All-or-nothing writes: the files of a Spark write become visible together or not at all, even after a crash.
 
-Tasks write into a staging folder, the driver publishes; the next writer finishes or takes back what a dead one left.
+Tasks write into a staging folder, and the driver publishes it. The next writer finishes or undoes a dead one's write.
 """
 
 from typing import TYPE_CHECKING

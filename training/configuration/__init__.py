@@ -1,6 +1,6 @@
 """The configuration of a run: its fields, the rules between them, recipes and the command line.
 
-A default is written once, in ``settings``; a bad value is refused before Spark starts.
+Fields and their defaults are in ``fields``. An invalid value is refused before Spark starts.
 """
 
 from typing import TYPE_CHECKING

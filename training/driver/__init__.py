@@ -1,6 +1,6 @@
 """The driver's part of a training: attempts, watchdog, failure policy, elastic workers, signals.
 
-Decisions are pure functions of recorded events; the supervisor carries them out.
+``failure_policy`` decides by a pure function of the attempts, and the supervisor carries the decision out.
 """
 
 from typing import TYPE_CHECKING

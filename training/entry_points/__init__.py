@@ -1,4 +1,4 @@
-"""Ways to start a training other than the main job: calls for notebooks and scripts; the commands runs and doctor."""
+"""Other ways to start a training than the main job, for notebooks and scripts, and the commands runs and doctor."""
 
 from typing import TYPE_CHECKING
 

@@ -1,6 +1,6 @@
 """The executor's part of a training: Spark's barrier task, the fork server, and the worker's process.
 
-A worker that dies, hangs or gets a request to stop leaves no process behind, and its last words reach the driver.
+A worker that dies, hangs or gets a request to stop leaves no process behind. Its outcome is reported to the driver.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""A job and its parts: a prepared run, its sources and warm start, the checks of its cluster.
+"""A job and its parts: a prepared run, its sources and warm start, and the checks of its cluster.
 
-Stores, models and settings are resolved once, before Spark starts a task.
+The driver resolves stores, models and settings once, before the training starts.
 """
 
 from typing import TYPE_CHECKING

@@ -1,1 +1,1 @@
-"""The programs that ranks run: models, parameter servers, users' functions, and classical recommenders."""
+"""The programs of a training: Keras models, parameter servers, users' functions, and classical recommenders."""

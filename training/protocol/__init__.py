@@ -1,6 +1,6 @@
 """Values and connections that driver, executors and workers share.
 
-It imports none of them. Every connection is authenticated by the run's token.
+This folder imports none of the three. Every connection is authenticated by the run's token.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""The results of a training: export, registration, evaluation, summary.
+"""The results of a training: export, registration, predictions, evaluation and report.
 
-A version is registered only after its export scored the test rows as the trained model does.
+In the main job, a version gets its alias only if Spark's scores equal the training framework's, within a tolerance.
 """
 
 from typing import TYPE_CHECKING

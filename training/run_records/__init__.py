@@ -1,6 +1,6 @@
 """The records of a run: its folder, its events, its MLflow run.
 
-The folder alone is enough to resume a run; MLflow may be away.
+The folder alone is enough to resume a run, even while MLflow is unreachable.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """Hyperparameter search on the cluster, with Optuna: ``mirrorspark sweep``.
 
-A sweep that was stopped goes on from its study; each trial is a run that can be inspected.
+A stopped sweep continues from its study. Each trial is a run that can be inspected.
 """
 
 from typing import TYPE_CHECKING

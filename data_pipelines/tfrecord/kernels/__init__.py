@@ -1,6 +1,6 @@
 """Numba kernels of the TFRecord codec.
 
-Each agrees with plain Python code on random bytes, and reads nothing beyond its buffer.
+Tests compare them with plain Python code on random bytes. A kernel never reads beyond its buffer.
 """
 
 from typing import TYPE_CHECKING

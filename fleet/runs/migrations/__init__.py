@@ -1,1 +1,1 @@
-"""The versions of the ledger's schema, which Alembic applies."""
+"""Migrations of the ledger's schema, which Alembic applies."""

@@ -1,6 +1,6 @@
-"""The planning of a fleet's run: cores and hours by measured rates, marts by cluster, and settings of Spark.
+"""The planning of a fleet's run: cores and hours, the division among clusters, and settings of Spark.
 
-A forecast has an interval, and says which part of it was measured.
+A plan is arithmetic on rates that were measured on a sample of the table.
 """
 
 from typing import TYPE_CHECKING

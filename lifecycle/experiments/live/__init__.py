@@ -1,4 +1,4 @@
 """Experiments in the online server: the split of its traffic, and live checks of the variants.
 
-A variant that fails its checks gets no more traffic.
+After a variant has failed its checks, the control answers its requests.
 """

@@ -1,1 +1,1 @@
-"""Files for orchestrators, to copy: a DAG of Airflow and a job of Databricks that run a pipeline every week."""
+"""Templates for orchestrators: an Airflow DAG and a Databricks job that run a pipeline every week."""

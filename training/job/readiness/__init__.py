@@ -1,6 +1,6 @@
-"""Preflight checks: what a run needs, checked before it starts.
+"""Preflight checks of the driver, the cluster and its executors, before a run starts.
 
-A failed check names what is missing, where, and the remedy.
+A failed check gives the finding and the remedy.
 """
 
 from typing import TYPE_CHECKING

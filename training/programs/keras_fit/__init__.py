@@ -1,6 +1,6 @@
 """The training of one rank: data, strategy, model, callbacks and ``model.fit``.
 
-A resumed training continues bit for bit where its checkpoint was saved.
+On CPUs and with the same number of workers, a resumed training ends with the same weights, bit for bit.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
 """Training with parameter servers, for embedding tables that are too large for every worker to hold.
 
-Plans, checkpoints and supervision are those of the other strategies.
+Plans, checkpoints and supervision are shared with the other strategies.
 """

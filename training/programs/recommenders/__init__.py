@@ -1,6 +1,6 @@
 """Classical recommenders: interactions of users, fitted weights and factors, and the best candidates of every row.
 
-They are fitted on the driver or by Spark, and exported, scored and judged like any other model.
+They are fitted on the driver or by Spark, and exported, scored and evaluated like any other model.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""Training functions that others wrote, run unchanged under our supervision.
+"""Users' own training functions, run unchanged under our supervision.
 
-They are called as ``MirroredStrategyRunner`` calls them.
+They are written for ``MirroredStrategyRunner`` and called in the same way.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """Collectives over TCP between workers, and the ``tf.distribute`` strategy on top of them.
 
-Sums are equal bit for bit on every rank; damaged bytes and lost peers are errors, never wrong sums.
+Sums are equal bit for bit on every rank. Damaged bytes and lost peers raise errors instead of giving wrong sums.
 """
 
 from typing import TYPE_CHECKING

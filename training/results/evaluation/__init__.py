@@ -1,6 +1,6 @@
-"""Baselines, judgements and explanations of a trained model on its test rows.
+"""Baselines, comparisons and explanations of a trained model on its test rows.
 
-Every comparison has an interval over the same rows.
+A comparison with a baseline is over the same rows, and its intervals come from a paired bootstrap.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
 """A run's results for people: report, model card, summary and notebook views.
 
-They are made from facts alone; a picture that fails is named and takes nothing with it.
+A picture that cannot be drawn is logged and left out, and the report is complete without it.
 """
 
 from typing import TYPE_CHECKING

@@ -1,6 +1,6 @@
-"""The live view of a run: its screen, its lines and the state that they show.
+"""The live view of a run: its screens, its lines of text and the displayed state.
 
-It only reads events, so it cannot slow or end a run.
+It shows the events that it gets, and changes nothing in the run.
 """
 
 from typing import TYPE_CHECKING

@@ -1,1 +1,1 @@
-"""One module per version of the ledger's schema; released ones are never changed."""
+"""One module per version of the ledger's schema. A released version is never changed."""
