@@ -149,7 +149,7 @@ class Session:
     def run_barrier_job(
         self, body: Callable[[Iterable[Any]], Iterator[T]], tasks: int, *, timeout_seconds: float
     ) -> list[T]:
-        """Run ``body`` in barrier tasks, which all start at once, and return what they yield.
+        """Run ``body`` in barrier tasks, which all start at once, and return the values that they yield.
 
         Args:
             body: The body of a task.

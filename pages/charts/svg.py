@@ -19,7 +19,7 @@ def text_svg(x: float, y: float, text: str, colour: str, anchor: str = "start") 
 
 
 def picture_svg(width: float, height: float, name: str, parts: Sequence[str], *, text_pixels: int = 11) -> Markup:
-    """Return parts, whose values are escaped, as a picture; ``name`` is what readers without pictures get."""
+    """Return parts, whose values are escaped, as a picture; ``name`` is its text for readers without pictures."""
     start = Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {:g} {:g}" role="img" aria-label="{}" font-size="{}" '
         'font-family="system-ui,sans-serif" style="min-width:{:g}px;max-width:{:g}px">'
