@@ -364,7 +364,7 @@ def _embedded(
     *,
     progress: bool,
 ) -> tuple[DataFrame, DataFrame | None, FeatureSpec]:
-    """Return the tables with embedded columns, and the spec that says so."""
+    """Return the tables with embedded columns, and the spec that describes them."""
     df, spec = embedder.embedded(df, spec, dataset, progress=progress)
     if items is not None and spec.items is not None:
         items, of_items = embedder.embedded(items, spec.items, dataset, progress=progress)

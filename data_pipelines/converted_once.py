@@ -75,7 +75,7 @@ def content_hash(table: DataFrame) -> str:
 
 
 def hashed_on_the_way(table: DataFrame) -> tuple[DataFrame, Callable[[], str]]:
-    """Return a table that is hashed as tasks read it, and what returns its :func:`content_hash` afterwards."""
+    """Return a table that is hashed as tasks read it, and a function for its :func:`content_hash` afterwards."""
     seen = Observation()
     sums = [column.alias(f"sum_{number}") for number, column in enumerate(_sums(table.schema))]
     return table.observe(seen, *sums), lambda: _digest(table.schema, list(seen.get.values()))

@@ -81,7 +81,7 @@ def write_tfrecords(
         TargetExistsError: The mode is ``error``, and there is data.
         ValueNotStorableError: A value is none that a record can hold.
         WriteError: The write failed; the message says why. Nothing of it is visible.
-        OSError: The files were written whole and cannot be published; the message says what is visible.
+        OSError: The files were written whole and cannot be published; the message names the visible part.
     """
     options = tfrecord_options.WriteOptions(
         record_type=record_type,  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def write_tfrecords_from_parquet(
         TargetExistsError: The mode is ``error``, and there is data.
         ValueNotStorableError: A value is none that a record can hold.
         WriteError: The write failed; the message says why. Nothing of it is visible.
-        OSError: The files were written whole and cannot be published; the message says what is visible.
+        OSError: The files were written whole and cannot be published; the message names the visible part.
     """
     options = tfrecord_options.WriteOptions(
         record_type=record_type,  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ def tensorflow() -> Arithmetic:
 
 
 def measured(values: Any, feature: Numeric, library: Arithmetic) -> Any:
-    """Return float64 ``values`` clipped and, if the feature says so, as logarithms; NaN stays NaN."""
+    """Return float64 ``values``, clipped, and as logarithms if the feature asks for them; NaN stays NaN."""
     low, high = feature.clip or (None, None)
     if low is not None:
         values = library.where(values < low, float(low), values)

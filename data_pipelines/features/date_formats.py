@@ -110,7 +110,7 @@ def orders_read(order: DateOrder) -> tuple[DateOrder, ...]:
 
 
 def days_of_texts(texts: pa.StringArray, order: DateOrder) -> np.ndarray:
-    """Return float64 ``[texts]``: days since the start of 1970 in UTC, NaN for null and for what is not a date."""
+    """Return float64 ``[texts]``: days since the start of 1970 in UTC, NaN for null and for a text without a date."""
     days = _days_in_order(texts, order)
     for other in orders_read(order)[1:]:
         days = np.where(np.isnan(days), _days_in_order(texts, other), days)

@@ -46,7 +46,7 @@ def with_items(fitted: FittedFeatures, of_items: FittedFeatures, items: pa.Table
         items: The table of items.
 
     Raises:
-        ColumnError: As :func:`item_keys` says.
+        ColumnError: See :func:`item_keys`.
     """
     keys = item_keys(of_items.spec, items)
     candidate, key = fitted.spec.candidate, of_items.spec.candidate.name
@@ -78,7 +78,7 @@ def with_catalogue(fitted: FittedFeatures, items: pa.Table, trained: int) -> Fit
         trained: Number of candidates at training.
 
     Raises:
-        ColumnError: As :func:`item_keys` says.
+        ColumnError: See :func:`item_keys`.
     """
     assert fitted.items is not None  # noqa: S101 - the caller refuses models without items
     name = fitted.spec.vocabulary_name(fitted.spec.candidate)
@@ -96,7 +96,7 @@ def with_changes(items: ItemTable, changes: pa.Table | None, removed: Collection
         removed: Keys of rows to leave out.
 
     Raises:
-        ColumnError: As :func:`item_keys` says; or ``removed`` names an item that there is not, or that ``changes`` has.
+        ColumnError: See :func:`item_keys`; or ``removed`` names an item that does not exist, or that ``changes`` has.
     """
     spec = items.features.spec
     keys = raw_column(items.rows, spec.candidate)

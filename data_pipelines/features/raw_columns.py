@@ -90,7 +90,7 @@ def integer_tokens(table: pa.Table | pa.RecordBatch, feature: Categorical) -> pa
 def raw_inputs(table: pa.Table, spec: FeatureSpec) -> pa.Table:
     """Return only the columns that a model takes for scoring, in the types of its raw signature.
 
-    Embedded texts and images stay what they are; :func:`as_contents` returns what they are of.
+    Embedded texts and images stay unchanged; :func:`as_contents` returns the contents from which they were made.
 
     Raises:
         ColumnError: A column is absent or cannot be read as its feature.
@@ -99,7 +99,7 @@ def raw_inputs(table: pa.Table, spec: FeatureSpec) -> pa.Table:
 
 
 def planned_inputs(table: pa.Table, spec: FeatureSpec, plans: "ColumnPlans") -> pa.Table:
-    """Do what :func:`raw_inputs` does, by plans for the table's schema."""
+    """Return the result of :func:`raw_inputs`, by plans for the table's schema."""
     columns: dict[str, pa.Array] = {}
     for feature in spec.input_features:
         columns |= plans[feature].raw(table)
@@ -420,7 +420,7 @@ def _entries(feature: Sparse, indices: pa.ListArray, values: pa.ListArray) -> pa
 
 
 def _vectors(feature: EmbeddedFeature, column: pa.Array) -> pa.Array:
-    """Return the vectors of embedded texts or images; what is yet to be embedded stays what it is."""
+    """Return the vectors of embedded texts or images; a column that is yet to be embedded stays unchanged."""
     if embedded_content(column.type) is None:
         return column
     vectors = pc.struct_field(column, VECTOR).cast(RAW_TYPES["values"])

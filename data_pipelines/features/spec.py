@@ -1,7 +1,7 @@
 """The feature specification: every column that the model sees, as plain data with a form in YAML.
 
-One specification drives conversion, training, the exported model and scoring. It holds no data: what Spark learns from
-the rows (vocabularies, means, quantiles) is in :mod:`data_pipelines.features.fitted`.
+One specification drives conversion, training, the exported model and scoring. It holds no data:
+:mod:`data_pipelines.features.fitted` has the values that Spark learns from the rows (vocabularies, means, quantiles).
 :mod:`data_pipelines.features.kinds` defines the kinds of features.
 """
 

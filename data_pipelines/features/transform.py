@@ -177,7 +177,7 @@ class Encoder:
     ) -> dict[str, np.ndarray]:
         """Return the tensors for an exported model that takes encoded features.
 
-        As :meth:`encode`, with ``ids`` as int64 ``[batch, max_length]`` and the three parts of ``sparse`` under the
+        Like :meth:`encode`, with ``ids`` as int64 ``[batch, max_length]`` and the three parts of ``sparse`` under the
         names of :attr:`data_pipelines.features.kinds.Sparse.parts`.
         """
         _, tensors = next(self.padded_parts(table, features, max(1, table.num_rows)))

@@ -45,7 +45,7 @@ def column_card(
     rates: str,
     former: ColumnProfile | None,
 ) -> Markup:
-    """Return the card of a column, which has what cards are found and ordered by.
+    """Return the card of a column, with the attributes by which cards are found and ordered.
 
     Args:
         column: Its profile.

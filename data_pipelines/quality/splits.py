@@ -127,7 +127,7 @@ def default_split(
         split_column: Name of the column.
 
     Raises:
-        SplitError: As :func:`time_split` and :func:`random_split` say, or the times are too few to divide.
+        SplitError: See :func:`time_split` and :func:`random_split`; or the times are too few to divide.
     """
     if split_column in df.columns:
         return df

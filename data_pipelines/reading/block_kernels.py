@@ -13,7 +13,7 @@ from mirrorspark.data_pipelines.tfrecord.kernels import wire_read
 # The kinds of columns in a slot.
 FLOATS, INT64S, LIST_LENGTHS, LIST_INT64S, LIST_FLOATS, VECTORS = range(6)
 
-# The kernel's codes for what is wrong with a block.
+# The kernel's codes for errors in a block.
 WHOLE, NOT_A_RECORD, _MALFORMED, _MISSING, _COUNT, _VALUES, _LENGTHS, NO_ROOM = range(8)
 PROBLEMS = {
     _MALFORMED: "it is not laid out as blocks are written",

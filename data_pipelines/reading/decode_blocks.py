@@ -18,7 +18,7 @@ CopyRanges = npt.NDArray[np.int64]
 
 
 class DamagedBlockError(ValueError):
-    """An intact record that is not the block its dataset describes; the message says what is wrong."""
+    """An intact record that is not the block its dataset describes; the message names the difference."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class BlockSlots:
                 break
             self._make_room(count)
         if problem == block_kernels.NOT_A_RECORD:
-            read_record_at(content.data, offset, name=name)  # raises, and says what is wrong
+            read_record_at(content.data, offset, name=name)  # raises the error that names the damage
         raise DamagedBlockError(
             f"{name}: the block at byte {offset} is damaged: "
             + block_kernels.PROBLEMS[problem].format(column=self._names[column], count=count, rows=len(positions))

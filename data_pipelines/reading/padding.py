@@ -1,4 +1,4 @@
-"""Batches that are filled up with padding, and what a mean over their rows has to be multiplied by."""
+"""Batches that are filled up with padding, and the factor that corrects a mean over their rows."""
 
 from typing import Any, NamedTuple
 

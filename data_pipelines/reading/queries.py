@@ -1,4 +1,4 @@
-"""The query of a row of a retrieval dataset: what a model reads to rank the candidates for it."""
+"""The query of a row of a retrieval dataset: the model's inputs for ranking the candidates for that row."""
 
 import numpy as np
 import numpy.typing as npt

@@ -90,6 +90,6 @@ class SparkTasks:
 
 
 def seconds_left(first: tuple[float, int], last: tuple[float, int], total: int) -> float | None:
-    """Return the seconds until all is done, at the mean speed between two times with what was done by then."""
+    """Return the seconds until all is done, at the mean speed between two times with the amounts done by then."""
     (begin, before), (now, done) = first, last
     return (total - done) * (now - begin) / (done - before) if done > before and now > begin else None

@@ -54,7 +54,7 @@ def work_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
 
 @contextmanager
 def _shown(name: str, count: Callable[[float], Tasks | None]) -> Iterator[None]:
-    """Show what ``count`` returns, given monotonic seconds, while inside."""
+    """Show the result of ``count``, which gets monotonic seconds, while inside."""
     bar = _bar_here(name)
     if bar is None:
         yield

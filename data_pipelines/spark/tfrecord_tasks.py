@@ -236,7 +236,7 @@ class ReadTask:
         Raises:
             CodecError: A file is not compressed with the given codec.
             DamagedRecordError: A record is damaged and ``on_damage`` is ``fail``.
-            FeatureTypeError: A feature is not what its column asks for, or is missing in a column that is not nullable.
+            FeatureTypeError: A feature does not fit its column, or is missing in a column that is not nullable.
             MalformedExampleError: A record is not a message of the record type.
             OSError: The store fails.
         """

@@ -54,12 +54,12 @@ class SchemaError(ValueError):
 
 
 class FeatureTypeError(ValueError):
-    """A record's feature that is not what its column asks for.
+    """A record's feature that does not fit its column.
 
     Attributes:
         record: the record's number in the file, from 0.
         file: the file's name; empty if it is unknown.
-        problem: what was found, and what to do.
+        problem: the finding and the remedy.
         offset: where the record begins, in bytes from the start of the (uncompressed) file; None if unknown.
     """
 

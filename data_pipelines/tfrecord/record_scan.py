@@ -261,8 +261,8 @@ def _whole_records(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int, int, int, int]:
     """Find the records at the beginning of ``content``, up to the first that is damaged or incomplete.
 
-    Returns where their payloads begin and end, where that first record begins, what is wrong with it, and the stored
-    and the computed checksum, or its length.
+    Returns the bounds of their payloads, the beginning of that first record, the code of its error, and the stored and
+    the computed checksum, or its length.
     """
     room = 1024
     at: Any = 0

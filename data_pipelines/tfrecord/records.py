@@ -60,7 +60,7 @@ class DamagedRecordError(ValueError):
     """A file whose bytes are not the records that were written.
 
     Attributes:
-        found: what is wrong.
+        found: the damage, in words.
         offset: where the damaged record begins, in bytes from the start of the (uncompressed) file.
         file: the file's name; empty when it is not known.
         detail: the values that disagree.

@@ -77,7 +77,7 @@ class RowDecoder:
             name: The file's name, for errors.
 
         Raises:
-            FeatureTypeError: A feature is not what its column asks for: another kind, several values for a scalar
+            FeatureTypeError: A feature does not fit its column: another kind, several values for a scalar
                 column, a length other than the fixed one, a value beyond the column's type, not UTF-8, or missing in a
                 column that takes no nulls.
             MalformedExampleError: A payload is not a message of the record type, or is a block of rows.

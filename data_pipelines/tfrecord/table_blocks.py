@@ -155,7 +155,7 @@ def decode_table_block(
 
     Raises:
         SchemaError: Blocks cannot hold such a table.
-        FeatureTypeError: A column is not what the schema asks for.
+        FeatureTypeError: A column does not fit the schema.
         MalformedExampleError: The payload is not a block.
     """
     columns = _block_columns(schema)

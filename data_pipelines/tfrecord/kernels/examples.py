@@ -79,7 +79,7 @@ def _index_feature(
 def _index_entry(
     content: npt.NDArray[np.uint8], start: int, stop: int, index: npt.NDArray[np.int64], first: int, entry: int
 ) -> tuple[int, int, npt.NDArray[np.int64], int]:
-    """Add the rows of the map entry in ``content[start:stop]``, at least one; returns what _index_feature does."""
+    """Add the rows of the map entry in ``content[start:stop]``, at least one; returns the result of _index_feature."""
     count = first
     key_start = start
     key_stop = start

@@ -3,7 +3,7 @@
 The kernels read messages as TensorFlow's own writers lay them out: each map entry is a key and a value, each Feature
 one list. A record with anything else (fields in pieces or out of order, repeated names, unknown fields, damage) is
 *non-canonical*: the kernels only report it, and :mod:`data_pipelines.tfrecord.examples` reads it as protobuf does, or
-says what is wrong with it. No kernel reads a byte outside the payload.
+names the error in it. No kernel reads a byte outside the payload.
 """
 
 import numpy as np

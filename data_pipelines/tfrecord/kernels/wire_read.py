@@ -1,6 +1,6 @@
 """Inner kernels that read the wire format of protobuf messages: the one place that knows how it is laid out.
 
-There are two ways to read a message. :func:`next_field` reads any field of any writer, and says what is wrong with it.
+There are two ways to read a message. :func:`next_field` reads any field of any writer, and names the error in it.
 :func:`read_field`, :func:`read_entry` and :func:`read_list` read messages as TensorFlow's own writers lay them out,
 where the next field is known, and return a negative number for anything else.
 
