@@ -99,7 +99,7 @@ def _run(file: Path, names: Sequence[str]) -> int:
             print(f"{name} …", flush=True)
             try:
                 PARTS[name](part, Path(folder))
-            except Exception:  # the others are told all the same
+            except Exception:  # the others run all the same
                 part.error = traceback.format_exc()[-6000:]
                 print(part.error, flush=True)
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
@@ -213,7 +213,7 @@ def _faults(part: Part, folder: Path) -> None:
     ends = {name: weights for name, weights in part.exact.items() if name.endswith(": weights")}
     part.exact["all end with the weights of the unbroken run"] = set(ends.values()) == {unbroken}
     said = part.command("code that raises", folder, *_train(), status=1, MIRRORSPARK_FAULTS="raise:rank=1,step=30")
-    part.exact["code that raises: told"] = "MIRRORSPARK_FAULTS asked for an error" in said
+    part.exact["code that raises: reported"] = "MIRRORSPARK_FAULTS asked for an error" in said
 
 
 def _throughput(part: Part, folder: Path) -> None:

@@ -21,7 +21,7 @@ UNIT = "tests/unit"
 _IMPORT = re.compile(
     r"^\s*(?:from|import) +((?:mirrorspark|benchmarks|tools|tests)[\w.]*)(?: import (\([^)]*\)|[^#\n]*))?", re.MULTILINE
 )
-# Tells pytest's workers for how many seconds they may begin tests. Before that they import for some twenty seconds.
+# Seconds for which the workers of pytest may begin tests. Before that they import for some twenty seconds.
 _SECONDS = "MIRRORSPARK_QUICK_SECONDS"
 _DEADLINE = pytest.StashKey[float]()
 
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def changed_files(since: str) -> list[str]:
-    """Return the paths that differ from the commit ``since``, those that are new and those that are gone included."""
+    """Return the paths that differ from the commit ``since``, new and removed ones included."""
     found: set[str] = set()
     for arguments in (["diff", "--name-only", since], ["ls-files", "--others", "--exclude-standard"]):
         listed = subprocess.check_output(["git", *arguments], cwd=REPOSITORY, text=True)  # noqa: S607 - on PATH
@@ -80,7 +80,7 @@ def nearest(changed: Iterable[str], imported: Mapping[str, frozenset[str]]) -> l
 
     Args:
         changed: Paths relative to the repository.
-        imported: What each Python file imports, by its path.
+        imported: Imports of each Python file, by its path.
     """
     paths = [PurePosixPath(path) for path in changed]
     modules = {str(path.with_suffix("")) for path in paths if path.suffix == ".py"}

@@ -48,11 +48,13 @@ ANYWHERE = re.compile("|".join(pattern.expression for pattern in PATTERNS if not
 # Hits that are left, by folder. A text that is rewritten lowers its number; pages have none.
 ALLOWED: dict[str, int] = {
     "benchmarks": 24,
-    "data_pipelines": 113,
+    "data_pipelines": 17,
     "fleet": 36,
-    "plots": 19,
+    "lifecycle": 3,
     "scoring": 14,
-    "tests": 644,
+    "spark_session": 1,
+    "testing": 2,
+    "tests": 651,
     "training": 42,
 }
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
