@@ -330,7 +330,7 @@ def simulated(seed: int, folder: Path) -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running_attempt, "_LATE_EVENTS_SECONDS", 0.0)
         patch.setattr(tempfile, "tempdir", str(folder))
-        patch.setattr(resume, "adopt", noted)
+        patch.setattr(resume.fencing, "adopt", noted)
         for module in (fences, store):
             patch.setattr(module, "uuid", seeded)
         for place, name in _OPERATIONS:
