@@ -232,7 +232,7 @@ def quick_growth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for more workers again and again, not every half minute and later every five; these trainings are short."""
     monkeypatch.setattr(failure_policy, "_GROWTH_SECONDS", 0.2)
     monkeypatch.setattr(failure_policy, "_GROWTH_PAUSE_SECONDS", 0.2)
-    monkeypatch.setattr(supervisor, "TICK_SECONDS", 0.1)
+    monkeypatch.setattr(supervisor.timing, "TICK_SECONDS", 0.1)
 
 
 @pytest.mark.full

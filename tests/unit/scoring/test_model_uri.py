@@ -220,7 +220,7 @@ def test_a_store_that_cannot_be_asked_is_told_in_one_line_without_its_password(
 def test_a_registry_that_nobody_listens_at_is_named_and_the_store_beside_it_is_not(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mirrorspark.scoring.model.uri.registry_of", lambda _: "http://127.0.0.1:9")
+    monkeypatch.setattr("mirrorspark.scoring.model.uri.tracking_store.registry_of", lambda _: "http://127.0.0.1:9")
     with pytest.raises(ModelStoreError, match=r"in the MLflow store http://127\.0\.0\.1:9: Connection refused"):
         resolve("models:/flights/1", store.uri)
     assert resolve(f"runs:/{store.run_id}/model", store.uri).label == f"model/{store.run_id}"

@@ -251,7 +251,7 @@ def test_a_run_that_cannot_be_resumed_is_refused_with_the_reason(
     case: str,
 ) -> None:
     if case == "heard":
-        monkeypatch.setattr(runs, "watch_driver", lambda folder, state: "alive")
+        monkeypatch.setattr(runs.run_state, "watch_driver", lambda folder, state: "alive")
     me = psutil.Process()
     alive = {"process": me.pid, "process_started": me.create_time()}
     heard = {"process": me.pid, "host": "node-7", "holder": "h", "heartbeat": time.time()}

@@ -159,7 +159,7 @@ def test_a_sweep_whose_active_run_cannot_be_looked_up_says_so_unless_an_earlier_
     def opened(store: str, experiment: str, *_: Any, **__: Any) -> Any:
         return SimpleNamespace(experiment=experiment)
 
-    monkeypatch.setattr(sweep_engine, "store_client", lambda store: SimpleNamespace(get_run=away))
+    monkeypatch.setattr(sweep_engine.tracking_store, "store_client", lambda store: SimpleNamespace(get_run=away))
     monkeypatch.setattr(tracking, "TrackedRun", opened)
     engine = engine_of(plan)
     outer = OuterRun(ActiveRun("job-1", None), is_parent_only=False)

@@ -23,6 +23,7 @@ from mirrorspark.scoring.package import package_model
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.driver.watchdog import Watch
+from mirrorspark.training.executor.training_hook import TrainingHook
 from mirrorspark.training.job import training_job, warm_start
 from mirrorspark.training.job.job import Cluster
 from mirrorspark.training.job.prepared_run import PreparedRun
@@ -229,7 +230,7 @@ def test_a_copy_that_was_cut_off_is_made_again(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(warm_start, "write_atomically", full)
+        patch.setattr(warm_start.atomic_file, "write_atomically", full)
         with pytest.raises(OSError, match="No space left"):
             settle_warm_start(config, mlflow_store, folder.warm_start)
     assert list(folder.path.iterdir()) == []
@@ -455,7 +456,7 @@ def test_a_training_that_goes_on_from_a_checkpoint_is_not_begun_again(
         resume_from=resume_from,
         warm_start="the run's own",
     )
-    control = cast(Any, SimpleNamespace(rank=0, activity=Activity(), rendezvous=None))
+    control = cast(Any, SimpleNamespace(rank=0, activity=Activity(), rendezvous=None, hook=TrainingHook()))
     fit.train(plan, control, cast(Any, None))
     assert begun == [*([Path("the run's own")] if is_begun else []), Path("fit")]
 
