@@ -460,5 +460,5 @@ def test_a_page_says_which_of_its_pictures_is_missing() -> None:
     figure.add_subplot().set_title("$20% & $30%")
     markup = figure_html(figure, "Change of <b>")
     assert markup == (
-        '<p class="quiet">The picture &#x27;Change of &lt;b&gt;&#x27; is missing: ValueError: $20% &amp; $30%.</p>'
+        '<p class="quiet">The picture &#39;Change of &lt;b&gt;&#39; is missing: ValueError: $20% &amp; $30%.</p>'
     )

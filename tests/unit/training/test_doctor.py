@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from mirrorspark.spark_session import start
+from mirrorspark import spark_session
 from mirrorspark.training.entry_points import doctor
 from mirrorspark.training.entry_points.doctor import EXIT_FAILED, EXIT_HEALTHY, EXIT_USAGE, main
 from mirrorspark.training.job.readiness import preflight
@@ -51,7 +51,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Plant:
 
         monkeypatch.setattr(preflight, "check_driver", check_driver)
         monkeypatch.setattr(preflight, "check_cluster", check_cluster)
-        monkeypatch.setattr(start, "open_session", open_session)
+        monkeypatch.setattr(spark_session, "open_session", open_session)
         monkeypatch.setattr(SparkSession, "getActiveSession", lambda: asked.get("active"))
         return asked
 
@@ -88,7 +88,7 @@ def test_no_session_is_started_where_the_driver_is_not_well(plant: Plant, capsys
 
 
 def test_a_session_that_does_not_start_is_a_failed_check(plant: Plant, capsys: pytest.CaptureFixture[str]) -> None:
-    error = start.AnotherSessionError("master is a, but a Spark session on b is active; stop it")
+    error = spark_session.AnotherSessionError("master is a, but a Spark session on b is active; stop it")
     plant([Check("java", True, "17")], session=error)
     assert main(["--tracking-uri", "http://b"]) == EXIT_FAILED
     assert "FAIL session       cannot be started: master is a, but a Spark session on b" in capsys.readouterr().out

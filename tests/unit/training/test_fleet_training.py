@@ -35,6 +35,7 @@ from mirrorspark.fleet.training.targets import TargetSums
 from mirrorspark.fleet.training.trained import fleet_of, report_of, summary
 from mirrorspark.fleet.training.worker import NUMBERS, assembled
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
+from mirrorspark.training.executor.training_hook import TrainingHook
 from mirrorspark.training.programs.user_functions import worker as function_rank
 from mirrorspark.training.programs.user_functions.plan import FunctionPlan, pack_function, unpack_value
 from mirrorspark.training.protocol.activity import Activity
@@ -320,6 +321,7 @@ def trained(folder: Path, plan: StackPlan, *, stop_after: int | None = None, att
         stop_request=SimpleNamespace(is_set=is_to_stop),
         activity=Activity(),
         payload=pack_function(train_stack, {"plan": plan.to_json()}),
+        hook=TrainingHook(),
     )
     attempted = FunctionPlan(workers=1, checkpoints=str(folder / "checkpoints"), strategy="ring", attempt=attempt)
     function_rank.train(attempted, control, lambda epochs, **more: answer.update(more))  # type: ignore[arg-type]

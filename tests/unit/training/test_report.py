@@ -47,7 +47,7 @@ MODEL = {"auc": 0.75, "pr_auc": 0.5, "log_loss": 0.4}
         ),
         (
             {"auc": 0.75},
-            "The model is as gradient boosting on the test rows: AUC (0.75 against 0.75).",
+            "The model is as good as gradient boosting on the test rows: AUC (0.75 against 0.75).",
         ),
         ({}, "On the test rows: AUC 0.75, PR AUC 0.5, log loss 0.4. It was compared with nothing."),
     ],

@@ -508,7 +508,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_store_that_hangs(
         is_hanging.set()
         answers.wait(60)
 
-    monkeypatch.setattr(*((resume, "fence") if call == "fence" else (commit, "committed")), hang)
+    monkeypatch.setattr(*((resume.fencing, "fence") if call == "fence" else (commit, "committed")), hang)
     cluster = Cluster(finishes)
     run = supervised(cluster)
 
@@ -534,13 +534,13 @@ def test_a_stop_while_the_store_is_read_launches_nothing(plan: TrainingPlan, mon
     commit_step(plan.checkpoints, 30)
     cluster = Cluster(finishes)
     run = supervised(cluster)
-    put_up = resume.fence
+    put_up = resume.fencing.fence
 
     def fence(directory: str, attempt: int) -> Fence:
         run.request_stop("SIGINT")
         return put_up(directory, attempt)
 
-    monkeypatch.setattr(resume, "fence", fence)
+    monkeypatch.setattr(resume.fencing, "fence", fence)
     with pytest.raises(TrainingStoppedError, match=r"stopped at step 30 \(SIGINT\); the same command goes on"):
         run.supervise(plan)
     assert cluster.plans == []
@@ -552,8 +552,8 @@ class HangingStore:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_hanging, self.answers = threading.Event(), threading.Event()
         self.order: list[int] = []
-        self._put_up = resume.fence
-        monkeypatch.setattr(resume, "fence", self._fence)
+        self._put_up = resume.fencing.fence
+        monkeypatch.setattr(resume.fencing, "fence", self._fence)
 
     def _fence(self, directory: str, attempt: int) -> Fence:
         self.is_hanging.set()
