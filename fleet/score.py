@@ -192,7 +192,7 @@ def score_fleet(
     outputs = (outputs,) if isinstance(outputs, str) else outputs
     planned = Layout.of(fleet, layout, outputs)
     planned.check_outputs(set(planned.models))
-    session = _session(rows, spark)
+    session = session_for(rows, spark)
     columns = tuple(dict.fromkeys([*keys, *fleet.columns]))
     source = _source(session, rows, columns, target, reader)
     _check(FleetScorer(fleet, planned), source, keys)
@@ -231,7 +231,8 @@ class _Source:
     schema: pa.Schema
 
 
-def _session(rows: Any, spark: SparkSession | None) -> SparkSession:
+def session_for(rows: Any, spark: SparkSession | None) -> SparkSession:
+    """Return the session of a DataFrame; for files the given one, by default the active one."""
     session = rows.sparkSession if hasattr(rows, "sparkSession") else spark or SparkSession.getActiveSession()
     if session is None:
         raise ScoringError("there is no active Spark session; start one, or give it as spark=")

@@ -20,6 +20,7 @@ from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.fleet.layout import MODEL_COLUMN, OUTPUTS
 from mirrorspark.fleet.runs.microbatch import published_manifests
 from mirrorspark.fleet.runs.plan import RunPlan
+from mirrorspark.fleet.score import session_for
 from mirrorspark.fleet.task import MODELS_KEY
 from mirrorspark.scoring import ScoringError
 from mirrorspark.storage import Location, StoragePath, hadoop_path, hadoop_uri, listing
@@ -85,7 +86,7 @@ def select_scores(
         FileNotFoundError: There are no scores.
     """
     words = {quoted.replace("``", "`") or word for quoted, word in _WORDS.findall(condition)}
-    tables = _tables(scores, models, _session(scores, spark), words)
+    tables = _tables(scores, models, session_for(scores, spark), words)
     named = _named_outputs(words, [model for one in tables for model in one.models])
     tables = [one for one in tables if named & one.outputs.keys()]
     if not tables:
@@ -142,7 +143,7 @@ def rank_scores(
         raise ScoringError(f"ranks {ranks} is below 2; use 10 for deciles")
     if not 0 <= error < 0.5:
         raise ScoringError(f"error {error} is no small share of the rows; use 0.0001, or 0 for exact ranks")
-    steps = _tables(scores, models, _session(scores, spark))
+    steps = _tables(scores, models, session_for(scores, spark))
     if len(steps) > 1:
         raise ScoringError(
             f"the run {scores} has {len(steps):,} steps, which are tables of their own; rank the output of "
@@ -195,13 +196,6 @@ class _Ranks:
             lists = pa.ListArray.from_arrays(np.arange(len(values) + 1, dtype=np.int32) * models, elements)
             columns = [batch.column(key) for key in self.keys]
             yield pa.RecordBatch.from_arrays([*columns, lists], [*self.keys, "Rank"])
-
-
-def _session(scores: DataFrame | Location, spark: SparkSession | None) -> SparkSession:
-    found = scores.sparkSession if isinstance(scores, DataFrame) else spark or SparkSession.getActiveSession()
-    if found is None:
-        raise ScoringError("there is no active Spark session; start one, or give it as spark=")
-    return found
 
 
 def _tables(

@@ -1,7 +1,4 @@
-"""Scoring of batches in a task: settings, counters, the columns of the scores, and the shipping of the model.
-
-The counters are here, since the driver, too, uses all of this, and ``score_files`` is to enter ten modules at most.
-"""
+"""Scoring of batches in a task: settings, counters, the columns of the scores, and the shipping of the model."""
 
 import hashlib
 import os
