@@ -65,7 +65,7 @@ class Rank:
         return self.world.room.now >= max(self.task.cut_off_until, self.world.driver.cut_off_until)
 
     def run_task(self) -> None:
-        """Do what :class:`training.executor.follower.Follower` does."""
+        """Do what :class:`training.executor.rank_monitor.RankMonitor` does."""
         commands: list[Event] = []
         events = self._channel("task", commands)
         self.worker.start(self._train, "training")

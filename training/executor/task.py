@@ -3,7 +3,7 @@
 TensorFlow runs in a separate process, the worker (:mod:`training.executor.worker`), never in Spark's reused Python
 worker: a lost peer can abort the process from C++, and a hung process cannot answer. The task watches it from outside,
 obeys the driver (stacks, stop, abort), and ends the worker when the driver has been silent for too long
-(:mod:`training.executor.follower`).
+(:mod:`training.executor.rank_monitor`).
 
 A task does not fail when its worker does. All tasks exchange the outcomes and succeed, so that Spark keeps its Python
 workers, whose fork servers make the next attempt start at once.
@@ -33,7 +33,7 @@ from mirrorspark.training.executor.child_process import (
     Tail,
     tensorflow_environment,
 )
-from mirrorspark.training.executor.follower import Follower, News, report_failure
+from mirrorspark.training.executor.rank_monitor import RankMonitor, Message, report_failure
 from mirrorspark.training.executor.worker import PREEMPTION_SIGNALS, WorkerOrders
 from mirrorspark.training.executor.worker_control import Outcome
 from mirrorspark.training.executor.worker_log import CleanEventClient
@@ -55,12 +55,12 @@ class WorkerTask:
     payload: bytes | None = field(default=None, repr=False)
     lease_seconds: float = timing.LEASE_SECONDS
     preload: str = worker_process.PRELOAD
-    _follow: Callable[[], list[Outcome]] | None = field(default=None, init=False, repr=False)
+    _wait: Callable[[], list[Outcome]] | None = field(default=None, init=False, repr=False)
 
     def __call__(self) -> list[Outcome]:
         """Run the worker, or one that has begun, to its end; return the outcomes of all ranks, in rank order."""
-        if self._follow is not None:
-            return self._follow()
+        if self._wait is not None:
+            return self._wait()
         with self.begun():
             return self()
 
@@ -72,42 +72,42 @@ class WorkerTask:
         """
         barrier, rank = barrier_task(), partition_id()
         environment = self._environment()
-        news: SimpleQueue[News] = SimpleQueue()
-        events = CleanEventClient(self.plan.events, rank, self.plan.attempt, on_command=news.put, sender="task")
+        messages: SimpleQueue[Message] = SimpleQueue()
+        events = CleanEventClient(self.plan.events, rank, self.plan.attempt, on_command=messages.put, sender="task")
         with contextlib.ExitStack() as ending:
             ending.callback(events.close)
-            ending.enter_context(_preemption_passed_to(news.put))
-            followed: Future[Outcome] = Future()
+            ending.enter_context(_preemption_passed_to(messages.put))
+            outcome_of_rank: Future[Outcome] = Future()
             try:
                 process = ending.enter_context(worker_process.start(environment, self.preload))
             except (WorkerStartError, OSError) as error:
-                followed.set_result(report_failure(events, "start", type(error).__name__, str(error)))
+                outcome_of_rank.set_result(report_failure(events, "start", type(error).__name__, str(error)))
             else:
                 tail = self._tail(process, events, rank)
                 ending.callback(tail.close)
                 ending.callback(process.kill)
                 process.tell(self._orders(rank, barrier).to_bytes())
-                follower = Follower(process, events, news, tail, self.lease_seconds)
+                monitor = RankMonitor(process, events, messages, tail, self.lease_seconds)
                 # In a separate thread, the only one that uses the process: this thread waits for the runner meanwhile.
-                pool = ending.enter_context(ThreadPoolExecutor(1, "follower"))
-                ending.callback(news.put, {"command": "abort", "reason": "the task has ended"})
-                followed = pool.submit(self._followed, follower, process, tail)
+                pool = ending.enter_context(ThreadPoolExecutor(1, "rank monitor"))
+                ending.callback(messages.put, {"command": "abort", "reason": "the task has ended"})
+                outcome_of_rank = pool.submit(self._monitored, monitor, process, tail)
 
-            def follow() -> list[Outcome]:
-                outcome = followed.result()
+            def wait() -> list[Outcome]:
+                outcome = outcome_of_rank.result()
                 events.close()
                 # Finished workers are kept alive: to the others, the end of their connections would look like a death.
                 return _exchanged(barrier, outcome)
 
-            self._follow = follow
+            self._wait = wait
             try:
                 yield self
             finally:
-                self._follow = None
+                self._wait = None
 
-    def _followed(self, follower: Follower, process: WorkerProcess, tail: Tail) -> Outcome:
-        """Follow the worker to its end, and return its outcome."""
-        outcome = follower.follow()
+    def _monitored(self, monitor: RankMonitor, process: WorkerProcess, tail: Tail) -> Outcome:
+        """Monitor the worker to its end, and return its outcome."""
+        outcome = monitor.wait()
         if outcome["outcome"] not in ("finished", "stopped"):
             process.kill()  # The sooner its connections end, the sooner the other ranks notice.
             outcome = clean(outcome)
@@ -193,7 +193,7 @@ def _exchanged(barrier: BarrierTask | None, outcome: Outcome) -> list[Outcome]:
 
 
 @contextlib.contextmanager
-def _preemption_passed_to(put: Callable[[News], None]) -> Iterator[None]:
+def _preemption_passed_to(put: Callable[[Message], None]) -> Iterator[None]:
     """Make a SIGTERM or SIGHUP to this process ask the worker to save and stop, while the block runs.
 
     When a machine is taken away, all its processes get a SIGTERM; Spark's daemon passes it on to its Python workers as

@@ -62,8 +62,8 @@ class EventClient:
         self._last_heard = clock()
         # Guards the fields below; the sending thread waits on it for events.
         self._changed = threading.Condition()
-        self._waiting: deque[_Letter] = deque()
-        self._unacknowledged: deque[_Letter] = deque()
+        self._waiting: deque[_Message] = deque()
+        self._unacknowledged: deque[_Message] = deque()
         self._connection: socket.socket | None = None
         self._is_closed = False
         self._is_over = False
@@ -88,7 +88,7 @@ class EventClient:
                 is_first_drop, self._has_dropped = not self._has_dropped, True
                 self._make_room(stamped.get("event"))
             if not self._is_full():
-                self._waiting.append(_Letter(next(self._numbers), stamped))
+                self._waiting.append(_Message(next(self._numbers), stamped))
                 self._changed.notify_all()
         if is_first_drop:  # Outside the lock, since a logging handler may send an event.
             logger.warning("the driver at %s does not read events; some are dropped", self._address)
@@ -109,15 +109,15 @@ class EventClient:
         return len(self._waiting) + len(self._unacknowledged) >= _QUEUE_LENGTH
 
     def _make_room(self, kind: object) -> None:
-        oldest = next((letter for letter in self._waiting if letter.is_droppable), None)
+        oldest = next((message for message in self._waiting if message.is_droppable), None)
         if oldest is not None:
             self._waiting.remove(oldest)
         elif kind != "log":  # Many log lines must not keep an error from being sent.
             # First those that have been sent: they are kept only in case the connection breaks.
-            for letters in (self._unacknowledged, self._waiting):
-                line = next((letter for letter in letters if letter.event.get("event") == "log"), None)
-                if line is not None:
-                    letters.remove(line)
+            for messages in (self._unacknowledged, self._waiting):
+                oldest_log = next((message for message in messages if message.event.get("event") == "log"), None)
+                if oldest_log is not None:
+                    messages.remove(oldest_log)
                     return
 
     def _work(self) -> None:
@@ -180,8 +180,8 @@ class EventClient:
             listener = threading.Thread(target=self._listen, args=(stream, is_cut), name="event answers", daemon=True)
             listener.start()
             try:
-                while (letter := self._next(is_cut)) is not None:
-                    connection.sendall(letter.line())
+                while (message := self._next(is_cut)) is not None:
+                    connection.sendall(message.line())
                 if not is_cut.is_set():
                     # The driver reads to the end and then disconnects. If this side closed with unread data, the system
                     # would reset the connection and lose events that the driver has not read.
@@ -217,7 +217,7 @@ class EventClient:
                 self._unacknowledged.popleft()
             self._changed.notify_all()
 
-    def _next(self, is_cut: threading.Event) -> "_Letter | None":
+    def _next(self, is_cut: threading.Event) -> "_Message | None":
         """Return the next event to send; None if the connection is broken, or everything is sent and acknowledged."""
 
         def is_to_wake() -> bool:
@@ -228,14 +228,14 @@ class EventClient:
             self._changed.wait_for(is_to_wake)
             if self._is_over or is_cut.is_set() or not self._waiting:
                 return None
-            letter = self._waiting.popleft()
-            if not letter.is_droppable:
-                self._unacknowledged.append(letter)
-            return letter
+            message = self._waiting.popleft()
+            if not message.is_droppable:
+                self._unacknowledged.append(message)
+            return message
 
 
 @dataclass(frozen=True)
-class _Letter:
+class _Message:
     """An event and its number among those of its client."""
 
     number: int

@@ -62,7 +62,7 @@ class EventServer:
         # Guards the two fields below, so that a client that connects now still gets retained commands.
         self._commanding = threading.Lock()
         # In the order of arrival.
-        self._lines: dict[_Line, None] = {}
+        self._clients: dict[_ClientConnection, None] = {}
         self._retained: dict[str, Command] = {}
         listener = socket.create_server((host, 0), backlog=_MOST_UNPROVEN)
         self._admissions: Admissions[None] = Admissions(
@@ -85,31 +85,31 @@ class EventServer:
         with self._commanding:
             if command["command"] in RETAINED:
                 self._retained[command["command"]] = command
-            lines = [line for line in self._lines if line.is_meant(command)]
-        for line in lines:
-            line.say(command)
+            clients = [client for client in self._clients if client.is_addressed_by(command)]
+        for client in clients:
+            client.send(command)
 
     def _receive(self, connection: socket.socket) -> None:
-        line: _Line | None = None
+        client: _ClientConnection | None = None
         try:
             # A rank that dies breaks its connection; its task or Spark reports the death.
             with connection, connection.makefile("rb") as stream:
-                line = self._let_in(connection, stream)
+                client = self._admit(connection, stream)
                 while received := stream.readline(LINE_BYTES):
                     number, needs_answer, event = event_of(received)
-                    self._publish(line.client, number, event)
+                    self._publish(client.client_id, number, event)
                     if needs_answer:
-                        line.say({"acknowledged": number})
+                        client.send({"acknowledged": number})
         except OddLineError as error:
             # Only this connection ends, and the events before the line count. The client sends the line again over the
             # next connection.
             logger.warning("%s; its connection was closed", error)
         finally:
-            if line is not None:
+            if client is not None:
                 with self._commanding:
-                    self._lines.pop(line, None)
+                    self._clients.pop(client, None)
 
-    def _let_in(self, connection: socket.socket, stream: BinaryIO) -> "_Line":
+    def _admit(self, connection: socket.socket, stream: BinaryIO) -> "_ClientConnection":
         """Return the connection of an authenticated client.
 
         Raises:
@@ -121,14 +121,14 @@ class EventServer:
         hello = json.loads(read_line(stream))
         connection.settimeout(None)
         notice_silence(connection)
-        line = _Line(connection, str(hello["client"]), hello["sender"])
+        client = _ClientConnection(connection, str(hello["client"]), hello["sender"])
         with self._commanding:
-            self._lines[line] = None
-            retained = [command for command in self._retained.values() if line.is_meant(command)]
+            self._clients[client] = None
+            retained = [command for command in self._retained.values() if client.is_addressed_by(command)]
         # A concurrent command arrives twice, perhaps followed by an older one; retained commands tolerate both.
         for command in retained:
-            line.say(command)
-        return line
+            client.send(command)
+        return client
 
     def _publish(self, client: str, number: int, event: Event) -> None:
         with self._turn:
@@ -145,20 +145,20 @@ class EventServer:
 
 
 @dataclass(frozen=True, eq=False)
-class _Line:
+class _ClientConnection:
     """A connection to an authenticated client."""
 
     connection: socket.socket
-    client: str
+    client_id: str
     sender: Sender
     # Looked up for each connection, so that a simulation can put its own lock in the place of the module's.
     _turn: threading.Lock = field(default_factory=lambda: threading.Lock())
 
-    def is_meant(self, command: Command) -> bool:
+    def is_addressed_by(self, command: Command) -> bool:
         """Return True if the command is for clients of this kind."""
         return self.sender == ("rank" if command["command"] in FOR_RANKS else "task")
 
-    def say(self, message: Mapping[str, Any]) -> None:
+    def send(self, message: Mapping[str, Any]) -> None:
         """Send without waiting; a client that leaves a whole socket buffer of these short lines unread is disconnected.
 
         When it is back, it connects again and gets the retained commands.

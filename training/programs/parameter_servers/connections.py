@@ -65,7 +65,7 @@ class ClusterConnections:
     """The coordinator's connections to all workers and parameter servers; ``registrations`` holds theirs by rank."""
 
     def __init__(
-        self, roles: Roles, connections: "Mapping[int, _Connection]", registrations: Mapping[int, Registration]
+        self, roles: Roles, connections: "Mapping[int, _MemberConnection]", registrations: Mapping[int, Registration]
     ) -> None:
         """Monitor authenticated connections; :meth:`accept_all` makes them."""
         self.registrations = dict(registrations)
@@ -89,11 +89,11 @@ class ClusterConnections:
             RuntimeError: This machine cannot start a thread for a connection.
         """
         deadline = time.monotonic() + timeout_seconds
-        connections: dict[int, _Connection] = {}
+        connections: dict[int, _MemberConnection] = {}
         registrations: dict[int, Registration] = {}
 
-        def admit(connected: socket.socket) -> tuple[_Connection, Registration]:
-            connection = _Connection(connected)
+        def admit(connected: socket.socket) -> tuple[_MemberConnection, Registration]:
+            connection = _MemberConnection(connected)
             registration = connection.accept(token)
             if type(registration.rank) is not int or not 0 < registration.rank < roles.ranks:
                 raise ValueError(f"it registers as rank {str(registration.rank)[:40]} of {roles.ranks}")
@@ -206,7 +206,7 @@ class ClusterConnections:
 class CoordinatorConnection:
     """The connection of a worker or parameter server to the coordinator."""
 
-    def __init__(self, connection: "_Connection") -> None:
+    def __init__(self, connection: "_MemberConnection") -> None:
         """Use an authenticated connection; :meth:`register` makes one."""
         self._connection = connection
 
@@ -221,9 +221,9 @@ class CoordinatorConnection:
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
-            connection: _Connection | None = None
+            connection: _MemberConnection | None = None
             try:
-                connection = _Connection(
+                connection = _MemberConnection(
                     socket.create_connection(handshake.split_address(address), max(0.01, deadline - time.monotonic()))
                 )
                 connection.register(registration, token)
@@ -261,7 +261,7 @@ class CoordinatorConnection:
         self._connection.close()
 
 
-class _Connection:
+class _MemberConnection:
     """One authenticated connection. Each direction is used by one thread at a time."""
 
     def __init__(self, connected: socket.socket) -> None:

@@ -34,27 +34,27 @@ _STATES: dict[str, State] = {
 }
 
 # A command of the driver, {"answer": ...} with a line of the worker, or {"answer": None} at its end.
-News = dict[str, Any]
+Message = dict[str, Any]
 
 
-class Follower:
+class RankMonitor:
     """A task's supervision of its worker."""
 
     def __init__(
         self,
         process: WorkerProcess,
         events: EventClient,
-        news: "SimpleQueue[News]",
+        messages: "SimpleQueue[Message]",
         tail: Tail,
         lease_seconds: float,
     ) -> None:
         self._process = process
         self._events = events
-        self._news = news
+        self._messages = messages
         self._tail = tail
         self._lease_seconds = lease_seconds
         self._has_taken_over = False
-        self._has_said_all = False
+        self._has_closed_answers = False
         self._kernel_kills = out_of_memory.kernel_kills()
         self._observed: psutil.Process | None = None
         with contextlib.suppress(psutil.NoSuchProcess):  # A process that has ended already has its exit status.
@@ -62,52 +62,52 @@ class Follower:
         self._host = socket.gethostname()
         threading.Thread(target=self._read, name="answers", daemon=True).start()
 
-    def follow(self) -> Outcome:
+    def wait(self) -> Outcome:
         """Wait for the worker's end, or end it, and return the outcome."""
         next_system = time.monotonic()
         while True:
             if time.monotonic() >= next_system:
                 next_system += timing.SYSTEM_SECONDS
-                self._tell_system()
+                self._report_system()
             if self._events.silent_seconds > self._lease_seconds:
                 return _aborted(f"no word from the driver for {self._lease_seconds:g} s") | {"cause": "driver"}
-            if (outcome := self._take_in_next(_TICK_SECONDS)) is not None:
+            if (outcome := self._handle_next(_TICK_SECONDS)) is not None:
                 return outcome
             # The end of the answers' pipe proves nothing: a process that the training has started may hold it open.
-            status = self._process.wait(_TICK_SECONDS if self._has_said_all else 0)
+            status = self._process.wait(_TICK_SECONDS if self._has_closed_answers else 0)
             if status is not None:
                 return self._last_words() or self._end_without_a_word(status)
 
-    def _take_in_next(self, timeout_seconds: float) -> Outcome | None:
+    def _handle_next(self, timeout_seconds: float) -> Outcome | None:
         try:
-            return self._take_in(self._news.get(timeout=timeout_seconds))
+            return self._handle(self._messages.get(timeout=timeout_seconds))
         except Empty:
             return None
 
     def _last_words(self) -> Outcome | None:
         """Return the outcome that an ended worker has left in its pipe, or None."""
         deadline = time.monotonic() + _LAST_WORDS_SECONDS
-        while not self._has_said_all and (seconds := deadline - time.monotonic()) > 0:
-            if (outcome := self._take_in_next(seconds)) is not None:
+        while not self._has_closed_answers and (seconds := deadline - time.monotonic()) > 0:
+            if (outcome := self._handle_next(seconds)) is not None:
                 return outcome
         return None
 
-    def _take_in(self, news: News) -> Outcome | None:
-        match news:
+    def _handle(self, message: Message) -> Outcome | None:
+        match message:
             case {"answer": None}:
-                self._has_said_all = True
+                self._has_closed_answers = True
             case {"answer": {"outcome": _} as outcome}:
                 return dict(outcome)
             case {"answer": {"ready": _}}:
                 self._has_taken_over = True
             case {"command": "abort"}:
-                return _aborted(str(news.get("reason") or "the driver said so"))
+                return _aborted(str(message.get("reason") or "the driver said so"))
             case {"command": "stop"}:
-                if news.get("signal") == signal.SIGTERM:
+                if message.get("signal") == signal.SIGTERM:
                     # Reported at once: if the executor's JVM dies as well, no outcome arrives. SIGHUP also comes when
                     # the JVM has crashed.
                     self._events.send({"event": "preemption"})
-                self._process.tell(json.dumps({"stop": news.get("reason") or "driver"}).encode() + b"\n")
+                self._process.tell(json.dumps({"stop": message.get("reason") or "driver"}).encode() + b"\n")
             case {"command": "stacks"}:
                 # The signal would end a worker that has not installed its handler yet.
                 text = self._process.stacks() if self._has_taken_over else ""
@@ -136,7 +136,7 @@ class Follower:
             return "when it got no more memory"
         return None
 
-    def _tell_system(self) -> None:
+    def _report_system(self) -> None:
         if self._observed is None:
             return
         with contextlib.suppress(psutil.Error), self._observed.oneshot():
@@ -163,8 +163,8 @@ class Follower:
     def _read(self) -> None:
         with contextlib.suppress(ValueError):  # The task's end has closed the stream.
             for line in self._process.answers:
-                self._news.put({"answer": json.loads(line)})
-        self._news.put({"answer": None})
+                self._messages.put({"answer": json.loads(line)})
+        self._messages.put({"answer": None})
 
 
 def report_failure(events: EventClient, cause: Cause, type_: str, message: str) -> Outcome:
