@@ -10,7 +10,7 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.lifecycle.watching.counting import NothingToWatchError
     from mirrorspark.lifecycle.watching.drift import DriftLimits
-    from mirrorspark.lifecycle.watching.live import Promise, live_metrics
+    from mirrorspark.lifecycle.watching.live import ExpectedMetrics, live_metrics
     from mirrorspark.lifecycle.watching.page import log_watch, watch_page
     from mirrorspark.lifecycle.watching.snapshot import SNAPSHOT_FILE, Snapshot, SnapshotError, score_column
     from mirrorspark.lifecycle.watching.watcher import watch, watch_stream
@@ -20,8 +20,8 @@ else:
 __all__ = [
     "SNAPSHOT_FILE",
     "DriftLimits",
+    "ExpectedMetrics",
     "NothingToWatchError",
-    "Promise",
     "Snapshot",
     "SnapshotError",
     "live_metrics",

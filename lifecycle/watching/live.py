@@ -34,13 +34,13 @@ _START, _LABEL = "__mirrorspark_start", "__mirrorspark_label"
 _EPOCH = datetime.fromtimestamp(0, UTC)
 _DEFAULT_TOLERANCE = 0.02
 # They describe the rows.
-_NO_PROMISE = ("base_rate",)
+_NOT_COMPARED = ("base_rate",)
 # Metrics that are worse the farther they are from a value, on either side of it.
 _BEST = {"calibration": 1.0, "bias": 0.0}
 
 
 @dataclass(frozen=True)
-class Promise:
+class ExpectedMetrics:
     """Metrics of a validation before the model went into production.
 
     Attributes:
@@ -78,7 +78,7 @@ class LiveWindow:
         scored: Rows that were scored.
         examples: Those whose outcome is known.
         metrics: Metrics of these, with 95% intervals.
-        alarms: Metrics that are worse than promised, in words.
+        alarms: Metrics that are worse than expected, in words.
     """
 
     start: datetime
@@ -99,7 +99,7 @@ def live_metrics(
     task: Task = "binary",
     output: str = "score",
     labels: Sequence[str] = (),
-    promise: Promise | None = None,
+    expected: ExpectedMetrics | None = None,
     tolerance: float = _DEFAULT_TOLERANCE,
     min_examples: int = 100,
     threshold: float = THRESHOLD,
@@ -107,7 +107,7 @@ def live_metrics(
 ) -> tuple[LiveWindow, ...]:
     """Join scores with outcomes and measure them by window, on Spark.
 
-    A metric is an alarm if its whole 95% interval is worse than what was promised, by more than the tolerance. Rows
+    A metric is an alarm if its whole 95% interval is worse than expected, by more than the tolerance. Rows
     whose outcome is not known yet are counted and not measured.
 
     Args:
@@ -120,8 +120,8 @@ def live_metrics(
         task: Task of the model.
         output: Column of the scores.
         labels: Classes or labels of the model, of a multi-class or multi-label model.
-        promise: Values that the metrics are compared with.
-        tolerance: Difference to the promise without an alarm, in units of the metric.
+        expected: Values that the metrics are compared with.
+        tolerance: Difference to the expected value without an alarm, in units of the metric.
         min_examples: Windows with fewer outcomes are not judged.
         threshold: As in :func:`lifecycle.gate.validate`.
         seed: Fixes the intervals.
@@ -151,35 +151,35 @@ def live_metrics(
     joined = answered.join(known.where(F.col(_LABEL).isNotNull()), on=list(keys))
     what = Measured(_LABEL, keys, output, (Slicing(f"`{_START}`", "window"),), None, seed)
     found = measure_scores(joined, measures_of(task, threshold, labels), what)
-    windows = [_window(one, scored, promise, tolerance, min_examples) for one in found if not one.is_overall]
+    windows = [_window(one, scored, expected, tolerance, min_examples) for one in found if not one.is_overall]
     return tuple(sorted(windows, key=lambda one: one.start))
 
 
 def _window(
-    one: SliceFacts, scored: Mapping[str, int], promise: Promise | None, tolerance: float, min_examples: int
+    one: SliceFacts, scored: Mapping[str, int], expected: ExpectedMetrics | None, tolerance: float, min_examples: int
 ) -> LiveWindow:
     assert one.value is not None  # noqa: S101 - Spark leaves rows without a time out of all windows
     alarms: tuple[str, ...] = ()
-    if promise is not None and one.examples >= min_examples:
-        alarms = tuple(_worse(one.candidate, promise, tolerance))
+    if expected is not None and one.examples >= min_examples:
+        alarms = tuple(_worse(one.candidate, expected, tolerance))
     start = _EPOCH + timedelta(microseconds=int(one.value))
     return LiveWindow(start, scored[one.value], one.examples, one.candidate, alarms)
 
 
-def _worse(metrics: Mapping[str, Measure], promise: Promise, tolerance: float) -> Iterator[str]:
-    for name, promised in promise.metrics.items():
+def _worse(metrics: Mapping[str, Measure], expected: ExpectedMetrics, tolerance: float) -> Iterator[str]:
+    for name, value in expected.metrics.items():
         measure = metrics.get(name)
-        if measure is None or name in _NO_PROMISE or not all(map(math.isfinite, (promised, measure.low, measure.high))):
+        if measure is None or name in _NOT_COMPARED or not all(map(math.isfinite, (value, measure.low, measure.high))):
             continue
-        if _is_worse(name, measure, promised, tolerance):
-            value, low, high = (in_digits(number) for number in (measure.value, measure.low, measure.high))
-            yield f"{name} is {value} ({low} to {high}), promised was {in_digits(promised)}"
+        if _is_worse(name, measure, value, tolerance):
+            measured, low, high = (in_digits(number) for number in (measure.value, measure.low, measure.high))
+            yield f"{name} is {measured} ({low} to {high}), expected was {in_digits(value)}"
 
 
-def _is_worse(name: str, measure: Measure, promised: float, tolerance: float) -> bool:
+def _is_worse(name: str, measure: Measure, expected: float, tolerance: float) -> bool:
     low, high = measure.low, measure.high
     if name in _BEST:
         distance = max(low - _BEST[name], _BEST[name] - high)
-        return distance > abs(promised - _BEST[name]) + tolerance
+        return distance > abs(expected - _BEST[name]) + tolerance
     direction = direction_of(name)
-    return (high < promised - tolerance and direction != -1) or (low > promised + tolerance and direction != 1)
+    return (high < expected - tolerance and direction != -1) or (low > expected + tolerance and direction != 1)

@@ -13,7 +13,7 @@ from mlflow.entities import Metric
 
 from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.lifecycle.watching.drift import ColumnDrift
-from mirrorspark.lifecycle.watching.live import LiveWindow, Promise
+from mirrorspark.lifecycle.watching.live import ExpectedMetrics, LiveWindow
 from mirrorspark.lifecycle.watching.watcher import WindowDrift
 from mirrorspark.pages import (
     DASH,
@@ -42,7 +42,11 @@ _METRICS_PER_REQUEST = 1_000
 
 
 def watch_page(
-    windows: Sequence[WindowDrift], live: Sequence[LiveWindow] = (), *, title: str, promise: Promise | None = None
+    windows: Sequence[WindowDrift],
+    live: Sequence[LiveWindow] = (),
+    *,
+    title: str,
+    expected: ExpectedMetrics | None = None,
 ) -> str:
     """Return the page as HTML.
 
@@ -50,7 +54,7 @@ def watch_page(
         windows: Drift by window, the earliest first.
         live: Quality by window, the earliest first.
         title: Name of the watched model.
-        promise: Values that the quality is compared with.
+        expected: Values that the quality is compared with.
     """
     alarms = [(_start(one.start), words) for one in windows for words in one.alarms]
     alarms += [(_start(one.start), words) for one in live for words in one.alarms]
@@ -59,7 +63,7 @@ def watch_page(
         verdict_html(said, "error" if alarms else "good"),
         tiles_html(_tiles(windows, live)),
         section_html("Alarms", rows_html((), sorted(alarms, reverse=True))) if alarms else "",
-        _quality(live, promise) if live else "",
+        _quality(live, expected) if live else "",
         *(_drift(windows[-_SHOWN_WINDOWS:]) if windows else ()),
     ]
     return page_html("Model in production", title, blocks)
@@ -71,7 +75,7 @@ def log_watch(
     run_id: str,
     *,
     title: str,
-    promise: Promise | None = None,
+    expected: ExpectedMetrics | None = None,
     tracking_uri: str | None = None,
 ) -> None:
     """Log the windows to an MLflow run: the page, and metrics whose step is the start of a window.
@@ -82,7 +86,7 @@ def log_watch(
         run_id: The run, for example that of the model in production; a window that is logged again replaces its
             former values as the latest ones.
         title: Name of the watched model.
-        promise: Values that the quality is compared with.
+        expected: Values that the quality is compared with.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
 
     Raises:
@@ -94,7 +98,7 @@ def log_watch(
     metrics = metrics_of(windows, live, datetime.now(UTC))
     for first in range(0, len(metrics), _METRICS_PER_REQUEST):
         client.log_batch(run_id, metrics[first : first + _METRICS_PER_REQUEST])
-    pages = drawn({PAGE_FILE: lambda: watch_page(windows, live, title=title, promise=promise)})
+    pages = drawn({PAGE_FILE: lambda: watch_page(windows, live, title=title, expected=expected)})
     for name, page in pages.items():
         client.log_text(run_id, page, name)
 
@@ -127,12 +131,12 @@ def _tiles(windows: Sequence[WindowDrift], live: Sequence[LiveWindow]) -> list[t
         "rows": float(sum(one.rows for one in windows)),
         "windows with drift": float(sum(bool(one.alarms) for one in windows)),
         "outcomes known": float(sum(one.examples for one in live)),
-        "windows worse than promised": float(sum(bool(one.alarms) for one in live)),
+        "windows worse than expected": float(sum(bool(one.alarms) for one in live)),
     }
     return [(name, short_number(number)) for name, number in numbers.items() if number or "windows" in name]
 
 
-def _quality(live: Sequence[LiveWindow], promise: Promise | None) -> Markup:
+def _quality(live: Sequence[LiveWindow], expected: ExpectedMetrics | None) -> Markup:
     metrics = list(live[-1].metrics)
     rows = [
         [
@@ -144,12 +148,12 @@ def _quality(live: Sequence[LiveWindow], promise: Promise | None) -> Markup:
         for one in live[-_SHOWN_WINDOWS:]
     ]
     remark = "Scores joined with what came out."
-    if promise is not None:
-        rows.insert(0, ["promised", "", "", *(digits_or_dash(promise.metrics.get(name)) for name in metrics)])
-        remark = f"Scores joined with what came out; promised are the values of the validation of {promise.model}."
+    if expected is not None:
+        rows.insert(0, ["expected", "", "", *(digits_or_dash(expected.metrics.get(name)) for name in metrics)])
+        remark = f"Scores joined with what came out; expected are the values of the validation of {expected.model}."
     figures = [
-        card_html(figure_html(_figure(metric, live, promise), f"{metric} by window"))
-        for metric in _drawn(live, promise)
+        card_html(figure_html(_figure(metric, live, expected), f"{metric} by window"))
+        for metric in _drawn(live, expected)
     ]
     head = ["window", "scored", "outcomes", *(name.replace("_", " ") for name in metrics)]
     return section_html(
@@ -196,14 +200,14 @@ def _index(one: ColumnDrift | None, text: Callable[[float], str]) -> Cell | str:
     return DASH if one is None else Cell(text(one.psi), "error" if one.problems else "")
 
 
-def _drawn(live: Sequence[LiveWindow], promise: Promise | None) -> list[str]:
-    """Return the metrics that are drawn: those that were promised first."""
+def _drawn(live: Sequence[LiveWindow], expected: ExpectedMetrics | None) -> list[str]:
+    """Return the metrics that are drawn: those with an expected value first."""
     there = list(live[-1].metrics) if live else []
-    promised = [name for name in there if promise is not None and name in promise.metrics]
-    return list(dict.fromkeys([*promised, *there]))[:_SHOWN_METRICS] if len(live) > 1 else []
+    compared = [name for name in there if expected is not None and name in expected.metrics]
+    return list(dict.fromkeys([*compared, *there]))[:_SHOWN_METRICS] if len(live) > 1 else []
 
 
-def _figure(metric: str, live: Sequence[LiveWindow], promise: Promise | None) -> Figure:
+def _figure(metric: str, live: Sequence[LiveWindow], expected: ExpectedMetrics | None) -> Figure:
     measures = [one.metrics[metric] for one in live]
     return over_time(
         metric.replace("_", " "),
@@ -211,7 +215,7 @@ def _figure(metric: str, live: Sequence[LiveWindow], promise: Promise | None) ->
         [one.value for one in measures],
         [one.low for one in measures],
         [one.high for one in measures],
-        promised=None if promise is None else promise.metrics.get(metric),
+        expected=None if expected is None else expected.metrics.get(metric),
     )
 
 

@@ -1,4 +1,4 @@
-"""Values by date: a metric in production and its promised value, several lines with a bound, and a distribution."""
+"""Values by date: a metric in production and its expected value, several lines with a bound, and a distribution."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def over_time(
     lows: Sequence[float],
     highs: Sequence[float],
     *,
-    promised: float | None = None,
+    expected: float | None = None,
 ) -> Figure:
     """Draw a metric by window with its intervals; values that are not finite leave a gap.
 
@@ -32,15 +32,15 @@ def over_time(
         values: The metric of each window.
         lows: Lower ends of its intervals, NaN without one.
         highs: Upper ends.
-        promised: Value of the validation, drawn as a line.
+        expected: Value of the validation, drawn as a line.
     """
     figure = style.new_figure()
     axes = figure.subplots()
     at = np.arange(len(starts))
     axes.fill_between(at, lows, highs, color=style.MODEL, alpha=0.2, linewidth=0)
     axes.plot(at, values, color=style.MODEL, marker="o", markersize=3, label="live")
-    if promised is not None:
-        axes.axhline(promised, color=style.VERMILION, linestyle="--", linewidth=1, label="promised")
+    if expected is not None:
+        axes.axhline(expected, color=style.VERMILION, linestyle="--", linewidth=1, label="expected")
         style.legend(axes, location="lower left")
     _name_dates(axes, starts)
     style.dress(axes, title=f"{metric} in production", x="start of the window", y=metric)

@@ -124,8 +124,8 @@ if TYPE_CHECKING:
     from mirrorspark.lifecycle.promotion import promote as promote
     from mirrorspark.lifecycle.promotion import rollback as rollback
     from mirrorspark.lifecycle.watching import DriftLimits as DriftLimits
+    from mirrorspark.lifecycle.watching import ExpectedMetrics as ExpectedMetrics
     from mirrorspark.lifecycle.watching import NothingToWatchError as NothingToWatchError
-    from mirrorspark.lifecycle.watching import Promise as Promise
     from mirrorspark.lifecycle.watching import Snapshot as Snapshot
     from mirrorspark.lifecycle.watching import SnapshotError as SnapshotError
     from mirrorspark.lifecycle.watching import live_metrics as live_metrics
@@ -408,10 +408,10 @@ SUBJECTS: Mapping[str, tuple[str, ...]] = {
     ),
     "Watching": (
         "DriftLimits",
+        "ExpectedMetrics",
         "live_metrics",
         "log_watch",
         "NothingToWatchError",
-        "Promise",
         "Snapshot",
         "SnapshotError",
         "watch",

@@ -14,7 +14,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from mirrorspark.data_pipelines.conversion import convert
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.lifecycle.watching.counting import NothingToWatchError
-from mirrorspark.lifecycle.watching.live import Promise, live_metrics
+from mirrorspark.lifecycle.watching.live import ExpectedMetrics, live_metrics
 from mirrorspark.lifecycle.watching.snapshot import Snapshot
 from mirrorspark.lifecycle.watching.watcher import WindowDrift, watch, watch_stream
 
@@ -123,12 +123,12 @@ def test_live_metrics_are_those_of_scikit_learn_and_a_broken_promise_is_an_alarm
     outcomes = pd.concat(weeks)[["id", "y"]].reset_index(drop=True)
     outcomes.loc[ROWS : 2 * ROWS - 1, "y"] = np.arange(ROWS) % 2
     outcomes = outcomes[(outcomes.index < 2 * ROWS) | (outcomes.index % 3 != 0)]
-    promise = Promise({"auc": 0.75, "log_loss": 0.58, "base_rate": 0.1, "calibration": 0.9}, "buyers/3")
+    expected = ExpectedMetrics({"auc": 0.75, "log_loss": 0.58, "base_rate": 0.1, "calibration": 0.9}, "buyers/3")
 
     windows = live_metrics(
         table.select("id", "at", "score"),
         spark.createDataFrame(outcomes),
-        **{"keys": "id", "label": "y", "time": "at", "promise": promise},
+        **{"keys": "id", "label": "y", "time": "at", "expected": expected},
     )
 
     assert [one.start for one in windows] == STARTS
@@ -143,9 +143,9 @@ def test_live_metrics_are_those_of_scikit_learn_and_a_broken_promise_is_an_alarm
     (far,) = live_metrics(
         table.select("id", "at", (F.col("score") * 0.5).alias("score")),
         spark.createDataFrame(outcomes[outcomes.index < ROWS]),
-        **{"keys": "id", "label": "y", "time": "at", "promise": Promise({"calibration": 0.9}, "buyers/3")},
+        **{"keys": "id", "label": "y", "time": "at", "expected": ExpectedMetrics({"calibration": 0.9}, "buyers/3")},
     )
-    assert re.fullmatch(r"calibration is 0\.[45]\d+ \(.*\), promised was 0\.9", far.alarms[0])
+    assert re.fullmatch(r"calibration is 0\.[45]\d+ \(.*\), expected was 0\.9", far.alarms[0])
     with pytest.raises(ValueError, match=r"outcomes has no columns \['id'\]"):
         live_metrics(table, spark.createDataFrame(outcomes).drop("id"), keys="id", label="y", time="at")
     with pytest.raises(ValueError, match=r"are in 2,700 windows of 1 minute, and 1,000 are .* a longer window"):

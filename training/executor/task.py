@@ -33,7 +33,7 @@ from mirrorspark.training.executor.child_process import (
     Tail,
     tensorflow_environment,
 )
-from mirrorspark.training.executor.rank_monitor import RankMonitor, Message, report_failure
+from mirrorspark.training.executor.rank_monitor import Message, RankMonitor, report_failure
 from mirrorspark.training.executor.worker import PREEMPTION_SIGNALS, WorkerOrders
 from mirrorspark.training.executor.worker_control import Outcome
 from mirrorspark.training.executor.worker_log import CleanEventClient
