@@ -26,7 +26,7 @@ from mirrorspark.pages.figures.threshold_curves import roc_curve
 from mirrorspark.pages.figures.training_curves import learning_curves
 from mirrorspark.training.protocol.cause import Attempt
 from mirrorspark.training.results.evaluation.explanation import Explanation
-from mirrorspark.training.results.report.cost import Held, cost_of
+from mirrorspark.training.results.report.cost import Reservation, cost_of
 from mirrorspark.training.results.report.report import ReportFacts, rates_of, write_report
 from mirrorspark.training.run_records.run_history import Launch
 from tests.browser.screen import screen
@@ -107,7 +107,9 @@ def facts(kind: str) -> ReportFacts:
         rows={"train": ROWS, "test": ROWS},
         findings=found,
         seconds=SECONDS,
-        cost=cost_of(SECONDS, Held((Launch(2, 9.5),), (Attempt(1, 3, (), 0, 9, 2),), 2, 2), price_per_core_hour=0.05),
+        cost=cost_of(
+            SECONDS, Reservation((Launch(2, 9.5),), (Attempt(1, 3, (), 0, 9, 2),), 2, 2), price_per_core_hour=0.05
+        ),
         facts={"model": "models:/flight-delays/3", "speed": "51,234 examples/s"},
         settings={"epochs": 40, "model": {"name": "multi_field"}},
         explanation=explanation(),

@@ -40,7 +40,7 @@ from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report import (
     REPORT_FILE,
     Cost,
-    Held,
+    Reservation,
     Summary,
     cost_of,
     each_baseline,
@@ -189,7 +189,7 @@ def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None
 
 def _cost(job: TrainingJob, attempts: tuple[Attempt, ...], seconds: Mapping[str, float]) -> Cost:
     beside = job.config.ranks_beside_workers
-    held = Held(
+    reservation = Reservation(
         launches=run_history.read_curves(job.folder.events).launches,
         attempts=attempts,
         slots=job.cluster.slots() + beside,
@@ -197,7 +197,7 @@ def _cost(job: TrainingJob, attempts: tuple[Attempt, ...], seconds: Mapping[str,
         beside=beside,
         cores_per_slot=int(job.cluster.spark.conf.get("spark.task.cpus", "1") or 1),
     )
-    return cost_of(seconds, held, job.config.price_per_core_hour)
+    return cost_of(seconds, reservation, job.config.price_per_core_hour)
 
 
 def keep_delivery(trained: Trained, folder: RunFolder) -> None:

@@ -11,7 +11,7 @@ from mirrorspark.data_pipelines.features.kinds import Categorical, Label
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.profiling import profile_columns
 from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.results.report.cost import Held, cost_of
+from mirrorspark.training.results.report.cost import Reservation, cost_of
 from mirrorspark.training.results.report.report import (
     ReportFacts,
     comparison_table,
@@ -142,12 +142,12 @@ def test_each_of_several_baselines_has_its_column_sentence_and_differences() -> 
 
 def test_the_cost_is_seconds_times_the_cores_that_a_stage_holds() -> None:
     seconds = {"start": 2.0, "convert": 10.0, "train": 100.0, "between stages": 1.0}
-    held = Held((Launch(3, 100.0),), ATTEMPTS, slots=6, driver_cores=4, beside=1, cores_per_slot=2)
-    cost = cost_of(seconds, held, price_per_core_hour=0.06)
+    reservation = Reservation((Launch(3, 100.0),), ATTEMPTS, slots=6, driver_cores=4, beside=1, cores_per_slot=2)
+    cost = cost_of(seconds, reservation, price_per_core_hour=0.06)
     assert cost.core_seconds == {"start": 8.0, "convert": 120.0, "train": 800.0, "between stages": 4.0}
     assert cost.total_core_seconds == 932.0
     assert cost.money == pytest.approx(932 / 3600 * 0.06)
-    assert cost_of(seconds, held).money is None
+    assert cost_of(seconds, reservation).money is None
     page = report_page(ReportFacts("late 3", {}, {}, {}, {}, seconds=seconds, cost=cost))
     assert "800 core-s" in page
     assert "At 0.06 per core and hour they cost 0.01553." in page
@@ -157,7 +157,7 @@ def test_the_cost_is_seconds_times_the_cores_that_a_stage_holds() -> None:
 def test_the_cost_has_the_attempts_of_all_drivers_with_their_own_workers() -> None:
     """F7: a run that lost slots, and was continued by another driver with fewer."""
     launches = (Launch(4, 100.0), Launch(3, 50.0), Launch(2, 10.0))
-    cost = cost_of({"convert": 10.0, "train": 70.0}, Held(launches, ATTEMPTS, slots=2, driver_cores=1))
+    cost = cost_of({"convert": 10.0, "train": 70.0}, Reservation(launches, ATTEMPTS, slots=2, driver_cores=1))
     assert cost.core_seconds == {"convert": 40.0, "train": 570.0}
     page = report_page(ReportFacts("late 3", {}, {}, {}, {}, seconds={"train": 70.0}, cost=cost))
     assert "Train includes attempts of earlier drivers (2), whose other stages are not known." in page
@@ -165,7 +165,7 @@ def test_the_cost_has_the_attempts_of_all_drivers_with_their_own_workers() -> No
 
 @pytest.mark.parametrize("launches", [(), (Launch(None, 0.0),)])
 def test_the_report_says_where_the_events_lack_an_attempt(launches: tuple[Launch, ...]) -> None:
-    cost = cost_of({"train": 70.0}, Held(launches, ATTEMPTS, slots=9, driver_cores=1))
+    cost = cost_of({"train": 70.0}, Reservation(launches, ATTEMPTS, slots=9, driver_cores=1))
     assert cost.core_seconds == {"train": 210.0}
     page = report_page(ReportFacts("late 3", {}, {}, {}, {}, seconds={"train": 70.0}, cost=cost))
     assert "events lack attempts: train is counted with the 3 workers of the last one" in page.replace("&#39;", "'")
@@ -173,7 +173,7 @@ def test_the_report_says_where_the_events_lack_an_attempt(launches: tuple[Launch
 
 def test_the_cost_of_a_training_whose_time_is_another_commands_is_shown() -> None:
     """L7: a sweep exports a trial that it has trained before."""
-    cost = cost_of({"export": 5.0}, Held((Launch(3, 100.0),), ATTEMPTS, slots=3, driver_cores=1))
+    cost = cost_of({"export": 5.0}, Reservation((Launch(3, 100.0),), ATTEMPTS, slots=3, driver_cores=1))
     page = report_page(ReportFacts("late 3", {}, {}, {}, {}, seconds={"export": 5.0}, cost=cost))
     assert "300 core-s" in page
     assert "305 core-s" in page

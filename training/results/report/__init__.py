@@ -9,7 +9,7 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.training.results.report import run_summary
-    from mirrorspark.training.results.report.cost import Cost, Held, cost_of
+    from mirrorspark.training.results.report.cost import Cost, Reservation, cost_of
     from mirrorspark.training.results.report.facts import report_facts
     from mirrorspark.training.results.report.model_cards import model_card
     from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentences, write_report
@@ -24,7 +24,7 @@ __all__ = [
     "REPORT_FILE",
     "Comparison",
     "Cost",
-    "Held",
+    "Reservation",
     "Summary",
     "as_baseline",
     "cost_of",

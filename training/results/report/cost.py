@@ -36,7 +36,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Held:
+class Reservation:
     """The slots and cores that a run held.
 
     Attributes:
@@ -80,17 +80,17 @@ class Held:
         return slot_seconds * self.cores_per_slot, gap if earlier else ""
 
 
-def cost_of(seconds: Mapping[str, float], held: Held, price_per_core_hour: float | None = None) -> Cost:
+def cost_of(seconds: Mapping[str, float], reservation: Reservation, price_per_core_hour: float | None = None) -> Cost:
     """Return the cost of a run.
 
     Args:
         seconds: Seconds by stage, of this driver.
-        held: The slots and cores that it held.
+        reservation: The slots and cores that it held.
         price_per_core_hour: Price of a core for an hour.
     """
-    cores = dict.fromkeys(_SPARK_STAGES, held.most_slots * held.cores_per_slot)
-    of_stages = {name: value * cores.get(name, held.driver_cores) for name, value in seconds.items()}
-    of_stages[_TRAINING], gap = held.of_training(seconds.get(_TRAINING, 0.0))
+    cores = dict.fromkeys(_SPARK_STAGES, reservation.most_slots * reservation.cores_per_slot)
+    of_stages = {name: value * cores.get(name, reservation.driver_cores) for name, value in seconds.items()}
+    of_stages[_TRAINING], gap = reservation.of_training(seconds.get(_TRAINING, 0.0))
     of_stages = {name: round(value, 2) for name, value in of_stages.items()}
     total = round(sum(of_stages.values()), 2)
     money = None if price_per_core_hour is None else total / 3600 * price_per_core_hour
