@@ -28,14 +28,14 @@ def paired_intervals(
     statistics: Callable[[NDArray[Any], NDArray[Any]], Statistics],
     label: NDArray[Any],
     model: NDArray[Any],
-    rival: NDArray[Any],
+    baseline: NDArray[Any],
     weight: NDArray[Any],
     *,
     units: NDArray[Any] | None = None,
     seed: int = 1,
     resamples: int = RESAMPLES,
 ) -> dict[str, dict[str, float]]:
-    """Return by metric the ``difference``, model minus rival, and the ``low`` and ``high`` end of its 95% interval.
+    """Return by metric the ``difference``, model minus baseline, and the ``low`` and ``high`` end of its 95% interval.
 
     Units are drawn with replacement, the same ones for both (Efron and Tibshirani, 1993, chapter 13). Of more than
     ``MOST_UNITS`` a sample is resampled, and the spread scaled by the root of its share (Bickel, Götze and van Zwet,
@@ -45,7 +45,7 @@ def paired_intervals(
         statistics: Makes the metrics of a label and predictions, such as :func:`binary_statistics`.
         label: Labels, ``[rows, …]``.
         model: The model's predictions, ``[rows, …]``.
-        rival: The rival's predictions of the same rows.
+        baseline: The baseline's predictions of the same rows.
         weight: Non-negative row weights, ``[rows]``.
         units: Unit that is drawn for each row, for example its user; by default the row.
         seed: Fixes the draws.
@@ -53,20 +53,20 @@ def paired_intervals(
     """
     weight = np.asarray(weight, np.float64)
     used = np.flatnonzero(weight > 0)
-    label, model, rival, weight = (np.asarray(column)[used] for column in (label, model, rival, weight))
+    label, model, baseline, weight = (np.asarray(column)[used] for column in (label, model, baseline, weight))
     unit = np.arange(len(used)) if units is None else np.unique(np.asarray(units)[used], return_inverse=True)[1]
-    of_all = _differences(statistics(label, model), statistics(label, rival), weight[None])
+    of_all = _differences(statistics(label, model), statistics(label, baseline), weight[None])
     random = np.random.default_rng(seed)
     count, scale = int(unit.max()) + 1, 1.0
     of_sample = of_all
     if count > MOST_UNITS:
         chosen = random.permutation(count) < MOST_UNITS
         rows = chosen[unit]
-        label, model, rival, weight = label[rows], model[rows], rival[rows], weight[rows]
+        label, model, baseline, weight = label[rows], model[rows], baseline[rows], weight[rows]
         unit = np.unique(unit[rows], return_inverse=True)[1]
         count, scale = MOST_UNITS, (MOST_UNITS / count) ** 0.5
-        of_sample = _differences(statistics(label, model), statistics(label, rival), weight[None])
-    own, other = statistics(label, model), statistics(label, rival)
+        of_sample = _differences(statistics(label, model), statistics(label, baseline), weight[None])
+    own, other = statistics(label, model), statistics(label, baseline)
     parts = [_differences(own, other, drawn) for drawn in _draws(unit, count, weight, resamples, random)]
     tails = [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]
     found = {}

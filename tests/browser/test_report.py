@@ -74,11 +74,11 @@ def facts(kind: str) -> ReportFacts:
     label, weight = rows["delay"].to_numpy().astype(np.float64), np.ones(ROWS)
     curves = learning_curves({"loss": [0.6, 0.5, 0.47], "val_loss": [0.58, 0.52, 0.53]}, best_epoch=2)
     if kind == "number":
-        score, rival = (label + random.normal(0, width, ROWS) for width in (9, 9.1))
-        metrics, other = (regression_metrics(label, of) for of in (score, rival))
-        intervals = paired_intervals(regression_statistics, label, score, rival, weight)
-        beside = {"hist. gradient boosting": rival}
-        classes = [(of > 10).astype(int) + (of > 30) for of in (label, score, rival)]
+        score, other_score = (label + random.normal(0, width, ROWS) for width in (9, 9.1))
+        metrics, other = (regression_metrics(label, of) for of in (score, other_score))
+        intervals = paired_intervals(regression_statistics, label, score, other_score, weight)
+        beside = {"hist. gradient boosting": other_score}
+        classes = [(of > 10).astype(int) + (of > 30) for of in (label, score, other_score)]
         names = ["on time", "late", "a class with a long name"]
         figures = {
             "predicted_and_actual": predicted_and_actual(label, score, baseline=beside),
@@ -87,11 +87,13 @@ def facts(kind: str) -> ReportFacts:
             "classes": class_quality(classes[0], classes[1], names, baseline={"hist. gradient boosting": classes[2]}),
         }
     else:
-        score, rival = (np.clip(0.3 + 0.2 * label + random.normal(0, width, ROWS), 0.01, 0.99) for width in (0.15, 0.2))
-        metrics, other = (binary_metrics(label, of) for of in (score, rival))
-        intervals = paired_intervals(binary_statistics, label, score, rival, weight)
+        score, other_score = (
+            np.clip(0.3 + 0.2 * label + random.normal(0, width, ROWS), 0.01, 0.99) for width in (0.15, 0.2)
+        )
+        metrics, other = (binary_metrics(label, of) for of in (score, other_score))
+        intervals = paired_intervals(binary_statistics, label, score, other_score, weight)
         figures = {
-            "roc": roc_curve(label, score, baseline={"hist. gradient boosting": rival}),
+            "roc": roc_curve(label, score, baseline={"hist. gradient boosting": other_score}),
             "calibration": calibration_curve(label, score),
             "lift": lift_chart(label, score),
         }

@@ -15,7 +15,7 @@ from mirrorspark.data_pipelines.spark.job_tasks import Tasks
 from mirrorspark.pages.figures.training_curves import learning_curves
 from mirrorspark.scoring.parity.report import ParityReport, WorstRow
 from mirrorspark.training.results.delivery import Trained
-from mirrorspark.training.results.evaluation.evaluate_run import Verdict
+from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.evaluation.explanation import Explanation
 from mirrorspark.training.results.fit_result import FitResult
 from mirrorspark.training.results.report.shown import Comparison
@@ -66,7 +66,7 @@ def trained(folder: Path) -> Trained:
     """Return the result of a training whose report is in ``folder``."""
     (folder / "report.html").write_text("<p>all of it</p>")
     figure = learning_curves({"loss": [0.55, 0.5, 0.47], "val_loss": [0.5, 0.46, 0.46]})
-    verdict = Verdict(METRICS, BASELINE, {"learning_curves": figure})
+    verdict = BaselineComparison(METRICS, BASELINE, {"learning_curves": figure})
     return Trained("7c1f0e", "models:/m-1", f"late-{HOSTILE}", "3", (), 9.0, verdict, {}, folder, ADDRESS)
 
 

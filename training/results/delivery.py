@@ -84,7 +84,7 @@ class Trained:
     model_version: str
     attempts: tuple[Attempt, ...]
     examples_per_second: float | None
-    verdict: evaluate_run.Verdict
+    verdict: evaluate_run.BaselineComparison
     predictions: dict[str, pa.Table] = field(repr=False)
     run_folder: Path
     tracking_uri: str = field(repr=False)  # it may hold a password
@@ -164,12 +164,12 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
         predictions = _predictions(job.folder)
         # The notebook's mlflow.autolog() would open a run for the baseline.
         with disable_autologging():
-            verdict = _judge(job, predictions, best, attempts, choice, stage.report)
+            verdict = _evaluate(job, predictions, best, attempts, choice, stage.report)
         stage.report("logging the metrics and plots")
         _log_verdict(job, verdict, exported.model_uri)
         _describe_model(job, exported, verdict, choice)
-        rivals = [str(rival["name"]) for rival in each_baseline(verdict.baseline)]
-        stage.note = f"compared with {', '.join(rivals)}" if rivals else "without a baseline"
+        baselines = [str(entry["name"]) for entry in each_baseline(verdict.baseline)]
+        stage.note = f"compared with {', '.join(baselines)}" if baselines else "without a baseline"
     return _trained(job, attempts, exported, verdict, predictions, choice)
 
 
@@ -233,7 +233,7 @@ def recall_delivery(folder: RunFolder, store: str) -> Trained:
     try:
         document = json.loads(folder.delivered.read_text(encoding="utf-8"))
         figures = {file.stem: figure_of_image(file.read_bytes()) for file in sorted(folder.plots.glob("*.png"))}
-        verdict = evaluate_run.Verdict(document.pop("metrics"), document.pop("baseline"), figures)
+        verdict = evaluate_run.BaselineComparison(document.pop("metrics"), document.pop("baseline"), figures)
         cost = document.pop("cost", None)
         attempts = tuple(map(Attempt.from_document, document.pop("attempts")))
         return Trained(
@@ -324,14 +324,14 @@ def _threads(config: TrainingConfig) -> int:
     return config.threads_per_worker or os.cpu_count() or 1
 
 
-def _judge(
+def _evaluate(
     job: TrainingJob,
     predictions: dict[str, pa.Table],
     best: LearntModel,
     attempts: tuple[Attempt, ...],
     choice: Choice | None,
     tell: Tell,
-) -> evaluate_run.Verdict:
+) -> evaluate_run.BaselineComparison:
     config, dataset = job.config, job.dataset
     steps = dataset.steps("train", config.global_batch_size)
     history = [job.epochs[epoch]["logs"] for epoch in sorted(job.epochs)]
@@ -339,30 +339,34 @@ def _judge(
         history, best.epoch, tuple(attempt.resumed_from / steps for attempt in attempts[1:])
     )
     if config.task == "retrieval":
-        return evaluate_run.judge_retrieval(dataset, predictions, _recommended(job, tell), config.top_k, curves)
-    rivals = _rivals(job, choice, tell)
+        return evaluate_run.compare_retrieval(dataset, predictions, _recommended(job, tell), config.top_k, curves)
+    baselines = _baselines(job, choice, tell)
     if config.task == "multi_label":
-        return evaluate_run.judge_multi_label(predictions, rivals, config.seed, curves, dataset.features.classes)
+        return evaluate_run.compare_multi_label(predictions, baselines, config.seed, curves, dataset.features.classes)
     if config.task == "multi_class":
         names, is_ordinal = dataset.features.class_names, dataset.spec.label.order is not None
-        return evaluate_run.judge_multi_class(predictions, rivals, config.seed, curves, names, is_ordinal=is_ordinal)
-    judge = {"binary": evaluate_run.judge_binary, "regression": evaluate_run.judge_regression}[config.task]
-    return judge(predictions, rivals, config.seed, curves)
+        return evaluate_run.compare_multi_class(
+            predictions, baselines, config.seed, curves, names, is_ordinal=is_ordinal
+        )
+    compare = {"binary": evaluate_run.compare_binary, "regression": evaluate_run.compare_regression}[config.task]
+    return compare(predictions, baselines, config.seed, curves)
 
 
-def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[evaluate_run.Rival]:
+def _baselines(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[evaluate_run.Baseline]:
     """Return the models to compare the model with: the one that was not registered, and the baselines, fitted here."""
-    config, dataset, names, rivals = job.config, job.dataset, job.config.row_baselines, []
+    config, dataset, names, baselines = job.config, job.dataset, job.config.row_baselines, []
     rows, rows_of_test = None, dataset.manifest.rows("test")
-    step = evaluate_run.judged_step(rows_of_test, dataset.features.classes) if config.task == "multi_label" else 1
+    step = evaluate_run.evaluated_step(rows_of_test, dataset.features.classes) if config.task == "multi_label" else 1
     for place, name in enumerate(names):
         if choice is not None and name == BASELINE:
             scores = read_scores(job.folder.predictions / OTHER_FOLDER / "test.parquet")
-            rivals.append(evaluate_run.Rival(choice.other, scores))
+            baselines.append(evaluate_run.Baseline(choice.other, scores))
             continue
         if name == POPULARITY:
             rates = evaluate_run.label_rates(dataset)
-            rivals.append(evaluate_run.Rival(name, np.broadcast_to(rates, (-(-rows_of_test // step), len(rates)))))
+            baselines.append(
+                evaluate_run.Baseline(name, np.broadcast_to(rates, (-(-rows_of_test // step), len(rates))))
+            )
             continue
         which = "" if len(names) == 1 else f"{name} ({place + 1} of {len(names)}): "
 
@@ -371,9 +375,9 @@ def _rivals(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[evaluat
 
         rows = rows or evaluate_run.baseline_rows(dataset, config.task)
         fitted = evaluate_run.fitted_baseline(name, rows, config.seed, told)
-        part = evaluate_run.part_learnt_from(rows, dataset.manifest.rows("train"))
-        rivals.append(evaluate_run.Rival(name, evaluate_run.baseline_scores(fitted, dataset, "test", step), part))
-    return rivals
+        part = evaluate_run.train_fraction(rows, dataset.manifest.rows("train"))
+        baselines.append(evaluate_run.Baseline(name, evaluate_run.baseline_scores(fitted, dataset, "test", step), part))
+    return baselines
 
 
 def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
@@ -393,15 +397,15 @@ def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
     return found
 
 
-def _log_verdict(job: TrainingJob, verdict: evaluate_run.Verdict, model_uri: str) -> None:
+def _log_verdict(job: TrainingJob, verdict: evaluate_run.BaselineComparison, model_uri: str) -> None:
     values = {f"{split}_{name}": value for split, of in verdict.metrics.items() for name, value in of.items()}
     # Where gradient boosting is registered, the network is what it was compared with.
-    for place, rival in enumerate(each_baseline(verdict.baseline)):
+    for place, entry in enumerate(each_baseline(verdict.baseline)):
         # The first one's metrics have the same names whatever it is, so that runs can be compared by them.
-        other = NETWORK if rival["name"] == NETWORK else "baseline" if place == 0 else rival["name"]
-        values |= {f"{other}_{name}": value for name, value in rival["metrics"].items()}
+        other = NETWORK if entry["name"] == NETWORK else "baseline" if place == 0 else entry["name"]
+        values |= {f"{other}_{name}": value for name, value in entry["metrics"].items()}
         difference = "difference" if place == 0 else f"difference_{other}"
-        for name, interval in rival.get("intervals", {}).items():
+        for name, interval in entry.get("intervals", {}).items():
             ends = {"": interval["difference"], "_low": interval["low"], "_high": interval["high"]}
             values |= {f"{difference}_{name}{end}": value for end, value in ends.items()}
     job.log_metrics(values, model_uri)
@@ -414,7 +418,7 @@ def _log_verdict(job: TrainingJob, verdict: evaluate_run.Verdict, model_uri: str
 
 
 def _describe_model(
-    job: TrainingJob, exported: ExportResult, verdict: evaluate_run.Verdict, choice: Choice | None
+    job: TrainingJob, exported: ExportResult, verdict: evaluate_run.BaselineComparison, choice: Choice | None
 ) -> None:
     dataset, name = job.dataset, job.config.registry_name
     card = model_card(
@@ -436,7 +440,7 @@ def _trained(
     job: TrainingJob,
     attempts: tuple[Attempt, ...],
     exported: ExportResult,
-    verdict: evaluate_run.Verdict,
+    verdict: evaluate_run.BaselineComparison,
     predictions: dict[str, pa.Table],
     choice: Choice | None,
 ) -> Trained:

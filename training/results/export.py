@@ -343,15 +343,17 @@ def _better(
     """
     from mirrorspark.models import boosted_trees
     from mirrorspark.models.serving import export as serving
-    from mirrorspark.training.results.evaluation import rival
+    from mirrorspark.training.results.evaluation import model_choice
 
     predictions = Path(plan.predictions)
-    choice, fitted, chosen = rival.challenge(dataset, task, plan.monitor, plan.seed, tables, predictions, tell)
-    if choice.registered == rival.NETWORK:
+    choice, fitted, chosen = model_choice.challenge(dataset, task, plan.monitor, plan.seed, tables, predictions, tell)
+    if choice.registered == model_choice.NETWORK:
         return plan.model, chosen, predict
     folder = Path(plan.folder)
     shutil.rmtree(folder / SAVED_MODEL_FOLDER)
-    trees = boosted_trees.BoostedTrees(rival.trees_of(fitted, dataset.features.classes if task == "multi_class" else 0))
+    trees = boosted_trees.BoostedTrees(
+        model_choice.trees_of(fitted, dataset.features.classes if task == "multi_class" else 0)
+    )
     serving.save(serving.ScoringModule(boosted_trees, trees, dataset.features), folder / SAVED_MODEL_FOLDER)
     description = ModelDescription.load(folder)
     versions = {**description.versions, "scikit-learn": version("scikit-learn")}

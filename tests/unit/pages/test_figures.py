@@ -345,12 +345,12 @@ def test_a_legend_covers_nothing_that_is_drawn_whatever_the_data(plot: BinaryPlo
 
 def test_the_plots_of_a_regression_count_weights_and_show_the_rival_beside() -> None:
     label, score = np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 3.0, 6.0])
-    rival = {"mean": np.full(4, 2.5)}
-    figure = predicted_and_actual(label, score, weight=[1, 1, 1, 5], baseline=rival)
+    baseline = {"mean": np.full(4, 2.5)}
+    figure = predicted_and_actual(label, score, weight=[1, 1, 1, 5], baseline=baseline)
     assert legend_texts(figure.axes[1]) == ["model (mean 1.25)", "mean (mean -0.75)"]
     # Rows of weight 0 are not there.
     assert legend_texts(predicted_and_actual(label, score, weight=[1, 1, 1, 0]).axes[1]) == ["model (mean 0)"]
-    groups = residuals_by_prediction(label, score, weight=[1, 1, 1, 5], baseline=rival)
+    groups = residuals_by_prediction(label, score, weight=[1, 1, 1, 5], baseline=baseline)
     model, mean = groups.axes[0].get_lines()[:2]
     assert list(model.get_xdata()) == [1, 2, 3, 6]
     assert list(model.get_ydata()) == [0, 0, 0, 2]
@@ -364,13 +364,15 @@ def test_the_plots_of_a_regression_count_weights_and_show_the_rival_beside() -> 
 
 def test_precision_and_recall_of_classes_count_weights_and_stand_beside_the_rivals() -> None:
     label, best = [0, 0, 1, 1], [0, 1, 1, 1]
-    figure = class_quality(label, best, ["road", "rail", "sea"], weight=[1, 1, 1, 3], baseline={"rival": [0, 0, 0, 2]})
+    figure = class_quality(
+        label, best, ["road", "rail", "sea"], weight=[1, 1, 1, 3], baseline={"baseline": [0, 0, 0, 2]}
+    )
     precision, recall = figure.axes
     assert [bar.get_width() for bar in precision.patches] == [1.0, 4 / 5, 0.0]
     assert [bar.get_width() for bar in recall.patches] == [0.5, 1.0, 0.0]
     (marks,) = recall.collections
     assert [x for x, _ in np.asarray(marks.get_offsets()).tolist()] == [1.0, 0.0, 0.0]
-    assert set(legend_texts(precision)) == {"model", "rival"}
+    assert set(legend_texts(precision)) == {"model", "baseline"}
     confusion = confusion_matrix(label, best, ["road", "rail", "sea"], weight=[1, 3, 1, 1])
     assert [text.get_text() for text in confusion.axes[0].texts] == ["0.25", "0.75", "1.00"]
 

@@ -53,8 +53,8 @@ def test_the_interval_is_about_the_difference_and_as_wide_as_theory_says() -> No
 
 
 def test_predictions_that_differ_by_nothing_or_by_much_are_told_apart_and_a_seed_fixes_the_draws() -> None:
-    def interval(rival: np.ndarray, seed: int = 1) -> dict[str, float]:
-        return paired_intervals(binary_statistics, LABEL, SCORE, rival, np.ones(ROWS), seed=seed)["auc"]
+    def interval(baseline: np.ndarray, seed: int = 1) -> dict[str, float]:
+        return paired_intervals(binary_statistics, LABEL, SCORE, baseline, np.ones(ROWS), seed=seed)["auc"]
 
     assert interval(SCORE) == {"difference": 0.0, "low": 0.0, "high": 0.0}
     assert interval(RIVAL)["low"] > 0

@@ -24,9 +24,9 @@ from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results import export as export_module
 from mirrorspark.training.results.delivery import ExportAhead
-from mirrorspark.training.results.evaluation.evaluate_run import Verdict
+from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.evaluation.explanation import EXPLANATION_FILE, Explanation
-from mirrorspark.training.results.evaluation.rival import OTHER_FOLDER, choose
+from mirrorspark.training.results.evaluation.model_choice import OTHER_FOLDER, choose
 from mirrorspark.training.results.export import ExportPlan, ExportResult
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.run_records.live.view import LiveView
@@ -127,7 +127,9 @@ def test_the_best_epoch_is_exported_and_judged(
     apart = {"auc": {"difference": 0.1, "low": 0.05, "high": 0.15}}
     compared = {"name": "popularity", "metrics": {"auc": 0.5}, "intervals": {}}
     compared |= {"others": [{"name": "ease", "metrics": {"auc": 0.6}, "intervals": apart}]}
-    monkeypatch.setattr(delivery.evaluate_run, "judge_binary", lambda *_: Verdict({"test": {"auc": 0.7}}, compared, {}))
+    monkeypatch.setattr(
+        delivery.evaluate_run, "compare_binary", lambda *_: BaselineComparison({"test": {"auc": 0.7}}, compared, {})
+    )
     trained = delivery.deliver(job, ATTEMPTS)
     assert [Path(plan.checkpoint).name for plan in exports] == ["step-00000020"]
     assert (trained.version_uri, trained.examples_per_second) == ("models:/rides/1", 100.0)
@@ -145,7 +147,9 @@ def test_the_version_is_named_after_its_run_with_tags_and_a_card(
     job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """L6: what users see of a model in MLflow's pages."""
-    monkeypatch.setattr(delivery.evaluate_run, "judge_binary", lambda *_: Verdict({"test": {"auc": 0.7}}, {}, {}))
+    monkeypatch.setattr(
+        delivery.evaluate_run, "compare_binary", lambda *_: BaselineComparison({"test": {"auc": 0.7}}, {}, {})
+    )
     delivery.deliver(job, ATTEMPTS)
     assert exports[0].model_name == job.folder.path.name
     tags = {"recipe": "rides", "dataset": "dataset", "label": "late", "architecture": "multi_field"}
@@ -162,7 +166,9 @@ def test_the_registered_model_may_have_a_name_of_its_own(
 ) -> None:
     """L5: that of Unity Catalog would name no folders."""
     job.config = dataclasses.replace(job.config, registered_model="prod.travel.late")
-    monkeypatch.setattr(delivery.evaluate_run, "judge_binary", lambda *_: Verdict({"test": {"auc": 0.7}}, {}, {}))
+    monkeypatch.setattr(
+        delivery.evaluate_run, "compare_binary", lambda *_: BaselineComparison({"test": {"auc": 0.7}}, {}, {})
+    )
     assert delivery.deliver(job, ATTEMPTS).version_uri == "models:/prod.travel.late/1"
     assert exports[0].registered_model == "prod.travel.late"
     ((name, _, _, card),) = cast(Any, job.tracked).described
@@ -175,7 +181,7 @@ def test_the_description_of_a_users_run_stays_the_users(
     job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """L5."""
-    monkeypatch.setattr(delivery.evaluate_run, "judge_binary", lambda *_: Verdict({}, {}, {}))
+    monkeypatch.setattr(delivery.evaluate_run, "compare_binary", lambda *_: BaselineComparison({}, {}, {}))
     cast(Any, job.tracked).is_users = True
     delivery.deliver(job, ATTEMPTS)
     assert cast(Any, job.tracked).tags == {}
@@ -188,11 +194,11 @@ def test_autologging_of_the_notebook_opens_no_run_for_the_baseline(
     """L5: ``mlflow.autolog()`` is the user's, and goes on for the user's own models."""
     from sklearn.linear_model import LinearRegression
 
-    def fit(*_: Any) -> Verdict:
+    def fit(*_: Any) -> BaselineComparison:
         LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])
-        return Verdict({}, {}, {})
+        return BaselineComparison({}, {}, {})
 
-    monkeypatch.setattr(delivery.evaluate_run, "judge_binary", fit)
+    monkeypatch.setattr(delivery.evaluate_run, "compare_binary", fit)
     mlflow.set_tracking_uri(mlflow_store)
     experiment = mlflow.set_experiment("autologging").experiment_id
     mlflow.sklearn.autolog(log_models=False, log_input_examples=False, log_model_signatures=False, silent=True)
@@ -246,7 +252,9 @@ def test_a_finished_run_is_recalled_with_its_plots_cost_and_explanation(
 ) -> None:
     """L6: ``result.plots`` of a run that had finished before."""
     figures = {"roc": Figure(), "lift": Figure()}
-    monkeypatch.setattr(delivery.evaluate_run, "judge_binary", lambda *_: Verdict({"test": {"auc": 0.7}}, {}, figures))
+    monkeypatch.setattr(
+        delivery.evaluate_run, "compare_binary", lambda *_: BaselineComparison({"test": {"auc": 0.7}}, {}, figures)
+    )
     table = pd.DataFrame({"feature": ["town"], "importance": [0.5], "deviation": [0.1]})
     Path(job.folder.predictions).mkdir()
     Explanation(table, {}, table, table, "log loss", 9).save(job.folder.predictions / EXPLANATION_FILE)
@@ -276,13 +284,13 @@ def test_a_finished_run_is_recalled_with_its_plots_cost_and_explanation(
 def test_a_delivery_that_was_cut_off_goes_on_with_the_version_it_has_registered(
     job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: Any) -> Verdict:
+    def interrupt(*_: Any) -> BaselineComparison:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(delivery.evaluate_run, "judge_binary", interrupt)
+    monkeypatch.setattr(delivery.evaluate_run, "compare_binary", interrupt)
     with pytest.raises(KeyboardInterrupt):
         delivery.deliver(job, ATTEMPTS)
-    monkeypatch.setattr(delivery.evaluate_run, "judge_binary", lambda *_: Verdict({}, {}, {}))
+    monkeypatch.setattr(delivery.evaluate_run, "compare_binary", lambda *_: BaselineComparison({}, {}, {}))
     assert [delivery.deliver(job, ATTEMPTS).model_version for _ in range(2)] == ["1", "1"]
     assert len(exports) == 1
 
@@ -326,7 +334,7 @@ def test_the_process_that_is_ready_gets_the_plan(
         return export_module.export(plan)
 
     monkeypatch.setattr(delivery, "export_once", export_once)
-    monkeypatch.setattr(delivery.evaluate_run, "judge_binary", lambda *_: Verdict({}, {}, {}))
+    monkeypatch.setattr(delivery.evaluate_run, "compare_binary", lambda *_: BaselineComparison({}, {}, {}))
     process = cast(Any, FakeProcess(1))
     delivery.deliver(job, ATTEMPTS, process)
     assert given == [process]

@@ -1,4 +1,4 @@
-"""F7: the verdict on a trained model, with numbers worked by hand."""
+"""F7: the comparison of a trained model with baselines, with numbers worked by hand."""
 
 import dataclasses
 import math
@@ -22,25 +22,25 @@ from mirrorspark.training.programs.recommenders.lists import recommended
 from mirrorspark.training.results.evaluation import baselines, boosting, evaluate_run
 from mirrorspark.training.results.evaluation.boosting import gradient_boosting
 from mirrorspark.training.results.evaluation.evaluate_run import (
-    Rival,
+    Baseline,
     baseline_rows,
     baseline_scores,
+    compare_binary,
+    compare_multi_label,
+    compare_retrieval,
     curves_of,
     fitted_baseline,
-    judge_binary,
-    judge_multi_label,
-    judge_retrieval,
     label_rates,
-    part_learnt_from,
+    train_fraction,
 )
 from mirrorspark.training.results.evaluation.segments import retrieval_rows
+from mirrorspark.training.results.report.baselines import each_baseline
 from mirrorspark.training.results.report.report import verdict_sentences
-from mirrorspark.training.results.report.rivals import each_baseline
 
 
 @dataclass(frozen=True)
 class HandmadeDataset:
-    """Gives what a verdict asks of a dataset from memory."""
+    """Gives what a comparison asks of a dataset from memory."""
 
     spec: FeatureSpec
     splits: Mapping[str, list[Block]]
@@ -123,12 +123,12 @@ def binary(monkeypatch: pytest.MonkeyPatch) -> Any:
     )
 
 
-def rival(dataset: Any, name: str = "hist_gradient_boosting") -> Rival:
-    return Rival(name, baseline_scores(fitted_baseline(name, baseline_rows(dataset, "binary"), 1), dataset, "test"))
+def baseline_of(dataset: Any, name: str = "hist_gradient_boosting") -> Baseline:
+    return Baseline(name, baseline_scores(fitted_baseline(name, baseline_rows(dataset, "binary"), 1), dataset, "test"))
 
 
 def test_a_binary_model_is_measured_on_every_evaluated_split() -> None:
-    verdict = judge_binary(
+    comparison = compare_binary(
         {
             # Positives at 0.35 and 0.8, negatives at 0.1 and 0.4: three of four pairs are in order.
             "test": predictions([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]),
@@ -138,32 +138,32 @@ def test_a_binary_model_is_measured_on_every_evaluated_split() -> None:
         seed=1,
         curves=None,
     )
-    assert verdict.metrics["test"]["auc"] == pytest.approx(0.75)
-    assert verdict.metrics["test"]["base_rate"] == 0.5
-    assert verdict.metrics["validation"]["auc"] == 1.0
+    assert comparison.metrics["test"]["auc"] == pytest.approx(0.75)
+    assert comparison.metrics["test"]["base_rate"] == 0.5
+    assert comparison.metrics["validation"]["auc"] == 1.0
     # Both rows got 0.75 for what happened: -ln 0.75.
-    assert verdict.metrics["validation"]["log_loss"] == pytest.approx(0.287682, abs=1e-6)
-    assert verdict.baseline == {}
+    assert comparison.metrics["validation"]["log_loss"] == pytest.approx(0.287682, abs=1e-6)
+    assert comparison.baseline == {}
 
 
 def test_a_binary_verdict_has_its_plots_and_the_learning_curves_if_there_are_any() -> None:
     table = {split: predictions([0, 1], [0.2, 0.9]) for split in ("validation", "test")}
-    figures = judge_binary(table, [], seed=1, curves=None).figures
+    figures = compare_binary(table, [], seed=1, curves=None).figures
     assert sorted(figures) == ["calibration", "lift", "precision_recall", "roc", "score_histogram"]
     curves = Figure()
-    assert judge_binary(table, [], seed=1, curves=curves).figures["learning_curves"] is curves
+    assert compare_binary(table, [], seed=1, curves=curves).figures["learning_curves"] is curves
 
 
 def test_gradient_boosting_is_fitted_on_the_same_rows_and_drawn_beside_the_model(binary: Any) -> None:
     label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
-    verdict = judge_binary(table, [rival(binary)], seed=1, curves=None)
-    assert verdict.baseline["name"] == "hist_gradient_boosting"
+    comparison = compare_binary(table, [baseline_of(binary)], seed=1, curves=None)
+    assert comparison.baseline["name"] == "hist_gradient_boosting"
     # The label is a threshold on one feature with a little noise, which trees find; 0.5 for all rows is chance.
-    assert verdict.baseline["metrics"]["auc"] > 0.9
-    assert verdict.baseline["resampled"] == "test rows"
-    assert verdict.metrics["test"]["auc"] == 0.5
-    legend = verdict.figures["roc"].axes[0].get_legend()
+    assert comparison.baseline["metrics"]["auc"] > 0.9
+    assert comparison.baseline["resampled"] == "test rows"
+    assert comparison.metrics["test"]["auc"] == 0.5
+    legend = comparison.figures["roc"].axes[0].get_legend()
     assert legend is not None
     assert any("gradient boosting" in text.get_text() for text in legend.get_texts())
 
@@ -173,13 +173,13 @@ def test_each_of_several_baselines_is_compared_and_drawn(binary: Any) -> None:
     label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
     names = ["lightgbm", "logistic_regression", "xgboost"]
-    verdict = judge_binary(table, [rival(binary, name) for name in names], seed=1, curves=None)
-    found = each_baseline(verdict.baseline)
+    comparison = compare_binary(table, [baseline_of(binary, name) for name in names], seed=1, curves=None)
+    found = each_baseline(comparison.baseline)
     assert [one["name"] for one in found] == names
     for one in found:
         assert one["metrics"]["auc"] > 0.9
         assert one["intervals"]["auc"]["high"] < 0
-    legend = verdict.figures["roc"].axes[0].get_legend()
+    legend = comparison.figures["roc"].axes[0].get_legend()
     texts = " ".join(text.get_text() for text in legend.get_texts())
     assert all(name in texts for name in ("LightGBM", "logistic regression", "XGBoost"))
 
@@ -193,8 +193,8 @@ def test_the_baseline_does_not_see_the_label_through_a_feature_of_that_name(bina
     dataset: Any = HandmadeDataset(BINARY_SPEC, noise)
     label = noise["test"][0].label.tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
-    verdict = judge_binary(table, [rival(dataset)], seed=1, curves=None)
-    assert verdict.baseline["metrics"]["auc"] < 0.8
+    comparison = compare_binary(table, [baseline_of(dataset)], seed=1, curves=None)
+    assert comparison.baseline["metrics"]["auc"] < 0.8
 
 
 def test_the_baseline_learns_from_a_bounded_number_of_rows_and_is_judged_on_all(
@@ -210,12 +210,12 @@ def test_the_baseline_learns_from_a_bounded_number_of_rows_and_is_judged_on_all(
     monkeypatch.setattr(evaluate_run, "BASELINE_ROWS", 300)
     label = np.concatenate([part.label for part in binary.splits["test"]]).tolist()
     table = {"test": predictions(label, [0.5] * len(label)), "validation": predictions([0, 1], [0.2, 0.9])}
-    verdict = judge_binary(table, [rival(binary)], seed=1, curves=None)
+    comparison = compare_binary(table, [baseline_of(binary)], seed=1, curves=None)
     assert set(learnt_from) == {300}  # of 600
-    assert part_learnt_from(baseline_rows(binary, "binary"), 600) == {"rows": 300, "of": 600}
-    assert part_learnt_from(baseline_rows(binary, "binary"), 300) == {}
-    assert verdict.baseline["metrics"]["base_rate"] == pytest.approx(float(np.mean(label)))
-    assert any("boosting" in text.get_text() for text in verdict.figures["roc"].axes[0].get_legend().get_texts())
+    assert train_fraction(baseline_rows(binary, "binary"), 600) == {"rows": 300, "of": 600}
+    assert train_fraction(baseline_rows(binary, "binary"), 300) == {}
+    assert comparison.baseline["metrics"]["base_rate"] == pytest.approx(float(np.mean(label)))
+    assert any("boosting" in text.get_text() for text in comparison.figures["roc"].axes[0].get_legend().get_texts())
 
 
 TAGS_SPEC = FeatureSpec.from_dict(
@@ -253,23 +253,23 @@ def label_scores(labels: list[list[int]], scores: list[list[float]]) -> pa.Table
 def test_a_multi_label_model_is_measured_beside_what_labels_are_frequent(tags: Any) -> None:
     """F7: a row that has no label counts, too."""
     table = label_scores([[1, 2], [], [0]], [[0.1, 0.9, 0.8], [0.2, 0.3, 0.1], [0.7, 0.1, 0.2]])
-    popular = Rival("popularity", np.broadcast_to(label_rates(tags), (3, 3)))
-    verdict = judge_multi_label({"validation": table, "test": table}, [popular], 1, None, classes=3)
-    assert verdict.metrics["validation"] == verdict.metrics["test"]
-    assert verdict.metrics["test"]["auc"] == 1.0
-    assert verdict.metrics["test"]["base_rate"] == pytest.approx(3 / 9)
+    popular = Baseline("popularity", np.broadcast_to(label_rates(tags), (3, 3)))
+    comparison = compare_multi_label({"validation": table, "test": table}, [popular], 1, None, classes=3)
+    assert comparison.metrics["validation"] == comparison.metrics["test"]
+    assert comparison.metrics["test"]["auc"] == 1.0
+    assert comparison.metrics["test"]["base_rate"] == pytest.approx(3 / 9)
     # The best label of rows 1 and 3 is theirs; of three labels, 2, 0 and 1.
-    assert verdict.metrics["test"]["precision_at_1"] == pytest.approx(2 / 3)
-    assert verdict.metrics["test"]["precision_at_3"] == pytest.approx((2 / 3 + 0 + 1 / 3) / 3)
+    assert comparison.metrics["test"]["precision_at_1"] == pytest.approx(2 / 3)
+    assert comparison.metrics["test"]["precision_at_3"] == pytest.approx((2 / 3 + 0 + 1 / 3) / 3)
     # The pairs of 0.9, 0.8 and 0.7 are the three that there are.
-    assert verdict.metrics["test"]["micro_f1"] == 1.0
+    assert comparison.metrics["test"]["micro_f1"] == 1.0
     # All rows get 0.8, 0.2 and 0.4. The three pairs that are so have one of each, as have the six that are not two.
-    baseline = verdict.baseline["metrics"]
-    assert verdict.baseline["name"] == "popularity"
+    baseline = comparison.baseline["metrics"]
+    assert comparison.baseline["name"] == "popularity"
     assert baseline["auc"] == 0.5
     # Squares of what is missing: of each label one row has it and two have not.
     assert baseline["brier"] == pytest.approx((0.04 + 2 * 0.64 + 0.64 + 2 * 0.04 + 0.36 + 2 * 0.16) / 9)
-    assert sorted(verdict.figures) == ["calibration", "lift", "precision_recall", "roc", "score_histogram"]
+    assert sorted(comparison.figures) == ["calibration", "lift", "precision_recall", "roc", "score_histogram"]
 
 
 def test_each_label_of_several_has_a_logistic_regression(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,24 +281,24 @@ def test_each_label_of_several_has_a_logistic_regression(monkeypatch: pytest.Mon
     fitted = fitted_baseline("logistic_regression", baseline_rows(dataset, "multi_label"), seed=1)
     scores = baseline_scores(fitted, dataset, "test")
     table = label_scores(labels, [[0.5, 0.5, 0.1]] * 40)
-    verdict = judge_multi_label(
-        {"test": table}, [Rival("logistic_regression", scores)], 1, None, classes=TAGS_SPEC.label.classes or 0
+    comparison = compare_multi_label(
+        {"test": table}, [Baseline("logistic_regression", scores)], 1, None, classes=TAGS_SPEC.label.classes or 0
     )
-    assert verdict.baseline["metrics"]["precision_at_1"] == pytest.approx(np.mean([bool(of) for of in labels]))
+    assert comparison.baseline["metrics"]["precision_at_1"] == pytest.approx(np.mean([bool(of) for of in labels]))
     assert scores[:, 2].max() < 0.02
-    intervals = verdict.baseline["intervals"]
+    intervals = comparison.baseline["intervals"]
     assert set(intervals) == {"log_loss", "brier", "precision_at_1", "precision_at_3", "micro_f1"}
     # 30 of 80 pairs are right, and 30 of 110 are named or so in truth.
-    named = 2 * verdict.metrics["test"]["base_rate"] * 120 / (verdict.metrics["test"]["base_rate"] * 120 + 80)
-    assert verdict.metrics["test"]["micro_f1"] == pytest.approx(named)
-    difference = verdict.metrics["test"]["micro_f1"] - verdict.baseline["metrics"]["micro_f1"]
+    named = 2 * comparison.metrics["test"]["base_rate"] * 120 / (comparison.metrics["test"]["base_rate"] * 120 + 80)
+    assert comparison.metrics["test"]["micro_f1"] == pytest.approx(named)
+    difference = comparison.metrics["test"]["micro_f1"] - comparison.baseline["metrics"]["micro_f1"]
     assert intervals["micro_f1"]["difference"] == pytest.approx(difference)
     assert intervals["micro_f1"]["high"] < 0 < intervals["log_loss"]["low"]
-    assert "learnt_from" not in verdict.baseline
+    assert "learnt_from" not in comparison.baseline
     # 40 rows of three labels are as it takes, of 80.
     monkeypatch.setattr(evaluate_run, "BASELINE_PAIRS", 120)
-    part = part_learnt_from(baseline_rows(dataset, "multi_label"), 80)
-    sampled = judge_multi_label({"test": table}, [Rival("logistic_regression", scores, part)], 1, None, classes=3)
+    part = train_fraction(baseline_rows(dataset, "multi_label"), 80)
+    sampled = compare_multi_label({"test": table}, [Baseline("logistic_regression", scores, part)], 1, None, classes=3)
     assert sampled.baseline["learnt_from"] == {"rows": 40, "of": 80}
     (sentence,) = verdict_sentences(sampled.metrics, sampled.baseline)
     assert sentence.endswith(". Logistic regression learnt from the first 40 of the 80 training rows.")
@@ -313,15 +313,15 @@ def test_rows_of_weight_0_teach_a_label_nothing_and_a_step_leaves_out_scores() -
     scores = baseline_scores(fitted, dataset, "test")
     assert scores[:, 2].max() < 0.2
     np.testing.assert_array_equal(baseline_scores(fitted, dataset, "test", 4), scores[::4])
-    assert evaluate_run.judged_step(21, 3) == 1
+    assert evaluate_run.evaluated_step(21, 3) == 1
 
 
 def test_a_long_split_of_many_labels_is_judged_by_some_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluate_run, "JUDGED_PAIRS", 6)
+    monkeypatch.setattr(evaluate_run, "EVALUATED_PAIRS", 6)
     # Of four rows of three labels every other one is left, whose scores are right.
     table = label_scores([[0], [0], [1], [1]], [[0.9, 0.1, 0.2], [0.1, 0.9, 0.9], [0.2, 0.8, 0.1], [0.9, 0.1, 0.9]])
-    verdict = judge_multi_label({"test": table}, [], 1, None, classes=3)
-    assert verdict.metrics["test"]["auc"] == 1.0
+    comparison = compare_multi_label({"test": table}, [], 1, None, classes=3)
+    assert comparison.metrics["test"]["auc"] == 1.0
 
 
 RETRIEVAL_SPEC = FeatureSpec.from_dict(
@@ -352,7 +352,7 @@ def lists(candidates: list[list[str]], label: list[str]) -> pa.Table:
 
 def test_a_retrieval_model_is_measured_by_rank(retrieval: Any) -> None:
     table = lists([["a", "b"], ["b", "c"], ["c", "a"], ["a", "c"]], ["a", "c", "c", "c"])
-    verdict = judge_retrieval(retrieval, {"test": table}, {}, k=2, curves=None)
+    comparison = compare_retrieval(retrieval, {"test": table}, {}, k=2, curves=None)
     # Of the usual ranks only 1 is within the lists: two hits of four in the first place, two in the second.
     expected: dict[str, Any] = {f"{name}_at_1": 0.5 for name in ("recall", "ndcg", "mrr", "hit_rate", "map")}
     expected |= {"recall_at_2": 1.0, "hit_rate_at_2": 1.0, "mrr_at_2": 0.75, "map_at_2": 0.75}
@@ -372,9 +372,9 @@ def test_a_retrieval_model_is_measured_by_rank(retrieval: Any) -> None:
     expected |= {"coverage": 1.0, "mean_popularity": 2.0}
     novelty = (3 * bits[0] + 2 * bits[1] + 3 * bits[2]) / 8
     expected |= {"novelty": pytest.approx(novelty)}
-    assert verdict.metrics == {"test": expected}
-    assert verdict.baseline == {}
-    assert sorted(verdict.figures) == ["recall_at_k"]
+    assert comparison.metrics == {"test": expected}
+    assert comparison.baseline == {}
+    assert sorted(comparison.figures) == ["recall_at_k"]
 
 
 def test_predicted_ratings_are_measured_by_their_errors(retrieval: Any) -> None:
@@ -382,7 +382,7 @@ def test_predicted_ratings_are_measured_by_their_errors(retrieval: Any) -> None:
     columns = {"rating": [4.0, 1.0, 3.0, 2.0], "predicted_rating": [3.0, 3.0, 3.0, 9.0], "weight": [1.0, 2.0, 1.0, 0.0]}
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values))
-    metrics = judge_retrieval(retrieval, {"test": table}, {}, k=2, curves=None).metrics["test"]
+    metrics = compare_retrieval(retrieval, {"test": table}, {}, k=2, curves=None).metrics["test"]
     assert metrics["mae"] == (1 + 2 * 2) / 4
     assert metrics["rmse"] == pytest.approx(((1 + 2 * 4) / 4) ** 0.5)
 
@@ -392,13 +392,13 @@ def test_rows_with_the_same_query_are_one_with_several_relevant_items(retrieval:
     dataset = dataclasses.replace(retrieval, splits=retrieval.splits | {"test": [test]})
     spark: Any = None
     popular = {"popularity": recommended(Recommender("popularity"), Interactions(dataset), 5, 1, spark)}
-    verdict = judge_retrieval(dataset, {"test": lists([["c"] * 5] * 3, ["c", "", "a"])}, popular, 5, curves=None)
+    comparison = compare_retrieval(dataset, {"test": lists([["c"] * 5] * 3, ["c", "", "a"])}, popular, 5, curves=None)
     # The first two rows want two items and get one of them; the third, which excludes others, is a query of its own.
-    assert verdict.metrics["test"]["recall_at_5"] == (1 / 2 + 0) / 2
-    assert verdict.metrics["test"]["hit_rate_at_5"] == 1 / 2
+    assert comparison.metrics["test"]["recall_at_5"] == (1 / 2 + 0) / 2
+    assert comparison.metrics["test"]["hit_rate_at_5"] == 1 / 2
     # The most popular one that the third row has not seen is what it wants.
-    assert verdict.baseline["metrics"]["recall_at_1"] == (1 / 2 + 1) / 2
-    assert set(verdict.baseline["intervals"]) == {
+    assert comparison.baseline["metrics"]["recall_at_1"] == (1 / 2 + 1) / 2
+    assert set(comparison.baseline["intervals"]) == {
         f"{name}_at_{k}" for name in ("recall", "ndcg", "mrr", "hit_rate", "map") for k in (1, 5)
     }
 
@@ -450,8 +450,8 @@ def test_without_a_user_rows_are_resampled_and_nobody_is_light(retrieval: Any, c
     assert rows.unit == "test rows"
     assert len(set(rows.users.tolist())) == 4
     table = lists([["a"] * 5] * 4, ["a", "b", "b", "b"])
-    verdict = judge_retrieval(dataset, {"test": table}, {}, k=5, curves=None)
-    assert not [name for name in verdict.metrics["test"] if name.startswith("light_users")]
+    comparison = compare_retrieval(dataset, {"test": table}, {}, k=5, curves=None)
+    assert not [name for name in comparison.metrics["test"] if name.startswith("light_users")]
     assert Interactions(dataset).user is None
 
 
@@ -459,10 +459,10 @@ def test_popularity_recommends_what_a_user_has_not_seen_and_never_what_nobody_ca
     table = lists([["a"] * 5] * 4, ["a", "b", "b", "b"])
     spark: Any = None
     popular = recommended(Recommender("popularity"), Interactions(retrieval), 5, 1, spark)
-    verdict = judge_retrieval(retrieval, {"test": table}, {"popularity": popular}, k=5, curves=None)
-    metrics = verdict.baseline["metrics"]
-    assert verdict.baseline["name"] == "popularity"
-    assert verdict.baseline["resampled"] == "values of user"
+    comparison = compare_retrieval(retrieval, {"test": table}, {"popularity": popular}, k=5, curves=None)
+    metrics = comparison.baseline["metrics"]
+    assert comparison.baseline["name"] == "popularity"
+    assert comparison.baseline["resampled"] == "values of user"
     # Row 1 has seen movie 2 and gets 3, a hit; row 2 gets 2, a hit; row 3 wants one out of vocabulary, and row 4 one
     # that it is said to have seen: neither can be listed, however many places are empty.
     assert metrics["recall_at_1"] == 0.5
@@ -471,30 +471,30 @@ def test_popularity_recommends_what_a_user_has_not_seen_and_never_what_nobody_ca
     assert metrics["coverage"] == 1.0
     # Counts of the lists, without the empty places: 2, 1; 3, 2, 1; 1; 3, 2.
     assert metrics["mean_popularity"] == (1.5 + 2 + 1 + 2.5) / 4
-    assert verdict.metrics["test"]["recall_at_5"] == 0.25
+    assert comparison.metrics["test"]["recall_at_5"] == 0.25
 
 
 def test_a_retrieval_model_is_compared_with_each_of_several(retrieval: Any) -> None:
     """F7: the first baseline has the others beside it, each with its own intervals."""
     table = lists([["b"], ["b"], ["b"], ["b"]], ["b", "a", "", "c"])
-    rivals = {"popularity": np.array([[2], [2], [2], [2]]), "ease_l2_9": np.array([[3], [2], [-1], [4]])}
-    verdict = judge_retrieval(retrieval, {"test": table}, rivals, k=1, curves=None)
-    assert verdict.metrics["test"]["recall_at_1"] == 0.25
-    assert verdict.baseline["metrics"]["recall_at_1"] == 0.25
-    (other,) = verdict.baseline["others"]
+    baselines = {"popularity": np.array([[2], [2], [2], [2]]), "ease_l2_9": np.array([[3], [2], [-1], [4]])}
+    comparison = compare_retrieval(retrieval, {"test": table}, baselines, k=1, curves=None)
+    assert comparison.metrics["test"]["recall_at_1"] == 0.25
+    assert comparison.baseline["metrics"]["recall_at_1"] == 0.25
+    (other,) = comparison.baseline["others"]
     assert (other["name"], other["metrics"]["recall_at_1"]) == ("ease_l2_9", 0.75)
     assert other["intervals"]["recall_at_1"]["difference"] == -0.5
-    texts = verdict.figures["recall_at_k"].axes[0].get_legend().get_texts()
+    texts = comparison.figures["recall_at_k"].axes[0].get_legend().get_texts()
     assert [text.get_text().split(" (")[0] for text in texts] == ["model", "popularity", "ease l2 9"]
 
 
 def test_an_empty_place_of_a_list_is_no_hit_for_a_label_out_of_vocabulary(retrieval: Any) -> None:
     table = lists([["a", ""], ["a", "b"]] * 2, ["", "a"] * 2)
-    verdict = judge_retrieval(retrieval, {"test": table}, {}, k=2, curves=None)
-    assert verdict.metrics["test"]["recall_at_1"] == 0.5
+    comparison = compare_retrieval(retrieval, {"test": table}, {}, k=2, curves=None)
+    assert comparison.metrics["test"]["recall_at_1"] == 0.5
     five = lists([["a", "", "", "", ""], ["a", "b", "c", "d", "e"]] * 2, ["", "e"] * 2)
-    verdict = judge_retrieval(retrieval, {"test": five}, {}, k=5, curves=None)
-    assert verdict.metrics["test"]["recall_at_5"] == 0.5
+    comparison = compare_retrieval(retrieval, {"test": five}, {}, k=5, curves=None)
+    assert comparison.metrics["test"]["recall_at_5"] == 0.5
 
 
 def test_learning_curves_show_what_every_epoch_has() -> None:

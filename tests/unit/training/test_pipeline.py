@@ -26,7 +26,7 @@ from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.names import SUMMARY_FILE
 from mirrorspark.training.results import delivery, scored
 from mirrorspark.training.results.delivery import Trained
-from mirrorspark.training.results.evaluation.evaluate_run import Verdict
+from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import ParityFailedError, require_parity
 from mirrorspark.training.run_records.live.view import LiveView
@@ -108,7 +108,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
 
     def deliver(job: Any, attempts: tuple[Attempt, ...], process: Any) -> Trained:
         reference = pa.table({"ride_id": [1, 2], "score": [0.2, 0.8]})
-        verdict = Verdict({"test": {"auc": 0.7}}, {}, {})
+        verdict = BaselineComparison({"test": {"auc": 0.7}}, {}, {})
         return Trained("run-1", "models:/m-1", "rides", "3", attempts, 9.0, verdict, {"test": reference}, tmp_path, "")
 
     def prepare(config: RunConfig, tracking: Tracking, view: LiveView, sources: Sources) -> PreparedRun:

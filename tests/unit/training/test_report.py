@@ -28,7 +28,7 @@ MODEL = {"auc": 0.75, "pr_auc": 0.5, "log_loss": 0.4}
 
 
 @pytest.mark.parametrize(
-    ("rival", "sentence"),
+    ("baseline_metrics", "sentence"),
     [
         (
             {"auc": 0.7, "pr_auc": 0.4, "log_loss": 0.5},
@@ -52,8 +52,8 @@ MODEL = {"auc": 0.75, "pr_auc": 0.5, "log_loss": 0.4}
         ({}, "On the test rows: AUC 0.75, PR AUC 0.5, log loss 0.4. It was compared with nothing."),
     ],
 )
-def test_the_verdict_names_the_better_one_and_by_how_much(rival: dict[str, float], sentence: str) -> None:
-    baseline = {"name": "hist_gradient_boosting", "metrics": rival} if rival else {}
+def test_the_verdict_names_the_better_one_and_by_how_much(baseline_metrics: dict[str, float], sentence: str) -> None:
+    baseline = {"name": "hist_gradient_boosting", "metrics": baseline_metrics} if baseline_metrics else {}
     assert " ".join(verdict_sentences({"test": MODEL}, baseline)) == sentence
 
 

@@ -32,7 +32,7 @@ from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.names import STATE_FILE, SUMMARY_FILE
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results.delivery import ResultLostError, Trained
-from mirrorspark.training.results.evaluation.evaluate_run import Verdict
+from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run_records.find_run import find_finished, hold_run_folder
@@ -266,7 +266,7 @@ def delivered(folder: RunFolder) -> Trained:
         pq.write_table(table, folder.predictions / f"{split}.parquet")
     lost = RankError("lost", 1, "killed", "signal 9", 12.5)
     attempts = (Attempt(1, None, (lost,), 0, 10, workers=2), Attempt(2, 5, (), 10, 50, workers=2))
-    verdict = Verdict({"test": {"auc": 0.7}}, {"name": "popularity", "metrics": {"auc": 0.5}}, {})
+    verdict = BaselineComparison({"test": {"auc": 0.7}}, {"name": "popularity", "metrics": {"auc": 0.5}}, {})
     return Trained("run-1", "models:/m-1", "rides", "3", attempts, 9.0, verdict, predictions, folder.path, "the store")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.training.results.evaluation import evaluate_run, rival
+    from mirrorspark.training.results.evaluation import evaluate_run, model_choice
     from mirrorspark.training.results.evaluation.comparison import Tested, paired_differences
     from mirrorspark.training.results.evaluation.explanation import (
         EXPLANATION_FILE,
@@ -18,8 +18,14 @@ if TYPE_CHECKING:
         explain,
         explain_on_kept_rows,
     )
+    from mirrorspark.training.results.evaluation.model_choice import (
+        BASELINE,
+        NETWORK,
+        OTHER_FOLDER,
+        Choice,
+        read_scores,
+    )
     from mirrorspark.training.results.evaluation.ranking import best_candidates
-    from mirrorspark.training.results.evaluation.rival import BASELINE, NETWORK, OTHER_FOLDER, Choice, read_scores
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -37,7 +43,7 @@ __all__ = [
     "evaluate_run",
     "explain",
     "explain_on_kept_rows",
+    "model_choice",
     "paired_differences",
     "read_scores",
-    "rival",
 ]

@@ -1,4 +1,4 @@
-"""The verdict on a run from its predictions: metrics, baseline, plots. Pure functions, without Spark and MLflow."""
+"""Comparison of a run with baselines by their predictions: metrics, plots. Pure functions, without Spark and MLflow."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,15 +58,15 @@ BASELINE_PRODUCTS = 500_000_000
 BASELINE_PAIRS = 50_000_000
 
 # A multi-label model is evaluated on about this many pairs of a row and a label: metrics and plots sort them in memory.
-JUDGED_PAIRS = 10_000_000
+EVALUATED_PAIRS = 10_000_000
 
 # No feature can have these names.
 _LABEL, _WEIGHT = "\0label", "\0weight"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The evaluation of a trained model.
+class BaselineComparison:
+    """The metrics of a trained model, and its comparison with baselines.
 
     Attributes:
         metrics: Metrics by split.
@@ -83,8 +83,8 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Rival:
-    """A model that another one is compared with.
+class Baseline:
+    """A model that the trained one is compared with.
 
     Attributes:
         name: That of a baseline, or ``network``.
@@ -98,60 +98,62 @@ class Rival:
     learnt_from: Mapping[str, int] = field(default_factory=dict)
 
 
-def judge_binary(
-    predictions: Mapping[str, pa.Table], rivals: Sequence[Rival], seed: int, curves: Figure | None
-) -> Verdict:
-    """Return the verdict on a binary model from its ``score``, ``label`` and ``weight`` per split.
+def compare_binary(
+    predictions: Mapping[str, pa.Table], baselines: Sequence[Baseline], seed: int, curves: Figure | None
+) -> BaselineComparison:
+    """Compare a binary model with baselines, from its ``score``, ``label`` and ``weight`` per split.
 
     Args:
         predictions: A table per split, in the dataset's stored order.
-        rivals: The models to compare with.
+        baselines: The models to compare with.
         seed: Fixes the draws of the intervals.
         curves: The learning curves.
     """
     metrics = {split: metrics_of("binary", table, split=split) for split, table in predictions.items()}
     label, score, weight = weighed_columns(predictions["test"])
-    others = {in_words(rival.name): rival.scores for rival in rivals}
+    others = {in_words(baseline.name): baseline.scores for baseline in baselines}
     figures = _probability_figures(label, score, weight, others)
-    compared = _compared(rivals, binary_metrics, bootstrap.binary_statistics, (label, score, weight), seed)
-    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+    compared = _compared(baselines, binary_metrics, bootstrap.binary_statistics, (label, score, weight), seed)
+    return BaselineComparison(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
-def judge_multi_label(
-    predictions: Mapping[str, pa.Table], rivals: Sequence[Rival], seed: int, curves: Figure | None, classes: int
-) -> Verdict:
-    """Return the verdict on a multi-label model from ``scores``, ``label``, ``weight``; see :func:`judge_binary`.
+def compare_multi_label(
+    predictions: Mapping[str, pa.Table], baselines: Sequence[Baseline], seed: int, curves: Figure | None, classes: int
+) -> BaselineComparison:
+    """Compare a multi-label model with baselines by ``scores``, ``label``, ``weight``; see :func:`compare_binary`.
 
-    The plots show all pairs of a row and one of the ``classes`` labels. The rivals' scores are those of every
-    :func:`judged_step`-th row.
+    The plots show all pairs of a row and one of the ``classes`` labels. The baselines' scores are those of every
+    :func:`evaluated_step`-th row.
     """
     judged = {split: labelled_columns(table, classes) for split, table in predictions.items()}
     metrics = {split: multi_label_metrics(*columns, split=split) for split, columns in judged.items()}
     label, scores, weight = judged["test"]
-    others = {in_words(rival.name): rival.scores.ravel() for rival in rivals}
-    compared = _compared(rivals, multi_label_metrics, bootstrap.multi_label_statistics, (label, scores, weight), seed)
+    others = {in_words(baseline.name): baseline.scores.ravel() for baseline in baselines}
+    compared = _compared(
+        baselines, multi_label_metrics, bootstrap.multi_label_statistics, (label, scores, weight), seed
+    )
     figures = _probability_figures(label.ravel(), scores.ravel(), np.repeat(weight, classes), others)
-    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+    return BaselineComparison(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
-def judge_regression(
-    predictions: Mapping[str, pa.Table], rivals: Sequence[Rival], seed: int, curves: Figure | None
-) -> Verdict:
-    """Return the verdict on a regression from its ``score``, ``label`` and ``weight``; see :func:`judge_binary`."""
+def compare_regression(
+    predictions: Mapping[str, pa.Table], baselines: Sequence[Baseline], seed: int, curves: Figure | None
+) -> BaselineComparison:
+    """Compare a regression with baselines, from its ``score``, ``label`` and ``weight``; see :func:`compare_binary`."""
     metrics = {
         split: metrics_of("regression", table, split=split) | _interval_metrics(table)
         for split, table in predictions.items()
     }
     label, score, weight = weighed_columns(predictions["test"])
-    others = {in_words(rival.name): rival.scores for rival in rivals}
-    compared = _compared(rivals, regression_metrics, bootstrap.regression_statistics, (label, score, weight), seed)
+    others = {in_words(baseline.name): baseline.scores for baseline in baselines}
+    compared = _compared(baselines, regression_metrics, bootstrap.regression_statistics, (label, score, weight), seed)
     figures = drawn(
         {
             "predicted_and_actual": lambda: predicted_and_actual(label, score, weight=weight, baseline=others),
             "residuals": lambda: residuals_by_prediction(label, score, weight=weight, baseline=others),
         }
     )
-    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+    return BaselineComparison(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
 def _interval_metrics(table: pa.Table) -> dict[str, float]:
@@ -168,16 +170,16 @@ def _interval_metrics(table: pa.Table) -> dict[str, float]:
     }
 
 
-def judge_multi_class(
+def compare_multi_class(
     predictions: Mapping[str, pa.Table],
-    rivals: Sequence[Rival],
+    baselines: Sequence[Baseline],
     seed: int,
     curves: Figure | None,
     names: Sequence[str],
     *,
     is_ordinal: bool = False,
-) -> Verdict:
-    """Return the verdict on a multi-class model from ``scores``, ``label``, ``weight``; see :func:`judge_binary`.
+) -> BaselineComparison:
+    """Compare a multi-class model with baselines by ``scores``, ``label``, ``weight``; see :func:`compare_binary`.
 
     ``names`` are those of the classes, in the order of the scores, which is theirs where ``is_ordinal`` is set.
     """
@@ -187,10 +189,10 @@ def judge_multi_class(
         for split, table in predictions.items()
     }
     label, scores, weight = classed_columns(predictions["test"], classes)
-    others = {in_words(rival.name): rival.scores.argmax(axis=1) for rival in rivals}
+    others = {in_words(baseline.name): baseline.scores.argmax(axis=1) for baseline in baselines}
     measured = partial(multi_class_metrics, is_ordinal=is_ordinal)
     resampled = partial(bootstrap.multi_class_statistics, is_ordinal=is_ordinal)
-    compared = _compared(rivals, measured, resampled, (label, scores, weight), seed)
+    compared = _compared(baselines, measured, resampled, (label, scores, weight), seed)
     best = scores.argmax(axis=1)
     figures = drawn(
         {
@@ -202,24 +204,24 @@ def judge_multi_class(
             ),
         }
     )
-    return Verdict(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
+    return BaselineComparison(metrics, compared, figures | ({"learning_curves": curves} if curves else {}))
 
 
-def judge_retrieval(
+def compare_retrieval(
     dataset: Dataset,
     predictions: Mapping[str, pa.Table],
-    rivals: Mapping[str, np.ndarray],
+    baselines: Mapping[str, np.ndarray],
     k: int,
     curves: Figure | None,
-) -> Verdict:
-    """Return the verdict on a retrieval model from its ``candidates`` and the held-back ``label`` per split.
+) -> BaselineComparison:
+    """Compare a retrieval model with baselines, from its ``candidates`` and the held-back ``label`` per split.
 
     Rows with the same query are one query, for which the held-back candidates of all of them are relevant.
 
     Args:
         dataset: The dataset of the training.
         predictions: A table per split, in the dataset's stored order.
-        rivals: By the name of each baseline, the ids of its lists for the test rows, ``[rows, k]``.
+        baselines: By the name of each baseline, the ids of its lists for the test rows, ``[rows, k]``.
         k: Length of the lists.
         curves: The learning curves.
     """
@@ -242,20 +244,25 @@ def judge_retrieval(
     }
     compared = []
     shown = {"model": _recalls(metrics["test"], ranks)}
-    of = rows["test"]
+    test_rows = rows["test"]
     # Users by query, in the order of the values.
-    users = of.users[np.unique(of.queries, return_index=True)[1]]
-    for name, listed in rivals.items():
+    users = test_rows.users[np.unique(test_rows.queries, return_index=True)[1]]
+    for name, listed in baselines.items():
         # Missing and out-of-vocabulary items are in no list, so they are never a hit.
-        others = ranking_values(listed, of.candidates, ranks, queries=of.queries)
-        places = listed - kinds.FIRST_VOCABULARY_ID
-        rival = _means(others) | segment_metrics(listed, of.candidates, of, ranks[-1], places, counts)
-        rival |= catalogue_metrics(places, counts)
-        intervals = ranking_intervals(values["test"], others, users)
-        compared.append({"name": name, "metrics": rival, "intervals": intervals, "resampled": of.unit})
-        shown[in_words(name)] = _recalls(rival, ranks)
+        baseline_values = ranking_values(listed, test_rows.candidates, ranks, queries=test_rows.queries)
+        listed_positions = listed - kinds.FIRST_VOCABULARY_ID
+        baseline_metrics = (
+            _means(baseline_values)
+            | segment_metrics(listed, test_rows.candidates, test_rows, ranks[-1], listed_positions, counts)
+            | catalogue_metrics(listed_positions, counts)
+        )
+        intervals = ranking_intervals(values["test"], baseline_values, users)
+        compared.append(
+            {"name": name, "metrics": baseline_metrics, "intervals": intervals, "resampled": test_rows.unit}
+        )
+        shown[in_words(name)] = _recalls(baseline_metrics, ranks)
     figures = drawn({"recall_at_k": lambda: recall_at_k_curve(shown)})
-    return Verdict(metrics, as_baseline(compared), figures | ({"learning_curves": curves} if curves else {}))
+    return BaselineComparison(metrics, as_baseline(compared), figures | ({"learning_curves": curves} if curves else {}))
 
 
 def _rating_metrics(table: pa.Table, split: str) -> dict[str, float]:
@@ -268,14 +275,14 @@ def _rating_metrics(table: pa.Table, split: str) -> dict[str, float]:
 
 
 def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {name: float(of.mean()) for name, of in values.items()}
+    return {name: float(by_query.mean()) for name, by_query in values.items()}
 
 
 def ranking_intervals(
-    model: Mapping[str, np.ndarray], rival: Mapping[str, np.ndarray], units: np.ndarray
+    model: Mapping[str, np.ndarray], baseline: Mapping[str, np.ndarray], units: np.ndarray
 ) -> dict[str, dict[str, float]]:
     """Return the intervals of the metrics of lists, ``[queries]`` by name, as :func:`paired_intervals` does."""
-    own, other = (np.stack(list(values.values()), axis=1) for values in (model, rival))
+    own, other = (np.stack(list(values.values()), axis=1) for values in (model, baseline))
     label = np.zeros(len(own))  # It is in the values.
     return bootstrap.paired_intervals(
         bootstrap.mean_statistics(*model), label, own, other, np.ones(len(own)), units=units
@@ -295,13 +302,13 @@ def curves_of(
 
 
 def _compared(
-    rivals: Sequence[Rival],
+    baselines: Sequence[Baseline],
     metrics: Callable[..., dict[str, float]],
     statistics: Callable[[np.ndarray, np.ndarray], bootstrap.Statistics],
     columns: tuple[np.ndarray, np.ndarray, np.ndarray],
     seed: int,
 ) -> dict[str, Any]:
-    """Return the ``baseline`` of a verdict; empty without a rival.
+    """Return the ``baseline`` of a comparison; empty without any.
 
     ``columns`` are label, predictions and weight of the test rows.
     """
@@ -309,13 +316,13 @@ def _compared(
     return as_baseline(
         [
             {
-                "name": rival.name,
-                "metrics": metrics(label, rival.scores, weight),
-                "intervals": bootstrap.paired_intervals(statistics, label, score, rival.scores, weight, seed=seed),
+                "name": baseline.name,
+                "metrics": metrics(label, baseline.scores, weight),
+                "intervals": bootstrap.paired_intervals(statistics, label, score, baseline.scores, weight, seed=seed),
                 "resampled": bootstrap.TEST_ROWS,
             }
-            | ({"learnt_from": dict(rival.learnt_from)} if rival.learnt_from else {})
-            for rival in rivals
+            | ({"learnt_from": dict(baseline.learnt_from)} if baseline.learnt_from else {})
+            for baseline in baselines
         ]
     )
 
@@ -336,15 +343,15 @@ def _probability_figures(
 
 def labelled_columns(table: pa.Table, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return labels (zeros and ones) and scores ``[rows, classes]`` and weights of all rows, or of every n-th row."""
-    kept = table.take(np.arange(0, table.num_rows, judged_step(table.num_rows, classes)))
+    kept = table.take(np.arange(0, table.num_rows, evaluated_step(table.num_rows, classes)))
     label, scores = (kept[name].combine_chunks() for name in ("label", "scores"))
     packed = RaggedIds(label.flatten().to_numpy(), label.value_lengths().to_numpy()).multi_hot(classes)
     return packed, scores.flatten().to_numpy().reshape(-1, classes), kept["weight"].to_numpy()
 
 
-def judged_step(rows: int, labels: int) -> int:
-    """Return n where every n-th row of a split with several labels is judged."""
-    return max(1, rows * labels // JUDGED_PAIRS)
+def evaluated_step(rows: int, labels: int) -> int:
+    """Return n where every n-th row of a split with several labels is evaluated."""
+    return max(1, rows * labels // EVALUATED_PAIRS)
 
 
 def label_rates(dataset: Dataset) -> np.ndarray:
@@ -384,7 +391,7 @@ def baseline_rows(dataset: Dataset, task: str) -> Split:
     return split_rows(train, validation, features, _LABEL, weight=weight, task=task)
 
 
-def part_learnt_from(rows: Split, all_rows: int) -> dict[str, int]:
+def train_fraction(rows: Split, all_rows: int) -> dict[str, int]:
     """Return the number of ``rows`` that baselines learn from, ``of`` all training rows; empty if it is all."""
     return {"rows": rows.train.count, "of": all_rows} if rows.train.count < all_rows else {}
 

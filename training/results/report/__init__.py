@@ -9,11 +9,11 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.training.results.report import run_summary
+    from mirrorspark.training.results.report.baselines import as_baseline, each_baseline, in_words
     from mirrorspark.training.results.report.cost import Cost, Reservation, cost_of
     from mirrorspark.training.results.report.facts import report_facts
     from mirrorspark.training.results.report.model_cards import model_card
     from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentences, write_report
-    from mirrorspark.training.results.report.rivals import as_baseline, each_baseline, in_words
     from mirrorspark.training.results.report.shown import Comparison, launched_html, trained_html
     from mirrorspark.training.results.report.summary import CHALLENGER, Summary, make_way, strict, verdict_lines
 else:

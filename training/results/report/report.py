@@ -30,9 +30,9 @@ from mirrorspark.pages import (
 from mirrorspark.pages.figures import PANEL_WIDTH_INCHES
 from mirrorspark.storage import atomic_file, clean
 from mirrorspark.training.configuration import as_yaml
-from mirrorspark.training.results.report import rivals
+from mirrorspark.training.results.report import baselines
+from mirrorspark.training.results.report.baselines import each_baseline
 from mirrorspark.training.results.report.cost import Cost
-from mirrorspark.training.results.report.rivals import each_baseline
 from mirrorspark.training.run_records import run_history
 
 if TYPE_CHECKING:
@@ -118,10 +118,10 @@ def report_page(facts: ReportFacts) -> str:
 def _overview(facts: ReportFacts) -> Iterator[Markup]:
     """Yield the metrics, their differences to those of each baseline, and the facts of the run."""
     yield card_html(table_html(metrics_table(facts.metrics, facts.baseline), index=True), title="Metrics")
-    compared = [(rival, comparison_table(facts.metrics, rival)) for rival in each_baseline(facts.baseline)]
-    compared = [(rival, table) for rival, table in compared if len(table)]
-    for number, (rival, table) in enumerate(compared, 1):
-        title = f"Model minus {in_words(str(rival['name']))}, with its 95% interval"
+    compared = [(entry, comparison_table(facts.metrics, entry)) for entry in each_baseline(facts.baseline)]
+    compared = [(entry, table) for entry, table in compared if len(table)]
+    for number, (entry, table) in enumerate(compared, 1):
+        title = f"Model minus {in_words(str(entry['name']))}, with its 95% interval"
         # Runs of earlier versions do not say it.
         drawn = facts.baseline.get("resampled", bootstrap.TEST_ROWS)
         whole = "" if drawn == bootstrap.TEST_ROWS else ", each with all of its test rows"
@@ -202,8 +202,8 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[
     import pandas as pd
 
     columns: dict[str, Mapping[str, float]] = {split: metrics[split] for split in metrics}
-    for rival in each_baseline(baseline):
-        columns[str(rival["name"])] = rival["metrics"]
+    for entry in each_baseline(baseline):
+        columns[str(entry["name"])] = entry["metrics"]
     table = pd.DataFrame(columns)
     first = [name for name in run_history.headline(metrics.get("test", {})) if name in table.index]
     return table.reindex([*first, *(name for name in table.index if name not in first)])
@@ -211,7 +211,7 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[
 
 def verdict_sentences(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> list[str]:
     """Return for each baseline, in a sentence or two, whether the model is better than it on the test rows."""
-    sentences = (_sentence(metrics, rival) + _sample(rival) for rival in each_baseline(baseline) or [{}])
+    sentences = (_sentence(metrics, entry) + _sample(entry) for entry in each_baseline(baseline) or [{}])
     return list(filter(None, sentences))
 
 
@@ -219,8 +219,8 @@ def _sample(baseline: Mapping[str, Any]) -> str:
     """Return from how many rows a baseline learnt that did not learn from all, as a sentence."""
     if not (part := baseline.get("learnt_from")):
         return ""
-    rival = _begun(in_words(str(baseline["name"])))
-    return f" {rival} learnt from the first {part['rows']:,} of the {part['of']:,} training rows."
+    named = _begun(in_words(str(baseline["name"])))
+    return f" {named} learnt from the first {part['rows']:,} of the {part['of']:,} training rows."
 
 
 def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> str:
@@ -229,7 +229,7 @@ def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str,
     if not compared:
         named = [f"{in_words(name)} {in_digits(test[name])}" for name in run_history.headline(test) if name in test]
         return f"On the test rows: {', '.join(named)}. It was compared with nothing." if named else ""
-    rival = in_words(str(baseline["name"]))
+    label = in_words(str(baseline["name"]))
     intervals = baseline.get("intervals", {})
     cells = {name: _compared(name, test[name], other[name], intervals.get(name)) for name in compared}
     verdicts = {name: _verdict(name, test[name], other[name], intervals.get(name)) for name in compared}
@@ -237,13 +237,13 @@ def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str,
     noise = "" if not equal or not intervals else f" There is no difference beyond the noise in {_listed(equal)}."
     if not better and not worse:
         if noise:
-            return f"The model and {rival} do not differ beyond the noise on the test rows: {_listed(equal)}."
-        return f"The model is as good as {rival} on the test rows: {_listed(equal)}."
+            return f"The model and {label} do not differ beyond the noise on the test rows: {_listed(equal)}."
+        return f"The model is as good as {label} on the test rows: {_listed(equal)}."
     if not worse:
-        return f"The model is better than {rival} on the test rows, in {_listed(better)}.{noise}"
+        return f"The model is better than {label} on the test rows, in {_listed(better)}.{noise}"
     if not better:
-        return f"{_begun(rival)} is better than the model on the test rows, in {_listed(worse)}: consider it.{noise}"
-    sentence = f"The model is better than {rival} on the test rows in {_listed(better)}, but worse in {_listed(worse)}."
+        return f"{_begun(label)} is better than the model on the test rows, in {_listed(worse)}: consider it.{noise}"
+    sentence = f"The model is better than {label} on the test rows in {_listed(better)}, but worse in {_listed(worse)}."
     return f"{sentence}{noise}"
 
 
@@ -282,7 +282,7 @@ def _compared(name: str, value: float, other: float, interval: Mapping[str, floa
 
 
 def _verdict(name: str, value: float, other: float, interval: Mapping[str, float] | None) -> int:
-    """Return 1 where the model is better, -1 where its rival is, 0 for no difference beyond the noise."""
+    """Return 1 where the model is better, -1 where the baseline is, 0 for no difference beyond the noise."""
     if interval is not None and interval["low"] <= 0 <= interval["high"]:
         return 0
     return int(is_better(name, value, other)) - int(is_better(name, other, value))
@@ -295,7 +295,7 @@ def _begun(text: str) -> str:
 def in_words(name: str) -> str:
     """Return the name of a metric or baseline as a reader knows it."""
     known = {"auc": "AUC", "pr_auc": "PR AUC", "r2": "R²", "rmse": "RMSE", "mae": "MAE"}
-    return known.get(name) or rivals.in_words(name)
+    return known.get(name) or baselines.in_words(name)
 
 
 def title_of(figure: str) -> str:

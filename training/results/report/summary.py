@@ -12,7 +12,7 @@ from typing import Any
 
 from mirrorspark.storage import atomic_file, clean, without_credentials
 from mirrorspark.training.protocol import findings_in_words
-from mirrorspark.training.results.report.rivals import each_baseline
+from mirrorspark.training.results.report.baselines import each_baseline
 from mirrorspark.training.run_records import run_history
 
 # The registry's alias of the version that a run registers.
@@ -124,14 +124,14 @@ class Summary:
 
 def verdict_lines(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> list[str]:
     """Return the table of a model's metrics on the validation and test splits, next to those of its baselines."""
-    test, rivals = metrics.get("test", {}), each_baseline(baseline)
-    names = "".join(f"{rival['name']:>26}" for rival in rivals)
+    test, baselines = metrics.get("test", {}), each_baseline(baseline)
+    names = "".join(f"{entry['name']:>26}" for entry in baselines)
     lines = [f"{'':<14}{'validation':>12}{'test':>12}{names}".rstrip()]
     for name in (name for name in run_history.headline(test) if name in test):
         cells = (metrics.get("validation", {}).get(name), test.get(name))
         row = "".join(f"{'':>12}" if cell is None else f"{cell:>12.4f}" for cell in cells)
-        of_rivals = (rival["metrics"].get(name) for rival in rivals)
-        row += "".join(f"{'':>26}" if value is None else f"{value:>26.4f}" for value in of_rivals)
+        of_baselines = (entry["metrics"].get(name) for entry in baselines)
+        row += "".join(f"{'':>26}" if value is None else f"{value:>26.4f}" for value in of_baselines)
         lines.append(f"{name:<14}{row}".rstrip())
     return lines
 

@@ -9,7 +9,7 @@ import pytest
 
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature, split_rows
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting, gradient_boosting
-from mirrorspark.training.results.evaluation.rival import BASELINE, NETWORK, Choice, choose, trees_of
+from mirrorspark.training.results.evaluation.model_choice import BASELINE, NETWORK, Choice, choose, trees_of
 
 FEATURES = (
     BaselineFeature("distance", "value"),
