@@ -9,13 +9,13 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.lifecycle.gate.eval_config import EvalConfigError, read_eval_config
-    from mirrorspark.lifecycle.gate.facts import Measure, SliceFacts
+    from mirrorspark.lifecycle.gate.facts import MetricEstimate, SliceFacts
     from mirrorspark.lifecycle.gate.gate import SINGLE_ROWS, log_validation, validate
-    from mirrorspark.lifecycle.gate.measure import MOST_SLICES, Measured, measure_scores
-    from mirrorspark.lifecycle.gate.measures import measures_of
+    from mirrorspark.lifecycle.gate.measure import MOST_SLICES, MeasurementSpec, measure_scores
     from mirrorspark.lifecycle.gate.page import PAGE_FILE
     from mirrorspark.lifecycle.gate.serving import SingleRowsError, score_single_rows
     from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing, slicings_of
+    from mirrorspark.lifecycle.gate.task_metrics import metrics_of_task
     from mirrorspark.lifecycle.gate.thresholds import Gap, Gates, Threshold, direction_of
     from mirrorspark.lifecycle.gate.validation import FORMAT_VERSION, Validation
 else:
@@ -30,8 +30,8 @@ __all__ = [
     "EvalConfigError",
     "Gap",
     "Gates",
-    "Measure",
-    "Measured",
+    "MeasurementSpec",
+    "MetricEstimate",
     "SingleRowsError",
     "SliceFacts",
     "Slicing",
@@ -40,7 +40,7 @@ __all__ = [
     "direction_of",
     "log_validation",
     "measure_scores",
-    "measures_of",
+    "metrics_of_task",
     "read_eval_config",
     "score_single_rows",
     "slicings_of",

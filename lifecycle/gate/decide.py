@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from mirrorspark.lifecycle.gate.facts import Facts, Measure, SliceFacts
+from mirrorspark.lifecycle.gate.facts import Facts, MetricEstimate, SliceFacts
 from mirrorspark.lifecycle.gate.slices import OVERALL
 from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, Gap, Gates, Interval, Threshold
 from mirrorspark.pages import in_digits
@@ -69,19 +69,19 @@ class _Rule:
     gate: str
     bound: float
     is_least: bool
-    measured: Callable[[SliceFacts], Measure | None]
+    measured: Callable[[SliceFacts], MetricEstimate | None]
 
 
 def _rules(threshold: Threshold) -> Iterator[_Rule]:
     metric, sign = threshold.metric, threshold.direction or 1
 
-    def of_candidate(one: SliceFacts) -> Measure | None:
+    def of_candidate(one: SliceFacts) -> MetricEstimate | None:
         return one.candidate.get(metric)
 
-    def gain(one: SliceFacts) -> Measure | None:
+    def gain(one: SliceFacts) -> MetricEstimate | None:
         return _scaled(one.change[metric], sign) if metric in one.change else None
 
-    def share(one: SliceFacts) -> Measure | None:
+    def share(one: SliceFacts) -> MetricEstimate | None:
         if metric not in one.change:
             return None
         of_champion = abs(one.champion[metric].value)
@@ -97,9 +97,9 @@ def _rules(threshold: Threshold) -> Iterator[_Rule]:
         yield _Rule("gain share", threshold.gain_share_at_least, True, share)
 
 
-def _scaled(measure: Measure, factor: float) -> Measure:
-    low, high = sorted((measure.low * factor, measure.high * factor))
-    return Measure(measure.value * factor, low, high, measure.error * abs(factor))
+def _scaled(estimate: MetricEstimate, factor: float) -> MetricEstimate:
+    low, high = sorted((estimate.low * factor, estimate.high * factor))
+    return MetricEstimate(estimate.value * factor, low, high, estimate.error * abs(factor))
 
 
 def _of_threshold(facts: Facts, threshold: Threshold, min_examples: int) -> Iterator[Finding]:
@@ -129,36 +129,38 @@ def _judged(
     if one.examples < min_examples:
         words = f"{one.name} has {one.examples:,} examples, fewer than {min_examples:,}: not judged"
         return replace(base, words=words)
-    measure = rule.measured(one)
-    if measure is None:
+    estimate = rule.measured(one)
+    if estimate is None:
         known = ", ".join(one.candidate)
         return replace(base, outcome="failed", words=f"there is no metric {metric} in {one.name}, only {known}")
-    if not math.isfinite(measure.value):
+    if not math.isfinite(estimate.value):
         # One class only is usual in a slice, and leaves nothing to judge in all rows.
         words = f"{rule.gate} of {metric} is not defined in {one.name}"
         return replace(base, outcome="failed" if one.is_overall else "skipped", words=words)
-    judged, interval = _end(measure, threshold.interval, is_least=rule.is_least), ""
+    judged, interval = _end(estimate, threshold.interval, is_least=rule.is_least), ""
     if threshold.interval != "ignore":
         interval = (
-            f" (95% interval {in_digits(measure.low)} to {in_digits(measure.high)}; {_PARTS[threshold.interval]})"
+            f" (95% interval {in_digits(estimate.low)} to {in_digits(estimate.high)}; {_PARTS[threshold.interval]})"
         )
     passed = judged >= rule.bound if rule.is_least else judged <= rule.bound
     side = "at least" if rule.is_least else "at most"
     what = metric if rule.gate == "value" else f"{rule.gate} of {metric}"
-    words = f"{what} in {one.name} is {in_digits(measure.value)}{interval}, {side} {in_digits(rule.bound)} is asked for"
-    return replace(base, value=measure.value, outcome="passed" if passed else "failed", words=words)
+    words = (
+        f"{what} in {one.name} is {in_digits(estimate.value)}{interval}, {side} {in_digits(rule.bound)} is asked for"
+    )
+    return replace(base, value=estimate.value, outcome="passed" if passed else "failed", words=words)
 
 
 _PARTS = {"must_pass": "all of it must pass", "may_pass": "one end of it must pass"}
 
 
-def _end(measure: Measure, interval: Interval, *, is_least: bool) -> float:
+def _end(estimate: MetricEstimate, interval: Interval, *, is_least: bool) -> float:
     """Return the value that is compared with the bound; without an interval ``must_pass`` has nothing that passes."""
     if interval == "ignore":
-        return measure.value
-    if math.isnan(measure.low):
-        return measure.value if interval == "may_pass" else -math.inf if is_least else math.inf
-    return measure.low if (interval == "must_pass") == is_least else measure.high
+        return estimate.value
+    if math.isnan(estimate.low):
+        return estimate.value if interval == "may_pass" else -math.inf if is_least else math.inf
+    return estimate.low if (interval == "must_pass") == is_least else estimate.high
 
 
 def _of_gap(facts: Facts, gap: Gap, min_examples: int) -> Finding:

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mirrorspark.evaluation import bootstrap
-from mirrorspark.lifecycle.gate.measures import INVALID, ROWS, Measures, binning_errors
+from mirrorspark.lifecycle.gate.metric_sums import BUCKETS, MetricSums, weighted_counts
 from mirrorspark.lifecycle.gate.slices import OVERALL, slice_name
-from mirrorspark.lifecycle.gate.tally import BUCKETS, Tally, weighted_counts
+from mirrorspark.lifecycle.gate.task_metrics import INVALID, ROWS, TaskMetrics, binning_errors
 from mirrorspark.scoring.parity import ParityReport
 
 
 @dataclass(frozen=True)
-class Measure:
+class MetricEstimate:
     """A value with its 95% interval.
 
     Attributes:
@@ -50,9 +50,9 @@ class SliceFacts:
     value: str | None
     examples: int
     invalid: int
-    candidate: Mapping[str, Measure]
-    champion: Mapping[str, Measure] = field(default_factory=dict)
-    change: Mapping[str, Measure] = field(default_factory=dict)
+    candidate: Mapping[str, MetricEstimate]
+    champion: Mapping[str, MetricEstimate] = field(default_factory=dict)
+    change: Mapping[str, MetricEstimate] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -92,8 +92,8 @@ class Facts:
 def slice_facts(
     slicing: str,
     value: str | None,
-    tallies: Sequence[Tally],
-    measures: Measures,
+    sums_by_model: Sequence[MetricSums],
+    metrics: TaskMetrics,
     *,
     seed: int,
     resamples: int = bootstrap.RESAMPLES,
@@ -103,54 +103,58 @@ def slice_facts(
     Args:
         slicing: Name of the slicing.
         value: The slice's value.
-        tallies: Of the candidate and, if there is one, of the champion.
-        measures: The metrics of the task.
+        sums_by_model: Of the candidate and, if there is one, of the champion.
+        metrics: The metrics of the task.
         seed: Fixes the draws.
         resamples: Number of draws.
     """
     weights = np.random.default_rng(seed).poisson(1.0, (resamples, BUCKETS)).astype(np.float64)
-    points = [_points(tally, measures) for tally in tallies]
-    drawn = [_drawn(tally, measures, weights) for tally in tallies]
+    points = [_points(metric_sums, metrics) for metric_sums in sums_by_model]
+    drawn = [_drawn(metric_sums, metrics, weights) for metric_sums in sums_by_model]
     # Shares of few cells are off by a little; their distance to the exact value is the same in every draw.
-    centres = [_drawn(tally, measures, np.ones((1, BUCKETS))) for tally in tallies]
+    centres = [_drawn(metric_sums, metrics, np.ones((1, BUCKETS))) for metric_sums in sums_by_model]
     with np.errstate(invalid="ignore"):  # a ratio to a sum of 0 is infinite, and has no interval
         of_models = [
             {
-                name: _measure(found, draws[name] - centre[name] + found, error.get(name, 0.0))
+                name: _estimate(found, draws[name] - centre[name] + found, error.get(name, 0.0))
                 for name, found in values.items()
             }
             for (values, error), draws, centre in zip(points, drawn, centres, strict=True)
         ]
     change = {}
-    if len(tallies) > 1:
+    if len(sums_by_model) > 1:
         with np.errstate(invalid="ignore"):
             for name, point in points[0][0].items():
                 gain = point - points[1][0][name]
                 draws = drawn[0][name] - drawn[1][name] - (centres[0][name] - centres[1][name])
-                change[name] = _measure(gain, draws + gain, of_models[0][name].error)
-    sums = tallies[0].sums.sum(axis=0)
+                change[name] = _estimate(gain, draws + gain, of_models[0][name].error)
+    sums = sums_by_model[0].sums.sum(axis=0)
     champion = of_models[1] if len(of_models) > 1 else {}
     return SliceFacts(slicing, value, int(sums[ROWS]), int(sums[INVALID]), of_models[0], champion, change)
 
 
-def _points(tally: Tally, measures: Measures) -> tuple[dict[str, float], dict[str, float]]:
+def _points(metric_sums: MetricSums, metrics: TaskMetrics) -> tuple[dict[str, float], dict[str, float]]:
     """Return the metrics, and how far they may be from their exact values."""
-    found = measures.values(tally.sums.sum(axis=0)[None], [weighted_counts(counts) for counts in tally.fine])
-    errors = [binning_errors(counts.counts) if counts.shift else {} for counts in tally.fine]
+    found = metrics.values(metric_sums.sums.sum(axis=0)[None], [weighted_counts(counts) for counts in metric_sums.fine])
+    errors = [binning_errors(counts.counts) if counts.shift else {} for counts in metric_sums.fine]
     error = dict(errors[0]) if errors else {}
     for name in ("auc", "pr_auc"):
         error[f"macro_{name}"] = float(np.mean([one.get(name, 0.0) for one in errors[1:]] or [0.0]))
     return {name: float(of[0]) for name, of in found.items()}, error
 
 
-def _drawn(tally: Tally, measures: Measures, weights: NDArray[np.float64]) -> Mapping[str, NDArray[np.float64]]:
-    return measures.values(weights @ tally.sums, [weighted_counts(counts, weights) for counts in tally.coarse])
+def _drawn(
+    metric_sums: MetricSums, metrics: TaskMetrics, weights: NDArray[np.float64]
+) -> Mapping[str, NDArray[np.float64]]:
+    return metrics.values(
+        weights @ metric_sums.sums, [weighted_counts(counts, weights) for counts in metric_sums.coarse]
+    )
 
 
-def _measure(value: float, draws: NDArray[np.float64], error: float) -> Measure:
+def _estimate(value: float, draws: NDArray[np.float64], error: float) -> MetricEstimate:
     # A draw of few rows may have one class only.
     draws = draws[np.isfinite(draws)]
     if not len(draws) or not math.isfinite(value):
-        return Measure(value, error=error)
+        return MetricEstimate(value, error=error)
     low, high = np.quantile(draws, [(1 - bootstrap.CONFIDENCE) / 2, (1 + bootstrap.CONFIDENCE) / 2])
-    return Measure(value, float(low), float(high), error)
+    return MetricEstimate(value, float(low), float(high), error)

@@ -11,10 +11,10 @@ from pyspark.sql import DataFrame
 
 from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.lifecycle.gate.facts import Facts
-from mirrorspark.lifecycle.gate.measure import Measured, measure
-from mirrorspark.lifecycle.gate.measures import measures_of
+from mirrorspark.lifecycle.gate.measure import MeasurementSpec, measure
 from mirrorspark.lifecycle.gate.serving import model_bytes, schema_changes, score_single_rows
 from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
+from mirrorspark.lifecycle.gate.task_metrics import metrics_of_task
 from mirrorspark.lifecycle.gate.thresholds import Gates, Threshold
 from mirrorspark.lifecycle.gate.validation import JSON_FILE, ModelReference, Validation
 from mirrorspark.models.index import CANDIDATES, SCORES
@@ -55,7 +55,8 @@ def validate(
 
     One pass of Spark scores the table with both models and measures all slices. Metrics equal those of scikit-learn;
     for a slice with more than 8,192 distinct scores, ``auc`` and ``pr_auc`` come from a histogram, and ``error`` of a
-    :class:`Measure` bounds their distance to the exact value. Intervals are of 95%, by a Poisson bootstrap of the keys.
+    :class:`MetricEstimate` bounds their distance to the exact value. Intervals are of 95%, by a Poisson bootstrap of
+    the keys.
 
     Args:
         candidate: URI of the model, or the result of :func:`scoring.model.resolve`.
@@ -101,9 +102,9 @@ def validate(
     scoring: dict[str, Any] = {"nulls": nulls, "other_versions": other_versions, "trust": trust}
     classes = folders[0].labels.get(output, ())
     is_ordinal = task == "multi_class" and _is_ordinal(folders[0])
-    measures = measures_of(task, threshold, classes, is_ordinal=is_ordinal)
-    what = Measured(label, keys, output, slicings, weight, seed, scoring)
-    measured = measure(table, models, measures, what)
+    metrics = metrics_of_task(task, threshold, classes, is_ordinal=is_ordinal)
+    spec = MeasurementSpec(label, keys, output, slicings, weight, seed, scoring)
+    measured = measure(table, models, metrics, spec)
     reports = {} if parity is None else {PARITY_GIVEN: parity}
     latency = None
     if single_rows > 0:

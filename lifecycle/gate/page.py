@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mirrorspark.lifecycle.gate.decide import Finding
-from mirrorspark.lifecycle.gate.facts import Measure, SliceFacts
+from mirrorspark.lifecycle.gate.facts import MetricEstimate, SliceFacts
 from mirrorspark.lifecycle.gate.validation import ORDER, Validation, findings_table
 from mirrorspark.pages import (
     DASH,
@@ -106,10 +106,10 @@ def _metrics(validation: Validation, metrics: Sequence[str]) -> Markup:
         for one in slices
     ]
     inexact = [
-        f"{digits_or_dash(measure.error)} ({name.replace('_', ' ')}, {one.name})"
+        f"{digits_or_dash(estimate.error)} ({name.replace('_', ' ')}, {one.name})"
         for one in slices
-        for name, measure in one.candidate.items()
-        if measure.error > 0
+        for name, estimate in one.candidate.items()
+        if estimate.error > 0
     ]
     more = " and more in validation.json" if len(inexact) > _SHOWN_ERRORS else ""
     champion = "; below each, its change against the champion with the 95% interval" if validation.champion else ""
@@ -171,7 +171,7 @@ def _signed(value: float) -> str:
     return DASH if math.isnan(value) else in_digits(value, 2, sign="+")
 
 
-def _interval(measure: Measure) -> str:
-    if math.isnan(measure.low):
+def _interval(estimate: MetricEstimate) -> str:
+    if math.isnan(estimate.low):
         return "no interval"
-    return f"{in_digits(measure.low, 2, sign='+')} to {in_digits(measure.high, 2, sign='+')}"
+    return f"{in_digits(estimate.low, 2, sign='+')} to {in_digits(estimate.high, 2, sign='+')}"

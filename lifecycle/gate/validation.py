@@ -103,7 +103,7 @@ class Validation:
         """Yield a line with the metrics of all rows, in brackets those of the champion."""
         for one in self.facts.slices:
             if one.is_overall:
-                champion = {name: f" ({in_digits(measure.value)})" for name, measure in one.champion.items()}
+                champion = {name: f" ({in_digits(estimate.value)})" for name, estimate in one.champion.items()}
                 values = [f"{name} {in_digits(it.value)}{champion.get(name, '')}" for name, it in one.candidate.items()]
                 yield f"  {one.examples:,} rows: {', '.join(values)}"
 

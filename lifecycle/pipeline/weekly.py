@@ -22,7 +22,7 @@ from mirrorspark.data_pipelines.quality import PAGE_FILE as DATASET_PAGE
 from mirrorspark.data_pipelines.quality import Bins, Limits, measure_drift, stability_index
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.lifecycle.gate import PAGE_FILE as VALIDATION_PAGE
-from mirrorspark.lifecycle.gate import SINGLE_ROWS, Measure, log_validation, score_single_rows, validate
+from mirrorspark.lifecycle.gate import SINGLE_ROWS, MetricEstimate, log_validation, score_single_rows, validate
 from mirrorspark.lifecycle.pipeline.alerts import Alert, check_targets, report
 from mirrorspark.lifecycle.pipeline.record import PipelineRecord
 from mirrorspark.lifecycle.pipeline.settings import PipelineSettings
@@ -346,9 +346,9 @@ def _digest(sources: Sources) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _defined(measures: Mapping[str, Measure]) -> dict[str, float]:
-    """Return the values of measures that have one."""
-    return {name: one.value for name, one in measures.items() if math.isfinite(one.value)}
+def _defined(metrics: Mapping[str, MetricEstimate]) -> dict[str, float]:
+    """Return the values of metrics that have one."""
+    return {name: one.value for name, one in metrics.items() if math.isfinite(one.value)}
 
 
 def _largest(of_columns: Mapping[str, float]) -> str:

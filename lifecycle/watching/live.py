@@ -16,13 +16,13 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from mirrorspark.lifecycle.gate import (
     MOST_SLICES,
     OVERALL,
-    Measure,
-    Measured,
+    MeasurementSpec,
+    MetricEstimate,
     SliceFacts,
     Slicing,
     direction_of,
     measure_scores,
-    measures_of,
+    metrics_of_task,
 )
 from mirrorspark.lifecycle.watching.watcher import WEEK
 from mirrorspark.pages import in_digits
@@ -84,7 +84,7 @@ class LiveWindow:
     start: datetime
     scored: int
     examples: int
-    metrics: Mapping[str, Measure]
+    metrics: Mapping[str, MetricEstimate]
     alarms: tuple[str, ...] = ()
 
 
@@ -149,8 +149,8 @@ def live_metrics(
             "a longer window, or scores of a shorter time"
         )
     joined = answered.join(known.where(F.col(_LABEL).isNotNull()), on=list(keys))
-    what = Measured(_LABEL, keys, output, (Slicing(f"`{_START}`", "window"),), None, seed)
-    found = measure_scores(joined, measures_of(task, threshold, labels), what)
+    spec = MeasurementSpec(_LABEL, keys, output, (Slicing(f"`{_START}`", "window"),), None, seed)
+    found = measure_scores(joined, metrics_of_task(task, threshold, labels), spec)
     windows = [_window(one, scored, expected, tolerance, min_examples) for one in found if not one.is_overall]
     return tuple(sorted(windows, key=lambda one: one.start))
 
@@ -166,18 +166,22 @@ def _window(
     return LiveWindow(start, scored[one.value], one.examples, one.candidate, alarms)
 
 
-def _worse(metrics: Mapping[str, Measure], expected: ExpectedMetrics, tolerance: float) -> Iterator[str]:
+def _worse(metrics: Mapping[str, MetricEstimate], expected: ExpectedMetrics, tolerance: float) -> Iterator[str]:
     for name, value in expected.metrics.items():
-        measure = metrics.get(name)
-        if measure is None or name in _NOT_COMPARED or not all(map(math.isfinite, (value, measure.low, measure.high))):
+        estimate = metrics.get(name)
+        if (
+            estimate is None
+            or name in _NOT_COMPARED
+            or not all(map(math.isfinite, (value, estimate.low, estimate.high)))
+        ):
             continue
-        if _is_worse(name, measure, value, tolerance):
-            measured, low, high = (in_digits(number) for number in (measure.value, measure.low, measure.high))
+        if _is_worse(name, estimate, value, tolerance):
+            measured, low, high = (in_digits(number) for number in (estimate.value, estimate.low, estimate.high))
             yield f"{name} is {measured} ({low} to {high}), expected was {in_digits(value)}"
 
 
-def _is_worse(name: str, measure: Measure, expected: float, tolerance: float) -> bool:
-    low, high = measure.low, measure.high
+def _is_worse(name: str, estimate: MetricEstimate, expected: float, tolerance: float) -> bool:
+    low, high = estimate.low, estimate.high
     if name in _BEST:
         distance = max(low - _BEST[name], _BEST[name] - high)
         return distance > abs(expected - _BEST[name]) + tolerance

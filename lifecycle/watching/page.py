@@ -208,13 +208,13 @@ def _drawn(live: Sequence[LiveWindow], expected: ExpectedMetrics | None) -> list
 
 
 def _figure(metric: str, live: Sequence[LiveWindow], expected: ExpectedMetrics | None) -> Figure:
-    measures = [one.metrics[metric] for one in live]
+    estimates = [one.metrics[metric] for one in live]
     return over_time(
         metric.replace("_", " "),
         [_start(one.start) for one in live],
-        [one.value for one in measures],
-        [one.low for one in measures],
-        [one.high for one in measures],
+        [one.value for one in estimates],
+        [one.low for one in estimates],
+        [one.high for one in estimates],
         expected=None if expected is None else expected.metrics.get(metric),
     )
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from mirrorspark.lifecycle.gate.facts import Facts, Measure, SliceFacts
+from mirrorspark.lifecycle.gate.facts import Facts, MetricEstimate, SliceFacts
 from mirrorspark.lifecycle.gate.slices import OVERALL
 from mirrorspark.lifecycle.gate.thresholds import Gates, Threshold
 from mirrorspark.lifecycle.gate.validation import ModelReference, Validation
@@ -24,12 +24,12 @@ def slice_of(
 ) -> SliceFacts:
     """Return a slice with one metric; the interval reaches ``spread`` to both sides."""
 
-    def measure(of: float) -> Measure:
-        return Measure(of, of - spread, of + spread)
+    def estimate(of: float) -> MetricEstimate:
+        return MetricEstimate(of, of - spread, of + spread)
 
-    champion = {} if other is None else {metric: measure(other)}
-    change = {} if other is None else {metric: measure(value - other)}
-    return SliceFacts(slicing, name, examples, invalid, {metric: measure(value)}, champion, change)
+    champion = {} if other is None else {metric: estimate(other)}
+    change = {} if other is None else {metric: estimate(value - other)}
+    return SliceFacts(slicing, name, examples, invalid, {metric: estimate(value)}, champion, change)
 
 
 def facts_of(*slices: SliceFacts, **others: Any) -> Facts:

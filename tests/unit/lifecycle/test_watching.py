@@ -15,7 +15,7 @@ from scipy.stats import ks_2samp
 
 from mirrorspark.data_pipelines.quality.profile import Bins
 from mirrorspark.data_pipelines.quality.raw_value_columns import ColumnKind
-from mirrorspark.lifecycle.gate.facts import Measure
+from mirrorspark.lifecycle.gate.facts import MetricEstimate
 from mirrorspark.lifecycle.watching.counting import CountTask, counts_by_window
 from mirrorspark.lifecycle.watching.drift import ColumnCounts, ColumnDrift, DriftLimits, drift_of
 from mirrorspark.lifecycle.watching.live import LiveWindow
@@ -143,7 +143,10 @@ def test_counts_of_windows_do_not_depend_on_batches() -> None:
 
 def test_hours_have_steps_of_their_own_and_what_is_logged_again_is_the_latest() -> None:
     hours = [START, START + timedelta(hours=1)]
-    live = [LiveWindow(hour, 10, 10, {"auc": Measure(0.7), "calibration": Measure(math.nan)}) for hour in hours]
+    live = [
+        LiveWindow(hour, 10, 10, {"auc": MetricEstimate(0.7), "calibration": MetricEstimate(math.nan)})
+        for hour in hours
+    ]
     windows = [WindowDrift(hour, tuple(week(200))) for hour in hours]
 
     once, again = (metrics_of(windows, live, START + timedelta(days=days)) for days in (1, 2))

@@ -56,7 +56,7 @@ class ScoredRows:
 
 
 @dataclass(frozen=True)
-class Tally:
+class MetricSums:
     """The sums of a model's scores of a slice.
 
     Attributes:
@@ -70,7 +70,7 @@ class Tally:
     coarse: tuple[ScoreCounts, ...] = ()
 
     @classmethod
-    def merged(cls, parts: Sequence[Tally]) -> Tally:
+    def merged(cls, parts: Sequence[MetricSums]) -> MetricSums:
         """Return the sums of several parts of one slice."""
         if len(parts) == 1:
             return parts[0]
@@ -83,7 +83,7 @@ class Tally:
         )
 
     def to_bytes(self) -> bytes:
-        """Return the tally in NumPy's format, compressed."""
+        """Return the sums in NumPy's format, compressed."""
         arrays: dict[str, Any] = {"sums": self.sums}
         for name, counts in (("fine", self.fine), ("coarse", self.coarse)):
             for kind, one in enumerate(counts):
@@ -94,8 +94,8 @@ class Tally:
         return file.getvalue()
 
     @classmethod
-    def from_bytes(cls, content: bytes) -> Tally:
-        """Return the tally that :meth:`to_bytes` wrote."""
+    def from_bytes(cls, content: bytes) -> MetricSums:
+        """Return the sums that :meth:`to_bytes` wrote."""
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             kinds = sum(name.startswith("fine") and name.endswith("_codes") for name in arrays.files)
 
@@ -117,10 +117,10 @@ def fine_cells(kinds: int) -> int:
     return max(LEAST_CELLS, FINE_CELLS // max(kinds, 1))
 
 
-def tallies(
+def sums_of_slices(
     rows: ScoredRows, slicings: Sequence[tuple[NDArray[np.int64], int]], bucket: NDArray[np.int64]
-) -> list[list[Tally]]:
-    """Return for each slicing the tally of each of its slices.
+) -> list[list[MetricSums]]:
+    """Return for each slicing the sums of each of its slices.
 
     Args:
         rows: Values of the rows.
@@ -132,7 +132,7 @@ def tallies(
     ordered = [np.argsort(score_codes(pairs.score), kind="stable") for pairs in rows.pairs]
     return [
         [
-            Tally(sums, tuple(fine), tuple(coarse))
+            MetricSums(sums, tuple(fine), tuple(coarse))
             for sums, (fine, coarse) in zip(
                 _sums(rows.values, number, slices, bucket),
                 _counts(rows.pairs, ordered, number, slices, bucket, most),

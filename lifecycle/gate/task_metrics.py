@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mirrorspark.evaluation import PRECISION_KS, bootstrap, rank_columns, rank_metrics
-from mirrorspark.lifecycle.gate.tally import NEGATIVES, POSITIVES, SCORES, Pairs, ScoredRows
+from mirrorspark.lifecycle.gate.metric_sums import NEGATIVES, POSITIVES, SCORES, Pairs, ScoredRows
 from mirrorspark.models.retrieval import RANKING_KS, list_values
 from mirrorspark.scoring.model import Task
 
@@ -26,7 +26,7 @@ _FIRST = 3
 CALIBRATION_BINS = 10
 
 
-class Measures(Protocol):
+class TaskMetrics(Protocol):
     """The metrics of a task."""
 
     def rows(self, label: pa.Array, output: pa.Array, weight: NDArray[np.float64]) -> ScoredRows:
@@ -47,7 +47,7 @@ class Measures(Protocol):
         ...
 
 
-def measures_of(task: Task, threshold: float, classes: Sequence[str], *, is_ordinal: bool = False) -> Measures:
+def metrics_of_task(task: Task, threshold: float, classes: Sequence[str], *, is_ordinal: bool = False) -> TaskMetrics:
     """Return the metrics of a task.
 
     Args:

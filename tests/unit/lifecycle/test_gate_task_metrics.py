@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from mirrorspark.evaluation.metrics import multi_class_metrics, multi_label_metrics, regression_metrics
-from mirrorspark.lifecycle.gate import tally as tally_module
+from mirrorspark.lifecycle.gate import metric_sums
 from mirrorspark.lifecycle.gate.facts import SliceFacts, slice_facts
 from mirrorspark.lifecycle.gate.measure import MeasureTask
-from mirrorspark.lifecycle.gate.measures import Binary, Measures, MultiClass, MultiLabel, Regression, Retrieval
+from mirrorspark.lifecycle.gate.metric_sums import MetricSums
 from mirrorspark.lifecycle.gate.score_counts import ScoreCounts, score_codes
 from mirrorspark.lifecycle.gate.slices import Slicing, slicings_of
-from mirrorspark.lifecycle.gate.tally import Tally
+from mirrorspark.lifecycle.gate.task_metrics import Binary, MultiClass, MultiLabel, Regression, Retrieval, TaskMetrics
 from mirrorspark.models.retrieval.list_metrics import ranking_metrics
 from mirrorspark.pages.figures.calibration import calibration_bins
 from mirrorspark.pages.figures.inputs import binary_inputs
@@ -24,7 +24,7 @@ from mirrorspark.pages.figures.inputs import binary_inputs
 ROWS = 3000
 RANDOM = np.random.default_rng(5)
 CARRIER = RANDOM.choice(["AA", "B6", "UA"], ROWS)
-BUCKET = RANDOM.integers(0, tally_module.BUCKETS, ROWS).astype(np.int32)
+BUCKET = RANDOM.integers(0, metric_sums.BUCKETS, ROWS).astype(np.int32)
 SCORE = RANDOM.random(ROWS).astype(np.float32)
 OTHER = RANDOM.random(ROWS).astype(np.float32)
 LABEL = (RANDOM.random(ROWS) < SCORE).astype(np.float64)
@@ -36,17 +36,17 @@ def batch(label: pa.Array, *scores: pa.Array, weight: np.ndarray | None = None) 
     return pa.RecordBatch.from_arrays(columns, names=[f"c{number}" for number in range(len(columns))])
 
 
-def facts(measures: Measures, *batches: pa.RecordBatch, tasks: int = 1) -> dict[str | None, SliceFacts]:
+def facts(metrics: TaskMetrics, *batches: pa.RecordBatch, tasks: int = 1) -> dict[str | None, SliceFacts]:
     """Return the facts of each carrier, and of all rows under None, from several tasks whose parts are merged."""
     models = batches[0].num_columns - 4
-    parts: dict[tuple[int, str | None], list[list[Tally]]] = {}
+    parts: dict[tuple[int, str | None], list[list[MetricSums]]] = {}
     for number in range(tasks):
-        for out in MeasureTask(measures, models, 1, ((),))(batches[number::tasks]):
+        for out in MeasureTask(metrics, models, 1, ((),))(batches[number::tasks]):
             for row in out.to_pylist():
                 of = parts.setdefault((row["slicing"], row["value"]), [[] for _ in range(models)])
-                of[row["model"]].append(Tally.from_bytes(row["tally"]))
+                of[row["model"]].append(MetricSums.from_bytes(row["sums"]))
     return {
-        value: slice_facts("carrier", value, [Tally.merged(of) for of in models], measures, seed=1, resamples=50)
+        value: slice_facts("carrier", value, [MetricSums.merged(of) for of in models], metrics, seed=1, resamples=50)
         for (_, value), models in parts.items()
     }
 
@@ -98,7 +98,7 @@ def test_weights_count_as_in_scikit_learn() -> None:
 @pytest.mark.parametrize("shift", [0.0, -4.0])
 def test_grouped_scores_are_within_the_error_that_is_given(monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
     # Rare events, whose scores are all small, get as many cells as others.
-    monkeypatch.setattr(tally_module, "FINE_CELLS", 256)
+    monkeypatch.setattr(metric_sums, "FINE_CELLS", 256)
     logits = RANDOM.standard_normal(ROWS) + shift
     score = (1 / (1 + np.exp(-logits))).astype(np.float32)
     label = (RANDOM.random(ROWS) < score).astype(np.float64)
@@ -108,30 +108,32 @@ def test_grouped_scores_are_within_the_error_that_is_given(monkeypatch: pytest.M
         ("auc", metrics.roc_auc_score(label, score)),
         ("pr_auc", metrics.average_precision_score(label, score)),
     ):
-        measure = one.candidate[name]
-        assert 0 < measure.error < 0.03
-        assert abs(measure.value - exact) <= measure.error
+        estimate = one.candidate[name]
+        assert 0 < estimate.error < 0.03
+        assert abs(estimate.value - exact) <= estimate.error
 
 
 def test_any_partitioning_gives_the_same_counts_metrics_and_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tally_module, "FINE_CELLS", 256)
+    monkeypatch.setattr(metric_sums, "FINE_CELLS", 256)
     whole = facts(Binary(0.5), BINARY)
     parts = facts(Binary(0.5), *(BINARY.slice(first, 500) for first in range(0, ROWS, 500)), tasks=3)
 
     assert set(parts) == set(whole)
     for value, one in whole.items():
-        for name, measure in one.candidate.items():
+        for name, estimate in one.candidate.items():
             got = parts[value].candidate[name]
-            assert (got.value, got.low, got.high) == pytest.approx((measure.value, measure.low, measure.high), rel=1e-9)
+            assert (got.value, got.low, got.high) == pytest.approx(
+                (estimate.value, estimate.low, estimate.high), rel=1e-9
+            )
 
 
 def test_intervals_are_those_of_the_binomial_and_of_pairs() -> None:
     one = facts(Binary(0.5), BINARY)[None]
     rate, half = LABEL.mean(), 1.96 * math.sqrt(LABEL.mean() * (1 - LABEL.mean()) / ROWS)
 
-    measure = one.candidate["base_rate"]
-    assert measure.low < rate < measure.high
-    assert measure.high - measure.low == pytest.approx(2 * half, rel=0.35)
+    estimate = one.candidate["base_rate"]
+    assert estimate.low < rate < estimate.high
+    assert estimate.high - estimate.low == pytest.approx(2 * half, rel=0.35)
     # The same rows are drawn for both models: what is equal in both has no spread.
     assert one.change["base_rate"].low == one.change["base_rate"].high == 0.0
     again = facts(Binary(0.5), BINARY)[None]
