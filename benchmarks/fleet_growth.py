@@ -118,7 +118,7 @@ def _plans(options: Options, all_rows: int) -> tuple[Table, Mark]:
             f"{predicted / took - 1:+.0%}",
             of_parts,
         )
-        lines.append((*cells, plan.bottleneck, significant(plan.work.inferences / took / spark_work.SLOTS / 1e6)))
+        lines.append((*cells, plan.bottleneck, significant(plan.workload.inferences / took / spark_work.SLOTS / 1e6)))
     session.stop()
     columns = ("rows", "predicted, s", "starts, s", "measured, s", "difference", "read / compute / write", "bottleneck")
     table = Table(f"Plans: {MODELS} models, {spark_work.SLOTS} cores", (*columns, "M inferences/s/core"), tuple(lines))

@@ -673,15 +673,19 @@ def test_a_plan_is_measured_on_a_sample_and_a_run_takes_its_sizes(
 ) -> None:
     given: dict[str, Any] = {"keys": "key", "layout": "long", "models_per_microbatch": 4, "seconds": 0.2}
     plan = plan_fleet(spark, fleet, files, cores=2, **given)
-    assert (plan.work.rows, plan.work.models, plan.work.row_groups) == (ROWS, {"spring": 7, "autumn": 5}, 12)
+    assert (plan.workload.rows, plan.workload.models, plan.workload.row_groups) == (
+        ROWS,
+        {"spring": 7, "autumn": 5},
+        12,
+    )
     # Key and three columns of 64 bits that no encoding makes smaller, in chunks that lie beside each other.
-    assert 24 < plan.work.read_bytes_per_row < 100
-    assert 1 <= plan.work.gets_per_row_group < 2
-    assert plan.rates.inferences_per_second > 1_000
-    assert plan.rates.worker_bytes > 2**20
-    assert 0 < plan.rates.microbatch_seconds < 60
-    assert 0 < plan.rates.start_seconds < 60
-    assert plan.hours * 3600 > plan.rates.start_seconds
+    assert 24 < plan.workload.read_bytes_per_row < 100
+    assert 1 <= plan.workload.gets_per_row_group < 2
+    assert plan.throughput.inferences_per_second > 1_000
+    assert plan.throughput.worker_bytes > 2**20
+    assert 0 < plan.throughput.microbatch_seconds < 60
+    assert 0 < plan.throughput.start_seconds < 60
+    assert plan.hours * 3600 > plan.throughput.start_seconds
     assert (plan.steps, plan.microbatches, plan.rows_per_microbatch) == (4, 4, ROWS)
     assert plan.with_hours(plan.hours).hours <= plan.hours
     bad = fleet_from_coefficients(
@@ -690,7 +694,7 @@ def test_a_plan_is_measured_on_a_sample_and_a_run_takes_its_sizes(
     whole = plan_fleet(spark, fleet.with_models(bad), files, hours=15, rows=620_000_000, models=4_500, **given)
     assert "have failed" not in caplog.text  # a run will say so, and have a ledger with the reasons
     assert whole.hours <= 15
-    assert (sum(whole.work.models.values()), whole.work.row_groups) == (4_500, 6_200_000)
+    assert (sum(whole.workload.models.values()), whole.workload.row_groups) == (4_500, 6_200_000)
     run = begin(tmp_path / "scores", rows_per_microbatch=plan.rows_per_microbatch, prefixes=2, at_once=plan.at_once)
     assert run.microbatches == plan.microbatches
     begin(tmp_path / "without")

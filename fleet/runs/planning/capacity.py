@@ -32,8 +32,8 @@ _GETS_PER_TASK = 2
 
 
 @dataclass(frozen=True)
-class Rates:
-    """Measured rates of one core, while the other cores of its machine work, too.
+class CoreThroughput:
+    """Measured throughput of one core, while the other cores of its machine work, too.
 
     Attributes:
         read_bytes_per_second: Bytes of the columns that are read, as the files have them.
@@ -60,8 +60,8 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Work:
-    """The work of a run: rows, models, and the bytes that it reads and writes.
+class Workload:
+    """The workload of a run: rows, models, and the bytes that it reads and writes.
 
     Attributes:
         rows: Of the table.
@@ -105,7 +105,7 @@ class FleetPlan:
 
     Attributes:
         hours: From its beginning to its end.
-        models_per_microbatch: For ``run_fleet``, as are the next two and ``prefixes`` of ``work``.
+        models_per_microbatch: For ``run_fleet``, as are the next two and ``prefixes`` of ``workload``.
         rows_per_microbatch: Rows of a microbatch, about.
         at_once: Microbatches at a time.
         steps: Passes over the table.
@@ -120,8 +120,8 @@ class FleetPlan:
         gets_per_second: Requests that read, the same way.
     """
 
-    work: Work
-    rates: Rates
+    workload: Workload
+    throughput: CoreThroughput
     cores: int
     hours: float
     models_per_microbatch: int
@@ -168,15 +168,15 @@ class FleetPlan:
                 f"{PUTS_PER_SECOND:,} that S3 serves; {remedy}"
             )
         if self.gets_per_second > GETS_PER_SECOND:
-            prefixes = ceil(self.work.input_prefixes * self.gets_per_second / GETS_PER_SECOND)
+            prefixes = ceil(self.workload.input_prefixes * self.gets_per_second / GETS_PER_SECOND)
             found.append(
                 f"{self.gets_per_second:,.0f} GET requests per second and prefix are more than the {GETS_PER_SECOND:,} "
                 f"that S3 serves; put the input's files into {prefixes:,} folders, or write larger row groups"
             )
-        if self.cores > (useful := self.steps * self.work.row_groups):
+        if self.cores > (useful := self.steps * self.workload.row_groups):
             found.append(
                 f"{self.cores - useful:,} of the {self.cores:,} cores have nothing to do: {self.steps:,} steps over "
-                f"{self.work.row_groups:,} row groups; write the input with smaller row groups"
+                f"{self.workload.row_groups:,} row groups; write the input with smaller row groups"
             )
         if self.task_seconds > DEFAULT_TASK_SECONDS * 1.5:
             found.append(
@@ -188,10 +188,10 @@ class FleetPlan:
     def _enough_prefixes(self) -> int | None:
         """Return a number of prefixes that keeps changing requests below the store's limit; None if there is none."""
         # More prefixes need more microbatches, and these have requests of their own.
-        wanted = self.work.prefixes
-        while wanted < self.steps * self.work.row_groups:
-            work = replace(self.work, prefixes=wanted)
-            plan = plan_for_cores(work, self.rates, self.cores, self.models_per_microbatch)
+        wanted = self.workload.prefixes
+        while wanted < self.steps * self.workload.row_groups:
+            workload = replace(self.workload, prefixes=wanted)
+            plan = plan_for_cores(workload, self.throughput, self.cores, self.models_per_microbatch)
             if plan.puts_per_second <= PUTS_PER_SECOND:
                 return wanted
             wanted = max(wanted + 1, ceil(min(wanted, plan.at_once) * plan.puts_per_second / PUTS_PER_SECOND))
@@ -203,11 +203,11 @@ class FleetPlan:
 
     def with_cores(self, cores: int) -> "FleetPlan":
         """Return the plan for another number of cores."""
-        return plan_for_cores(self.work, self.rates, cores, self.models_per_microbatch)
+        return plan_for_cores(self.workload, self.throughput, cores, self.models_per_microbatch)
 
     def with_hours(self, hours: float) -> "FleetPlan":
         """Return the plan for the fewest cores that take at most ``hours``."""
-        return plan_for_hours(self.work, self.rates, hours, self.models_per_microbatch)
+        return plan_for_hours(self.workload, self.throughput, hours, self.models_per_microbatch)
 
     def submissions(self, clusters: int, hours: float | None = None) -> tuple["FleetPlan", ...]:
         """Deal the groups to clusters, each of which scores its own ones in a run of its own.
@@ -223,7 +223,7 @@ class FleetPlan:
             ScoringError: ``clusters`` is less than 1, or more than there are groups; or no number of cores is enough
                 for a cluster, which the message names.
         """
-        groups = sorted(self.work.models.items(), key=lambda one: (-one[1], one[0]))
+        groups = sorted(self.workload.models.items(), key=lambda one: (-one[1], one[0]))
         if not 1 <= clusters <= len(groups):
             raise ScoringError(
                 f"{clusters} clusters cannot share {len(groups)} groups of models; use 1 to {len(groups)}, or give the "
@@ -233,7 +233,7 @@ class FleetPlan:
         for name, count in groups:
             min(parts, key=lambda part: sum(part.values()))[name] = count
         plans = [
-            plan_for_cores(replace(self.work, models=part), self.rates, self.cores, self.models_per_microbatch)
+            plan_for_cores(replace(self.workload, models=part), self.throughput, self.cores, self.models_per_microbatch)
             for part in parts
         ]
         if hours is None:
@@ -244,88 +244,94 @@ class FleetPlan:
                 found.append(plan.with_hours(hours))
             except ScoringError as error:
                 raise ScoringError(
-                    f"cluster-{number} with {_named(plan.work.models)} cannot be done in time: {error}"
+                    f"cluster-{number} with {_named(plan.workload.models)} cannot be done in time: {error}"
                 ) from error
         return tuple(found)
 
     def as_json(self) -> dict[str, Any]:
         """Return the plan, with derived values, as JSON values."""
         derived = {"core_hours": self.core_hours, "bottleneck": self.bottleneck, "warnings": list(self.warnings)}
-        return asdict(self) | derived | {"inferences": self.work.inferences}
+        return asdict(self) | derived | {"inferences": self.workload.inferences}
 
 
-def models_of_a_step(work: Work, rates: Rates) -> int:
+def models_of_a_step(workload: Workload, throughput: CoreThroughput) -> int:
     """Return the number of models that a microbatch should have.
 
     It is at most 500, or, in a layout without separate columns for each model, the number that keeps reading below a
     tenth of the core-seconds, if that is more.
     """
-    of_a_row = work.read_bytes_per_row / rates.read_bytes_per_second
-    of_an_inference = 1 / rates.inferences_per_second + work.write_bytes_per_inference / rates.write_bytes_per_second
-    wanted = 0 if work.is_wide else ceil(of_a_row / of_an_inference * (1 - _READ_SHARE) / _READ_SHARE)
-    return min(max(work.models.values()), max(DEFAULT_MODELS, wanted))
+    of_a_row = workload.read_bytes_per_row / throughput.read_bytes_per_second
+    of_an_inference = (
+        1 / throughput.inferences_per_second + workload.write_bytes_per_inference / throughput.write_bytes_per_second
+    )
+    wanted = 0 if workload.is_wide else ceil(of_a_row / of_an_inference * (1 - _READ_SHARE) / _READ_SHARE)
+    return min(max(workload.models.values()), max(DEFAULT_MODELS, wanted))
 
 
-def settle(work: Work, rates: Rates, reads_of: Callable[[int], tuple[float, float]]) -> tuple[Work, int]:
-    """Return the work with the reads of its steps, and the number of models of a step.
+def settle(
+    workload: Workload, throughput: CoreThroughput, read_costs_of: Callable[[int], tuple[float, float]]
+) -> tuple[Workload, int]:
+    """Return the workload with the reads of its steps, and the number of models of a step.
 
     Larger steps read more columns, for which :func:`models_of_a_step` takes still larger ones.
 
     Args:
-        work: The work.
-        rates: Of a core.
-        reads_of: Returns ``read_bytes_per_row`` and ``gets_per_row_group`` for steps of a given number of models.
+        workload: The workload.
+        throughput: Throughput of a core.
+        read_costs_of: Returns ``read_bytes_per_row`` and ``gets_per_row_group`` for steps of a given number of models.
     """
-    models, wanted = 0, min(max(work.models.values()), DEFAULT_MODELS)
+    models, wanted = 0, min(max(workload.models.values()), DEFAULT_MODELS)
     while wanted > models:
         models = wanted
-        read_bytes, gets = reads_of(models)
-        work = replace(work, read_bytes_per_row=read_bytes, gets_per_row_group=gets)
-        wanted = models_of_a_step(work, rates)
-    return work, models
+        read_bytes, gets = read_costs_of(models)
+        workload = replace(workload, read_bytes_per_row=read_bytes, gets_per_row_group=gets)
+        wanted = models_of_a_step(workload, throughput)
+    return workload, models
 
 
-def plan_for_cores(work: Work, rates: Rates, cores: int, models_per_microbatch: int | None = None) -> FleetPlan:
+def plan_for_cores(
+    workload: Workload, throughput: CoreThroughput, cores: int, models_per_microbatch: int | None = None
+) -> FleetPlan:
     """Return the plan for a number of cores.
 
     Args:
-        work: The work.
-        rates: Of a core.
+        workload: The workload.
+        throughput: Throughput of a core.
         cores: Tasks that run at the same time.
         models_per_microbatch: By default those of :func:`models_of_a_step`.
 
     Raises:
         ScoringError: A number is not above 0.
     """
-    models = models_of_a_step(work, rates) if models_per_microbatch is None else models_per_microbatch
+    models = models_of_a_step(workload, throughput) if models_per_microbatch is None else models_per_microbatch
     for name, value in {"cores": cores, "models_per_microbatch": models}.items():
         if value < 1:
             raise ScoringError(f"{name} {value} is not above 0; give a number such as 100")
-    steps = sum(ceil(count / models) for count in work.models.values())
-    read = steps * work.rows * work.read_bytes_per_row / rates.read_bytes_per_second
-    compute = work.inferences / rates.inferences_per_second
-    written_bytes = work.inferences * work.write_bytes_per_inference
-    write = written_bytes / rates.write_bytes_per_second
-    of_a_step, groups = (read + compute + write) / steps, work.row_groups
+    steps = sum(ceil(count / models) for count in workload.models.values())
+    read = steps * workload.rows * workload.read_bytes_per_row / throughput.read_bytes_per_second
+    compute = workload.inferences / throughput.inferences_per_second
+    written_bytes = workload.inferences * workload.write_bytes_per_inference
+    write = written_bytes / throughput.write_bytes_per_second
+    of_a_step, groups = (read + compute + write) / steps, workload.row_groups
     useful = min(cores, steps * groups)
     # A microbatch writes to one prefix, so that each prefix needs a microbatch at any time.
-    shares = min(groups, max(ceil(of_a_step / (useful * DEFAULT_TASK_SECONDS)), ceil(work.prefixes / steps), 1))
+    shares = min(groups, max(ceil(of_a_step / (useful * DEFAULT_TASK_SECONDS)), ceil(workload.prefixes / steps), 1))
     tasks_of_a_step = min(groups, shares * useful)
     microbatches = steps * shares
     # A microbatch has at most a task per row group, so that many cores need several of them.
-    at_once = min(microbatches, max(DEFAULT_AT_ONCE, ceil(useful / groups), work.prefixes))
+    at_once = min(microbatches, max(DEFAULT_AT_ONCE, ceil(useful / groups), workload.prefixes))
     busy = ceil(steps * groups / useful) * of_a_step / groups
-    waiting = microbatches / at_once * rates.microbatch_seconds
+    waiting = microbatches / at_once * throughput.microbatch_seconds
     tasks = steps * tasks_of_a_step
     puts = tasks * _PUTS_PER_FILE + written_bytes / _PART_BYTES + microbatches * _PUTS_PER_MICROBATCH
-    gets = steps * groups * work.gets_per_row_group + tasks * _GETS_PER_TASK
+    gets = steps * groups * workload.gets_per_row_group + tasks * _GETS_PER_TASK
     return FleetPlan(
-        work=work,
-        rates=rates,
+        workload=workload,
+        throughput=throughput,
         cores=cores,
-        hours=(rates.start_seconds + busy + waiting) / 3600,
+        hours=(throughput.start_seconds + busy + waiting) / 3600,
         models_per_microbatch=models,
-        rows_per_microbatch=ceil(work.rows / shares),
+        rows_per_microbatch=ceil(workload.rows / shares),
         at_once=at_once,
         steps=steps,
         microbatches=microbatches,
@@ -335,13 +341,15 @@ def plan_for_cores(work: Work, rates: Rates, cores: int, models_per_microbatch: 
         compute_core_hours=compute / 3600,
         write_core_hours=write / 3600,
         waiting_hours=waiting / 3600,
-        puts_per_second=puts / busy / min(work.prefixes, at_once),
-        gets_per_second=gets / busy / work.input_prefixes,
-        start_hours=rates.start_seconds / 3600,
+        puts_per_second=puts / busy / min(workload.prefixes, at_once),
+        gets_per_second=gets / busy / workload.input_prefixes,
+        start_hours=throughput.start_seconds / 3600,
     )
 
 
-def plan_for_hours(work: Work, rates: Rates, hours: float, models_per_microbatch: int | None = None) -> FleetPlan:
+def plan_for_hours(
+    workload: Workload, throughput: CoreThroughput, hours: float, models_per_microbatch: int | None = None
+) -> FleetPlan:
     """Return the plan for the fewest cores that take at most ``hours``.
 
     Raises:
@@ -351,10 +359,10 @@ def plan_for_hours(work: Work, rates: Rates, hours: float, models_per_microbatch
         raise ScoringError(f"hours {hours} is not above 0; give a number such as 15")
 
     def planned(cores: int) -> FleetPlan:
-        return plan_for_cores(work, rates, cores, models_per_microbatch)
+        return plan_for_cores(workload, throughput, cores, models_per_microbatch)
 
     # No core does harm, and from one per step and row group on none helps.
-    most = planned(1).steps * work.row_groups
+    most = planned(1).steps * workload.row_groups
     if (shortest := planned(most)).hours > hours:
         raise ScoringError(_why_too_long(shortest, hours, models_per_microbatch))
     cores = bisect_left(range(1, most + 1), True, key=lambda cores: planned(cores).hours <= hours) + 1
@@ -363,7 +371,7 @@ def plan_for_hours(work: Work, rates: Rates, hours: float, models_per_microbatch
 
 def _why_too_long(shortest: FleetPlan, hours: float, models_per_microbatch: int | None) -> str:
     """Return why no number of cores is enough, the group that takes longest, and what would help."""
-    work, starts = shortest.work, shortest.start_hours + shortest.waiting_hours
+    workload, starts = shortest.workload, shortest.start_hours + shortest.waiting_hours
     text = f"no number of cores takes {hours:g} hours or less: with {shortest.cores:,} cores it is {shortest.hours:.3g}"
     remedy = "allow more hours, or write the input with smaller row groups"
     if starts >= hours:
@@ -371,13 +379,15 @@ def _why_too_long(shortest: FleetPlan, hours: float, models_per_microbatch: int 
         remedy = "allow more hours"
     else:
         text += ", as a row group is never divided"
-    if len(work.models) > 1:
+    if len(workload.models) > 1:
         alone = [
-            plan_for_cores(replace(work, models={name: count}), shortest.rates, shortest.cores, models_per_microbatch)
-            for name, count in work.models.items()
+            plan_for_cores(
+                replace(workload, models={name: count}), shortest.throughput, shortest.cores, models_per_microbatch
+            )
+            for name, count in workload.models.items()
         ]
         longest = max(alone, key=lambda plan: plan.hours)
-        text += f"; {_named(longest.work.models)} alone takes {longest.hours:.3g}"
+        text += f"; {_named(longest.workload.models)} alone takes {longest.hours:.3g}"
         if longest.hours <= hours:
             remedy += ", or give the groups runs of their own with groups="
     return f"{text}; {remedy}"

@@ -63,21 +63,22 @@ def names(given: str | None) -> list[str] | None:
 
 def text_of(plan: FleetPlan, price_per_core_hour: float | None = None) -> str:
     """Return a plan for people."""
-    rates, work = plan.rates, plan.work
+    throughput, workload = plan.throughput, plan.workload
     cost = "" if price_per_core_hour is None else f", cost {plan.cost(price_per_core_hour):,.2f}"
     of_time = ", ".join(f"{name} {getattr(plan, f'{name}_core_hours'):,.3g}" for name in ("read", "compute", "write"))
     lines = [
-        f"{work.rows:,} rows x {sum(work.models.values()):,} models = {work.inferences:,} inferences",
+        f"{workload.rows:,} rows x {sum(workload.models.values()):,} models = {workload.inferences:,} inferences",
         f"{plan.cores:,} cores, {plan.hours:,.3g} hours: {plan.core_hours:,.3g} core-hours{cost}",
         f"core-hours: {of_time}; hours between microbatches: {plan.waiting_hours:,.3g}, of the start: "
         f"{plan.start_hours:,.3g}; bottleneck: {plan.bottleneck}",
         f"{plan.microbatches:,} microbatches of {plan.models_per_microbatch:,} models and {plan.rows_per_microbatch:,} "
         f"rows, {plan.at_once} at once; {plan.tasks:,} tasks of {plan.task_seconds:,.3g} s at most",
         f"requests per second and prefix: {plan.puts_per_second:,.3g} PUT, {plan.gets_per_second:,.3g} GET",
-        f"measured, per core and second: {rates.read_bytes_per_second / 1e6:,.3g} MB read, "
-        f"{rates.inferences_per_second:,.3g} inferences, {rates.write_bytes_per_second / 1e6:,.3g} MB written; "
-        f"{rates.microbatch_seconds:,.3g} s per microbatch, "
-        f"{rates.start_seconds:,.3g} s per run; {rates.worker_bytes / 2**20:,.0f} MiB per process",
+        f"measured, per core and second: {throughput.read_bytes_per_second / 1e6:,.3g} MB read, "
+        f"{throughput.inferences_per_second:,.3g} inferences, "
+        f"{throughput.write_bytes_per_second / 1e6:,.3g} MB written; "
+        f"{throughput.microbatch_seconds:,.3g} s per microbatch, "
+        f"{throughput.start_seconds:,.3g} s per run; {throughput.worker_bytes / 2**20:,.0f} MiB per process",
     ]
     return "\n".join([*lines, *(f"warning: {one}" for one in plan.warnings)])
 
@@ -95,7 +96,7 @@ def submissions_of(options: argparse.Namespace, plan: FleetPlan, settings: Mappi
     """
     plans, price = plan.submissions(options.clusters, options.hours), options.price_per_core_hour
     runs = [
-        {"groups": dict(part.work.models)}
+        {"groups": dict(part.workload.models)}
         | _needs([part], price)
         | {"warnings": list(part.warnings), "command": _command_of(options, number, part)}
         for number, part in enumerate(plans, 1)
@@ -151,11 +152,11 @@ def _plan(options: argparse.Namespace) -> int:
             **{name: getattr(options, name) for name in ("hours", "cores", "layout", "rows", "models", "prefixes")},
             **{name: getattr(options, name) for name in ("models_per_microbatch", "scratch", "seconds", "trust")},
         )
-        problems = problems_of(spark, plan.at_once, plan.rates.worker_bytes)
+        problems = problems_of(spark, plan.at_once, plan.throughput.worker_bytes)
         heap = spark.conf.get("spark.executor.memory", None) or DEFAULT_HEAP
     finally:
         spark.stop()
-    settings = recommended_settings(plan.rates.worker_bytes, options.executor_cores, heap)
+    settings = recommended_settings(plan.throughput.worker_bytes, options.executor_cores, heap)
     submissions = submissions_of(options, plan, settings) if options.submissions else None
     if submissions:
         StoragePath.of(options.submissions).write_bytes(json.dumps(submissions, indent=1).encode())
@@ -176,8 +177,8 @@ def _plan(options: argparse.Namespace) -> int:
 def _needs(plans: Sequence[FleetPlan], price_per_core_hour: float | None) -> dict[str, Any]:
     """Return the total needs of runs that go on at the same time, each on a cluster of its own."""
     found = {
-        "models": sum(sum(plan.work.models.values()) for plan in plans),
-        "inferences": sum(plan.work.inferences for plan in plans),
+        "models": sum(sum(plan.workload.models.values()) for plan in plans),
+        "inferences": sum(plan.workload.inferences for plan in plans),
         "cores": sum(plan.cores for plan in plans),
         "hours": max(plan.hours for plan in plans),
         "core_hours": sum(plan.core_hours for plan in plans),
@@ -195,13 +196,13 @@ def _text_of_needs(needs: Mapping[str, Any]) -> str:
 
 def _command_of(options: argparse.Namespace, number: int, plan: FleetPlan) -> list[str]:
     """Return the command that begins the run of a cluster."""
-    if bad := [group for group in plan.work.models if "," in group]:
+    if bad := [group for group in plan.workload.models if "," in group]:
         raise ScoringError(
             f"the names of the groups {bad} have a comma, which separates names in --groups; rename them"
         )
     output = f"{options.output.rstrip('/')}/cluster-{number}"
     flags = {"fleet": options.fleet, "keys": options.keys, "layout": options.layout, "outputs": options.outputs}
-    flags |= {"output": output, "groups": ",".join(plan.work.models), "prefixes": plan.work.prefixes}
+    flags |= {"output": output, "groups": ",".join(plan.workload.models), "prefixes": plan.workload.prefixes}
     flags |= {"models-per-microbatch": plan.models_per_microbatch, "rows-per-microbatch": plan.rows_per_microbatch}
     flags |= {"at-once": plan.at_once, "ledger": options.ledger}
     given = [f"--{name}={value}" for name, value in flags.items() if value is not None]

@@ -29,9 +29,9 @@ from mirrorspark.fleet.packages import check_trust
 from mirrorspark.fleet.runs.failures import CheckedFleet
 from mirrorspark.fleet.runs.plan import DEFAULT_MODELS, Step, plan_steps
 from mirrorspark.fleet.runs.planning.capacity import (
+    CoreThroughput,
     FleetPlan,
-    Rates,
-    Work,
+    Workload,
     plan_for_cores,
     plan_for_hours,
     settle,
@@ -152,13 +152,13 @@ def plan_fleet(
         finally:
             folder.delete()
     many, row_groups = sample.table.rows if rows is None else rows, len(sample.table.groups)
-    reads = Reads.of(sample.table, files.footers[0].schema.names, keys)
+    read_costs = ReadCosts.of(sample.table, files.footers[0].schema.names, keys)
 
-    def reads_of(models: int) -> tuple[float, float]:
-        return reads.of_steps(checked.fleet, plan_steps(checked, groups, models))
+    def read_costs_of(models: int) -> tuple[float, float]:
+        return read_costs.of_steps(checked.fleet, plan_steps(checked, groups, models))
 
-    read_bytes, gets = reads_of(len(largest))
-    work = Work(
+    read_bytes, gets = read_costs_of(len(largest))
+    workload = Workload(
         rows=many,
         models=_of_groups(steps, models),
         read_bytes_per_row=read_bytes,
@@ -170,10 +170,10 @@ def plan_fleet(
         prefixes=prefixes,
     )
     # A run opens the whole input, as this call has done; the run over a few rows did not.
-    rates = measured.rates(len(largest), replace(starts, run=opened + starts.run))
+    throughput = measured.throughput(len(largest), replace(starts, run=opened + starts.run))
     if models_per_microbatch is None:
-        work, models_per_microbatch = settle(work, rates, reads_of)
-    return plan(work, rates, models_per_microbatch)
+        workload, models_per_microbatch = settle(workload, throughput, read_costs_of)
+    return plan(workload, throughput, models_per_microbatch)
 
 
 def _check_sizes(**sizes: int | None) -> None:
@@ -182,15 +182,15 @@ def _check_sizes(**sizes: int | None) -> None:
             raise ScoringError(f"{name} {value} is not above 0; give a number such as 100, or leave it out")
 
 
-def _planner(hours: float | None, cores: int | None) -> Callable[[Work, Rates, int | None], FleetPlan]:
+def _planner(hours: float | None, cores: int | None) -> Callable[[Workload, CoreThroughput, int | None], FleetPlan]:
     # Checked before the sample is measured, which takes a while.
     _check_sizes(cores=cores)
     if hours is not None and not hours > 0:
         raise ScoringError(f"hours {hours} is not above 0; give a number such as 15")
     if hours is not None and cores is None:
-        return lambda work, rates, models: plan_for_hours(work, rates, hours, models)
+        return lambda workload, throughput, models: plan_for_hours(workload, throughput, hours, models)
     if cores is not None and hours is None:
-        return lambda work, rates, models: plan_for_cores(work, rates, cores, models)
+        return lambda workload, throughput, models: plan_for_cores(workload, throughput, cores, models)
     raise ScoringError("give either hours or cores: the other one is planned")
 
 
@@ -210,7 +210,7 @@ def _of_groups(steps: Sequence[Step], models: int | None) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Reads:
+class ReadCosts:
     """Reads of steps from a table, by the footers of its files.
 
     Attributes:
@@ -225,7 +225,7 @@ class Reads:
     group_rows: float
 
     @classmethod
-    def of(cls, table: parquet_rows.ParquetRows, stored: Sequence[str], keys: Sequence[str]) -> "Reads":
+    def of(cls, table: parquet_rows.ParquetRows, stored: Sequence[str], keys: Sequence[str]) -> "ReadCosts":
         """Read some footers of a table that has rows."""
         filled = [place for place, rows in enumerate(table.group_rows) if rows]
         some = filled[:: ceil(len(filled) / _MOST_GROUPS)]
@@ -235,7 +235,7 @@ class Reads:
         return cls(tuple(keys), tuple(stored), per_row, table.rows / len(table.groups))
 
     def of_steps(self, fleet: Fleet, steps: Sequence[Step]) -> tuple[float, float]:
-        """Return ``read_bytes_per_row`` and ``gets_per_row_group`` of :class:`Work`, the means of the steps."""
+        """Return ``read_bytes_per_row`` and ``gets_per_row_group`` of :class:`Workload`, the means of the steps."""
         lists, places = array(fleet.table, "column"), {name: place for place, name in enumerate(fleet.names)}
         sizes, runs = [], []
         for step in steps[:: ceil(len(steps) / _MOST_STEPS)]:
@@ -247,7 +247,7 @@ class Reads:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class _SampleMeasurement:
     """Measurements of tasks on a sample; their seconds are summed, except in ``longest``."""
 
     rows: int
@@ -259,12 +259,12 @@ class _Measured:
     longest: float
     worker_bytes: int
 
-    def __add__(self, other: "_Measured") -> "_Measured":
+    def __add__(self, other: "_SampleMeasurement") -> "_SampleMeasurement":
         added = {name: value + getattr(other, name) for name, value in asdict(self).items()}
-        return _Measured(**added | {"worker_bytes": max(self.worker_bytes, other.worker_bytes)})
+        return _SampleMeasurement(**added | {"worker_bytes": max(self.worker_bytes, other.worker_bytes)})
 
-    def rates(self, models: int, starts: Starts) -> Rates:
-        return Rates(
+    def throughput(self, models: int, starts: Starts) -> CoreThroughput:
+        return CoreThroughput(
             read_bytes_per_second=self.read_bytes / max(1e-9, self.read_seconds),
             inferences_per_second=self.rows * models / max(1e-9, self.score_seconds),
             write_bytes_per_second=self.write_bytes / max(1e-9, self.write_seconds),
@@ -283,7 +283,7 @@ class _Sample:
     layout: Layout
     models: tuple[str, ...]
 
-    def measure(self, spark: SparkSession, fleet: Fleet, folder: StoragePath, seconds: float) -> _Measured:
+    def measure(self, spark: SparkSession, fleet: Fleet, folder: StoragePath, seconds: float) -> _SampleMeasurement:
         """Score as many rows as take about ``seconds``."""
         passes = _Passes(self, spark, folder, ship_fleet(spark, fleet))
         # Loads the fleet and compiles the kernels.
@@ -327,7 +327,7 @@ class _Passes:
         self.tasks = min(session_of(spark).default_parallelism, sum(rows > 0 for rows in sample.table.group_rows))
         self._bytes = lru_cache(maxsize=None)(self._bytes_of)
 
-    def score(self, rows: int, name: str) -> _Measured:
+    def score(self, rows: int, name: str) -> _SampleMeasurement:
         """Score at most ``rows`` rows in each task."""
         table = self._sample.table
         groups = self._sample.groups(self.tasks, rows)
@@ -349,7 +349,7 @@ class _Passes:
         partitions = shares.partitions(self._spark)
         done = write_files(partitions, job, body, lambda: total, refusal=raw_columns.ColumnError, seal=_refuse_failures)
         kinds, reports = ("read_seconds", "score_seconds", "write_seconds"), done.reports
-        return _Measured(
+        return _SampleMeasurement(
             **{kind: sum(report[kind] for report in reports) for kind in kinds},
             rows=total,
             read_bytes=sum(
