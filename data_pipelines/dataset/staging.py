@@ -80,7 +80,7 @@ class Staged:
     """
 
     files: tuple[StagedFile, ...]
-    measured: fitting.Measured
+    measured: fitting.FeatureMeasurements
     repeated_rows: int = 0
 
     def rows(self, split: str) -> int:
@@ -137,7 +137,9 @@ def stage(
             moments[name] = moments.get(name, fitting.Moments()).merged(of_part)
     files = sorted((file for part in parts for file in part.files), key=lambda file: (file.split, file.partition))
     token_files = tuple(sorted(part.tokens for part in parts if part.tokens))
-    return Staged(tuple(files), fitting.Measured(moments, token_files), sum(part.repeated_rows for part in parts))
+    return Staged(
+        tuple(files), fitting.FeatureMeasurements(moments, token_files), sum(part.repeated_rows for part in parts)
+    )
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ class _TokenCounts:
 
 
 @dataclass(frozen=True)
-class Measured:
+class FeatureMeasurements:
     """The measurements of all tasks.
 
     Attributes:
@@ -173,7 +173,7 @@ class Measured:
 
 def fit_features(
     spark: SparkSession,
-    measured: Measured,
+    measured: FeatureMeasurements,
     spec: FeatureSpec,
     plans: ColumnPlans,
     sample: pa.Table,
@@ -220,7 +220,7 @@ def fit_features(
 
 def _joined(
     spark: SparkSession,
-    measured: Measured,
+    measured: FeatureMeasurements,
     spec: FeatureSpec,
     plans: ColumnPlans,
     sample: pa.Table,
@@ -242,7 +242,9 @@ def _joined(
     )
 
 
-def _measured_items(spec: FeatureSpec, plans: ColumnPlans, items: pa.Table, scratch: StoragePath) -> Measured:
+def _measured_items(
+    spec: FeatureSpec, plans: ColumnPlans, items: pa.Table, scratch: StoragePath
+) -> FeatureMeasurements:
     """Measure the table of items in this process; its token counts go to a file for the executors."""
     measurement = Measurement(spec, plans)
     counted = [part for batch in items.to_batches() for part in measurement.add(batch)]
@@ -250,7 +252,7 @@ def _measured_items(spec: FeatureSpec, plans: ColumnPlans, items: pa.Table, scra
     with path.open_write() as file, pa.ipc.new_file(file, TOKEN_COUNTS_SCHEMA) as writer:
         for part in (*counted, *measurement.finish()):
             writer.write_batch(part)
-    return Measured(measurement.moments, (str(path),))
+    return FeatureMeasurements(measurement.moments, (str(path),))
 
 
 @dataclass(frozen=True)

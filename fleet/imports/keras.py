@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mirrorspark.fleet.columns import ACTIVATIONS, FleetError
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.fleet.imports.imported import PROBED_ROWS, Imported, columns_of, fleet_of
+from mirrorspark.fleet.imports.imported_model import PROBED_ROWS, ImportedModel, columns_of, fleet_of
 
 # Links by the activation of a network's output.
 _OUTPUT_LINKS = {"linear": "identity", "sigmoid": "logit", "exponential": "log"}
@@ -45,7 +45,7 @@ def fleet_from_keras(
     return fleet
 
 
-def _of_keras(name: str, model: Any, columns: Sequence[str]) -> Imported:
+def _of_keras(name: str, model: Any, columns: Sequence[str]) -> ImportedModel:
     layers: list[tuple[np.ndarray, np.ndarray]] = []
     activations: list[str] = []
     scale, offset = np.ones(len(columns)), np.zeros(len(columns))
@@ -79,7 +79,7 @@ def _of_keras(name: str, model: Any, columns: Sequence[str]) -> Imported:
         raise FleetError(f"model '{name}' ends with the activation {output}; it needs {', '.join(_OUTPUT_LINKS)}")
     matrix, bias = layers[0]
     layers[0] = (matrix * scale[:, None], bias + offset @ matrix)
-    return Imported(_OUTPUT_LINKS[output], columns, np.ones(len(columns)), 0.0, layers, hidden)
+    return ImportedModel(_OUTPUT_LINKS[output], columns, np.ones(len(columns)), 0.0, layers, hidden)
 
 
 def _check_scores(fleet: Fleet, models: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.fleet.imports.imported import Imported, check_trees, column_names, fleet_of, read_models
+from mirrorspark.fleet.imports.imported_model import ImportedModel, check_trees, column_names, fleet_of, read_models
 from mirrorspark.fleet.trees import TreeNodes
 
 _LINKS = {
@@ -80,7 +80,7 @@ def _text(name: str, model: Any) -> str:
     return str(booster.model_to_string())
 
 
-def _imported(name: str, text: str, columns: Sequence[str] | None) -> Imported:
+def _imported(name: str, text: str, columns: Sequence[str] | None) -> ImportedModel:
     head, *trees = text.split("\nTree=")
     if not head.startswith("tree") or not trees:
         raise FleetError(f"model '{name}' is no text of LightGBM; write it with save_model")
@@ -110,7 +110,7 @@ def _imported(name: str, text: str, columns: Sequence[str] | None) -> Imported:
     found = header["feature_names"].split(" ")
     is_named = found != [f"Column_{place}" for place in range(len(found))]
     names = column_names(name, found if is_named or columns is None else columns, len(found))
-    return Imported.of_trees(_LINKS[objective], names, nodes)
+    return ImportedModel.of_trees(_LINKS[objective], names, nodes)
 
 
 def _fields(lines: str) -> dict[str, str]:

@@ -9,8 +9,8 @@ import numpy as np
 
 from mirrorspark.fleet.columns import LEAF, FleetError
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.fleet.imports.imported import (
-    Imported,
+from mirrorspark.fleet.imports.imported_model import (
+    ImportedModel,
     column_names,
     columns_of,
     fleet_of,
@@ -92,7 +92,7 @@ class _Value:
         return replace(self, layers=(*self.layers, layer), activations=activations, is_probability=False)
 
 
-def _imported(name: str, given: Any, columns: Sequence[str]) -> Imported:
+def _imported(name: str, given: Any, columns: Sequence[str]) -> ImportedModel:
     onnx = library("onnx")
 
     folder = None
@@ -314,11 +314,11 @@ def _add_trees(
         nodes.add_tree(features[own], edges[own], lefts, rights, missing_left, values[own], root)
 
 
-def _model(name: str, value: _Value, columns: Sequence[str], inputs: int) -> Imported:
+def _model(name: str, value: _Value, columns: Sequence[str], inputs: int) -> ImportedModel:
     """Return the model of a value; ``inputs`` is the number of columns of the input, 0 if the graph does not say it."""
     if value.trees is not None:
         link, nodes, intercept = value.trees
-        return Imported.of_trees(link, column_names(name, columns, inputs or len(columns)), nodes, intercept)
+        return ImportedModel.of_trees(link, column_names(name, columns, inputs or len(columns)), nodes, intercept)
     if value.is_input or value.layers[-1][0].shape[1] != 1 or value.activations[-1] not in _LINKS:
         shapes = [matrix.shape for matrix, _ in value.layers]
         raise FleetError(
@@ -333,5 +333,5 @@ def _model(name: str, value: _Value, columns: Sequence[str], inputs: int) -> Imp
     if unknown := [one for one in hidden if one == "exp"]:
         raise FleetError(f"model '{name}' has the activation {unknown[0]} before its output; a fleet has none there")
     if not hidden:
-        return Imported(link, names, first[0][:, 0].astype(np.float64), float(first[1][0]))
-    return Imported(link, names, np.ones(len(names)), 0.0, (first, *value.layers[1:]), hidden)
+        return ImportedModel(link, names, first[0][:, 0].astype(np.float64), float(first[1][0]))
+    return ImportedModel(link, names, np.ones(len(names)), 0.0, (first, *value.layers[1:]), hidden)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.fleet.imports.imported import Imported, fleet_of
+from mirrorspark.fleet.imports.imported_model import ImportedModel, fleet_of
 from mirrorspark.fleet.packages import packed, single_output
 from mirrorspark.scoring.model import ModelDirectory, PinnedModel, pinned_model
 
@@ -45,7 +45,7 @@ def fleet_from_models(
     return fleet_of(found, group, thresholds, cut_points)
 
 
-def _imported(name: str, pinned: PinnedModel, output: str | None) -> Imported:
+def _imported(name: str, pinned: PinnedModel, output: str | None) -> ImportedModel:
     directory = ModelDirectory.open(pinned.path)
     chosen, columns = single_output(directory, f"'{name}' ({pinned.label})", output), directory.inputs.columns
-    return Imported("identity", columns, np.ones(len(columns)), package=(packed(pinned.path, name), chosen))
+    return ImportedModel("identity", columns, np.ones(len(columns)), package=(packed(pinned.path, name), chosen))

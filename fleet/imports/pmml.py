@@ -11,7 +11,7 @@ import numpy as np
 
 from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.fleet.imports.imported import Imported, fleet_of, read_models
+from mirrorspark.fleet.imports.imported_model import ImportedModel, fleet_of, read_models
 from mirrorspark.fleet.imports.pmml_networks import NetworkReader
 from mirrorspark.fleet.trees import TreeNodes
 
@@ -78,7 +78,7 @@ class _Document:
         self._nodes = TreeNodes()
         self._types = {one.get("name", ""): one for one in root.iterfind("DataDictionary/DataField")}
 
-    def imported(self) -> Imported:
+    def imported(self) -> ImportedModel:
         """Return the model."""
         for place in ("TransformationDictionary", "LocalTransformations"):
             if self._root.find(f".//{place}/DerivedField") is not None:
@@ -96,7 +96,7 @@ class _Document:
             return NetworkReader(model, self._types, self._replaced(model), self._refused).imported(classes)
         intercept, columns = self._add(model), self._columns()
         ones, others = np.ones(len(columns)), self._others(model)
-        return Imported("identity", columns, ones, intercept, trees=self._nodes, transforms=others)
+        return ImportedModel("identity", columns, ones, intercept, trees=self._nodes, transforms=others)
 
     def _refused(self, what: str) -> FleetError:
         return FleetError(f"model '{self._name}' has {what}, which a fleet has not; score it on its own")
@@ -138,7 +138,7 @@ class _Document:
                     return values[0], values[1]
         raise self._refused("a target without two values (Value) in its DataDictionary")
 
-    def _regression(self, model: Element) -> Imported:
+    def _regression(self, model: Element) -> ImportedModel:
         tables, normal = model.findall("RegressionTable"), model.get("normalizationMethod", "none")
         is_class = model.get("functionName") == "classification"
         if normal not in _LINKS or len(tables) != 1 + is_class or (is_class and _LINKS[normal] != "logit"):
@@ -162,7 +162,7 @@ class _Document:
         others["missing"] = [0.0 if category and value is None else value for category, value in pairs]
         columns = self._columns()
         values = np.array([coefficients[place] for place in range(len(columns))])
-        return Imported(_LINKS[normal], columns, values, intercept, transforms=others)
+        return ImportedModel(_LINKS[normal], columns, values, intercept, transforms=others)
 
     def _add(self, model: Element, weight: float = 1.0) -> float:
         """Add the trees of a model, and return the constant that is added to their sum."""

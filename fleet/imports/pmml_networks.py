@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from mirrorspark.fleet.columns import FleetError
-from mirrorspark.fleet.imports.imported import Imported
+from mirrorspark.fleet.imports.imported_model import ImportedModel
 
 _ACTIVATIONS = {"logistic": "sigmoid", "tanh": "tanh", "identity": "linear", "rectifier": "relu"}
 _LINKS = {"linear": "identity", "sigmoid": "logit"}
@@ -68,7 +68,7 @@ class NetworkReader:
         self._model, self._fields, self._replaced, self._refused = model, set(fields), replaced, refused
         self._missing: dict[_Term, float | None] = {}
 
-    def imported(self, classes: tuple[str, str] | None) -> Imported:
+    def imported(self, classes: tuple[str, str] | None) -> ImportedModel:
         """Return the model; ``classes`` are those of a classification, whose score is the probability of the second.
 
         Raises:
@@ -91,7 +91,7 @@ class NetworkReader:
             "missing": list(self._missing.values()),
         }
         columns = [term.column for term in terms]
-        return Imported(link, columns, np.ones(len(terms)), 0.0, stack.layers, hidden, transforms=transforms)
+        return ImportedModel(link, columns, np.ones(len(terms)), 0.0, stack.layers, hidden, transforms=transforms)
 
     def _found(self, path: str) -> list[Element]:
         found = self._model.findall(path)

@@ -8,7 +8,7 @@ import numpy as np
 
 from mirrorspark.fleet.columns import LEAF, FleetError
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.fleet.imports.imported import PROBED_ROWS, Imported, check_trees, column_names, fleet_of
+from mirrorspark.fleet.imports.imported_model import PROBED_ROWS, ImportedModel, check_trees, column_names, fleet_of
 from mirrorspark.fleet.trees import TreeNodes, edge_at_most
 
 _INVERSE_LINKS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -51,7 +51,7 @@ def fleet_from_sklearn(
     return check_trees(fleet, {name: partial(_predictions, model) for name, model in models.items()})
 
 
-def _of_sklearn(name: str, model: Any, columns: Sequence[str] | None) -> Imported:
+def _of_sklearn(name: str, model: Any, columns: Sequence[str] | None) -> ImportedModel:
     from sklearn.base import is_classifier
     from sklearn.exceptions import NotFittedError
     from sklearn.pipeline import Pipeline
@@ -71,7 +71,7 @@ def _of_sklearn(name: str, model: Any, columns: Sequence[str] | None) -> Importe
         if before:
             raise FleetError(f"model '{name}' has a StandardScaler before its trees; fit them without it")
         link, trees, intercept = found
-        return Imported.of_trees(link, column_names(name, columns, last.n_features_in_), trees, intercept)
+        return ImportedModel.of_trees(link, column_names(name, columns, last.n_features_in_), trees, intercept)
     if hasattr(last, "coefs_"):
         return _of_network(name, before, last, columns)
     coefficients = getattr(last, "coef_", None)
@@ -89,7 +89,7 @@ def _of_sklearn(name: str, model: Any, columns: Sequence[str] | None) -> Importe
     names = column_names(name, columns, len(coefficients))
     scale, offset = _scaling(before, len(coefficients))
     link = _sklearn_link(last, is_probability=is_classifier(last))
-    linear = Imported(link, names, coefficients * scale, intercept + float(coefficients @ offset))
+    linear = ImportedModel(link, names, coefficients * scale, intercept + float(coefficients @ offset))
     _check_predictions(name, model, linear, is_probability=is_classifier(last))
     return linear
 
@@ -105,7 +105,7 @@ def _scaling(scalers: Sequence[Any], inputs: int) -> tuple[np.ndarray, np.ndarra
     return scale, offset
 
 
-def _of_network(name: str, scalers: Sequence[Any], model: Any, columns: Sequence[str] | None) -> Imported:
+def _of_network(name: str, scalers: Sequence[Any], model: Any, columns: Sequence[str] | None) -> ImportedModel:
     if model.n_outputs_ != 1 or model.out_activation_ not in _OUTPUT_LINKS:
         raise FleetError(
             f"model '{name}' has {model.n_outputs_} outputs with the activation {model.out_activation_}; give an MLP "
@@ -117,7 +117,7 @@ def _of_network(name: str, scalers: Sequence[Any], model: Any, columns: Sequence
     layers[0] = (matrix * scale[:, None], bias + offset @ matrix)
     names = column_names(name, columns, len(matrix))
     hidden = [_ACTIVATIONS[model.activation]] * (len(layers) - 1)
-    return Imported(_OUTPUT_LINKS[model.out_activation_], names, np.ones(len(names)), 0.0, layers, hidden)
+    return ImportedModel(_OUTPUT_LINKS[model.out_activation_], names, np.ones(len(names)), 0.0, layers, hidden)
 
 
 def _trees(name: str, model: Any) -> tuple[str, TreeNodes, float] | None:
@@ -205,7 +205,7 @@ def _sklearn_link(model: Any, *, is_probability: bool) -> str:
     return "log" if kind in ("PoissonRegressor", "GammaRegressor") else "identity"
 
 
-def _check_predictions(name: str, model: Any, found: Imported, *, is_probability: bool) -> None:
+def _check_predictions(name: str, model: Any, found: ImportedModel, *, is_probability: bool) -> None:
     """Compare the model's predictions for some rows with those of the import, which may have misunderstood it."""
     import pandas as pd
 

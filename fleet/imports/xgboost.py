@@ -9,8 +9,8 @@ import numpy as np
 
 from mirrorspark.fleet.columns import LEAF, FleetError
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.fleet.imports.imported import (
-    Imported,
+from mirrorspark.fleet.imports.imported_model import (
+    ImportedModel,
     check_trees,
     column_names,
     fleet_of,
@@ -124,7 +124,7 @@ def _predictor(booster: Any) -> Callable[[Any], np.ndarray]:
     return predict
 
 
-def _imported(name: str, learner: Mapping[str, Any], columns: Sequence[str] | None) -> Imported:
+def _imported(name: str, learner: Mapping[str, Any], columns: Sequence[str] | None) -> ImportedModel:
     parameters, booster = learner["learner_model_param"], learner["gradient_booster"]
     objective = learner["objective"]["name"]
     if objective not in _LINKS:
@@ -143,7 +143,7 @@ def _imported(name: str, learner: Mapping[str, Any], columns: Sequence[str] | No
     base = float(str(parameters["base_score"]).strip("[]"))
     link = _LINKS[objective]
     names = column_names(name, learner.get("feature_names") or columns, int(parameters["num_feature"]))
-    return Imported.of_trees(link, names, nodes, _BASES[link](base))
+    return ImportedModel.of_trees(link, names, nodes, _BASES[link](base))
 
 
 def _used_trees(learner: Mapping[str, Any], model: Mapping[str, Any]) -> int | None:

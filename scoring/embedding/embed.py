@@ -138,8 +138,8 @@ def embed_images(
 
 
 @dataclass(frozen=True)
-class _Content:
-    """Input of an encoder: the content of one column, texts or images.
+class _EncoderInput:
+    """An encoder's input: the content of one column, texts or images.
 
     Attributes:
         field: First field of an embedded column; also its name in messages.
@@ -158,7 +158,7 @@ class _Content:
     kept: Callable[[Column, Column], Column]
 
 
-_TEXTS = _Content(
+_TEXT_INPUT = _EncoderInput(
     raw_columns.TEXT,
     "a text",
     "strings",
@@ -167,7 +167,9 @@ _TEXTS = _Content(
     kept=lambda text, key: text,
 )
 # A table with the images themselves would be many times as large.
-_IMAGES = _Content(raw_columns.IMAGE, "an image", "bytes", (BinaryType,), present_image, kept=lambda image, key: key)
+_IMAGE_INPUT = _EncoderInput(
+    raw_columns.IMAGE, "an image", "bytes", (BinaryType,), present_image, kept=lambda image, key: key
+)
 
 
 @dataclass(frozen=True)
@@ -204,8 +206,8 @@ class CachedEncoder:
         return cls(location, digest, settings, VectorCache.of(cache, settings.digest(digest), given))
 
     @property
-    def _content(self) -> _Content:
-        return _IMAGES if isinstance(self.settings, ImageSettings) else _TEXTS
+    def _input(self) -> _EncoderInput:
+        return _IMAGE_INPUT if isinstance(self.settings, ImageSettings) else _TEXT_INPUT
 
     def with_vectors(self, df: DataFrame, column: str, output: str) -> DataFrame:
         """Return the result of :func:`embed_text` or :func:`embed_image`.
@@ -223,7 +225,7 @@ class CachedEncoder:
         if output.lower() in [name.lower() for name in df.columns]:
             raise ScoringError(f"the table has a column '{output}' already; give another name as output")
         self._encode(df, column, progress=True)
-        key = content_key(self._content.normalised(column_named(column)))
+        key = content_key(self._input.normalised(column_named(column)))
         return self._joined(df.withColumn(_OWN_KEY, key), column).withColumnRenamed(_OWN_VECTOR, output).drop(_OWN_KEY)
 
     def embedded(self, df: DataFrame, column: str, *, progress: bool) -> DataFrame:
@@ -240,12 +242,12 @@ class CachedEncoder:
             OSError: See :meth:`with_vectors`.
         """
         self._encode(df, column, progress=progress)
-        content = self._content.normalised(column_named(column))
+        content = self._input.normalised(column_named(column))
         key = content_key(content)
         # Images stay behind before the join moves the rows.
-        kept = df.withColumns({_OWN_KEY: key, column: self._content.kept(content, key)})
+        kept = df.withColumns({_OWN_KEY: key, column: self._input.kept(content, key)})
         joined = self._joined(kept, column)
-        pair = F.struct(column_named(column).alias(self._content.field), F.col(_OWN_VECTOR).alias(raw_columns.VECTOR))
+        pair = F.struct(column_named(column).alias(self._input.field), F.col(_OWN_VECTOR).alias(raw_columns.VECTOR))
         return joined.withColumn(column, F.when(F.col(_OWN_VECTOR).isNotNull(), pair)).drop(_OWN_KEY, _OWN_VECTOR)
 
     def _joined(self, df: DataFrame, column: str) -> DataFrame:
@@ -254,11 +256,10 @@ class CachedEncoder:
         found = found.select(F.col(KEY).alias(_OWN_KEY), F.col(raw_columns.VECTOR).alias(_OWN_VECTOR))
         joined = df.join(found, _OWN_KEY, "left")
         is_lost = F.col(_OWN_KEY).isNotNull() & F.col(_OWN_VECTOR).isNull()
-        content = self._content
         error = F.raise_error(
             F.lit(
-                f"{content.one} of '{column}' has no vector in {self.vectors.folder}: the table gives other "
-                f"{content.field}s than before, or files of the cache were removed; try again, with a table that gives "
+                f"{self._input.one} of '{column}' has no vector in {self.vectors.folder}: the table gives other "
+                f"{self._input.field}s than before, or files of the cache were removed; try again, with a table that gives "
                 f"the same rows each time"
             )
         )
@@ -269,7 +270,7 @@ class CachedEncoder:
         self._check_column(df, column)
         spark = df.sparkSession
         content = F.col(_CONTENT)
-        contents = df.select(self._content.normalised(column_named(column)).alias(_CONTENT)).where(content.isNotNull())
+        contents = df.select(self._input.normalised(column_named(column)).alias(_CONTENT)).where(content.isNotNull())
         distinct = contents.groupBy(content_key(content).alias(KEY)).agg(F.first(content).alias(_CONTENT))
         cached = self.vectors.table(spark).select(KEY).distinct().withColumn("is_cached", F.lit(True))
         # Cached contents are not sent to the tasks, which only count them.
@@ -290,10 +291,10 @@ class CachedEncoder:
         if df.columns.count(column) != 1:
             found = f"{df.columns.count(column)} times{raw_columns.meant(column, df.columns)}"
             raise raw_columns.ColumnError(f"the table has the column '{column}' {found}; it has {df.columns}")
-        kind, content = df.schema[column].dataType, self._content
-        if not isinstance(kind, content.types):
+        kind, expected = df.schema[column].dataType, self._input
+        if not isinstance(kind, expected.types):
             raise raw_columns.ColumnError(
-                f"column '{column}' is {kind.simpleString()}, and {content.field}s are {content.type_name}; cast it"
+                f"column '{column}' is {kind.simpleString()}, and {expected.field}s are {expected.type_name}; cast it"
             )
 
     def _check_reports(self, column: str, reports: Sequence[Mapping[str, Any]]) -> None:
@@ -305,7 +306,7 @@ class CachedEncoder:
                 f"give a cache that all machines reach"
             )
         embedded, cached, unreadable = (sum(report[name] for report in reports) for name in _COUNTS)
-        noun = self._content.field
+        noun = self._input.field
         _LOGGER.info("embedded %s new %ss, %s from the cache", f"{embedded:,}", noun, f"{cached:,}")
         if unreadable:
             named = sorted((key, reason) for report in reports for key, reason in report["examples"].items())

@@ -11,7 +11,7 @@ import pytest
 from mirrorspark.data_pipelines.dataset import staging
 from mirrorspark.data_pipelines.dataset.staging import Staged, StagedFile, StageTask, _StagedPart
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures
-from mirrorspark.data_pipelines.features.fitting import Measured
+from mirrorspark.data_pipelines.features.fitting import FeatureMeasurements
 from mirrorspark.data_pipelines.features.raw_columns import column_plans
 from mirrorspark.storage.paths import StoragePath
 
@@ -95,7 +95,7 @@ def test_a_sample_has_the_rows_of_the_smallest_hashes_however_they_were_dealt(
         with pa.ipc.new_file(str(path), table.schema) as writer:
             writer.write_table(table, max_chunksize=7)
         files.append(StagedFile("train", number, str(path), len(part)))
-    staged = Staged(tuple(files), Measured({}, ()))
+    staged = Staged(tuple(files), FeatureMeasurements({}, ()))
     sample = staged.sample("train")
     assert sample.column_names == ["id"]
     assert sample["id"].to_pylist() == [10 * number for number in range(30)]

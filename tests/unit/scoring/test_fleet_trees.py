@@ -29,7 +29,7 @@ from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.fleet.imports.imported import Imported, fleet_of
+from mirrorspark.fleet.imports.imported_model import ImportedModel, fleet_of
 from mirrorspark.fleet.imports.lightgbm import fleet_from_lightgbm
 from mirrorspark.fleet.imports.scikit_learn import fleet_from_sklearn
 from mirrorspark.fleet.imports.xgboost import fleet_from_xgboost
@@ -117,7 +117,7 @@ def test_trees_of_all_sizes_agree_with_a_plain_descent(tmp_path: Path) -> None:
         nodes = TreeNodes()
         nodes.roots += [random_tree(nodes, random, leaves) for leaves in sizes]
         columns = list(random.permutation(COLUMNS))
-        models[f"m{number}"] = Imported.of_trees("identity", columns, nodes, intercept=float(number))
+        models[f"m{number}"] = ImportedModel.of_trees("identity", columns, nodes, intercept=float(number))
     fleet = fleet_of(models, "", None, None)
     fleet.save(tmp_path / "fleet")
     loaded = Fleet.load(tmp_path / "fleet")
@@ -136,11 +136,11 @@ def test_models_whose_trees_are_all_single_leaves_are_constants(tmp_path: Path) 
     constant = RandomForestClassifier(5, max_depth=1, min_samples_leaf=500, random_state=0).fit(TEST, TEST["a"] > 0)
     nodes = TreeNodes()
     nodes.roots += [nodes.leaf(value) for value in (1.0, 20.0, 300.0)]
-    sums = Imported.of_trees("identity", ["a"], nodes, intercept=0.5)
+    sums = ImportedModel.of_trees("identity", ["a"], nodes, intercept=0.5)
     assert set(scores(fleet_of({"m": sums}, "", None, None), TEST)["m"]) == {321.5}
     null = TreeNodes()
     null.roots.append(null.leaf(None))
-    fleet_of({"m": Imported.of_trees("identity", ["a"], null)}, "", None, None).save(tmp_path / "fleet")
+    fleet_of({"m": ImportedModel.of_trees("identity", ["a"], null)}, "", None, None).save(tmp_path / "fleet")
     assert np.isnan(scores(Fleet.load(tmp_path / "fleet"), TEST)["m"]).all()
     found = scores(fleet_from_sklearn({"m": constant}), TEST)["m"]
     np.testing.assert_allclose(found, prediction(constant, TEST), rtol=1e-6)
@@ -152,7 +152,7 @@ def test_trees_read_categories_clips_and_what_stands_for_missing_values() -> Non
     amount = nodes.below(1, 2.0, leaves[0], leaves[1], missing_left=True)
     nodes.roots.append(nodes.below(0, 0.5, amount, leaves[2], missing_left=True))
     transforms: dict[str, list[Any]] = {"category": ["CA", None], "clip_high": [None, 5.0], "missing": [None, 3.0]}
-    imported = Imported("identity", ["state", "amount"], np.ones(2), trees=nodes, transforms=transforms)
+    imported = ImportedModel("identity", ["state", "amount"], np.ones(2), trees=nodes, transforms=transforms)
     fleet = fleet_of({"m": imported}, "", {"m": 20.0}, {"m": [2.0, 200.0]})
     rows = pa.RecordBatch.from_pydict({"state": ["CA", "NY", None, "NY"], "amount": [0.0, 1.5, 1.5, None]})
     scorer = FleetScorer(fleet, Layout.of(fleet, "wide", ["score", "binary", "Rank"]))
@@ -182,7 +182,7 @@ def test_trees_read_categories_clips_and_what_stands_for_missing_values() -> Non
 def test_trees_that_cannot_be_computed_are_refused(change: dict[str, Any], message: str) -> None:
     nodes = TreeNodes()
     nodes.roots.append(nodes.below(0, 0.5, nodes.leaf(1.0), nodes.leaf(2.0), missing_left=True))
-    table = fleet_of({"m": Imported.of_trees("identity", COLUMNS, nodes)}, "", None, None).table
+    table = fleet_of({"m": ImportedModel.of_trees("identity", COLUMNS, nodes)}, "", None, None).table
     (row,) = table.to_pylist()
     with pytest.raises(FleetError, match=rf"{message}.*\('m'\)"):
         Fleet.of(pa.Table.from_pylist([row | change], schema=table.schema))

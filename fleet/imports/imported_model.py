@@ -32,7 +32,7 @@ _TINY = 1e-30  # LightGBM takes numbers up to 1e-35 for 0
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportedModel:
     """One imported model: of a package, layers or trees if it has them, else a linear model.
 
     Attributes:
@@ -55,7 +55,7 @@ class Imported:
     package: tuple[bytes | None, str | None] = (None, None)
 
     @classmethod
-    def of_trees(cls, link: str, columns: Sequence[str], trees: TreeNodes, intercept: float = 0.0) -> "Imported":
+    def of_trees(cls, link: str, columns: Sequence[str], trees: TreeNodes, intercept: float = 0.0) -> "ImportedModel":
         """Return a model that is the sum of trees."""
         return cls(link, columns, np.ones(len(columns)), intercept, trees=trees)
 
@@ -76,7 +76,7 @@ def library(name: str) -> Any:
         ) from error
 
 
-def read_models(models: Mapping[str, Any], read: Callable[[str, Any], Imported]) -> dict[str, Imported]:
+def read_models(models: Mapping[str, Any], read: Callable[[str, Any], ImportedModel]) -> dict[str, ImportedModel]:
     """Return the results of ``read`` by name; it takes the name of a model and the model.
 
     Raises:
@@ -137,7 +137,7 @@ def column_names(name: str, found: Sequence[str] | None, inputs: int) -> list[st
 
 
 def fleet_of(
-    models: Mapping[str, Imported],
+    models: Mapping[str, ImportedModel],
     group: str,
     thresholds: Mapping[str, float] | None,
     cut_points: Mapping[str, Sequence[float]] | None,
