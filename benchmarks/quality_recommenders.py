@@ -17,7 +17,7 @@ from mirrorspark.models.retrieval.list_metrics import ranking_metrics
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.job.sources import Sources
+from mirrorspark.training.job.source_tables import SourceTables
 from mirrorspark.training.programs.recommenders.interactions import Interactions
 from mirrorspark.training.programs.recommenders.lists import recommended
 
@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig.from_recipe("movielens", data=str(Path(options.data).absolute()), output=folder)
-        sources, spark = Sources.find(config), open_session(None, 2)
+        sources, spark = SourceTables.find(config), open_session(None, 2)
         session_of(spark).give_checkpoints(Path(folder) / "spark")
         dataset, _ = sources.dataset(sources.table(spark, config), config)
         interactions, candidate = Interactions(dataset), dataset.spec.candidate.name

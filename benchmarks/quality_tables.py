@@ -34,7 +34,7 @@ from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.job.sources import Sources
+from mirrorspark.training.job.source_tables import SourceTables
 from mirrorspark.training.results.calibrate import Fit, measure
 from mirrorspark.training.results.evaluation.evaluate_run import baseline_rows, baseline_scores, fitted_baseline
 
@@ -138,7 +138,7 @@ def read_flights() -> Read:
     """Return the features of the recipe ``flights``, the rows of each split, and the metrics of gradient boosting."""
     with tempfile.TemporaryDirectory() as output:
         config = RunConfig.from_recipe("flights", output=output)
-        sources, spark = Sources.find(config), open_session(None, 2)
+        sources, spark = SourceTables.find(config), open_session(None, 2)
         dataset, _ = sources.dataset(sources.table(spark, config), config)
         spark.stop()
         rows = {}

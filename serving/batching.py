@@ -49,7 +49,7 @@ class ComputedBatch:
 
 
 @dataclass(eq=False)
-class Job:
+class QueuedRequest:
     """A request that waits for its answer.
 
     Attributes:
@@ -69,26 +69,26 @@ class Job:
         return self.rows.count
 
 
-def take(waiting: "deque[Job]", most_rows: int) -> list[Job]:
-    """Take the jobs of the next batch out of ``waiting``: the oldest, and those after it of the same model that fit.
+def take(waiting: "deque[QueuedRequest]", most_rows: int) -> list[QueuedRequest]:
+    """Take the next batch out of ``waiting``: the oldest request, and those after it of the same model that fit.
 
-    Jobs of another model, or of another version, keep their places.
+    Requests of another model, or of another version, keep their places.
     """
-    taken: list[Job] = []
-    left: list[Job] = []
+    taken: list[QueuedRequest] = []
+    left: list[QueuedRequest] = []
     rows, is_full = 0, False
     while waiting:
-        job = waiting.popleft()
-        if job.answer.done():  # its time is over
-            job.is_waiting = False
+        request = waiting.popleft()
+        if request.answer.done():  # its time is over
+            request.is_waiting = False
             continue
-        if taken and (is_full or job.model is not taken[0].model or rows + job.size > most_rows):
-            is_full = is_full or job.model is taken[0].model
-            left.append(job)
+        if taken and (is_full or request.model is not taken[0].model or rows + request.size > most_rows):
+            is_full = is_full or request.model is taken[0].model
+            left.append(request)
             continue
-        taken.append(job)
-        job.is_waiting = False
-        rows += job.size
+        taken.append(request)
+        request.is_waiting = False
+        rows += request.size
     waiting.extend(left)
     return taken
 
@@ -104,7 +104,7 @@ class Batcher:
             on_batch: Called in the event loop after each batch.
         """
         self._limits, self._on_batch = limits, on_batch
-        self._waiting: deque[Job] = deque()
+        self._waiting: deque[QueuedRequest] = deque()
         self._waiting_rows = 0
         self._has_come = asyncio.Event()
         self._seconds_per_row = 0.0
@@ -132,16 +132,16 @@ class Batcher:
             Exception: The model's error.
         """
         self.check_room(rows.count)
-        job = Job(model, rows, asyncio.get_running_loop().create_future())
-        self._waiting.append(job)
-        self._waiting_rows += job.size
+        request = QueuedRequest(model, rows, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        self._waiting_rows += request.size
         self._has_come.set()
         try:
-            return await job.answer
+            return await request.answer
         finally:
-            if job.is_waiting:
-                self._waiting.remove(job)
-                self._waiting_rows -= job.size
+            if request.is_waiting:
+                self._waiting.remove(request)
+                self._waiting_rows -= request.size
 
     async def run(self) -> None:
         """Compute batches until cancelled."""
@@ -149,18 +149,18 @@ class Batcher:
         with ThreadPoolExecutor(1, thread_name_prefix="model") as thread:
             while True:
                 await self._more()
-                jobs = take(self._waiting, self._limits.most_rows)
-                self._waiting_rows = sum(job.size for job in self._waiting)
-                if not jobs:
+                requests = take(self._waiting, self._limits.most_rows)
+                self._waiting_rows = sum(request.size for request in self._waiting)
+                if not requests:
                     continue
-                rows = sum(job.size for job in jobs)
-                model, begin = jobs[0].model, time.perf_counter()
-                answers = await loop.run_in_executor(thread, _computed, model, jobs)
+                rows = sum(request.size for request in requests)
+                model, begin = requests[0].model, time.perf_counter()
+                answers = await loop.run_in_executor(thread, _computed, model, requests)
                 seconds = time.perf_counter() - begin
                 self._seconds_per_row = seconds / rows
-                for job, answer in zip(jobs, answers, strict=True):
-                    _finish(job, answer)
-                self._on_batch(ComputedBatch(model, len(jobs), rows, seconds))
+                for request, answer in zip(requests, answers, strict=True):
+                    _finish(request, answer)
+                self._on_batch(ComputedBatch(model, len(requests), rows, seconds))
 
     async def _more(self) -> None:
         """Return when a batch can begin."""
@@ -174,22 +174,22 @@ class Batcher:
                 await asyncio.wait_for(self._has_come.wait(), left)
 
 
-def _computed(model: Servable, jobs: Sequence[Job]) -> Sequence[Outputs | Exception]:
-    """Return the outputs of each job, or its error: an exception here would end all batches."""
+def _computed(model: Servable, requests: Sequence[QueuedRequest]) -> Sequence[Outputs | Exception]:
+    """Return the outputs of each request, or its error: an exception here would end all batches."""
     try:
-        answers = model.compute([job.rows for job in jobs])
+        answers = model.compute([request.rows for request in requests])
     except Exception as error:
-        answers = [error] * len(jobs)
+        answers = [error] * len(requests)
     # A future does not take this exception, which generators end with.
     return [
         RuntimeError("the model raised StopIteration") if isinstance(one, StopIteration) else one for one in answers
     ]
 
 
-def _finish(job: Job, answer: Outputs | Exception) -> None:
-    if job.answer.done():
+def _finish(request: QueuedRequest, answer: Outputs | Exception) -> None:
+    if request.answer.done():
         return
     if isinstance(answer, Exception):
-        job.answer.set_exception(answer)
+        request.answer.set_exception(answer)
     else:
-        job.answer.set_result(answer)
+        request.answer.set_result(answer)

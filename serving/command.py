@@ -25,7 +25,7 @@ from mirrorspark.serving.processes import LISTENER_FLAG, say_alive, serve_in_pro
 from mirrorspark.serving.repeats import Repeats
 from mirrorspark.serving.servable import label_of
 from mirrorspark.serving.service import RequestLimits, Service
-from mirrorspark.serving.sources import ModelSource, Sources, StoreSource
+from mirrorspark.serving.sources import ModelSource, ServedSources, StoreSource
 from mirrorspark.serving.traffic_split import DeclaredSplit
 
 _LOGGER = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ def _service(options: argparse.Namespace, read_split: ReadSplit) -> Service:
     opened = {uri: ModelSource.open(uri, find, load) for uri in dict.fromkeys([*named, *shadows])}
     stores = [StoreSource.open(name, file) for name, file in map(_named_store, options.store)]
     hidden = [source for uri, source in opened.items() if uri not in named]
-    sources = Sources([*(opened[uri] for uri in dict.fromkeys(named)), *stores], hidden)
+    sources = ServedSources([*(opened[uri] for uri in dict.fromkeys(named)), *stores], hidden)
     traffics = {
         name: split.begin({one: opened[uri] for one, uri in {**split.models, **split.shadows}.items()})
         for name, split in splits.items()

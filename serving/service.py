@@ -17,10 +17,10 @@ from starlette.responses import Response
 from mirrorspark.serving.batching import Batcher, BatchLimits, ComputedBatch
 from mirrorspark.serving.errors import RequestError
 from mirrorspark.serving.http_server import json_value
-from mirrorspark.serving.metrics import Metrics
+from mirrorspark.serving.metrics import ServerMetrics
 from mirrorspark.serving.rows import MOST_VALUES, Rows, shown, with_texts
 from mirrorspark.serving.servable import Outputs, Servable, label_of
-from mirrorspark.serving.sources import Source, Sources
+from mirrorspark.serving.sources import ServedSources, Source
 from mirrorspark.serving.traffic_split import TrafficSplit, Variant, differences
 
 VERSION_HEADER, NAME_HEADER, VARIANT_HEADER = "X-Model-Version", "X-Model-Name", "X-Model-Variant"
@@ -130,7 +130,7 @@ class Service:
         has_failed: Whether the server ends because a part of it has failed.
     """
 
-    sources: Sources
+    sources: ServedSources
     limits: RequestLimits
     batch_limits: BatchLimits
     is_draining: Callable[[], bool] = lambda: False
@@ -139,11 +139,11 @@ class Service:
     has_failed: bool = False
     batcher: Batcher = field(init=False)
     shadow_batcher: Batcher = field(init=False)
-    metrics: Metrics = field(init=False)
+    metrics: ServerMetrics = field(init=False)
 
     def __post_init__(self) -> None:
         self.batcher = Batcher(self.batch_limits, self._on_batch)
-        self.metrics = Metrics(self.sources.all, self.traffics.values(), lambda: self.batcher.waiting_rows)
+        self.metrics = ServerMetrics(self.sources.all, self.traffics.values(), lambda: self.batcher.waiting_rows)
         # A thread of their own: a slow shadow must not delay an answer.
         self.shadow_batcher = Batcher(BatchLimits(self.batch_limits.most_rows), lambda batch: None)
         self._shadowed: set[asyncio.Task[None]] = set()

@@ -194,7 +194,7 @@ async def in_daemon_thread(function: Callable[[str], PinnedModel], uri: str) -> 
     return await asyncio.wrap_future(found)
 
 
-class Sources:
+class ServedSources:
     """All models of a server, by name, version and label. The first source of a name answers for it."""
 
     def __init__(self, sources: Iterable[Source], hidden: Iterable[Source] = ()) -> None:

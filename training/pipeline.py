@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from mirrorspark.data_pipelines.quality import PAGE_FILE
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.driver import TrainingFailedError, TrainingStoppedError
-from mirrorspark.training.job import PreparedRun, Sources, TrainingJob, dry_run, open_job, prepare, recipe_table
+from mirrorspark.training.job import PreparedRun, SourceTables, TrainingJob, dry_run, open_job, prepare, recipe_table
 from mirrorspark.training.protocol import SUMMARY_FILE, Attempt
 from mirrorspark.training.results import ExportAhead, ExportProcess, delivery, recall_summary, score_and_compare
 from mirrorspark.training.results.report import Summary, run_summary
@@ -33,7 +33,7 @@ def run(
             command goes on from the last committed checkpoint.
     """
     view = LiveView(epochs=config.epochs, began=began)
-    sources, tracking = Sources.find(config), Tracking.find(config)
+    sources, tracking = SourceTables.find(config), Tracking.find(config)
     try:
         # With converted data, a finished run of that date is found without Spark.
         if config.only_once:

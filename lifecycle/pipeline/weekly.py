@@ -44,7 +44,7 @@ from mirrorspark.spark_session import open_session
 from mirrorspark.storage import atomic_file
 from mirrorspark.training import pipeline as main_job
 from mirrorspark.training.configuration import RunConfig
-from mirrorspark.training.job import Sources, recipe_table
+from mirrorspark.training.job import SourceTables, recipe_table
 from mirrorspark.training.results.report import REPORT_FILE
 from mirrorspark.training.run_records import Tracking
 from mirrorspark.training.run_records.live import LiveView
@@ -86,9 +86,9 @@ class WeeklyPipeline:
         return MLflowRegistry(self.store)
 
     @cached_property
-    def sources(self) -> Sources:
+    def sources(self) -> SourceTables:
         """The source tables as this command has found them; their files are read for it."""
-        return Sources.find(self.config)
+        return SourceTables.find(self.config)
 
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages in their order."""
@@ -340,7 +340,7 @@ def _of(record: PipelineRecord | None, stage: str, name: str) -> Any:
     return None if record is None else record.fact(stage, name)
 
 
-def _digest(sources: Sources) -> str:
+def _digest(sources: SourceTables) -> str:
     """Return a digest of the source files, the query and the encoders."""
     identity = {name: part for name, part in sources.identity.items() if name != "reference"}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

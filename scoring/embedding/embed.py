@@ -259,8 +259,8 @@ class CachedEncoder:
         error = F.raise_error(
             F.lit(
                 f"{self._input.one} of '{column}' has no vector in {self.vectors.folder}: the table gives other "
-                f"{self._input.field}s than before, or files of the cache were removed; try again, with a table that gives "
-                f"the same rows each time"
+                f"{self._input.field}s than before, or files of the cache were removed; try again, with a table that "
+                f"gives the same rows each time"
             )
         )
         return joined.withColumn(_OWN_VECTOR, F.when(is_lost, error).otherwise(F.col(_OWN_VECTOR)))

@@ -18,7 +18,7 @@ from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison
 from mirrorspark.training.results.evaluation.explanation import Explanation
 from mirrorspark.training.results.fit_result import FitResult
-from mirrorspark.training.results.report.shown import Comparison
+from mirrorspark.training.results.report.shown import RunComparison
 from mirrorspark.training.run_records.live.notebook import page
 from mirrorspark.training.run_records.live.picture import EpochResult, FinishedStage, Monitored, Picture, RunningStage
 from mirrorspark.training.run_records.live.state import Position, RankState, TrainingState
@@ -79,12 +79,12 @@ def parity(*, passed: bool) -> ParityReport:
     )
 
 
-def comparison() -> Comparison:
+def comparison() -> RunComparison:
     """Return a comparison in which each model is better somewhere, and one metric has no interval."""
     names = ("models:/late/3", f"models:/{HOSTILE}/4")
     other = pd.Series({"auc": 0.71, "log_loss": 0.52, "pr_auc": 0.4433})
     intervals = {"auc": {"low": -0.0131, "high": -0.0074}, "log_loss": {"low": -0.0102, "high": -0.0015}}
-    return Comparison.of(names, (pd.Series(METRICS["test"]), other), intervals)
+    return RunComparison.of(names, (pd.Series(METRICS["test"]), other), intervals)
 
 
 def sweep() -> SweepSummary:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         prepare,
         prepare_training,
     )
-    from mirrorspark.training.job.sources import Sources, recipe_table
+    from mirrorspark.training.job.source_tables import SourceTables, recipe_table
     from mirrorspark.training.job.training_job import LearntModel, TrainingJob, open_job
     from mirrorspark.training.job.warm_start import settle_warm_start
 else:
@@ -28,7 +28,7 @@ __all__ = [
     "LearntModel",
     "PreparedRun",
     "Program",
-    "Sources",
+    "SourceTables",
     "TrainingJob",
     "dry_run",
     "epochs_in_words",

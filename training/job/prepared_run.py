@@ -11,7 +11,7 @@ from mirrorspark.scoring.model import PinnedModel
 from mirrorspark.spark_session import open_session
 from mirrorspark.training.configuration import RunConfig, TrainingConfig
 from mirrorspark.training.job.readiness import preflight
-from mirrorspark.training.job.sources import Sources
+from mirrorspark.training.job.source_tables import SourceTables
 from mirrorspark.training.job.warm_start import WarmStart, find_model
 from mirrorspark.training.run_records import Tracking
 from mirrorspark.training.run_records.live import LiveView, tell_findings
@@ -74,7 +74,12 @@ class PreparedRun:
 
 
 def prepare(
-    config: RunConfig, tracking: Tracking, view: LiveView, *, slots: int | None = None, sources: Sources | None = None
+    config: RunConfig,
+    tracking: Tracking,
+    view: LiveView,
+    *,
+    slots: int | None = None,
+    sources: SourceTables | None = None,
 ) -> PreparedRun:
     """Check everything, open the session, and convert the recipe's table or reuse an earlier run's dataset.
 
@@ -86,7 +91,7 @@ def prepare(
         sources: The sources of ``config``, if they are known already.
     """
     with view.stage("preflight") as stage:
-        sources = sources or Sources.find(config)
+        sources = sources or SourceTables.find(config)
         spark, warm_start, checks = _checked(config, tracking, slots=slots)
         warnings = [f"{check.name}: {check.detail}" for check in checks if check.is_warning]
         stage.note = "; ".join([f"{checks[0].name}: {checks[0].detail}", *warnings])
@@ -131,7 +136,7 @@ def dry_run(config: RunConfig) -> list[preflight.Check]:
     tracking = Tracking.find(config)
     checks = check_driver(config, tracking)
     if all(check.passed for check in checks):
-        Sources.find(config)
+        SourceTables.find(config)
         find_model(config, tracking.store)
         checks += check_cluster(open_session(config.master, config.slots, verbose=config.verbose), config)
     return checks

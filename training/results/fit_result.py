@@ -31,7 +31,7 @@ from mirrorspark.training.results.evaluation import (
 )
 from mirrorspark.training.results.report import (
     REPORT_FILE,
-    Comparison,
+    RunComparison,
     metrics_table,
     report_facts,
     trained_html,
@@ -113,7 +113,7 @@ class FitResult:
             options.setdefault("outputs", Labelled())
         return any_table.in_form_of(score(df, self.model, keys=list(self.spec.keys), **options), table)
 
-    def compare(self, other: "FitResult") -> Comparison:
+    def compare(self, other: "FitResult") -> RunComparison:
         """Return the test metrics of this and another result side by side, and which is better beyond the noise.
 
         Each row is paired with the same one of the other's test rows, by the keys; the two may have other features.
@@ -135,7 +135,7 @@ class FitResult:
             Tested(name, of.dataset, of.trained.predictions["test"])
             for name, of in zip(names, (self, other), strict=True)
         ]
-        return Comparison.of(names, (self.table["test"], other.table["test"]), paired_differences(*tested))
+        return RunComparison.of(names, (self.table["test"], other.table["test"]), paired_differences(*tested))
 
     def explain(self, *, rows: int = SAMPLE_ROWS, repeats: int = REPEATS, seed: int = 1) -> Explanation:
         """Measure what the predictions depend on, and add it to the report.

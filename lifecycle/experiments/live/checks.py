@@ -95,7 +95,7 @@ class Requests:
 
 
 @dataclass
-class Comparison:
+class VariantComparison:
     """The requests of a variant and, over the same time, of the control: in rounds, so that a late change is found.
 
     The rounds share ``FALSE_STOPS``: the k-th has the k(k+1)-th part of it, which its tests share in turn. Each

@@ -15,7 +15,7 @@ from filelock import FileLock
 from mirrorspark.lifecycle.experiments.assignment import assign, signed_unit
 from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, ExperimentError
 from mirrorspark.lifecycle.experiments.exposures import exposure
-from mirrorspark.lifecycle.experiments.live.checks import Comparison
+from mirrorspark.lifecycle.experiments.live.checks import VariantComparison
 from mirrorspark.lifecycle.experiments.live.settings import TrafficError, TrafficFile
 from mirrorspark.lifecycle.pipeline import Alert, report
 from mirrorspark.serving import DeclaredSplit, Outputs, RequestError, Servable, Source, Variant, label_of, scores_of
@@ -47,7 +47,7 @@ class ExperimentSplit:
         self._unwritten: dict[str, Any] = {}
         self._stamp = file.stamp()
         self._problem = ""
-        self._comparisons: dict[str, Comparison] = {}
+        self._comparisons: dict[str, VariantComparison] = {}
         self._compared: tuple[object, ...] = ()
 
     @property
@@ -155,12 +155,14 @@ class ExperimentSplit:
         elif variant.name in comparisons:
             comparisons[variant.name].variant.add(scores, is_slow=is_slow)
 
-    def _comparisons_of_now(self) -> dict[str, Comparison]:
+    def _comparisons_of_now(self) -> dict[str, VariantComparison]:
         """Return each variant's requests and the control's; another version of any, or other checks, begin anew."""
         now = (*(one.source.model for one in self.variants.values()), self.file.settings.checks)
         if now != self._compared:
             self._compared = now
-            self._comparisons = {name: Comparison() for name, one in self.variants.items() if one is not self.control}
+            self._comparisons = {
+                name: VariantComparison() for name, one in self.variants.items() if one is not self.control
+            }
         return self._comparisons
 
     def log_exposure(self, unit: str, variant: Variant, model: Servable) -> bool:
@@ -201,7 +203,7 @@ class ExperimentSplit:
         self._stopped = stopped
         for variant in before:
             if not self.is_stopped(variant):  # somebody lets it answer again: what it was does not count
-                self._comparisons[variant.name] = Comparison()
+                self._comparisons[variant.name] = VariantComparison()
 
     async def check(self) -> None:
         """Stop each variant that does not pass its checks, and send alerts."""

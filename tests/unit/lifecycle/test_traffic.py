@@ -19,7 +19,7 @@ from mirrorspark.lifecycle.experiments.assignment import sign_unit
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
 from mirrorspark.lifecycle.experiments.exposures import EXPOSURE_COLUMNS, exposure
 from mirrorspark.lifecycle.experiments.intervals import share_above_p_value
-from mirrorspark.lifecycle.experiments.live.checks import Comparison, LiveChecks, Requests
+from mirrorspark.lifecycle.experiments.live.checks import LiveChecks, Requests, VariantComparison
 from mirrorspark.lifecycle.experiments.live.settings import TrafficError, TrafficFile
 from mirrorspark.lifecycle.experiments.live.traffic import ExperimentSplit
 from mirrorspark.serving.batching import BatchLimits
@@ -29,7 +29,7 @@ from mirrorspark.serving.repeats import Repeats
 from mirrorspark.serving.rows import Rows
 from mirrorspark.serving.servable import Outputs
 from mirrorspark.serving.service import RequestLimits, Service
-from mirrorspark.serving.sources import Source, Sources
+from mirrorspark.serving.sources import ServedSources, Source
 from mirrorspark.serving.tensorflow_api import routes
 from mirrorspark.serving.traffic_split import differences, scores_of
 
@@ -54,9 +54,9 @@ TRAFFIC = {
     ],
 )
 def test_a_variant_is_stopped_for_what_it_does_not_keep(requests: Requests, reason: str | None) -> None:
-    assert Comparison(1, requests, Requests(500, failed=10, slow=5)).broken(CHECKS) == reason
+    assert VariantComparison(1, requests, Requests(500, failed=10, slow=5)).broken(CHECKS) == reason
     # What the control does not keep either is not the variant's fault.
-    assert Comparison(1, requests, Requests(500, failed=11, slow=6)).broken(CHECKS) is None
+    assert VariantComparison(1, requests, Requests(500, failed=11, slow=6)).broken(CHECKS) is None
 
 
 def test_the_p_value_of_a_share_is_the_inverse_of_the_mixed_likelihood_ratio() -> None:
@@ -68,7 +68,7 @@ def test_the_p_value_of_a_share_is_the_inverse_of_the_mixed_likelihood_ratio() -
 
 def looked_at(draws: Any, checks: LiveChecks, failed: Any = None, slow: Any = None) -> str | None:
     """Return why a variant is stopped, which is looked at after every 20 requests of each side."""
-    comparison = Comparison()
+    comparison = VariantComparison()
     for number, (control, variant) in enumerate(draws):
         comparison.control.add([control])
         has_failed = failed is not None and failed[number]
@@ -346,7 +346,7 @@ def test_whoever_may_choose_units_stops_a_variant_by_errors_of_its_own_code_alon
             name: [u for u in map(str, range(600)) if one.variant_of(u) is one.variants[name]]
             for name in ("old", "new")
         }
-        sources = Sources([one.variants["old"].source])
+        sources = ServedSources([one.variants["old"].source])
         service = Service(sources, RequestLimits(), BatchLimits(), traffics={"late": one}, has_tokens=tokens)
         asked = [(sign(unit), 0.0) for unit in units["old"][:40]] + [(sign(unit), row) for unit in units["new"][:40]]
         statuses = asyncio.run(_statuses(service, one, asked))

@@ -20,7 +20,7 @@ from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.job.job import Cluster
 from mirrorspark.training.job.prepared_run import PreparedRun
-from mirrorspark.training.job.sources import Sources
+from mirrorspark.training.job.source_tables import SourceTables
 from mirrorspark.training.job.warm_start import WarmStart
 from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.names import SUMMARY_FILE
@@ -111,14 +111,14 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
         verdict = BaselineComparison({"test": {"auc": 0.7}}, {}, {})
         return Trained("run-1", "models:/m-1", "rides", "3", attempts, 9.0, verdict, {"test": reference}, tmp_path, "")
 
-    def prepare(config: RunConfig, tracking: Tracking, view: LiveView, sources: Sources) -> PreparedRun:
+    def prepare(config: RunConfig, tracking: Tracking, view: LiveView, sources: SourceTables) -> PreparedRun:
         table = cast(Any, "a table")
         return PreparedRun(
             config, cast(Any, dataset), cast(Any, None), Tracking("the store", "rides"), table=table, is_reused=True
         )
 
-    sources = Sources({}, {}, None, tmp_path / "not converted")
-    monkeypatch.setattr(Sources, "find", lambda config: sources)
+    sources = SourceTables({}, {}, None, tmp_path / "not converted")
+    monkeypatch.setattr(SourceTables, "find", lambda config: sources)
     monkeypatch.setattr(pipeline, "prepare", prepare)
     monkeypatch.setattr(pipeline, "open_job", open_job)
     monkeypatch.setattr(delivery, "deliver", deliver)

@@ -43,7 +43,7 @@ from mirrorspark.scoring.model.directory import (
 from mirrorspark.scoring.model.loaded import LoadedModel, Search
 from mirrorspark.scoring.model.pinned import pinned_folder
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.serving.metrics import Metrics
+from mirrorspark.serving.metrics import ServerMetrics
 from mirrorspark.serving.model import ServedModel
 
 K = 5
@@ -367,7 +367,9 @@ def test_the_age_of_a_catalogue_is_told_wherever_it_is_scored_and_warned_of(
     pinned = pinned_folder(package_router(Router((Route("towers"),)), tmp_path / "of-new", models={"towers": new}))
     assert pinned is not None
     served = ServedModel(pinned, "shop", threads=1, trust=False)
-    text = Metrics([SimpleNamespace(model=served, uri="shop", loads=1, failures=0)], [], lambda: 0).text().decode()  # type: ignore[list-item]
+    text = (
+        ServerMetrics([SimpleNamespace(model=served, uri="shop", loads=1, failures=0)], [], lambda: 0).text().decode()
+    )  # type: ignore[list-item]
     (age,) = re.findall(r'age_days{catalogue="towers of shop",model="shop",source="shop",version="\w+"} (\S+)', text)
     assert 0 <= float(age) < 1
     catalogue = catalogue_of(ModelDirectory.open(movies))

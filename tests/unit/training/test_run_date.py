@@ -26,7 +26,7 @@ from mirrorspark.training.driver.errors import TrainingStoppedError
 from mirrorspark.training.entry_points import runs as runs_command
 from mirrorspark.training.entry_points import train_dataset as train_module
 from mirrorspark.training.entry_points.train_dataset import train
-from mirrorspark.training.job import sources
+from mirrorspark.training.job import source_tables
 from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.names import STATE_FILE, SUMMARY_FILE
@@ -135,12 +135,12 @@ def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     def begin(*_: Any, **__: Any) -> None:
         raise StartedError
 
-    found = sources.Sources({}, {}, None, tmp_path / "dataset")
+    found = source_tables.SourceTables({}, {}, None, tmp_path / "dataset")
     for module in (pipeline, train_module):
         monkeypatch.setattr(module, "LiveView", lambda **_: view)
     monkeypatch.setattr(pipeline, "prepare", begin)
-    monkeypatch.setattr(sources.Sources, "find", lambda config: found)
-    monkeypatch.setattr(sources, "is_published", lambda path: True)
+    monkeypatch.setattr(source_tables.SourceTables, "find", lambda config: found)
+    monkeypatch.setattr(source_tables, "is_published", lambda path: True)
     monkeypatch.setattr(Dataset, "open", lambda path: DATASET)
     monkeypatch.setattr(preflight, "check_driver", begin)
     return lines

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mirrorspark.training.results.report.facts import report_facts
     from mirrorspark.training.results.report.model_cards import model_card
     from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentences, write_report
-    from mirrorspark.training.results.report.shown import Comparison, launched_html, trained_html
+    from mirrorspark.training.results.report.shown import RunComparison, launched_html, trained_html
     from mirrorspark.training.results.report.summary import CHALLENGER, Summary, make_way, strict, verdict_lines
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -22,9 +22,9 @@ else:
 __all__ = [
     "CHALLENGER",
     "REPORT_FILE",
-    "Comparison",
     "Cost",
     "Reservation",
+    "RunComparison",
     "Summary",
     "as_baseline",
     "cost_of",

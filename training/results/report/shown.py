@@ -64,7 +64,7 @@ def launched_html(launched: "Launched") -> str:
     )
 
 
-class Comparison(pd.DataFrame):
+class RunComparison(pd.DataFrame):
     """The test metrics of two models side by side, and which is better; a table of pandas like any other."""
 
     @classmethod
@@ -73,7 +73,7 @@ class Comparison(pd.DataFrame):
         names: tuple[str, str],
         metrics: tuple[pd.Series, pd.Series],
         intervals: Mapping[str, Mapping[str, float]],
-    ) -> "Comparison":
+    ) -> "RunComparison":
         """Build the table.
 
         Args:

@@ -18,7 +18,7 @@ from mirrorspark.training.configuration import SQL_FILE, ConfigError, RunConfig
 
 
 @dataclass(frozen=True)
-class Sources:
+class SourceTables:
     """The source tables of a run and the dataset's folder, found without Spark.
 
     Attributes:
@@ -34,7 +34,7 @@ class Sources:
     dataset_path: Path
 
     @classmethod
-    def find(cls, config: RunConfig) -> "Sources":
+    def find(cls, config: RunConfig) -> "SourceTables":
         """Return the sources of a run.
 
         Raises:
@@ -102,8 +102,8 @@ def recipe_table(spark: SparkSession, config: RunConfig) -> DataFrame:
     """Return the table that the recipe's query builds from its source tables.
 
     Raises:
-        ConfigError: See :meth:`Sources.find`.
-        SourceError: See :meth:`Sources.find`; or a table cannot be read, or the query cannot be run.
+        ConfigError: See :meth:`SourceTables.find`.
+        SourceError: See :meth:`SourceTables.find`; or a table cannot be read, or the query cannot be run.
     """
     return _table(spark, config, _source_files(config))
 
