@@ -1,4 +1,7 @@
-"""Layouts of a fleet's outputs: wide, packed or long tables."""
+"""Layouts of a fleet's outputs: wide, packed or long tables.
+
+A new layout is a name in :data:`LayoutName`, and its columns in ``fields``, ``empty`` and ``batch`` of the class here.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence, Set

@@ -154,7 +154,7 @@ def run_fleet(
         FleetRunError: Microbatches failed, or too many models in all drivers together. The message counts them, and
             says where the list is.
     """
-    settings = _Settings(failure_budget, fail_fast, at_once, lease_seconds)
+    settings = _CallSettings(failure_budget, fail_fast, at_once, lease_seconds)
     if model_seconds is not None and not model_seconds > 0:
         raise ScoringError(f"model_seconds {model_seconds} is not above 0; leave it out for no limit")
     if model_bytes is not None and not model_bytes > 0:
@@ -238,7 +238,7 @@ def resume_fleet(
     target = resolved_output(output)
     plan = RunPlan.load(target)
     budget = plan.failure_budget if failure_budget is None else failure_budget
-    settings = _Settings(budget, fail_fast, at_once, lease_seconds)
+    settings = _CallSettings(budget, fail_fast, at_once, lease_seconds)
     if unknown := [number for number in microbatches or () if not 0 <= number < len(plan.microbatches)]:
         raise ScoringError(
             f"{plan.run} has no microbatch {unknown[0]}; its numbers are 0 to {len(plan.microbatches) - 1}"
@@ -295,7 +295,7 @@ def watch_fleet(
 
 
 @dataclass(frozen=True)
-class _Settings:
+class _CallSettings:
     """Settings that may differ between the calls of a run."""
 
     failure_budget: float
@@ -325,7 +325,7 @@ def _drive(
     book: Ledger,
     files: parquet_rows.ParquetFiles,
     fleet: Fleet,
-    settings: _Settings,
+    settings: _CallSettings,
     numbers: Sequence[int] | None = None,
 ) -> FleetRun:
     """Score the rest of a run, or some microbatches of it, and return the run when these are published."""

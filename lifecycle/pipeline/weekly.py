@@ -141,13 +141,13 @@ class WeeklyPipeline:
             "files": {table: str(path) for table, path in self.sources.files.items()},
             "source": _digest(self.sources),
             "champion": champion,
-            # The inputs of the training are settled once: the champion may change before the same command goes on.
+            # The inputs of the training are resolved once: the champion may change before the same command goes on.
             "warm_start": warm_start,
             "reference_dataset": reference,
         }
 
     def _data(self, found: Found) -> Facts:
-        config = self._settled(found)
+        config = self._resolved(found)
         return {"rows": recipe_table(self._spark(), config).count()}
 
     def _data_problems(self, facts: Facts) -> Sequence[str]:
@@ -164,7 +164,7 @@ class WeeklyPipeline:
         return []
 
     def _convert(self, found: Found) -> Facts:
-        config = self._settled(found)
+        config = self._resolved(found)
         prepared = main_job.prepare(config, Tracking.find(config), LiveView(epochs=config.epochs))
         manifest, path = prepared.dataset.manifest, prepared.dataset.path
         drift: dict[str, float] = {}
@@ -191,7 +191,7 @@ class WeeklyPipeline:
         return [f"columns have drifted further than {most:g} since the former date: {_largest(far)}"] if far else []
 
     def _train(self, found: Found) -> Facts:
-        summary = main_job.run(self._settled(found))
+        summary = main_job.run(self._resolved(found))
         return {
             "status": summary.status,
             "model": summary.registered_model,
@@ -205,7 +205,7 @@ class WeeklyPipeline:
         }
 
     def _evaluate(self, found: Found) -> Facts:
-        trained, config = found["train"], self._settled(found)
+        trained, config = found["train"], self._resolved(found)
         champion = self._champion()
         validation = validate(
             self._uri(trained["version"]),
@@ -254,7 +254,7 @@ class WeeklyPipeline:
         facts = {"model": model.uri, "digest": model.digest, "validated_digest": evidence.digest}
         if (wanted := self.settings.precompute) is None or model.digest != evidence.digest:
             return facts
-        config, spark = self._settled(found), self._spark()
+        config, spark = self._resolved(found), self._spark()
         recipe_table(spark, config)  # registers the source tables
         rows = tables.query(spark, wanted.sql, "the sql of precompute")
         scored = score(rows, model, keys=[wanted.key], batch_size=config.scoring_batch_size)
@@ -265,7 +265,7 @@ class WeeklyPipeline:
         model = resolve(found["deploy"]["model"], self.store)
         outputs = ModelDirectory.open(model.path).description.outputs
         output = SCORES if CANDIDATES in outputs else next(iter(outputs))
-        rows = score_single_rows(self._test_rows(self._settled(found)), model, output, self.settings.smoke_rows, {})
+        rows = score_single_rows(self._test_rows(self._resolved(found)), model, output, self.settings.smoke_rows, {})
         facts = {"rows": rows.parity.rows, "max": rows.parity.max, "passed": rows.parity.passed, "p99_ms": rows.p99_ms}
         if (file := found["deploy"].get("store")) is not None:
             with PrecomputedScores.open(file) as store:
@@ -298,7 +298,7 @@ class WeeklyPipeline:
         facts: dict[str, Any] = {"title": title, "targets": len(self.settings.alerts)}
         return facts if unsent is None else {**facts, WARNINGS: [unsent]}
 
-    def _settled(self, found: Found) -> RunConfig:
+    def _resolved(self, found: Found) -> RunConfig:
         """Return the configuration that this date started with. Caches the recipe's table if the settings ask for it.
 
         Raises:

@@ -16,10 +16,9 @@ from annotated_types import DocInfo, Ge, Gt, Interval, doc
 from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.models import CalibrationKind, Schedule
+from mirrorspark.training.configuration.tasks import BaselineName
 from mirrorspark.training.protocol import BatchRule, Budgets, Limits
 
-RowBaselineName = Literal["hist_gradient_boosting", "xgboost", "lightgbm", "logistic_regression", "ridge"]
-BaselineName = Literal["none", RowBaselineName, "popularity", "item_knn", "bspm", "ease", "als"]
 Registered = Literal["model", "better"]
 Optimizer = Literal["adam", "adamw", "adagrad", "lazy_adam", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
@@ -61,9 +60,7 @@ class ResultSettings:
     mlflow_run: Annotated[
         MLflowRun, doc("Run to log to within mlflow.start_run(): the active one, a child of it, or a new one")
     ] = "active"
-    baseline: Annotated[BaselineName | list[Any], doc("BaselineName to compare the model with, or a list of them")] = (
-        "none"
-    )
+    baseline: Annotated[BaselineName | list[Any], doc("Baseline to compare the model with, or a list of them")] = "none"
     register: Annotated[Registered, doc("Register this model, or the better of it and --baseline")] = "model"
     calibration: Annotated[CalibrationKind, doc("What corrects a classifier's probabilities after the training")] = (
         "none"

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.data_pipelines.features import kinds
@@ -29,6 +30,11 @@ class Task:
     monitors: Mapping[str, Mode]
     baselines: tuple[str, ...]
 
+
+RowBaselineName = Literal["hist_gradient_boosting", "xgboost", "lightgbm", "logistic_regression", "ridge"]
+BaselineName = Literal["none", RowBaselineName, "popularity", "item_knn", "bspm", "ease", "als"]
+"""The names of all baselines. A new one is a name here, an entry of its task in :data:`TASKS`, and its fit in
+``training.results.evaluation``."""
 
 PACKAGED_BASELINES = ("xgboost", "lightgbm")
 """Those that are a package of that name, which may be missing."""

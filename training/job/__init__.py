@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
     from mirrorspark.training.job.source_tables import SourceTables, recipe_table
     from mirrorspark.training.job.training_job import LearntModel, TrainingJob, open_job
-    from mirrorspark.training.job.warm_start import settle_warm_start
+    from mirrorspark.training.job.warm_start import resolve_warm_start
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -37,5 +37,5 @@ __all__ = [
     "prepare",
     "prepare_training",
     "recipe_table",
-    "settle_warm_start",
+    "resolve_warm_start",
 ]

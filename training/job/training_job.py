@@ -18,7 +18,7 @@ from mirrorspark.training.configuration import SQL_FILE, TrainingConfig
 from mirrorspark.training.driver import StoreReader
 from mirrorspark.training.job.job import Cluster, Job, Program, epochs_in_words
 from mirrorspark.training.job.prepared_run import PreparedRun
-from mirrorspark.training.job.warm_start import WarmStart, settle_warm_start
+from mirrorspark.training.job.warm_start import WarmStart, resolve_warm_start
 from mirrorspark.training.programs.keras_fit import interaction_graph
 from mirrorspark.training.protocol import PROGRESS_STATE, Attempt, Budgets, Event, Limits, StopSignal, TrainingPlan
 from mirrorspark.training.run_records import (
@@ -75,7 +75,7 @@ def open_job(
     with open_run(
         config, content, prepared.tracking, view, folder=folder, listener=listener, only_once=config.only_once
     ) as run:
-        begin = settle_warm_start(
+        begin = resolve_warm_start(
             config, prepared.tracking.store, run.folder.warm_start, prepared.warm_start, has_begun=run.folder.has_begun
         )
         free = slots or (lambda: session_of(prepared.spark).task_slots() - config.ranks_beside_workers)

@@ -1,7 +1,7 @@
 """The model that a training begins from: found before anything starts, and copied into the run's folder.
 
 The workers need it again whenever an attempt begins at the first step. By then an alias may mean another version, a
-folder may be gone and a registry away, so a run settles its model once, when it is opened first. A sweep settles it
+folder may be gone and a registry away, so a run resolves its model once, when it is opened first. A sweep resolves it
 once for all its trials.
 """
 
@@ -81,7 +81,7 @@ def find_model(config: TrainingConfig, store: str) -> PinnedModel | None:
         raise
 
 
-def settle_warm_start(
+def resolve_warm_start(
     config: TrainingConfig,
     store: str,
     target: Path,

@@ -13,7 +13,7 @@ from mirrorspark.storage import atomic_file, without_credentials
 from mirrorspark.training import pipeline
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.driver import TrainingStoppedError
-from mirrorspark.training.job import PreparedRun, TrainingJob, open_job, settle_warm_start
+from mirrorspark.training.job import PreparedRun, TrainingJob, open_job, resolve_warm_start
 from mirrorspark.training.protocol import SUMMARY_FILE, Attempt
 from mirrorspark.training.results.report import Summary
 from mirrorspark.training.run_records import OuterRun, RunFolder, TrackedRun, Tracking, TrackingError, run_state
@@ -74,7 +74,7 @@ class SparkEngine:
             OSError: The model cannot be copied.
         """
         config, model = self._config, self._prepared.warm_start
-        begin = settle_warm_start(
+        begin = resolve_warm_start(
             config, self._prepared.tracking.store, place.warm_start, model, has_begun=place.has_trials
         )
         self._of_trials = replace(self._of_trials, warm_start=begin)

@@ -268,7 +268,7 @@ def models_of_a_step(workload: Workload, throughput: CoreThroughput) -> int:
     return min(max(workload.models.values()), max(DEFAULT_MODELS, wanted))
 
 
-def settle(
+def size_steps(
     workload: Workload, throughput: CoreThroughput, read_costs_of: Callable[[int], tuple[float, float]]
 ) -> tuple[Workload, int]:
     """Return the workload with the reads of its steps, and the number of models of a step.

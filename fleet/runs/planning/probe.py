@@ -34,7 +34,7 @@ from mirrorspark.fleet.runs.planning.capacity import (
     Workload,
     plan_for_cores,
     plan_for_hours,
-    settle,
+    size_steps,
 )
 from mirrorspark.fleet.runs.planning.rehearsal import Starts, rehearse
 from mirrorspark.fleet.runs.task import MicrobatchWriter, Selection
@@ -172,7 +172,7 @@ def plan_fleet(
     # A run opens the whole input, as this call has done; the run over a few rows did not.
     throughput = measured.throughput(len(largest), replace(starts, run=opened + starts.run))
     if models_per_microbatch is None:
-        workload, models_per_microbatch = settle(workload, throughput, read_costs_of)
+        workload, models_per_microbatch = size_steps(workload, throughput, read_costs_of)
     return plan(workload, throughput, models_per_microbatch)
 
 

@@ -1,4 +1,7 @@
-"""Statistics of a variant's requests, and the decision to stop it: pure functions over numbers."""
+"""Statistics of a variant's requests, and the decision to stop it: pure functions over numbers.
+
+A new check is a limit in :class:`LiveChecks`, a test of :class:`VariantComparison`, and its place in ``broken`` here.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from mirrorspark.fleet.runs.planning.capacity import (
     Workload,
     plan_for_cores,
     plan_for_hours,
-    settle,
+    size_steps,
 )
 from mirrorspark.fleet.runs.planning.probe import ReadCosts
 from mirrorspark.fleet.runs.planning.rehearsal import Starts
@@ -106,13 +106,13 @@ def test_larger_steps_are_planned_with_the_columns_that_they_read() -> None:
     workload = replace(WORKLOAD, models={"spring": 100_000}, is_wide=False)
     # A row of 10,000 bytes and 5 for each model is read in 100 us and 0.05 us for each; nine times that is
     # 1,731 inferences of 0.52 us and 0.865 for each model: 1,731 / (1 - 0.865) models read a tenth.
-    settled, models = settle(workload, THROUGHPUT, lambda models: (10_000.0 + 5 * models, 10.0))
+    sized, models = size_steps(workload, THROUGHPUT, lambda models: (10_000.0 + 5 * models, 10.0))
     assert models == pytest.approx(12_857, abs=10)
-    assert settled.read_bytes_per_row == 10_000 + 5 * models
-    plan = plan_for_cores(settled, THROUGHPUT, 9, models)
-    assert plan.read_core_hours == pytest.approx(plan.steps * 1e6 * settled.read_bytes_per_row / 100e6 / 3600)
+    assert sized.read_bytes_per_row == 10_000 + 5 * models
+    plan = plan_for_cores(sized, THROUGHPUT, 9, models)
+    assert plan.read_core_hours == pytest.approx(plan.steps * 1e6 * sized.read_bytes_per_row / 100e6 / 3600)
     assert plan.with_hours(plan.hours).hours <= plan.hours
-    assert settle(replace(workload, is_wide=True), THROUGHPUT, lambda _: (1e6, 10.0))[1] == 500
+    assert size_steps(replace(workload, is_wide=True), THROUGHPUT, lambda _: (1e6, 10.0))[1] == 500
 
 
 def test_steps_read_the_bytes_of_their_own_columns(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from mirrorspark.training.job import training_job, warm_start
 from mirrorspark.training.job.job import Cluster
 from mirrorspark.training.job.prepared_run import PreparedRun
 from mirrorspark.training.job.training_job import TrainingJob, open_job
-from mirrorspark.training.job.warm_start import WarmStart, find_model, settle_warm_start
+from mirrorspark.training.job.warm_start import WarmStart, find_model, resolve_warm_start
 from mirrorspark.training.protocol.activity import Activity
 from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.limits import Limits
@@ -210,15 +210,15 @@ def test_a_run_keeps_what_it_began_from_whatever_becomes_of_alias_and_files(
 ) -> None:
     source = Path(shutil.copytree(flights_model, tmp_path / "champion"))
     config = replace(config, warm_start=str(source))
-    begun = settle_warm_start(config, mlflow_store, folder.warm_start, find_model(config, mlflow_store))
+    begun = resolve_warm_start(config, mlflow_store, folder.warm_start, find_model(config, mlflow_store))
     assert begun == WarmStart(str(source), folder_digest(flights_model), folder.warm_start)
     shutil.rmtree(source)
-    assert settle_warm_start(config, mlflow_store, folder.warm_start) == begun
+    assert resolve_warm_start(config, mlflow_store, folder.warm_start) == begun
     kept = {path.relative_to(folder.warm_start).as_posix() for path in folder.warm_start.rglob("*") if path.is_file()}
     assert {"features/features.json", "saved_model/variables/variables.index", "source.json"} < kept
     assert "saved_model/saved_model.pb" not in kept
     assert [path.name for path in folder.path.iterdir()] == ["warm_start"]
-    assert settle_warm_start(replace(config, warm_start=None), mlflow_store, folder.warm_start) is None
+    assert resolve_warm_start(replace(config, warm_start=None), mlflow_store, folder.warm_start) is None
 
 
 def test_a_copy_that_was_cut_off_is_made_again(
@@ -232,9 +232,9 @@ def test_a_copy_that_was_cut_off_is_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(warm_start.atomic_file, "write_atomically", full)
         with pytest.raises(OSError, match="No space left"):
-            settle_warm_start(config, mlflow_store, folder.warm_start)
+            resolve_warm_start(config, mlflow_store, folder.warm_start)
     assert list(folder.path.iterdir()) == []
-    assert settle_warm_start(config, mlflow_store, folder.warm_start) is not None
+    assert resolve_warm_start(config, mlflow_store, folder.warm_start) is not None
 
 
 def test_an_unfinished_run_goes_on_without_the_model_being_there_any_more(
@@ -243,7 +243,7 @@ def test_an_unfinished_run_goes_on_without_the_model_being_there_any_more(
     source = Path(shutil.copytree(flights_model, tmp_path / "champion"))
     config = replace(config, warm_start=str(source))
     with hold_run_folder(config, "da7a") as folder:
-        settle_warm_start(config, mlflow_store, folder.warm_start)
+        resolve_warm_start(config, mlflow_store, folder.warm_start)
         folder.save_state("stopped", None)
     shutil.rmtree(source)
     assert find_model(config, mlflow_store) is None
@@ -260,7 +260,7 @@ def test_a_failed_run_does_not_hide_that_the_model_is_another_by_now(
 ) -> None:
     config = replace(config, warm_start=str(flights_model))
     with hold_run_folder(config, "da7a") as folder:
-        settle_warm_start(config, mlflow_store, folder.warm_start)
+        resolve_warm_start(config, mlflow_store, folder.warm_start)
         folder.save_state("failed", None)
     model = find_model(config, mlflow_store)
     assert model is not None
@@ -276,11 +276,11 @@ def test_a_sweep_goes_on_without_the_model_being_there_any_more(
     path = Path(config.output) / "sweeps" / "night"
     path.mkdir(parents=True)
     sweep = RunFolder(path, "of searches", None)
-    begun = settle_warm_start(config, mlflow_store, sweep.warm_start)
+    begun = resolve_warm_start(config, mlflow_store, sweep.warm_start)
     sweep.save_state("finished", None)
     shutil.rmtree(source)
     assert find_model(config, mlflow_store) is None
-    assert settle_warm_start(config, mlflow_store, sweep.warm_start, has_begun=True) == begun
+    assert resolve_warm_start(config, mlflow_store, sweep.warm_start, has_begun=True) == begun
 
 
 def test_a_run_whose_weights_come_of_a_copy_that_is_gone_takes_no_other_model(
@@ -289,7 +289,7 @@ def test_a_run_whose_weights_come_of_a_copy_that_is_gone_takes_no_other_model(
     config = replace(config, warm_start=str(flights_model))
     expected = r"run/warm_start, from which the run began, is gone; put it back, or begin anew with --no-resume"
     with pytest.raises(ConfigError, match=expected):
-        settle_warm_start(config, mlflow_store, folder.warm_start, has_begun=True)
+        resolve_warm_start(config, mlflow_store, folder.warm_start, has_begun=True)
     assert list(folder.path.iterdir()) == []
 
 
@@ -298,7 +298,7 @@ def test_a_copy_of_which_nobody_knows_what_it_is_is_a_usage_error(
     config: RunConfig, mlflow_store: str, flights_model: Path, folder: RunFolder, text: str | None
 ) -> None:
     config = replace(config, warm_start=str(flights_model))
-    settle_warm_start(config, mlflow_store, folder.warm_start)
+    resolve_warm_start(config, mlflow_store, folder.warm_start)
     file = folder.warm_start / "source.json"
     if text is None:
         file.unlink()
@@ -306,14 +306,14 @@ def test_a_copy_of_which_nobody_knows_what_it_is_is_a_usage_error(
         file.write_text(text)
     expected = r"source\.json, which says what the run began from, cannot be read \(.+\); put it back, or begin anew"
     with pytest.raises(ConfigError, match=expected):
-        settle_warm_start(config, mlflow_store, folder.warm_start)
+        resolve_warm_start(config, mlflow_store, folder.warm_start)
 
 
 def test_a_partial_copy_of_a_killed_driver_is_removed(
     config: RunConfig, mlflow_store: str, flights_model: Path, folder: RunFolder
 ) -> None:
     (folder.path / ".warm_start.0123456789abcdef" / "saved_model").mkdir(parents=True)
-    settle_warm_start(replace(config, warm_start=str(flights_model)), mlflow_store, folder.warm_start)
+    resolve_warm_start(replace(config, warm_start=str(flights_model)), mlflow_store, folder.warm_start)
     assert [path.name for path in folder.path.iterdir()] == ["warm_start"]
 
 
@@ -333,7 +333,7 @@ def test_a_copy_is_on_the_disk_before_it_has_its_name(
         flush(self)
 
     monkeypatch.setattr(StoragePath, "flush_to_disk", flushing)
-    settle_warm_start(replace(config, warm_start=str(flights_model)), mlflow_store, folder.warm_start)
+    resolve_warm_start(replace(config, warm_start=str(flights_model)), mlflow_store, folder.warm_start)
     *before, last = flushed
     assert last == (folder.path, True)
     assert not any(has_its_name for _, has_its_name in before)
@@ -346,7 +346,7 @@ def test_a_copy_is_on_the_disk_before_it_has_its_name(
 def test_a_run_settles_what_it_begins_from_and_a_trial_takes_what_its_sweep_keeps(
     config: RunConfig, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, is_of_a_sweep: bool
 ) -> None:
-    settled: list[tuple[Path, bool]] = []
+    resolved: list[tuple[Path, bool]] = []
     own = WarmStart("models:/flights/4", "d4", folder.warm_start)
     of_sweep = WarmStart("models:/flights/3", "d3", Path("the sweep's"))
 
@@ -354,12 +354,12 @@ def test_a_run_settles_what_it_begins_from_and_a_trial_takes_what_its_sweep_keep
     def open_run(*_: Any, **__: Any) -> Iterator[Any]:
         yield SimpleNamespace(folder=folder, recall=lambda keep: None)
 
-    def settle(config: RunConfig, store: str, target: Path, model: Any, *, has_begun: bool) -> WarmStart:
-        settled.append((target, has_begun))
-        return settle_warm_start(config, store, target, own, has_begun=has_begun) if model is None else model
+    def resolve(config: RunConfig, store: str, target: Path, model: Any, *, has_begun: bool) -> WarmStart:
+        resolved.append((target, has_begun))
+        return resolve_warm_start(config, store, target, own, has_begun=has_begun) if model is None else model
 
     monkeypatch.setattr(training_job, "open_run", open_run)
-    monkeypatch.setattr(training_job, "settle_warm_start", settle)
+    monkeypatch.setattr(training_job, "resolve_warm_start", resolve)
     monkeypatch.setattr(RunFolder, "has_begun", True)
     manifest = SimpleNamespace(content_hash="da7a")
     dataset = cast(Any, SimpleNamespace(spec=config.spec, steps=lambda split, rows: 10, manifest=manifest))
@@ -368,7 +368,7 @@ def test_a_run_settles_what_it_begins_from_and_a_trial_takes_what_its_sweep_keep
     )
     with open_job(prepared, LiveView(epochs=1)) as job:
         assert job.warm_start == (of_sweep if is_of_a_sweep else own)
-    assert settled == [(folder.warm_start, True)]
+    assert resolved == [(folder.warm_start, True)]
 
 
 def test_the_warm_start_is_part_of_a_runs_identity(new_config: NewConfig, tmp_path: Path) -> None:
