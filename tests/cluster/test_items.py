@@ -157,7 +157,7 @@ def test_a_movie_that_nobody_has_rated_is_recommended(
 def test_a_new_catalogue_takes_the_alias_while_readers_run(
     spark: "SparkSession", trained: tuple["Finished", "DataFrame"], tmp_path: Path
 ) -> None:
-    """R1: films that came after the training are recommended, those that are gone never; no read fails meanwhile."""
+    """R1: films added after the training are recommended, removed ones never; no read fails meanwhile."""
     finished, users = trained
     store, alias = finished.summary["tracking_uri"], "models:/movielens_items@shop"
     store_client(store).set_registered_model_alias("movielens_items", "shop", "1")

@@ -192,7 +192,7 @@ def test_a_router_fuses_the_lists_of_its_models(rows: "DataFrame", movies: Path,
                 gains[movie] = gains.get(movie, 0) + router.blends["both"][name] / (60 + rank)
         assert fused == sorted(gains, key=lambda movie: -gains[movie])[:12]
 
-    # There are fewer candidates than places. What a row has seen, the model without that column still recommends.
+    # There are fewer candidates than places. The model without that column still recommends items that a row has seen.
     few = recommend(table, folder, keys="row", k=12, available=["m1", "m5"])
     assert [set(row) for row in lists(few)] == [{"m1", "m5"}] * 4
     with pytest.raises(

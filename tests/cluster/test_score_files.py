@@ -254,7 +254,7 @@ def test_scores_are_never_written_where_they_would_be_input(
     assert [path.name for path in (tmp_path / "flights").iterdir()] == ["old"]
 
     scored = score_files(spark, tmp_path / paths, model, tmp_path / "flights/_scores", keys="flight_id")
-    assert scored.rows == FLIGHTS.num_rows, "what is hidden is no input"
+    assert scored.rows == FLIGHTS.num_rows, "hidden files are not read"
 
 
 def test_columns_of_any_name_are_scored_where_spark_reads(spark: "SparkSession", model: Path, tmp_path: Path) -> None:

@@ -437,7 +437,7 @@ def test_a_model_that_an_executor_cannot_load_is_told_in_one_line(tmp_path: Path
 def test_features_of_every_kind_are_scored_on_spark(spark: "SparkSession", tmp_path: Path) -> None:
     """Times, maps, pairs of arrays and texts reach the model as they do in this process (S3, F9).
 
-    A row's last bit depends on where it stands in its batch, which differs between the two.
+    A row's last bit depends on its place in its batch, which differs between the two.
     """
     folder = export_orders(tmp_path)
     rows = [

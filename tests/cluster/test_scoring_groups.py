@@ -184,7 +184,7 @@ def test_a_uri_is_resolved_once_and_a_group_may_be_a_key(
 
 @pytest.fixture
 def questions(spark: "SparkSession", monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return what this process asks Spark for, call by call, as it comes."""
+    """Return the calls by which this process asks Spark for something, one by one, as they come."""
     client: Any = spark.sparkContext._gateway._gateway_client
     send, asked = client.send_command, []
 

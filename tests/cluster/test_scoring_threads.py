@@ -14,13 +14,13 @@ from tests.conftest import PATIENCE
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# What the tests say of threads for themselves, and what would have the last word here.
+# The tests' own settings of threads, which would override the session's.
 SAID = ("OMP_NUM_THREADS", "TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS")
 pytestmark = pytest.mark.timeout(500)
 
 
 def threads_of_a_job(folder: Path, model: Path, cores: int) -> dict[str, Any]:
-    """Return what a job tells whose tasks have so many cores, in a process of its own."""
+    """Return the report of a job whose tasks have ``cores`` cores, in a process of its own."""
     told = folder / f"told-{cores}"
     told.mkdir()
     arguments = [folder / "flights.parquet", model, folder / f"scores-{cores}", told, cores]

@@ -166,7 +166,7 @@ def test_a_rare_class_is_in_every_split_in_its_share_and_the_others_stay_where_t
 
 
 def test_a_class_of_one_row_is_learnt_and_one_of_two_rows_is_judged_too(spark: "SparkSession") -> None:
-    """T3: NaN and null are no classes."""
+    """T3: NaN and null do not count as classes."""
     values = [1.0, 2.0, 2.0, 3.0, 3.0, 3.0, float("nan"), None]
     df = spark.createDataFrame(list(enumerate(values)), "n int, value double")
     split = default_split(df, "n", label="value").where("value < 4").groupBy("value").agg(F.collect_list("split"))

@@ -100,7 +100,7 @@ def recipe(folder: Path, encoders: Path) -> Path:
 def test_the_tasks_that_score_embed_by_the_encoder_that_the_model_brings(
     spark: "SparkSession", tmp_path: Path, kind: str
 ) -> None:
-    """S7: on the ways in of Spark; the encoder that the model was made with is gone."""
+    """S7: on the ways in of Spark; the encoder that the model was made with no longer exists."""
     encoder = tmp_path / "encoder"
     if kind == "texts":
         save_onnx_encoder(encoder / "model.onnx")

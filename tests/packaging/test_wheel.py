@@ -62,7 +62,7 @@ class Installation:
 
 
 def run_uv(*arguments: str) -> None:
-    """Run the uv beside this interpreter; it finds everything on this machine, so it may not use the network."""
+    """Run the uv of this environment; it finds everything on this machine, so it may not use the network."""
     uv = Path(sysconfig.get_path("scripts")) / "uv"
     subprocess.run([str(uv), "--quiet", "--offline", *arguments], check=True, timeout=PATIENCE * 60)
 

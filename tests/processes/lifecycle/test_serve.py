@@ -160,7 +160,7 @@ def test_requests_without_the_token_are_refused(flights_model: Path, tmp_path: P
         while ask(port, "GET", "/v2/health/ready")[0] != 503:
             assert time.monotonic() < deadline, "the server does not say that it ends"
         assert ask(port, "GET", "/ping")[0] == 503
-        # Who still sends requests is answered until a load balancer has noticed.
+        # Clients that still send requests get answers until a load balancer has noticed.
         assert ask(port, "GET", path, Authorization="Bearer first")[0] == 200
         assert process.wait(SECONDS) == 0
 

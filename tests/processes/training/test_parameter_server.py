@@ -115,7 +115,7 @@ class Cluster:
                 return event
 
     def outcome(self, rank: int) -> dict[str, Any] | None:
-        """Return how a rank ended; None for one that did not say."""
+        """Return the outcome of a rank; None for one that reported none."""
         return self._outcomes[rank].get(timeout=SECONDS)
 
     def _read(self, rank: int, process: WorkerProcess) -> None:
@@ -143,7 +143,7 @@ def test_a_table_sharded_over_two_servers_trains_though_a_worker_is_killed_and_r
     finished = {"outcome": "finished", "epochs": 4}
     assert outcomes == [finished, None, finished, finished, finished]
     assert lost["message"] == "worker 0 (rank 1) is gone: 1 go on"
-    # What the lost worker was doing was done by the other one: every epoch has all its updates.
+    # The other worker has taken over the lost one's work: every epoch has all its updates.
     assert (first["step"], last["step"]) == (STEPS, 4 * STEPS)
     assert last["logs"]["loss"] < 0.01 < 0.3 < first["logs"]["loss"]
 

@@ -50,7 +50,7 @@ def connected() -> Iterator[tuple[ClusterConnections, list[CoordinatorConnection
 
 @pytest.mark.full
 def test_silent_strangers_delay_no_registration() -> None:
-    """S12: all callers are read at once, and of too many that say nothing the oldest is disconnected."""
+    """S12: all callers are read at once, and of too many that send nothing the oldest is disconnected."""
     [address] = free_addresses(1)
     host, port = address.split(":")
     with ThreadPoolExecutor(4) as pool, contextlib.ExitStack() as ending:

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[int], Results]:
-    """Return what gives the results of every rank of a ring, trained once for all tests."""
+    """Return a function that gives the results of every rank of a ring, trained once for all tests."""
     left_out = set() if request.config.getoption("--full") else ONLY_FULL
     folder = tmp_path_factory.mktemp("ring")
     known: dict[int, Results] = {}

@@ -1,4 +1,4 @@
-"""#23, F7: the labels' centroids beside a computation by hand, and the mixture with a network's probabilities."""
+"""#23, F7: the labels' centroids against a computation by hand, and the mixture with a network's probabilities."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -15,7 +15,7 @@ from mirrorspark.scoring.input.inputs import Column, ColumnInputs
 from tests.unit.scoring.other_models import pictures, png
 
 HEIGHT, WIDTH = 6, 5
-# What decodes images: TensorFlow for its own models, Pillow for all others.
+# The two decoders of images: TensorFlow for its own models, Pillow for all others.
 BOTH = ("keras", "onnx")
 
 

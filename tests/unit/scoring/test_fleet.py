@@ -192,7 +192,7 @@ def test_damaged_and_foreign_folders_are_refused_and_damaged_ones_repaired_by_sa
     for call in (lambda: Fleet.load(tmp_path / "ships"), lambda: fleet.save(tmp_path / "ships")):
         with pytest.raises(FleetError, match="some other table; name another folder"):
             call()
-    # As a process that was killed, or one beside this one, leaves it before the list.
+    # A process that was killed, or one that runs at the same time, leaves it before the list.
     (tmp_path / "fleet").mkdir()
     (tmp_path / "fleet" / "models-0123456789abcdef.arrow").touch()
     fleet.save(tmp_path / "fleet")
@@ -227,7 +227,7 @@ def test_a_group_is_never_null(fleet: Fleet) -> None:
 
 
 def changed(**values: Any) -> Callable[[], Fleet]:
-    """Return what makes the fleet with other values in the second term, of A's age."""
+    """Return a function that makes the fleet with other values in the second term, of A's age."""
     terms = TERMS.copy()
     for name, value in values.items():
         column = terms[name].astype(object) if name in terms else pd.Series([None] * len(terms), dtype=object)
@@ -237,7 +237,7 @@ def changed(**values: Any) -> Callable[[], Fleet]:
 
 
 def of_models(**values: Any) -> Callable[[], Fleet]:
-    """Return what makes the fleet with other values for the models B and A."""
+    """Return a function that makes the fleet with other values for the models B and A."""
     return lambda: fleet_from_coefficients(TERMS, MODELS.assign(**values))
 
 

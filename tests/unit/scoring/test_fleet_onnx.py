@@ -201,7 +201,7 @@ def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
 
 
 def with_side_file(folder: Path, weights: list[float], location: str = "weights.bin") -> Path:
-    """Write a linear model of two inputs, whose weights are in a file beside it that it calls ``location``."""
+    """Write a linear model of two inputs, whose weights are in a file next to it that it calls ``location``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights.bin").write_bytes(np.array(weights, np.float32).tobytes())
     outside = TensorProto(name="w", data_type=1, dims=[2, 1], data_location=TensorProto.EXTERNAL)

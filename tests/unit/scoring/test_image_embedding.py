@@ -53,7 +53,7 @@ PHOTOS = pa.table(
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, ImageEmbedding, Path]:
-    """Return the case, the feature, and the folder of a model whose encoder is gone from where it was."""
+    """Return the case, the feature, and the folder of a model whose encoder was moved."""
     scratch = tmp_path_factory.mktemp("photos")
     encoder = ENCODERS[request.param](scratch / "encoder")
     photo = recorded(ImageEmbedding("photo", str(encoder), max_bytes=2_000, max_pixels=12 * 9), 3)

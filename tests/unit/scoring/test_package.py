@@ -327,7 +327,7 @@ def test_code_in_a_keras_file_runs_only_for_those_who_trust_it(tmp_path: Path) -
 
 
 def test_an_archive_behind_an_hdf5_file_hides_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S12: tf-keras reads such a file as HDF5, so its archive says nothing about it."""
+    """S12: tf-keras reads such a file as HDF5, so its archive does not matter."""
     source = lambda_model(tmp_path / "m.h5")
     with zipfile.ZipFile(save_logistic_keras(tmp_path / "harmless.keras")) as archive:
         harmless = archive.read("config.json")

@@ -1,4 +1,4 @@
-"""Plain files are told from tables whose log says which of their files count."""
+"""Folders of plain files are distinguished from tables, whose log lists the files that count."""
 
 from pathlib import Path
 

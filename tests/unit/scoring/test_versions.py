@@ -61,7 +61,7 @@ def test_a_library_that_is_not_found_is_not_compared() -> None:
 
 
 def test_a_library_may_come_in_a_distribution_of_another_name() -> None:
-    """What is imported as ``xgboost`` is ``xgboost-cpu`` here."""
+    """The module ``xgboost`` belongs to ``xgboost-cpu`` here."""
     assert versions_here(compared_libraries("xgboost"), has_hooks=False) == {"xgboost": version("xgboost-cpu")}
 
 

@@ -1,4 +1,4 @@
-"""What dead writers left is taken back or finished by anybody, on any host (T1, T6)."""
+"""Remains of dead writers are removed or finished by anybody, on any host (T1, T6)."""
 
 import json
 import os

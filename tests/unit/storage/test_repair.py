@@ -180,7 +180,7 @@ def test_an_overwrite_waits_for_a_living_write_of_the_targets_owner_and_for_no_s
 
 
 def in_a_child_as_nobody(work: Callable[[], object]) -> object:
-    """Return what ``work`` returns in a process of a user without rights; skip where this user is not root."""
+    """Return the result of ``work`` in a process of a user without rights; skip where this user is not root."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     reading, writing = os.pipe()

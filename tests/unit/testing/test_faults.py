@@ -28,7 +28,7 @@ NOBODY = 4_194_305  # no process has a number above 4,194,304
 
 @contextlib.contextmanager
 def waiting(*marks: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that waits; ``marks`` stand on its command line."""
+    """Yield a process that waits; its command line ends with ``marks``."""
     with subprocess.Popen([sys.executable, "-c", "input()", *marks], stdin=subprocess.PIPE) as process:
         try:
             yield process

@@ -1,4 +1,4 @@
-"""What the ranks of the tests run, and the plan that tells them; needs neither TensorFlow nor Spark."""
+"""Entry points of the tests' ranks, and the plan that selects one; needs neither TensorFlow nor Spark."""
 
 import ctypes
 import dataclasses
@@ -134,7 +134,7 @@ def ask_for_all_memory(plan: Plan, control: WorkerControl, finish: Finish) -> No
 def speak(plan: Plan, control: WorkerControl, finish: Finish) -> int:
     print("printed")
     print("complained", file=sys.stderr)
-    logging.getLogger("model").info("told")
+    logging.getLogger("model").info("logged")
     logging.getLogger("model").warning("warned\ntwice")
     logging.getLogger("model").warning("%d is not fitting", "this")
     return 1
@@ -196,7 +196,7 @@ def leave(plan: Plan, control: WorkerControl, finish: Finish) -> None:
 
 
 def train_until_stopped(plan: Plan, control: WorkerControl, finish: Finish) -> None:
-    """Say so once it runs; stop where told to."""
+    """Enter the phase training; stop on request."""
     control.activity.enter("training")
     while not control.stop_request.is_set():
         control.activity.step += 1

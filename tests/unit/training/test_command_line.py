@@ -1,4 +1,4 @@
-"""Every field is a flag of its name; a recipe stands under the flags; what is wrong is said in one line."""
+"""Every field is a flag of its name; flags override a recipe; errors take one line."""
 
 import dataclasses
 import re

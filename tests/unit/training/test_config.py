@@ -1,4 +1,4 @@
-"""What makes a run the run it is, and what a configuration refuses before anything starts."""
+"""Identity of a run, and configurations that are refused before anything starts."""
 
 import dataclasses
 import json

@@ -475,7 +475,7 @@ def test_popularity_recommends_what_a_user_has_not_seen_and_never_what_nobody_ca
 
 
 def test_a_retrieval_model_is_compared_with_each_of_several(retrieval: Any) -> None:
-    """F7: the first baseline has the others beside it, each with its own intervals."""
+    """F7: the other baselines are reported with the first one, each with its own intervals."""
     table = lists([["b"], ["b"], ["b"], ["b"]], ["b", "a", "", "c"])
     rivals = {"popularity": np.array([[2], [2], [2], [2]]), "ease_l2_9": np.array([[3], [2], [-1], [4]])}
     verdict = judge_retrieval(retrieval, {"test": table}, rivals, k=1, curves=None)

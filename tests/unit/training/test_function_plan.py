@@ -24,7 +24,7 @@ from mirrorspark.training.protocol.events import EventAddress
 
 
 def made(source: str) -> Callable[..., Any]:
-    """Return the function ``f`` of a source that stands nowhere."""
+    """Return the function ``f`` of a source that is in no file."""
     names: dict[str, Any] = {}
     exec(compile(source, "somewhere", "exec"), names)  # noqa: S102
     function: Callable[..., Any] = names["f"]

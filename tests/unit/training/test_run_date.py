@@ -1,4 +1,4 @@
-"""T12: the same command for a day that is done trains nothing, and tells again what came of it."""
+"""T12: the same command for a day that is done trains nothing, and reports the results again."""
 
 import contextlib
 import dataclasses
@@ -128,7 +128,7 @@ def test_no_run_is_opened_beside_one_of_the_same_day(config: RunConfig) -> None:
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Return what is said to people, where the data has been converted and nothing can be begun."""
+    """Return the lines that people read, where the data has been converted and nothing can be begun."""
     lines: list[str] = []
     view = SimpleNamespace(say=lines.append)
 

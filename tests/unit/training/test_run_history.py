@@ -117,7 +117,7 @@ def test_a_smaller_loss_is_better_and_nan_is_never_best(new_run: NewRun, tmp_pat
     new_run(config={"monitor": "val_loss", "mode": "min"}, events=events, summary=summary)
     run = only(tmp_path)
     assert (run.best_epoch, run.best) == (3, 0.4)
-    # A retrieval model has no loss on the test split; its longest list tells most.
+    # A retrieval model has no loss on the test split; its longest list is the most informative.
     assert run.test_metric == ("recall_at_20", 0.3)
     assert "odd" not in run.metrics("test")
 

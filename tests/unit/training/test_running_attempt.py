@@ -33,7 +33,7 @@ def error(rank: int, cause: str = "user", at: float = 1.0, attempt: int = 1) -> 
 
 
 class Driver:
-    """An attempt of two ranks, with a clock of its own and what it has sent, told and cancelled."""
+    """An attempt of two ranks, with a clock of its own; records what it has sent, reported and cancelled."""
 
     def __init__(self, dispensable: frozenset[int] = frozenset()) -> None:
         self.now = 100.0
@@ -339,7 +339,7 @@ def test_events_of_another_attempt_or_after_the_end_are_ignored(driver: Driver) 
 
 
 def test_an_event_may_arrive_while_another_is_handled(driver: Driver) -> None:
-    """Neither lock nor state stands in the way of a receiver that looks at the attempt itself."""
+    """Neither lock nor state stops a receiver from looking at the attempt itself."""
     driver.hear(system(0))
     driver.signal.request("Ctrl-C")
     driver.on_tell = lambda event: driver.running.tick() if event["event"] == "alive" else None

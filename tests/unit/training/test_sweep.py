@@ -134,7 +134,7 @@ def test_a_finished_sweep_prints_its_table_and_writes_its_summary(
 
 
 def test_the_summary_of_a_sweep_that_fails_holds_its_trials_and_its_error(recipe: Path, tmp_path: Path) -> None:
-    """Who waits for the file must not wait for ever."""
+    """A program that waits for the file must not wait for ever."""
 
     class Failing(QuickEngine):
         def train(self, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:

@@ -1,4 +1,4 @@
-"""What ties a sweep to a training: folder, tags, stops and attempts. The training itself is made up."""
+"""Ties of a sweep to a training: folder, tags, stops and attempts. The training itself is made up."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -83,7 +83,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[FakeJob]:
 
 
 class Heard:
-    """What a trial told the sweep."""
+    """Records a trial's reports to the sweep."""
 
     def __init__(self, slots: int = 2) -> None:
         self.slots = slots

@@ -98,7 +98,7 @@ def test_the_curve_of_a_resumed_training_has_one_point_per_epoch(open_run: OpenR
         first.events.append(epoch_end(epoch, loss))
     first.finish("FAILED")
     second = open_run(first.run_id)
-    # Epoch 3 was told before its checkpoint was committed, so it is trained again.
+    # Epoch 3 was reported before its checkpoint was committed, so it is trained again.
     for epoch, loss in ((3, 0.71), (4, 0.6)):
         second.events.append(epoch_end(epoch, loss))
     second.finish("FINISHED")

@@ -59,7 +59,7 @@ def flights_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def registered(mlflow_store: str, tmp_path_factory: pytest.TempPathFactory, flights_model: Path) -> Any:
-    """Return what MLflow says of version 1 of ``flights``; version 2 has the same weights."""
+    """Return MLflow's description of version 1 of ``flights``; version 2 has the same weights."""
     artifacts = tmp_path_factory.mktemp("artifacts")
     first = log_flights(mlflow_store, artifacts, flights_model)
     log_flights(mlflow_store, artifacts, flights_model)

@@ -30,7 +30,7 @@ def waiting(rank: int, phase: str, step: int, peer: int, seconds: float = 0.0) -
 
 
 class Ranks:
-    """Ranks that say the same every 2 s, and tasks that do every 5 s, until they are given something else to say."""
+    """Ranks that report the same every 2 s, and tasks that do every 5 s, until they get another state to report."""
 
     def __init__(self, workers: int, limits: Limits = LIMITS) -> None:
         self.now = 1000.0
@@ -134,7 +134,7 @@ def test_a_possible_wait_for_a_checkpoint_is_no_hang_until_it_is_committed() -> 
         ranks.say(tells_nothing(0, "checkpoint", 40, beats=beats), tells_nothing(1, "training", 40))
         assert ranks.run(400) is None
     ranks.say(tells_nothing(0, "training", 40, beats=5))
-    found = ranks.run(200)  # it has as for any other step, from now on
+    found = ranks.run(200)  # the same limit as any other step, from now on
     assert found is not None
     assert found[0] == 121
 
@@ -349,7 +349,7 @@ def test_a_hang_is_reported_once_all_stacks_have_arrived() -> None:
     assert driver.tick(100) == [(3, "report")]  # the verdict has then held for two heartbeats
     assert driver.report() == {
         "event": "hung",
-        "ranks": [0, 1],  # nothing was heard for long: both are silent
+        "ranks": [0, 1],  # no message came for long: both are silent
         "why": "; ".join(f"rank {rank} says nothing for 125 s: its process is stuck" for rank in range(2)),
         "stacks": {"0": "in sleep", "1": "in recv"},
     }
@@ -378,7 +378,7 @@ def test_a_driver_that_stood_still_listens_before_it_judges() -> None:
     driver = Driver()
     driver.hear(alive(0, "training", 40), alive(1, "training", 40))
     driver.tick(10)
-    driver.now += 1000  # stopped and continued, say
+    driver.now += 1000  # for example stopped and continued
     assert driver.tick() == []
     driver.hear(alive(0, "training", 41), alive(1, "training", 41))
     assert driver.tick(100) == []

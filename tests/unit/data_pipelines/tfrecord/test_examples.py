@@ -100,7 +100,7 @@ def test_bytes_equal_those_that_tensorflow_writes(columns: dict[str, Any]) -> No
 
 
 def test_a_name_comes_before_the_names_that_it_begins() -> None:
-    # Protobuf's Python runtime (upb) writes these the other way round, so its bytes are no measure here.
+    # Protobuf's Python runtime (upb) writes these the other way round, so its bytes cannot be compared here.
     columns: dict[str, Any] = {"x/row_lengths": np.array([2, 0]), "": [b"v"], "x": np.array([7, 8])}
     payload = encode_example(columns)
     assert payload == example(
@@ -275,7 +275,7 @@ def test_valid_records_of_other_writers_are_read_as_by_protobuf(payload: bytes, 
 
 
 def test_an_unknown_field_in_a_map_entry_is_skipped() -> None:
-    # Protobuf's Python runtime (upb) drops such an entry whole, so it is no measure here.
+    # Protobuf's Python runtime (upb) drops such an entry whole, so it cannot be compared here.
     payload = example(field(3, b"?") + entry(b"x", field(3, field(1, b"\x05"))) + b"\x20\x01")
     assert_same_columns(decode_example(payload), {"x": np.array([5])})
 

@@ -422,7 +422,7 @@ ODD = {
     "name twice": (entry(b"x", field(3, field(1, b"\x05"))) + entry(b"x", field(3, field(1, b"\x06"))), [6]),
     "list in pieces": (entry(b"x", field(3, field(1, b"\x05")) + field(3, field(1, b"\x06"))), [5, 6]),
     "unknown field in the list": (entry(b"x", field(3, field(2, b"?") + field(1, b"\x05"))), [5]),
-    "unknown field beside the list": (entry(b"x", field(4, b"?") + field(3, field(1, b"\x05"))), [5]),
+    "unknown field next to the list": (entry(b"x", field(4, b"?") + field(3, field(1, b"\x05"))), [5]),
     "no kind": (entry(b"x", b""), None),
     "no value": (field(1, field(1, b"x")), None),
     "empty": (entry(b"x", field(3, b"")), []),

@@ -205,7 +205,7 @@ def own(*, penalty: float = 0.0, reduction: str = "auto") -> tf_keras.Model:
 
 @pytest.mark.parametrize(("penalty", "reduction"), [(0.0, "auto"), (0.7, "auto"), (0.0, "sum")])
 def test_an_own_model_counts_its_rows_and_its_penalty_once(penalty: float, reduction: str) -> None:
-    """The penalty is no mean over rows, and neither is a sum: padding changes nothing of them."""
+    """The penalty is neither a mean over rows nor a sum: padding changes none of them."""
     arrays = rows("binary")
     whole, padded = (own(penalty=penalty, reduction=reduction) for _ in range(2))
     found = [loss_of(whole, batches(arrays, ROWS), "train_step"), loss_of(padded, batches(arrays, 32), "train_step")]

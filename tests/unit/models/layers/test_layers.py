@@ -374,7 +374,7 @@ def test_inputs_have_the_types_of_the_transform(flight_features: FittedFeatures)
 
 
 def test_a_model_says_which_lists_it_takes_of_any_length() -> None:
-    """F14: by its Keras inputs; a model that is no graph of layers says nothing."""
+    """F14: by its Keras inputs; a model that is not a graph of layers has no such list."""
     fitted = hashed_features()
     features = fitted.spec.features
 

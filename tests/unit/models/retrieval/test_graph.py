@@ -30,7 +30,7 @@ def propagation() -> npt.NDArray[np.float64]:
     root = np.divide(1, np.sqrt(degree), out=np.zeros(10), where=degree > 0)
     normalised = root[:, np.newaxis] * adjacency * root
     mean = sum(np.linalg.matrix_power(normalised, layer) for layer in range(LAYERS + 1)) / (LAYERS + 1)
-    # Who has had nothing keeps the embedding as it is.
+    # A user without items keeps the embedding as it is.
     mean[degree == 0] *= LAYERS + 1
     return np.asarray(mean)
 
@@ -86,7 +86,7 @@ def test_an_update_follows_the_gradient_through_the_propagation(
     model.train_step(given)
     np.testing.assert_allclose(model.graph.table.numpy(), expected, atol=1e-6)
     assert np.abs(expected - table.numpy()).max() > 1e-3
-    # What is validated, saved and exported is of the table as it is now.
+    # Validation, checkpoints and exports use the table as it is now.
     np.testing.assert_allclose(model.graph.propagated.numpy(), propagation() @ model.graph.table.numpy(), atol=1e-6)
 
 

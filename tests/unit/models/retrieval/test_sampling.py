@@ -1,4 +1,4 @@
-"""Where the candidates come from that a row is compared with: draws, corrections, and losses against NumPy (S6)."""
+"""Negative candidates of a row: draws, corrections, and losses against NumPy (S6)."""
 
 import dataclasses
 import itertools
@@ -106,7 +106,7 @@ def test_candidates_are_drawn_as_often_as_is_said_and_drawing_goes_on_after_a_ch
     assert other(tf.zeros(1)).numpy().tolist() == second.tolist() != first.tolist()
 
 
-# Of the models that sampled before they could be told how: their runs resume with the same draws.
+# Models from before sampling could be configured: their runs resume with the same draws.
 @pytest.mark.parametrize(("loss", "kind"), [("softmax", LogUniformSample), ("bpr", UniformSample)])
 def test_by_default_the_softmax_draws_by_rank_and_other_losses_uniformly(
     fitted: FittedFeatures, loss: str, kind: type
