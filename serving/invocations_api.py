@@ -151,7 +151,7 @@ def _values(field: Field, texts: Sequence[str], problems: list[str]) -> list[Any
         try:
             values.append(read(text) if text else None)
         except (ValueError, KeyError, RequestError):
-            problems.append(f"row[{number}]: column '{field.name}' is {shown(text)}, which is no {field.type}")
+            problems.append(f"row[{number}]: column '{field.name}' is {shown(text)}, which is not of type {field.type}")
     return values
 
 

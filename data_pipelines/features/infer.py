@@ -127,7 +127,7 @@ def infer_spec(
         else:
             reasons.append(f"{name} is {reason}")
     if not features:
-        why = "; ".join(reasons[:5]) or "besides the label and the keys there is none"
+        why = "; ".join(reasons[:5]) or "there is none except the label and the keys"
         raise FeatureSpecError(f"no column can be a feature of '{label}': {why}")
     proposed = propose_label(facts[label], _two_values(df, facts[label]))
     _LOGGER.info("label %s: %s", label, reason_of_label(proposed, facts[label]))

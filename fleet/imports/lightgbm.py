@@ -76,14 +76,16 @@ def _text(name: str, model: Any) -> str:
         return Path(model).read_text(encoding="utf-8")
     booster = getattr(model, "booster_", model)
     if not hasattr(booster, "model_to_string"):
-        raise FleetError(f"model '{name}', a {type(model).__name__}, is no model of LightGBM; give a Booster or a file")
+        raise FleetError(
+            f"model '{name}', a {type(model).__name__}, is not a model of LightGBM; give a Booster or a file"
+        )
     return str(booster.model_to_string())
 
 
 def _imported(name: str, text: str, columns: Sequence[str] | None) -> Imported:
     head, *trees = text.split("\nTree=")
     if not head.startswith("tree") or not trees:
-        raise FleetError(f"model '{name}' is no text of LightGBM; write it with save_model")
+        raise FleetError(f"model '{name}' is not a model in LightGBM's text format; write it with save_model")
     if "\nend of trees" not in trees[-1]:
         raise FleetError(f"the text of model '{name}' ends in the middle; write it again with save_model")
     header, tail = _fields(head), text.partition("\npandas_categorical:")[2].strip()

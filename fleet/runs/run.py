@@ -305,7 +305,7 @@ class _Settings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.failure_budget <= 1:
-            raise ScoringError(f"failure_budget {self.failure_budget} is no share of the models; use 0 to 1")
+            raise ScoringError(f"failure_budget {self.failure_budget} is not a share of the models; use 0 to 1")
         if self.at_once < 1:
             raise ScoringError(f"at_once {self.at_once} is not above 0; use 1 to score one microbatch after the other")
         if not self.lease_seconds >= 1:
@@ -424,7 +424,7 @@ def _score_all(scoring: Scoring, claims: Claims, at_once: int) -> None:
 def _too_many(why: str, plan: RunPlan, names: Sequence[str], book: Ledger) -> str:
     return (
         f"{len(names):,} of the {len(plan.models):,} models of {plan.run} have failed ({some(names)}), and {why}; the "
-        f"table {tables.ERRORS.name} of {book.name} has each of them: mend them, leave them out, or allow more with "
+        f"table {tables.ERRORS.name} of {book.name} has each of them: correct them, leave them out, or allow more with "
         f"failure_budget"
     )
 

@@ -126,8 +126,8 @@ def decoders(
             found[column.name] = _decoder(column.name, column.decode, array, backend, hooks)
             if column.fill is not None and not _holds(found[column.name].dtype, column.fill):
                 raise protocol.UnsupportedModelError(
-                    f"column '{column.name}': fill {column.fill!r} is no {found[column.name].dtype}, which the model "
-                    f"takes; give one"
+                    f"column '{column.name}': fill {column.fill!r} is not of type {found[column.name].dtype}, which "
+                    f"the model takes; give one"
                 )
     return found
 

@@ -299,7 +299,7 @@ def _registered_version(uri: str, name: str, separator: str, selector: str, clie
             # A store that does not answer is not queried for alternatives: each request would take as long again.
             raise
         raise ModelNotFoundError(f"model '{uri}' does not exist; {_existing(client, name)}") from error
-    raise ModelNotFoundError(f"model '{uri}': '{selector}' is no version number; {_existing(client, name)}")
+    raise ModelNotFoundError(f"model '{uri}': '{selector}' is not a version number; {_existing(client, name)}")
 
 
 def _existing(client: "MlflowClient", name: str) -> str:

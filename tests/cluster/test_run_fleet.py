@@ -568,7 +568,7 @@ def test_what_does_not_fit_is_refused_before_a_task_starts(
         ({"keys": "id"}, r"key columns \['id'\] are missing"),
         ({"groups": ["sprign"]}, r"the fleet has no group 'sprign' \(did you mean 'spring'\?\)"),
         ({"groups": []}, "groups is empty"),
-        ({"failure_budget": 2}, "failure_budget 2 is no share of the models"),
+        ({"failure_budget": 2}, "failure_budget 2 is not a share of the models"),
         ({"at_once": 0}, "at_once 0 is not above 0"),
         ({"layout": "tall"}, "layout 'tall' is unknown"),
         ({"paths": tmp_path / "none"}, "nothing is at"),

@@ -340,7 +340,7 @@ def test_invalid_arguments_of_score_are_refused_before_a_task_starts(
             score(renamed, models.first, keys=key)
     with pytest.raises(ScoringError, match="batch_size 0 is below 1"):
         score(flights, models.first, keys="flight_id", batch_size=0)
-    with pytest.raises(ScoringError, match="function name 'my score' is no SQL name"):
+    with pytest.raises(ScoringError, match="function name 'my score' is not an SQL name"):
         register_sql(spark, "my score", models.first)
     with pytest.raises(ScoringError, match=r"inputs \['late'\] must name some of the model's inputs"):
         scorer_udf(spark, models.first, inputs=["late"])

@@ -296,7 +296,7 @@ def test_unsuitable_input_is_refused_before_a_task_starts(
         ({"models": {7: north}}, ScoringError, "models has one for 7, which the column 'region' of type string cannot"),
         ({"models": {b"n": north}}, ScoringError, "models has one for b'n', which the column 'region' of type string"),
         ({"group": "id"}, ScoringError, "models has one for 'north', which the column 'id' of type int64 cannot hold"),
-        ({"models": {None: north}}, ScoringError, "models has one for a null in 'region', which is no group"),
+        ({"models": {None: north}}, ScoringError, "models has one for a null in 'region', which is not a group"),
         ({"keys": []}, ScoringError, "keys is empty; name the columns that identify a row"),
         ({"keys": "day"}, ScoringError, r"key columns \['day'\] are missing"),
         ({"unknown": "skip"}, ScoringError, "unknown 'skip' is not a rule for groups without a model"),

@@ -196,7 +196,7 @@ def test_files_that_a_stream_wrote_are_read_by_spark_which_knows_those_that_coun
     pq.write_table(FLIGHTS, tmp_path / "streamed" / "left-over.parquet")  # which the stream's log does not have
     with caplog.at_level("WARNING", "mirrorspark.scoring.files"):
         scored = score_files(spark, tmp_path / "streamed", model, tmp_path / "scores", keys="flight_id")
-    assert "is no folder of plain files (_spark_metadata): Spark reads it, which is slower" in caplog.text
+    assert "is not a folder of plain files (_spark_metadata): Spark reads it, which is slower" in caplog.text
     assert scored.rows == 6
     assert scores_in(tmp_path / "scores") == pytest.approx(direct(model), rel=0, abs=1e-6)
     with pytest.raises(ScoringError, match=r"whose log \(_spark_metadata\) says which"):

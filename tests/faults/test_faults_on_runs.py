@@ -291,7 +291,7 @@ def test_a_rank_that_never_gets_enough_memory_ends_the_training_when_its_restart
     ):
         place.train("never-memory", epochs=1, max_restarts=1)
     assert len(failed.value.attempts) == 2
-    assert f"{MORE_MEMORY}; max_restarts 1 is spent, the same command " in str(failed.value)
+    assert f"{MORE_MEMORY}; max_restarts is 1 and used up; the same command " in str(failed.value)
 
 
 @pytest.mark.full

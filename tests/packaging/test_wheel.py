@@ -242,7 +242,7 @@ def test_module_and_command_are_the_same_program(installation: Installation) -> 
     module = installation.run("python", "-m", "mirrorspark.training.run", "--workers", "none")
     assert command.returncode == module.returncode == 2
     assert command.stderr == module.stderr
-    assert command.stderr.startswith("mirrorspark: workers 'none' is no number of workers")
+    assert command.stderr.startswith("mirrorspark: workers 'none' is not a number of workers")
 
 
 def test_spark_finds_the_data_source_of_this_environment_from_any_folder(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
     limit = getattr(budgets, name)
     used = len(_failed_by([cause for cause, budget in _BUDGETS.items() if budget == name], attempts))
     if used > limit:
-        return Decision("raise", f"{name} {limit} is spent, the same command {_what_it_does(attempts)}")
+        return Decision("raise", f"{name} is {limit} and used up; the same command {_what_it_does(attempts)}")
     return Decision("restart", f"restart {used} of {limit} ({name}){how}", delay, workers)
 
 

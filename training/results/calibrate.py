@@ -113,7 +113,7 @@ def calibrate(
     if kind == "centroids":
         counted_rows(labels, weights)  # an error of theirs comes before all training rows are read, twice
         centroids = fit_centroids(partial(_training_rows, dataset, tell)).in_variables()
-        told = partial(tell, "validation rows beside the centroids")
+        told = partial(tell, "validation rows against the centroids")
         cosines, *_ = _validation(centroids.cosines, architecture.TASK, dataset, told)
         mixture = fit_mixture(logits, cosines, labels, weights)
         after = measure(mixture(logits, cosines), labels, weights)

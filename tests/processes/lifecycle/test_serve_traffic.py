@@ -78,7 +78,10 @@ def check_csv(port: int) -> None:
     """Rows of CSV have the types of their columns, and each wrong cell is named."""
     assert invoke(port, 'more,x\r\n"a, b",2\r\n,-1e2\r\n\r\n') == (200, [6.0, -300.0])
     for text, message in (
-        ("x\n1\na\n1_0\n", "row[1]: column 'x' is 'a', which is no double; row[2]: column 'x' is '1_0', which is no"),
+        (
+            "x\n1\na\n1_0\n",
+            "row[1]: column 'x' is 'a', which is not of type double; row[2]: column 'x' is '1_0', which is not",
+        ),
         ("y\n1\n", "the first line lacks the columns ['x']"),
         ("x,y\n1\n", "row[0] has 1 cells, and the first line 2 columns"),
         ("x\n", "the request has 0 rows"),

@@ -142,7 +142,7 @@ def test_a_table_sharded_over_two_servers_trains_though_a_worker_is_killed_and_r
 
     finished = {"outcome": "finished", "epochs": 4}
     assert outcomes == [finished, None, finished, finished, finished]
-    assert lost["message"] == "worker 0 (rank 1) is gone: 1 go on"
+    assert lost["message"] == "worker 0 (rank 1) disconnected: 1 go on"
     # The other worker has taken over the lost one's work: every epoch has all its updates.
     assert (first["step"], last["step"]) == (STEPS, 4 * STEPS)
     assert last["logs"]["loss"] < 0.01 < 0.3 < first["logs"]["loss"]
@@ -235,7 +235,10 @@ def test_without_a_server_or_the_last_worker_the_attempt_ends(
     assert outcomes.pop(victim) is None
     coordinator = outcomes.pop(0) or {}
     assert (coordinator["cause"], coordinator["type"]) == ("peer", "RingError")
-    assert coordinator["message"].startswith(f"rank {victim} ({who}) is gone")
+    assert coordinator["message"].startswith(f"rank {victim} ({who}) disconnected")
     for outcome in outcomes.values():
         assert outcome is not None
-        assert (outcome["cause"], outcome["message"].startswith("rank 0 (the coordinator) is gone")) == ("peer", True)
+        assert (outcome["cause"], outcome["message"].startswith("rank 0 (the coordinator) disconnected")) == (
+            "peer",
+            True,
+        )

@@ -116,7 +116,7 @@ def test_a_rank_that_leaves_is_named_by_its_neighbours(workers: int) -> None:
         error = future.exception()
         assert isinstance(error, RingError)
     if workers == 2:
-        assert "rank 1 is gone" in str(stayed.exception())
+        assert "rank 1 disconnected" in str(stayed.exception())
 
 
 def test_a_failure_is_stored_for_callers_that_see_only_its_text() -> None:

@@ -233,5 +233,5 @@ def test_a_rank_lost_while_a_graph_is_traced_is_reported_as_lost() -> None:
 
     with following, preceding:
         strategy = RingStrategy(Ring(1, 2, following, preceding))
-        with pytest.raises(RingError, match="rank 0 is gone"), strategy.ring_errors(), strategy.scope():
+        with pytest.raises(RingError, match="rank 0 disconnected"), strategy.ring_errors(), strategy.scope():
             step()

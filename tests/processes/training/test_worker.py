@@ -178,7 +178,7 @@ def test_an_outcome_is_returned_without_a_driver() -> None:
             "killed",
             "killed by signal SIGABRT when it got no more memory; give the",
         ),
-        ("leave", "2", "lost", "exited", "left with status 5 and said nothing\nline 0\nline 1\n"),
+        ("leave", "2", "lost", "exited", "left with status 5 without a report\nline 0\nline 1\n"),
         ("return_nothing", "", "user", "TypeError", "return_nothing returned None; return the number of epochs"),
         ("no_such_function", "", "start", "EntryError", "no_such_function cannot be loaded: AttributeError"),
     ],

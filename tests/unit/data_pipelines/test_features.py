@@ -376,11 +376,11 @@ FEATURE_MISTAKES = {
     ),
     "vocabulary of nobody": (
         {"kind": "multi_valued", "max_length": 4, "vocabulary_of": "nobody"},
-        r"feature 'x': vocabulary_of 'nobody' is no categorical feature of this spec; use one of \['dest'\]",
+        r"feature 'x': vocabulary_of 'nobody' is not a categorical feature of this spec; use one of \['dest'\]",
     ),
     "vocabulary of a number": (
         {"kind": "multi_valued", "max_length": 4, "vocabulary_of": "distance"},
-        "feature 'x': vocabulary_of 'distance' is no categorical feature",
+        "feature 'x': vocabulary_of 'distance' is not a categorical feature",
     ),
 }
 

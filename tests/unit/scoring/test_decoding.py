@@ -135,7 +135,9 @@ def test_a_number_that_the_model_s_type_does_not_hold_is_a_fault_of_its_row() ->
 def test_a_fill_that_the_model_s_type_does_not_hold_is_refused(fill: float) -> None:
     array = ArrayType("image", "uint8", (None, 2, 2), "a tensor")
     inputs = ColumnInputs((Column("image", "binary", decode="image", fill=fill),))
-    with pytest.raises(UnsupportedModelError, match=rf"column 'image': fill {fill} is no uint8, which the model takes"):
+    with pytest.raises(
+        UnsupportedModelError, match=rf"column 'image': fill {fill} is not of type uint8, which the model takes"
+    ):
         decoders(inputs, Signature((array,), ()), "onnx", None)
 
 
@@ -156,8 +158,8 @@ def test_numbers_stand_one_after_the_other_little_end_first() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "element", "message"),
     [
-        ("image", (8, 6, 5), "float", r"has the shape \[8, 6, 5\], which is no image's"),
-        ("image", (64,), "float", r"has the shape \[64\], which is no image's.* decode with 'numbers'"),
+        ("image", (8, 6, 5), "float", r"has the shape \[8, 6, 5\], which is not an image's"),
+        ("image", (64,), "float", r"has the shape \[64\], which is not an image's.* decode with 'numbers'"),
         ("image", (8, 6), "boolean", "input is boolean, which pixels from 0 to 255 are not; decode with a function"),
         ("image", (None, None, 3), "float", r"of shape \[None, None, None, 3\]: .*every length but the rows' has to"),
         ("numbers", (3,), "string", "what is decoded are numbers"),

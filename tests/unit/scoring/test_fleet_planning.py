@@ -285,7 +285,7 @@ def test_cores_without_work_and_long_tasks_are_told() -> None:
         (lambda: plan_for_hours(WORK, RATES, float("nan")), "hours nan is not above 0"),
         (lambda: replace(WORK, rows=0), "rows 0 is not above 0"),
         (lambda: replace(WORK, models={}), "there are no models"),
-        (lambda: replace(RATES, read_bytes_per_second=0.0), "read_bytes_per_second 0.0 is no rate"),
+        (lambda: replace(RATES, read_bytes_per_second=0.0), "read_bytes_per_second 0.0 is not a rate"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(call: Any, message: str) -> None:

@@ -702,7 +702,7 @@ def test_models_and_files_that_have_changed_are_named(files: Path) -> None:
     assert len(plan.input_of(ParquetFiles.of(parquet_files(files))).files) == 2
     pq.write_table(pa.table({"key": [1], "x": [1.0]}), files / "1.parquet")
     (files / "0.parquet").unlink()
-    with pytest.raises(ScoringError, match=r"files of the input are gone, or were written again, .*0.parquet', '"):
+    with pytest.raises(ScoringError, match=r"files of the input were removed, or written again, .*0.parquet', '"):
         plan.input_of(ParquetFiles.of(parquet_files(files)))
 
 

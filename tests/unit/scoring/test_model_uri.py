@@ -166,7 +166,7 @@ def test_a_local_folder_needs_no_store(flights_model: Path) -> None:
         ),
         ("models:/flights@nobody", r"'models:/flights@nobody' does not exist; 'flights' has the versions \[1, 2\]"),
         ("models:/flights", "names no version; 'flights' has the versions"),
-        ("models:/flights/latest", "'latest' is no version number; 'flights' has the versions"),
+        ("models:/flights/latest", "'latest' is not a version number; 'flights' has the versions"),
         ("models:/m-00000000000000000000000000000000", "no logged model 'm-0{32}'"),
         ("models:/", "names no model; use models:/<name>/<version>"),
         ("runs:/0123456789abcdef0123456789abcdef/model", "no run '0123456789abcdef0123456789abcdef'"),

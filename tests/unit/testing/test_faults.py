@@ -111,7 +111,7 @@ def test_several_faults_stand_in_one_text() -> None:
     ("text", "message"),
     [
         ("explode:rank=1", "fault 'explode' is unknown; use one of"),
-        ("kill:rank=one", "rank 'one' is no number"),
+        ("kill:rank=one", "rank 'one' is not a number"),
         ("kill:when=40", "'when' is unknown; use some of"),
         ("kill:step=-1", "use 0 or more"),
         ("full_disk", "full_disk needs one"),

@@ -75,7 +75,7 @@ def test_each_cause_draws_on_its_own_budget(cause: Cause, budget: str) -> None:
     one = replace(Budgets(0, 0, 0, 0), **{budget: 1})
     assert decided([failed(1, error(cause))], one).kind == "restart"
     spent = decided([failed(1, error(cause)), failed(2, error(cause), committed=40)], one)
-    assert spent == Decision("raise", f"{budget} 1 is spent, the same command goes on from step 40")
+    assert spent == Decision("raise", f"{budget} is 1 and used up; the same command goes on from step 40")
 
 
 def test_a_restart_says_what_it_costs_and_how_it_goes_on() -> None:

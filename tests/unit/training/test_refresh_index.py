@@ -284,7 +284,7 @@ def test_a_table_that_is_no_catalogue_is_refused_and_leaves_nothing(movies: Path
     items, folder = items_table(range(40)), tmp_path / "out" / "bad"
     with pytest.raises(TableError, match=r"the table of items lacks the columns \['year'\]; it has \['sku'"):
         refreshed(movies, items.drop("year"), folder)
-    with pytest.raises(TableError, match="a list is no table"):
+    with pytest.raises(TableError, match="a list is not a table"):
         refreshed(movies, ["m1"], folder)
     with pytest.raises(ColumnError, match="the item 'm3' has more than one row"):
         refreshed(movies, pa.concat_tables([items.slice(5, 1), items, items.slice(3, 1)]), folder)

@@ -78,7 +78,7 @@ def test_a_day_is_part_of_what_a_run_is(new_config: NewConfig) -> None:
 
 @pytest.mark.parametrize("text", ["", "today", "20260131", "2026-1-31", "2026-02-30", "2026-01-31T00:00", "2026-W05-6"])
 def test_an_invalid_run_date_is_refused(new_config: NewConfig, text: str) -> None:
-    with pytest.raises(ConfigError, match=f"run_date '{text}' is no day; give one as 2026-01-31"):
+    with pytest.raises(ConfigError, match=f"run_date '{text}' is not a date; use the form 2026-01-31"):
         new_config(run_date=text)
 
 

@@ -212,7 +212,7 @@ def test_a_hang_is_reported_with_stacks_and_ends_the_attempt(driver: Driver) -> 
     for rank in (0, 1):
         driver.hear({"event": "stacks", "from": "task", "rank": rank, "attempt": 1, "text": f"stack {rank}"})
     driver.tick(5)
-    why = "rank 1 has stood at step 1 for 25 s (limit 20 s)"
+    why = "rank 1 has been at step 1 for 25 s (limit 20 s)"
     assert driver.commands[1:] == [{"command": "abort", "reason": why}]
     hung = driver.told[-1]
     assert hung == {"event": "hung", "attempt": 1, "ranks": [1], "why": why, "stacks": {"0": "stack 0", "1": "stack 1"}}
@@ -238,7 +238,7 @@ def test_a_hang_before_any_task_is_there_cancels_the_job_and_is_the_reason_for_t
     assert (found.cause, found.rank, found.message) == (
         "start",
         None,
-        "no rank has been heard for 305 s since the start; are 2 slots free?",
+        "no rank has reported for 305 s since the start; are 2 slots free?",
     )
 
 

@@ -317,7 +317,7 @@ def test_a_spent_budget_raises_with_the_first_error_of_the_last_attempt(plan: Tr
     assert len(cluster.plans) == 3
     assert str(raised.value) == (
         "training failed after 3 attempts: rank 1: killed by signal SIGKILL; "
-        "max_restarts 2 is spent, the same command starts anew"
+        "max_restarts is 2 and used up; the same command starts anew"
     )
 
 
@@ -855,7 +855,7 @@ def test_a_store_that_stays_away_ends_the_run_when_its_budget_is_spent(plan: Tra
     Path(plan.checkpoints).write_text("a file, not a folder")
     cluster = Cluster(finishes)
     with pytest.raises(
-        TrainingFailedError, match=r"after 3 attempts: driver: .*; max_store_faults 2 is spent, .* tries again"
+        TrainingFailedError, match=r"after 3 attempts: driver: .*; max_store_faults is 2 and used up; .* tries again"
     ):
         supervised(cluster, Budgets(max_store_faults=2, first_delay_seconds=0)).supervise(plan)
     assert cluster.plans == []

@@ -175,7 +175,7 @@ def test_a_summary_that_cannot_be_written_is_bad_usage_before_anything_starts(
     (tmp_path / "sum.json").mkdir()
     assert main(["--recipe", str(recipe), *SEARCH, "--summary=sum.json"], engine=no_engine) == EXIT_USAGE
     said = capsys.readouterr().err
-    assert said == "mirrorspark: summary sum.json cannot be written (it is no file); give another file\n"
+    assert said == "mirrorspark: summary sum.json cannot be written (it is not a file); give another file\n"
 
 
 @pytest.mark.parametrize(("error", "line"), [(OSError("no Spark"), "no Spark"), (KeyboardInterrupt(), "interrupted")])

@@ -279,7 +279,7 @@ def test_a_sweep_whose_model_is_gone_trains_no_further_trials_from_another(
     place = SweepPlace(tmp_path / "sweep", "rides-1", lambda: "parent-1")
     place.run_folder(7).mkdir(parents=True)
     engine = engine_of(plan)
-    with pytest.raises(ConfigError, match=r"sweep/warm_start, from which the run began, is gone; put it back"):
+    with pytest.raises(ConfigError, match=r"sweep/warm_start, from which the run began, is missing; put it back"):
         engine.prepare_warm_start(place)
 
 

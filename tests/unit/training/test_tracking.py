@@ -502,7 +502,7 @@ def test_an_active_run_brings_its_store_where_mlflow_is_set_to_nothing(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"experiment": "/Shared/late"}, r"'late' is no model of Unity Catalog \(databricks-uc\).*three"),
+        ({"experiment": "/Shared/late"}, r"'late' is not a model of Unity Catalog \(databricks-uc\).*three"),
         ({"experiment": "/Shared/late", "registered_model": "ml.late"}, r"to catalog\.schema\.late, with yours"),
         ({"registered_model": "prod.ml.late"}, r"no experiment 'late'.*experiment\) to /Users/YOU/late, or call"),
         ({"experiment": "/Shared/late", "registered_model": "prod.ml.late"}, None),

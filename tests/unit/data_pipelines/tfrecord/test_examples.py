@@ -289,7 +289,7 @@ MALFORMED = {
     ),
     "a length beyond the end": (b"\x0a\x05\x0a", "runs past the end", 0),
     "a length near 2**64": (b"\x0a" + b"\xff" * 9 + b"\x01", "runs past the end", 0),
-    "a float of 3 bytes": (example(entry(b"x", field(2, field(1, b"abc")))), "no multiple of 4", 13),
+    "a float of 3 bytes": (example(entry(b"x", field(2, field(1, b"abc")))), "not a multiple of 4", 13),
     "field number 0": (b"\x02\x00", "number 0", 0),
     "a group": (b"\x0b\x0c", "unsupported wire type", 0),
     "a name that is not text": (example(entry(b"\xff", b"")), "not UTF-8", 6),
