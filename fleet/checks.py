@@ -155,7 +155,7 @@ def _check_terms(table: pa.Table, models: NamedModels) -> None:
 
 
 def _is_repeated(owners: np.ndarray, flat: dict[str, pa.Array]) -> np.ndarray:
-    """Return which terms have the column and the transform of another one of their model."""
+    """Return a mask of the terms whose column and transform occur in another term of their model."""
     repeated = np.zeros(len(owners), bool)
     columns = flat["column"].dictionary_encode()
     pairs = owners * len(columns.dictionary) + columns.indices.to_numpy(zero_copy_only=False)
@@ -239,7 +239,7 @@ def _check_packages(table: pa.Table, models: NamedModels) -> None:
 
 
 def _any(owners: np.ndarray, is_bad: np.ndarray, models: int) -> np.ndarray:
-    """Return which models have a value that is marked."""
+    """Return a mask of the models that have a marked value."""
     found = np.zeros(models, bool)
     found[owners[is_bad]] = True
     return found

@@ -69,7 +69,7 @@ PATIENCE = 4
 # Their tests take long and share nothing, so they are dealt one by one; other files stay in one process.
 _DEALT_ONE_BY_ONE = re.compile(r"tests/faults/test_(io_failures|mutations|simulated_\w+|store_failures|takeovers)\.py")
 
-# The files that take longest, longest first. They are begun before all others: one that is begun last keeps a single
+# The files that take longest, longest first. They are begun before all others: a file that is begun last keeps a single
 # process busy while the others have nothing left to do.
 _LONG_FILES = tuple(
     f"tests/{name}.py"

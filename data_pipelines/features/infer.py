@@ -338,7 +338,7 @@ def _nearly_unique(facts: Mapping[str, ColumnFacts]) -> list[ColumnFacts]:
 
 
 def likely_keys(unique: Iterable[ColumnFacts]) -> list[str]:
-    """Return which columns of different values are keys and no features, those named like identifiers first.
+    """Return the columns of different values that are keys, not features, those named like identifiers first.
 
     A text or an amount may be different in every row, too, and is lost to the model as a key. Without the name of an
     identifier, only tokens that identify single rows are keys.

@@ -148,7 +148,7 @@ def decode_table_block(
 
     Args:
         payload: The record's payload.
-        schema: The columns to return; one that the block lacks is null.
+        schema: The columns to return; columns that the block lacks are null.
         name: The file's name, for errors.
         record: The record's number, for errors.
         offset: The byte of the file where the record begins, for errors; None if unknown.

@@ -49,7 +49,7 @@ def fleet_from_lightgbm(
     does. Categories may be whole numbers.
 
     Args:
-        models: By name a ``Booster``, an ``LGBMModel``, or a file of ``save_model``. One that was stopped early has the
+        models: By name a ``Booster``, an ``LGBMModel``, or a file of ``save_model``. An early-stopped model has the
             trees up to its best iteration, as its predictions do.
         columns: Columns of models that were trained without names: these are called ``Column_0`` and so on.
         group: Group of the models.

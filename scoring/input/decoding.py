@@ -160,7 +160,7 @@ def _decoder(column: str, name: str, array: protocol.ArrayType | None, backend: 
     if dtype == np.object_ or not array.has_rows or len(shape) < len(array.shape) - 1:
         raise protocol.UnsupportedModelError(
             f"column '{column}' cannot be decoded to '{array.name}', which is {array.called} of shape "
-            f"{list(array.shape)}: what is decoded are numbers, and every length but the rows' has to be known; "
+            f"{list(array.shape)}: decoding gives numbers, and every length but the rows' has to be known; "
             f"export the model so"
         )
     if name == NUMBERS:

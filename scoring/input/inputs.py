@@ -139,7 +139,7 @@ class Column:
             )
         if self.decode is not None and self.type != "binary":
             raise raw_columns.ColumnError(
-                f"column '{self.name}': what is decoded is binary, not {self.type}; give it as binary"
+                f"column '{self.name}': a decoded column must be binary, not {self.type}; give it as binary"
             )
         if self.nulls == "pass" and not self._can_pass_nulls:
             raise raw_columns.ColumnError(
@@ -171,7 +171,7 @@ class Column:
 
     @property
     def _what(self) -> str:
-        return self.type if self.decode is None else "what is decoded"
+        return self.type if self.decode is None else "a decoded column"
 
     @property
     def _can_pass_nulls(self) -> bool:

@@ -131,7 +131,7 @@ def test_a_movie_that_nobody_has_rated_is_recommended(
     popularity, *others = recalls.values()
     assert min(others) > 2 * popularity
 
-    # R2: what the two workers ranked after the best epoch is what the model of that epoch recommends.
+    # R2: the two workers' lists after the best epoch are the recommendations of that epoch's model.
     client, run_id = store_client(finished.summary["tracking_uri"]), finished.summary["run_id"]
     losses, ndcgs = (
         [metric.value for metric in client.get_metric_history(run_id, name)] for name in ("val_loss", "val_ndcg_at_4")

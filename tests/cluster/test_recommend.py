@@ -286,7 +286,7 @@ def test_one_user_who_has_seen_very_much_does_not_make_all_others_as_large(movie
 
 
 def test_long_lists_leave_in_parts_of_16_mb(movies: Path) -> None:
-    """S8: what a part takes follows from the number of candidates asked for, which the graph leaves open."""
+    """S8: the size of a part depends on the number of candidates asked for, which the graph leaves open."""
     model, batch = LoadedModel(movies), ROWS.to_batches()[0].take(pa.array([0] * 100_000))
     for k in (1, 40):
         searching = model.with_search(Search("exact", k, np.array([], np.int64)))

@@ -21,7 +21,7 @@ KNOBS = {"epochs": 4, "global_batch_size": 64, "learning_rate": 0.05, "baseline"
 
 
 def days_rows(*cities: str) -> list[str]:
-    """Return rows of which the city says nearly everything; one that is named twice has twice the rows."""
+    """Return rows of which the city determines nearly everything; a city that is named twice has twice the rows."""
     parts = ("train", "train", "validation", "test")
     found = []
     for number in range(900):

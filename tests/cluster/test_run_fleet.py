@@ -1,4 +1,4 @@
-"""M5-M8, M14-M16: a fleet is scored in microbatches; models fail on their own, and what is left is resumed."""
+"""M5-M8, M14-M16: a fleet is scored in microbatches; models fail on their own, and unfinished ones are resumed."""
 
 import hashlib
 import json

@@ -282,7 +282,7 @@ def test_executors_of_another_library_refuse_a_package_before_the_first_row(
 def test_a_second_run_embeds_only_the_texts_that_are_new(
     spark: "SparkSession", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """F12: equal texts are encoded once, per encoder; what killed and concurrent runs leave does no harm."""
+    """F12: equal texts are encoded once, per encoder; leftovers of killed and concurrent runs do no harm."""
     caplog.set_level(logging.INFO, "mirrorspark.scoring.embedding.embed")
     encoder, cache = save_onnx_encoder(tmp_path / "encoder" / "model.onnx").parent, tmp_path / "cache"
 

@@ -40,7 +40,7 @@ def threads_of_a_job(folder: Path, model: Path, cores: int) -> dict[str, Any]:
 
 @pytest.mark.full
 def test_a_python_worker_has_the_threads_of_its_task(tmp_path: Path) -> None:
-    """Of two jobs that differ in ``spark.task.cpus``, as the counters and the system count them."""
+    """Compare two jobs that differ in ``spark.task.cpus``, by the counters and by the system's count."""
     pq.write_table(FLIGHTS, tmp_path / "flights.parquet")
     model = export_flights(tmp_path / "model", 1)
     one, nine = (threads_of_a_job(tmp_path, model, cores) for cores in (1, 9))

@@ -33,7 +33,7 @@ def searched(folder: Path) -> dict[str, bytes]:
 
 
 def found_in(name: str, content: bytes) -> list[str]:
-    """Return which secrets are in there: as they are, as in JSON, and as in an address."""
+    """Return the secrets that are in there: as they are, as in JSON, and as in an address."""
     text = content + name.encode()
     return [
         what

@@ -108,7 +108,7 @@ def _blocks() -> Reader:
     positions = np.arange(5, dtype=np.uint32)
 
     def read(payload: bytes) -> None:
-        # With checksums that fit: what is behind them is what is tried.
+        # With checksums that fit, the code behind them is tried.
         file = io.BytesIO()
         RecordWriter(file).write(payload)
         slots.decode(0, np.frombuffer(file.getvalue(), np.uint8), 0, positions)

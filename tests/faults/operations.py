@@ -65,7 +65,7 @@ class Operation:
 
 
 def write_folder(place: Any, mode: str, content: dict[str, bytes]) -> None:
-    """Write as the product does: what cannot be published is taken back."""
+    """Write as the product does: unpublishable files are taken back."""
     target = StoragePath.of(place) / "t"
     job = begin(target, mode)
     try:

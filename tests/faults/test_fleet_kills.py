@@ -1,7 +1,7 @@
 """M6, M7, M8, S20: runs of a fleet on a cluster, of which something is killed at a random moment, end as a clean one.
 
-The victim is the driver, which is then resumed, an executor, one process of PostgreSQL, or all of them, which are
-then started again.
+The victim is the driver (then resumed), an executor, one process of PostgreSQL, or all of them (which are
+then started again).
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The set-up scripts, run with programs of our own on PATH: what they look for, what they say, what they leave."""
+"""The set-up scripts, run with programs of our own on PATH: their search, their output, their results."""
 
 import os
 import shutil

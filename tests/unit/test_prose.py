@@ -21,8 +21,11 @@ class Pattern(NamedTuple):
 
 PATTERNS = (
     # A question may open a benchmark, whose page begins with it.
-    Pattern(r"(?:What|Whether|How|Why|Who|Where)\b(?!.*\?$)", "open with a noun or a verb", in_openings=True),
-    Pattern(r"(?:Return|Yield|Say|Tell) (?:what|how|who|where)\b", "name the value", in_openings=True),
+    Pattern(
+        r"(?:What|Whether|How|Why|Who|Where|Which|Whose)\b(?!.*\?$)", "open with a noun or a verb", in_openings=True
+    ),
+    Pattern(r"(?:Return|Yield|Say|Tell) (?:what|how|who|where|which)\b", "name the value", in_openings=True),
+    Pattern(r"(?:As|By|From|In|Of|On|With)\b", "open with a noun or a verb", in_openings=True),
     Pattern(
         r"(?<!\bthere )\b(?:is|are|was|were) no (?!longer|more|less|later|earlier|better|worse|larger|smaller|one\b)\w",
         "is not a, are not",
@@ -38,10 +41,14 @@ PATTERNS = (
     Pattern(r"\b(?:says?|said) (?:otherwise|nothing)\b", "sets another value, sets none"),
     Pattern(r"\bat the (?:most|least)\b", "at most, at least"),
     Pattern(r"\b(?:stands?|stood) (?!for\b|still\b|out\b)\w", "is, lies"),
-    Pattern(r"\b(?:the one|that|those) of (?:now|today|then)\b", "the current one"),
+    Pattern(r"\b(?:the one|that|those) of today\b|\bof (?:now|then)\b", "the current one, the earlier one"),
     Pattern(r"\b(?:mend|mends|mended)\b", "correct, repair"),
     Pattern(r"\bknobs?\b", "setting"),
     Pattern(r"(?:(?<=[.!:] )|(?<=\n)|(?<=^# ))(?-i:What|Whoever|Who) [a-z][^.?!]*(?:\.|$)", "begin with the noun"),
+    Pattern(r"[;:]\s+what\s(?![^.;:]*\?)", "begin the clause with its noun"),
+    Pattern(r"(?<=[.;:!])\s+one that\b", "repeat the noun"),
+    Pattern(r",\s+which\b[^.;:,(]*,\s+which\b", "two sentences"),
+    Pattern(r"\bthere to be\b", "name what is done"),
 )
 
 ANYWHERE = re.compile("|".join(pattern.expression for pattern in PATTERNS if not pattern.in_openings), re.IGNORECASE)

@@ -268,7 +268,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     def decisive(self) -> dict[str, Any]:
         """The settings that have to be equal for a run to be continued.
 
-        Where a run trains and how it reports may change; what it learns may not.
+        Settings of a run's place and reports may change; those of its result may not.
         """
         # With local updates the workers synchronise for a checkpoint, so its time affects what is learnt.
         free = _FREE_TO_CHANGE - ({"checkpoint_every_steps"} if self.local_steps > 1 else set())

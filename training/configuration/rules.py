@@ -1,4 +1,4 @@
-"""Which settings of a training go together: a check for each subject.
+"""Settings of a training that go together: a check for each subject.
 
 Each raises ``ConfigError`` with the setting, its value and the remedy.
 """

@@ -65,7 +65,7 @@ def fit(
 ) -> FitResult:
     """Train a model of ``label`` on a table, compare it with a baseline, register it, and return the results.
 
-    What is not given has a default: the spec is inferred (:func:`default_spec`), the rows are split
+    Missing arguments have defaults: the spec is inferred (:func:`default_spec`), the rows are split
     (:func:`data_pipelines.quality.default_split`), and the configuration fits the label and the size of the
     table (:func:`default_config`). The same call on the same rows converts them only once, and goes on with a training
     that did not finish.

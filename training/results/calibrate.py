@@ -93,7 +93,7 @@ def calibrate(
 
     A calibration that does not lower the log loss of the validation rows is dropped: the architecture is returned as it
     is, and the folder gets the kind and what was measured. This goes for centroids, too. They are made for ranks, but
-    their weights are those of least log loss, and what is returned are probabilities.
+    their weights are those of least log loss, and the results are probabilities.
 
     Args:
         architecture: A classifier's, with ``logits`` and ``probabilities``.

@@ -87,7 +87,7 @@ def text_of(plan: FleetPlan, price_per_core_hour: float | None = None) -> str:
 
 
 def submissions_of(options: argparse.Namespace, plan: FleetPlan, settings: Mapping[str, str]) -> dict[str, Any]:
-    """Return the runs of several clusters, as ``--submissions`` keeps them: what each needs, and all of them together.
+    """Return the runs of several clusters, as ``--submissions`` keeps them: each one's needs, and those of them all.
 
     Args:
         options: Those of the command, with ``clusters`` and ``output``.

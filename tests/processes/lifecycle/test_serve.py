@@ -112,7 +112,7 @@ def check_invocations(port: int, expected: list[float], version: str) -> None:
 
 
 def check_what_clients_get_wrong(port: int, name: str, expected: list[float]) -> None:
-    """Q5: what no model reads is refused by its column, and gzip and base64 are read."""
+    """Q5: columns that no model reads are refused by name, and gzip and base64 are read."""
     good = ROWS[0]
     for change, message in (
         ({"carrier": "a\ud83d"}, "instances[0]: column 'carrier' has a text with '\\ud83d', half of a character"),

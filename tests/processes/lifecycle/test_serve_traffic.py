@@ -248,7 +248,7 @@ def test_a_process_that_is_killed_or_stopped_is_replaced_and_all_end_together(fl
         before = children()
         assert len(before) == 2
         os.kill(before[0], signal.SIGKILL)
-        # The other one answers meanwhile: what the dead one had not accepted is in the queue of both.
+        # The other one answers meanwhile: connections that the dead one had not accepted are in the queue of both.
         assert all(ask(port, "GET", path)[0] == 200 for _ in range(20))
         until(lambda: len(children()) == 2 and before[0] not in children(), "the process was not replaced")
         # One that is stopped, or hangs, answers nobody either.

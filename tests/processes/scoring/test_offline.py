@@ -33,7 +33,7 @@ class Far:
         database: The store.
         ended: Id of a run that has ended.
         running: Id of one that has not.
-        downloads: Of this test: what was downloaded from where.
+        downloads: The downloads of this test, with their sources.
     """
 
     database: Path

@@ -1,4 +1,4 @@
-"""L17, pains 6 and 29: what a barrier task finds out; here each task is a thread."""
+"""L17, pains 6 and 29: findings of a barrier task; here each task is a thread."""
 
 import contextlib
 import errno

@@ -311,7 +311,7 @@ def test_the_password_of_a_tracking_uri_is_not_shown(tmp_path: Path, serve: Call
 
 
 class FakeSpark:
-    """A session that has ``slots``; what is asked of its executors lands in ``asked``."""
+    """A session that has ``slots``; questions to its executors land in ``asked``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, slots: list[int], master: str, **conf: str) -> None:
         self.asked: list[tuple[int, dict[str, StoragePath], int]] = []

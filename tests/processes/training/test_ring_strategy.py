@@ -122,7 +122,7 @@ def test_after_their_local_steps_the_workers_go_on_from_their_mean(
 def test_outer_steps_are_those_of_nesterovs_momentum(
     results: Callable[[int], Results], workers: int, case: str
 ) -> None:
-    """Of DiLoCo, algorithm 1: the mean of the workers' moves is the gradient, here with momentum 0.9 and rate 0.7."""
+    """DiLoCo, algorithm 1: the mean of the workers' moves is the gradient, here with momentum 0.9 and rate 0.7."""
     anchor, velocity = np.array([4.0, -2.0, 0.5]), np.zeros(3)
     targets = [np.array([1.0, 2.0, 4.0 * rank]) for rank in range(workers)]
     for outer in range(2):

@@ -1,4 +1,4 @@
-"""T2, T7: what a barrier task does with its rank: starts it, speaks for it, obeys the driver, leaves nothing behind.
+"""T2, T7: a barrier task starts its rank, speaks for it, obeys the driver, and leaves nothing behind.
 
 Without Spark there is one rank, and its task's outcomes are that rank's alone.
 """

@@ -1,4 +1,4 @@
-"""Protocols of the measurements of quality: what is learnt from, what is asked for, what the page has."""
+"""Protocols of the measurements of quality: training rows, queries, and the page."""
 
 import argparse
 from pathlib import Path

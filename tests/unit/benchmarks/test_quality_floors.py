@@ -1,4 +1,4 @@
-"""Short trainings on parts of the sets of docs/quality.md: what a change of a layer, a loss or an optimizer would cost.
+"""Short trainings on parts of the sets of docs/quality.md: the cost of a change of a layer, a loss or an optimizer.
 
 A floor is somewhat below what was measured, and above what simpler models reach; ``make quality`` has the whole sets.
 """

@@ -1,4 +1,4 @@
-"""Labels of every kind: what they become, and the values that are refused (F8)."""
+"""Labels of every kind: their encoding, and the values that are refused (F8)."""
 
 import re
 from decimal import Decimal

@@ -135,7 +135,7 @@ def true_value(policy: Callable[[Floats], Floats]) -> float:
 
 
 def test_off_policy_intervals_cover_the_truth_as_often_as_they_say() -> None:
-    """In 500 logs; four standard errors of that share are 3.9 points."""
+    """There are 500 logs; four standard errors of the share are 3.9 points."""
     random = np.random.default_rng(4)
     truth, logs = true_value(target_policy), 500
     covered = dict.fromkeys(("ips", "snips", "dr"), 0)

@@ -93,7 +93,7 @@ OPTIONS_WITH_ITEMS: Mapping[str, Mapping[str, Any]] = {
     "lstm_retrieval": {"candidate_id": False},
     "two_tower": {"sampling": "mixed", "negatives": 5},
 }
-# Classical recommenders, which are fitted without steps; what they learn is drawn at random here.
+# Classical recommenders, which are fitted without steps; their parameters are drawn at random here.
 RECOMMENDER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     **{name: {} for name in RECOMMENDERS},
     "als": {"rank": 4},

@@ -1,4 +1,4 @@
-"""F13, S4: bytes of a column become the model's arrays; what cannot be decoded is a fault of its row."""
+"""F13, S4: bytes of a column become the model's arrays; undecodable bytes are a fault of their row."""
 
 import io
 import struct
@@ -162,7 +162,7 @@ def test_numbers_stand_one_after_the_other_little_end_first() -> None:
         ("image", (64,), "float", r"has the shape \[64\], which is not an image's.* decode with 'numbers'"),
         ("image", (8, 6), "boolean", "input is boolean, which pixels from 0 to 255 are not; decode with a function"),
         ("image", (None, None, 3), "float", r"of shape \[None, None, None, 3\]: .*every length but the rows' has to"),
-        ("numbers", (3,), "string", "what is decoded are numbers"),
+        ("numbers", (3,), "string", "decoding gives numbers"),
         ("pixels", (3,), "float", r"decoder 'pixels' is unknown; use one of \['image', 'resized_image', 'numb"),
     ],
 )

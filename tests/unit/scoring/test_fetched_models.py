@@ -89,7 +89,7 @@ def weights(models: FetchedModels, fetched: FetchedVersion) -> Path:
 
 
 def letters(models: FetchedModels) -> str:
-    """Return which models there are, by the letter that they consist of."""
+    """Return the models that exist, by the letter that they consist of."""
     return "".join(sorted(path.read_text()[0] for path in models.folder.glob("entries/*/weights")))
 
 

@@ -81,7 +81,7 @@ def scored_by(task: GroupTask, *batches: pa.RecordBatch) -> list[dict[str, Any]]
 def test_every_row_has_its_own_model_s_score_in_its_place(
     models: dict[str, Path], regions: list[str | None], is_sorted: bool, part_rows: int
 ) -> None:
-    """In any order of groups, and however many rows are scored at once; a score here takes eight bytes."""
+    """The order of groups and the rows scored at once do not matter; a score here takes eight bytes."""
     if is_sorted:
         regions = sorted(regions, key=str)
     versions = {region: resolve(folder).label for region, folder in models.items()}

@@ -103,7 +103,7 @@ def test_a_package_is_found_among_the_artifacts_of_a_run(store: Store, tmp_path:
 
 
 def test_the_last_of_a_runs_models_of_one_name_is_used(store: Store, tmp_path: Path) -> None:
-    """As MLflow does: of a training that was resumed, or logs a model now and then."""
+    """MLflow does the same, for a training that was resumed, or that logs a model now and then."""
     from mlflow import MlflowClient
 
     client = MlflowClient(store.uri)

@@ -131,7 +131,7 @@ def test_a_row_may_have_bytes_that_the_model_decodes(tmp_path: Path) -> None:
 
 
 def test_a_model_of_another_tensorflow_is_refused_unless_it_is_allowed(flights_model: Path, tmp_path: Path) -> None:
-    """L10: what one process answers with may differ from what the model was checked with."""
+    """L10: one process may have other versions than those that the model was checked with."""
     older = Path(shutil.copytree(flights_model, tmp_path / "older"))
     description = json.loads((older / DESCRIPTION_FILE).read_text())
     (older / DESCRIPTION_FILE).write_text(json.dumps(description | {"versions": {"tensorflow": "1.15.0"}}))

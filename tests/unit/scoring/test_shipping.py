@@ -110,7 +110,7 @@ def test_models_travel_together_and_once(cluster: Cluster, tmp_path: Path) -> No
 
 
 def test_a_model_whose_files_are_from_before_1980_travels(cluster: Cluster, tmp_path: Path) -> None:
-    """As those of reproducible images, which are from 1970."""
+    """Files of reproducible images are from 1970."""
     session: Any = SimpleNamespace(sparkContext=cluster)
     (model,) = linear_models(tmp_path, 1)
     for file in model.path.iterdir():

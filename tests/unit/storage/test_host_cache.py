@@ -351,7 +351,7 @@ def test_a_process_of_another_host_counts_as_living(cache: HostCache) -> None:
 
 @pytest.mark.process
 def test_a_forked_child_keeps_what_it_inherits(cache: HostCache) -> None:
-    """As Spark's Python daemon forks its workers."""
+    """Spark's Python daemon forks its workers in this way."""
     program = """
 import os, sys
 from pathlib import Path

@@ -205,7 +205,7 @@ def in_a_child_as_nobody(work: Callable[[], object]) -> object:
 @pytest.mark.process
 @pytest.mark.parametrize("mode", ["append", "overwrite"])
 def test_what_nobody_else_can_read_or_name_blocks_neither_writers_nor_readers(mode: str) -> None:
-    """As a user whose umask is 077 leaves it, with a name that is not UTF-8, as a file, a pipe and a broken link."""
+    """A user with umask 077 leaves such files, here with a name that is not UTF-8, a pipe and a broken link as well."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         shared, target = Path(folder), Path(folder, "t")
         shared.chmod(0o777)

@@ -22,7 +22,7 @@ from mirrorspark.training.protocol.events import EventAddress
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """As much of a plan as a task needs; ``note`` is for the function of this module that ``function`` names."""
+    """The parts of a plan that a task needs; ``note`` is for the function of this module that ``function`` names."""
 
     events: EventAddress
     attempt: int = 1
@@ -46,7 +46,7 @@ class Plan:
 
 
 class TrainingStopped(Exception):  # noqa: N818 - the name that ranks know
-    """As our callback raises it."""
+    """The exception that our callback raises."""
 
     def __init__(self, step: int) -> None:
         super().__init__(step)

@@ -144,7 +144,7 @@ def test_the_best_epoch_is_exported_and_judged(
 def test_the_version_is_named_after_its_run_with_tags_and_a_card(
     job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """L6: what users see of a model in MLflow's pages."""
+    """L6: the description of a model in MLflow's pages."""
     monkeypatch.setattr(delivery.evaluate_run, "judge_binary", lambda *_: Verdict({"test": {"auc": 0.7}}, {}, {}))
     delivery.deliver(job, ATTEMPTS)
     assert exports[0].model_name == job.folder.path.name
@@ -210,7 +210,7 @@ def test_autologging_of_the_notebook_opens_no_run_for_the_baseline(
 def test_a_better_rival_is_judged_in_the_networks_place_and_beside_it(
     job: TrainingJob, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
-    """F15, T8: what the export registered is what the run's metrics and report are about."""
+    """F15, T8: the run's metrics and report are about the model that the export registered."""
     job.config = dataclasses.replace(job.config, baseline="hist_gradient_boosting", register="better")
     choice = choose("binary", "val_auc", {"auc": 0.6}, {"auc": 1.0})
 

@@ -152,7 +152,7 @@ def test_a_model_without_a_store_of_its_own_is_that_of_the_store_which_mlflow_is
 
 
 class Table:
-    """As much of a DataFrame as fitting looks at when the split is there already."""
+    """The part of a DataFrame that fitting looks at when the split is there already."""
 
     sparkSession = "spark"  # noqa: N815 - Spark's name
 

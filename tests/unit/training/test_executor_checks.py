@@ -1,4 +1,4 @@
-"""L17, pains 6, 11 and 29: what the executors' answers mean, and what to do about each fault."""
+"""L17, pains 6, 11 and 29: the meaning of the executors' answers, and the advice for each fault."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -41,7 +41,7 @@ def plan_in(folder: Path | str, **fields: Any) -> TrainingPlan:
 
 
 def checkpoint_arguments(plan: TrainingPlan, activity: Activity) -> tuple[list[Any], dict[str, Any]]:
-    """Return the callbacks of a rank, and what the one that saves was given."""
+    """Return the callbacks of a rank, and the arguments of the one that saves."""
     given: dict[str, Any] = {}
 
     def build(*arguments: Any, **options: Any) -> ChiefCheckpoint:

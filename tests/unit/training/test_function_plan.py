@@ -1,4 +1,4 @@
-"""T2: what travels to the ranks of somebody's own function and back, and what is said of what cannot."""
+"""T2: plans and results of somebody's own function, and errors for those that cannot travel."""
 
 import functools
 import socket

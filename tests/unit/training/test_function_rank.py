@@ -181,7 +181,7 @@ def test_the_function_learns_where_its_checkpoints_belong_and_which_attempt_it_i
 
 @pytest.mark.parametrize("strategy", ["ring", "own"])
 def test_a_model_that_it_returns_is_packaged_in_its_folder(tmp_path: Path, strategy: str) -> None:
-    """H9: one that cannot be scored or saved as it is costs no finished training; each attempt has its own folder."""
+    """H9: a model that cannot be scored or saved costs no finished training; each attempt has its own folder."""
     rank = Rank(small_model)
     folder = tmp_path / "model" / "1"
     assert rank.run(strategy=strategy, model=str(folder.parent), model_columns=["size", "age"]) is None

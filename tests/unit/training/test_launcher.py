@@ -1,4 +1,4 @@
-"""T6: what Spark's message of a failed job is read as, which sessions can launch one, and when its ranks begin."""
+"""T6: reading of Spark's message of a failed job, sessions that can launch one, and the start of its ranks."""
 
 import json
 import os
@@ -273,7 +273,7 @@ class JVM:
 
 
 class Runner:
-    """Stands for MirroredStrategyRunner; what its job does is ``job``'s."""
+    """Replaces MirroredStrategyRunner; runs ``job`` as its job."""
 
     job: Callable[[], Any] = staticmethod(list)
 

@@ -1,4 +1,4 @@
-"""S7: what the main job decides of itself."""
+"""S7: decisions of the main job."""
 
 import contextlib
 import json

@@ -126,7 +126,7 @@ def of_the_users_own() -> None:
 def test_an_error_is_the_users_if_their_code_raised_it_or_its_class_says_so(
     work: Callable[[], object], cause: str
 ) -> None:
-    """T6: what a library raises, and nobody can say whether it would recur, gets one more attempt."""
+    """T6: a library's error, which may or may not recur, gets one more attempt."""
     assert describe(raised_by(work))["cause"] == cause
 
 

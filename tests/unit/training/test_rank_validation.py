@@ -172,7 +172,7 @@ def rows() -> tf.data.Dataset:
 
 @pytest.mark.parametrize("is_mirrored", [False, True], ids=["plain", "mirrored"])
 def test_a_training_stops_by_its_lists(rating_features: FittedFeatures, is_mirrored: bool) -> None:  # noqa: F811
-    """R2, F6: what is logged is there for all callbacks that come later, and for the history."""
+    """R2, F6: logged metrics are there for all callbacks that come later, and for the history."""
     strategy = tf.distribute.MirroredStrategy(["/cpu:0"]) if is_mirrored else tf.distribute.get_strategy()
     with strategy.scope():
         model = built(rating_features, 1e-9, hidden_units=())

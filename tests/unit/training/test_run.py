@@ -355,7 +355,7 @@ def test_a_dry_run_prints_plan_and_preflight_and_runs_nothing(
 def test_the_summary_is_written_although_the_output_is_closed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: list[RunConfig]
 ) -> None:
-    """As with `| head`, which has gone by then."""
+    """The output is closed as by `| head`, which has ended by then."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as nobody:

@@ -1,4 +1,4 @@
-"""T7, L17: what is read of runs' folders, whole, cut off, damaged and foreign ones."""
+"""T7, L17: reading of runs' folders: whole, cut off, damaged and foreign ones."""
 
 import json
 import os
@@ -210,7 +210,7 @@ def test_lines_for_mlflow_alone_count_for_no_duration(tmp_path: Path) -> None:
 
 
 def test_an_attempt_ends_with_its_last_event_and_a_wait_for_slots_belongs_to_none(tmp_path: Path) -> None:
-    """F7: what each attempt held is its cost."""
+    """F7: a run's cost is that of the resources that each attempt held."""
     file = tmp_path / "events.jsonl"
     lines: list[dict[str, Any]] = [
         {"event": "waiting", "time": 0.0},

@@ -1,4 +1,4 @@
-"""T6: what the driver asks of the ranks while an attempt runs, and when."""
+"""T6: the driver's commands to the ranks while an attempt runs, and their times."""
 
 import threading
 import time

@@ -78,7 +78,7 @@ def commit_step(directory: str, step: int) -> None:
 
 
 class Cluster:
-    """Stands for Spark, the event channel and time: what a test does while an attempt runs decides how that ends.
+    """Replaces Spark, the event channel and time: a test's actions during an attempt decide how it ends.
 
     ``during`` gets the attempts' functions in order, the last one again and again. Each is given this object, and
     returns the outcomes or raises what Spark would.
@@ -588,7 +588,7 @@ def test_the_first_ctrl_c_does_not_wait_long_for_a_store_that_hangs(
 
 
 def test_a_hanging_store_is_reported_as_a_failure_of_the_store(plan: TrainingPlan, store: HangingStore) -> None:
-    """T6: and what hung does not undo what the next attempt has done."""
+    """T6: a hung operation does not undo the work of the next attempt."""
     cluster = Cluster(finishes)
 
     def tell(event: Event) -> None:

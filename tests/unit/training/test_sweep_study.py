@@ -1,4 +1,4 @@
-"""The study of a sweep: what survives its command, and what is made of it. Optuna is the real one."""
+"""The study of a sweep: its life beyond the command, and its use. Optuna is the real one."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager

@@ -84,7 +84,7 @@ def test_every_phase_has_its_limit(phase: str, limit: int) -> None:
 
 
 def test_code_of_the_user_may_build_for_as_long_as_it_likes_and_a_start_still_has_its_limit() -> None:
-    """T6: what comes before that code is ours, and takes no longer for it."""
+    """T6: the phases before that code are ours, and take no longer for it."""
     limits = replace(LIMITS, build_seconds=math.inf)
     for phase, limit in (("starting", 300), ("connecting", 300), ("building", math.inf), ("first_step", 600)):
         assert limits.of(phase) == limit

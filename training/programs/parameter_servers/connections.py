@@ -313,7 +313,7 @@ class _Connection:
         self.socket.close()
 
     def _end_handshake(self) -> None:
-        """From here on silence is normal, but a vanished host is noticed."""
+        """Allow silence, which is normal from here on; a vanished host is still noticed."""
         self.socket.settimeout(None)
         handshake.keep_alive(self.socket)
 

@@ -1,4 +1,4 @@
-"""One rank of a small training under `RingStrategy`; what it comes to lies in a file: weights, logs and messages.
+"""One rank of a small training under `RingStrategy`; its results are in a file: weights, logs and messages.
 
 Arguments: rank, the ranks' addresses separated by commas, file, names of the cases.
 """

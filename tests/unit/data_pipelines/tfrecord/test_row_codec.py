@@ -527,7 +527,7 @@ def test_no_byte_outside_a_payload_changes_what_is_read() -> None:
     for seed in fuzz_seeds():
         for size in range(len(seed) + 1):
             outcomes = []
-            # The same cut payload between other neighbours: what lies beyond must not show.
+            # The same cut payload between other neighbours, which must not show.
             for filling in (0x00, 0xFF, 0x0A):
                 around = np.full(64, filling, np.uint8)
                 content = np.concatenate([around, np.frombuffer(seed[:size], np.uint8), around])

@@ -1,4 +1,4 @@
-"""T12: what a new model takes of an earlier one whose vocabularies are others, and what it leaves."""
+"""T12: a new model takes some weights of an earlier one with other vocabularies, and leaves others."""
 
 from collections.abc import Mapping
 from dataclasses import replace

@@ -233,7 +233,7 @@ def test_serving_a_sparse_vector_holds_no_embedding_of_each_entry() -> None:
 
 
 def test_a_long_sparse_vector_is_never_made_dense() -> None:
-    """Of a table of a million rows, a batch touches those that it names (F9)."""
+    """A batch touches only the rows that it names in a table of a million rows (F9)."""
     layer = SparseEmbedding(1_000_000, 2)
     layer.build(None)
     with tf.GradientTape() as tape:

@@ -64,7 +64,7 @@ def test_the_propagated_table_is_the_mean_of_the_layers() -> None:
 
 
 def test_a_user_and_a_movie_are_scored_by_their_propagated_embeddings(rating_features: FittedFeatures) -> None:
-    """As in LightGCN, where there are no other features; a missing user is zeros."""
+    """LightGCN's scores, without other features; a missing user is zeros."""
     model = built(rating_features)
     expected = propagation() @ model.graph.table.numpy()
     queries = two_tower.predict(model, {"user": tf.constant([2, 1, 0], tf.int64)}).numpy()

@@ -193,7 +193,7 @@ def test_the_loss_of_a_batch_is_that_of_numpy(
 def test_the_corrected_softmax_and_its_gradient_estimate_the_full_one_without_bias(
     fitted: FittedFeatures, sampling: str
 ) -> None:
-    """Of one row among others whose movies are drawn by popularity, as those of a batch are."""
+    """One row is compared with others whose movies are drawn by popularity, as those of a batch are."""
     model, others = built(settings("softmax", sampling), fitted), 20
     in_batch = PopularitySample(others, np.array(COUNTS), seed=9)
     in_batch.build(None)
@@ -226,7 +226,7 @@ def test_the_hardest_are_the_highest_scores_whatever_their_logits() -> None:
 
 
 def test_hard_negatives_of_all_candidates_are_the_best_of_the_whole_catalogue(fitted: FittedFeatures) -> None:
-    """With as many negatives as candidates nothing is drawn, and the index of all is never out of date."""
+    """Nothing is drawn if there are as many negatives as candidates, and the index of all is never out of date."""
     chosen = settings("bpr", "uniform", negatives=MOVIES, hard_negatives=1)
     model = built(chosen, fitted)
     inputs = batch([4], [7], [1.0])

@@ -96,7 +96,7 @@ def test_scann_is_saved_beside_the_indexes_that_load_without_it(tmp_path: Path) 
 
 @pytest.mark.parametrize("index", [EXACT, CELLS])
 def test_an_index_gives_as_many_as_asked_for_of_what_is_available(index: str) -> None:
-    """R6: k and the mask are inputs, so neither needs another export; what is missing is empty."""
+    """R6: k and the mask are inputs, so neither needs another export; missing places are empty."""
     signatures = retrieval(40).signatures()
     row = {"user": tf.constant([2], tf.int64), "seen": tf.constant([[4, 0]], tf.int64)}
 

@@ -56,7 +56,7 @@ def test_xgboost_knows_its_columns_by_name_or_is_told(tmp_path: Path) -> None:
 
 
 def test_xgboost_leaves_out_the_trees_behind_the_best_iteration(tmp_path: Path) -> None:
-    """As XGBClassifier does with the same file."""
+    """XGBClassifier does the same with this file."""
     import xgboost
 
     booster = save_xgboost(tmp_path / "model.ubj")
