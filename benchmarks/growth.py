@@ -30,7 +30,7 @@ from benchmarks.train_work import in_new_process
 STEPS = (100, 10, 1)
 """The tables have the largest one's rows divided by these."""
 GROWTH_MARK = 1.1
-"""Cost of a row, and memory: what pyarrow buffers varies."""
+"""Cost of a row, and memory; pyarrow's buffers vary."""
 START_ROWS = 1_000
 """A job of so few rows takes hardly more than its start."""
 WRITER_SHARES = (100, 20, 4)

@@ -1,6 +1,6 @@
 """Peers that the project does not depend on: an environment or jars for them, and the process that runs one.
 
-Ivy, which Spark brings along, fetches jars, and Eclipse's compiler, which comes with them, compiles a class: the Java
+Ivy, a part of Spark, fetches jars, and Eclipse's compiler, which comes with them, compiles a class: the Java
 that Spark runs on is enough, even one without development tools. A process takes requests on its standard input, one
 JSON object per line, and answers each with one line of JSON.
 """

@@ -185,7 +185,7 @@ def train(
 ) -> Outcome:
     """Train until the validation rows' AUC has not risen for ``how.patience`` epochs, and measure the best epoch.
 
-    With ``how.refit``, what is measured is then trained on the training and the validation rows for as many epochs.
+    With ``how.refit``, the measured model is then trained on the training and the validation rows for as many epochs.
     """
     model, best, seconds = _trained(fitted, rows["train"], rows["validation"], options, seed, how, epochs=None)
     found = {"validation": _logits(model, rows["validation"])}

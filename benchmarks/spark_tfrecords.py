@@ -3,7 +3,7 @@
 Writing is compared with Spark's own Parquet write and with the bare hop from its JVM into Python, of a DataFrame and of
 Parquet files that the tasks read themselves. Reading is compared with a Python data source whose Arrow batches are
 ready made: Spark computes all columns of all rows and drops them (its ``noop`` format), and the ready batches come from
-Arrow files that the tasks map into memory, so what remains is the way from Python into the JVM.
+Arrow files that the tasks map into memory, so that only the way from Python into the JVM remains.
 """
 
 import shutil
@@ -127,7 +127,7 @@ def _writes(options: Options, spark: SparkSession, files: list[Path]) -> dict[st
 
 
 def _count_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Count the rows that come in: what any writer in Python starts from."""
+    """Count the rows that come in: the minimum of any writer in Python."""
     yield pa.RecordBatch.from_pydict({"rows": [sum(batch.num_rows for batch in batches)]})
 
 

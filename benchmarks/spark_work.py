@@ -47,7 +47,7 @@ class ReadParquetTask:
 
 
 def read_parquet_in_tasks(spark: SparkSession, files: Sequence[Path]) -> None:
-    """Have pyarrow read ``files`` inside the tasks: what any writer that skips the JVM starts from."""
+    """Have pyarrow read ``files`` inside the tasks: the minimum of any writer that skips the JVM."""
     task = ReadParquetTask(tuple(map(str, files)))
     spark.range(len(files), numPartitions=len(files)).mapInArrow(task, "rows long").collect()
 

@@ -72,7 +72,7 @@ def _seconds(work: Work, optimizer: str, workers: int) -> float:
         told = _told(work, optimizer, workers)
         if len(told) == workers:
             return harmonic_mean(told)
-    raise RuntimeError(f"{_TRIES} times not all of {workers} ranks of PyTorch have told how long they trained")
+    raise RuntimeError(f"{_TRIES} times not all of {workers} ranks of PyTorch have reported their training time")
 
 
 def _told(work: Work, optimizer: str, workers: int) -> list[float]:

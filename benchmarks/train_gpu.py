@@ -39,7 +39,7 @@ class Side:
 
     @property
     def name(self) -> str:
-        """As the table has it."""
+        """Return the variant's name in the table."""
         return f"{'GPU' if self.on_gpu else 'CPU'}, {self.precision}{', XLA' if self.xla else ''}"
 
 

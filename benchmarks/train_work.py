@@ -235,7 +235,7 @@ def first_time(events: Iterable[Event], event: str, **fields: object) -> float:
     for one in events:
         if one["event"] == event and all(one.get(name) == value for name, value in fields.items()):
             return float(one["time"])
-    raise LookupError(f"the run told of no event '{event}' with {fields}")
+    raise LookupError(f"the run reported no event '{event}' with {fields}")
 
 
 def epoch_times(events: Iterable[Event], attempt: int = 1) -> list[float]:

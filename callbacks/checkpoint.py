@@ -158,8 +158,8 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         if not self._role.is_chief:
             return
         try:
-            # Checked first, to end an abandoned attempt early. It may still be paused after the check; what it
-            # removes then is no later attempt's.
+            # Checked first, to end an abandoned attempt early. It may still be paused after the check; the files
+            # that it removes then are not a later attempt's.
             self._permit = self._ask_for_permit()
             checkpoint_store.open_store(self._directory).make()
             retention.clean_staging(self._directory, self._fence)

@@ -113,7 +113,7 @@ class MLflowLogger(tf_keras.callbacks.Callback):
             log=self._log_path,
         )
         if self._is_own_run:
-            # The run is there to be seen from the beginning on; one that is continued no longer counts as ended.
+            # The run is visible from the beginning on; a continued run no longer counts as ended.
             self._buffer.call(metric_requests.SetStatus("RUNNING"))
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:

@@ -132,7 +132,7 @@ def in_arrow(table: Any) -> pa.Table:
         arrow = _of_pandas(table)
     else:
         raise TableError(
-            f"a {type(table).__name__} is no table; give a Spark, pandas or Polars DataFrame, a PyArrow table, the "
+            f"a {type(table).__name__} is not a table; give a Spark, pandas or Polars DataFrame, a PyArrow table, the "
             f"name of a table, or the path of Parquet, CSV or JSON files"
         )
     orders = {field.name: _order(arrow, field) for field in arrow.schema if pa.types.is_dictionary(field.type)}
@@ -171,7 +171,7 @@ def categories_of(field: pa.Field) -> dict[str, str]:
 def _of_pandas(table: Any) -> pa.Table:
     odd = [name for name in table.columns if not isinstance(name, str)]
     if odd:
-        raise TableError(f"column names {odd[:5]} are no text; rename them: df.columns = df.columns.astype(str)")
+        raise TableError(f"column names {odd[:5]} are not strings; rename them: df.columns = df.columns.astype(str)")
     _require_different(list(table.columns))
     try:
         return pa.Table.from_pandas(table, preserve_index=False)

@@ -103,18 +103,18 @@ def check_results(table: pa.Table, models: NamedModels) -> None:
     groupless = array(table, "group").is_null().to_numpy(zero_copy_only=False)
     models.refuse(groupless, "group is null", "give its name, or an empty text for none")
     intercepts = numbers_of(array(table, "intercept"))
-    models.refuse(~(np.abs(intercepts) <= _LARGEST), "an intercept is no finite number", "look at how it was fitted")
+    models.refuse(~(np.abs(intercepts) <= _LARGEST), "an intercept is not a finite number", "look at how it was fitted")
     thresholds, given = numbers_of(array(table, "threshold")), array(table, "threshold").is_valid()
     kinds = np.array([LINKS.index(link) for link in links.to_pylist()])
     is_given = given.to_numpy(zero_copy_only=False)
     out = is_given & _is_out_of_range(thresholds, kinds)
-    models.refuse(out, "the threshold is no value that the score can have", "give it in the units of the score")
+    models.refuse(out, "the threshold is not a value that the score can have", "give it in the units of the score")
     cuts, lengths = array(table, "cut_points"), lengths_of(array(table, "cut_points"))
     models.refuse(lengths > _MOST_CUT_POINTS, f"more than {_MOST_CUT_POINTS:,} cut-points", "ranks are 16-bit integers")
     values, owners = numbers_of(cuts.flatten()), np.repeat(np.arange(len(lengths)), lengths)
     wrong = _is_out_of_range(values, kinds[owners])
     wrong[1:] |= (owners[1:] == owners[:-1]) & ~(values[1:] > values[:-1])
-    problem = "cut-points do not ascend, or are no values that the score can have"
+    problem = "cut-points do not ascend, or are not values that the score can have"
     models.refuse(_any(owners, wrong, len(lengths)), problem, "give ascending scores")
 
 
@@ -144,7 +144,7 @@ def _check_terms(table: pa.Table, models: NamedModels) -> None:
     given = {name: values.is_valid().to_numpy(zero_copy_only=False) for name, values in flat.items()}
     numbers = {name: numbers_of(flat[name]) for name in ("clip_low", "clip_high", "at_least", "below", "missing")}
     for name, values in numbers.items():
-        refuse(given[name] & ~(np.abs(values) <= _LARGEST), f"{name} is no finite number", "leave it empty for none")
+        refuse(given[name] & ~(np.abs(values) <= _LARGEST), f"{name} is not a finite number", "leave it empty for none")
     refuse(numbers["clip_low"] > numbers["clip_high"], "clip_low above clip_high", "exchange them")
     refuse(numbers["at_least"] >= numbers["below"], "a bin whose at_least is not below its below", "exchange them")
     is_binned, is_clipped = given["at_least"] | given["below"], given["clip_low"] | given["clip_high"]
@@ -155,7 +155,7 @@ def _check_terms(table: pa.Table, models: NamedModels) -> None:
 
 
 def _is_repeated(owners: np.ndarray, flat: dict[str, pa.Array]) -> np.ndarray:
-    """Return which terms have the column and the transform of another one of their model."""
+    """Return a mask of the terms whose column and transform occur in another term of their model."""
     repeated = np.zeros(len(owners), bool)
     columns = flat["column"].dictionary_encode()
     pairs = owners * len(columns.dictionary) + columns.indices.to_numpy(zero_copy_only=False)
@@ -216,7 +216,7 @@ def _check_trees(table: pa.Table, models: NamedModels) -> None:
     roots, of_roots = lists["tree_roots"].flatten(), np.repeat(np.arange(count), lengths_of(lists["tree_roots"]))
     numbers = pc.fill_null(roots, -1).to_numpy()
     is_out = (numbers < 0) | (numbers >= lengths[of_roots])
-    models.refuse(_any(of_roots, is_out, count), "a root that is no node", "import the model again")
+    models.refuse(_any(of_roots, is_out, count), "a root that is not a node", "import the model again")
     coefficients = array(table, "coefficient")
     of_terms = np.repeat(np.arange(count), lengths_of(coefficients))
     is_scaled = (lengths[of_terms] > 0) & (numbers_of(coefficients.flatten()) != 1)
@@ -233,11 +233,13 @@ def _check_packages(table: pa.Table, models: NamedModels) -> None:
     is_computed |= _any(owners, numbers_of(coefficients.flatten()) != 1, table.num_rows) | (intercepts != 0)
     is_computed |= pc.not_equal(array(table, "link"), "identity").to_numpy(False)
     is_odd = (is_packaged & is_computed) | (is_packaged != has_output)
-    models.refuse(is_odd, "a package beside what computes the model, or without an output", "import the model again")
+    models.refuse(
+        is_odd, "a package next to the model's own computation, or without an output", "import the model again"
+    )
 
 
 def _any(owners: np.ndarray, is_bad: np.ndarray, models: int) -> np.ndarray:
-    """Return which models have a value that is marked."""
+    """Return a mask of the models that have a marked value."""
     found = np.zeros(models, bool)
     found[owners[is_bad]] = True
     return found

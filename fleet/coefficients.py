@@ -215,7 +215,7 @@ def read_table(given: Any) -> pa.Table:
             return any_table.in_arrow(pyarrow.feather.read_table(file))
     except pa.ArrowInvalid as error:
         raise FleetError(f"{file} cannot be read: {error}") from error
-    raise FleetError(f"{file} is no file of a known kind; give .csv, .parquet, .arrow, .yaml, or a table in memory")
+    raise FleetError(f"{file} is not a file of a known kind; give .csv, .parquet, .arrow, .yaml, or a table in memory")
 
 
 def typed_table(table: pa.Table, schema: pa.Schema, what: str, needed: Sequence[str]) -> pa.Table:
@@ -270,7 +270,7 @@ def _of_yaml(file: Path) -> tuple[pa.Table, pa.Table]:
         with file.open(encoding="utf-8") as opened:
             document = yaml.load(opened, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - a safe one
     except yaml.YAMLError as error:
-        raise FleetError(f"{file} is no YAML: {error}") from error
+        raise FleetError(f"{file} is not valid YAML: {error}") from error
     models = document.get("models") if isinstance(document, dict) else None
     if not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
         raise FleetError(f"{file} must hold a list of 'models', each with a name ('model') and 'terms'")

@@ -165,7 +165,7 @@ def _list_in(folder: Path) -> pa.Table:
     listed = _read(file)
     version = (listed.schema.metadata or {}).get(_VERSION_KEY, b"").decode()
     if not version:
-        raise FleetError(f"{file} is no file of a fleet, but some other table; name another folder")
+        raise FleetError(f"{file} is not a file of a fleet, but some other table; name another folder")
     if version not in map(str, (FORMAT_VERSION, VERSION_OF_TREES, VERSION_OF_PACKAGES)):
         raise _ListError(
             f"{file} has the format {version} of fleets, this library reads up to {VERSION_OF_PACKAGES}; use the "
@@ -179,7 +179,7 @@ def _read(file: Path) -> pa.Table:
         # The file stays mapped as one of its values is used.
         return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
     except (pa.ArrowInvalid, FileNotFoundError) as error:
-        raise _ListError(f"{file} is no file of a fleet: {error}; save the fleet again") from error
+        raise _ListError(f"{file} is not a file of a fleet: {error}; save the fleet again") from error
 
 
 def _write(file: Path, table: pa.Table) -> str:

@@ -1,7 +1,7 @@
 """Kernels that score a fleet. They have their own file because compiling them imports Numba.
 
 A block holds the columns of some rows: float32 ``[inputs, rows]``, NaN for a missing value, codes for categories.
-Linear models are computed in strips of 64 rows: what becomes of each column is written once per strip, which then stays
+Linear models are computed in strips of 64 rows: each column's features are written once per strip, which then stays
 in the cache while each model adds the few columns that it reads, 64 rows at a time in the vector units. A dense product
 over the union of the columns would do 20 times the work for models that each read a twentieth of them.
 """

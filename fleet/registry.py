@@ -117,7 +117,7 @@ def fetch_fleet(uri: str, folder: Path, tracking_uri: str | None = None) -> None
 def _download(client: Any, version: Any, folder: Path) -> None:
     named = f"models:/{version.name}/{version.version}"
     if "mirrorspark.fleet" not in version.tags:
-        raise FleetError(f"{named} is no fleet, but a model of another kind; use another name for the fleet")
+        raise FleetError(f"{named} is not a fleet, but a model of another kind; use another name for the fleet")
     source = f"{_FOLDER}/{version.tags['mirrorspark.fleet']}"
     with TemporaryDirectory(dir=folder) as scratch:
         listed = Path(client.download_artifacts(version.run_id, f"{source}/{LIST_FILE}", scratch))

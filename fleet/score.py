@@ -63,7 +63,7 @@ class FleetCounters:
         read_seconds: Seconds in which tasks read rows, added up; as are the next two.
         score_seconds: Seconds in which tasks scored rows.
         write_seconds: Seconds in which tasks encoded and wrote outputs.
-        task_seconds: Seconds of the tasks, added up: what they read, scored and wrote, and little else.
+        task_seconds: Seconds of the tasks, added up: reading, scoring and writing, and little else.
         slowest_seconds: Seconds of the slowest task.
         median_seconds: Seconds of the median task.
         peak_memory_bytes: Largest resident memory of a process.

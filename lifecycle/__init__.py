@@ -1,4 +1,4 @@
-"""From a trained model to one in production: pipelines, gates, promotion, experiments, watching.
+"""Lifecycle of a trained model up to production: pipelines, gates, promotion, experiments, watching.
 
 Decisions are pure functions. Reading and writing of MLflow and stores happens around them.
 """

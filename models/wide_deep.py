@@ -1,4 +1,4 @@
-"""Wide & Deep: a linear model of ids and crossings, which memorises, and a deep model, which generalises.
+"""Wide & Deep: a linear model of ids and crossings that memorises, and a deep model that generalises.
 
 Source: Cheng et al. 2016, "Wide & Deep Learning for Recommender Systems". The paper trains the wide part with FTRL and
 the deep part with AdaGrad; here one optimizer trains both.

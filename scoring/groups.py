@@ -139,8 +139,8 @@ def _column_value(value: Any, column: pa.Field) -> Any:
     """
     if value is None:
         raise ScoringError(
-            f"models has one for a null in '{column.name}', which is no group; leave it out, and replace such nulls in "
-            f"the query (coalesce)"
+            f"models has one for a null in '{column.name}', which is not a group; leave it out, and replace such nulls "
+            f"in the query (coalesce)"
         )
     try:
         converted = pa.scalar(value, column.type).as_py()

@@ -165,7 +165,7 @@ def _backend_of(file: Path) -> str:
         return "linear" if _is_linear(file) else "xgboost"
     if suffix not in _BACKENDS_BY_SUFFIX:
         raise ModelDirectoryError(
-            f"{file} ends in '{suffix}', which is no model known here; give one of "
+            f"{file} ends in '{suffix}', which is not a known format of models; give one of "
             f"{sorted([*_BACKENDS_BY_SUFFIX, '.json'])} or the folder of a SavedModel"
         )
     return _BACKENDS_BY_SUFFIX[suffix]
@@ -175,7 +175,7 @@ def _is_linear(file: Path) -> bool:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise protocol.UnsupportedModelError(f"{file} is no JSON: {error}") from error
+        raise protocol.UnsupportedModelError(f"{file} is not valid JSON: {error}") from error
     return isinstance(document, dict) and not set(document).isdisjoint(LINEAR_FIELDS)
 
 
@@ -273,7 +273,7 @@ def _check_known(given: Iterable[str], known: Sequence[str]) -> None:
     names = set(known)
     unknown = [name for name in given if name not in names]
     if unknown:
-        raise ModelDirectoryError(f"the columns {unknown} are no inputs of the model, which has {list(known)}")
+        raise ModelDirectoryError(f"the columns {unknown} are not inputs of the model, which has {list(known)}")
 
 
 def _check_cast(column: Column, wanted: str, castable: Sequence[str]) -> None:

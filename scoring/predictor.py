@@ -173,6 +173,8 @@ def _pairs(name: str, vector: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
     pairs = []
     for key, value in vector.items():
         if isinstance(key, str) and not re.fullmatch(r"0|[1-9]\d{0,18}", key, re.ASCII):
-            raise raw_columns.ColumnError(f"column '{name}' has the index {key!r}, which is no whole number from 0 on")
+            raise raw_columns.ColumnError(
+                f"column '{name}' has the index {key!r}, which is not a whole number from 0 on"
+            )
         pairs.append((int(key) if isinstance(key, str) else key, value))
     return pairs

@@ -64,7 +64,7 @@ def register_sql(
         ScoringError: ``name`` is not a valid SQL name, or ``inputs`` does not fit the model.
     """
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
-        raise ScoringError(f"function name '{name}' is no SQL name; use letters, digits and underscores")
+        raise ScoringError(f"function name '{name}' is not an SQL name; use letters, digits and underscores")
     udf = scorer_udf(
         spark,
         model,

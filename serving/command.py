@@ -283,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
         "--processes",
         type=int,
         default=1,
-        help="processes that serve, each with the models; one that dies or hangs is replaced (default %(default)s)",
+        help="processes that serve, each with the models; a dead or hanging one is replaced (default %(default)s)",
     )
     add(
         "--drain-seconds",

@@ -57,7 +57,7 @@ def most_connections(open_files: int) -> int:
 
 
 def is_probe(path: str, probes: Iterable[str]) -> bool:
-    """Return whether a path is one of the probes; one that ends in ``/`` is all below it."""
+    """Return whether a path is one of the probes; a probe that ends in ``/`` includes all paths below it."""
     return any(path.startswith(one) if one.endswith("/") else path == one for one in probes)
 
 

@@ -151,7 +151,7 @@ def _values(field: Field, texts: Sequence[str], problems: list[str]) -> list[Any
         try:
             values.append(read(text) if text else None)
         except (ValueError, KeyError, RequestError):
-            problems.append(f"row[{number}]: column '{field.name}' is {shown(text)}, which is no {field.type}")
+            problems.append(f"row[{number}]: column '{field.name}' is {shown(text)}, which is not of type {field.type}")
     return values
 
 
@@ -161,7 +161,7 @@ def _split_rows(table: Any, columns: Sequence[str]) -> Rows:
         raise RequestError(400, "'dataframe_split' is not an object with the lists 'columns' and 'data'")
     if wrong := [row for row, line in enumerate(lines) if not isinstance(line, list) or len(line) != len(names)]:
         raise RequestError(400, problems_text([f"data[{row}] is not a list of {len(names)} values" for row in wrong]))
-    # The first of two equal names, as in CSV; what the model does not read is not looked at.
+    # The first of two equal names, as in CSV; columns that the model does not read are ignored.
     places = {str(name): place for place, name in reversed([*enumerate(names)])}
     given = {name: [line[places[name]] for line in lines] for name in columns if name in places}
     return of_columns(given, columns, "data")

@@ -88,7 +88,7 @@ def check_size(body: bytes, most_values: int) -> None:
         RequestError: They are too many (413), or too deep.
     """
     lists = body.count(b"[") + body.count(b"{")
-    # Most requests need no second look: what is counted here may be in texts, too.
+    # Most requests need no second look; brackets that are counted here may be in texts, too.
     if lists <= MOST_LEVELS and lists + body.count(b",") < most_values:
         return
     found = np.frombuffer(body.replace(b"\\\\", b"__").replace(b'\\"', b"__"), np.uint8)

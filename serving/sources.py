@@ -116,8 +116,8 @@ class ModelSource(Source):
     async def refresh(self) -> None:
         """Look the URI up; where it leads to another version, load that one, warm it up, and let it answer from now on.
 
-        Requests that came before are answered by the version of then. Where the version cannot be loaded, the old one
-        goes on.
+        Requests that came before are answered by the earlier version. Where the new one cannot be loaded, the earlier
+        one goes on.
         """
         pinned: PinnedModel | None = None
         try:

@@ -142,7 +142,7 @@ def _values(field: Field, tensor: Mapping[str, Any], check_rows: Callable[[int],
 def _check_elements(name: str, datatype: DataType, elements: Sequence[Any], width: int) -> None:
     fits = _FITS[datatype]
     problems = [
-        f"row[{place // width}]: input '{name}' has {shown(value)}, which is no {datatype}"
+        f"row[{place // width}]: input '{name}' has {shown(value)}, which is not of type {datatype}"
         for place, value in enumerate(elements)
         if value is not None and not fits(value)
     ]

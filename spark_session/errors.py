@@ -31,7 +31,7 @@ _LACK_OF_MEMORY = (
     (
         re.compile(r"(Python worker exited unexpectedly)"),
         f"{{}}: it was killed, most often because memory has run out, or has crashed; {_MORE_FOR_WORKERS}; "
-        "spark.python.worker.faulthandler.enabled=true tells where a crash was",
+        "spark.python.worker.faulthandler.enabled=true shows where a crash was",
     ),
 )
 

@@ -34,7 +34,7 @@ def arriving(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file that appears as ``path`` when the block ends, and never if the block raises.
 
     For one of many files of a folder that is made once, and deleted if that fails: a power cut may leave an empty file,
-    and what a killed process leaves is not looked for, since that reads the whole folder for each of its files.
+    and leftovers of a killed process are not looked for, since that reads the whole folder for each of its files.
 
     Raises:
         OSError: The file cannot be written.
@@ -72,7 +72,7 @@ def temporary_beside(path: Path) -> Iterator[Path]:
 def folder_beside(path: Path) -> Iterator[Path]:
     """Yield a new, empty folder next to ``path``, which is removed at the end unless it has been renamed.
 
-    As with :func:`temporary_beside`, what a killed process leaves is removed by the next call for the same ``path``.
+    As with :func:`temporary_beside`, the next call for the same ``path`` removes the leftovers of a killed process.
 
     Raises:
         OSError: The folder cannot be created.

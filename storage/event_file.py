@@ -23,7 +23,7 @@ SAMPLED = frozenset({"alive", "system", "progress", "validation"})
 SAMPLE_SECONDS = 10.0
 # The curves over optimizer steps are drawn from progress events.
 PROGRESS_SECONDS = 5.0
-# Above this size samples and logs are left out: what remains says how the run went, and MLflow's metrics are sent from
+# Above this size samples and logs are left out: the rest shows the run's progress, and MLflow's metrics are sent from
 # it. It is not rotated, because a run that is resumed or replayed is read from its beginning.
 LARGEST_BYTES = 1 << 30
 

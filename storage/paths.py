@@ -163,7 +163,7 @@ class StoragePath:
     def existing(self, names: Sequence[str]) -> set[str]:
         """Return those of ``names`` at which there is something below this folder, as one request finds them.
 
-        What the store forbids us to look at counts as missing.
+        Names that the store forbids us to look at count as missing.
         """
         store, path = self._open_store()
         inside = {f"{path.rstrip('/')}/{name}": name for name in names}

@@ -57,7 +57,7 @@ class Fault:
         if (self.kind == "full_disk") != (self.path is not None):
             raise ValueError(f"fault {self.kind}: path is {self.path!r}; full_disk needs one, and no other kind does")
         if self.path is not None and set(self.path) & set(",;"):
-            raise ValueError(f"fault {self.kind}: path {self.path!r} holds ',' or ';', which stand between faults")
+            raise ValueError(f"fault {self.kind}: path {self.path!r} holds ',' or ';', which separate faults")
 
     def __str__(self) -> str:
         """Return the text that :func:`parse` reads."""
@@ -102,7 +102,7 @@ def _parse_one(text: str) -> Fault:
         try:
             values[name] = None if value == _EVERY and name in ("rank", "attempt") else _READERS[name](value)
         except ValueError as error:
-            raise ValueError(f"fault '{text}': {name} '{value}' is no number") from error
+            raise ValueError(f"fault '{text}': {name} '{value}' is not a number") from error
     return Fault(kind, **values)  # type: ignore[arg-type] # Fault checks the kind
 
 

@@ -127,7 +127,7 @@ def wait_for(watch: "RunWatch", after: Trigger, rank: int, over: threading.Event
 
 
 class RunWatch:
-    """Reads the new events of a run: one that begins under an output folder, or one that is resumed."""
+    """Reads the new events of a run that begins under an output folder, or is resumed."""
 
     def __init__(self, place: Path) -> None:
         """Begin to watch; existing events do not count."""

@@ -48,7 +48,7 @@ for name, value in {
     os.environ.setdefault(name, value)
 
 
-# What the user's MLflow is set to does not count either.
+# The user's own settings of MLflow do not count either.
 for name in (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_REGISTRY_URI",
@@ -69,7 +69,7 @@ PATIENCE = 4
 # Their tests take long and share nothing, so they are dealt one by one; other files stay in one process.
 _DEALT_ONE_BY_ONE = re.compile(r"tests/faults/test_(io_failures|mutations|simulated_\w+|store_failures|takeovers)\.py")
 
-# The files that take longest, longest first. They are begun before all others: one that is begun last keeps a single
+# The files that take longest, longest first. They are begun before all others: a file that is begun last keeps a single
 # process busy while the others have nothing left to do.
 _LONG_FILES = tuple(
     f"tests/{name}.py"
@@ -99,7 +99,7 @@ _LONG_FILES = tuple(
         "cluster/test_planted_secrets",
         "cluster/test_secrets",
         "cluster/test_foreign_train_fn",
-        # It measures how soon a hang is noticed, so it does not begin beside the longest trainings.
+        # It measures the delay until a hang is noticed, so it does not begin next to the longest trainings.
         "faults/test_faults_on_runs",
         "processes/training/test_ring_strategy",
         "processes/training/test_every_architecture",
@@ -123,7 +123,7 @@ _PROCESS_FIXTURES = frozenset({"s3_bucket", "spark", "browser"})
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Return what deals tests to processes: whole files, the longest first, but for those that are dealt one by one.
+    """Return the scheduler that deals tests to processes: whole files, the longest first, and some tests one by one.
 
     Other files follow as xdist orders them: those with most tests first.
     """

@@ -40,7 +40,7 @@ def mlflow_server(
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "0", "--workers", "1"]
     command += ["--backend-store-uri", backend_store, "--artifacts-destination", artifacts]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    # What other tests of this process told MLflow is not for this server.
+    # Settings that other tests of this process made in MLflow are not for this server.
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"} | quiet
     with log.open("w") as file:
         process = subprocess.Popen(

@@ -299,8 +299,8 @@ def _check_version(place: Path | StoragePath, version: object) -> None:
 def committed(directory: Location) -> list[CommittedCheckpoint]:
     """Return the checkpoints in ``directory``, newest first; a folder without a readable marker is logged and skipped.
 
-    Of equal steps, the last attempt's checkpoint comes first. One that a chief committed after a later attempt had
-    taken over is left out. Checksums are not verified. If the directory does not exist, the list is empty.
+    Of equal steps, the last attempt's checkpoint comes first. Checkpoints of a chief whose attempt had been replaced
+    before the commit are left out. Checksums are not verified. If the directory does not exist, the list is empty.
 
     Raises:
         OSError: The store does not answer, or refuses.

@@ -4,7 +4,7 @@ A chief that was only cut off must not publish into the training that continued 
 a fence before an attempt, and the chief checks right before and after each commit that no later one is there. It may
 still be paused between check and commit. Therefore the name of a checkpoint has the fence that it was committed under,
 so no commit replaces or removes another attempt's; and once the driver has chosen where the attempt begins, its fence
-lists the earlier checkpoints that count (`adopt`): one that an earlier chief commits later does not. (Different names
+lists the earlier checkpoints that count (`adopt`): a later commit of an earlier chief does not. (Different names
 also make conditional puts unnecessary on object stores: no two chiefs write the same marker.)
 
 A driver may be paused as well. Every fence is therefore a file of its own, ``FENCE-<number>-<id>.json``, which only its

@@ -69,7 +69,7 @@ class Shard:
         for offset, rows, end in zip(self.block_offsets, self.block_rows, ends, strict=True):
             # Each row takes a byte or more in each of its columns.
             if rows > end - offset - RECORD_OVERHEAD_BYTES:
-                return f"the block at byte {offset} ends at byte {end}, which is no room for {rows} rows"
+                return f"the block at byte {offset} ends at byte {end}, which leaves no room for {rows} rows"
         return ""
 
 

@@ -127,7 +127,7 @@ def infer_spec(
         else:
             reasons.append(f"{name} is {reason}")
     if not features:
-        why = "; ".join(reasons[:5]) or "besides the label and the keys there is none"
+        why = "; ".join(reasons[:5]) or "there is none except the label and the keys"
         raise FeatureSpecError(f"no column can be a feature of '{label}': {why}")
     proposed = propose_label(facts[label], _two_values(df, facts[label]))
     _LOGGER.info("label %s: %s", label, reason_of_label(proposed, facts[label]))
@@ -338,7 +338,7 @@ def _nearly_unique(facts: Mapping[str, ColumnFacts]) -> list[ColumnFacts]:
 
 
 def likely_keys(unique: Iterable[ColumnFacts]) -> list[str]:
-    """Return which columns of different values are keys and no features, those named like identifiers first.
+    """Return the columns of different values that are keys, not features, those named like identifiers first.
 
     A text or an amount may be different in every row, too, and is lost to the model as a key. Without the name of an
     identifier, only tokens that identify single rows are keys.

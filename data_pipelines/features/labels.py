@@ -118,8 +118,8 @@ def number_label(table: pa.Table | pa.RecordBatch, name: str) -> np.ndarray:
     wrong = np.flatnonzero(~np.isfinite(values))
     if len(wrong):
         raise LabelError(
-            f"label '{name}' has the value {column[int(wrong[0])].as_py()!r}, which is no finite number: filter such "
-            f"rows out of the table"
+            f"label '{name}' has the value {column[int(wrong[0])].as_py()!r}, which is not a finite number: filter "
+            f"such rows out of the table"
         )
     return values
 

@@ -122,7 +122,7 @@ class FeatureSpec:
             owner = self.vocabulary_name(feature)
             if owner != feature.name and not isinstance(by_name.get(owner), Categorical):
                 raise FeatureSpecError(
-                    f"feature '{feature.name}': vocabulary_of '{owner}' is no categorical feature of this spec; "
+                    f"feature '{feature.name}': vocabulary_of '{owner}' is not a categorical feature of this spec; "
                     f"use one of {[other.name for other in self.categorical]}"
                 )
 
@@ -188,7 +188,8 @@ class FeatureSpec:
         wrong = [feature.name for feature in features if isinstance(feature, Sparse) or feature.name == key]
         if wrong or not features:
             raise FeatureSpecError(
-                f"items have the features {wrong}; give one or more, of any kind but sparse, beside the key '{key}'"
+                f"items have the features {wrong}; give one or more, of any kind but sparse, in addition to the "
+                f"key '{key}'"
             )
         return cls((Categorical(key), *features), Label(key, "candidate"), keys=(key,))
 

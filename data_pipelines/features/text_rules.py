@@ -238,7 +238,7 @@ def spelled_out(pattern: str) -> str:
     try:
         pc.match_substring_regex(pa.array([""]), spelled)
     except pa.ArrowInvalid as error:
-        raise SeparatorPatternError(f"pattern {pattern!r} is no RE2 pattern: {error}") from error
+        raise SeparatorPatternError(f"pattern {pattern!r} is not an RE2 pattern: {error}") from error
     return spelled
 
 

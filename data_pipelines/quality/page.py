@@ -192,7 +192,7 @@ def _index(entry: Drift, limits: Limits) -> Cell:
     return Cell(
         f"{entry.index:.3f}",
         {"large": "error", "some": "warning", "": ""}[strength],
-        # Full at twice the upper limit: what lies beyond is large, however large.
+        # Full at twice the upper limit: all values beyond are large.
         bar=min(1.0, 0.5 * entry.index / limits.strong_drift),
         hint=f"{strength or 'stable'}: {entry.index:.4f}, chance below {entry.noise:.4f}",
     )

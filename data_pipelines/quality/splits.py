@@ -78,7 +78,9 @@ def time_split(
     assert first is not None  # noqa: S101 - range(1) has a row
     for name, moment in ((_VALIDATION, validation), (_TEST, test)):
         if first[name] is None:
-            raise SplitError(f"{name} {moment!r} is no {kind.simpleString()}, which column '{column}' is; write it so")
+            raise SplitError(
+                f"{name} {moment!r} is not a {kind.simpleString()}, the type of column '{column}'; write it as one"
+            )
     if not first[_VALIDATION] < first[_TEST]:
         raise SplitError(f"test {test!r} is not after validation {validation!r}; the test rows are the newest")
     time = F.col(f"`{column}`")
@@ -301,7 +303,7 @@ def _no_moments(time: Column) -> list[Column]:
 def _refuse_no_moments(column: str, found: Any) -> None:
     if found["no_moments"]:
         raise SplitError(
-            f"time column '{column}' is text that is no moment in {found['no_moments']:,} rows, such as "
+            f"time column '{column}' has text that is not a timestamp in {found['no_moments']:,} rows, such as "
             f"'{found['such_as']}'; cast the column to timestamp by its format, or filter such rows out"
         )
 

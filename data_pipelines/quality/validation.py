@@ -79,7 +79,7 @@ def _schema_findings(profile: DatasetProfile, reference: DatasetProfile) -> Iter
                 Severity.WARNING,
                 former.name,
                 "schema",
-                f"column '{former.name}' ({former.type}) of the former dataset is gone; if a model in use needs it, "
+                f"column '{former.name}' ({former.type}) of the former dataset is missing; if a model in use needs it, "
                 f"add it to the query",
             )
         elif column.type != former.type:

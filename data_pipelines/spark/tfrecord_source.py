@@ -220,7 +220,7 @@ def _query_id() -> str:
     query = task_property(_QUERY_ID_PROPERTY)
     if query is None:
         raise RuntimeError(
-            f"Spark tells no {_QUERY_ID_PROPERTY}, without which a batch would be written again after a restart; "
+            f"Spark has set no {_QUERY_ID_PROPERTY}, without which a batch would be written again after a restart; "
             f"write with foreachBatch and write_tfrecords"
         )
     return query

@@ -257,7 +257,7 @@ class ReadTask:
         if scan.skipped:
             _LOGGER.warning("%s: %d damaged records were skipped; first: %s", file.path, scan.skipped, scan.damages[0])
         if malformed:
-            _LOGGER.warning("%s: %d whole records that are no messages were skipped", file.path, malformed)
+            _LOGGER.warning("%s: %d whole records that are not messages were skipped", file.path, malformed)
         if self.damaged is not None:
             self.damaged.add(scan.skipped + malformed)
 

@@ -148,7 +148,7 @@ def decode_table_block(
 
     Args:
         payload: The record's payload.
-        schema: The columns to return; one that the block lacks is null.
+        schema: The columns to return; columns that the block lacks are null.
         name: The file's name, for errors.
         record: The record's number, for errors.
         offset: The byte of the file where the record begins, for errors; None if unknown.
@@ -248,19 +248,20 @@ def _list_offsets(
     """Return the offset of each list among the values (or inner lists), and the end of the last one."""
     lengths = _beside(feature, decoded, suffix, lists)
     if lengths is None:
-        raise ValueMismatchError(0, f"has no '{suffix}' beside it, as lists have; ask for a scalar column")
+        raise ValueMismatchError(0, f"has no '{suffix}' next to it, as lists have; ask for a scalar column")
     wrong = np.flatnonzero((lengths < 0) | (lengths > values))
     if len(wrong):
         row = int(wrong[0]) if suffix == ROW_LENGTHS_SUFFIX else 0
         raise ValueMismatchError(
-            row, f"has the length {lengths[wrong[0]]} in the '{suffix}' beside it, but only {values} values; {_REWRITE}"
+            row,
+            f"has the length {lengths[wrong[0]]} in the '{suffix}' next to it, but only {values} values; {_REWRITE}",
         )
     # A block has fewer than 2**31 lengths and values, so the sum of lengths fits in int64.
     offsets = np.zeros(lists + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     if offsets[-1] != values:
         raise ValueMismatchError(
-            0, f"has {values} values where the '{suffix}' beside it says {offsets[-1]}; {_REWRITE}"
+            0, f"has {values} values where the '{suffix}' next to it says {offsets[-1]}; {_REWRITE}"
         )
     return offsets
 
@@ -274,7 +275,7 @@ def _beside(feature: FeatureColumn, decoded: _Decoded, suffix: str, expected: in
     if found is None:
         return None
     if not isinstance(found, np.ndarray) or found.dtype != np.int64 or len(found) != expected:
-        raise ValueMismatchError(0, f"has a damaged '{suffix}' beside it; {_REWRITE}")
+        raise ValueMismatchError(0, f"has a damaged '{suffix}' next to it; {_REWRITE}")
     return found
 
 

@@ -104,7 +104,7 @@ def require_local(name: str, model: Any) -> None:
     """
     if isinstance(model, str) and "://" in model:
         raise FleetError(
-            f"model '{name}' is at {model}, and models are read from local files; copy it here, with the files beside "
+            f"model '{name}' is at {model}, and models are read from local files; copy it here, with the files next to "
             f"it that belong to it, and give its path"
         )
 

@@ -49,7 +49,7 @@ def fleet_from_lightgbm(
     does. Categories may be whole numbers.
 
     Args:
-        models: By name a ``Booster``, an ``LGBMModel``, or a file of ``save_model``. One that was stopped early has the
+        models: By name a ``Booster``, an ``LGBMModel``, or a file of ``save_model``. An early-stopped model has the
             trees up to its best iteration, as its predictions do.
         columns: Columns of models that were trained without names: these are called ``Column_0`` and so on.
         group: Group of the models.
@@ -76,14 +76,16 @@ def _text(name: str, model: Any) -> str:
         return Path(model).read_text(encoding="utf-8")
     booster = getattr(model, "booster_", model)
     if not hasattr(booster, "model_to_string"):
-        raise FleetError(f"model '{name}', a {type(model).__name__}, is no model of LightGBM; give a Booster or a file")
+        raise FleetError(
+            f"model '{name}', a {type(model).__name__}, is not a model of LightGBM; give a Booster or a file"
+        )
     return str(booster.model_to_string())
 
 
 def _imported(name: str, text: str, columns: Sequence[str] | None) -> ImportedModel:
     head, *trees = text.split("\nTree=")
     if not head.startswith("tree") or not trees:
-        raise FleetError(f"model '{name}' is no text of LightGBM; write it with save_model")
+        raise FleetError(f"model '{name}' is not a model in LightGBM's text format; write it with save_model")
     if "\nend of trees" not in trees[-1]:
         raise FleetError(f"the text of model '{name}' ends in the middle; write it again with save_model")
     header, tail = _fields(head), text.partition("\npandas_categorical:")[2].strip()

@@ -102,7 +102,7 @@ def _imported(name: str, given: Any, columns: Sequence[str]) -> ImportedModel:
         try:
             given = onnx.load_model_from_string(content)
         except Exception as error:
-            raise FleetError(f"{called} is no ONNX: {error}") from error
+            raise FleetError(f"{called} is not an ONNX model: {error}") from error
     graph = given.graph
     constants = {one.name: _array(name, one, folder) for one in graph.initializer}
     inputs = [one for one in graph.input if one.name not in constants]
@@ -120,7 +120,7 @@ def _imported(name: str, given: Any, columns: Sequence[str]) -> ImportedModel:
             values[node.output[0 if node.op_type == "Dropout" else -1]] = found
     output = graph.output[-1].name
     if output not in values:
-        raise FleetError(f"the output '{output}' of model '{name}' is no score; give a model that ends with one")
+        raise FleetError(f"the output '{output}' of model '{name}' is not a score; give a model that ends with one")
     dimensions = [one.dim_value for one in inputs[0].type.tensor_type.shape.dim]
     return _model(name, values[output], columns, dimensions[-1] if dimensions else 0)
 
@@ -157,7 +157,7 @@ def _side_file(name: str, what: str, location: str, folder: Path | None) -> Path
     steps = [folder.joinpath(*parts[: place + 1]) for place in range(len(parts))]
     if is_outside or any(step.is_symlink() for step in steps):
         raise FleetError(
-            f"{what} are in '{location}', which is outside the model's folder or a link; put the file beside the "
+            f"{what} are in '{location}', which is outside the model's folder or a link; put the file next to the "
             f"model, and save the model with its name alone"
         )
     if not steps[-1].is_file():
@@ -173,7 +173,7 @@ def _computed(
     kind, others = node.op_type, [constants[one] for one in node.input if one in constants]
     if unknown := [one for one in node.input if one and one not in values and one not in constants]:
         raise FleetError(
-            f"model '{name}' has the operator {kind} of {unknown}, which are no constants; give them as initializers"
+            f"model '{name}' has the operator {kind} of {unknown}, which are not constants; give them as initializers"
         )
     is_first = node.input[0] in values
     if kind in _UNCHANGED or (kind == "Cast" and options["to"] in _FLOATS):

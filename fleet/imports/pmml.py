@@ -62,10 +62,10 @@ def _parsed(file: Path) -> Element:
     try:
         parser.Parse(file.read_bytes(), True)
     except expat.ExpatError as error:
-        raise FleetError(f"{file} is no XML: {error}") from error
+        raise FleetError(f"{file} is not valid XML: {error}") from error
     root = builder.close()
     if root.tag != "PMML":
-        raise FleetError(f"{file} is no PMML: it begins with {root.tag}")
+        raise FleetError(f"{file} is not PMML: it begins with {root.tag}")
     return root
 
 

@@ -61,11 +61,11 @@ def _of_sklearn(name: str, model: Any, columns: Sequence[str] | None) -> Importe
     try:
         check_is_fitted(model)
     except (NotFittedError, TypeError) as error:
-        raise FleetError(f"model '{name}' is no fitted estimator of scikit-learn: {error}") from error
+        raise FleetError(f"model '{name}' is not a fitted estimator of scikit-learn: {error}") from error
     steps = [step for _, step in model.steps] if isinstance(model, Pipeline) else [model]
     *before, last = steps
     if any(not isinstance(step, StandardScaler) for step in before):
-        raise FleetError(f"model '{name}' has steps that are no StandardScaler: {before}; fit it on prepared columns")
+        raise FleetError(f"model '{name}' has steps other than StandardScaler: {before}; fit it on prepared columns")
     columns = getattr(model, "feature_names_in_", columns)
     if (found := _trees(name, last)) is not None:
         if before:

@@ -91,7 +91,7 @@ def _loaded(model: Any) -> Any:
             check_whole(Path(model))
             booster = xgboost.Booster(model_file=str(model))
         except (xgboost.core.XGBoostError, ValueError) as error:
-            raise FleetError(f"{model} is no model of XGBoost: {[*str(error).splitlines(), ''][0]}") from error
+            raise FleetError(f"{model} is not a model of XGBoost: {[*str(error).splitlines(), ''][0]}") from error
         # A file of a Booster has all trees, whatever its best iteration.
         if _OF_XGB_MODEL not in booster.attributes():
             return booster
@@ -108,9 +108,11 @@ def _document(name: str, model: Any) -> Mapping[str, Any]:
         try:
             return dict(json.loads(model.read_bytes())["learner"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise FleetError(f"{model} is no model of XGBoost as JSON; write it with save_model") from error
+            raise FleetError(f"{model} is not a model of XGBoost as JSON; write it with save_model") from error
     if not hasattr(model, "save_raw"):
-        raise FleetError(f"model '{name}', a {type(model).__name__}, is no model of XGBoost; give a Booster or a file")
+        raise FleetError(
+            f"model '{name}', a {type(model).__name__}, is not a model of XGBoost; give a Booster or a file"
+        )
     return dict(json.loads(model.save_raw("json"))["learner"])
 
 

@@ -255,6 +255,6 @@ class Claims:
     def _gone(self, problem: SQLAlchemyError) -> LedgerError:
         return LedgerError(
             f"the ledger {self._ledger.name} has not answered for {self._limits.patience_seconds:.0f} s "
-            f"({reason(problem)}), and lacks {len(self._entries):,} entries; what is published stays: resume the run "
+            f"({reason(problem)}), and lacks {len(self._entries):,} entries; published microbatches stay: resume the "
             f"when it is back"
         )

@@ -213,7 +213,7 @@ class Scoring:
         selection = Selection(microbatch.models, tuple(sorted(failures)))
         share = microbatch.share
         part = rows.part(share.first, sum(share.groups_per_task))
-        # Without a whole manifest, what is there has been damaged since it was published.
+        # Without a whole manifest, the files have been damaged since they were published.
         mode = SaveMode.OVERWRITE if holds_data(folder) and read_manifest(folder) is None else SaveMode.ERROR
         job = WriteJob.begin(folder, mode)
         manifest: dict[str, Any] = {}

@@ -277,7 +277,7 @@ class RunPlan:
         found = {one.path: (place, one) for place, one in enumerate(input_files(files))}
         if changed := [one.path for one in self.files if one.path not in found or not one.is_same(found[one.path][1])]:
             raise ScoringError(
-                f"files of the input are gone, or were written again, since {self.run} began: {some(changed)}; put "
+                f"files of the input were removed, or written again, since {self.run} began: {some(changed)}; put "
                 f"them back as they were, with their times (cp -p), or score the new input into another output"
             )
         places = [found[one.path][0] for one in self.files]

@@ -120,7 +120,7 @@ def follow(book: Ledger, run: str, every_seconds: float) -> Iterator[Progress]:
 
 
 def covered_seconds(spans: Iterable[tuple[float, float]]) -> float:
-    """Return the length of the union of some spans: what ran at the same time counts once, and pauses not at all."""
+    """Return the length of the union of some spans: overlapping time counts once, and pauses not at all."""
     total, reached = 0.0, float("-inf")
     for first, last in sorted(spans):
         total += max(0.0, last - max(first, reached))

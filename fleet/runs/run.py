@@ -134,9 +134,9 @@ def run_fleet(
             prefix; 1 for none. Each microbatch writes to one, so ``at_once`` should be no smaller.
         failure_budget: Largest share of models that may fail.
         fail_fast: End at the first model or microbatch that fails.
-        model_seconds: The most seconds of a task that one model may take; one that takes longer has failed.
-        model_bytes: The most memory that one model may take, by its weights and the widths of its layers; one that
-            would take more has failed.
+        model_seconds: The most seconds of a task that one model may take; a slower model has failed.
+        model_bytes: The most memory that one model may take, by its weights and the widths of its layers; a larger
+            model has failed.
         at_once: Microbatches that are scored at a time.
         lease_seconds: Time without a sign of life from a driver after which another one takes over its microbatches.
         begin_only: Score nothing; the microbatches are left to drivers that resume the run.
@@ -212,7 +212,7 @@ def resume_fleet(
     """Score the microbatches that a run of :func:`run_fleet` lacks; the result has the bytes of an undisturbed run.
 
     The run goes on with its own copy of the fleet. A driver that still works on it shares the rest, if it has the same
-    ledger. One that the run did not begin with is used, since that may be lost, with a warning.
+    ledger. A ledger other than the run's first one is used, since that may be lost, with a warning.
 
     Args:
         spark: The session.
@@ -305,7 +305,7 @@ class _CallSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.failure_budget <= 1:
-            raise ScoringError(f"failure_budget {self.failure_budget} is no share of the models; use 0 to 1")
+            raise ScoringError(f"failure_budget {self.failure_budget} is not a share of the models; use 0 to 1")
         if self.at_once < 1:
             raise ScoringError(f"at_once {self.at_once} is not above 0; use 1 to score one microbatch after the other")
         if not self.lease_seconds >= 1:
@@ -332,7 +332,7 @@ def _drive(
     begin, count = time.monotonic(), len(plan.microbatches)
     for problem in problems_of(spark, settings.at_once):
         _LOGGER.warning("%s; mirrorspark fleet plan prints the settings", problem)
-    # In this order: what another driver publishes meanwhile is not taken for lost.
+    # In this order, microbatches that another driver publishes meanwhile are not taken for lost.
     were_done = {row["number"] for row in book.rows(tables.MICROBATCHES, plan.run) if row["state"] == "done"}
     manifests = published_manifests(plan, target)
     failed = {one.model for one in plan.failures} | _failed_in(manifests)
@@ -424,7 +424,7 @@ def _score_all(scoring: Scoring, claims: Claims, at_once: int) -> None:
 def _too_many(why: str, plan: RunPlan, names: Sequence[str], book: Ledger) -> str:
     return (
         f"{len(names):,} of the {len(plan.models):,} models of {plan.run} have failed ({some(names)}), and {why}; the "
-        f"table {tables.ERRORS.name} of {book.name} has each of them: mend them, leave them out, or allow more with "
+        f"table {tables.ERRORS.name} of {book.name} has each of them: correct them, leave them out, or allow more with "
         f"failure_budget"
     )
 

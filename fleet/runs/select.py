@@ -90,7 +90,9 @@ def select_scores(
     named = _named_outputs(words, [model for one in tables for model in one.models])
     tables = [one for one in tables if named & one.outputs.keys()]
     if not tables:
-        raise ScoringError(f"the condition '{condition}' names no output of a model; write modelX_Rank <= 10, say")
+        raise ScoringError(
+            f"the condition '{condition}' names no output of a model; write for example modelX_Rank <= 10"
+        )
     keys, chosen = tables[0].keys, []
     for table in tables:
         own = sorted(named & table.outputs.keys(), key=str.lower)
@@ -100,7 +102,9 @@ def select_scores(
     try:
         return found.where(condition)
     except ParseException as error:
-        raise ScoringError(f"the condition '{condition}' is no SQL: {str(error).strip().splitlines()[0]}") from error
+        raise ScoringError(
+            f"the condition '{condition}' is not valid SQL:  {str(error).strip().splitlines()[0]}"
+        ) from error
     except AnalysisException as error:
         known = [*found.columns, *(name for one in tables for name in one.outputs)]
         # Spark names columns that there are, too, as suggestions.
@@ -142,7 +146,7 @@ def rank_scores(
     if ranks < 2:
         raise ScoringError(f"ranks {ranks} is below 2; use 10 for deciles")
     if not 0 <= error < 0.5:
-        raise ScoringError(f"error {error} is no small share of the rows; use 0.0001, or 0 for exact ranks")
+        raise ScoringError(f"error {error} is not a small share of the rows; use 0.0001, or 0 for exact ranks")
     steps = _tables(scores, models, session_for(scores, spark))
     if len(steps) > 1:
         raise ScoringError(

@@ -35,7 +35,7 @@ def declared_models(models: Any, *, link: str, penalty: float) -> pa.Table:
     """
     if isinstance(models, Sequence) and not isinstance(models, str):
         if odd := [name for name in models if not isinstance(name, str)]:
-            raise FleetError(f"the models {odd[:3]} are no names of columns; give names, or a table of models")
+            raise FleetError(f"the models {odd[:3]} are not names of columns; give names, or a table of models")
         models = pa.table({"model": pa.array(models, pa.string())})
     table = typed_table(read_table(models), DECLARED, "the table of models", ("model",))
     if not table.num_rows:
@@ -48,7 +48,7 @@ def declared_models(models: Any, *, link: str, penalty: float) -> pa.Table:
     check_results(table.append_column("intercept", pa.array(np.zeros(table.num_rows))), names)
     penalties = numbers_of(array(table, "penalty"))
     is_wrong = ~((penalties >= 0) & np.isfinite(penalties))
-    names.refuse(is_wrong, "a penalty that is no finite number of 0 or more", "change it")
+    names.refuse(is_wrong, "a penalty that is not a finite number of 0 or more", "change it")
     return table
 
 

@@ -1,4 +1,4 @@
-"""Which variant has which buckets: allocation by weights, and by new weights with the fewest moves."""
+"""Allocation of buckets to variants by weights, and by new weights with the fewest moves."""
 
 from collections.abc import Mapping
 

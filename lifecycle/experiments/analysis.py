@@ -328,7 +328,7 @@ def sample_ratio(experiment: Experiment, units: Mapping[str, int]) -> SampleRati
 
     Args:
         experiment: The experiment.
-        units: Number of units by variant; one that is missing has none.
+        units: Number of units by variant; a missing variant has none.
 
     Raises:
         ExperimentError: There are no units.

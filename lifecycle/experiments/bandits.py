@@ -38,7 +38,7 @@ class Choices:
 
     Attributes:
         arms: Number of the chosen arm, int64 ``[rows]``.
-        propensities: Probability with which the policy chose it, ``[rows]``: what off-policy estimates need.
+        propensities: Probability with which the policy chose it, ``[rows]``, for off-policy estimates.
     """
 
     arms: Integers

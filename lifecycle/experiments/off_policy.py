@@ -1,4 +1,4 @@
-"""Off-policy estimates: what a policy would have earned, from the log of another one; and a model's metrics from it."""
+"""Off-policy estimates of a policy's reward, from the log of another one; and a model's metrics from it."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def _intervals_in_words(analysis: Analysis) -> str:
         end = "and there is no plan"
     together = f" Together, the intervals of all {variants} variants hold in {level} of experiments (Bonferroni)."
     return (
-        f"Difference to {analysis.control}. The thin line, whose numbers stand beside it, is the always-valid {level} "
+        f"Difference to {analysis.control}. The thin line, whose numbers are next to it, is the always-valid {level} "
         f"interval: it holds however often one looks. The bar is the fixed-horizon {level} interval: it holds for a "
         f"single look at the planned end, {end}.{together if variants > 1 else ''}"
     )

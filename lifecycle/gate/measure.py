@@ -90,7 +90,7 @@ def measure_scores(table: DataFrame, metrics: TaskMetrics, spec: MeasurementSpec
 def _of_slices(scored: DataFrame, models: int, metrics: TaskMetrics, spec: MeasurementSpec) -> tuple[SliceFacts, ...]:
     task = MeasureTask(metrics, models, len(spec.slicings), tuple(one.values for one in spec.slicings))
     parts = map_batches(scored, task, _PARTS)
-    # Tasks merge the parts of a slice, so that what the driver gets does not grow with the table.
+    # Tasks merge the parts of a slice, so that the driver's input does not grow with the table.
     whole = parts.groupBy("slicing", "value").applyInArrow(_merge, _PARTS).toArrow()
     by_slice: dict[tuple[int, str | None], dict[int, MetricSums]] = {}
     for row in whole.to_pylist():

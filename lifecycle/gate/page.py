@@ -72,7 +72,7 @@ def validation_page(validation: Validation) -> str:
             for name, report in facts.parity.items()
         ),
     ]
-    title = f"{candidate.label} beside {champion.label}" if champion else candidate.label
+    title = f"{candidate.label} compared with {champion.label}" if champion else candidate.label
     return page_html("Validation", title, blocks)
 
 

@@ -340,7 +340,7 @@ def _class_numbers(label: pa.Array, classes: Sequence[str]) -> NDArray[np.int64]
 
 
 def _label_matrix(label: pa.Array, classes: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which row has which label, ``[rows, labels]``."""
+    """Return a mask of the labels of each row, ``[rows, labels]``."""
     if not pa.types.is_string(label.type.value_type) and not pa.types.is_large_string(label.type.value_type):
         matrix, valid = _matrix(label, len(classes))
         if not valid.all() or not np.isin(matrix, (0.0, 1.0)).all():

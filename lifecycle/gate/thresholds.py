@@ -114,7 +114,7 @@ class Gates:
         latency_p99_ms: Largest 99th percentile of the time of single rows; None to measure none.
         model_megabytes: Largest size of the model's files, in units of 10**6 bytes.
         same_schema: Whether inputs and outputs must be those of the champion.
-        parity: Whether a report of parity must be there. One that is there must pass in any case.
+        parity: Whether a report of parity must be there. A report that is there must pass in any case.
     """
 
     thresholds: tuple[Threshold, ...] = ()

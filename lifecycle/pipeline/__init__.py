@@ -1,4 +1,4 @@
-"""From a recipe's tables to a model in production, in one command whose stages are checked and recorded.
+"""Pipelines from a recipe's tables to a model in production, in one command whose stages are checked and recorded.
 
 For the same date, the command continues where the last one stopped.
 """

@@ -115,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mirrorspark pipeline",
         description="Run a recipe's pipeline for one date: ingest, check, convert, train, evaluate, gate, deploy, try, "
-        "promote. A date that is finished is not run again; one that has failed goes on where it failed.",
+        "promote. A date that is finished is not run again; a failed date goes on where it failed.",
         epilog="All flags of mirrorspark train are flags of this command, too: --recipe, --data, --workers, --epochs …",
         allow_abbrev=False,
     )

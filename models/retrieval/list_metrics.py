@@ -29,8 +29,8 @@ def ranking_metrics(
         recommended_ids: ids, best first, ``[rows, k]``; fill short lists with an id that no item has, for example -1.
         held_back: the item that each row's user took next, ``[rows]``.
         ks: list lengths to report.
-        queries: what each row belongs to, a user say, ``[rows]``: its rows' items are all relevant, and the list of its
-            first row is measured. By default each row is its own query.
+        queries: the group of each row, such as its user, ``[rows]``; its rows' items are all relevant, and the list of
+            its first row is measured. By default each row is its own query.
 
     Returns:
         ``recall_at_K``, ``ndcg_at_K``, ``mrr_at_K``, ``hit_rate_at_K`` and ``map_at_K`` for each K (MLflow refuses

@@ -24,7 +24,7 @@ def softmax_of_rows(logits: tf.Tensor) -> tf.Tensor:
     """Return the cross-entropy of column ``i`` of row ``i`` among all columns, float32 ``[rows]``.
 
     Args:
-        logits: float32 ``[rows, rows]``; what counts for nothing has the lowest number of its type.
+        logits: float32 ``[rows, rows]``; entries that count for nothing have the lowest number of its type.
     """
     return tf.nn.softmax_cross_entropy_with_logits(labels=tf.eye(tf.shape(logits)[0]), logits=logits)
 

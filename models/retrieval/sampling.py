@@ -175,7 +175,7 @@ class CandidateSampling:
         Args:
             own: int64 ``[rows]``, the ids of the rows' own candidates.
             is_row: bool ``[rows]``, false for padding.
-            drawn: What :meth:`drawn_ids` returned.
+            drawn: The result of :meth:`drawn_ids`.
         """
         if drawn is None:
             return Columns(own, self._log_probability(own), is_row, are_rows=True)

@@ -51,7 +51,7 @@ _DTYPES: Mapping[kinds.Form, tf.DType] = {"value": tf.float32, "id": tf.int64, "
 
 
 GraphEncoders: TypeAlias = Mapping[str, tuple[Any, Callable[[tf.Tensor], tf.Tensor]]]
-"""Per feature an encoder of texts or images: what holds its variables and tables, and its function from strings
+"""Per feature an encoder of texts or images: the object with its variables and tables, and its function from strings
 ``[batch]``, texts or the bytes of images, to vectors ``[batch, size]``.
 """
 

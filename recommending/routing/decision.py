@@ -106,7 +106,7 @@ def _fits(value: str | int | bool, type_: pa.DataType) -> bool:
 def _taken(
     route: Route, router: Router, batch: pa.RecordBatch, now: Callable[[], datetime.datetime]
 ) -> tuple[np.ndarray, dict[str | None, np.ndarray]]:
-    """Return which rows fit the rule, and for each column that it reads, where that is null; its own is the last."""
+    """Return a mask of the rows that fit the rule, and a mask of the nulls of each column read; its own is the last."""
     if route.column is None:
         return np.ones(batch.num_rows, np.bool_), {None: np.zeros(batch.num_rows, np.bool_)}
     column = batch.column(route.column)

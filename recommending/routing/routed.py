@@ -104,7 +104,7 @@ class RouterSearch:
 
 
 class RoutedModel:
-    """Feed and backend in one: what it hands on is the rows themselves, since each model has a feed of its own."""
+    """Feed and backend in one: it hands on the rows themselves, since each model has a feed of its own."""
 
     def __init__(
         self,

@@ -66,6 +66,6 @@ def _check_whole(path: Path) -> None:
     has_ends = b"\nend of trees\n" in content and (b"\nparam" in content) == (b"\nend of parameters\n" in content)
     if not (content.startswith(b"tree\n") and has_all and has_ends):
         raise UnsupportedModelError(
-            f"LightGBM cannot read {path}: it is no text of a model, or ends in the middle; give the file that "
+            f"LightGBM cannot read {path}: it is not the text of a model, or ends in the middle; give the file that "
             f"Booster.save_model wrote"
         )

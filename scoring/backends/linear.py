@@ -91,7 +91,7 @@ def _document(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UnsupportedModelError(f"{path} is no JSON: {error}") from error
+        raise UnsupportedModelError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(document, dict):
         raise UnsupportedModelError(f"{path} must be a JSON object of {list(FIELDS)}")
     if unknown := sorted(set(document) - set(FIELDS)):

@@ -172,7 +172,7 @@ def compute_threads(tf: Any) -> int:
 def _warn_of_more_threads(has: int, cores: int) -> None:
     _LOGGER.warning(
         "TensorFlow computes with %d threads here, more than the task's cores (%d): this Python worker has imported it "
-        "before, for another UDF, say, and tasks will take the cores from each other; start the session with "
+        "before, for example for another UDF, and tasks will take the cores from each other; start the session with "
         "spark.executorEnv.%s=%d and spark.executorEnv.%s=%d, or with more cores per task (spark.task.cpus)",
         has,
         cores,

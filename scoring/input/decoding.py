@@ -126,8 +126,8 @@ def decoders(
             found[column.name] = _decoder(column.name, column.decode, array, backend, hooks)
             if column.fill is not None and not _holds(found[column.name].dtype, column.fill):
                 raise protocol.UnsupportedModelError(
-                    f"column '{column.name}': fill {column.fill!r} is no {found[column.name].dtype}, which the model "
-                    f"takes; give one"
+                    f"column '{column.name}': fill {column.fill!r} is not of type {found[column.name].dtype}, which "
+                    f"the model takes; give one"
                 )
     return found
 
@@ -160,7 +160,7 @@ def _decoder(column: str, name: str, array: protocol.ArrayType | None, backend: 
     if dtype == np.object_ or not array.has_rows or len(shape) < len(array.shape) - 1:
         raise protocol.UnsupportedModelError(
             f"column '{column}' cannot be decoded to '{array.name}', which is {array.called} of shape "
-            f"{list(array.shape)}: what is decoded are numbers, and every length but the rows' has to be known; "
+            f"{list(array.shape)}: decoding gives numbers, and every length but the rows' has to be known; "
             f"export the model so"
         )
     if name == NUMBERS:

@@ -56,8 +56,8 @@ class ImageLayout:
             (height, width), channels, order = shape, 1, (2, 0, 1)
         else:
             raise protocol.UnsupportedModelError(
-                f"a row of the model's input has the shape {list(shape)}, which is no image's: height and width, with "
-                f"{_CHANNELS} channels behind or before them; decode with 'numbers', or a function of yours"
+                f"a row of the model's input has the shape {list(shape)}, which is not an image's: height and width, "
+                f"with {_CHANNELS} channels behind or before them; decode with 'numbers', or a function of yours"
             )
         if dtype == np.bool_:
             raise protocol.UnsupportedModelError(

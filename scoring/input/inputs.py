@@ -104,7 +104,7 @@ def check_token_families(schema: pa.Schema, inputs: Sequence[kinds.Feature], col
         if given not in (None, trained):
             raise raw_columns.ColumnError(
                 f"column '{name}' has type {given_type}, the model was trained with "
-                f"{column_types[name]}: as tokens {_ONE[given]} and {_ONE[trained]} differ (true is no 1, and 7 no "
+                f"{column_types[name]}: as tokens {_ONE[given]} and {_ONE[trained]} differ (true is not 1, and 7 not "
                 f"07); give {_ONE[trained]} as in training, in SQL by CAST({name} AS {_SQL_TYPES[trained]})"
             )
 
@@ -139,7 +139,7 @@ class Column:
             )
         if self.decode is not None and self.type != "binary":
             raise raw_columns.ColumnError(
-                f"column '{self.name}': what is decoded is binary, not {self.type}; give it as binary"
+                f"column '{self.name}': a decoded column must be binary, not {self.type}; give it as binary"
             )
         if self.nulls == "pass" and not self._can_pass_nulls:
             raise raw_columns.ColumnError(
@@ -152,7 +152,7 @@ class Column:
             )
         if self.fill is not None and not self._has_a_fill:
             raise raw_columns.ColumnError(
-                f"column '{self.name}': fill {self.fill!r} is no {self._filled_with}; give one"
+                f"column '{self.name}': fill {self.fill!r} is not of type {self._filled_with}; give one"
             )
 
     @property
@@ -171,7 +171,7 @@ class Column:
 
     @property
     def _what(self) -> str:
-        return self.type if self.decode is None else "what is decoded"
+        return self.type if self.decode is None else "a decoded column"
 
     @property
     def _can_pass_nulls(self) -> bool:
@@ -290,7 +290,7 @@ class Column:
             ]
         mend = "correct it, or package the model with a wider type"
         row_errors = {
-            place: f"column '{self.name}' has a value that is no {self.element} ({value}); {mend}"
+            place: f"column '{self.name}' has a value that is not of type {self.element} ({value}); {mend}"
             for place, value in outside
         }
         return column.cast(arrow, safe=False), row_errors

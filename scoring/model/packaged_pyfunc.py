@@ -24,7 +24,7 @@ class PackagedModel:
         """
         pinned = pinned_folder(folder)
         if pinned is None:
-            raise ModelNotFoundError(f"{folder} is no folder of a model")
+            raise ModelNotFoundError(f"{folder} is not a folder of a model")
         self._inputs = ModelDirectory.open(pinned.path).inputs
         self._model = load_once(pinned.path, pinned.digest, threads=None)
 

@@ -65,8 +65,8 @@ def resolve(uri: str | Path, tracking_uri: str | None = None, *, offline: bool =
         ModelNotFoundError: The model, its version, alias, run or files do not exist.
         ModelDirectoryError: The files at the URI are not a model.
         ModelStoreError: There is no store; it does not answer, is not one, or needs a driver that is not installed;
-            offline: there is no valid copy. A server that does not listen is detected within 12 s; one that listens
-            gets the timeout and the retries of MLflow's settings.
+            offline: there is no valid copy. A server that does not listen is detected within 12 s; otherwise
+            the timeout and the retries of MLflow's settings apply.
         FetchedModelsError: The environment names a folder for copies that cannot be written. Offline the folder may be
             read-only.
         ValueError: The model is in a store, and ``MIRRORSPARK_OFFLINE`` is neither true nor false.
@@ -299,7 +299,7 @@ def _registered_version(uri: str, name: str, separator: str, selector: str, clie
             # A store that does not answer is not queried for alternatives: each request would take as long again.
             raise
         raise ModelNotFoundError(f"model '{uri}' does not exist; {_existing(client, name)}") from error
-    raise ModelNotFoundError(f"model '{uri}': '{selector}' is no version number; {_existing(client, name)}")
+    raise ModelNotFoundError(f"model '{uri}': '{selector}' is not a version number; {_existing(client, name)}")
 
 
 def _existing(client: "MlflowClient", name: str) -> str:

@@ -3,7 +3,7 @@
 :func:`serving.precomputed.precompute` writes a store. A store never changes; a new one replaces it in one
 step.
 
-A store carries a checksum of the whole file, which opening verifies, and one of each row, which every look-up verifies.
+A store has a checksum of the whole file, verified when it is opened, and one of each row, verified by every look-up.
 So a damaged file is refused, and a row that is found gives an error instead of other values if it has changed on the
 disk. A changed key is not found; so unknown keys have the open file verified once more, in the background. Once damage
 has been found, unknown keys are errors, too.

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run() -> None:
     """Run the command of the process's arguments, and exit with its status unless that is 0.
 
-    What an entry point returns is the status of the process only where pip's script calls it: a job of Databricks calls
+    An entry point's result is the status of the process only where pip's script calls it: a job of Databricks calls
     it in a process of its own, where an exception alone is a failure.
     """
     if status := main():

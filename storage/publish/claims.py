@@ -9,7 +9,7 @@ So both sides write first and look second, and one of them sees the other:
 
 An owner that sees no claim after its commit is published, since whoever claims later finds the commit and finishes the
 write. An owner that sees a claim changes nothing more in the target. ``open`` is deleted before all else in the folder,
-and only the owner's begin creates it: what an owner writes there later has no effect, and any write deletes it.
+and only the owner's begin creates it: later writes of an owner there have no effect, and any write deletes them.
 
 ``If-None-Match`` would let both sides create one and the same ``outcome``, and only the first succeed. Arrow's S3 does
 not offer it, so two recoverers and a commit between the readings of both would still have to meet in the same moment.

@@ -179,7 +179,7 @@ def is_foreign(staging: Staging) -> bool:
     """
     if not staging.folder.is_local:
         return False
-    # The folder first: what another user's folder holds may not be readable.
+    # The folder first: the content of another user's folder may be unreadable.
     for path in (staging.folder, staging.folder / JOURNAL_FILE, staging.folder / FORMER_FOLDER):
         try:
             found = path.local.lstat()

@@ -1,4 +1,4 @@
-"""What notebooks show, in a browser on light and dark grounds: readable, no wider than the cell, nothing runs (H9)."""
+"""Notebook outputs in a browser, on light and dark grounds: readable, no wider than the cell, without scripts (H9)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What tests of real runs share: a recipe of real flights that is quick, what a run has said so far, and kills."""
+"""Fixtures for tests of real runs: a small recipe of real flights, the output of a run so far, and kills."""
 
 import contextlib
 import json
@@ -75,18 +75,18 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str, *, is_p
 
 
 def checkpoints_of(run: Run) -> Location:
-    """Return where the checkpoints of a run are by default."""
+    """Return the default folder of a run's checkpoints."""
     return run.folder / "checkpoints"
 
 
 def kill_within_an_epoch(
     rank: int, *, epoch: int = 1, until: float = math.inf, where: Callable[[Run], Location] = checkpoints_of
 ) -> Act:
-    """Return what sends ``rank`` SIGKILL as a checkpoint within an epoch is the newest one of its run.
+    """Return a function that sends ``rank`` SIGKILL once the newest checkpoint of its run lies within an epoch.
 
     Args:
-        rank: Whom.
-        epoch: So many are completed in that checkpoint, or more.
+        rank: The rank to kill.
+        epoch: The least number of epochs that are complete in that checkpoint.
         until: Most steps of the next one in it. Those after it, which are being published in the background, are within
             the epoch, too, if this is well below an epoch's steps.
         where: Returns the store of the run's checkpoints.

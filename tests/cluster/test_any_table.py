@@ -51,13 +51,13 @@ def test_stored_tables_are_found_by_name_and_path(spark: "SparkSession", tmp_pat
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (3, "a int is no table; give a Spark, pandas"),
+        (3, "a int is not a table; give a Spark, pandas"),
         ("nowhere", "there is no table or view 'nowhere'"),
         ("catalog.schema.nowhere", "there is no table or view 'catalog.schema.nowhere'"),
         ("no/where.parquet", "there is no file or folder no/where.parquet"),
         (pd.DataFrame({"a": [1, "x"]}), "values of several types, .*a.*convert it"),
         (pd.DataFrame({"a": [1 + 2j]}), "or of a type that no table has .*convert it"),
-        (pd.DataFrame([[1]]), "column names .0. are no text; rename them"),
+        (pd.DataFrame([[1]]), "column names .0. are not strings; rename them"),
         (pa.table([[1], [2]], names=["a", "a"]), r"several columns of one name: \['a'\]; rename or drop all but one"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "several columns of one name"),
         (pd.DataFrame({"age": [1], "Age": [2]}), r"the columns \['age', 'Age'\] differ in case alone"),

@@ -1,4 +1,4 @@
-"""What bad input gets: one clear line, exit status 1 or 2, and nothing half-written."""
+"""Bad input: one clear line, exit status 1 or 2, and no half-written files."""
 
 import shutil
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def say(spark: "SparkSession", folder: Path, capsys: pytest.CaptureFixture[str])
 
 
 def nothing_is_left(folder: Path) -> bool:
-    """Whether neither a dataset, nor its staging folder, nor a run is there."""
+    """Return true if there is neither a dataset, nor its staging folder, nor a run."""
     return (
         not list((folder / "output").glob("datasets/*"))
         and not list((folder / "output").glob("datasets/.*"))
@@ -168,7 +168,7 @@ def test_tracking_server_that_is_nowhere(say: Say, folder: Path) -> None:
 
 
 def test_output_that_cannot_be_written(say: Say, folder: Path) -> None:
-    (folder / "output").write_text("a file stands in the way", encoding="utf-8")
+    (folder / "output").write_text("a file is in the way", encoding="utf-8")
     status, line = say()
     assert status == 1
     assert "cannot be written" in line

@@ -108,7 +108,7 @@ def test_two_ranks_share_one_store_stop_together_and_resume_to_the_same_bits(tmp
     broken = train(tmp_path, "broken", resumed_store, strategy=strategy, epochs=8, stop_after=10)
     assert [r["stopped"] for r in broken] == [[10, str(resumed_store / "step-00000010")]] * 2
     assert commit.read_committed(resumed_store / "step-00000010").step_in_epoch == 2
-    # What a rank left that was killed while it saved is gone after the next attempt.
+    # The next attempt removes the files of a rank that was killed during a save.
     (resumed_store / ".staging-killed").mkdir()
     resumed = train(tmp_path, "resumed", resumed_store, strategy=strategy, epochs=8)
 

@@ -244,7 +244,7 @@ REFUSED: Mapping[str, tuple[Callable[["SparkSession"], "DataFrame"], type[Except
         r"^column 'split' has the value 'tset'; use one of \['train', 'validation', 'test'\]$",
     ),
     "two rows of one key in the test split": (
-        # In the source they are far apart, and between them, by their columns, stands a training row of that key.
+        # In the source they are far apart, and between them, by their columns, is a training row of that key.
         rows(
             [
                 one | ({"id": "twice", "day": 3, "distance": float(number)} if number in (4, 55, 199) else {})

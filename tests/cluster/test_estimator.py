@@ -23,7 +23,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def rides(spark: "SparkSession") -> "DataFrame":
-    """Two towns, in one of which most rides are late, and the distance tells nothing."""
+    """Return two towns, in one of which most rides are late; the distance has no influence."""
     return spark.range(0, 1200, 1, 2).select(
         F.col("id").alias("ride_id"),
         F.when(F.col("id") % 2 == 0, "here").otherwise("there").alias("town"),

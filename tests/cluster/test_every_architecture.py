@@ -34,7 +34,7 @@ OTHERS = sorted({*catalog.ARCHITECTURES, *RECOMMENDER_OPTIONS} - {contract.name_
 
 
 def by_mlflow(folder: Path, saved: Path, trained: Trained) -> Any:
-    """Return what the model gives in MLflow's own form."""
+    """Return the model's scores in MLflow's own form."""
     code = [str(mirrorspark_pyfunc.__file__)]
     mlflow.pyfunc.save_model(
         saved, loader_module="mirrorspark_pyfunc", data_path=str(folder), code_paths=code, pip_requirements=[]
@@ -43,7 +43,7 @@ def by_mlflow(folder: Path, saved: Path, trained: Trained) -> Any:
 
 
 def by_server(folders: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
-    """Return what one server of all models answers, by case: JSON has times as numbers, sparse vectors as objects."""
+    """Return the answers of one server of all models, by case: JSON has times as numbers, sparse vectors as objects."""
     times = ROWS["viewed_at"].cast(pa.list_(pa.int64()))
     rows = ROWS.set_column(ROWS.column_names.index("viewed_at"), "viewed_at", times).to_pylist()
     for row in rows:

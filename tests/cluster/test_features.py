@@ -43,7 +43,7 @@ ROWS = 2_000
 
 @pytest.fixture(scope="module")
 def orders(spark: "SparkSession") -> "DataFrame":
-    """Return a table with a column of every kind; what a row holds follows from its number."""
+    """Return a table with a column of every kind; a row's values follow from its number."""
     hashed = "pmod(xxhash64(id, {seed}), {size})"
     return (
         spark.range(ROWS)

@@ -37,7 +37,7 @@ ROWS = 1200
 
 
 def rides() -> pd.DataFrame:
-    """Return two towns, in one of which most rides are late; the distance tells nothing. No column is a key."""
+    """Return two towns, in one of which most rides are late; the distance has no influence. No column is a key."""
     number = pd.Series(range(ROWS))
     late = (number % 2 == 1) ^ (number % 10 == 9)
     towns = number.map(lambda n: "here" if n % 2 == 0 else "there")

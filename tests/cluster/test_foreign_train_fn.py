@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(240)
 
 
 def with_our_callbacks() -> Callable[..., Any]:
-    """Return a function that keeps checkpoints where it is told to; as a closure it travels by value."""
+    """Return a function that keeps checkpoints in a given folder; as a closure it travels by value."""
 
     def train(epochs: int) -> Any:
         import os

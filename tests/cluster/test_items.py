@@ -131,7 +131,7 @@ def test_a_movie_that_nobody_has_rated_is_recommended(
     popularity, *others = recalls.values()
     assert min(others) > 2 * popularity
 
-    # R2: what the two workers ranked after the best epoch is what the model of that epoch recommends.
+    # R2: the two workers' lists after the best epoch are the recommendations of that epoch's model.
     client, run_id = store_client(finished.summary["tracking_uri"]), finished.summary["run_id"]
     losses, ndcgs = (
         [metric.value for metric in client.get_metric_history(run_id, name)] for name in ("val_loss", "val_ndcg_at_4")
@@ -157,7 +157,7 @@ def test_a_movie_that_nobody_has_rated_is_recommended(
 def test_a_new_catalogue_takes_the_alias_while_readers_run(
     spark: "SparkSession", trained: tuple["Finished", "DataFrame"], tmp_path: Path
 ) -> None:
-    """R1: films that came after the training are recommended, those that are gone never; no read fails meanwhile."""
+    """R1: films added after the training are recommended, removed ones never; no read fails meanwhile."""
     finished, users = trained
     store, alias = finished.summary["tracking_uri"], "models:/movielens_items@shop"
     store_client(store).set_registered_model_alias("movielens_items", "shop", "1")

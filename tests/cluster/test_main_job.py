@@ -114,7 +114,7 @@ def test_scores_of_spark_equal_those_of_the_training_framework(unbroken: Finishe
 def test_every_way_in_gives_the_scores_of_the_training_framework(
     spark: "SparkSession", unbroken: Finished, some_flights: Path, tmp_path: Path
 ) -> None:
-    """S14: raw rows of the held-back split through each, beside what Keras predicted before the export."""
+    """S14: raw rows of the held-back split through each, compared with Keras' predictions before the export."""
     summary = unbroken.summary
     version = f"models:/{summary['registered_model']}/{summary['model_version']}"
     table = recipe_table(spark, RunConfig.from_recipe(str(some_flights), output=str(tmp_path / "sources")))

@@ -1,6 +1,6 @@
 """L5, L6, L14: a training in a team's MLflow: a server with PostgreSQL and S3, an active run, autologging.
 
-What it registers gives the same scores in every way that MLflow has.
+A model that it registers gives the same scores in every way that MLflow has.
 """
 
 import json

@@ -48,7 +48,7 @@ def folder(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def is_read_by_spark(scored: "DataFrame") -> bool:
-    """Tell whether the plan of some scores reads a table, instead of numbering shares of files."""
+    """Return true if the plan of some scores reads a table, instead of numbering shares of files."""
     plan = scored._jdf.queryExecution().executedPlan().toString()  # type: ignore[operator]
     return "Scan" in plan
 

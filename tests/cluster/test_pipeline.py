@@ -79,7 +79,7 @@ def first(spark: "SparkSession", folder: Path, faulty: tuple[str, ...]) -> Pipel
                 failed.append(name)
                 # By this or the stage before it, with which the command went on.
                 assert len(self.cached) == (name not in ("ingest", "gate", "notify"))
-                raise OSError(f"the machine of '{name}' is gone")
+                raise OSError(f"the machine of '{name}' was lost")
             return facts
 
         return once
@@ -88,7 +88,7 @@ def first(spark: "SparkSession", folder: Path, faulty: tuple[str, ...]) -> Pipel
         for name in faulty:
             patch.setattr(weekly.WeeklyPipeline, f"_{name}", breaking(name))
         for name in faulty:
-            expected = f"stage '{name}' has failed: the machine of '{name}' is gone"
+            expected = f"stage '{name}' has failed: the machine of '{name}' was lost"
             with pytest.raises(StageFailedError, match=expected):
                 run_pipeline(config(folder, "2026-01-03"), settings)
             is_published = (folder / "output" / "pipelines" / "buyers" / "scores.db").exists()
@@ -139,7 +139,7 @@ def test_a_week_later_the_champion_is_where_training_begins_and_what_it_is_compa
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Week 2 has many more rows from one city, which is told; week 3's labels are noise, which is stopped.
+    """Week 2 has many more rows from one city, which is reported; week 3's labels are noise, which stops it.
 
     Week 3 has no training: its candidate is week 1's. ``test_a_date_that_was_stopped_is_run_anew`` trains on noise.
     """

@@ -1,4 +1,4 @@
-"""T7: the forms of secrets, planted in all that commands are given, are nowhere in what these leave and say."""
+"""T7: secrets of many forms, planted in the input of commands, appear nowhere in their output and files."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def test_no_planted_secret_is_left_or_told_by_any_command(tmp_path: Path, s3_buc
         )
     assert ended.returncode == 0, ended.stderr
 
-    # All was done, and what went wrong has been told.
+    # All was done, and the problems have been reported.
     for name, status in STATUS.items():
         assert [int(found) for found in re.findall(rf"status (\d) of {name}", ended.stdout)] == status, ended.stderr
     told = "GET http://tracking.example:5000/api refused | postgresql+psycopg2://db:5432/x | "

@@ -1,4 +1,4 @@
-"""S19: what score and recommend return is found by its key, computed once by all tasks."""
+"""S19: results of score and recommend are found by their key, computed once by all tasks."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -56,7 +56,7 @@ def test_notebook_converts_trains_twice_compares_and_scores(tmp_path: Path) -> N
     cells = [cell for cell in executed.cells if cell.cell_type == "code"]
     figures = [entry for cell in cells for entry in cell.outputs if "image/png" in entry.get("data", {})]
     assert len(figures) == 3
-    # The progress of each training is one output that stays; no library's warning is printed beside it.
+    # The progress of each training is one output that stays; no library's warning is printed next to it.
     views = [entry.get("data", {}).get("text/html", "") for cell in cells for entry in cell.outputs]
     trainings = [view for view in views if "val_auc" in view and "<svg" in view]
     epochs = [set(re.findall(r">(\d)(?: \(best\))?<", view)) for view in trainings]
@@ -123,7 +123,7 @@ def test_a_model_of_ones_own_trains_on_both_workers_is_edited_and_mended(tmp_pat
     assert "models:/own-model/1" in pages[1]
     assert "models:/own-model/2" in pages[2]
     assert "own-model/3" in pages[3]
-    # What a training says is part of its live view.
+    # Lines that a training prints are part of its live view.
     text = "".join(json.dumps(entry) for cell in executed.cells for entry in cell.get("outputs", ()))
     assert "the disk for my notes is full" in text
     assert "settings have changed: the code of the model build" in text

@@ -192,7 +192,7 @@ def test_a_router_fuses_the_lists_of_its_models(rows: "DataFrame", movies: Path,
                 gains[movie] = gains.get(movie, 0) + router.blends["both"][name] / (60 + rank)
         assert fused == sorted(gains, key=lambda movie: -gains[movie])[:12]
 
-    # There are fewer candidates than places. What a row has seen, the model without that column still recommends.
+    # There are fewer candidates than places. The model without that column still recommends items that a row has seen.
     few = recommend(table, folder, keys="row", k=12, available=["m1", "m5"])
     assert [set(row) for row in lists(few)] == [{"m1", "m5"}] * 4
     with pytest.raises(
@@ -286,7 +286,7 @@ def test_one_user_who_has_seen_very_much_does_not_make_all_others_as_large(movie
 
 
 def test_long_lists_leave_in_parts_of_16_mb(movies: Path) -> None:
-    """S8: what a part takes follows from the number of candidates asked for, which the graph leaves open."""
+    """S8: the size of a part depends on the number of candidates asked for, which the graph leaves open."""
     model, batch = LoadedModel(movies), ROWS.to_batches()[0].take(pa.array([0] * 100_000))
     for k in (1, 40):
         searching = model.with_search(Search("exact", k, np.array([], np.int64)))

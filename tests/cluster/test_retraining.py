@@ -21,7 +21,7 @@ KNOBS = {"epochs": 4, "global_batch_size": 64, "learning_rate": 0.05, "baseline"
 
 
 def days_rows(*cities: str) -> list[str]:
-    """Return rows of which the city says nearly everything; one that is named twice has twice the rows."""
+    """Return rows of which the city determines nearly everything; a city that is named twice has twice the rows."""
     parts = ("train", "train", "validation", "test")
     found = []
     for number in range(900):
@@ -64,7 +64,7 @@ def test_a_day_begins_from_the_model_of_the_day_before_and_is_done_once(
     cold = first_epoch(folder)
     assert (first["model_version"], first["warm_start"], told(folder)) == ("1", {}, [])
 
-    # Wien is gone, Linz is new, and Bern is the most frequent now: the others get other ids.
+    # Wien is missing, Linz is new, and Bern is the most frequent now: the others get other ids.
     write_data(folder, days_rows("Bern", "Bern", "Rome", "Oslo", "Linz", "Bonn"))
     flags = ("--warm-start=models:/recipe@challenger", "--run-date=2026-01-31")
     second = run(*flags)
@@ -80,7 +80,7 @@ def test_a_day_begins_from_the_model_of_the_day_before_and_is_done_once(
     tags = mlflow.MlflowClient(store).get_run(second["run_id"]).data.tags
     assert (tags["warm_start"], tags["run_date"]) == ("models:/recipe/1", "2026-01-31")
 
-    # By now the alias means version 2. What is asked for is the day that is done.
+    # By now the alias means version 2. The command asks for the day that is done.
     again = run(*flags)
     assert Summary(**again) == Summary(**second)
     captured = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""M5-M8, M14-M16: a fleet is scored in microbatches; models fail on their own, and what is left is resumed."""
+"""M5-M8, M14-M16: a fleet is scored in microbatches; models fail on their own, and unfinished ones are resumed."""
 
 import hashlib
 import json
@@ -281,7 +281,7 @@ def test_more_bad_models_than_the_budget_end_the_run_before_it_begins(
     with pytest.raises(FleetRunError, match="and fail_fast allows none"):
         begin(output, fleet=models_of_which_three_are_bad, failure_budget=1.0, fail_fast=True)
     assert digests(output) == {}
-    # The output can be used when the models have been mended.
+    # The output can be used when the models have been corrected.
     assert begin(output).failed_models == ()
 
 
@@ -313,7 +313,7 @@ def test_only_what_has_failed_is_resumed_and_the_result_is_that_of_a_clean_run(
 def test_a_run_whose_disk_is_full_goes_on_once_there_is_room(
     spark: "SparkSession", begin: Begin, clean: dict[str, str], tiny_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """M10: nothing is half-written, neither in the output nor in the ledger beside it."""
+    """M10: no file is half-written, neither in the output nor in the ledger next to it."""
     output, ballast = tiny_disk / "scores", tiny_disk / "ballast"
     begin(output, begin_only=True)
     ballast.write_bytes(bytes(shutil.disk_usage(tiny_disk).free - 80 * 1024))
@@ -342,7 +342,7 @@ def test_a_run_that_is_only_begun_is_scored_by_drivers_of_some_microbatches_each
     with pytest.raises(ScoringError, match=rf"{run.run} has no microbatch 12; its numbers are 0 to 11"):
         resume_fleet(spark, output, microbatches=[0, 12])
     with pytest.MonkeyPatch.context() as patch:
-        failing_writes(patch, lambda _: WriteError("the store is gone"))
+        failing_writes(patch, lambda _: WriteError("the store is offline"))
         with pytest.raises(FleetRunError, match="1 of the 12 microbatches"):
             resume_fleet(spark, output, microbatches=[5])
     rest = [number for number in range(MICROBATCHES) if number not in (3, 7)]
@@ -486,7 +486,7 @@ def test_models_that_fail_in_another_driver_count_for_the_result_and_the_budget(
 def test_three_failures_in_a_row_or_one_with_fail_fast_end_the_run(
     begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started = failing_writes(monkeypatch, lambda job: WriteError("the store is gone") if job else None)
+    started = failing_writes(monkeypatch, lambda job: WriteError("the store is offline") if job else None)
     with pytest.raises(FleetRunError, match=r"11 of the 12 microbatches .*3 have failed one after the other"):
         begin(tmp_path / "scores")
     assert len(started) == 4
@@ -504,7 +504,7 @@ def test_a_driver_that_ends_in_the_middle_and_a_part_that_is_deleted_leave_no_tr
         failing_writes(patch, lambda job: KeyboardInterrupt() if job == 5 else None)
         with pytest.raises(KeyboardInterrupt):
             begin(output)
-    # What another driver has published without a chance to record it, and what somebody has damaged.
+    # One file was published by another driver that had no chance to record it, and one was damaged.
     done = [name for name in digests(output) if name.endswith(".parquet")]
     (output / done[0]).unlink()
     (output / "_run" / "ledger.db").unlink()
@@ -568,7 +568,7 @@ def test_what_does_not_fit_is_refused_before_a_task_starts(
         ({"keys": "id"}, r"key columns \['id'\] are missing"),
         ({"groups": ["sprign"]}, r"the fleet has no group 'sprign' \(did you mean 'spring'\?\)"),
         ({"groups": []}, "groups is empty"),
-        ({"failure_budget": 2}, "failure_budget 2 is no share of the models"),
+        ({"failure_budget": 2}, "failure_budget 2 is not a share of the models"),
         ({"at_once": 0}, "at_once 0 is not above 0"),
         ({"layout": "tall"}, "layout 'tall' is unknown"),
         ({"paths": tmp_path / "none"}, "nothing is at"),
@@ -678,7 +678,7 @@ def test_a_plan_is_measured_on_a_sample_and_a_run_takes_its_sizes(
         {"spring": 7, "autumn": 5},
         12,
     )
-    # Key and three columns of 64 bits that no encoding makes smaller, in chunks that lie beside each other.
+    # Key and three columns of 64 bits that no encoding makes smaller, in adjacent chunks.
     assert 24 < plan.workload.read_bytes_per_row < 100
     assert 1 <= plan.workload.gets_per_row_group < 2
     assert plan.throughput.inferences_per_second > 1_000

@@ -119,7 +119,7 @@ def with_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) 
 def test_files_of_several_schemas_are_read_by_spark_as_one_table(
     spark: "SparkSession", model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, names: tuple[str, str]
 ) -> None:
-    """S16: narrow numbers are widened, what a file lacks is null, whichever file comes first, and the log says so."""
+    """S16: narrow numbers are widened and missing columns are null, whichever file comes first, and the log says so."""
     narrow = with_column(FLIGHTS.drop_columns(["stops"]), "distance", FLIGHTS["distance"].cast(pa.float32()))
     wide = with_column(FLIGHTS, "hour", FLIGHTS["hour"].cast(pa.int64()))
     wide = with_column(wide, "flight_id", pa.array([f"w{number}" for number in range(FLIGHTS.num_rows)]))
@@ -204,7 +204,7 @@ def test_columns_that_pandas_calls_categories_are_texts(spark: "SparkSession", m
 
 
 def test_no_rows_are_no_error(spark: "SparkSession", model: Path, flights: Path, tmp_path: Path) -> None:
-    """Of a table without rows Spark writes a file without row groups."""
+    """Spark writes a file without row groups for a table without rows."""
     spark.read.parquet(str(flights)).where("false").write.parquet(str(tmp_path / "none"))
     scored = score_files(spark, tmp_path / "none", model, tmp_path / "scores", keys="flight_id")
     assert scored.rows == 0
@@ -254,7 +254,7 @@ def test_scores_are_never_written_where_they_would_be_input(
     assert [path.name for path in (tmp_path / "flights").iterdir()] == ["old"]
 
     scored = score_files(spark, tmp_path / paths, model, tmp_path / "flights/_scores", keys="flight_id")
-    assert scored.rows == FLIGHTS.num_rows, "what is hidden is no input"
+    assert scored.rows == FLIGHTS.num_rows, "hidden files are not read"
 
 
 def test_columns_of_any_name_are_scored_where_spark_reads(spark: "SparkSession", model: Path, tmp_path: Path) -> None:
@@ -432,7 +432,7 @@ def test_a_file_that_is_damaged_in_its_middle_leaves_no_scores(
 def test_a_python_worker_that_is_killed_in_the_middle_changes_nothing_in_the_scores(
     spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, way: str
 ) -> None:
-    """S12: Spark tries the task again; what the first try has written is not seen."""
+    """S12: Spark tries the task again; the files of the first try are not seen."""
     score_files(spark, flights, model, tmp_path / "clean", keys="flight_id")
     paths = [str(path) for path in (flights, model, tmp_path / "scores", tmp_path / "killed")]
     command = [sys.executable, "-m", "tests.cluster.programs.scoring_killed", way, *paths]

@@ -209,7 +209,7 @@ def test_a_vector_that_is_the_only_input_is_that_input(spark: "SparkSession", tm
 def test_a_model_that_must_not_see_more_than_its_spec_refuses_other_columns(
     flights: "DataFrame", models: Models, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """F16: refused by name; what is read is on record."""
+    """F16: refused by name; the read files are on record."""
     allowed = flights.select("flight_id", "carrier", "hour", "stops", "distance")
     with caplog.at_level("INFO", "mirrorspark.scoring.batch"):
         scored = score(allowed, models.first, keys="flight_id", extra_columns="refuse")
@@ -306,7 +306,7 @@ def test_an_alias_that_moves_changes_no_row_of_a_scoring_that_has_begun(
 def test_sql_takes_a_subset_of_the_inputs_in_the_callers_order(
     spark: "SparkSession", flights: "DataFrame", models: Models
 ) -> None:
-    """S2: what is left out is missing in every row."""
+    """S2: omitted columns are missing in every row."""
     register_sql(spark, "score_two", models.first, inputs=["distance", "hour"])
     absent = FLIGHTS.set_column(1, "carrier", pa.nulls(6, pa.string()))
     absent = absent.set_column(3, "stops", pa.nulls(6, pa.list_(pa.string())))
@@ -340,7 +340,7 @@ def test_invalid_arguments_of_score_are_refused_before_a_task_starts(
             score(renamed, models.first, keys=key)
     with pytest.raises(ScoringError, match="batch_size 0 is below 1"):
         score(flights, models.first, keys="flight_id", batch_size=0)
-    with pytest.raises(ScoringError, match="function name 'my score' is no SQL name"):
+    with pytest.raises(ScoringError, match="function name 'my score' is not an SQL name"):
         register_sql(spark, "my score", models.first)
     with pytest.raises(ScoringError, match=r"inputs \['late'\] must name some of the model's inputs"):
         scorer_udf(spark, models.first, inputs=["late"])
@@ -417,7 +417,7 @@ def said_on_a_cluster(program: str, folder: Path, *arguments: Path | str) -> lis
 
 @pytest.mark.full
 def test_a_model_that_an_executor_cannot_load_is_told_in_one_line(tmp_path: Path) -> None:
-    """S1, L4: what was damaged on its way and what the executor lacks, by name, with what to do; nothing is written."""
+    """S1, L4: the message names damaged and missing files, with advice; nothing is written."""
     of_table, of_files, hooks = said_on_a_cluster("scoring_fails.py", tmp_path, tmp_path)[-3:]
     scores = tmp_path / "scores"
     for line in (of_table, of_files.removeprefix(f"{scores} cannot be written: ")):
@@ -437,7 +437,7 @@ def test_a_model_that_an_executor_cannot_load_is_told_in_one_line(tmp_path: Path
 def test_features_of_every_kind_are_scored_on_spark(spark: "SparkSession", tmp_path: Path) -> None:
     """Times, maps, pairs of arrays and texts reach the model as they do in this process (S3, F9).
 
-    A row's last bit depends on where it stands in its batch, which differs between the two.
+    A row's last bit depends on its place in its batch, which differs between the two.
     """
     folder = export_orders(tmp_path)
     rows = [

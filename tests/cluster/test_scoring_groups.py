@@ -122,7 +122,7 @@ def test_every_label_of_a_row_s_own_region_has_a_row(
 def test_models_read_columns_of_their_own_and_rows_stay_where_they_are(
     numbers: "DataFrame", linear: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without co-location; what no model reads stays in the JVM."""
+    """Without co-location; columns that no model reads stay in the JVM."""
     with caplog.at_level("INFO", "mirrorspark.scoring.groups"):
         scored = score_by_group(numbers, linear, group="region", keys=["id", "expected"], colocate=False)
     assert "read the columns ['region', 'id', 'expected', 'x', 'y']" in caplog.text
@@ -145,7 +145,7 @@ def partitions_as_they_are(spark: "SparkSession") -> Iterator[None]:
 def test_a_large_group_is_split_and_the_rows_of_a_small_one_are_together(
     spark: "SparkSession", linear: dict[str, Path]
 ) -> None:
-    """Of eight partitions, nine tenths of the rows have most."""
+    """Nine tenths of the rows have most of eight partitions."""
     table = spark.range(0, 10_000, 1, 4).selectExpr(
         "id",
         "CASE WHEN id % 20 = 0 THEN 'south' WHEN id % 20 = 1 THEN 'east' ELSE 'north' END AS region",
@@ -184,7 +184,7 @@ def test_a_uri_is_resolved_once_and_a_group_may_be_a_key(
 
 @pytest.fixture
 def questions(spark: "SparkSession", monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return what this process asks Spark for, call by call, as it comes."""
+    """Return the calls by which this process asks Spark for something, one by one, as they come."""
     client: Any = spark.sparkContext._gateway._gateway_client
     send, asked = client.send_command, []
 
@@ -296,7 +296,7 @@ def test_unsuitable_input_is_refused_before_a_task_starts(
         ({"models": {7: north}}, ScoringError, "models has one for 7, which the column 'region' of type string cannot"),
         ({"models": {b"n": north}}, ScoringError, "models has one for b'n', which the column 'region' of type string"),
         ({"group": "id"}, ScoringError, "models has one for 'north', which the column 'id' of type int64 cannot hold"),
-        ({"models": {None: north}}, ScoringError, "models has one for a null in 'region', which is no group"),
+        ({"models": {None: north}}, ScoringError, "models has one for a null in 'region', which is not a group"),
         ({"keys": []}, ScoringError, "keys is empty; name the columns that identify a row"),
         ({"keys": "day"}, ScoringError, r"key columns \['day'\] are missing"),
         ({"unknown": "skip"}, ScoringError, "unknown 'skip' is not a rule for groups without a model"),

@@ -1,4 +1,4 @@
-"""What a table of scores can be asked for: forms, nulls, bad rows, counters; and what Spark's ways do not change."""
+"""Options of a table of scores: forms, nulls, bad rows, counters; and their independence of Spark's ways."""
 
 import json
 import subprocess
@@ -196,7 +196,7 @@ def test_files_that_a_stream_wrote_are_read_by_spark_which_knows_those_that_coun
     pq.write_table(FLIGHTS, tmp_path / "streamed" / "left-over.parquet")  # which the stream's log does not have
     with caplog.at_level("WARNING", "mirrorspark.scoring.files"):
         scored = score_files(spark, tmp_path / "streamed", model, tmp_path / "scores", keys="flight_id")
-    assert "is no folder of plain files (_spark_metadata): Spark reads it, which is slower" in caplog.text
+    assert "is not a folder of plain files (_spark_metadata): Spark reads it, which is slower" in caplog.text
     assert scored.rows == 6
     assert scores_in(tmp_path / "scores") == pytest.approx(direct(model), rel=0, abs=1e-6)
     with pytest.raises(ScoringError, match=r"whose log \(_spark_metadata\) says which"):
@@ -249,7 +249,7 @@ def test_input_that_spark_cannot_read_is_reported(spark: "SparkSession", model: 
 
 
 def test_forms_of_the_scores(spark: "SparkSession", flights: "DataFrame", model: Path, tmp_path: Path) -> None:
-    """S6, S7: a struct, the best labels, those above a threshold, a row for each; labels by name, keys beside them."""
+    """S6, S7: a struct, the best labels, those above a threshold, a row for each; labels by name, with their keys."""
     structs = score(flights, model, keys="flight_id", outputs=Struct("of_model"), with_columns=())
     assert structs.dtypes == [("flight_id", "string"), ("of_model", "struct<score:float>")]
     assert {row.flight_id: row.of_model.score for row in structs.collect()} == pytest.approx(direct(model), abs=1e-6)
@@ -287,7 +287,7 @@ def test_forms_of_the_scores(spark: "SparkSession", flights: "DataFrame", model:
 def test_labels_of_a_multi_label_model_become_columns_rows_or_lists_by_their_names(
     spark: "SparkSession", tmp_path: Path
 ) -> None:
-    """S6, S7: names from the artifact, beside the keys, in every form."""
+    """S6, S7: names from the artifact, with the keys, in every form."""
     model = export_baskets(tmp_path / "model")
     scores = LoadedModel(model).score(BASKETS)["scores"]
     names = ["tea", "milk", "ü"]

@@ -166,7 +166,7 @@ def postprocess(outputs):
 def test_images_are_decoded_by_code_that_travels_with_the_model(
     spark: "SparkSession", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """F13, S4: its file is gone where it was packaged, and a broken image takes no other row along."""
+    """F13, S4: its file no longer exists where it was packaged, and a broken image takes no other row along."""
     keras_model = save_picture_keras(tmp_path / "m.keras", 6, 5)
     hooks = tmp_path / "code.py"
     hooks.write_text(HOOKS)
@@ -282,7 +282,7 @@ def test_executors_of_another_library_refuse_a_package_before_the_first_row(
 def test_a_second_run_embeds_only_the_texts_that_are_new(
     spark: "SparkSession", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """F12: equal texts are encoded once, per encoder; what killed and concurrent runs leave does no harm."""
+    """F12: equal texts are encoded once, per encoder; leftovers of killed and concurrent runs do no harm."""
     caplog.set_level(logging.INFO, "mirrorspark.scoring.embedding.embed")
     encoder, cache = save_onnx_encoder(tmp_path / "encoder" / "model.onnx").parent, tmp_path / "cache"
 
@@ -296,7 +296,7 @@ def test_a_second_run_embeds_only_the_texts_that_are_new(
     assert first == {0: [3.0, 1.0], 1: [3.0, 1.0], 2: [4.0, 1.0], 3: [4.0, 1.0], 4: None, 5: None, 6: None}
     assert told == "embedded 2 new texts, 0 from the cache"
 
-    # A run beside it has encoded the same, and another one was killed while it wrote.
+    # A run in parallel has encoded the same, and another one was killed while it wrote.
     for file in list(cache.rglob("*.parquet")):
         shutil.copyfile(file, file.with_name("part-0.parquet"))
         file.with_name(f".part-1.parquet.{'0' * 32}").write_bytes(file.read_bytes()[:50])

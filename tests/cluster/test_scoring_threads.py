@@ -14,13 +14,13 @@ from tests.conftest import PATIENCE
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# What the tests say of threads for themselves, and what would have the last word here.
+# The tests' own settings of threads, which would override the session's.
 SAID = ("OMP_NUM_THREADS", "TF_NUM_INTEROP_THREADS", "TF_NUM_INTRAOP_THREADS")
 pytestmark = pytest.mark.timeout(500)
 
 
 def threads_of_a_job(folder: Path, model: Path, cores: int) -> dict[str, Any]:
-    """Return what a job tells whose tasks have so many cores, in a process of its own."""
+    """Return the report of a job whose tasks have ``cores`` cores, in a process of its own."""
     told = folder / f"told-{cores}"
     told.mkdir()
     arguments = [folder / "flights.parquet", model, folder / f"scores-{cores}", told, cores]
@@ -40,7 +40,7 @@ def threads_of_a_job(folder: Path, model: Path, cores: int) -> dict[str, Any]:
 
 @pytest.mark.full
 def test_a_python_worker_has_the_threads_of_its_task(tmp_path: Path) -> None:
-    """Of two jobs that differ in ``spark.task.cpus``, as the counters and the system count them."""
+    """Compare two jobs that differ in ``spark.task.cpus``, by the counters and by the system's count."""
     pq.write_table(FLIGHTS, tmp_path / "flights.parquet")
     model = export_flights(tmp_path / "model", 1)
     one, nine = (threads_of_a_job(tmp_path, model, cores) for cores in (1, 9))

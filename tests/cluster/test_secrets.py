@@ -33,7 +33,7 @@ def searched(folder: Path) -> dict[str, bytes]:
 
 
 def found_in(name: str, content: bytes) -> list[str]:
-    """Return which secrets are in there: as they are, as in JSON, and as in an address."""
+    """Return the secrets that are in there: as they are, as in JSON, and as in an address."""
     text = content + name.encode()
     return [
         what
@@ -70,7 +70,7 @@ def test_no_secret_is_left_by_trainings_that_fail_with_errors_full_of_them(tmp_p
     said = ended.stderr.decode()
 
     assert ended.returncode == 1, said
-    # All that was to be told has been told, without the secrets; once by each run.
+    # Every message has been printed, without the secrets; once by each run.
     failure = "LookupError: no rides in postgresql://db:5432/rides: token ***, key ***"
     failures = re.findall(r"TrainingFailedError: training failed: rank [01]: (.*)", said)
     assert failures == [failure, failure], said

@@ -151,7 +151,7 @@ def test_what_does_not_fit_the_scores_is_one_clear_error(
     for condition, message in {
         "key < 3": "names no output of a model",
         "m1_Rank = 1 and m1_binry = 1": r"does not fit the scores: .*m1_binry.* \(did you mean 'm1_binary'",
-        "m1_Rank = = 1": "is no SQL",
+        "m1_Rank = = 1": "is not valid SQL",
     }.items():
         with pytest.raises(ScoringError, match=message):
             select_scores(packed, condition, spark=spark)
@@ -160,7 +160,7 @@ def test_what_does_not_fit_the_scores_is_one_clear_error(
         select_scores(tmp_path / "long", "m1_Rank = 1", spark=spark)
     with pytest.raises(ScoringError, match="have no lists of scores"):
         rank_scores(spark.read.parquet(str(packed)).drop("score"), models=fleet.names)
-    for others, message in (({"ranks": 1}, "ranks 1 is below 2"), ({"error": 0.5}, "error 0.5 is no small share")):
+    for others, message in (({"ranks": 1}, "ranks 1 is below 2"), ({"error": 0.5}, "error 0.5 is not a small share")):
         with pytest.raises(ScoringError, match=message):
             rank_scores(packed, spark=spark, **others)  # type: ignore[arg-type]
 

@@ -67,7 +67,7 @@ def test_a_split_that_cannot_be_made_is_refused(spark: "SparkSession") -> None:
     df = days(spark)
     refused: list[tuple[Callable[[], object], str]] = [
         (lambda: time_split(df, "when", validation=1, test=2), "'when' is missing"),
-        (lambda: time_split(df, "at", validation="soon", test="2024-01-09"), "'soon' is no timestamp"),
+        (lambda: time_split(df, "at", validation="soon", test="2024-01-09"), "'soon' is not a timestamp"),
         (lambda: time_split(df, "n", validation=8, test=8), "test 8 is not after validation 8"),
         (lambda: time_split(df, "n", validation=6, test=8, gap=timedelta(days=1)), "give it in their unit"),
         (lambda: time_split(df, "at", validation="2024-01-07", test="2024-01-09", gap=3), "use a timedelta"),
@@ -139,7 +139,7 @@ def test_text_that_does_not_sort_by_time_is_refused(spark: "SparkSession") -> No
     with pytest.raises(SplitError, match="'2024-7-9' is before '2024-08-01' in time, but not as text"):
         time_split(df, "text", validation="2024-08-01", test="2024-10-01")
     german = df.withColumn("text", F.when(F.col("n") > 3, F.date_format("at", "dd.MM.yyyy")).otherwise("2024-01-01"))
-    message = "time column 'text' is text that is no moment in 296 rows, such as '01.02.2024'; cast the column"
+    message = "time column 'text' has text that is not a timestamp in 296 rows, such as '01.02.2024'; cast the column"
     for split in (
         lambda: default_split(german, "n", time="text"),
         lambda: time_split(german, "text", validation="2024-08-01", test="2024-10-01"),
@@ -166,7 +166,7 @@ def test_a_rare_class_is_in_every_split_in_its_share_and_the_others_stay_where_t
 
 
 def test_a_class_of_one_row_is_learnt_and_one_of_two_rows_is_judged_too(spark: "SparkSession") -> None:
-    """T3: NaN and null are no classes."""
+    """T3: NaN and null do not count as classes."""
     values = [1.0, 2.0, 2.0, 3.0, 3.0, 3.0, float("nan"), None]
     df = spark.createDataFrame(list(enumerate(values)), "n int, value double")
     split = default_split(df, "n", label="value").where("value < 4").groupBy("value").agg(F.collect_list("split"))

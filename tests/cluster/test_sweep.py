@@ -15,11 +15,11 @@ from tests.cluster.test_bad_input import write_job
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-# Steps this long lead nowhere: the loss is no number in the first epoch.
+# Steps this long lead nowhere: the loss is NaN in the first epoch.
 NO_STEP = 1e30
 # And these lead away: the loss is a number, and a bad one.
 BAD_STEP = 100.0
-# Four steps make an epoch: more than two seconds, within which a trial that is pruned after its first one hears of it.
+# Four steps make an epoch: more than two seconds, within which a trial that is pruned after its first one is notified.
 STEP_SECONDS = 0.6
 
 

@@ -100,7 +100,7 @@ def recipe(folder: Path, encoders: Path) -> Path:
 def test_the_tasks_that_score_embed_by_the_encoder_that_the_model_brings(
     spark: "SparkSession", tmp_path: Path, kind: str
 ) -> None:
-    """S7: on the ways in of Spark; the encoder that the model was made with is gone."""
+    """S7: on the ways in of Spark; the encoder that the model was made with no longer exists."""
     encoder = tmp_path / "encoder"
     if kind == "texts":
         save_onnx_encoder(encoder / "model.onnx")
@@ -242,7 +242,7 @@ def test_a_conversion_refuses_images_that_cannot_be_read_and_keeps_the_vectors_o
 
 
 def test_spark_normalises_texts_as_scoring_does(spark: "SparkSession") -> None:
-    """Each character within a text and at its ends; one that differs would give a text another vector than its own."""
+    """Each character within a text and at its ends; a difference would change the text's vector."""
     characters = [chr(code) for code in range(1, 0x11000) if not 0xD800 <= code < 0xE000]
     texts = pa.table({"text": [f"{one}a{one} {one}b{one}" for one in characters]})
     found = spark.createDataFrame(texts).select(normalised_text(F.col("text")).alias("text")).toArrow()["text"]

@@ -1,4 +1,4 @@
-"""The data source ``tfrecord``: what users of the JVM connectors write works; a failed write leaves nothing (T1)."""
+"""The data source ``tfrecord``: code for the JVM connectors works; a failed write leaves nothing (T1)."""
 
 import json
 import os

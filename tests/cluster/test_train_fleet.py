@@ -1,4 +1,4 @@
-"""M1, M2, M17: one job trains many targets on two workers, and what it trained is a fleet that Spark scores alike."""
+"""M1, M2, M17: one job trains many targets on two workers, and the result is a fleet that Spark scores alike."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

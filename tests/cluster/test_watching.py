@@ -119,7 +119,7 @@ def test_a_stream_tells_of_each_week_what_the_table_does(
 def test_live_metrics_are_those_of_scikit_learn_and_a_broken_promise_is_an_alarm(
     spark: "SparkSession", table: "DataFrame", weeks: list[pd.DataFrame]
 ) -> None:
-    """In the second week the labels are noise; of the third, a third is not known yet."""
+    """The labels of the second week are noise; a third of those of the third week is not known yet."""
     outcomes = pd.concat(weeks)[["id", "y"]].reset_index(drop=True)
     outcomes.loc[ROWS : 2 * ROWS - 1, "y"] = np.arange(ROWS) % 2
     outcomes = outcomes[(outcomes.index < 2 * ROWS) | (outcomes.index % 3 != 0)]

@@ -1,4 +1,4 @@
-"""What tests of faults share with those of undisturbed runs, and with each other."""
+"""Fixtures that tests of faults share with those of undisturbed runs, and with each other."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +52,7 @@ def count(record_property: Callable[[str, object], None]) -> Count:
 
 @pytest.fixture(scope="session")
 def operations(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> dict[str, Operation]:
-    """Return what changes files, by name."""
+    """Return the operations that change files, by name."""
     return all_operations(spark, tmp_path_factory.mktemp("scored"))
 
 

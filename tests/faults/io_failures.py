@@ -117,7 +117,7 @@ sys.addaudithook(_hook)
 
 
 def failing(folder: Path, number: int) -> IoCalls:
-    """Return what makes call ``number`` below ``folder`` fail once: every second one by a full disk."""
+    """Return calls of which number ``number`` below ``folder`` fails once: every second one by a full disk."""
 
     def fail(count: int, event: str) -> None:
         if count == number:
@@ -155,7 +155,7 @@ Survival = Literal["what was flushed", "all names, but no content that was not f
 
 @dataclass
 class Disk:
-    """What of a folder's content would survive a power cut, by POSIX: what ``fsync`` was called for, and nothing else.
+    """Content of a folder that would survive a power cut, by POSIX: only what ``fsync`` was called for.
 
     File systems differ in what else they write when. Two extremes are rebuilt: of names and contents alone what was
     flushed, or all names, with files empty whose content was not flushed. With a seed, of every folder the names that
@@ -233,7 +233,7 @@ def _listing(folder: Path) -> dict[str, tuple[int, bool]]:
 
 
 def power_cut(disk: Disk, number: int) -> IoCalls:
-    """Return what cuts the power before call ``number``; what was flushed until then is in ``disk``."""
+    """Return calls that cut the power before call ``number``; ``disk`` has what was flushed until then."""
 
     def cut(count: int, event: str) -> None:
         if count >= number:
@@ -315,7 +315,7 @@ class StoredObjects:
         return {name: (key.value, dict(key.metadata)) for name, key in self._bucket.keys.items()}
 
     def restore(self, copies: dict[str, tuple[bytes, dict[str, str]]]) -> None:
-        """Replace all objects by copies; uploads that were begun and never completed are gone as well."""
+        """Replace all objects by copies, and remove uploads that were begun and never completed."""
         for name in list(self._bucket.keys):
             self._bucket.keys.pop(name)
         for upload in list(self._bucket.multiparts):

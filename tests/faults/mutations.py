@@ -76,10 +76,10 @@ class Reader:
     """One reader of bytes.
 
     Attributes:
-        seeds: What it reads without an error.
+        seeds: Content that it reads without an error.
         read: Reads bytes.
         refuses: The errors that it may raise.
-        cost: How many times longer it takes than the quickest one: it gets so many fewer mutations.
+        cost: Its time relative to the quickest reader; divides the number of its mutations.
     """
 
     name: str
@@ -108,7 +108,7 @@ def _blocks() -> Reader:
     positions = np.arange(5, dtype=np.uint32)
 
     def read(payload: bytes) -> None:
-        # With checksums that fit: what is behind them is what is tried.
+        # With checksums that fit, the code behind them is tried.
         file = io.BytesIO()
         RecordWriter(file).write(payload)
         slots.decode(0, np.frombuffer(file.getvalue(), np.uint8), 0, positions)
@@ -325,7 +325,7 @@ def _replaced(pattern: bytes, new: bytes, content: bytes, chance: random.Random)
 
 
 def tried(reader: Reader, content: bytes) -> Exception | None:
-    """Return what ``reader`` must not raise, or None."""
+    """Return the error that ``reader`` must not raise, or None."""
     try:
         reader.read(content)
     except reader.refuses:

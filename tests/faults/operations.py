@@ -42,13 +42,13 @@ KEY = "model-0123456789ab"
 
 @dataclass(frozen=True)
 class Operation:
-    """Something that changes files, told by what it leads to.
+    """An operation that changes files, described by the states before and after it.
 
     Attributes:
         prepare: Makes the former state below a place.
         act: Makes the new one; may be called again after a failure.
         look: Returns the state that readers find.
-        recover: What the next writer does first, where readers may find nothing until then.
+        recover: Cleaning by the next writer, where readers may find nothing until then.
         is_durable: Whether the new state survives a power cut once ``act`` has returned. Without it, as with Spark's
             own writers, the system has the files but perhaps not yet the disk.
         is_repeatable: Whether ``act`` may be called again after it has succeeded.
@@ -65,7 +65,7 @@ class Operation:
 
 
 def write_folder(place: Any, mode: str, content: dict[str, bytes]) -> None:
-    """Write as the product does: what cannot be published is taken back."""
+    """Write as the product does: unpublishable files are taken back."""
     target = StoragePath.of(place) / "t"
     job = begin(target, mode)
     try:

@@ -178,7 +178,7 @@ class Process:
 
 
 class Thread:
-    """Stands in for ``threading.Thread``."""
+    """Simulated ``threading.Thread``."""
 
     def __init__(
         self,
@@ -243,7 +243,7 @@ class Thread:
 
 
 class Lock:
-    """Stands in for ``threading.Lock``."""
+    """Simulated ``threading.Lock``."""
 
     def __init__(self) -> None:
         self._is_held = False
@@ -267,7 +267,7 @@ class Lock:
 
 
 class Condition(Lock):
-    """Stands in for ``threading.Condition``; a thread that takes its lock twice stands still."""
+    """Simulated ``threading.Condition``; a thread that takes its lock twice blocks for ever."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -294,7 +294,7 @@ class Condition(Lock):
 
 
 class Event:
-    """Stands in for ``threading.Event``."""
+    """Simulated ``threading.Event``."""
 
     def __init__(self) -> None:
         self._is_set = False

@@ -60,7 +60,7 @@ class _Flow:
 
 
 class Socket:
-    """Stands in for a connected ``socket.socket``."""
+    """Simulated connected ``socket.socket``."""
 
     def __init__(self, process: Process, incoming: _Flow, outgoing: _Flow) -> None:
         self.process, self.incoming, self.outgoing = process, incoming, outgoing
@@ -160,7 +160,7 @@ class Socket:
             self.process.sockets.remove(self)
 
     def reset(self) -> None:
-        """Break this end as its host hears of it."""
+        """Break this end when its host gets the message."""
         self._die(self._arrival(), _reset)
 
     def hold(self, until: float) -> None:
@@ -198,7 +198,7 @@ class Socket:
 
 
 class Stream:
-    """Stands in for a socket's file; the real one would hold a lock of its own while others go on."""
+    """Simulated file of a socket; the real one would hold a lock of its own while others go on."""
 
     closed = False
 
@@ -233,7 +233,7 @@ class Stream:
 
 
 class Listener:
-    """Stands in for a ``socket.socket`` that listens."""
+    """Simulated ``socket.socket`` that listens."""
 
     def __init__(self, *_: object) -> None:
         self.process: Process = this_process()

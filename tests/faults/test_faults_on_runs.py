@@ -74,7 +74,7 @@ Values = dict[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training left."""
+    """Result of a training."""
 
     folder: Path
     best: commit.CommittedCheckpoint
@@ -111,7 +111,7 @@ def values_of(checkpoint: commit.CommittedCheckpoint) -> Values:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the trainings of this file run, and on what."""
+    """Session, dataset and output folder of the trainings of this file."""
 
     spark: "SparkSession"
     dataset: Dataset
@@ -187,7 +187,7 @@ def test_slow_steps_are_not_taken_for_a_hang_however_many_an_execution_may_have(
 
 
 class OtherJob:
-    """A Spark job of somebody else's that takes up a slot from the moment one is free until it is told to end."""
+    """A Spark job of another user that takes up a slot from the moment one is free until it is ended."""
 
     def __init__(self, spark: "SparkSession", folder: Path) -> None:
         self._context = spark.sparkContext
@@ -291,7 +291,7 @@ def test_a_rank_that_never_gets_enough_memory_ends_the_training_when_its_restart
     ):
         place.train("never-memory", epochs=1, max_restarts=1)
     assert len(failed.value.attempts) == 2
-    assert f"{MORE_MEMORY}; max_restarts 1 is spent, the same command " in str(failed.value)
+    assert f"{MORE_MEMORY}; max_restarts is 1 and used up; the same command " in str(failed.value)
 
 
 @pytest.mark.full
@@ -370,7 +370,7 @@ def test_local_updates_that_lose_a_rank_go_on_from_an_object_store_and_end_equal
 
 
 def _assert_same_epochs(broken: Trained, unbroken: Trained, epochs: int) -> None:
-    """Compare what two trainings whose sums were made in another order told of their first epochs."""
+    """Compare the logs of two trainings, whose sums were made in another order, in their first epochs."""
     ours, theirs = broken.logs(), unbroken.logs()
     assert list(ours) == list(range(1, epochs + 1))
     for epoch in ours:
@@ -392,7 +392,7 @@ def _assert_same_training(broken: Trained, unbroken: Trained) -> None:
 @pytest.mark.full
 @pytest.mark.usefixtures("quick_growth")
 def test_a_batch_that_is_kept_per_worker_grows_with_the_workers_and_the_learning_rate_with_it(place: Place) -> None:
-    """T6: ``--batch-rule keep_batch_per_worker``, told by the events and used by the ranks."""
+    """T6: ``--batch-rule keep_batch_per_worker``, reported by the events and used by the ranks."""
     slots = [1]
 
     def come(event: Event) -> None:
@@ -420,11 +420,11 @@ GONE = "No such file or directory"
 
 @dataclass
 class Outage:
-    """What became of the newest checkpoint while its store was away.
+    """The newest checkpoint before and after its store was away.
 
     Attributes:
         newest: The newest one when the store vanished.
-        damage: What was wrong with it right after the store had come back.
+        damage: Its damage right after the store had come back, if any.
     """
 
     newest: commit.CommittedCheckpoint | None = None
@@ -449,14 +449,14 @@ class RecordedScreen:
         """Lines go elsewhere."""
 
     def input_shares(self, rank: int) -> list[int]:
-        """Return how busy the rank's input was, in percent, from each of its lines that says so."""
+        """Return the rank's input utilisation, in percent, from each of its lines that has it."""
         found = (re.match(rf"  rank {rank} .* (\d+)%  ", line) for line in self.shown)
         return [int(match[1]) for match in found if match]
 
 
 @dataclass(frozen=True)
 class Ordeal:
-    """A training with a slow input, whose store was away twice, and whose rank 1 was told that its machine goes."""
+    """A training with a slow input, whose store was away twice, and whose rank 1 got a notice of preemption."""
 
     trained: Trained
     outage: Outage
@@ -539,7 +539,7 @@ def test_an_input_that_is_slow_is_seen_in_the_line_of_its_rank_and_in_the_events
 
 STEP_LIMIT_SECONDS = 6.0
 # Beyond the limit: a rank's last word, two looks of the watchdog, five seconds for the stacks of a process that gives
-# none, and five for a machine that runs other tests beside this one.
+# none, and five for a machine that runs other tests in parallel.
 SLACK_SECONDS = ALIVE_SECONDS + 2 * TICK_SECONDS + 5.0 + 5.0
 
 
@@ -582,5 +582,5 @@ def _struck(trained: Trained, attempt: int) -> float:
 
 
 def _is_within(file: str, function: str, stacks: str) -> bool:
-    """Whether a thread is within a function."""
+    """Return true if a thread is within a function."""
     return re.search(rf'/{re.escape(file)}", line \d+ in {function}$', stacks, re.MULTILINE) is not None

@@ -1,7 +1,7 @@
 """M6, M7, M8, S20: runs of a fleet on a cluster, of which something is killed at a random moment, end as a clean one.
 
-What is killed is the driver, which is then resumed, an executor, one process of PostgreSQL, or all of them, which are
-then started again.
+The victim is the driver (then resumed), an executor, one process of PostgreSQL, or all of them (which are
+then started again).
 """
 
 import contextlib
@@ -47,7 +47,7 @@ SEED = 24
 
 @dataclass(frozen=True)
 class Kill:
-    """What is killed, and when: once so many microbatches are published, and some seconds later.
+    """A victim, and the time of its kill: after a number of published microbatches, and some seconds.
 
     Attributes:
         away: Seconds for which a server stays away, at least until a microbatch is published without it.
@@ -72,7 +72,7 @@ def drawn() -> list[Kill]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the runs are: the master of the cluster, its folder, the ledger, the input with the fleet."""
+    """Environment of the runs: the cluster's master, its folder, the ledger, the input with the fleet."""
 
     master: str
     folder: Path

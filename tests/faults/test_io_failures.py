@@ -79,7 +79,7 @@ def test_each_call_fails_once(
             failures += 1
             assert isinstance(error, OSError), told
             operation.recover(place)
-            # Who is told of a failure writes again: an append would then be there twice.
+            # A writer that gets an error writes again: an append would then be there twice.
             assert operation.look(place) in ((old,) if name.startswith("an append") else (old, new)), told
         else:
             assert operation.look(place) == new, told
@@ -166,7 +166,7 @@ def test_the_power_goes_before_each_call(
         found = operation.look(place)
         assert operation.is_verified or found in (old, new), f"before call {number}"
         if has_returned and operation.is_durable:
-            assert found == new, "what was reported as written is gone"
+            assert found == new, "a file that was reported as written is missing"
         seen.add(found == new)
         if found != new or operation.is_repeatable:
             operation.act(place)

@@ -43,7 +43,7 @@ def kill_everywhere(place: Path, prepare: Callable[[], object], act: Callable[[]
     Args:
         place: The folder whose changes are counted; ``prepare`` makes its former state.
         prepare: Called before each kill.
-        act: What is killed, and called again.
+        act: The operation that is killed, and called again.
         look: Returns what is compared.
     """
 

@@ -33,7 +33,7 @@ Stranger = Literal["silent", "rubbish", "slow", "another token"]
 
 
 class Client:
-    """A rank or a task with its client of the channel, and what it has said and heard."""
+    """A rank or a task with its client of the channel, and the messages that it has sent and received."""
 
     def __init__(self, world: "World", rank: int, sender: Sender) -> None:
         self.world, self.rank, self.sender = world, rank, sender
@@ -50,7 +50,7 @@ class Client:
         return not self.is_hasty and not self.process.is_killed
 
     def work(self) -> None:
-        """Tell the driver something from time to time; close at the end."""
+        """Send the driver events from time to time; close at the end."""
         room, chance = self.world.room, self.world.room.chance
         room.sleep(chance.uniform(0, self.world.trouble_seconds))
         client = self._connect()
@@ -78,7 +78,7 @@ class Client:
 
     def _connect(self) -> EventClient:
         while True:
-            # Who gets no thread for it is told so, and ends.
+            # A client that gets no thread for it receives an error, and ends.
             with contextlib.suppress(RuntimeError):
                 return EventClient(
                     self.world.server.address,
@@ -119,7 +119,7 @@ class World:
         self._numbers = 0
 
     def run(self) -> int:
-        """Let all of it happen, and check what has to hold; return how many events were heard."""
+        """Run the simulation, check its invariants, and return the number of events received."""
         with pytest.MonkeyPatch.context() as patch:
             simulate(patch, admissions, event_client, event_server, handshake)
             patch.setattr(handshake.read_line, "__defaults__", (STAND_INS["time"].monotonic,))
@@ -254,26 +254,28 @@ class World:
             if client.sender == "task":
                 expected.add(("lease", lease))
             if client.stays:
-                assert expected <= set(client.commands), f"{client.process.name} did not hear {expected}"
+                assert expected <= set(client.commands), f"{client.process.name} did not receive {expected}"
 
     def _check_events(self) -> None:
-        """Nothing is heard twice or in another order; what may not be dropped is heard without a gap."""
+        """Events arrive once and in order; those that may not be dropped arrive without a gap."""
         for client in self.clients:
             numbers = [event["number"] for event in client.heard]
-            assert numbers == sorted(set(numbers)), f"{client.process.name} is heard in another order: {numbers}"
+            assert numbers == sorted(set(numbers)), (
+                f"events of {client.process.name} arrived in another order: {numbers}"
+            )
             kept = [event["number"] for event in client.heard if event["event"] not in DROPPABLE]
             assert set(kept) <= set(client.said)
             if self.queue_length >= 1_000:
-                assert kept == client.said[: len(kept)], f"{client.process.name} was heard with a gap"
+                assert kept == client.said[: len(kept)], f"events of {client.process.name} arrived with a gap"
                 if self.ends_in_peace and client.stays:
-                    assert kept == client.said, f"{client.process.name} was not heard to its end"
+                    assert kept == client.said, f"the last events of {client.process.name} did not arrive"
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("some", seeds(SEEDS, PARTS, usual=100))
 def test_every_event_is_heard_once_and_in_order_and_everything_ends(some: range, count: Count) -> None:
     events = run_seeds(some, lambda seed: World(seed).run(), "World({}).run()")
-    count("simulated events", {"seeds": len(some), "events heard": events})
+    count("simulated events", {"seeds": len(some), "events received": events})
 
 
 def test_a_seed_repeats_its_world() -> None:

@@ -156,7 +156,7 @@ class World:
             assert self.errors, "a changed bit went unnoticed"
         for number, (kind, inputs) in enumerate(self.program):
             if self.fault == "other program" and number >= self.wrong_from[1]:
-                break  # an array of another size in a gather is no error
+                break  # an array of another size in a gather is allowed
             found = [results[number] for results in self.results if len(results) > number]
             for result in found:
                 for mine, theirs in zip(_arrays(result), _arrays(found[0]), strict=True):

@@ -42,13 +42,13 @@ WORKERS, LAST_STEP, EVERY = 2, 18, 6
 LIMITS = Limits(
     start_seconds=40.0, first_step_seconds=30.0, step_seconds=20.0, checkpoint_seconds=30.0, end_seconds=40.0
 )
-# Spark gives up an executor that it does not hear for so long.
+# Spark gives up an executor after this time without a heartbeat.
 _EXECUTOR_SECONDS = 120.0
 _LONGEST_SECONDS = 3_000.0
 
 
 class Rank:
-    """A rank of an attempt: a worker, and the task that ends it when it is told to, or hears nothing."""
+    """A rank of an attempt: a worker, and the task that ends it on a command, or when no message arrives."""
 
     def __init__(self, world: "World", plan: Plan, rank: int) -> None:
         self.world, self.plan, self.rank = world, plan, rank

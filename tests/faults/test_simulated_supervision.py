@@ -34,7 +34,7 @@ Fault = Literal["none", "hangs", "is stopped", "freezes", "starves", "is cut off
 
 
 class Worker:
-    """A training process and its task, which tell the driver what they do until they are told to end."""
+    """A training process and its task, which report to the driver until they are ended."""
 
     def __init__(self, rank: int, world: "World") -> None:
         self.rank, self.world = rank, world
@@ -91,7 +91,7 @@ class Worker:
             self.left = self.world.work()
 
     def report(self) -> None:
-        """Say what process and task say of themselves at this time, unless they cannot."""
+        """Send the reports of process and task at this time, unless they cannot."""
         half_seconds = round(self.world.now / _TICK)
         if half_seconds % 10 == 0:
             state = "stopped" if self.fault == "is stopped" else "sleeping"
@@ -168,7 +168,7 @@ class World:
         while not all(worker.is_over for worker in self.workers):
             self.now += _TICK
             assert self.now < 3_000, "the attempt does not end"
-            # Whoever waits for others in a collective does nothing that a fault could stop.
+            # A rank that waits for others in a collective does nothing that a fault could stop.
             may_strike = not self.culprit.is_waiting and self.culprit.phase not in ("starting", "ending")
             if self.fault != "none" and struck_at is None and self.now >= self.fault_at and may_strike:
                 self.culprit.fault, struck_at = self.fault, self.now

@@ -3,7 +3,7 @@
 The world is simulated: which attempt is lost when, where a driver or a chief is paused and when it goes on is drawn
 from a seed, and one thing happens at a time. They are paused before any operation of the store: while a fence is set,
 while an attempt adopts what was there, while leftovers are removed, in a commit, and while old checkpoints are removed.
-What is tested is real: the supervisor with its policy, fences, commits, cleaning and pruning, on a real folder and on
+The code under test is real: supervisor with its policy, fences, commits, cleaning and pruning, on a real folder and on
 a store without rename. A failure is repeated by its seed: ``run_seed(4711, folder)``.
 """
 
@@ -149,7 +149,7 @@ class Chief(Process):
 
 
 class Driver(Process):
-    """A driver beside the supervised one: of the same command, given up or started where locks are invisible."""
+    """A second driver of the same command, given up or started where locks are invisible."""
 
     def drive(self) -> None:
         """Begin an attempt and train to the end, unless another one takes over."""
@@ -222,7 +222,7 @@ class World:
                         chief.is_given_up = True
                         return _HUNG
                 case "lost":
-                    return [failed("peer", "RingError", "rank 1 is gone", step), failed("lost")]
+                    return [failed("peer", "RingError", "rank 1 disconnected", step), failed("lost")]
                 case "machine":
                     return [failed("machine", "OSError", "Too many open files", step)] * 2
                 case "driver":
@@ -260,7 +260,7 @@ class World:
         return 0 if found is None else found.step
 
     def check(self) -> None:
-        """What always holds."""
+        """Check the invariants."""
         assert not self.broken, self.broken
         assert self.newest() >= self.acknowledged, "a committed checkpoint has disappeared"
 
@@ -293,7 +293,7 @@ class _DriverIsGoneError(BaseException):
     """The driver's process was killed."""
 
 
-_HUNG = [failed("hung"), failed("peer", "RingError", "rank 0 is gone")]
+_HUNG = [failed("hung"), failed("peer", "RingError", "rank 0 disconnected")]
 
 
 @contextlib.contextmanager
@@ -342,7 +342,7 @@ def simulated(seed: int, folder: Path) -> Iterator[World]:
 
 
 def run_seed(seed: int, folder: Path) -> int:
-    """Return how many attempts the run of a seed took."""
+    """Return the number of attempts in the run of a seed."""
     with simulated(seed, folder) as world:
         world.run()
     return world.attempts

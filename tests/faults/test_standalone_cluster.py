@@ -24,7 +24,7 @@ EPOCHS = 30
 
 @dataclass(frozen=True)
 class Cluster:
-    """The URL of its master, and the folder in which it and its workers write what they say."""
+    """The URL of its master, and the folder in which it and its workers write their logs."""
 
     master: str
     folder: Path
@@ -38,7 +38,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def test_models_travel_to_the_executors(cluster: Cluster, tmp_path: Path) -> None:
-    """S1, S18, pain 11: an executor scores from the files that Spark sent it, after the driver's are gone."""
+    """S1, S18, pain 11: an executor scores from the files that Spark sent it, after the driver's were removed."""
     model = export_flights(tmp_path / "flights", 1)
     expected = list(direct_scores(model).values())
     *scores, archives = said_on_a_cluster("scoring_cluster.py", tmp_path, model, cluster.master)[-7:]
@@ -61,8 +61,8 @@ def test_main_job_survives_the_loss_of_an_executor(cluster: Cluster, tmp_path: P
     assert document["attempts"] == 2
     assert document["parity"]["max"] <= 1e-5
     assert document["parity"]["rows"] == document["dataset"]["rows"]["test"]
-    # Both executors, and the one in the place of the lost one. "At least": whom else the master replaces, say one that
-    # it has not heard of for a while, is its own affair, and the training has not noticed it: it has two attempts.
+    # Both executors, and the one in the place of the lost one. "At least": the master may replace others, for example
+    # one that has sent it nothing for a while; the training has not noticed that, as it has two attempts.
     ours = set(cluster.folder.glob("work-*/app-*")) - applications
     logs = [log.read_text(encoding="utf-8") for folder in ours for log in folder.glob("*/stderr")]
     assert sum("Running task" in log for log in logs) >= 3, (cluster.folder / "master.log").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""T6: a driver that is told to stop, in a process of its own, beside a second one that wants its run."""
+"""T6: a driver that is asked to stop, in a process of its own, while a second one wants its run."""
 
 import json
 import os
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(240)
 
 MARK = "MIRRORSPARK_TEST_MARK"
-# 32 rows of the training split make eight steps: two seconds, so that a stop that is told to the ranks within one comes
+# 32 rows of the training split make eight steps: two seconds, so that a stop that reaches the ranks within one comes
 # within the epoch.
 BATCH = 4
 STEP_SECONDS = 0.25
@@ -47,8 +47,8 @@ class Driver:
     Attributes:
         process: Of the driver; the leader of a process group, as a shell would have it.
         output: Folder of its run.
-        log: What it prints.
-        mark: What the environment of all that it starts holds, wherever that goes.
+        log: Its output.
+        mark: A value in the environment of every process that it starts, on whatever host.
     """
 
     process: subprocess.Popen[bytes]
@@ -75,14 +75,14 @@ class Driver:
         return {event["rank"]: event["process"] for event in self.events(since) if event["event"] == "phase"}
 
     def ended(self, seconds: float) -> tuple[int, str]:
-        """Return its exit status and its last line, once it and all that it has started are gone."""
+        """Return its exit status and its last line, once it and all that it has started have ended."""
         status = self.process.wait(seconds)
         wait_until(lambda: not self.family(), 20, "the end of all that the driver had started", is_promised=True)
         return status, self.log.read_text(encoding="utf-8").splitlines()[-1]
 
 
 def flags_for(folder: Path) -> list[str]:
-    """Return what all commands on the recipe in ``folder`` share."""
+    """Return the flags that all commands on the recipe in ``folder`` share."""
     places = [f"--{flag}={folder / flag}" for flag in ("recipe", "data")]
     flags = ["--workers=2", "--patience=0", "--steps-per-execution=1", f"--global-batch-size={BATCH}"]
     return [*places, *flags, "--baseline=none", "--no-explain"]
@@ -115,7 +115,7 @@ def driver(folder: Path, name: str, *, epochs: int = 1000) -> Iterator[Driver]:
 
 
 def is_training(events: Events, epoch: int = 0) -> bool:
-    """Whether both ranks train, and so many epochs are over."""
+    """Return true if both ranks train, and more than ``epoch`` epochs are over."""
     phases = {event["rank"] for event in events if event.get("phase") == "training"}
     return phases == {0, 1} and any(e["event"] == "epoch_end" and e["epoch"] > epoch for e in events)
 
@@ -227,7 +227,7 @@ def test_a_sigterm_saves_within_the_epoch_and_says_so_and_the_same_command_goes_
 def test_killed_driver_goes_on_where_it_was(
     spark: "SparkSession", tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """T6, T7: the same command continues the same MLflow run, and all that the dead driver had started is gone."""
+    """T6, T7: the same command continues the same MLflow run, and all processes of the dead driver have ended."""
     write_job(tmp_path)
     begun = time.time()
     with driver(tmp_path, "killed", epochs=4) as killed:

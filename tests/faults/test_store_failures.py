@@ -78,7 +78,7 @@ def test_a_store_fails_at_a_request(
     """An object store that throttles, loses an answer or half of a body, or is silent or gone and comes back."""
     options, store = throttled
     address = options.partition("endpoint_override=")[2].partition("&")[0]
-    # Arrow tries a request to a store that is gone for six seconds. This strategy tries again at once, where AWS's
+    # Arrow tries a request to a store that is away for six seconds. This strategy tries again at once, where AWS's
     # standard one waits for up to a second, and after some fifty time-outs no longer tries again.
     patient, hasty = (
         fs.S3FileSystem(

@@ -200,7 +200,7 @@ def test_every_file_is_checked_and_its_problem_told(spark: "SparkSession", ten: 
 
 
 def blocked_until(flag: Path) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Return a function for ``mapInArrow`` that waits for ``flag`` when most rows, more than are buffered, are gone."""
+    """Return a function for ``mapInArrow`` that waits for ``flag`` after most rows, more than a buffer holds."""
 
     def give(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         rows = 0

@@ -108,7 +108,7 @@ def test_versions_come_from_the_lock_and_java_only_with_spark() -> None:
     assert all("--require-hashes" in line or "--constraint requirements.lock" in line for line in installs)
     stages = {re.split(r"\s", stage)[2]: stage for stage in re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]}
     assert [name for name, stage in stages.items() if "jre" in stage] == ["spark"]
-    # Each image that is started runs as a user of its own: what comes last counts.
+    # Each image that is started runs as a user of its own: the last setting counts.
     assert re.findall(r"^USER (\S+)", stages["base"], re.MULTILINE)[-1] == "10001"
     assert re.findall(r"^USER (\S+)", stages["spark"], re.MULTILINE)[-1] == "10001"
     assert {stages[name].split()[0] for name in ("tracking", "spark", "server")} == {"base"}

@@ -1,4 +1,4 @@
-"""The set-up scripts, run with programs of our own on PATH: what they look for, what they say, what they leave."""
+"""The set-up scripts, run with programs of our own on PATH: their search, their output, their results."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ case "$*" in
 esac
 """
 
-# A Python that makes environments, and whose uv fails for as the file `uv-fails` lies beside the calls it logs.
+# A Python that makes environments, and whose uv fails while the file `uv-fails` lies next to the log of its calls.
 FAKE_PYTHON = """#!/bin/sh
 case "$*" in
     "-m venv --clear "*)

@@ -62,7 +62,7 @@ class Installation:
 
 
 def run_uv(*arguments: str) -> None:
-    """Run the uv beside this interpreter; it finds everything on this machine, so it may not use the network."""
+    """Run the uv of this environment; it finds everything on this machine, so it may not use the network."""
     uv = Path(sysconfig.get_path("scripts")) / "uv"
     subprocess.run([str(uv), "--quiet", "--offline", *arguments], check=True, timeout=PATIENCE * 60)
 
@@ -242,7 +242,7 @@ def test_module_and_command_are_the_same_program(installation: Installation) -> 
     module = installation.run("python", "-m", "mirrorspark.training.run", "--workers", "none")
     assert command.returncode == module.returncode == 2
     assert command.stderr == module.stderr
-    assert command.stderr.startswith("mirrorspark: workers 'none' is no number of workers")
+    assert command.stderr.startswith("mirrorspark: workers 'none' is not a number of workers")
 
 
 def test_spark_finds_the_data_source_of_this_environment_from_any_folder(tmp_path: Path) -> None:

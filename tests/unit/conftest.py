@@ -1,4 +1,4 @@
-"""Unit tests stay in their own process: what starts another one, or a server, is marked ``process``."""
+"""Unit tests stay in their own process; a test that starts another one, or a server, is marked ``process``."""
 
 import platform
 import sys

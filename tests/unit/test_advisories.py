@@ -1,4 +1,4 @@
-"""Known vulnerabilities of locked packages are found by name and version; what was not checked is not passed."""
+"""Known vulnerabilities of locked packages are found by name and version; an unchecked package does not pass."""
 
 import json
 import zipfile

@@ -1,4 +1,4 @@
-"""What the documentation says is so: flags, defaults, commands, messages, links and the example in the README."""
+"""Statements of the documentation are true: flags, defaults, commands, messages, links, the example in the README."""
 
 import ast
 import builtins
@@ -35,7 +35,7 @@ from mirrorspark.training.sweep.command import read_options
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 NOT_PYTHON = ("export ", "python ", "mirrorspark ", "mlflow ", "SELECT ", "CREATE ")
-# Each file that opens a listening socket, and the row of SECURITY.md that tells of it.
+# Each file that opens a listening socket, and its row in SECURITY.md.
 LISTENERS = {
     "serving/command.py": "`mirrorspark serve`",
     "serving/http_server.py": "`mirrorspark serve`",
@@ -47,18 +47,18 @@ LISTENERS = {
     "training/job/readiness/executor_probe.py": "preflight's probe",
     "training/protocol/ring/connection.py": "ring of workers",
 }
-# What opens one: the calls of sockets, asyncio, the standard library's servers, TensorFlow, gRPC, and our own.
+# Calls that open one: those of sockets, asyncio, the standard library's servers, TensorFlow, gRPC, and our own.
 LISTENING_CALLS = re.compile(
     r"\b(?:create_server|start_server|start_unix_server|add_insecure_port|add_secure_port|listening|uvicorn\.run)\("
     r"|\.listen\(\)|\.bind\(\(|\b\w*(?:HTTP|TCP|UDP|WSGI|XMLRPC)Server\(|distribute\.Server\(|\bListener\("
 )
-# Their samples stand four spaces from the margin; those of the others are marked as Python.
+# Their samples are indented by four spaces; those of the others are marked as Python.
 INDENTED_SAMPLES = (
     *("scoring.md", "other-models.md", "recommendations.md", "precomputed-rows.md", "own-training.md"),
     *("fleet.md", "fleet-runs.md", "metrics.md", "sql.md", "every-week.md", "your-table.md", "shipping-cost.md"),
     *("promotion.md", "experiments.md", "watching.md"),
 )
-# What a Spark session has beside its tables: its context, its JVM, its jobs and tasks, and what tells its kind.
+# Parts of a Spark session other than its tables: its context, its JVM, its jobs and tasks, and the mark of its kind.
 BEHIND_A_SESSION = {
     *("sparkContext", "SparkContext", "_sc", "_jvm", "_jdf", "_jsc", "_jconf", "_jsparkSession", "_gateway", "rdd"),
     *("getConf", "defaultParallelism", "statusTracker", "setJobGroup", "cancelJobGroup", "cancelAllJobs", "addJobTag"),
@@ -159,7 +159,7 @@ def test_example_in_the_readme_is_the_notebooks_code_and_complete() -> None:
     statements = {
         ast.dump(node)
         for cell in (cell for notebook in notebooks for cell in notebook.cells)
-        if cell.cell_type == "code" and not cell.source.startswith("%%")  # a cell that is no Python
+        if cell.cell_type == "code" and not cell.source.startswith("%%")  # a cell of another language
         for node in ast.parse(re.sub(r"^%.*$", "", cell.source, flags=re.MULTILINE)).body
     }
     tree = ast.parse(example)
@@ -285,7 +285,7 @@ def shown(value: Any) -> str:
 
 
 def indented_blocks(text: str) -> list[str]:
-    """Return the samples that stand four spaces from the margin, empty lines within them included."""
+    """Return the samples that are indented by four spaces, empty lines within them included."""
     return [textwrap.dedent(found) for found in re.findall(r"(?:^ {4}.*\n(?:\n(?= {4}))*)+", text, re.MULTILINE)]
 
 

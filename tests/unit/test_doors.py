@@ -1,4 +1,4 @@
-"""Packages are entered by their doors: what each ``__init__`` exports, and how."""
+"""Packages are entered by their doors: the exports of each ``__init__``."""
 
 import ast
 import subprocess

@@ -1,4 +1,4 @@
-"""What notebooks show of each object: its content, every text escaped, and no secret (H2, H9, T7)."""
+"""Notebook output of each object: its content, every text escaped, and no secret (H2, H9, T7)."""
 
 from collections.abc import Mapping
 from html.parser import HTMLParser

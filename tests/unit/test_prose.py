@@ -20,15 +20,19 @@ class Pattern(NamedTuple):
 
 
 PATTERNS = (
-    Pattern(r"(?:What|Whether|How|Why|Who|Where)\b", "open with a noun or a verb", in_openings=True),
-    Pattern(r"(?:Return|Yield|Say|Tell) (?:what|how|who|where)\b", "name the value", in_openings=True),
+    # A question may open a benchmark, whose page begins with it.
+    Pattern(
+        r"(?:What|Whether|How|Why|Who|Where|Which|Whose)\b(?!.*\?$)", "open with a noun or a verb", in_openings=True
+    ),
+    Pattern(r"(?:Return|Yield|Say|Tell) (?:what|how|who|where|which)\b", "name the value", in_openings=True),
+    Pattern(r"(?:As|By|From|In|Of|On|With)\b", "open with a noun or a verb", in_openings=True),
     Pattern(
         r"(?<!\bthere )\b(?:is|are|was|were) no (?!longer|more|less|later|earlier|better|worse|larger|smaller|one\b)\w",
         "is not a, are not",
     ),
     Pattern(r", say\b(?! (?:that|so|which|who|where|what)\b)|(?<!callers) say[.;)]", "for example"),
     Pattern(r"\bas for\b", "as in, as of"),
-    Pattern(r"\bbeside\b", "next to"),
+    Pattern(r"\bbeside\b(?!:)", "next to"),
     Pattern(r"\bbesides\b", "also, in addition"),
     Pattern(r"\bso many\b", "this number of, as many"),
     Pattern(r"\b(?:is|are|was|were) gone\b", "is missing, is lost, was removed"),
@@ -37,26 +41,18 @@ PATTERNS = (
     Pattern(r"\b(?:says?|said) (?:otherwise|nothing)\b", "sets another value, sets none"),
     Pattern(r"\bat the (?:most|least)\b", "at most, at least"),
     Pattern(r"\b(?:stands?|stood) (?!for\b|still\b|out\b)\w", "is, lies"),
-    Pattern(r"\b(?:the one|that|those) of (?:now|today|then)\b", "the current one"),
+    Pattern(r"\b(?:the one|that|those) of today\b|\bof (?:now|then)\b", "the current one, the earlier one"),
     Pattern(r"\b(?:mend|mends|mended)\b", "correct, repair"),
     Pattern(r"\bknobs?\b", "setting"),
     Pattern(r"(?:(?<=[.!:] )|(?<=\n)|(?<=^# ))(?-i:What|Whoever|Who) [a-z][^.?!]*(?:\.|$)", "begin with the noun"),
+    Pattern(r"[;:]\s+what\s(?![^.;:]*\?)", "begin the clause with its noun"),
+    Pattern(r"(?<=[.;:!])\s+one that\b", "repeat the noun"),
+    Pattern(r",\s+which\b[^.;:,(]*,\s+which\b", "two sentences"),
+    Pattern(r"\bthere to be\b", "name what is done"),
 )
 
 ANYWHERE = re.compile("|".join(pattern.expression for pattern in PATTERNS if not pattern.in_openings), re.IGNORECASE)
 
-# Hits that are left, by folder. A text that is rewritten lowers its number; pages have none.
-ALLOWED: dict[str, int] = {
-    "benchmarks": 24,
-    "data_pipelines": 17,
-    "fleet": 36,
-    "lifecycle": 3,
-    "scoring": 14,
-    "spark_session": 1,
-    "testing": 2,
-    "tests": 650,
-    "training": 42,
-}
 PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
 # A page made from docstrings, and the one that lists words to avoid.
 LEFT_OUT = ("api.md", "glossary.md")
@@ -88,7 +84,11 @@ def hits(text: str, line: int = 1, *, is_docstring: bool = False) -> Iterator[tu
     """Yield line, words and pattern of each hit in a text."""
     prose = re.sub(r"``[^`]*``|`[^`]*`", "`x`", text)
     for pattern in PATTERNS:
-        if is_docstring and pattern.in_openings and (found := re.match(pattern.expression, prose.lstrip())):
+        if (
+            is_docstring
+            and pattern.in_openings
+            and (found := re.match(pattern.expression, prose.lstrip(), re.MULTILINE))
+        ):
             yield line, found[0], pattern
     if not ANYWHERE.search(prose):  # most texts
         return
@@ -115,16 +115,14 @@ def test_pages_are_in_plain_english(page: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_code_gains_no_odd_words(folder: Path) -> None:
+def test_code_is_in_plain_english(folder: Path) -> None:
     paths = [path for path in sorted(folder.rglob("*.py")) if path != Path(__file__) and not path.is_symlink()]
     found = [
         shown(str(path.relative_to(REPOSITORY)), *hit)
         for path in paths
         for hit in hits_of_code(path.read_text(encoding="utf-8"))
     ]
-    allowed = ALLOWED.get(folder.name, 0)
-    assert len(found) <= allowed, "\n".join(found)
-    assert len(found) == allowed, f"ALLOWED[{folder.name!r}] may now be {len(found)}"
+    assert found == [], "\n".join(found)
 
 
 @pytest.mark.parametrize(
@@ -146,5 +144,8 @@ def test_patterns_find_words_in_prose_alone(text: str, count: int) -> None:
 
 
 def test_openings_of_docstrings_are_nouns_or_verbs() -> None:
-    source = 'def f():\n    """What it is."""\n\ndef g():\n    """Return what it is."""\n\ndef h():\n    """Value."""\n'
-    assert [line for line, *_ in hits_of_code(source)] == [2, 5]
+    sources = [
+        f'def f():\n    """{opening}"""\n'
+        for opening in ("What it is.", "Return what it is.", "How fast is it?", "Value.")
+    ]
+    assert [len(list(hits_of_code(source))) for source in sources] == [1, 1, 0, 0]

@@ -71,7 +71,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
         architecture = self.model["name"]
         require(
             isinstance(architecture, str),
-            f"model.name is {architecture!r}, which is no text; use one of {catalog.names()}",
+            f"model.name must be a string, not {architecture!r}; use one of {catalog.names()}",
         )
         monitor, mode = config_rules.monitored(self)
         object.__setattr__(self, "monitor", monitor)
@@ -124,7 +124,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
             is_day = isinstance(given, str) and bool(_DAY.fullmatch(given)) and bool(date.fromisoformat(given))
         except ValueError:
             is_day = False
-        require(is_day, f"run_date '{given}' is no day; give one as 2026-01-31")
+        require(is_day, f"run_date '{given}' is not a date; use the form 2026-01-31")
 
     @property
     def elastic(self) -> Elastic:
@@ -268,7 +268,7 @@ class TrainingConfig(LimitSettings, CheckpointSettings, WorkerSettings, Optimize
     def decisive(self) -> dict[str, Any]:
         """The settings that have to be equal for a run to be continued.
 
-        Where a run trains and how it reports may change; what it learns may not.
+        Settings of a run's place and reports may change; those of its result may not.
         """
         # With local updates the workers synchronise for a checkpoint, so its time affects what is learnt.
         free = _FREE_TO_CHANGE - ({"checkpoint_every_steps"} if self.local_steps > 1 else set())

@@ -81,7 +81,7 @@ class FitSettings:
     model: Annotated[dict[str, Any], doc("Architecture and its settings; one of them: --model.embedding_dim 16")] = (
         field(default_factory=lambda: {"name": "multi_field"})
     )
-    epochs: Annotated[int, Ge(1), doc("Passes over the training split at the most")] = 40
+    epochs: Annotated[int, Ge(1), doc("Most passes over the training split")] = 40
     patience: Annotated[int, Ge(0), doc("Stop after this many epochs without a better --monitor; 0: never")] = 15
     # This and the next one are set when built, so that readers always find a value.
     monitor: Annotated[
@@ -154,10 +154,10 @@ class CheckpointSettings:
     """The place, times and number of checkpoints."""
 
     checkpoints: Annotated[str | None, doc("Folder or URI of the checkpoints; by default the run's folder")] = None
-    checkpoint_every_steps: Annotated[int | None, Ge(1), doc("Save after so many steps of an epoch, too")] = None
-    checkpoint_every_seconds: Annotated[float | None, Gt(0), doc("Save after so many seconds, too")] = None
+    checkpoint_every_steps: Annotated[int | None, Ge(1), doc("Save after this many steps of an epoch, too")] = None
+    checkpoint_every_seconds: Annotated[float | None, Gt(0), doc("Save after this many seconds, too")] = None
     keep_last: Annotated[int, Ge(1), doc("Newest checkpoints to keep")] = 2
-    keep_best: Annotated[int, Ge(0), doc("Best checkpoints by --monitor to keep besides")] = 1
+    keep_best: Annotated[int, Ge(0), doc("Best checkpoints by --monitor to keep in addition")] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,7 +312,7 @@ def _holds(bound: object, value: Any) -> bool:
             return bool(low < value < math.inf)
         case Interval(ge=low, lt=high):
             return bool(low <= value < high)
-    raise TypeError(f"{bound!r} is no bound")
+    raise TypeError(f"{bound!r} is not a bound")
 
 
 def _in_words(bound: object) -> str:
@@ -323,4 +323,4 @@ def _in_words(bound: object) -> str:
             return f"a finite number above {low}"
         case Interval(ge=low, lt=high):
             return f"a number from {low} up to, not including, {high}"
-    raise TypeError(f"{bound!r} is no bound")
+    raise TypeError(f"{bound!r} is not a bound")

@@ -91,9 +91,11 @@ def load_recipe(recipe: str) -> dict[str, Any]:
     try:
         values = read_yaml(texts[RECIPE_FILE])
     except yaml.YAMLError as error:
-        raise ConfigError(f"{folder / RECIPE_FILE} is no YAML: {error}") from error
+        raise ConfigError(f"{folder / RECIPE_FILE} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ConfigError(f"{folder / RECIPE_FILE} is no mapping of fields to values; see those of {recipe_names()}")
+        raise ConfigError(
+            f"{folder / RECIPE_FILE} must be a mapping of fields to values; see those of {recipe_names()}"
+        )
     known = {field.name: field for fields in GROUPS.values() for field in fields}
     unknown = sorted(map(str, set(values) - set(known)))
     if unknown:

@@ -1,4 +1,4 @@
-"""Which settings of a training go together: a check for each subject.
+"""Settings of a training that go together: a check for each subject.
 
 Each raises ``ConfigError`` with the setting, its value and the remedy.
 """
@@ -42,7 +42,7 @@ def monitored(config: "TrainingConfig") -> tuple[str, Mode]:
             f"monitor '{monitor}' of an own model needs a name that begins with val_, and mode min or max",
         )
         known = {monitor: mode}
-    require(monitor in known, f"monitor '{monitor}' is no metric of a {config.task} model; use one of {list(known)}")
+    require(monitor in known, f"monitor '{monitor}' is not a metric of a {config.task} model; use one of {list(known)}")
     best = known[monitor]
     # The wrong mode would silently keep the worst epoch.
     require(mode in (None, best), f"mode '{mode}' does not fit monitor '{monitor}'; set mode to {best}")

@@ -92,7 +92,7 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
     limit = getattr(budgets, name)
     used = len(_failed_by([cause for cause, budget in _BUDGETS.items() if budget == name], attempts))
     if used > limit:
-        return Decision("raise", f"{name} {limit} is spent, the same command {_what_it_does(attempts)}")
+        return Decision("raise", f"{name} is {limit} and used up; the same command {_what_it_does(attempts)}")
     return Decision("restart", f"restart {used} of {limit} ({name}){how}", delay, workers)
 
 
@@ -115,7 +115,7 @@ def growth_pause_seconds(attempts: Sequence[Attempt]) -> float:
     """Return the seconds that a training runs, after ``attempts``, before it looks for more workers.
 
     The pause keeps an unreliable machine from stopping the training repeatedly. It doubles with each consecutive growth
-    in vain: one that was followed by a loss within the same epoch, or whose new workers never started.
+    in vain: a worker was lost within the same epoch, or the new workers never started.
     """
     failures = 0
     launched = [attempt for attempt in attempts if attempt.workers]

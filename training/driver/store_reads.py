@@ -83,7 +83,7 @@ class StoreReader:
                     self.tell({"event": "waiting", "store": store})
             return answer.result()
         finally:
-            answer.cancel()  # Only a read that has not begun; one that hangs cannot be ended.
+            answer.cancel()  # Only a read that has not begun; a hanging read cannot be ended.
 
     def read_with_retries(
         self, store: str, read: Callable[[Beat], Answer], *, retry_seconds: float = _RETRY_SECONDS

@@ -231,7 +231,7 @@ class Watch:
         if self._is_unheard():
             seconds = now - culprits[0].moved
             slots = "is a slot" if len(culprits) == 1 else f"are {len(culprits)} slots"
-            return f"no rank has been heard for {seconds:.0f} s since the start; {slots} free?"
+            return f"no rank has reported for {seconds:.0f} s since the start; {slots} free?"
         return "; ".join(self._describe(rank, now) for rank in culprits)
 
     def _describe(self, rank: _Rank, now: float) -> str:
@@ -243,10 +243,10 @@ class Watch:
             return f"{who} has exited, but its task has not noticed"
         if rank.is_silent(now):
             is_cut_off = rank.task_heard is not None and now - rank.task_heard > timing.SILENT_SECONDS
-            what = "nor does its task: its machine is out of reach" if is_cut_off else "its process is stuck"
-            return f"{who} says nothing for {now - (rank.heard or now):.0f} s{', ' if is_cut_off else ': '}{what}"
+            what = "nor has its task: its machine is out of reach" if is_cut_off else "its process is stuck"
+            return f"{who} has sent nothing for {now - (rank.heard or now):.0f} s{', ' if is_cut_off else ': '}{what}"
         if rank.heard is None:
-            return f"{who} has not been heard for {stood} since the start"
+            return f"{who} has not reported for {stood} since the start"
         behind = self._furthest() - rank.step
         steps = f"is {behind:,} step{'' if behind == 1 else 's'} behind, " if behind else ""
         if rank.waiting_for == "input":
@@ -254,7 +254,7 @@ class Watch:
         limit = f"(limit {self._limits.of(rank.phase):g} s)"
         at = f"at step {rank.step:,}" if rank.phase in ("training", "validation") else f"in its phase {rank.phase}"
         waiting = f", waiting for {rank.waiting_for}" if rank.waiting_for else ""
-        return f"{who} {steps}{'has stood' if not steps else 'standing'} {at} for {stood} {limit}{waiting}"
+        return f"{who} {steps}{'' if steps else 'has been '}{at} for {stood} {limit}{waiting}"
 
 
 Move = Literal["ask_for_stacks", "report"]

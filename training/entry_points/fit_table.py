@@ -65,7 +65,7 @@ def fit(
 ) -> FitResult:
     """Train a model of ``label`` on a table, compare it with a baseline, register it, and return the results.
 
-    What is not given has a default: the spec is inferred (:func:`default_spec`), the rows are split
+    Missing arguments have defaults: the spec is inferred (:func:`default_spec`), the rows are split
     (:func:`data_pipelines.quality.default_split`), and the configuration fits the label and the size of the
     table (:func:`default_config`). The same call on the same rows converts them only once, and goes on with a training
     that did not finish.
@@ -139,8 +139,8 @@ def _check_arguments(table: Any, label: Any, model: Any, callbacks: Sequence[Any
         raise ConfigError(f"settings {unknown} are unknown; {remedy}")
     if not isinstance(label, str) and not (isinstance(label, Mapping) and isinstance(label.get("name"), str)):
         raise kinds.FeatureSpecError(
-            f"label {label!r} is no column; give the name of one, or its name and kind as "
-            f"{{'name': 'stars', 'kind': 'number'}}"
+            f"label must be a column's name, or its name and kind as {{'name': 'stars', 'kind': 'number'}}, not "
+            f"{label!r}"
         )
     if callbacks and (model is None or isinstance(model, str | Mapping)):
         raise ConfigError("callbacks go with a model of your own; give a function that builds it as model, too")

@@ -57,11 +57,11 @@ def train(
         dataset = Dataset.open(dataset)
     if not isinstance(dataset, Dataset):
         raise DatasetError(
-            f"a {type(dataset).__name__} is no dataset; give what ms.convert returns, or its path, or call ms.fit with "
-            f"a table"
+            f"a {type(dataset).__name__} is not a dataset; give the result of ms.convert, or its path, or call ms.fit "
+            f"with a table"
         )
     if not isinstance(config, TrainingConfig):
-        raise ConfigError(f"a {type(config).__name__} is no configuration; give ms.TrainingConfig(name=…, epochs=…)")
+        raise ConfigError(f"a {type(config).__name__} is not a configuration; give ms.TrainingConfig(name=…, epochs=…)")
     if model is not None:
         config = replace(config, model=own_model.own_model(model, dataset.spec.label.form, callbacks))
     elif callbacks:

@@ -124,7 +124,7 @@ class RankMonitor:
             is_consequence = -status == signal.SIGABRT and has_gpus
             return report_failure(self._events, "peer" if is_consequence else "lost", "killed", words)
         cause: Cause = "lost" if self._has_taken_over else "start"
-        message = f"left with status {status} and said nothing\n{self._tail.text()}"
+        message = f"left with status {status} without a report\n{self._tail.text()}"
         return report_failure(self._events, cause, "exited", message)
 
     def _lack_of_memory(self, number: int) -> str | None:

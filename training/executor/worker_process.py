@@ -269,7 +269,7 @@ class _ForkServer:
         finally:
             self._channel.settimeout(None)
         if not text:
-            raise ConnectionResetError("the fork server is gone")
+            raise ConnectionResetError("the fork server has ended")
         message: dict[str, Any] = json.loads(text)
         if "ended" in message:
             self._statuses[message["ended"]] = message["status"]

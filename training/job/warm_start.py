@@ -109,7 +109,7 @@ def resolve_warm_start(
         return None
     if not target.is_dir():
         if has_begun:
-            raise ConfigError(f"{target}, from which the run began, is gone; {_PUT_IT_BACK}")
+            raise ConfigError(f"{target}, from which the run began, is missing; {_PUT_IT_BACK}")
         _copy(model or _find(config.warm_start, store), target, config.identity)
     file = target / _SOURCE_FILE
     try:

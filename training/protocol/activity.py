@@ -11,7 +11,7 @@ Phase = Literal[
 ]
 
 
-# A read of a few batches takes milliseconds; one that takes longer than this counts as a wait for input.
+# A read of a few batches takes milliseconds; a read that takes longer than this counts as a wait for input.
 _LONG_READ_SECONDS = 2.0
 
 

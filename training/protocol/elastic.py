@@ -40,7 +40,7 @@ def parse_workers(text: str | int) -> WorkerRange:
     """
     found = re.fullmatch(r"(\d+)(?::(\d+))?", str(text).strip(), re.ASCII)
     if found is None:
-        raise ValueError(f"workers '{text}' is no number of workers; use a number like 4, or fewest:most like 2:4")
+        raise ValueError(f"workers '{text}' is not a number of workers; use a number like 4, or fewest:most like 2:4")
     fewest, most = found.groups()
     return WorkerRange(int(fewest), int(most or fewest))
 
@@ -91,8 +91,8 @@ class Elastic:
             # The data order cuts an epoch into lanes; only such batches cut it at the same rows for every size, so that
             # a position in one order is a position in another.
             raise ValueError(
-                f"batch of {share} rows per worker is no multiple of {MAX_LANES}, so the place in an epoch cannot be "
-                f"kept when the number of workers changes; use a global_batch_size that is a multiple of "
+                f"batch of {share} rows per worker is not a multiple of {MAX_LANES}, so the place in an epoch cannot "
+                f"be kept when the number of workers changes; use a global_batch_size that is a multiple of "
                 f"{MAX_LANES * self.workers.most}, or the rule keep_global_batch"
             )
 

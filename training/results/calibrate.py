@@ -93,7 +93,7 @@ def calibrate(
 
     A calibration that does not lower the log loss of the validation rows is dropped: the architecture is returned as it
     is, and the folder gets the kind and what was measured. This goes for centroids, too. They are made for ranks, but
-    their weights are those of least log loss, and what is returned are probabilities.
+    their weights are those of least log loss, and the results are probabilities.
 
     Args:
         architecture: A classifier's, with ``logits`` and ``probabilities``.
@@ -113,7 +113,7 @@ def calibrate(
     if kind == "centroids":
         counted_rows(labels, weights)  # an error of theirs comes before all training rows are read, twice
         centroids = fit_centroids(partial(_training_rows, dataset, tell)).in_variables()
-        told = partial(tell, "validation rows beside the centroids")
+        told = partial(tell, "validation rows against the centroids")
         cosines, *_ = _validation(centroids.cosines, architecture.TASK, dataset, told)
         mixture = fit_mixture(logits, cosines, labels, weights)
         after = measure(mixture(logits, cosines), labels, weights)

@@ -221,7 +221,7 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
 
 
 def recall_delivery(folder: RunFolder, store: str) -> Trained:
-    """Return the result that :func:`keep_delivery` wrote; its figures show the images of then.
+    """Return the result that :func:`keep_delivery` wrote; its figures show the images that were saved with it.
 
     Args:
         folder: Folder of a finished run.
@@ -278,7 +278,7 @@ def _predictions(folder: RunFolder) -> dict[str, pa.Table]:
 
 
 def _choice(job: TrainingJob) -> Choice | None:
-    """Return which of the model and gradient boosting the export has chosen; None where it had no choice."""
+    """Return the export's choice between the model and gradient boosting; None where it had no choice."""
     return Choice.load(job.folder.predictions) if job.config.register == "better" else None
 
 

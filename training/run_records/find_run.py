@@ -191,7 +191,7 @@ def _of_identity(runs: Path, identity: str) -> Iterator[tuple[Path, RunState]]:
 def _passed_over(folder: Path, state: RunState) -> str:
     who = f"process {state.process} on {state.host}"
     if state.heartbeat is None:
-        where = "" if state.host == socket.gethostname() else ", as can be told from here"
+        where = "" if state.host == socket.gethostname() else ", as far as this host can see"
         goes_on = f"if it is not, remove {folder / STATE_FILE} or resume the run there" if where else "stop it first"
         return (
             f"run {folder.name} of the same configuration is under way ({who}{where}), so a new one begins; {goes_on}"

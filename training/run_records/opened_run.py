@@ -182,4 +182,4 @@ def leave(folder: RunFolder, tracked: Ending | None, status: Status, what: str =
     try:
         tracked.finish(_MLFLOW_STATUS[status])
     except Exception as error:
-        logger.warning("MLflow could not be told that %s %s has %s: %s", what, folder.path.name, status, error)
+        logger.warning("MLflow could not record that %s %s has %s: %s", what, folder.path.name, status, error)

@@ -133,8 +133,8 @@ class Tracking:
         if not re.match(r"(databricks-)?uc(:|$)", registry) or re.fullmatch(r"[^.]+\.[^.]+\.[^.]+", model):
             return None
         return (
-            f"'{model}' is no model of Unity Catalog ({without_credentials(registry)}), where names have three parts: "
-            f"set registered_model (--registered-model) to catalog.schema.{model.rpartition('.')[2]}, with yours"
+            f"'{model}' is not a model of Unity Catalog ({without_credentials(registry)}), where names have three "
+            f"parts: set registered_model (--registered-model) to catalog.schema.{model.rpartition('.')[2]}, with yours"
         )
 
     def require_experiment(self) -> None:

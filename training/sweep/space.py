@@ -148,7 +148,7 @@ def read_space(flags: Sequence[str], file_text: str | None, base: RunConfig) -> 
 def _flag_spec(flag: str) -> tuple[str, str]:
     name, equals, spec = flag.partition("=")
     if not equals or not name:
-        raise ConfigError(f"search '{flag}' is no FIELD=SPEC; use for example {_EXAMPLE}")
+        raise ConfigError(f"search '{flag}' is not of the form FIELD=SPEC; use for example {_EXAMPLE}")
     return name.strip().replace("-", "_"), spec
 
 
@@ -156,10 +156,10 @@ def _file_specs(text: str | None) -> dict[str, str]:
     try:
         document = yaml.safe_load(text) if text is not None else {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"the search space is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"the search space is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict) or not all(isinstance(spec, str) for spec in document.values()):
         raise ConfigError(
-            "the search space is no mapping of fields to specs; write a line per field, for example "
+            "the search space must be a mapping of fields to specs; write a line per field, for example "
             "learning_rate: log:1e-4:1e-2"
         )
     return {str(name): spec for name, spec in document.items()}
@@ -182,7 +182,7 @@ def _distribution(name: str, spec: str, hint: Any) -> BaseDistribution:
     except ValueError:
         numbers = []
     if len(numbers) not in {"log": (2,), "uniform": (2, 3)}.get(kind, ()) or not all(map(math.isfinite, numbers)):
-        raise ConfigError(f"search {name}: '{spec}' is no {_KINDS}")
+        raise ConfigError(f"search {name}: '{spec}' is not of the form {_KINDS}")
     make: Any = FloatDistribution
     if not _fits(0.5, hint):
         if not _fits(1, hint):
@@ -196,7 +196,7 @@ def _distribution(name: str, spec: str, hint: Any) -> BaseDistribution:
             warnings.simplefilter("ignore")
             return make(low, high, log=kind == "log", **({"step": step[0]} if step else {}))
     except ValueError as error:
-        raise ConfigError(f"search {name}: '{spec}' is no range of numbers: {error}") from error
+        raise ConfigError(f"search {name}: '{spec}' is not a range of numbers: {error}") from error
 
 
 def _choice(name: str, text: str, hint: Any) -> CategoricalDistribution:
@@ -212,7 +212,7 @@ def _choice(name: str, text: str, hint: Any) -> CategoricalDistribution:
             raise ConfigError(f"search {name}: {value!r} does not fit; it must be {type_in_words(hint)}")
     labels = [json.dumps(value) if isinstance(value, list) else value for value in values]
     if len(set(labels)) < max(2, len(labels)):
-        raise ConfigError(f"search {name}: 'choice:{text}' is no choice; give two values or more, each of them once")
+        raise ConfigError(f"search {name}: 'choice:{text}' is not a choice; give two values or more, each of them once")
     return CategoricalDistribution(labels)
 
 

@@ -32,7 +32,7 @@ PROBLEMS = {
     CUT_OFF: "a field runs past the end of the message it is in",
     VARINT_TOO_LONG: "a varint takes more than 10 bytes",
     INVALID_TAG: "a field has number 0 or an unsupported wire type",
-    FLOATS_CUT_OFF: "the length of a packed list of floats is no multiple of 4",
+    FLOATS_CUT_OFF: "the length of a packed list of floats is not a multiple of 4",
 }
 
 # A field's tag is its number times 8 plus its wire type; every number in these messages is 1, 2 or 3.

@@ -56,7 +56,9 @@ class CoreThroughput:
         """Check the rates."""
         for name, value in asdict(self).items():
             if not value >= 0 or (value == 0 and name.endswith("per_second")):
-                raise ScoringError(f"{name} {value} is no rate; measure it with plan_fleet, or give a number above 0")
+                raise ScoringError(
+                    f"{name} {value} is not a rate; measure it with plan_fleet, or give a number above 0"
+                )
 
 
 @dataclass(frozen=True)

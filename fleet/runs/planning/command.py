@@ -30,7 +30,11 @@ def add_parser(commands: Any) -> None:
     add("--prefixes", type=int, default=1, help="folders with hashed names in the output")
     add("--price-per-core-hour", type=float, help="in any currency")
     add("--executor-cores", type=int, default=4, help="cores of an executor, for its memory")
-    add("--clusters", type=int, help="divide the groups among so many clusters, each for --hours or of --cores cores")
+    add(
+        "--clusters",
+        type=int,
+        help="number of clusters to divide the groups among, each for --hours or of --cores cores",
+    )
     add("--output", help="folder of the outputs, in which each cluster has one")
     add("--ledger", help="ledger of the runs of --clusters; needed where --output is on a store")
     add("--submissions", help="file for the runs of --clusters, as JSON")
@@ -84,7 +88,7 @@ def text_of(plan: FleetPlan, price_per_core_hour: float | None = None) -> str:
 
 
 def submissions_of(options: argparse.Namespace, plan: FleetPlan, settings: Mapping[str, str]) -> dict[str, Any]:
-    """Return the runs of several clusters, as ``--submissions`` keeps them: what each needs, and all of them together.
+    """Return the runs of several clusters, as ``--submissions`` keeps them: each one's needs, and those of them all.
 
     Args:
         options: Those of the command, with ``clusters`` and ``output``.

@@ -409,8 +409,8 @@ class _SampleTask:
 def _refuse_failures(_: Sequence[WrittenFile], reports: Sequence[Mapping[str, Any]]) -> list[WrittenFile]:
     for failure in (failure for report in reports for failure in report["failures"]):
         raise ScoringError(
-            f"model '{failure['model']}' raises {failure['error']} for the sample ({failure['message']}); mend it, or "
-            f"plan without it"
+            f"model '{failure['model']}' raises {failure['error']} for the sample ({failure['message']}); correct it, "
+            f"or plan without it"
         )
     return []
 

@@ -43,7 +43,7 @@ class Starts:
     def of(cls, seconds: float, attempts: Sequence[Mapping[str, Any]]) -> "Starts":
         """Divide the seconds of a run by its attempts, as the ledger has them, of microbatches one after the other."""
         ordered = sorted(attempts, key=lambda one: one["began"])
-        # A microbatch lasts until the next one begins: what is between them belongs to it. The first one loads models.
+        # A microbatch lasts until the next one begins, so the time between belongs to it. The first one loads models.
         later = list(pairwise(ordered))[1:]
         of_one = max(0.0, mean(after["began"] - one["began"] - one["slowest_seconds"] for one, after in later))
         of_tasks = min(one["slowest_seconds"] for one in ordered)

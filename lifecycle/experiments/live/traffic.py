@@ -87,7 +87,7 @@ class ExperimentSplit:
         yield from (one.source for one in self.variants.values() if one is not self.control)
 
     def is_stopped(self, variant: Variant) -> bool:
-        """Return whether the variant's version of now must not answer; the control always may."""
+        """Return whether the variant's current version must not answer; the control always may."""
         digest = variant.source.model.digest
         return variant is not self.control and (digest in self._stopped or digest in self._unwritten)
 
@@ -202,7 +202,7 @@ class ExperimentSplit:
         before = [variant for variant in self.variants.values() if self.is_stopped(variant)]
         self._stopped = stopped
         for variant in before:
-            if not self.is_stopped(variant):  # somebody lets it answer again: what it was does not count
+            if not self.is_stopped(variant):  # somebody lets it answer again: its former figures do not count
                 self._comparisons[variant.name] = VariantComparison()
 
     async def check(self) -> None:

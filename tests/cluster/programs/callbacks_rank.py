@@ -45,7 +45,7 @@ class LocalValue(tf_keras.callbacks.Callback):
 
 
 class StopAfter(tf_keras.callbacks.Callback):
-    """Is asked to stop after so many steps of the training."""
+    """Requests a stop after a number of steps of the training."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ def open_strategy(name: str) -> tf.distribute.Strategy:
     if name == "mirrored":
         return tf.distribute.MultiWorkerMirroredStrategy()
     config = json.loads(os.environ["TF_CONFIG"])
-    # What a strategy without a cluster resolver tells of itself has to do.
+    # Strategies without a cluster resolver describe themselves; that has to suffice.
     rank = config["task"]["index"]
     del os.environ["TF_CONFIG"]
     return RingStrategy(Ring.connect(rank, config["cluster"]["worker"], "made-up token"))

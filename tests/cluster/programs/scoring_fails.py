@@ -1,7 +1,7 @@
-"""Score on an executor of its own (``local-cluster``) with models that it cannot load, and print what a user is told.
+"""Score on an executor of its own (``local-cluster``) with models that it cannot load, and print the user's messages.
 
 Three lines: of a model whose file is damaged on the executor alone, by a table and by files, and of one whose hooks
-import a module that is beside the driver alone. Argument: an empty folder.
+import a module that only the driver has. Argument: an empty folder.
 """
 
 import os
@@ -40,7 +40,7 @@ def damage(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def told(work: Callable[[], object]) -> str:
-    """Return what a user is told of work that fails."""
+    """Return the message that a user gets when the work fails."""
     try:
         work()
     except PySparkException as error:

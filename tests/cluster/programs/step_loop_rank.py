@@ -2,7 +2,7 @@
 
 Usage: step_loop_rank.py STRATEGY RESULT
 
-STRATEGY is one that `callbacks_rank` opens. The result is a JSON file: what either loop logged, and left as weights.
+STRATEGY is one that `callbacks_rank` opens. The result is a JSON file: the logs and the weights of either loop.
 """
 
 import json

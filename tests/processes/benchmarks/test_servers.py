@@ -1,4 +1,4 @@
-"""Programs that run beside a measurement: awaited by what they say, ended with all that they started."""
+"""Programs that run during a measurement: awaited by their output, ended with all that they started."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence

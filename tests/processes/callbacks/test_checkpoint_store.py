@@ -143,7 +143,7 @@ def test_at_a_crash_between_any_two_writes_the_old_checkpoint_or_the_new_one_cou
     store: Location, is_replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T5: whole at any crash; a damaged checkpoint of the same step may be there, a good one always is."""
-    # Who is killed does not clean up what he has prepared.
+    # A process that is killed does not clean up the files that it has prepared.
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     seen: set[int] = set()
     for writes in range(100):

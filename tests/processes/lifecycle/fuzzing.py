@@ -274,7 +274,7 @@ def ask_large(target: Target, name: str, seconds: float = SECONDS) -> int | None
 
 
 def probe_seconds(target: Target) -> float:
-    """Return how long a probe takes, on a connection of its own, to its answer with the status 200."""
+    """Return the seconds from a probe, on a connection of its own, to its answer with the status 200."""
     begin = time.perf_counter()
     status = ask(target, f"GET {target.probe} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert status == 200, f"{target.probe} has the status {status}"

@@ -60,7 +60,7 @@ def silent_connections(port: int, count: int) -> Iterator[list[socket.socket]]:
 
 
 def said(errors: IO[str] | None) -> str:
-    """Return what a server has written to standard error."""
+    """Return the text that a server has written to standard error."""
     assert errors is not None
     errors.seek(0)
     return errors.read()

@@ -55,7 +55,7 @@ class Webhook(http.server.BaseHTTPRequestHandler):
 
 
 class MailServer(socketserver.StreamRequestHandler):
-    """As much of SMTP as a message needs; it offers neither encryption nor passwords."""
+    """A server with the part of SMTP that a message needs; it offers neither encryption nor passwords."""
 
     def handle(self) -> None:
         self.wfile.write(b"220 ready\r\n")

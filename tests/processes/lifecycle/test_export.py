@@ -62,7 +62,7 @@ for version in base.glob("*/[0-9]*"):
 print(json.dumps({"config": json_format.MessageToDict(config), "scores": scores}))
 """
 
-# What the containers of MLflow and SageMaker run, on a port that is free.
+# The command of MLflow's and SageMaker's containers, on a free port.
 CONTAINER = """
 import sys
 from mlflow.pyfunc import load_model, scoring_server

@@ -112,7 +112,7 @@ def check_invocations(port: int, expected: list[float], version: str) -> None:
 
 
 def check_what_clients_get_wrong(port: int, name: str, expected: list[float]) -> None:
-    """Q5: what no model reads is refused by its column, and gzip and base64 are read."""
+    """Q5: columns that no model reads are refused by name, and gzip and base64 are read."""
     good = ROWS[0]
     for change, message in (
         ({"carrier": "a\ud83d"}, "instances[0]: column 'carrier' has a text with '\\ud83d', half of a character"),
@@ -160,7 +160,7 @@ def test_requests_without_the_token_are_refused(flights_model: Path, tmp_path: P
         while ask(port, "GET", "/v2/health/ready")[0] != 503:
             assert time.monotonic() < deadline, "the server does not say that it ends"
         assert ask(port, "GET", "/ping")[0] == 503
-        # Who still sends requests is answered until a load balancer has noticed.
+        # Clients that still send requests get answers until a load balancer has noticed.
         assert ask(port, "GET", path, Authorization="Bearer first")[0] == 200
         assert process.wait(SECONDS) == 0
 

@@ -15,7 +15,7 @@ from tests.processes.scoring.test_lookup import store_of
 from tests.unit.scoring.exported_models import ORDERS, export_orders
 
 PROBE_SECONDS = 0.1
-# What else runs on the machine delays a probe as well, but hardly each time: the best try shows what the server does.
+# Other programs on the machine delay a probe as well, but hardly each time: the best try shows the server's own time.
 TRIES = 5
 GROWTH_BYTES = 100 * 2**20
 

@@ -78,7 +78,10 @@ def check_csv(port: int) -> None:
     """Rows of CSV have the types of their columns, and each wrong cell is named."""
     assert invoke(port, 'more,x\r\n"a, b",2\r\n,-1e2\r\n\r\n') == (200, [6.0, -300.0])
     for text, message in (
-        ("x\n1\na\n1_0\n", "row[1]: column 'x' is 'a', which is no double; row[2]: column 'x' is '1_0', which is no"),
+        (
+            "x\n1\na\n1_0\n",
+            "row[1]: column 'x' is 'a', which is not of type double; row[2]: column 'x' is '1_0', which is not",
+        ),
         ("y\n1\n", "the first line lacks the columns ['x']"),
         ("x,y\n1\n", "row[0] has 1 cells, and the first line 2 columns"),
         ("x\n", "the request has 0 rows"),
@@ -245,7 +248,7 @@ def test_a_process_that_is_killed_or_stopped_is_replaced_and_all_end_together(fl
         before = children()
         assert len(before) == 2
         os.kill(before[0], signal.SIGKILL)
-        # The other one answers meanwhile: what the dead one had not accepted is in the queue of both.
+        # The other one answers meanwhile: connections that the dead one had not accepted are in the queue of both.
         assert all(ask(port, "GET", path)[0] == 200 for _ in range(20))
         until(lambda: len(children()) == 2 and before[0] not in children(), "the process was not replaced")
         # One that is stopped, or hangs, answers nobody either.

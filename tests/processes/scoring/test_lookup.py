@@ -1,4 +1,4 @@
-"""S19: the lookup server answers by key over HTTP, with the fallback where a key is unknown, and ends when told."""
+"""S19: the lookup server answers by key over HTTP, with the fallback where a key is unknown, and ends on a signal."""
 
 import contextlib
 import http.client
@@ -72,7 +72,7 @@ def ask(port: int, path: str, **headers: str) -> tuple[int, Any]:
 
 
 def refuse(constant: str) -> None:
-    raise AssertionError(f"{constant} is no JSON")
+    raise AssertionError(f"{constant} is not JSON")
 
 
 def test_rows_are_found_by_key_and_unknown_keys_have_the_fallback(tmp_path: Path) -> None:

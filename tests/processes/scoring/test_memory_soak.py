@@ -19,7 +19,7 @@ WARM_UP = 2_000
 
 @pytest.mark.full
 def test_memory_grows_by_less_than_a_megabyte_in_a_thousand_batches(flights_model: Path, tmp_path: Path) -> None:
-    """In a process of its own: a model computed by NumPy, one by a graph of other people's, and one trained here."""
+    """Each in a process of its own: a model computed by NumPy, a graph of other people's, and one trained here."""
     models = {
         "linear": package_model(LINEAR, tmp_path / "linear"),
         "SavedModel": package_model(save_logistic_saved_model(tmp_path / "saved"), tmp_path / "packaged"),

@@ -33,7 +33,7 @@ class Far:
         database: The store.
         ended: Id of a run that has ended.
         running: Id of one that has not.
-        downloads: Of this test: what was downloaded from where.
+        downloads: The downloads of this test, with their sources.
     """
 
     database: Path
@@ -191,7 +191,7 @@ def test_a_damaged_copy_is_refused_offline_and_fetched_again_otherwise(far: Far)
 
 @pytest.fixture
 def make_read_only(copies: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Return what has the system refuse to open files of the copies for writing: root, as tests may be, may write."""
+    """Return a function that makes the system refuse to open the copies for writing, which root, as here, may do."""
     system = os.open
 
     def refuse(path: str | Path, flags: int, *mode: int, **options: int) -> int:
@@ -229,8 +229,8 @@ class Gone:
 
     Attributes:
         uri: Where it was.
-        copies: Folder of what was fetched from it.
-        pinned: What it said and gave, by URI.
+        copies: Folder of the copies that were fetched from it.
+        pinned: Its output and scores, by URI.
     """
 
     uri: str
@@ -244,7 +244,7 @@ def gone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gone]:
 
     folder = tmp_path_factory.mktemp("gone")
     with pytest.MonkeyPatch.context() as patch:
-        # What other tests of this process told MLflow is not for this server.
+        # Settings that other tests of this process made in MLflow are not for this server.
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         patch.setenv("MIRRORSPARK_MODEL_CACHE", str(folder / "copies"))

@@ -325,7 +325,7 @@ def test_a_lake_table_is_recognised_on_each_store(folder: StoragePath) -> None:
 
 
 def test_a_place_that_the_store_hides_counts_as_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rights may begin below a bucket: the look above then is denied, as Arrow tells in words."""
+    """Rights may begin below a bucket: a look above it is then denied, as the words of Arrow's error show."""
     (tmp_path / "seen").mkdir()
 
     class Denying(fs.FileSystemHandler):  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The channel from the ranks to the driver: who may speak, in what order it arrives, and what it never does."""
+"""The channel from the ranks to the driver: its senders, its order, and its guarantees."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""L17, pains 6 and 29: what a barrier task finds out; here each task is a thread."""
+"""L17, pains 6 and 29: findings of a barrier task; here each task is a thread."""
 
 import contextlib
 import errno
@@ -163,11 +163,11 @@ def test_a_ring_that_breaks_is_part_of_the_answer(question: ProbeRequest, monkey
     class Ring:
         @classmethod
         def connect(cls, *_: Any, **__: Any) -> FakeRing:
-            raise ConnectionResetError("rank 1 is gone")
+            raise ConnectionResetError("rank 1 disconnected")
 
     monkeypatch.setattr(executor_probe, "Ring", Ring)
     answers = Gang(["127.0.0.1"] * 2).ask(question)
-    assert [answer.ring_error for answer in answers] == ["ConnectionResetError: rank 1 is gone"] * 2
+    assert [answer.ring_error for answer in answers] == ["ConnectionResetError: rank 1 disconnected"] * 2
 
 
 def test_a_sum_that_is_wrong_is_part_of_the_answer(question: ProbeRequest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,7 @@ class Cluster:
                 return event
 
     def outcome(self, rank: int) -> dict[str, Any] | None:
-        """Return how a rank ended; None for one that did not say."""
+        """Return the outcome of a rank; None for one that reported none."""
         return self._outcomes[rank].get(timeout=SECONDS)
 
     def _read(self, rank: int, process: WorkerProcess) -> None:
@@ -142,8 +142,8 @@ def test_a_table_sharded_over_two_servers_trains_though_a_worker_is_killed_and_r
 
     finished = {"outcome": "finished", "epochs": 4}
     assert outcomes == [finished, None, finished, finished, finished]
-    assert lost["message"] == "worker 0 (rank 1) is gone: 1 go on"
-    # What the lost worker was doing was done by the other one: every epoch has all its updates.
+    assert lost["message"] == "worker 0 (rank 1) disconnected: 1 go on"
+    # The other worker has taken over the lost one's work: every epoch has all its updates.
     assert (first["step"], last["step"]) == (STEPS, 4 * STEPS)
     assert last["logs"]["loss"] < 0.01 < 0.3 < first["logs"]["loss"]
 
@@ -235,7 +235,10 @@ def test_without_a_server_or_the_last_worker_the_attempt_ends(
     assert outcomes.pop(victim) is None
     coordinator = outcomes.pop(0) or {}
     assert (coordinator["cause"], coordinator["type"]) == ("peer", "RingError")
-    assert coordinator["message"].startswith(f"rank {victim} ({who}) is gone")
+    assert coordinator["message"].startswith(f"rank {victim} ({who}) disconnected")
     for outcome in outcomes.values():
         assert outcome is not None
-        assert (outcome["cause"], outcome["message"].startswith("rank 0 (the coordinator) is gone")) == ("peer", True)
+        assert (outcome["cause"], outcome["message"].startswith("rank 0 (the coordinator) disconnected")) == (
+            "peer",
+            True,
+        )

@@ -50,7 +50,7 @@ def connected() -> Iterator[tuple[ClusterConnections, list[CoordinatorConnection
 
 @pytest.mark.full
 def test_silent_strangers_delay_no_registration() -> None:
-    """S12: all callers are read at once, and of too many that say nothing the oldest is disconnected."""
+    """S12: all callers are read at once, and of too many that send nothing the oldest is disconnected."""
     [address] = free_addresses(1)
     host, port = address.split(":")
     with ThreadPoolExecutor(4) as pool, contextlib.ExitStack() as ending:
@@ -199,15 +199,15 @@ def test_losing_one_worker_is_logged_and_losing_the_last_raises(
         wait_until(lambda: connections.lost == (1,))
         connections.raise_if_lost()
         lines[1].close()
-        with pytest.raises(RingError, match=r"rank 2 \(worker 1\) is gone \(it closed the connection\)"):
+        with pytest.raises(RingError, match=r"rank 2 \(worker 1\) disconnected \(it closed the connection\)"):
             connections.wait_for_loss(SECONDS)
-    assert "worker 0 (rank 1) is gone: 1 go on" in caplog.messages
+    assert "worker 0 (rank 1) disconnected: 1 go on" in caplog.messages
 
 
 def test_losing_a_server_raises_at_once(connected: tuple[ClusterConnections, list[CoordinatorConnection]]) -> None:
     connections, lines = connected
     lines[2].close()
-    with pytest.raises(RingError, match=r"rank 3 \(parameter server 0\) is gone"):
+    with pytest.raises(RingError, match=r"rank 3 \(parameter server 0\) disconnected"):
         connections.wait_for_loss(SECONDS)
 
 
@@ -238,7 +238,7 @@ def test_losing_the_coordinator_raises_in_the_ranks(
 ) -> None:
     connections, lines = connected
     connections.close()
-    with pytest.raises(RingError, match=r"rank 0 \(the coordinator\) is gone"):
+    with pytest.raises(RingError, match=r"rank 0 \(the coordinator\) disconnected"):
         lines[0].wait_for_shutdown(never)
 
 

@@ -180,7 +180,7 @@ def test_a_store_in_a_folder_that_cannot_be_written_is_named(tmp_path: Path, sch
 def test_a_store_unknown_to_mlflow_is_reported(tmp_path: Path, uri: str) -> None:
     check = checked(tmp_path, "tracking", uri=uri)
     assert not check.passed
-    assert check.detail.startswith(f"{uri} is no store that MLflow knows; --tracking-uri takes ['http', ")
+    assert check.detail.startswith(f"{uri} is not a store that MLflow knows; --tracking-uri takes ['http', ")
 
 
 @pytest.mark.parametrize("uri", ["databricks", "databricks://profile", "databricks-uc", "sqlite://"])
@@ -290,7 +290,7 @@ def test_a_server_without_http_is_reported(tmp_path: Path) -> None:
         check = checked(tmp_path, "tracking", uri=f"http://127.0.0.1:{listener.getsockname()[1]}")
         talker.join(60)
     assert not check.passed
-    assert "is no tracking server (" in check.detail
+    assert "is not a tracking server (" in check.detail
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:port", "http://[::1", "http://no-such-host.invalid"])
@@ -311,7 +311,7 @@ def test_the_password_of_a_tracking_uri_is_not_shown(tmp_path: Path, serve: Call
 
 
 class FakeSpark:
-    """A session that has ``slots``; what is asked of its executors lands in ``asked``."""
+    """A session that has ``slots``; questions to its executors land in ``asked``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, slots: list[int], master: str, **conf: str) -> None:
         self.asked: list[tuple[int, dict[str, StoragePath], int]] = []

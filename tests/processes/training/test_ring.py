@@ -1,4 +1,4 @@
-"""Collectives over TCP: sums, gathers, broadcasts, and how peers that are gone, strange or out of step are told."""
+"""Collectives over TCP: sums, gathers, broadcasts, and errors of peers that are lost, strange or out of step."""
 
 import contextlib
 import pickle
@@ -22,7 +22,7 @@ from tests.unit.training.conftest import free_addresses
 
 
 def on_every_rank(workers: int, work: Callable[[Ring], Any], **options: Any) -> list[Future[Any]]:
-    """Return what ``work`` comes to on every rank of a ring of ``workers``, each in a thread."""
+    """Return the results of ``work`` on every rank of a ring of ``workers``, each in a thread."""
     addresses = free_addresses(workers)
 
     def rank(number: int) -> Any:
@@ -116,7 +116,7 @@ def test_a_rank_that_leaves_is_named_by_its_neighbours(workers: int) -> None:
         error = future.exception()
         assert isinstance(error, RingError)
     if workers == 2:
-        assert "rank 1 is gone" in str(stayed.exception())
+        assert "rank 1 disconnected" in str(stayed.exception())
 
 
 def test_a_failure_is_stored_for_callers_that_see_only_its_text() -> None:
@@ -320,7 +320,7 @@ def pair_with_a_flipped_byte(place: int) -> Iterator[tuple[Ring, Ring]]:
 
 @pytest.mark.parametrize("collective", ["all_reduce", "all_gather"])
 def test_any_bit_that_changes_on_the_way_is_noticed(collective: str) -> None:
-    """T6: of the header and of the values, also where their number of bytes is no multiple of the checksum's."""
+    """T6: of the header and of the values, also where the checksum's width does not divide their number of bytes."""
     values = np.arange(7, dtype=np.float16)
     clean = 3 * len(values.tobytes()) + 100
     for place in range(clean):

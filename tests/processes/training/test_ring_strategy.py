@@ -47,7 +47,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[int], Results]:
-    """Return what gives the results of every rank of a ring, trained once for all tests."""
+    """Return a function that gives the results of every rank of a ring, trained once for all tests."""
     left_out = set() if request.config.getoption("--full") else ONLY_FULL
     folder = tmp_path_factory.mktemp("ring")
     known: dict[int, Results] = {}
@@ -122,7 +122,7 @@ def test_after_their_local_steps_the_workers_go_on_from_their_mean(
 def test_outer_steps_are_those_of_nesterovs_momentum(
     results: Callable[[int], Results], workers: int, case: str
 ) -> None:
-    """Of DiLoCo, algorithm 1: the mean of the workers' moves is the gradient, here with momentum 0.9 and rate 0.7."""
+    """DiLoCo, algorithm 1: the mean of the workers' moves is the gradient, here with momentum 0.9 and rate 0.7."""
     anchor, velocity = np.array([4.0, -2.0, 0.5]), np.zeros(3)
     targets = [np.array([1.0, 2.0, 4.0 * rank]) for rank in range(workers)]
     for outer in range(2):
@@ -233,5 +233,5 @@ def test_a_rank_lost_while_a_graph_is_traced_is_reported_as_lost() -> None:
 
     with following, preceding:
         strategy = RingStrategy(Ring(1, 2, following, preceding))
-        with pytest.raises(RingError, match="rank 0 is gone"), strategy.ring_errors(), strategy.scope():
+        with pytest.raises(RingError, match="rank 0 disconnected"), strategy.ring_errors(), strategy.scope():
             step()

@@ -34,7 +34,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def no_other_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow keeps in the environment what other tests of this process told it."""
+    """Remove the settings that other tests of this process made in MLflow, which keeps them in the environment."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
@@ -161,7 +161,7 @@ def test_a_slow_server_holds_no_training_up_and_gets_everything(road: Proxy, ser
 def test_a_server_that_hangs_holds_no_training_up_and_gets_every_point_once(
     road: Proxy, server: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was given up may yet arrive there, beside what was sent in its place."""
+    """Points that were given up may yet arrive there, in addition to those sent in their place."""
     tracked = open_run(road, tmp_path, "hangs")
     describe(tracked)
     train(tracked, range(1, 2))

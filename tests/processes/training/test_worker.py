@@ -1,4 +1,4 @@
-"""T2, T7: what a barrier task does with its rank: starts it, speaks for it, obeys the driver, leaves nothing behind.
+"""T2, T7: a barrier task starts its rank, speaks for it, obeys the driver, and leaves nothing behind.
 
 Without Spark there is one rank, and its task's outcomes are that rank's alone.
 """
@@ -43,7 +43,7 @@ def no_server_stays() -> Iterator[None]:
 
 
 class Driver:
-    """Hears a task, and tells it what to do."""
+    """Receives the events of a task, and sends it commands."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -178,7 +178,7 @@ def test_an_outcome_is_returned_without_a_driver() -> None:
             "killed",
             "killed by signal SIGABRT when it got no more memory; give the",
         ),
-        ("leave", "2", "lost", "exited", "left with status 5 and said nothing\nline 0\nline 1\n"),
+        ("leave", "2", "lost", "exited", "left with status 5 without a report\nline 0\nline 1\n"),
         ("return_nothing", "", "user", "TypeError", "return_nothing returned None; return the number of epochs"),
         ("no_such_function", "", "start", "EntryError", "no_such_function cannot be loaded: AttributeError"),
     ],
@@ -237,7 +237,7 @@ def test_output_and_log_of_a_rank_are_shown_once_with_its_number(
     driver.server.__exit__()
     shown = capfd.readouterr().err.splitlines()
     assert all(line.startswith("rank 0: ") for line in shown)
-    assert [line.removeprefix("rank 0: ") for line in shown[:3]] == ["printed", "complained", "INFO model: told"]
+    assert [line.removeprefix("rank 0: ") for line in shown[:3]] == ["printed", "complained", "INFO model: logged"]
     expected = [*(("INFO", line.removeprefix("rank 0: ")) for line in shown[:3]), ("WARNING", "warned\ntwice")]
     assert set(expected) <= set(told_by_log(driver))
     assert {times for line in expected if (times := told_by_log(driver).count(line))} == {1}
@@ -397,7 +397,7 @@ def test_a_notice_to_the_whole_group_of_the_task_lets_the_rank_save(driver: Driv
 def test_a_rank_that_begins_early_has_no_place_in_a_cluster_and_no_gpu_left_over(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Spark's Python worker is reused: what the runner has set there for an attempt stands there in the next."""
+    """Spark's Python worker is reused: settings that the runner has made there for one attempt remain in the next."""
     monkeypatch.setenv("TF_CONFIG", "of an earlier attempt")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     for begins_early, expected in ((True, (None, "")), (False, ("of an earlier attempt", "3"))):
@@ -433,7 +433,7 @@ def test_the_death_of_a_rank_is_reported_while_its_task_waits_for_the_runner(dri
 
 
 def test_a_notice_of_preemption_is_passed_on_while_the_task_waits_for_the_runner(driver: Driver) -> None:
-    """The main thread, in which signals are handled, stands in a read of the runner's exchange."""
+    """The main thread, in which signals are handled, waits in a read of the runner's exchange."""
     ours, runners = socket.socketpair()
 
     def preempt() -> None:

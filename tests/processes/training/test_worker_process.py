@@ -49,7 +49,7 @@ def order(process: WorkerProcess, entry: str, note: str = "", payload: bytes | N
 
 
 def lines(process: WorkerProcess) -> Iterator[str]:
-    """Yield what a rank prints, but for the warning that nobody hears its events: when that comes is open."""
+    """Yield the lines that a rank prints, except the warning that its events reach nobody: its time is open."""
     return (line for line in process.errors if not line.startswith("lost the event channel"))
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic of the pages: growth, sizes, starts, kills, aims, and what the sides are given."""
+"""The arithmetic of the pages: growth, sizes, starts, kills, aims, and the inputs of the sides."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Protocols of the measurements of quality: what is learnt from, what is asked for, what the page has."""
+"""Protocols of the measurements of quality: training rows, queries, and the page."""
 
 import argparse
 from pathlib import Path
@@ -153,7 +153,7 @@ def test_an_item_is_ranked_among_all_that_the_user_has_not_had() -> None:
 
 
 def test_hit_rate_and_ndcg_of_one_item_per_user() -> None:
-    """The gain is 1 at the top and 1/2 in the third place; the eleventh is no hit."""
+    """The gain is 1 at the top and 1/2 in the third place; the eleventh place does not count as a hit."""
     assert hit_rate_and_ndcg(np.array([0, 2, 10])) == (pytest.approx(2 / 3), pytest.approx(0.5))
 
 

@@ -1,4 +1,4 @@
-"""How benchmarks are run: options, processes, the index of the pages."""
+"""Running of benchmarks: options, processes, the index of the pages."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from benchmarks.suite import overview
 
 
 def cores_in_use() -> int:
-    """Return how many cores the process may run on; it is called in another one."""
+    """Return the number of cores that the process may run on; it is called in another one."""
     return len(os.sched_getaffinity(0))
 
 

@@ -1,4 +1,4 @@
-"""The tables are the same every time, and have the shape that the pages say."""
+"""The tables are the same every time, and have the shapes that their pages describe."""
 
 from pathlib import Path
 

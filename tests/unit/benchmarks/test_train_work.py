@@ -1,4 +1,4 @@
-"""What the benchmarks of training share: what a run shows goes to a file."""
+"""Parts shared by the benchmarks of training: the output of a run goes to a file."""
 
 import os
 from pathlib import Path

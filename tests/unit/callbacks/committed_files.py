@@ -12,7 +12,7 @@ from mirrorspark.callbacks.checkpoints.checkpoint_store import Location, open_st
 def publish_files(directory: Location, files: Mapping[str, str], **point: Any) -> commit.CommittedCheckpoint:
     """Return the checkpoint of ``files``, names with content; ``point`` is what `commit.publish` takes."""
     open_store(directory).make()
-    # Published files are gone from the local disk; those of an error are not to stay there either.
+    # Published files leave the local disk; those of an error are not to stay there either.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as local:
         for name, content in files.items():
             (Path(local) / name).write_text(content)

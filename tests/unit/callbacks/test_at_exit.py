@@ -1,4 +1,4 @@
-"""T5, L6: what is to be done before a process ends, whichever way it does."""
+"""T5, L6: work that is done before a process ends, in whichever way."""
 
 import os
 import subprocess

@@ -169,7 +169,7 @@ def test_a_full_local_disk_is_named_and_leaves_nothing_half_written(
 
 @pytest.fixture
 def as_rank_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make this process rank 1 of two, as callbacks can tell."""
+    """Make this process rank 1 of two, in the form that callbacks read."""
     task = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
     monkeypatch.setenv("TF_CONFIG", json.dumps(task))
 
@@ -316,7 +316,7 @@ def test_a_store_that_stays_away_ends_training_and_the_last_good_one_is_named(
         fit(new_model(), new_dataset(), [vanish, checkpoint], epochs=10**6)
     assert caught.value.store == str(store)
     assert [(c.step, c.damage()) for c in commit.committed(elsewhere)] == [(4, None)]
-    # Made anew, the folder of a disk that is gone would take the files that belong on the disk.
+    # Made anew, the folder of a disk that was unmounted would take the files that belong on the disk.
     assert not store.exists()
 
 

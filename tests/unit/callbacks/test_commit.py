@@ -1,4 +1,4 @@
-"""T5, T6: what counts as a committed checkpoint, at any crash and after any damage."""
+"""T5, T6: committed checkpoints are recognised at any crash and after any damage."""
 
 import errno
 import hashlib

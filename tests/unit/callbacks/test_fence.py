@@ -229,7 +229,7 @@ def test_each_attempt_removes_what_attempts_before_it_have_left_and_nothing_unkn
     assert [left_by(mark).exists() for mark in marks] == [False, True, True, True]
     assert len(retention.clean_staging(store, third.id)) == 1
     assert [left_by(mark).exists() for mark in marks] == [False, False, True, True]
-    assert retention.clean_staging(store, "of a store that is gone") == []
+    assert retention.clean_staging(store, "of a store that was removed") == []
 
 
 def test_a_driver_that_is_paused_while_it_adopts_changes_nothing_of_the_next_one(

@@ -112,7 +112,7 @@ class FakeServer:
 
 
 class RefusalError(Exception):
-    """What a client raises when the server says that the request is wrong."""
+    """The error that a client raises when the server calls the request wrong."""
 
     def get_http_status_code(self) -> int:
         return 400

@@ -78,7 +78,7 @@ def test_the_active_run_is_used_and_left_open(
 
 @dataclass(frozen=True)
 class Job:
-    """What a job's environment says of MLflow: its store, its experiment and a run of it."""
+    """MLflow's settings in a job's environment: its store, its experiment and a run of it."""
 
     store: str
     experiment_id: str

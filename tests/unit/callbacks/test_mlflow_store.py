@@ -30,7 +30,7 @@ REGISTRY = "http://registry:5000"
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow keeps what other tests of this process told it, in itself and in the environment."""
+    """Remove the settings that other tests of this process made in MLflow, both in it and in the environment."""
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):

@@ -97,11 +97,11 @@ def test_large_weights_whose_sum_overflows_pass() -> None:
 
 def test_a_store_that_does_not_answer_does_not_hide_the_loss() -> None:
     def locate(epoch: int, step: int) -> str:
-        raise OSError("the disk is gone")
+        raise OSError("the disk is missing")
 
     guard = StopOnNaN(every_steps=1, locate=locate)
     guard.on_epoch_begin(0)
-    with pytest.raises(NonFiniteLossError, match=r"loss is nan .* the disk is gone"):
+    with pytest.raises(NonFiniteLossError, match=r"loss is nan .* the disk is missing"):
         guard.on_train_batch_end(0, {"loss": math.nan})
 
 

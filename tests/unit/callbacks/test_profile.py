@@ -15,7 +15,7 @@ NewModel = Callable[..., tf_keras.Model]
 
 @pytest.fixture
 def profiler(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return what is asked of TensorFlow's profiler, which does nothing."""
+    """Return the calls of TensorFlow's profiler, which is replaced by an empty one."""
     calls: list[str] = []
     monkeypatch.setattr(tf.profiler.experimental, "start", lambda folder: calls.append("start"))
     monkeypatch.setattr(tf.profiler.experimental, "stop", lambda: calls.append("stop"))

@@ -1,4 +1,4 @@
-"""T5: what waits for a slow store, and patience with one that fails."""
+"""T5: waiting for a slow store, and patience with one that fails."""
 
 import subprocess
 import sys

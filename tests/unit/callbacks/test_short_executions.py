@@ -76,7 +76,7 @@ def built(**compiled: Any) -> tf_keras.Model:
 
 def fitted(model: tf_keras.Model, seconds: Callable[[int], float], *, epochs: int = 2, steps: int = STEPS) -> Steps:
     clock, seen = SlowSteps(seconds), Steps()
-    # The clock first: what comes behind it sees the time that has passed.
+    # The clock first: callbacks behind it see the time that has passed.
     model.fit(
         rows(steps),
         validation_data=rows(30),

@@ -1,4 +1,4 @@
-"""T4: what is written later is what was read, of every kind of variable that a training may have."""
+"""T4: a snapshot is written later as it was read, with every kind of variable that a training may have."""
 
 from pathlib import Path
 from typing import Any

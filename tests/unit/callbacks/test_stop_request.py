@@ -18,7 +18,7 @@ NewDataset = Callable[..., tf.data.Dataset]
 
 
 class RequestAfter(tf_keras.callbacks.Callback):
-    """Asks for a stop after so many steps; list it first."""
+    """Requests a stop after a number of steps; list it first."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What workers read of a dataset directory: each example once per epoch, in step, in an order that can be resumed.
+"""Reading of a dataset directory by workers: each example once per epoch, in step, in an order that can be resumed.
 
 T2 (shards and workers), T6 (exact data position), T1 (TensorFlow gets what was written), F9 (sparse rows), pains 21, 22
 and 25 (unequal batches, sharding, resuming).
@@ -272,7 +272,7 @@ PLACES: dict[str, tuple[list[list[int]], int]] = {
 def test_the_records_of_a_step_are_those_whose_rows_it_reads(
     tmp_path: Path, write_dataset: WriteDataset, shards: list[list[int]], batch: int, seed: int | None
 ) -> None:
-    """T6: of a step that went wrong, people are told which records to look at, and none besides."""
+    """T6: for a step that went wrong, the message names the records to look at, and no others."""
     dataset = write_dataset(tmp_path / "dataset", shards)
     # Rows are numbered in stored order.
     places = [

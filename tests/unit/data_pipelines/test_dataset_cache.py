@@ -47,7 +47,7 @@ def cache(tmp_path: Path) -> DatasetCache:
 
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Return how often each file was downloaded, by its name."""
+    """Return the number of downloads of each file, by its name."""
     counts: Counter[str] = Counter()
     download = StoragePath.download
 

@@ -84,7 +84,7 @@ def test_a_block_comes_out_in_the_order_that_was_asked_for(rows: int) -> None:
     slots = BlockSlots(LAYOUT, 2, 100, constants=(7.0,))
     slots.decode(0, record(stored), 0, positions)
     found = read_back(slots, rows)
-    source = np.argsort(positions)  # the stored row that stands at each place
+    source = np.argsort(positions)  # the stored row that is at each place
     np.testing.assert_array_equal(found["carrier"], stored["carrier"][source])
     np.testing.assert_array_equal(found["floats"][0], stored["distance"][source])
     np.testing.assert_array_equal(found["floats"][1:], [[1.0] * rows, [7.0] * rows])
@@ -220,7 +220,7 @@ def test_copy_ranges_cover_the_worker_s_part_of_every_step_once(
         ).tolist()
         for n in range(rows)
     }
-    # What each lane gives to a step stands in the global batch lane after lane, in the order of the lane.
+    # The values that each lane gives to a step are in the global batch lane after lane, in the order of the lane.
     given = [(lane, row) for lane, width in enumerate(widths) for row in range(width)]
     assert found == {
         (step, place): (lane, 10 + step * widths[lane] + row)

@@ -299,7 +299,7 @@ def test_a_binary_label_has_no_candidate() -> None:
 FEATURE_MISTAKES = {
     "unknown kind": ({"kind": "number"}, r"feature 'x': kind 'number' is unknown; use one of .*'numeric'"),
     "no kind": ({"impute": 0}, "feature 'x': kind 'None' is unknown"),
-    "a kind that is no text": ({"kind": ["numeric"]}, "feature 'x': kind .* is unknown"),
+    "a kind that is not a text": ({"kind": ["numeric"]}, "feature 'x': kind .* is unknown"),
     "no options": ("numeric", "feature 'x' is 'numeric'; give a mapping"),
     "empty": (None, "feature 'x' is None; give a mapping"),
     "unknown option": ({"kind": "numeric", "scale": 2}, r"feature 'x': option \['scale'\] is unknown; use .*'impute'"),
@@ -376,11 +376,11 @@ FEATURE_MISTAKES = {
     ),
     "vocabulary of nobody": (
         {"kind": "multi_valued", "max_length": 4, "vocabulary_of": "nobody"},
-        r"feature 'x': vocabulary_of 'nobody' is no categorical feature of this spec; use one of \['dest'\]",
+        r"feature 'x': vocabulary_of 'nobody' is not a categorical feature of this spec; use one of \['dest'\]",
     ),
     "vocabulary of a number": (
         {"kind": "multi_valued", "max_length": 4, "vocabulary_of": "distance"},
-        "feature 'x': vocabulary_of 'distance' is no categorical feature",
+        "feature 'x': vocabulary_of 'distance' is not a categorical feature",
     ),
 }
 
@@ -444,7 +444,7 @@ SPEC_MISTAKES = {
         {"features": {"x": {"kind": "sparse", "size": 3}, "x_row_lengths": {"kind": "numeric"}}},
         "feature 'x_row_lengths' has the name of a part of sparse feature 'x'; rename one",
     ),
-    "candidate that is no feature": (
+    "candidate that is not a feature": (
         {"label": {"name": "late", "kind": "candidate"}},
         r"label 'late' of kind candidate must be a categorical feature of this spec; use one of \['dest'\]",
     ),
@@ -461,7 +461,7 @@ SPEC_MISTAKES = {
         "must be a categorical feature",
     ),
     "exclusions without candidates": ({"exclude": "seen"}, "exclude 'seen' needs a label of kind candidate"),
-    "name that is no column of SQL": ({"keys": ["flight id"]}, "column name 'flight id' cannot be used; rename it"),
+    "name that is not a column of SQL": ({"keys": ["flight id"]}, "column name 'flight id' cannot be used; rename it"),
     "name that leads out of the folder": ({"weight": "../../weight"}, "column name '../../weight' cannot be used"),
 }
 

@@ -1,4 +1,4 @@
-"""What a task tells the driver of its files."""
+"""Reports of a task to the driver about its files."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
 
 
 def test_after_one_task_has_refused_its_rows_no_other_begins(tmp_path: Path) -> None:
-    """A bad row in the first of thousands of tasks is told at once: nothing would be published anyway."""
+    """A bad row in the first of thousands of tasks is reported at once: nothing would be published anyway."""
     job = WriteJob.begin(StoragePath.of(tmp_path / "scores"), SaveMode.ERROR)
     begun: list[int] = []
 

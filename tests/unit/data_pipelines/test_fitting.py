@@ -1,4 +1,4 @@
-"""What a task measures of its training rows, and what the measurements become, without Spark (F1)."""
+"""Measurements of a task's training rows, and the features fitted from them, without Spark (F1)."""
 
 import math
 from collections import Counter

@@ -40,7 +40,7 @@ def content_of(rows: range) -> bytes:
 
 @pytest.fixture(scope="session")
 def write_rows() -> Callable[[Path, list[int]], list[CountedFile]]:
-    """Return a function that writes files of so many rows each, numbered from 0 over all files."""
+    """Return a function that writes files of the given numbers of rows, which are numbered from 0 over all files."""
 
     def write(folder: Path, sizes: list[int]) -> list[CountedFile]:
         starts = np.cumsum([0, *sizes]).tolist()

@@ -1,4 +1,4 @@
-"""Which feature or label is proposed for which column, from what was measured of it."""
+"""Features and labels proposed for columns, from their measurements."""
 
 from typing import Any
 

@@ -72,7 +72,7 @@ def test_the_features_of_an_item_are_at_the_id_of_its_candidate() -> None:
     items = fitted_with_items().items
     assert items is not None
     found = {name: values.tolist() for name, values in encoded_items(items).items()}
-    # Missing, out of vocabulary, 30, 7, 99 (which is no item), 1, 4.
+    # Missing, out of vocabulary, 30, 7, 99 (not an item), 1, 4.
     assert found == {
         "genres": [[0, 0], [0, 0], [3, 2], [2, 0], [0, 0], [1, 0], [0, 0]],
         "year": [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, -1.0],
@@ -111,7 +111,7 @@ def test_a_later_catalogue_keeps_the_ids_of_the_training_alone() -> None:
     latest = with_catalogue(later, catalogue_of([7, 20]), trained=5)
     assert latest.vocabulary(SPEC.candidate).tokens.to_pylist() == ["30", "7", "99", "1", "4", "20"]
     assert ids_without_item(latest).tolist() == [2, 4, 5, 6]
-    # What the training fitted stays.
+    # The features keep their state from the training.
     assert latest.items is not None
     assert trained.items is not None
     assert latest.items.features.statistics == trained.items.features.statistics
@@ -124,7 +124,7 @@ def test_changed_items_are_those_of_both_tables_with_other_features() -> None:
     later = with_catalogue(trained, table, trained=5)
     assert trained.items is not None
     assert later.items is not None
-    # 30 has a year now; that 1 is gone is no change, and so is the order of the rows.
+    # 30 has a year now; neither the missing 1 nor the order of the rows counts as a change.
     assert changed_items(trained.items, later.items) == 1
     same = with_catalogue(trained, TABLE.take([3, 1, 0, 2]), trained=5)
     assert same.items is not None

@@ -1,4 +1,4 @@
-"""Labels of every kind: what they become, and the values that are refused (F8)."""
+"""Labels of every kind: their encoding, and the values that are refused (F8)."""
 
 import re
 from decimal import Decimal
@@ -106,7 +106,7 @@ def test_a_number_is_learnt_as_it_is() -> None:
         (pa.array([float("nan")]), "nan"),
         (pa.array([1e39]), "1e+39"),
     ):
-        with pytest.raises(LabelError, match=f"label 'price' has the value {re.escape(shown)}, which is no finite"):
+        with pytest.raises(LabelError, match=f"label 'price' has the value {re.escape(shown)}, which is not a finite"):
             encoded(Label("price", "number"), values)
     with pytest.raises(LabelError, match="label 'price' has type string; a label of kind number is a number: cast it"):
         encoded(Label("price", "number"), pa.array(["1"]))

@@ -101,9 +101,9 @@ def test_a_manifest_of_a_later_version_is_refused_before_anything_else(directory
         ({"bytes": None}, "a number is not a whole number of 0 or more"),
         ({"block_offsets": [0]}, "1 blocks begin in it, 2 have rows, in all 5"),
         ({"rows": 6}, "2 blocks begin in it, 2 have rows, in all 6"),
-        ({"block_rows": [10**12, 2], "rows": 10**12 + 2}, "which is no room for 1000000000000 rows"),
+        ({"block_rows": [10**12, 2], "rows": 10**12 + 2}, "which leaves no room for 1000000000000 rows"),
         ({"block_offsets": [0, 10**9]}, "the block at byte 1000000000 ends at byte"),
-        ({"block_offsets": [70, 70]}, "the block at byte 70 ends at byte 70, which is no room for 3 rows"),
+        ({"block_offsets": [70, 70]}, "the block at byte 70 ends at byte 70, which leaves no room for 3 rows"),
     ],
 )
 def test_numbers_that_no_shard_can_have_are_refused(directory: Path, numbers: dict[str, Any], problem: str) -> None:

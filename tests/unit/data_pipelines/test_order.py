@@ -174,7 +174,7 @@ def mix(state: int) -> int:
 
 
 def splitmix64_shuffle(seed: int, epoch: int, block: int, rows: int) -> list[int]:
-    """Return what the kernel draws, in Python's integers."""
+    """Return the kernel's permutation, computed with Python's integers."""
     golden = 0x9E3779B97F4A7C15
     # The first number that SplitMix64 gives for this seed, as published at https://rosettacode.org.
     assert mix((1234567 + golden) % 2**64) == 6457827717110365317

@@ -1,4 +1,4 @@
-"""What one Spark task makes of a staged file, and what it refuses, without Spark (T1)."""
+"""One Spark task makes shards of a staged file, or refuses it, without Spark (T1)."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What one Spark task stages and refuses, and what is drawn from staged files, without Spark (T1, F1)."""
+"""One Spark task stages rows or refuses them, and samples are drawn from staged files, without Spark (T1, F1)."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def with_splits(table: pa.Table, *names: str | None, first_order: int = 0) -> pa
 
 
 def staged_part(folder: Path, fitted: FittedFeatures, tables: list[pa.Table]) -> _StagedPart:
-    """Return what a task tells."""
+    """Return a task's report."""
     batches = [batch for table in tables for batch in table.to_batches()]
     plans = column_plans(tables[0].schema, fitted.spec.read_features) if tables else {}
     (answer,) = StageTask(StoragePath.of(folder), fitted.spec, plans, "split")(batches)

@@ -1,4 +1,4 @@
-"""The data source ``tfrecord`` is found by Spark itself, and what it is made of travels to other processes (T1)."""
+"""The data source ``tfrecord`` is found by Spark itself, and its parts travel to other processes (T1)."""
 
 import io
 import pickle

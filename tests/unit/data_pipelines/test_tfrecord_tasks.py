@@ -1,4 +1,4 @@
-"""What a task writes is what a task reads, in any number of batches, blocks and files; its failures leave nothing."""
+"""Tasks read what tasks wrote, in any number of batches, blocks and files; failed tasks leave no files."""
 
 import datetime
 import errno
@@ -139,8 +139,8 @@ def failing(error: Exception) -> Iterator[pa.RecordBatch]:
 def test_a_failed_task_removes_what_it_wrote(tmp_path: Path) -> None:
     job = WriteJob.begin(StoragePath.of(tmp_path / "t"), SaveMode.APPEND)
 
-    with pytest.raises(OSError, match="gone"):
-        WriteTask(job, WriteOptions())(0, failing(OSError("the shuffle is gone")))
+    with pytest.raises(OSError, match="missing"):
+        WriteTask(job, WriteOptions())(0, failing(OSError("the shuffle files are missing")))
 
     assert not (job.staging / "attempts").files()
 
@@ -172,7 +172,7 @@ def test_a_file_that_fails_to_end_is_closed(tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("layout", ["row", "block"])
 def test_two_attempts_of_a_task_are_published_once(tmp_path: Path, layout: str) -> None:
-    """(T1) A speculative task and its twin both end; Spark tells the driver of one of them."""
+    """(T1) A speculative task and its twin both end; Spark reports one of them to the driver."""
     job = WriteJob.begin(StoragePath.of(tmp_path / "t"), SaveMode.ERROR)
     task = WriteTask(job, WriteOptions(layout=layout))  # type: ignore[arg-type]
 
@@ -270,7 +270,7 @@ def test_skipped_records_are_counted_by_who_asks(tmp_path: Path) -> None:
 
 
 def test_each_files_problem_is_reported(tmp_path: Path) -> None:
-    """One bad file does not hide the others: text, a cut-off gzip stream, and a file that is gone meanwhile."""
+    """One bad file does not hide the others: text, a cut-off gzip stream, and a file that was removed meanwhile."""
     files = written(tmp_path / "t", [table(3)])
     (packed,) = written(tmp_path / "packed", [table(1000)], WriteOptions(codec="gzip"))
     packed.path.write_bytes(packed.path.read_bytes()[:-100])

@@ -500,7 +500,7 @@ def test_two_arrays_are_a_sparse_vector_and_repeated_indices_stay() -> None:
 
 
 def test_a_vector_that_was_taken_apart_is_read_again() -> None:
-    """What an exported model takes in its raw signature, the encoder takes too."""
+    """The encoder takes the same columns as the raw signature of an exported model."""
     column = pa.array([[(7, 0.5), (2, 1.5)], None], pa.map_(pa.int16(), pa.float32()))
     apart = raw_inputs(pa.table({"x": column}), encoder(Sparse("x", size=10)).fitted.spec)
     assert apart.column_names == ["x_indices", "x_values"]

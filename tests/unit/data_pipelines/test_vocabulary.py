@@ -26,7 +26,7 @@ def test_ids_are_those_of_a_dictionary(tokens: list[str], looked_up: list[str | 
 
 
 INTEGERS = st.integers(-(2**63), 2**63 - 1) | st.integers(-20, 20)
-# What is written like a number and is none that Arrow writes, or none of int64.
+# Texts that look like a number, but that Arrow does not write, or that do not fit int64.
 NEARLY = st.sampled_from(["07", "+7", "-0", " 7", "7.0", "", "9223372036854775808", "-9223372036854775809", "1" * 30])
 
 

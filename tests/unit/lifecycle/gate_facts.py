@@ -45,7 +45,7 @@ def validation_of(
     champion: str | None = "1",
     name: str = "flights",
 ) -> Validation:
-    """Return the validation of a version beside the champion's."""
+    """Return the validation of a version, compared with the champion's."""
     return Validation(
         candidate=ModelReference(f"models:/{name}/{version}", name, version, f"{version:0>64}"),
         champion=champion and ModelReference(f"models:/{name}/{champion}", name, champion, f"{champion:0>64}"),

@@ -135,7 +135,7 @@ def true_value(policy: Callable[[Floats], Floats]) -> float:
 
 
 def test_off_policy_intervals_cover_the_truth_as_often_as_they_say() -> None:
-    """In 500 logs; four standard errors of that share are 3.9 points."""
+    """There are 500 logs; four standard errors of the share are 3.9 points."""
     random = np.random.default_rng(4)
     truth, logs = true_value(target_policy), 500
     covered = dict.fromkeys(("ips", "snips", "dr"), 0)
@@ -149,7 +149,7 @@ def test_off_policy_intervals_cover_the_truth_as_often_as_they_say() -> None:
             widths[name].append(estimate.high - estimate.low)
     for name, count in covered.items():
         assert count / logs == pytest.approx(0.95, abs=0.039), name
-    # What the other two are for.
+    # The other two estimators exist for this.
     assert max(np.mean(widths["dr"]), np.mean(widths["snips"])) < 0.9 * np.mean(widths["ips"])
     assert true_value(logging_policy) < truth - 0.02
 

@@ -1,4 +1,4 @@
-"""E1: what an experiment is, who gets which variant, and who moves when the weights change."""
+"""E1: definition of an experiment, assignment of variants, and moves when the weights change."""
 
 import hashlib
 import json

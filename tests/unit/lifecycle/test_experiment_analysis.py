@@ -1,4 +1,4 @@
-"""E3: effects and intervals beside closed forms, and what they promise in 10,000 simulated experiments."""
+"""E3: effects and intervals compared with closed forms, and their guarantees in 10,000 simulated experiments."""
 
 import math
 from typing import Any
@@ -79,7 +79,7 @@ def test_always_valid_intervals_are_narrowest_at_the_planned_number_of_units() -
 
     at_plan = width(10_000)
     assert all(at_plan < width(planned) for planned in (2_000, 8_000, 12_500, 50_000))
-    # The price of looking at any time, beside 1.96 standard errors.
+    # The price of looking at any time, compared with 1.96 standard errors.
     assert at_plan / 2 == pytest.approx(3.035, abs=0.001)
 
 
@@ -175,7 +175,7 @@ def test_looking_fifty_times_finds_nothing_more_than_5_percent_of_the_time_with_
     always = ((low > 0) | (high < 0)).any(axis=1).mean()
     assert 0.005 < always <= 0.05
     assert (found.always_valid_p_value(precision).min(axis=1) < ALPHA).mean() == always
-    # What the always-valid intervals are for.
+    # The always-valid intervals exist for this.
     low, high = found.fixed(ALPHA)
     assert ((low > 0) | (high < 0)).any(axis=1).mean() > 0.25
     # With three variants, the level is shared.

@@ -1,4 +1,4 @@
-"""The page of a validation: what blocks is seen first, and texts are no markup."""
+"""The page of a validation: blocking problems come first, and texts are escaped."""
 
 from dataclasses import replace
 

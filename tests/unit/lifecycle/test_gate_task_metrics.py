@@ -134,7 +134,7 @@ def test_intervals_are_those_of_the_binomial_and_of_pairs() -> None:
     estimate = one.candidate["base_rate"]
     assert estimate.low < rate < estimate.high
     assert estimate.high - estimate.low == pytest.approx(2 * half, rel=0.35)
-    # The same rows are drawn for both models: what is equal in both has no spread.
+    # The same rows are drawn for both models: metrics that are equal in both have no spread.
     assert one.change["base_rate"].low == one.change["base_rate"].high == 0.0
     again = facts(Binary(0.5), BINARY)[None]
     assert again.candidate == one.candidate

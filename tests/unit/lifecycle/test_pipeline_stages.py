@@ -157,7 +157,7 @@ def test_a_killed_pipeline_leaves_a_stage_that_is_run_again(tmp_path: Path) -> N
 
         def save_until_the_end(records: Records) -> None:
             if records.get("train") is not None and records["train"].state == "passed":
-                raise Killed  # the process is gone before the end of the stage is recorded
+                raise Killed  # the process ends before the end of the stage is recorded
             opened.save(records)
 
         with pytest.raises(Killed):

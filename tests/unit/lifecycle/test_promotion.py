@@ -1,4 +1,4 @@
-"""Promotion of a validated version: what blocks it, who wins of two, what is noted, and the way back (L3, L13)."""
+"""Promotion of a validated version: its blocks, the winner of two, its record, and the way back (L3, L13)."""
 
 import json
 import threading

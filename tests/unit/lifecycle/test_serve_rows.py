@@ -32,7 +32,7 @@ def test_a_sparse_vector_is_a_text_in_a_tensor_and_in_csv() -> None:
 def test_what_is_no_sparse_vector_is_told(text: str) -> None:
     with pytest.raises(RequestError, match="is not a JSON object of indices and values"):
         tensor_rows(tensor(text), [BASKET], lambda rows: None)
-    with pytest.raises(RequestError, match=r"row\[0\]: column 'basket' is .*, which is no map<bigint,double>"):
+    with pytest.raises(RequestError, match=r"row\[0\]: column 'basket' is .*, which is not of type map<bigint,double>"):
         csv_rows(f"basket\n{json.dumps(text)}\n".encode(), [BASKET], lambda rows: None)
 
 

@@ -55,7 +55,7 @@ TRAFFIC = {
 )
 def test_a_variant_is_stopped_for_what_it_does_not_keep(requests: Requests, reason: str | None) -> None:
     assert VariantComparison(1, requests, Requests(500, failed=10, slow=5)).broken(CHECKS) == reason
-    # What the control does not keep either is not the variant's fault.
+    # A limit that the control exceeds as well is not the variant's fault.
     assert VariantComparison(1, requests, Requests(500, failed=11, slow=6)).broken(CHECKS) is None
 
 
@@ -204,7 +204,7 @@ def test_scores_are_compared_over_the_time_of_the_same_two_versions(tmp_path: Pa
     one.variants["old"].source.model = model("3", "another champion")
     answer("old", 0.2)
     asyncio.run(one.check())
-    assert not one.is_stopped(one.variants["new"])  # what it scored beside the champion of before does not count
+    assert not one.is_stopped(one.variants["new"])  # its scores next to the former champion do not count
     answer("new", 0.9)
     asyncio.run(one.check())
     assert one.is_stopped(one.variants["new"])
@@ -222,7 +222,7 @@ def test_a_stopped_version_stays_stopped_in_all_processes_and_the_next_version_m
     variant.source.model = model("2", "the next")
     asyncio.run(one.check())  # the former version's failures are not the next one's
     assert not one.is_stopped(variant)
-    # Whoever deletes the record lets the version answer, and its old failures do not stop it again.
+    # Deleting the record lets the version answer again, and its old failures do not stop it again.
     (tmp_path / "traffic.stopped.json").unlink()
     other.look_at_files()
     assert not other.is_stopped(other.variants["new"])
@@ -316,7 +316,7 @@ class Scripted:
         return RuntimeError("of the model") if status == 500 else RequestError(status, "of the row")
 
 
-# What each row makes of the two models: refused by the variant alone, an error of its code, an error of both.
+# Values on which the two models differ: refused by the variant alone, an error of its code, an error of both.
 REFUSED, FAILS, FAILS_BOTH, ODD_SCORE = 1.0, 2.0, 3.0, 1e9
 
 

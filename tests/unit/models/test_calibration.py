@@ -62,7 +62,7 @@ def test_knots_are_the_blocks_of_scikit_learn_s_isotonic_regression() -> None:
 def test_blocks_with_a_steep_line_between_them_are_pooled() -> None:
     # The two at 0 and 0.01 rise by 2 in log-odds, 200 times as fast; worked by hand.
     points, rates = np.array([-2.0, 0.0, 0.01, 2.0]), expit(np.array([-2.0, -1.0, 1.0, 2.0]))
-    # Of so many rows that the two more do not count.
+    # Enough rows that the two more do not count.
     rows = (np.tile(column, 10_000) for column in expected_rows(points, rates))
     knots = fit("isotonic", *rows).knots
     np.testing.assert_allclose(knots, [(-2, -2), (0.005, 0), (2, 2)], atol=2e-3)

@@ -1,4 +1,4 @@
-"""#23, F7: the labels' centroids beside a computation by hand, and the mixture with a network's probabilities."""
+"""#23, F7: the labels' centroids against a computation by hand, and the mixture with a network's probabilities."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,7 +143,7 @@ def test_a_model_is_calibrated_by_the_cosines_of_its_dataset(tmp_path: Path) -> 
     ("expected", "probability"), [((4, 3, -5), 1.0), ((200, 3, -7), 0.02)], ids=["few labels", "thousands of labels"]
 )
 def test_the_mixture_is_that_of_the_rows_that_count(expected: tuple[float, ...], probability: float) -> None:
-    """Of thousands of labels, each is rare and its probability small."""
+    """There are thousands of labels, so that each is rare and its probability small."""
     random = np.random.default_rng(5)
     logits, cosines = logit(probability * random.random(200_000)), random.random(200_000)
     chance = expit(expected[0] * expit(logits) + expected[1] * cosines + expected[2])

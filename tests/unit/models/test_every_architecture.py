@@ -88,12 +88,12 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
         "index_negatives": 2,
     },
 }
-# Of an architecture with items, beside those above.
+# Options of an architecture with items, in addition to those above.
 OPTIONS_WITH_ITEMS: Mapping[str, Mapping[str, Any]] = {
     "lstm_retrieval": {"candidate_id": False},
     "two_tower": {"sampling": "mixed", "negatives": 5},
 }
-# Classical recommenders, which are fitted without steps; what they learn is drawn at random here.
+# Classical recommenders, which are fitted without steps; their parameters are drawn at random here.
 RECOMMENDER_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     **{name: {} for name in RECOMMENDERS},
     "als": {"rank": 4},
@@ -116,7 +116,7 @@ LABELS = {
 }
 # Of architectures that learn another kind of label of their task.
 OWN_LABELS = {"ordinal": Label("genre", "ordinal", classes=("comedy", "drama", "noir"))}
-# What training reads of the labels.
+# The columns that training reads for each kind of label.
 TARGETS = {
     "binary": [1.0, 0.0, 1.0],
     "multi_class": [2, 0, 1],
@@ -155,7 +155,7 @@ ITEMS = FeatureSpec.of_items(
 
 @dataclasses.dataclass
 class Trained:
-    """A model after some steps, beside one that was interrupted in between."""
+    """A model after some steps, and the same model interrupted in between."""
 
     architecture: ModuleType
     name: str
@@ -354,7 +354,7 @@ def test_the_gradient_of_a_large_table_is_sparse(trained: Trained, monkeypatch: 
 
 
 def expected_scores(trained: Trained) -> dict[str, np.ndarray]:
-    """Return what the training framework predicts, the lists of a retrieval ranked by NumPy."""
+    """Return the predictions of the training framework, the lists of a retrieval ranked by NumPy."""
     spec, model = trained.fitted.spec, trained.model
     known = {feature.name: trained.batch[0][feature.name] for feature in spec.query_features}
     predicted = trained.architecture.predict(model, known)
@@ -400,7 +400,7 @@ def test_a_calibrated_model_is_exported_with_its_calibration(trained: Trained, t
 
 
 def module_of(trained: Trained, folder: Path) -> Any:
-    """Return what is saved of a model, beside its features, which are in ``folder`` then."""
+    """Return the module that is saved of a model, after saving its features in ``folder``."""
     architecture, model, fitted = trained.architecture, trained.model, trained.fitted
     save_features(fitted, folder)
     texts = graph_encoders(folder, fitted.spec.query_features)
@@ -417,7 +417,7 @@ def exported(trained: Trained, folder: Path) -> Path:
 
 
 def by_graph(trained: Trained, folder: Path) -> dict[str, Any]:
-    """Return what the graph that would be saved gives for raw columns."""
+    """Return the scores of the graph that would be saved, for raw columns."""
     signature = module_of(trained, folder).signatures()[RAW_SIGNATURE]
     raw = raw_tensors(raw_inputs(ROWS, trained.fitted.spec))
     outputs = signature(**{name: raw[name] for name in signature.structured_input_signature[1]})

@@ -31,7 +31,7 @@ def test_scores_are_probabilities_one_per_row(flight_features: FittedFeatures) -
 def test_a_model_without_hidden_layers_is_a_logistic_regression(flight_features: FittedFeatures) -> None:
     model = multi_field.build(multi_field.Settings(embedding_dim=2, hidden_units=()), flight_features, seed=1)
     weights = {variable.name: variable.shape.as_list() for variable in model.trainable_variables}
-    # Three fields of width 2 beside one number; 4 + 5 rows of embeddings.
+    # Three fields of width 2, and one number; 4 + 5 rows of embeddings.
     assert weights == {"fields/table:0": [9, 2], "logit/kernel:0": [7, 1], "logit/bias:0": [1]}
 
 

@@ -247,7 +247,7 @@ def test_what_cannot_be_a_model_is_refused_before_anything_starts(build: Any, ki
 
 
 class Keras3Model:
-    """As far as its origin tells."""
+    """A model of Keras 3, as far as its origin shows."""
 
 
 Keras3Model.__module__ = "keras.src.models.functional"

@@ -19,7 +19,7 @@ ROWS = 4_000
 
 
 def learnt(labels: np.ndarray, feature: np.ndarray, **settings: Any) -> dict[str, np.ndarray]:
-    """Return what a model predicts for the rows that it has learnt from."""
+    """Return a model's predictions for the rows that it was trained on."""
     spec = FeatureSpec((Numeric("size"),), Label("cost", "number"), ("id",))
     of_label = NumericStatistics(
         float(labels.mean()), float(labels.std()), float(labels.min()), float(labels.max()), len(labels)

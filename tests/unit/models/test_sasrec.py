@@ -46,7 +46,7 @@ def built(fitted: FittedFeatures, *, every_position: bool = False, dropout: floa
 
 
 def inputs(histories: Sequence[Sequence[int]], width: int, first: int = 0) -> dict[str, tf.Tensor]:
-    """Return histories padded to ``width``, beside a feature that depends on the row's number."""
+    """Return histories padded to ``width``, with a feature that depends on the row's number."""
     watched = [[*history, *[0] * (width - len(history))] for history in histories]
     devices = np.arange(first, first + len(histories)) % 4
     return {"watched": tf.constant(watched, tf.int64), "device": tf.constant(devices, tf.int64)}
@@ -116,7 +116,7 @@ def test_xla_compiles_forward_and_backward_pass_to_the_same(every_position: bool
 
 
 def test_training_learns_what_only_the_order_tells() -> None:
-    """What follows is the movie after the last one watched; the mean of a history is the same in both orders."""
+    """The movie that follows depends on the last one watched; the mean of a history is the same in both orders."""
     pairs = [(one, other) for one in range(2, 10) for other in range(2, 10) if one != other]
     following = [2 + (newest - 1) % 8 for _, newest in pairs]
     tf_keras.utils.set_random_seed(1)

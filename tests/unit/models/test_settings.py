@@ -1,4 +1,4 @@
-"""What settings and fitted features must agree on before a training starts, checked without TensorFlow."""
+"""Settings and fitted features are checked against each other before a training starts, without TensorFlow."""
 
 import subprocess
 import sys

@@ -71,7 +71,7 @@ def test_the_sampled_loss_estimates_the_full_one(fitted: FittedFeatures) -> None
     model = build(fitted, negatives=MOVIES - 1)
     inputs = batch([[2, 3, 0], [4, 0, 0], [9, 9, 9]], [5, 30, 51], [1.0, 1.0, 1.0])
     losses = tf.function(lambda: model.row_losses(inputs[0], inputs[2], training=True))
-    # What is estimated without bias is the sum of the softmax, which is the exponential of the loss.
+    # The unbiased estimate is that of the softmax's sum, which is the exponential of the loss.
     sampled = np.mean([np.exp(losses().numpy()) for _ in range(1500)], axis=0)
     assert sampled == pytest.approx(np.exp(full_losses(model, inputs)), rel=0.05)
     exact = model.row_losses(inputs[0], inputs[2], training=False).numpy()

@@ -328,7 +328,7 @@ def test_recall_curve_refuses_nothing_and_impossible_points() -> None:
 
 @pytest.mark.parametrize("plot", [precision_recall_curve, calibration_curve, lift_chart, score_histogram])
 def test_a_legend_covers_nothing_that_is_drawn_whatever_the_data(plot: BinaryPlot) -> None:
-    """Of scores far up, and of ones that tell nothing, no corner of a panel is free."""
+    """No corner of a panel is free with scores in the far corner, or without any information."""
     label, score = noisy_task()
     for shown in (score, 1 - score / 9, np.full_like(score, 0.5) + score / 99):
         figure = plot(label, shown)

@@ -1,4 +1,4 @@
-"""Curves of several runs: each can be told from the others, and nothing is drawn of what is not there."""
+"""Curves of several runs: each can be distinguished, and missing values draw nothing."""
 
 import io
 import math

@@ -177,7 +177,7 @@ def save_onnx_image_encoder(path: Path) -> Path:
 
 
 def recorded(feature: Embedded, size: int) -> Embedded:
-    """Return what a conversion makes of ``feature``."""
+    """Return ``feature`` as a conversion records it."""
     return replace(feature, size=size, digest=encoder_digest(feature.encoder))
 
 

@@ -34,7 +34,7 @@ def matrix(table: pa.Table) -> np.ndarray:
 
 
 def logistic(table: pa.Table) -> np.ndarray:
-    """Return what the logistic models here have to give, by the formula."""
+    """Return the expected scores of the logistic models here, by the formula."""
     return 1 / (1 + np.exp(-(matrix(table).astype(np.float64) @ np.array(WEIGHTS) + INTERCEPT)))
 
 
@@ -243,7 +243,7 @@ def save_sklearn(folder: Path, *, signature: bool = True, outputs: str = "classe
     Args:
         folder: Becomes the MLflow model.
         signature: Whether it has one.
-        outputs: What it predicts: ``classes`` or the ``probabilities`` of both.
+        outputs: Its prediction: ``classes`` or the ``probabilities`` of both.
     """
     import mlflow.sklearn
     from mlflow.models import infer_signature

@@ -53,7 +53,7 @@ def test_the_message_has_the_keys_of_the_first_row() -> None:
     assert failure_message(batch, ["id", "day"], {1: "x is -1"}).startswith(
         "the row id='b', day=2 cannot be scored: x is -1;"
     )
-    assert failure_message(batch, [], {1: "no"}, advice="mend it") == (
-        "the row number 1 of 2 scored together (the first is 0) cannot be scored: no; mend it"
+    assert failure_message(batch, [], {1: "no"}, advice="correct it") == (
+        "the row number 1 of 2 scored together (the first is 0) cannot be scored: no; correct it"
     )
-    assert failure_message(batch, ["id"], {0: "no"}, advice="mend it") == "the row id='a' cannot be scored: no; mend it"
+    assert failure_message(batch, ["id"], {0: "no"}, advice="fix it") == "the row id='a' cannot be scored: no; fix it"

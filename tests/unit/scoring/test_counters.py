@@ -1,4 +1,4 @@
-"""S5, S8: what tasks say of themselves, and what it adds up to."""
+"""S5, S8: the counts of tasks, and their sums."""
 
 import os
 import socket
@@ -35,7 +35,7 @@ def test_a_task_tells_what_it_scored_and_which_scores_are_nan() -> None:
 
 
 def test_a_graph_that_is_made_while_rows_are_scored_is_counted() -> None:
-    """Of a function that is traced anew for each shape, which is what must not happen."""
+    """The function is traced anew for each shape, which must not happen."""
     tally = Tally()
     tally.begin(loads=0, threads=1)
     double = tf.function(lambda x: x * 2.0)

@@ -1,4 +1,4 @@
-"""F13, S4: bytes of a column become the model's arrays; what cannot be decoded is a fault of its row."""
+"""F13, S4: bytes of a column become the model's arrays; undecodable bytes are a fault of their row."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ from mirrorspark.scoring.input.inputs import Column, ColumnInputs
 from tests.unit.scoring.other_models import pictures, png
 
 HEIGHT, WIDTH = 6, 5
-# What decodes images: TensorFlow for its own models, Pillow for all others.
+# The two decoders of images: TensorFlow for its own models, Pillow for all others.
 BOTH = ("keras", "onnx")
 
 
@@ -135,7 +135,9 @@ def test_a_number_that_the_model_s_type_does_not_hold_is_a_fault_of_its_row() ->
 def test_a_fill_that_the_model_s_type_does_not_hold_is_refused(fill: float) -> None:
     array = ArrayType("image", "uint8", (None, 2, 2), "a tensor")
     inputs = ColumnInputs((Column("image", "binary", decode="image", fill=fill),))
-    with pytest.raises(UnsupportedModelError, match=rf"column 'image': fill {fill} is no uint8, which the model takes"):
+    with pytest.raises(
+        UnsupportedModelError, match=rf"column 'image': fill {fill} is not of type uint8, which the model takes"
+    ):
         decoders(inputs, Signature((array,), ()), "onnx", None)
 
 
@@ -156,11 +158,11 @@ def test_numbers_stand_one_after_the_other_little_end_first() -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "element", "message"),
     [
-        ("image", (8, 6, 5), "float", r"has the shape \[8, 6, 5\], which is no image's"),
-        ("image", (64,), "float", r"has the shape \[64\], which is no image's.* decode with 'numbers'"),
+        ("image", (8, 6, 5), "float", r"has the shape \[8, 6, 5\], which is not an image's"),
+        ("image", (64,), "float", r"has the shape \[64\], which is not an image's.* decode with 'numbers'"),
         ("image", (8, 6), "boolean", "input is boolean, which pixels from 0 to 255 are not; decode with a function"),
         ("image", (None, None, 3), "float", r"of shape \[None, None, None, 3\]: .*every length but the rows' has to"),
-        ("numbers", (3,), "string", "what is decoded are numbers"),
+        ("numbers", (3,), "string", "decoding gives numbers"),
         ("pixels", (3,), "float", r"decoder 'pixels' is unknown; use one of \['image', 'resized_image', 'numb"),
     ],
 )

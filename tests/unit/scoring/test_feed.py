@@ -1,4 +1,4 @@
-"""Columns become the arrays that a model of another library takes, call by call; rows at fault are told at once."""
+"""Columns become the arrays that a model of another library takes, call by call; errors name the rows at fault."""
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +48,7 @@ def test_the_list_among_columns_of_one_array_is_as_long_as_they_leave() -> None:
 
 
 def test_lists_that_do_not_make_up_the_model_s_array_are_nobody_s_fault() -> None:
-    """Of two lists nothing tells which has the wrong length."""
+    """Either of two lists may have the wrong length."""
     inputs = ColumnInputs((Column("a", "array<float>"), Column("b", "array<float>")), Matrix("features", "float"))
     both = ColumnFeed(inputs, FEATURES, {})
     batch = pa.record_batch({"a": [[1.0]], "b": [[2.0]]})

@@ -28,7 +28,7 @@ from mirrorspark.scoring.model.fetched import (
 REPOSITORY = Path(__file__).resolve().parents[3]
 BYTES = 1000
 
-# Fetches the models that it is told, says so, and lives until its input ends.
+# Fetches the given models, prints a line, and lives until its input ends.
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -65,7 +65,7 @@ class Store:
     downloads: list[str] = field(default_factory=list)
 
     def of(self, name: str) -> Callable[[Path], Path]:
-        """Return what downloads a model."""
+        """Return a function that downloads a model."""
 
         def download(arriving: Path) -> Path:
             self.downloads.append(name)
@@ -89,7 +89,7 @@ def weights(models: FetchedModels, fetched: FetchedVersion) -> Path:
 
 
 def letters(models: FetchedModels) -> str:
-    """Return which models there are, by the letter that they consist of."""
+    """Return the models that exist, by the letter that they consist of."""
     return "".join(sorted(path.read_text()[0] for path in models.folder.glob("entries/*/weights")))
 
 

@@ -29,7 +29,7 @@ BATCHES = ROWS.to_batches(1_000)
 
 @pytest.fixture
 def writer(tmp_path: Path) -> ScoreWriter:
-    """Return what writes the scores of boxes for a job that has begun."""
+    """Return a writer of the scores of boxes for a job that has begun."""
     pinned = resolve(package_model(LINEAR, tmp_path / "model"))
     scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None))
     added = scorer.settings.schema(ModelDirectory.open(pinned.path))
@@ -38,7 +38,7 @@ def writer(tmp_path: Path) -> ScoreWriter:
 
 
 def written(writer: ScoreWriter, batches: Iterable[pa.RecordBatch]) -> list[WrittenFile]:
-    """Return the files of an attempt to write share 0, as the driver gets them told."""
+    """Return the files of an attempt to write share 0, as the task reports them to the driver."""
     told = writer.write(0, batches).to_pylist()
     names = [field.name for field in fields(WrittenFile)]
     return [WrittenFile(**{name: row[name] for name in names}) for row in told if row["path"] is not None]
@@ -77,7 +77,7 @@ def test_an_attempt_that_is_overtaken_by_the_end_of_the_job_adds_nothing(writer:
 def test_an_attempt_that_dies_in_its_middle_leaves_the_next_one_alone(writer: ScoreWriter, tmp_path: Path) -> None:
     def dying() -> Iterator[pa.RecordBatch]:
         yield BATCHES[0]
-        raise ConnectionResetError("the executor is gone")
+        raise ConnectionResetError("the executor was lost")
 
     with pytest.raises(ConnectionResetError):
         writer.write(0, dying())

@@ -192,7 +192,7 @@ def test_damaged_and_foreign_folders_are_refused_and_damaged_ones_repaired_by_sa
     for call in (lambda: Fleet.load(tmp_path / "ships"), lambda: fleet.save(tmp_path / "ships")):
         with pytest.raises(FleetError, match="some other table; name another folder"):
             call()
-    # As a process that was killed, or one beside this one, leaves it before the list.
+    # A process that was killed, or one that runs at the same time, leaves it before the list.
     (tmp_path / "fleet").mkdir()
     (tmp_path / "fleet" / "models-0123456789abcdef.arrow").touch()
     fleet.save(tmp_path / "fleet")
@@ -207,7 +207,7 @@ def test_damaged_and_foreign_folders_are_refused_and_damaged_ones_repaired_by_sa
     models.unlink()
     assert fleet.save(tmp_path / "fleet") == 2
     (tmp_path / "fleet" / "fleet.arrow").write_bytes(b"damaged")
-    with pytest.raises(FleetError, match=r"is no file of a fleet: .*; save the fleet again"):
+    with pytest.raises(FleetError, match=r"is not a file of a fleet: .*; save the fleet again"):
         Fleet.load(tmp_path / "fleet")
     assert fleet.save(tmp_path / "fleet") == 2
     assert Fleet.load(tmp_path / "fleet").digests == fleet.digests
@@ -227,7 +227,7 @@ def test_a_group_is_never_null(fleet: Fleet) -> None:
 
 
 def changed(**values: Any) -> Callable[[], Fleet]:
-    """Return what makes the fleet with other values in the second term, of A's age."""
+    """Return a function that makes the fleet with other values in the second term, of A's age."""
     terms = TERMS.copy()
     for name, value in values.items():
         column = terms[name].astype(object) if name in terms else pd.Series([None] * len(terms), dtype=object)
@@ -237,7 +237,7 @@ def changed(**values: Any) -> Callable[[], Fleet]:
 
 
 def of_models(**values: Any) -> Callable[[], Fleet]:
-    """Return what makes the fleet with other values for the models B and A."""
+    """Return a function that makes the fleet with other values for the models B and A."""
     return lambda: fleet_from_coefficients(TERMS, MODELS.assign(**values))
 
 
@@ -247,7 +247,7 @@ def of_models(**values: Any) -> Callable[[], Fleet]:
         (changed(coefficient=np.nan), r"a coefficient that is NaN.* in 1 model \('A'\)"),
         (changed(coefficient=1e39), "a coefficient that is NaN, infinite"),
         (changed(column=""), "a term without a column"),
-        (changed(clip_low=float("inf")), "clip_low is no finite number"),
+        (changed(clip_low=float("inf")), "clip_low is not a finite number"),
         (changed(clip_high=17.0), "clip_low above clip_high"),
         (changed(category="x"), "more than one of a bin, a category, and a clip"),
         (changed(clip_low=None, at_least=2.0, below=2.0), "at_least is not below"),
@@ -259,11 +259,11 @@ def of_models(**values: Any) -> Callable[[], Fleet]:
             "column 'coefficient' of the table of coefficients cannot become double",
         ),
         (of_models(link=["identity", "logistic"]), r"unknown link 'logistic' in 1 model \('A'\).*has the link logit"),
-        (of_models(threshold=[1.0, 1.5]), r"threshold is no value that the score can have in 1 model \('A'\)"),
+        (of_models(threshold=[1.0, 1.5]), r"threshold is not a value that the score can have in 1 model \('A'\)"),
         (of_models(cut_points=[None, [0.5, 0.25]]), "cut-points do not ascend"),
         (of_models(cut_points=[[1.0, 2.0], [0.5, 2.0]]), r"no values that the score can have in 1 model \('A'\)"),
         (of_models(intercept=[0.0, 1.0]), "several intercepts are given for 'A'"),
-        (of_models(intercept=[np.inf, None]), "an intercept is no finite number in 1 model"),
+        (of_models(intercept=[np.inf, None]), "an intercept is not a finite number in 1 model"),
         (of_models(model=["A", "C"]), "lacks 'B', which has coefficients"),
         (lambda: fleet_from_coefficients(TERMS, pd.concat([MODELS, MODELS])), "several models have the name 'B', 'A'"),
         (
@@ -272,7 +272,7 @@ def of_models(**values: Any) -> Callable[[], Fleet]:
         ),
         (lambda: fleet_from_coefficients(TERMS.drop(columns="column")), r"lacks the columns \['column'\]"),
         (lambda: fleet_from_coefficients(TERMS.head(0)), "at least one model"),
-        (lambda: fleet_from_coefficients("terms.txt"), "no file of a known kind"),
+        (lambda: fleet_from_coefficients("terms.txt"), "not a file of a known kind"),
     ],
 )
 def test_models_that_cannot_be_computed_are_refused_by_name(make: Callable[[], Fleet], message: str) -> None:

@@ -1,4 +1,4 @@
-"""M15: outputs are counted in bins that can be added, and tell quantiles and drift."""
+"""M15: outputs are counted in bins that can be added, from which quantiles and drift are computed."""
 
 from pathlib import Path
 

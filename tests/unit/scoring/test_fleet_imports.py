@@ -83,7 +83,7 @@ def test_models_of_sklearn_predict_the_same() -> None:
         (lambda: RidgeClassifier().fit(X, Y > 0), "gives no probabilities"),
         (lambda: KNeighborsRegressor().fit(X, Y), "a KNeighborsRegressor, has no coefficients"),
         (lambda: MLPRegressor(hidden_layer_sizes=(3,), tol=1e9, random_state=0).fit(X, X[["a", "b"]]), "has 2 outputs"),
-        (lambda: make_pipeline(PolynomialFeatures(), Ridge()).fit(X, Y), "steps that are no StandardScaler"),
+        (lambda: make_pipeline(PolynomialFeatures(), Ridge()).fit(X, Y), "steps other than StandardScaler"),
         (lambda: Ridge().fit(X.to_numpy(), Y), "3 inputs and 0 names of columns"),
     ],
 )

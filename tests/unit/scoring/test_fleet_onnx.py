@@ -196,12 +196,12 @@ def test_a_missing_package_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPa
 
 def test_a_file_that_is_no_onnx_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"no protocol buffer")
-    with pytest.raises(FleetError, match="is no ONNX"):
+    with pytest.raises(FleetError, match="is not an ONNX model"):
         fleet_from_onnx({"m": tmp_path / "model.onnx"}, COLUMNS)
 
 
 def with_side_file(folder: Path, weights: list[float], location: str = "weights.bin") -> Path:
-    """Write a linear model of two inputs, whose weights are in a file beside it that it calls ``location``."""
+    """Write a linear model of two inputs, whose weights are in a file next to it that it calls ``location``."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "weights.bin").write_bytes(np.array(weights, np.float32).tobytes())
     outside = TensorProto(name="w", data_type=1, dims=[2, 1], data_location=TensorProto.EXTERNAL)
@@ -251,7 +251,7 @@ def test_weights_outside_the_folder_of_the_model_are_refused(tmp_path: Path, loc
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "w.bin").write_bytes(outside.read_bytes())
     (path.parent / "way").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(FleetError, match=r"outside the model's folder or a link; put the file beside"):
+    with pytest.raises(FleetError, match=r"outside the model's folder or a link; put the file next to"):
         fleet_from_onnx({"m": path}, ["p", "q"])
 
 
@@ -272,5 +272,5 @@ def test_weights_that_are_missing_or_too_few_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_an_address_instead_of_a_file_is_refused_with_what_to_do(read: Any, file: str) -> None:
-    with pytest.raises(FleetError, match=rf"'m' is at {file}, .* copy it here, with the files beside it"):
+    with pytest.raises(FleetError, match=rf"'m' is at {file}, .* copy it here, with the files next to it"):
         read({"m": file})

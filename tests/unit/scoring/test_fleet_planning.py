@@ -287,7 +287,7 @@ def test_cores_without_work_and_long_tasks_are_told() -> None:
         (lambda: plan_for_hours(WORKLOAD, THROUGHPUT, float("nan")), "hours nan is not above 0"),
         (lambda: replace(WORKLOAD, rows=0), "rows 0 is not above 0"),
         (lambda: replace(WORKLOAD, models={}), "there are no models"),
-        (lambda: replace(THROUGHPUT, read_bytes_per_second=0.0), "read_bytes_per_second 0.0 is no rate"),
+        (lambda: replace(THROUGHPUT, read_bytes_per_second=0.0), "read_bytes_per_second 0.0 is not a rate"),
     ],
 )
 def test_numbers_that_cannot_be_are_refused(call: Any, message: str) -> None:

@@ -334,7 +334,11 @@ def test_pmml_that_a_fleet_does_not_have_is_refused(tmp_path: Path, text: str, m
 
 def test_a_document_type_or_another_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "m"
-    for text, message in (("<!DOCTYPE a [<!ENTITY b 'c'>]><PMML/>", "DOCTYPE"), ("<PMML>", "no XML"), ("<a/>", "no P")):
+    for text, message in (
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]><PMML/>", "DOCTYPE"),
+        ("<PMML>", "not valid XML"),
+        ("<a/>", "not PMML"),
+    ):
         file.write_text(text)
         with pytest.raises(FleetError, match=message):
             fleet_from_pmml({"m": file})

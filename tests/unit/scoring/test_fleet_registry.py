@@ -65,7 +65,7 @@ def test_a_new_version_uploads_ten_models_and_every_version_can_be_loaded(
     client.create_registered_model("other")
     client.create_model_version("other", f"runs:/{run.info.run_id}/fleet", run.info.run_id)
     for call in (lambda: Fleet.load("models:/other/1"), lambda: register_fleet(first, "other")):
-        with pytest.raises(FleetError, match="models:/other/1 is no fleet, but a model of another kind"):
+        with pytest.raises(FleetError, match="models:/other/1 is not a fleet, but a model of another kind"):
             call()
 
 

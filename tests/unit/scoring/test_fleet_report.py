@@ -30,7 +30,7 @@ def records() -> RunRecords:
     shares = (Share(0, 1_000, (2, 2, 1)), Share(5, 500, (3,)))
     plan = RunPlan("fleet-1", "abc", (), ("id",), "wide", ("Rank",), "", 0.1, steps, shares, (), ())
     failed = dict.fromkeys(TIMES, 0) | UNMEASURED | {"microbatch": 1, "attempt": 1, "outcome": "failed"}
-    failed |= {"began": 103.0, "seconds": 17.0}  # beside the first one
+    failed |= {"began": 103.0, "seconds": 17.0}  # at the same time as the first one
     resumed = failed | {"attempt": 2, "began": 1_000.0, "seconds": 10.0}
     # The first one is published, whatever a driver has entered later; the second is not.
     rows = [{"number": 0, "state": "waiting"}, {"number": 1, "state": "failed"}]

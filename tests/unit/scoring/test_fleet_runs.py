@@ -62,7 +62,7 @@ MODELS = pd.DataFrame({"model": TERMS["model"], "threshold": [0.5] * 7 + [None]}
 COLUMNS = pa.schema([("x", pa.float64()), ("state", pa.string()), ("count", pa.int32())])
 
 
-# Who may take what, what is left, and when a run stops.
+# Claims of microbatches, the work that is left, and the end of a run.
 
 
 def test_free_failed_and_abandoned_microbatches_are_taken_the_failed_ones_last() -> None:
@@ -107,7 +107,7 @@ class Unsteady(Ledger):
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
         if self.is_away:
-            raise sa.exc.OperationalError("", {}, RuntimeError("the server is gone"))
+            raise sa.exc.OperationalError("", {}, RuntimeError("the server is down"))
         with super()._transaction() as connection:
             yield connection
 
@@ -224,7 +224,7 @@ def test_a_ledger_that_stays_away_is_one_clear_error(ledger: Unsteady) -> None:
             assert claims.next() is not None
         ledger.is_away = True
         with pytest.raises(
-            LedgerError, match=r"ledger.db has not answered for 50 s \(the server is gone\), and lacks 0"
+            LedgerError, match=r"ledger.db has not answered for 50 s \(the server is down\), and lacks 0"
         ):
             claims.next()
         ledger.is_away = False
@@ -233,7 +233,7 @@ def test_a_ledger_that_stays_away_is_one_clear_error(ledger: Unsteady) -> None:
 def test_a_ledger_that_goes_away_after_it_was_opened_is_the_same_clear_error(tmp_path: Path) -> None:
     ledger = Unsteady.open(tmp_path / "ledger.db")
     ledger.is_away = True
-    with pytest.raises(LedgerError, match=r"ledger.db cannot be used \(the server is gone\); check the file"), ledger:
+    with pytest.raises(LedgerError, match=r"ledger.db cannot be used \(the server is down\); check the file"), ledger:
         begin(ledger)
 
 
@@ -312,7 +312,7 @@ def test_a_run_is_followed_until_no_driver_works_on_it(ledger: Unsteady) -> None
     ledger.send([last])
     assert [found.done for found in looks] == [2]
     ledger.is_away = True
-    with pytest.raises(LedgerError, match=r"ledger.db does not answer \(the server is gone\)"):
+    with pytest.raises(LedgerError, match=r"ledger.db does not answer \(the server is down\)"):
         next(follow(ledger, "run", 1.0))
     ledger.is_away = False
     with pytest.raises(ScoringError, match="every_seconds 0 is not above 0"):
@@ -702,7 +702,7 @@ def test_models_and_files_that_have_changed_are_named(files: Path) -> None:
     assert len(plan.input_of(ParquetFiles.of(parquet_files(files))).files) == 2
     pq.write_table(pa.table({"key": [1], "x": [1.0]}), files / "1.parquet")
     (files / "0.parquet").unlink()
-    with pytest.raises(ScoringError, match=r"files of the input are gone, or were written again, .*0.parquet', '"):
+    with pytest.raises(ScoringError, match=r"files of the input were removed, or written again, .*0.parquet', '"):
         plan.input_of(ParquetFiles.of(parquet_files(files)))
 
 

@@ -118,7 +118,7 @@ def table_of(rows: Sequence[Row]) -> pa.RecordBatch:
 
 
 def value_of(term: Row, row: Row) -> float | None:
-    """Return what a term makes of its column's value; None if that is missing and nothing stands for it."""
+    """Return a term's input from its column; None if the value is missing and the term has no replacement."""
     value, missing = row[term["column"]], term.get("missing")
     if term.get("category") is not None:
         return missing if value is None or value == "" else float(str(value) == term["category"])

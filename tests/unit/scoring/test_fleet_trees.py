@@ -173,7 +173,7 @@ def test_trees_read_categories_clips_and_what_stands_for_missing_values() -> Non
         ({"node_missing_left": [False, False, None]}, "a split without its children"),
         ({"node_values": [0.0, float("nan"), 1.0]}, "value is NaN or infinite"),
         ({"node_rights": [0, 0]}, "trees whose lists do not fit"),
-        ({"tree_roots": [3]}, "a root that is no node"),
+        ({"tree_roots": [3]}, "a root that is not a node"),
         ({"tree_roots": []}, "trees whose lists do not fit"),
         ({"coefficient": [2.0, 1.0, 1.0, 1.0]}, "a coefficient that trees do not use"),
         ({"layer_sizes": [4, 1], "weights": [1.0] * 5}, "trees whose lists do not fit"),
@@ -280,7 +280,10 @@ def test_files_that_are_damaged_are_refused(tmp_path: Path) -> None:
         lightgbm.LGBMRegressor(n_estimators=3, n_jobs=1, verbose=-1).fit(FULL, target(FULL)).booster_.model_to_string()
     )
     file = tmp_path / "model.txt"
-    for part, message in ((text[: text.index("Tree=2")], "ends in the middle"), ("table", "no text of LightGBM")):
+    for part, message in (
+        (text[: text.index("Tree=2")], "ends in the middle"),
+        ("table", "not a model in LightGBM's text format"),
+    ):
         file.write_text(part)
         with pytest.raises(FleetError, match=message):
             fleet_from_lightgbm({"m": file})
@@ -292,7 +295,7 @@ def test_files_that_are_damaged_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FleetError, match="UnicodeDecodeError"):
         fleet_from_lightgbm({"m": file})
     file = tmp_path / "model.json"
-    for document, message in (({"version": 1}, "no model of XGBoost as JSON"), ({"learner": {}}, "KeyError")):
+    for document, message in (({"version": 1}, "not a model of XGBoost as JSON"), ({"learner": {}}, "KeyError")):
         file.write_text(json.dumps(document))
         with pytest.raises(FleetError, match=message):
             fleet_from_xgboost({"m": file})
@@ -338,7 +341,7 @@ THIRDS = pd.cut(FULL["a"], 3, labels=False)
         (fleet_from_xgboost, lambda: xgboost.XGBRegressor(booster="gblinear").fit(FULL, THIRDS), "booster gblinear"),
         (fleet_from_xgboost, lambda: xgboost.XGBRegressor().fit(FULL, FULL[["a", "b"]]), "has 2 outputs"),
         (fleet_from_xgboost, lambda: of_categories(xgboost), "splits by categories"),
-        (fleet_from_xgboost, lambda: 5, "an? int, is no model of XGBoost"),
+        (fleet_from_xgboost, lambda: 5, "an? int, is not a model of XGBoost"),
         (
             fleet_from_lightgbm,
             lambda: lightgbm.LGBMClassifier(n_estimators=2, n_jobs=1, verbose=-1).fit(FULL, THIRDS),
@@ -350,7 +353,7 @@ THIRDS = pd.cut(FULL["a"], 3, labels=False)
             lambda: lightgbm.LGBMRegressor(n_estimators=2, linear_tree=True, n_jobs=1, verbose=-1).fit(FULL, THIRDS),
             "linear models in its leaves",
         ),
-        (fleet_from_lightgbm, lambda: 5, "an? int, is no model of LightGBM"),
+        (fleet_from_lightgbm, lambda: 5, "an? int, is not a model of LightGBM"),
     ],
 )
 def test_models_that_are_no_sum_of_trees_are_refused(

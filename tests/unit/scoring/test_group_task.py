@@ -36,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class Told:
-    """Keeps what a task tells."""
+    """Keeps the reports of a task."""
 
     def __init__(self) -> None:
         self.tallies: list[Tally] = []
@@ -81,7 +81,7 @@ def scored_by(task: GroupTask, *batches: pa.RecordBatch) -> list[dict[str, Any]]
 def test_every_row_has_its_own_model_s_score_in_its_place(
     models: dict[str, Path], regions: list[str | None], is_sorted: bool, part_rows: int
 ) -> None:
-    """In any order of groups, and however many rows are scored at once; a score here takes eight bytes."""
+    """The order of groups and the rows scored at once do not matter; a score here takes eight bytes."""
     if is_sorted:
         regions = sorted(regions, key=str)
     versions = {region: resolve(folder).label for region, folder in models.items()}
@@ -130,7 +130,7 @@ def test_a_task_reports_its_counters_once_for_all_its_models(models: dict[str, P
     (tally,) = told.tallies
     assert (tally.rows, tally.bad_rows, tally.calls) == (4, 1, 2)
     scored_by(task_of(models, told=told))
-    assert len(told.tallies) == 1  # an empty partition says nothing
+    assert len(told.tallies) == 1  # an empty partition reports nothing
 
 
 @pytest.mark.parametrize(("capacity_bytes", "loads"), [pytest.param(1, 3, marks=pytest.mark.full), (2**30, 2)])

@@ -53,7 +53,7 @@ PHOTOS = pa.table(
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, ImageEmbedding, Path]:
-    """Return the case, the feature, and the folder of a model whose encoder is gone from where it was."""
+    """Return the case, the feature, and the folder of a model whose encoder was moved."""
     scratch = tmp_path_factory.mktemp("photos")
     encoder = ENCODERS[request.param](scratch / "encoder")
     photo = recorded(ImageEmbedding("photo", str(encoder), max_bytes=2_000, max_pixels=12 * 9), 3)
@@ -94,7 +94,7 @@ def test_equal_and_missing_images_have_equal_vectors(exported: tuple[str, ImageE
 
 
 def test_the_rows_of_images_that_cannot_be_read_are_bad_rows(exported: tuple[str, ImageEmbedding, Path]) -> None:
-    """A null has zeros; what is broken, too large or something else is not taken for one."""
+    """A null has zeros; a broken, too large or other file is not taken for one."""
     _, _, folder = exported
     whole = png(PIXELS[0])
     photos = [whole, whole[:-40], None, b"a text", with_size(60_000, 60_000), whole[:-40], bytes(3_000), whole]
@@ -155,7 +155,7 @@ def test_images_that_are_known_are_not_encoded(
 
 def test_an_encoder_of_something_else_is_refused(tmp_path: Path) -> None:
     for encoder, message in (
-        (save_word_encoder(tmp_path / "words"), "what is decoded are numbers"),
+        (save_word_encoder(tmp_path / "words"), "decoding gives numbers"),
         (save_onnx_encoder(tmp_path / "tokens" / "model.onnx"), "has to take one array of images"),
     ):
         with (

@@ -94,6 +94,6 @@ def test_rows_of_an_unknown_size_are_no_images() -> None:
     with pytest.raises(UnsupportedModelError, match="every length but the rows' has to be known"):
         decoder_of_images(ArrayType("pixels", "float", (None, None, None, 3), "a tensor"))
     with pytest.raises(
-        UnsupportedModelError, match=r"a row of the model's input has the shape \[12\], which is no image"
+        UnsupportedModelError, match=r"a row of the model's input has the shape \[12\], which is not an image"
     ):
         decoder_of_images(ArrayType("pixels", "float", (None, 12), "a tensor"))

@@ -70,7 +70,7 @@ def test_a_column_of_another_type_is_refused_by_name(type_: str, values: list[An
 
 
 def test_a_number_too_large_for_its_type_is_a_fault_of_its_row() -> None:
-    with pytest.raises(ColumnError, match=r"column 'x' has a value that is no int \(1099511627776\)"):
+    with pytest.raises(ColumnError, match=r"column 'x' has a value that is not of type int \(1099511627776\)"):
         read(Column("x", "int"), [2**40])
     assert list(row_errors(Column("x", "int"), [1, None, 2**40, -(2**31)])) == [1, 2]
     assert list(row_errors(Column("x", "bigint"), [2**63, 1], pa.uint64())) == [0]
@@ -112,13 +112,13 @@ def test_bytes_are_read_as_they_are() -> None:
     [
         ({"type": "decimal"}, "type 'decimal' is unknown"),
         ({"type": "bigint", "nulls": "pass"}, "bigint has no value for null"),
-        ({"type": "bigint", "fill": 1.5}, "fill 1.5 is no bigint"),
-        ({"type": "int", "fill": 2**31}, "fill 2147483648 is no int"),
-        ({"type": "array<bigint>", "fill": 2**64}, "fill 18446744073709551616 is no bigint"),
-        ({"type": "float", "fill": "none"}, "fill 'none' is no float"),
-        ({"type": "string", "decode": "image"}, "what is decoded is binary, not string; give it as binary"),
-        ({"type": "binary", "decode": "image", "nulls": "pass"}, "what is decoded has no value for null"),
-        ({"type": "binary", "decode": "image", "fill": "black"}, "fill 'black' is no number"),
+        ({"type": "bigint", "fill": 1.5}, "fill 1.5 is not of type bigint"),
+        ({"type": "int", "fill": 2**31}, "fill 2147483648 is not of type int"),
+        ({"type": "array<bigint>", "fill": 2**64}, "fill 18446744073709551616 is not of type bigint"),
+        ({"type": "float", "fill": "none"}, "fill 'none' is not of type float"),
+        ({"type": "string", "decode": "image"}, "a decoded column must be binary, not string; give it as binary"),
+        ({"type": "binary", "decode": "image", "nulls": "pass"}, "a decoded column has no value for null"),
+        ({"type": "binary", "decode": "image", "fill": "black"}, "fill 'black' is not of type number"),
         ({"type": "binary", "fill": b""}, "bytes have no fill"),
         ({"type": "array<binary>"}, "type 'array<binary>' is unknown"),
     ],

@@ -1,4 +1,4 @@
-"""S5: libraries of models are imported when they are needed, and what is missing is told with what to do."""
+"""S5: libraries of models are imported when they are needed; the error of a missing one has advice."""
 
 import gc
 import sys
@@ -19,7 +19,7 @@ def test_the_garbage_collector_rests_during_an_import_and_is_then_as_it_was(
     (tmp_path / f"{name}.py").write_text(WATCHES, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, name, None)
-    del sys.modules[name]  # and is gone again behind this test
+    del sys.modules[name]  # and is removed again after this test
     try:
         if not is_enabled:
             gc.disable()

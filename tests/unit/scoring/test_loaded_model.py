@@ -83,7 +83,7 @@ def histories_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_ragged_row_has_the_scores_of_the_same_row_padded(histories_model: Path) -> None:
-    """F14: alone, beside longer ones, and padded with what is missing; of a longer list the newest count."""
+    """F14: alone, with longer ones, and padded with missing values; of a longer list the newest count."""
     model = LoadedModel(histories_model)
     together = model.score(HISTORIES)
     assert len(np.unique(together["scores"].round(4), axis=0)) == HISTORIES.num_rows - 1  # no list is an empty list
@@ -355,5 +355,5 @@ def test_features_of_every_kind_are_scored_alike_by_arrow_and_by_mlflow(tmp_path
     raw = raw_inputs(ORDERS, orders_features().spec)
     assert len(set(by_arrow.tolist())) == 3
     assert RawColumnsModel(folder).predict(raw.to_pandas())["score"].tolist() == by_arrow.tolist()
-    # What the raw signature takes, the Arrow form takes too.
+    # The Arrow form takes the same rows as the raw signature.
     assert LoadedModel(folder).score(raw)["score"].tolist() == by_arrow.tolist()

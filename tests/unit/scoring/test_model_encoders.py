@@ -45,7 +45,7 @@ ENCODERS: dict[str, tuple[Callable[[Path], Path], dict[str, Any], int]] = {
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, TextEmbedding, Path]:
-    """Return the case, the feature, and the folder of a model whose encoder is gone from where it was."""
+    """Return the case, the feature, and the folder of a model whose encoder was moved."""
     scratch = tmp_path_factory.mktemp("reviews")
     save, settings, size = ENCODERS[request.param]
     encoder = save(scratch / "encoder")
@@ -81,7 +81,7 @@ def test_texts_get_the_scores_of_their_vectors(exported: tuple[str, TextEmbeddin
 def test_another_version_of_an_encoders_library_is_told_in_one_line(
     exported: tuple[str, TextEmbedding, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """L10: it is no error, and TensorFlow is compared for the model itself."""
+    """L10: it is allowed, and TensorFlow is compared for the model itself."""
     case, _, folder = exported
     recorded_versions = ModelDescription.load(folder).versions
     # A warning comes once per process and difference.

@@ -103,7 +103,7 @@ def test_a_package_is_found_among_the_artifacts_of_a_run(store: Store, tmp_path:
 
 
 def test_the_last_of_a_runs_models_of_one_name_is_used(store: Store, tmp_path: Path) -> None:
-    """As MLflow does: of a training that was resumed, or logs a model now and then."""
+    """MLflow does the same, for a training that was resumed, or that logs a model now and then."""
     from mlflow import MlflowClient
 
     client = MlflowClient(store.uri)
@@ -166,7 +166,7 @@ def test_a_local_folder_needs_no_store(flights_model: Path) -> None:
         ),
         ("models:/flights@nobody", r"'models:/flights@nobody' does not exist; 'flights' has the versions \[1, 2\]"),
         ("models:/flights", "names no version; 'flights' has the versions"),
-        ("models:/flights/latest", "'latest' is no version number; 'flights' has the versions"),
+        ("models:/flights/latest", "'latest' is not a version number; 'flights' has the versions"),
         ("models:/m-00000000000000000000000000000000", "no logged model 'm-0{32}'"),
         ("models:/", "names no model; use models:/<name>/<version>"),
         ("runs:/0123456789abcdef0123456789abcdef/model", "no run '0123456789abcdef0123456789abcdef'"),

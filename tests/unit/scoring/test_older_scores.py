@@ -54,7 +54,7 @@ PLAIN = pa.list_(pa.field("element", pa.int64(), nullable=False))
     ids=str,
 )
 def test_types_that_spark_reads_alike_are_equal(tmp_path: Path, there: pa.DataType, here: pa.DataType) -> None:
-    """As another library wrote it, with the note of what its types were in Arrow."""
+    """The file is from another library, and has a note of its types in Arrow."""
     pq.write_table(pa.schema({"key": there}).empty_table(), tmp_path / "part.parquet")
     check_same_columns(StoragePath.of(tmp_path), pa.schema({"key": here}))
 

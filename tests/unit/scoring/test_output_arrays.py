@@ -1,4 +1,4 @@
-"""Outputs become Arrow's arrays of the described types, and a text that is none is told."""
+"""Outputs become Arrow's arrays of the described types; invalid text is an error."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def postprocess(outputs):
 """
 _RETURN = "size = np.array([{} for text in size], object)\n    return"
 DECODED = LATIN.replace("return", _RETURN.format("text.decode('latin-1')"))
-# What Python's own text holds of bytes that it could not decode.
+# Python's text of bytes that it could not decode.
 ESCAPED = LATIN.replace("return", _RETURN.format("text.decode(errors='surrogateescape')"))
 
 

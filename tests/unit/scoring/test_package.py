@@ -183,10 +183,15 @@ def test_links_are_those_of_generalised_linear_models(tmp_path: Path, link: str,
     [
         ("m.onnx", {}, ModelDirectoryError, "takes one array of 3 values per row and has no names for them; give col"),
         ("m.onnx", {"columns": ["a"]}, ModelDirectoryError, r"takes 3 values per row, but columns names 1: \['a'\]"),
-        ("m.ubj", {"columns": ["a"]}, ModelDirectoryError, r"columns \['a'\] are no inputs of the model, which has"),
+        ("m.ubj", {"columns": ["a"]}, ModelDirectoryError, r"columns \['a'\] are not inputs of the model, which has"),
         ("m.ubj", {"columns": ["width"] * 2}, ModelDirectoryError, "name one twice"),
         ("m.ubj", {"outputs": {"score": "margin"}}, ModelDirectoryError, r"\['margin'\] are none of .*\['score'\]"),
-        ("m.pmml", {}, ModelDirectoryError, r"ends in '.pmml', which is no model known here; give one of \['.h5'"),
+        (
+            "m.pmml",
+            {},
+            ModelDirectoryError,
+            r"ends in '.pmml', which is not a known format of models; give one of \['.h5'",
+        ),
         ("absent.onnx", {}, ModelDirectoryError, "there is no model at"),
         ("empty", {}, ModelDirectoryError, "holds no SavedModel"),
         ("tf", {"signature": "predict"}, UnsupportedModelError, r"has the signatures \['serving_default'\] but not 'p"),
@@ -195,7 +200,7 @@ def test_links_are_those_of_generalised_linear_models(tmp_path: Path, link: str,
         ("damaged.ubj", {}, UnsupportedModelError, "XGBoost cannot read"),
         ("damaged.txt", {}, UnsupportedModelError, "LightGBM cannot read"),
         ("damaged.keras", {}, UnsupportedModelError, "holds no Keras model"),
-        ("damaged.json", {}, UnsupportedModelError, "is no JSON"),
+        ("damaged.json", {}, UnsupportedModelError, "is not valid JSON"),
         ({"coefficients": {}}, {}, UnsupportedModelError, "one coefficient per column"),
         ({"coefficients": {"a": 1}, "bias": 2}, {}, UnsupportedModelError, r"the linear model has \['bias'\], which"),
         ({"coefficients": {"a": 1}, "link": "probit"}, {}, UnsupportedModelError, "link 'probit' is unknown; use one"),
@@ -327,7 +332,7 @@ def test_code_in_a_keras_file_runs_only_for_those_who_trust_it(tmp_path: Path) -
 
 
 def test_an_archive_behind_an_hdf5_file_hides_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """S12: tf-keras reads such a file as HDF5, so its archive says nothing about it."""
+    """S12: tf-keras reads such a file as HDF5, so its archive does not matter."""
     source = lambda_model(tmp_path / "m.h5")
     with zipfile.ZipFile(save_logistic_keras(tmp_path / "harmless.keras")) as archive:
         harmless = archive.read("config.json")

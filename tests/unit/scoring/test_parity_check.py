@@ -19,7 +19,7 @@ Way = Callable[[object], pa.Table]
 
 
 def scores(*values: object) -> Way:
-    """Return what gives rows 1, 2, … these scores, whatever the sample."""
+    """Return a way that gives rows 1, 2, … these scores, whatever the sample."""
     return lambda _: pa.table({"id": range(1, len(values) + 1), "score": list(values)})
 
 

@@ -1,4 +1,4 @@
-"""S20: tasks stay below a target, by as few of them as will do; a row group that is too large is told."""
+"""S20: tasks stay below a target, and are as few as possible; a row group that is too large is reported."""
 
 import pytest
 from hypothesis import given

@@ -43,7 +43,7 @@ MAPS = pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int32()))
 
 
 def written(folder: Path, table: pa.Table, **knobs: Any) -> Path:
-    """Write a store of ``table``, by its first column unless told otherwise, and return where it is."""
+    """Write a store of ``table``, by default keyed by its first column, and return its path."""
     pq.write_table(table, folder / "rows.parquet")
     precompute(folder / "rows.parquet", folder / "rows.db", **{"key": table.column_names[0]} | knobs)
     return folder / "rows.db"
@@ -64,7 +64,7 @@ def test_every_value_comes_back_as_it_was_and_of_its_python_type(tmp_path: Path)
     with PrecomputedScores.open(written(tmp_path, LISTS)) as scores:
         for expected in LISTS.to_pylist():
             found = scores.get(expected["user"])
-            # Unlike ==, it tells 5 from 5.0, and finds NaN equal to itself.
+            # Unlike ==, it distinguishes 5 from 5.0, and finds NaN equal to itself.
             assert repr(found) == repr(expected)
             assert found is not None
             assert not found.is_fallback
@@ -112,7 +112,7 @@ def test_an_unknown_key_has_the_fallback_which_says_that_it_is_one(tmp_path: Pat
         assert (known.is_fallback, unknown.is_fallback) == (False, True)
         assert unknown == {"id": 99, **FALLBACK}
         assert huge == {"id": 2**80, **FALLBACK}
-        # What one caller does to its row is no other's concern.
+        # A caller that changes its row does not affect others.
         unknown["items"].append("mine")
         assert scores.get(99) == {"id": 99, **FALLBACK}
 

@@ -85,7 +85,7 @@ def test_a_damaged_description_is_told_before_its_versions_are_read(tmp_path: Pa
 
 
 def test_an_output_in_the_place_of_the_version_is_refused_until_it_has_another_name(tmp_path: Path) -> None:
-    """L4: every row tells the version."""
+    """L4: every row has the version."""
     row = dict.fromkeys(LINEAR["coefficients"], 0.0)
     taken = package_model(LINEAR, tmp_path / "taken", outputs={"model_version": "score"})
     with pytest.raises(ScoringError, match=r"has the outputs \['model_version'\], the names of .*; .*other names"):
@@ -131,7 +131,7 @@ def test_a_row_may_have_bytes_that_the_model_decodes(tmp_path: Path) -> None:
 
 
 def test_a_model_of_another_tensorflow_is_refused_unless_it_is_allowed(flights_model: Path, tmp_path: Path) -> None:
-    """L10: what one process answers with may differ from what the model was checked with."""
+    """L10: one process may have other versions than those that the model was checked with."""
     older = Path(shutil.copytree(flights_model, tmp_path / "older"))
     description = json.loads((older / DESCRIPTION_FILE).read_text())
     (older / DESCRIPTION_FILE).write_text(json.dumps(description | {"versions": {"tensorflow": "1.15.0"}}))
@@ -149,7 +149,7 @@ def test_a_package_of_other_libraries_is_refused_with_all_that_differs_unless_it
     with pytest.raises(ModelVersionsError, match=r"python \S+ instead of 3\.1\.4, numpy \S+ instead of 0\.1\.2, which"):
         Predictor(model)
     assert "score" in Predictor(model, other_versions="allow").predict(row)
-    # As packages were before they told versions.
+    # As packages were before they had versions.
     del description["versions"]
     (model / DESCRIPTION_FILE).write_text(json.dumps(description))
     assert "score" in Predictor(model).predict(row)

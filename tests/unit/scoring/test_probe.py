@@ -53,7 +53,7 @@ class Clock:
     Attributes:
         first_call: Seconds of what the first call does once.
         per_row: Seconds of each row.
-        seconds: What the clock shows.
+        seconds: Time of the clock.
     """
 
     first_call: float

@@ -59,7 +59,7 @@ def kinds(token: str, column: str) -> list[str]:
 
 
 def shares(items: Sequence[str], column: str) -> defaultdict[str, float]:
-    """Return how much each category has in a list, where an item's categories share it."""
+    """Return the share of each category in a list, where an item's categories divide its count."""
     counts: defaultdict[str, float] = defaultdict(float)
     for item in items:
         for kind in kinds(item, column):
@@ -83,7 +83,7 @@ def cosine(one: str, other: str) -> float:
 
 
 def worth(token: str, chosen: Sequence[str], relevance: Mapping[str, float], rules: Mapping[str, Any]) -> float:
-    """Return the value of a candidate beside the chosen ones."""
+    """Return the value of a candidate, given the chosen ones."""
     diversity, calibration = rules["diversity"], rules["calibration"]
     value = (1 - diversity - calibration) * relevance[token]
     value -= diversity * max([0.0, *(cosine(token, other) for other in chosen)])
@@ -162,7 +162,7 @@ def test_limits_hold_and_cost_the_least_score(
 
 
 def test_a_copy_of_the_first_item_makes_way_for_another_direction() -> None:
-    """MMR by hand: b is a's copy, so that it is worth 0.5 * 0.9 - 0.5 * 1; c stands at a right angle: 0.5 * 0."""
+    """MMR by hand: b is a's copy, so that it is worth 0.5 * 0.9 - 0.5 * 1; c is at a right angle: 0.5 * 0."""
     assert ranked("abc", [1.0, 0.9, 0.0], k=3) == ["a", "b", "c"]
     assert ranked("abc", [1.0, 0.9, 0.0], k=3, diversity=0.5, vector="vector") == ["a", "c", "b"]
 

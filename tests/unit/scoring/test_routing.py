@@ -97,7 +97,7 @@ def test_the_day_of_the_limit_belongs_to_one_side(boundary: Any, on_the_day: str
 
 
 def test_days_are_those_of_the_time_zone() -> None:
-    """R5: 23:30 in UTC is the next day in Berlin, for the row as for the time of the call."""
+    """R5: 23:30 in UTC is the next day in Berlin, both for the row and for the time of the call."""
     rule = Route("new", "born", younger_than_days=1)
     moment = [datetime.datetime(2026, 3, 9, 23, 30, tzinfo=datetime.UTC)]
     assert chosen(rule, moment) == ["other"]
@@ -187,7 +187,7 @@ def test_blend_is_the_weighted_sum(models: dict[str, Path], tmp_path: Path) -> N
 
 
 def test_lists_are_fused_by_their_places() -> None:
-    """R9: what the weighted sums of 1 / (60 + place) say; lists have different lengths and empty ends."""
+    """R9: by the weighted sums of 1 / (60 + place); lists have different lengths and empty ends."""
     random = np.random.default_rng(5)
     parts, weights = {}, {"a": 1.0, "b": 0.5, "c": 2.0}
     for name, width in (("a", 7), ("b", 12), ("c", 5)):
@@ -212,7 +212,7 @@ def test_lists_are_fused_by_their_places() -> None:
 
 
 def test_lists_are_fused_by_their_scores() -> None:
-    """R9: scaled within each list, where equal scores say nothing; y has 0.5 of one list and 0.25 of the other."""
+    """R9: scaled within each list, where equal scores count as zero; y has 0.5 of one list and 0.25 of the other."""
     parts = {
         "a": as_arrays(pa.array([["x", "y", "z"], []]), pa.array([[3.0, 2.0, 1.0], []]), 3),
         "b": as_arrays(pa.array([["y", "w"], ["w"]]), pa.array([[10.0, 5.0], [-8.0]]), 3),
@@ -228,7 +228,7 @@ def test_lists_are_fused_by_their_scores() -> None:
 def test_one_search_ranks_all_candidates_by_the_vectors_of_several_models(
     movies_model: Path, als_model: Path, fusion: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """R9: towers and ALS under one scorer; ALS knows other movies besides, and nothing of who has no history."""
+    """R9: towers and ALS under one scorer; ALS knows other movies as well, but no user without a history."""
     router = Router((Route("both"),), blends={"both": {"towers": 1.0, "als": 0.5}}, fusion=fusion)
     model = LoadedModel(package_router(router, tmp_path / "router", models={"towers": movies_model, "als": als_model}))
     rows = VISITORS.slice(0, 3)
@@ -484,7 +484,7 @@ def stages(movies_model: Path, tmp_path: Path) -> dict[str, Path]:
 
 
 def found(model: Path, depth: int, visitors: pa.Table = VISITORS) -> list[list[str]]:
-    """Return what a retrieval model finds for the visitors."""
+    """Return the lists that a retrieval model finds for the visitors."""
     searching = LoadedModel(model).with_search(Search("exact", depth, np.zeros(0, np.int64)))
     lists = searching.score_arrow(visitors)["candidates"].to_pylist()
     return [[movie for movie in row if movie] for row in lists]
@@ -533,7 +533,7 @@ def test_a_cascade_is_its_stages_one_after_the_other(stages: dict[str, Path], tm
 
 
 def test_what_is_not_available_takes_no_place_in_a_cascade(stages: dict[str, Path], tmp_path: Path) -> None:
-    """R6: it is left out of the search, so that four are listed of four that are found; m30 to m39 are no items."""
+    """R6: it is left out of the search, so that four are listed of four that are found; m30 to m39 are not items."""
     stock = Cascade("towers", "movie", rerank={"available": "in_stock"}, depth=4, k=4)
     router = Router((Route("stock"),), cascades={"stock": stock})
     models = {"towers": stages["towers"]}

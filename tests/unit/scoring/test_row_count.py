@@ -100,7 +100,7 @@ def test_forms_that_do_not_keep_rows_give_as_many_as_they_like(model: Path, way:
 def test_a_task_that_is_stopped_has_not_lost_what_it_did_not_give(
     model: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """As Spark does it for a query with a limit; here after one of several parts."""
+    """Spark stops a task so for a query with a limit; here after one of several parts."""
     monkeypatch.setattr("mirrorspark.scoring.model.loaded.PART_BYTES", 8)
     scored = task_of(model, Twice(), way)([rows_of(way)])
     next(scored)

@@ -42,7 +42,7 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedModel]:
 
 
 def begun() -> Tally:
-    """Return what counts from now on, as a task does with a model that it has loaded."""
+    """Return a tally that counts from now on, as in a task that has loaded a model."""
     tally = Tally()
     tally.begin(loads=1, threads=1)
     return tally
@@ -70,7 +70,7 @@ def test_a_model_of_a_fixed_number_of_rows_scores_any_number(
 def test_padded_calls_trace_a_graph_only_once(
     tmp_path: Path, rows: int | None, is_compiled: bool, rows_of_calls: set[int]
 ) -> None:
-    """The model tells the rows of its calls; its hooks are traced for each number, so that the counter can fail."""
+    """The model reports the rows of its calls; its hooks are traced for each number, so that the counter can fail."""
     save_counting_saved_model(tmp_path / "tf", rows=rows, is_compiled=is_compiled)
     model = LoadedModel(package_with_tracing_hooks(tmp_path / "tf", tmp_path / "model"))
     tally = begun()

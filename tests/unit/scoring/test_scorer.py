@@ -1,4 +1,4 @@
-"""S5, S7: rows that cannot be scored are marked in every form, beside their own keys; what fails names the row."""
+"""S5, S7: bad rows are marked in every form, with their own keys; errors name the row."""
 
 import json
 from pathlib import Path
@@ -138,7 +138,7 @@ def classifiers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", ["xgboost", "lightgbm", "onnx", "linear"])
 def test_the_labels_of_a_package_are_in_every_form_that_has_labels(classifiers: dict[str, Path], name: str) -> None:
-    """S7, S13: also where the model gives double, or a class beside its probabilities."""
+    """S7, S13: also where the model gives double, or a class in addition to its probabilities."""
     folder, (batch,) = classifiers[name], boxes(50).to_batches()
     model = LoadedModel(folder, threads=1)
     (output,) = model.labels
@@ -196,7 +196,7 @@ def test_a_broken_image_is_one_bad_row_among_good_ones(pictures_model: Path) -> 
 
 
 def test_lists_of_another_length_are_bad_rows_where_the_model_takes_any(tmp_path: Path) -> None:
-    """The length that most rows have is the right one: of the first row alone, nothing would tell that it is wrong."""
+    """The length that most rows have is the right one; the first row alone would not show that it is wrong."""
     from onnx import TensorProto, helper, save
 
     graph = helper.make_graph(
@@ -218,7 +218,7 @@ def test_lists_of_another_length_are_bad_rows_where_the_model_takes_any(tmp_path
 
 
 class TaskOfOneCore:
-    """What Spark's ``TaskContext`` tells a task."""
+    """Spark's ``TaskContext`` of a task with one core."""
 
     @classmethod
     def get(cls) -> "TaskOfOneCore":

@@ -1,4 +1,4 @@
-"""What travels to an executor says so when the executor's Python cannot run it, and models travel there together."""
+"""An executor whose Python cannot run a shipped object reports that, and models are shipped together."""
 
 import os
 import pickle
@@ -86,7 +86,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     """Return a cluster whose added files are in this process's own folder for them."""
     folder = tmp_path / "added"
     folder.mkdir()
-    # What an executor's Python is told.
+    # The state of an executor's Python.
     monkeypatch.setattr(SparkFiles, "_is_running_on_worker", True)
     monkeypatch.setattr(SparkFiles, "_root_directory", str(folder))
     return Cluster(folder)
@@ -98,7 +98,7 @@ def linear_models(folder: Path, count: int) -> list[PinnedModel]:
 
 
 def test_models_travel_together_and_once(cluster: Cluster, tmp_path: Path) -> None:
-    """S18: of thousands of models Spark is told one archive, and asked once which it has."""
+    """S18: Spark gets one archive of thousands of models, and is asked once which it has."""
     session: Any = SimpleNamespace(sparkContext=cluster)
     models = linear_models(tmp_path, 5)
     shipped = ship_all(session, [*models, models[0]])
@@ -110,7 +110,7 @@ def test_models_travel_together_and_once(cluster: Cluster, tmp_path: Path) -> No
 
 
 def test_a_model_whose_files_are_from_before_1980_travels(cluster: Cluster, tmp_path: Path) -> None:
-    """As those of reproducible images, which are from 1970."""
+    """Files of reproducible images are from 1970."""
     session: Any = SimpleNamespace(sparkContext=cluster)
     (model,) = linear_models(tmp_path, 1)
     for file in model.path.iterdir():

@@ -1,4 +1,4 @@
-"""Plain files are told from tables whose log says which of their files count."""
+"""Folders of plain files are distinguished from tables, whose log lists the files that count."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def test_a_table_is_known_by_its_log_however_deep_its_files_are(
     (tmp_path / "table" / log).mkdir()
     with caplog.at_level("WARNING", "mirrorspark.scoring.files"):
         assert find_source(tmp_path / "table", None) == SparkSource(table_format, (f"file://{tmp_path}/table",))
-    assert f"is no folder of plain files ({log}): Spark reads it, which is slower" in caplog.text
+    assert f"is not a folder of plain files ({log}): Spark reads it, which is slower" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["data/part.parquet", "data/0101/0110/11/part.parquet", "data/day=3/part.parquet"])

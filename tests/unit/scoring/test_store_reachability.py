@@ -1,4 +1,4 @@
-"""L4: a server that is away is told within seconds; one that is there is left to MLflow."""
+"""L4: a server that is away is reported within seconds; a reachable one is left to MLflow."""
 
 import socket
 import urllib.request
@@ -12,11 +12,11 @@ REFUSED = ConnectionRefusedError(111, "Connection refused")
 
 
 class Network:
-    """Stands in for sockets and the clock: every try ends as the next of `outcomes` says.
+    """Simulated sockets and clock: every try ends as the next of `outcomes` does.
 
     Attributes:
-        tries: Where a connection was tried, and for how long at most.
-        pauses: What lay between.
+        tries: Address and time limit of each try.
+        pauses: Seconds between the tries.
     """
 
     def __init__(self, *outcomes: Exception | None) -> None:

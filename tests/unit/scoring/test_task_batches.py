@@ -31,7 +31,7 @@ def test_wide_rows_do_not_wait_for_others() -> None:
 
 @given(st.lists(st.integers(0, 30)), st.integers(1, 100))
 def test_no_batch_takes_more_bytes_than_it_may(sizes: list[int], group_bytes: int) -> None:
-    """As Spark sends them, and after they were put together; a row has eight bytes, and may have to go alone."""
+    """The limit holds for Spark's batches and for regrouped ones; a row has eight bytes, and may have to go alone."""
     found = list(regrouped(batches_of(sizes), 1000, group_bytes))
     assert all(batch.nbytes < group_bytes + 8 for batch in found)
     assert [value for batch in found for value in batch.column(0).to_pylist()] == list(range(sum(sizes)))

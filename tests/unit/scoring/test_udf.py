@@ -24,7 +24,7 @@ TEN_TIMES = pa.concat_batches([ROWS] * 10)
 
 
 class Told:
-    """Keeps what a task tells."""
+    """Keeps the reports of a task."""
 
     def __init__(self) -> None:
         self.tallies: list[Tally] = []
@@ -87,7 +87,7 @@ def test_a_batch_without_rows_is_an_array_without_rows(baskets_model: Path) -> N
 
 
 def test_rows_scored_before_a_limit_are_counted(baskets_model: Path) -> None:
-    """S5: Spark may close the iterator, as for a query with a limit."""
+    """S5: Spark may close the iterator, for example for a query with a limit."""
     told = Told()
     scored = task_of(baskets_model, told)(structs(ROWS, ROWS, ROWS))
     next(scored)
@@ -96,7 +96,7 @@ def test_rows_scored_before_a_limit_are_counted(baskets_model: Path) -> None:
     (tally,) = told.tallies
     assert (tally.rows, tally.calls) == (4, 1)
     assert list(task_of(baskets_model, told)(structs())) == []
-    assert len(told.tallies) == 1  # an empty partition says nothing
+    assert len(told.tallies) == 1  # an empty partition reports nothing
 
 
 def test_a_bad_row_is_named_by_its_place_for_there_are_no_keys(baskets_model: Path) -> None:

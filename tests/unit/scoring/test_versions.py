@@ -56,12 +56,12 @@ def test_a_whole_number_is_a_minor_version_of_zero(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_library_that_is_not_found_is_not_compared() -> None:
-    """``onnxruntime-openvino``, ``tf-nightly``, a build of one's own: what there is not cannot be loaded anyway."""
+    """``onnxruntime-openvino``, ``tf-nightly``, a build of one's own: a missing library cannot be loaded anyway."""
     check_versions(Versions({"no-such-library": "7.1"}, {"none-either": "1.0"}), "flights/3")
 
 
 def test_a_library_may_come_in_a_distribution_of_another_name() -> None:
-    """What is imported as ``xgboost`` is ``xgboost-cpu`` here."""
+    """The module ``xgboost`` belongs to ``xgboost-cpu`` here."""
     assert versions_here(compared_libraries("xgboost"), has_hooks=False) == {"xgboost": version("xgboost-cpu")}
 
 

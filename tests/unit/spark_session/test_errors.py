@@ -1,4 +1,4 @@
-"""What is left of a failed Spark job's pages: the line that says what is wrong."""
+"""The pages of a failed Spark job are cut down to the line with the cause."""
 
 import pytest
 

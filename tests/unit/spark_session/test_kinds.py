@@ -1,4 +1,4 @@
-"""What a session can do beside its tables, by its kind; what it lacks is refused in one way."""
+"""Abilities of a session in addition to its tables, by its kind; a missing one is refused in one way."""
 
 import operator
 import pickle

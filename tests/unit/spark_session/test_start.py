@@ -1,4 +1,4 @@
-"""Which session a run gets, what is set in it, and where its driver is to be found."""
+"""Choice of a run's session, its settings, and the address of its driver."""
 
 import logging
 import socket

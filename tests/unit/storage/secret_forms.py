@@ -1,4 +1,4 @@
-"""The forms of secrets that tests plant: texts as people and libraries write them, and the part that must not be told.
+"""Forms of secrets that tests plant: texts as people and libraries write them, and the part that must stay secret.
 
 The values are made up and put together here, so that a scanner of repositories takes none of them for a leaked one.
 """
@@ -16,7 +16,7 @@ class Form:
     Attributes:
         name: The form, in words.
         text: A text with the secret in it.
-        secrets: The parts of the text that must not be told.
+        secrets: The parts of the text that must stay secret.
     """
 
     name: str
@@ -296,7 +296,7 @@ FORMS: tuple[Form, ...] = (
     _form("cookie", "Cookie: session={0}; csrftoken={1}", _word("cookie"), _word("csrf")),
 )
 
-# What the environment of a test holds: an error may tell the value alone.
+# Environment variables of a test; an error may contain the value alone.
 VARIABLES: dict[str, str] = {
     "MLFLOW_TRACKING_PASSWORD": _word("tracking password"),
     "AWS_SECRET_ACCESS_KEY": _base64("variable key", 30),

@@ -1,4 +1,4 @@
-"""What is left of a small file when its writing fails."""
+"""Remains of a small file whose writing fails."""
 
 import errno
 import os

@@ -35,7 +35,7 @@ def kept(path: Path) -> list[dict[str, Any]]:
 
 
 def read(tail: EventTail) -> list[Event]:
-    """Return what is left to read, and close the file."""
+    """Return the events that are left to read, and close the file."""
     found = []
     while (event := tail.read()) is not None:
         found.append(event)

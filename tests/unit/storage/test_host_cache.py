@@ -22,7 +22,7 @@ from mirrorspark.storage.host_cache import Entry, HostCache, HostCacheError, Hos
 REPOSITORY = Path(__file__).resolve().parents[3]
 BYTES = 1000
 
-# Fills the entries that it is told and lives until its input ends. One called "never" is never whole.
+# Fills the given entries and lives until its input ends. One called "never" is never whole.
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -142,7 +142,7 @@ def test_a_lease_ends_with_its_last_holder(cache: HostCache) -> None:
     assert not cache.evict(entry)
     del second
     assert cache.evict(entry)
-    assert not cache.evict(entry), "it is gone already"
+    assert not cache.evict(entry), "it was removed already"
     assert cache.lease(key("a")) is None
 
 
@@ -317,7 +317,7 @@ def test_an_entry_in_use_stays_until_its_process_ends(cache: HostCache) -> None:
         process.wait()
     fill(none, "d")
     assert names(cache) == "d"
-    assert len(list((cache.folder / "processes").iterdir())) == 1, "the dead one's marks are gone"
+    assert len(list((cache.folder / "processes").iterdir())) == 1, "the dead one's marks were removed"
 
 
 @pytest.mark.process
@@ -351,7 +351,7 @@ def test_a_process_of_another_host_counts_as_living(cache: HostCache) -> None:
 
 @pytest.mark.process
 def test_a_forked_child_keeps_what_it_inherits(cache: HostCache) -> None:
-    """As Spark's Python daemon forks its workers."""
+    """Spark's Python daemon forks its workers in this way."""
     program = """
 import os, sys
 from pathlib import Path

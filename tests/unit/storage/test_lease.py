@@ -1,4 +1,4 @@
-"""Whether a writer is alive is told by watching its lease; nobody waits for ever, and no clock is compared (T6)."""
+"""A writer's lease shows that it is alive; nobody waits for ever, and clocks are not compared (T6)."""
 
 import json
 import os

@@ -272,7 +272,7 @@ def end_publish(job: WriteJob, first: str, second: str, *, is_closed: bool) -> N
         close_write(job.staging)
 
 
-@pytest.mark.parametrize("is_closed", [False, True], ids=["the journal is gone", "the write is closed"])
+@pytest.mark.parametrize("is_closed", [False, True], ids=["the journal was removed", "the write is closed"])
 def test_a_publish_that_ends_between_the_listing_and_the_journal_is_seen_whole(
     target: StoragePath, is_closed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,7 +321,7 @@ class Interleaved:
         self.has_ended = False
 
     def files(self) -> set[str]:
-        """Return what the reader lists."""
+        """Return the files that the reader lists."""
         with ThreadPoolExecutor(1) as pool:
             writer = pool.submit(self._write)
             self._wait_for_the_writer()

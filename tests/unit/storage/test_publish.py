@@ -392,7 +392,7 @@ def test_a_task_that_writes_on_after_the_write_makes_no_folder(tmp_path: Path, m
 
 
 def test_a_task_that_outlives_the_write_leaves_nothing(tmp_path: Path) -> None:
-    """Spark tells of a failed write first, and ends its other tasks then."""
+    """Spark reports a failed write first, and ends its other tasks then."""
     job = begin(tmp_path / "t", "append")
     job.abort()
 

@@ -1,4 +1,4 @@
-"""What dead writers left is taken back or finished by anybody, on any host (T1, T6)."""
+"""Remains of dead writers are removed or finished by anybody, on any host (T1, T6)."""
 
 import json
 import os
@@ -80,7 +80,7 @@ def test_a_publish_killed_at_any_step_is_whole_or_not_there(
 
 
 def test_a_crashed_append_and_its_retry_leave_every_row_once(target: StoragePath) -> None:
-    """On the host of the dead driver or another one."""
+    """The retry runs on the host of the dead driver or another one."""
     written(target, "error", {"part-0": b"old"})
     dead = begin(target, "append")
     half_published(dead, "part-1", "part-2")

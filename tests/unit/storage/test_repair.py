@@ -180,7 +180,7 @@ def test_an_overwrite_waits_for_a_living_write_of_the_targets_owner_and_for_no_s
 
 
 def in_a_child_as_nobody(work: Callable[[], object]) -> object:
-    """Return what ``work`` returns in a process of a user without rights; skip where this user is not root."""
+    """Return the result of ``work`` in a process of a user without rights; skip where this user is not root."""
     if os.geteuid() != 0:
         pytest.skip("only root can become another user")
     reading, writing = os.pipe()
@@ -205,7 +205,7 @@ def in_a_child_as_nobody(work: Callable[[], object]) -> object:
 @pytest.mark.process
 @pytest.mark.parametrize("mode", ["append", "overwrite"])
 def test_what_nobody_else_can_read_or_name_blocks_neither_writers_nor_readers(mode: str) -> None:
-    """As a user whose umask is 077 leaves it, with a name that is not UTF-8, as a file, a pipe and a broken link."""
+    """A user with umask 077 leaves such files, here with a name that is not UTF-8, a pipe and a broken link as well."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         shared, target = Path(folder), Path(folder, "t")
         shared.chmod(0o777)

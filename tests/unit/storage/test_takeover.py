@@ -30,7 +30,7 @@ def rows(content: dict[str, bytes]) -> dict[str, bytes]:
 
 
 class PausedLease(Lease):
-    """The lease of an owner that was paused; one that does not notice it has renewed the lease since it goes on."""
+    """The lease of an owner that was paused; an owner that goes on without noticing has renewed it since."""
 
     notices = True
 

@@ -49,14 +49,14 @@ def written(target: Path | StoragePath, mode: str, content: Content) -> None:
 
 
 def visible(target: Path | StoragePath) -> dict[str, bytes]:
-    """Return what readers of others find at ``target``."""
+    """Return the files that readers of other libraries find at ``target``."""
     folder = StoragePath.of(target)
     found = {file.path.relative_to(folder): file.path for file in folder.files()}
     return {name: path.read_bytes() for name, path in found.items() if not is_hidden(name)}
 
 
 def listed(target: Path | StoragePath) -> dict[str, bytes]:
-    """Return what our own readers find at ``target``."""
+    """Return the files that our own readers find at ``target``."""
     folder = StoragePath.of(target)
     try:
         return {file.path.relative_to(folder): file.path.read_bytes() for file in list_files(folder)}
@@ -113,13 +113,13 @@ def half_published(job: WriteJob, *names: str) -> None:
 
 
 class Killed(BaseException):
-    """The process is gone: nothing that it does afterwards counts."""
+    """The process has ended: nothing that it does afterwards counts."""
 
 
 class KilledAt:
     """Kills a process, as its files go, at the n-th step on a store of the thread that publishes.
 
-    Heartbeats, which come when they come, are no steps.
+    Heartbeats, which come at any time, do not count as steps.
     """
 
     STEPS = ("rename", "write_bytes", "delete", "flush_to_disk", "make_folder")

@@ -28,7 +28,7 @@ NOBODY = 4_194_305  # no process has a number above 4,194,304
 
 @contextlib.contextmanager
 def waiting(*marks: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that waits; ``marks`` stand on its command line."""
+    """Yield a process that waits; its command line ends with ``marks``."""
     with subprocess.Popen([sys.executable, "-c", "input()", *marks], stdin=subprocess.PIPE) as process:
         try:
             yield process
@@ -111,7 +111,7 @@ def test_several_faults_stand_in_one_text() -> None:
     ("text", "message"),
     [
         ("explode:rank=1", "fault 'explode' is unknown; use one of"),
-        ("kill:rank=one", "rank 'one' is no number"),
+        ("kill:rank=one", "rank 'one' is not a number"),
         ("kill:when=40", "'when' is unknown; use some of"),
         ("kill:step=-1", "use 0 or more"),
         ("full_disk", "full_disk needs one"),

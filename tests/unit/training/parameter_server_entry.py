@@ -1,4 +1,4 @@
-"""What the ranks of the tests run: the training with parameter servers, which also tells where variables lie."""
+"""Entry point of the tests' ranks: the training with parameter servers, which also reports where variables lie."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the ranks of the tests run, and the plan that tells them; needs neither TensorFlow nor Spark."""
+"""Entry points of the tests' ranks, and the plan that selects one; needs neither TensorFlow nor Spark."""
 
 import ctypes
 import dataclasses
@@ -22,7 +22,7 @@ from mirrorspark.training.protocol.events import EventAddress
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """As much of a plan as a task needs; ``note`` is for the function of this module that ``function`` names."""
+    """The parts of a plan that a task needs; ``note`` is for the function of this module that ``function`` names."""
 
     events: EventAddress
     attempt: int = 1
@@ -46,7 +46,7 @@ class Plan:
 
 
 class TrainingStopped(Exception):  # noqa: N818 - the name that ranks know
-    """As our callback raises it."""
+    """The exception that our callback raises."""
 
     def __init__(self, step: int) -> None:
         super().__init__(step)
@@ -134,7 +134,7 @@ def ask_for_all_memory(plan: Plan, control: WorkerControl, finish: Finish) -> No
 def speak(plan: Plan, control: WorkerControl, finish: Finish) -> int:
     print("printed")
     print("complained", file=sys.stderr)
-    logging.getLogger("model").info("told")
+    logging.getLogger("model").info("logged")
     logging.getLogger("model").warning("warned\ntwice")
     logging.getLogger("model").warning("%d is not fitting", "this")
     return 1
@@ -196,7 +196,7 @@ def leave(plan: Plan, control: WorkerControl, finish: Finish) -> None:
 
 
 def train_until_stopped(plan: Plan, control: WorkerControl, finish: Finish) -> None:
-    """Say so once it runs; stop where told to."""
+    """Enter the phase training; stop on request."""
     control.activity.enter("training")
     while not control.stop_request.is_set():
         control.activity.step += 1

@@ -1,4 +1,4 @@
-"""What the board of a rank says of phases, waits and input."""
+"""Phases, waits and input on the board of a rank."""
 
 import pytest
 

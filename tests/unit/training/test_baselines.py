@@ -91,7 +91,7 @@ def test_a_baseline_scores_ids_and_lists_that_training_never_saw(name: str) -> N
 
 
 def test_the_linear_model_takes_sparse_features_vectors_and_missing_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """#23: each of them alone tells the label, and the validation rows choose a strong or a weak regularisation."""
+    """#23: each of them alone determines the label; the validation rows choose a strong or a weak regularisation."""
     generator = np.random.default_rng(0)
 
     def rows(count: int) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_reweighted_metrics_are_those_of_scikit_learn() -> None:
 
 
 def test_the_interval_is_about_the_difference_and_as_wide_as_theory_says() -> None:
-    """Of a mean of rows with variance 1, the deviation is 1 / √rows."""
+    """The deviation of a mean of rows with variance 1 is 1 / √rows."""
     rows = 2_500
     own = np.random.default_rng(1).normal(0.5, 1.0, (rows, 1))
     found = paired_intervals(mean_statistics("m"), np.zeros(rows), own, np.zeros((rows, 1)), np.ones(rows), seed=3)["m"]

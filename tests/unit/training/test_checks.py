@@ -1,4 +1,4 @@
-"""One check: its line, its document, and what a failed one does to a run."""
+"""One check: its line, its document, and the effect of a failure on a run."""
 
 import pytest
 

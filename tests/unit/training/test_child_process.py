@@ -1,4 +1,4 @@
-"""What a process that owns TensorFlow is given, and that it leaves when its parent does."""
+"""Environment of a process that owns TensorFlow, and its end with its parent."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Every field is a flag of its name; a recipe stands under the flags; what is wrong is said in one line."""
+"""Every field is a flag of its name; flags override a recipe; errors take one line."""
 
 import dataclasses
 import re
@@ -113,7 +113,7 @@ def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyP
         (["--epcohs=3", "--xyzzy"], ConfigError, ["--xyzzy; did you mean --epochs?"]),
         (["--global_batch_size=3"], ConfigError, ["unrecognized arguments: --global_batch_size"]),
         (["movielens"], ConfigError, ["unrecognized arguments: movielens"]),
-        (["--workers", "two"], ConfigError, ["workers 'two' is no number of workers", "2:4"]),
+        (["--workers", "two"], ConfigError, ["workers 'two' is not a number of workers", "2:4"]),
         (["--workers", "4:2"], ConfigError, ["workers 4:2 ends before it begins; use 2:4"]),
         (["--learning-rate=fast"], ConfigError, ["learning_rate is 'fast'; use a number (see --help)"]),
         (["--clip-norm=x"], ConfigError, ["clip_norm is 'x'; use a number"]),
@@ -129,7 +129,7 @@ def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyP
         (["--workers=0"], ConfigError, ["workers 0 begins below 1; use 1 or more"]),
         (["--workers=3"], ConfigError, ["global_batch_size 2048 does not divide among 3 workers; use a multiple of 3"]),
         (["--model=multi_field"], ConfigError, ["model", "dict", "multi_field"]),
-        (["--model.name=5"], ConfigError, ["model.name is 5, which is no text", "'multi_field'"]),
+        (["--model.name=5"], ConfigError, ["model.name must be a string, not 5", "'multi_field'"]),
         (["--seed=-1"], ConfigError, ["seed is -1; use 0 or more"]),
         (["--model.name=nope"], ModelSettingsError, ["model 'nope' is unknown", "'multi_field', 'multi_label'"]),
         (["--model.width=3"], ModelSettingsError, ["has no setting ['width']", "embedding_dim"]),
@@ -207,7 +207,7 @@ def test_help_says_what_a_flag_does_and_its_default_in_this_recipe(
     page = capsys.readouterr().out
     texts = " ".join(page.split())
     assert [name for name, text in help_texts().items() if text not in texts] == []
-    assert "--epochs N Passes over the training split at the most (default: 7)" in texts
+    assert "--epochs N Most passes over the training split (default: 7)" in texts
     assert "--optimizer adam|adamw|adagrad|lazy_adam|lion|sgd" in texts
     assert "SELECT" not in page
     assert "<function" not in page

@@ -1,4 +1,4 @@
-"""What makes a run the run it is, and what a configuration refuses before anything starts."""
+"""Identity of a run, and configurations that are refused before anything starts."""
 
 import dataclasses
 import json
@@ -118,7 +118,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"epochs": -1}, "epochs is -1; use 1 or more"),
         ({"shards": 0}, "shards is 0; use 1 or more"),
         ({"seed": -1}, "seed is -1; use 0 or more"),
-        ({"model": {"name": 5}}, "model.name is 5, which is no text; use one of ['als', 'bspm', 'ease', 'item_knn',"),
+        ({"model": {"name": 5}}, "model.name must be a string, not 5; use one of ['als', 'bspm', 'ease', 'item_knn',"),
         ({"output": "s3://lake/runs"}, "output 's3://lake/runs' is on another store; give a folder on a disk"),
         ({"epochs": None}, "epochs is None; use 1 or more"),
         ({"scoring_batch_size": 0}, "scoring_batch_size is 0; use 1 or more"),
@@ -160,13 +160,13 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"outer_learning_rate": 0.7}, "outer_learning_rate 0.7 say how local updates become one"),
         ({"end_limit_seconds": 0.0}, "end_limit_seconds is 0.0; use a finite number above 0"),
         ({"checkpoints": "s3://key:s3cret@bucket/runs"}, "checkpoints"),
-        ({"monitor": "val_acc"}, "monitor 'val_acc' is no metric of a binary model"),
+        ({"monitor": "val_acc"}, "monitor 'val_acc' is not a metric of a binary model"),
         ({"monitor": "val_log_loss", "mode": "max"}, "mode 'max' does not fit monitor 'val_log_loss'; set mode to min"),
         ({"mode": "min"}, "mode 'min' does not fit monitor 'val_auc'; set mode to max"),
         ({"baseline": "popularity"}, "baseline 'popularity' does not fit a binary model"),
         ({"tables": {}}, "recipe 'rides' names no tables"),
         ({"model": {}}, "the model has no name; set model.name"),
-        ({"run_date": 20260131}, "run_date '20260131' is no day; give one as 2026-01-31"),
+        ({"run_date": 20260131}, "run_date '20260131' is not a date; use the form 2026-01-31"),
         ({"workers": 3, "strategy": "parameter_server"}, "global_batch_size 2048 does not divide among 3 workers"),
         ({"name": "a/b"}, "name 'a/b' must be letters, digits"),
         ({"label": {"name": "town", "kind": "candidate"}}, "needs a label of kind binary; 'town' is of kind candidate"),
@@ -235,7 +235,7 @@ def test_a_retrieval_model_is_watched_by_its_loss_or_its_lists() -> None:
             {"ranked_queries": 5, "strategy": "parameter_server", "parameter_servers": 1},
             "parameter_server has no process that holds all candidates",
         ),
-        ("multi_field", {"monitor": "val_recall@20"}, "monitor 'val_recall@20' is no metric of a binary model"),
+        ("multi_field", {"monitor": "val_recall@20"}, "monitor 'val_recall@20' is not a metric of a binary model"),
         ("multi_field", {"ranked_queries": 5}, "ranked_queries is 5, but a binary model ranks no candidates"),
     ],
 )
@@ -461,9 +461,9 @@ def test_an_installed_recipe_is_not_hidden_by_a_folder_of_the_same_name(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs: [1", "is no YAML"),
-        ("", "is no mapping of fields to values"),
-        ("- epochs", "is no mapping of fields to values"),
+        ("epochs: [1", "is not valid YAML"),
+        ("", "must be a mapping of fields to values"),
+        ("- epochs", "must be a mapping of fields to values"),
         ("epoch: 3", "sets unknown fields ['epoch']; did you mean epochs?"),
         ("1: 3", "sets unknown fields ['1']; known are ['accept_data_errors',"),
         ("epochs:", "gives no value for ['epochs']"),

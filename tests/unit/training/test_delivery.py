@@ -38,7 +38,7 @@ ATTEMPTS = (Attempt(1, 2, (), 0, 20, 2),)
 
 
 class FakeTracked:
-    """Knows its run, and remembers what it is told."""
+    """Knows its run, and records its calls."""
 
     uri = "sqlite:///mlflow.db"
     registry_uri = uri
@@ -146,7 +146,7 @@ def test_the_best_epoch_is_exported_and_judged(
 def test_the_version_is_named_after_its_run_with_tags_and_a_card(
     job: TrainingJob, exports: list[ExportPlan], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """L6: what users see of a model in MLflow's pages."""
+    """L6: the description of a model in MLflow's pages."""
     monkeypatch.setattr(
         delivery.evaluate_run, "compare_binary", lambda *_: BaselineComparison({"test": {"auc": 0.7}}, {}, {})
     )
@@ -216,7 +216,7 @@ def test_autologging_of_the_notebook_opens_no_run_for_the_baseline(
 def test_a_better_rival_is_judged_in_the_networks_place_and_beside_it(
     job: TrainingJob, monkeypatch: pytest.MonkeyPatch, lines: list[str]
 ) -> None:
-    """F15, T8: what the export registered is what the run's metrics and report are about."""
+    """F15, T8: the run's metrics and report are about the model that the export registered."""
     job.config = dataclasses.replace(job.config, baseline="hist_gradient_boosting", register="better")
     choice = choose("binary", "val_auc", {"auc": 0.6}, {"auc": 1.0})
 
@@ -242,7 +242,7 @@ def test_a_better_rival_is_judged_in_the_networks_place_and_beside_it(
     assert "Architecture: `hist_gradient_boosting`" in tracked.tags["mlflow.note.content"]
     assert trained.chosen == choice.in_words()
     assert "registered as models:/rides/1: gradient boosting, better than the network" in lines[0]
-    # The ends of the interval are metrics, too: three rows say nothing of the difference.
+    # The ends of the interval are metrics, too: three rows prove nothing about the difference.
     assert tracked.metrics["difference_auc"] == 0.5
     assert tracked.metrics["difference_auc_low"] <= 0.5 <= tracked.metrics["difference_auc_high"]
 
@@ -318,7 +318,7 @@ def test_the_export_gets_ready_when_the_chief_has_trained(
         ahead.on_event(end)
         process = cast(Any, ahead.process)
         assert (process.threads, process.is_closed) == (3, False)
-        # A training function that fits twice, or a restart, tells the same again.
+        # A training function that fits twice, or a restart, reports the same again.
         ahead.on_event(end)
         assert ahead.process is process
     assert process.is_closed

@@ -1,4 +1,4 @@
-"""L17, pain 6: the doctor's command line; what the checks find is tested with them."""
+"""L17, pain 6: the doctor's command line; the findings of the checks are tested with them."""
 
 import json
 import subprocess

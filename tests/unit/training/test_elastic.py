@@ -29,12 +29,12 @@ def test_a_range_reads_back_as_it_is_written(fewest: int, more: int) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "workers '' is no number of workers; use a number like 4, or fewest:most like 2:4"),
-        ("two", "workers 'two' is no number of workers"),
-        ("2:", "workers '2:' is no number of workers"),
-        ("-1", "workers '-1' is no number of workers"),
-        ("1.5", "workers '1.5' is no number of workers"),
-        ("٣", "workers '٣' is no number of workers"),
+        ("", "workers '' is not a number of workers; use a number like 4, or fewest:most like 2:4"),
+        ("two", "workers 'two' is not a number of workers"),
+        ("2:", "workers '2:' is not a number of workers"),
+        ("-1", "workers '-1' is not a number of workers"),
+        ("1.5", "workers '1.5' is not a number of workers"),
+        ("٣", "workers '٣' is not a number of workers"),
         ("0", "workers 0 begins below 1; use 1 or more"),
         ("0:4", "workers 0:4 begins below 1; use 1 or more"),
         ("4:2", "workers 4:2 ends before it begins; use 2:4"),
@@ -83,7 +83,7 @@ def test_a_training_grows_where_slots_allow_more_workers_than_it_has(
         ("2:3", 8, "keep_batch_per_worker", "global_batch_size 8 does not divide among 3 workers"),
         ("1", 0, "keep_global_batch", "global_batch_size is 0; use 1 or more"),
         ("1", 8, "keep_rate", "batch rule 'keep_rate' is unknown; use one of ['keep_global_batch', 'keep_batch_per"),
-        ("2:4", 200, "keep_batch_per_worker", "batch of 50 rows per worker is no multiple of 64"),
+        ("2:4", 200, "keep_batch_per_worker", "batch of 50 rows per worker is not a multiple of 64"),
     ],
 )
 def test_a_batch_that_cannot_be_shared_out_is_refused(workers: str, batch: int, rule: BatchRule, message: str) -> None:

@@ -1,4 +1,4 @@
-"""T2, T8: an estimator's params are the run's knobs, and what it does with a table, without Spark."""
+"""T2, T8: an estimator's params are the run's settings; its work on a table, without Spark."""
 
 import json
 from datetime import date, datetime
@@ -114,7 +114,7 @@ def test_a_model_that_is_told_to_be_another_one_is_that_one(monkeypatch: pytest.
 
 @pytest.fixture
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
-    """What is fetched, and from which store."""
+    """Return the fetched models, each with its store."""
     made: list[tuple[str, str | None]] = []
 
     def resolve(uri: str, tracking_uri: str | None) -> str:
@@ -152,7 +152,7 @@ def test_a_model_without_a_store_of_its_own_is_that_of_the_store_which_mlflow_is
 
 
 class Table:
-    """As much of a DataFrame as fitting looks at when the split is there already."""
+    """The part of a DataFrame that fitting looks at when the split is there already."""
 
     sparkSession = "spark"  # noqa: N815 - Spark's name
 
@@ -165,7 +165,7 @@ class Table:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Return what is called in the place of Spark, with what."""
+    """Return the calls made in the place of Spark, with their arguments."""
     made: list[tuple[str, Any]] = []
 
     def convert(table: Table, spec: FeatureSpec, path: Path, **options: Any) -> str:

@@ -235,7 +235,7 @@ def tagged(labels: list[list[int]], weight: list[float]) -> Block:
 
 @pytest.fixture
 def tags() -> Any:
-    """By weight, label 0 is on 4 of 5 rows, label 1 on 1 and label 2 on 2."""
+    """Label 0 is on 4 of 5 rows by weight, label 1 on 1 and label 2 on 2."""
     train = [tagged([[0], [0, 2]], [1, 2]), tagged([[1], [0]], [1, 1])]
     return HandmadeDataset(TAGS_SPEC, {"train": train})
 
@@ -273,7 +273,7 @@ def test_a_multi_label_model_is_measured_beside_what_labels_are_frequent(tags: A
 
 
 def test_each_label_of_several_has_a_logistic_regression(monkeypatch: pytest.MonkeyPatch) -> None:
-    """#23: what no row has is not learnt, and the intervals are those of means and of a ratio."""
+    """#23: labels without rows are not learnt, and the intervals are those of means and of a ratio."""
     size = np.linspace(-1, 1, 40).astype(np.float32)
     labels = [[0] if of > 0.5 else [1] if of < 0 else [] for of in size]
     rows = dataclasses.replace(tagged(labels, [1.0] * 40), features={"size": size})
@@ -475,7 +475,7 @@ def test_popularity_recommends_what_a_user_has_not_seen_and_never_what_nobody_ca
 
 
 def test_a_retrieval_model_is_compared_with_each_of_several(retrieval: Any) -> None:
-    """F7: the first baseline has the others beside it, each with its own intervals."""
+    """F7: the other baselines are reported with the first one, each with its own intervals."""
     table = lists([["b"], ["b"], ["b"], ["b"]], ["b", "a", "", "c"])
     baselines = {"popularity": np.array([[2], [2], [2], [2]]), "ease_l2_9": np.array([[3], [2], [-1], [4]])}
     comparison = compare_retrieval(retrieval, {"test": table}, baselines, k=1, curves=None)

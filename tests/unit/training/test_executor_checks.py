@@ -1,4 +1,4 @@
-"""L17, pains 6, 11 and 29: what the executors' answers mean, and what to do about each fault."""
+"""L17, pains 6, 11 and 29: the meaning of the executors' answers, and the advice for each fault."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -168,9 +168,11 @@ def test_the_all_reduce_is_the_slowest_workers_with_an_estimate() -> None:
 
 
 def test_an_all_reduce_that_failed_is_told() -> None:
-    check = judged([answer(0), answer(1, all_reduce_time=None, ring_error="RingError: rank 0 is gone")])["all-reduce"]
+    check = judged([answer(0), answer(1, all_reduce_time=None, ring_error="RingError: rank 0 disconnected")])[
+        "all-reduce"
+    ]
     assert check.detail.startswith(
-        "worker 1 (10.0.0.5) could not sum with the others (RingError: rank 0 is gone); look"
+        "worker 1 (10.0.0.5) could not sum with the others (RingError: rank 0 disconnected); look"
     )
 
 

@@ -1,4 +1,4 @@
-"""T8, H9: what predictions depend on, for a model whose answer is known."""
+"""T8, H9: the causes of predictions, for a model whose answer is known."""
 
 from datetime import datetime
 from pathlib import Path

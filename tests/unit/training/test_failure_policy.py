@@ -75,7 +75,7 @@ def test_each_cause_draws_on_its_own_budget(cause: Cause, budget: str) -> None:
     one = replace(Budgets(0, 0, 0, 0), **{budget: 1})
     assert decided([failed(1, error(cause))], one).kind == "restart"
     spent = decided([failed(1, error(cause)), failed(2, error(cause), committed=40)], one)
-    assert spent == Decision("raise", f"{budget} 1 is spent, the same command goes on from step 40")
+    assert spent == Decision("raise", f"{budget} is 1 and used up; the same command goes on from step 40")
 
 
 def test_a_restart_says_what_it_costs_and_how_it_goes_on() -> None:
@@ -167,7 +167,7 @@ def test_an_error_of_unknown_cause_explains_less_than_a_lost_worker() -> None:
         RankError("preempted", 0, "Preempted", "its machine is taken away", 1.0, step=40),
         RankError("hung", 0, "Hung", "rank 0 is stopped (SIGSTOP)", 1.0, step=40),
         RankError("lost", 0, "killed", "killed by signal SIGKILL", 1.0, step=40),
-        RankError("peer", 0, "RingError", "rank 1 is gone", 1.0, step=40),
+        RankError("peer", 0, "RingError", "rank 1 disconnected", 1.0, step=40),
     ],
 )
 def test_a_full_disk_a_kill_or_a_lost_peer_may_come_twice_at_the_same_step(fault: RankError) -> None:
@@ -343,7 +343,7 @@ def launched(workers: int, *errors: RankError, grows: bool = False, epochs: int 
         ([launched(4, UNHEARD), launched(3, UNHEARD)], 2),
         ([launched(2, UNHEARD)], 2),  # there is no smaller size
         ([launched(4, error("start"))], 4),  # a port that was taken
-        # What was learnt stays known until it runs with more, or may try to.
+        # The usable number of workers is kept until more of them run, or may be tried.
         ([launched(4, UNHEARD), launched(3, error("lost"))], 3),
         ([launched(4, UNHEARD), launched(3, grows=True)], 4),
         ([launched(4, UNHEARD), launched(3, grows=True), launched(4, UNHEARD)], 3),
@@ -378,7 +378,7 @@ def test_growth_in_vain_is_tried_again_later_each_time() -> None:
 
 @pytest.mark.parametrize("end", ["lost", "hung", "start", "spark", "driver"])
 def test_tensorflows_words_for_a_peer_that_is_gone_are_a_consequence_whatever_they_are(end: Cause) -> None:
-    survivor = RankError("user", 0, "InternalError", "RecvAsync is gone", 1.0, is_from_tensorflow=True)
+    survivor = RankError("user", 0, "InternalError", "RecvAsync is cancelled", 1.0, is_from_tensorflow=True)
     gone = error(end, rank=1, at=2.0)
     assert failed(1, survivor, gone).first_error is gone
     assert decided([failed(1, survivor, gone)]).kind == "restart"
@@ -397,5 +397,5 @@ def test_pythons_own_error_is_the_users_even_when_a_peer_was_killed() -> None:
 
 
 def test_an_attempt_that_was_survived_is_shown_without_its_stacks() -> None:
-    fault = RankError("peer", 0, "RingError", "rank 1 is gone", 0.0, "Traceback of pages")
+    fault = RankError("peer", 0, "RingError", "rank 1 disconnected", 0.0, "Traceback of pages")
     assert "pages" not in repr(Attempt(1, None, (fault,), 0))

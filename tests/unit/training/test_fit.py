@@ -51,7 +51,7 @@ def test_ranks_find_each_other_through_the_driver(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_checkpoint_to_go_on_from_is_older_than_the_fault_and_whole(tmp_path: Path) -> None:
-    """T8: what is named as the last good checkpoint has been read again, which may take as a save."""
+    """T8: a checkpoint is named as the last good one after it was read again, which may take as long as a save."""
     for step in (10, 20, 30):
         checkpoint = publish_files(tmp_path, {"ckpt.index": f"at {step}"}, step=step, epoch=step // 10)
         if step == 20:

@@ -33,8 +33,8 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"epoch": 3}, ConfigError, r"settings \['epoch'\] are unknown; did you mean epochs\?"),
         ({"zzz": 3}, ConfigError, r"settings \['zzz'\] are unknown; use fields of TrainingConfig"),
-        ({"label": ["late"]}, FeatureSpecError, r"label \['late'\] is no column; give the name of one"),
-        ({"label": {"kind": "binary"}}, FeatureSpecError, "is no column; give the name of one"),
+        ({"label": ["late"]}, FeatureSpecError, r"label must be a column's name, .*, not \['late'\]"),
+        ({"label": {"kind": "binary"}}, FeatureSpecError, "label must be a column's name"),
         ({"callbacks": [print]}, ConfigError, "callbacks go with a model of your own"),
         ({"callbacks": [print], "model": "wide_deep"}, ConfigError, "callbacks go with a model of your own"),
     ],
@@ -69,5 +69,5 @@ def test_mistakes_of_train_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="nowhere"):
         train(tmp_path / "nowhere", config)
     table: Any = TABLE
-    with pytest.raises(DatasetError, match=r"a DataFrame is no dataset; give what ms.convert returns, or its path"):
+    with pytest.raises(DatasetError, match=r"a DataFrame is not a dataset; give the result of ms.convert, or its path"):
         train(table, config)

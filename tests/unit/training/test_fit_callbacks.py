@@ -1,4 +1,4 @@
-"""How the callbacks of a rank are tied to its plan and to its board."""
+"""Ties of a rank's callbacks to its plan and to its board."""
 
 import dataclasses
 import threading
@@ -41,7 +41,7 @@ def plan_in(folder: Path | str, **fields: Any) -> TrainingPlan:
 
 
 def checkpoint_arguments(plan: TrainingPlan, activity: Activity) -> tuple[list[Any], dict[str, Any]]:
-    """Return the callbacks of a rank, and what the one that saves was given."""
+    """Return the callbacks of a rank, and the arguments of the one that saves."""
     given: dict[str, Any] = {}
 
     def build(*arguments: Any, **options: Any) -> ChiefCheckpoint:
@@ -72,7 +72,7 @@ def test_executions_are_kept_short_where_their_ends_change_nothing(
 
 
 def test_waiting_for_a_checkpoint_is_a_phase_in_which_its_beats_count(tmp_path: Path) -> None:
-    """A slow save is no hang; nor does what moves in the background make one look alive."""
+    """A slow save does not count as a hang; moves in the background do not make one look alive either."""
     told: list[Phase] = []
     activity = Activity(on_phase=told.append)
     _, given = checkpoint_arguments(plan_in(tmp_path), activity)

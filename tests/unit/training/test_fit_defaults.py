@@ -51,7 +51,7 @@ def test_a_batch_is_the_power_of_two_nearest_to_a_hundredth_of_the_rows(rows: in
     ],
 )
 def test_without_a_model_a_table_gets_the_ensemble_with_its_optimizer(kind: Any, name: str, classes: Any) -> None:
-    """F15: and what is given stays as it is."""
+    """F15: explicit settings stay as they are."""
     spec = FeatureSpec((Categorical("town"),), Label("late", kind, classes=classes), ("id",))
     config = default_config(spec, rows=100, slots=1, name="late")
     assert config.model == {"name": name, **ENSEMBLE}

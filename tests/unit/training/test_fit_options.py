@@ -62,7 +62,7 @@ def train(plan: TrainingPlan, rank: int = 0) -> Any:
 
 @pytest.fixture
 def build(tokens: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[BuildModel]:
-    """Return what gives the model that a rank trains, alone, with these fields of the configuration."""
+    """Yield a function that returns the model which a rank trains, alone, with these fields of the configuration."""
     monkeypatch.delenv("TF_CONFIG", raising=False)
     build_model = fit.build_model
 
@@ -90,7 +90,7 @@ def build(tokens: Dataset, monkeypatch: pytest.MonkeyPatch) -> Iterator[BuildMod
 
 
 def learn(model: tf_keras.Model, steps: int) -> np.ndarray:
-    """Return the weights after so many steps, without any callback."""
+    """Return the weights after ``steps`` steps, without any callback."""
     rng = np.random.default_rng(1)
     tokens, labels = rng.integers(0, 100, [steps, BATCH]), rng.integers(0, 2, [steps, BATCH]).astype(np.float32)
     data = tf.data.Dataset.from_tensor_slices(({"token": tokens}, labels))
@@ -222,7 +222,7 @@ def test_after_the_local_steps_that_are_configured_comes_the_outer_one_that_is(
 def locate(
     tokens: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Callable[[int, int], str], ReadPlan]:
-    """Return what the second of two ranks says of a step, and what it was given to read."""
+    """Return the second of two ranks' description of a step, and the plans that it was given to read."""
     read: list[ReadPlan] = []
 
     def note(dataset: Dataset, plan: ReadPlan, **options: Any) -> tf.data.Dataset:
@@ -248,7 +248,7 @@ def locate(
 def test_the_records_that_are_told_of_a_step_are_those_that_its_rank_was_given(
     locate: tuple[Callable[[int, int], str], ReadPlan], tokens: Dataset
 ) -> None:
-    """T6: of a loss that is no number, in whatever epoch."""
+    """T6: after a loss of NaN or infinity, in whatever epoch."""
     say, plan = locate
     records = [set(block.features["token"].tolist()) for block in tokens.blocks("train")]  # type: ignore[union-attr]
     per_epoch = tokens.steps("train", 2)
@@ -256,7 +256,7 @@ def test_the_records_that_are_told_of_a_step_are_those_that_its_rank_was_given(
     told = []
     for number, (features, _, _) in enumerate(read):
         told.append(say(*divmod(number, per_epoch)))
-        # A few tokens stand in two records.
+        # A few tokens are in two records.
         holding = [record for record, held in enumerate(records) if features["token"][0] in held]
         assert told[-1].partition("; ")[0] in [f"it read train/part-00000.tfrecord records {n}" for n in holding]
     assert told[:per_epoch] != told[per_epoch:]

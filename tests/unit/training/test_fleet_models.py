@@ -41,14 +41,14 @@ def test_targets_are_measured_by_split() -> None:
     [
         ([], "there is no model to train"),
         (["a", "b", "a"], "several models have the name 'a'"),
-        ([3], r"the models \[3\] are no names"),
+        ([3], r"the models \[3\] are not names"),
         ({"model": ["a"], "link": ["probit"]}, r"unknown link 'probit' in 1 model \('a'\); use one of identity, logit"),
         (
             {"model": ["a", "b"], "penalty": [0.1, -1.0]},
-            r"a penalty that is no finite number .* in 1 model \('b'\)",
+            r"a penalty that is not a finite number .* in 1 model \('b'\)",
         ),
-        ({"model": ["a"], "penalty": [math.inf]}, "a penalty that is no finite number"),
-        ({"model": ["a", "b"], "threshold": [0.5, 2.0]}, r"the threshold is no value .* in 1 model \('b'\)"),
+        ({"model": ["a"], "penalty": [math.inf]}, "a penalty that is not a finite number"),
+        ({"model": ["a", "b"], "threshold": [0.5, 2.0]}, r"the threshold is not a value .* in 1 model \('b'\)"),
         ({"model": ["a"], "cut_points": [[0.5, 0.2]]}, "cut-points do not ascend"),
         ({"model": ["a"], "columms": [["x"]]}, r"has the column 'columms'.*did you mean 'columns'"),
         ({"target": ["a"]}, r"the table of models lacks the columns \['model'\]"),

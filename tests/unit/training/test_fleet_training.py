@@ -397,7 +397,7 @@ def test_a_plan_is_the_same_after_its_way_to_the_ranks(dataset: Dataset) -> None
     assert StackPlan.from_json(plan.to_json()) == plan
 
 
-# What is said of the results.
+# Summaries and messages about the results.
 
 
 def test_the_report_has_the_metrics_of_scikit_learn() -> None:

@@ -1,4 +1,4 @@
-"""T2: what travels to the ranks of somebody's own function and back, and what is said of what cannot."""
+"""T2: plans and results of somebody's own function, and errors for those that cannot travel."""
 
 import functools
 import socket
@@ -24,7 +24,7 @@ from mirrorspark.training.protocol.events import EventAddress
 
 
 def made(source: str) -> Callable[..., Any]:
-    """Return the function ``f`` of a source that stands nowhere."""
+    """Return the function ``f`` of a source that is in no file."""
     names: dict[str, Any] = {}
     exec(compile(source, "somewhere", "exec"), names)  # noqa: S102
     function: Callable[..., Any] = names["f"]

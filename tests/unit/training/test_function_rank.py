@@ -1,4 +1,4 @@
-"""T2, T6, T7: a function written for the plain runner, in one rank: unchanged, watched, stopped, and heard.
+"""T2, T6, T7: a function written for the plain runner, in one rank: unchanged, watched, stopped, and reported.
 
 Its data is made up, where the runner's own example downloads MNIST; otherwise it is that example.
 """
@@ -87,7 +87,7 @@ def readme_example() -> Callable[[], Any]:
 
 
 class Rank:
-    """What a rank's process gives to its training, and what the training made of it."""
+    """Messages of a rank's process to its training, and the training's results."""
 
     def __init__(self, train_fn: Callable[..., Any], **kwargs: Any) -> None:
         self.events: list[Event] = []
@@ -181,7 +181,7 @@ def test_the_function_learns_where_its_checkpoints_belong_and_which_attempt_it_i
 
 @pytest.mark.parametrize("strategy", ["ring", "own"])
 def test_a_model_that_it_returns_is_packaged_in_its_folder(tmp_path: Path, strategy: str) -> None:
-    """H9: one that cannot be scored or saved as it is costs no finished training; each attempt has its own folder."""
+    """H9: a model that cannot be scored or saved costs no finished training; each attempt has its own folder."""
     rank = Rank(small_model)
     folder = tmp_path / "model" / "1"
     assert rank.run(strategy=strategy, model=str(folder.parent), model_columns=["size", "age"]) is None
@@ -334,7 +334,7 @@ def injected(faults: str, rank: int = 0, attempt: int = 1) -> InjectedFaults:
 
 @contextlib.contextmanager
 def watched(faults: str = "") -> Iterator[list[Event]]:
-    """Watch the block as a rank does; yields what it tells."""
+    """Watch the block as a rank does; yields its events."""
     events: list[Event] = []
     with FitWatch(events.append, Activity(), lambda: False, injected(faults)).installed():
         yield events

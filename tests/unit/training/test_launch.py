@@ -24,7 +24,7 @@ def config(**knobs: Any) -> LaunchConfig:
     ("knobs", "message"),
     [
         ({"workers": "0"}, "begins below 1"),
-        ({"workers": "many"}, "no number of workers"),
+        ({"workers": "many"}, "not a number of workers"),
         ({"name": "a/b"}, "it names folders"),
         ({"output": "s3://bucket"}, "on another store"),
         ({"max_restarts": -1}, "use 0 or more"),
@@ -49,7 +49,7 @@ def test_a_function_that_cannot_travel_is_refused_before_anything_starts(tmp_pat
     ("names", "message"),
     [
         ({}, "no experiment 'late'"),
-        ({"experiment": "/Shared/late", "registered_model": "ml.late"}, r"'ml.late' is no model of Unity Catalog"),
+        ({"experiment": "/Shared/late", "registered_model": "ml.late"}, r"'ml.late' is not a model of Unity Catalog"),
         ({"registered_model": "ml/late"}, "without '/' and ':'"),
     ],
 )

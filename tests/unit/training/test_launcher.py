@@ -1,4 +1,4 @@
-"""T6: what Spark's message of a failed job is read as, which sessions can launch one, and when its ranks begin."""
+"""T6: reading of Spark's message of a failed job, sessions that can launch one, and the start of its ranks."""
 
 import json
 import os
@@ -157,7 +157,7 @@ class Exchange(BarrierTaskContext):
 
 
 def program(task: WorkerTask, *, use_gpu: bool = False) -> Callable[[Any], list[Any]]:
-    """Return what a task of the runner's job runs, as it arrives there."""
+    """Return the program of a task of the runner's job, as it arrives there."""
     runner: EarlyRunner = object.__new__(EarlyRunner)  # its constructor needs a JVM
     for name, value in {"num_slots": 1, "num_tasks": 1, "use_gpu": use_gpu}.items():
         setattr(runner, f"_{name}", value)
@@ -249,7 +249,7 @@ def test_a_rank_that_has_come_to_its_end_stays_until_all_have(
 
 
 class JVM:
-    """A context whose JVM answers until it is gone."""
+    """A context whose JVM answers until it has ended."""
 
     def __init__(self) -> None:
         self.gone: Exception | None = None
@@ -273,7 +273,7 @@ class JVM:
 
 
 class Runner:
-    """Stands for MirroredStrategyRunner; what its job does is ``job``'s."""
+    """Replaces MirroredStrategyRunner; runs ``job`` as its job."""
 
     job: Callable[[], Any] = staticmethod(list)
 

@@ -1,4 +1,4 @@
-"""T3: what ``--gpus-per-worker`` asks of MirroredStrategyRunner."""
+"""T3: MirroredStrategyRunner's arguments for ``--gpus-per-worker``."""
 
 from types import SimpleNamespace
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""What a notebook's cell shows of a run, while it runs and when it is over (H2, H9)."""
+"""Cell of a notebook for a run, while it runs and when it is over (H2, H9)."""
 
 import threading
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def html(self) -> str:
-        """What a notebook shows."""
+        """HTML that a notebook shows."""
         return self.outputs[-1]["text/html"]
 
 

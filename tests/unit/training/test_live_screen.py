@@ -1,4 +1,4 @@
-"""What a terminal shows after all that was written to it (H9)."""
+"""Content of a terminal after all that was written to it (H9)."""
 
 import io
 import os

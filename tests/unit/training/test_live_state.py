@@ -1,4 +1,4 @@
-"""What is known after the events of the ranks, and the lines that show it."""
+"""State of a training after the events of the ranks, and the lines that show it."""
 
 from collections.abc import Iterable
 from typing import Any, cast
@@ -14,7 +14,7 @@ from tests.unit.training import rank_entries
 
 
 def after(events: Iterable[Event], *, now: float = 0.0, epochs: int = 3) -> TrainingState:
-    """Return what is known after events that all came at ``now``."""
+    """Return the state after events that all came at ``now``."""
     state = TrainingState(epochs)
     for event in events:
         state = state.after(event, now)

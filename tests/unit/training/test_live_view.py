@@ -1,4 +1,4 @@
-"""What is seen of a run while it runs: bars in a terminal, lines in a file."""
+"""View of a run while it runs: bars in a terminal, lines in a file."""
 
 import copy
 import re
@@ -141,7 +141,10 @@ def test_the_epochs_of_another_training_of_a_function_show_its_metrics(view: Liv
     [
         (KILLED, "rank 1: killed by signal SIGKILL"),
         (RankError("spark", None, "BarrierJobError", "executor lost", 0.0), "Spark: BarrierJobError: executor lost"),
-        (RankError("store", None, "FileNotFoundError", "/c is gone", 0.0), "driver: FileNotFoundError: /c is gone"),
+        (
+            RankError("store", None, "FileNotFoundError", "/c is missing", 0.0),
+            "driver: FileNotFoundError: /c is missing",
+        ),
         (RankError("hung", 1, "Hung", "rank 1 is 41 steps behind", 0.0), "rank 1 is 41 steps behind"),
     ],
 )

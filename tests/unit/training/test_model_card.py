@@ -1,4 +1,4 @@
-"""L6: the card of a registered model, which MLflow shows beside the version."""
+"""L6: the card of a registered model, which MLflow shows with the version."""
 
 import math
 

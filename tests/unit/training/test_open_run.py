@@ -26,7 +26,7 @@ ATTEMPT: Event = {"event": "attempt", "attempt": 1, "workers": 2, "resumed_from"
 
 @dataclass
 class FakeTracked:
-    """Remembers what a run tells MLflow."""
+    """Records the calls of MLflow by a run."""
 
     run_id: str | None = "mlflow-1"
     statuses: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""S7: what the main job decides of itself."""
+"""S7: decisions of the main job."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ def test_one_row_that_differs_is_named_though_the_99th_percentile_passes() -> No
 
 @dataclass
 class Attempted:
-    """What stands for a training and its delivery: the next one fails where it is told to."""
+    """A training and its delivery; the next one fails with ``error``, if that is set."""
 
     summaries: list[Summary] = field(default_factory=list)
     error: BaseException | None = None

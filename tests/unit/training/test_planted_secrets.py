@@ -1,4 +1,4 @@
-"""T7: the forms of secrets are nowhere in what the parts of a run write and show, whatever they are given."""
+"""T7: the forms of secrets are nowhere in the files and output of a run's parts, whatever they are given."""
 
 import logging
 import sqlite3

@@ -1,4 +1,4 @@
-"""T6: what the error of a rank is told as, and how its orders travel."""
+"""T6: the report of a rank's error, and the path of its orders."""
 
 import asyncio
 import errno
@@ -49,8 +49,8 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         (MemoryError(), "training", "unknown"),
         (FileNotFoundError(errno.ENOENT, "no such shard"), "training", "user"),
         (ConnectionResetError("a server of the user's own"), "training", "user"),
-        (RingError(1, "is gone"), "training", "peer"),
-        (RingError(1, "is gone"), "connecting", "start"),
+        (RingError(1, "disconnected"), "training", "peer"),
+        (RingError(1, "disconnected"), "connecting", "start"),
         (RingConnectError(1, "cannot be reached"), "building", "start"),
         (EntryError("mirrorspark.training.programs.keras_fit.fit:train cannot be loaded"), "starting", "start"),
         (ConnectionRefusedError("nobody there"), "connecting", "start"),
@@ -62,12 +62,12 @@ def raised_from(error: Exception, cause: Exception) -> Exception:
         (CheckpointStoreError("s3://b/c", "AWS Error NETWORK_CONNECTION"), "checkpoint", "store"),
         (CheckpointStoreError("/c", "Permission denied", number=errno.EACCES), "checkpoint", "store"),
         (CheckpointStoreError("/c", "Address already in use", number=errno.EADDRINUSE), "connecting", "store"),
-        (store_error("/c", FileNotFoundError(errno.ENOENT, "FENCE-*.json is gone")), "checkpoint", "store"),
+        (store_error("/c", FileNotFoundError(errno.ENOENT, "FENCE-*.json is missing")), "checkpoint", "store"),
         (store_error("/c", TimeoutError("no answer for 301 s")), "connecting", "store"),
         (StoreUnreachableError("s3://b cannot be reached"), "building", "store"),
         (raised_from(RuntimeError("cannot read"), StoreUnreachableError("s3://b")), "training", "store"),
         (StaleAttemptError("/c", 1, 2), "checkpoint", "peer"),
-        (raised_from(RuntimeError("fit failed"), RingError(0, "is gone")), "training", "peer"),
+        (raised_from(RuntimeError("fit failed"), RingError(0, "disconnected")), "training", "peer"),
         (raised_from(RuntimeError("cannot save"), OSError(errno.EIO, "Input/output error")), "checkpoint", "store"),
         (RuntimeError("can't start new thread"), "building", "machine"),
         (raised_from(ValueError("no rows"), OSError(errno.EMFILE, "Too many open files")), "training", "machine"),
@@ -126,13 +126,13 @@ def of_the_users_own() -> None:
 def test_an_error_is_the_users_if_their_code_raised_it_or_its_class_says_so(
     work: Callable[[], object], cause: str
 ) -> None:
-    """T6: what a library raises, and nobody can say whether it would recur, gets one more attempt."""
+    """T6: a library's error, which may or may not recur, gets one more attempt."""
     assert describe(raised_by(work))["cause"] == cause
 
 
 def test_an_error_that_was_only_being_handled_is_no_cause() -> None:
     error = ValueError("of the user's own")
-    error.__context__ = RingError(1, "is gone")
+    error.__context__ = RingError(1, "disconnected")
     assert describe(error)["cause"] == "user"
 
 
@@ -161,7 +161,7 @@ def tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
     ("error", "phase", "cause"),
     [
         (OpError("indices[0] = 7 is not in [0, 5)"), "training", "user"),
-        (OpError("RingError: rank 1 is gone"), "training", "peer"),
+        (OpError("RingError: rank 1 disconnected"), "training", "peer"),
         (OpError("RingConnectError: rank 1 cannot be reached"), "building", "start"),
         (OpError("Collective ops is aborted by: ..."), "training", "peer"),
         (UnavailableError("failed to connect to all addresses"), "training", "peer"),

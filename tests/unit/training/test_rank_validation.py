@@ -37,7 +37,7 @@ class Table:
 def logs_of(
     blocks: list[Block], users: np.ndarray, movies: np.ndarray, k: int, workers: int = 1, most: int | None = None
 ) -> dict[str, float]:
-    """Return what is logged with so many workers, whose sums meet in a list."""
+    """Return the logs of ``workers`` workers, whose sums meet in a list."""
     dataset: Any = HandmadeDataset(RETRIEVAL_SPEC, {"validation": blocks})
     sent: list[np.ndarray] = []
 
@@ -60,7 +60,7 @@ def logs_of(
             )
             strategy = tf.distribute.get_strategy()
             ranked.set_model(SimpleNamespace(candidate_tower=Table(movies), distribute_strategy=strategy))
-            # The last rank has heard all others.
+            # The last rank has received the sums of all others.
             with np.errstate(invalid="ignore"):
                 ranked.on_epoch_end(0, logs)
     return logs
@@ -99,7 +99,7 @@ def test_metrics_are_those_of_a_sort_of_all_scores(
     rng = np.random.default_rng(seed)
     users = rng.integers(-spread, spread + 1, (6, 3)).astype(np.float32)
     vectors = rng.integers(-spread, spread + 1, (movies + 2, 3)).astype(np.float32)
-    # What a user has seen is in any order, and is padded as the block needs it.
+    # The items that a user has seen are in any order, and padded to the block's width.
     seen = [rng.choice(np.arange(2, movies + 2), min(movies, user % 3), replace=False) for user in range(6)]
     blocks = []
     for width, count in enumerate(rows, 2):
@@ -172,7 +172,7 @@ def rows() -> tf.data.Dataset:
 
 @pytest.mark.parametrize("is_mirrored", [False, True], ids=["plain", "mirrored"])
 def test_a_training_stops_by_its_lists(rating_features: FittedFeatures, is_mirrored: bool) -> None:  # noqa: F811
-    """R2, F6: what is logged is there for all callbacks that come later, and for the history."""
+    """R2, F6: logged metrics are there for all callbacks that come later, and for the history."""
     strategy = tf.distribute.MirroredStrategy(["/cpu:0"]) if is_mirrored else tf.distribute.get_strategy()
     with strategy.scope():
         model = built(rating_features, 1e-9, hidden_units=())

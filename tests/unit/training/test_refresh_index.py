@@ -1,4 +1,4 @@
-"""A new catalogue without a training: new items, items that are gone, and what stays as it was (R1)."""
+"""A new catalogue without a training: new items, removed items, and unchanged parts (R1)."""
 
 import dataclasses
 import re
@@ -218,7 +218,7 @@ def test_changed_features_move_the_score_as_a_training_export_of_the_same_weight
 
 def test_a_history_may_have_new_items_which_the_row_may_exclude(movies: Path, tmp_path: Path) -> None:
     found = refreshed(movies, items_table(range(50)), tmp_path / "new")
-    history = pa.array([["m1", "m45"], ["m1", "never heard of"]], pa.list_(pa.string()))
+    history = pa.array([["m1", "m45"], ["m1", "of no catalogue"]], pa.list_(pa.string()))
     seen = pa.array([["m45", "m2"], []], pa.list_(pa.string()))
     rows = pa.table({"user": ["u0", "u0"], "history": history, "seen": seen})
     for index in ("exact", "cells"):
@@ -284,7 +284,7 @@ def test_a_table_that_is_no_catalogue_is_refused_and_leaves_nothing(movies: Path
     items, folder = items_table(range(40)), tmp_path / "out" / "bad"
     with pytest.raises(TableError, match=r"the table of items lacks the columns \['year'\]; it has \['sku'"):
         refreshed(movies, items.drop("year"), folder)
-    with pytest.raises(TableError, match="a list is no table"):
+    with pytest.raises(TableError, match="a list is not a table"):
         refreshed(movies, ["m1"], folder)
     with pytest.raises(ColumnError, match="the item 'm3' has more than one row"):
         refreshed(movies, pa.concat_tables([items.slice(5, 1), items, items.slice(3, 1)]), folder)
@@ -353,7 +353,7 @@ def test_the_driver_tells_that_another_version_embeds_new_items(
 def test_the_age_of_a_catalogue_is_told_wherever_it_is_scored_and_warned_of(
     movies: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """R1: a row may have lists of a catalogue that lacks today's items; a router tells it of its models."""
+    """R1: a row may have lists of a catalogue that lacks today's items; a router reports it for its models."""
     router = package_router(Router((Route("towers"),)), tmp_path / "shop", models={"towers": movies})
     now = datetime(2026, 2, 1, 12, tzinfo=UTC)
     made = "has 40 candidates of 2026-01-31T00:00:00+00:00"

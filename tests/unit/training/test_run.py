@@ -77,7 +77,7 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["--model.width=3"], ["model 'multi_field' has no setting ['width']"]),
         (["--features.distance.kind=number"], ["feature 'distance': kind 'number' is unknown"]),
         (["--monitor=val_loss", "--mode=max"], ["mode 'max' does not fit monitor 'val_loss'; set mode to min"]),
-        (["--summary", "."], ["summary . cannot be written (it is no file); give another file"]),
+        (["--summary", "."], ["summary . cannot be written (it is not a file); give another file"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )
@@ -267,7 +267,7 @@ def test_a_summary_that_can_no_longer_be_written_at_the_end_is_a_line_and_status
     monkeypatch.setattr(pipeline, "run", run)
     assert main(["--summary", "out/summary.json"]) == EXIT_FAILED
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "mirrorspark: summary out/summary.json cannot be written (it is no file); the run finished"
+    assert line == "mirrorspark: summary out/summary.json cannot be written (it is not a file); the run finished"
 
 
 def test_an_error_without_words_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +355,7 @@ def test_a_dry_run_prints_plan_and_preflight_and_runs_nothing(
 def test_the_summary_is_written_although_the_output_is_closed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runs: list[RunConfig]
 ) -> None:
-    """As with `| head`, which has gone by then."""
+    """The output is closed as by `| head`, which has ended by then."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as nobody:

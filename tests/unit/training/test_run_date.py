@@ -1,4 +1,4 @@
-"""T12: the same command for a day that is done trains nothing, and tells again what came of it."""
+"""T12: the same command for a day that is done trains nothing, and reports the results again."""
 
 import contextlib
 import dataclasses
@@ -78,7 +78,7 @@ def test_a_day_is_part_of_what_a_run_is(new_config: NewConfig) -> None:
 
 @pytest.mark.parametrize("text", ["", "today", "20260131", "2026-1-31", "2026-02-30", "2026-01-31T00:00", "2026-W05-6"])
 def test_an_invalid_run_date_is_refused(new_config: NewConfig, text: str) -> None:
-    with pytest.raises(ConfigError, match=f"run_date '{text}' is no day; give one as 2026-01-31"):
+    with pytest.raises(ConfigError, match=f"run_date '{text}' is not a date; use the form 2026-01-31"):
         new_config(run_date=text)
 
 
@@ -128,7 +128,7 @@ def test_no_run_is_opened_beside_one_of_the_same_day(config: RunConfig) -> None:
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Return what is said to people, where the data has been converted and nothing can be begun."""
+    """Return the lines that people read, where the data has been converted and nothing can be begun."""
     lines: list[str] = []
     view = SimpleNamespace(say=lines.append)
 

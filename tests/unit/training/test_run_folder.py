@@ -252,7 +252,7 @@ def test_commands_for_one_day_look_one_after_the_other(config: RunConfig, monkey
     monkeypatch.setattr(run_folder, "hold_lock", noting("hold", hold_lock))
     with hold_run_folder(config, DATASET, only_once=True):
         assert seen == [("find", True), ("hold", True)]
-        # Who waits is not kept waiting while the run goes on.
+        # A caller that waits is not held up while the run goes on.
         assert not choosing()
 
 
@@ -378,7 +378,7 @@ def test_without_locks_the_heartbeats_decide(config: RunConfig, monkeypatch: pyt
 
 
 class Beats:
-    """Beats when it is told to."""
+    """Beats on request."""
 
     def __init__(self) -> None:
         self.now = 1000.0

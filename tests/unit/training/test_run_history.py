@@ -1,4 +1,4 @@
-"""T7, L17: what is read of runs' folders, whole, cut off, damaged and foreign ones."""
+"""T7, L17: reading of runs' folders: whole, cut off, damaged and foreign ones."""
 
 import json
 import os
@@ -117,7 +117,7 @@ def test_a_smaller_loss_is_better_and_nan_is_never_best(new_run: NewRun, tmp_pat
     new_run(config={"monitor": "val_loss", "mode": "min"}, events=events, summary=summary)
     run = only(tmp_path)
     assert (run.best_epoch, run.best) == (3, 0.4)
-    # A retrieval model has no loss on the test split; its longest list tells most.
+    # A retrieval model has no loss on the test split; its longest list is the most informative.
     assert run.test_metric == ("recall_at_20", 0.3)
     assert "odd" not in run.metrics("test")
 
@@ -210,7 +210,7 @@ def test_lines_for_mlflow_alone_count_for_no_duration(tmp_path: Path) -> None:
 
 
 def test_an_attempt_ends_with_its_last_event_and_a_wait_for_slots_belongs_to_none(tmp_path: Path) -> None:
-    """F7: what each attempt held is its cost."""
+    """F7: a run's cost is that of the resources that each attempt held."""
     file = tmp_path / "events.jsonl"
     lines: list[dict[str, Any]] = [
         {"event": "waiting", "time": 0.0},

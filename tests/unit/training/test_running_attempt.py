@@ -1,4 +1,4 @@
-"""T6: what the driver asks of the ranks while an attempt runs, and when."""
+"""T6: the driver's commands to the ranks while an attempt runs, and their times."""
 
 import threading
 import time
@@ -33,7 +33,7 @@ def error(rank: int, cause: str = "user", at: float = 1.0, attempt: int = 1) -> 
 
 
 class Driver:
-    """An attempt of two ranks, with a clock of its own and what it has sent, told and cancelled."""
+    """An attempt of two ranks, with a clock of its own; records what it has sent, reported and cancelled."""
 
     def __init__(self, dispensable: frozenset[int] = frozenset()) -> None:
         self.now = 100.0
@@ -212,7 +212,7 @@ def test_a_hang_is_reported_with_stacks_and_ends_the_attempt(driver: Driver) -> 
     for rank in (0, 1):
         driver.hear({"event": "stacks", "from": "task", "rank": rank, "attempt": 1, "text": f"stack {rank}"})
     driver.tick(5)
-    why = "rank 1 has stood at step 1 for 25 s (limit 20 s)"
+    why = "rank 1 has been at step 1 for 25 s (limit 20 s)"
     assert driver.commands[1:] == [{"command": "abort", "reason": why}]
     hung = driver.told[-1]
     assert hung == {"event": "hung", "attempt": 1, "ranks": [1], "why": why, "stacks": {"0": "stack 0", "1": "stack 1"}}
@@ -238,7 +238,7 @@ def test_a_hang_before_any_task_is_there_cancels_the_job_and_is_the_reason_for_t
     assert (found.cause, found.rank, found.message) == (
         "start",
         None,
-        "no rank has been heard for 305 s since the start; are 2 slots free?",
+        "no rank has reported for 305 s since the start; are 2 slots free?",
     )
 
 
@@ -339,7 +339,7 @@ def test_events_of_another_attempt_or_after_the_end_are_ignored(driver: Driver) 
 
 
 def test_an_event_may_arrive_while_another_is_handled(driver: Driver) -> None:
-    """Neither lock nor state stands in the way of a receiver that looks at the attempt itself."""
+    """Neither lock nor state stops a receiver from looking at the attempt itself."""
     driver.hear(system(0))
     driver.signal.request("Ctrl-C")
     driver.on_tell = lambda event: driver.running.tick() if event["event"] == "alive" else None

@@ -1,4 +1,4 @@
-"""Which frames of a hung rank's stacks reach the terminal."""
+"""Frames of a hung rank's stacks that reach the terminal."""
 
 import faulthandler
 import tempfile

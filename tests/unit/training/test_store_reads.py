@@ -1,4 +1,4 @@
-"""T5: what the driver reads of a store that fails; one that hangs is among the tests of the supervisor."""
+"""T5: the driver's reads of a store that fails; a store that hangs is among the tests of the supervisor."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run tells at its end, to programs and to people."""
+"""Summary of a run at its end, for programs and for people."""
 
 import json
 import math

@@ -78,7 +78,7 @@ def commit_step(directory: str, step: int) -> None:
 
 
 class Cluster:
-    """Stands for Spark, the event channel and time: what a test does while an attempt runs decides how that ends.
+    """Replaces Spark, the event channel and time: a test's actions during an attempt decide how it ends.
 
     ``during`` gets the attempts' functions in order, the last one again and again. Each is given this object, and
     returns the outcomes or raises what Spark would.
@@ -95,7 +95,7 @@ class Cluster:
         self._hear: Callable[[Event], None] = lambda event: None
         self._rounds: list[tuple[float, float, Callable[[], None]]] = []
 
-    # What the supervisor is given.
+    # Arguments of the supervisor.
 
     def __call__(self, plan: Plan) -> tuple[Outcome, ...]:
         self.plans.append(plan)
@@ -126,7 +126,7 @@ class Cluster:
     def command(self, command: dict[str, Any]) -> None:
         self.sent.append(command["command"])
 
-    # What a test does while an attempt runs.
+    # Actions of a test while an attempt runs.
 
     @property
     def plan(self) -> Plan:
@@ -137,7 +137,7 @@ class Cluster:
         self._hear(event | said)
 
     def train(self, step: int = 1) -> None:
-        """Let all ranks and their tasks be heard in training."""
+        """Let all ranks and their tasks report the phase training."""
         for rank in range(self.plan.workers):
             self.hear(rank, "alive", phase="training", step=step)
             self.hear(rank, "system", **{"from": "task"}, state="running")
@@ -162,7 +162,7 @@ def finishes(cluster: Cluster) -> list[Outcome]:
 
 
 def loses_rank_1(cluster: Cluster) -> list[Outcome]:
-    return [failed("peer", "RingError", "rank 1 is gone", 7), failed("lost")]
+    return [failed("peer", "RingError", "rank 1 disconnected", 7), failed("lost")]
 
 
 @pytest.fixture(autouse=True)
@@ -209,7 +209,7 @@ def test_a_training_that_finishes_takes_one_attempt(plan: TrainingPlan) -> None:
 
 
 def test_a_second_signal_ends_the_job_although_a_listener_blocks(plan: TrainingPlan) -> None:
-    """T7: a terminal that is held by Ctrl-S, say."""
+    """T7: for example, a terminal that is held by Ctrl-S."""
     held, cancelled = threading.Event(), threading.Event()
 
     def blocks(event: Event) -> None:
@@ -297,7 +297,7 @@ def test_outcomes_count_where_events_were_lost(plan: TrainingPlan) -> None:
 
 def test_a_fault_of_the_user_raises_at_once_though_its_peers_spoke_first(plan: TrainingPlan) -> None:
     def fails(cluster: Cluster) -> list[Outcome]:
-        gone = {"cause": "peer", "type": "RingError", "message": "rank 1 is gone"}
+        gone = {"cause": "peer", "type": "RingError", "message": "rank 1 disconnected"}
         cluster.hear(0, "error", **gone)
         cluster.hear(1, "error", cause="user", type="ValueError", message="shapes differ", traceback="in model.py")
         return [failed(**{"cause": "peer", "type_": "RingError"}), failed("user", "ValueError", "shapes differ", 7)]
@@ -317,7 +317,7 @@ def test_a_spent_budget_raises_with_the_first_error_of_the_last_attempt(plan: Tr
     assert len(cluster.plans) == 3
     assert str(raised.value) == (
         "training failed after 3 attempts: rank 1: killed by signal SIGKILL; "
-        "max_restarts 2 is spent, the same command starts anew"
+        "max_restarts is 2 and used up; the same command starts anew"
     )
 
 
@@ -335,7 +335,7 @@ def test_a_driver_that_was_out_of_reach_costs_no_restart(plan: TrainingPlan) -> 
     def sleeps(cluster: Cluster) -> list[Outcome]:
         cluster.train()
         lapsed = {"outcome": "aborted", "reason": "no word from the driver for 30 s", "cause": "driver"}
-        return [failed("peer", "RingError", "rank 1 is gone", 7), lapsed]
+        return [failed("peer", "RingError", "rank 1 disconnected", 7), lapsed]
 
     cluster = Cluster(sleeps, sleeps, finishes)
     attempts = supervised(cluster, Budgets(0, 0, 0, 0, first_delay_seconds=0)).supervise(plan)
@@ -392,10 +392,10 @@ def test_an_error_event_after_the_end_changes_nothing(plan: TrainingPlan) -> Non
 
 def test_an_error_that_is_no_failure_of_the_job_is_not_retried(plan: TrainingPlan) -> None:
     def breaks(cluster: Cluster) -> list[Outcome]:
-        raise ConnectionError("the session is gone")
+        raise ConnectionError("the session was stopped")
 
     cluster = Cluster(breaks)
-    with pytest.raises(ConnectionError, match="the session is gone"):
+    with pytest.raises(ConnectionError, match="the session was stopped"):
         supervised(cluster).supervise(plan)
     assert len(cluster.plans) == 1
 
@@ -588,7 +588,7 @@ def test_the_first_ctrl_c_does_not_wait_long_for_a_store_that_hangs(
 
 
 def test_a_hanging_store_is_reported_as_a_failure_of_the_store(plan: TrainingPlan, store: HangingStore) -> None:
-    """T6: and what hung does not undo what the next attempt has done."""
+    """T6: a hung operation does not undo the work of the next attempt."""
     cluster = Cluster(finishes)
 
     def tell(event: Event) -> None:
@@ -855,7 +855,7 @@ def test_a_store_that_stays_away_ends_the_run_when_its_budget_is_spent(plan: Tra
     Path(plan.checkpoints).write_text("a file, not a folder")
     cluster = Cluster(finishes)
     with pytest.raises(
-        TrainingFailedError, match=r"after 3 attempts: driver: .*; max_store_faults 2 is spent, .* tries again"
+        TrainingFailedError, match=r"after 3 attempts: driver: .*; max_store_faults is 2 and used up; .* tries again"
     ):
         supervised(cluster, Budgets(max_store_faults=2, first_delay_seconds=0)).supervise(plan)
     assert cluster.plans == []
@@ -897,7 +897,7 @@ def test_a_new_driver_of_a_run_that_was_killed_before_its_first_checkpoint_begin
 def test_a_store_that_cannot_be_opened_is_a_store_that_is_away(
     plan: TrainingPlan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some tell it with a StorageError, which is no OSError."""
+    """Some stores raise a StorageError, which is not an OSError."""
     find, is_away = commit.committed, [True]
 
     def committed(directory: str) -> list[commit.CommittedCheckpoint]:
@@ -954,13 +954,13 @@ def test_a_reason_that_comes_after_spark_has_given_up_still_counts(
 
     def fails(cluster: Cluster) -> list[Outcome]:
         clients.append(EventClient(cluster.plan.events, 1, cluster.plan.attempt))
-        clients[0].send({"event": "error", "cause": "user", "type": "ValueError", "message": "told late"})
+        clients[0].send({"event": "error", "cause": "user", "type": "ValueError", "message": "sent late"})
         raise lost_by_spark("Spark is faster")
 
     run = supervised(Cluster(fails))
     run = replace(run, advertised="127.0.0.1", open_server=EventServer, every=rounds.every)
     begin = time.monotonic()
-    with pytest.raises(TrainingFailedError, match="rank 1: ValueError: told late"):
+    with pytest.raises(TrainingFailedError, match="rank 1: ValueError: sent late"):
         run.supervise(plan)
     clients[0].close()
     assert time.monotonic() - begin < 60  # it did not wait longer than for the reason
@@ -970,7 +970,7 @@ def test_a_signal_may_ask_for_a_stop_wherever_it_interrupts_the_main_thread(plan
     cluster = Cluster(loses_rank_1)
 
     def interrupt(event: Event) -> None:
-        signal.raise_signal(signal.SIGUSR1)  # while the supervisor holds what it holds to tell of an event
+        signal.raise_signal(signal.SIGUSR1)  # while the supervisor holds its lock for reporting an event
 
     run = replace(supervised(cluster), on_event=interrupt)
 

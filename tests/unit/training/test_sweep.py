@@ -134,7 +134,7 @@ def test_a_finished_sweep_prints_its_table_and_writes_its_summary(
 
 
 def test_the_summary_of_a_sweep_that_fails_holds_its_trials_and_its_error(recipe: Path, tmp_path: Path) -> None:
-    """Who waits for the file must not wait for ever."""
+    """A program that waits for the file must not wait for ever."""
 
     class Failing(QuickEngine):
         def train(self, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
@@ -175,7 +175,7 @@ def test_a_summary_that_cannot_be_written_is_bad_usage_before_anything_starts(
     (tmp_path / "sum.json").mkdir()
     assert main(["--recipe", str(recipe), *SEARCH, "--summary=sum.json"], engine=no_engine) == EXIT_USAGE
     said = capsys.readouterr().err
-    assert said == "mirrorspark: summary sum.json cannot be written (it is no file); give another file\n"
+    assert said == "mirrorspark: summary sum.json cannot be written (it is not a file); give another file\n"
 
 
 @pytest.mark.parametrize(("error", "line"), [(OSError("no Spark"), "no Spark"), (KeyboardInterrupt(), "interrupted")])

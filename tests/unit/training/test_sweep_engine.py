@@ -1,4 +1,4 @@
-"""What ties a sweep to a training: folder, tags, stops and attempts. The training itself is made up."""
+"""Ties of a sweep to a training: folder, tags, stops and attempts. The training itself is made up."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -83,7 +83,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[FakeJob]:
 
 
 class Heard:
-    """What a trial told the sweep."""
+    """Records a trial's reports to the sweep."""
 
     def __init__(self, slots: int = 2) -> None:
         self.slots = slots
@@ -279,7 +279,7 @@ def test_a_sweep_whose_model_is_gone_trains_no_further_trials_from_another(
     place = SweepPlace(tmp_path / "sweep", "rides-1", lambda: "parent-1")
     place.run_folder(7).mkdir(parents=True)
     engine = engine_of(plan)
-    with pytest.raises(ConfigError, match=r"sweep/warm_start, from which the run began, is gone; put it back"):
+    with pytest.raises(ConfigError, match=r"sweep/warm_start, from which the run began, is missing; put it back"):
         engine.prepare_warm_start(place)
 
 

@@ -1,4 +1,4 @@
-"""What a sweep tells: a table, the best values as a recipe and as a command that trains with them."""
+"""Report of a sweep: a table, the best values as a recipe and as a command that trains with them."""
 
 import dataclasses
 import json

@@ -34,7 +34,7 @@ from mirrorspark.training.sweep.trials import SweepFailedError
 
 
 class FakeTracked:
-    """Remembers what a sweep tells MLflow."""
+    """Records the calls of MLflow by a sweep."""
 
     experiment = "nights"
 
@@ -266,8 +266,8 @@ def test_a_sweep_without_a_trained_trial_fails_and_still_tells(new_options: NewO
 def test_an_unusable_warm_start_is_reported_before_the_first_trial(new_options: NewOptions, tmp_path: Path) -> None:
     """T12: the sweep, not its trials, has failed."""
     engine = FakeEngine()
-    engine.unsettled = ConfigError("warm_start is gone")
-    with pytest.raises(ConfigError, match="warm_start is gone"):
+    engine.unsettled = ConfigError("warm_start is missing")
+    with pytest.raises(ConfigError, match="warm_start is missing"):
         run(new_options(study="night"), engine, write=quiet)
     assert (engine.trained, engine.tracked.status) == ([], "FAILED")
     assert json.loads((tmp_path / SWEEPS_FOLDER / "night" / STATE_FILE).read_text())["status"] == "failed"
@@ -303,7 +303,7 @@ def test_a_stopped_sweep_is_kept_as_stopped(new_options: NewOptions, tmp_path: P
 def test_a_full_disk_at_the_end_hides_neither_the_error_nor_the_end(
     new_options: NewOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """T7: whatever cannot be written down, MLflow hears of the end, and people of the error."""
+    """T7: even if nothing can be written, MLflow gets the end, and people the error."""
     save = RunFolder.save_state
 
     def full(self: RunFolder, status: Any, run_id: str | None) -> None:

@@ -52,19 +52,19 @@ def test_a_spec_means_numbers_of_its_field_or_values(
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("rate", "search 'rate' is no FIELD=SPEC; use for example learning_rate=log:1e-4:1e-2"),
+        ("rate", "search 'rate' is not of the form FIELD=SPEC; use for example learning_rate=log:1e-4:1e-2"),
         ("rate=log:1:2", "search rate: it cannot be searched; use one of ['accumulate', 'batch_rule'"),
         ("model=choice:1,2", "search model: it cannot be searched"),
         ("model.width=choice:1,2", "search model.width: it cannot be searched; use one of"),
-        ("learning_rate=0.1", "search learning_rate: '0.1' is no log:LOW:HIGH"),
-        ("learning_rate=normal:0:1", "search learning_rate: 'normal:0:1' is no log:LOW:HIGH"),
-        ("learning_rate=log:1e-4", "is no log:LOW:HIGH"),
-        ("learning_rate=log:1:2:3", "is no log:LOW:HIGH"),
-        ("learning_rate=log:a:2", "'log:a:2' is no log:LOW:HIGH"),
-        ("learning_rate=uniform:0.1:inf", "is no log:LOW:HIGH"),
-        ("learning_rate=log:0:1", "'log:0:1' is no range of numbers: `low > 0` must hold"),
-        ("learning_rate=uniform:2:1", "'uniform:2:1' is no range of numbers: `low <= high` must hold"),
-        ("learning_rate=uniform:1:2:0", "'uniform:1:2:0' is no range of numbers: `step > 0` must hold"),
+        ("learning_rate=0.1", "search learning_rate: '0.1' is not of the form log:LOW:HIGH"),
+        ("learning_rate=normal:0:1", "search learning_rate: 'normal:0:1' is not of the form log:LOW:HIGH"),
+        ("learning_rate=log:1e-4", "is not of the form log:LOW:HIGH"),
+        ("learning_rate=log:1:2:3", "is not of the form log:LOW:HIGH"),
+        ("learning_rate=log:a:2", "'log:a:2' is not of the form log:LOW:HIGH"),
+        ("learning_rate=uniform:0.1:inf", "is not of the form log:LOW:HIGH"),
+        ("learning_rate=log:0:1", "'log:0:1' is not a range of numbers: `low > 0` must hold"),
+        ("learning_rate=uniform:2:1", "'uniform:2:1' is not a range of numbers: `low <= high` must hold"),
+        ("learning_rate=uniform:1:2:0", "'uniform:1:2:0' is not a range of numbers: `step > 0` must hold"),
         ("epochs=uniform:0.5:3", "'uniform:0.5:3' holds a fraction, but it must be a whole number"),
         ("model.hidden_units=uniform:1:2", "is a range, but it must be a list, each a whole number"),
         (
@@ -73,8 +73,8 @@ def test_a_spec_means_numbers_of_its_field_or_values(
         ),
         ("epochs=choice:3,many", "'many' does not fit; it must be a whole number"),
         ("epochs=choice:3,true", "True does not fit; it must be a whole number"),
-        ("epochs=choice:3", "'choice:3' is no choice; give two values or more, each of them once"),
-        ("epochs=choice:3,3", "is no choice; give two values or more, each of them once"),
+        ("epochs=choice:3", "'choice:3' is not a choice; give two values or more, each of them once"),
+        ("epochs=choice:3,3", "is not a choice; give two values or more, each of them once"),
         ("epochs=choice:[3", "cannot be read; write values with commas between"),
         ("model.name=choice:multi_field,deep", "search model.name: model 'deep' is unknown"),
     ],
@@ -115,7 +115,9 @@ def test_a_file_holds_specs_and_flags_stand_over_it(new_config: NewConfig) -> No
     assert space.specs == {"learning_rate": "log:1e-3:1e-2", "model.hidden_units": "choice:[64],[128,64]"}
 
 
-@pytest.mark.parametrize(("text", "part"), [("a: [", "is no YAML"), ("- a", "no mapping"), ("a: 3", "no mapping")])
+@pytest.mark.parametrize(
+    ("text", "part"), [("a: [", "is not valid YAML"), ("- a", "must be a mapping"), ("a: 3", "must be a mapping")]
+)
 def test_a_file_that_is_no_mapping_of_specs_is_refused(new_config: NewConfig, text: str, part: str) -> None:
     with pytest.raises(ConfigError, match=part):
         read_space([], text, new_config())

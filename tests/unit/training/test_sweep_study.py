@@ -1,4 +1,4 @@
-"""The study of a sweep: what survives its command, and what is made of it. Optuna is the real one."""
+"""The study of a sweep: its life beyond the command, and its use. Optuna is the real one."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -124,7 +124,7 @@ def test_a_killed_sweep_goes_on_with_its_trials(opened: Open, tmp_path: Path) ->
         killed.report(0.7, 1)
         for name, value in (("run_id", "run-1"), ("run_folder", "/runs/1"), ("seconds", 2.5)):
             killed.set_user_attr(name, value)
-    # The driver is gone; nobody has told how the trial ended.
+    # The driver has ended without recording the trial's outcome.
     with opened(file=file) as study:
         assert [(record.number, record.state) for record in records(study)] == [(0, "complete"), (1, "running")]
         assert count_ended(study) == 1

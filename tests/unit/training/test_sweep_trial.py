@@ -29,7 +29,7 @@ def test_a_stop_before_the_training_has_begun_reaches_it() -> None:
     ("error", "reason", "state"),
     [
         (None, None, "complete"),
-        (None, PRUNED, "complete"),  # it was over before it heard of it
+        (None, PRUNED, "complete"),  # it was over before the order arrived
         (TrainingStoppedError((), 5, PRUNED), PRUNED, "pruned"),
         (TrainingStoppedError((), 5, "SIGINT"), "SIGINT", "running"),
         (failed(), None, "failed"),

@@ -32,7 +32,7 @@ def failed(cause: Cause = "user", message: str = "no such layer", kind: str = "V
 
 
 class FakeTraining:
-    """Trains a trial for as many epochs as it is told; what it reaches is a function of number and epoch."""
+    """Trains a trial for ``epochs`` epochs; its metric is a function of number and epoch."""
 
     def __init__(self, *, epochs: int = 2, value: Callable[[int, int], float] = lambda number, epoch: 0.5) -> None:
         self.epochs = epochs
@@ -89,7 +89,7 @@ class BlockedTraining(FakeTraining):
 
 
 class FailingTraining(FakeTraining):
-    """Raises in the first epoch of the trials that it is told of."""
+    """Raises in the first epoch of the trials for which ``errors`` returns one."""
 
     def __init__(self, errors: Callable[[int], Exception | None], **how: Any) -> None:
         super().__init__(**how)
@@ -263,7 +263,7 @@ def test_a_stop_lets_running_trials_save_and_the_next_command_goes_on_with_them(
     new_trials(again, slots=2, trials=4).run()
     assert sorted(plan.number for plan in again.plans)[:2] == [0, 1]
     assert states(study) == ["complete"] * 4
-    # Epoch 1 was told before the stop.
+    # Epoch 1 was reported before the stop.
     assert records(study)[0].history == {1: 0.6, 2: 0.5}
 
 

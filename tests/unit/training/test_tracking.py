@@ -98,7 +98,7 @@ def test_the_curve_of_a_resumed_training_has_one_point_per_epoch(open_run: OpenR
         first.events.append(epoch_end(epoch, loss))
     first.finish("FAILED")
     second = open_run(first.run_id)
-    # Epoch 3 was told before its checkpoint was committed, so it is trained again.
+    # Epoch 3 was reported before its checkpoint was committed, so it is trained again.
     for epoch, loss in ((3, 0.71), (4, 0.6)):
         second.events.append(epoch_end(epoch, loss))
     second.finish("FINISHED")
@@ -502,7 +502,7 @@ def test_an_active_run_brings_its_store_where_mlflow_is_set_to_nothing(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"experiment": "/Shared/late"}, r"'late' is no model of Unity Catalog \(databricks-uc\).*three"),
+        ({"experiment": "/Shared/late"}, r"'late' is not a model of Unity Catalog \(databricks-uc\).*three"),
         ({"experiment": "/Shared/late", "registered_model": "ml.late"}, r"to catalog\.schema\.late, with yours"),
         ({"registered_model": "prod.ml.late"}, r"no experiment 'late'.*experiment\) to /Users/YOU/late, or call"),
         ({"experiment": "/Shared/late", "registered_model": "prod.ml.late"}, None),

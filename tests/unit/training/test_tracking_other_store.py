@@ -80,7 +80,7 @@ def test_everything_arrives_in_the_runs_own_store(
     assert root.is_relative_to(tmp_path / "output")
     assert other.content() == before
     assert not (tmp_path / "other" / "artifacts").exists()
-    # What a notebook logs of its own goes where it went before.
+    # Values that a notebook logs of its own go to the same place as before.
     assert mlflow.get_tracking_uri() == other.uri
     assert mlflow.active_run() is None
     assert {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_") and "HTTP" not in name} == {

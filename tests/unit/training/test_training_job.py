@@ -1,4 +1,4 @@
-"""T6, T7: what a training keeps of what its ranks say, and of what they said while no driver listened."""
+"""T6, T7: a training keeps its ranks' events, and those sent while no driver listened."""
 
 import json
 from collections.abc import Callable

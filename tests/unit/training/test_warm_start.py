@@ -59,7 +59,7 @@ def flights_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def registered(mlflow_store: str, tmp_path_factory: pytest.TempPathFactory, flights_model: Path) -> Any:
-    """Return what MLflow says of version 1 of ``flights``; version 2 has the same weights."""
+    """Return MLflow's description of version 1 of ``flights``; version 2 has the same weights."""
     artifacts = tmp_path_factory.mktemp("artifacts")
     first = log_flights(mlflow_store, artifacts, flights_model)
     log_flights(mlflow_store, artifacts, flights_model)
@@ -287,7 +287,7 @@ def test_a_run_whose_weights_come_of_a_copy_that_is_gone_takes_no_other_model(
     config: RunConfig, mlflow_store: str, flights_model: Path, folder: RunFolder
 ) -> None:
     config = replace(config, warm_start=str(flights_model))
-    expected = r"run/warm_start, from which the run began, is gone; put it back, or begin anew with --no-resume"
+    expected = r"run/warm_start, from which the run began, is missing; put it back, or begin anew with --no-resume"
     with pytest.raises(ConfigError, match=expected):
         resolve_warm_start(config, mlflow_store, folder.warm_start, has_begun=True)
     assert list(folder.path.iterdir()) == []

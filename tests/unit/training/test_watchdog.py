@@ -30,7 +30,7 @@ def waiting(rank: int, phase: str, step: int, peer: int, seconds: float = 0.0) -
 
 
 class Ranks:
-    """Ranks that say the same every 2 s, and tasks that do every 5 s, until they are given something else to say."""
+    """Ranks that report the same every 2 s, and tasks that do every 5 s, until they get another state to report."""
 
     def __init__(self, workers: int, limits: Limits = LIMITS) -> None:
         self.now = 1000.0
@@ -84,7 +84,7 @@ def test_every_phase_has_its_limit(phase: str, limit: int) -> None:
 
 
 def test_code_of_the_user_may_build_for_as_long_as_it_likes_and_a_start_still_has_its_limit() -> None:
-    """T6: what comes before that code is ours, and takes no longer for it."""
+    """T6: the phases before that code are ours, and take no longer for it."""
     limits = replace(LIMITS, build_seconds=math.inf)
     for phase, limit in (("starting", 300), ("connecting", 300), ("building", math.inf), ("first_step", 600)):
         assert limits.of(phase) == limit
@@ -134,7 +134,7 @@ def test_a_possible_wait_for_a_checkpoint_is_no_hang_until_it_is_committed() -> 
         ranks.say(tells_nothing(0, "checkpoint", 40, beats=beats), tells_nothing(1, "training", 40))
         assert ranks.run(400) is None
     ranks.say(tells_nothing(0, "training", 40, beats=5))
-    found = ranks.run(200)  # it has as for any other step, from now on
+    found = ranks.run(200)  # the same limit as any other step, from now on
     assert found is not None
     assert found[0] == 121
 
@@ -190,7 +190,7 @@ def test_a_rank_that_hangs_in_python_is_the_reason_through_all_the_ranks_between
     ranks.say(alive(2, "training", 40))
     found = ranks.run(200)
     assert found is not None
-    assert found[1] == Hang((2,), "rank 2 has stood at step 40 for 121 s (limit 120 s)", 40)
+    assert found[1] == Hang((2,), "rank 2 has been at step 40 for 121 s (limit 120 s)", 40)
 
 
 def test_a_stopped_process_is_the_reason_whatever_it_said_last() -> None:
@@ -206,8 +206,8 @@ def test_a_stopped_process_is_the_reason_whatever_it_said_last() -> None:
 @pytest.mark.parametrize(
     ("task_lives", "why"),
     [
-        (True, "rank 0 says nothing for 121 s: its process is stuck"),
-        (False, "rank 0 says nothing for 121 s, nor does its task: its machine is out of reach"),
+        (True, "rank 0 has sent nothing for 121 s: its process is stuck"),
+        (False, "rank 0 has sent nothing for 121 s, nor has its task: its machine is out of reach"),
     ],
 )
 def test_a_silent_rank_is_the_reason(task_lives: bool, why: str) -> None:
@@ -227,7 +227,7 @@ def test_ranks_that_wait_for_one_with_time_left_are_left_alone() -> None:
     found = ranks.run(700)
     assert found is not None
     assert found[0] == 601
-    assert found[1] == Hang((1,), "rank 1 has stood in its phase checkpoint for 601 s (limit 600 s)", 40)
+    assert found[1] == Hang((1,), "rank 1 has been in its phase checkpoint for 601 s (limit 600 s)", 40)
 
 
 def test_a_rank_that_has_come_to_the_end_waits_as_long_as_another_one_trains() -> None:
@@ -248,7 +248,7 @@ def test_the_slowest_of_ranks_that_wait_in_a_circle_is_blamed() -> None:
     ranks.say(waiting(0, "training", 40, 1), waiting(1, "training", 40, 2), waiting(2, "training", 38, 0))
     found = ranks.run(200)
     assert found is not None
-    why = "rank 2 is 2 steps behind, standing at step 38 for 121 s (limit 120 s), waiting for rank 0"
+    why = "rank 2 is 2 steps behind, at step 38 for 121 s (limit 120 s), waiting for rank 0"
     assert found[1] == Hang((2,), why, 38)
 
 
@@ -259,17 +259,17 @@ def test_a_rank_that_was_never_heard_is_the_reason() -> None:
     found = ranks.run(400)
     assert found is not None
     assert found[0] == 281
-    assert found[1] == Hang((1,), "rank 1 has not been heard for 301 s since the start", None)
+    assert found[1] == Hang((1,), "rank 1 has not reported for 301 s since the start", None)
 
 
 def test_slots_are_checked_after_a_start_without_any_report() -> None:
     found = Ranks(2).run(400)
     assert found is not None
-    why = "no rank has been heard for 301 s since the start; are 2 slots free?"
+    why = "no rank has reported for 301 s since the start; are 2 slots free?"
     assert found[1] == Hang((0, 1), why, None, is_unheard=True)
     alone = Ranks(1).run(400)
     assert alone is not None
-    assert alone[1].why == "no rank has been heard for 301 s since the start; is a slot free?"
+    assert alone[1].why == "no rank has reported for 301 s since the start; is a slot free?"
 
 
 def test_slots_are_not_checked_after_reports_of_tasks() -> None:
@@ -277,7 +277,7 @@ def test_slots_are_not_checked_after_reports_of_tasks() -> None:
     ranks.states = {0: "running", 1: "running"}
     found = ranks.run(400)
     assert found is not None
-    assert found[1].why.startswith("rank 0 has not been heard for 301 s since the start; rank 1 has")
+    assert found[1].why.startswith("rank 0 has not reported for 301 s since the start; rank 1 has")
     assert not found[1].is_unheard
 
 
@@ -349,8 +349,8 @@ def test_a_hang_is_reported_once_all_stacks_have_arrived() -> None:
     assert driver.tick(100) == [(3, "report")]  # the verdict has then held for two heartbeats
     assert driver.report() == {
         "event": "hung",
-        "ranks": [0, 1],  # nothing was heard for long: both are silent
-        "why": "; ".join(f"rank {rank} says nothing for 125 s: its process is stuck" for rank in range(2)),
+        "ranks": [0, 1],  # no message came for long: both are silent
+        "why": "; ".join(f"rank {rank} has sent nothing for 125 s: its process is stuck" for rank in range(2)),
         "stacks": {"0": "in sleep", "1": "in recv"},
     }
 
@@ -378,7 +378,7 @@ def test_a_driver_that_stood_still_listens_before_it_judges() -> None:
     driver = Driver()
     driver.hear(alive(0, "training", 40), alive(1, "training", 40))
     driver.tick(10)
-    driver.now += 1000  # stopped and continued, say
+    driver.now += 1000  # for example stopped and continued
     assert driver.tick() == []
     driver.hear(alive(0, "training", 41), alive(1, "training", 41))
     assert driver.tick(100) == []

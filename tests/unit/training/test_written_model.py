@@ -1,4 +1,4 @@
-"""T3, T8: what an exported model says of its outputs is what it returns."""
+"""T3, T8: an exported model's description of its outputs is true."""
 
 from pathlib import Path
 from types import SimpleNamespace

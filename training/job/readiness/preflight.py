@@ -227,7 +227,7 @@ def _tracking(uri: str) -> Check:
     elif uri not in _DATABRICKS and scheme not in (*_DATABRICKS, *plugins, "sqlite"):
         if scheme not in ("", "file"):
             known = ["http", "https", "sqlite", *_DATABASE_PORTS, "databricks", *sorted(plugins)]
-            return failure("tracking", f"{shown} is no store that MLflow knows; --tracking-uri takes {known}")
+            return failure("tracking", f"{shown} is not a store that MLflow knows; --tracking-uri takes {known}")
         refusal = _folder_problem(Path(unquote(urlsplit(uri).path) if scheme else uri))
         if refusal is not None:
             return failure("tracking", f"{shown} cannot be written ({refusal}); give another --tracking-uri")
@@ -268,7 +268,7 @@ def _server_problems(uri: str) -> tuple[str | None, str | None]:
             # A server that requires a password is up.
             return (f"answers with status {error.code}" if error.code >= 500 else None), None
     except (ValueError, http.client.HTTPException) as error:
-        return None, f"is no tracking server ({error})"
+        return None, f"is not a tracking server ({error})"
     except OSError as error:
         reason = getattr(error, "reason", error)
         said = f"cannot be reached ({reason})"

@@ -146,7 +146,7 @@ class ClusterConnections:
             rank = self._roles.missed(self._lost)
             why = "" if rank is None else self._lost[rank]
         if rank is not None:
-            raise RingError(rank, f"({self._roles.of(rank)}) is gone ({why})")
+            raise RingError(rank, f"({self._roles.of(rank)}) disconnected ({why})")
 
     def wait_for_loss(self, seconds: float = 2.0) -> None:
         """Do :meth:`raise_if_lost` as it raises: TensorFlow may notice a loss before its connection breaks."""
@@ -200,7 +200,7 @@ class ClusterConnections:
             self._changed.notify_all()
             left = self._roles.workers - sum(self._roles.is_dispensable(lost) for lost in self._lost)
         if self._roles.is_dispensable(rank):
-            logger.warning("%s (rank %d) is gone: %d go on", self._roles.of(rank), rank, left)
+            logger.warning("%s (rank %d) disconnected: %d go on", self._roles.of(rank), rank, left)
 
 
 class CoordinatorConnection:
@@ -254,7 +254,7 @@ class CoordinatorConnection:
                 if self._connection.is_readable(_POLL_SECONDS):
                     return Shutdown(**self._connection.receive())
         except OSError as error:
-            raise RingError(COORDINATOR, f"(the coordinator) is gone ({error.strerror or error})") from error
+            raise RingError(COORDINATOR, f"(the coordinator) disconnected ({error.strerror or error})") from error
 
     def close(self) -> None:
         """Disconnect; without a shutdown before, this rank is lost to the coordinator."""
@@ -313,7 +313,7 @@ class _MemberConnection:
         self.socket.close()
 
     def _end_handshake(self) -> None:
-        """From here on silence is normal, but a vanished host is noticed."""
+        """Allow silence, which is normal from here on; a vanished host is still noticed."""
         self.socket.settimeout(None)
         handshake.keep_alive(self.socket)
 

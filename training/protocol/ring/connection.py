@@ -117,7 +117,7 @@ def _reply(client: socket.socket, token: str, theirs: bytes, deadline: float) ->
 
 
 def _confirm(connection: socket.socket, peer: int, token: str, nonce: bytes) -> None:
-    """On the client's side: check the server's proof, and prove the token for the server's nonce."""
+    """Check the server's proof, as the client, and prove the token for the server's nonce."""
     try:
         theirs, proof = _REPLY.unpack(_read(connection, _REPLY.size))
         if not hmac.compare_digest(proof, _proof(token, b"accept", nonce, theirs)):

@@ -282,7 +282,7 @@ class Ring:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise self._with_failure(RingError(self._next_rank, f"is gone ({error.strerror or error})")) from error
+            raise self._with_failure(RingError(self._next_rank, f"disconnected ({error.strerror or error})")) from error
         return True
 
     def _receive_some(self, incoming: "_Incoming", kind: int) -> bool:
@@ -292,9 +292,11 @@ class Ring:
         except BlockingIOError:
             return False
         except OSError as error:
-            raise self._with_failure(RingError(self._previous_rank, f"is gone ({error.strerror or error})")) from error
+            raise self._with_failure(
+                RingError(self._previous_rank, f"disconnected ({error.strerror or error})")
+            ) from error
         if not count:
-            raise self._with_failure(RingError(self._previous_rank, "is gone (it closed the connection)"))
+            raise self._with_failure(RingError(self._previous_rank, "disconnected (it closed the connection)"))
         if incoming.advance(count):
             self._check(incoming, kind)
         return True

@@ -1,4 +1,4 @@
-"""The baselines of models that score rows: what they learn from, and what a fitted one predicts.
+"""The baselines of models that score rows: their training data and their predictions.
 
 Which ones there are is in :mod:`training.configuration.tasks`; :mod:`training.results.evaluation.boosting` and
 :mod:`training.results.evaluation.linear` fit them.

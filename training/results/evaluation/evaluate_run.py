@@ -71,7 +71,7 @@ class BaselineComparison:
     Attributes:
         metrics: Metrics by split.
         baseline: Name of the baseline, its test metrics, ``intervals``: by metric the difference, model minus
-            baseline, and the ends of its 95% interval, ``resampled``: what was drawn for them, in words, and
+            baseline, and the ends of its 95% interval, ``resampled``: the samples drawn for them, in words, and
             ``learnt_from``: how many ``rows`` ``of`` the training rows it learnt from, if not from all; empty without
             one. Of several it is the first one, with the same of each of the rest in ``others``.
         figures: Plots by file name.

@@ -43,7 +43,7 @@ _FIRST_METRIC: Mapping[str, str] = {"binary": "auc", "multi_class": "log_loss", 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which of the two is registered, and why.
+    """Choice of the model that is registered, and its reason.
 
     Attributes:
         registered: The better one, ``network`` or ``hist_gradient_boosting``.

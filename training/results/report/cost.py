@@ -62,7 +62,7 @@ class Reservation:
         return max(self.slots, max(workers, default=0) + self.beside)
 
     def of_training(self, seconds: float) -> tuple[float, str]:
-        """Return the core-seconds of all attempts, and what of them is not known, in a sentence.
+        """Return the core-seconds of all attempts, and a sentence about the part that is not known.
 
         Args:
             seconds: Seconds of the training of this driver, which count where the events lack an attempt.

@@ -1,4 +1,4 @@
-"""The card of a registered model: what MLflow's page of a version says about it, in Markdown."""
+"""The card of a registered model: its description on MLflow's page of a version, in Markdown."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence

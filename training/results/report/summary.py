@@ -153,7 +153,7 @@ def _place(path: Path) -> Path:
     path = path.resolve()  # So that a link is kept, not replaced.
     # A device such as /dev/null would be replaced by a file.
     if path.exists() and not path.is_file():
-        raise OSError("it is no file")
+        raise OSError("it is not a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

@@ -86,7 +86,7 @@ print(tf.keras.optimizers.Adam.__name__)
 
 
 def lines_of(program: str, *arguments: object) -> list[str]:
-    """Return what a process of its own prints, whose environment says nothing of TensorFlow's threads."""
+    """Return the lines that a process of its own prints; its environment has no settings of TensorFlow's threads."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "CUDA_"))}
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
@@ -124,7 +124,7 @@ def test_keras_comes_with_a_model_that_needs_it(tmp_path: Path, optimizer: str) 
 
 
 def test_tensorflow_starts_with_the_threads_that_it_is_limited_to(flights_model: Path) -> None:
-    """As its settings say; how many it makes of them is its own, but for nine it starts more than for one."""
+    """The settings are exact; the number of threads is TensorFlow's choice, but more start for nine than for one."""
     (few, *devices), (many, *_) = (lines_of(_LIMITED, flights_model, threads) for threads in (1, 9))
     *of_few, started_by_few = map(int, few.split())
     *of_many, started_by_many = map(int, many.split())

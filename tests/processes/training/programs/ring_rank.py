@@ -1,4 +1,4 @@
-"""One rank of a small training under `RingStrategy`; what it comes to lies in a file: weights, logs and messages.
+"""One rank of a small training under `RingStrategy`; its results are in a file: weights, logs and messages.
 
 Arguments: rank, the ranks' addresses separated by commas, file, names of the cases.
 """
@@ -41,7 +41,7 @@ def rows() -> Rows:
 
 
 def batches(ring: Ring) -> Callable[[tf.distribute.InputContext], tf.data.Dataset]:
-    """Return what gives a rank its share of every global batch."""
+    """Return a function that gives a rank its share of every global batch."""
 
     def mine(context: tf.distribute.InputContext) -> tf.data.Dataset:
         assert (context.input_pipeline_id, context.num_input_pipelines) == (ring.rank, ring.workers)
@@ -143,12 +143,12 @@ def mean_of_local_steps(ring: Ring, accumulate: int = 1) -> dict[str, Any]:
 
 
 def loss_scaled(optimizer: tf_keras.optimizers.Optimizer, growth_steps: int) -> Any:
-    """Return ``optimizer`` with its loss scaled by 64, by twice as much after so many steps, by half after a skip."""
+    """Return ``optimizer`` with loss scaling: 64 at first, doubled after ``growth_steps``, halved after a skip."""
     return tf_keras.mixed_precision.LossScaleOptimizer(optimizer, initial_scale=64, dynamic_growth_steps=growth_steps)
 
 
 def skipped_steps(ring: Ring) -> dict[str, Any]:
-    """Return what four steps come to, in the second and last of which the last rank alone has an infinite gradient."""
+    """Return the results of four steps; in the second and the last one, the last rank has an infinite gradient."""
     strategy = RingStrategy(ring)
     with strategy.scope():
         dense, table = tf.Variable(tf.zeros([2])), tf.Variable(tf.zeros([4, 2]))
@@ -215,7 +215,7 @@ def loss() -> tf_keras.losses.Loss:
 
 
 def custom_loop(ring: Ring) -> dict[str, Any]:
-    """Return what `tf.distribute`'s own functions give: a loop written for any strategy."""
+    """Return the results of `tf.distribute`'s own functions, in a loop written for any strategy."""
     strategy = RingStrategy(ring)
     with strategy.scope():
         total = tf.Variable(
@@ -289,7 +289,7 @@ def variables_in_a_function(ring: Ring) -> dict[str, Any]:
 
 
 def diverged(ring: Ring) -> dict[str, Any]:
-    """Return what the comparison of weights says before one value of the last rank changes, and after."""
+    """Return the messages of the comparison of weights before one value of the last rank changes, and after."""
     strategy = RingStrategy(ring)
     with strategy.scope():
         model = build(seed=1)

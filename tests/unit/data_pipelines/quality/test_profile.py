@@ -72,7 +72,7 @@ def test_a_few_whole_numbers_get_a_bar_each() -> None:
     column = profiled(Numeric("x"), pa.array([1, 2, 2, 4]), test=pa.array([0, 3, 4, 9]))
     assert column.edges == (0.5, 1.5, 2.5, 3.5, 4.5)
     assert column.splits["train"].histogram == (1, 2, 0, 1)
-    # What lies beyond is in the outermost bars.
+    # Values beyond the range are in the outermost bars.
     assert column.splits["test"].histogram == (1, 0, 1, 2)
     assert column.splits["test"].outside_share == 0.5
 

@@ -1,4 +1,4 @@
-"""What is planted is found, with its column and value; what is sound stays quiet (F10, L2)."""
+"""Planted problems are found, with column and value; sound data raises none (F10, L2)."""
 
 import math
 from typing import Any

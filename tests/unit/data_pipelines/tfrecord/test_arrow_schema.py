@@ -1,4 +1,4 @@
-"""Which Arrow types map to which lists of features (T1)."""
+"""Arrow types map to lists of features (T1)."""
 
 import pickle
 

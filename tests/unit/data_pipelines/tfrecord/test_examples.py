@@ -100,7 +100,7 @@ def test_bytes_equal_those_that_tensorflow_writes(columns: dict[str, Any]) -> No
 
 
 def test_a_name_comes_before_the_names_that_it_begins() -> None:
-    # Protobuf's Python runtime (upb) writes these the other way round, so its bytes are no measure here.
+    # Protobuf's Python runtime (upb) writes these the other way round, so its bytes cannot be compared here.
     columns: dict[str, Any] = {"x/row_lengths": np.array([2, 0]), "": [b"v"], "x": np.array([7, 8])}
     payload = encode_example(columns)
     assert payload == example(
@@ -275,7 +275,7 @@ def test_valid_records_of_other_writers_are_read_as_by_protobuf(payload: bytes, 
 
 
 def test_an_unknown_field_in_a_map_entry_is_skipped() -> None:
-    # Protobuf's Python runtime (upb) drops such an entry whole, so it is no measure here.
+    # Protobuf's Python runtime (upb) drops such an entry whole, so it cannot be compared here.
     payload = example(field(3, b"?") + entry(b"x", field(3, field(1, b"\x05"))) + b"\x20\x01")
     assert_same_columns(decode_example(payload), {"x": np.array([5])})
 
@@ -289,7 +289,7 @@ MALFORMED = {
     ),
     "a length beyond the end": (b"\x0a\x05\x0a", "runs past the end", 0),
     "a length near 2**64": (b"\x0a" + b"\xff" * 9 + b"\x01", "runs past the end", 0),
-    "a float of 3 bytes": (example(entry(b"x", field(2, field(1, b"abc")))), "no multiple of 4", 13),
+    "a float of 3 bytes": (example(entry(b"x", field(2, field(1, b"abc")))), "not a multiple of 4", 13),
     "field number 0": (b"\x02\x00", "number 0", 0),
     "a group": (b"\x0b\x0c", "unsupported wire type", 0),
     "a name that is not text": (example(entry(b"\xff", b"")), "not UTF-8", 6),

@@ -155,7 +155,7 @@ def test_a_file_cut_at_any_byte_gives_the_records_before_the_cut(reader: Callabl
         assert found == PAYLOADS[:whole]
         start = ([0, *ends])[whole]
         if size == start:
-            assert error is None  # cut between two records: framing cannot tell, the manifest can
+            assert error is None  # cut between two records: framing cannot detect it, the manifest can
         else:
             assert error is not None
             assert error.offset == start

@@ -422,7 +422,7 @@ ODD = {
     "name twice": (entry(b"x", field(3, field(1, b"\x05"))) + entry(b"x", field(3, field(1, b"\x06"))), [6]),
     "list in pieces": (entry(b"x", field(3, field(1, b"\x05")) + field(3, field(1, b"\x06"))), [5, 6]),
     "unknown field in the list": (entry(b"x", field(3, field(2, b"?") + field(1, b"\x05"))), [5]),
-    "unknown field beside the list": (entry(b"x", field(4, b"?") + field(3, field(1, b"\x05"))), [5]),
+    "unknown field next to the list": (entry(b"x", field(4, b"?") + field(3, field(1, b"\x05"))), [5]),
     "no kind": (entry(b"x", b""), None),
     "no value": (field(1, field(1, b"x")), None),
     "empty": (entry(b"x", field(3, b"")), []),
@@ -527,7 +527,7 @@ def test_no_byte_outside_a_payload_changes_what_is_read() -> None:
     for seed in fuzz_seeds():
         for size in range(len(seed) + 1):
             outcomes = []
-            # The same cut payload between other neighbours: what lies beyond must not show.
+            # The same cut payload between other neighbours, which must not show.
             for filling in (0x00, 0xFF, 0x0A):
                 around = np.full(64, filling, np.uint8)
                 content = np.concatenate([around, np.frombuffer(seed[:size], np.uint8), around])

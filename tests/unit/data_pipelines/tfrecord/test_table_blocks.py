@@ -157,11 +157,11 @@ def test_a_null_in_a_list_is_refused() -> None:
     [
         ({"x": np.array([1, 2])}, pa.float32(), "is of kind int64_list, but its column of type float asks"),
         ({"x": np.array([1])}, pa.int64(), "has 1 values where its block says 2"),
-        ({"x": np.array([1, 2])}, pa.list_(pa.int64()), "has no '/row_lengths' beside it"),
+        ({"x": np.array([1, 2])}, pa.list_(pa.int64()), "has no '/row_lengths' next to it"),
         ({"x": np.array([1]), "x/row_lengths": np.array([1, -1])}, pa.list_(pa.int64()), "has the length -1 in the"),
         ({"x": np.array([1]), "x/row_lengths": np.array([0, 0])}, pa.list_(pa.int64()), "has 1 values where the '/row"),
         ({"x": np.array([1]), "x/row_lengths": np.array([1])}, pa.list_(pa.int64()), "a damaged '/row_lengths'"),
-        ({"x": np.array([1, 2]), "x/is_null": [b"a"]}, pa.int64(), "has a damaged '/is_null' beside it"),
+        ({"x": np.array([1, 2]), "x/is_null": [b"a"]}, pa.int64(), "has a damaged '/is_null' next to it"),
         ({"x": np.array([1, 300])}, pa.int8(), r"\(row 1 of a block\) has the value 300, which does not fit int8"),
     ],
 )  # fmt: skip
@@ -194,7 +194,7 @@ def test_lengths_that_add_up_only_modulo_64_bits_are_refused() -> None:
     lengths = np.array([2**30, 2**63 - 1 - 2**30, 2**63 - 1, 6])
     block = {BLOCK_ROWS: np.array([4]), "x": np.arange(4), "x/row_lengths": lengths}
     with pytest.raises(
-        FeatureTypeError, match="has the length 1073741824 in the '/row_lengths' beside it, but only 4 values"
+        FeatureTypeError, match="has the length 1073741824 in the '/row_lengths' next to it, but only 4 values"
     ):
         decode_table_block(encode_example(block), pa.schema([("x", pa.list_(pa.int64()))]))
     block |= {"x/row_lengths": np.ones(4, np.int64), "x/inner_row_lengths": lengths}

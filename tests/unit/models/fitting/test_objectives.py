@@ -1,4 +1,4 @@
-"""Losses and metrics against NumPy (F8), and what a task is compiled with."""
+"""Losses and metrics against NumPy (F8), and the arguments with which a task is compiled."""
 
 import numpy as np
 import pytest

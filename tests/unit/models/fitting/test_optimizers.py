@@ -80,7 +80,7 @@ def test_gradients_are_clipped_by_their_length_together() -> None:
 
 
 def test_lazy_adam_leaves_the_rows_alone_that_a_batch_has_not_read() -> None:
-    """Of a table of ones: two rows of the first batch, one of them again and a third in the second one."""
+    """A table of ones: two rows of the first batch, one of them again and a third in the second one."""
     optimizer, table = build_optimizer(OptimizerSettings("lazy_adam", 0.1)), tf.Variable(tf.ones([4, 1]))
     expected = np.ones(4)
     moments = np.zeros((2, 4))
@@ -162,7 +162,7 @@ def rows() -> tuple[list[np.ndarray], np.ndarray]:
 
 @pytest.mark.parametrize("parts", [2, 3])
 def test_a_batch_in_parts_makes_the_update_of_the_whole_batch(parts: int) -> None:
-    """With SGD, whose updates have the length of their gradients."""
+    """SGD is used, since its updates have the length of their gradients."""
     whole, in_parts = model(), model()
     for trained, rules in ((whole, ()), (in_parts, (gathering,))):
         trained.compile(build_optimizer(OptimizerSettings("sgd", 0.5), *rules), loss="mse")

@@ -108,7 +108,7 @@ def test_losses_and_gradients_are_the_same_for_every_size_of_the_batches(case: s
 
 
 def test_full_batches_keep_their_bits() -> None:
-    """A scale of 1 changes nothing, so what was trained in full batches is trained as before."""
+    """A scale of 1 changes nothing, so models trained in full batches are trained as before."""
     batch = batches(rows("binary"), ROWS)[0]
     ours, keras = compiled("binary"), compiled("binary")
     for _ in range(3):
@@ -140,7 +140,7 @@ def test_the_last_gradient_and_the_loss_of_an_epoch_are_those_worked_by_hand() -
     weighted=st.booleans(),
 )
 def test_the_loss_of_an_epoch_is_the_mean_over_its_rows(losses: list[int], size: int, weighted: bool) -> None:
-    """Of any losses in batches of any size; a weight multiplies the loss of its row, which still counts as one."""
+    """Any losses in batches of any size; a weight multiplies the loss of its row, which still counts as one."""
     values = np.array(losses, np.float32)
     weights = np.arange(len(losses), dtype=np.float32) % 3 if weighted else np.ones(len(losses), np.float32)
     assert loss_of(plain(), batches((values[:, None], values, weights), size)) == pytest.approx(
@@ -205,7 +205,7 @@ def own(*, penalty: float = 0.0, reduction: str = "auto") -> tf_keras.Model:
 
 @pytest.mark.parametrize(("penalty", "reduction"), [(0.0, "auto"), (0.7, "auto"), (0.0, "sum")])
 def test_an_own_model_counts_its_rows_and_its_penalty_once(penalty: float, reduction: str) -> None:
-    """The penalty is no mean over rows, and neither is a sum: padding changes nothing of them."""
+    """The penalty is neither a mean over rows nor a sum: padding changes none of them."""
     arrays = rows("binary")
     whole, padded = (own(penalty=penalty, reduction=reduction) for _ in range(2))
     found = [loss_of(whole, batches(arrays, ROWS), "train_step"), loss_of(padded, batches(arrays, 32), "train_step")]

@@ -80,7 +80,7 @@ def assert_equal(model: Net, other: Net) -> None:
 
 @pytest.fixture(scope="module")
 def usual() -> tuple[Net, History]:
-    """Return what Keras' own loop makes of the net."""
+    """Return the net and its history after Keras' own loop."""
     model = compiled(Net, ours=False)
     return model, fitted(model)
 

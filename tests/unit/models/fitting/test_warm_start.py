@@ -1,4 +1,4 @@
-"""T12: what a new model takes of an earlier one whose vocabularies are others, and what it leaves."""
+"""T12: a new model takes some weights of an earlier one with other vocabularies, and leaves others."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -54,7 +54,7 @@ def flights(carriers: list[str], airports: list[str], **changes: Any) -> FittedF
 
 
 BEFORE = flights(["UA", "AA", "TW"], ["JFK", "LAX"])
-# AA is the most frequent by now, TW is gone and B6 is new.
+# AA is the most frequent by now, TW is missing and B6 is new.
 AFTER = flights(["AA", "B6", "UA"], ["LAX", "ü", "JFK"])
 
 
@@ -121,7 +121,7 @@ def tagged(*tags: str, classes: int | None = None) -> FittedFeatures:
 def test_a_label_keeps_its_head_wherever_it_stands_now(tmp_path: Path, heads: str) -> None:
     settings = multi_label.Settings(embedding_dim=2, hidden_units=(3,), heads=heads)
     earlier, before = export(tmp_path, tagged("tea", "milk", "jam"), multi_label, settings)
-    # Milk is the most frequent by now, jam is gone and rice is new.
+    # Milk is the most frequent by now, jam is missing and rice is new.
     after = tagged("milk", "rice", "tea")
     model = built(multi_label, settings, after, seed=2)
     initial = by_name(model)

@@ -179,18 +179,18 @@ def test_lists_are_full_wherever_enough_is_left(nearly: Index, exact: ExactTopK,
     asked = queries(clustered(50, seed=3))
     found = found_by(nearly, asked, 20, unavailable)
     assert [len(row) for row in found] == [min(20, left)] * 50
-    # Who lacks one of twenty gets the exact ones: all of them, where there are no more.
+    # A row that lacks one of twenty gets the exact ones: all of them, where there are no more.
     if left <= 20:
         assert found == found_by(exact, asked, 20, unavailable)
 
 
 @pytest.mark.parametrize("kind", ["cells", "scann"])
 def test_removed_candidates_are_in_no_index(exact: ExactTopK, kind: str) -> None:
-    """R1: of 3,000 the even ones and the last hundred are gone."""
+    """R1: of 3,000 the even ones and the last hundred are removed."""
     removed = np.union1d(np.arange(2, 3_002, 2), np.arange(2_902, 3_002))
     fewer = ExactTopK(exact.embeddings[: exact.id_count].numpy(), removed)
     assert fewer.candidate_ids.tolist() == list(range(3, 2_902, 2))
-    # A row may exclude what is gone.
+    # A row may exclude a removed candidate.
     asked = queries(clustered(100, seed=3), np.full((100, 1), 3_001))
     best = found_by(fewer, asked, 20)
     assert best == found_by(exact, asked, 20, removed)

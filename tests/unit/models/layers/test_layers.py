@@ -233,7 +233,7 @@ def test_serving_a_sparse_vector_holds_no_embedding_of_each_entry() -> None:
 
 
 def test_a_long_sparse_vector_is_never_made_dense() -> None:
-    """Of a table of a million rows, a batch touches those that it names (F9)."""
+    """A batch touches only the rows that it names in a table of a million rows (F9)."""
     layer = SparseEmbedding(1_000_000, 2)
     layer.build(None)
     with tf.GradientTape() as tape:
@@ -374,7 +374,7 @@ def test_inputs_have_the_types_of_the_transform(flight_features: FittedFeatures)
 
 
 def test_a_model_says_which_lists_it_takes_of_any_length() -> None:
-    """F14: by its Keras inputs; a model that is no graph of layers says nothing."""
+    """F14: by its Keras inputs; a model that is not a graph of layers has no such list."""
     fitted = hashed_features()
     features = fitted.spec.features
 

@@ -30,7 +30,7 @@ def propagation() -> npt.NDArray[np.float64]:
     root = np.divide(1, np.sqrt(degree), out=np.zeros(10), where=degree > 0)
     normalised = root[:, np.newaxis] * adjacency * root
     mean = sum(np.linalg.matrix_power(normalised, layer) for layer in range(LAYERS + 1)) / (LAYERS + 1)
-    # Who has had nothing keeps the embedding as it is.
+    # A user without items keeps the embedding as it is.
     mean[degree == 0] *= LAYERS + 1
     return np.asarray(mean)
 
@@ -64,7 +64,7 @@ def test_the_propagated_table_is_the_mean_of_the_layers() -> None:
 
 
 def test_a_user_and_a_movie_are_scored_by_their_propagated_embeddings(rating_features: FittedFeatures) -> None:
-    """As in LightGCN, where there are no other features; a missing user is zeros."""
+    """LightGCN's scores, without other features; a missing user is zeros."""
     model = built(rating_features)
     expected = propagation() @ model.graph.table.numpy()
     queries = two_tower.predict(model, {"user": tf.constant([2, 1, 0], tf.int64)}).numpy()
@@ -86,7 +86,7 @@ def test_an_update_follows_the_gradient_through_the_propagation(
     model.train_step(given)
     np.testing.assert_allclose(model.graph.table.numpy(), expected, atol=1e-6)
     assert np.abs(expected - table.numpy()).max() > 1e-3
-    # What is validated, saved and exported is of the table as it is now.
+    # Validation, checkpoints and exports use the table as it is now.
     np.testing.assert_allclose(model.graph.propagated.numpy(), propagation() @ model.graph.table.numpy(), atol=1e-6)
 
 

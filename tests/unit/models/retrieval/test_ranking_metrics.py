@@ -1,4 +1,4 @@
-"""R2: ranked lists by hand-worked numbers, beside scikit-learn, and beside a full sort of all scores."""
+"""R2: ranked lists against hand-worked numbers, against scikit-learn, and against a full sort of all scores."""
 
 import math
 

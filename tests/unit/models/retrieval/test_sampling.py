@@ -1,4 +1,4 @@
-"""Where the candidates come from that a row is compared with: draws, corrections, and losses against NumPy (S6)."""
+"""Negative candidates of a row: draws, corrections, and losses against NumPy (S6)."""
 
 import dataclasses
 import itertools
@@ -106,7 +106,7 @@ def test_candidates_are_drawn_as_often_as_is_said_and_drawing_goes_on_after_a_ch
     assert other(tf.zeros(1)).numpy().tolist() == second.tolist() != first.tolist()
 
 
-# Of the models that sampled before they could be told how: their runs resume with the same draws.
+# Models from before sampling could be configured: their runs resume with the same draws.
 @pytest.mark.parametrize(("loss", "kind"), [("softmax", LogUniformSample), ("bpr", UniformSample)])
 def test_by_default_the_softmax_draws_by_rank_and_other_losses_uniformly(
     fitted: FittedFeatures, loss: str, kind: type
@@ -193,7 +193,7 @@ def test_the_loss_of_a_batch_is_that_of_numpy(
 def test_the_corrected_softmax_and_its_gradient_estimate_the_full_one_without_bias(
     fitted: FittedFeatures, sampling: str
 ) -> None:
-    """Of one row among others whose movies are drawn by popularity, as those of a batch are."""
+    """One row is compared with others whose movies are drawn by popularity, as those of a batch are."""
     model, others = built(settings("softmax", sampling), fitted), 20
     in_batch = PopularitySample(others, np.array(COUNTS), seed=9)
     in_batch.build(None)
@@ -226,7 +226,7 @@ def test_the_hardest_are_the_highest_scores_whatever_their_logits() -> None:
 
 
 def test_hard_negatives_of_all_candidates_are_the_best_of_the_whole_catalogue(fitted: FittedFeatures) -> None:
-    """With as many negatives as candidates nothing is drawn, and the index of all is never out of date."""
+    """Nothing is drawn if there are as many negatives as candidates, and the index of all is never out of date."""
     chosen = settings("bpr", "uniform", negatives=MOVIES, hard_negatives=1)
     model = built(chosen, fitted)
     inputs = batch([4], [7], [1.0])

@@ -56,7 +56,7 @@ def towers(fitted: FittedFeatures) -> tf_keras.Model:
 
 
 def retrieval(candidates: int, *, user: str = "user", k: int = 3) -> RetrievalModule:
-    """Return an untrained model of so many candidates, with all indexes of stock operations."""
+    """Return an untrained model of ``candidates`` candidates, with all indexes of stock operations."""
     fitted = features(candidates, user)
     model = towers(fitted)
     return RetrievalModule(two_tower, model, fitted, k, build_indexes(model, min(k, candidates), sample=SAMPLE))
@@ -96,7 +96,7 @@ def test_scann_is_saved_beside_the_indexes_that_load_without_it(tmp_path: Path) 
 
 @pytest.mark.parametrize("index", [EXACT, CELLS])
 def test_an_index_gives_as_many_as_asked_for_of_what_is_available(index: str) -> None:
-    """R6: k and the mask are inputs, so neither needs another export; what is missing is empty."""
+    """R6: k and the mask are inputs, so neither needs another export; missing places are empty."""
     signatures = retrieval(40).signatures()
     row = {"user": tf.constant([2], tf.int64), "seen": tf.constant([[4, 0]], tf.int64)}
 
@@ -202,7 +202,7 @@ def test_a_model_whose_keras_inputs_have_a_length_is_exported_with_that() -> Non
 
 
 class OfAnotherTower:
-    """An architecture of somebody's own, whose query tower is no Keras model."""
+    """An architecture of somebody's own, whose query tower is not a Keras model."""
 
     @staticmethod
     def predict(model: tf_keras.Model, inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
@@ -236,7 +236,7 @@ def test_a_query_tower_may_be_a_layer_or_a_module(tmp_path: Path, kind: str) -> 
 
 
 class ByIdAlone:
-    """An architecture of somebody's own, whose model holds a table beside its weights."""
+    """An architecture of somebody's own, whose model holds a table in addition to its weights."""
 
     @staticmethod
     def predict(model: tf_keras.Model, inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:

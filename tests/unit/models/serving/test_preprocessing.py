@@ -364,7 +364,7 @@ ODD_TOKENS = ["\0", "a b", "a\tb", ' "a",b', "\x0b\x0c\x85", "\u2028", "日本",
 
 @pytest.mark.process
 def test_every_token_of_an_exported_vocabulary_has_its_id_in_another_process(tmp_path: Path) -> None:
-    """Tokens with line breaks fit into no file of lines; files that are not the model's are gone by then."""
+    """Tokens with line breaks do not fit into a file of lines; files that are not the model's are removed by then."""
     tokens = {"lines": ODD_TOKENS, "lf": [*ODD_TOKENS, "a\nb"], "cr": [*ODD_TOKENS, "a\rb"]}
     words = {
         name: Vocabulary(pa.chunked_array([some[:3], some[3:]], pa.string()), pa.array([1] * len(some)))

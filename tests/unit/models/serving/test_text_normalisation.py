@@ -57,7 +57,7 @@ TEXTS = st.one_of(
     *[st.text(st.sampled_from(alphabet), max_size=12) for alphabet in ALPHABETS],
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
 )
-# What begins, continues, lengthens and ends characters, with pieces of surrogates.
+# Bytes that begin, continue, lengthen and end characters, with pieces of surrogates.
 BYTES = st.lists(
     st.sampled_from(
         [b"A", b"\x80", b"\xbf", b"\xc0", b"\xc3", b"\xe0", b"\xa0", b"\xed\xa0", b"\xef\xbb\xbf", b"\xcc\x81"]
@@ -109,7 +109,7 @@ def test_every_pair_that_composes_alone_and_across_marks(normaliser: GraphNormal
 
 
 def test_every_mark_among_marks_of_other_classes(normaliser: GraphNormaliser) -> None:
-    # The shape of part 2 of Unicode's own NormalizationTest.txt: classes 232, 230 and 228 beside the mark.
+    # The shape of part 2 of Unicode's own NormalizationTest.txt: classes 232, 230 and 228 next to the mark.
     texts = [f"a\u0315\u0300\u05ae{mark}b" for mark in MARKS] + [f"a{mark}\u0315\u0300\u05aeb" for mark in MARKS]
     assert differences(normaliser, [text.encode() for text in texts]) == []
 
@@ -174,7 +174,7 @@ def test_classes_of_characters_are_the_same_in_both_libraries_and_in_python() ->
 
 
 def test_composing_takes_three_rounds_at_most() -> None:
-    # What keeps the loop short: no composite is made of more than three compositions one after the other.
+    # The loop is short for this reason: no composite is made of more than three compositions one after the other.
     def compositions(character: str) -> int:
         parts = unicodedata.decomposition(character).split()
         is_pair = len(parts) == 2 and not parts[0].startswith("<")

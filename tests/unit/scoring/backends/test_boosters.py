@@ -56,7 +56,7 @@ def test_xgboost_knows_its_columns_by_name_or_is_told(tmp_path: Path) -> None:
 
 
 def test_xgboost_leaves_out_the_trees_behind_the_best_iteration(tmp_path: Path) -> None:
-    """As XGBClassifier does with the same file."""
+    """XGBClassifier does the same with this file."""
     import xgboost
 
     booster = save_xgboost(tmp_path / "model.ubj")
@@ -92,7 +92,7 @@ def test_a_package_of_a_booster_tells_the_version_of_its_library(tmp_path: Path)
 
 
 def test_codes_of_a_data_frame_s_categories_are_refused(tmp_path: Path) -> None:
-    """A table has the categories, and nothing tells the codes that they had in training."""
+    """A table has the categories, but not the codes that they had in training."""
     import lightgbm
     import xgboost
 

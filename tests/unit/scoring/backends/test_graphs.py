@@ -90,7 +90,7 @@ def test_outputs_that_are_not_wanted_are_left_out(onnx_file: Path, tmp_path: Pat
 
 
 def test_numbers_of_a_column_are_cast_to_what_the_model_takes(onnx_file: Path, tmp_path: Path) -> None:
-    """Where every array is a column of its own, too."""
+    """The same holds where every array is a column of its own."""
     columns = [Column("x", "bigint", fill=7), Column("n", "boolean"), Column("pair", "array<int>")]
     folder = package_model(onnx_file, tmp_path / "model", columns=columns)
     table = pa.table({"x": [1, None], "n": [True, False], "text": ["a", "b"], "pair": [[1, 2], [3, 4]]})
@@ -206,7 +206,7 @@ def test_an_onnx_input_that_no_column_holds_is_refused(tmp_path: Path) -> None:
 
 
 class Looked(tf.Module):
-    """Looks texts up in a table, whose content stands in a file; has two signatures."""
+    """Looks texts up in a table, whose content is in a file; has two signatures."""
 
     def __init__(self, file: Path) -> None:
         file.write_text("a\nb\n")

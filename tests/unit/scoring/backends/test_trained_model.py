@@ -69,7 +69,7 @@ def test_a_saved_model_without_the_signature_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_can_be_added_to_the_graph_of_a_model_that_is_loaded(flights_model: Path) -> None:
-    """S5: what would be a trace is an error, so that none has to be counted."""
+    """S5: a trace would be an error, so that none has to be counted."""
     graph = TrainedGraph(flights_model / SAVED_MODEL_FOLDER)
     TrainedBackend(graph, ENCODED_SIGNATURE)
     with graph._session.graph.as_default(), pytest.raises(RuntimeError, match="finalized"):
