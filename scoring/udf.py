@@ -16,10 +16,10 @@ from mirrorspark.scoring.input import Inputs, NullRule
 from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, LoadedModel, PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task import Counters, OtherVersions, Scorer, Settings, Tally, pieces
+from mirrorspark.scoring.task import Counters, OtherVersions, Scorer, ScoringCounts, ScoringOptions, pieces
 
 
-def scorer_udf(
+def scorer_udf(  # noqa: D417 - the others are those of score
     spark: SparkSession,
     model: str | Path | PinnedModel,
     *,
@@ -49,37 +49,44 @@ def scorer_udf(
         model: URI of the model, or the result of :func:`scoring.model.resolve`.
         inputs: The inputs of the model that are passed, in this order; the others are missing values in every row. By
             default all, in the model's order: the spec's features without the label, then the exclusions if it has any.
-        tracking_uri: Address of the MLflow store.
-        outputs: The form of the scores, one of :mod:`scoring.output.forms` that has one result per row; its columns
-            become fields.
-        batch_size: Rows per call of the model, unless the model has a fixed number.
-        with_columns: Last fields of the struct, out of :data:`scoring.output.ADDED_COLUMNS`.
-        nulls: See :func:`scoring.score`.
-        bad_rows: See :func:`scoring.score`; with ``mark`` the struct has the field ``error``.
-        other_versions: See :func:`scoring.score`.
-        trust: See :func:`scoring.score`.
+        outputs: The form of the scores, one of :mod:`scoring.output.forms` that has one result per row.
         evaluated_once: Keep Spark from computing a score twice. Spark recomputes a column wherever it is used, so an
             outer filter on a score would call the model twice. With True, Spark also leaves conditions on other columns
             in the outer query: write them in the inner query, or pass False to let Spark move them.
         counters: Collects the counters of the tasks of every query with the UDF; rows that Spark computes twice count
             twice.
 
+    The other arguments are those of :func:`scoring.score`; columns of its scores are fields of the struct.
+
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
         ScoringError: ``inputs`` names an unknown input or names one twice, or the form does not have one result per
             row.
     """
-    settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
-    if not settings.outputs.keeps_rows:
+    options = ScoringOptions.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
+    plan = ScoringPlan.of(model, (), options, tracking_uri, trust=trust)
+    return udf_as_planned(spark, plan, inputs, evaluated_once=evaluated_once, counters=counters)
+
+
+def udf_as_planned(
+    spark: SparkSession,
+    plan: ScoringPlan,
+    inputs: Sequence[str] | None,
+    *,
+    evaluated_once: bool,
+    counters: Counters | None,
+) -> Any:
+    """Return the UDF of a plan; returns and raises the same as :func:`scorer_udf`."""
+    if not plan.options.outputs.keeps_rows:
         raise ScoringError(
-            f"the form {settings.outputs} does not give one value per row; use mirrorspark.scoring.batch.score for it"
+            f"the form {plan.options.outputs} does not give one value per row; use mirrorspark.scoring.batch.score for "
+            f"it"
         )
-    plan = ScoringPlan.of(model, (), settings, tracking_uri, trust=trust)
     known = plan.inputs.columns
     names = known if inputs is None else tuple(inputs)
     if not set(names) <= set(known) or len(set(names)) < len(names) or not names:
         raise ScoringError(f"inputs {list(names)} must name some of the model's inputs, each once: {list(known)}")
-    if unknown := sorted(set(nulls or {}) - set(known)):
+    if unknown := sorted(set(plan.options.nulls.values) - set(known)):
         raise ScoringError(f"the null policy names {unknown}, which the model does not read; it reads {list(known)}")
     run = portable(ColumnsTask(names, plan.inputs, plan.scorer(spark, counters=counters)))
 
@@ -113,24 +120,24 @@ class ColumnsTask:
             ColumnError: A column is missing, or has a type that its feature does not accept or was not trained with.
             BadRowError: A row cannot be scored, and bad rows are not marked.
         """
-        model, tally = None, Tally()
+        model, counts = None, ScoringCounts()
         try:
             for given in batches:
                 table = self._table(given)
                 if model is None:
                     # In SQL the types of a call are known only here. They are checked before TensorFlow is loaded.
                     self.inputs.check(table.schema)
-                    self.scorer.settings.nulls.check(table.schema)
-                    model = self.scorer.load(tally)
-                yield self._scored(model, table, tally)
+                    self.scorer.options.nulls.check(table.schema)
+                    model = self.scorer.load(counts)
+                yield self._scored(model, table, counts)
         finally:
             # Spark may stop reading before the last row, for a LIMIT for example.
             if model is not None:
-                self.scorer.report(tally)
+                self.scorer.report(counts)
 
-    def _scored(self, model: LoadedModel, table: pa.RecordBatch, tally: Tally) -> pa.StructArray:
+    def _scored(self, model: LoadedModel, table: pa.RecordBatch, counts: ScoringCounts) -> pa.StructArray:
         """Score a batch part by part and return one array, which Spark requires."""
-        parts = [part for rows in pieces(table) for part in self.scorer.scored_parts(model, rows, tally, ())]
+        parts = [part for rows in pieces(table) for part in self.scorer.scored_parts(model, rows, counts, ())]
         # Most batches have one part, which is not copied.
         scored = pa.concat_batches(parts) if len(parts) > 1 else parts[0]
         return pa.StructArray.from_arrays(scored.columns, names=scored.schema.names)

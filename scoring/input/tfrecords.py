@@ -26,14 +26,14 @@ from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task import Counters, OtherVersions, Settings
+from mirrorspark.scoring.task import Counters, OtherVersions, ScoringOptions
 from mirrorspark.storage import Location
 
 _FROM_THE_TABLE = "score the table that it was made of, or records that write_tfrecords made of such a table"
 _LISTS: frozenset[kinds.RawForm] = frozenset({"tokens", "times", "indices", "values"})
 
 
-def score_tfrecords(
+def score_tfrecords(  # noqa: D417 - the others are those of score
     spark: SparkSession,
     paths: Location | Sequence[Location],
     model: str | Path | PinnedModel,
@@ -60,15 +60,9 @@ def score_tfrecords(
         paths: Files, folders or globs.
         model: URI of the model, or the result of :func:`scoring.model.resolve`.
         keys: Columns that identify a row, in the types of the records.
-        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         on_damage: ``fail`` at the first damaged record, or ``skip`` damaged records.
-        outputs: See :func:`scoring.score`, also for the other arguments.
-        batch_size: Rows per call of the model.
-        with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
-        nulls: The value that replaces nulls, by column, or ``"fail"`` to reject them.
-        bad_rows: Treatment of a row that cannot be scored.
-        other_versions: ``refuse`` or ``allow`` executors whose library versions differ from the model's.
-        counters: Collects the counters of the tasks.
+
+    The other arguments are those of :func:`scoring.score`.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
@@ -77,9 +71,9 @@ def score_tfrecords(
         ScoringError: A key is missing, the result would have a column twice, or the records are shards of a dataset.
         ColumnError: A raw column is missing, or has a type that its feature does not accept or was not trained with.
     """
-    settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
+    options = ScoringOptions.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
     # Models that bring code are refused below: they were not trained here.
-    plan = ScoringPlan.of(model, keys, settings, tracking_uri, trust=True)
+    plan = ScoringPlan.of(model, keys, options, tracking_uri, trust=True)
     return score_as_planned(tfrecord_table(spark, paths, plan, on_damage=on_damage), plan, counters=counters)
 
 
