@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mirrorspark.storage import atomic_file, host_cache, lakes, listing, out_of_memory, terminal_text
     from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, one_line, without_credentials
     from mirrorspark.storage.event_file import FOR_MLFLOW, Event, EventFile, EventTail
+    from mirrorspark.storage.lease import LeaseLostError, running_seconds
     from mirrorspark.storage.paths import (
         Location,
         StorageError,
@@ -30,6 +31,7 @@ __all__ = [
     "Event",
     "EventFile",
     "EventTail",
+    "LeaseLostError",
     "Location",
     "StorageError",
     "StoragePath",
@@ -46,6 +48,7 @@ __all__ = [
     "listing",
     "one_line",
     "out_of_memory",
+    "running_seconds",
     "terminal_text",
     "without_credentials",
 ]
