@@ -91,14 +91,14 @@ class Holder:
     """The process that holds something; two are equal if host and process id are.
 
     Attributes:
-        started: Start of the process in seconds since the epoch; distinguishes it from a later one of that id. 0 if it
-            is unknown.
+        started: Start of the process in seconds since the epoch; distinguishes it from a later one of that id. None
+            if it is unknown.
         boot: Boot id of its machine; empty if unknown.
     """
 
     host: str
     pid: int
-    started: float = field(default=0.0, compare=False)
+    started: float | None = field(default=None, compare=False)
     boot: str = field(default="", compare=False)
 
     def __str__(self) -> str:
@@ -125,7 +125,7 @@ class Holder:
             started = psutil.Process(self.pid).create_time()
         except psutil.NoSuchProcess:
             return True
-        return abs(started - self.started) >= _SAME_START_SECONDS if self.started > 0 else None
+        return None if self.started is None else abs(started - self.started) >= _SAME_START_SECONDS
 
 
 def file_lock(path: Path, wait_seconds: float, look_seconds: float = 0.05) -> AbstractContextManager[object]:

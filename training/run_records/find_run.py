@@ -17,7 +17,7 @@ from mirrorspark.storage import clean
 from mirrorspark.training.protocol import RUNS_FOLDER, STATE_FILE
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_state import (
-    STALE_SECONDS,
+    TIMING,
     RunState,
     RunUnderWayError,
     read_state,
@@ -189,7 +189,7 @@ def _of_identity(runs: Path, identity: str) -> Iterator[tuple[Path, RunState]]:
 
 
 def _passed_over(folder: Path, state: RunState) -> str:
-    who = f"process {state.process} on {state.host}"
+    who = state.driver_process
     if state.heartbeat is None:
         where = "" if state.host == socket.gethostname() else ", as can be told from here"
         goes_on = f"if it is not, remove {folder / STATE_FILE} or resume the run there" if where else "stop it first"
@@ -198,7 +198,7 @@ def _passed_over(folder: Path, state: RunState) -> str:
         )
     return (
         f"run {folder.name} of the same configuration is under way ({who}, which sends heartbeats), so a new one "
-        f"begins; the same command goes on with it once its driver has been silent for {STALE_SECONDS:.0f} s"
+        f"begins; the same command goes on with it once its driver has been silent for {TIMING.stale_seconds:.0f} s"
     )
 
 

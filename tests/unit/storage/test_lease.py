@@ -232,6 +232,6 @@ def test_only_an_observer_on_the_same_machine_knows_that_a_process_has_ended() -
 
     assert (here.has_ended, gone.has_ended) == (False, True)
     assert replace(here, started=here.started - 3600).has_ended is True, "a later process has its id"
-    assert replace(here, started=0.0).has_ended is None, "it may be a later process"
+    assert replace(here, started=None).has_ended is None, "it may be a later process"
     for elsewhere in (replace(gone, host="elsewhere"), replace(gone, boot="the boot before")):
         assert elsewhere.has_ended is None
