@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 import yaml
-from filelock import FileLock
 
-from mirrorspark.storage import clean
+from mirrorspark.storage import clean, file_lock
 from mirrorspark.training.protocol import RUNS_FOLDER, STATE_FILE
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_state import (
@@ -105,7 +104,7 @@ def _choosing(runs: Path) -> Iterator[None]:
     runs.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # The file system has no locks, so the search goes on without one.
-            held.enter_context(FileLock(runs / _CHOOSING_LOCK, fallback_to_soft=False))
+            held.enter_context(file_lock(runs / _CHOOSING_LOCK, -1))
         yield
 
 
