@@ -40,7 +40,7 @@ STALE_SECONDS = 60.0
 
 LockState = Literal["held", "free", "unknown"]
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_ID, _NAMESPACE = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
 # The clock may have been adjusted since, which shifts the start time of a process a little.
 _SAME_START_SECONDS = 2.0
 _LOCK_NAME = re.compile(r"[0-9a-f]{32}")
@@ -93,7 +93,8 @@ class Holder:
     Attributes:
         started: Start of the process in seconds since the epoch; distinguishes it from a later one of that id. None
             if it is unknown.
-        boot: Boot id of its machine; empty if unknown.
+        boot: Boot id of its machine and, after a slash, the namespace of its id there: containers may number their own
+            processes. Empty if unknown.
     """
 
     host: str
@@ -109,17 +110,18 @@ class Holder:
         """Return this process, or the process of this host with that id."""
         if pid is not None:
             return cls(socket.gethostname(), pid)
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time(), boot_id())
+        boot = f"{boot_id()}/{_namespace()}" if boot_id() else ""
+        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time(), boot)
 
     @property
     def is_on_this_machine(self) -> bool:
         """True if the process is one of this host, since its last start."""
-        return self.host == socket.gethostname() and self.boot in ("", boot_id())
+        return self.host == socket.gethostname() and self.boot.partition("/")[0] in ("", boot_id())
 
     @property
     def has_ended(self) -> bool | None:
         """True if the process has ended, None if that cannot be seen from here."""
-        if not self.is_on_this_machine:
+        if not self.is_on_this_machine or self.boot.partition("/")[2] not in ("", _namespace()):
             return None
         try:
             started = psutil.Process(self.pid).create_time()
@@ -128,13 +130,17 @@ class Holder:
         return None if self.started is None else abs(started - self.started) >= _SAME_START_SECONDS
 
 
+def _namespace() -> str:
+    try:
+        return str(_NAMESPACE.readlink())
+    except OSError:
+        return ""
+
+
 def file_lock(path: Path, wait_seconds: float, look_seconds: float = 0.05) -> AbstractContextManager[object]:
     """Take the kernel lock of a file, which is created and stays; the context that is returned ends with a release.
 
-    Args:
-        path: The file.
-        wait_seconds: Time to wait for another holder; below 0 without a limit.
-        look_seconds: Interval of the tries.
+    A negative ``wait_seconds`` means without limit.
 
     Raises:
         BlockingIOError: Another process still holds the lock.
@@ -152,12 +158,7 @@ def file_lock(path: Path, wait_seconds: float, look_seconds: float = 0.05) -> Ab
 
 
 def lock_state(path: Path, user: int | None = None) -> LockState:
-    """Return the state of the kernel lock of a file as seen from here; unknown if there is no such file.
-
-    Args:
-        path: The file.
-        user: Id of the user whose file it must be, else the state is unknown; None for any user.
-    """
+    """Return the state of the kernel lock of a file as seen from here; unknown without that file, of that ``user``."""
     try:
         # Network file systems lock only what is open for writing.
         descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)

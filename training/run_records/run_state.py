@@ -52,7 +52,7 @@ class RunState:
         host: Host of its driver.
         process: Its driver's process id on that host.
         process_started: Start of that process in seconds since the epoch; distinguishes it from a later one of that id.
-        boot: Boot id of that machine; empty if unknown.
+        boot: Boot of that machine, as in :class:`storage.Holder`.
         holder: Unique id of its driver; empty for a driver without a lock.
         heartbeat: The driver's last heartbeat, in seconds since the epoch; None if it has none.
         is_fenced: Its checkpoints' store has been used, and must exist from then on.

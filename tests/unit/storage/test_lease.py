@@ -233,5 +233,11 @@ def test_only_an_observer_on_the_same_machine_knows_that_a_process_has_ended() -
     assert (here.has_ended, gone.has_ended) == (False, True)
     assert replace(here, started=here.started - 3600).has_ended is True, "a later process has its id"
     assert replace(here, started=None).has_ended is None, "it may be a later process"
-    for elsewhere in (replace(gone, host="elsewhere"), replace(gone, boot="the boot before")):
-        assert elsewhere.has_ended is None
+    boot = here.boot.partition("/")[0]
+    for elsewhere in (replace(gone, host="elsewhere"), replace(gone, boot="the boot before/pid:[1]")):
+        assert (elsewhere.is_on_this_machine, elsewhere.has_ended) == (False, None)
+    container = replace(gone, boot=f"{boot}/pid:[1]")
+    assert (container.is_on_this_machine, container.has_ended) == (True, None), (
+        "its processes have numbers of their own"
+    )
+    assert replace(gone, boot=boot).has_ended is True, "as earlier versions wrote it"
