@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from mirrorspark.storage import atomic_file, host_cache, lakes, listing, out_of_memory, terminal_text
     from mirrorspark.storage.credentials import HIDDEN, clean, is_secret_name, one_line, without_credentials
     from mirrorspark.storage.event_file import FOR_MLFLOW, Event, EventFile, EventTail
+    from mirrorspark.storage.lease import (
+        Holder,
+        LeaseLostError,
+        LockState,
+        Timing,
+        file_lock,
+        lock_state,
+        renewed,
+        running_seconds,
+    )
     from mirrorspark.storage.paths import (
         Location,
         StorageError,
@@ -30,13 +40,18 @@ __all__ = [
     "Event",
     "EventFile",
     "EventTail",
+    "Holder",
+    "LeaseLostError",
     "Location",
+    "LockState",
     "StorageError",
     "StoragePath",
     "StoreUnreachableError",
     "StoredFile",
+    "Timing",
     "atomic_file",
     "clean",
+    "file_lock",
     "hadoop_path",
     "hadoop_uri",
     "host_cache",
@@ -44,8 +59,11 @@ __all__ = [
     "lakes",
     "leads_out",
     "listing",
+    "lock_state",
     "one_line",
     "out_of_memory",
+    "renewed",
+    "running_seconds",
     "terminal_text",
     "without_credentials",
 ]

@@ -35,13 +35,14 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout, lock_descriptor, unlock_descriptor
 
+from mirrorspark.storage.lease import boot_id, lock_state
+
 _ENTRIES, _ARRIVING, _PROCESSES, _LOCKS = "entries", "arriving", "processes", "locks"
 _LOCK, _MOMENT = "lock", "moment"
 # Names that do not end in a digest are not entries and are left alone.
 _KEY = re.compile(r"(?!\.)[\w.-]{0,180}[0-9a-f]{12}", re.ASCII)
 # Intervals at which a process polls the lock of an entry that another one fills, and the lock for changes.
 _LOOK_SECONDS, _MOMENT_SECONDS = 0.2, 0.005
-_KERNEL_ID = Path("/proc/sys/kernel/random/boot_id")
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -338,12 +339,8 @@ def _host() -> str:
     return re.sub(r"[^\w.-]", "_", socket.gethostname())
 
 
-@lru_cache(maxsize=1)
 def _kernel() -> str:
-    """Return the id of the running kernel, which it draws when it starts; empty if it has none."""
-    with suppress(OSError):
-        return _KERNEL_ID.read_text(encoding="ascii").strip().replace("-", "")
-    return ""
+    return boot_id().replace("-", "")
 
 
 def _shows_locks(process: str) -> bool:
@@ -354,14 +351,7 @@ def _shows_locks(process: str) -> bool:
 
 
 def _is_locked(path: Path) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDWR)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    try:
-        return not lock_descriptor(descriptor, blocking=False)
-    finally:
-        os.close(descriptor)
+    return path.exists() and lock_state(path) != "free"
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from mirrorspark.storage.credentials import one_line
+from mirrorspark.storage.lease import STALE_SECONDS, Timing
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish import STALE_SECONDS, Timing, clear, is_foreign, living, stagings, state_of
+from mirrorspark.storage.publish import clear, is_foreign, living, stagings, state_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mirrorspark.fleet.runs import tables
 from mirrorspark.fleet.runs.ledger import Change, Claim, Entry, Ledger, LedgerError, reason
-from mirrorspark.storage.publish import LeaseLostError, running_seconds
+from mirrorspark.storage import LeaseLostError, running_seconds
 
 _LOGGER = logging.getLogger(__name__)
 _PER_TRANSACTION = 500

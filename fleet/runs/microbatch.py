@@ -27,8 +27,8 @@ from mirrorspark.fleet.runs.task import FailedModelsError, MicrobatchWriter, Sel
 from mirrorspark.fleet.score import FleetCounters, ship_fleet
 from mirrorspark.scoring import file_job
 from mirrorspark.spark_session import SESSION_ERRORS, session_of
-from mirrorspark.storage import StoragePath, one_line
-from mirrorspark.storage.publish import LeaseLostError, SaveMode, TargetExistsError, WriteJob, WrittenFile, holds_data
+from mirrorspark.storage import LeaseLostError, StoragePath, one_line
+from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile, holds_data
 
 _LOGGER = logging.getLogger(__name__)
 

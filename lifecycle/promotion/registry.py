@@ -4,27 +4,19 @@ import contextlib
 import getpass
 import hashlib
 import json
-import os
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
-from filelock import FileLock, Timeout
-
 from mirrorspark.callbacks.mlflow import tracking_store
-from mirrorspark.storage import atomic_file, leads_out, without_credentials
-from mirrorspark.training.run_records import run_state
+from mirrorspark.storage import Holder, atomic_file, file_lock, leads_out, without_credentials
 
 # Of a process that promotes. It makes a few requests, so another one need not wait for long.
 LOCK_SECONDS = 30.0
 
 _LOCK_SUFFIX = "-promotion-lock"
-# The clock may have been adjusted since, which shifts the start time of a process a little.
-_SAME_START_SECONDS = 2.0
 
 
 class RegistryError(RuntimeError):
@@ -244,9 +236,11 @@ class MLflowRegistry:
         from mlflow.exceptions import MlflowException
 
         deadline, pause = time.monotonic() + LOCK_SECONDS, 0.05
+        tags = _tags(Holder.here())
+        words = f"held by {tags['user']}@{tags['host']}, process {tags['process']}"
         while True:
             try:
-                self._client.create_registered_model(name + _LOCK_SUFFIX, _this_process(), _words(_this_process()))
+                self._client.create_registered_model(name + _LOCK_SUFFIX, tags, words)
             except MlflowException as error:
                 # A server looks a name up that it could not create; if its holder has deleted it by then, it says that.
                 if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
@@ -293,40 +287,25 @@ class MLflowRegistry:
             ) from None
 
 
-@contextlib.contextmanager
-def _locked(path: Path, name: str) -> Iterator[None]:
-    with contextlib.ExitStack() as held:
-        try:
-            # The library's fallback for file systems without locks would outlive its process.
-            lock = FileLock(path, thread_local=False, fallback_to_soft=False)
-            held.enter_context(lock.acquire(timeout=LOCK_SECONDS))
-        except Timeout as error:
-            raise RegistryError(f"another process has been changing '{name}' for {LOCK_SECONDS:.0f} s") from error
-        yield
-
-
-def _this_process() -> dict[str, str]:
-    """Return the holder of a lock: an id of this process among all, those of its number included."""
-    started = f"{psutil.Process().create_time():.2f}"
-    who = {"user": getpass.getuser(), "host": socket.gethostname(), "process": str(os.getpid())}
-    return who | {"started": started} | ({"boot": boot} if (boot := run_state.boot_id()) else {})
-
-
-def _words(holder: Mapping[str, str]) -> str:
-    return f"held by {holder['user']}@{holder['host']}, process {holder['process']}"
-
-
-def _is_gone(holder: Mapping[str, str]) -> bool:
-    """Return True if a process was one of this user on this machine, and has ended."""
-    here = _this_process()
-    # Without the machine's own id, a container of the same name could be another one.
-    if not here.get("boot") or any(holder.get(key) != here[key] for key in ("user", "host", "boot")):
-        return False
+def _locked(path: Path, name: str) -> contextlib.AbstractContextManager[object]:
     try:
-        started = psutil.Process(int(holder["process"])).create_time()
-    except psutil.NoSuchProcess:
-        return True
-    return abs(started - float(holder["started"])) > _SAME_START_SECONDS
+        return file_lock(path, LOCK_SECONDS)
+    except BlockingIOError as error:
+        raise RegistryError(f"another process has been changing '{name}' for {LOCK_SECONDS:.0f} s") from error
+
+
+def _tags(holder: Holder) -> dict[str, str]:
+    """Return the tags of a lock: an id of its holder among all processes, those of its number included."""
+    who = {"user": getpass.getuser(), "host": holder.host, "process": str(holder.pid)}
+    return who | {"started": f"{holder.started:.2f}"} | ({"boot": holder.boot} if holder.boot else {})
+
+
+def _is_gone(tags: Mapping[str, str]) -> bool:
+    """Return True if the holder of a lock was a process of this user on this machine, and has ended."""
+    # Without the machine's own id, a container of the same name could be another one.
+    if tags.get("user") != getpass.getuser() or not tags.get("boot"):
+        return False
+    return Holder(tags["host"], int(tags["process"]), float(tags["started"]), tags["boot"]).has_ended is True
 
 
 def _short(name: str) -> str:

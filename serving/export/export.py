@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 
 from mirrorspark.scoring.backends import DEFAULT_SIGNATURE, OnnxBackend, SavedModelBackend, protocol
 from mirrorspark.scoring.model import SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory, PinnedModel, resolve
@@ -22,7 +21,7 @@ from mirrorspark.serving.export.warm_up import (
     table_of,
     write_warm_up,
 )
-from mirrorspark.storage import StoragePath, atomic_file, lakes
+from mirrorspark.storage import StoragePath, atomic_file, file_lock, lakes
 
 Format = Literal["tensorflow", "onnx"]
 
@@ -261,8 +260,7 @@ def _known(target: Path, pinned: PinnedModel) -> Mapping[str, Any]:
 
 
 def _locked(folder: Path) -> Any:
-    lock = FileLock(folder / _LOCK_FILE, thread_local=False, fallback_to_soft=False)
     try:
-        return lock.acquire(timeout=_LOCK_SECONDS)
-    except Timeout as error:
+        return file_lock(folder / _LOCK_FILE, _LOCK_SECONDS)
+    except BlockingIOError as error:
         raise ExportError(f"another process has been exporting into {folder} for {_LOCK_SECONDS:.0f} s") from error

@@ -21,14 +21,10 @@ if TYPE_CHECKING:
     from mirrorspark.storage.publish.staging import (
         OPEN_FILE,
         STAGING_PREFIX,
-        STALE_SECONDS,
         SUCCESS_FILE,
-        LeaseLostError,
-        Timing,
         UnsafeJournalError,
         is_hidden,
         is_open,
-        running_seconds,
         stagings,
     )
 else:
@@ -38,14 +34,11 @@ __all__ = [
     "JOURNAL_FILE",
     "OPEN_FILE",
     "STAGING_PREFIX",
-    "STALE_SECONDS",
     "SUCCESS_FILE",
     "ForeignStagingError",
     "Journal",
-    "LeaseLostError",
     "SaveMode",
     "TargetExistsError",
-    "Timing",
     "UnsafeJournalError",
     "WriteInProgressError",
     "WriteJob",
@@ -56,7 +49,6 @@ __all__ = [
     "is_hidden",
     "is_open",
     "living",
-    "running_seconds",
     "stagings",
     "state_of",
 ]

@@ -19,6 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 from mirrorspark.storage.lakes import refuse_lake_write
+from mirrorspark.storage.lease import TIMING, Holder, Lease, LeaseLostError, Timing
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.claims import is_claimed, is_lost
 from mirrorspark.storage.publish.journal import Journal, flush, in_parallel
@@ -27,15 +28,11 @@ from mirrorspark.storage.publish.recovery import is_foreign, recover, restore_fo
 from mirrorspark.storage.publish.staging import (
     ATTEMPTS_FOLDER,
     FORMER_FOLDER,
+    LEASE_FILE,
     STAGING_PREFIX,
     SUCCESS_FILE,
-    TIMING,
     WHOLE_FOLDER,
-    Lease,
-    LeaseLostError,
-    Owner,
     Staging,
-    Timing,
     check_inside,
     is_hidden,
     is_open,
@@ -148,7 +145,7 @@ class WriteJob:
             raise NotADirectoryError(
                 errno.ENOTDIR, "a write needs a folder as its target, and this is a file", str(target)
             )
-        owner = Owner.here(driver)
+        owner = Holder.here(driver)
         earlier = _earlier_write(target, name, owner) if name else None
         if earlier is not None:
             settle(earlier)
@@ -164,8 +161,8 @@ class WriteJob:
         (staging / ATTEMPTS_FOLDER).make_folder()
         open_write(staging)
         job = cls(target, mode, staging.kept_within())
-        if owner == Owner.here():
-            return replace(job, _lease=Lease.take(staging, owner, timing))
+        if owner == Holder.here():
+            return replace(job, _lease=Lease.take(staging / LEASE_FILE, owner, timing))
         start_keeper(staging, owner)
         return job
 
@@ -299,7 +296,7 @@ class WriteJob:
         """Take over the lease from the keeper process, because Spark commits in a separate process."""
         owner = self._place.owner
         end_keeper(self.staging)
-        return Lease.take(self.staging, owner)
+        return Lease.take(self._place.lease_file, owner)
 
     def _check_staged(self, files: Sequence[WrittenFile]) -> None:
         """Compare the files in the staging folder with the reports of the tasks."""
@@ -357,7 +354,7 @@ class WriteJob:
         former: list[str] = []
         if self.mode is SaveMode.OVERWRITE:
             # An older publish that is taken back later would restore files that this one deletes.
-            recover(self.target, lease.owner, kept=self._place, timing=lease.timing)
+            recover(self.target, lease.holder, kept=self._place, timing=lease.timing)
             former = _visible_files(self.target)
         names = sorted(file.path for file in files)
         journal = Journal(
@@ -475,7 +472,7 @@ def holds_data(target: StoragePath) -> bool:
     )
 
 
-def _earlier_write(target: StoragePath, name: str, owner: Owner) -> Staging | None:
+def _earlier_write(target: StoragePath, name: str, owner: Holder) -> Staging | None:
     return next(
         (
             left

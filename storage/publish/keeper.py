@@ -8,19 +8,20 @@ import sys
 
 import psutil
 
+from mirrorspark.storage.lease import Heartbeat, Holder, Lease
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish.staging import Lease, Owner, announce
+from mirrorspark.storage.publish.staging import LEASE_FILE
 
 _KEEPER_FILE = "keeper"
 _PROGRAM = f"from {__name__} import main; main()"
 _END_SECONDS = 10.0
 
 
-def start_keeper(staging: StoragePath, owner: Owner) -> None:
+def start_keeper(staging: StoragePath, owner: Holder) -> None:
     """Start a process that renews the lease until the owner, a process of this host, ends, unless one is running."""
     if _keeper(staging) is not None:
         return
-    announce(staging, owner)
+    Heartbeat(owner.host, owner.pid).save(staging / LEASE_FILE)
     command = [sys.executable, "-c", _PROGRAM, staging.uri, staging.query, str(owner.pid)]
     # Popen would warn that the process outlives it.
     number = os.posix_spawn(
@@ -61,11 +62,11 @@ def _keeper(staging: StoragePath) -> int | None:
 def main() -> None:
     """Renew the lease; the arguments are the folder's URI, its query, and the owner's process id."""
     uri, query, pid = sys.argv[1:]
-    owner = Owner.here(int(pid))
+    owner = Holder.here(int(pid))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     try:
         ended = os.pidfd_open(owner.pid)
-        lease = Lease.take(StoragePath(uri, query), owner)
+        lease = Lease.take(StoragePath(uri, query) / LEASE_FILE, owner)
     except (FileNotFoundError, ProcessLookupError):
         return  # the write is over already
     try:

@@ -1,34 +1,17 @@
 """Recovery of writes whose owner is dead: they lie next to or below their target, and are taken back or finished."""
 
-import contextlib
 import errno
-import fcntl
 import logging
 import os
-import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 
+from mirrorspark.storage.lease import TIMING, Heartbeat, Holder, Lease, Timing, lease_content, renewed
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.claims import claim, record_outcome
 from mirrorspark.storage.publish.journal import JOURNAL_FILE, Check, Journal
-from mirrorspark.storage.publish.staging import (
-    ATTEMPTS_FOLDER,
-    FORMER_FOLDER,
-    LEASE_FILE,
-    TIMING,
-    Heartbeat,
-    Lease,
-    Owner,
-    Staging,
-    Timing,
-    lease_content,
-    lock_path,
-    stagings,
-)
-
-_LOCK_NAME = re.compile(r"[0-9a-f]{32}")
+from mirrorspark.storage.publish.staging import ATTEMPTS_FOLDER, FORMER_FOLDER, LEASE_FILE, Staging, stagings
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,7 +26,7 @@ class ForeignStagingError(PermissionError):
 
 def recover(
     target: StoragePath,
-    owner: Owner | None = None,
+    owner: Holder | None = None,
     *,
     kept: Staging | None = None,
     name: str | None = None,
@@ -57,7 +40,7 @@ def recover(
 
     Args:
         target: Target folder of the writes.
-        owner: Owner of the write that is about to begin; None for this process.
+        owner: Holder of the write that is about to begin; None for this process.
         kept: A write to leave alone in any case.
         name: Id of the write that is about to begin; no other process may use it.
         is_overwrite: Whether to refuse any other process that writes to ``target``.
@@ -85,7 +68,7 @@ def recover(
             continue
         other = staging.owner
         is_refused = is_overwrite or staging.write_name == name
-        if is_refused and other != (owner or Owner.here()) and staging.folder.exists():
+        if is_refused and other != (owner or Holder.here()) and staging.folder.exists():
             raise WriteInProgressError(
                 errno.EBUSY,
                 f"{other or 'another process'} is writing to {target}; wait until that write is over, or end that "
@@ -150,8 +133,9 @@ def clear(staging: Staging) -> None:
         claim(claimed.folder)
         # First, so that an owner that was paused and goes on finds nothing to publish, and a full disk has room.
         (claimed.folder / ATTEMPTS_FOLDER).delete()
-        discard_lock(claimed.folder)
-        lease = Lease.take(claimed.folder)
+        if (heartbeat := Heartbeat.parse(lease_content(claimed.lease_file))) is not None:
+            heartbeat.discard_lock()
+        lease = Lease.take(claimed.lease_file)
     except FileNotFoundError:
         return
     try:
@@ -225,7 +209,7 @@ def _may_write(staging: Staging) -> bool:
     """Return whether a write of another user is one by root or by the target's owner, whose lease can be read."""
     try:
         owners = {0, staging.target.local.lstat().st_uid}
-        is_readable = os.access(staging.folder.local / LEASE_FILE, os.R_OK, effective_ids=True)
+        is_readable = os.access(staging.lease_file.local, os.R_OK, effective_ids=True)
         return is_readable and staging.folder.local.lstat().st_uid in owners
     except FileNotFoundError:
         return False
@@ -240,57 +224,19 @@ def living(stagings: Iterable[StoragePath], timing: Timing = TIMING) -> set[Stor
     alive: set[StoragePath] = set()
     watched: dict[StoragePath, bytes | None] = {}
     for staging in stagings:
-        content = lease_content(staging)
+        content = lease_content(staging / LEASE_FILE)
         heartbeat = Heartbeat.parse(content)
-        is_held = _is_held(heartbeat.lock) if heartbeat else None
-        if is_held:
+        is_alive = heartbeat.is_alive if heartbeat else None
+        if is_alive:
             alive.add(staging)
-        elif is_held is None and not (heartbeat and heartbeat.is_released):
+        elif is_alive is None:
             watched[staging] = content
-    begun, has_warned, seconds = timing.clock(), False, 0.0
-    while watched and seconds < timing.stale_seconds:
-        if seconds > 2 * timing.heartbeat_seconds and not has_warned:
-            has_warned = True
-            _LOGGER.warning(
-                "waiting for up to %.0f s to see whether the writes in %s are alive",
-                timing.stale_seconds,
-                ", ".join(map(str, watched)),
-            )
-        timing.sleep(timing.heartbeat_seconds / 4)
-        # Before the leases are read: after a pause of this process, they must be read once more.
-        seconds = timing.clock() - begun
-        changed = {staging for staging, content in watched.items() if lease_content(staging) != content}
-        alive |= changed
-        watched = {staging: content for staging, content in watched.items() if staging not in changed}
-    return alive
 
+    def warn(silent: Collection[StoragePath]) -> None:
+        _LOGGER.warning(
+            "waiting for up to %.0f s to see whether the writes in %s are alive",
+            timing.stale_seconds,
+            ", ".join(map(str, silent)),
+        )
 
-def _is_held(name: str) -> bool | None:
-    """Return whether the owner of a lock is alive, or None if that is unknown because it is on another host."""
-    if not _LOCK_NAME.fullmatch(name):
-        return None
-    try:
-        descriptor = os.open(lock_path(name), os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        # If files of other users were trusted, those users could end our writes.
-        if os.fstat(descriptor).st_uid != os.geteuid():
-            return None
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    else:
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def discard_lock(staging: StoragePath) -> None:
-    """Delete the lock file that a dead owner left on this host, if it was of this host."""
-    heartbeat = Heartbeat.parse(lease_content(staging))
-    if heartbeat and _LOCK_NAME.fullmatch(heartbeat.lock):
-        with contextlib.suppress(OSError):
-            lock_path(heartbeat.lock).unlink(missing_ok=True)
+    return alive | renewed(watched, lambda staging: lease_content(staging / LEASE_FILE), timing, warn)

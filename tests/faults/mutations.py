@@ -40,9 +40,10 @@ from mirrorspark.scoring.package import package_model
 from mirrorspark.serving.precomputed.precomputation import precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.serving.precomputed.store_file import DamagedStoreError, StoreError
+from mirrorspark.storage.lease import Heartbeat
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish.journal import JOURNAL_FILE, Journal
-from mirrorspark.storage.publish.staging import Heartbeat, UnsafeJournalError
+from mirrorspark.storage.publish.staging import UnsafeJournalError
 from mirrorspark.training.protocol.names import STATE_FILE
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_history import read_curves, read_run

@@ -8,7 +8,8 @@ from functools import partial
 
 import pytest
 
-from mirrorspark.storage.publish import SUCCESS_FILE, Timing, WriteInProgressError, recovery
+from mirrorspark.storage.lease import Timing
+from mirrorspark.storage.publish import SUCCESS_FILE, WriteInProgressError, recovery
 from mirrorspark.storage.publish.recovery import living
 from tests.faults.conftest import Count
 from tests.unit.storage.bucket import Bucket

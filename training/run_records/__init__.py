@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mirrorspark.training.run_records.find_run import RunFinishedError, require_unfinished
     from mirrorspark.training.run_records.opened_run import OpenRun, leave, open_run
     from mirrorspark.training.run_records.run_folder import RunFolder
-    from mirrorspark.training.run_records.run_lock import hold_lock
+    from mirrorspark.training.run_records.run_state import hold_lock
     from mirrorspark.training.run_records.sources import COMMIT_TAG, environment, source_tags
     from mirrorspark.training.run_records.tracking import OuterRun, TrackedRun, Tracking, TrackingError, store_of
 else:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 import yaml
-from filelock import FileLock
 
-from mirrorspark.storage import clean
+from mirrorspark.storage import clean, file_lock
 from mirrorspark.training.protocol import RUNS_FOLDER, STATE_FILE
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_state import (
-    STALE_SECONDS,
+    TIMING,
     RunState,
     RunUnderWayError,
     read_state,
@@ -105,7 +104,7 @@ def _choosing(runs: Path) -> Iterator[None]:
     runs.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         with contextlib.suppress(OSError):  # The file system has no locks, so the search goes on without one.
-            held.enter_context(FileLock(runs / _CHOOSING_LOCK, fallback_to_soft=False))
+            held.enter_context(file_lock(runs / _CHOOSING_LOCK, -1))
         yield
 
 
@@ -189,7 +188,7 @@ def _of_identity(runs: Path, identity: str) -> Iterator[tuple[Path, RunState]]:
 
 
 def _passed_over(folder: Path, state: RunState) -> str:
-    who = f"process {state.process} on {state.host}"
+    who = state.driver_process
     if state.heartbeat is None:
         where = "" if state.host == socket.gethostname() else ", as far as this host can see"
         goes_on = f"if it is not, remove {folder / STATE_FILE} or resume the run there" if where else "stop it first"
@@ -198,7 +197,7 @@ def _passed_over(folder: Path, state: RunState) -> str:
         )
     return (
         f"run {folder.name} of the same configuration is under way ({who}, which sends heartbeats), so a new one "
-        f"begins; the same command goes on with it once its driver has been silent for {STALE_SECONDS:.0f} s"
+        f"begins; the same command goes on with it once its driver has been silent for {TIMING.stale_seconds:.0f} s"
     )
 
 

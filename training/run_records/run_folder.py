@@ -3,8 +3,6 @@
 import contextlib
 import json
 import logging
-import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,19 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from uuid import uuid4
 
-import psutil
-
-from mirrorspark.storage import EventFile, EventTail, atomic_file
+from mirrorspark.storage import EventFile, EventTail, Holder, LockState, atomic_file
 from mirrorspark.training.protocol import EVENTS_FILE, STATE_FILE, WARM_START_FOLDER, Event, Every
 from mirrorspark.training.protocol import every as call_every
-from mirrorspark.training.run_records.run_lock import LockState, hold_lock
 from mirrorspark.training.run_records.run_state import (
-    HEARTBEAT_SECONDS,
+    TIMING,
     RunState,
     RunUnderWayError,
     Status,
-    boot_id,
     driver_of,
+    hold_lock,
     read_state,
     under_way,
     watch_driver,
@@ -153,7 +148,7 @@ class RunFolder:
             run_id = self.continues or (before and before.mlflow_run_id) or None
             state = replace(
                 self._new_state("running", run_id),
-                boot=boot_id(),
+                boot=Holder.here().boot,
                 holder=uuid4().hex,
                 heartbeat=clock(),
                 is_fenced=hold.is_continued_after_fence,
@@ -162,7 +157,7 @@ class RunFolder:
                 hold.is_lost = False
                 self._write(state)
             try:
-                held.enter_context(every(HEARTBEAT_SECONDS, lambda: self._renew(clock())))
+                held.enter_context(every(TIMING.heartbeat_seconds, lambda: self._renew(clock())))
                 yield
             finally:
                 held.close()
@@ -202,8 +197,8 @@ class RunFolder:
                 self._write(replace(mine, is_fenced=True))
 
     def _new_state(self, status: Status, mlflow_run_id: str | None) -> RunState:
-        started = psutil.Process().create_time()
-        return RunState(self.identity, status, mlflow_run_id, socket.gethostname(), os.getpid(), started)
+        here = Holder.here()
+        return RunState(self.identity, status, mlflow_run_id, here.host, here.pid, here.started)
 
     def _write(self, state: RunState, *, keep: bool = True) -> None:
         atomic_file.write_atomically(self.path / STATE_FILE, json.dumps(asdict(state)))

@@ -1,35 +1,39 @@
-"""The state of a run, which outlives its driver: its status, and the identity and heartbeat of the driver."""
+"""The state of a run, which outlives its driver: its status, and the identity, lock and heartbeat of the driver.
 
+The driver locks a file in the run's folder for its life. Machines that share the folder see each other's locks on some
+file systems (NFS 4) and not on others; some have none. There the heartbeat in the state takes its place, see
+:mod:`training.run_records.run_folder`.
+"""
+
+import contextlib
+import errno
 import json
 import logging
 import os
-import socket
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import psutil
-
+from mirrorspark.storage import Holder, LockState, Timing, file_lock, lock_state, renewed
 from mirrorspark.training.protocol import STATE_FILE
-from mirrorspark.training.run_records.run_lock import LockState, look_at_lock
 
 Status = Literal["running", "failed", "stopped", "finished"]
 Driver = Literal["alive", "gone", "unknown"]
 
-# A driver writes a heartbeat into the run's state. Where its lock cannot be seen, others watch by their own clock
-# whether it changes: the clocks of two machines are never compared.
-HEARTBEAT_SECONDS = 10.0
-STALE_SECONDS = 60.0
-_LOOK_SECONDS = 1.0
+LOCK_FILE = "driver.lock"
+
+TIMING = Timing(heartbeat_seconds=10.0, look_seconds=1.0)
+"""Of the heartbeats that a driver writes into its run's state, and of those who watch them."""
+
+# A process that only checks the lock also holds it for a moment.
+_WAIT_SECONDS, _NAP_SECONDS = 0.4, 0.02
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 # States that this process has watched for that long already; a driver that goes on changes its state.
 _SILENT: set[tuple[Path, "RunState"]] = set()
 
-_SAME_START_SECONDS = 2.0
 # More than any system has.
 _PROCESSES = 1 << 31
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +52,7 @@ class RunState:
         host: Host of its driver.
         process: Its driver's process id on that host.
         process_started: Start of that process in seconds since the epoch; distinguishes it from a later one of that id.
-        boot: Boot id of that machine; empty if unknown.
+        boot: Boot of that machine, as in :class:`storage.Holder`.
         holder: Unique id of its driver; empty for a driver without a lock.
         heartbeat: The driver's last heartbeat, in seconds since the epoch; None if it has none.
         is_fenced: Its checkpoints' store has been used, and must exist from then on.
@@ -93,23 +97,22 @@ class RunState:
         """
         if lock == "held":
             return "alive"
-        if self.host != socket.gethostname() or (self.boot and self.boot != boot_id()):
-            return "unknown"
-        if lock == "free" and self.holder:
+        if lock == "free" and self.holder and self.driver_process.is_on_this_machine:
             return "gone"
-        try:
-            started = psutil.Process(self.process).create_time()
-        except psutil.NoSuchProcess:
-            return "gone"
-        if self.heartbeat is not None:
-            return "unknown"
-        # The clock may have been adjusted since, which shifts the start time a little.
-        return "alive" if abs(started - self.process_started) < _SAME_START_SECONDS else "gone"
+        has_ended = self.driver_process.has_ended
+        return "unknown" if has_ended is None else "gone" if has_ended else "alive"
+
+    @property
+    def driver_process(self) -> Holder:
+        """The process of its driver."""
+        # A clock that was set shifts the start of a process; where there are heartbeats, these decide.
+        started = self.process_started if self.heartbeat is None else None
+        return Holder(self.host, self.process, started, self.boot)
 
     @property
     def is_of_this_process(self) -> bool:
         """True if this process wrote it."""
-        return (self.host, self.process) == (socket.gethostname(), os.getpid())
+        return self.driver_process == Holder.here(os.getpid())
 
 
 def _is_of(kind: Any, value: object) -> bool:
@@ -122,27 +125,39 @@ def _is_of(kind: Any, value: object) -> bool:
     return isinstance(value, kind)
 
 
+@contextlib.contextmanager
+def hold_lock(folder: Path) -> Iterator[LockState]:
+    """Hold the lock of a run's folder while the block runs; does nothing on a file system without locks.
+
+    Yields:
+        The former state of the lock: free, or unknown on a file system without locks.
+
+    Raises:
+        BlockingIOError: Another driver holds it.
+    """
+    state: LockState = "free"
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(file_lock(folder / LOCK_FILE, _WAIT_SECONDS, _NAP_SECONDS))
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            state = "unknown"
+        yield state
+
+
 def driver_of(folder: Path, state: RunState) -> Driver | None:
     """Return the state of the driver of an unfinished run at one look; None for a run that has ended."""
-    return state.driver(look_at_lock(folder)) if state.status == "running" else None
+    return state.driver(lock_state(folder / LOCK_FILE)) if state.status == "running" else None
 
 
-def watch_driver(
-    folder: Path,
-    state: RunState,
-    say: Callable[[str], None] = logger.warning,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> Driver | None:
-    """Do :func:`driver_of`; if only a heartbeat can decide, watch it for up to ``STALE_SECONDS`` for a change.
+def watch_driver(folder: Path, state: RunState, say: Callable[[str], None] = logger.warning) -> Driver | None:
+    """Do :func:`driver_of`; if only a heartbeat can decide, watch for up to a minute until it changes.
 
     Args:
         folder: The run's folder.
         state: The run's state.
         say: Gets a message before it waits.
-        clock: Returns seconds; monotonic.
-        sleep: Waits for a number of seconds.
     """
     found = driver_of(folder, state)
     if found != "unknown" or state.heartbeat is None:
@@ -150,17 +165,14 @@ def watch_driver(
     if (folder, state) in _SILENT:
         return "gone"
     say(
-        f"watching for up to {STALE_SECONDS:.0f} s whether the driver of run {folder.name} (process {state.process} on "
-        f"{state.host}) is alive"
+        f"watching for up to {TIMING.stale_seconds:.0f} s whether the driver of run {folder.name} "
+        f"({state.driver_process}) is alive"
     )
-    begun = clock()
-    while clock() - begun < STALE_SECONDS:
-        sleep(_LOOK_SECONDS)
-        now = read_state(folder)
-        if now is not None and now != state:
-            return "alive" if now.status == "running" else None
-    _SILENT.add((folder, state))
-    return "gone"
+    if not renewed({folder: state}, lambda folder: read_state(folder) or state, TIMING):
+        _SILENT.add((folder, state))
+        return "gone"
+    now = read_state(folder)
+    return "alive" if now is None or now.status == "running" else None
 
 
 def read_state(folder: Path) -> RunState | None:
@@ -177,13 +189,5 @@ def read_state(folder: Path) -> RunState | None:
 
 def under_way(folder: Path, state: RunState | None) -> RunUnderWayError:
     """Return the error that names the driver of a run."""
-    who = "" if state is None else f" (process {state.process} on {state.host})"
+    who = "" if state is None else f" ({state.driver_process})"
     return RunUnderWayError(f"run {folder.name} is under way in another driver{who}; wait for it, or stop it")
-
-
-def boot_id() -> str:
-    """Return an id of this boot of the machine; empty if the system has none."""
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

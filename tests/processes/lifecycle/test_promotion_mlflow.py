@@ -173,7 +173,7 @@ def test_a_lock_that_a_process_of_another_machine_has_left_is_named_and_can_be_b
             return
     monkeypatch.setattr(registries, "LOCK_SECONDS", 0.2)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(registries.socket, "gethostname", lambda: "elsewhere")
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
         registry._take_lock("flights")  # by a process that is killed now
 
     with pytest.raises(RegistryError, match="'flights-promotion-lock' says which; if that process is dead, delete it"):

@@ -41,8 +41,9 @@ from mirrorspark.fleet.runs.task import MicrobatchWriter, Selection
 from mirrorspark.fleet.scorer import FleetScorer
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.task.scorer import ShippedModel
+from mirrorspark.storage.lease import LeaseLostError
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish import LeaseLostError, SaveMode, WriteJob
+from mirrorspark.storage.publish import SaveMode, WriteJob
 from tests.unit.scoring.test_fleet_ledger import ERROR, Clock, begin, states
 
 TERMS = pd.DataFrame(

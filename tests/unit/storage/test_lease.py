@@ -1,23 +1,20 @@
 """A writer's lease shows that it is alive; nobody waits for ever, and clocks are not compared (T6)."""
 
+import fcntl
 import json
 import os
 import pickle
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
+from mirrorspark.storage.lease import Holder, Lease, LeaseLostError, Timing, file_lock, lock_state
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish import (
-    SUCCESS_FILE,
-    LeaseLostError,
-    SaveMode,
-    Timing,
-    WriteInProgressError,
-    WriteJob,
-)
+from mirrorspark.storage.publish import SUCCESS_FILE, SaveMode, WriteInProgressError, WriteJob
 from mirrorspark.storage.publish.recovery import living
 from mirrorspark.storage.publish.staging import LEASE_FILE
 from tests.unit.storage.writes import (
@@ -199,3 +196,48 @@ def test_a_write_that_was_taken_for_dead_fails_and_changes_nothing(tmp_path: Pat
 
     assert visible(target) == {"part-0": b"old", "part-2": b"2"}
     assert names_in(tmp_path / "t") == [SUCCESS_FILE, "part-0", "part-2"]
+
+
+def test_a_heartbeat_brings_no_folder_back_that_was_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "write"
+    folder.mkdir()
+    lease = Lease.take(StoragePath.of(folder / LEASE_FILE), timing=Timing(heartbeat_seconds=3600))
+    shutil.rmtree(folder)
+
+    with pytest.raises(FileNotFoundError):
+        lease.beat()
+    lease.end()
+
+    assert not folder.exists()
+
+
+def test_a_lock_is_seen_until_its_holder_gives_it_back_and_observers_do_not_see_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert lock_state(path) == "unknown"
+    assert not path.exists(), "a look creates nothing"
+    with file_lock(path, 0):
+        assert lock_state(path) == "held"
+        with pytest.raises(BlockingIOError, match=r"another process holds the lock: '.*/lock'"):
+            file_lock(path, 0)
+    with path.open("r+") as observer:
+        fcntl.flock(observer, fcntl.LOCK_SH)
+        assert lock_state(path) == "free"
+    assert lock_state(path, user=os.geteuid()) == "free"
+    assert lock_state(path, user=os.geteuid() + 1) == "unknown"
+
+
+def test_only_an_observer_on_the_same_machine_knows_that_a_process_has_ended() -> None:
+    here = Holder.here()
+    gone = replace(here, pid=1 << 22)  # more than Linux has
+
+    assert (here.has_ended, gone.has_ended) == (False, True)
+    assert replace(here, started=here.started - 3600).has_ended is True, "a later process has its id"
+    assert replace(here, started=None).has_ended is None, "it may be a later process"
+    boot = here.boot.partition("/")[0]
+    for elsewhere in (replace(gone, host="elsewhere"), replace(gone, boot="the boot before/pid:[1]")):
+        assert (elsewhere.is_on_this_machine, elsewhere.has_ended) == (False, None)
+    container = replace(gone, boot=f"{boot}/pid:[1]")
+    assert (container.is_on_this_machine, container.has_ended) == (True, None), (
+        "its processes have numbers of their own"
+    )
+    assert replace(gone, boot=boot).has_ended is True, "as earlier versions wrote it"

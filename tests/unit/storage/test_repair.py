@@ -12,18 +12,18 @@ from uuid import uuid4
 
 import pytest
 
+from mirrorspark.storage import lease
+from mirrorspark.storage.lease import Timing
 from mirrorspark.storage.listing import list_files
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import (
     SUCCESS_FILE,
     ForeignStagingError,
     SaveMode,
-    Timing,
     UnsafeJournalError,
     WriteInProgressError,
     WriteJob,
     WrittenFile,
-    recovery,
 )
 from mirrorspark.storage.publish.staging import open_write
 from mirrorspark.storage.repair import main as repair
@@ -168,7 +168,7 @@ def test_an_overwrite_waits_for_a_living_write_of_the_targets_owner_and_for_no_s
         return os.stat_result(found)
 
     monkeypatch.setattr(Path, "lstat", owned)
-    monkeypatch.setattr(recovery, "_is_held", lambda name: True)
+    monkeypatch.setattr(lease, "lock_state", lambda path, user: "held")
 
     if owner == "of the target":
         with pytest.raises(WriteInProgressError, match="is writing to"):

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import pytest
 
+from mirrorspark.storage.lease import Heartbeat, Holder, Lease, LeaseLostError
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish import SUCCESS_FILE, LeaseLostError, SaveMode, WriteJob
+from mirrorspark.storage.publish import SUCCESS_FILE, SaveMode, WriteJob
 from mirrorspark.storage.publish.journal import Journal
-from mirrorspark.storage.publish.recovery import Owner, recover
-from mirrorspark.storage.publish.staging import Heartbeat, Lease
+from mirrorspark.storage.publish.recovery import recover
+from mirrorspark.storage.publish.staging import LEASE_FILE
 from tests.unit.storage.bucket import Bucket
 from tests.unit.storage.writes import FakeTime, begin, kill_owner_elsewhere, listed, visible, write, written
 
@@ -82,7 +83,7 @@ class Others:
             return
         self.bucket.at_point = lambda: None
         taken_for_dead(self.job, notices=self.notices)
-        recover(TARGET, Owner("host-b", 1), timing=FakeTime().timing)
+        recover(TARGET, Holder("host-b", 1), timing=FakeTime().timing)
         self.found = visible(TARGET)
         written(TARGET, self.mode, OTHER)
 
@@ -137,7 +138,7 @@ def test_a_query_that_goes_on_elsewhere_is_not_disturbed_by_the_driver_that_was_
     paused = WriteJob.begin(TARGET, SaveMode.APPEND, name="query")
     files = write(paused, {"part-0": b"paused"})
     taken_for_dead(paused, notices=False)
-    Heartbeat("host-a", 77).save(paused.staging)
+    Heartbeat("host-a", 77).save(paused.staging / LEASE_FILE)
     again = WriteJob.begin(TARGET, SaveMode.APPEND, name="query", timing=FakeTime().timing)
     (paused.attempt_folder("0") / "part-0").write_bytes(b"paused")
 
@@ -175,7 +176,7 @@ def test_a_store_that_lost_the_answer_to_the_commit_of_a_write_taken_for_dead_te
     def late(journal: Journal, staging: StoragePath, target: StoragePath) -> Journal:
         commit(journal, staging, target)
         taken_for_dead(job, notices=False)
-        recover(TARGET, Owner("host-b", 1), timing=FakeTime().timing)
+        recover(TARGET, Holder("host-b", 1), timing=FakeTime().timing)
         raise OSError("timed out")
 
     monkeypatch.setattr(Journal, "commit", late)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from mirrorspark.storage.lease import Timing
 from mirrorspark.storage.listing import list_files
 from mirrorspark.storage.paths import StoragePath
-from mirrorspark.storage.publish import SUCCESS_FILE, SaveMode, Timing, WriteJob, WrittenFile, is_hidden
+from mirrorspark.storage.publish import SUCCESS_FILE, SaveMode, WriteJob, WrittenFile, is_hidden
 from mirrorspark.storage.publish import job as job_module
 from mirrorspark.storage.publish.journal import Journal
 

@@ -19,13 +19,20 @@ from uuid import uuid4
 import psutil
 import pytest
 
+from mirrorspark.storage import lock_state
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.protocol.names import STATE_FILE
 from mirrorspark.training.run_records import find_run, run_folder, run_state
 from mirrorspark.training.run_records.find_run import RunFinishedError, find_finished, hold_run_folder
 from mirrorspark.training.run_records.run_folder import RunFolder
-from mirrorspark.training.run_records.run_lock import hold_lock, look_at_lock
-from mirrorspark.training.run_records.run_state import RunUnderWayError, Status, driver_of, read_state
+from mirrorspark.training.run_records.run_state import (
+    TIMING,
+    RunUnderWayError,
+    Status,
+    driver_of,
+    hold_lock,
+    read_state,
+)
 
 DATASET = "0123456789abcdef"
 
@@ -298,7 +305,7 @@ def test_a_run_goes_on_at_once_when_its_driver_was_killed(config: RunConfig) -> 
         try:
             assert driver.stdout is not None
             assert driver.stdout.readline() == "held\n"
-            assert look_at_lock(before.path) == "held"
+            assert lock_state(before.path / "driver.lock") == "held"
             said: list[str] = []
             other = taken(config, say=said.append)
             assert other.path != before.path
@@ -323,9 +330,9 @@ def test_a_clock_that_was_set_makes_no_dead_driver_of_one_that_lives(config: Run
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A driver is watched for half a second only."""
-    monkeypatch.setattr(run_state, "STALE_SECONDS", 0.5)
-    monkeypatch.setattr(run_state, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 0.05)
+    quick = replace(TIMING, heartbeat_seconds=0.05, stale_seconds=0.5, look_seconds=0.01)
+    for module in (run_state, run_folder):
+        monkeypatch.setattr(module, "TIMING", quick)
 
 
 @pytest.mark.parametrize("skew", [-7200.0, 0.0, 7200.0])

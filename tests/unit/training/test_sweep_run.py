@@ -16,13 +16,14 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
+from mirrorspark.storage import Timing
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
 from mirrorspark.training.protocol.names import STATE_FILE
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run_records import run_folder
 from mirrorspark.training.run_records.run_folder import RunFolder
-from mirrorspark.training.run_records.run_lock import hold_lock
+from mirrorspark.training.run_records.run_state import hold_lock
 from mirrorspark.training.sweep import run as sweep_run
 from mirrorspark.training.sweep.folder import STUDY_FILE, SWEEPS_FOLDER, SweepPlace, SweepUnderWayError
 from mirrorspark.training.sweep.options import SweepOptions
@@ -392,7 +393,7 @@ def test_a_sweep_that_another_driver_takes_over_stops(
     new_options: NewOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T2: this driver slept, and was taken for dead."""
-    monkeypatch.setattr(run_folder, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(run_folder, "TIMING", Timing(heartbeat_seconds=0.01))
     path = tmp_path / SWEEPS_FOLDER / "night" / STATE_FILE
 
     def train(self: FakeEngine, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
