@@ -17,8 +17,8 @@ from typing import Any
 
 from mirrorspark.callbacks.collectives import at_exit, scalar_metrics
 from mirrorspark.callbacks.mlflow import metric_replay
-from mirrorspark.callbacks.mlflow.metric_replay import LogSender, metrics_event, run_event, unsent_event
-from mirrorspark.callbacks.mlflow.metric_requests import RunCall, SetStatus, Target, first_line, start_run
+from mirrorspark.callbacks.mlflow.metric_replay import LogSender, entry_event, metrics_event, run_event
+from mirrorspark.callbacks.mlflow.metric_requests import LogArtifact, RunCall, SetStatus, Target, first_line, start_run
 from mirrorspark.callbacks.mlflow.tracking_store import absolute_store, store_client
 from mirrorspark.storage import EventFile, without_credentials
 
@@ -35,18 +35,18 @@ def retry_delay(failures: int, first_seconds: float, longest_seconds: float) -> 
 class MetricBuffer:
     """Accepts metrics and calls at any rate, sends them from a background thread, and never raises into the training.
 
-    Metrics are first written to a log, and sent from there. The thread reads the log one request at a time, so an
-    outage of any length costs no memory, and the next process finds unsent metrics in the log. For each metric, steps
-    only move forward: a step at or below one that the run already has is skipped. Parameters, tags and artifacts
-    (`callbacks.mlflow.metric_requests`) follow the metrics in their order. They are kept in memory, and written to the
-    log if they cannot be sent by the end. A call that the server refuses is dropped with a warning.
+    Metrics, parameters, tags and artifacts (`callbacks.mlflow.metric_requests`) are first written to a log, and sent
+    from there. The thread reads the log one request at a time, so an outage of any length costs no memory. It notes in
+    the log what MLflow has acknowledged, and the next process goes on there, even if this one is killed. For each
+    metric, steps only move forward: a step at or below one that the run already has is skipped. A call that the server
+    refuses is dropped with a warning.
 
     Args:
         client: An ``MlflowClient``, or a tracking URI for which one is opened in the background.
         run_id: The run to log to; None starts one when the server answers.
         log: The log. An ``EventFile`` belongs to the caller, and its other events are sent too. A file given by path
-            is removed once MLflow has all of it. By default metrics wait in memory, and those that cannot be sent by
-            the end are written to ``mlflow-metrics-<run id>.jsonl`` in the working directory.
+            is removed once MLflow has all of it. By default the log is in memory, and what cannot be sent by the end
+            is written to ``mlflow-metrics-<run id>.jsonl`` in the working directory.
         experiment: Name of the experiment for a run that is started here.
         experiment_id: Id of the experiment, which takes precedence over the name.
         run_name: Name for a run that is started here; a run that an earlier process started under it is continued.
@@ -153,8 +153,7 @@ class MetricBuffer:
         if self._closed:
             logger.warning("%s came after close() and is dropped", call)
             return
-        self._sender.call(call)
-        self._wake()
+        self._log.append(entry_event(call), is_clean=isinstance(call, LogArtifact))
 
     def flush(self, timeout_seconds: float = 10.0) -> bool:
         """Send now, regardless of the back-off, and return whether everything was sent within the time."""
@@ -187,8 +186,6 @@ class MetricBuffer:
             self._changed.notify_all()
         # A request may still be in progress. Its content is also left, because a replay skips values that arrived.
         self._is_left = not is_sent and self._leave_unsent()
-        if not self._is_left and self._sender.continues_unsent:
-            self._log.append(unsent_event(()))
         self._sender.close()
         if self._is_own_log:
             self._log.close()
@@ -226,20 +223,18 @@ class MetricBuffer:
         return EventFile(path)
 
     def _leave_unsent(self) -> bool:
-        """Complete the log, and return whether there is anything to send later."""
-        points, calls = self._sender.unsent()
+        """Write the part of the log that is in memory alone, and return whether there is anything to send later."""
+        waiting = self._sender.waiting()
         # The status of a run that was never started is not worth keeping.
-        if not (points or (calls and self.run_id) or any(not isinstance(call, SetStatus) for call in calls)):
+        if not waiting or (self.run_id is None and all(isinstance(entry, SetStatus) for entry in waiting)):
             return False
         if self._log.path is None:
             self._log.path = Path(f"mlflow-metrics-{self.run_id or uuid.uuid4().hex}.jsonl").absolute()
-            points = [run_event(self._target), *points]
+            self._log.append(run_event(self._target))
         elif not self._log.has_failed:
-            points = []
-        for event in points:
-            self._log.append(event)
-        if calls:
-            self._log.append(unsent_event(calls))
+            return True
+        for entry in waiting:
+            self._log.append(entry_event(entry), is_clean=True)
         return True
 
     def _wake(self) -> None:
@@ -268,7 +263,10 @@ class MetricBuffer:
 
     def _send_some(self) -> bool:
         """Send one request, and return whether there was something to send."""
-        if not self._sender.read() or self._closed:
+        if not self._sender.read():
+            self._sender.acknowledge()
+            return False
+        if self._closed:
             return False
         if self._client is None:
             self._client = store_client(self._tracking_uri)  # takes seconds, but in this thread nothing waits for it

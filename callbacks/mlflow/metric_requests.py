@@ -5,6 +5,7 @@ import logging
 import posixpath
 import re
 import tempfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -126,22 +127,22 @@ class SetTags:
 
 @dataclass(frozen=True)
 class LogArtifact:
-    """A file: its path among the run's artifacts, and its content in base64 for JSON."""
+    """A file: its path among the run's artifacts, and its content, compressed and in base64 for JSON."""
 
     name: str
-    base64: str
+    content: str
 
     @classmethod
     def of(cls, name: str, content: bytes) -> "LogArtifact":
         """Encode the content."""
-        return cls(name, base64.b64encode(content).decode("ascii"))
+        return cls(name, base64.b64encode(zlib.compress(content)).decode("ascii"))
 
     def send(self, client: Any, run_id: str) -> None:
         """Upload the file, replacing one of that name."""
         name = PurePosixPath(self.name)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name.name
-            path.write_bytes(base64.b64decode(self.base64))
+            path.write_bytes(zlib.decompress(base64.b64decode(self.content)))
             client.log_artifact(run_id, str(path), str(name.parent) if name.parent.name else None)
 
     def __str__(self) -> str:
@@ -301,13 +302,13 @@ def to_line(call: RunCall) -> dict[str, Any]:
 
 
 def from_line(line: Mapping[str, Any]) -> RunCall:
-    """Return the call for a JSON object of ``to_line``.
+    """Return the call for a JSON object of ``to_line``, which may also be an event.
 
     Raises:
         KeyError: There is no such kind of call.
         TypeError: The object does not have the fields of its kind.
     """
-    return _KINDS[line["call"]](**{name: value for name, value in line.items() if name != "call"})
+    return _KINDS[line["call"]](**{name: value for name, value in line.items() if name not in ("call", "event")})
 
 
 def with_call(calls: tuple[RunCall, ...], call: RunCall) -> tuple[RunCall, ...]:

@@ -171,7 +171,7 @@ _LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 class TrackedRun:
     """The driver's MLflow run for all attempts of a training, which an unreachable server does not stop.
 
-    Everything is sent in the background, the metrics from ``log``. Records that an unreachable ``http`` server has not
+    Everything is sent in the background, from ``log``. Records that an unreachable ``http`` server has not
     got by the end stay in the log, and ``finish`` returns the command that sends them. A store that refuses requests (a
     deleted experiment, wrong credentials) is an error at the start. Only the given store is used; MLflow's own setting
     is not changed. The events are logged as follows:

@@ -1,5 +1,6 @@
 """L6: no metric is lost, none is logged twice, and the training never waits for the server."""
 
+import contextlib
 import errno
 import json
 import logging
@@ -23,12 +24,13 @@ from mirrorspark.callbacks.mlflow import metric_replay
 from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer, retry_delay
 from mirrorspark.callbacks.mlflow.metric_replay import (
     Replayed,
+    entry_event,
     main,
     metrics_event,
+    read_position,
     read_target,
     replay,
     run_event,
-    unsent_event,
 )
 from mirrorspark.callbacks.mlflow.metric_requests import (
     LogArtifact,
@@ -451,11 +453,105 @@ def test_the_calls_of_a_file_stay_in_it_until_they_are_sent(
 
     second = open_buffer(Killed())
     assert sent.wait(60)
-    assert unsent_event([LogParams({"seed": "1"})]) in kept(log)
+    assert entry_event(LogParams({"seed": "1"})) in kept(log)
     killed.set()
     second.close(0.0)
     server.is_down = False
     assert replay(log, client=server) == Replayed(RUN, sent=1, present=0, calls=1)
+
+
+class DyingError(Exception):
+    """The process has died in the middle of a request."""
+
+
+class LimitedServer(FakeServer):
+    """Takes ``requests_left`` requests; the process dies in the next one, whose content may have arrived."""
+
+    requests_left = 0
+    is_taken = False
+
+    def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        self._request(lambda: super(LimitedServer, self).log_batch(run_id, metrics, params, tags))
+
+    def log_artifact(self, run_id: str, path: str, folder: str | None) -> None:
+        self._request(lambda: super(LimitedServer, self).log_artifact(run_id, path, folder))
+
+    def _request(self, take: Callable[[], None]) -> None:
+        self.requests_left -= 1
+        if self.requests_left >= 0 or self.is_taken:
+            take()
+        if self.requests_left < 0:
+            raise DyingError
+
+
+def send_all(server: FakeServer, log: Path) -> None:
+    """Send what the log has, as a new process does."""
+    with contextlib.closing(metric_replay.LogSender(EventFile(log))) as sender:
+        while sender.read():
+            sender.send(server, RUN)
+        sender.acknowledge()
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+@pytest.mark.parametrize("requests", range(9))
+def test_a_process_that_dies_in_any_request_leaves_the_rest_to_the_next_one(
+    log: Path, requests: int, *, is_taken: bool
+) -> None:
+    """The next one sends nothing twice, changes no order and forgets no call."""
+    server = LimitedServer()
+    server.requests_left, server.is_taken = requests, is_taken
+    events = EventFile(log)
+    with contextlib.suppress(DyingError):
+        for step in (1, 2, 3):
+            events.append(metrics_event({"loss": float(step), "mae": 0.0}, step, step))
+            events.append(entry_event(LogParams({f"seed-{step}": "1"})))
+            events.append(entry_event(LogArtifact.of(f"{step}.png", b"\x89PNG")))
+            send_all(server, log)
+    events.append(metrics_event({"loss": 4.0}, 4, 4))
+    server.requests_left = sys.maxsize
+    send_all(server, log)
+    steps = max(step for step, _ in server.logged["mae"])
+    assert server.logged["loss"] == [(step, float(step)) for step in (*range(1, steps + 1), 4)]
+    assert server.logged["mae"] == [(step, 0.0) for step in range(1, steps + 1)]
+    assert sorted(server.params) == [f"seed-{step}" for step in range(1, steps + 1)]
+    assert sorted(server.artifacts) == [f"{step}.png" for step in range(1, steps + 1)]
+    left = server.requests_left
+    send_all(server, log)
+    assert server.requests_left == left
+
+
+def test_a_process_continues_from_the_position_that_mlflow_has_acknowledged(
+    open_buffer: Callable[..., MetricBuffer], log: Path
+) -> None:
+    server = FakeServer()
+    first = open_buffer(server, log=EventFile(log))
+    first.log({"loss": 1.0}, step=1)
+    first.call(LogArtifact.of("config.yaml", b"seed: 1"))
+    assert first.close(60)
+    assert 0 < read_position(log) < log.stat().st_size
+    server.artifacts["config.yaml"] = b"changed by hand"
+    del server.logged["loss"]  # the server has lost it
+
+    second = open_buffer(server, log=EventFile(log))
+    second.log({"loss": 2.0}, step=2)
+    assert second.close(60)
+    assert (server.logged["loss"], server.artifacts) == ([(2, 2.0)], {"config.yaml": b"changed by hand"})
+    # A replay restores it.
+    assert replay(log, client=server) == Replayed(RUN, sent=1, present=1, calls=0)
+
+
+def test_calls_are_in_the_log_before_they_are_sent(open_buffer: Callable[..., MetricBuffer], log: Path) -> None:
+    """A killed process leaves them to the replay."""
+    buffer = open_buffer(FakeServer(is_down=True), run_id=None, run_name="rides-1")
+    for call in EVERYTHING[:3]:
+        buffer.call(call)
+    buffer.log({"loss": 1.0}, step=1)
+    killed = log.with_name("killed.jsonl")
+    shutil.copy(log, killed)
+    server = FakeServer()
+    assert replay(killed, client=server) == Replayed(RUN, sent=1, present=0, calls=4)
+    assert (server.params, server.tags, server.statuses) == ({"seed": "1"}, {"workers": "2"}, ["FINISHED"])
+    assert server.artifacts == {"plots/roc.png": b"\x89PNG"}
 
 
 def test_a_call_that_the_server_refuses_does_not_hold_up_the_next(
