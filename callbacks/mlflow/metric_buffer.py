@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.callbacks.collectives import at_exit, scalar_metrics
-from mirrorspark.callbacks.mlflow import metric_replay
-from mirrorspark.callbacks.mlflow.metric_replay import LogSender, entry_event, metrics_event, run_event
+from mirrorspark.callbacks.mlflow.metric_replay import LogSender, entry_event, metrics_event, read_target, run_event
 from mirrorspark.callbacks.mlflow.metric_requests import LogArtifact, RunCall, SetStatus, Target, first_line, start_run
 from mirrorspark.callbacks.mlflow.tracking_store import absolute_store, store_client
 from mirrorspark.storage import EventFile, without_credentials
@@ -53,7 +52,7 @@ class MetricBuffer:
         parent_id: The run that a run which is started here becomes a child of.
         joins_parent: Whether the parent itself is the run, unless it has a training already; its status is then left
             to the one who started it.
-        replay_command: The command that sends the rest of the log later; by default the one for any log file.
+        replay_command: The command that sends the rest of the log later; by default the one for the file.
         first_retry_seconds: Wait after a first failure, doubled with each further one.
         longest_retry_seconds: Longest wait between attempts.
         linger_seconds: Wait after a request, to collect more for the next one: fewer requests, later points.
@@ -207,18 +206,17 @@ class MetricBuffer:
         path = self._log.path
         if not self._is_left or path is None or not path.exists():
             return None
-        return self._replay_command or f"python -m {metric_replay.__name__} {shlex.quote(str(path))}"
+        return self._replay_command or _replay_command(path)
 
     def _own_log(self, path: str | Path | None) -> EventFile:
         if path is None:
             return EventFile(None)
         path = Path(path).absolute()
-        found = metric_replay.read_target(path) if path.exists() else None
+        found = read_target(path) if path.exists() else None
         if found is not None and not found.is_same_run(self._target):
             run = f"run {found.run_id}" if found.run_id else "a run not started yet"
             raise ValueError(
-                f"{path} holds metrics of {run}; send them first (python -m {metric_replay.__name__} {path}) "
-                f"or name another file"
+                f"{path} holds metrics of {run}; send them first ({_replay_command(path)}) or name another file"
             )
         return EventFile(path)
 
@@ -301,3 +299,7 @@ class MetricBuffer:
             is_patient = has_more and self._linger_seconds and not self._is_hurried and not self._sender.has_backlog()
             self._retry_at = self._clock() + self._linger_seconds if is_patient else -math.inf
             self._changed.notify_all()
+
+
+def _replay_command(path: Path) -> str:
+    return f"mirrorspark runs replay {shlex.quote(str(path))}"

@@ -1,10 +1,9 @@
 """Sending the content of an event log to MLflow, in the background of a training or later.
 
 A log is a file of JSON lines (`storage.event_file`): the events of a run, or the file of an ``MLflowLogger``.
-``python -m mirrorspark.callbacks.mlflow.metric_replay FILE`` sends the part that MLflow does not have.
+``mirrorspark runs replay`` sends the part that MLflow does not have.
 """
 
-import argparse
 import contextlib
 import json
 import logging
@@ -403,21 +402,3 @@ def report(path: Path, tracking_uri: str | None = None) -> int:
     if done.calls:
         print(f"{done.calls} calls with parameters, tags, artifacts or status sent")
     return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status, that of :func:`report`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mirrorspark.callbacks.mlflow.metric_replay",
-        description="Sends the metrics, parameters, tags and artifacts of a training that MLflow does not have yet.",
-    )
-    parser.add_argument(
-        "file", metavar="FILE", type=Path, help="the file that an MLflowLogger left, or the events.jsonl of a run"
-    )
-    parser.add_argument("--tracking-uri", help="the MLflow server or store, if not the one that the file names")
-    options = parser.parse_args(arguments)
-    return report(options.file, options.tracking_uri)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

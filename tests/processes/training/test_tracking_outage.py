@@ -335,7 +335,7 @@ def test_a_run_that_never_saw_its_server_is_made_by_the_replay(road: Proxy, serv
         for epoch in range(1, 5):
             tracked.log_metrics({"loss": 1 / epoch}, epoch)
         file = tmp_path / "mlflow-metrics-never.jsonl"
-        assert tracked.finish("FINISHED") == f"python -m mirrorspark.callbacks.mlflow.metric_replay {file}"
+        assert tracked.finish("FINISHED") == f"mirrorspark runs replay {file}"
     done = replay(file)
     assert not file.exists()
     assert logged(server, done.run_id) == WHOLE

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -25,11 +24,11 @@ from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer, retry_delay
 from mirrorspark.callbacks.mlflow.metric_replay import (
     Replayed,
     entry_event,
-    main,
     metrics_event,
     read_position,
     read_target,
     replay,
+    report,
     run_event,
 )
 from mirrorspark.callbacks.mlflow.metric_requests import (
@@ -236,7 +235,7 @@ def test_unsent_metrics_are_kept_and_the_replay_command_is_shown(
     buffer = open_buffer(server)
     buffer.log({"loss": math.nan, "val_auc": 0.5}, step=1, timestamp_ms=1000)
     assert not buffer.close(0.0)
-    assert f"python -m mirrorspark.callbacks.mlflow.metric_replay {log}" in caplog.text
+    assert f"mirrorspark runs replay {log}" in caplog.text
     assert "secret" not in caplog.text + log.read_text()
 
     server.is_down = False
@@ -388,7 +387,7 @@ def test_other_unsent_calls_are_replayed_as_well(
     for call in (*EVERYTHING, LogFolder("profile", str(tmp_path / "gone"))):
         buffer.call(call)
     assert not buffer.close(0.0)
-    assert buffer.left_behind == f"python -m mirrorspark.callbacks.mlflow.metric_replay {log}"
+    assert buffer.left_behind == f"mirrorspark runs replay {log}"
     server.is_down = False
     assert replay(log, client=server) == Replayed(RUN, sent=0, present=0, calls=5)
     assert (server.params, server.tags, server.statuses) == ({"seed": "1"}, {"workers": "2"}, ["FINISHED"])
@@ -668,7 +667,7 @@ def test_a_real_store_holds_one_point_per_step_over_resume_and_replay(
     file = tmp_path / "left.jsonl"
     points = [metrics_event({"loss": value}, step, 1000) for step, value in ((2, 0.5), (4, 0.25))]
     write(file, Target(run_id, mlflow_store, "Default"), *points)
-    assert main([str(file)]) == 0
+    assert report(file) == 0
     assert capsys.readouterr().out == f"1 metric values sent to run {run_id}, 1 were there already\n"
 
     points = [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
@@ -752,34 +751,13 @@ def test_a_call_that_the_server_refuses_does_not_hold_up_a_replay(
     assert not log.exists()
 
 
-@pytest.mark.process
-def test_the_command_that_the_warning_names_is_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mirrorspark.callbacks.mlflow.metric_replay", str(tmp_path / "absent")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (
-        2,
-        f"{tmp_path}/absent does not exist; name a file that a training left\n",
-    )
-
-
-def test_the_help_of_the_replay_command_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["--help"])
-    said = capsys.readouterr().out
-    assert left.value.code == 0
-    assert "python -m mirrorspark.callbacks.mlflow.metric_replay [-h] [--tracking-uri TRACKING_URI] FILE" in " ".join(
-        said.split()
-    )
-    assert "`" not in said
-
-
 def test_the_replay_command_says_what_is_wrong_with_its_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(tmp_path / "absent")]) == 2
+    assert report(tmp_path / "absent") == 2
     assert "absent does not exist" in capsys.readouterr().err
     (tmp_path / "empty").write_text("")
-    assert main([str(tmp_path / "empty")]) == 2
+    assert report(tmp_path / "empty") == 2
     assert "empty holds nothing for MLflow" in capsys.readouterr().err
 
 
@@ -793,7 +771,7 @@ def test_the_replay_says_where_it_goes_and_ends_soon_where_nobody_answers(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     file = tmp_path / "left.jsonl"
     write(file, Target("0" * 32, "http://127.0.0.1:9", "Default"), metrics_event({"loss": 0.5}, 2, 1000))
-    assert main([str(file)]) == 1
+    assert report(file) == 1
     assert f"sending {file} to http://127.0.0.1:9" in caplog.text
     assert f"{file} is kept, because MLflow did not accept it: Connection refused" in capsys.readouterr().err
 
