@@ -10,7 +10,7 @@ import shlex
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,16 @@ from mirrorspark.callbacks.mlflow.metric_requests import LogArtifact, RunCall, S
 from mirrorspark.callbacks.mlflow.tracking_store import absolute_store, store_client
 from mirrorspark.storage import EventFile, without_credentials
 
+_LONGEST_RETRY_SECONDS = 60.0
+
 _RUN_ID = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 
 logger = logging.getLogger(__name__)
 
 
-def retry_delay(failures: int, first_seconds: float, longest_seconds: float) -> float:
-    """Return the seconds to wait after that many failures in a row, doubled each time up to ``longest_seconds``."""
-    return min(longest_seconds, first_seconds * 2.0 ** min(failures - 1, 30))
+def retry_delay(failures: int, first_seconds: float) -> float:
+    """Return the seconds to wait after that many failures in a row, doubled each time up to a minute."""
+    return min(_LONGEST_RETRY_SECONDS, first_seconds * 2.0 ** min(failures - 1, 30))
 
 
 class MetricBuffer:
@@ -41,22 +43,14 @@ class MetricBuffer:
     refuses is dropped with a warning.
 
     Args:
-        client: An ``MlflowClient``, or a tracking URI for which one is opened in the background.
-        run_id: The run to log to; None starts one when the server answers.
+        target: The run to log to, and its store; a run without an id is started when the server answers.
+        client: An ``MlflowClient`` of the store; by default one is opened in the background.
         log: The log. An ``EventFile`` belongs to the caller, and its other events are sent too. A file given by path
             is removed once MLflow has all of it. By default the log is in memory, and what cannot be sent by the end
             is written to ``mlflow-metrics-<run id>.jsonl`` in the working directory.
-        experiment: Name of the experiment for a run that is started here.
-        experiment_id: Id of the experiment, which takes precedence over the name.
-        run_name: Name for a run that is started here; a run that an earlier process started under it is continued.
-        parent_id: The run that a run which is started here becomes a child of.
-        joins_parent: Whether the parent itself is the run, unless it has a training already; its status is then left
-            to the one who started it.
         replay_command: The command that sends the rest of the log later; by default the one for the file.
         first_retry_seconds: Wait after a first failure, doubled with each further one.
-        longest_retry_seconds: Longest wait between attempts.
         linger_seconds: Wait after a request, to collect more for the next one: fewer requests, later points.
-        clock: Returns seconds; monotonic.
 
     Raises:
         ValueError: The run id is malformed, or the file belongs to another run.
@@ -64,39 +58,28 @@ class MetricBuffer:
 
     def __init__(
         self,
-        client: Any,
-        run_id: str | None = None,
+        target: Target,
         *,
+        client: Any = None,
         log: EventFile | str | Path | None = None,
-        experiment: str = "Default",
-        experiment_id: str | None = None,
-        run_name: str | None = None,
-        parent_id: str | None = None,
-        joins_parent: bool = False,
         replay_command: str | None = None,
         first_retry_seconds: float = 1.0,
-        longest_retry_seconds: float = 60.0,
         linger_seconds: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Check the arguments and start the sending thread; the server is not asked yet."""
         # The id becomes part of a file name.
-        if run_id is not None and not _RUN_ID.fullmatch(run_id):
-            raise ValueError(f"run_id {run_id!r} is not an MLflow run id")
-        self._client = None if isinstance(client, str) else client
-        self._tracking_uri = client if isinstance(client, str) else getattr(client, "tracking_uri", "")
-        self._is_own_run = run_id is None
+        if target.run_id is not None and not _RUN_ID.fullmatch(target.run_id):
+            raise ValueError(f"run_id {target.run_id!r} is not an MLflow run id")
+        self._client = client
+        self._tracking_uri = target.tracking_uri
         # Absolute, because the file may be replayed from another working directory.
-        store = without_credentials(absolute_store(self._tracking_uri))
-        self._target = Target(run_id, store, experiment, run_name, experiment_id, parent_id, joins_parent)
+        self._target = replace(target, tracking_uri=without_credentials(absolute_store(target.tracking_uri)))
         self._is_own_log = not isinstance(log, EventFile)
         self._log = log if isinstance(log, EventFile) else self._own_log(log)
         self._replay_command = replay_command
         self._sender = LogSender(self._log)
         self._first_retry_seconds = first_retry_seconds
-        self._longest_retry_seconds = longest_retry_seconds
         self._linger_seconds = linger_seconds
-        self._clock = clock
 
         # Guards everything below; waited on by flush (all sent?) and by the thread (something to send?).
         self._changed = threading.Condition()
@@ -165,20 +148,17 @@ class MetricBuffer:
             self._is_hurried = False
             return is_sent
 
-    def close(self, timeout_seconds: float = 30.0, *, status: str | None = None) -> bool:
+    def close(self, timeout_seconds: float = 30.0) -> bool:
         """Send the rest, or leave it in the log with one warning; a second call does nothing.
 
         Args:
             timeout_seconds: Longest wait for the server.
-            status: Status for a run that was started here, such as ``FINISHED``; None leaves it running.
 
         Returns:
             Whether everything was sent.
         """
         if self._closed:
             return not self._is_left
-        if self._is_own_run and status is not None:
-            self.call(SetStatus(status))
         is_sent = self.flush(timeout_seconds)
         with self._changed:
             self._closed = True
@@ -246,8 +226,8 @@ class MetricBuffer:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._closed and (self._is_all_sent() or self._clock() < self._retry_at):
-                    wait = None if self._is_all_sent() else max(0.0, self._retry_at - self._clock())
+                while not self._closed and (self._is_all_sent() or time.monotonic() < self._retry_at):
+                    wait = None if self._is_all_sent() else max(0.0, self._retry_at - time.monotonic())
                     self._changed.wait(wait)
                 if self._closed:
                     return
@@ -282,8 +262,8 @@ class MetricBuffer:
         with self._changed:
             self._failures += 1
             self._last_error = f"{type(error).__name__}: {first_line(error)}"
-            delay = retry_delay(self._failures, self._first_retry_seconds, self._longest_retry_seconds)
-            self._retry_at = self._clock() + delay
+            delay = retry_delay(self._failures, self._first_retry_seconds)
+            self._retry_at = time.monotonic() + delay
             is_first = self._failures == 1
             self._changed.notify_all()
         if is_first:
@@ -297,7 +277,7 @@ class MetricBuffer:
                 logger.info("MLflow accepts metrics again")
                 self._failures = 0
             is_patient = has_more and self._linger_seconds and not self._is_hurried and not self._sender.has_backlog()
-            self._retry_at = self._clock() + self._linger_seconds if is_patient else -math.inf
+            self._retry_at = time.monotonic() + self._linger_seconds if is_patient else -math.inf
             self._changed.notify_all()
 
 

@@ -137,8 +137,10 @@ def open_buffer(log: Path) -> Iterator[Callable[..., MetricBuffer]]:
     buffers: list[MetricBuffer] = []
 
     def build(server: Any, run_id: str | None = RUN, **arguments: Any) -> MetricBuffer:
+        run = {name: arguments.pop(name) for name in ("experiment", "run_name") if name in arguments}
         arguments = {"log": log, "first_retry_seconds": 0.001, **arguments}
-        buffers.append(MetricBuffer(server, run_id, **arguments))
+        target = Target(run_id, server.tracking_uri, **{"experiment": "Default"} | run)
+        buffers.append(MetricBuffer(target, client=server, **arguments))
         return buffers[-1]
 
     yield build
@@ -302,7 +304,8 @@ def test_a_run_is_started_once_the_server_answers_and_ended_at_the_close(
     server = FakeServer(failures=2)
     buffer = open_buffer(server, run_id=None)
     buffer.log({"loss": 1.0}, step=1)
-    assert buffer.close(60, status="FINISHED")
+    buffer.call(SetStatus("FINISHED"))
+    assert buffer.close(60)
     assert buffer.run_id == RUN
     assert server.logged == {"loss": [(1, 1.0)]}
     assert server.statuses == ["FINISHED"]
@@ -314,7 +317,8 @@ def test_metrics_of_a_run_that_could_not_be_started_are_replayed_into_a_new_one(
     server = FakeServer(is_down=True)
     buffer = open_buffer(server, run_id=None, experiment="flights")
     buffer.log({"loss": 1.0}, step=1)
-    assert not buffer.close(0.0, status="FINISHED")
+    buffer.call(SetStatus("FINISHED"))
+    assert not buffer.close(0.0)
     server.is_down = False
     assert replay(log, client=server) == Replayed(RUN, sent=1, present=0, calls=1)
     assert server.experiments == ["flights"]
@@ -587,7 +591,8 @@ def test_a_process_goes_on_with_the_run_that_an_earlier_one_could_not_start(
     server.is_down = False
     second = open_buffer(server, run_id=None, run_name="rides-1")
     second.log({"loss": 2.0}, step=2)
-    assert second.close(60, status="FINISHED")
+    second.call(SetStatus("FINISHED"))
+    assert second.close(60)
     assert server.logged == {"loss": [(1, 1.0), (2, 2.0)]}
     assert server.tags == {"workers": "2"}
     assert server.statuses == ["FINISHED"]
@@ -621,12 +626,12 @@ def test_a_log_of_another_run_is_refused(open_buffer: Callable[..., MetricBuffer
     buffer.log({"loss": 1.0}, step=1)
     buffer.close(0.0)
     with pytest.raises(ValueError, match=f"holds metrics of run {RUN}; send them first"):
-        MetricBuffer(server, "fedcba9876543210", log=log)
+        MetricBuffer(Target("fedcba9876543210", server.tracking_uri, "Default"), client=server, log=log)
 
 
 def test_a_run_id_that_is_a_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not an MLflow run id"):
-        MetricBuffer(FakeServer(), "../../etc/x")
+        MetricBuffer(Target("../../etc/x", "", "Default"))
 
 
 @pytest.mark.parametrize(
@@ -650,7 +655,7 @@ def test_names_are_made_to_fit_mlflow(name: str, expected: str) -> None:
 
 
 def test_the_wait_doubles_up_to_its_limit() -> None:
-    assert [retry_delay(n, 1.0, 60.0) for n in (1, 2, 3, 7, 10_000)] == [1.0, 2.0, 4.0, 60.0, 60.0]
+    assert [retry_delay(n, 1.0) for n in (1, 2, 3, 7, 10_000)] == [1.0, 2.0, 4.0, 60.0, 60.0]
 
 
 def test_a_real_store_holds_one_point_per_step_over_resume_and_replay(
@@ -659,7 +664,7 @@ def test_a_real_store_holds_one_point_per_step_over_resume_and_replay(
     client = MlflowClient(mlflow_store)
     run_id = client.create_run("0").info.run_id
     for steps in ((1, 2), (2, 3)):
-        buffer = MetricBuffer(mlflow_store, run_id, log=tmp_path / "log.jsonl")
+        buffer = MetricBuffer(Target(run_id, mlflow_store, "Default"), log=tmp_path / "log.jsonl")
         for step in steps:
             buffer.log({"loss": 1.0 / step, "recall@20": math.nan}, step=step)
         assert buffer.close(60)
@@ -707,7 +712,8 @@ def test_a_replay_goes_to_the_store_of_the_run_whatever_mlflow_is_set_to(
     monkeypatch.chdir(folder)
     # An address that means this store in this folder alone.
     away = AwayServer("sqlite:///mlflow.db")
-    buffer = MetricBuffer(away, run_id, experiment=f"replayed-{has_run}", log=tmp_path / "log.jsonl")
+    target = Target(run_id, away.tracking_uri, f"replayed-{has_run}")
+    buffer = MetricBuffer(target, client=away, log=tmp_path / "log.jsonl")
     buffer.log({"loss": 0.5}, step=1)
     buffer.call(LogArtifact.of("attempts.json", b"[]"))
     assert not buffer.close(0.0)
