@@ -105,13 +105,10 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         settings = _settings() if tracking_store.is_same_store(store, current) else _Settings()
         run_id = self._run_id or settings.run_id
         self._is_own_run = self._is_own_run or run_id is None
-        self._buffer = MetricBuffer(
-            store,
-            run_id,
-            experiment=self._experiment or settings.experiment,
-            experiment_id=None if self._experiment else settings.experiment_id,
-            log=self._log_path,
-        )
+        experiment_id = None if self._experiment else settings.experiment_id
+        experiment = self._experiment or settings.experiment
+        target = metric_requests.Target(run_id, store, experiment, experiment_id=experiment_id)
+        self._buffer = MetricBuffer(target, log=self._log_path)
         if self._is_own_run:
             # The run is visible from the beginning on; a continued run no longer counts as ended.
             self._buffer.call(metric_requests.SetStatus("RUNNING"))

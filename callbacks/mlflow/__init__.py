@@ -1,6 +1,7 @@
 """Delivery of metrics, parameters, tags and artifacts to MLflow, even through an outage of its server.
 
-Requests are sent in the background, so no step waits for MLflow. ``metric_replay`` later sends a log's missing part.
+Everything is first an event of a log: the run's, or the file of an ``MLflowLogger``. Requests are sent from the log in
+the background, so no step waits for MLflow. A position in the log separates what MLflow has acknowledged.
 """
 
 from typing import TYPE_CHECKING

@@ -10,54 +10,47 @@ import shlex
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mirrorspark.callbacks.collectives import at_exit, scalar_metrics
-from mirrorspark.callbacks.mlflow import metric_replay
-from mirrorspark.callbacks.mlflow.metric_replay import LogSender, metrics_event, run_event, unsent_event
-from mirrorspark.callbacks.mlflow.metric_requests import RunCall, SetStatus, Target, first_line, start_run
+from mirrorspark.callbacks.mlflow.metric_replay import LogSender, entry_event, metrics_event, read_target, run_event
+from mirrorspark.callbacks.mlflow.metric_requests import LogArtifact, RunCall, SetStatus, Target, first_line, start_run
 from mirrorspark.callbacks.mlflow.tracking_store import absolute_store, store_client
 from mirrorspark.storage import EventFile, without_credentials
+
+_LONGEST_RETRY_SECONDS = 60.0
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_\-]{1,64}")
 
 logger = logging.getLogger(__name__)
 
 
-def retry_delay(failures: int, first_seconds: float, longest_seconds: float) -> float:
-    """Return the seconds to wait after that many failures in a row, doubled each time up to ``longest_seconds``."""
-    return min(longest_seconds, first_seconds * 2.0 ** min(failures - 1, 30))
+def retry_delay(failures: int, first_seconds: float) -> float:
+    """Return the seconds to wait after that many failures in a row, doubled each time up to a minute."""
+    return min(_LONGEST_RETRY_SECONDS, first_seconds * 2.0 ** min(failures - 1, 30))
 
 
 class MetricBuffer:
     """Accepts metrics and calls at any rate, sends them from a background thread, and never raises into the training.
 
-    Metrics are first written to a log, and sent from there. The thread reads the log one request at a time, so an
-    outage of any length costs no memory, and the next process finds unsent metrics in the log. For each metric, steps
-    only move forward: a step at or below one that the run already has is skipped. Parameters, tags and artifacts
-    (`callbacks.mlflow.metric_requests`) follow the metrics in their order. They are kept in memory, and written to the
-    log if they cannot be sent by the end. A call that the server refuses is dropped with a warning.
+    Metrics, parameters, tags and artifacts (`callbacks.mlflow.metric_requests`) are first written to a log, and sent
+    from there. The thread reads the log one request at a time, so an outage of any length costs no memory. It notes in
+    the log what MLflow has acknowledged, and the next process goes on there, even if this one is killed. For each
+    metric, steps only move forward: a step at or below one that the run already has is skipped. A call that the server
+    refuses is dropped with a warning.
 
     Args:
-        client: An ``MlflowClient``, or a tracking URI for which one is opened in the background.
-        run_id: The run to log to; None starts one when the server answers.
+        target: The run to log to, and its store; a run without an id is started when the server answers.
+        client: An ``MlflowClient`` of the store; by default one is opened in the background.
         log: The log. An ``EventFile`` belongs to the caller, and its other events are sent too. A file given by path
-            is removed once MLflow has all of it. By default metrics wait in memory, and those that cannot be sent by
-            the end are written to ``mlflow-metrics-<run id>.jsonl`` in the working directory.
-        experiment: Name of the experiment for a run that is started here.
-        experiment_id: Id of the experiment, which takes precedence over the name.
-        run_name: Name for a run that is started here; a run that an earlier process started under it is continued.
-        parent_id: The run that a run which is started here becomes a child of.
-        joins_parent: Whether the parent itself is the run, unless it has a training already; its status is then left
-            to the one who started it.
-        replay_command: The command that sends the rest of the log later; by default the one for any log file.
+            is removed once MLflow has all of it. By default the log is in memory, and what cannot be sent by the end
+            is written to ``mlflow-metrics-<run id>.jsonl`` in the working directory.
+        replay_command: The command that sends the rest of the log later; by default the one for the file.
         first_retry_seconds: Wait after a first failure, doubled with each further one.
-        longest_retry_seconds: Longest wait between attempts.
         linger_seconds: Wait after a request, to collect more for the next one: fewer requests, later points.
-        clock: Returns seconds; monotonic.
 
     Raises:
         ValueError: The run id is malformed, or the file belongs to another run.
@@ -65,39 +58,28 @@ class MetricBuffer:
 
     def __init__(
         self,
-        client: Any,
-        run_id: str | None = None,
+        target: Target,
         *,
+        client: Any = None,
         log: EventFile | str | Path | None = None,
-        experiment: str = "Default",
-        experiment_id: str | None = None,
-        run_name: str | None = None,
-        parent_id: str | None = None,
-        joins_parent: bool = False,
         replay_command: str | None = None,
         first_retry_seconds: float = 1.0,
-        longest_retry_seconds: float = 60.0,
         linger_seconds: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Check the arguments and start the sending thread; the server is not asked yet."""
         # The id becomes part of a file name.
-        if run_id is not None and not _RUN_ID.fullmatch(run_id):
-            raise ValueError(f"run_id {run_id!r} is not an MLflow run id")
-        self._client = None if isinstance(client, str) else client
-        self._tracking_uri = client if isinstance(client, str) else getattr(client, "tracking_uri", "")
-        self._is_own_run = run_id is None
+        if target.run_id is not None and not _RUN_ID.fullmatch(target.run_id):
+            raise ValueError(f"run_id {target.run_id!r} is not an MLflow run id")
+        self._client = client
+        self._tracking_uri = target.tracking_uri
         # Absolute, because the file may be replayed from another working directory.
-        store = without_credentials(absolute_store(self._tracking_uri))
-        self._target = Target(run_id, store, experiment, run_name, experiment_id, parent_id, joins_parent)
+        self._target = replace(target, tracking_uri=without_credentials(absolute_store(target.tracking_uri)))
         self._is_own_log = not isinstance(log, EventFile)
         self._log = log if isinstance(log, EventFile) else self._own_log(log)
         self._replay_command = replay_command
         self._sender = LogSender(self._log)
         self._first_retry_seconds = first_retry_seconds
-        self._longest_retry_seconds = longest_retry_seconds
         self._linger_seconds = linger_seconds
-        self._clock = clock
 
         # Guards everything below; waited on by flush (all sent?) and by the thread (something to send?).
         self._changed = threading.Condition()
@@ -153,8 +135,7 @@ class MetricBuffer:
         if self._closed:
             logger.warning("%s came after close() and is dropped", call)
             return
-        self._sender.call(call)
-        self._wake()
+        self._log.append(entry_event(call), is_clean=isinstance(call, LogArtifact))
 
     def flush(self, timeout_seconds: float = 10.0) -> bool:
         """Send now, regardless of the back-off, and return whether everything was sent within the time."""
@@ -167,28 +148,23 @@ class MetricBuffer:
             self._is_hurried = False
             return is_sent
 
-    def close(self, timeout_seconds: float = 30.0, *, status: str | None = None) -> bool:
+    def close(self, timeout_seconds: float = 30.0) -> bool:
         """Send the rest, or leave it in the log with one warning; a second call does nothing.
 
         Args:
             timeout_seconds: Longest wait for the server.
-            status: Status for a run that was started here, such as ``FINISHED``; None leaves it running.
 
         Returns:
             Whether everything was sent.
         """
         if self._closed:
             return not self._is_left
-        if self._is_own_run and status is not None:
-            self.call(SetStatus(status))
         is_sent = self.flush(timeout_seconds)
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         # A request may still be in progress. Its content is also left, because a replay skips values that arrived.
         self._is_left = not is_sent and self._leave_unsent()
-        if not self._is_left and self._sender.continues_unsent:
-            self._log.append(unsent_event(()))
         self._sender.close()
         if self._is_own_log:
             self._log.close()
@@ -210,36 +186,33 @@ class MetricBuffer:
         path = self._log.path
         if not self._is_left or path is None or not path.exists():
             return None
-        return self._replay_command or f"python -m {metric_replay.__name__} {shlex.quote(str(path))}"
+        return self._replay_command or _replay_command(path)
 
     def _own_log(self, path: str | Path | None) -> EventFile:
         if path is None:
             return EventFile(None)
         path = Path(path).absolute()
-        found = metric_replay.read_target(path) if path.exists() else None
+        found = read_target(path) if path.exists() else None
         if found is not None and not found.is_same_run(self._target):
             run = f"run {found.run_id}" if found.run_id else "a run not started yet"
             raise ValueError(
-                f"{path} holds metrics of {run}; send them first (python -m {metric_replay.__name__} {path}) "
-                f"or name another file"
+                f"{path} holds metrics of {run}; send them first ({_replay_command(path)}) or name another file"
             )
         return EventFile(path)
 
     def _leave_unsent(self) -> bool:
-        """Complete the log, and return whether there is anything to send later."""
-        points, calls = self._sender.unsent()
+        """Write the part of the log that is in memory alone, and return whether there is anything to send later."""
+        waiting = self._sender.waiting()
         # The status of a run that was never started is not worth keeping.
-        if not (points or (calls and self.run_id) or any(not isinstance(call, SetStatus) for call in calls)):
+        if not waiting or (self.run_id is None and all(isinstance(entry, SetStatus) for entry in waiting)):
             return False
         if self._log.path is None:
             self._log.path = Path(f"mlflow-metrics-{self.run_id or uuid.uuid4().hex}.jsonl").absolute()
-            points = [run_event(self._target), *points]
+            self._log.append(run_event(self._target))
         elif not self._log.has_failed:
-            points = []
-        for event in points:
-            self._log.append(event)
-        if calls:
-            self._log.append(unsent_event(calls))
+            return True
+        for entry in waiting:
+            self._log.append(entry_event(entry), is_clean=True)
         return True
 
     def _wake(self) -> None:
@@ -253,8 +226,8 @@ class MetricBuffer:
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._closed and (self._is_all_sent() or self._clock() < self._retry_at):
-                    wait = None if self._is_all_sent() else max(0.0, self._retry_at - self._clock())
+                while not self._closed and (self._is_all_sent() or time.monotonic() < self._retry_at):
+                    wait = None if self._is_all_sent() else max(0.0, self._retry_at - time.monotonic())
                     self._changed.wait(wait)
                 if self._closed:
                     return
@@ -268,7 +241,10 @@ class MetricBuffer:
 
     def _send_some(self) -> bool:
         """Send one request, and return whether there was something to send."""
-        if not self._sender.read() or self._closed:
+        if not self._sender.read():
+            self._sender.acknowledge()
+            return False
+        if self._closed:
             return False
         if self._client is None:
             self._client = store_client(self._tracking_uri)  # takes seconds, but in this thread nothing waits for it
@@ -286,8 +262,8 @@ class MetricBuffer:
         with self._changed:
             self._failures += 1
             self._last_error = f"{type(error).__name__}: {first_line(error)}"
-            delay = retry_delay(self._failures, self._first_retry_seconds, self._longest_retry_seconds)
-            self._retry_at = self._clock() + delay
+            delay = retry_delay(self._failures, self._first_retry_seconds)
+            self._retry_at = time.monotonic() + delay
             is_first = self._failures == 1
             self._changed.notify_all()
         if is_first:
@@ -301,5 +277,9 @@ class MetricBuffer:
                 logger.info("MLflow accepts metrics again")
                 self._failures = 0
             is_patient = has_more and self._linger_seconds and not self._is_hurried and not self._sender.has_backlog()
-            self._retry_at = self._clock() + self._linger_seconds if is_patient else -math.inf
+            self._retry_at = time.monotonic() + self._linger_seconds if is_patient else -math.inf
             self._changed.notify_all()
+
+
+def _replay_command(path: Path) -> str:
+    return f"mirrorspark runs replay {shlex.quote(str(path))}"

@@ -1,20 +1,19 @@
 """Sending the content of an event log to MLflow, in the background of a training or later.
 
 A log is a file of JSON lines (`storage.event_file`): the events of a run, or the file of an ``MLflowLogger``.
-``python -m mirrorspark.callbacks.mlflow.metric_replay FILE`` sends the part that MLflow does not have.
+``mirrorspark runs replay`` sends the part that MLflow does not have.
 """
 
-import argparse
 import contextlib
 import json
 import logging
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mirrorspark.callbacks.collectives import scalar_metrics
 from mirrorspark.callbacks.mlflow.metric_requests import (
@@ -39,7 +38,10 @@ from mirrorspark.callbacks.mlflow.tracking_store import is_same_store, limit_req
 from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, named
 from mirrorspark.storage import FOR_MLFLOW, Event, EventFile, EventTail, without_credentials
 
-_RUN, _METRICS, _UNSENT = f"{FOR_MLFLOW}run", f"{FOR_MLFLOW}metrics", f"{FOR_MLFLOW}unsent"
+# The run of the log, metrics and calls that no other event contains, and the position that MLflow has acknowledged.
+_RUN, _METRICS, _CALL, _SENT = (f"{FOR_MLFLOW}{kind}" for kind in ("run", "metrics", "call", "sent"))
+
+_Value = TypeVar("_Value")
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +56,11 @@ def metrics_event(metrics: Mapping[str, float], step: int, timestamp_ms: int) ->
     return {"event": _METRICS, "metrics": dict(metrics), "step": step, "timestamp_ms": timestamp_ms}
 
 
-def unsent_event(calls: Iterable[RunCall]) -> Event:
-    """Return the event for calls that a process could not send; it replaces every earlier one."""
-    return {"event": _UNSENT, "calls": [to_line(call) for call in calls]}
+def entry_event(entry: Point | RunCall) -> Event:
+    """Return the event for a point, or for parameters, tags, an artifact or a status."""
+    if isinstance(entry, Point):
+        return metrics_event({entry.name: entry.value}, entry.step, entry.timestamp_ms)
+    return {"event": _CALL, **to_line(entry)}
 
 
 class RunMetrics:
@@ -74,7 +78,14 @@ class RunMetrics:
         self._began: float | None = None
 
     def of(self, event: Event) -> Iterator[Point | RunCall]:
-        """Yield the points and calls of the next event."""
+        """Yield the points and calls of the next event.
+
+        Raises:
+            KeyError, TypeError, ValueError: The event is malformed.
+        """
+        if event["event"] == _CALL:
+            yield from_line(event)
+            return
         if self._began is None:
             self._began = event.get("time")
         timestamp_ms = event.get("timestamp_ms") or int(event.get("time", time.time()) * 1000)
@@ -134,48 +145,57 @@ class RunMetrics:
 class LogSender:
     """Sends the content of a log, in its order and one request at a time; the content of a failed request is resent.
 
-    Calls follow the points. Among the calls, those that an earlier process could not send come first.
+    Calls follow the points that were read with them. Events of the log itself give the position up to which MLflow has
+    acknowledged everything. The sender of another process continues from there. It leaves out the points that MLflow
+    received without an acknowledgement; calls may be repeated.
 
     Args:
         events: The log.
-        fills_gaps: Whether to send points whose step the run lacks even if the run has later steps.
+        fills_gaps: Whether to send every point of the log whose step the run lacks, even if the run has later steps.
     """
 
     def __init__(self, events: EventFile, *, fills_gaps: bool = False) -> None:
-        """Read nothing yet."""
+        """Find the position; read no event yet."""
+        self._events = events
         self._tail = EventTail(events)
         self._metrics = RunMetrics()
         self._fills_gaps = fills_gaps
+        self._acknowledged = self._earlier_bytes = 0
+        if events.path is not None and events.path.exists():
+            self._acknowledged, self._earlier_bytes = read_position(events.path), events.path.stat().st_size
         self._stored: dict[str, range | set[int]] | None = None
-        # Guards entries that are read but not sent, because calls come from any thread.
+        # Guards entries that are read but not sent, because the closing thread reads the rest.
         self._lock = threading.Lock()
         self._points: list[Point] = []
         self._calls: tuple[RunCall, ...] = ()
-        self._earlier_calls: tuple[RunCall, ...] = ()
+        # The last status that an earlier process could not send.
         self.earlier_status: SetStatus | None = None
-        self.continues_unsent = False
         self.is_only_for_mlflow = True
         # True for the run of a user, who ends it.
         self.leaves_status = False
+        # MLflow has more than the last position in the log.
+        self._is_ahead = False
+        self._is_closed = False
         self.sent = self.present = self.calls_sent = 0
-
-    def call(self, call: RunCall) -> None:
-        """Queue one more call."""
-        with self._lock:
-            self._calls = with_call(self._calls, call)
 
     def read(self, limit: int = METRICS_PER_REQUEST) -> bool:
         """Read until ``limit`` points wait, or to the end, and return whether there is something to send."""
-        while True:
-            with self._lock:  # per event, because a long log must not delay a call
-                if len(self._points) >= limit or (event := self._tail.read()) is None:
-                    return bool(self._points or self._earlier_calls or self._calls)
-                self._take(event)
+        with self._lock:
+            while len(self._points) < limit:
+                begin = self._tail.position
+                if (event := self._tail.read()) is None:
+                    break
+                self._take(event, begin)
+            return bool(self._points or self._calls)
+
+    def call(self, call: RunCall) -> None:
+        """Queue a call that the log does not have."""
+        with self._lock:
+            self._calls = with_call(self._calls, call)
 
     def has_backlog(self) -> bool:
         """Return whether more is waiting than fits into the next request of points."""
-        with self._lock:
-            return bool(len(self._points) >= METRICS_PER_REQUEST or self._earlier_calls or self._calls)
+        return bool(len(self._points) >= METRICS_PER_REQUEST or self._calls)
 
     def send(self, client: Any, run_id: str) -> None:
         """Send one request of the entries that were read.
@@ -194,45 +214,54 @@ class LogSender:
         self.present += len(points) - len(missing)
         with self._lock:
             del self._points[: len(points)]
+            self._is_ahead = True
 
-    def unsent(self) -> tuple[list[Event], tuple[RunCall, ...]]:
-        """Read the log to its end, and return the waiting points, as events, and the waiting calls."""
+    def acknowledge(self) -> None:
+        """Note in the log that MLflow has everything up to here; nothing if something waits, or if nothing was sent."""
+        with self._lock:
+            if not self._is_ahead or self._is_closed or self._points or self._calls:
+                return
+            self._is_ahead = False
+            if self._events.path is not None:
+                self._events.append({"event": _SENT, "position": self._tail.position})
+
+    def waiting(self) -> Sequence[Point | RunCall]:
+        """Read the log to its end, and return everything that waits."""
         self.read(limit=sys.maxsize)
         with self._lock:
-            points = [
-                metrics_event({point.name: point.value}, point.step, point.timestamp_ms) for point in self._points
-            ]
-            return points, self._earlier_calls + self._calls
+            return (*self._points, *self._calls)
 
     def close(self) -> None:
-        """Close the log; no more events are read."""
+        """Close the log; no more events are read or written."""
         with self._lock:
+            self._is_closed = True
             self._tail.close()
 
     def _send_call(self, client: Any, run_id: str) -> None:
-        with self._lock:
-            call = (*self._earlier_calls, *self._calls)[0]
+        call = self._calls[0]
         if not (self.leaves_status and isinstance(call, SetStatus)):
             send_call(client, run_id, call)
             self.calls_sent += 1
         with self._lock:
-            # A newer call may have replaced it meanwhile.
-            self._earlier_calls = tuple(waiting for waiting in self._earlier_calls if waiting is not call)
+            # The closing thread may have replaced it by a newer one meanwhile.
             self._calls = tuple(waiting for waiting in self._calls if waiting is not call)
+            self._is_ahead = True
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: Event, begin: int) -> None:
+        self.is_only_for_mlflow = self.is_only_for_mlflow and str(event["event"]).startswith(FOR_MLFLOW)
+        # An event that could not be written takes no bytes, and is neither.
+        is_acknowledged = begin < self._tail.position <= self._acknowledged
+        is_earlier = begin < self._tail.position <= self._earlier_bytes
         try:
-            if event["event"] == _UNSENT:
-                found = [from_line(line) for line in event["calls"]]
-                # The end status of an earlier process does not apply to the one that continues.
-                self._earlier_calls = tuple(call for call in found if not isinstance(call, SetStatus))
-                self.earlier_status = next((call for call in found if isinstance(call, SetStatus)), None)
-                self.continues_unsent = bool(found)
-                return
-            self.is_only_for_mlflow = self.is_only_for_mlflow and event["event"] in (_RUN, _METRICS)
             for entry in self._metrics.of(event):
                 if isinstance(entry, Point):
-                    self._points.append(entry)
+                    if self._fills_gaps or not is_acknowledged:
+                        self._points.append(entry)
+                elif is_acknowledged:
+                    continue
+                elif is_earlier and isinstance(entry, SetStatus):
+                    # It does not apply to the process that continues the run.
+                    self.earlier_status = entry
                 else:
                     self._calls = with_call(self._calls, entry)
         except (KeyError, TypeError, ValueError) as error:
@@ -304,30 +333,43 @@ def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -
         while sender.read():
             sender.send(client, run_id)
         # A process that could not start the run may have had no time to write its end status.
-        status = sender.earlier_status or (SetStatus("FINISHED") if target.run_id is None else None)
-        if status is not None and not sender.leaves_status:
-            send_call(client, run_id, status)
+        status = sender.earlier_status
+        if status in (None, SetStatus("RUNNING")):
+            status = SetStatus("FINISHED") if target.run_id is None else None
+        if status is not None:
+            sender.call(status)
+            sender.send(client, run_id)
         if sender.is_only_for_mlflow:
             path.unlink()
-        elif sender.continues_unsent:
-            events.append(unsent_event(()))
-    return Replayed(run_id, sender.sent, sender.present, sender.calls_sent + (sender.earlier_status is not None))
+        else:
+            sender.acknowledge()
+    return Replayed(run_id, sender.sent, sender.present, sender.calls_sent)
 
 
 def read_target(path: Path) -> Target | None:
     """Return the run that the log at ``path`` belongs to, or None if it names none."""
-    target = None
+    return _last(path, _RUN, Target)
+
+
+def read_position(path: Path) -> int:
+    """Return the number of bytes of the log at ``path`` that MLflow has acknowledged."""
+    return _last(path, _SENT, lambda position: int(position)) or 0
+
+
+def _last(path: Path, kind: str, of: Callable[..., _Value]) -> _Value | None:
+    """Return the value of the last event of that kind, made from its fields."""
+    last = None
     with path.open("rb") as file:
         for line in file:
-            if _RUN.encode() not in line:
+            if kind.encode() not in line[:80]:
                 continue
             try:
                 event = json.loads(line)
-                if event.pop("event") == _RUN:
-                    target = Target(**event)
+                if event.pop("event") == kind:
+                    last = of(**event)
             except (ValueError, TypeError, KeyError, AttributeError):
                 logger.warning("Skipped a damaged line of %s: %r", path, line[:80])
-    return target
+    return last
 
 
 def _store_of(target: Target) -> str:
@@ -360,21 +402,3 @@ def report(path: Path, tracking_uri: str | None = None) -> int:
     if done.calls:
         print(f"{done.calls} calls with parameters, tags, artifacts or status sent")
     return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status, that of :func:`report`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mirrorspark.callbacks.mlflow.metric_replay",
-        description="Sends the metrics, parameters, tags and artifacts of a training that MLflow does not have yet.",
-    )
-    parser.add_argument(
-        "file", metavar="FILE", type=Path, help="the file that an MLflowLogger left, or the events.jsonl of a run"
-    )
-    parser.add_argument("--tracking-uri", help="the MLflow server or store, if not the one that the file names")
-    options = parser.parse_args(arguments)
-    return report(options.file, options.tracking_uri)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,10 +5,12 @@ import logging
 import posixpath
 import re
 import tempfile
+import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from mirrorspark.storage import without_credentials
 
@@ -56,7 +58,8 @@ class Target:
         run_name: Name for a run that has not been started; with it a second start finds the run of the first.
         experiment_id: Id of the experiment, which takes precedence over the name.
         parent_id: The run that a run which has not been started becomes a child of.
-        joins_parent: Whether the parent itself is the run, unless it has a training already.
+        joins_parent: Whether the parent itself is the run, unless it has a training already; its status is then left to
+            its owner.
     """
 
     run_id: str | None
@@ -86,8 +89,29 @@ def metric_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class LogParams:
+class RunCall(ABC):
+    """A request other than one for points; it can be repeated.
+
+    Attributes:
+        label: Its name in a message, with its fields in braces.
+    """
+
+    label: ClassVar[str]
+
+    @abstractmethod
+    def send(self, client: Any, run_id: str) -> None:
+        """Send the request."""
+
+    def __str__(self) -> str:
+        """Return the label."""
+        return self.label.format(**vars(self))
+
+
+@dataclass(frozen=True)
+class LogParams(RunCall):
     """Parameters. A resumed run keeps its existing ones, because MLflow does not change them."""
+
+    label = "the parameters"
 
     params: Mapping[str, str]
 
@@ -100,14 +124,12 @@ class LogParams:
         for start in range(0, len(new), _ENTRIES_PER_REQUEST):
             client.log_batch(run_id, params=new[start : start + _ENTRIES_PER_REQUEST])
 
-    def __str__(self) -> str:
-        """Name the call in a message."""
-        return "the parameters"
-
 
 @dataclass(frozen=True)
-class SetTags:
+class SetTags(RunCall):
     """Tags; a new value replaces the old one."""
+
+    label = "the tags"
 
     tags: Mapping[str, str]
 
@@ -119,39 +141,35 @@ class SetTags:
         for start in range(0, len(tags), _ENTRIES_PER_REQUEST):
             client.log_batch(run_id, tags=tags[start : start + _ENTRIES_PER_REQUEST])
 
-    def __str__(self) -> str:
-        """Name the call in a message."""
-        return "the tags"
-
 
 @dataclass(frozen=True)
-class LogArtifact:
-    """A file: its path among the run's artifacts, and its content in base64 for JSON."""
+class LogArtifact(RunCall):
+    """A file: its path among the run's artifacts, and its content, compressed and in base64 for JSON."""
+
+    label = "{name}"
 
     name: str
-    base64: str
+    content: str
 
     @classmethod
     def of(cls, name: str, content: bytes) -> "LogArtifact":
         """Encode the content."""
-        return cls(name, base64.b64encode(content).decode("ascii"))
+        return cls(name, base64.b64encode(zlib.compress(content)).decode("ascii"))
 
     def send(self, client: Any, run_id: str) -> None:
         """Upload the file, replacing one of that name."""
         name = PurePosixPath(self.name)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name.name
-            path.write_bytes(base64.b64decode(self.base64))
+            path.write_bytes(zlib.decompress(base64.b64decode(self.content)))
             client.log_artifact(run_id, str(path), str(name.parent) if name.parent.name else None)
-
-    def __str__(self) -> str:
-        """Name the call in a message."""
-        return self.name
 
 
 @dataclass(frozen=True)
-class LogFolder:
+class LogFolder(RunCall):
     """A folder that is too large to copy: its path among the run's artifacts, and its local path."""
+
+    label = "{name}"
 
     name: str
     path: str
@@ -163,14 +181,12 @@ class LogFolder:
         else:
             logger.warning("artifact %s is left out: folder %s is missing", self.name, self.path)
 
-    def __str__(self) -> str:
-        """Name the call in a message."""
-        return self.name
-
 
 @dataclass(frozen=True)
-class LogInput:
+class LogInput(RunCall):
     """The dataset that a run learns from; ``source``, ``schema`` and ``profile`` are JSON texts as MLflow has them."""
+
+    label = "dataset {name}"
 
     name: str
     digest: str
@@ -185,14 +201,12 @@ class LogInput:
         dataset = Dataset(self.name, self.digest, "local", self.source, schema=self.schema, profile=self.profile)
         client.log_inputs(run_id, datasets=[DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
-    def __str__(self) -> str:
-        """Name the call in a message."""
-        return f"dataset {self.name}"
-
 
 @dataclass(frozen=True)
-class LogModelMetrics:
+class LogModelMetrics(RunCall):
     """Metrics of a logged model, by which MLflow's page of models compares them; the run has the same points."""
+
+    label = "the metrics of the model"
 
     model_id: str
     metrics: Mapping[str, float]
@@ -211,18 +225,16 @@ class LogModelMetrics:
         for start in range(0, len(points), METRICS_PER_REQUEST):
             client.log_batch(run_id, metrics=points[start : start + METRICS_PER_REQUEST])
 
-    def __str__(self) -> str:
-        """Name the call in a message."""
-        return "the metrics of the model"
-
 
 @dataclass(frozen=True)
-class DescribeModel:
+class DescribeModel(RunCall):
     """The description of a registered version, in Markdown, and of the logged model that it was made from.
 
     Attributes:
         model_id: The logged model; None if the version was made from files.
     """
+
+    label = "the description of version {version} of '{model}'"
 
     model: str
     version: str
@@ -235,14 +247,12 @@ class DescribeModel:
         if self.model_id is not None:
             client.set_logged_model_tags(self.model_id, {NOTE_TAG: self.text})
 
-    def __str__(self) -> str:
-        """Name the call in a message."""
-        return f"the description of version {self.version} of '{self.model}'"
-
 
 @dataclass(frozen=True)
-class SetAlias:
+class SetAlias(RunCall):
     """A name for a version of a registered model."""
+
+    label = "alias {alias} of '{model}'"
 
     model: str
     alias: str
@@ -254,14 +264,12 @@ class SetAlias:
         if now is None or int(now) <= int(self.version):
             client.set_registered_model_alias(self.model, self.alias, self.version)
 
-    def __str__(self) -> str:
-        """Name the call in a message."""
-        return f"alias {self.alias} of '{self.model}'"
-
 
 @dataclass(frozen=True)
-class SetStatus:
+class SetStatus(RunCall):
     """The status of a run: ``RUNNING``, ``FINISHED`` or ``FAILED``; the latter two also end it."""
+
+    label = "status {status}"
 
     status: str
 
@@ -272,42 +280,21 @@ class SetStatus:
         else:
             client.set_terminated(run_id, self.status)
 
-    def __str__(self) -> str:
-        """Name the call in a message."""
-        return f"status {self.status}"
-
-
-RunCall = (
-    LogParams | SetTags | LogArtifact | LogFolder | LogInput | LogModelMetrics | DescribeModel | SetAlias | SetStatus
-)
-
-_KINDS: dict[str, type[RunCall]] = {
-    "params": LogParams,
-    "tags": SetTags,
-    "artifact": LogArtifact,
-    "folder": LogFolder,
-    "input": LogInput,
-    "model_metrics": LogModelMetrics,
-    "description": DescribeModel,
-    "alias": SetAlias,
-    "status": SetStatus,
-}
-
 
 def to_line(call: RunCall) -> dict[str, Any]:
     """Return the call as a JSON object."""
-    kind = next(name for name, of in _KINDS.items() if of is type(call))
-    return {"call": kind, **asdict(call)}
+    return {"call": type(call).__name__, **asdict(call)}
 
 
 def from_line(line: Mapping[str, Any]) -> RunCall:
-    """Return the call for a JSON object of ``to_line``.
+    """Return the call for a JSON object of ``to_line``, which may also be an event.
 
     Raises:
         KeyError: There is no such kind of call.
         TypeError: The object does not have the fields of its kind.
     """
-    return _KINDS[line["call"]](**{name: value for name, value in line.items() if name != "call"})
+    kinds = {kind.__name__: kind for kind in RunCall.__subclasses__()}
+    return kinds[line["call"]](**{name: value for name, value in line.items() if name not in ("call", "event")})
 
 
 def with_call(calls: tuple[RunCall, ...], call: RunCall) -> tuple[RunCall, ...]:

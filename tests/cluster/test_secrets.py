@@ -83,7 +83,7 @@ def test_no_secret_is_left_by_trainings_that_fail_with_errors_full_of_them(tmp_p
     client = mlflow.MlflowClient(f"sqlite:///{folders['output'] / 'mlflow.db'}")
     assert client.get_run(run_id).info.status == "FAILED"
     logs = [path.read_text() for path in folders["output"].glob("runs/*/events.jsonl")]
-    assert ["mlflow_unsent" in log for log in logs].count(True) == 1
+    assert ["mlflow_sent" in log for log in logs].count(True) == 1
     assert (folders["output"] / "arguments.txt").stat().st_size > 0
 
     left = {"standard output": ended.stdout, "standard error": ended.stderr}

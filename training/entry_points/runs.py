@@ -127,11 +127,13 @@ def _resume(flags: argparse.Namespace) -> int:
 
 
 def _replay(flags: argparse.Namespace) -> int:
+    from mirrorspark.callbacks.mlflow import report
+
+    if (file := Path(flags.run)).is_file():
+        return report(file, flags.tracking_uri)
     run = run_history.find(Path(flags.output), flags.run)
     if run_state.watch_driver(run.path, run.state) in ("alive", "unknown"):
         return _refuse(f"run {run.name} is under way on {run.state.host}, and its driver sends what MLflow lacks")
-    from mirrorspark.callbacks.mlflow import report
-
     return report(run.path / EVENTS_FILE, flags.tracking_uri)
 
 
@@ -364,7 +366,7 @@ def _build_parser() -> argparse.ArgumentParser:
             sub.add_argument("--tracking-uri", metavar="URI", help="anew, where it had a password: none is saved")
             sub.add_argument("--master", metavar="URL", help="another Spark cluster than before")
         elif name == "replay":
-            sub.add_argument("run", metavar="RUN")
+            sub.add_argument("run", metavar="RUN", help="a run, or the file that an MLflowLogger or a sweep has left")
             sub.add_argument("--tracking-uri", metavar="URI", help="the MLflow server or store, if it has moved")
     return parser
 

@@ -171,7 +171,7 @@ _LOGGED_MODEL = re.compile(r"models:/(m-\w+)")
 class TrackedRun:
     """The driver's MLflow run for all attempts of a training, which an unreachable server does not stop.
 
-    Everything is sent in the background, the metrics from ``log``. Records that an unreachable ``http`` server has not
+    Everything is sent in the background, from ``log``. Records that an unreachable ``http`` server has not
     got by the end stay in the log, and ``finish`` returns the command that sends them. A store that refuses requests (a
     deleted experiment, wrong credentials) is an error at the start. Only the given store is used; MLflow's own setting
     is not changed. The events are logged as follows:
@@ -230,13 +230,8 @@ class TrackedRun:
                 metric_requests.first_line(error),
             )
         self._buffer = MetricBuffer(
-            self.client,
-            run_id,
-            experiment=self.experiment,
-            experiment_id=self.experiment_id if outer else None,
-            run_name=run_name,
-            parent_id=outer.run.run_id if outer else None,
-            joins_parent=outer is not None and not outer.is_parent_only,
+            self._target(run_id, run_name),
+            client=self.client,
             # The run's id cannot be used, since the server may not have assigned it yet.
             log=output / f"mlflow-metrics-{run_name}.jsonl" if log is None else log,
             replay_command=None if log is None else _replay_command(log),
@@ -252,7 +247,19 @@ class TrackedRun:
         # A database store would put artifacts into the working directory; a server has its own place for them.
         location = (output.absolute() / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
         self.experiment_id = metric_requests.experiment_of(self.client, experiment, location)
-        return metric_requests.start_run(self.client, metric_requests.Target(None, self.uri, experiment, run_name))
+        return metric_requests.start_run(self.client, self._target(None, run_name))
+
+    def _target(self, run_id: str | None, run_name: str) -> metric_requests.Target:
+        outer = self._outer
+        return metric_requests.Target(
+            run_id,
+            self.uri,
+            self.experiment,
+            run_name,
+            experiment_id=self.experiment_id if outer else None,
+            parent_id=outer.run.run_id if outer else None,
+            joins_parent=outer is not None and not outer.is_parent_only,
+        )
 
     def _continued(self, run_id: str) -> str:
         try:
@@ -271,13 +278,7 @@ class TrackedRun:
         active = outer.run
         self.experiment_id = active.experiment_id or str(self.client.get_run(active.run_id).info.experiment_id)
         self.experiment = self.client.get_experiment(self.experiment_id).name
-        ids = self.experiment_id, active.run_id
-        return metric_requests.start_run(
-            self.client,
-            metric_requests.Target(
-                None, self.uri, self.experiment, run_name, *ids, joins_parent=not outer.is_parent_only
-            ),
-        )
+        return metric_requests.start_run(self.client, self._target(None, run_name))
 
     @property
     def is_users(self) -> bool:

@@ -1,12 +1,12 @@
 """L6: no metric is lost, none is logged twice, and the training never waits for the server."""
 
+import contextlib
 import errno
 import json
 import logging
 import math
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -23,12 +23,13 @@ from mirrorspark.callbacks.mlflow import metric_replay
 from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer, retry_delay
 from mirrorspark.callbacks.mlflow.metric_replay import (
     Replayed,
-    main,
+    entry_event,
     metrics_event,
+    read_position,
     read_target,
     replay,
+    report,
     run_event,
-    unsent_event,
 )
 from mirrorspark.callbacks.mlflow.metric_requests import (
     LogArtifact,
@@ -136,8 +137,10 @@ def open_buffer(log: Path) -> Iterator[Callable[..., MetricBuffer]]:
     buffers: list[MetricBuffer] = []
 
     def build(server: Any, run_id: str | None = RUN, **arguments: Any) -> MetricBuffer:
+        run = {name: arguments.pop(name) for name in ("experiment", "run_name") if name in arguments}
         arguments = {"log": log, "first_retry_seconds": 0.001, **arguments}
-        buffers.append(MetricBuffer(server, run_id, **arguments))
+        target = Target(run_id, server.tracking_uri, **{"experiment": "Default"} | run)
+        buffers.append(MetricBuffer(target, client=server, **arguments))
         return buffers[-1]
 
     yield build
@@ -234,7 +237,7 @@ def test_unsent_metrics_are_kept_and_the_replay_command_is_shown(
     buffer = open_buffer(server)
     buffer.log({"loss": math.nan, "val_auc": 0.5}, step=1, timestamp_ms=1000)
     assert not buffer.close(0.0)
-    assert f"python -m mirrorspark.callbacks.mlflow.metric_replay {log}" in caplog.text
+    assert f"mirrorspark runs replay {log}" in caplog.text
     assert "secret" not in caplog.text + log.read_text()
 
     server.is_down = False
@@ -301,7 +304,8 @@ def test_a_run_is_started_once_the_server_answers_and_ended_at_the_close(
     server = FakeServer(failures=2)
     buffer = open_buffer(server, run_id=None)
     buffer.log({"loss": 1.0}, step=1)
-    assert buffer.close(60, status="FINISHED")
+    buffer.call(SetStatus("FINISHED"))
+    assert buffer.close(60)
     assert buffer.run_id == RUN
     assert server.logged == {"loss": [(1, 1.0)]}
     assert server.statuses == ["FINISHED"]
@@ -313,7 +317,8 @@ def test_metrics_of_a_run_that_could_not_be_started_are_replayed_into_a_new_one(
     server = FakeServer(is_down=True)
     buffer = open_buffer(server, run_id=None, experiment="flights")
     buffer.log({"loss": 1.0}, step=1)
-    assert not buffer.close(0.0, status="FINISHED")
+    buffer.call(SetStatus("FINISHED"))
+    assert not buffer.close(0.0)
     server.is_down = False
     assert replay(log, client=server) == Replayed(RUN, sent=1, present=0, calls=1)
     assert server.experiments == ["flights"]
@@ -386,7 +391,7 @@ def test_other_unsent_calls_are_replayed_as_well(
     for call in (*EVERYTHING, LogFolder("profile", str(tmp_path / "gone"))):
         buffer.call(call)
     assert not buffer.close(0.0)
-    assert buffer.left_behind == f"python -m mirrorspark.callbacks.mlflow.metric_replay {log}"
+    assert buffer.left_behind == f"mirrorspark runs replay {log}"
     server.is_down = False
     assert replay(log, client=server) == Replayed(RUN, sent=0, present=0, calls=5)
     assert (server.params, server.tags, server.statuses) == ({"seed": "1"}, {"workers": "2"}, ["FINISHED"])
@@ -451,11 +456,105 @@ def test_the_calls_of_a_file_stay_in_it_until_they_are_sent(
 
     second = open_buffer(Killed())
     assert sent.wait(60)
-    assert unsent_event([LogParams({"seed": "1"})]) in kept(log)
+    assert entry_event(LogParams({"seed": "1"})) in kept(log)
     killed.set()
     second.close(0.0)
     server.is_down = False
     assert replay(log, client=server) == Replayed(RUN, sent=1, present=0, calls=1)
+
+
+class DyingError(Exception):
+    """The process has died in the middle of a request."""
+
+
+class LimitedServer(FakeServer):
+    """Takes ``requests_left`` requests; the process dies in the next one, whose content may have arrived."""
+
+    requests_left = 0
+    is_taken = False
+
+    def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+        self._request(lambda: super(LimitedServer, self).log_batch(run_id, metrics, params, tags))
+
+    def log_artifact(self, run_id: str, path: str, folder: str | None) -> None:
+        self._request(lambda: super(LimitedServer, self).log_artifact(run_id, path, folder))
+
+    def _request(self, take: Callable[[], None]) -> None:
+        self.requests_left -= 1
+        if self.requests_left >= 0 or self.is_taken:
+            take()
+        if self.requests_left < 0:
+            raise DyingError
+
+
+def send_all(server: FakeServer, log: Path) -> None:
+    """Send what the log has, as a new process does."""
+    with contextlib.closing(metric_replay.LogSender(EventFile(log))) as sender:
+        while sender.read():
+            sender.send(server, RUN)
+        sender.acknowledge()
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+@pytest.mark.parametrize("requests", range(9))
+def test_a_process_that_dies_in_any_request_leaves_the_rest_to_the_next_one(
+    log: Path, requests: int, *, is_taken: bool
+) -> None:
+    """The next one sends nothing twice, changes no order and forgets no call."""
+    server = LimitedServer()
+    server.requests_left, server.is_taken = requests, is_taken
+    events = EventFile(log)
+    with contextlib.suppress(DyingError):
+        for step in (1, 2, 3):
+            events.append(metrics_event({"loss": float(step), "mae": 0.0}, step, step))
+            events.append(entry_event(LogParams({f"seed-{step}": "1"})))
+            events.append(entry_event(LogArtifact.of(f"{step}.png", b"\x89PNG")))
+            send_all(server, log)
+    events.append(metrics_event({"loss": 4.0}, 4, 4))
+    server.requests_left = sys.maxsize
+    send_all(server, log)
+    steps = max(step for step, _ in server.logged["mae"])
+    assert server.logged["loss"] == [(step, float(step)) for step in (*range(1, steps + 1), 4)]
+    assert server.logged["mae"] == [(step, 0.0) for step in range(1, steps + 1)]
+    assert sorted(server.params) == [f"seed-{step}" for step in range(1, steps + 1)]
+    assert sorted(server.artifacts) == [f"{step}.png" for step in range(1, steps + 1)]
+    left = server.requests_left
+    send_all(server, log)
+    assert server.requests_left == left
+
+
+def test_a_process_continues_from_the_position_that_mlflow_has_acknowledged(
+    open_buffer: Callable[..., MetricBuffer], log: Path
+) -> None:
+    server = FakeServer()
+    first = open_buffer(server, log=EventFile(log))
+    first.log({"loss": 1.0}, step=1)
+    first.call(LogArtifact.of("config.yaml", b"seed: 1"))
+    assert first.close(60)
+    assert 0 < read_position(log) < log.stat().st_size
+    server.artifacts["config.yaml"] = b"changed by hand"
+    del server.logged["loss"]  # the server has lost it
+
+    second = open_buffer(server, log=EventFile(log))
+    second.log({"loss": 2.0}, step=2)
+    assert second.close(60)
+    assert (server.logged["loss"], server.artifacts) == ([(2, 2.0)], {"config.yaml": b"changed by hand"})
+    # A replay restores it.
+    assert replay(log, client=server) == Replayed(RUN, sent=1, present=1, calls=0)
+
+
+def test_calls_are_in_the_log_before_they_are_sent(open_buffer: Callable[..., MetricBuffer], log: Path) -> None:
+    """A killed process leaves them to the replay."""
+    buffer = open_buffer(FakeServer(is_down=True), run_id=None, run_name="rides-1")
+    for call in EVERYTHING[:3]:
+        buffer.call(call)
+    buffer.log({"loss": 1.0}, step=1)
+    killed = log.with_name("killed.jsonl")
+    shutil.copy(log, killed)
+    server = FakeServer()
+    assert replay(killed, client=server) == Replayed(RUN, sent=1, present=0, calls=4)
+    assert (server.params, server.tags, server.statuses) == ({"seed": "1"}, {"workers": "2"}, ["FINISHED"])
+    assert server.artifacts == {"plots/roc.png": b"\x89PNG"}
 
 
 def test_a_call_that_the_server_refuses_does_not_hold_up_the_next(
@@ -492,7 +591,8 @@ def test_a_process_goes_on_with_the_run_that_an_earlier_one_could_not_start(
     server.is_down = False
     second = open_buffer(server, run_id=None, run_name="rides-1")
     second.log({"loss": 2.0}, step=2)
-    assert second.close(60, status="FINISHED")
+    second.call(SetStatus("FINISHED"))
+    assert second.close(60)
     assert server.logged == {"loss": [(1, 1.0), (2, 2.0)]}
     assert server.tags == {"workers": "2"}
     assert server.statuses == ["FINISHED"]
@@ -526,12 +626,12 @@ def test_a_log_of_another_run_is_refused(open_buffer: Callable[..., MetricBuffer
     buffer.log({"loss": 1.0}, step=1)
     buffer.close(0.0)
     with pytest.raises(ValueError, match=f"holds metrics of run {RUN}; send them first"):
-        MetricBuffer(server, "fedcba9876543210", log=log)
+        MetricBuffer(Target("fedcba9876543210", server.tracking_uri, "Default"), client=server, log=log)
 
 
 def test_a_run_id_that_is_a_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not an MLflow run id"):
-        MetricBuffer(FakeServer(), "../../etc/x")
+        MetricBuffer(Target("../../etc/x", "", "Default"))
 
 
 @pytest.mark.parametrize(
@@ -555,7 +655,7 @@ def test_names_are_made_to_fit_mlflow(name: str, expected: str) -> None:
 
 
 def test_the_wait_doubles_up_to_its_limit() -> None:
-    assert [retry_delay(n, 1.0, 60.0) for n in (1, 2, 3, 7, 10_000)] == [1.0, 2.0, 4.0, 60.0, 60.0]
+    assert [retry_delay(n, 1.0) for n in (1, 2, 3, 7, 10_000)] == [1.0, 2.0, 4.0, 60.0, 60.0]
 
 
 def test_a_real_store_holds_one_point_per_step_over_resume_and_replay(
@@ -564,7 +664,7 @@ def test_a_real_store_holds_one_point_per_step_over_resume_and_replay(
     client = MlflowClient(mlflow_store)
     run_id = client.create_run("0").info.run_id
     for steps in ((1, 2), (2, 3)):
-        buffer = MetricBuffer(mlflow_store, run_id, log=tmp_path / "log.jsonl")
+        buffer = MetricBuffer(Target(run_id, mlflow_store, "Default"), log=tmp_path / "log.jsonl")
         for step in steps:
             buffer.log({"loss": 1.0 / step, "recall@20": math.nan}, step=step)
         assert buffer.close(60)
@@ -572,7 +672,7 @@ def test_a_real_store_holds_one_point_per_step_over_resume_and_replay(
     file = tmp_path / "left.jsonl"
     points = [metrics_event({"loss": value}, step, 1000) for step, value in ((2, 0.5), (4, 0.25))]
     write(file, Target(run_id, mlflow_store, "Default"), *points)
-    assert main([str(file)]) == 0
+    assert report(file) == 0
     assert capsys.readouterr().out == f"1 metric values sent to run {run_id}, 1 were there already\n"
 
     points = [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
@@ -612,7 +712,8 @@ def test_a_replay_goes_to_the_store_of_the_run_whatever_mlflow_is_set_to(
     monkeypatch.chdir(folder)
     # An address that means this store in this folder alone.
     away = AwayServer("sqlite:///mlflow.db")
-    buffer = MetricBuffer(away, run_id, experiment=f"replayed-{has_run}", log=tmp_path / "log.jsonl")
+    target = Target(run_id, away.tracking_uri, f"replayed-{has_run}")
+    buffer = MetricBuffer(target, client=away, log=tmp_path / "log.jsonl")
     buffer.log({"loss": 0.5}, step=1)
     buffer.call(LogArtifact.of("attempts.json", b"[]"))
     assert not buffer.close(0.0)
@@ -656,34 +757,13 @@ def test_a_call_that_the_server_refuses_does_not_hold_up_a_replay(
     assert not log.exists()
 
 
-@pytest.mark.process
-def test_the_command_that_the_warning_names_is_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mirrorspark.callbacks.mlflow.metric_replay", str(tmp_path / "absent")]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (
-        2,
-        f"{tmp_path}/absent does not exist; name a file that a training left\n",
-    )
-
-
-def test_the_help_of_the_replay_command_is_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main(["--help"])
-    said = capsys.readouterr().out
-    assert left.value.code == 0
-    assert "python -m mirrorspark.callbacks.mlflow.metric_replay [-h] [--tracking-uri TRACKING_URI] FILE" in " ".join(
-        said.split()
-    )
-    assert "`" not in said
-
-
 def test_the_replay_command_says_what_is_wrong_with_its_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(tmp_path / "absent")]) == 2
+    assert report(tmp_path / "absent") == 2
     assert "absent does not exist" in capsys.readouterr().err
     (tmp_path / "empty").write_text("")
-    assert main([str(tmp_path / "empty")]) == 2
+    assert report(tmp_path / "empty") == 2
     assert "empty holds nothing for MLflow" in capsys.readouterr().err
 
 
@@ -697,7 +777,7 @@ def test_the_replay_says_where_it_goes_and_ends_soon_where_nobody_answers(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     file = tmp_path / "left.jsonl"
     write(file, Target("0" * 32, "http://127.0.0.1:9", "Default"), metrics_event({"loss": 0.5}, 2, 1000))
-    assert main([str(file)]) == 1
+    assert report(file) == 1
     assert f"sending {file} to http://127.0.0.1:9" in caplog.text
     assert f"{file} is kept, because MLflow did not accept it: Connection refused" in capsys.readouterr().err
 

@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from mlflow.tracking import fluent
 
 from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer
+from mirrorspark.callbacks.mlflow.metric_requests import Target
 from mirrorspark.callbacks.mlflow_log import MLflowLogger
 
 ROOT = Path(__file__).parents[3]
@@ -220,7 +221,7 @@ def test_on_request_the_process_is_measured_under_mlflows_names(
             assert measured.wait(60)
 
     measured = threading.Event()
-    buffer = MetricBuffer(mlflow_store, log=tmp_path / "log.jsonl")
+    buffer = MetricBuffer(Target(None, mlflow_store, "Default"), log=tmp_path / "log.jsonl")
     log = buffer.log
 
     def logged(metrics: Any, step: int) -> None:

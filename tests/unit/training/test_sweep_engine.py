@@ -41,7 +41,7 @@ class FakeJob:
         self.opened = opened
         self.folder = opened["folder"]
         self.tracked = SimpleNamespace(run_id="child-1", log_tags=self._log_tags)
-        self.run = SimpleNamespace(replay="python -m mirrorspark.callbacks.mlflow.metric_replay metrics.jsonl")
+        self.run = SimpleNamespace(replay="mirrorspark runs replay metrics.jsonl")
         self.tags: dict[str, str] = {}
         self.reason: str | None = None
         self.epochs: dict[int, Any] = {}
@@ -239,7 +239,7 @@ def test_the_best_trial_is_delivered_from_its_own_folder_with_its_attempts(
     summary = engine.deliver(plan, place)
     assert (summary.model_version, summary.replay) == (
         "3",
-        "python -m mirrorspark.callbacks.mlflow.metric_replay metrics.jsonl",
+        "mirrorspark runs replay metrics.jsonl",
     )
     assert delivered == [(jobs[1], ATTEMPTS, plan.config)]
     assert jobs[1].opened["folder"].path == place.run_folder(7)

@@ -277,7 +277,7 @@ def test_an_unusable_warm_start_is_reported_before_the_first_trial(new_options: 
     assert again.trained == [0, 1, 2, 3]
 
 
-REPLAY = "python -m mirrorspark.callbacks.mlflow.metric_replay metrics.jsonl"
+REPLAY = "mirrorspark runs replay metrics.jsonl"
 
 
 def test_the_summary_holds_the_command_that_sends_what_mlflow_did_not_get(
