@@ -325,7 +325,7 @@ def find_source(paths: Location | Sequence[Location], input_format: str | None) 
                 f"mirrorspark.scoring.batch.score"
             ) from error
     _LOGGER.warning(
-        "%s is no folder of plain files (%s): Spark reads it, which is slower", table.folder, table.format.log
+        "%s is not a folder of plain files (%s): Spark reads it, which is slower", table.folder, table.format.log
     )
     return SparkSource(table.format.name, (hadoop_uri(table.folder, locations[0]),))
 

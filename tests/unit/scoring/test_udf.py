@@ -97,7 +97,7 @@ def test_rows_scored_before_a_limit_are_counted(baskets_model: Path) -> None:
     (counts,) = told.counts
     assert (counts.rows, counts.calls) == (4, 1)
     assert list(task_of(baskets_model, told)(structs())) == []
-    assert len(told.counts) == 1  # an empty partition says nothing
+    assert len(told.counts) == 1  # an empty partition reports nothing
 
 
 def test_a_bad_row_is_named_by_its_place_for_there_are_no_keys(baskets_model: Path) -> None:
