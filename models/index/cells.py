@@ -127,7 +127,7 @@ class CellsTopK(tf.Module):
 
 
 def cells_index(
-    exact: ExactTopK, sample: np.ndarray, k: int, tell: Callable[[int, int], None] = lambda done, total: None
+    exact: ExactTopK, sample: np.ndarray, k: int, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> CellsTopK:
     """Return an index that searches the fewest cells that contain ``RECALL_TARGET`` of the best candidates.
 
@@ -135,9 +135,9 @@ def cells_index(
         exact: The candidates.
         sample: float32 ``[queries, dim]``, representative queries.
         k: Number of best candidates by which recall is measured.
-        tell: Gets how many rounds of the division are done, and how many there are.
+        on_progress: Gets how many rounds of the division are done, and how many there are.
     """
-    cells = candidate_cells(exact.embeddings[: exact.id_count].numpy(), _SEED, exact.candidate_ids, tell)
+    cells = candidate_cells(exact.embeddings[: exact.id_count].numpy(), _SEED, exact.candidate_ids, on_progress)
     queries = Queries(tf.constant(sample), tf.zeros([len(sample), 0], tf.int64))
     recalls = recall_by_cells(cells, sample, exact.search(queries, k, exact.offsets()).ids.numpy())
     return CellsTopK(exact, cells, int(np.searchsorted(recalls, RECALL_TARGET)) + 1)
@@ -147,7 +147,7 @@ def candidate_cells(
     embeddings: np.ndarray,
     seed: int,
     candidate_ids: np.ndarray | None = None,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Cells:
     """Return the candidates in cells by their directions: spherical k-means, with cells that are too large cut.
 
@@ -158,14 +158,14 @@ def candidate_cells(
         embeddings: float32 ``[ids, dim]`` by id.
         seed: Seed of the initial centres.
         candidate_ids: int64 ``[candidates]``, the ids to divide, ascending; by default all but the reserved ones.
-        tell: As in :func:`cells_index`.
+        on_progress: As in :func:`cells_index`.
     """
     if candidate_ids is None:
         candidate_ids = np.arange(kinds.FIRST_VOCABULARY_ID, len(embeddings))
     candidates = embeddings[candidate_ids]
     directions = _directions(candidates)
     count = int(_CELLS_PER_ROOT * np.sqrt(len(candidates)))
-    nearest = _nearest(directions, _k_means(directions, count, np.random.default_rng(seed), tell))
+    nearest = _nearest(directions, _k_means(directions, count, np.random.default_rng(seed), on_progress))
     largest = int(_LARGEST * len(candidates) / count)
     # Row numbers by cell, in the order of their ids.
     grouped = np.split(np.argsort(nearest, kind="stable"), np.cumsum(np.bincount(nearest, minlength=count))[:-1])
@@ -196,7 +196,7 @@ def recall_by_cells(cells: Cells, queries: np.ndarray, best: np.ndarray) -> np.n
 
 
 def _k_means(
-    directions: np.ndarray, count: int, random: np.random.Generator, tell: Callable[[int, int], None]
+    directions: np.ndarray, count: int, random: np.random.Generator, on_progress: Callable[[int, int], None]
 ) -> np.ndarray:
     """Return float32 ``[count, dim]``: centres by Lloyd's algorithm on the sphere, from randomly drawn candidates.
 
@@ -205,7 +205,7 @@ def _k_means(
     sample = directions[random.permutation(len(directions))[: count * _SAMPLED_PER_CELL]]
     centres = sample[:count].copy()
     for done in range(_ROUNDS):
-        tell(done, _ROUNDS)
+        on_progress(done, _ROUNDS)
         nearest = _nearest(sample, centres)
         order = np.argsort(nearest, kind="stable")
         taken, starts = np.unique(nearest[order], return_index=True)

@@ -32,7 +32,7 @@ from mirrorspark.recommending.recommendations import unavailable_ids
 from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Route, Router
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, tell_ages, warn_if_stale
+from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, log_ages, warn_if_stale
 from mirrorspark.scoring.model.directory import (
     FEATURES_FOLDER,
     OUTPUTS,
@@ -358,8 +358,8 @@ def test_the_age_of_a_catalogue_is_told_wherever_it_is_scored_and_warned_of(
     now = datetime(2026, 2, 1, 12, tzinfo=UTC)
     made = "has 40 candidates of 2026-01-31T00:00:00+00:00"
     with caplog.at_level("INFO", logger="mirrorspark.scoring.model.catalogue"):
-        tell_ages(ModelDirectory.open(movies), "movies/1", now)
-        tell_ages(ModelDirectory.open(router), "shop/1", now)
+        log_ages(ModelDirectory.open(movies), "movies/1", now)
+        log_ages(ModelDirectory.open(router), "shop/1", now)
         assert caplog.messages == [f"movies/1 {made}, 1.5 days ago", f"towers of shop/1 {made}, 1.5 days ago"]
         new = refreshed(movies, items_table(range(40)), tmp_path / "new").folder
         Predictor(new)

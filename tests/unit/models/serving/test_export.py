@@ -73,10 +73,10 @@ def test_a_small_catalogue_has_the_exact_index_alone() -> None:
 
 
 def test_the_building_of_indexes_is_told() -> None:
-    told: list[tuple[str, int, int]] = []
-    build_indexes(towers(features(200)), 3, sample=SAMPLE, tell=lambda *report: told.append(report))
+    reports: list[tuple[str, int, int]] = []
+    build_indexes(towers(features(200)), 3, sample=SAMPLE, on_progress=lambda *report: reports.append(report))
     rounds = [("rounds to divide the candidates into cells", done, 10) for done in range(10)]
-    assert told == [("candidates embedded", 0, 202), *rounds]
+    assert reports == [("candidates embedded", 0, 202), *rounds]
 
 
 def test_scann_is_saved_beside_the_indexes_that_load_without_it(tmp_path: Path) -> None:
