@@ -19,8 +19,8 @@ from mirrorspark.training.executor.child_process import (
     LineBudget,
     Tail,
     answer,
-    on_line,
     progress_reporter,
+    send,
     tensorflow_environment,
     why_it_failed,
 )
@@ -61,7 +61,7 @@ def test_output_during_preparation_does_not_reach_the_answer() -> None:
     with start_child(program) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "a library's greeting\n"
-        on_line(process, "the plan")
+        send(process, "the plan")
         assert process.stdout is not None
         assert process.stdout.read() == "answer to the plan\n"
 

@@ -306,12 +306,12 @@ def test_a_worker_that_the_attempt_went_on_without_does_not_explain_its_end() ->
     assert (found.cause, found.rank) == ("user", 0)
 
 
-@pytest.mark.parametrize(("told", "expected"), [(True, "preempted"), (False, "spark")])
+@pytest.mark.parametrize(("is_reported", "expected"), [(True, "preempted"), (False, "spark")])
 def test_a_preempted_machine_is_distinguished_from_a_crashed_one(
-    driver: Driver, passed_on: bool, expected: str
+    driver: Driver, is_reported: bool, expected: str
 ) -> None:
     """T6: its job fails, and with it go the outcomes of all ranks."""
-    driver.on_events(system(0), system(1), *([{"event": "preemption", "rank": 1, "attempt": 1}] if passed_on else []))
+    driver.on_events(system(0), system(1), *([{"event": "preemption", "rank": 1, "attempt": 1}] if is_reported else []))
     failure = RankError("spark", None, "BarrierJobError", "ExecutorLostFailure", 5.0)
     errors = driver.running.errors([], failure)
     assert errors[-1] is failure
