@@ -68,7 +68,7 @@ def recommend(
             :func:`scoring.model.resolve`.
         keys: Columns that identify a row; they pass through unchanged.
         k: Candidates per row; it may differ from the ``top_k`` of the export.
-        index: ``exact``, or an approximate index of the model: ``cells`` or ``scann``. Blends by ``cosine`` or ``dot``
+        index: ``exact``, or an approximate index of the model: ``ivf`` or ``scann``. Blends by ``cosine`` or ``dot``
             are always searched exactly.
         available: The candidates that may be recommended; None means all that the model knows.
         unavailable: Candidates that must not be recommended; takes precedence over ``available``.

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
-from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED, ExactTopK, Index, Queries, cells, recall
+from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED, ExactTopK, Index, Queries, ivf, recall
 from mirrorspark.models.index import scann as scann_index
 from mirrorspark.models.layers import lists_of_any_length
 from mirrorspark.models.retrieval import SavedQueryTower, rating_task
@@ -23,10 +23,10 @@ from mirrorspark.models.serving.preprocessing import (
 from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
 from mirrorspark.models.serving.signatures import (
     CANDIDATE_VECTORS,
-    CELLS,
     ENCODED_SIGNATURE,
     EXACT,
     EXCLUDED,
+    IVF,
     QUERY_VECTORS,
     RATING,
     RATING_ENCODED,
@@ -206,7 +206,7 @@ def build_indexes(
         model: The trained model.
         k: Usual number of candidates per query.
         scann: Whether to build a ScaNN index if there are enough candidates.
-        sample: float32 ``[queries, dim]``, representative queries. If given, an index of cells is built if there are
+        sample: float32 ``[queries, dim]``, representative queries. If given, an IVF index is built if there are
             enough candidates, and tuned on these queries for its recall.
         removed: int64 ``[any]``, ids that must never be found.
         on_progress: Gets what is done, how much of it, and of how much; 0 where that cannot be counted.
@@ -214,9 +214,9 @@ def build_indexes(
     exact = ExactTopK(candidate_embeddings(model, partial(on_progress, "candidates embedded")), removed)
     candidates = len(exact.candidate_ids)
     indexes: dict[str, Index] = {EXACT: exact}
-    if sample is not None and candidates >= cells.LEAST_CANDIDATES:
-        indexes[CELLS] = cells.cells_index(
-            exact, sample, k, partial(on_progress, "rounds to divide the candidates into cells")
+    if sample is not None and candidates >= ivf.LEAST_CANDIDATES:
+        indexes[IVF] = ivf.ivf_index(
+            exact, sample, k, partial(on_progress, "rounds to divide the candidates into lists")
         )
     if scann and candidates >= scann_index.LEAST_CANDIDATES:
         on_progress("building the index of ScaNN", 0, 0)

@@ -193,7 +193,7 @@ def test_new_items_are_recommended_and_those_that_are_gone_never(movies: Path, t
     for listed in LoadedModel(blend).score_arrow(ROWS)["candidates"].to_pylist():
         assert not {f"m{n}" for n in range(10)} & {*listed}
     before = scores(movies, k=40)
-    for index in ("exact", "cells"):
+    for index in ("exact", "ivf"):
         for row, known in zip(scores(found.folder, k=40, index=index), before, strict=True):
             assert not row.keys() & {f"m{n}" for n in range(10)}
             assert row.keys() >= {f"m{n}" for n in range(40, 50)}
@@ -221,7 +221,7 @@ def test_a_history_may_have_new_items_which_the_row_may_exclude(movies: Path, tm
     history = pa.array([["m1", "m45"], ["m1", "never heard of"]], pa.list_(pa.string()))
     seen = pa.array([["m45", "m2"], []], pa.list_(pa.string()))
     rows = pa.table({"user": ["u0", "u0"], "history": history, "seen": seen})
-    for index in ("exact", "cells"):
+    for index in ("exact", "ivf"):
         excluding, plain = scores(found.folder, rows, k=50, index=index)
         # To the towers a new item is a token that they do not know.
         assert plain.keys() - excluding.keys() == {"m45", "m2"}
@@ -302,9 +302,9 @@ def test_a_table_that_is_no_catalogue_is_refused_and_leaves_nothing(movies: Path
 def test_an_index_that_finds_too_few_is_refused_and_leaves_nothing(movies: Path, tmp_path: Path) -> None:
     pinned = pinned_folder(movies)
     assert pinned is not None
-    with pytest.raises(RefreshError, match=r"\{'cells': 0.5\} find fewer of the exact best.*least_recall 0.9"):
+    with pytest.raises(RefreshError, match=r"\{'ivf': 0.5\} find fewer of the exact best.*least_recall 0.9"):
         write_refreshed(
-            pinned, items_table(range(40)), tmp_path / "low", 0.9, lambda whole, k: {"exact": 1.0, "cells": 0.5}
+            pinned, items_table(range(40)), tmp_path / "low", 0.9, lambda whole, k: {"exact": 1.0, "ivf": 0.5}
         )
     assert not list(tmp_path.iterdir())
 
