@@ -41,15 +41,15 @@ ONE_PRODUCT = "one matrix product and top_k"
 BRUTE_FORCE = "tfrs BruteForce"
 SCANN = "scann"
 FAISS_FLAT = "faiss, flat (exact)"
-CELLS_AT = (0.9, 0.95, 0.99)
-CELLS = "cells, {} aimed at"
+IVF_AT = (0.9, 0.95, 0.99)
+IVF = "IVF, {} aimed at"
 FAISS_AIM = 0.95
 
 _FAISS = "faiss-cpu==1.15.1"
 _PEER_PROCESS = Path(__file__).with_name("peer_process.py")
 _LOOKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 _NOTE = (
-    "faiss builds HNSW with 32 links and efConstruction 200; its cells, and efSearch, are the least of 8, 16, 32, … "
+    "faiss builds HNSW with 32 links and efConstruction 200; its lists, and efSearch, are the least of 8, 16, 32, … "
     "that find 0.95 of the best."
 )
 
@@ -118,11 +118,11 @@ def run(options: Options) -> Report:
     tables.append(_in_spark(options, model))
     marks = []
     for k, found in by_k.items():
-        cells = CELLS.format(CELLS_AT[1])
+        lists = IVF.format(IVF_AT[1])
         marks += [
             Mark(f"best {k}: {EXACT} / {ONE_PRODUCT}", speed_ratio(found.timings, EXACT, ONE_PRODUCT), 1.0),
-            Mark(f"best {k}: {cells} / {EXACT}", speed_ratio(found.timings, cells, EXACT), 1.5),
-            Mark(f"best {k}: recall of {cells}", found.recalls[cells], 0.94),
+            Mark(f"best {k}: {lists} / {EXACT}", speed_ratio(found.timings, lists, EXACT), 1.5),
+            Mark(f"best {k}: recall of {lists}", found.recalls[lists], 0.94),
         ]
     about = {"faiss": about_faiss}
     return Report(BENCHMARK.name, BENCHMARK.question, tuple(tables), tuple(marks), conditions=about)
@@ -156,8 +156,8 @@ def _tensorflow_ways(items: np.ndarray, queries: np.ndarray, sample: np.ndarray,
     import tensorflow as tf
     import tensorflow_recommenders as tfrs
 
-    from mirrorspark.models.index.cells import CellsTopK, candidate_cells, recall_by_cells
     from mirrorspark.models.index.exact import ExactTopK, Index, Queries
+    from mirrorspark.models.index.ivf import IvfTopK, inverted_lists, recall_by_lists
     from mirrorspark.models.index.scann import ScannTopK
 
     embeddings = np.concatenate([np.zeros((2, items.shape[1]), np.float32), items])
@@ -177,16 +177,16 @@ def _tensorflow_ways(items: np.ndarray, queries: np.ndarray, sample: np.ndarray,
 
     brute_force = tfrs.layers.factorized_top_k.BruteForce(k=k).index(tf.constant(items))
     brute_force_search = tf.function(lambda: brute_force(vectors), autograph=False)
-    cells = candidate_cells(embeddings, seed=1)
+    lists = inverted_lists(embeddings, seed=1)
     asked = Queries(tf.constant(sample), tf.zeros([len(sample), 0], tf.int64))
     best = exact.search(asked, k, exact.offsets()).ids.numpy()
-    reached = recall_by_cells(cells, sample, best)
-    searched = {aim: int(np.searchsorted(reached, aim)) + 1 for aim in CELLS_AT}
+    reached = recall_by_lists(lists, sample, best)
+    searched = {aim: int(np.searchsorted(reached, aim)) + 1 for aim in IVF_AT}
     return [
         Way(EXACT, by(exact)),
         Way(ONE_PRODUCT, lambda k: (in_one_product(tf.constant(k)).indices.numpy(), None)),
         Way(BRUTE_FORCE, lambda _: (brute_force_search()[1].numpy(), None)),
-        *(Way(CELLS.format(aim), by(CellsTopK(exact, cells, count))) for aim, count in searched.items()),
+        *(Way(IVF.format(aim), by(IvfTopK(exact, lists, count))) for aim, count in searched.items()),
         Way(SCANN, by(ScannTopK(exact, k))),
     ]
 
@@ -207,7 +207,7 @@ def _faiss_ways(faiss: OtherProcess, folder: Path, k: int) -> list[Way]:
     aimed = {index: least_looks(index) for index in ("ivf", "hnsw")}
     return [
         Way(FAISS_FLAT, partial(search, "flat", {})),
-        Way(f"faiss, IVF, {aimed['ivf']['looks']} cells", partial(search, "ivf", aimed["ivf"])),
+        Way(f"faiss, IVF, {aimed['ivf']['looks']} lists", partial(search, "ivf", aimed["ivf"])),
         Way(f"faiss, HNSW, efSearch {aimed['hnsw']['looks']}", partial(search, "hnsw", aimed["hnsw"])),
     ]
 
@@ -240,14 +240,14 @@ def _in_spark(options: Options, model: Path) -> Table:
     def write(index: str) -> None:
         recommend(users, model, keys="user", k=KS[-1], index=index).write.parquet(str(target))
 
-    indexes = ("exact", "cells", "scann")
+    indexes = ("exact", "ivf", "scann")
     for index in indexes:  # loads the model into both workers; a round of all users would only take longer
         recommend(users.where("crc32(user) % 100 = 0"), model, keys="user", k=KS[-1], index=index).count()
     ways = [Contender(index, partial(write, index), spark_work.emptied(target)) for index in indexes]
     timings = interleave(ways, options.rounds, warm_ups=0)
     session.stop()
     title = f"recommend: the best {KS[-1]} of {options.rows:,} for {options.rows:,} users, {spark_work.SLOTS} cores"
-    note = f"Cells and ScaNN as exported, for the best {KS[0]}."
+    note = f"IVF and ScaNN as exported, for the best {KS[0]}."
     return timing_table(title, options.rows, timings, "exact", note=note)
 
 

@@ -124,11 +124,11 @@ def _asked(options: argparse.Namespace) -> tuple[Sequence[str | Slicing], Gates,
 def _promote(options: argparse.Namespace) -> int:
     evidence = Evidence.load(options.evidence)
     given = {"why": options.why, "who": options.who, "name": options.name, "version": options.version}
-    return _tell(promote(evidence, _registry(options), **given))
+    return _print_promotion(promote(evidence, _registry(options), **given))
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    return _tell(rollback(options.name, _registry(options), why=options.why, who=options.who))
+    return _print_promotion(rollback(options.name, _registry(options), why=options.why, who=options.who))
 
 
 def _audit(options: argparse.Namespace) -> int:
@@ -142,7 +142,7 @@ def _unlock(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _tell(done: Promotion) -> int:
+def _print_promotion(done: Promotion) -> int:
     print(json.dumps(asdict(done)))
     return EXIT_DONE
 

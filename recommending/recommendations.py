@@ -68,7 +68,7 @@ def recommend(  # noqa: D417 - the others are those of score
             :func:`scoring.model.resolve`.
         keys: Columns that identify a row; they pass through unchanged.
         k: Candidates per row; it may differ from the ``top_k`` of the export.
-        index: ``exact``, or an approximate index of the model: ``cells`` or ``scann``. Blends by ``cosine`` or ``dot``
+        index: ``exact``, or an approximate index of the model: ``ivf`` or ``scann``. Blends by ``cosine`` or ``dot``
             are always searched exactly.
         available: The candidates that may be recommended; None means all that the model knows.
         unavailable: Candidates that must not be recommended; takes precedence over ``available``.
@@ -121,7 +121,7 @@ class _Wanted:
 def _search(directory: ModelDirectory, label: str, wanted: _Wanted) -> Search:
     """Return the search with a model or a router; messages name it by its ``label``."""
     if not is_router(directory):
-        removed = _told_index(directory, label, wanted)
+        removed = _checked_index(directory, label, wanted)
         found = unavailable_ids(directory.features, wanted.k, wanted.available, wanted.unavailable, removed)
         return Search(wanted.index, wanted.k, found)
     router, folders = read_router(directory.path / ROUTER)
@@ -138,7 +138,7 @@ def _search(directory: ModelDirectory, label: str, wanted: _Wanted) -> Search:
     for name in router.answering:
         model = ModelDirectory.open(folders[name])
         of_this = wanted if name in router.listing else replace(wanted, index=signatures.EXACT)
-        removed = _told_index(model, f"{name} of {label}", of_this)
+        removed = _checked_index(model, f"{name} of {label}", of_this)
         gone, of_model, own = _gone(model.features, wanted.available, wanted.unavailable, removed)
         searches[name], left = Search(of_this.index, of_model, gone), left + own
     if not left:
@@ -149,7 +149,7 @@ def _search(directory: ModelDirectory, label: str, wanted: _Wanted) -> Search:
     return Search(wanted.index, wanted.k, np.zeros(0, np.int64), searches)
 
 
-def _told_index(directory: ModelDirectory, label: str, wanted: _Wanted) -> np.ndarray | None:
+def _checked_index(directory: ModelDirectory, label: str, wanted: _Wanted) -> np.ndarray | None:
     """Check the model's index, log its recall, warn of a stale catalogue, and return the ids without an item."""
     description = checked_index(directory, wanted.index)
     _LOGGER.info("index %s of %s, whose recall was %.3f", wanted.index, label, description.indexes[wanted.index])

@@ -24,9 +24,9 @@ from mirrorspark.scoring.model import (
     PinnedModel,
     Search,
     check_consent,
+    log_ages,
     pinned_folder,
     resolve,
-    tell_ages,
 )
 from mirrorspark.scoring.task import Counters, Scorer, ScoringOptions, ship
 
@@ -95,7 +95,7 @@ class ScoringPlan:
         if not trust and not isinstance(description, ModelDescription):
             check_consent(directory, pinned.label)
         if not isinstance(description, ModelDescription) or description.catalogue:
-            tell_ages(directory, pinned.label, datetime.now(UTC))
+            log_ages(directory, pinned.label, datetime.now(UTC))
         keys = (keys,) if isinstance(keys, str) else tuple(keys)
         return cls(pinned, directory, directory.inputs, keys, options, options.schema(directory), reader)
 

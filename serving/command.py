@@ -21,7 +21,7 @@ from mirrorspark.serving.draining import DrainingServer
 from mirrorspark.serving.http_connections import ConnectionLimits
 from mirrorspark.serving.http_server import listening
 from mirrorspark.serving.model import ServedModel
-from mirrorspark.serving.processes import LISTENER_FLAG, say_alive, serve_in_processes
+from mirrorspark.serving.processes import LISTENER_FLAG, report_alive, serve_in_processes
 from mirrorspark.serving.repeats import Repeats
 from mirrorspark.serving.servable import label_of
 from mirrorspark.serving.service import RequestLimits, Service
@@ -109,7 +109,7 @@ def _serve(options: argparse.Namespace, read_split: ReadSplit, listen: Callable[
         ConnectionLimits(options.timeout_seconds + _ANSWER_SECONDS, PROBES),
         drain_seconds=options.drain_seconds,
         last_seconds=last_seconds,
-        on_second=say_alive if options.listener is not None else lambda: None,
+        on_second=report_alive if options.listener is not None else lambda: None,
     )
     service.is_draining = lambda: http.is_draining
     with listener:

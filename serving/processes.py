@@ -43,7 +43,7 @@ def serve_in_processes(arguments: Sequence[str], count: int, listener: socket, l
         return asyncio.run(_Group(arguments, listener, environment, last_seconds).serve(count))
 
 
-def say_alive() -> None:
+def report_alive() -> None:
     """Report to the process that started this one that it still works; not if nobody reads, which would block."""
     _, writable, _ = select.select([], [sys.stdout.fileno()], [], 0)
     if writable:

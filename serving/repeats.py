@@ -19,7 +19,7 @@ class Repeats(logging.Filter):
         """Take the seconds for which an error like the last one is only counted."""
         super().__init__()
         self._seconds, self._clock = seconds, clock
-        self._told: dict[tuple[Any, ...], float] = {}
+        self._logged_at: dict[tuple[Any, ...], float] = {}
         self._held_back: Counter[tuple[Any, ...]] = Counter()
         self._lock = threading.Lock()  # models fail in other threads, too
 
@@ -33,13 +33,13 @@ class Repeats(logging.Filter):
         place = (record.getMessage(), kind, trace.tb_frame.f_code.co_filename, trace.tb_lineno)
         with self._lock:
             now = self._clock()
-            if place not in self._told:
-                self._told[place] = now
+            if place not in self._logged_at:
+                self._logged_at[place] = now
                 return True
             self._held_back[place] += 1
-            if now < self._told[place] + self._seconds:
+            if now < self._logged_at[place] + self._seconds:
                 return False
-            self._told[place] = now
+            self._logged_at[place] = now
             more = f"{self._held_back.pop(place):,} more of the same {kind.__name__} since it was last logged"
         record.msg, record.args = "%s (%s)", (record.getMessage(), more)
         record.exc_info = record.exc_text = None

@@ -244,7 +244,7 @@ class Service:
         if variant is not None and (counts_as_failed if has_failed else call.outputs is not None):
             self._add(traffic, variant, model, seconds, None if has_failed else call.outputs)
         if response.status_code == 200 and call.outputs is not None:
-            self._tell_exposure(call, response)
+            self._log_exposure(call, response)
             for shadow in traffic.shadows.values():
                 self._begin_shadow(call, handle, shadow, traffic)
         return response
@@ -253,7 +253,7 @@ class Service:
         """Return whether only trusted callers can choose their unit."""
         return self.has_tokens or traffic.trusts_callers
 
-    def _tell_exposure(self, call: Call, response: Response) -> None:
+    def _log_exposure(self, call: Call, response: Response) -> None:
         """Write down that the request's unit has its variant, and say so in the answer's head."""
         if call.traffic is None or call.variant is None or call.unit is None or call.model is None:
             return

@@ -14,7 +14,7 @@ _COUNTERS = Path("/proc/vmstat")
 _KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 
 
-def is_told_in(text: str) -> bool:
+def is_reported_in(text: str) -> bool:
     """Return True if a message says that memory has run out."""
     return _SIGNS.search(text) is not None
 

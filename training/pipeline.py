@@ -18,14 +18,14 @@ __all__ = ["deliver_and_score", "dry_run", "prepare", "recipe_table", "run"]
 
 
 def run(
-    config: RunConfig, tell: Callable[[Summary], None] = lambda summary: None, *, began: float | None = None
+    config: RunConfig, on_summary: Callable[[Summary], None] = lambda summary: None, *, began: float | None = None
 ) -> Summary:
     """Do the main job and return its summary, or the summary of the run that has finished the same run date.
 
     Args:
         config: The run.
-        tell: Gets the summary so far whenever it has grown, and a last time before an error is raised, so that it names
-            the run that failed. It is called once for a run that had finished before.
+        on_summary: Gets the summary so far whenever it has grown, and a last time before an error is raised, so that it
+            names the run that failed. It is called once for a run that had finished before.
         began: When the command began, in monotonic seconds; by default now.
 
     Raises:
@@ -42,7 +42,7 @@ def run(
         with (
             ExportAhead(config) as ahead,
             open_job(prepared, view, listener=ahead.on_event) as job,
-            _telling(tell, job, prepared) as progress,
+            _reporting(on_summary, job, prepared) as progress,
         ):
             job.tracked.log_text((prepared.dataset.path / PAGE_FILE).read_text(encoding="utf-8"), PAGE_FILE)
             progress.attempts = job.train()
@@ -51,9 +51,9 @@ def run(
                 # Written before the run counts as finished: the next command for its date reads it.
                 summary.save(job.folder.path / SUMMARY_FILE)
     except RunFinishedError as finished:
-        view.say(finished.in_words(config.run_date))
+        view.log(finished.in_words(config.run_date))
         summary = recall_summary(finished.folder, config, tracking.store)
-        tell(summary)
+        on_summary(summary)
         return summary
     # The records that MLflow missed are known only when the run has ended.
     return replace(summary, replay=job.run.replay)
@@ -67,9 +67,9 @@ class _Progress:
 
 
 @contextlib.contextmanager
-def _telling(tell: Callable[[Summary], None], job: TrainingJob, prepared: PreparedRun) -> Iterator[_Progress]:
+def _reporting(on_summary: Callable[[Summary], None], job: TrainingJob, prepared: PreparedRun) -> Iterator[_Progress]:
     """Report the summary of the run that begins, and again, with its attempts, before an error leaves the block."""
-    tell(run_summary.begun(job, is_reused=prepared.is_reused))
+    on_summary(run_summary.begun(job, is_reused=prepared.is_reused))
     progress = _Progress()
     try:
         yield progress
@@ -77,7 +77,7 @@ def _telling(tell: Callable[[Summary], None], job: TrainingJob, prepared: Prepar
         if isinstance(error, TrainingFailedError | TrainingStoppedError):
             progress.attempts = error.attempts
         begun = run_summary.begun(job, is_reused=prepared.is_reused)
-        tell(run_summary.with_attempts(begun, progress.attempts, job))
+        on_summary(run_summary.with_attempts(begun, progress.attempts, job))
         raise
 
 

@@ -43,7 +43,9 @@ def execute(config: RunConfig) -> int:
         try:
             make_way(Path(config.summary))
         except OSError as error:
-            return _say(f"summary {config.summary} cannot be written ({_reason(error)}); give another file", EXIT_USAGE)
+            return _print_error(
+                f"summary {config.summary} cannot be written ({_reason(error)}); give another file", EXIT_USAGE
+            )
     return _run(config)
 
 
@@ -86,12 +88,12 @@ def dry_run(config: RunConfig) -> int:
     try:
         checks = pipeline.dry_run(config)
     except ConfigError as error:
-        return _say(one_line(error), EXIT_USAGE)
+        return _print_error(one_line(error), EXIT_USAGE)
     except KeyboardInterrupt:
-        return _say("interrupted", EXIT_FAILED)
+        return _print_error("interrupted", EXIT_FAILED)
     except Exception as error:
         _explain(error, config)
-        return _say(one_line(error), EXIT_FAILED)
+        return _print_error(one_line(error), EXIT_FAILED)
     _show("\n".join(check.as_line() for check in checks))
     return EXIT_FINISHED if all(check.passed for check in checks) else EXIT_FAILED
 
@@ -109,8 +111,8 @@ def _end(summary: Summary, file: str | None, status: int, folder: str | None = N
         except OSError as error:
             # A caller that waits for the file would wait for ever if the exit status were 0.
             status = status or EXIT_FAILED
-            _say(f"summary {path} cannot be written ({_reason(error)}); the run {summary.status}", status)
-    return _say(summary.error, status) if summary.error else status
+            _print_error(f"summary {path} cannot be written ({_reason(error)}); the run {summary.status}", status)
+    return _print_error(summary.error, status) if summary.error else status
 
 
 def _takes(folder: Path, summary: Summary) -> bool:
@@ -143,7 +145,7 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _say(message: str, status: int) -> int:
+def _print_error(message: str, status: int) -> int:
     print(terminal_text.for_stream(f"mirrorspark: {message}", sys.stderr), file=sys.stderr)
     return status
 

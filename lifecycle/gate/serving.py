@@ -123,7 +123,7 @@ def _in_a_process(plan: Mapping[str, Any]) -> dict[str, Any]:
     process = child_process.start(_MODULE, child_process.tensorflow_environment(1, verbose=False))
     tail = Tail(process.stderr, echo=False)
     try:
-        child_process.tell(process, json.dumps(plan))
+        child_process.send(process, json.dumps(plan))
         answer = child_process.answer(process, lambda doing, done, total: None)
         if status := process.wait():
             raise SingleRowsError(f"single rows cannot be scored: {child_process.why_it_failed(status, tail)}")

@@ -88,7 +88,7 @@ def run_pipeline(
         try:
             save(run_stages(stages, known, keep), is_finished=True)
         except StageFailedError as error:
-            _tell_failure(error, opened.record, settings, folder, again_from)
+            _report_failure(error, opened.record, settings, folder, again_from)
             raise
         finally:
             pipeline.release()
@@ -178,7 +178,7 @@ def _in_words(stages: Sequence[Stage], records: Records) -> str:
     return f"{name:<9} {record.state} after {record.seconds:.1f} s"
 
 
-def _tell_failure(
+def _report_failure(
     error: StageFailedError, record: PipelineRecord, settings: PipelineSettings, folder: Path, given: str | None
 ) -> None:
     title = f"{record.name} of {record.run_date}: stage '{error.stage}' has failed"

@@ -74,7 +74,7 @@ def watch(
 def watch_stream(
     table: DataFrame,
     snapshot: Snapshot | str | Path,
-    tell: Callable[[WindowDrift], None],
+    on_window: Callable[[WindowDrift], None],
     *,
     time: str,
     checkpoint: str,
@@ -90,7 +90,7 @@ def watch_stream(
     Args:
         table: A stream of rows.
         snapshot: The snapshot, or its file.
-        tell: Gets each window, on the driver.
+        on_window: Gets each window, on the driver.
         time: SQL expression of a row's time.
         checkpoint: Folder of the stream's state.
         window: Length of a window.
@@ -106,7 +106,7 @@ def watch_stream(
 
     def of_batch(counts: DataFrame, _: int) -> None:
         for one in _drifts(counts.collect(), known, asked):
-            tell(one)
+            on_window(one)
 
     counts = window_counts(table, known, time=time, window=window, late=late)
     return (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.models.index import cells, row_sums, scann
+    from mirrorspark.models.index import ivf, row_sums, scann
     from mirrorspark.models.index.exact import (
         GROUP,
         TILE_SCORES,
@@ -36,10 +36,10 @@ __all__ = [
     "Index",
     "Queries",
     "best_columns",
-    "cells",
     "in_tiles",
     "is_filled",
     "is_ranked_list",
+    "ivf",
     "recall",
     "row_sums",
     "scann",

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
-from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED, ExactTopK, Index, Queries, cells, recall
+from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED, ExactTopK, Index, Queries, ivf, recall
 from mirrorspark.models.index import scann as scann_index
 from mirrorspark.models.layers import lists_of_any_length
 from mirrorspark.models.retrieval import SavedQueryTower, rating_task
@@ -23,10 +23,10 @@ from mirrorspark.models.serving.preprocessing import (
 from mirrorspark.models.serving.saved_functions import concrete, save_functions, state
 from mirrorspark.models.serving.signatures import (
     CANDIDATE_VECTORS,
-    CELLS,
     ENCODED_SIGNATURE,
     EXACT,
     EXCLUDED,
+    IVF,
     QUERY_VECTORS,
     RATING,
     RATING_ENCODED,
@@ -198,7 +198,7 @@ def build_indexes(
     scann: bool = False,
     sample: np.ndarray | None = None,
     removed: np.ndarray | None = None,
-    tell: Callable[[str, int, int], None] = lambda doing, done, total: None,
+    on_progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
 ) -> dict[str, Index]:
     """Return the indexes of a retrieval model's candidates by name; ``exact`` is always included.
 
@@ -206,20 +206,20 @@ def build_indexes(
         model: The trained model.
         k: Usual number of candidates per query.
         scann: Whether to build a ScaNN index if there are enough candidates.
-        sample: float32 ``[queries, dim]``, representative queries. If given, an index of cells is built if there are
+        sample: float32 ``[queries, dim]``, representative queries. If given, an IVF index is built if there are
             enough candidates, and tuned on these queries for its recall.
         removed: int64 ``[any]``, ids that must never be found.
-        tell: Gets what is done, how much of it, and of how much; 0 where that cannot be counted.
+        on_progress: Gets what is done, how much of it, and of how much; 0 where that cannot be counted.
     """
-    exact = ExactTopK(candidate_embeddings(model, partial(tell, "candidates embedded")), removed)
+    exact = ExactTopK(candidate_embeddings(model, partial(on_progress, "candidates embedded")), removed)
     candidates = len(exact.candidate_ids)
     indexes: dict[str, Index] = {EXACT: exact}
-    if sample is not None and candidates >= cells.LEAST_CANDIDATES:
-        indexes[CELLS] = cells.cells_index(
-            exact, sample, k, partial(tell, "rounds to divide the candidates into cells")
+    if sample is not None and candidates >= ivf.LEAST_CANDIDATES:
+        indexes[IVF] = ivf.ivf_index(
+            exact, sample, k, partial(on_progress, "rounds to divide the candidates into lists")
         )
     if scann and candidates >= scann_index.LEAST_CANDIDATES:
-        tell("building the index of ScaNN", 0, 0)
+        on_progress("building the index of ScaNN", 0, 0)
         indexes[SCANN] = scann_index.ScannTopK(exact, k)
     return indexes
 
@@ -234,13 +234,13 @@ def recalls(indexes: Mapping[str, Index], k: int, sample: np.ndarray) -> dict[st
     return {name: recall(ids, found[EXACT]) for name, ids in found.items()}
 
 
-def candidate_embeddings(model: Any, tell: Callable[[int, int], None] = lambda done, total: None) -> np.ndarray:
-    """Return float32 ``[ids, dim]``: the candidate tower's output for every id; ``tell`` gets the number so far."""
+def candidate_embeddings(model: Any, on_progress: Callable[[int, int], None] = lambda done, total: None) -> np.ndarray:
+    """Return float32 ``[ids, dim]``: the candidate tower's output for every id, reported by ``on_progress``."""
     tower = model.candidate_tower
     # In pieces: a tower on item features holds those of all its ids at a time.
     parts = []
     for start in range(0, tower.input_dim, _IDS_AT_ONCE):
-        tell(start, tower.input_dim)
+        on_progress(start, tower.input_dim)
         ids = tf.range(start, min(start + _IDS_AT_ONCE, tower.input_dim), dtype=tf.int64)
         parts.append(tower(ids).numpy())
     return np.concatenate(parts)

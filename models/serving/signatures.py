@@ -11,7 +11,7 @@ from mirrorspark.data_pipelines.features import FeatureSpec, kinds
 RAW_SIGNATURE = "serving_default"
 ENCODED_SIGNATURE = "encoded"
 # The indexes, and the names of their signatures.
-EXACT, CELLS, SCANN = "exact", "cells", "scann"
+EXACT, IVF, SCANN = "exact", "ivf", "scann"
 # The signatures of a model that predicts ratings, from raw columns and from encoded features, and its output.
 RATING, RATING_ENCODED = "rating", "rating_encoded"
 # The signatures of a retrieval model whose scores are products of vectors: those of queries, with the ids that each row

@@ -18,7 +18,7 @@ import numpy as np
 from mirrorspark.data_pipelines.features import FittedFeatures, item_rows
 from mirrorspark.scoring.embedding import graph_encoders
 from mirrorspark.scoring.model import FEATURES_FOLDER, SAMPLE_FILE, SAVED_MODEL_FOLDER, TOWERS_FOLDER
-from mirrorspark.training.executor import Tail, Tell, child_process
+from mirrorspark.training.executor import OnProgress, Tail, child_process
 from mirrorspark.training.results import has_scann
 
 
@@ -41,19 +41,24 @@ class BuildPlan:
 
 
 def build(
-    plan: BuildPlan, *, verbose: bool = False, tell: Callable[[str, int, int], None] = lambda doing, done, total: None
+    plan: BuildPlan,
+    *,
+    verbose: bool = False,
+    on_progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
 ) -> dict[str, float]:
     """Write the SavedModel into the model folder of ``plan``, and return the recall of each of its indexes.
 
     Args:
         plan: The plan.
         verbose: Show the process's output.
-        tell: Gets what the process does.
+        on_progress: Gets what the process does.
 
     Raises:
         RefreshError: It failed; the message has the last line of the process's output.
     """
-    return answered("build", dataclasses.asdict(plan), "the index cannot be built", verbose=verbose, tell=tell)
+    return answered(
+        "build", dataclasses.asdict(plan), "the index cannot be built", verbose=verbose, on_progress=on_progress
+    )
 
 
 def answered(
@@ -62,7 +67,7 @@ def answered(
     failure: str,
     *,
     verbose: bool = False,
-    tell: Callable[[str, int, int], None] = lambda doing, done, total: None,
+    on_progress: Callable[[str, int, int], None] = lambda doing, done, total: None,
 ) -> dict[str, Any]:
     """Run a module of this folder in a process of its own, and return its answer.
 
@@ -71,7 +76,7 @@ def answered(
         plan: Its plan, with the ``threads`` of TensorFlow.
         failure: Begins the message of an error.
         verbose: Show the process's output.
-        tell: Gets what the process does.
+        on_progress: Gets what the process does.
 
     Raises:
         RefreshError: It failed; the message has the last line of the process's output.
@@ -81,8 +86,8 @@ def answered(
     process = child_process.start(f"mirrorspark.recommending.item_index.{module}", environment)
     tail = Tail(process.stderr, echo=verbose)
     try:
-        child_process.tell(process, json.dumps(plan))
-        answer = child_process.answer(process, tell)
+        child_process.send(process, json.dumps(plan))
+        answer = child_process.answer(process, on_progress)
         if status := process.wait():
             raise RefreshError(f"{failure}: {child_process.why_it_failed(status, tail)}")
         return answer
@@ -94,14 +99,14 @@ def main() -> int:
     """Build by the plan on standard input; print the recalls."""
     line, answer = child_process.take_over()
     plan = BuildPlan(**json.loads(line))
-    recalls = write_indexes(plan, child_process.teller(answer))
+    recalls = write_indexes(plan, child_process.progress_reporter(answer))
     print(json.dumps(recalls), file=answer, flush=True)
     # Skips the garbage collection of all libraries at Python's exit.
     gc.freeze()
     return 0
 
 
-def write_indexes(plan: BuildPlan, tell: Tell = lambda doing, done=0, total=0: None) -> dict[str, float]:
+def write_indexes(plan: BuildPlan, on_progress: OnProgress = lambda doing, done=0, total=0: None) -> dict[str, float]:
     """Write the SavedModel; return the recalls. Imports TensorFlow.
 
     Raises:
@@ -115,8 +120,10 @@ def write_indexes(plan: BuildPlan, tell: Tell = lambda doing, done=0, total=0: N
     sample = np.load(folder / SAMPLE_FILE)
     towers = saved_towers.SavedTowers(folder / TOWERS_FOLDER, fitted)
     removed = item_rows.ids_without_item(fitted)
-    indexes = serving.build_indexes(towers, plan.top_k, scann=has_scann(), sample=sample, removed=removed, tell=tell)
-    tell("measuring the recall, writing the model", 0, 0)
+    indexes = serving.build_indexes(
+        towers, plan.top_k, scann=has_scann(), sample=sample, removed=removed, on_progress=on_progress
+    )
+    on_progress("measuring the recall, writing the model", 0, 0)
     found = serving.recalls(indexes, plan.top_k, sample)
     # The module is its own architecture: its `predict` calls the saved query tower.
     encoders, saved = graph_encoders(folder, fitted.spec.query_features), folder / SAVED_MODEL_FOLDER

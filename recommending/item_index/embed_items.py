@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from mirrorspark.data_pipelines.features import FeatureSpec
 from mirrorspark.recommending.item_index.build import answered
 from mirrorspark.scoring.embedding import ModelEncoders
-from mirrorspark.scoring.model import ModelDirectory, exported_with, tell_encoder_versions
+from mirrorspark.scoring.model import ModelDirectory, exported_with, warn_of_encoder_versions
 from mirrorspark.training.executor import child_process
 
 
@@ -46,7 +46,7 @@ def embedded_items(folder: Path, spec: FeatureSpec, items: pa.Table, *, threads:
     if not spec.embedded:
         return items
     # Here as well, because nobody sees the log of the other process.
-    tell_encoder_versions(exported_with(folder))
+    warn_of_encoder_versions(exported_with(folder))
     with tempfile.TemporaryDirectory(prefix="mirrorspark-items-") as scratch:
         file = Path(scratch) / "items.parquet"
         pq.write_table(items, file)

@@ -108,8 +108,8 @@ def refresh_index(
     cores = threads or len(os.sched_getaffinity(0))
 
     def build_indexes(whole: Path, k: int) -> Mapping[str, float]:
-        with task_bar.work_bar("refresh") as tell:
-            return build(BuildPlan(str(whole), k, cores), verbose=verbose, tell=tell)
+        with task_bar.work_bar("refresh") as on_progress:
+            return build(BuildPlan(str(whole), k, cores), verbose=verbose, on_progress=on_progress)
 
     embed = partial(embedded_items, pinned.path, threads=cores, verbose=verbose)
     refreshed = write_refreshed(pinned, items, target, least_recall, build_indexes, embed, gone)

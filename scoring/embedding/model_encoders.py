@@ -22,8 +22,8 @@ from mirrorspark.scoring.model import (
     FEATURES_FOLDER,
     exported_with,
     folder_digest,
-    tell_encoder_versions,
     versions_here,
+    warn_of_encoder_versions,
 )
 
 # Next to the features' folder, not in it: the digest of that folder is computed whenever a model is opened.
@@ -132,7 +132,7 @@ class ModelEncoders:
             if isinstance(feature, kinds.EmbeddedFeature)
         }
         if self._encoders:
-            tell_encoder_versions(exported_with(folder))
+            warn_of_encoder_versions(exported_with(folder))
 
     def embedded(self, rows: Rows, known: pa.Table | None = None) -> Rows:
         """Return ``rows`` with embedded texts and images; columns that are embedded already stay as they are.

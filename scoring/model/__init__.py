@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         TOWERS_FOLDER,
         Catalogue,
         catalogues_of,
-        tell_ages,
+        log_ages,
         utc_text,
         warn_if_stale,
     )
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from mirrorspark.scoring.model.versions import (
         ModelVersionsError,
         check_versions,
-        tell_encoder_versions,
         versions_here,
+        warn_of_encoder_versions,
     )
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -108,6 +108,7 @@ __all__ = [
     "is_outside_digest",
     "limit_numeric_libraries",
     "load_once",
+    "log_ages",
     "mlflow_flavour",
     "model_files",
     "new_model_folder",
@@ -115,10 +116,9 @@ __all__ = [
     "pinned_model",
     "remember_consent",
     "resolve",
-    "tell_ages",
-    "tell_encoder_versions",
     "utc_text",
     "versions_here",
     "warn_if_stale",
+    "warn_of_encoder_versions",
     "with_hooks",
 ]

@@ -89,7 +89,7 @@ def catalogues_of(directory: ModelDirectory, label: str) -> dict[str, Catalogue]
     return found
 
 
-def tell_ages(directory: ModelDirectory, label: str, now: datetime) -> None:
+def log_ages(directory: ModelDirectory, label: str, now: datetime) -> None:
     """Log how old the catalogues of a model are, since items that are younger cannot be in its lists."""
     for name, catalogue in catalogues_of(directory, label).items():
         days = catalogue.age_days(now)

@@ -112,7 +112,7 @@ def check_versions(exported_with: Versions, label: str) -> None:
         )
 
 
-def tell_encoder_versions(exported_with: Versions) -> None:
+def warn_of_encoder_versions(exported_with: Versions) -> None:
     """Warn, once per process, of libraries of encoders whose minor versions differ from those of the export."""
     if different := _different(exported_with.encoders):
         _warn_of_encoders(different)

@@ -69,7 +69,7 @@ def test_movielens_beats_popularity(spark: "SparkSession", tmp_path: Path, share
     }
     exact = lists["exact"]["candidates"]
     assert exact.map(list).to_dict() == table.set_index("interaction_id")["candidates"].map(list).to_dict()
-    assert {"exact", "cells"} <= set(lists)
+    assert {"exact", "ivf"} <= set(lists)
     for index, found in lists.items():
         assert found["candidates"].map(len).eq(20).all()
         shared = [len(set(found["candidates"][key]) & set(exact[key])) for key in exact.index]

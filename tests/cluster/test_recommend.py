@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(300)
 
 HAS_SCANN = importlib.util.find_spec("scann") is not None
-INDEXES = ["exact", "cells", *(["scann"] if HAS_SCANN else [])]
+INDEXES = ["exact", "ivf", *(["scann"] if HAS_SCANN else [])]
 MOVIES = [f"m{number}" for number in range(40)]
 ROWS = pa.table(
     {
@@ -139,7 +139,7 @@ def test_available_candidates_come_from_a_table_and_unknown_ones_are_counted(
     [
         ({"k": 0}, "k 0 cannot be met by the model's 40 candidates; use 1 to 40"),
         ({"k": 41}, "k 41 cannot be met"),
-        ({"index": "hnsw"}, r"holds no index 'hnsw', it holds \['cells', 'exact'"),
+        ({"index": "hnsw"}, r"holds no index 'hnsw', it holds \['exact', 'ivf'"),
         ({"available": []}, "none of the model's 40 candidates is available"),
         ({"available": ["new"]}, "none of the model's 40 candidates is available"),
         ({"unavailable": MOVIES}, "none of the model's 40 candidates is available"),

@@ -75,7 +75,7 @@ class Worker:
 
     def enter(self, phase: str, seconds: float) -> None:
         self.phase, self.left = phase, seconds
-        self.tell({"event": "phase", "phase": phase})
+        self.send({"event": "phase", "phase": phase})
 
     def has_met(self) -> None:
         """Go on to the next step: all have done this one."""
@@ -95,7 +95,7 @@ class Worker:
         half_seconds = round(self.world.now / _TICK)
         if half_seconds % 10 == 0:
             state = "stopped" if self.fault == "is stopped" else "sleeping"
-            self.tell({"event": "system", "from": "task", "state": state})
+            self.send({"event": "system", "from": "task", "state": state})
         if self.fault in ("is stopped", "freezes") or self.phase == "starting":
             return
         if half_seconds % round(ALIVE_SECONDS / _TICK) == 0:
@@ -105,9 +105,9 @@ class Worker:
             elif self.fault == "starves":
                 waits = {"waiting_for": "input"}
             counters = {"step": self.step, "epoch": 1, "collectives": 2 * self.step, "beats": self.beats}
-            self.tell({"event": "alive", "phase": self.phase, "waiting_seconds": 0.0} | counters | waits)
+            self.send({"event": "alive", "phase": self.phase, "waiting_seconds": 0.0} | counters | waits)
 
-    def tell(self, event: Event) -> None:
+    def send(self, event: Event) -> None:
         if self.is_reachable and not self.is_over:
             delay = self.world.chance.uniform(0, self.delay)
             self.arriving.append((self.world.now + delay, event | {"rank": self.rank, "attempt": 1}))
@@ -134,7 +134,7 @@ class World:
             len(self.workers),
             limits=LIMITS,
             signal=StopSignal(),
-            tell=self.told.append,
+            on_event=self.told.append,
             cancel=self.cancel,
             clock=lambda: self.now,
         )
@@ -152,7 +152,7 @@ class World:
             if command["command"] == "lease":
                 worker.leased_at = self.now
             if command["command"] == "stacks":
-                worker.tell({"event": "stacks", "from": "task", "text": "a stack"})
+                worker.send({"event": "stacks", "from": "task", "text": "a stack"})
             if command["command"] == "abort":
                 worker.is_over = True
 
@@ -203,7 +203,7 @@ class World:
             return
         for worker in self.workers:
             while worker.arriving and worker.arriving[0][0] <= self.now:
-                self.attempt.hear(worker.arriving.popleft()[1])
+                self.attempt.on_event(worker.arriving.popleft()[1])
         half_seconds = round(self.now / _TICK)
         if half_seconds % 10 == 0:
             self.attempt.renew_leases()

@@ -104,7 +104,7 @@ def usable_slots(attempts: Sequence[Attempt], slots: int, elastic: Elastic) -> i
     """
     limit = slots
     for attempt in attempts:
-        if attempt.was_unheard:
+        if attempt.sent_no_event:
             limit = attempt.workers - 1
         elif attempt.stop == "grow" or attempt.workers > limit:
             limit = slots
@@ -120,7 +120,7 @@ def growth_pause_seconds(attempts: Sequence[Attempt]) -> float:
     failures = 0
     launched = [attempt for attempt in attempts if attempt.workers]
     for before, attempt in zip((None, *launched), launched, strict=False):
-        if attempt.was_unheard:
+        if attempt.sent_no_event:
             failures += 1
         elif before is not None and before.stop == "grow":
             failures = failures + 1 if _was_in_vain(attempt, before) else 0

@@ -117,7 +117,9 @@ def _what_failed(error: Exception) -> RankError:
 
 
 _CANCELLED = re.compile(r"Job \d+ cancelled.*|.*SparkContext was shut down.*|.*Stage cancelled.*")
-_TELLING = re.compile(r".*ExecutorLostFailure.*|.*Python worker exited unexpectedly.*|^[\w.]+(?:Error|Exception): .*")
+_INFORMATIVE = re.compile(
+    r".*ExecutorLostFailure.*|.*Python worker exited unexpectedly.*|^[\w.]+(?:Error|Exception): .*"
+)
 
 # Spark's message about executors that it lost with their container, pod or machine, through no fault of a task.
 _TAKEN_AWAY = re.compile(r"exited unrelated to the running tasks.*(?:preempt|decommission|deleted)", re.IGNORECASE)
@@ -131,8 +133,8 @@ def read_failure(message: str, now: float) -> RankError:
     if (cancelled := _CANCELLED.search(message)) is not None:
         return RankError("cancelled", None, "Cancelled", cancelled.group(0).strip(), now)
     lines = message.splitlines()
-    telling = [line.strip() for line in lines if _TELLING.match(line)]
-    reason = telling[0] if telling else " ".join(lines[:2]).strip()
+    informative = [line.strip() for line in lines if _INFORMATIVE.match(line)]
+    reason = informative[0] if informative else " ".join(lines[:2]).strip()
     is_taken_away = _TAKEN_AWAY.search(reason) is not None
     # A Python worker here is only the parent of its rank, which holds the memory.
     if not is_taken_away and "Python worker" not in reason and lack_of_memory(reason) is not None:

@@ -44,7 +44,7 @@ class RunningAttempt:
         dispensable: frozenset[int] = frozenset(),
         limits: Limits,
         signal: StopSignal,
-        tell: Callable[[Event], None],
+        on_event: Callable[[Event], None],
         cancel: Callable[[], None],
         clock: Callable[[], float],
     ) -> None:
@@ -57,7 +57,7 @@ class RunningAttempt:
             dispensable: Ranks that the training can lose once it is under way.
             limits: Time limits by which a rank counts as hung.
             signal: Request that the run stop.
-            tell: Gets every event; does not raise.
+            on_event: Gets every event; does not raise.
             cancel: Cancels the Spark job.
             clock: Returns seconds; monotonic.
         """
@@ -71,7 +71,7 @@ class RunningAttempt:
         self._preempted: set[int] = set()
         self._limits = limits
         self._signal = signal
-        self._tell = tell
+        self._on_event = on_event
         self._cancel = cancel
         self._clock = clock
         self._lock = threading.Lock()
@@ -81,7 +81,7 @@ class RunningAttempt:
         self._is_over = False
         self._tasks: set[int] = set()
         self._addresses = AddressBook(ranks or workers)
-        self._telling_peers = threading.Lock()
+        self._sending_addresses = threading.Lock()
         self._has_taken_note = False
         self._stop_since: float | None = None
         self._error_since: float | None = None
@@ -94,7 +94,7 @@ class RunningAttempt:
         """Set the sender of commands."""
         self._server = server
 
-    def hear(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Process an event of a rank or a task, and pass it on."""
         # A rank of an earlier attempt that dies late must not count against this one.
         if event.get("attempt") != self.number:
@@ -111,7 +111,7 @@ class RunningAttempt:
             if self._is_over:
                 return
             now = self._clock()
-            self._watchdog.hear(event, now)
+            self._watchdog.on_event(event, now)
             if event.get("from") == "task":
                 self._tasks.add(event["rank"])
             if event["event"] == "train_begin" and event["rank"] == 0:
@@ -128,8 +128,8 @@ class RunningAttempt:
             if event["event"] == "listening":
                 self._addresses.add(event["rank"], event["address"])
         if event["event"] == "listening":  # Handled before anything slow, since the ranks wait for it.
-            self._tell_peers(has_to_be_complete=True)
-        self._tell(event)
+            self._send_addresses(has_to_be_complete=True)
+        self._on_event(event)
 
     def renew_leases(self) -> None:
         """Renew the leases of all tasks; a task whose lease ends stops its rank."""
@@ -155,10 +155,10 @@ class RunningAttempt:
         if abort is not None:
             self._command({"command": "abort", "reason": abort})
         if hung is not None:
-            self._tell({**hung, "attempt": self.number})
+            self._on_event({**hung, "attempt": self.number})
         # Waiting ranks learn which ranks they wait for. To send every new address would take a message per pair of
         # ranks.
-        self._tell_peers(has_to_be_complete=False)
+        self._send_addresses(has_to_be_complete=False)
         self._pass_on_stop(now)
 
     def grow(self, to: Callable[[int], int | None]) -> None:
@@ -207,10 +207,10 @@ class RunningAttempt:
                 errors = (RankError("spark", None, "NoReason", message, time.time()),)
             return errors
 
-    def _tell_peers(self, *, has_to_be_complete: bool) -> None:
+    def _send_addresses(self, *, has_to_be_complete: bool) -> None:
         """Send the ranks' listening addresses to all ranks, if there are new ones."""
         # One at a time: the last of these commands is retained for clients that connect later.
-        with self._telling_peers:
+        with self._sending_addresses:
             with self._lock:
                 is_due = self._addresses.has_news and (self._addresses.is_complete() or not has_to_be_complete)
                 command = self._addresses.command() if is_due else None
@@ -227,8 +227,8 @@ class RunningAttempt:
     def _note_hang(self, now: float) -> Event:
         hang = self._watchdog.hang
         assert hang is not None  # noqa: S101 - there is something to report
-        if hang.is_unheard:  # No rank has started, so none hangs; fewer workers may find slots.
-            self._hung = RankError("start", None, "NotHeard", hang.why, time.time())
+        if hang.has_no_event:  # No rank has started, so none hangs; fewer workers may find slots.
+            self._hung = RankError("start", None, "NoEvent", hang.why, time.time())
         else:
             self._hung = RankError("hung", hang.ranks[0], "Hung", hang.why, time.time(), step=hang.step)
         self._note(self._hung, now)
@@ -258,7 +258,7 @@ class RunningAttempt:
         if has_to_ask:
             self._command({"command": "stop", "reason": "driver"})
         if is_requested:
-            self._tell({"event": "stopping", "attempt": self.number, "reason": self._signal.reason})
+            self._on_event({"event": "stopping", "attempt": self.number, "reason": self._signal.reason})
 
     def cancel_when_due(self) -> None:
         """Cancel the Spark job at a second signal, or when the ranks do not end in time.
@@ -271,8 +271,8 @@ class RunningAttempt:
                 self.stop = "requested"
             has_nothing_to_save = self.stop == "requested" and not self._tasks
             is_stuck = self._aborted_since is not None and now - self._aborted_since >= timing.ABORT_SECONDS
-            is_unheard = self._aborted_since is not None and not self._tasks
-            is_due = self._signal.is_urgent or has_nothing_to_save or is_stuck or is_unheard
+            has_no_event = self._aborted_since is not None and not self._tasks
+            is_due = self._signal.is_urgent or has_nothing_to_save or is_stuck or has_no_event
             if self._is_over or not is_due:
                 return
             is_first, self.cancelled = not self.cancelled, True

@@ -38,13 +38,13 @@ class StoreReader:
     Attributes:
         limit_seconds: A store that sends nothing for this time counts as gone.
         stop: Request that the run stop.
-        tell: Gets the event ``waiting`` for a slow store; does not raise.
+        on_event: Gets the event ``waiting`` for a slow store; does not raise.
         clock: Returns seconds; monotonic.
     """
 
     limit_seconds: float
     stop: StopSignal
-    tell: Callable[[Event], None]
+    on_event: Callable[[Event], None]
     clock: Callable[[], float] = time.monotonic
     _reading: threading.Lock = field(default_factory=threading.Lock, init=False)
 
@@ -80,7 +80,7 @@ class StoreReader:
                     )
                 if not is_reported and now - begin > _SLOW_STORE_SECONDS:
                     is_reported = True
-                    self.tell({"event": "waiting", "store": store})
+                    self.on_event({"event": "waiting", "store": store})
             return answer.result()
         finally:
             answer.cancel()  # Only a read that has not begun; a hanging read cannot be ended.

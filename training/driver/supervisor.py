@@ -96,11 +96,11 @@ class Supervisor:
     open_server: OpenServer = EventServer
     every: Every = every
     stop: StopSignal = dataclasses.field(default_factory=StopSignal)
-    _telling: threading.Lock = dataclasses.field(default_factory=threading.Lock, init=False)
+    _reporting: threading.Lock = dataclasses.field(default_factory=threading.Lock, init=False)
 
     @functools.cached_property
     def _store(self) -> StoreReader:
-        return StoreReader(self.limits.checkpoint_seconds, self.stop, self._tell, self.clock)
+        return StoreReader(self.limits.checkpoint_seconds, self.stop, self._report, self.clock)
 
     def request_stop(self, reason: str) -> None:
         """Ask the ranks to save a checkpoint, and end the run. For signal handlers and other threads; repeatable."""
@@ -132,7 +132,7 @@ class Supervisor:
                 raise TrainingFailedError(attempts, decision.reason)
             if decision.kind == "stopped":
                 raise self._stopped(attempts)
-            self._tell_restart(attempts[-1], decision.reason, decision.delay_seconds, decision.workers)
+            self._report_restart(attempts[-1], decision.reason, decision.delay_seconds, decision.workers)
             self.stop.wait(decision.delay_seconds)
 
     def _wait_for_slots(self, plan: AttemptPlan, attempts: tuple[Attempt, ...]) -> int:
@@ -154,7 +154,7 @@ class Supervisor:
                 )
             if not is_waiting:
                 is_waiting = True
-                self._tell(
+                self._report(
                     {
                         "event": "waiting",
                         "attempt": len(attempts) + 1,
@@ -223,12 +223,12 @@ class Supervisor:
             dispensable=plan.dispensable_ranks,
             limits=self.limits,
             signal=self.stop,
-            tell=self._tell,
+            on_event=self._report,
             cancel=self.launch.cancel,
             clock=self.clock,
         )
         resumed_from = checkpoint.step if checkpoint else 0
-        self._tell(
+        self._report(
             {
                 "event": "attempt",
                 "attempt": number,
@@ -266,7 +266,7 @@ class Supervisor:
         """Return the outcomes of all ranks, and Spark's account of a failed job."""
         outcomes: tuple[dict[str, Any], ...] = ()
         failure: RankError | None = None
-        with self.open_server(self.host, running.hear, self.advertised) as server:
+        with self.open_server(self.host, running.on_event, self.advertised) as server:
             running.begin(server)
             with self._rounds(running, plan.workers, growth_pause_seconds):
                 try:
@@ -303,8 +303,8 @@ class Supervisor:
         step = attempts[-1].committed if attempts else found
         return TrainingStoppedError(tuple(attempts), step, self.stop.reason or "as asked")
 
-    def _tell_restart(self, last: Attempt, reason: str, delay_seconds: float, workers: int) -> None:
-        self._tell(
+    def _report_restart(self, last: Attempt, reason: str, delay_seconds: float, workers: int) -> None:
+        self._report(
             {
                 "event": "restart",
                 "attempt": last.number,
@@ -315,10 +315,10 @@ class Supervisor:
             }
         )
 
-    def _tell(self, event: Event) -> None:
+    def _report(self, event: Event) -> None:
         """Pass on an event, from any thread."""
         try:
-            with self._telling:
+            with self._reporting:
                 self.on_event({"time": time.time(), **event})
         except Exception:
             # The training goes on when a receiver fails, on a full disk for example.

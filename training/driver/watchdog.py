@@ -40,13 +40,13 @@ class Hang:
         ranks: The ranks that are the reason.
         why: One line for people.
         step: Steps that the slowest of them has done; None if it has not begun to train.
-        is_unheard: No rank or task has ever sent an event: nothing has been started.
+        has_no_event: No rank or task has ever sent an event: nothing has been started.
     """
 
     ranks: tuple[int, ...]
     why: str
     step: int | None
-    is_unheard: bool = False
+    has_no_event: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class _Rank:
 
     Attributes:
         moved: Time of the last progress of its work.
-        heard: Time of the last event of its process, None before the first.
-        task_heard: Time of the last event of its task, None before the first.
+        last_event: Time of the last event of its process, None before the first.
+        last_task_event: Time of the last event of its task, None before the first.
         counters: Counters of its work, from its last ``alive``.
         waiting_for: None, ``input`` or another rank.
         waiting_since: Start of that wait.
@@ -66,8 +66,8 @@ class _Rank:
     rank: int
     phase: str
     moved: float
-    heard: float | None = None
-    task_heard: float | None = None
+    last_event: float | None = None
+    last_task_event: float | None = None
     counters: Mapping[str, Any] = field(default_factory=dict)
     waiting_for: str | None = None
     waiting_since: float = 0.0
@@ -88,7 +88,7 @@ class _Rank:
 
     def is_silent(self, now: float) -> bool:
         # The last rank to leave may have disconnected already; only its task would know.
-        return self.heard is not None and self.phase != _ENDING and now - self.heard > timing.SILENT_SECONDS
+        return self.last_event is not None and self.phase != _ENDING and now - self.last_event > timing.SILENT_SECONDS
 
     def peer(self, now: float) -> int | None:
         """Return the rank that it waits for; the last report of a stopped or silent process is ignored."""
@@ -112,7 +112,7 @@ class Watch:
         if rank is None:
             return
         if event.get("from") == "task":
-            self._ranks[rank.rank] = replace(rank, task_heard=now, state=event.get("state") or rank.state)
+            self._ranks[rank.rank] = replace(rank, last_task_event=now, state=event.get("state") or rank.state)
             return
         kind, phase = event["event"], event.get("phase") or rank.phase
         has_moved = kind in _PROGRESS or phase != rank.phase
@@ -128,7 +128,7 @@ class Watch:
                 waiting_for=waiting_for,
                 waiting_since=now - float(event.get("waiting_seconds") or 0.0),
             )
-        self._ranks[rank.rank] = replace(rank, phase=phase, heard=now, moved=now if has_moved else rank.moved)
+        self._ranks[rank.rank] = replace(rank, phase=phase, last_event=now, moved=now if has_moved else rank.moved)
 
     def _let_go_on(self, now: float) -> None:
         """Restart the time limit of ranks that may have waited for a checkpoint, now that it is written."""
@@ -147,8 +147,8 @@ class Watch:
                 rank,
                 moved=rank.moved + seconds,
                 waiting_since=rank.waiting_since + seconds,
-                heard=later(rank.heard),
-                task_heard=later(rank.task_heard),
+                last_event=later(rank.last_event),
+                last_task_event=later(rank.last_task_event),
             )
             for number, rank in self._ranks.items()
         }
@@ -174,10 +174,10 @@ class Watch:
         culprits = self._most_telling(suspects, now)
         has_trained = any(rank.phase not in (_START, "connecting", "building", "restoring") for rank in culprits)
         step = min(rank.step for rank in culprits) if has_trained else None
-        return Hang(tuple(rank.rank for rank in culprits), self._why(culprits, now), step, self._is_unheard())
+        return Hang(tuple(rank.rank for rank in culprits), self._why(culprits, now), step, self._has_no_event())
 
-    def _is_unheard(self) -> bool:
-        return all(rank.heard is None and rank.task_heard is None for rank in self._ranks.values())
+    def _has_no_event(self) -> bool:
+        return all(rank.last_event is None and rank.last_task_event is None for rank in self._ranks.values())
 
     def _is_overdue(self, rank: _Rank, now: float) -> bool:
         if self._stood(rank, now) <= self._limits.of(rank.phase):
@@ -216,7 +216,7 @@ class Watch:
         for has_evidence in (
             lambda rank: rank.is_stopped,
             lambda rank: rank.is_silent(now),
-            lambda rank: rank.heard is None,
+            lambda rank: rank.last_event is None,
             lambda rank: rank.step < self._furthest(),
             lambda rank: rank.waiting_for == "input",
         ):
@@ -228,7 +228,7 @@ class Watch:
         return max(rank.step for rank in self._ranks.values())
 
     def _why(self, culprits: list[_Rank], now: float) -> str:
-        if self._is_unheard():
+        if self._has_no_event():
             seconds = now - culprits[0].moved
             slots = "is a slot" if len(culprits) == 1 else f"are {len(culprits)} slots"
             return f"no rank has reported for {seconds:.0f} s since the start; {slots} free?"
@@ -242,10 +242,12 @@ class Watch:
         if rank.state == "zombie":
             return f"{who} has exited, but its task has not noticed"
         if rank.is_silent(now):
-            is_cut_off = rank.task_heard is not None and now - rank.task_heard > timing.SILENT_SECONDS
+            is_cut_off = rank.last_task_event is not None and now - rank.last_task_event > timing.SILENT_SECONDS
             what = "nor has its task: its machine is out of reach" if is_cut_off else "its process is stuck"
-            return f"{who} has sent nothing for {now - (rank.heard or now):.0f} s{', ' if is_cut_off else ': '}{what}"
-        if rank.heard is None:
+            return (
+                f"{who} has sent nothing for {now - (rank.last_event or now):.0f} s{', ' if is_cut_off else ': '}{what}"
+            )
+        if rank.last_event is None:
             return f"{who} has not reported for {stood} since the start"
         behind = self._furthest() - rank.step
         steps = f"is {behind:,} step{'' if behind == 1 else 's'} behind, " if behind else ""
@@ -279,7 +281,7 @@ class Watchdog:
         self._handling_since: float | None = None
         self.hang: Hang | None = None
 
-    def hear(self, event: Event, now: float) -> None:
+    def on_event(self, event: Event, now: float) -> None:
         """Process an event of a rank or of a task."""
         self._watch.feed(event, now)
         if event.get("from") == "task":

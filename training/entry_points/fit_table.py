@@ -31,7 +31,7 @@ from mirrorspark.training.configuration import (
 from mirrorspark.training.entry_points.train_dataset import train_in_view
 from mirrorspark.training.results import FitResult
 from mirrorspark.training.run_records import Tracking
-from mirrorspark.training.run_records.live import LiveView, spec_details, tell_findings
+from mirrorspark.training.run_records.live import LiveView, add_findings, spec_details
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def fit(
         dataset = convert_once(rows, spec, folder, name, options=options, embedder=Embedder())
         counts = {split: dataset.manifest.rows(split) for split in dataset.manifest.splits}
         stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
-        tell_findings(stage, dataset)
+        add_findings(stage, dataset)
     config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
     trained = train_in_view(view, dataset, config, spark)
     return FitResult.of(trained, dataset, config, rows)

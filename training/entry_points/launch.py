@@ -296,14 +296,14 @@ def _launch(config: LaunchConfig, payload: bytes, spark: SparkSession | None) ->
     spark, _ = open_checked_session(config, spark)
     view = LiveView(epochs=0)
     if misnamed is not None:  # A function that returns no model needs no name for one.
-        view.say(f"a model that {config.function} returns could not be registered: {misnamed}")
+        view.log(f"a model that {config.function} returns could not be registered: {misnamed}")
 
-    def say_change(folder: RunFolder) -> None:
+    def log_change(folder: RunFolder) -> None:
         if (change := config.change_since(folder)) is not None:
-            view.say(change)
+            view.log(change)
 
     # Only the function knows the data.
-    with open_run(config, "function", tracking, view, on_folder=say_change) as run:
+    with open_run(config, "function", tracking, view, on_folder=log_change) as run:
         run.tracked.log_params(config.public())
         run.tracked.log_document(environment(), "environment.json")
         cluster, program = Cluster(spark, session_of(spark).task_slots), program_of(config, payload, run.folder)

@@ -83,6 +83,6 @@ def train_in_view(view: LiveView, dataset: Dataset, config: TrainingConfig, spar
             trained = keep_report(job, trained)
             keep_delivery(trained, job.folder)
     except RunFinishedError as finished:
-        view.say(finished.in_words(config.run_date))
+        view.log(finished.in_words(config.run_date))
         return recall_delivery(finished.folder, tracking.store)
     return trained

@@ -9,7 +9,7 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.training.executor import child_process
-    from mirrorspark.training.executor.child_process import Tail, Tell
+    from mirrorspark.training.executor.child_process import OnProgress, Tail
     from mirrorspark.training.executor.task import WorkerTask, run_program
     from mirrorspark.training.executor.training_hook import FAULTS_VARIABLE, TrainingHook
     from mirrorspark.training.executor.worker_control import Finish, Outcome, WorkerControl
@@ -21,9 +21,9 @@ __all__ = [
     "FAULTS_VARIABLE",
     "MORE_MEMORY",
     "Finish",
+    "OnProgress",
     "Outcome",
     "Tail",
-    "Tell",
     "TrainingHook",
     "WorkerControl",
     "WorkerTask",

@@ -27,7 +27,7 @@ EXIT_ABANDONED = 3
 _MORE_MEMORY = "stop what else runs on this machine, or use one with more memory; then the same command goes on"
 
 
-class Tell(Protocol):
+class OnProgress(Protocol):
     """Gets what a process does, in words, and how much of how much is done; the total is 0 if nothing is counted."""
 
     def __call__(self, doing: str, done: int = 0, total: int = 0, /) -> None:
@@ -90,7 +90,7 @@ def start(module: str, environment: dict[str, str]) -> subprocess.Popen[str]:
     )
 
 
-def tell(process: subprocess.Popen[str], plan: str) -> None:
+def send(process: subprocess.Popen[str], plan: str) -> None:
     """Send the plan, one line, and leave the pipe open."""
     assert process.stdin is not None  # noqa: S101 - start() made the pipe
     try:
@@ -102,26 +102,26 @@ def tell(process: subprocess.Popen[str], plan: str) -> None:
             process.stdin.close()
 
 
-def answer(process: subprocess.Popen[str], told: Callable[[str, int, int], None]) -> dict[str, Any]:
-    """Return the last JSON line that the process prints; ``told`` gets its reports, the lines of :func:`teller`."""
+def answer(process: subprocess.Popen[str], on_progress: Callable[[str, int, int], None]) -> dict[str, Any]:
+    """Return the last JSON line that a process prints; ``on_progress`` gets those of :func:`progress_reporter`."""
     assert process.stdout is not None  # noqa: S101 - start() made the pipe
     last: dict[str, Any] = {}
     for line in process.stdout:
         document = json.loads(line)
         if "doing" in document:
-            told(document["doing"], document["done"], document["total"])
+            on_progress(document["doing"], document["done"], document["total"])
         else:
             last = document
     return last
 
 
-def teller(stream: IO[str]) -> Tell:
+def progress_reporter(stream: IO[str]) -> OnProgress:
     """Return, in the child, the function that reports its work on the stream of its answer."""
 
-    def tell(doing: str, done: int = 0, total: int = 0) -> None:
+    def report(doing: str, done: int = 0, total: int = 0) -> None:
         print(json.dumps({"doing": doing, "done": done, "total": total}), file=stream, flush=True)
 
-    return tell
+    return report
 
 
 def why_it_failed(status: int, tail: "Tail") -> str:
@@ -134,10 +134,10 @@ def why_it_failed(status: int, tail: "Tail") -> str:
     text = tail.text().strip()
     last = text.splitlines()[-1].strip() if text else ""
     if status >= 0:
-        is_memory, words = out_of_memory.is_told_in(last), last or f"status {status}"
+        is_memory, words = out_of_memory.is_reported_in(last), last or f"status {status}"
     else:
         # Nobody else kills it, and C++ aborts a process that gets no memory. The last line does not explain a kill.
-        is_memory = -status == signal.SIGKILL or out_of_memory.is_told_in(text)
+        is_memory = -status == signal.SIGKILL or out_of_memory.is_reported_in(text)
         words = out_of_memory.killed_by(status) + (f" ({last})" if last and -status != signal.SIGKILL else "")
     return f"{words}: memory has run out; {_MORE_MEMORY}" if is_memory else words
 
@@ -180,7 +180,7 @@ class Tail:
     """A background reader of a stream, to its end, that keeps its last lines. Secrets are removed from its output."""
 
     def __init__(
-        self, stream: IO[str] | None, *, echo: bool, prefix: str = "", tell: Callable[[str], None] | None = None
+        self, stream: IO[str] | None, *, echo: bool, prefix: str = "", on_line: Callable[[str], None] | None = None
     ) -> None:
         """Start to read.
 
@@ -188,12 +188,12 @@ class Tail:
             stream: The stream; it has no other reader.
             echo: Copy every line to standard error.
             prefix: Beginning of an echoed line.
-            tell: Gets every line without its line end, in a thread of the tail.
+            on_line: Gets every line without its line end, in a thread of the tail.
         """
         assert stream is not None  # noqa: S101 - start() made the pipe
         self._echo = echo
         self._prefix = prefix
-        self._tell = tell
+        self._on_line = on_line
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._is_closing = threading.Event()
         # A separate descriptor: the stream may be closed while an unknown process still holds the other end.
@@ -235,15 +235,15 @@ class Tail:
 
     def _take(self, line: str) -> None:
         self._lines.append(line)
-        if not self._echo and self._tell is None:
+        if not self._echo and self._on_line is None:
             return
         shown = without_credentials(line)
         if self._echo:
             # A closed standard error must not stop the reader, and with it the process that writes.
             with contextlib.suppress(OSError, ValueError):
                 sys.stderr.write(f"{self._prefix}{shown}\n")
-        if self._tell is not None:
-            self._tell(shown)
+        if self._on_line is not None:
+            self._on_line(shown)
 
 
 def take_over(prepare: Callable[[], None] = lambda: None) -> tuple[str, IO[str]]:

@@ -128,7 +128,7 @@ class _Server:
         self._ranks.add(pid)
         for file in files:
             os.close(file)
-        self._say({"forked": pid})
+        self._send({"forked": pid})
 
     def _become_rank(self, files: list[int], *, is_sound: bool) -> NoReturn:
         # Processes that a training starts (readers of data, for example) end with its group.
@@ -168,9 +168,9 @@ class _Server:
                 _kill_group(ended.si_pid)  # Before it is reaped, after which another process may get the number.
             pid, status = os.waitpid(ended.si_pid, 0)
             self._ranks.discard(pid)
-            self._say({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+            self._send({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
 
-    def _say(self, message: dict[str, int]) -> None:
+    def _send(self, message: dict[str, int]) -> None:
         self._channel.send(json.dumps(message).encode())
 
 

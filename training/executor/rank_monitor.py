@@ -107,7 +107,7 @@ class RankMonitor:
                     # Reported at once: if the executor's JVM dies as well, no outcome arrives. SIGHUP also comes when
                     # the JVM has crashed.
                     self._events.send({"event": "preemption"})
-                self._process.tell(json.dumps({"stop": message.get("reason") or "driver"}).encode() + b"\n")
+                self._process.send(json.dumps({"stop": message.get("reason") or "driver"}).encode() + b"\n")
             case {"command": "stacks"}:
                 # The signal would end a worker that has not installed its handler yet.
                 text = self._process.stacks() if self._has_taken_over else ""
@@ -132,7 +132,7 @@ class RankMonitor:
         if number == signal.SIGKILL and out_of_memory.kernel_kills() > self._kernel_kills:
             return f"when the kernel of {self._host} ended a process because memory had run out"
         # C++ aborts a process that gets none.
-        if number == signal.SIGABRT and out_of_memory.is_told_in(self._tail.text()):
+        if number == signal.SIGABRT and out_of_memory.is_reported_in(self._tail.text()):
             return "when it got no more memory"
         return None
 

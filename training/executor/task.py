@@ -86,7 +86,7 @@ class WorkerTask:
                 tail = self._tail(process, events, rank)
                 ending.callback(tail.close)
                 ending.callback(process.kill)
-                process.tell(self._orders(rank, barrier).to_bytes())
+                process.send(self._orders(rank, barrier).to_bytes())
                 monitor = RankMonitor(process, events, messages, tail, self.lease_seconds)
                 # In a separate thread, the only one that uses the process: this thread waits for the runner meanwhile.
                 pool = ending.enter_context(ThreadPoolExecutor(1, "rank monitor"))
@@ -129,11 +129,11 @@ class WorkerTask:
             return Tail(process.errors, echo=False)
         budget = LineBudget()
 
-        def tell(line: str) -> None:
+        def send_line(line: str) -> None:
             if (text := budget.admit(line)) is not None:
                 events.send({"event": "log", "level": "INFO", "message": text[:LOG_CHARACTERS]})
 
-        return Tail(process.errors, echo=True, prefix=f"rank {rank}: ", tell=tell)
+        return Tail(process.errors, echo=True, prefix=f"rank {rank}: ", on_line=send_line)
 
     def _orders(self, rank: int, barrier: BarrierTask | None) -> WorkerOrders:
         plan_class = type(self.plan)

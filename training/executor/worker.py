@@ -102,13 +102,13 @@ def main(answers: IO[str]) -> NoReturn:
     events = CleanEventClient(orders.events, orders.rank, orders.attempt, on_command=peers.put)
     let_the_log_out(events, verbose=orders.verbose)
 
-    def tell_phase(phase: Phase) -> None:
+    def report_phase(phase: Phase) -> None:
         events.send({"event": "phase", "phase": phase, "host": socket.gethostname(), "process": os.getpid()})
 
-    activity = Activity(on_phase=tell_phase)
+    activity = Activity(on_phase=report_phase)
     rendezvous = None if orders.host is None else Rendezvous(orders.rank, orders.host, events, peers, activity)
     control = WorkerControl(orders.rank, events, stop_request, activity, orders.payload, rendezvous)
-    threading.Thread(target=_tell_alive, args=(control,), name="alive", daemon=True).start()
+    threading.Thread(target=_send_heartbeats, args=(control,), name="alive", daemon=True).start()
 
     def end_well(outcome: Outcome) -> NoReturn:
         activity.enter("ending")
@@ -196,7 +196,7 @@ def _obey(stop_request: StopSignal) -> None:
     os._exit(EXIT_ABANDONED)
 
 
-def _tell_alive(control: WorkerControl) -> None:
+def _send_heartbeats(control: WorkerControl) -> None:
     over = threading.Event()
     while not over.wait(timing.ALIVE_SECONDS):
         control.events.send({"event": "alive", **control.activity.snapshot()})

@@ -61,9 +61,9 @@ def _message(error: BaseException) -> str:
     # Secrets are removed before the texts are cut, since half a secret would not be found.
     text = without_credentials(str(error))
     # TensorFlow reports lack of memory after lines about the graph.
-    told = [line for line in text.splitlines() if out_of_memory.is_told_in(line)]
-    if isinstance(error, MemoryError) or (told and (isinstance(error, OSError) or _is_from_tensorflow(error))):
-        return f"{(told or [text or 'memory has run out'])[0].strip()[:MESSAGE_LENGTH]}; {MORE_MEMORY}"
+    reports = [line for line in text.splitlines() if out_of_memory.is_reported_in(line)]
+    if isinstance(error, MemoryError) or (reports and (isinstance(error, OSError) or _is_from_tensorflow(error))):
+        return f"{(reports or [text or 'memory has run out'])[0].strip()[:MESSAGE_LENGTH]}; {MORE_MEMORY}"
     return text[:MESSAGE_LENGTH]
 
 

@@ -65,7 +65,7 @@ class WorkerProcess:
         self.wait()
         self._streams.close()
 
-    def tell(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         """Write to its input without waiting for it to read; does nothing if the process has ended."""
         self._streams.orders.write(data)
 
@@ -132,7 +132,7 @@ def start(environment: Mapping[str, str], preload: str = PRELOAD) -> WorkerProce
             os.close(file)
     process = WorkerProcess(server, pid, streams)
     surroundings = {"environment": dict(environment), "path": [path for path in sys.path if path]}
-    process.tell(json.dumps(surroundings).encode() + b"\n")
+    process.send(json.dumps(surroundings).encode() + b"\n")
     return process
 
 

@@ -14,7 +14,7 @@ from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.job.source_tables import SourceTables
 from mirrorspark.training.job.warm_start import WarmStart, find_model
 from mirrorspark.training.run_records import Tracking
-from mirrorspark.training.run_records.live import LiveView, tell_findings
+from mirrorspark.training.run_records.live import LiveView, add_findings
 
 
 class SessionSettings(Protocol):
@@ -100,7 +100,7 @@ def prepare(
         dataset, is_reused = sources.dataset(table, config)
         rows = ", ".join(f"{dataset.manifest.rows(split):,} {split}" for split in dataset.manifest.splits)
         stage.note = f"{'reused the dataset of an earlier run:' if is_reused else 'wrote'} {rows} rows"
-        tell_findings(stage, dataset)
+        add_findings(stage, dataset)
     return PreparedRun(config, dataset, spark, tracking, warm_start, table, is_reused)
 
 

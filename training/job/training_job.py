@@ -122,7 +122,7 @@ class TrainingJob:
         self._store = StoreReader(
             self.config.checkpoint_limit_seconds,
             self._signal,
-            tell=lambda event: self.run.on_event({"time": time.time(), **event}),
+            on_event=lambda event: self.run.on_event({"time": time.time(), **event}),
         )
 
     @property
@@ -302,7 +302,7 @@ class TrainingJob:
                 self.on_event(missed)
         self.remember(event)
         if event["event"] == "warm_start" and self.warm_start is not None:
-            self.view.say(f"warm start from {self.warm_start.uri}: {event['message']}")
+            self.view.log(f"warm start from {self.warm_start.uri}: {event['message']}")
         self.run.on_event(event)
 
     def _missed_epochs(self, step: int) -> list[Event]:

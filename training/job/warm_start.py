@@ -28,7 +28,7 @@ from mirrorspark.scoring.model import (
     PinnedModel,
     exported_with,
     resolve,
-    tell_encoder_versions,
+    warn_of_encoder_versions,
 )
 from mirrorspark.storage import StoragePath, atomic_file, without_credentials
 from mirrorspark.training.configuration import ConfigError, TrainingConfig
@@ -156,7 +156,7 @@ def _find(name: str, store: str) -> PinnedModel:
             f"warm_start {name}: {pinned.label} is {kind}, which has no weights to begin from; give a version that is "
             f"a network, or leave warm_start out"
         )
-    tell_encoder_versions(exported_with(pinned.path))
+    warn_of_encoder_versions(exported_with(pinned.path))
     return pinned
 
 

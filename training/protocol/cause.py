@@ -186,7 +186,7 @@ class Attempt:
         return self.committed > self.resumed_from
 
     @property
-    def was_unheard(self) -> bool:
+    def sent_no_event(self) -> bool:
         """True if none of its ranks sent an event: Spark had no slots for them after all."""
         return any(error.cause == "start" and error.rank is None for error in self.errors)
 

@@ -59,7 +59,7 @@ class EventClient:
         self._on_command = on_command
         self._numbers = itertools.count(1)
         self._clock = clock
-        self._last_heard = clock()
+        self._last_message_at = clock()
         # Guards the fields below; the sending thread waits on it for events.
         self._changed = threading.Condition()
         self._waiting: deque[_Message] = deque()
@@ -75,7 +75,7 @@ class EventClient:
     @property
     def silent_seconds(self) -> float:
         """Seconds since the driver's last message, or since the start if there was none."""
-        return self._clock() - self._last_heard
+        return self._clock() - self._last_message_at
 
     def send(self, event: Mapping[str, Any]) -> None:
         """Queue an event; if the queue is full, the oldest progress event is dropped, or else this event."""
@@ -166,7 +166,7 @@ class EventClient:
             connection.makefile("rb") as stream,
         ):
             authenticate_to_server(connection, stream, self._address.token, client="client", server="driver")
-            self._last_heard = self._clock()
+            self._last_message_at = self._clock()
             connection.sendall(json.dumps(self._hello).encode() + b"\n")
             connection.settimeout(None)
             notice_silence(connection)
@@ -199,7 +199,7 @@ class EventClient:
         try:
             while line := stream.readline(LINE_BYTES):
                 message = json.loads(line)
-                self._last_heard = self._clock()
+                self._last_message_at = self._clock()
                 if "acknowledged" in message:
                     self._forget(int(message["acknowledged"]))
                 elif self._on_command is not None:

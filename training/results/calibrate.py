@@ -87,7 +87,12 @@ class CalibrationResult:
 
 
 def calibrate(
-    architecture: Any, model: Any, dataset: Dataset, kind: str, folder: Path, tell: Callable[[str, int, int], None]
+    architecture: Any,
+    model: Any,
+    dataset: Dataset,
+    kind: str,
+    folder: Path,
+    on_progress: Callable[[str, int, int], None],
 ) -> Any:
     """Return the architecture with calibrated predictions, and keep the calibration in the model's ``folder``.
 
@@ -101,20 +106,20 @@ def calibrate(
         dataset: Its dataset.
         kind: ``temperature``, ``isotonic`` or ``centroids``.
         folder: The model's folder.
-        tell: Gets what is read, the rows so far, and the number of all.
+        on_progress: Gets what is read, the rows so far, and the number of all.
 
     Raises:
         CalibrationError: The validation rows that count have one class only.
         ModelSettingsError: The dataset has no sparse feature, or too large ones, for centroids.
     """
-    told = partial(tell, "validation rows to calibrate by")
-    logits, labels, weights = _validation(partial(architecture.logits, model), architecture.TASK, dataset, told)
+    on_rows = partial(on_progress, "validation rows to calibrate by")
+    logits, labels, weights = _validation(partial(architecture.logits, model), architecture.TASK, dataset, on_rows)
     before = measure(logits, labels, weights)
     if kind == "centroids":
         counted_rows(labels, weights)  # an error of theirs comes before all training rows are read, twice
-        centroids = fit_centroids(partial(_training_rows, dataset, tell)).in_variables()
-        told = partial(tell, "validation rows against the centroids")
-        cosines, *_ = _validation(centroids.cosines, architecture.TASK, dataset, told)
+        centroids = fit_centroids(partial(_training_rows, dataset, on_progress)).in_variables()
+        on_rows = partial(on_progress, "validation rows against the centroids")
+        cosines, *_ = _validation(centroids.cosines, architecture.TASK, dataset, on_rows)
         mixture = fit_mixture(logits, cosines, labels, weights)
         after = measure(mixture(logits, cosines), labels, weights)
         if not _is_won(kind, before, after, folder):
@@ -155,7 +160,7 @@ def measure(logits: Floats, labels: np.ndarray, weights: Floats) -> Fit:
     return Fit(log_loss(logits, labels, weights), error)
 
 
-def _training_rows(dataset: Dataset, tell: Callable[[str, int, int], None]) -> Iterator[LabelledRows]:
+def _training_rows(dataset: Dataset, on_progress: Callable[[str, int, int], None]) -> Iterator[LabelledRows]:
     """Yield the training rows of a multi-label dataset, block by block."""
     features = sparse_features(dataset.spec, dataset.features.classes)
     rows, total = 0, dataset.manifest.rows("train")
@@ -164,7 +169,7 @@ def _training_rows(dataset: Dataset, tell: Callable[[str, int, int], None]) -> I
         assert isinstance(block.label, RaggedIds)  # noqa: S101 - as of every multi-label dataset
         yield LabelledRows(sparse, _label_rows(block.label, dataset.features.classes), block.weight)
         rows += block.rows
-        tell("training rows for the centroids", rows, total)
+        on_progress("training rows for the centroids", rows, total)
 
 
 def _label_rows(labels: RaggedIds, classes: int) -> csr_array:
@@ -183,7 +188,7 @@ def _csr(rows: Any, size: int) -> csr_array:
 
 
 def _validation(
-    outputs_of: Callable[[Any], Any], task: str, dataset: Dataset, tell: Callable[[int, int], None]
+    outputs_of: Callable[[Any], Any], task: str, dataset: Dataset, on_progress: Callable[[int, int], None]
 ) -> tuple[Floats, np.ndarray, Floats]:
     """Return outputs, labels and weights: a row per validation row, or per pair of a row and a label.
 
@@ -191,7 +196,7 @@ def _validation(
         outputs_of: Returns logits ``[batch, classes]``, or other numbers of that shape, of a model's inputs.
         task: The model's task.
         dataset: Its dataset.
-        tell: Gets the validation rows so far, and the number of all.
+        on_progress: Gets the validation rows so far, and the number of all.
     """
     import tensorflow as tf
 
@@ -210,7 +215,7 @@ def _validation(
         labels = block.label.multi_hot(classes) if isinstance(block.label, RaggedIds) else np.asarray(block.label)
         parts.append((outputs[kept], labels[kept], np.asarray(block.weight)[kept]))
         rows += block.rows
-        tell(rows, total)
+        on_progress(rows, total)
     outputs, labels, weights = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     if task == "multi_class":
         return outputs.astype(np.float64), labels, weights.astype(np.float64)

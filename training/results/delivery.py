@@ -21,7 +21,7 @@ from mirrorspark.scoring.model import PinnedModel, resolve
 from mirrorspark.spark_session import session_of
 from mirrorspark.storage import atomic_file, clean
 from mirrorspark.training.configuration import POPULARITY, RunConfig, TrainingConfig
-from mirrorspark.training.executor import Tell
+from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.job import LearntModel, TrainingJob
 from mirrorspark.training.protocol import SUMMARY_FILE, Attempt, Event
 from mirrorspark.training.results.calibrate import CalibrationResult
@@ -153,7 +153,7 @@ def deliver(job: TrainingJob, attempts: tuple[Attempt, ...], process: ExportProc
         plan = _export_plan(job, best)
         stage.report("loading TensorFlow")
         exported = export_once(
-            plan, job.folder.exported, verbose=job.config.verbose, process=process, tell=stage.report
+            plan, job.folder.exported, verbose=job.config.verbose, process=process, on_progress=stage.report
         )
         choice = _choice(job)
         stage.note = f"registered as models:/{job.config.registry_name}/{exported.model_version}"
@@ -330,7 +330,7 @@ def _evaluate(
     best: LearntModel,
     attempts: tuple[Attempt, ...],
     choice: Choice | None,
-    tell: Tell,
+    on_progress: OnProgress,
 ) -> evaluate_run.BaselineComparison:
     config, dataset = job.config, job.dataset
     steps = dataset.steps("train", config.global_batch_size)
@@ -339,8 +339,10 @@ def _evaluate(
         history, best.epoch, tuple(attempt.resumed_from / steps for attempt in attempts[1:])
     )
     if config.task == "retrieval":
-        return evaluate_run.compare_retrieval(dataset, predictions, _recommended(job, tell), config.top_k, curves)
-    baselines = _baselines(job, choice, tell)
+        return evaluate_run.compare_retrieval(
+            dataset, predictions, _recommended(job, on_progress), config.top_k, curves
+        )
+    baselines = _baselines(job, choice, on_progress)
     if config.task == "multi_label":
         return evaluate_run.compare_multi_label(predictions, baselines, config.seed, curves, dataset.features.classes)
     if config.task == "multi_class":
@@ -352,7 +354,7 @@ def _evaluate(
     return compare(predictions, baselines, config.seed, curves)
 
 
-def _baselines(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[evaluate_run.Baseline]:
+def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress) -> list[evaluate_run.Baseline]:
     """Return the models to compare the model with: the one that was not registered, and the baselines, fitted here."""
     config, dataset, names, baselines = job.config, job.dataset, job.config.row_baselines, []
     rows, rows_of_test = None, dataset.manifest.rows("test")
@@ -370,17 +372,17 @@ def _baselines(job: TrainingJob, choice: Choice | None, tell: Tell) -> list[eval
             continue
         which = "" if len(names) == 1 else f"{name} ({place + 1} of {len(names)}): "
 
-        def told(doing: str, done: int = 0, total: int = 0, /, *, which: str = which) -> None:
-            tell(f"{which}{doing}", done, total)
+        def on_fit_progress(doing: str, done: int = 0, total: int = 0, /, *, which: str = which) -> None:
+            on_progress(f"{which}{doing}", done, total)
 
         rows = rows or evaluate_run.baseline_rows(dataset, config.task)
-        fitted = evaluate_run.fitted_baseline(name, rows, config.seed, told)
+        fitted = evaluate_run.fitted_baseline(name, rows, config.seed, on_fit_progress)
         part = evaluate_run.train_fraction(rows, dataset.manifest.rows("train"))
         baselines.append(evaluate_run.Baseline(name, evaluate_run.baseline_scores(fitted, dataset, "test", step), part))
     return baselines
 
 
-def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
+def _recommended(job: TrainingJob, on_progress: OnProgress) -> dict[str, np.ndarray]:
     """Return the lists of each baseline of a retrieval model for the test rows, by its label."""
     if not job.config.recommenders:
         return {}
@@ -392,7 +394,7 @@ def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
         session_of(job.cluster.spark).give_checkpoints(job.folder.spark_checkpoints)
     found = {}
     for place, asked in enumerate(config.recommenders):
-        tell(f"baselines; now {asked.label}", place, len(config.recommenders))
+        on_progress(f"baselines; now {asked.label}", place, len(config.recommenders))
         found[asked.label] = recommended(asked, interactions, config.top_k, config.seed, job.cluster.spark)
     return found
 

@@ -44,7 +44,7 @@ from mirrorspark.scoring.model import (
     mlflow_flavour,
 )
 from mirrorspark.storage import atomic_file, clean, one_line
-from mirrorspark.training.executor import Tail, Tell, child_process
+from mirrorspark.training.executor import OnProgress, Tail, child_process
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 
 # Tags of a registered version: the checkpoint of the run's best epoch, and what was registered after it.
@@ -166,18 +166,18 @@ class ExportProcess:
         """Return True if it can still take a plan."""
         return self._process.poll() is None
 
-    def export(self, plan: ExportPlan, tell: Tell = lambda doing, done=0, total=0: None) -> ExportResult:
+    def export(self, plan: ExportPlan, on_progress: OnProgress = lambda doing, done=0, total=0: None) -> ExportResult:
         """Export by ``plan``; to be called once.
 
         Args:
             plan: The plan of the export.
-            tell: Gets what the export does.
+            on_progress: Gets what the export does.
 
         Raises:
             ExportFailedError: The export failed; the message has the last line of its output.
         """
-        child_process.tell(self._process, json.dumps(dataclasses.asdict(plan)))
-        answer = child_process.answer(self._process, tell)
+        child_process.send(self._process, json.dumps(dataclasses.asdict(plan)))
+        answer = child_process.answer(self._process, on_progress)
         if status := self._process.wait():
             raise ExportFailedError(f"export failed: {child_process.why_it_failed(status, self._tail)}")
         return ExportResult(**answer)
@@ -193,7 +193,7 @@ def export_once(
     *,
     verbose: bool = False,
     process: ExportProcess | None = None,
-    tell: Tell = lambda doing, done=0, total=0: None,
+    on_progress: OnProgress = lambda doing, done=0, total=0: None,
 ) -> ExportResult:
     """Return an earlier driver's export by the same plan if it is complete; otherwise export.
 
@@ -202,7 +202,7 @@ def export_once(
         kept: File with the result of the earlier export.
         verbose: Show the process's output.
         process: The export process, if it has been started; the caller ends it.
-        tell: Gets what the export does.
+        on_progress: Gets what the export does.
 
     Raises:
         ExportFailedError: The export failed; the message has the last line of its output.
@@ -212,7 +212,7 @@ def export_once(
         return known
     # The record of the files is not valid while they are being rewritten.
     kept.unlink(missing_ok=True)
-    result = export(plan, verbose=verbose, process=process, tell=tell)
+    result = export(plan, verbose=verbose, process=process, on_progress=on_progress)
     document = {"plan": plan.identity, "result": dataclasses.asdict(result), "files": _files(plan)}
     atomic_file.write_atomically(kept, json.dumps(document, indent=2))
     return result
@@ -239,7 +239,7 @@ def export(
     *,
     verbose: bool = False,
     process: ExportProcess | None = None,
-    tell: Tell = lambda doing, done=0, total=0: None,
+    on_progress: OnProgress = lambda doing, done=0, total=0: None,
 ) -> ExportResult:
     """Run the export in ``process``, or in a new one.
 
@@ -247,38 +247,38 @@ def export(
         ExportFailedError: With the last line of what the process said.
     """
     if process is not None and process.is_alive:
-        return process.export(plan, tell)
+        return process.export(plan, on_progress)
     with ExportProcess(plan.threads, verbose=verbose) as new:
-        return new.export(plan, tell)
+        return new.export(plan, on_progress)
 
 
 def main() -> int:
     """Export by the plan on standard input; print a JSON line per step, and one with the result."""
     line, answer = child_process.take_over(prepare=_load_libraries)
-    tell = child_process.teller(answer)
+    on_progress = child_process.progress_reporter(answer)
     plan = ExportPlan(**json.loads(line))
     dataset = Dataset.open(plan.dataset)
     architecture: Any = catalog.architecture(plan.model)
-    tell("restoring the best epoch")
+    on_progress("restoring the best epoch")
     model = _restored_model(plan, dataset)
     if plan.calibration != "none":
         from mirrorspark.training.results.calibrate import calibrate
 
-        architecture = calibrate(architecture, model, dataset, plan.calibration, Path(plan.folder), tell)
-    tell("building the index" if architecture.TASK == "retrieval" else "writing the model")
-    _write_model(plan, dataset, architecture, model, tell)
+        architecture = calibrate(architecture, model, dataset, plan.calibration, Path(plan.folder), on_progress)
+    on_progress("building the index" if architecture.TASK == "retrieval" else "writing the model")
+    _write_model(plan, dataset, architecture, model, on_progress)
     predict = traced(architecture, model)
-    tables = all_predictions(architecture, model, predict, dataset, plan.top_k, partial(tell, "rows predicted"))
+    tables = all_predictions(architecture, model, predict, dataset, plan.top_k, partial(on_progress, "rows predicted"))
     Path(plan.predictions).mkdir(parents=True, exist_ok=True)
     registered = plan.model
     if plan.register == "better":
-        tell("fitting gradient boosting")
-        registered, tables, predict = _better(plan, dataset, architecture.TASK, tables, predict, tell)
+        on_progress("fitting gradient boosting")
+        registered, tables, predict = _better(plan, dataset, architecture.TASK, tables, predict, on_progress)
     for split, table in tables.items():
         pq.write_table(table, Path(plan.predictions) / f"{split}.parquet")
-    tell("registering")
+    on_progress("registering")
     result = _register(plan, dataset, registered)
-    tell("explaining the predictions")
+    on_progress("explaining the predictions")
     _explain(plan, dataset, predict)
     print(json.dumps(dataclasses.asdict(result)), file=answer, flush=True)
     # Skips the garbage collection of all libraries at Python's exit: 2 of 10 seconds.
@@ -334,7 +334,7 @@ def _better(
     task: str,
     tables: Mapping[str, pa.Table],
     predict: Callable[[Any], Any],
-    tell: Tell,
+    on_progress: OnProgress,
 ) -> tuple[str, Mapping[str, pa.Table], Callable[[Any], Any]]:
     """Put gradient boosting into the model's folder if it is better.
 
@@ -346,7 +346,9 @@ def _better(
     from mirrorspark.training.results.evaluation import model_choice
 
     predictions = Path(plan.predictions)
-    choice, fitted, chosen = model_choice.challenge(dataset, task, plan.monitor, plan.seed, tables, predictions, tell)
+    choice, fitted, chosen = model_choice.challenge(
+        dataset, task, plan.monitor, plan.seed, tables, predictions, on_progress
+    )
     if choice.registered == model_choice.NETWORK:
         return plan.model, chosen, predict
     folder = Path(plan.folder)
@@ -361,7 +363,7 @@ def _better(
     return catalog.BOOSTED_TREES, chosen, traced(boosted_trees, trees)
 
 
-def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any, tell: Tell) -> None:
+def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: Any, on_progress: OnProgress) -> None:
     from mirrorspark.models.retrieval import saved_towers
     from mirrorspark.models.serving import export as serving
 
@@ -377,7 +379,7 @@ def _write_model(plan: ExportPlan, dataset: Dataset, architecture: Any, model: A
         serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, saved, encoders)
     elif architecture.TASK == "retrieval":
         sample = _sample_queries(architecture, model, dataset)
-        built = serving.build_indexes(model, plan.top_k, scann=has_scann(), sample=sample, tell=tell)
+        built = serving.build_indexes(model, plan.top_k, scann=has_scann(), sample=sample, on_progress=on_progress)
         indexes = serving.recalls(built, plan.top_k, sample)
         serving.save_retrieval(architecture, model, dataset.features, plan.top_k, built, saved, encoders)
         if saved_towers.has_item_tower(model):

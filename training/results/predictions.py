@@ -52,7 +52,7 @@ def reference_predictions(
     dataset: Dataset,
     split: str,
     k: int,
-    tell: Callable[[int], None] = lambda rows: None,
+    on_progress: Callable[[int], None] = lambda rows: None,
 ) -> pa.Table:
     """Return the training framework's own predictions for ``split``, with keys, label and weight.
 
@@ -61,7 +61,7 @@ def reference_predictions(
     ``scores`` of all labels, and ``label``, the numbers of those that the row has. Retrieval: ``candidates``,
     ``scores`` and ``label`` (the token held back), ranked by NumPy, so that it shares nothing with the exported index;
     with ratings, ``rating`` and ``predicted_rating`` of the candidate held back.
-    ``tell`` gets the number of rows so far.
+    ``on_progress`` gets the number of rows so far.
     """
     from mirrorspark.models.serving import input_tensors
 
@@ -89,7 +89,7 @@ def reference_predictions(
         columns["weight"] = pa.array(block.weight)
         parts.append(pa.table(columns))
         rows += block.rows
-        tell(rows)
+        on_progress(rows)
     return pa.concat_tables(parts)
 
 
@@ -99,16 +99,16 @@ def all_predictions(
     predict: Callable[[Any], Any],
     dataset: Dataset,
     k: int,
-    tell: Callable[[int, int], None] = lambda rows, total: None,
+    on_progress: Callable[[int, int], None] = lambda rows, total: None,
 ) -> Mapping[str, pa.Table]:
-    """Return the predictions of each evaluated split; ``tell`` gets the rows so far, and those of all splits."""
+    """Return the predictions of each evaluated split; ``on_progress`` gets the rows so far, and those of all splits."""
     tables: dict[str, pa.Table] = {}
     total = sum(map(dataset.manifest.rows, EVALUATED_SPLITS))
     for split in EVALUATED_SPLITS:
         before = sum(table.num_rows for table in tables.values())
 
         def predicted(rows: int, before: int = before) -> None:
-            tell(before + rows, total)
+            on_progress(before + rows, total)
 
         tables[split] = reference_predictions(architecture, model, predict, dataset, split, k, predicted)
     return tables

@@ -127,7 +127,7 @@ def open_run(
             config.save(held.config)
             name = held.path.name
             if (elsewhere := tracking.goes_on_elsewhere(f"run {name}", held.continues)) is not None:
-                view.say(elsewhere)
+                view.log(elsewhere)
             tracked = tracking.open_run(Path(config.output), held.continues, name, held.event_file)
             held.save_state("running", tracked.run_id)
             run = OpenRun(held, tracked, view, listener)
@@ -145,7 +145,7 @@ def _held(
     config: RunIdentity, dataset_hash: str, view: LiveView, folder: RunFolder | None, *, only_once: bool
 ) -> Iterator[RunFolder]:
     if folder is None:
-        with hold_run_folder(config, dataset_hash, view.say, only_once=only_once) as found:
+        with hold_run_folder(config, dataset_hash, view.log, only_once=only_once) as found:
             yield found
         return
     with folder.hold():

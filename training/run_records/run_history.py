@@ -32,7 +32,7 @@ _NOT_COMPARED = frozenset({"dry_run", "resume", "summary", "verbose"})
 
 _STARTED = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 # Most lines are progress events, which are not needed: to recognise them is ten times faster than to parse them.
-_TELLING = re.compile(rb'"event":\s*"(?:attempt|restart|waiting|epoch_end)"')
+_INFORMATIVE = re.compile(rb'"event":\s*"(?:attempt|restart|waiting|epoch_end)"')
 _FOR_MLFLOW = re.compile(rb'"event":\s*"' + FOR_MLFLOW.encode())
 _YAML_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -252,7 +252,7 @@ def read_curves(events: Path) -> Curves:
     is_under_way, began = False, None
     recent: deque[bytes] = deque(maxlen=2)
     for line in _lines(events):
-        event = _event(line) if begin is None or _TELLING.search(line) else {}
+        event = _event(line) if begin is None or _INFORMATIVE.search(line) else {}
         if is_under_way and event.get("event") in ("attempt", "restart", "waiting"):
             launches[-1] = replace(launches[-1], seconds=_until(recent, began))
             is_under_way = False

@@ -57,7 +57,7 @@ class SparkEngine:
         """
         tracking = self._prepared.tracking
         if (elsewhere := tracking.goes_on_elsewhere(f"sweep {label}", run_id)) is not None:
-            self._view.say(elsewhere)
+            self._view.log(elsewhere)
         if experiment is None and tracking.outer is not None:
             experiment = _experiment_of(tracking.outer, tracking.store)
         placed = replace(tracking, experiment=experiment or tracking.experiment)

@@ -143,7 +143,7 @@ def test_an_export_runs_in_the_process_that_was_started_before_and_tells_its_ste
     with ExportProcess(2) as process:
         assert process.is_alive
         steps: list[tuple[str, int, int]] = []
-        exported = export(plan, process=process, tell=lambda *step: steps.append(step))
+        exported = export(plan, process=process, on_progress=lambda *step: steps.append(step))
         assert exported == ExportResult(plan.checkpoint, str(started[0].pid))
     assert len(started) == 1
     assert steps == [("rows predicted", 5, 20)]

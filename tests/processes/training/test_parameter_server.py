@@ -96,7 +96,7 @@ class Cluster:
                 entry = f"{parameter_server_entry.__name__}:train"
                 plan_class = "mirrorspark.training.protocol.plan:TrainingPlan"
                 orders = WorkerOrders(rank, plan.attempt, server.address, entry, plan_class, plan.to_json())
-                process.tell(orders.to_bytes())
+                process.send(orders.to_bytes())
                 self.processes.append(process)
                 self._outcomes.append(queue.SimpleQueue())
                 threading.Thread(target=self._read, args=(rank, process), daemon=True).start()
@@ -173,7 +173,7 @@ def test_a_synchronous_checkpoint_resumes_on_servers_and_a_stop_saves_within_an_
     plan = plan_of(dataset, tmp_path, workers=1, epochs=1000)
     with Cluster(plan, Roles(workers=1, servers=1)) as cluster:
         cluster.next("epoch_end", epoch=1)
-        cluster.processes[2].tell(b'{"stop": "preempted"}\n')
+        cluster.processes[2].send(b'{"stop": "preempted"}\n')
         outcomes = [cluster.outcome(rank) for rank in range(3)]
     assert [(outcome or {})["outcome"] for outcome in outcomes] == ["stopped"] * 3
     assert (outcomes[2] or {})["reason"] == "preempted"

@@ -44,7 +44,7 @@ def order(process: WorkerProcess, entry: str, note: str = "", payload: bytes | N
     plan = rank_entries.Plan(NOBODY, note=note)
     module = rank_entries.__name__
     orders = WorkerOrders(3, 1, NOBODY, f"{module}:{entry}", f"{module}:Plan", plan.to_json(), payload)
-    process.tell(orders.to_bytes())
+    process.send(orders.to_bytes())
     assert json.loads(process.answers.readline()) == {"ready": process.pid}
 
 
@@ -274,14 +274,14 @@ def test_nobody_waits_for_a_rank_that_does_not_read(tmp_path: Path) -> None:
     with started() as process:
         process.send_signal(signal.SIGSTOP)
         begin = time.monotonic()
-        process.tell(b"x" * 4_000_000)
+        process.send(b"x" * 4_000_000)
         assert time.monotonic() - begin < SECONDS
         process.kill()
         assert process.wait(SECONDS) == -signal.SIGKILL
     with started() as process:
         order(process, "be_killed_beside_a_child", str(tmp_path / "child"))
         child = psutil.Process(number_in(tmp_path / "child"))
-        process.tell(b"x" * 4_000_000)
+        process.send(b"x" * 4_000_000)
         assert process.wait(SECONDS) == -signal.SIGKILL
     child.kill()
 

@@ -281,7 +281,7 @@ def export_flights(folder: Path, seed: int, *, weights: float | None = None) -> 
 
 
 def export_movies(folder: Path, *, scann: bool, prefix: str = "m") -> Path:
-    """Export an untrained retrieval model that recommends three candidates, by the exact index and by cells."""
+    """Export an untrained retrieval model that recommends three candidates, by the exact index and by IVF."""
     from mirrorspark.models import two_tower
     from mirrorspark.models.serving.export import build_indexes, recalls, save_retrieval
 

@@ -220,7 +220,7 @@ from mirrorspark.scoring.model.loaded import LoadedModel, Search
 model = LoadedModel(Path(sys.argv[1]))
 rows = pa.table({"user": ["u0"], "history": [["m1"]], "seen": [["m2"]]})
 nothing = np.empty(0, np.int64)
-for index in ("exact", "cells"):
+for index in ("exact", "ivf"):
     (found,) = model.with_search(Search(index, 5, nothing)).score_arrow(rows)["candidates"].to_pylist()
     print(len(set(found)))
 try:
@@ -257,7 +257,7 @@ def test_a_search_finds_as_many_as_asked_for_of_what_is_available(movies_model: 
     exact = model.with_search(Search("exact", 39, np.empty(0, np.int64))).score_arrow(table)["candidates"][0].as_py()
     assert set(exact) == {f"m{number}" for number in range(40)} - {"m5"}
     # Ids 2 to 21 are m0 to m19.
-    half = model.with_search(Search("cells", 3, np.arange(2, 22))).score_arrow(table)["candidates"][0].as_py()
+    half = model.with_search(Search("ivf", 3, np.arange(2, 22))).score_arrow(table)["candidates"][0].as_py()
     assert len(half) == 3
     assert not set(half) & {f"m{number}" for number in range(20)}
     assert model.score_arrow(table) == before

@@ -43,9 +43,9 @@ def test_a_description_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_description_of_before_there_were_indexes_has_none(tmp_path: Path) -> None:
-    original = description(task="retrieval", indexes={"exact": 1.0, "cells": 0.96})
+    original = description(task="retrieval", indexes={"exact": 1.0, "ivf": 0.96})
     original.save(tmp_path)
-    assert ModelDescription.load(tmp_path).indexes == {"exact": 1.0, "cells": 0.96}
+    assert ModelDescription.load(tmp_path).indexes == {"exact": 1.0, "ivf": 0.96}
     document = json.loads((tmp_path / DESCRIPTION_FILE).read_text())
     del document["indexes"]
     (tmp_path / DESCRIPTION_FILE).write_text(json.dumps(document))

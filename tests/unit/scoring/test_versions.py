@@ -15,8 +15,8 @@ from mirrorspark.scoring.model.versions import (
     Versions,
     check_versions,
     pinned_versions,
-    tell_encoder_versions,
     versions_here,
+    warn_of_encoder_versions,
 )
 
 PYTHON = platform.python_version()
@@ -138,8 +138,8 @@ def test_libraries_of_encoders_that_differ_are_one_warning_where_they_are_loaded
     versions = Versions({}, encoders={"onnxruntime": "0.1.2", "tf-keras": version("tf-keras")})
     check_versions(versions, "flights/3")
     assert not caplog.messages
-    tell_encoder_versions(versions)
-    tell_encoder_versions(versions)
+    warn_of_encoder_versions(versions)
+    warn_of_encoder_versions(versions)
     (told,) = caplog.messages
     assert f"has onnxruntime {version('onnxruntime')} instead of 0.1.2, which ran the encoders of a model when" in told
 

@@ -21,7 +21,7 @@ from mirrorspark.storage import out_of_memory
     ],
 )
 def test_messages_of_libraries_and_the_kernel_are_known(text: str, *, is_told: bool) -> None:
-    assert out_of_memory.is_told_in(text) is is_told
+    assert out_of_memory.is_reported_in(text) is is_told
 
 
 def test_the_kernels_counter_is_read_and_0_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,10 +36,10 @@ def columns(rows: int, seed: int, *, carriers: int = 20) -> dict[str, np.ndarray
 
 
 def hist_gradient_boosting(
-    train: Any, validation: Any, features: Any, label: str, *, seed: int, tell: Any = None, **options: Any
+    train: Any, validation: Any, features: Any, label: str, *, seed: int, on_progress: Any = None, **options: Any
 ) -> FittedBoosting:
-    told = {} if tell is None else {"tell": tell}
-    return gradient_boosting(split_rows(train, validation, features, label, **options), seed=seed, **told)
+    options_of_fit = {} if on_progress is None else {"on_progress": on_progress}
+    return gradient_boosting(split_rows(train, validation, features, label, **options), seed=seed, **options_of_fit)
 
 
 def fit(name: str, train: Any, validation: Any, features: Any, label: str, **options: Any) -> FittedBaseline:
@@ -124,15 +124,15 @@ def test_boosting_is_fixed_by_its_seed() -> None:
 
 
 def test_boosting_tells_its_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boosting, "_TELL_SECONDS", 1e-4)
-    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(boosting, "_REPORT_SECONDS", 1e-4)
+    reports: list[tuple[str, int, int]] = []
     fitted = hist_gradient_boosting(
         *(columns(20_000, 1), columns(1_000, 2), FEATURES, "late"),
         seed=0,
-        tell=lambda *report: told.append(report),
+        on_progress=lambda *report: reports.append(report),
     )
-    counts = [done for _, done, _ in told]
-    assert {(doing, most) for doing, _, most in told} == {("boosting iterations", MAX_ITERATIONS)}
+    counts = [done for _, done, _ in reports]
+    assert {(doing, most) for doing, _, most in reports} == {("boosting iterations", MAX_ITERATIONS)}
     assert counts == sorted(counts)
     assert 0 < counts[-1] <= fitted.model.n_iter_
 

@@ -49,10 +49,12 @@ class Overconfident:
 
 
 def calibrated(of: Any, label: Any, weights: np.ndarray, kind: str, folder: Path) -> tuple[Any, CalibrationResult]:
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     given = dataset(label, weights)
-    architecture = calibrate(cast(Any, Overconfident(of)), SCALE, given, kind, folder, lambda *rows: told.append(rows))
-    assert [rows for _, *rows in told] == [[1_500, 4_000], [4_000, 4_000]]
+    architecture = calibrate(
+        cast(Any, Overconfident(of)), SCALE, given, kind, folder, lambda *rows: reports.append(rows)
+    )
+    assert [rows for _, *rows in reports] == [[1_500, 4_000], [4_000, 4_000]]
     result = CalibrationResult.load(folder)
     assert result is not None
     return architecture, result

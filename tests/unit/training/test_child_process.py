@@ -19,8 +19,8 @@ from mirrorspark.training.executor.child_process import (
     LineBudget,
     Tail,
     answer,
-    tell,
-    teller,
+    progress_reporter,
+    send,
     tensorflow_environment,
     why_it_failed,
 )
@@ -61,7 +61,7 @@ def test_output_during_preparation_does_not_reach_the_answer() -> None:
     with start_child(program) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "a library's greeting\n"
-        tell(process, "the plan")
+        send(process, "the plan")
         assert process.stdout is not None
         assert process.stdout.read() == "answer to the plan\n"
 
@@ -76,7 +76,7 @@ def test_a_process_that_is_never_told_a_plan_leaves_with_its_parent() -> None:
 
 def test_reports_on_the_way_are_told_and_the_last_line_is_the_answer() -> None:
     stream = io.StringIO()
-    report = teller(stream)
+    report = progress_reporter(stream)
     report("embedding", 3, 10)
     report("writing")
     stream.write('{"exact": 1.0}\n')
@@ -159,7 +159,7 @@ def test_lines_are_echoed_with_their_prefix_and_told_without_it(pipe: Pipe, capf
     stream, write = pipe
     told: list[str] = []
     with stream:
-        tail = Tail(stream, echo=True, prefix="rank 3: ", tell=told.append)
+        tail = Tail(stream, echo=True, prefix="rank 3: ", on_line=told.append)
         write("one\n1/10\r2/10\r\n")
         write("unfini")
         write("shed")
@@ -188,7 +188,7 @@ def test_secrets_are_removed_from_the_output_of_a_process(
     told: list[str] = []
     stream, write = pipe
     with stream:
-        tail = Tail(stream, echo=True, tell=told.append)
+        tail = Tail(stream, echo=True, on_line=told.append)
         write("planted-secret\nhttp://me:planted@host/\nof-two\nlines-of-text\n")
         write("")
         assert tail.text() == "***\nhttp://host/\n***\n"
@@ -211,7 +211,7 @@ def test_a_line_without_an_end_does_not_fill_the_memory(pipe: Pipe) -> None:
     stream, write = pipe
     told: list[str] = []
     with stream:
-        tail = Tail(stream, echo=False, tell=told.append)
+        tail = Tail(stream, echo=False, on_line=told.append)
         for _ in range(100):
             write("x" * 10_000)
         write("")

@@ -329,7 +329,7 @@ def test_the_process_that_is_ready_gets_the_plan(
 ) -> None:
     given: list[Any] = []
 
-    def export_once(plan: ExportPlan, kept: Path, *, verbose: bool, process: Any, tell: Any) -> ExportResult:
+    def export_once(plan: ExportPlan, kept: Path, *, verbose: bool, process: Any, on_progress: Any) -> ExportResult:
         given.append(process)
         return export_module.export(plan)
 

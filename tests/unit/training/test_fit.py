@@ -42,7 +42,7 @@ def test_ranks_find_each_other_through_the_driver(monkeypatch: pytest.MonkeyPatc
         finally:
             events.close()
 
-    with EventServer("127.0.0.1", driver.running.hear) as server, ThreadPoolExecutor(2) as pool:
+    with EventServer("127.0.0.1", driver.running.on_event) as server, ThreadPoolExecutor(2) as pool:
         driver.running.begin(server)
         strategies = [strategy.result() for strategy in [pool.submit(open_as, rank) for rank in (0, 1)]]
     assert [(strategy.ring.rank, strategy.ring.workers) for strategy in strategies] == [(0, 2), (1, 2)]

@@ -108,7 +108,7 @@ def test_a_line_is_in_the_output_without_its_secret(view: LiveView, cell: Cell) 
 
 
 def test_a_line_after_the_last_stage_is_shown(view: LiveView, cell: Cell) -> None:
-    view.say("the run of that date has finished")
+    view.log("the run of that date has finished")
     assert "the run of that date has finished" in cell.html
 
 

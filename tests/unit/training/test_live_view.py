@@ -15,7 +15,7 @@ from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.run_records.live.details import spec_details, tell_findings
+from mirrorspark.training.run_records.live.details import add_findings, spec_details
 from mirrorspark.training.run_records.live.picture import Details
 from mirrorspark.training.run_records.live.view import LiveView, Stage
 from tests.unit.notebook_outputs import ADDRESS
@@ -80,7 +80,7 @@ def test_findings_of_validation_are_sentences(errors: int) -> None:
     findings += [{"severity": "note", "column": "y", "sentence": f"note {n}"} for n in range(3)]
     dataset: Any = SimpleNamespace(manifest=SimpleNamespace(findings=findings), path=Path("/data/late"))
     stage = Stage("convert", time.monotonic)
-    tell_findings(stage, dataset)
+    add_findings(stage, dataset)
     assert stage.note.endswith(f"validation: {errors} error{'s' * (errors > 1)}, 1 warning, 3 notes")
     assert stage.details is not None
     *told, last = stage.details.lines
@@ -439,7 +439,7 @@ def test_a_run_goes_on_when_nobody_can_be_shown_anything(error: Exception, caplo
     view = LiveView(epochs=5, is_interactive=False, write=fail)
     with view.stage("train"):
         view.on_event(EPOCH_END)
-        view.say("a line")
+        view.log("a line")
     assert list(view.timings) == ["train"]
     assert [record.getMessage() for record in caplog.records] == [f"the run goes on, but cannot be shown: {error}"]
 

@@ -32,7 +32,7 @@ from mirrorspark.recommending.recommendations import unavailable_ids
 from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Route, Router
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, tell_ages, warn_if_stale
+from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, log_ages, warn_if_stale
 from mirrorspark.scoring.model.directory import (
     FEATURES_FOLDER,
     OUTPUTS,
@@ -193,7 +193,7 @@ def test_new_items_are_recommended_and_those_that_are_gone_never(movies: Path, t
     for listed in LoadedModel(blend).score_arrow(ROWS)["candidates"].to_pylist():
         assert not {f"m{n}" for n in range(10)} & {*listed}
     before = scores(movies, k=40)
-    for index in ("exact", "cells"):
+    for index in ("exact", "ivf"):
         for row, known in zip(scores(found.folder, k=40, index=index), before, strict=True):
             assert not row.keys() & {f"m{n}" for n in range(10)}
             assert row.keys() >= {f"m{n}" for n in range(40, 50)}
@@ -221,7 +221,7 @@ def test_a_history_may_have_new_items_which_the_row_may_exclude(movies: Path, tm
     history = pa.array([["m1", "m45"], ["m1", "of no catalogue"]], pa.list_(pa.string()))
     seen = pa.array([["m45", "m2"], []], pa.list_(pa.string()))
     rows = pa.table({"user": ["u0", "u0"], "history": history, "seen": seen})
-    for index in ("exact", "cells"):
+    for index in ("exact", "ivf"):
         excluding, plain = scores(found.folder, rows, k=50, index=index)
         # To the towers a new item is a token that they do not know.
         assert plain.keys() - excluding.keys() == {"m45", "m2"}
@@ -302,9 +302,9 @@ def test_a_table_that_is_no_catalogue_is_refused_and_leaves_nothing(movies: Path
 def test_an_index_that_finds_too_few_is_refused_and_leaves_nothing(movies: Path, tmp_path: Path) -> None:
     pinned = pinned_folder(movies)
     assert pinned is not None
-    with pytest.raises(RefreshError, match=r"\{'cells': 0.5\} find fewer of the exact best.*least_recall 0.9"):
+    with pytest.raises(RefreshError, match=r"\{'ivf': 0.5\} find fewer of the exact best.*least_recall 0.9"):
         write_refreshed(
-            pinned, items_table(range(40)), tmp_path / "low", 0.9, lambda whole, k: {"exact": 1.0, "cells": 0.5}
+            pinned, items_table(range(40)), tmp_path / "low", 0.9, lambda whole, k: {"exact": 1.0, "ivf": 0.5}
         )
     assert not list(tmp_path.iterdir())
 
@@ -358,8 +358,8 @@ def test_the_age_of_a_catalogue_is_told_wherever_it_is_scored_and_warned_of(
     now = datetime(2026, 2, 1, 12, tzinfo=UTC)
     made = "has 40 candidates of 2026-01-31T00:00:00+00:00"
     with caplog.at_level("INFO", logger="mirrorspark.scoring.model.catalogue"):
-        tell_ages(ModelDirectory.open(movies), "movies/1", now)
-        tell_ages(ModelDirectory.open(router), "shop/1", now)
+        log_ages(ModelDirectory.open(movies), "movies/1", now)
+        log_ages(ModelDirectory.open(router), "shop/1", now)
         assert caplog.messages == [f"movies/1 {made}, 1.5 days ago", f"towers of shop/1 {made}, 1.5 days ago"]
         new = refreshed(movies, items_table(range(40)), tmp_path / "new").folder
         Predictor(new)

@@ -32,7 +32,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-Tell = Callable[[Summary], None]
+OnSummary = Callable[[Summary], None]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
     """Let every run finish at once; return the configurations that were run."""
     configs: list[RunConfig] = []
 
-    def run(config: RunConfig, tell: Tell, *, began: float) -> Summary:
+    def run(config: RunConfig, on_summary: OnSummary, *, began: float) -> Summary:
         configs.append(config)
         folder = tmp_path / "run"
         folder.mkdir(exist_ok=True)
@@ -51,9 +51,9 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunConfig]:
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, known: Summary | None = None) -> None:
-    def run(config: RunConfig, tell: Tell, *, began: float) -> Summary:
+    def run(config: RunConfig, on_summary: OnSummary, *, began: float) -> Summary:
         if known is not None:
-            tell(known)
+            on_summary(known)
         raise error
 
     monkeypatch.setattr(pipeline, "run", run)
@@ -178,7 +178,7 @@ def test_the_summary_of_an_earlier_run_is_gone_before_the_work_begins(
 ) -> None:
     there: list[bool] = []
 
-    def run(config: RunConfig, tell: Tell, *, began: float) -> Summary:
+    def run(config: RunConfig, on_summary: OnSummary, *, began: float) -> Summary:
         there.append(old.exists())
         return Summary(status="finished", run_id="new")
 
@@ -260,7 +260,7 @@ def test_a_device_is_never_replaced_by_a_summary(tmp_path: Path, runs: list[RunC
 def test_a_summary_that_can_no_longer_be_written_at_the_end_is_a_line_and_status_1(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(config: RunConfig, tell: Tell, *, began: float) -> Summary:
+    def run(config: RunConfig, on_summary: OnSummary, *, began: float) -> Summary:
         (tmp_path / "out" / "summary.json").mkdir(parents=True)
         return Summary(status="finished")
 

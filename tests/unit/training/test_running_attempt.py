@@ -39,18 +39,18 @@ class Driver:
         self.now = 100.0
         self.sent: list[str] = []
         self.commands: list[dict[str, Any]] = []
-        self.told: list[Event] = []
+        self.passed_on: list[Event] = []
         self.cancelled = 0
         self.fault: Exception | None = None
         self.signal = StopSignal()
-        self.on_tell: Callable[[Event], None] = lambda event: None
+        self.on_passed_event: Callable[[Event], None] = lambda event: None
         self.running = RunningAttempt(
             1,
             2,
             dispensable=dispensable,
             limits=Limits(step_seconds=20, checkpoint_seconds=50),
             signal=self.signal,
-            tell=self._tell,
+            on_event=self._pass_on,
             cancel=self._cancel,
             clock=lambda: self.now,
         )
@@ -66,16 +66,16 @@ class Driver:
             self.running.tick()
             self.running.cancel_when_due()
 
-    def hear(self, *events: Event) -> None:
+    def on_events(self, *events: Event) -> None:
         for event in events:
-            self.running.hear(event)
+            self.running.on_event(event)
 
     def kinds(self) -> list[str]:
-        return [event["event"] for event in self.told]
+        return [event["event"] for event in self.passed_on]
 
-    def _tell(self, event: Event) -> None:
-        self.told.append(event)
-        self.on_tell(event)
+    def _pass_on(self, event: Event) -> None:
+        self.passed_on.append(event)
+        self.on_passed_event(event)
 
     def _cancel(self) -> None:
         self.cancelled += 1
@@ -90,9 +90,9 @@ def driver() -> Driver:
 
 def test_ranks_get_all_addresses_when_the_last_rank_reports(driver: Driver) -> None:
     """T2: not at the next tick: a start waits for it."""
-    driver.hear(listening(1, "b:2"))
+    driver.on_events(listening(1, "b:2"))
     assert driver.commands == []
-    driver.hear(listening(0, "a:1"))
+    driver.on_events(listening(0, "a:1"))
     assert driver.commands == [{"command": "peers", "addresses": ["a:1", "b:2"]}]
     driver.tick(5)
     assert driver.sent == ["peers"]
@@ -100,19 +100,19 @@ def test_ranks_get_all_addresses_when_the_last_rank_reports(driver: Driver) -> N
 
 
 def test_waiting_ranks_get_the_incomplete_addresses_once(driver: Driver) -> None:
-    driver.hear(listening(1, "b:2"))
+    driver.on_events(listening(1, "b:2"))
     driver.tick(5)
     assert driver.commands == [{"command": "peers", "addresses": [None, "b:2"]}]
-    driver.hear(listening(0, "a:1"))
+    driver.on_events(listening(0, "a:1"))
     assert driver.commands[1:] == [{"command": "peers", "addresses": ["a:1", "b:2"]}]
 
 
 def test_addresses_of_an_earlier_attempt_are_ignored(driver: Driver) -> None:
-    driver.hear(listening(0, "old:1", attempt=0), listening(1, "b:2"))
+    driver.on_events(listening(0, "old:1", attempt=0), listening(1, "b:2"))
     driver.tick()
     assert driver.commands == [{"command": "peers", "addresses": [None, "b:2"]}]
-    driver.hear(listening(0, "a:1"))
-    driver.hear(listening(0, "a:3"))  # begun anew
+    driver.on_events(listening(0, "a:1"))
+    driver.on_events(listening(0, "a:3"))  # begun anew
     assert driver.commands[-1] == {"command": "peers", "addresses": ["a:3", "b:2"]}
 
 
@@ -122,17 +122,17 @@ def test_leases_go_to_all_tasks(driver: Driver) -> None:
 
 
 def test_the_others_have_a_grace_after_the_first_error_and_are_aborted_once(driver: Driver) -> None:
-    driver.hear(system(0), system(1), error(1))
+    driver.on_events(system(0), system(1), error(1))
     driver.tick(4)
     assert driver.sent == []
-    driver.hear(error(0, "peer"))
+    driver.on_events(error(0, "peer"))
     driver.tick(10)
     assert driver.commands == [{"command": "abort", "reason": "rank 1: ValueError: shapes differ"}]
     assert driver.cancelled == 0
 
 
 def test_tasks_that_do_not_end_after_an_abort_are_cancelled_with_the_job(driver: Driver) -> None:
-    driver.hear(system(0), system(1), error(1))
+    driver.on_events(system(0), system(1), error(1))
     driver.tick(44)
     assert driver.cancelled == 0
     driver.tick(10)
@@ -155,14 +155,14 @@ def test_cancelling_is_repeated_until_the_job_has_ended_though_spark_does_not_li
 
 
 def test_a_stop_is_passed_on_once_and_by_a_tick_only(driver: Driver) -> None:
-    driver.hear(system(1))
+    driver.on_events(system(1))
     driver.signal.request("Ctrl-C")
     driver.signal.request("again")
     assert driver.sent == []  # a signal handler only leaves word
     driver.tick(20)
     assert driver.commands == [{"command": "stop", "reason": "driver"}]
     assert driver.running.stop == "requested"
-    assert driver.told[1:] == [{"event": "stopping", "attempt": 1, "reason": "Ctrl-C"}]
+    assert driver.passed_on[1:] == [{"event": "stopping", "attempt": 1, "reason": "Ctrl-C"}]
     assert driver.cancelled == 0
 
 
@@ -173,7 +173,7 @@ def test_a_stop_before_any_task_is_there_cancels_the_job(driver: Driver) -> None
 
 
 def test_an_urgent_stop_cancels_the_job_and_from_a_tick_only(driver: Driver) -> None:
-    driver.hear(system(0), system(1))
+    driver.on_events(system(0), system(1))
     driver.signal.request_now("Ctrl-C twice")
     assert driver.cancelled == 0
     driver.tick(3)
@@ -181,7 +181,7 @@ def test_an_urgent_stop_cancels_the_job_and_from_a_tick_only(driver: Driver) -> 
 
 
 def test_an_urgent_stop_is_known_as_one_though_no_tick_has_come(driver: Driver) -> None:
-    driver.hear(system(0), system(1))
+    driver.on_events(system(0), system(1))
     driver.signal.request_now("Ctrl-C twice")
     driver.running.cancel_when_due()
     assert (driver.cancelled, driver.running.stop) == (1, "requested")
@@ -192,38 +192,38 @@ def test_an_urgent_stop_is_known_as_one_though_no_tick_has_come(driver: Driver) 
 
 
 def test_ranks_that_do_not_stop_in_time_are_aborted(driver: Driver) -> None:
-    driver.hear(system(0), system(1))
+    driver.on_events(system(0), system(1))
     driver.signal.request("Ctrl-C")
     for step in range(60):
-        driver.hear(alive(0, step=step), alive(1, step=step))
+        driver.on_events(alive(0, step=step), alive(1, step=step))
         driver.tick()
     assert driver.commands[-1] == {"command": "abort", "reason": "the ranks did not stop within 50 s of being asked to"}
     assert driver.sent.count("abort") == 1
 
 
 def test_a_hang_is_reported_with_stacks_and_ends_the_attempt(driver: Driver) -> None:
-    driver.hear(system(0), system(1), alive(0), alive(1))
+    driver.on_events(system(0), system(1), alive(0), alive(1))
     for _ in range(20):
         driver.tick()
-        driver.hear(alive(0) | {"waiting_for": "rank 1"}, alive(1), system(0), system(1))
+        driver.on_events(alive(0) | {"waiting_for": "rank 1"}, alive(1), system(0), system(1))
     assert driver.sent == []
     driver.tick()
     assert driver.sent == ["stacks"]
     for rank in (0, 1):
-        driver.hear({"event": "stacks", "from": "task", "rank": rank, "attempt": 1, "text": f"stack {rank}"})
+        driver.on_events({"event": "stacks", "from": "task", "rank": rank, "attempt": 1, "text": f"stack {rank}"})
     driver.tick(5)
     why = "rank 1 has been at step 1 for 25 s (limit 20 s)"
     assert driver.commands[1:] == [{"command": "abort", "reason": why}]
-    hung = driver.told[-1]
+    hung = driver.passed_on[-1]
     assert hung == {"event": "hung", "attempt": 1, "ranks": [1], "why": why, "stacks": {"0": "stack 0", "1": "stack 1"}}
     (found,) = driver.running.errors([{"outcome": "stopped", "reason": "driver"}] * 2, None)
     assert (found.cause, found.rank, found.type, found.message, found.step) == ("hung", 1, "Hung", why, 1)
 
 
 def test_an_error_that_comes_while_stacks_are_awaited_explains_the_hang(driver: Driver) -> None:
-    driver.hear(system(0), system(1), alive(0), alive(1))
+    driver.on_events(system(0), system(1), alive(0), alive(1))
     driver.tick(21)
-    driver.hear(error(1))
+    driver.on_events(error(1))
     driver.tick(20)
     assert driver.sent == ["stacks", "abort"]
     assert [error.cause for error in driver.running.errors([], None)] == ["user"]
@@ -243,13 +243,13 @@ def test_a_hang_before_any_task_is_there_cancels_the_job_and_is_the_reason_for_t
 
 
 def test_losing_the_driver_differs_from_never_reaching_it(driver: Driver) -> None:
-    driver.hear(system(0))
+    driver.on_events(system(0))
     lapsed = {"outcome": "aborted", "reason": "no word from the driver for 30 s", "cause": "driver"}
     assert [error.cause for error in driver.running.errors([lapsed, lapsed], None)] == ["driver", "start"]
 
 
 def test_a_job_that_somebody_else_cancelled_is_cancelled(driver: Driver) -> None:
-    driver.hear(system(0), error(0, "peer"))
+    driver.on_events(system(0), error(0, "peer"))
     cancelled = RankError("cancelled", None, "Cancelled", "Job 1 cancelled", 5.0)
     assert driver.running.errors([], cancelled)[-1] is cancelled
 
@@ -262,10 +262,10 @@ def test_ranks_are_asked_to_grow_only_while_all_train(driver: Driver, phase: str
         asked.append(workers)
         return 4
 
-    driver.hear(system(0), system(1), alive(0), alive(1, phase))
+    driver.on_events(system(0), system(1), alive(0), alive(1, phase))
     driver.running.grow(to)
     assert asked == []
-    driver.hear(alive(1, "validation"))
+    driver.on_events(alive(1, "validation"))
     driver.running.grow(lambda workers: None)
     driver.tick()
     assert driver.running.stop is None
@@ -281,13 +281,13 @@ def test_ranks_are_asked_to_grow_only_while_all_train(driver: Driver, phase: str
 
 def keep_training(driver: Driver, seconds: int) -> None:
     for step in range(seconds):
-        driver.hear(alive(0, step=step), alive(1, step=step))
+        driver.on_events(alive(0, step=step), alive(1, step=step))
         driver.tick()
 
 
 def test_ranks_that_are_to_grow_may_take_their_time(driver: Driver) -> None:
     """T8: within a long validation they do not ask each other; to end them would lose what they have done."""
-    driver.hear(system(0), system(1), alive(0, "validation"), alive(1, "validation"))
+    driver.on_events(system(0), system(1), alive(0, "validation"), alive(1, "validation"))
     driver.running.grow(lambda workers: 4)
     keep_training(driver, 200)
     assert driver.sent == ["stop"]
@@ -300,16 +300,18 @@ def test_ranks_that_are_to_grow_may_take_their_time(driver: Driver) -> None:
 
 def test_a_worker_that_the_attempt_went_on_without_does_not_explain_its_end() -> None:
     driver = Driver(dispensable=frozenset({1}))
-    driver.hear({"event": "train_begin", "rank": 0, "attempt": 1}, error(1, "lost"), error(0, "user"))
+    driver.on_events({"event": "train_begin", "rank": 0, "attempt": 1}, error(1, "lost"), error(0, "user"))
     killed = {"outcome": "failed", "cause": "lost", "type": "killed", "message": "killed by signal SIGKILL"}
     (found,) = driver.running.errors([{"outcome": "finished"}, killed], None)
     assert (found.cause, found.rank) == ("user", 0)
 
 
-@pytest.mark.parametrize(("told", "expected"), [(True, "preempted"), (False, "spark")])
-def test_a_preempted_machine_is_distinguished_from_a_crashed_one(driver: Driver, told: bool, expected: str) -> None:
+@pytest.mark.parametrize(("is_reported", "expected"), [(True, "preempted"), (False, "spark")])
+def test_a_preempted_machine_is_distinguished_from_a_crashed_one(
+    driver: Driver, is_reported: bool, expected: str
+) -> None:
     """T6: its job fails, and with it go the outcomes of all ranks."""
-    driver.hear(system(0), system(1), *([{"event": "preemption", "rank": 1, "attempt": 1}] if told else []))
+    driver.on_events(system(0), system(1), *([{"event": "preemption", "rank": 1, "attempt": 1}] if is_reported else []))
     failure = RankError("spark", None, "BarrierJobError", "ExecutorLostFailure", 5.0)
     errors = driver.running.errors([], failure)
     assert errors[-1] is failure
@@ -317,7 +319,7 @@ def test_a_preempted_machine_is_distinguished_from_a_crashed_one(driver: Driver,
 
 
 def test_a_stop_that_comes_while_slots_are_asked_for_is_not_forgotten(driver: Driver) -> None:
-    driver.hear(system(0), system(1), alive(0), alive(1))
+    driver.on_events(system(0), system(1), alive(0), alive(1))
 
     def meanwhile(workers: int) -> int:
         driver.signal.request("Ctrl-C")
@@ -329,21 +331,21 @@ def test_a_stop_that_comes_while_slots_are_asked_for_is_not_forgotten(driver: Dr
 
 
 def test_events_of_another_attempt_or_after_the_end_are_ignored(driver: Driver) -> None:
-    driver.hear(error(0, attempt=2), system(0, attempt=2))
+    driver.on_events(error(0, attempt=2), system(0, attempt=2))
     driver.running.end()
-    driver.hear(error(0))
+    driver.on_events(error(0))
     driver.tick(100)
     driver.running.grow(lambda workers: 4)
-    assert (driver.told, driver.sent, driver.cancelled) == ([], [], 0)
+    assert (driver.passed_on, driver.sent, driver.cancelled) == ([], [], 0)
     assert [error.type for error in driver.running.errors([], None)] == ["NoReason"]
 
 
 def test_an_event_may_arrive_while_another_is_handled(driver: Driver) -> None:
     """Neither lock nor state stops a receiver from looking at the attempt itself."""
-    driver.hear(system(0))
+    driver.on_events(system(0))
     driver.signal.request("Ctrl-C")
-    driver.on_tell = lambda event: driver.running.tick() if event["event"] == "alive" else None
-    driver.hear(alive(0))
+    driver.on_passed_event = lambda event: driver.running.tick() if event["event"] == "alive" else None
+    driver.on_events(alive(0))
     assert driver.sent == ["stop"]
 
 

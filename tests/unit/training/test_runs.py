@@ -30,7 +30,7 @@ from mirrorspark.training.run_records.run_state import Status
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 NewRun = Callable[..., RunFolder]
-Tell = Callable[[Summary], None]
+OnSummary = Callable[[Summary], None]
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """Replace the main job by one that takes up the run's folder; return the configurations it was given."""
     configs: list[RunConfig] = []
 
-    def run(config: RunConfig, tell: Tell, *, began: float) -> Summary:
+    def run(config: RunConfig, on_summary: OnSummary, *, began: float) -> Summary:
         configs.append(config)
         with hold_run_folder(config, "da7a") as folder:
             folder.save_state("finished", folder.continues)
@@ -212,7 +212,7 @@ def test_the_exit_status_is_that_of_the_run(
 ) -> None:
     new_run("failed", tracking_uri="http://ann:pw@host")
 
-    def fail(config: RunConfig, tell: Tell, *, began: float) -> Summary:
+    def fail(config: RunConfig, on_summary: OnSummary, *, began: float) -> Summary:
         with hold_run_folder(config, "da7a") as folder:
             folder.save_state("failed", None)
         raise RuntimeError("the store refused")
@@ -229,7 +229,7 @@ def test_a_run_whose_data_has_changed_is_left_as_it_is(
 ) -> None:
     run = new_run("failed", state={"process": 1})
 
-    def other_data(config: RunConfig, tell: Tell, *, began: float) -> Summary:
+    def other_data(config: RunConfig, on_summary: OnSummary, *, began: float) -> Summary:
         with hold_run_folder(config, "0ther") as folder:
             folder.save_state("finished", None)
         return Summary("finished")

@@ -132,15 +132,15 @@ class Cluster:
     def plan(self) -> Plan:
         return self.plans[-1]
 
-    def hear(self, rank: int, kind: str, **said: Any) -> None:
+    def send_event(self, rank: int, kind: str, **said: Any) -> None:
         event = {"event": kind, "rank": rank, "attempt": self.plan.attempt, "time": self.now}
         self._hear(event | said)
 
     def train(self, step: int = 1) -> None:
         """Let all ranks and their tasks report the phase training."""
         for rank in range(self.plan.workers):
-            self.hear(rank, "alive", phase="training", step=step)
-            self.hear(rank, "system", **{"from": "task"}, state="running")
+            self.send_event(rank, "alive", phase="training", step=step)
+            self.send_event(rank, "system", **{"from": "task"}, state="running")
 
     def commit(self, step: int) -> None:
         commit_step(self.plan.checkpoints, step)
@@ -235,7 +235,7 @@ def test_restart_resumes_from_last_committed_checkpoint(plan: TrainingPlan) -> N
 
     def killed_after_a_checkpoint(cluster: Cluster) -> list[Outcome]:
         cluster.commit(next(steps))
-        cluster.hear(1, "error", cause="lost", type="killed", message="killed by signal SIGKILL")
+        cluster.send_event(1, "error", cause="lost", type="killed", message="killed by signal SIGKILL")
         return loses_rank_1(cluster)
 
     cluster = Cluster(killed_after_a_checkpoint, killed_after_a_checkpoint, finishes)
@@ -298,8 +298,10 @@ def test_outcomes_count_where_events_were_lost(plan: TrainingPlan) -> None:
 def test_a_fault_of_the_user_raises_at_once_though_its_peers_spoke_first(plan: TrainingPlan) -> None:
     def fails(cluster: Cluster) -> list[Outcome]:
         gone = {"cause": "peer", "type": "RingError", "message": "rank 1 disconnected"}
-        cluster.hear(0, "error", **gone)
-        cluster.hear(1, "error", cause="user", type="ValueError", message="shapes differ", traceback="in model.py")
+        cluster.send_event(0, "error", **gone)
+        cluster.send_event(
+            1, "error", cause="user", type="ValueError", message="shapes differ", traceback="in model.py"
+        )
         return [failed(**{"cause": "peer", "type_": "RingError"}), failed("user", "ValueError", "shapes differ", 7)]
 
     cluster = Cluster(fails)
@@ -373,7 +375,7 @@ def test_ranks_that_end_early_without_a_reason_do_not_go_on_for_ever(
 
 def test_an_error_of_an_earlier_attempt_is_not_counted_and_not_passed_on(plan: TrainingPlan) -> None:
     def late_words(cluster: Cluster) -> list[Outcome]:
-        cluster.hear(1, "error", attempt=1, cause="user", type="ValueError", message="from attempt 1")
+        cluster.send_event(1, "error", attempt=1, cause="user", type="ValueError", message="from attempt 1")
         return finishes(cluster)
 
     cluster = Cluster(loses_rank_1, late_words)
@@ -385,7 +387,7 @@ def test_an_error_of_an_earlier_attempt_is_not_counted_and_not_passed_on(plan: T
 def test_an_error_event_after_the_end_changes_nothing(plan: TrainingPlan) -> None:
     cluster = Cluster(finishes)
     attempts = supervised(cluster).supervise(plan)
-    cluster.hear(1, "error", cause="user", type="ValueError", message="after the end")
+    cluster.send_event(1, "error", cause="user", type="ValueError", message="after the end")
     assert attempts[0].errors == ()
     assert cluster.kinds() == ["attempt"]
 
@@ -423,7 +425,7 @@ def test_a_hang_ends_the_attempt_and_the_next_one_goes_on(plan: TrainingPlan) ->
     def hangs(cluster: Cluster) -> list[Outcome]:
         cluster.commit(10)
         cluster.train(step=12)
-        cluster.hear(0, "alive", phase="training", step=12, waiting_for="rank 1", waiting_seconds=1)
+        cluster.send_event(0, "alive", phase="training", step=12, waiting_for="rank 1", waiting_seconds=1)
         cluster.run(30)
         assert [command for command in cluster.sent if command != "lease"] == ["stacks", "abort"]
         return [ABORTED, ABORTED]
@@ -591,7 +593,7 @@ def test_a_hanging_store_is_reported_as_a_failure_of_the_store(plan: TrainingPla
     """T6: a hung operation does not undo the work of the next attempt."""
     cluster = Cluster(finishes)
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         cluster.told.append(event)
         if cluster.kinds().count("restart") == 2:
             store.answers.set()
@@ -601,7 +603,7 @@ def test_a_hanging_store_is_reported_as_a_failure_of_the_store(plan: TrainingPla
             cluster.now += 300
         return cluster.now
 
-    run = replace(supervised(cluster), clock=clock, limits=Limits(checkpoint_seconds=600), on_event=tell)
+    run = replace(supervised(cluster), clock=clock, limits=Limits(checkpoint_seconds=600), on_event=on_event)
     attempts = run.supervise(plan)
     assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["store", "store"]
     error = attempts[0].first_error
@@ -689,11 +691,11 @@ def test_a_stop_wakes_a_run_that_waits_before_its_next_attempt(plan: TrainingPla
     run = supervised(cluster, Budgets(first_delay_seconds=3600, longest_delay_seconds=3600))
     is_waiting = threading.Event()
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event["event"] == "restart" and event["delay_seconds"]:
             is_waiting.set()
 
-    run = replace(run, on_event=tell)
+    run = replace(run, on_event=on_event)
     thread = threading.Thread(target=lambda: is_waiting.wait(60) and run.request_stop("Ctrl-C"))
     thread.start()
     begin = time.monotonic()
@@ -840,11 +842,11 @@ def test_a_store_that_vanishes_is_waited_for_and_never_begun_anew(plan: Training
     cluster = Cluster(loses_the_store, finishes)
     run = supervised(cluster)
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event["event"] == "restart" and event["attempt"] == 3:
             away.rename(checkpoints)
 
-    attempts = replace(run, on_event=tell).supervise(plan)
+    attempts = replace(run, on_event=on_event).supervise(plan)
     assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["lost", "store", "store"]
     assert [attempt.workers for attempt in attempts] == [2, 0, 0, 2]
     assert [plan.attempt for plan in cluster.plans] == [1, 4]
@@ -872,14 +874,14 @@ def test_a_new_driver_does_not_begin_afresh_where_the_checkpoints_are_not_mounte
     if is_mount_point:
         checkpoints.mkdir()
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event["event"] == "restart" and event["attempt"] == 2:
             if is_mount_point:
                 assert list(checkpoints.iterdir()) == []  # nothing was written onto it
                 checkpoints.rmdir()
             away.rename(checkpoints)
 
-    run = replace(supervised(Cluster(finishes)), has_begun=True, on_event=tell)
+    run = replace(supervised(Cluster(finishes)), has_begun=True, on_event=on_event)
     attempts = run.supervise(plan)
     assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["store", "store"]
     assert attempts[0].first_error.message.startswith(
@@ -909,13 +911,13 @@ def test_a_store_that_cannot_be_opened_is_a_store_that_is_away(
         is_away[0] = True
         return loses_rank_1(cluster)
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event["event"] == "restart":
             is_away[0] = False
 
     monkeypatch.setattr(commit, "committed", committed)
     cluster = Cluster(is_lost_with_the_store, finishes)
-    attempts = replace(supervised(cluster), on_event=tell).supervise(plan)
+    attempts = replace(supervised(cluster), on_event=on_event).supervise(plan)
     assert [attempt.first_error.cause for attempt in attempts[:-1]] == ["store", "lost"]
 
 
@@ -924,12 +926,12 @@ def test_checkpoints_that_were_there_are_not_replaced_by_a_fresh_start(plan: Tra
         cluster.commit(10)
         return loses_rank_1(cluster)
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event["event"] == "restart":
             retention.discard(Path(plan.checkpoints) / "step-00000010")
 
     cluster = Cluster(commits)
-    run = replace(supervised(cluster, Budgets(max_store_faults=0)), on_event=tell)
+    run = replace(supervised(cluster, Budgets(max_store_faults=0)), on_event=on_event)
     with pytest.raises(TrainingFailedError, match=r"no whole checkpoint is left in .*, which held step 10; make the"):
         run.supervise(plan)
     assert len(cluster.plans) == 1
@@ -990,7 +992,7 @@ def test_a_signal_may_ask_for_a_stop_wherever_it_interrupts_the_main_thread(plan
 def test_a_signal_wakes_a_main_thread_that_sleeps(plan: TrainingPlan) -> None:
     is_about_to_sleep = threading.Event()
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if event["event"] == "restart" and event["delay_seconds"]:
             is_about_to_sleep.set()
 
@@ -1000,7 +1002,7 @@ def test_a_signal_wakes_a_main_thread_that_sleeps(plan: TrainingPlan) -> None:
 
     cluster = Cluster(loses_rank_1)
     budgets = Budgets(first_delay_seconds=3600, longest_delay_seconds=3600)
-    run = replace(supervised(cluster, budgets), on_event=tell)
+    run = replace(supervised(cluster, budgets), on_event=on_event)
     before = signal.signal(signal.SIGUSR1, lambda number, frame: run.request_stop("SIGUSR1"))
     sender = threading.Thread(target=send_signal)
     sender.start()

@@ -94,7 +94,7 @@ def test_code_of_the_user_may_build_for_as_long_as_it_likes_and_a_start_still_ha
     unheard = Ranks(2, limits)
     found = unheard.run(400)
     assert found is not None
-    assert (found[0], found[1].is_unheard) == (301, True)
+    assert (found[0], found[1].has_no_event) == (301, True)
 
 
 def test_a_training_that_gets_on_is_left_alone() -> None:
@@ -266,7 +266,7 @@ def test_slots_are_checked_after_a_start_without_any_report() -> None:
     found = Ranks(2).run(400)
     assert found is not None
     why = "no rank has reported for 301 s since the start; are 2 slots free?"
-    assert found[1] == Hang((0, 1), why, None, is_unheard=True)
+    assert found[1] == Hang((0, 1), why, None, has_no_event=True)
     alone = Ranks(1).run(400)
     assert alone is not None
     assert alone[1].why == "no rank has reported for 301 s since the start; is a slot free?"
@@ -278,7 +278,7 @@ def test_slots_are_not_checked_after_reports_of_tasks() -> None:
     found = ranks.run(400)
     assert found is not None
     assert found[1].why.startswith("rank 0 has not reported for 301 s since the start; rank 1 has")
-    assert not found[1].is_unheard
+    assert not found[1].has_no_event
 
 
 @pytest.mark.parametrize(
@@ -321,9 +321,9 @@ class Driver:
         self.now = 1000.0
         self.watchdog = Watchdog(Watch(2, LIMITS, self.now), self.now)
 
-    def hear(self, *events: Event) -> None:
+    def on_events(self, *events: Event) -> None:
         for event in events:
-            self.watchdog.hear(event, self.now)
+            self.watchdog.on_event(event, self.now)
 
     def tick(self, times: int = 1) -> list[tuple[float, str]]:
         """Return the moves and after how many seconds they came."""
@@ -341,11 +341,11 @@ class Driver:
 
 def test_a_hang_is_reported_once_all_stacks_have_arrived() -> None:
     driver = Driver()
-    driver.hear(alive(0, "training", 40), waiting(1, "training", 40, 0), system(0), system(1))
+    driver.on_events(alive(0, "training", 40), waiting(1, "training", 40, 0), system(0), system(1))
     assert driver.tick(121) == [(121, "ask_for_stacks")]
-    driver.hear({"event": "stacks", "from": "task", "rank": 1, "text": "in recv"})
+    driver.on_events({"event": "stacks", "from": "task", "rank": 1, "text": "in recv"})
     assert driver.tick() == []
-    driver.hear({"event": "stacks", "from": "task", "rank": 0, "text": "in sleep"})
+    driver.on_events({"event": "stacks", "from": "task", "rank": 0, "text": "in sleep"})
     assert driver.tick(100) == [(3, "report")]  # the verdict has then held for two heartbeats
     assert driver.report() == {
         "event": "hung",
@@ -357,7 +357,7 @@ def test_a_hang_is_reported_once_all_stacks_have_arrived() -> None:
 
 def test_a_task_that_gives_no_stacks_is_waited_for_a_short_time_only() -> None:
     driver = Driver()
-    driver.hear(alive(0, "training", 40), alive(1, "training", 40), system(0), system(1))
+    driver.on_events(alive(0, "training", 40), alive(1, "training", 40), system(0), system(1))
     assert driver.tick(200) == [(121, "ask_for_stacks"), (126, "report")]
     assert driver.report()["stacks"] == {}
 
@@ -365,28 +365,28 @@ def test_a_task_that_gives_no_stacks_is_waited_for_a_short_time_only() -> None:
 def test_a_rank_whose_progress_is_reported_after_that_of_the_others_is_left_alone() -> None:
     driver = Driver()
     for _ in range(200):  # a checkpoint that takes longer than a step may
-        driver.hear(alive(0, "checkpoint", 40, beats=driver.now), waiting(1, "training", 40, 0))
+        driver.on_events(alive(0, "checkpoint", 40, beats=driver.now), waiting(1, "training", 40, 0))
         assert driver.tick() == []
-    driver.hear(waiting(0, "training", 41, 1))
+    driver.on_events(waiting(0, "training", 41, 1))
     assert driver.tick() == [(1, "ask_for_stacks")]
-    driver.hear(alive(1, "training", 41))
+    driver.on_events(alive(1, "training", 41))
     assert driver.tick(20) == []
     assert driver.watchdog.hang is None
 
 
 def test_a_driver_that_stood_still_listens_before_it_judges() -> None:
     driver = Driver()
-    driver.hear(alive(0, "training", 40), alive(1, "training", 40))
+    driver.on_events(alive(0, "training", 40), alive(1, "training", 40))
     driver.tick(10)
     driver.now += 1000  # for example stopped and continued
     assert driver.tick() == []
-    driver.hear(alive(0, "training", 41), alive(1, "training", 41))
+    driver.on_events(alive(0, "training", 41), alive(1, "training", 41))
     assert driver.tick(100) == []
 
 
 def test_an_event_that_takes_the_driver_long_makes_no_rank_hang() -> None:
     driver = Driver()
-    driver.hear(alive(0, "training", 40), alive(1, "training", 40))
+    driver.on_events(alive(0, "training", 40), alive(1, "training", 40))
     driver.watchdog.handling_since(driver.now)
     assert driver.tick(1000) == []
     driver.watchdog.handling_since(None)

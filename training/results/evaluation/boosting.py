@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
-from mirrorspark.training.executor import Tell
+from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
     Columns,
@@ -29,7 +29,7 @@ PATIENCE = 15
 # Of XGBoost, whose default is three times that of the others.
 _LEARNING_RATE = 0.1
 
-_TELL_SECONDS = 0.5
+_REPORT_SECONDS = 0.5
 
 # scikit-learn bins every feature into at most 255 values, and refuses a categorical one with more.
 _MAX_CATEGORIES = 255
@@ -71,7 +71,7 @@ class _Fit:
     is_regression: bool
     seed: int
     threads: int
-    tell: Tell
+    on_progress: OnProgress
 
 
 def gradient_boosting(
@@ -79,7 +79,7 @@ def gradient_boosting(
     *,
     seed: int,
     library: str = "hist_gradient_boosting",
-    tell: Tell = lambda doing, done=0, total=0: None,
+    on_progress: OnProgress = lambda doing, done=0, total=0: None,
 ) -> FittedBoosting:
     """Fit gradient boosting with the library's defaults, stopped early on the validation rows.
 
@@ -91,7 +91,7 @@ def gradient_boosting(
             the training rows).
         seed: fixes the sampling inside the fit.
         library: ``hist_gradient_boosting`` (scikit-learn), ``xgboost`` or ``lightgbm``.
-        tell: gets the number of iterations every half second.
+        on_progress: gets the number of iterations every half second.
 
     Raises:
         ValueError: a column is missing or mis-shaped.
@@ -109,7 +109,9 @@ def gradient_boosting(
     rest = split.held_back
     held_back = None if rest is None else inputs(rest, _matrix(rest.columns, split.features))
     with free_threads() as threads:
-        fit = _Fit(inputs(split.train, matrix), held_back, native, split.task == "regression", seed, threads, tell)
+        fit = _Fit(
+            inputs(split.train, matrix), held_back, native, split.task == "regression", seed, threads, on_progress
+        )
         model = _LIBRARIES[library](fit)
     return FittedBoosting(model, split.features, split.class_numbers, native)
 
@@ -127,7 +129,7 @@ def _hist_gradient_boosting(fit: _Fit) -> Any:
     if (rest := fit.held_back) is not None and "X_val" in inspect.signature(model.fit).parameters:
         held_back = {"X_val": rest.matrix, "y_val": rest.wanted, "sample_weight_val": rest.weight}
     # scikit-learn has no callback; its model grows in a private attribute.
-    with _told(lambda: len(getattr(model, "_predictors", ())), fit.tell):
+    with _reporting(lambda: len(getattr(model, "_predictors", ())), fit.on_progress):
         model.fit(fit.train.matrix, fit.train.wanted, sample_weight=fit.train.weight, **held_back)
     return model
 
@@ -154,7 +156,7 @@ def _xgboost(fit: _Fit) -> Any:
         random_state=fit.seed,
         callbacks=[Count()],
     )
-    with _told(lambda: done, fit.tell):
+    with _reporting(lambda: done, fit.on_progress):
         model.fit(
             fit.train.matrix,
             fit.train.wanted,
@@ -189,7 +191,7 @@ def _lightgbm(fit: _Fit) -> Any:
         held_back = {"eval_set": [(rest.matrix, rest.wanted)]}
         if "eval_X" in inspect.signature(model.fit).parameters:  # from LightGBM 4.7 on
             held_back = {"eval_X": rest.matrix, "eval_y": rest.wanted}
-    with _told(lambda: done, fit.tell):
+    with _reporting(lambda: done, fit.on_progress):
         model.fit(
             fit.train.matrix,
             fit.train.wanted,
@@ -210,13 +212,13 @@ _LIBRARIES: Mapping[str, Callable[[_Fit], Any]] = {
 
 
 @contextlib.contextmanager
-def _told(iterations: Callable[[], int], tell: Tell) -> Iterator[None]:
+def _reporting(iterations: Callable[[], int], on_progress: OnProgress) -> Iterator[None]:
     """Report the number of iterations of a model while it is fitted inside."""
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(_TELL_SECONDS):
-            tell("boosting iterations", iterations(), MAX_ITERATIONS)
+        while not ended.wait(_REPORT_SECONDS):
+            on_progress("boosting iterations", iterations(), MAX_ITERATIONS)
 
     watcher = threading.Thread(target=watch, name="gradient-boosting", daemon=True)
     watcher.start()

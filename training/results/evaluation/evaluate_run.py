@@ -36,7 +36,7 @@ from mirrorspark.pages.figures import (
     score_histogram,
 )
 from mirrorspark.training.configuration import LINEAR_BASELINES
-from mirrorspark.training.executor import Tell
+from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
     FittedBaseline,
@@ -397,7 +397,7 @@ def train_fraction(rows: Split, all_rows: int) -> dict[str, int]:
 
 
 def fitted_baseline(
-    name: str, rows: Split, seed: int, tell: Tell = lambda doing, done=0, total=0: None
+    name: str, rows: Split, seed: int, on_progress: OnProgress = lambda doing, done=0, total=0: None
 ) -> FittedBaseline:
     """Return a baseline that is fitted on the training rows; the validation rows stop it or choose its regularisation.
 
@@ -405,11 +405,11 @@ def fitted_baseline(
         name: One of the task's baselines (:mod:`training.configuration.tasks`).
         rows: The result of :func:`baseline_rows`.
         seed: Fixes the sampling inside the fit.
-        tell: Gets its progress.
+        on_progress: Gets its progress.
     """
     if name == LINEAR_BASELINES[rows.task]:
-        return linear_model(rows, tell=tell)
-    return gradient_boosting(rows, seed=seed, library=name, tell=tell)
+        return linear_model(rows, on_progress=on_progress)
+    return gradient_boosting(rows, seed=seed, library=name, on_progress=on_progress)
 
 
 def baseline_scores(model: FittedBaseline, dataset: Dataset, split: str, step: int = 1) -> np.ndarray:

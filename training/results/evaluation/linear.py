@@ -21,7 +21,7 @@ from sklearn.metrics import log_loss, mean_squared_error
 
 from mirrorspark.data_pipelines.features import SparseRows
 from mirrorspark.evaluation import bootstrap
-from mirrorspark.training.executor import Tell
+from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.results.evaluation.baselines import (
     BaselineFeature,
     Columns,
@@ -76,7 +76,7 @@ class FittedLinear(FittedBaseline):
         return matrix if self.kept is None else matrix[:, self.kept]
 
 
-def linear_model(split: Split, *, tell: Tell = lambda doing, done=0, total=0: None) -> FittedLinear:
+def linear_model(split: Split, *, on_progress: OnProgress = lambda doing, done=0, total=0: None) -> FittedLinear:
     """Fit logistic regression, one for each label of several, or ridge regression where the task is ``regression``.
 
     A category enters as a column for each id, a list as the counts of its ids, a number standardised, a sparse column
@@ -98,7 +98,7 @@ def linear_model(split: Split, *, tell: Tell = lambda doing, done=0, total=0: No
     strengths = _INVERSE_STRENGTHS_OF_LABELS if split.task == "multi_label" else _INVERSE_STRENGTHS
     tried = (1.0,) if rest is None else strengths
     for place, inverse in enumerate(tried):
-        tell("strengths of the regularisation", place, len(tried))
+        on_progress("strengths of the regularisation", place, len(tried))
         model.set_params(**({"alpha": 1 / inverse} if split.task == "regression" else {"C": inverse}))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the limit of iterations is on purpose

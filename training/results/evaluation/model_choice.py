@@ -17,7 +17,7 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.evaluation import is_better
 from mirrorspark.models import catalog
 from mirrorspark.storage import atomic_file
-from mirrorspark.training.executor import Tell
+from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.results.evaluation.baselines import BaselineFeature
 from mirrorspark.training.results.evaluation.boosting import FittedBoosting
 from mirrorspark.training.results.evaluation.evaluate_run import (
@@ -108,7 +108,7 @@ def challenge(
     seed: int,
     tables: Mapping[str, pa.Table],
     folder: Path,
-    tell: Tell = lambda doing, done=0, total=0: None,
+    on_progress: OnProgress = lambda doing, done=0, total=0: None,
 ) -> tuple[Choice, FittedBoosting, dict[str, pa.Table]]:
     """Fit gradient boosting, choose the better one, and keep the choice and the other one's predictions.
 
@@ -119,12 +119,12 @@ def challenge(
         seed: Fixes the sampling of the fit.
         tables: The network's predictions by split.
         folder: Folder of the predictions.
-        tell: As in :func:`training.results.evaluation.boosting.gradient_boosting`.
+        on_progress: As in :func:`training.results.evaluation.boosting.gradient_boosting`.
 
     Returns:
         The choice, the fitted gradient boosting, and the predictions of the better one.
     """
-    fitted = fitted_baseline(BASELINE, baseline_rows(dataset, task), seed, tell)
+    fitted = fitted_baseline(BASELINE, baseline_rows(dataset, task), seed, on_progress)
     assert isinstance(fitted, FittedBoosting)  # noqa: S101 - BASELINE is one
     column = "scores" if task == "multi_class" else "score"
     found = {split: _with(table, column, baseline_scores(fitted, dataset, split)) for split, table in tables.items()}

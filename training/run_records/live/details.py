@@ -21,7 +21,7 @@ def spec_details(spec: FeatureSpec) -> Details:
     return Details((f"keys {', '.join(spec.keys)}", *shown), details_html(about, spec.features_html()))
 
 
-def tell_findings(stage: Stage, dataset: Dataset) -> None:
+def add_findings(stage: Stage, dataset: Dataset) -> None:
     """Add the findings about a dataset to its stage: their number, the first errors and warnings, and the page."""
     findings = dataset.manifest.findings
     if not findings:

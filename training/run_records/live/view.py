@@ -181,7 +181,7 @@ class LiveView:
             if self._stage is None:  # There is no ticker.
                 self._write_messages(everything=True)
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Write a line that is not an event."""
         with self._lock:
             self._write_after_messages(line)

@@ -13,15 +13,15 @@ import pytest
 import tensorflow as tf
 
 from mirrorspark.models.index import exact as exact_index
-from mirrorspark.models.index.cells import (
-    RECALL_TARGET,
-    Cells,
-    CellsTopK,
-    candidate_cells,
-    cells_index,
-    recall_by_cells,
-)
 from mirrorspark.models.index.exact import Best, ExactTopK, Index, Queries, best_columns, recall
+from mirrorspark.models.index.ivf import (
+    RECALL_TARGET,
+    InvertedLists,
+    IvfTopK,
+    inverted_lists,
+    ivf_index,
+    recall_by_lists,
+)
 from mirrorspark.models.index.scann import LEAST_CANDIDATES, ScannTopK
 
 LOWEST = float(np.finfo(np.float32).min)
@@ -143,8 +143,8 @@ def exact() -> ExactTopK:
 
 
 @pytest.fixture(scope="module")
-def cells(exact: ExactTopK) -> CellsTopK:
-    return cells_index(exact, clustered(300, seed=2), 20)
+def ivf(exact: ExactTopK) -> IvfTopK:
+    return ivf_index(exact, clustered(300, seed=2), 20)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def scann(exact: ExactTopK) -> ScannTopK:
     return ScannTopK(exact, 20)
 
 
-@pytest.fixture(params=["cells", "scann"])
+@pytest.fixture(params=["ivf", "scann"])
 def nearly(request: pytest.FixtureRequest) -> Any:
     """Return each of the approximate indexes."""
     return request.getfixturevalue(request.param)
@@ -184,7 +184,7 @@ def test_lists_are_full_wherever_enough_is_left(nearly: Index, exact: ExactTopK,
         assert found == found_by(exact, asked, 20, unavailable)
 
 
-@pytest.mark.parametrize("kind", ["cells", "scann"])
+@pytest.mark.parametrize("kind", ["ivf", "scann"])
 def test_removed_candidates_are_in_no_index(exact: ExactTopK, kind: str) -> None:
     """R1: of 3,000 the even ones and the last hundred are removed."""
     removed = np.union1d(np.arange(2, 3_002, 2), np.arange(2_902, 3_002))
@@ -196,7 +196,7 @@ def test_removed_candidates_are_in_no_index(exact: ExactTopK, kind: str) -> None
     assert best == found_by(exact, asked, 20, removed)
     if kind == "scann":
         pytest.importorskip("scann", reason="scann is not installed: it has wheels for Linux on x86-64 alone")
-    index = ScannTopK(fewer, 20) if kind == "scann" else cells_index(fewer, clustered(300, seed=2), 20)
+    index = ScannTopK(fewer, 20) if kind == "scann" else ivf_index(fewer, clustered(300, seed=2), 20)
     found = found_by(index, asked, 20)
     assert not {number for row in found for number in row} & {0, 1, *removed.tolist()}
     assert recall(np.array(found), np.array(best)) >= 0.9
@@ -207,8 +207,8 @@ def test_approximate_indexes_take_no_query(nearly: Index) -> None:
 
 
 def test_every_cell_searched_is_the_exact_search(exact: ExactTopK) -> None:
-    made = candidate_cells(exact.embeddings[: exact.id_count].numpy(), seed=1)
-    every = CellsTopK(exact, made, len(made.ids))
+    made = inverted_lists(exact.embeddings[: exact.id_count].numpy(), seed=1)
+    every = IvfTopK(exact, made, len(made.ids))
     random = np.random.default_rng(5)
     asked = queries(clustered(40, seed=3), random.integers(0, 3_002, (40, 30)))
     unavailable = random.integers(2, 3_002, 1_000)
@@ -216,37 +216,35 @@ def test_every_cell_searched_is_the_exact_search(exact: ExactTopK) -> None:
 
 
 def test_cells_hold_every_candidate_once_and_none_is_much_too_large(exact: ExactTopK) -> None:
-    made = candidate_cells(exact.embeddings[: exact.id_count].numpy(), seed=1)
+    made = inverted_lists(exact.embeddings[: exact.id_count].numpy(), seed=1)
     assert sorted(made.ids[made.ids > 0].tolist()) == list(range(2, 3_002))
     # Twice the square root of 3,000 is 109; one and a half times 3,000 / 109 are 41, in whole groups of 32 at most 64.
     assert made.ids.shape[1] <= 64
-    again = candidate_cells(exact.embeddings[: exact.id_count].numpy(), seed=1)
+    again = inverted_lists(exact.embeddings[: exact.id_count].numpy(), seed=1)
     assert (made.ids == again.ids).all()
     assert (made.centres == again.centres).all()
 
 
 def test_equal_candidates_are_cut_into_cells_too() -> None:
-    made = candidate_cells(np.ones((402, 4), np.float32), seed=1)
+    made = inverted_lists(np.ones((402, 4), np.float32), seed=1)
     assert sorted(made.ids[made.ids > 0].tolist()) == list(range(2, 402))
-    # Twice the square root of 400 is 40: at most 15 in a cell, in one group.
+    # Twice the square root of 400 is 40: at most 15 in a list, in one group.
     assert made.ids.shape[1] == 32
     assert (made.ids > 0).sum(axis=1).max() <= 15
 
 
 def test_recall_by_cells_is_the_share_of_the_best_in_the_nearest() -> None:
-    cells = Cells(np.array([[1, 0], [0, 1], [-1, 0]], np.float32), np.array([[2, 3], [4, 0], [5, 0]]))
+    ivf = InvertedLists(np.array([[1, 0], [0, 1], [-1, 0]], np.float32), np.array([[2, 3], [4, 0], [5, 0]]))
     asked = np.array([[3.0, 1.0], [0.0, 2.0]], np.float32)
-    # Of the first query, the cells come in the order given; of the second the middle one, then the first.
-    assert recall_by_cells(cells, asked, np.array([[2, 4], [3, 5]])).tolist() == [0.25, 0.75, 1.0]
+    # Of the first query, the lists come in the order given; of the second the middle one, then the first.
+    assert recall_by_lists(ivf, asked, np.array([[2, 4], [3, 5]])).tolist() == [0.25, 0.75, 1.0]
 
 
-def test_the_cells_that_are_searched_reach_the_target_on_queries_of_their_own(
-    cells: CellsTopK, exact: ExactTopK
-) -> None:
+def test_the_cells_that_are_searched_reach_the_target_on_queries_of_their_own(ivf: IvfTopK, exact: ExactTopK) -> None:
     asked = queries(clustered(300, seed=2))
-    reached = recall(np.array(found_by(cells, asked, 20)), np.array(found_by(exact, asked, 20)))
+    reached = recall(np.array(found_by(ivf, asked, 20)), np.array(found_by(exact, asked, 20)))
     assert RECALL_TARGET <= reached < 1
-    fewer = CellsTopK(exact, candidate_cells(exact.embeddings[: exact.id_count].numpy(), seed=1), 1)
+    fewer = IvfTopK(exact, inverted_lists(exact.embeddings[: exact.id_count].numpy(), seed=1), 1)
     assert recall(np.array(found_by(fewer, asked, 20)), np.array(found_by(exact, asked, 20))) < reached
 
 
@@ -254,10 +252,10 @@ def test_recall_counts_what_was_found_in_any_order() -> None:
     assert recall(np.array([[3, 2, 9], [5, 6, 7]]), np.array([[2, 3], [4, 5]])) == 0.75
 
 
-@pytest.fixture(params=[ExactTopK, CellsTopK])
-def stock_index(request: pytest.FixtureRequest, exact: ExactTopK, cells: CellsTopK) -> Any:
+@pytest.fixture(params=[ExactTopK, IvfTopK])
+def stock_index(request: pytest.FixtureRequest, exact: ExactTopK, ivf: IvfTopK) -> Any:
     """Return each index that needs no op but TensorFlow's."""
-    return exact if request.param is ExactTopK else cells
+    return exact if request.param is ExactTopK else ivf
 
 
 _PROGRAM = """

@@ -29,9 +29,9 @@ from mirrorspark.models.serving.export import (
 )
 from mirrorspark.models.serving.signatures import (
     CANDIDATE_VECTORS,
-    CELLS,
     ENCODED_SIGNATURE,
     EXACT,
+    IVF,
     QUERY_VECTORS,
     RAW_SIGNATURE,
     SCANN,
@@ -73,10 +73,10 @@ def test_a_small_catalogue_has_the_exact_index_alone() -> None:
 
 
 def test_the_building_of_indexes_is_told() -> None:
-    told: list[tuple[str, int, int]] = []
-    build_indexes(towers(features(200)), 3, sample=SAMPLE, tell=lambda *report: told.append(report))
-    rounds = [("rounds to divide the candidates into cells", done, 10) for done in range(10)]
-    assert told == [("candidates embedded", 0, 202), *rounds]
+    reports: list[tuple[str, int, int]] = []
+    build_indexes(towers(features(200)), 3, sample=SAMPLE, on_progress=lambda *report: reports.append(report))
+    rounds = [("rounds to divide the candidates into lists", done, 10) for done in range(10)]
+    assert reports == [("candidates embedded", 0, 202), *rounds]
 
 
 def test_scann_is_saved_beside_the_indexes_that_load_without_it(tmp_path: Path) -> None:
@@ -89,12 +89,12 @@ def test_scann_is_saved_beside_the_indexes_that_load_without_it(tmp_path: Path) 
     stock, beside = (
         tf.saved_model.load(str(folder)) for folder in (tmp_path / "stock", scann_folder(tmp_path / "stock"))
     )
-    assert set(stock.signatures) == {RAW_SIGNATURE, ENCODED_SIGNATURE, EXACT, CELLS, *OF_VECTORS}
+    assert set(stock.signatures) == {RAW_SIGNATURE, ENCODED_SIGNATURE, EXACT, IVF, *OF_VECTORS}
     assert set(beside.signatures) == {SCANN}
     assert b"Scann>" not in (tmp_path / "stock" / "saved_model.pb").read_bytes()
 
 
-@pytest.mark.parametrize("index", [EXACT, CELLS])
+@pytest.mark.parametrize("index", [EXACT, IVF])
 def test_an_index_gives_as_many_as_asked_for_of_what_is_available(index: str) -> None:
     """R6: k and the mask are inputs, so neither needs another export; missing places are empty."""
     signatures = retrieval(40).signatures()
@@ -117,7 +117,7 @@ def test_an_index_gives_as_many_as_asked_for_of_what_is_available(index: str) ->
 def test_recalls_are_those_of_the_indexes_on_the_sample() -> None:
     found = recalls(build_indexes(towers(features(40)), 3, sample=SAMPLE), 3, SAMPLE)
     assert found[EXACT] == 1.0
-    assert 0.95 <= found[CELLS] <= 1.0
+    assert 0.95 <= found[IVF] <= 1.0
 
 
 @pytest.mark.parametrize("k", [0, 5])

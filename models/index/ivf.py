@@ -1,4 +1,4 @@
-"""Approximate search in stock TensorFlow ops: candidates are divided into cells, and a query probes the nearest ones.
+"""Approximate search in stock TensorFlow ops: candidates are in inverted lists (IVF), and a query probes the nearest.
 
 An inverted file (Jégou et al. 2011, "Product Quantization for Nearest Neighbor Search") without a quantiser: the
 compared scores are exact.
@@ -27,63 +27,63 @@ RECALL_TARGET = 0.95
 LEAST_CANDIDATES = 16
 
 _SEED = 1
-_CELLS_PER_ROOT = 2
+_LISTS_PER_ROOT = 2
 _ROUNDS = 10
-# Enough candidates per cell to find its centre.
-_SAMPLED_PER_CELL = 256
-# Largest size of a cell, relative to equal cells: every cell takes the memory of the largest.
+# Enough candidates per list to find its centre.
+_SAMPLED_PER_LIST = 256
+# Largest size of a list, relative to equal lists: every list takes the memory of the largest.
 _LARGEST = 1.5
 # Scores of this number of directions stay in the cache of a core: twice as 8,192.
 _ASSIGNED_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class Cells:
-    """A catalogue divided into cells.
+class InvertedLists:
+    """A catalogue divided into lists.
 
     Attributes:
-        centres: float32 ``[cells, dim]``: the mean direction of each cell's candidates, with the length of the longest
-            one, so that the dot product with a query estimates the best score in the cell.
-        ids: int64 ``[cells, width]``, the candidates of each cell, padded with 0.
+        centres: float32 ``[lists, dim]``: the mean direction of each list's candidates, with the length of the longest
+            one, so that the dot product with a query estimates the best score in the list.
+        ids: int64 ``[lists, width]``, the candidates of each list, padded with 0.
     """
 
     centres: np.ndarray
     ids: np.ndarray
 
     def homes(self, id_count: int) -> np.ndarray:
-        """Return int64 ``[id_count]``: the index of each id in the flattened cells, -1 for ids in none."""
+        """Return int64 ``[id_count]``: the index of each id in the flattened lists, -1 for ids in none."""
         homes = np.full(id_count, -1)
         places = np.flatnonzero(self.ids)
         homes[self.ids.ravel()[places]] = places
         return homes
 
 
-class CellsTopK(tf.Module):
-    """Searches the cells whose centres have the largest dot products with the query.
+class IvfTopK(tf.Module):
+    """Searches the lists whose centres have the largest dot products with the query.
 
-    For a tile of queries the cells are processed one by one, each with the queries that probe it: a matrix product as
+    For a tile of queries the lists are processed one by one, each with the queries that probe it: a matrix product as
     in the exact search, without copies per query.
     """
 
-    def __init__(self, exact: ExactTopK, cells: Cells, searched: int) -> None:
-        """Store the cells from :func:`candidate_cells` for the candidates of ``exact``.
+    def __init__(self, exact: ExactTopK, lists: InvertedLists, searched: int) -> None:
+        """Store the lists from :func:`inverted_lists` for the candidates of ``exact``.
 
         Args:
-            exact: Provides the embeddings, and completes rows for which the searched cells have too few candidates.
-            cells: The cells.
-            searched: Number of cells that a query probes.
+            exact: Provides the embeddings, and completes rows for which the searched lists have too few candidates.
+            lists: The lists.
+            searched: Number of lists that a query probes.
         """
-        super().__init__(name="cells_top_k")
+        super().__init__(name="ivf_top_k")
         self.exact = exact
-        self._centres = tf.Variable(cells.centres, trainable=False, name="cell_centres")
-        self._ids = tf.Variable(cells.ids, trainable=False, name="cell_ids")
-        self._homes = tf.Variable(cells.homes(exact.id_count), trainable=False, name="cell_homes")
+        self._centres = tf.Variable(lists.centres, trainable=False, name="list_centres")
+        self._ids = tf.Variable(lists.ids, trainable=False, name="list_ids")
+        self._homes = tf.Variable(lists.homes(exact.id_count), trainable=False, name="list_homes")
         self._searched = searched
-        self._count, self._width = cells.ids.shape
+        self._count, self._width = lists.ids.shape
         self._tile_queries = max(1, TILE_SCORES // (searched * self._width))
 
     def search(self, queries: Queries, k: int | tf.Tensor, offsets: tf.Tensor) -> Best:
-        """Return approximately the best ``k``; a row with fewer candidates in its cells gets the exact best."""
+        """Return approximately the best ``k``; a row with fewer candidates in its lists gets the exact best."""
         found = in_tiles(queries, self._tile_queries, lambda tile: self._search_tile(tile, k, offsets))
         return completed(found, self.exact, queries, k, offsets)
 
@@ -92,31 +92,31 @@ class CellsTopK(tf.Module):
         nearest = tf.math.top_k(by_centre, self._searched, sorted=False).indices
         scores = without(self._scores(queries.vectors, nearest, offsets), self._columns(nearest, queries.excluded))
         best = best_columns(scores, k)
-        cells = tf.gather(tf.cast(nearest, tf.int64), best.ids // self._width, batch_dims=1)
-        return Best(tf.gather_nd(self._ids, tf.stack([cells, best.ids % self._width], axis=2)), best.scores)
+        lists = tf.gather(tf.cast(nearest, tf.int64), best.ids // self._width, batch_dims=1)
+        return Best(tf.gather_nd(self._ids, tf.stack([lists, best.ids % self._width], axis=2)), best.scores)
 
     def _scores(self, vectors: tf.Tensor, nearest: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
-        """Return float32 ``[queries, searched * width]``: the scores in each query's cells, cell after cell."""
-        # A probe is one query in one of its cells; here probes are sorted by cell.
+        """Return float32 ``[queries, searched * width]``: the scores in each query's lists, list after list."""
+        # A probe is one query in one of its lists; here probes are sorted by list.
         probes = tf.argsort(tf.reshape(nearest, [-1]), stable=True)
-        cells, _, counts = tf.unique_with_counts(tf.gather(tf.reshape(nearest, [-1]), probes))
+        lists, _, counts = tf.unique_with_counts(tf.gather(tf.reshape(nearest, [-1]), probes))
         stops = tf.cumsum(counts)
 
         def score(number: tf.Tensor, parts: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             probing = probes[stops[number] - counts[number] : stops[number]] // self._searched
-            ids = tf.gather(self._ids, cells[number])
+            ids = tf.gather(self._ids, lists[number])
             candidates = tf.gather(self.exact.embeddings, ids)
             scores = tf.matmul(tf.gather(vectors, probing), candidates, transpose_b=True) + tf.gather(offsets, ids)
             return number + 1, parts.write(number, scores)
 
-        count = tf.size(cells)
+        count = tf.size(lists)
         parts = tf.TensorArray(tf.float32, count, infer_shape=False, element_shape=[None, self._width])
         _, parts = tf.while_loop(lambda number, _: number < count, score, (0, parts), parallel_iterations=1)
         by_query = tf.gather(parts.concat(), tf.math.invert_permutation(probes))
         return tf.reshape(by_query, [-1, self._searched * self._width])
 
     def _columns(self, nearest: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
-        """Return the column of each id among the scores of its row, -1 for an id in none of the row's cells."""
+        """Return the column of each id among the scores of its row, -1 for an id in none of the row's lists."""
         rows, searched = tf.shape(nearest)[0], self._searched
         probe = tf.stack([tf.repeat(tf.range(rows), searched), tf.reshape(nearest, [-1])], axis=1)
         order = tf.reshape(tf.tile(tf.range(searched, dtype=tf.int64)[tf.newaxis], [rows, 1]), [-1])
@@ -126,86 +126,86 @@ class CellsTopK(tf.Module):
         return tf.where((homes >= 0) & (order_of_id >= 0), order_of_id * self._width + homes % self._width, -1)
 
 
-def cells_index(
-    exact: ExactTopK, sample: np.ndarray, k: int, tell: Callable[[int, int], None] = lambda done, total: None
-) -> CellsTopK:
-    """Return an index that searches the fewest cells that contain ``RECALL_TARGET`` of the best candidates.
+def ivf_index(
+    exact: ExactTopK, sample: np.ndarray, k: int, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> IvfTopK:
+    """Return an index that searches the fewest lists that contain ``RECALL_TARGET`` of the best candidates.
 
     Args:
         exact: The candidates.
         sample: float32 ``[queries, dim]``, representative queries.
         k: Number of best candidates by which recall is measured.
-        tell: Gets how many rounds of the division are done, and how many there are.
+        on_progress: Gets how many rounds of the division are done, and how many there are.
     """
-    cells = candidate_cells(exact.embeddings[: exact.id_count].numpy(), _SEED, exact.candidate_ids, tell)
+    lists = inverted_lists(exact.embeddings[: exact.id_count].numpy(), _SEED, exact.candidate_ids, on_progress)
     queries = Queries(tf.constant(sample), tf.zeros([len(sample), 0], tf.int64))
-    recalls = recall_by_cells(cells, sample, exact.search(queries, k, exact.offsets()).ids.numpy())
-    return CellsTopK(exact, cells, int(np.searchsorted(recalls, RECALL_TARGET)) + 1)
+    recalls = recall_by_lists(lists, sample, exact.search(queries, k, exact.offsets()).ids.numpy())
+    return IvfTopK(exact, lists, int(np.searchsorted(recalls, RECALL_TARGET)) + 1)
 
 
-def candidate_cells(
+def inverted_lists(
     embeddings: np.ndarray,
     seed: int,
     candidate_ids: np.ndarray | None = None,
-    tell: Callable[[int, int], None] = lambda done, total: None,
-) -> Cells:
-    """Return the candidates in cells by their directions: spherical k-means, with cells that are too large cut.
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> InvertedLists:
+    """Return the candidates in lists by their directions: spherical k-means, with lists that are too large cut.
 
-    Of 30,000 clustered vectors, 0.95 of the best 100 are in cells with 0.20 of all candidates. With k-means by distance
-    and means as centres, these cells have 0.23 of all; with half as many cells 0.33.
+    Of 30,000 clustered vectors, 0.95 of the best 100 are in lists with 0.20 of all candidates. With k-means by distance
+    and means as centres, these lists have 0.23 of all; with half as many lists 0.33.
 
     Args:
         embeddings: float32 ``[ids, dim]`` by id.
         seed: Seed of the initial centres.
         candidate_ids: int64 ``[candidates]``, the ids to divide, ascending; by default all but the reserved ones.
-        tell: As in :func:`cells_index`.
+        on_progress: As in :func:`ivf_index`.
     """
     if candidate_ids is None:
         candidate_ids = np.arange(kinds.FIRST_VOCABULARY_ID, len(embeddings))
     candidates = embeddings[candidate_ids]
     directions = _directions(candidates)
-    count = int(_CELLS_PER_ROOT * np.sqrt(len(candidates)))
-    nearest = _nearest(directions, _k_means(directions, count, np.random.default_rng(seed), tell))
+    count = int(_LISTS_PER_ROOT * np.sqrt(len(candidates)))
+    nearest = _nearest(directions, _k_means(directions, count, np.random.default_rng(seed), on_progress))
     largest = int(_LARGEST * len(candidates) / count)
-    # Row numbers by cell, in the order of their ids.
+    # Row numbers by list, in the order of their ids.
     grouped = np.split(np.argsort(nearest, kind="stable"), np.cumsum(np.bincount(nearest, minlength=count))[:-1])
-    cells = [part for group in grouped for part in _cut(directions, group, largest) if len(part)]
-    width = max(map(len, cells))
-    ids = np.zeros((len(cells), width + -width % GROUP), np.int64)
-    for row, cell in zip(ids, cells, strict=True):
-        row[: len(cell)] = candidate_ids[cell]
+    lists = [part for group in grouped for part in _cut(directions, group, largest) if len(part)]
+    width = max(map(len, lists))
+    ids = np.zeros((len(lists), width + -width % GROUP), np.int64)
+    for row, members in zip(ids, lists, strict=True):
+        row[: len(members)] = candidate_ids[members]
     lengths = np.linalg.norm(candidates, axis=1)
-    centres = _directions(np.stack([directions[cell].mean(axis=0) for cell in cells]))
-    return Cells(centres * np.array([[lengths[cell].max()] for cell in cells]), ids)
+    centres = _directions(np.stack([directions[members].mean(axis=0) for members in lists]))
+    return InvertedLists(centres * np.array([[lengths[members].max()] for members in lists]), ids)
 
 
-def recall_by_cells(cells: Cells, queries: np.ndarray, best: np.ndarray) -> np.ndarray:
-    """Return float64 ``[cells]``: the share of the best candidates in the nearest cell, the two nearest cells, ...
+def recall_by_lists(lists: InvertedLists, queries: np.ndarray, best: np.ndarray) -> np.ndarray:
+    """Return float64 ``[lists]``: the share of the best candidates in the nearest list, the two nearest lists, ...
 
     Args:
-        cells: The cells.
+        lists: The lists.
         queries: float32 ``[queries, dim]``.
         best: int64 ``[queries, k]``, the ids of the exact best of each.
     """
-    order = np.argsort(-(queries @ cells.centres.T), axis=1, kind="stable")
+    order = np.argsort(-(queries @ lists.centres.T), axis=1, kind="stable")
     position = np.empty_like(order)
-    np.put_along_axis(position, order, np.arange(len(cells.ids))[np.newaxis], axis=1)
-    home = cells.homes(int(cells.ids.max()) + 1)[best] // cells.ids.shape[1]
+    np.put_along_axis(position, order, np.arange(len(lists.ids))[np.newaxis], axis=1)
+    home = lists.homes(int(lists.ids.max()) + 1)[best] // lists.ids.shape[1]
     found_at = np.take_along_axis(position, home, axis=1)
-    return np.cumsum(np.bincount(found_at.ravel(), minlength=len(cells.ids))) / best.size
+    return np.cumsum(np.bincount(found_at.ravel(), minlength=len(lists.ids))) / best.size
 
 
 def _k_means(
-    directions: np.ndarray, count: int, random: np.random.Generator, tell: Callable[[int, int], None]
+    directions: np.ndarray, count: int, random: np.random.Generator, on_progress: Callable[[int, int], None]
 ) -> np.ndarray:
     """Return float32 ``[count, dim]``: centres by Lloyd's algorithm on the sphere, from randomly drawn candidates.
 
     Source: Dhillon and Modha 2001, "Concept Decompositions for Large Sparse Text Data Using Clustering".
     """
-    sample = directions[random.permutation(len(directions))[: count * _SAMPLED_PER_CELL]]
+    sample = directions[random.permutation(len(directions))[: count * _SAMPLED_PER_LIST]]
     centres = sample[:count].copy()
     for done in range(_ROUNDS):
-        tell(done, _ROUNDS)
+        on_progress(done, _ROUNDS)
         nearest = _nearest(sample, centres)
         order = np.argsort(nearest, kind="stable")
         taken, starts = np.unique(nearest[order], return_index=True)
