@@ -241,10 +241,7 @@ class MetricBuffer:
 
     def _send_some(self) -> bool:
         """Send one request, and return whether there was something to send."""
-        if not self._sender.read():
-            self._sender.acknowledge()
-            return False
-        if self._closed:
+        if not self._sender.read() or self._closed:
             return False
         if self._client is None:
             self._client = store_client(self._tracking_uri)  # takes seconds, but in this thread nothing waits for it

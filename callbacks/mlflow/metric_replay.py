@@ -168,13 +168,10 @@ class LogSender:
         self._lock = threading.Lock()
         self._points: list[Point] = []
         self._calls: tuple[RunCall, ...] = ()
-        # The last status that an earlier process could not send.
-        self.earlier_status: SetStatus | None = None
+        self.has_status = False
         self.is_only_for_mlflow = True
         # True for the run of a user, who ends it.
         self.leaves_status = False
-        # MLflow has more than the last position in the log.
-        self._is_ahead = False
         self._is_closed = False
         self.sent = self.present = self.calls_sent = 0
 
@@ -188,41 +185,23 @@ class LogSender:
                 self._take(event, begin)
             return bool(self._points or self._calls)
 
-    def call(self, call: RunCall) -> None:
-        """Queue a call that the log does not have."""
-        with self._lock:
-            self._calls = with_call(self._calls, call)
-
     def has_backlog(self) -> bool:
         """Return whether more is waiting than fits into the next request of points."""
         return bool(len(self._points) >= METRICS_PER_REQUEST or self._calls)
 
     def send(self, client: Any, run_id: str) -> None:
-        """Send one request of the entries that were read.
+        """Send one request of the entries that were read; note the position in the log if it was the last one.
 
         Raises:
             Exception: Any error of the client; the entries then remain unsent.
         """
-        points = self._points[:METRICS_PER_REQUEST]
-        if not points:
+        if self._points:
+            self._send_points(client, run_id)
+        else:
             self._send_call(client, run_id)
-            return
-        missing = [point for point in points if not self._is_stored(client, run_id, point)]
-        if missing:
-            log_points(client, run_id, missing)
-        self.sent += len(missing)
-        self.present += len(points) - len(missing)
         with self._lock:
-            del self._points[: len(points)]
-            self._is_ahead = True
-
-    def acknowledge(self) -> None:
-        """Note in the log that MLflow has everything up to here; nothing if something waits, or if nothing was sent."""
-        with self._lock:
-            if not self._is_ahead or self._is_closed or self._points or self._calls:
-                return
-            self._is_ahead = False
-            if self._events.path is not None:
+            has_all = not (self._points or self._calls or self._is_closed)
+            if has_all and self._events.path is not None:
                 self._events.append({"event": _SENT, "position": self._tail.position})
 
     def waiting(self) -> Sequence[Point | RunCall]:
@@ -237,6 +216,16 @@ class LogSender:
             self._is_closed = True
             self._tail.close()
 
+    def _send_points(self, client: Any, run_id: str) -> None:
+        points = self._points[:METRICS_PER_REQUEST]
+        missing = [point for point in points if not self._is_stored(client, run_id, point)]
+        if missing:
+            log_points(client, run_id, missing)
+        self.sent += len(missing)
+        self.present += len(points) - len(missing)
+        with self._lock:
+            del self._points[: len(points)]
+
     def _send_call(self, client: Any, run_id: str) -> None:
         call = self._calls[0]
         if not (self.leaves_status and isinstance(call, SetStatus)):
@@ -245,7 +234,6 @@ class LogSender:
         with self._lock:
             # The closing thread may have replaced it by a newer one meanwhile.
             self._calls = tuple(waiting for waiting in self._calls if waiting is not call)
-            self._is_ahead = True
 
     def _take(self, event: Event, begin: int) -> None:
         self.is_only_for_mlflow = self.is_only_for_mlflow and str(event["event"]).startswith(FOR_MLFLOW)
@@ -257,15 +245,15 @@ class LogSender:
                 if isinstance(entry, Point):
                     if self._fills_gaps or not is_acknowledged:
                         self._points.append(entry)
-                elif is_acknowledged:
-                    continue
-                elif is_earlier and isinstance(entry, SetStatus):
-                    # It does not apply to the process that continues the run.
-                    self.earlier_status = entry
-                else:
+                elif not is_acknowledged and not (is_earlier and self._is_outdated(entry)):
+                    self.has_status = self.has_status or isinstance(entry, SetStatus)
                     self._calls = with_call(self._calls, entry)
         except (KeyError, TypeError, ValueError) as error:
             logger.warning("Skipped an event that cannot be sent to MLflow (%r): %.80s", error, event)
+
+    def _is_outdated(self, entry: RunCall) -> bool:
+        """Return whether a call of an earlier process no longer applies: its end does not to one that continues."""
+        return isinstance(entry, SetStatus) and (entry.status == "RUNNING" or not self._fills_gaps)
 
     def _is_stored(self, client: Any, run_id: str, point: Point) -> bool:
         if self._stored is None:
@@ -333,16 +321,12 @@ def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -
         while sender.read():
             sender.send(client, run_id)
         # A process that could not start the run may have had no time to write its end status.
-        status = sender.earlier_status
-        if status in (None, SetStatus("RUNNING")):
-            status = SetStatus("FINISHED") if target.run_id is None else None
-        if status is not None:
-            sender.call(status)
+        if target.run_id is None and not sender.has_status:
+            events.append(entry_event(SetStatus("FINISHED")))
+            sender.read()
             sender.send(client, run_id)
         if sender.is_only_for_mlflow:
             path.unlink()
-        else:
-            sender.acknowledge()
     return Replayed(run_id, sender.sent, sender.present, sender.calls_sent)
 
 

@@ -492,7 +492,6 @@ def send_all(server: FakeServer, log: Path) -> None:
     with contextlib.closing(metric_replay.LogSender(EventFile(log))) as sender:
         while sender.read():
             sender.send(server, RUN)
-        sender.acknowledge()
 
 
 @pytest.mark.parametrize("is_taken", [False, True])
@@ -541,6 +540,25 @@ def test_a_process_continues_from_the_position_that_mlflow_has_acknowledged(
     assert (server.logged["loss"], server.artifacts) == ([(2, 2.0)], {"config.yaml": b"changed by hand"})
     # A replay restores it.
     assert replay(log, client=server) == Replayed(RUN, sent=1, present=1, calls=0)
+
+
+def test_the_end_of_a_run_that_a_replay_could_not_send_is_left_to_the_next_replay(
+    open_buffer: Callable[..., MetricBuffer], log: Path
+) -> None:
+    class EndlessServer(FakeServer):
+        def set_terminated(self, run_id: str, status: str) -> None:
+            raise ConnectionError("gone")
+
+    buffer = open_buffer(FakeServer(is_down=True), log=EventFile(log))
+    buffer.log({"loss": 1.0}, step=1)
+    for status in ("RUNNING", "FAILED"):
+        buffer.call(SetStatus(status))
+    assert not buffer.close(0.0)
+    with pytest.raises(ConnectionError):
+        replay(log, client=EndlessServer())
+    server = FakeServer()
+    replay(log, client=server)
+    assert server.statuses == ["FAILED"]
 
 
 def test_calls_are_in_the_log_before_they_are_sent(open_buffer: Callable[..., MetricBuffer], log: Path) -> None:
