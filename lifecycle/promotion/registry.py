@@ -166,7 +166,8 @@ class MLflowRegistry:
     MLflow moves an alias without looking at where it was, so a lock keeps two promotions apart. For an SQLite file it
     is the lock of a file next to it. Elsewhere it is an empty registered model, ``NAME-promotion-lock``, since a store
     lets only one caller create a name. A process that is killed while it holds it leaves it behind. The next call on
-    the same machine removes it; from another one, which cannot see that process, :meth:`break_lock` does.
+    the same machine removes it; from another machine or container, which cannot see that process, :meth:`break_lock`
+    does.
     """
 
     def __init__(self, tracking_uri: str) -> None:
@@ -305,7 +306,7 @@ def _is_gone(tags: Mapping[str, str]) -> bool:
     # Without the machine's own id, a container of the same name could be another one.
     if tags.get("user") != getpass.getuser() or not tags.get("boot"):
         return False
-    return Holder(tags["host"], int(tags["process"]), float(tags["started"]), tags["boot"]).has_ended is True
+    return Holder(tags.get("host", ""), int(tags["process"]), float(tags["started"]), tags["boot"]).has_ended is True
 
 
 def _short(name: str) -> str:

@@ -198,7 +198,7 @@ class RunFolder:
 
     def _new_state(self, status: Status, mlflow_run_id: str | None) -> RunState:
         here = Holder.here()
-        return RunState(self.identity, status, mlflow_run_id, here.host, here.pid, here.started)
+        return RunState(self.identity, status, mlflow_run_id, here.host, here.pid, here.started or 0.0)
 
     def _write(self, state: RunState, *, keep: bool = True) -> None:
         atomic_file.write_atomically(self.path / STATE_FILE, json.dumps(asdict(state)))
