@@ -326,9 +326,7 @@ def _rows(
     try:
         files = parquet_rows.ParquetFiles.of(source)
     except parquet_rows.NotParquetError as error:
-        raise parquet_rows.NotParquetError(
-            f"{error}, or say what the files are: input_format='csv', for example"
-        ) from error
+        raise parquet_rows.NotParquetError(f"{error}, or name their format, for example input_format='csv'") from error
     if len(files.of_each_schema(plan.columns)) > 1:
         return _read_by_spark(spark, read_together(spark, paths, files, plan.columns), plan)
     found = files.schema
@@ -363,7 +361,7 @@ def check_task_seconds(task_seconds: float) -> None:
         ScoringError: It is not above 0.
     """
     if not task_seconds > 0:
-        raise ScoringError(f"task_seconds {task_seconds} is not above 0; use what a lost machine may cost, such as 120")
+        raise ScoringError(f"task_seconds {task_seconds} is not above 0; use the cost of a lost machine, such as 120")
 
 
 def may_take_longer(group_rows: Sequence[int], groups_per_task: Sequence[int], task_seconds: float) -> bool:

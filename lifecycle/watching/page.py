@@ -143,10 +143,10 @@ def _quality(live: Sequence[LiveWindow], promise: Promise | None) -> Markup:
         ]
         for one in live[-_SHOWN_WINDOWS:]
     ]
-    remark = "Scores joined with what came out."
+    remark = "Scores joined with outcomes."
     if promise is not None:
         rows.insert(0, ["promised", "", "", *(digits_or_dash(promise.metrics.get(name)) for name in metrics)])
-        remark = f"Scores joined with what came out; promised are the values of the validation of {promise.model}."
+        remark = f"Scores joined with outcomes; the promised values are those of the validation of {promise.model}."
     figures = [
         card_html(figure_html(_figure(metric, live, promise), f"{metric} by window"))
         for metric in _drawn(live, promise)

@@ -72,7 +72,7 @@ class ResultSettings:
     price_per_core_hour: Annotated[
         float | None, Ge(0), doc("Price of a core for an hour, in any currency, for the cost in report and summary")
     ] = None
-    verbose: Annotated[bool, doc("Show what Spark and TensorFlow log, and whole stack traces")] = False
+    verbose: Annotated[bool, doc("Show the logs of Spark and TensorFlow, and whole stack traces")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

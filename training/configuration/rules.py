@@ -64,7 +64,7 @@ def check_workers(config: "TrainingConfig") -> None:
         )
         require(
             share // config.accumulate % max(1, config.gpus_per_worker) == 0,
-            f"what a worker computes at once, {share // config.accumulate} rows with {size} workers, does not divide "
+            f"{share // config.accumulate} rows, which a worker of {size} computes at once, do not divide "
             f"among {config.gpus_per_worker} GPUs; use another global_batch_size",
         )
 

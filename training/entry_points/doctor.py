@@ -169,7 +169,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoints", metavar="URI", help="another folder or store that all nodes must share")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store; by default under the output")
     parser.add_argument("--json", metavar="FILE", help="write the answers as JSON, too")
-    parser.add_argument("--verbose", action="store_true", help="show what Spark logs")
+    parser.add_argument("--verbose", action="store_true", help="show Spark's logs")
     return parser
 
 

@@ -24,7 +24,7 @@ from mirrorspark.storage import out_of_memory, without_credentials
 
 EXIT_ABANDONED = 3
 
-_MORE_MEMORY = "stop what else runs on this machine, or use one with more memory; then the same command goes on"
+_MORE_MEMORY = "stop other programs on this machine, or use one with more memory; then the same command goes on"
 
 
 class Tell(Protocol):

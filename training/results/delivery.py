@@ -248,8 +248,7 @@ def recall_delivery(folder: RunFolder, store: str) -> Trained:
         )
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise ResultLostError(
-            f"run {folder.path.name} has finished, but what it delivered cannot be read ({error}); resume=False trains "
-            f"anew"
+            f"run {folder.path.name} has finished, but its results cannot be read ({error}); resume=False trains anew"
         ) from error
 
 

@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     add("--rows", type=int, help="rows of the table; by default those of the input")
     add("--models", type=int, help="models of the fleet; by default those of --fleet")
     add = parser.add_argument_group("the run").add_argument
-    add("--models-per-microbatch", type=int, help="by default what the plan says")
+    add("--models-per-microbatch", type=int, help="by default the number of the plan")
     add("--prefixes", type=int, default=1, help="folders with hashed names in the output")
     add("--price-per-core-hour", type=float, help="in any currency")
     add("--executor-cores", type=int, default=4, help="cores of an executor, for its memory")
