@@ -33,7 +33,7 @@ class OwnSettings:
 
     Attributes:
         function: Name of the function or class.
-        digest: Sixteen hex digits that change with its source, and with that of what it uses.
+        digest: Sixteen hex digits that change with its source, and with that of the code that it uses.
         code: The pickled function and callbacks, as text.
     """
 

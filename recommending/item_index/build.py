@@ -48,7 +48,7 @@ def build(
     Args:
         plan: The plan.
         verbose: Show the process's output.
-        tell: Gets what the process does.
+        tell: Gets the progress of the process.
 
     Raises:
         RefreshError: It failed; the message has the last line of the process's output.
@@ -71,7 +71,7 @@ def answered(
         plan: Its plan, with the ``threads`` of TensorFlow.
         failure: Begins the message of an error.
         verbose: Show the process's output.
-        tell: Gets what the process does.
+        tell: Gets the progress of the process.
 
     Raises:
         RefreshError: It failed; the message has the last line of the process's output.

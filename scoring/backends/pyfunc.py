@@ -44,7 +44,7 @@ class PyfuncBackend:
     """An MLflow model, loaded in this process without a server or an environment of its own."""
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
-        """Load the model; imports MLflow and what the model needs.
+        """Load the model; imports MLflow and the model's packages.
 
         Args:
             folder: Folder of the file ``MLmodel``.

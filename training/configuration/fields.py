@@ -29,7 +29,7 @@ StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
 
 
 class ConfigError(ValueError):
-    """A run's configuration is invalid; the message says what to change."""
+    """A run's configuration is invalid; the message names the change to make."""
 
 
 def likely_meant(unknown: Iterable[str], known: Sequence[str], otherwise: str) -> str:

@@ -70,7 +70,7 @@ def check_workers(config: "TrainingConfig") -> None:
 
 
 def check_strategy(config: "TrainingConfig") -> None:
-    """Check the strategy against what it can do: local updates, parameter servers, GPUs and precisions."""
+    """Check the strategy against its abilities: local updates, parameter servers, GPUs and precisions."""
     require(
         config.strategy_name == "ring" or config.local_steps == 1,
         "local_steps above 1 need the strategy ring, which trains on CPUs; use local_steps 1",

@@ -31,7 +31,7 @@ class Examination:
         checkpoints: Another folder or store that they share, for checkpoints.
         tracking_uri: MLflow server or store; None for the default one under ``output``.
         gpus_per_worker: GPUs of every worker.
-        verbose: Show what Spark logs.
+        verbose: Show Spark's logs.
     """
 
     workers: int

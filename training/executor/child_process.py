@@ -28,7 +28,7 @@ _MORE_MEMORY = "stop other programs on this machine, or use one with more memory
 
 
 class Tell(Protocol):
-    """Gets what a process does, in words, and how much of how much is done; the total is 0 if nothing is counted."""
+    """Gets a process's activity in words, the amount done and the total, which is 0 if nothing is counted."""
 
     def __call__(self, doing: str, done: int = 0, total: int = 0, /) -> None:
         """Take a report."""

@@ -92,7 +92,7 @@ def calibrate(
     """Return the architecture with calibrated predictions, and keep the calibration in the model's ``folder``.
 
     A calibration that does not lower the log loss of the validation rows is dropped: the architecture is returned as it
-    is, and the folder gets the kind and what was measured. This goes for centroids, too. They are made for ranks, but
+    is, and the folder gets the kind and the measurements. This goes for centroids, too. They are made for ranks, but
     their weights are those of least log loss, and the results are probabilities.
 
     Args:
@@ -101,7 +101,7 @@ def calibrate(
         dataset: Its dataset.
         kind: ``temperature``, ``isotonic`` or ``centroids``.
         folder: The model's folder.
-        tell: Gets what is read, the rows so far, and the number of all.
+        tell: Gets the kind of rows that are read, the rows so far, and the number of all.
 
     Raises:
         CalibrationError: The validation rows that count have one class only.

@@ -72,7 +72,7 @@ class Trained:
         seconds: Seconds per stage, with the start and the time between stages; empty until :func:`keep_report`.
         cost: Core-seconds per stage, and money where the price of a core is known; likewise.
         chosen: Why this one was registered, in words, where ``register`` is ``better``.
-        calibration: The calibration and what it changed, in words, where there is one.
+        calibration: The calibration and its effect, in words, where there is one.
         run_page: Address of the run in MLflow's pages; None for a store that serves none.
         explanation: The features' influence on the predictions, measured on some test rows; None if it was switched off
             or the model cannot be explained quickly.
@@ -394,7 +394,7 @@ def _recommended(job: TrainingJob, tell: Tell) -> dict[str, np.ndarray]:
 
 def _log_verdict(job: TrainingJob, verdict: evaluate_run.Verdict, model_uri: str) -> None:
     values = {f"{split}_{name}": value for split, of in verdict.metrics.items() for name, value in of.items()}
-    # Where gradient boosting is registered, the network is what it was compared with.
+    # Where gradient boosting is registered, it was compared with the network.
     for place, rival in enumerate(each_baseline(verdict.baseline)):
         # The first one's metrics have the same names whatever it is, so that runs can be compared by them.
         other = NETWORK if rival["name"] == NETWORK else "baseline" if place == 0 else rival["name"]

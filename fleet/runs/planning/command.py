@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
 
 
 def add_work(parser: argparse.ArgumentParser) -> Any:
-    """Add the flags for what is scored, and return their group."""
+    """Add the flags for the scored rows, and return their group."""
     group = parser.add_argument_group("most used")
     add = group.add_argument
     add("--fleet", required=True, help="folder of a saved fleet, models:/name/version, or a file of coefficients")

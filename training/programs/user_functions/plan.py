@@ -20,7 +20,7 @@ MAX_RETURN_BYTES = 8 << 20
 
 
 class TrainFnError(ValueError):
-    """A training function cannot be sent to the workers; the message says why and what to do."""
+    """A training function cannot be sent to the workers; the message has the reason and advice."""
 
 
 class UnsupportedKerasError(ValueError):
