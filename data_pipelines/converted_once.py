@@ -123,5 +123,5 @@ def _hashed(column: Column, kind: DataType) -> list[Column]:
 
 
 def quoted(name: str) -> str:
-    """Return a column's name as Spark's expressions take it, whatever characters it has."""
+    """Return a column's name as Spark's expressions take it, with any characters."""
     return f"`{name.replace('`', '``')}`"

@@ -101,7 +101,7 @@ def _add_products(first, stop, features, coefficients, strip, sums):  # type: ig
 
 @compile_inner_kernel
 def _add_others(model, starts, features, coefficients, keys, strip, absent, is_flagged, flagged, sums):  # type: ignore[no-untyped-def]
-    """Add a model's bins and categories, and what stands for missing values."""
+    """Add a model's bins and categories, and its replacements of missing values."""
     for term in range(starts[STEP, model], starts[STEP, model + 1]):
         feature, coefficient, edge = features[term], coefficients[term], keys[term]
         for row in range(STRIP):

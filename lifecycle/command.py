@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("name", help="registered model")
     _add_registry(one)
 
-    one = commands.add_parser("audit", help="print what was done with a version, a line of JSON each")
+    one = commands.add_parser("audit", help="print the actions on a version, one line of JSON each")
     one.set_defaults(command=_audit)
     one.add_argument("name", help="registered model")
     one.add_argument("version", help="its version")

@@ -39,7 +39,7 @@ class Calibration:
     Attributes:
         kind: ``temperature`` or ``isotonic``.
         temperature: The divisor of the logits.
-        knots: Log-odds of the model, ascending, and what they become: linear in between, and shifted like the nearest
+        knots: Log-odds of the model, ascending, and their new values: linear in between, and shifted like the nearest
             knot outside.
     """
 

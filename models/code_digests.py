@@ -24,7 +24,7 @@ _INCIDENTAL = frozenset(
 def code_digest(value: Any) -> str:
     """Return sixteen hex digits for a function, a class, an object, or a list of such.
 
-    They are the same in another process. They change with the source of what the user has written and with the values
+    They are the same in another process. They change with the source of the user's code and with the values
     that it refers to; of an installed module's functions and classes only the names count.
     """
     return hashlib.sha256(_text(value).encode()).hexdigest()[:16]

@@ -33,7 +33,7 @@ class OwnSettings:
 
     Attributes:
         function: Name of the function or class.
-        digest: Sixteen hex digits that change with its source, and with that of what it uses.
+        digest: Sixteen hex digits that change with its source, and with that of the code that it uses.
         code: The pickled function and callbacks, as text.
     """
 
@@ -141,7 +141,7 @@ def own_model(build: Callable[[FittedFeatures], Any], label_kind: str, callbacks
             pickled = cloudpickle.dumps(given)
         except Exception as error:
             raise ModelSettingsError(
-                f"model {name} cannot be sent to the workers: {error}; create what it needs inside the function"
+                f"model {name} cannot be sent to the workers: {error}; create its objects inside the function"
             ) from error
     options = OwnSettings(name[:_LONGEST_NAME], code_digest(given), base64.b85encode(pickled).decode())
     return {"name": PREFIX + TASKS[label_kind], **vars(options)}

@@ -195,9 +195,7 @@ def _rows(
     try:
         found = files_or_table(spark, paths, source, plan.columns, target)
     except parquet_rows.NotParquetError as error:
-        raise parquet_rows.NotParquetError(
-            f"{error}, or say what the files are: input_format='csv', for example"
-        ) from error
+        raise parquet_rows.NotParquetError(f"{error}, or name their format, for example input_format='csv'") from error
     if not isinstance(found, parquet_rows.ParquetFiles):
         return plan.table(found)
     plan.check_names(found.schema.names)

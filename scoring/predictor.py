@@ -126,7 +126,7 @@ class Predictor:
         return batch
 
     def outputs(self, batch: pa.RecordBatch | pa.Table) -> dict[str, pa.Array]:
-        """Return the model's outputs by name, ``[rows]`` each, for what :meth:`batch` returned or several of these.
+        """Return the model's outputs by name, ``[rows]`` each, for one or several results of :meth:`batch`.
 
         Raises:
             ColumnError: A row has a value that its feature does not accept.

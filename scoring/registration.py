@@ -49,7 +49,7 @@ def open_store(tracking_uri: str | None, *, may_be_new: bool = False) -> Iterato
 def register_model(folder: str | Path, name: str, *, alias: str | None = None, tracking_uri: str | None = None) -> str:
     """Register the model in ``folder`` as a new version of ``name``, and return its URI: ``models:/<name>/<version>``.
 
-    The folder may be what :func:`scoring.package_model`, ``package_router`` or ``rating_model`` wrote, or an
+    The folder may be one of :func:`scoring.package_model`, ``package_router`` or ``rating_model``, or an
     exported model. All entry points take the URI, also with an alias, and ``mlflow.pyfunc.load_model`` loads it,
     where Mirrorspark and the libraries of the model are installed.
 

@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="contact no store: use the copy of the model that was fetched before, and an alias as it was then",
     )
-    add = parser.add_argument_group("what is printed").add_argument
+    add = parser.add_argument_group("the output").add_argument
     add("--json", action="store_true", help="print the result as JSON")
     add("--verbose", action="store_true", help="show the logs of Spark and TensorFlow")
     return parser

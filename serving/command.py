@@ -90,7 +90,7 @@ def _serve(options: argparse.Namespace, read_split: ReadSplit, listen: Callable[
     for traffic in service.traffics.values():
         if not service.trusts(traffic):
             _LOGGER.warning(
-                "whoever reaches this server chooses the units of %s, so refused requests, times and scores stop no "
+                "any client of this server chooses the units of %s, so refused requests, times and scores stop no "
                 "variant: sign units (unit_key_file), ask for tokens, or set trusts_callers in %s",
                 traffic.name,
                 traffic.path,

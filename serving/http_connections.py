@@ -106,7 +106,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def drop(self) -> None:
-        """Close the connection, whatever is still to be sent."""
+        """Close the connection, even if data is still to be sent."""
         self._no_longer_wait()
         self._set_deadline(None)
         self.transport.abort()

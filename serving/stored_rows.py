@@ -27,7 +27,7 @@ IS_FALLBACK = "is_fallback"
 
 
 class StoredRows:
-    """The rows of a store as it is now, whatever replaces its file later.
+    """The rows of a store as it is now, even if its file is replaced later.
 
     Its one input is the key. Its outputs are the other columns, and ``is_fallback``.
     """

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class MissingCapabilityError(ValueError):
-    """A session of this kind cannot do what a call needs."""
+    """A session of this kind lacks an ability that a call needs."""
 
     def __init__(self, kind: str, capability: str, remedy: str) -> None:
         """Name the kind of session, the missing capability and the remedy."""

@@ -153,7 +153,7 @@ def _published_files(folder: StoragePath) -> list[StoredFile]:
 def _unpublished(folder: StoragePath, files: Sequence[StoredFile], *, is_unchanged: bool) -> set[StoragePath] | None:
     """Return the ``files`` to leave out, or None if a publish has proceeded since they were listed.
 
-    With ``is_unchanged``, of a committed publish others have deleted what is missing: an earlier listing was the same.
+    With ``is_unchanged``, others have deleted a committed publish's missing files: an earlier listing was the same.
     """
     found = {file.path for file in files}
     left_out: set[StoragePath] = set()

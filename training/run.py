@@ -103,7 +103,7 @@ def _refuse(error: Exception, summary: str | None) -> int:
 
 
 def _end(summary: Summary, file: str | None, status: int, folder: str | None = None) -> int:
-    """Write the summary to ``file`` and into the run's folder, say what went wrong, and return the exit status."""
+    """Write the summary to ``file`` and into the run's folder, log the problem, and return the exit status."""
     for path in (file, folder and str(Path(folder) / SUMMARY_FILE)):
         try:
             if path and (path == file or _takes(Path(path).parent, summary)):

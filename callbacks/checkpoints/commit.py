@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointDamagedError(ValueError):
-    """A checkpoint folder's marker is missing or unreadable, or a file differs from what the marker names."""
+    """A checkpoint folder's marker is missing or unreadable, or a file differs from the marker."""
 
     def __init__(self, path: Path | StoragePath, damage: str) -> None:
         """Build the message from the folder and its damage."""

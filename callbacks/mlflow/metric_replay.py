@@ -301,7 +301,7 @@ def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -
     target = read_target(path)
     if target is None:
         raise ValueError(
-            f"{path} holds nothing for MLflow; name the events.jsonl of a run, or what an MLflowLogger left"
+            f"{path} holds nothing for MLflow; name the events.jsonl of a run, or the file that an MLflowLogger left"
         )
     if client is None:
         limit_requests()

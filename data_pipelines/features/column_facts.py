@@ -196,5 +196,5 @@ def _percentile(values: pa.ChunkedArray, share: float) -> float | None:
 
 
 def quoted(name: str) -> Column:
-    """Return a column by its name, whatever characters that has."""
+    """Return a column by its name, which may have any characters."""
     return F.col(f"`{name.replace('`', '``')}`")

@@ -341,7 +341,7 @@ def _as_dates(column: pa.Array) -> pa.Array:
 
 
 def _as_times(column: pa.Array) -> pa.Array:
-    """Return lists of int64 that sort like the times, whatever their unit."""
+    """Return lists of int64 that sort like the times of any unit."""
     lists = column.cast(pa.list_(column.type.value_type)) if _has_elements(column) else column.cast(RAW_TYPES["times"])
     times = lists.flatten()
     if pa.types.is_date32(times.type):

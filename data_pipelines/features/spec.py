@@ -153,7 +153,7 @@ class FeatureSpec:
         if self.label.rating is not None and self.label.rating in known | set(self.keys):
             raise FeatureSpecError(
                 f"rating '{self.label.rating}' of label '{self.label.name}' is also a feature, key, weight or "
-                f"exclude; a model must not see what it predicts"
+                f"exclude; a model must not see its own target"
             )
         if self.label.kind == "candidate" and not isinstance(self._by_name.get(self.label.name), Categorical):
             raise FeatureSpecError(
@@ -368,7 +368,7 @@ class FeatureSpec:
             raise FeatureSpecError(f"feature spec has unknown parts {unknown}; use {parts}")
         missing = [part for part in ("features", "label", "keys") if not data.get(part)]
         if missing:
-            raise FeatureSpecError(f"feature spec lacks {missing}; say what they are")
+            raise FeatureSpecError(f"feature spec lacks {missing}; add them")
         features, label, keys = data["features"], data["label"], data["keys"]
         _check_mapping("features", features)
         return cls(

@@ -175,7 +175,7 @@ def _drift(report: Report, reference: str, links: Mapping[str, str]) -> Markup:
         former = reference or "the former dataset"
         against = f"Training rows against the training rows of {former}; other splits against the training rows."
     remark = (
-        f"{against} Population stability index, coloured where it is above what chance does in samples of this size: "
+        f"{against} Population stability index, coloured where it exceeds chance in samples of this size: "
         f"by {limits.drift:g} some shift, by {limits.strong_drift:g} a large one."
     )
     numbers, more = range(1, len(head)), len(rows) - _SHOWN_DRIFT

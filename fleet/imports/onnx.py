@@ -150,7 +150,7 @@ def _side_file(name: str, what: str, location: str, folder: Path | None) -> Path
     if folder is None:
         raise FleetError(
             f"{what} are in a file '{location}', and model '{name}' was not given as a file, so that there is no "
-            f"folder to look in; give the path of the model, or what onnx.load returns for it"
+            f"folder to look in; give the path of the model, or the result of onnx.load"
         )
     parts = PurePosixPath(location).parts
     is_outside = not parts or PurePosixPath(location).is_absolute() or ".." in parts or "\\" in location

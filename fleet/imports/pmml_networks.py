@@ -198,7 +198,7 @@ class NetworkReader:
             raise self._refused(f"two neurons of a layer with the id '{twice[0]}'")
 
     def _number(self, stack: _Stack, outputs: list[tuple[int, Element]], normalization: str) -> _Stack:
-        """Return the layers of a regression: the output is the inverse of what its normalisation would be."""
+        """Return the layers of a regression: the output is the inverse of its normalisation."""
         ((place, one), *others) = outputs
         if others or normalization != "none" or one.tag not in ("FieldRef", "NormContinuous"):
             raise self._refused(

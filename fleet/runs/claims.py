@@ -79,7 +79,7 @@ class Claims:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        """Send what is left, and end.
+        """Send the remaining entries, and end.
 
         Raises:
             LedgerError: The ledger stays away, and no other error is on its way.
@@ -97,7 +97,7 @@ class Claims:
             pause.wait(self._limits.poll_seconds)
 
     def stop(self) -> None:
-        """Let :meth:`next` return None from now on, and give back what has not been begun."""
+        """Let :meth:`next` return None from now on, and give back the microbatches that have not begun."""
         self._over.set()
         with self._lock:
             unused = [*self._queue]

@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_work(run).add_argument("--output", required=True, help="new folder of the outputs")
     add = run.add_argument_group("microbatches").add_argument
     add("--models-per-microbatch", type=int, default=DEFAULT_MODELS, help="the most models of a microbatch")
-    add("--rows-per-microbatch", type=int, help="rows; by default what all slots score in two minutes")
+    add("--rows-per-microbatch", type=int, help="rows; by default as many as all slots score in two minutes")
     add("--prefixes", type=int, default=1, help="folders with hashed names, for stores that limit requests per prefix")
     add("--model-seconds", type=float, help="the most seconds of a task that one model may take; no limit by default")
     add("--model-bytes", type=int, help="the most memory of a task that one model may take; no limit by default")

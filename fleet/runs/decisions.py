@@ -1,4 +1,4 @@
-"""The decisions of a fleet's run, without a database or a file: who may take what, what is left, and when to stop."""
+"""The decisions of a fleet's run, without a database or a file: claims, remaining work, and the time to stop."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass

@@ -69,4 +69,4 @@ def check_columns(declared: pa.Table, inputs: Sequence[str]) -> None:
     reads_target = np.array(
         [target in (known if own is None else own) for target, own in zip(targets, columns, strict=True)]
     )
-    models.refuse(reads_target, "a target among the columns", "a model must not see what it is to learn")
+    models.refuse(reads_target, "a target among the columns", "a model must not see its own target")

@@ -109,7 +109,7 @@ def train_fleet(
         experiment: MLflow experiment; by default ``name``.
         resume: Continue an unfinished run of the same call.
         spark: The session; by default the active one, or a local one.
-        verbose: Show what Spark and TensorFlow log.
+        verbose: Show the logs of Spark and TensorFlow.
 
     Raises:
         TableError: ``table`` is not a table, or has no keys.

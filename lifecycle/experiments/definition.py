@@ -238,8 +238,8 @@ def _check_weights(experiment: str, weights: Mapping[str, float]) -> None:
     for name, weight in weights.items():
         if not isinstance(name, str) or not name or name == HOLDOUT:
             raise ExperimentError(
-                f"experiment '{experiment}' has a variant {name!r}; use a text other than '{HOLDOUT}', which is what "
-                f"units without an experiment get"
+                f"experiment '{experiment}' has a variant {name!r}; use a text other than '{HOLDOUT}', the mark of "
+                f"units without an experiment"
             )
         if not _is_number(weight) or weight < 0:
             raise ExperimentError(f"variant '{name}' of experiment '{experiment}' weighs {weight!r}; use 0 or more")

@@ -120,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = commands.add_parser("run", help="run what is left of a date", allow_abbrev=False, epilog=parser.epilog)
+    run = commands.add_parser(
+        "run", help="run the remaining stages of a date", allow_abbrev=False, epilog=parser.epilog
+    )
     run.add_argument(
         "--settings", metavar="FILE", help="gates, slices and limits; by default the recipe's pipeline.yaml"
     )

@@ -111,7 +111,7 @@ class WeeklyPipeline:
                 _parity_problems,
                 "evaluate",
             ),
-            Stage("gate", "judge what was measured", self._gate, lambda facts: facts["failed"], FIRST_STAGE),
+            Stage("gate", "judge the measurements", self._gate, lambda facts: facts["failed"], FIRST_STAGE),
             Stage(
                 "deploy",
                 "fetch the registered version, score rows ahead of time",
@@ -121,7 +121,7 @@ class WeeklyPipeline:
             ),
             Stage("smoke", "ask the deployed version row by row", self._smoke, _smoke_problems),
             Stage("promote", "make the candidate the champion", self._promote),
-            Stage("notify", "send the result to those who want to know", self._notify),
+            Stage("notify", "send the result to the alert channels", self._notify),
         )
 
     def release(self) -> None:

@@ -128,7 +128,7 @@ def promote(
     killed half-way is completed by the same call.
 
     Args:
-        evidence: The validation, or what :meth:`Evidence.load` has read.
+        evidence: The validation, or the result of :meth:`Evidence.load`.
         registry: Where the versions are.
         why: The reason, for the audit trail.
         who: Name of the promoter; by default the user of this process.

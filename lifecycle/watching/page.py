@@ -147,10 +147,10 @@ def _quality(live: Sequence[LiveWindow], expected: ExpectedMetrics | None) -> Ma
         ]
         for one in live[-_SHOWN_WINDOWS:]
     ]
-    remark = "Scores joined with what came out."
+    remark = "Scores joined with outcomes."
     if expected is not None:
         rows.insert(0, ["expected", "", "", *(digits_or_dash(expected.metrics.get(name)) for name in metrics)])
-        remark = f"Scores joined with what came out; expected are the values of the validation of {expected.model}."
+        remark = f"Scores joined with outcomes; expected are the values of the validation of {expected.model}."
     figures = [
         card_html(figure_html(_figure(metric, live, expected), f"{metric} by window"))
         for metric in _drawn(live, expected)

@@ -209,7 +209,7 @@ def build_indexes(
         sample: float32 ``[queries, dim]``, representative queries. If given, an IVF index is built if there are
             enough candidates, and tuned on these queries for its recall.
         removed: int64 ``[any]``, ids that must never be found.
-        on_progress: Gets what is done, how much of it, and of how much; 0 where that cannot be counted.
+        on_progress: Gets the activity, the amount done and the total; 0 where that cannot be counted.
     """
     exact = ExactTopK(candidate_embeddings(model, partial(on_progress, "candidates embedded")), removed)
     candidates = len(exact.candidate_ids)

@@ -30,7 +30,7 @@ class LiteralFigure(Figure):
 
 
 def make_literal(figure: Figure) -> None:
-    """Let the figure draw all texts that it has as they are, whatever the style of the process."""
+    """Let the figure draw all its texts literally, in any style of the process."""
     # Exponents along a logarithmic axis are our only text that is meant as mathematics.
     logarithmic = (axis for axis in figure.findobj(Axis) if axis.get_scale() == "log")
     powers = {id(text) for axis in logarithmic for tick in axis.findobj(Tick) for text in tick.findobj(Text)}

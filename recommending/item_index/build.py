@@ -51,7 +51,7 @@ def build(
     Args:
         plan: The plan.
         verbose: Show the process's output.
-        on_progress: Gets what the process does.
+        on_progress: Gets the progress of the process.
 
     Raises:
         RefreshError: It failed; the message has the last line of the process's output.
@@ -76,7 +76,7 @@ def answered(
         plan: Its plan, with the ``threads`` of TensorFlow.
         failure: Begins the message of an error.
         verbose: Show the process's output.
-        on_progress: Gets what the process does.
+        on_progress: Gets the progress of the process.
 
     Raises:
         RefreshError: It failed; the message has the last line of the process's output.

@@ -49,7 +49,7 @@ class Ranking:
 
     @classmethod
     def of(cls, key: str, key_type: pa.DataType, columns: Iterable[str], items: pa.Table | None) -> "Ranking":
-        """Take what columns the items have from them, and the others from the list's row.
+        """Take columns from the items if they have them, and the others from the list's row.
 
         Args:
             key: Column of the candidates' tokens, also in ``items``.
@@ -108,7 +108,7 @@ class Ranking:
 
 
 def candidate_schema(key: str, inputs: Inputs | None, items: pa.Schema) -> pa.Schema:
-    """Return the columns that a ranking model gets from a candidate: its token, and what the items have of its columns.
+    """Return the columns that a ranking model gets from a candidate: its token, and those columns that the items have.
 
     Lists hold tokens as strings. A model that takes no strings gets them as int64, if it takes those.
 

@@ -143,7 +143,7 @@ def _outputs(found: Mapping[str, ModelDirectory], router: Router) -> dict[str, s
 
 
 def _check_vectors(found: Mapping[str, ModelDirectory], router: Router) -> None:
-    """Check that the models of blends have vectors, if these are what the blends go by."""
+    """Check that the models of blends have vectors, if the blends use vectors."""
     if router.fusion not in get_args(VectorFusion):
         return
     for blend, weights in router.blends.items():

@@ -150,7 +150,7 @@ class RoutedModel:
         return batch_size
 
     def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield rows and what was decided for them.
+        """Yield rows and the decisions on them.
 
         Raises:
             ColumnError: No model may or can answer for a row, or a column cannot be read.

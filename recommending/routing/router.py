@@ -86,7 +86,7 @@ class Route:
 
 @dataclass(frozen=True)
 class Cascade:
-    """Stages of one answer: a model finds candidates, another one ranks them, and rules re-rank what it ranked.
+    """Stages of one answer: a model finds candidates, another one ranks them, and rules re-rank its list.
 
     Attributes:
         retrieve: Name of the retrieval model, or of the blend of such models, that finds the candidates.

@@ -29,7 +29,7 @@ def preprocessed(hooks: Hooks, router: Router, rows: pa.RecordBatch) -> pa.Recor
     try:
         check_columns(router, made.schema)
     except raw_columns.ColumnError as error:
-        raise HookError(f"what {PREPROCESS} of {hooks.file.name} gives cannot be routed: {error}") from error
+        raise HookError(f"the output of {PREPROCESS} of {hooks.file.name} cannot be routed: {error}") from error
     return made
 
 

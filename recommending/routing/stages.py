@@ -1,4 +1,4 @@
-"""The stages of a cascade that follow the search: a model ranks the candidates, and rules re-rank what it ranked.
+"""The stages of a cascade that follow the search: a model ranks the candidates, and rules re-rank its list.
 
 They are those of :func:`.rank_candidates` and :func:`.rerank`, within a router. This module does not
 import Spark or TensorFlow.

@@ -46,7 +46,7 @@ _BACKENDS: Mapping[str, _Entry] = {
 
 
 def compared_libraries(name: str) -> tuple[str, ...]:
-    """Return the libraries whose minor versions change what models of a backend compute."""
+    """Return the libraries whose minor versions change the scores of a backend's models."""
     return _BACKENDS[name].compared
 
 

@@ -44,7 +44,7 @@ class PyfuncBackend:
     """An MLflow model, loaded in this process without a server or an environment of its own."""
 
     def __init__(self, folder: Path, *, threads: int | None = None) -> None:
-        """Load the model; imports MLflow and what the model needs.
+        """Load the model; imports MLflow and the model's packages.
 
         Args:
             folder: Folder of the file ``MLmodel``.
@@ -65,7 +65,7 @@ class PyfuncBackend:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 f"the MLflow model {folder.name} needs the module '{error.name}', which is not installed here; install "
-                f"what its requirements.txt lists in the Python of every executor",
+                f"the packages of its requirements.txt in the Python of every executor",
                 name=error.name,
             ) from error
         self.threads = thread_count(threads)
@@ -84,7 +84,7 @@ class PyfuncBackend:
         if absent:
             raise ModelOutputError(
                 f"the model's signature says that it gives {absent}, but it has given {sorted(arrays)}; log it with "
-                f"the signature of what it gives (infer_signature)"
+                f"the signature of its outputs (infer_signature)"
             )
         return {name: arrays[name] for name in outputs}
 
@@ -147,8 +147,8 @@ def mlflow_signature(folder: Path) -> Signature:
     signature = model.signature
     if "python_function" not in model.flavors:
         raise UnsupportedModelError(
-            f"the MLflow model in {folder} has the flavors {sorted(model.flavors)} but not python_function, which is "
-            f"what scores here; log it with the module of MLflow for its library"
+            f"the MLflow model in {folder} has the flavors {sorted(model.flavors)} but not python_function, which "
+            f"scoring needs; log it with the module of MLflow for its library"
         )
     if signature is None or signature.inputs is None or signature.outputs is None:
         raise UnsupportedModelError(

@@ -146,7 +146,7 @@ class _EncoderInput:
         one: One of them, for messages.
         type_name: Name of the column's values, for messages.
         types: Spark's types of such columns.
-        normalised: Returns the content of a column, null for what is missing.
+        normalised: Returns the content of a column, null for missing values.
         kept: Returns the column that an embedded column keeps, given the content and its key.
     """
 
@@ -179,7 +179,7 @@ class CachedEncoder:
     Attributes:
         location: Folder or file of the encoder, as the user wrote it.
         digest: Digest of its files.
-        settings: Its settings, which also say what it encodes.
+        settings: Its settings, which also name its input.
     """
 
     location: str | Path

@@ -79,7 +79,7 @@ def encoder_digest(location: str | Path) -> str:
 
 
 def encoder_libraries(folder: Path) -> tuple[str, ...]:
-    """Return the libraries whose minor versions change what the encoder in ``folder`` computes.
+    """Return the libraries whose minor versions change the vectors of the encoder in ``folder``.
 
     Raises:
         ScoringError: The folder has no model, or several.
@@ -92,7 +92,7 @@ def load_encoder(folder: Path, settings: Settings, *, threads: int | None = None
 
     Args:
         folder: As :func:`encoder_folder` yields it.
-        settings: Its settings, which say what it encodes.
+        settings: Its settings, which name its input.
         threads: Threads of the library, where they can be limited per model.
 
     Raises:

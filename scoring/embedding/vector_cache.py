@@ -1,7 +1,7 @@
 """The cache of vectors: Parquet files that appear whole, in a folder per encoder and one per first digit of a key.
 
 A file is never changed, and the key of a vector is the digest of its text or image. So any number of runs may write at
-the same time, a killed one leaves what it has finished, and readers need no lock. A vector that two runs have written
+the same time, a killed one leaves its finished vectors, and readers need no lock. A vector that two runs have written
 is read once.
 """
 

@@ -83,7 +83,7 @@ def _code_of(hooks: Sequence[str], backend: str, file: str, *, is_trusted: bool)
     code = [f"{', '.join(hooks)} of its {HOOKS_FILE}"] if hooks else []
     if is_trusted:
         held = "operations that read or write files" if backend == "saved_model" else "Lambda layers"
-        code.append(f"what its {file} holds, such as {held}")
+        code.append(f"parts of its {file}, such as {held}")
     if runs_code(backend):
         code.append("the modules and pickled objects of its MLflow model")
     return code

@@ -79,7 +79,7 @@ class Hooks:
 
     @contextmanager
     def failures(self, name: str) -> Iterator[None]:
-        """Raise ``HookError``, which names the function, for whatever its call in the block raises."""
+        """Raise ``HookError``, which names the function, for any error of its call in the block."""
         try:
             yield
         except Exception as error:  # a user's function may raise anything

@@ -153,6 +153,6 @@ def _trained_requirements(folder: Path) -> list[str]:
 
 
 def _packaged_requirements(folder: Path) -> list[str]:
-    """Return the packages that MLflow needs to load a packaged model: Mirrorspark, and what its scores depend on."""
+    """Return the packages that MLflow needs to load a packaged model: Mirrorspark, and those behind its scores."""
     compared = {name: of for name, of in exported_with(folder).compared.items() if name != PYTHON}
     return [f"{package}=={found}" for package, found in ({"mirrorspark": version("mirrorspark")} | compared).items()]

@@ -14,7 +14,7 @@ _DIGEST_DIGITS = 12
 
 
 class ModelNotFoundError(ValueError):
-    """Raised when a URI does not lead to a model; the message names the missing part and what exists."""
+    """Raised when a URI does not lead to a model; the message names the missing and the existing parts."""
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         help="label of the version, as the alias of --model; repeatable",
     )
     add("--warm-up", metavar="FILES", help="Parquet files with rows to warm up with; by default a made-up row")
-    add("--served-from", help="what the server calls the folder, such as /models in a container")
+    add("--served-from", help="the folder's path on the server, such as /models in a container")
     add = parser.add_argument_group("others").add_argument
-    add("--name", help="what requests call the model; by default its registered name")
+    add("--name", help="name of the model in requests; by default its registered name")
     add("--warm-up-rows", type=int, default=100, help="rows to warm up with, at most 1000 (default %(default)s)")
     add(
         "--format",

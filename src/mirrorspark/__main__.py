@@ -14,7 +14,7 @@ _HELP = ("-h", "--help")
 
 @dataclass(frozen=True)
 class Command:
-    """A command: the module whose ``main`` it calls, and one line on what it does."""
+    """A command: the module whose ``main`` it calls, and a description of one line."""
 
     module: str
     summary: str

@@ -427,7 +427,7 @@ class WriteJob:
         deadline = timing.clock() + timing.stale_seconds
         while is_claimed(self.staging) and is_open(self.staging) and timing.clock() < deadline:
             timing.sleep(timing.heartbeat_seconds)
-        # To take a write back is to delete what it added, and only then the folder is closed.
+        # Taking a write back deletes the files that it added; only then is the folder closed.
         return (
             not is_open(self.staging)
             and bool(journal.added)

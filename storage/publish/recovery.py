@@ -35,8 +35,8 @@ def recover(
 ) -> None:
     """Finish or take back the writes to ``target`` whose owner is dead, on this host or another.
 
-    A committed publish is finished. Any other write is taken back. Writes with a living owner are left alone, and so is
-    what another user has left: whoever may create files in a shared folder must not keep others from writing.
+    A committed publish is finished. Any other write is taken back. Writes with a living owner are left alone, and so
+    are those of another user: a user who may create files in a shared folder must not keep others from writing.
 
     Args:
         target: Target folder of the writes.

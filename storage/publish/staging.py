@@ -113,7 +113,7 @@ def open_write(staging: StoragePath) -> None:
 
 
 def close_write(staging: StoragePath) -> None:
-    """Make everything in a staging folder void, whoever writes to it later."""
+    """Make everything in a staging folder void, even if a process writes to it later."""
     if not staging.is_local:
         (staging / OPEN_FILE).delete()
 

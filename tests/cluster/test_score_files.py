@@ -328,7 +328,7 @@ def test_unsuitable_input_is_refused_before_a_task_starts(
             tmp_path / "text.parquet",
             {"keys": "flight_id"},
             ParquetError,
-            "is not a Parquet file: .*; leave it out, or say what the files are: input_format='csv'",
+            "is not a Parquet file: .*; leave it out, or name their format, for example input_format='csv'",
         ),
         (tmp_path / "mixed", {"keys": "flight_id"}, ScoringError, "column 'distance' has types that Spark does not"),
         (

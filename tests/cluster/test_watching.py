@@ -1,4 +1,4 @@
-"""Watching on Spark: windows of a table and of a stream, and scores joined with what came out (L2, L11)."""
+"""Watching on Spark: windows of a table and of a stream, and scores joined with outcomes (L2, L11)."""
 
 import re
 from datetime import UTC, datetime, timedelta

@@ -53,7 +53,7 @@ PATTERNS = (
 
 ANYWHERE = re.compile("|".join(pattern.expression for pattern in PATTERNS if not pattern.in_openings), re.IGNORECASE)
 
-PAGES = [*sorted(REPOSITORY.glob("*.md")), *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = sorted(path for pages in ("*.md", "*/README.md", "docs/*.md") for path in REPOSITORY.glob(pages))
 # A page made from docstrings, and the one that lists words to avoid.
 LEFT_OUT = ("api.md", "glossary.md")
 FOLDERS = sorted(
@@ -108,9 +108,13 @@ def shown(place: str, line: int, words: str, pattern: Pattern) -> str:
     return f"{place}:{line}: {words!r}; better: {pattern.better}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in LEFT_OUT], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.name not in LEFT_OUT], ids=lambda page: str(page.relative_to(REPOSITORY))
+)
 def test_pages_are_in_plain_english(page: Path) -> None:
-    found = [shown(page.name, *hit) for hit in hits(prose_of_page(page.read_text(encoding="utf-8")))]
+    found = [
+        shown(str(page.relative_to(REPOSITORY)), *hit) for hit in hits(prose_of_page(page.read_text(encoding="utf-8")))
+    ]
     assert found == [], "\n".join(found)
 
 

@@ -28,7 +28,7 @@ StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
 
 
 class ConfigError(ValueError):
-    """A run's configuration is invalid; the message says what to change."""
+    """A run's configuration is invalid; the message names the change to make."""
 
 
 def likely_meant(unknown: Iterable[str], known: Sequence[str], otherwise: str) -> str:
@@ -71,7 +71,7 @@ class ResultSettings:
     price_per_core_hour: Annotated[
         float | None, Ge(0), doc("Price of a core for an hour, in any currency, for the cost in report and summary")
     ] = None
-    verbose: Annotated[bool, doc("Show what Spark and TensorFlow log, and whole stack traces")] = False
+    verbose: Annotated[bool, doc("Show the logs of Spark and TensorFlow, and whole stack traces")] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,13 +64,13 @@ def check_workers(config: "TrainingConfig") -> None:
         )
         require(
             share // config.accumulate % max(1, config.gpus_per_worker) == 0,
-            f"what a worker computes at once, {share // config.accumulate} rows with {size} workers, does not divide "
+            f"{share // config.accumulate} rows, which a worker of {size} computes at once, do not divide "
             f"among {config.gpus_per_worker} GPUs; use another global_batch_size",
         )
 
 
 def check_strategy(config: "TrainingConfig") -> None:
-    """Check the strategy against what it can do: local updates, parameter servers, GPUs and precisions."""
+    """Check the strategy against its abilities: local updates, parameter servers, GPUs and precisions."""
     require(
         config.strategy_name == "ring" or config.local_steps == 1,
         "local_steps above 1 need the strategy ring, which trains on CPUs; use local_steps 1",

@@ -24,7 +24,7 @@ def on_stop_signals(request_stop: Callable[[str], None], stop_now: Callable[[], 
     on a signal ends the process at once.
 
     Outside the main thread Python has no signal handlers, and this does nothing: the owner of the main thread, a
-    notebook's kernel for example, decides what Ctrl-C does.
+    notebook's kernel for example, decides the effect of Ctrl-C.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

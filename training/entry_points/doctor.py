@@ -31,7 +31,7 @@ class Examination:
         checkpoints: Another folder or store that they share, for checkpoints.
         tracking_uri: MLflow server or store; None for the default one under ``output``.
         gpus_per_worker: GPUs of every worker.
-        verbose: Show what Spark logs.
+        verbose: Show Spark's logs.
     """
 
     workers: int
@@ -169,7 +169,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoints", metavar="URI", help="another folder or store that all nodes must share")
     parser.add_argument("--tracking-uri", metavar="URI", help="MLflow server or store; by default under the output")
     parser.add_argument("--json", metavar="FILE", help="write the answers as JSON, too")
-    parser.add_argument("--verbose", action="store_true", help="show what Spark logs")
+    parser.add_argument("--verbose", action="store_true", help="show Spark's logs")
     return parser
 
 

@@ -125,7 +125,7 @@ def fit(
 
 
 def _check_arguments(table: Any, label: Any, model: Any, callbacks: Sequence[Any], settings: Mapping[str, Any]) -> None:
-    """Check what can be checked before a session is started."""
+    """Check the arguments that need no session."""
     if isinstance(table, Dataset) or (isinstance(table, str | Path) and Path(table, MANIFEST_FILE).is_file()):
         path = table.path if isinstance(table, Dataset) else table
         raise any_table.TableError(

@@ -219,7 +219,7 @@ def run_train_fn(
     spark: SparkSession | None = None,
     verbose: bool = False,
 ) -> Launched:
-    """Do what ``MirroredStrategyRunner(num_slots=workers).run(train_fn, **kwargs)`` does, under supervision.
+    """Run ``train_fn`` as ``MirroredStrategyRunner(num_slots=workers).run(train_fn, **kwargs)`` does, supervised.
 
     When a worker is lost or hangs, it starts again, from the checkpoints that it keeps in ``MIRRORSPARK_CHECKPOINTS``.
     A model of tf-keras that it returns, on every rank, becomes a version of ``registered_model``.
@@ -247,7 +247,7 @@ def run_train_fn(
         model_columns: Columns of a returned model that takes one array, as in :func:`scoring.package_model`.
         allow_open_servers: Allow ``multi_worker_mirrored`` outside one machine, with servers that any caller may use.
         spark: The session; by default the active one, or a local one with a slot per worker.
-        verbose: Show what Spark and TensorFlow log.
+        verbose: Show the logs of Spark and TensorFlow.
 
     Raises:
         ValueError: An option has an invalid value, or (a TrainFnError) the function cannot be pickled.

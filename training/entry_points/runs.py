@@ -133,7 +133,9 @@ def _replay(flags: argparse.Namespace) -> int:
         return report(file, flags.tracking_uri)
     run = run_history.find(Path(flags.output), flags.run)
     if run_state.watch_driver(run.path, run.state) in ("alive", "unknown"):
-        return _refuse(f"run {run.name} is under way on {run.state.host}, and its driver sends what MLflow lacks")
+        return _refuse(
+            f"run {run.name} is under way on {run.state.host}, and its driver sends MLflow the missing records"
+        )
     return report(run.path / EVENTS_FILE, flags.tracking_uri)
 
 
@@ -351,7 +353,7 @@ def _build_parser() -> argparse.ArgumentParser:
         ("list", _list, [as_json], "all runs, newest first"),
         ("compare", _compare, [as_json], "metrics and settings of several runs side by side"),
         ("resume", _resume, [shared], "go on with a run that did not finish"),
-        ("replay", _replay, [shared], "send MLflow what it lacks of a run that has ended"),
+        ("replay", _replay, [shared], "send MLflow the missing records of a run that has ended"),
         ("diff", _diff, [as_json], "the settings in which two runs differ"),
     ):
         sub = commands.add_parser(name, parents=parents, allow_abbrev=False, help=text, epilog=parser.epilog)

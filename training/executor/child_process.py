@@ -24,11 +24,11 @@ from mirrorspark.storage import out_of_memory, without_credentials
 
 EXIT_ABANDONED = 3
 
-_MORE_MEMORY = "stop what else runs on this machine, or use one with more memory; then the same command goes on"
+_MORE_MEMORY = "stop other programs on this machine, or use one with more memory; then the same command goes on"
 
 
 class OnProgress(Protocol):
-    """Gets what a process does, in words, and how much of how much is done; the total is 0 if nothing is counted."""
+    """Gets a process's activity in words, the amount done and the total, which is 0 if nothing is counted."""
 
     def __call__(self, doing: str, done: int = 0, total: int = 0, /) -> None:
         """Take a report."""

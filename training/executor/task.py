@@ -161,7 +161,7 @@ def run_program(program: Callable[[Any], list[Any]], task: WorkerTask, partition
 
 @contextlib.contextmanager
 def _environment_kept() -> Iterator[None]:
-    """Restore after the block what the runner sets in Spark's Python worker, which Spark uses again.
+    """After the block, restore the variables that the runner sets in Spark's Python worker, which Spark uses again.
 
     The runner takes a task's GPUs for indices into a ``CUDA_VISIBLE_DEVICES`` that is there: the one of an earlier
     attempt has too few, or hides them all. And scores would be computed on the GPUs of a training that has ended.

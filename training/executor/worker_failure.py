@@ -141,7 +141,7 @@ _RECURRING = (
     NotADirectoryError,
     PermissionError,
 )
-# TensorFlow's other errors name what is wrong with the operation, its inputs or its files.
+# TensorFlow's other errors name the fault of the operation, its inputs or its files.
 _UNKNOWN_TENSORFLOW_CLASSES = ("DataLossError", "InternalError", "ResourceExhaustedError", "UnknownError")
 
 # Folders of code that is not the user's own: installed packages, and this one, whose parts are links in a clone.
@@ -160,7 +160,7 @@ def _cause(error: BaseException, phase: Phase) -> str:
 
 
 def _is_known_to_recur(error: BaseException) -> bool:
-    """Return True if the user's own code raised the error, or its class shows what is wrong with code or data."""
+    """Return True if the user's own code raised the error, or its class shows a fault of code or data."""
     if _is_from_tensorflow(error):
         # An exception of a Python function within the graph arrives with its traceback.
         is_python = "Traceback (most recent call last)" in str(error)

@@ -18,7 +18,7 @@ from mirrorspark.training.run_records.live import LiveView, add_findings
 
 
 class SessionSettings(Protocol):
-    """The fields of a configuration that decide its session, and what that must have."""
+    """The fields of a configuration that decide its session, and its required abilities."""
 
     @property
     def slots(self) -> int:

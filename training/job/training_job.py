@@ -188,7 +188,7 @@ class TrainingJob:
 
     @property
     def _fitted(self) -> Path | None:
-        """The file of what a classical recommender has learnt; None before it was fitted."""
+        """The file of a fitted classical recommender; None before the fit."""
         return next(iter(sorted(self.folder.fitted.glob("*.npz"))), None)
 
     def request_stop(self, reason: str) -> None:

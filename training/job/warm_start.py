@@ -117,7 +117,7 @@ def resolve_warm_start(
         return WarmStart(source["uri"], source["digest"], target)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(
-            f"{file}, which says what the run began from, cannot be read ({error}); {_PUT_IT_BACK}"
+            f"{file}, the record of the run's initial model, cannot be read ({error}); {_PUT_IT_BACK}"
         ) from error
 
 

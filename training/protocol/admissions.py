@@ -17,7 +17,7 @@ from mirrorspark.training.protocol.handshake import RefusalLog, TokenMismatchErr
 
 Admitted = TypeVar("Admitted")
 
-# Another connection, or another process, may free what is used up.
+# Another connection, or another process, may free the resource.
 _PAUSE_SECONDS = 0.2
 _CLOSE_SECONDS = 5.0
 
@@ -47,7 +47,7 @@ class Admissions(Generic[Admitted]):
             serve: Serves one connection.
             what: The purpose of the connections, such as "a registration", for the log of refused clients.
             most_unproven: Number of unauthenticated clients above which the oldest is disconnected.
-            discard: Closes what :meth:`next` has not returned by the end.
+            discard: Closes the results that :meth:`next` has not returned by the end.
         """
         self.port = int(listener.getsockname()[1])
         self._listener = listener

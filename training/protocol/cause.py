@@ -55,7 +55,7 @@ class RankError:
 
     @property
     def is_in_code(self) -> bool:
-        """True if the traceback is what locates the failure: the user's code raised it, or a library on its behalf."""
+        """True if the traceback locates the failure: the user's code raised it, or a library on its behalf."""
         return self.cause in ("user", "unknown")
 
     @property

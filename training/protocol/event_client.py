@@ -94,7 +94,7 @@ class EventClient:
             logger.warning("the driver at %s does not read events; some are dropped", self._address)
 
     def close(self, timeout_seconds: float = 5.0) -> None:
-        """Send what is queued and wait until the driver has it, for at most ``timeout_seconds``."""
+        """Send the queued events and wait until the driver has them, for at most ``timeout_seconds``."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

@@ -97,7 +97,7 @@ def calibrate(
     """Return the architecture with calibrated predictions, and keep the calibration in the model's ``folder``.
 
     A calibration that does not lower the log loss of the validation rows is dropped: the architecture is returned as it
-    is, and the folder gets the kind and what was measured. This goes for centroids, too. They are made for ranks, but
+    is, and the folder gets the kind and the measurements. This goes for centroids, too. They are made for ranks, but
     their weights are those of least log loss, and the results are probabilities.
 
     Args:
@@ -106,7 +106,7 @@ def calibrate(
         dataset: Its dataset.
         kind: ``temperature``, ``isotonic`` or ``centroids``.
         folder: The model's folder.
-        on_progress: Gets what is read, the rows so far, and the number of all.
+        on_progress: Gets the kind of rows that are read, the rows so far, and the number of all.
 
     Raises:
         CalibrationError: The validation rows that count have one class only.

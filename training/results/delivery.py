@@ -72,7 +72,7 @@ class Trained:
         seconds: Seconds per stage, with the start and the time between stages; empty until :func:`keep_report`.
         cost: Core-seconds per stage, and money where the price of a core is known; likewise.
         chosen: Why this one was registered, in words, where ``register`` is ``better``.
-        calibration: The calibration and what it changed, in words, where there is one.
+        calibration: The calibration and its effect, in words, where there is one.
         run_page: Address of the run in MLflow's pages; None for a store that serves none.
         explanation: The features' influence on the predictions, measured on some test rows; None if it was switched off
             or the model cannot be explained quickly.
@@ -248,8 +248,7 @@ def recall_delivery(folder: RunFolder, store: str) -> Trained:
         )
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise ResultLostError(
-            f"run {folder.path.name} has finished, but what it delivered cannot be read ({error}); resume=False trains "
-            f"anew"
+            f"run {folder.path.name} has finished, but its results cannot be read ({error}); resume=False trains anew"
         ) from error
 
 
@@ -401,7 +400,7 @@ def _recommended(job: TrainingJob, on_progress: OnProgress) -> dict[str, np.ndar
 
 def _log_verdict(job: TrainingJob, verdict: evaluate_run.BaselineComparison, model_uri: str) -> None:
     values = {f"{split}_{name}": value for split, of in verdict.metrics.items() for name, value in of.items()}
-    # Where gradient boosting is registered, the network is what it was compared with.
+    # Where gradient boosting is registered, it was compared with the network.
     for place, entry in enumerate(each_baseline(verdict.baseline)):
         # The first one's metrics have the same names whatever it is, so that runs can be compared by them.
         other = NETWORK if entry["name"] == NETWORK else "baseline" if place == 0 else entry["name"]

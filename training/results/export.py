@@ -47,7 +47,7 @@ from mirrorspark.storage import atomic_file, clean, one_line
 from mirrorspark.training.executor import OnProgress, Tail, child_process
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced
 
-# Tags of a registered version: the checkpoint of the run's best epoch, and what was registered after it.
+# Tags of a registered version: the checkpoint of the run's best epoch, and the parts that were registered after it.
 CHECKPOINT_TAG = "checkpoint"
 ARCHITECTURE_TAG = "architecture"
 
@@ -121,7 +121,7 @@ class ExportPlan:
     @property
     def identity(self) -> dict[str, Any]:
         """The part of the plan that two exports with the same result share."""
-        # It is written to a file, which must have neither a server's password nor what a notebook's function holds.
+        # It is written to a file, which must have neither a server's password nor the values of a notebook's function.
         options = own_model.without_code({"name": self.model, **self.model_options})
         document = clean(dataclasses.asdict(self) | {"model_options": options})
         return {name: value for name, value in document.items() if name != "threads"}
@@ -171,7 +171,7 @@ class ExportProcess:
 
         Args:
             plan: The plan of the export.
-            on_progress: Gets what the export does.
+            on_progress: Gets the progress of the export.
 
         Raises:
             ExportFailedError: The export failed; the message has the last line of its output.
@@ -202,7 +202,7 @@ def export_once(
         kept: File with the result of the earlier export.
         verbose: Show the process's output.
         process: The export process, if it has been started; the caller ends it.
-        on_progress: Gets what the export does.
+        on_progress: Gets the progress of the export.
 
     Raises:
         ExportFailedError: The export failed; the message has the last line of its output.
@@ -244,7 +244,7 @@ def export(
     """Run the export in ``process``, or in a new one.
 
     Raises:
-        ExportFailedError: With the last line of what the process said.
+        ExportFailedError: With the last line of the process's output.
     """
     if process is not None and process.is_alive:
         return process.export(plan, on_progress)

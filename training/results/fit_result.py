@@ -138,7 +138,7 @@ class FitResult:
         return RunComparison.of(names, (self.table["test"], other.table["test"]), paired_differences(*tested))
 
     def explain(self, *, rows: int = SAMPLE_ROWS, repeats: int = REPEATS, seed: int = 1) -> Explanation:
-        """Measure what the predictions depend on, and add it to the report.
+        """Measure the importance of the features, and add it to the report.
 
         The test rows are scored in this process, once per feature and repetition.
 

@@ -157,7 +157,7 @@ def require_unfinished(config: RunIdentity, dataset: "Dataset | None") -> None:
 
 
 def _decisive(config: RunIdentity, dataset_hash: str) -> tuple[RunFolder, RunState] | None:
-    """Return the newest run, finished or to be continued, which decides what is left to do; None if there is no run.
+    """Return the newest run, finished or to be continued, which decides the remaining work; None if there is no run.
 
     Raises:
         RunUnderWayError: Another driver is running a run that is newer than every finished one.

@@ -121,7 +121,7 @@ class SparkEngine:
         return summary
 
     def _trial(self, plan: TrialPlan) -> PreparedRun:
-        """Return a trial's run: a child of the sweep's in MLflow, next to it, whatever else is active."""
+        """Return a trial's run: a child of the sweep's in MLflow, next to it, even if another run is active."""
         prepared = self._of_trials
         config = replace(plan.config, mlflow_run="new", experiment=prepared.tracking.experiment)
         return replace(prepared, config=config)

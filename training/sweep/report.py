@@ -76,7 +76,7 @@ class SweepSummary:
         lines = trial_table(self.trials, self.mode, self.monitor)
         if self.importances:
             rows = [[setting, f"{share:.0%}"] for setting, share in self.importances.items()]
-            lines += ["", *table([["what mattered", ""], *rows], right={1})]
+            lines += ["", *table([["importance", ""], *rows], right={1})]
         if self.best is not None:
             lines += ["", self._best_in_words()]
         if self.delivered.get("metrics"):

@@ -372,7 +372,7 @@ def plan_for_hours(
 
 
 def _why_too_long(shortest: FleetPlan, hours: float, models_per_microbatch: int | None) -> str:
-    """Return why no number of cores is enough, the group that takes longest, and what would help."""
+    """Return the reason why no number of cores is enough, the group that takes longest, and advice."""
     workload, starts = shortest.workload, shortest.start_hours + shortest.waiting_hours
     text = f"no number of cores takes {hours:g} hours or less: with {shortest.cores:,} cores it is {shortest.hours:.3g}"
     remedy = "allow more hours, or write the input with smaller row groups"

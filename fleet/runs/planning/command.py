@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
     add("--rows", type=int, help="rows of the table; by default those of the input")
     add("--models", type=int, help="models of the fleet; by default those of --fleet")
     add = parser.add_argument_group("the run").add_argument
-    add("--models-per-microbatch", type=int, help="by default what the plan says")
+    add("--models-per-microbatch", type=int, help="by default the number of the plan")
     add("--prefixes", type=int, default=1, help="folders with hashed names in the output")
     add("--price-per-core-hour", type=float, help="in any currency")
     add("--executor-cores", type=int, default=4, help="cores of an executor, for its memory")
@@ -48,7 +48,7 @@ def add_parser(commands: Any) -> None:
 
 
 def add_work(parser: argparse.ArgumentParser) -> Any:
-    """Add the flags for what is scored, and return their group."""
+    """Add the flags for the scored rows, and return their group."""
     group = parser.add_argument_group("most used")
     add = group.add_argument
     add("--fleet", required=True, help="folder of a saved fleet, models:/name/version, or a file of coefficients")

@@ -254,7 +254,7 @@ class ExperimentSplit:
         """Return the file as it is now, or None if it is as before.
 
         Raises:
-            TrafficError: It asks for what needs a new start; it makes no sense.
+            TrafficError: It asks for a change that needs a new start, or makes no sense.
             ExperimentError: The experiment is invalid.
             OSError: It cannot be read.
         """
@@ -285,7 +285,7 @@ def read_split(path: Path) -> DeclaredSplit:
 
 
 class ExposureLog:
-    """A file with a line of JSON for each answer; rotated by whoever moves it away."""
+    """A file with a line of JSON for each answer; moving it away rotates it."""
 
     def __init__(self, path: Path) -> None:
         """Open the file, at its end.

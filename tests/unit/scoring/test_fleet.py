@@ -261,7 +261,7 @@ def of_models(**values: Any) -> Callable[[], Fleet]:
         (of_models(link=["identity", "logistic"]), r"unknown link 'logistic' in 1 model \('A'\).*has the link logit"),
         (of_models(threshold=[1.0, 1.5]), r"threshold is not a value that the score can have in 1 model \('A'\)"),
         (of_models(cut_points=[None, [0.5, 0.25]]), "cut-points do not ascend"),
-        (of_models(cut_points=[[1.0, 2.0], [0.5, 2.0]]), r"no values that the score can have in 1 model \('A'\)"),
+        (of_models(cut_points=[[1.0, 2.0], [0.5, 2.0]]), r"not values that the score can have in 1 model \('A'\)"),
         (of_models(intercept=[0.0, 1.0]), "several intercepts are given for 'A'"),
         (of_models(intercept=[np.inf, None]), "an intercept is not a finite number in 1 model"),
         (of_models(model=["A", "C"]), "lacks 'B', which has coefficients"),

@@ -325,7 +325,7 @@ THIRDS = pd.cut(FULL["a"], 3, labels=False)
             lambda: make_pipeline(StandardScaler(), DecisionTreeRegressor(max_depth=1)).fit(FULL, THIRDS),
             "a StandardScaler before its trees",
         ),
-        (fleet_from_sklearn, DecisionTreeRegressor, "no fitted estimator"),
+        (fleet_from_sklearn, DecisionTreeRegressor, "not a fitted estimator"),
         (fleet_from_sklearn, lambda: IsolationForest(n_estimators=2).fit(FULL), "no trees that a fleet knows"),
         (
             fleet_from_sklearn,

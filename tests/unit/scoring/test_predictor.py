@@ -199,7 +199,7 @@ def of_a_stranger(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> P
     [
         ("hooks", "your rights: postprocess of its hooks.py; if you trust who made it, give trust=True"),
         ("MLflow model", "the modules and pickled objects of its MLflow model; if"),
-        ("trusted file", "what its linear.json holds, such as Lambda layers; if"),
+        ("trusted file", "parts of its linear.json, such as Lambda layers; if"),
         ("router", r"model 'own' in router/\w+ brings Python code, .*: postprocess of its hooks.py; if"),
     ],
 )

@@ -94,7 +94,7 @@ def test_reports_on_the_way_are_told_and_the_last_line_is_the_answer() -> None:
         ("raise OSError('the disk is full')", "OSError: the disk is full"),
         ("sys.exit(5)", "status 5"),
         ("print('a warning', file=sys.stderr); os.abort()", "killed by signal SIGABRT (a warning)"),
-        ("raise MemoryError", "MemoryError: memory has run out; stop what else runs on this machine, or use"),
+        ("raise MemoryError", "MemoryError: memory has run out; stop other programs on this machine, or use"),
         # The last line of a process that the kernel kills is some warning, and no reason.
         ("print('a warning', file=sys.stderr); os.kill(os.getpid(), 9)", "killed by signal SIGKILL: memory has run"),
         (

@@ -143,7 +143,7 @@ def test_a_saved_configuration_does_not_hold_the_password_of_the_tracking_server
         ({"accumulate": 5}, "2048 rows with 1 workers, does not divide into 5 parts"),
         (
             {"accumulate": 2, "gpus_per_worker": 3},
-            "what a worker computes at once, 1024 rows with 1 workers, does not divide among 3 GPUs",
+            "1024 rows, which a worker of 1 computes at once, do not divide among 3 GPUs",
         ),
         (
             {"accumulate": 2, "precision": "mixed_float16"},

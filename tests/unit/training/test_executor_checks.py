@@ -104,7 +104,7 @@ def test_an_executor_that_differs_from_the_driver_is_told(changes: dict[str, Any
 def test_an_executor_that_does_not_share_the_output_is_told() -> None:
     check = judged([answer(0), answer(1, stores=(StoreResult(False),))])["shared output"]
     assert check.detail == (
-        "worker 1 (10.0.0.5) does not see what the driver writes into /shared/output; use storage that all nodes share "
+        "worker 1 (10.0.0.5) does not see the driver's files in /shared/output; use storage that all nodes share "
         "as --output"
     )
     assert not check.passed
@@ -112,7 +112,7 @@ def test_an_executor_that_does_not_share_the_output_is_told() -> None:
 
 def test_an_executor_whose_files_the_driver_does_not_see_is_told() -> None:
     check = judged([answer(0), answer(1)], unseen=frozenset({(1, "--output")}))["shared output"]
-    assert check.detail.startswith("the driver does not see what worker 1 (10.0.0.5) writes into /shared/output")
+    assert check.detail.startswith("the driver does not see the files of worker 1 (10.0.0.5) in /shared/output")
 
 
 def test_an_executor_that_may_not_write_is_told() -> None:
@@ -258,7 +258,7 @@ def test_files_of_the_tasks_are_looked_for_and_nothing_is_left_behind(
         stores[0].stores[0].write("0")
 
     checks = checked(FakeSpark([answer(0), answer(1)], write), tmp_path)
-    assert checks["shared output"].detail.startswith("the driver does not see what worker 1")
+    assert checks["shared output"].detail.startswith("the driver does not see the files of worker 1")
     assert list(tmp_path.iterdir()) == []
 
 

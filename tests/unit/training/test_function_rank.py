@@ -385,7 +385,7 @@ def test_a_return_value_that_cannot_travel_does_not_fail_the_training() -> None:
     with pytest.raises(KeyError):
         rank.run()
     assert rank.answer["epochs"] == 0
-    assert rank.answer["refused"].startswith("what the function returned (lock) cannot be pickled")
+    assert rank.answer["refused"].startswith("the function's result (lock) cannot be pickled")
 
 
 def test_faults_are_none_unless_asked_for_and_strike_who_they_are_for(caplog: pytest.LogCaptureFixture) -> None:

@@ -191,7 +191,7 @@ def test_other_outcomes_pass_as_they_are() -> None:
 
 
 def test_a_value_that_could_not_come_back_is_told_when_all_is_done() -> None:
-    refused = {"epochs": 1, "refused": "what the function returned (Lock) cannot be pickled"}
+    refused = {"epochs": 1, "refused": "the function's result (Lock) cannot be pickled"}
     launcher, _ = launched({"outcome": "finished"} | refused)
-    with pytest.raises(ReturnValueError, match=r"train is finished, but what the function returned \(Lock\)"):
+    with pytest.raises(ReturnValueError, match=r"train is finished, but the function's result \(Lock\)"):
         launcher.returned("train")

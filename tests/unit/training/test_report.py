@@ -118,7 +118,7 @@ def test_a_difference_within_its_interval_is_none_and_any_other_is_told_with_its
         "The model and gradient boosting do not differ beyond the noise on the test rows: AUC (0.75 against 0.7; "
     )
     page = report_page(ReportFacts("late 3", {"test": MODEL}, baseline | {"resampled": "values of user"}, {}, {}))
-    assert "moves when other values of user are drawn, each with all of its test rows." in page
+    assert "Change of the difference when other values of user are drawn, each with all of its test rows." in page
     table = comparison_table({"test": MODEL}, baseline)
     assert list(table["the model is"]) == ["better", "no difference beyond the noise", "better"]
     assert comparison_table({"test": MODEL}, {}).empty
@@ -137,7 +137,7 @@ def test_each_of_several_baselines_has_its_column_sentence_and_differences() -> 
     page = report_page(ReportFacts("movies 1", {"test": {"auc": 0.75}}, baseline, {}, {}))
     titles = [f"Model minus {name}, with its 95% interval" for name in ("popularity", "item knn")]
     assert [page.count(title) for title in titles] == [1, 1]
-    assert page.count("How far the difference moves") == 1
+    assert page.count("Change of the difference when") == 1
 
 
 def test_the_cost_is_seconds_times_the_cores_that_a_stage_holds() -> None:

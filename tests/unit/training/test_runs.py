@@ -314,7 +314,7 @@ def test_the_driver_of_a_running_run_sends_missing_metrics_itself(
     me = psutil.Process()
     run = new_run("running", state={"process": me.pid, "process_started": me.create_time()})
     assert main(output(tmp_path, "replay", run.path.name)) == EXIT_USAGE
-    assert "its driver sends what MLflow lacks" in capsys.readouterr().err
+    assert "its driver sends MLflow the missing records" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -304,7 +304,7 @@ def test_a_copy_of_which_nobody_knows_what_it_is_is_a_usage_error(
         file.unlink()
     else:
         file.write_text(text)
-    expected = r"source\.json, which says what the run began from, cannot be read \(.+\); put it back, or begin anew"
+    expected = r"source\.json, the record of the run's initial model, cannot be read \(.+\); put it back, or begin anew"
     with pytest.raises(ConfigError, match=expected):
         resolve_warm_start(config, mlflow_store, folder.warm_start)
 

@@ -197,13 +197,13 @@ def _check_shared_store(found: Findings, position: int, option: str) -> Check:
         if not theirs.reads_driver:
             return failure(
                 name,
-                f"{_worker(answer)} does not see what the driver writes into {folder}; use storage that all nodes "
+                f"{_worker(answer)} does not see the driver's files in {folder}; use storage that all nodes "
                 f"share as {option}",
             )
         if (answer.rank, option) in found.unseen:
             return failure(
                 name,
-                f"the driver does not see what {_worker(answer)} writes into {folder}; use storage that all nodes "
+                f"the driver does not see the files of {_worker(answer)} in {folder}; use storage that all nodes "
                 f"share as {option}",
             )
     return Check(name, True, f"written and read by the driver and all {len(found.answers)} workers: {folder}")
@@ -344,7 +344,7 @@ def _check_driver_file(option: str, store: Store) -> Check | None:
     def ask() -> str | None:
         try:
             store.write("driver")
-            return None if store.can_read("driver") else "what was written cannot be read again"
+            return None if store.can_read("driver") else "the written file cannot be read again"
         except (OSError, StorageError, pa.ArrowException) as error:
             return store_problem(error)
 

@@ -1,4 +1,4 @@
-"""The preflight checks: within seconds they say if a run can start and, if not, what to do."""
+"""The preflight checks: within seconds they report if a run can start, with advice if not."""
 
 import http.client
 import importlib.util

@@ -49,7 +49,7 @@ def reading_from_store(checkpoint: str) -> Iterator[None]:
     except OSError as error:
         raise StoreUnreachableError(
             f"checkpoint {checkpoint} cannot be read here ({error}); every worker has to reach its store, and to have "
-            f"room for a copy of what is not on a disk"
+            f"room for a copy of remote files"
         ) from error
 
 

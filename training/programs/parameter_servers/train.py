@@ -313,7 +313,7 @@ def distribute_evaluation(
                 callbacks.on_test_batch_end(end - 1)
             schedule_limit.drain()
             coordinator.join()
-            # Another worker counted again what a lost worker had counted.
+            # Another worker has repeated the counts of a lost worker.
             is_whole = connections.lost == lost_before
         logs = {name: value.numpy() for name, value in model.get_metrics_result().items()}
         callbacks.on_test_end(logs)

@@ -1,4 +1,4 @@
-"""Fitting of classical recommenders, and scores from what they have learnt, in NumPy and SciPy."""
+"""Fitting of classical recommenders, and scores of fitted ones, in NumPy and SciPy."""
 
 import hashlib
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def fit(
 
 
 def scores_of(name: str, settings: Any, arrays: classical.Arrays) -> Scores:
-    """Return the scores of a recommender by what :func:`fit` returned."""
+    """Return the scores of a recommender by the result of :func:`fit`."""
     if name == "popularity":
         counts = arrays["counts"]
         return lambda histories: np.tile(counts, (histories.shape[0], 1))
@@ -61,7 +61,7 @@ def scores_of(name: str, settings: Any, arrays: classical.Arrays) -> Scores:
 
 
 def save(arrays: classical.Arrays, folder: Path, name: str) -> Path:
-    """Write what :func:`fit` returned into a file of ``folder``, named after its content, and return its path."""
+    """Write the result of :func:`fit` into a file of ``folder``, named after its content, and return its path."""
     digest = hashlib.sha256()
     for key, values in arrays.items():
         digest.update(f"{key} {values.dtype} {values.shape}".encode())

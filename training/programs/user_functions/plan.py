@@ -20,7 +20,7 @@ MAX_RETURN_BYTES = 8 << 20
 
 
 class TrainFnError(ValueError):
-    """A training function cannot be sent to the workers; the message says why and what to do."""
+    """A training function cannot be sent to the workers; the message has the reason and advice."""
 
 
 class UnsupportedKerasError(ValueError):
@@ -78,8 +78,8 @@ def unpack_function(payload: bytes | None) -> tuple[TrainFn, dict[str, Any]]:
         train_fn, kwargs = pickle.loads(payload or b"")  # noqa: S301 - from our own driver, over an authenticated channel
     except Exception as error:
         raise TrainFnError(
-            f"the function cannot be loaded in a worker ({_text(error)}); install what it imports on the executors, or "
-            f"ship its module with spark.sparkContext.addPyFile"
+            f"the function cannot be loaded in a worker ({_text(error)}); install the packages that it imports on "
+            f"the executors, or ship its module with spark.sparkContext.addPyFile"
         ) from error
     return train_fn, kwargs
 
@@ -95,12 +95,12 @@ def pack_value(value: Any) -> str:
         pickled = cloudpickle.dumps(value)
     except Exception as error:
         raise ReturnValueError(
-            f"what the function returned ({kind}) cannot be pickled ({_text(error)}); return numbers, arrays, plain "
+            f"the function's result ({kind}) cannot be pickled ({_text(error)}); return numbers, arrays, plain "
             f"containers, or the path of a file that it wrote"
         ) from error
     if len(pickled) > MAX_RETURN_BYTES:
         raise ReturnValueError(
-            f"what the function returned ({kind}) takes {len(pickled):,} bytes, more than {MAX_RETURN_BYTES:,}; write "
+            f"the function's result ({kind}) takes {len(pickled):,} bytes, more than {MAX_RETURN_BYTES:,}; write "
             f"it to a file and return the path"
         )
     return base64.b64encode(pickled).decode()
@@ -116,8 +116,8 @@ def unpack_value(text: str) -> Any:
         return pickle.loads(base64.b64decode(text))  # noqa: S301 - from our own rank, through Spark
     except Exception as error:
         raise ReturnValueError(
-            f"what the function returned cannot be loaded on the driver ({_text(error)}); install here what its class "
-            f"needs, or return plain values"
+            f"the function's result cannot be loaded on the driver ({_text(error)}); install the packages of its class "
+            f"here, or return plain values"
         ) from error
 
 

@@ -99,7 +99,7 @@ class Explanation:
 
     @classmethod
     def load(cls, path: Path) -> "Explanation | None":
-        """Read what :meth:`save` wrote; None if there is nothing."""
+        """Read the file of :meth:`save`; None if there is nothing."""
         if not path.is_file():
             return None
         document = json.loads(path.read_text(encoding="utf-8"))

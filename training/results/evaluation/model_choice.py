@@ -1,6 +1,6 @@
 """The better of a trained network and gradient boosting, by their quality on the validation rows.
 
-The export decides, in its own process; the driver reads what it decided.
+The export decides, in its own process; the driver reads its decision.
 """
 
 import json
@@ -76,7 +76,7 @@ class Choice:
 
     @classmethod
     def load(cls, folder: Path) -> "Choice":
-        """Read what :meth:`save` wrote.
+        """Read the file of :meth:`save`.
 
         Raises:
             OSError: There is no choice.

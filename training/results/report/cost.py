@@ -72,7 +72,7 @@ class Reservation:
             workers = launched[-1] if launched else 0
             return seconds * (workers + self.beside) * self.cores_per_slot, (
                 f"The run's events lack attempts: train is counted with the {workers} workers of the last one, and "
-                f"without what earlier drivers have trained."
+                f"without the training of earlier drivers."
             )
         earlier = len(self.launches) - len(launched)
         gap = f"Train includes attempts of earlier drivers ({earlier}), whose other stages are not known."

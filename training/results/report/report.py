@@ -126,8 +126,7 @@ def _overview(facts: ReportFacts) -> Iterator[Markup]:
         drawn = facts.baseline.get("resampled", bootstrap.TEST_ROWS)
         whole = "" if drawn == bootstrap.TEST_ROWS else ", each with all of its test rows"
         remark = (
-            f"How far the difference moves when other {drawn} are drawn{whole}. It does not say what another seed "
-            "would give."
+            f"Change of the difference when other {drawn} are drawn{whole}. The effect of another seed is not in it."
         )
         yield card_html(
             table_html(table, index=True),

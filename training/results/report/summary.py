@@ -48,7 +48,7 @@ class Summary:
         warm_start: The model that the training began from, and the numbers of its weights and tokens that were taken;
             empty for random initial weights.
         chosen: Why this model was registered, where ``register`` is ``better``.
-        calibration: The calibration and what it changed, in words, where there is one.
+        calibration: The calibration and its effect, in words, where there is one.
     """
 
     status: str

@@ -145,7 +145,7 @@ def _slowness(state: TrainingState, number: int, now: float) -> tuple[object, ..
 
 
 def _cells(name: str, state: TrainingState, ranks: Sequence[RankState]) -> tuple[str, ...]:
-    """Return the cells of one rank, or of several: the range of their steps, and the maximum of what they use."""
+    """Return the cells of one rank, or of several: the range of their steps, and the maximum of their usage."""
     steps = sorted({rank.step for rank in ranks})
     size = state.examples_per_rank_step
     rates = [rank.steps_per_second * size for rank in ranks if rank.steps_per_second is not None and size is not None]

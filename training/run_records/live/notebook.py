@@ -51,7 +51,7 @@ class NotebookScreen:
 
     def write(self, line: str) -> None:
         """Add a line to the next picture."""
-        # Not printed: standard error is pink, and prints would be below the output, apart from what they are about.
+        # Not printed: standard error is pink, and prints would be below the output, away from their bar.
         self._lines.append(line)
 
 

@@ -89,7 +89,7 @@ class LiveView:
         self.timings: dict[str, float] = {}
 
     def expect(self, epochs: int, monitored: Monitored, before: Iterable[Event] = ()) -> None:
-        """Set what is known of a training before it starts.
+        """Set the facts about a training that are known before it starts.
 
         Args:
             epochs: Maximum number of epochs.
@@ -320,7 +320,7 @@ class LiveView:
 
 
 class Stage(CountedWork):
-    """A running stage; the run sets what is shown at its end.
+    """A running stage; the run sets its final line.
 
     Attributes:
         note: Its result in words, on one line.
