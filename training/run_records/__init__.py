@@ -9,10 +9,10 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.training.run_records import run_history, run_state
-    from mirrorspark.training.run_records.find_run import RunFinishedError, require_unfinished
+    from mirrorspark.training.run_records.find_run import RunFinishedError, require_unfinished, runs_of_identity
     from mirrorspark.training.run_records.opened_run import OpenRun, leave, open_run
     from mirrorspark.training.run_records.run_folder import RunFolder
-    from mirrorspark.training.run_records.run_lock import hold_lock
+    from mirrorspark.training.run_records.run_lock import hold_lock, look_at_lock
     from mirrorspark.training.run_records.sources import COMMIT_TAG, environment, source_tags
     from mirrorspark.training.run_records.tracking import OuterRun, TrackedRun, Tracking, TrackingError, store_of
 else:
@@ -30,10 +30,12 @@ __all__ = [
     "environment",
     "hold_lock",
     "leave",
+    "look_at_lock",
     "open_run",
     "require_unfinished",
     "run_history",
     "run_state",
+    "runs_of_identity",
     "source_tags",
     "store_of",
 ]

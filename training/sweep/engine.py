@@ -19,7 +19,7 @@ from mirrorspark.training.results.report import Summary
 from mirrorspark.training.run_records import OuterRun, RunFolder, TrackedRun, Tracking, TrackingError, run_state
 from mirrorspark.training.run_records.live import LiveView
 from mirrorspark.training.sweep.folder import SweepPlace
-from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
+from mirrorspark.training.sweep.trials import PRUNED, TrialControl, TrialPlan
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +93,7 @@ class SparkEngine:
             slots=lambda: control.slots() - config.ranks_beside_workers,
             listener=control.on_event,
         ) as job:
-            job.tracked.log_tags(trial_tags(plan, place))
-            _store_ids(job, control)
+            _store_ids(job, control, plan, place)
             control.connect(job.request_stop, job.stop_now)
             # Epochs from before a restart, which the study may lack; it ignores those that it has.
             _report_epochs(job, control)
@@ -106,8 +105,8 @@ class SparkEngine:
             save_attempts(folder.path, attempts)
             _report_epochs(job, control)
             # The MLflow runs of the sweep and of the trial may have got their ids meanwhile.
-            job.tracked.log_tags({**trial_tags(plan, place), "trial_state": "complete"})
-            _store_ids(job, control)
+            _store_ids(job, control, plan, place)
+            job.tracked.log_tags({"trial_state": "complete"})
 
     def deliver(self, plan: TrialPlan, place: SweepPlace) -> Summary:
         """Export, register, evaluate and score a trained trial as a run does, in its own MLflow run."""
@@ -154,7 +153,10 @@ def _experiment_of(outer: OuterRun, store: str) -> str:
         ) from None
 
 
-def _store_ids(job: TrainingJob, control: TrialControl) -> None:
+def _store_ids(job: TrainingJob, control: TrialControl, plan: TrialPlan, place: SweepPlace) -> None:
+    """Make the trial's MLflow run a child of the sweep's, and note its id and its folder in the study."""
+    tags = {"sweep": place.folder.name, "trial": str(plan.number), "mlflow.parentRunId": place.parent_run_id()}
+    job.tracked.log_tags({name: value for name, value in tags.items() if value is not None})
     control.set_attribute("run_folder", str(job.folder.path))
     if job.tracked.run_id is not None:
         control.set_attribute("run_id", job.tracked.run_id)
@@ -167,13 +169,6 @@ def _report_epochs(job: TrainingJob, control: TrialControl) -> None:
     except Exception:
         # As during training: an error of the study must not cost the training.
         logger.exception("the study could not store the epochs of a trial")
-
-
-def trial_tags(plan: TrialPlan, place: SweepPlace) -> dict[str, str]:
-    """Return the tags that make a trial's MLflow run a child of the sweep's."""
-    parent = place.parent_run_id()
-    found = {"sweep": place.folder.name, "trial": str(plan.number)}
-    return found if parent is None else {**found, "mlflow.parentRunId": parent}
 
 
 def save_attempts(path: Path, attempts: tuple[Attempt, ...]) -> None:

@@ -1,23 +1,17 @@
 """The folder of a sweep, which one command at a time holds."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 from mirrorspark.training.configuration import ConfigError
-from mirrorspark.training.protocol import RUNS_FOLDER, STATE_FILE, WARM_START_FOLDER
-from mirrorspark.training.run_records import RunFolder, run_state
+from mirrorspark.training.protocol import RUNS_FOLDER, WARM_START_FOLDER
+from mirrorspark.training.run_records import RunFolder, run_state, runs_of_identity
 from mirrorspark.training.sweep.options import SweepOptions
 
 SWEEPS_FOLDER = "sweeps"
-STUDY_FILE = "study.db"
-
-
-class SweepUnderWayError(RuntimeError):
-    """Another command is running the same sweep."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +66,8 @@ def find_folder(options: SweepOptions, identity: str) -> RunFolder:
             )
         return RunFolder(path, identity, state.mlflow_run_id if state else None)
     if options.config.resume:
-        for file in sorted(sweeps.glob(f"*/{STATE_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True):
-            state = run_state.read_state(file.parent)
-            if state is not None and state.identity == identity:
-                return RunFolder(file.parent, identity, state.mlflow_run_id)
+        for path, state in runs_of_identity(sweeps, identity):
+            return RunFolder(path, identity, state.mlflow_run_id)
     path = sweeps / f"{options.config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
     path.mkdir(parents=True)
     return RunFolder(path, identity, None)
-
-
-@contextlib.contextmanager
-def hold_sweep(folder: RunFolder) -> Iterator[None]:
-    """Hold the sweep's folder while the block runs.
-
-    Raises:
-        SweepUnderWayError: Another command holds it.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(folder.hold())
-        except run_state.RunUnderWayError as error:
-            raise SweepUnderWayError(str(error).replace("run ", "sweep ", 1)) from error
-        yield

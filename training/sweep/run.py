@@ -1,7 +1,6 @@
 """The course of a sweep: trials, the export of the best one, then the report and the figures."""
 
 import contextlib
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +15,12 @@ from mirrorspark.storage import one_line, without_credentials
 from mirrorspark.training.driver import on_stop_signals
 from mirrorspark.training.run_records import RunFolder, leave
 from mirrorspark.training.sweep.figures import figures
-from mirrorspark.training.sweep.folder import STUDY_FILE, SweepPlace, find_folder, hold_sweep
+from mirrorspark.training.sweep.folder import SweepPlace, find_folder
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.report import SUMMARY_FILE, SweepSummary, command, recipe_patch
 from mirrorspark.training.sweep.space import MODEL
 from mirrorspark.training.sweep.study import TrialRecord, best_record, count_ended, importances, open_study, records
-from mirrorspark.training.sweep.trial import TrialPlan
-from mirrorspark.training.sweep.trials import Trials
+from mirrorspark.training.sweep.trials import TrialPlan, Trials
 
 if TYPE_CHECKING:  # Seconds of imports, which --help does not need.
     from mirrorspark.training.run_records import TrackedRun
@@ -46,7 +44,7 @@ def run(
     engine: "SparkEngine",
     *,
     on_summary: Callable[[SweepSummary], None] = lambda summary: None,
-    write: Callable[[str], None] | None = None,
+    write: Callable[[str], None] = lambda line: print(without_credentials(line), file=sys.stderr, flush=True),
 ) -> SweepSummary:
     """Run the remaining trials, then export the best one.
 
@@ -54,25 +52,25 @@ def run(
         options: The sweep.
         engine: Trains the trials.
         on_summary: Gets the summary of an ended sweep, before any error is raised.
-        write: Shows a line; by default on standard error.
+        write: Shows a line.
 
     Raises:
         ConfigError: The sweep cannot be resumed in this configuration, or its warm-start model is lost.
         SweepStoppedError: The sweep was asked to stop.
         SweepFailedError: No trial is complete, or too many failed consecutively.
-        SweepUnderWayError: Another command is running it.
+        RunUnderWayError: Another command is running it.
         Exception: The error of every trial, or of the best one's export.
     """
     # A local session gets this many slots; a cluster's number is fixed.
     identity = options.identity(engine.prepare(options.slots_per_trial * (options.parallel or 1)))
     folder = find_folder(options, identity)
-    with hold_sweep(folder), open_study(folder.path / STUDY_FILE, options) as study:
+    with folder.hold(), open_study(folder.path, options) as study:
         label = _label(study, folder)
         with _parent_run(engine, folder, label, study) as tracked:
             place = SweepPlace(folder.path, label, lambda: tracked.run_id)
             # Before the first trial, since an error here concerns all trials.
             engine.prepare_warm_start(place)
-            summary = _Sweep(options, engine, study, folder, tracked, place, on_summary, write or _to_stderr).run()
+            summary = _Sweep(options, engine, study, folder, tracked, place, on_summary, write).run()
         replay = tracked.finish("FINISHED")
         folder.save_state("finished", tracked.run_id)
     if replay is not None:
@@ -133,13 +131,11 @@ class _Sweep:
     def _log_start(self) -> None:
         """Log the search space, and the values that all trials share."""
         config, specs = self.options.config, self.options.space.specs
-        public = config.public() | {"model": config.model_settings}
         documents = ("sql", "tables", "features")  # The trials' runs log them.
-        fixed = {name: value for name, value in public.items() if name not in (*specs, *documents)}
-        fixed["model"] = {name: value for name, value in public["model"].items() if MODEL + name not in specs}
+        fixed = {name: value for name, value in config.public().items() if name not in (*specs, *documents)}
+        fixed["model"] = {name: value for name, value in config.model_settings.items() if MODEL + name not in specs}
         searched = {f"search.{name}": spec for name, spec in specs.items()}
-        methods = {"sampler": self.options.sampler, "pruner": self.options.pruner}
-        self.tracked.log_params(fixed | searched | methods)
+        self.tracked.log_params(fixed | searched | {"sampler": self.options.sampler, "pruner": self.options.pruner})
         self.tracked.log_tags({"sweep": self.folder.path.name, "recipe": config.name})
 
     def _train(self) -> None:
@@ -176,8 +172,7 @@ class _Sweep:
         best = best_record(self.study)
         points = {"trial": record.best, "best": best.best if best else None}
         monitor = self.options.config.monitor
-        found = {f"{name}_{monitor}": value for name, value in points.items() if value is not None}
-        if found:
+        if found := {f"{name}_{monitor}": value for name, value in points.items() if value is not None}:
             # Not by the trials' numbers: they end in another order, and steps of MLflow's curves only increase.
             self.tracked.log_metrics(found, ended)
 
@@ -191,8 +186,7 @@ class _Sweep:
         self.write(f"exporting, registering and evaluating the best trial, {best.number}")
         summary = self.engine.deliver(self._trial_plan(best), self.place)
         delivered = {"trial": best.number, **{name: getattr(summary, name) for name in _DELIVERED}}
-        # The study stores JSON.
-        self.study.set_user_attr("delivered", json.loads(json.dumps(delivered)))
+        self.study.set_user_attr("delivered", delivered)
         return delivered
 
     def _trial_plan(self, record: TrialRecord) -> TrialPlan:
@@ -226,7 +220,3 @@ class _Sweep:
             for name, figure in figures(self.study, config.monitor).items():
                 self.tracked.log_figure(figure, name)
         return summary
-
-
-def _to_stderr(line: str) -> None:
-    print(without_credentials(line), file=sys.stderr, flush=True)

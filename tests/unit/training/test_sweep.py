@@ -16,7 +16,7 @@ from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE
 from mirrorspark.training.sweep.command import _build_parser, main, read_options
 from mirrorspark.training.sweep.folder import SweepPlace
-from mirrorspark.training.sweep.trial import TrialControl, TrialPlan
+from mirrorspark.training.sweep.trials import TrialControl, TrialPlan
 
 SEARCH = ["--search", "learning_rate=log:1e-4:1e-1"]
 
@@ -80,7 +80,7 @@ def test_flags_of_a_sweep_stand_beside_those_of_a_run(recipe: Path, tmp_path: Pa
         [
             *("--recipe", str(recipe), "--workers", "2", *SEARCH, "--search-space", "space.yaml"),
             *("--trials", "7", "--timeout", "60", "--parallel", "2", "--max-failures", "3"),
-            *("--sampler", "random", "--pruner", "hyperband", "--study", "night", "--seed=5"),
+            *("--sampler", "random", "--pruner", "hyperband", "--study", "night", "--seed=5", "--summary", "sum.json"),
         ]
     )
     assert options.config.workers == 2
@@ -91,11 +91,14 @@ def test_flags_of_a_sweep_stand_beside_those_of_a_run(recipe: Path, tmp_path: Pa
     assert (options.sampler, options.pruner, options.study) == ("random", "hyperband", "night")
     assert options.arguments == ("--recipe", str(recipe), "--workers", "2", "--seed=5")
     assert options.epochs == 4
+    # The trials have no part in the sweep's summary.
+    assert (options.summary, options.config.summary) == ("sum.json", None)
 
 
 def test_no_flag_of_a_sweep_hides_one_of_a_run() -> None:
     actions = [action for action in _build_parser()._actions if not isinstance(action, argparse._HelpAction)]
-    assert not {action.dest for action in actions} & {field.name for field in dataclasses.fields(RunConfig)}
+    # The summary is the sweep's, not that of its trials.
+    assert {action.dest for action in actions} & {field.name for field in dataclasses.fields(RunConfig)} == {"summary"}
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from mirrorspark.training.run_records.tracking import OuterRun, Tracking, Tracki
 from mirrorspark.training.sweep import engine as sweep_engine
 from mirrorspark.training.sweep.engine import SparkEngine, read_attempts, save_attempts
 from mirrorspark.training.sweep.folder import SweepPlace
-from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
+from mirrorspark.training.sweep.trials import PRUNED, TrialControl, TrialPlan
 
 ATTEMPTS = (
     Attempt(1, None, (RankError("lost", 1, "killed", "killed by signal SIGKILL", 5.0),), 0, 100, 2),
@@ -209,7 +209,7 @@ def test_a_stop_reaches_the_training_and_its_mlflow_run_says_which(
     jobs: list[FakeJob], plan: TrialPlan, tmp_path: Path, reason: str, state: str
 ) -> None:
     control = Heard().control()
-    control.request_stop(reason)
+    control.stop(reason)
     with pytest.raises(TrainingStoppedError):
         engine_of(plan).train(plan, control, SweepPlace(tmp_path, "rides-1", lambda: None))
     assert jobs[0].tags == {"sweep": tmp_path.name, "trial": "7", "trial_state": state}

@@ -23,14 +23,15 @@ from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run_records import run_folder
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_lock import hold_lock
+from mirrorspark.training.run_records.run_state import RunUnderWayError
 from mirrorspark.training.sweep import run as sweep_run
-from mirrorspark.training.sweep.folder import STUDY_FILE, SWEEPS_FOLDER, SweepPlace, SweepUnderWayError
+from mirrorspark.training.sweep.folder import SWEEPS_FOLDER, SweepPlace
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.report import BEST_FILE, SUMMARY_FILE, TABLE_FILE
 from mirrorspark.training.sweep.run import SweepStoppedError, run
 from mirrorspark.training.sweep.space import read_space
-from mirrorspark.training.sweep.trial import TrialControl, TrialPlan
-from mirrorspark.training.sweep.trials import SweepFailedError
+from mirrorspark.training.sweep.study import STUDY_FILE
+from mirrorspark.training.sweep.trials import SweepFailedError, TrialControl, TrialPlan
 
 
 class FakeTracked:
@@ -140,10 +141,10 @@ def _begin_with_tables(monkeypatch: pytest.MonkeyPatch, optuna_tables: Path) -> 
     """Let a new study begin with the tables of an empty one: Optuna takes a second to make them."""
     open_study = sweep_run.open_study
 
-    def open_copy(file: Path, options: SweepOptions) -> Any:
-        if not file.exists():
-            shutil.copy(optuna_tables, file)
-        return open_study(file, options)
+    def open_copy(folder: Path, options: SweepOptions) -> Any:
+        if not (folder / STUDY_FILE).exists():
+            shutil.copy(optuna_tables, folder / STUDY_FILE)
+        return open_study(folder, options)
 
     monkeypatch.setattr(sweep_run, "open_study", open_copy)
 
@@ -383,7 +384,7 @@ def test_another_commands_sweep_is_not_touched(new_options: NewOptions, tmp_path
     (path / STATE_FILE).unlink()  # as it is seen before the other command has written it
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{path / STUDY_FILE}")
     study.ask()
-    with hold_lock(path), pytest.raises(SweepUnderWayError, match="sweep night is under way in another driver"):
+    with hold_lock(path), pytest.raises(RunUnderWayError, match="run night is under way in another driver"):
         run(new_options(study="night"), FakeEngine(), write=quiet)
     assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "RUNNING"]
 
@@ -435,7 +436,7 @@ def test_a_sweep_that_is_under_way_is_left_alone(new_options: NewOptions, tmp_pa
     options = new_options(study="night")
     RunFolder(path, options.identity("d1"), None).save_state("running", None)
     with pytest.raises(
-        SweepUnderWayError, match=rf"sweep night is under way in another driver \(process {os.getpid()} on "
+        RunUnderWayError, match=rf"run night is under way in another driver \(process {os.getpid()} on "
     ):
         run(options, FakeEngine(), write=quiet)
 
