@@ -397,16 +397,6 @@ def test_after_the_timeout_no_trial_starts_and_the_one_under_way_ends(new_trials
     assert len(plans) == 1
 
 
-def test_trials_of_earlier_commands_count(study: optuna.Study, new_trials: NewTrials) -> None:
-    new_trials(FakeTraining(), trials=2).run()
-    training = FakeTraining()
-    new_trials(training, trials=3).run()
-    assert [plan.number for plan in training.plans] == [2]
-    nothing_left = FakeTraining()
-    new_trials(nothing_left, trials=3).run()
-    assert nothing_left.plans == []
-
-
 def test_a_trial_may_count_on_the_slots_that_the_others_leave(new_trials: NewTrials) -> None:
     seen: list[int] = []
 
@@ -416,15 +406,6 @@ def test_a_trial_may_count_on_the_slots_that_the_others_leave(new_trials: NewTri
 
     new_trials(train, slots=3, trials=1).run()
     assert seen == [3]
-
-
-def test_records_of_ended_trials_reach_the_listener(new_trials: NewTrials) -> None:
-    heard: list[TrialRecord] = []
-    trials = new_trials(FakeTraining(), trials=2)
-    trials.on_end = lambda record, ended: heard.append(record)
-    trials.run()
-    assert [record.number for record in heard] == [0, 1]
-    assert all(record.seconds >= 0 for record in heard)
 
 
 SESSION_LOST = failed("spark", "the JVM does not answer any more", "SessionLost")
