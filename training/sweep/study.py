@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -82,8 +82,8 @@ def record_of(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
 def records(study: optuna.Study) -> list[TrialRecord]:
     """Return the records of all trials; a resumed one counts once."""
     trials = study.get_trials(deepcopy=False)
-    before = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
-    found = (record_of(study, trial) for trial in trials if trial.number not in before)
+    retried = _retried(trials)
+    found = (record_of(study, trial) for trial in trials if trial.number not in retried)
     return sorted(found, key=lambda record: record.number)
 
 
@@ -107,18 +107,29 @@ def importances(study: optuna.Study) -> dict[str, float]:
     return dict(optuna.importance.get_param_importances(study))
 
 
-def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queue an interrupted trial again, with the epochs that it has reported."""
-    RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, trial)
+def requeue_interrupted(study: optuna.Study) -> None:
+    """Queue trials again that were running as their command ended, with the epochs that they have reported.
+
+    The caller holds the sweep's folder, so none of them runs. Optuna's heartbeat would notice them after its grace
+    period, and only within ``Study.optimize``.
+    """
+    trials = study.get_trials()
+    retried = _retried(trials)
+    for left in (trial for trial in trials if trial.state == TrialState.RUNNING):
+        # In this order no kill loses a trial. One that was queued before a kill is not queued twice.
+        if left.number not in retried:
+            RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, left)
+        study.tell(left.number, state=TrialState.FAIL)
+
+
+def _retried(trials: Sequence[FrozenTrial]) -> set[int]:
+    """Return the numbers of interrupted trials that another one continues."""
+    return {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
 
 
 @contextlib.contextmanager
 def open_study(folder: Path | None, options: SweepOptions) -> Iterator[optuna.Study]:
-    """Open the study in the sweep's ``folder``, which is created if missing; None for a study in memory.
-
-    The caller holds the folder, so a trial in the state "running" was interrupted with its command: it is queued again
-    at once. Optuna's heartbeat would notice it after its grace period, and only within ``Study.optimize``.
-    """
+    """Open the study in the sweep's ``folder``, which is created if missing; None for a study in memory."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # Otherwise it prints every trial.
     config = options.config
     with warnings.catch_warnings(), contextlib.ExitStack() as closing:
@@ -132,8 +143,6 @@ def open_study(folder: Path | None, options: SweepOptions) -> Iterator[optuna.St
         )
         # A resumed sweep must not sample the first values again.
         study.sampler = _sampler(options, config.seed + len(study.get_trials(deepcopy=False)))
-        for left in study.get_trials(states=(TrialState.RUNNING,)):
-            requeue(study, study.tell(left.number, state=TrialState.FAIL))
         yield study
 
 

@@ -17,11 +17,17 @@ from mirrorspark.training.protocol import SESSION_LOST, Event
 from mirrorspark.training.run_records import TrackingError, run_state
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.space import in_words
-from mirrorspark.training.sweep.study import State, TrialRecord, best_record, count_ended, record_of, requeue
+from mirrorspark.training.sweep.study import (
+    State,
+    TrialRecord,
+    best_record,
+    count_ended,
+    record_of,
+    requeue_interrupted,
+)
 
 PRUNED = "pruned"
-# Any other end is stored as a failure, and an interrupted trial is then queued again.
-_STORED = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED}
+_STORED = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 class SweepFailedError(RuntimeError):
@@ -143,6 +149,7 @@ class Trials:
             Exception: An error that concerns all trials, such as too few slots.
         """
         options = self.options
+        requeue_interrupted(self.study)
         left = options.trials - count_ended(self.study)
         if left > 0:
             room = max(1, self.slots() // options.slots_per_trial)
@@ -222,16 +229,16 @@ class Trials:
             self.request_stop("the Spark session is lost")
 
     def _store(self, trial: Trial, state: State, history: dict[int, float]) -> None:
-        """Store the end of a trial in the study, and show it."""
+        """Store the end of a trial in the study, and show it. An interrupted one stays, for the next command."""
         best = (max if self.options.config.mode == "max" else min)(history.values()) if state == "complete" else None
-        stored = self.study.tell(trial, best, _STORED.get(state, TrialState.FAIL))
-        record = record_of(self.study, stored)
+        if state != "running":
+            self.study.tell(trial, best, _STORED[state])
+        record = record_of(self.study, self.study.get_trials(deepcopy=False)[trial.number])
         value = "" if record.best is None else f", {self.options.config.monitor} {record.best:.4f}"
         why = f": {record.error}" if record.error else ""
         ended = "stops, to be resumed" if state == "running" else state
         self.say(record.number, f"{ended} after {record.epochs} epochs{value}{why}")
         if state == "running":
-            requeue(self.study, stored)
             return
         self._failures = self._failures + 1 if state == "failed" else 0
         self._last_error = record.error or self._last_error

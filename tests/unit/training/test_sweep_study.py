@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import matplotlib.pyplot as plt
 import optuna
@@ -25,6 +26,7 @@ from mirrorspark.training.sweep.study import (
     importances,
     open_study,
     records,
+    requeue_interrupted,
 )
 
 Open = Callable[..., AbstractContextManager[optuna.Study]]
@@ -131,6 +133,8 @@ def test_a_killed_sweep_goes_on_with_its_trials(opened: Open, tmp_path: Path, ha
         assert {path.name for path in tmp_path.glob("study.*")} == {file}
         assert [(record.number, record.state) for record in records(study)] == [(0, "complete"), (1, "running")]
         assert count_ended(study) == 1
+        requeue_interrupted(study)
+        assert [(record.number, record.state) for record in records(study)] == [(0, "complete"), (1, "running")]
         trial = suggest(study)
         assert trial.params == killed.params
         trial.report(0.8, 2)
@@ -146,8 +150,24 @@ def test_a_trial_that_was_killed_before_it_had_its_values_gets_them(opened: Open
     with opened(folder=tmp_path) as study:
         study.ask().suggest_float("learning_rate", 1e-4, 1e-1, log=True)
     with opened(folder=tmp_path) as study:
+        requeue_interrupted(study)
         assert set(run(study, 0.5)) == {"learning_rate", "model.hidden_units", "epochs"}
         assert [record.number for record in records(study)] == [0]
+
+
+def test_a_kill_while_trials_are_queued_again_neither_loses_nor_doubles_one(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened() as study:
+        killed = [suggest(study).params for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(optuna.Study, "tell", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                requeue_interrupted(study)
+        requeue_interrupted(study)
+        assert [record.number for record in records(study)] == [0, 1]
+        assert [run(study, 0.5) for _ in range(2)] == killed
+        assert [record.number for record in records(study)] == [0, 1]
 
 
 def test_a_command_that_goes_on_draws_anew(opened: Open, tmp_path: Path) -> None:
