@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models import ModelSettingsError
@@ -35,18 +36,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def execute(config: RunConfig) -> int:
     """Carry out ``config`` and return the exit status."""
+    status = begin(config, config.summary)
+    return _run(config) if status is None else status
+
+
+def begin(config: RunConfig, summary: str | None) -> int | None:
+    """Do the dry run, or remove the ``summary`` of an earlier command; return the exit status if that ends this one."""
     if not config.verbose:
         warnings.filterwarnings("ignore")
     if config.dry_run:  # A dry run has no summary.
         return dry_run(config)
-    if config.summary:
+    if summary:
         try:
-            make_way(Path(config.summary))
+            make_way(Path(summary))
         except OSError as error:
             return _print_error(
-                f"summary {config.summary} cannot be written ({_reason(error)}); give another file", EXIT_USAGE
+                f"summary {summary} cannot be written ({_reason(error)}); give another file", EXIT_USAGE
             )
-    return _run(config)
+    return None
 
 
 def _run(config: RunConfig) -> int:
@@ -65,17 +72,17 @@ def _run(config: RunConfig) -> int:
         return _refuse(error, config.summary)
     except KeyboardInterrupt:
         message = "interrupted; the same command goes on from the last checkpoint"
-        return _end(replace(known, status="stopped", error=message), config.summary, EXIT_FAILED, known.run_folder)
+        return end(replace(known, status="stopped", error=message), config.summary, EXIT_FAILED, known.run_folder)
     except TrainingStoppedError as error:
-        return _end(replace(known, status="stopped", error=str(error)), config.summary, EXIT_FAILED, known.run_folder)
+        return end(replace(known, status="stopped", error=str(error)), config.summary, EXIT_FAILED, known.run_folder)
     except Exception as error:
-        _explain(error, config)
+        explain(error, config)
         failed = replace(known, status="failed", error=one_line(error))
-        return _end(failed, config.summary, EXIT_FAILED, known.run_folder)
+        return end(failed, config.summary, EXIT_FAILED, known.run_folder)
     # A run that had finished before keeps its own summary.
     folder = None if known.status == "finished" else summary.run_folder
     # The summary is written before it is shown: the reader of a pipe may have gone.
-    status = _end(summary, config.summary, EXIT_FINISHED, folder)
+    status = end(summary, config.summary, EXIT_FINISHED, folder)
     _show(summary.as_text())
     return status
 
@@ -92,17 +99,32 @@ def dry_run(config: RunConfig) -> int:
     except KeyboardInterrupt:
         return _print_error("interrupted", EXIT_FAILED)
     except Exception as error:
-        _explain(error, config)
+        explain(error, config)
         return _print_error(one_line(error), EXIT_FAILED)
     _show("\n".join(check.as_line() for check in checks))
     return EXIT_FINISHED if all(check.passed for check in checks) else EXIT_FAILED
 
 
 def _refuse(error: Exception, summary: str | None) -> int:
-    return _end(Summary(status="failed", error=one_line(error)), summary, EXIT_USAGE)
+    return end(Summary(status="failed", error=one_line(error)), summary, EXIT_USAGE)
 
 
-def _end(summary: Summary, file: str | None, status: int, folder: str | None = None) -> int:
+class Ending(Protocol):
+    """The summary of a run or of a sweep."""
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``failed`` or ``stopped``."""
+
+    @property
+    def error(self) -> str | None:
+        """The first error."""
+
+    def save(self, path: Path) -> None:
+        """Write the JSON document."""
+
+
+def end(summary: Ending, file: str | None, status: int, folder: str | None = None) -> int:
     """Write the summary to ``file`` and into the run's folder, log the problem, and return the exit status."""
     for path in (file, folder and str(Path(folder) / SUMMARY_FILE)):
         try:
@@ -111,11 +133,11 @@ def _end(summary: Summary, file: str | None, status: int, folder: str | None = N
         except OSError as error:
             # A caller that waits for the file would wait for ever if the exit status were 0.
             status = status or EXIT_FAILED
-            _print_error(f"summary {path} cannot be written ({_reason(error)}); the run {summary.status}", status)
+            _print_error(f"summary {path} cannot be written ({_reason(error)}); status: {summary.status}", status)
     return _print_error(summary.error, status) if summary.error else status
 
 
-def _takes(folder: Path, summary: Summary) -> bool:
+def _takes(folder: Path, summary: Ending) -> bool:
     """Return True if ``summary`` belongs into the run's folder.
 
     A driver that has lost the run to another one must not write there, and a finished run keeps its summary.
@@ -126,7 +148,7 @@ def _takes(folder: Path, summary: Summary) -> bool:
     return state.is_of_this_process and (state.status != "finished" or summary.status == "finished")
 
 
-def _explain(error: Exception, config: RunConfig) -> None:
+def explain(error: Exception, config: RunConfig) -> None:
     """Show the place where the user's own code failed, or with ``verbose`` the whole trace."""
     if isinstance(error, TrainingFailedError) and error.attempts[-1].first_error.is_in_code:
         print(without_credentials(error.attempts[-1].first_error.traceback), file=sys.stderr)

@@ -9,7 +9,7 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.training.run_records import run_history, run_state
-    from mirrorspark.training.run_records.find_run import RunFinishedError, require_unfinished
+    from mirrorspark.training.run_records.find_run import RunFinishedError, require_unfinished, runs_of_identity
     from mirrorspark.training.run_records.opened_run import OpenRun, leave, open_run
     from mirrorspark.training.run_records.run_folder import RunFolder
     from mirrorspark.training.run_records.run_state import hold_lock
@@ -34,6 +34,7 @@ __all__ = [
     "require_unfinished",
     "run_history",
     "run_state",
+    "runs_of_identity",
     "source_tags",
     "store_of",
 ]

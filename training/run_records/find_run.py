@@ -120,7 +120,7 @@ def _find(
         if decisive is not None:
             return decisive
     elif config.resume:
-        for path, state in _of_identity(runs, identity):
+        for path, state in runs_of_identity(runs, identity):
             if state.status == "finished":
                 continue
             if watch_driver(path, state, say) in (None, "gone"):
@@ -164,7 +164,7 @@ def _decisive(config: RunIdentity, dataset_hash: str) -> tuple[RunFolder, RunSta
     """
     identity = f"{config.identity}-{dataset_hash}"
     broken_off: tuple[RunFolder, RunState] | None = None
-    for path, state in _of_identity(_runs(config), identity):
+    for path, state in runs_of_identity(_runs(config), identity):
         if watch_driver(path, state) not in (None, "gone"):
             raise under_way(path, state)
         found = RunFolder(path, identity, state.mlflow_run_id), state
@@ -179,7 +179,7 @@ def _runs(config: RunIdentity) -> Path:
     return Path(config.output).absolute() / RUNS_FOLDER
 
 
-def _of_identity(runs: Path, identity: str) -> Iterator[tuple[Path, RunState]]:
+def runs_of_identity(runs: Path, identity: str) -> Iterator[tuple[Path, RunState]]:
     """Yield the folders and states of the runs of that identity, the one touched last first."""
     for path in sorted(runs.glob(f"*/{STATE_FILE}"), key=_modified, reverse=True):
         state = read_state(path.parent)

@@ -2,8 +2,6 @@
 
 import argparse
 import sys
-import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +9,9 @@ from typing import TYPE_CHECKING, NoReturn, get_args
 
 from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models import ModelSettingsError
-from mirrorspark.storage import one_line, terminal_text, without_credentials
+from mirrorspark.storage import one_line
 from mirrorspark.training.configuration import ConfigError, RunConfig, parse, summary_file
-from mirrorspark.training.results.report import make_way
-from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, dry_run
+from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, begin, end, explain
 from mirrorspark.training.sweep.options import Pruner, Sampler, SweepOptions
 from mirrorspark.training.sweep.report import SweepSummary
 from mirrorspark.training.sweep.run import SweepStoppedError, run
@@ -50,40 +47,35 @@ def main(arguments: Sequence[str] | None = None, *, engine: "Callable[[RunConfig
     try:
         options = read_options(arguments)
     except (ConfigError, kinds.FeatureSpecError, ModelSettingsError) as error:
-        return _end(SweepSummary("failed", error=one_line(error)), summary_file(arguments), EXIT_USAGE)
-    config = options.config
-    if not config.verbose:
-        warnings.filterwarnings("ignore")
-    if config.dry_run:  # No sweep, so no summary.
+        return end(SweepSummary("failed", error=one_line(error)), summary_file(arguments), EXIT_USAGE)
+    if options.config.dry_run:
         for name, spec in options.space.specs.items():
             print(f"search {name:<{max(map(len, options.space.specs))}}  {spec}")
-        return dry_run(config)
-    if config.summary:
-        try:
-            make_way(Path(config.summary))
-        except OSError as error:
-            return _say(f"summary {config.summary} cannot be written ({_reason(error)}); give another file", EXIT_USAGE)
-    return _run(options, engine or _spark)
+    status = begin(options.config, options.summary)
+    return _run(options, engine or _spark) if status is None else status
 
 
 def _run(options: SweepOptions, engine: "Callable[[RunConfig], SparkEngine]") -> int:
-    config, latest = options.config, SweepSummary("failed")
+    latest = SweepSummary("failed")
 
     def store(summary: SweepSummary) -> None:
         nonlocal latest
         latest = summary
 
     try:
-        summary = run(options, engine(config), on_summary=store)
-    except (Exception, KeyboardInterrupt) as error:
-        is_stopped = isinstance(error, SweepStoppedError | KeyboardInterrupt)
-        if config.verbose and not is_stopped and not isinstance(error, ConfigError):
-            print(without_credentials("".join(traceback.format_exception(error))), file=sys.stderr, end="")
-        message = one_line(error) if isinstance(error, Exception) else "interrupted; the same command goes on"
-        latest = replace(latest, status="stopped" if is_stopped else "failed", error=message)
-        return _end(latest, config.summary, EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+        summary = run(options, engine(options.config), on_summary=store)
+    except (SweepStoppedError, KeyboardInterrupt) as stop:
+        message = one_line(stop) if isinstance(stop, Exception) else "interrupted; the same command goes on"
+        return end(replace(latest, status="stopped", error=message), options.summary, EXIT_FAILED)
+    except Exception as error:
+        if not isinstance(error, ConfigError):
+            explain(error, options.config)
+        failed = replace(latest, status="failed", error=one_line(error))
+        return end(failed, options.summary, EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+    # The summary is written before it is shown: the reader of a pipe may have gone.
+    status = end(summary, options.summary, EXIT_FINISHED)
     print(summary.as_text())
-    return _end(summary, config.summary, EXIT_FINISHED)
+    return status
 
 
 def read_options(arguments: Sequence[str]) -> SweepOptions:
@@ -127,49 +119,20 @@ def _build_parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # SweepOptions has the defaults.
     )
-    add = parser.add_argument_group("most used").add_argument
+    add, known = parser.add_argument, SweepOptions
     add("--search", action="append", default=[], metavar="FIELD=SPEC", help="a field and its values; may be repeated")
-    add("--trials", type=int, metavar="N", help=f"trials in all (default: {SweepOptions.trials})")
+    add("--search-space", default=None, metavar="FILE", help="YAML file of lines FIELD: SPEC; --search overrides it")
+    add("--trials", type=int, metavar="N", help=f"trials in all (default: {known.trials})")
     add("--parallel", type=int, metavar="N", help="maximum of parallel trials (default: as have slots)")
     add("--study", metavar="NAME", help="name of the sweep (default: the newest equal one, or a new one)")
-    add = parser.add_argument_group("search").add_argument
-    add("--search-space", default=None, metavar="FILE", help="YAML file of lines FIELD: SPEC; --search overrides it")
-    add("--sampler", choices=get_args(Sampler), help=f"chooses the values (default: {SweepOptions.sampler})")
-    add("--pruner", choices=get_args(Pruner), help=f"ends poor trials early (default: {SweepOptions.pruner})")
-    add = parser.add_argument_group("end of the sweep").add_argument
-    add(
-        "--timeout",
-        type=float,
-        dest="timeout_seconds",
-        metavar="SECONDS",
-        help="start no trial after this time; running trials end as usual",
-    )
+    add("--sampler", choices=get_args(Sampler), help=f"chooses the values (default: {known.sampler})")
+    add("--pruner", choices=get_args(Pruner), help=f"ends poor trials early (default: {known.pruner})")
+    add("--timeout", type=float, dest="timeout_seconds", metavar="SECONDS", help="start no trial after this time")
     add(
         "--max-failures",
         type=int,
         metavar="N",
-        help=f"consecutive failed trials that end the sweep (default: {SweepOptions.max_failures})",
+        help=f"consecutive failures that end it (default: {known.max_failures})",
     )
+    add("--summary", metavar="FILE", help="file for the sweep's JSON summary")
     return parser
-
-
-def _end(summary: SweepSummary, file: str | None, status: int) -> int:
-    """Write the summary to ``file``, print its error, and return the exit status."""
-    if file:
-        try:
-            make_way(Path(file))
-            summary.save(Path(file))
-        except OSError as error:
-            # A scheduler that waits for the file must see a failure.
-            status = status or EXIT_FAILED
-            _say(f"summary {file} cannot be written ({_reason(error)}); the sweep {summary.status}", status)
-    return _say(summary.error, status) if summary.error else status
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
-
-
-def _say(message: str, status: int) -> int:
-    print(terminal_text.for_stream(f"mirrorspark: {message}", sys.stderr), file=sys.stderr)
-    return status

@@ -14,12 +14,11 @@ from mirrorspark.training import pipeline
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.driver import TrainingStoppedError
 from mirrorspark.training.job import PreparedRun, TrainingJob, open_job, resolve_warm_start
-from mirrorspark.training.protocol import SUMMARY_FILE, Attempt
+from mirrorspark.training.protocol import RUNS_FOLDER, SUMMARY_FILE, Attempt
 from mirrorspark.training.results.report import Summary
 from mirrorspark.training.run_records import OuterRun, RunFolder, TrackedRun, Tracking, TrackingError, run_state
 from mirrorspark.training.run_records.live import LiveView
-from mirrorspark.training.sweep.folder import SweepPlace
-from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
+from mirrorspark.training.sweep.trials import PRUNED, TrialControl, TrialPlan
 
 logger = logging.getLogger(__name__)
 
@@ -44,28 +43,29 @@ class SparkEngine:
         """Return the number of barrier tasks that can run side by side now."""
         return session_of(self._prepared.spark).task_slots()
 
-    def open_parent(self, label: str, run_id: str | None, experiment: str | None = None) -> TrackedRun:
-        """Open the sweep's own MLflow run.
+    def open_parent(self, sweep: RunFolder, label: str, experiment: str | None = None) -> TrackedRun:
+        """Open the sweep's own MLflow run: that of an earlier command, the active one, or a new one.
 
         Args:
-            label: Its unique name.
-            run_id: The run of an earlier command; None starts one, or joins the active run.
-            experiment: Name of that command's experiment.
+            sweep: The sweep's folder, whose ``runs`` get the trials.
+            label: Names the MLflow runs; unique in the experiment.
+            experiment: Name of an earlier command's experiment.
 
         Raises:
             TrackingError: The store cannot be opened, or does not say which experiment that of the active run is.
         """
         tracking = self._prepared.tracking
-        if (elsewhere := tracking.goes_on_elsewhere(f"sweep {label}", run_id)) is not None:
+        if (elsewhere := tracking.goes_on_elsewhere(f"sweep {label}", sweep.continues)) is not None:
             self._view.log(elsewhere)
         if experiment is None and tracking.outer is not None:
             experiment = _experiment_of(tracking.outer, tracking.store)
         placed = replace(tracking, experiment=experiment or tracking.experiment)
-        tracked = placed.open_run(Path(self._config.output), run_id, label)
+        tracked = placed.open_run(Path(self._config.output), sweep.continues, label)
         self._of_trials = replace(self._of_trials, tracking=Tracking(tracking.store, tracked.experiment))
+        self._sweep, self._label, self._parent = sweep, label, tracked
         return tracked
 
-    def prepare_warm_start(self, place: SweepPlace) -> None:
+    def prepare_warm_start(self) -> None:
         """Copy the model that all trials begin from into the sweep's folder: its name may mean another model later.
 
         Raises:
@@ -73,15 +73,19 @@ class SparkEngine:
             TrackingError: The store does not answer.
             OSError: The model cannot be copied.
         """
-        config, model = self._config, self._prepared.warm_start
+        prepared, has_trials = self._prepared, (self._sweep.path / RUNS_FOLDER).is_dir()
         begin = resolve_warm_start(
-            config, self._prepared.tracking.store, place.warm_start, model, has_begun=place.has_trials
+            self._config,
+            prepared.tracking.store,
+            self._sweep.warm_start,
+            prepared.warm_start,
+            has_begun=has_trials,
         )
         self._of_trials = replace(self._of_trials, warm_start=begin)
 
-    def train(self, plan: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
+    def train(self, plan: TrialPlan, control: TrialControl) -> None:
         """Train a trial with its own supervisor, as a child of the sweep's MLflow run."""
-        prepared, folder = self._trial(plan), self._folder(plan, place)
+        prepared, folder = self._trial(plan), self._folder(plan)
         config = prepared.config
         # Parallel trainings cannot share a block: each writes lines, which begin with its number.
         view = LiveView(epochs=config.epochs, is_interactive=False, write=control.say)
@@ -93,8 +97,7 @@ class SparkEngine:
             slots=lambda: control.slots() - config.ranks_beside_workers,
             listener=control.on_event,
         ) as job:
-            job.tracked.log_tags(trial_tags(plan, place))
-            _store_ids(job, control)
+            self._store_ids(job, control, plan)
             control.connect(job.request_stop, job.stop_now)
             # Epochs from before a restart, which the study may lack; it ignores those that it has.
             _report_epochs(job, control)
@@ -106,12 +109,12 @@ class SparkEngine:
             save_attempts(folder.path, attempts)
             _report_epochs(job, control)
             # The MLflow runs of the sweep and of the trial may have got their ids meanwhile.
-            job.tracked.log_tags({**trial_tags(plan, place), "trial_state": "complete"})
-            _store_ids(job, control)
+            self._store_ids(job, control, plan)
+            job.tracked.log_tags({"trial_state": "complete"})
 
-    def deliver(self, plan: TrialPlan, place: SweepPlace) -> Summary:
+    def deliver(self, plan: TrialPlan) -> Summary:
         """Export, register, evaluate and score a trained trial as a run does, in its own MLflow run."""
-        folder = self._folder(plan, place)
+        folder = self._folder(plan)
         with open_job(self._trial(plan), self._view, folder=folder) as job:
             job.tracked.log_tags({"sweep_best": "yes"})
             summary = pipeline.deliver_and_score(job, read_attempts(folder.path), self._prepared, plan.config)
@@ -126,12 +129,21 @@ class SparkEngine:
         config = replace(plan.config, mlflow_run="new", experiment=prepared.tracking.experiment)
         return replace(prepared, config=config)
 
-    def _folder(self, plan: TrialPlan, place: SweepPlace) -> RunFolder:
-        path = place.run_folder(plan.number)
+    def _folder(self, plan: TrialPlan) -> RunFolder:
+        """Return a trial's run folder; ``mirrorspark runs list --output`` with the sweep's folder lists them."""
+        path = self._sweep.path / RUNS_FOLDER / f"{self._label}-{plan.number:04}"
         path.mkdir(parents=True, exist_ok=True)
         identity = f"{plan.config.identity}-{self._prepared.dataset.manifest.content_hash}"
         state = run_state.read_state(path)
         return RunFolder(path, identity, state.mlflow_run_id if state else None)
+
+    def _store_ids(self, job: TrainingJob, control: TrialControl, plan: TrialPlan) -> None:
+        """Make the trial's MLflow run a child of the sweep's, and note its id and its folder in the study."""
+        tags = {"sweep": self._sweep.path.name, "trial": str(plan.number), "mlflow.parentRunId": self._parent.run_id}
+        job.tracked.log_tags({name: value for name, value in tags.items() if value is not None})
+        control.set_attribute("run_folder", str(job.folder.path))
+        if job.tracked.run_id is not None:
+            control.set_attribute("run_id", job.tracked.run_id)
 
 
 def _experiment_of(outer: OuterRun, store: str) -> str:
@@ -154,12 +166,6 @@ def _experiment_of(outer: OuterRun, store: str) -> str:
         ) from None
 
 
-def _store_ids(job: TrainingJob, control: TrialControl) -> None:
-    control.set_attribute("run_folder", str(job.folder.path))
-    if job.tracked.run_id is not None:
-        control.set_attribute("run_id", job.tracked.run_id)
-
-
 def _report_epochs(job: TrainingJob, control: TrialControl) -> None:
     try:
         for epoch in sorted(job.epochs):
@@ -167,13 +173,6 @@ def _report_epochs(job: TrainingJob, control: TrialControl) -> None:
     except Exception:
         # As during training: an error of the study must not cost the training.
         logger.exception("the study could not store the epochs of a trial")
-
-
-def trial_tags(plan: TrialPlan, place: SweepPlace) -> dict[str, str]:
-    """Return the tags that make a trial's MLflow run a child of the sweep's."""
-    parent = place.parent_run_id()
-    found = {"sweep": place.folder.name, "trial": str(plan.number)}
-    return found if parent is None else {**found, "mlflow.parentRunId": parent}
 
 
 def save_attempts(path: Path, attempts: tuple[Attempt, ...]) -> None:

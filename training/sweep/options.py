@@ -24,11 +24,9 @@ class SweepOptions:
         config: Configuration of all trials.
         arguments: The flags of ``config``, for the command that trains the best trial again.
         trials: Number of trials, including those of earlier commands.
-        timeout_seconds: Time after which no trial starts; None for no limit.
+        timeout_seconds: Time after which no trial starts.
         parallel: Maximum of parallel trials; None for as have slots.
         max_failures: Consecutive failed trials that end the sweep.
-        sampler: Optuna's sampler of the values.
-        pruner: Optuna's pruner of poor trials.
         study: Name of the sweep; by default the newest equal one, or a new name.
     """
 
@@ -42,6 +40,7 @@ class SweepOptions:
     sampler: Sampler = "tpe"
     pruner: Pruner = "median"
     study: str | None = None
+    summary: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("trials", "parallel", "max_failures"):
@@ -55,9 +54,8 @@ class SweepOptions:
         if self.sampler == "grid":
             points = math.prod(map(len, self.space.grid().values()))
             if points > _MOST_GRID_POINTS:
-                most = f"{_MOST_GRID_POINTS:,}"
                 raise ConfigError(
-                    f"the grid has {points:,} points; use fewer values (at most {most}) or another sampler"
+                    f"the grid has {points:,} points; use at most {_MOST_GRID_POINTS:,}, or another sampler"
                 )
             object.__setattr__(self, "trials", min(self.trials, points))
 

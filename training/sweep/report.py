@@ -1,6 +1,5 @@
 """The report of a sweep: its trials as a table, and the best values as a recipe and as a command."""
 
-import argparse
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -31,13 +30,9 @@ _NUMBERS = {0, 1, 3, 4, 5}
 
 @dataclass(frozen=True)
 class SweepSummary:
-    """The result of a sweep.
+    """The result of a sweep, ``finished``, ``stopped`` or ``failed``.
 
     Attributes:
-        status: ``finished``, ``stopped`` or ``failed``.
-        folder: Its study, its trials' run folders and this document.
-        monitor: The metric of the trials.
-        mode: ``max`` if a larger value is better, else ``min``.
         wanted: Requested number of trials.
         run_id: The parent MLflow run of the trials' runs.
         trials: All trials that have begun.
@@ -46,7 +41,6 @@ class SweepSummary:
         recipe: The fields of a recipe that the best trial changes.
         command: Command that trains the best trial again.
         delivered: Fields of the summary of the best trial's export.
-        error: Why it failed or stopped.
         replay: Command that sends MLflow the metrics that it lacks; None if it lacks none.
     """
 
@@ -68,8 +62,7 @@ class SweepSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document."""
-        document: dict[str, Any] = clean(strict(asdict(self)))
-        return document
+        return dict(clean(strict(asdict(self))))
 
     def as_text(self) -> str:
         """Return the tables that end a sweep."""
@@ -79,24 +72,23 @@ class SweepSummary:
             lines += ["", *table([["importance", ""], *rows], right={1})]
         if self.best is not None:
             lines += ["", self._best_in_words()]
-        if self.delivered.get("metrics"):
-            lines += ["", *verdict_lines(self.delivered["metrics"], self.delivered.get("baseline") or {}), ""]
-        if self.delivered.get("model_version"):
-            lines.append(f"model: models:/{self.delivered['registered_model']}/{self.delivered['model_version']}")
-        if self.delivered.get("scored_table"):
-            lines.append(f"scores: {self.delivered['scored_table']}")
-        if self.command:
-            lines.append(f"again: {self.command}")
-        lines += [f"send metrics: {replay}" for replay in (self.replay, self.delivered.get("replay")) if replay]
-        return "\n".join([*lines, f"sweep folder: {self.folder}"])
+        given = self.delivered.get
+        if given("metrics"):
+            lines += ["", *verdict_lines(self.delivered["metrics"], given("baseline") or {}), ""]
+        places = (
+            ("model", given("model_version") and f"models:/{given('registered_model')}/{given('model_version')}"),
+            ("scores", given("scored_table")),
+            ("again", self.command),
+            ("send metrics", self.replay),
+            ("send metrics", given("replay")),
+            ("sweep folder", self.folder),
+        )
+        return "\n".join([*lines, *(f"{name}: {place}" for name, place in places if place)])
 
     def _best_in_words(self) -> str:
-        best = self.best
-        return (
-            ""
-            if best is None
-            else f"best: trial {best.number}, {self.monitor} {best.best:.4f} with {in_words(best.values)}"
-        )
+        if self.best is None:
+            return ""
+        return f"best: trial {self.best.number}, {self.monitor} {self.best.best:.4f} with {in_words(self.best.values)}"
 
     def _repr_html_(self) -> str:
         trials = [
@@ -133,43 +125,33 @@ class SweepSummary:
 
 def rank_trials(trials: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:
     """Return the trials by state, complete ones first, and within a state the best first."""
-
-    def order(trial: TrialRecord) -> tuple[int, bool, float, int]:
-        value = trial.best or 0.0
-        return _ORDER.index(trial.state), trial.best is None, -value if mode == "max" else value, trial.number
-
-    return sorted(trials, key=order)
+    sign = -1 if mode == "max" else 1
+    return sorted(
+        trials,
+        key=lambda each: (_ORDER.index(each.state), each.best is None, sign * (each.best or 0.0), each.number),
+    )
 
 
 def trial_table(trials: Sequence[TrialRecord], mode: Mode, monitor: str) -> list[str]:
     """Return the lines of a table of trials, the best first, and below it the errors of failed ones."""
     if not trials:
         return ["no trial has begun"]
-    lines = table(trial_rows(trials, mode, monitor), right=_NUMBERS)
     errors = trial_errors(trials)
-    return [*lines, "", *errors] if errors else lines
+    return [*table(trial_rows(trials, mode, monitor), right=_NUMBERS), *([""] if errors else []), *errors]
 
 
 def trial_rows(trials: Sequence[TrialRecord], mode: Mode, monitor: str) -> list[list[str]]:
     """Return the rows of a table of trials: its head, then a row per trial, the best first."""
+    words = {each.number: {name: value_in_words(value) for name, value in each.values.items()} for each in trials}
+    settings = list(dict.fromkeys(name for each in words.values() for name in each))
     # Leave out settings with the same value in all trials, unless there is only one trial.
-    settings = list(dict.fromkeys(setting for trial in trials for setting in trial.values))
-    differ = [
-        setting for setting in settings if len({value_in_words(trial.values.get(setting)) for trial in trials}) > 1
-    ] or settings
+    differ = [name for name in settings if len({each.get(name) for each in words.values()}) > 1] or settings
     rows = [["rank", "trial", "state", monitor, "epochs", "duration", *differ]]
     for rank, trial in enumerate(rank_trials(trials, mode), start=1):
-        rows.append(
-            [
-                str(rank) if trial.state == "complete" else "",
-                str(trial.number),
-                trial.state,
-                _MISSING if trial.best is None else f"{trial.best:.4f}",
-                str(trial.epochs),
-                duration(trial.seconds),
-                *(value_in_words(trial.values[setting]) if setting in trial.values else _MISSING for setting in differ),
-            ]
-        )
+        place = str(rank) if trial.state == "complete" else ""
+        best = _MISSING if trial.best is None else f"{trial.best:.4f}"
+        values = (words[trial.number].get(name, _MISSING) for name in differ)
+        rows.append([place, str(trial.number), trial.state, best, str(trial.epochs), duration(trial.seconds), *values])
     return rows
 
 
@@ -192,23 +174,10 @@ def as_yaml(patch: Mapping[str, Any]) -> str:
 
 
 def command(arguments: Sequence[str], values: Mapping[str, Any]) -> str:
-    """Return the command that trains with ``values``.
-
-    Args:
-        arguments: The sweep's flags of ``training.run``.
-        values: The value of each searched setting.
-    """
+    """Return the command that trains with ``values``; ``arguments`` are the sweep's flags of a training."""
     flags = [_flag(setting, value) for setting, value in values.items()]
     # Quotation for the shell, which comes last, would hide secrets from the patterns.
-    words = ["mirrorspark", "train", *map(without_credentials, _without_summary(arguments)), *flags]
-    return shlex.join(words)
-
-
-def _without_summary(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments without ``--summary``, whose file is the sweep's."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--summary")
-    return parser.parse_known_args(list(arguments))[1]
+    return shlex.join(["mirrorspark", "train", *map(without_credentials, arguments), *flags])
 
 
 def _flag(setting: str, value: Any) -> str:

@@ -1,11 +1,12 @@
 """The course of a sweep: trials, the export of the best one, then the report and the figures."""
 
 import contextlib
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -13,16 +14,15 @@ import optuna
 
 from mirrorspark.pages import beside_the_result
 from mirrorspark.storage import one_line, without_credentials
+from mirrorspark.training.configuration import ConfigError
 from mirrorspark.training.driver import on_stop_signals
-from mirrorspark.training.run_records import RunFolder, leave
+from mirrorspark.training.run_records import RunFolder, leave, run_state, runs_of_identity
 from mirrorspark.training.sweep.figures import figures
-from mirrorspark.training.sweep.folder import STUDY_FILE, SweepPlace, find_folder, hold_sweep
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.report import SUMMARY_FILE, SweepSummary, command, recipe_patch
 from mirrorspark.training.sweep.space import MODEL
 from mirrorspark.training.sweep.study import TrialRecord, best_record, count_ended, importances, open_study, records
-from mirrorspark.training.sweep.trial import TrialPlan
-from mirrorspark.training.sweep.trials import Trials
+from mirrorspark.training.sweep.trials import TrialPlan, Trials
 
 if TYPE_CHECKING:  # Seconds of imports, which --help does not need.
     from mirrorspark.training.run_records import TrackedRun
@@ -33,6 +33,8 @@ _DELIVERED = (
     *("run_id", "model_uri", "registered_model", "model_version"),
     *("metrics", "baseline", "run_folder", "scored_table", "replay"),
 )
+
+SWEEPS_FOLDER = "sweeps"
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ def run(
     engine: "SparkEngine",
     *,
     on_summary: Callable[[SweepSummary], None] = lambda summary: None,
-    write: Callable[[str], None] | None = None,
+    write: Callable[[str], None] = lambda line: print(without_credentials(line), file=sys.stderr, flush=True),
 ) -> SweepSummary:
     """Run the remaining trials, then export the best one.
 
@@ -54,25 +56,23 @@ def run(
         options: The sweep.
         engine: Trains the trials.
         on_summary: Gets the summary of an ended sweep, before any error is raised.
-        write: Shows a line; by default on standard error.
+        write: Shows a line.
 
     Raises:
         ConfigError: The sweep cannot be resumed in this configuration, or its warm-start model is lost.
         SweepStoppedError: The sweep was asked to stop.
         SweepFailedError: No trial is complete, or too many failed consecutively.
-        SweepUnderWayError: Another command is running it.
+        RunUnderWayError: Another command is running it.
         Exception: The error of every trial, or of the best one's export.
     """
     # A local session gets this many slots; a cluster's number is fixed.
     identity = options.identity(engine.prepare(options.slots_per_trial * (options.parallel or 1)))
     folder = find_folder(options, identity)
-    with hold_sweep(folder), open_study(folder.path / STUDY_FILE, options) as study:
-        label = _label(study, folder)
-        with _parent_run(engine, folder, label, study) as tracked:
-            place = SweepPlace(folder.path, label, lambda: tracked.run_id)
+    with folder.hold(), open_study(folder.path, options) as study:
+        with _parent_run(engine, folder, study) as tracked:
             # Before the first trial, since an error here concerns all trials.
-            engine.prepare_warm_start(place)
-            summary = _Sweep(options, engine, study, folder, tracked, place, on_summary, write or _to_stderr).run()
+            engine.prepare_warm_start()
+            summary = _Sweep(options, engine, study, folder, tracked, on_summary, write).run()
         replay = tracked.finish("FINISHED")
         folder.save_state("finished", tracked.run_id)
     if replay is not None:
@@ -81,20 +81,45 @@ def run(
     return summary
 
 
-def _label(study: optuna.Study, folder: RunFolder) -> str:
-    """Return the sweep's unique name in MLflow, where another sweep may have the same folder name."""
-    if "label" not in study.user_attrs:
-        study.set_user_attr("label", f"{folder.path.name}-{uuid4().hex[:4]}")
-    return str(study.user_attrs["label"])
+def find_folder(options: SweepOptions, identity: str) -> RunFolder:
+    """Return the folder of the sweep to resume, or of a new one.
+
+    Without a name it is the newest sweep of the same search space, configuration and dataset; ``--no-resume`` begins a
+    new one.
+
+    Raises:
+        ConfigError: The sweep of that name differs, or exists despite ``--no-resume``.
+    """
+    sweeps = Path(options.config.output).absolute() / SWEEPS_FOLDER
+    if options.study is not None:
+        path = sweeps / options.study
+        path.mkdir(parents=True, exist_ok=True)
+        state = run_state.read_state(path)
+        if state is not None and not options.config.resume:
+            raise ConfigError(f"study '{options.study}' is in {path} already; give another --study, or resume it")
+        if state is not None and state.identity != identity:
+            raise ConfigError(
+                f"study '{options.study}' in {path} searches other values, or trains another configuration or dataset; "
+                f"give this sweep another --study, or the flags of that one to resume it"
+            )
+        return RunFolder(path, identity, state.mlflow_run_id if state else None)
+    if options.config.resume:
+        for path, state in runs_of_identity(sweeps, identity):
+            return RunFolder(path, identity, state.mlflow_run_id)
+    path = sweeps / f"{options.config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
+    path.mkdir(parents=True)
+    return RunFolder(path, identity, None)
 
 
 @contextlib.contextmanager
-def _parent_run(engine: "SparkEngine", folder: RunFolder, label: str, study: optuna.Study) -> "Iterator[TrackedRun]":
+def _parent_run(engine: "SparkEngine", folder: RunFolder, study: optuna.Study) -> "Iterator[TrackedRun]":
     """Open the sweep's MLflow run; mark run and folder as stopped or failed if the block raises."""
     tracked: TrackedRun | None = None
     try:
+        if "label" not in study.user_attrs:  # Unique in MLflow, where another sweep may have the same folder name.
+            study.set_user_attr("label", f"{folder.path.name}-{uuid4().hex[:4]}")
         # Later commands find the experiment there, also while MLflow is away.
-        tracked = engine.open_parent(label, folder.continues, study.user_attrs.get("experiment"))
+        tracked = engine.open_parent(folder, study.user_attrs["label"], study.user_attrs.get("experiment"))
         study.set_user_attr("experiment", tracked.experiment)
         folder.save_state("running", tracked.run_id)
         yield tracked
@@ -113,7 +138,6 @@ class _Sweep:
     study: optuna.Study
     folder: RunFolder
     tracked: "TrackedRun"
-    place: SweepPlace
     on_summary: Callable[[SweepSummary], None]
     write: Callable[[str], None]
 
@@ -133,13 +157,11 @@ class _Sweep:
     def _log_start(self) -> None:
         """Log the search space, and the values that all trials share."""
         config, specs = self.options.config, self.options.space.specs
-        public = config.public() | {"model": config.model_settings}
         documents = ("sql", "tables", "features")  # The trials' runs log them.
-        fixed = {name: value for name, value in public.items() if name not in (*specs, *documents)}
-        fixed["model"] = {name: value for name, value in public["model"].items() if MODEL + name not in specs}
+        fixed = {name: value for name, value in config.public().items() if name not in (*specs, *documents)}
+        fixed["model"] = {name: value for name, value in config.model_settings.items() if MODEL + name not in specs}
         searched = {f"search.{name}": spec for name, spec in specs.items()}
-        methods = {"sampler": self.options.sampler, "pruner": self.options.pruner}
-        self.tracked.log_params(fixed | searched | methods)
+        self.tracked.log_params(fixed | searched | {"sampler": self.options.sampler, "pruner": self.options.pruner})
         self.tracked.log_tags({"sweep": self.folder.path.name, "recipe": config.name})
 
     def _train(self) -> None:
@@ -155,7 +177,7 @@ class _Sweep:
         trials = Trials(
             study=study,
             options=self.options,
-            train=lambda plan, control: self.engine.train(plan, control, self.place),
+            train=self.engine.train,
             slots=self.engine.slots,
             say=lambda number, text: self.write(f"trial {number}: {text}"),
             on_end=self._on_end,
@@ -176,8 +198,7 @@ class _Sweep:
         best = best_record(self.study)
         points = {"trial": record.best, "best": best.best if best else None}
         monitor = self.options.config.monitor
-        found = {f"{name}_{monitor}": value for name, value in points.items() if value is not None}
-        if found:
+        if found := {f"{name}_{monitor}": value for name, value in points.items() if value is not None}:
             # Not by the trials' numbers: they end in another order, and steps of MLflow's curves only increase.
             self.tracked.log_metrics(found, ended)
 
@@ -189,10 +210,9 @@ class _Sweep:
         if stored.get("trial") == best.number:
             return stored
         self.write(f"exporting, registering and evaluating the best trial, {best.number}")
-        summary = self.engine.deliver(self._trial_plan(best), self.place)
+        summary = self.engine.deliver(self._trial_plan(best))
         delivered = {"trial": best.number, **{name: getattr(summary, name) for name in _DELIVERED}}
-        # The study stores JSON.
-        self.study.set_user_attr("delivered", json.loads(json.dumps(delivered)))
+        self.study.set_user_attr("delivered", delivered)
         return delivered
 
     def _trial_plan(self, record: TrialRecord) -> TrialPlan:
@@ -226,7 +246,3 @@ class _Sweep:
             for name, figure in figures(self.study, config.monitor).items():
                 self.tracked.log_figure(figure, name)
         return summary
-
-
-def _to_stderr(line: str) -> None:
-    print(without_credentials(line), file=sys.stderr, flush=True)

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 from jsonargparse import get_loader
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import Trial
 
 from mirrorspark.models import ModelSettingsError, catalog, classical
 from mirrorspark.training.configuration import ConfigError, RunConfig, alternatives, type_in_words
@@ -33,27 +32,10 @@ _EXAMPLE = "learning_rate=log:1e-4:1e-2"
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The fields that are searched, and their values.
-
-    Attributes:
-        specs: The spec of each field, by its dotted name.
-        distributions: The same as Optuna's distributions, with lists as JSON text.
-    """
+    """The spec of each searched field by its dotted name, and Optuna's distribution, with lists as JSON text."""
 
     specs: Mapping[str, str]
     distributions: Mapping[str, BaseDistribution]
-
-    def suggest(self, trial: Trial) -> dict[str, Any]:
-        """Return the values that Optuna chooses for a trial."""
-        for name, found in self.distributions.items():
-            match found:
-                case CategoricalDistribution():
-                    trial.suggest_categorical(name, found.choices)
-                case IntDistribution():
-                    trial.suggest_int(name, found.low, found.high, step=found.step, log=found.log)
-                case FloatDistribution():
-                    trial.suggest_float(name, found.low, found.high, step=found.step, log=found.log)
-        return decode_values(trial.params)
 
     def bounds(self, name: str, default: Any) -> tuple[Any, ...]:
         """Return the smallest and the largest value of a field, or all its choices; ``default`` if it is fixed."""
@@ -97,8 +79,7 @@ class SearchSpace:
 
 def decode_values(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of the fields from Optuna's parameters, in which lists are JSON text."""
-    is_list = {name: isinstance(param, str) and param.startswith("[") for name, param in params.items()}
-    return {name: json.loads(param) if is_list[name] else param for name, param in params.items()}
+    return {name: json.loads(value) if str(value).startswith("[") else value for name, value in params.items()}
 
 
 def _axis(distribution: BaseDistribution) -> Sequence[Any]:

@@ -1,21 +1,28 @@
-"""The Optuna study of a sweep, in an SQLite file, and the records of its trials."""
+"""The Optuna study of a sweep, in a file of its folder, and the records of its trials."""
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.samplers import GridSampler
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from mirrorspark.storage import lock_state
+from mirrorspark.training.run_records import run_state
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.space import decode_values
 
 State = Literal["complete", "pruned", "failed", "running"]
+
+STUDY_FILE = "study.db"
+JOURNAL_FILE = "study.log"
 
 # With fewer complete trials an importance would be noise.
 FEWEST_FOR_IMPORTANCE = 8
@@ -37,13 +44,10 @@ class TrialRecord:
 
     Attributes:
         number: Optuna's number; for a resumed trial, the first one.
-        state: Its end, or ``running``.
         values: The value of each searched field.
         history: The monitored metric by epoch, counted from 1.
-        best: The best of these values; None before the first epoch.
+        best: The best of these; None before the first epoch.
         seconds: Training time over all commands.
-        error: Why it failed.
-        run_id: Its MLflow run.
     """
 
     number: int
@@ -67,7 +71,7 @@ def record_of(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
     history = dict(sorted(trial.intermediate_values.items()))
     pick = max if study.direction == StudyDirection.MAXIMIZE else min
     return TrialRecord(
-        number=_retried(trial)[0] if _retried(trial) else trial.number,
+        number=next(iter(RetryHeartbeatStaleTrialCallback.retry_history(trial)), trial.number),
         state=_STATES[trial.state],
         values=decode_values(trial.params),
         history=history,
@@ -79,8 +83,8 @@ def record_of(study: optuna.Study, trial: FrozenTrial) -> TrialRecord:
 def records(study: optuna.Study) -> list[TrialRecord]:
     """Return the records of all trials; a resumed one counts once."""
     trials = study.get_trials(deepcopy=False)
-    before = {number for trial in trials for number in _retried(trial)}
-    found = [record_of(study, trial) for trial in trials if trial.number not in before]
+    retried = _retried(trials)
+    found = (record_of(study, trial) for trial in trials if trial.number not in retried)
     return sorted(found, key=lambda record: record.number)
 
 
@@ -104,49 +108,71 @@ def importances(study: optuna.Study) -> dict[str, float]:
     return dict(optuna.importance.get_param_importances(study))
 
 
-def requeue(study: optuna.Study, trial: FrozenTrial) -> None:
-    """Queue an interrupted trial again, with the epochs that it has reported."""
-    RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, trial)
+def requeue_interrupted(study: optuna.Study) -> None:
+    """Queue trials again that were running as their command ended, with the epochs that they have reported.
+
+    The caller holds the sweep's folder, so none of them runs. Optuna's heartbeat would notice them after its grace
+    period, and only within ``Study.optimize``.
+    """
+    trials = study.get_trials()
+    retried = _retried(trials)
+    for left in (trial for trial in trials if trial.state == TrialState.RUNNING):
+        # In this order no kill loses a trial. One that was queued before a kill is not queued twice.
+        if left.number not in retried:
+            RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, left)
+        study.tell(left.number, state=TrialState.FAIL)
+
+
+def _retried(trials: Sequence[FrozenTrial]) -> set[int]:
+    """Return the numbers of interrupted trials that another one continues."""
+    return {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
 
 
 @contextlib.contextmanager
-def open_study(file: Path | None, options: SweepOptions) -> Iterator[optuna.Study]:
-    """Open the study in ``file``, which is created if missing; None for a study in memory.
-
-    The caller holds the sweep's folder, so a trial in the state "running" was interrupted with its command: it is
-    queued again at once. Optuna's heartbeat would notice it later.
-    """
+def open_study(folder: Path | None, options: SweepOptions) -> Iterator[optuna.Study]:
+    """Open the study in the sweep's ``folder``, which is created if missing; None for a study in memory."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # Otherwise it prints every trial.
     config = options.config
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as closing:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # retry, constant liar, figures
-        storage = None
-        if file is not None:
-            connect = {"connect_args": {"timeout": _LOCK_SECONDS}}
-            storage = RDBStorage(f"sqlite:///{file.absolute()}", engine_kwargs=connect)
-        try:
-            study = optuna.create_study(
-                storage=storage,
-                study_name=_STUDY,
-                direction="maximize" if config.mode == "max" else "minimize",
-                pruner=_pruner(options),
-                load_if_exists=True,
-            )
-            # A resumed sweep must not sample the first values again.
-            study.sampler = _sampler(options, config.seed + len(study.get_trials(deepcopy=False)))
-            for left in study.get_trials(states=(TrialState.RUNNING,)):
-                study.tell(left.number, state=TrialState.FAIL)
-                requeue(study, left)
-            yield study
-        finally:
-            if storage is not None:
-                storage.remove_session()
-                storage.engine.dispose()
+        study = optuna.create_study(
+            storage=None if folder is None else _open_storage(folder, closing),
+            study_name=_STUDY,
+            direction="maximize" if config.mode == "max" else "minimize",
+            pruner=_pruner(options),
+            load_if_exists=True,
+        )
+        # A resumed sweep must not sample the first values again.
+        study.sampler = _sampler(options, config.seed + len(study.get_trials(deepcopy=False)))
+        yield study
+
+
+def _open_storage(folder: Path, closing: contextlib.ExitStack) -> BaseStorage:
+    """Return the storage of a sweep's study: SQLite, or Optuna's journal on a file system without locks.
+
+    SQLite may damage its file there if a driver that was taken for dead still writes. The journal has its own lock, but
+    a line that a full disk has cut off spoils it, so SQLite is the first choice.
+    """
+    database, journal = folder / STUDY_FILE, folder / JOURNAL_FILE
+    # The machine of a later command may see other locks, but a study keeps its storage.
+    if journal.exists() or (lock_state(folder / run_state.LOCK_FILE) == "unknown" and not database.exists()):
+        return JournalStorage(JournalFileBackend(str(journal)))
+    storage = RDBStorage(f"sqlite:///{database.absolute()}", engine_kwargs={"connect_args": {"timeout": _LOCK_SECONDS}})
+    closing.callback(storage.engine.dispose)
+    closing.callback(storage.remove_session)
+    return storage
+
+
+class _Grid(GridSampler):
+    """A grid for ``Study.ask``: Optuna's stops ``Study.optimize`` after its last point, and fails outside of it."""
+
+    def after_trial(self, *_: Any) -> None:
+        """Do nothing: a sweep has no more trials than its grid has points."""
 
 
 def _sampler(options: SweepOptions, seed: int) -> optuna.samplers.BaseSampler:
     if options.sampler == "grid":
-        return optuna.samplers.GridSampler(options.space.grid(), seed=options.config.seed)
+        return _Grid(options.space.grid(), seed=options.config.seed)
     if options.sampler == "tpe":
         # The constant liar keeps parallel trials from sampling similar values.
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
@@ -159,8 +185,3 @@ def _pruner(options: SweepOptions) -> optuna.pruners.BasePruner:
     if options.pruner == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=1, max_resource=options.epochs)
     return optuna.pruners.NopPruner()
-
-
-def _retried(trial: FrozenTrial) -> list[int]:
-    """Return the numbers under which the trial was interrupted."""
-    return RetryHeartbeatStaleTrialCallback.retry_history(trial)

@@ -1,21 +1,33 @@
-"""Runs the trials of a sweep in ``Study.optimize``, in parallel as there are slots."""
+"""Runs the trials that a study asks for, in parallel as there are slots, and stores their ends in it."""
 
 import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
 
 import optuna
-from optuna.trial import FrozenTrial, Trial
+from optuna.trial import Trial, TrialState
 
 from mirrorspark.storage import one_line
-from mirrorspark.training.protocol import Event
+from mirrorspark.training.configuration import RunConfig
+from mirrorspark.training.driver import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
+from mirrorspark.training.protocol import SESSION_LOST, Event
+from mirrorspark.training.run_records import TrackingError, run_state
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.space import in_words
-from mirrorspark.training.sweep.study import TrialRecord, best_record, count_ended, record_of, requeue
-from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialEnd, TrialPlan, classify_end
+from mirrorspark.training.sweep.study import (
+    State,
+    TrialRecord,
+    best_record,
+    count_ended,
+    record_of,
+    requeue_interrupted,
+)
+
+PRUNED = "pruned"
+_STORED = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
 class SweepFailedError(RuntimeError):
@@ -26,9 +38,82 @@ class SessionLostError(RuntimeError):
     """The Spark session is lost; the next command resumes its trials."""
 
 
+# Errors that concern all trials: the cluster is too small, the MLflow store refuses, or the driver of a sweep that was
+# taken over still sends the trial's heartbeat.
+_FAULTS = (NotEnoughSlotsError, TrackingError, run_state.RunUnderWayError, SessionLostError)
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """A trial to train: its number in the study, and its configuration."""
+
+    number: int
+    config: RunConfig
+
+
+@dataclass
+class TrialControl:
+    """Connects a running trial to the sweep.
+
+    Signal handlers request stops, so it has no lock: plain attributes, and idempotent calls.
+
+    Attributes:
+        on_event: Gets every event of the trial's ranks and of its supervisor, from any thread.
+        slots: Returns the number of barrier tasks for the trial.
+        say: Shows a line about the trial.
+        set_attribute: Stores a field of the trial's record: name, value.
+        reason: Why it was asked to stop; None if it was not.
+    """
+
+    on_event: Callable[[Event], None]
+    slots: Callable[[], int]
+    say: Callable[[str], None]
+    set_attribute: Callable[[str, str], None]
+    reason: str | None = None
+    _is_urgent: bool = field(default=False, init=False)
+    _stops: tuple[Callable[[str], None], Callable[[str], None]] | None = field(default=None, init=False)
+
+    def connect(self, request_stop: Callable[[str], None], stop_now: Callable[[str], None]) -> None:
+        """Connect a training that has begun; an earlier stop request reaches it now."""
+        self._stops = request_stop, stop_now
+        if self.reason is not None:
+            self.stop(self.reason)
+
+    def stop(self, reason: str, *, now: bool = False) -> None:
+        """Ask the trial to save a checkpoint and stop, or to stop without; the first reason counts."""
+        self.reason = self.reason or reason
+        self._is_urgent = self._is_urgent or now
+        if self._stops is not None:
+            self._stops[self._is_urgent](self.reason)
+
+
+def end_of_trial(error: Exception | None, reason: str | None) -> State:
+    """Return the state of a trial after its training's ``error`` and the ``reason`` of its stop request, if any.
+
+    It is ``running`` if the next command resumes the trial.
+    """
+    if error is None:
+        return "complete"
+    if isinstance(error, TrainingStoppedError):
+        return "pruned" if reason == PRUNED else "running"
+    # A second Ctrl-C ends everything in any order, and the errors that follow are not the trial's.
+    is_torn_down = reason not in (None, PRUNED) and not isinstance(error, TrainingFailedError)
+    return "running" if is_torn_down or _is_fault(error) else "failed"
+
+
+def _is_fault(error: Exception | None) -> bool:
+    """Return True for an error that concerns all trials."""
+    if isinstance(error, TrainingFailedError) and error.attempts[-1].first_error.type == SESSION_LOST:
+        return True
+    return isinstance(error, _FAULTS)
+
+
 @dataclass
 class Trials:
     """The trials of one command.
+
+    ``Study.optimize`` would run them, too, but it seeds the sampler at random for every parallel trial, and it drops
+    the errors of callbacks. Asked one at a time, trials get their values from the sweep's seed.
 
     Attributes:
         study: Chooses the values, and stores the results.
@@ -50,8 +135,6 @@ class Trials:
     _is_urgent: bool = field(default=False, init=False)
     # Running trials: number -> control and slots.
     _running: dict[int, tuple[TrialControl, int]] = field(default_factory=dict, init=False)
-    _ends: dict[int, TrialEnd] = field(default_factory=dict, init=False)
-    _ended: int = field(default=0, init=False)
     _failures: int = field(default=0, init=False)
     _last_error: str | None = field(default=None, init=False)
     _fault: Exception | None = field(default=None, init=False)
@@ -65,15 +148,19 @@ class Trials:
             SessionLostError: The Spark session is lost.
             Exception: An error that concerns all trials, such as too few slots.
         """
-        self._ended = count_ended(self.study)
-        left = self.options.trials - self._ended
+        options = self.options
+        requeue_interrupted(self.study)
+        left = options.trials - count_ended(self.study)
         if left > 0:
-            # Not in the main thread, in which a training would install its own signal handlers.
-            with ThreadPoolExecutor(1, thread_name_prefix="sweep") as pool:
+            room = max(1, self.slots() // options.slots_per_trial)
+            deadline = time.monotonic() + (options.timeout_seconds or math.inf)
+            # A training in the main thread would install its own signal handlers.
+            with ThreadPoolExecutor(min(left, room, options.parallel or room), thread_name_prefix="sweep") as pool:
                 try:
-                    pool.submit(self._optimize, left).result()
+                    for ended in as_completed([pool.submit(self._run_next, deadline) for _ in range(left)]):
+                        ended.result()
                 except BaseException:
-                    # The pool waits for its thread.
+                    # The pool waits for its threads.
                     self.stop_now()
                     raise
         if self._fault is not None:
@@ -81,36 +168,25 @@ class Trials:
         if self.stop_reason is None:
             self._require_success()
 
-    def _optimize(self, left: int) -> None:
-        options = self.options
-        room = max(1, self.slots() // options.slots_per_trial)
-        self.study.optimize(
-            self._train,
-            n_trials=left,
-            n_jobs=min(left, room, options.parallel or room),
-            timeout=options.timeout_seconds,
-            catch=Exception,
-            callbacks=[self._on_trial_end],
-        )
-
-    def request_stop(self, reason: str) -> None:
+    def request_stop(self, reason: str, *, now: bool = False) -> None:
         """Start no further trial; let running ones save a checkpoint and stop. For signal handlers, too."""
         self.stop_reason = self.stop_reason or reason
+        self._is_urgent = self._is_urgent or now
         for control, _ in list(self._running.values()):
-            control.request_stop(self.stop_reason)
+            control.stop(self.stop_reason, now=now)
 
     def stop_now(self, reason: str = "stopped at once") -> None:
         """Let running trials stop without another checkpoint. For signal handlers and other threads, too."""
-        self.stop_reason = self.stop_reason or reason
-        self._is_urgent = True
-        for control, _ in list(self._running.values()):
-            control.stop_now(self.stop_reason)
+        self.request_stop(reason, now=True)
 
-    def _train(self, trial: Trial) -> float:
-        """Train a trial and return its best value, as Optuna's objective."""
-        options = self.options
-        values = options.space.suggest(trial)
-        before = record_of(self.study, self.study.get_trials(deepcopy=False)[trial.number])
+    def _run_next(self, deadline: float) -> None:
+        """Train the trial that Optuna chooses, unless the sweep is to end, and store its end."""
+        with self._lock:
+            is_over = self._fault or self.stop_reason or self._failures >= self.options.max_failures
+            if is_over or time.monotonic() >= deadline:
+                return
+            trial = self.study.ask(dict(self.options.space.distributions))
+            before = record_of(self.study, self.study.get_trials(deepcopy=False)[trial.number])
         number, history = before.number, dict(before.history)
         control = TrialControl(
             on_event=lambda event: self._on_event(trial, control, history, event),
@@ -120,12 +196,11 @@ class Trials:
         )
         began, error = time.monotonic(), None
         try:
-            # The summary file is the sweep's.
-            plan = TrialPlan(number, options.space.configure(replace(options.config, summary=None), values))
+            plan = TrialPlan(number, self.options.space.configure(self.options.config, before.values))
             self._running[number] = control, plan.config.slots
             if self.stop_reason is not None:  # A signal came before the trial was registered.
-                (control.stop_now if self._is_urgent else control.request_stop)(self.stop_reason)
-            self.say(number, "begins: " + in_words(values))
+                control.stop(self.stop_reason, now=self._is_urgent)
+            control.say("begins: " + in_words(before.values))
             self.train(plan, control)
             if not history:
                 raise ValueError("it ended without a value of the monitored metric")  # noqa: TRY301
@@ -133,58 +208,41 @@ class Trials:
             error = caught
         finally:
             self._running.pop(number, None)
-            trial.set_user_attr("seconds", before.seconds + time.monotonic() - began)
-        end = self._ends[trial.number] = self._classify(error, control)
-        if end.error is not None:
-            trial.set_user_attr("error", end.error)
-        if end.state == "pruned":
-            raise optuna.TrialPruned
-        if error is not None:
-            raise error
-        return (max if options.config.mode == "max" else min)(history.values())
-
-    def _classify(self, error: Exception | None, control: TrialControl) -> TrialEnd:
-        end = classify_end(error, control.reason)
-        if end.error or end.fault:
+        state = end_of_trial(error, control.reason)
+        if state == "failed" or _is_fault(error):
             # A lost session makes trials fail with many errors, none of which is the trial's.
             try:
                 self.slots()
             except Exception as gone:
-                return TrialEnd("running", fault=None if self.stop_reason else _lost_session(gone))
-        return end
-
-    def _on_trial_end(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Record the end of a trial, as Optuna's callback."""
-        end, record = self._ends[trial.number], record_of(study, trial)
+                state, error = "running", None if self.stop_reason else _lost_session(gone)
+        trial.set_user_attr("seconds", before.seconds + time.monotonic() - began)
+        if state == "failed" and error is not None:
+            trial.set_user_attr("error", one_line(error))
         with self._lock:
             try:
-                self._count(end)
-                if self._fault or self.stop_reason or self._failures >= self.options.max_failures:
-                    study.stop()
-                best = "" if record.best is None else f", {self.options.config.monitor} {record.best:.4f}"
-                why = f": {end.error}" if end.error else ""
-                state = "stops, to be resumed" if end.state == "running" else end.state
-                self.say(record.number, f"{state} after {record.epochs} epochs{best}{why}")
-                if end.state == "running":
-                    requeue(study, trial)
-                else:
-                    self._ended += 1
-                    self.on_end(record, self._ended)
-            except Exception as error:
-                # Optuna waits for running trials, and drops errors of callbacks once all trials have begun.
-                self._fault = self._fault or error
-                self.stop_now()
-                study.stop()
-
-    def _count(self, end: TrialEnd) -> None:
-        self._fault = self._fault or end.fault
-        if isinstance(end.fault, SessionLostError):
+                self._store(trial, state, history)
+                self._fault = self._fault or (error if _is_fault(error) else None)
+            except Exception as failure:
+                self._fault = self._fault or failure  # No further trial starts.
+                raise
+        if isinstance(error, SessionLostError):
             self.request_stop("the Spark session is lost")
-        if end.state == "failed":
-            self._failures += 1
-            self._last_error = end.error
-        elif end.state != "running":
-            self._failures = 0
+
+    def _store(self, trial: Trial, state: State, history: dict[int, float]) -> None:
+        """Store the end of a trial in the study, and show it. An interrupted one stays, for the next command."""
+        best = (max if self.options.config.mode == "max" else min)(history.values()) if state == "complete" else None
+        if state != "running":
+            self.study.tell(trial, best, _STORED[state])
+        record = record_of(self.study, self.study.get_trials(deepcopy=False)[trial.number])
+        value = "" if record.best is None else f", {self.options.config.monitor} {record.best:.4f}"
+        why = f": {record.error}" if record.error else ""
+        ended = "stops, to be resumed" if state == "running" else state
+        self.say(record.number, f"{ended} after {record.epochs} epochs{value}{why}")
+        if state == "running":
+            return
+        self._failures = self._failures + 1 if state == "failed" else 0
+        self._last_error = record.error or self._last_error
+        self.on_end(record, count_ended(self.study))
 
     def _on_event(self, trial: Trial, control: TrialControl, history: dict[int, float], event: Event) -> None:
         """Report the end of an epoch to the study, which may prune the trial."""
@@ -199,7 +257,7 @@ class Trials:
         trial.report(value, epoch)
         if trial.should_prune() and control.reason is None:
             control.say(f"is pruned at epoch {epoch}, {monitor} {value:.4f}")
-            control.request_stop(PRUNED)
+            control.stop(PRUNED)
 
     def _available_slots(self, number: int) -> int:
         """Return the slots for a trial: all that the others do not use."""

@@ -267,7 +267,7 @@ def test_a_summary_that_can_no_longer_be_written_at_the_end_is_a_line_and_status
     monkeypatch.setattr(pipeline, "run", run)
     assert main(["--summary", "out/summary.json"]) == EXIT_FAILED
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "mirrorspark: summary out/summary.json cannot be written (it is not a file); the run finished"
+    assert line == "mirrorspark: summary out/summary.json cannot be written (it is not a file); status: finished"
 
 
 def test_an_error_without_words_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

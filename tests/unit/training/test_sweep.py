@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,11 +13,9 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
-from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE
 from mirrorspark.training.sweep.command import _build_parser, main, read_options
-from mirrorspark.training.sweep.folder import SweepPlace
-from mirrorspark.training.sweep.trial import TrialControl, TrialPlan
+from tests.unit.training.test_sweep_run import FakeEngine
 
 SEARCH = ["--search", "learning_rate=log:1e-4:1e-1"]
 
@@ -29,45 +28,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-class SilentRun:
-    """An MLflow run that keeps nothing."""
-
-    run_id = "parent"
-    experiment = "nights"
-
-    def log_params(self, params: object) -> None: ...
-    def log_tags(self, tags: object) -> None: ...
-    def log_text(self, text: str, name: str) -> None: ...
-    def log_document(self, document: object, name: str) -> None: ...
-    def log_figure(self, figure: object, name: str) -> None: ...
-    def log_metrics(self, metrics: object, step: int) -> None: ...
-    def finish(self, status: str) -> None: ...
-
-
-class QuickEngine:
-    """Trains in one epoch."""
-
-    def __init__(self, config: RunConfig, error: Exception | None = None) -> None:
-        self.error = error
+class UnreadyEngine(FakeEngine):
+    """Raises before anything is trained."""
 
     def prepare(self, slots: int) -> str:
-        if self.error is not None:
-            raise self.error
-        return "data"
-
-    def slots(self) -> int:
-        return 1
-
-    def open_parent(self, label: str, run_id: str | None, experiment: str | None) -> SilentRun:
-        return SilentRun()
-
-    def prepare_warm_start(self, place: SweepPlace) -> None: ...
-
-    def train(self, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
-        control.on_event({"event": "epoch_end", "rank": 0, "epoch": 1, "logs": {"val_auc": 0.5}})
-
-    def deliver(self, order: TrialPlan, place: SweepPlace) -> Summary:
-        return Summary(status="finished", registered_model="rides", model_version="1")
+        assert self.error is not None
+        raise self.error
 
 
 def no_engine(config: RunConfig) -> Any:
@@ -80,7 +46,7 @@ def test_flags_of_a_sweep_stand_beside_those_of_a_run(recipe: Path, tmp_path: Pa
         [
             *("--recipe", str(recipe), "--workers", "2", *SEARCH, "--search-space", "space.yaml"),
             *("--trials", "7", "--timeout", "60", "--parallel", "2", "--max-failures", "3"),
-            *("--sampler", "random", "--pruner", "hyperband", "--study", "night", "--seed=5"),
+            *("--sampler", "random", "--pruner", "hyperband", "--study", "night", "--seed=5", "--summary", "sum.json"),
         ]
     )
     assert options.config.workers == 2
@@ -91,11 +57,14 @@ def test_flags_of_a_sweep_stand_beside_those_of_a_run(recipe: Path, tmp_path: Pa
     assert (options.sampler, options.pruner, options.study) == ("random", "hyperband", "night")
     assert options.arguments == ("--recipe", str(recipe), "--workers", "2", "--seed=5")
     assert options.epochs == 4
+    # The trials have no part in the sweep's summary.
+    assert (options.summary, options.config.summary) == ("sum.json", None)
 
 
 def test_no_flag_of_a_sweep_hides_one_of_a_run() -> None:
     actions = [action for action in _build_parser()._actions if not isinstance(action, argparse._HelpAction)]
-    assert not {action.dest for action in actions} & {field.name for field in dataclasses.fields(RunConfig)}
+    # The summary is the sweep's, not that of its trials.
+    assert {action.dest for action in actions} & {field.name for field in dataclasses.fields(RunConfig)} == {"summary"}
 
 
 @pytest.mark.parametrize(
@@ -126,22 +95,18 @@ def test_a_finished_sweep_prints_its_table_and_writes_its_summary(
     capsys: pytest.CaptureFixture[str], recipe: Path, tmp_path: Path
 ) -> None:
     arguments = ["--recipe", str(recipe), *SEARCH, "--trials=2", "--output=out", "--summary=sum.json"]
-    assert main(arguments, engine=QuickEngine) == EXIT_FINISHED
+    assert main(arguments, engine=lambda config: FakeEngine()) == EXIT_FINISHED
     captured = capsys.readouterr()
-    assert "best: trial 0, val_auc 0.5000 with learning_rate=" in captured.out
+    assert re.search(r"best: trial [01], val_auc 0\.\d{4} with learning_rate=", captured.out)
     assert "trial 0: begins: learning_rate=" in captured.err
     assert json.loads((tmp_path / "sum.json").read_text())["status"] == "finished"
 
 
 def test_the_summary_of_a_sweep_that_fails_holds_its_trials_and_its_error(recipe: Path, tmp_path: Path) -> None:
     """A program that waits for the file must not wait for ever."""
-
-    class Failing(QuickEngine):
-        def train(self, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
-            raise RuntimeError("no such layer")
-
+    failing = FakeEngine(error=RuntimeError("no such layer"))
     arguments = ["--recipe", str(recipe), *SEARCH, "--trials=2", "--output=out", "--summary=sum.json"]
-    assert main(arguments, engine=Failing) == EXIT_FAILED
+    assert main(arguments, engine=lambda config: failing) == EXIT_FAILED
     document = json.loads((tmp_path / "sum.json").read_text())
     assert document["status"] == "failed"
     assert "no such layer" in document["error"]
@@ -163,7 +128,7 @@ def test_the_summary_of_a_sweep_that_does_not_begin_says_why(
     """Nor may it be that of an earlier sweep."""
     (tmp_path / "sum.json").write_text("that of yesterday")
     given = ["--recipe", str(recipe), *SEARCH, "--output=out", "--summary=sum.json", *arguments]
-    assert main(given, engine=lambda config: QuickEngine(config, error)) == exit_status
+    assert main(given, engine=lambda config: UnreadyEngine(error=error)) == exit_status
     document = json.loads((tmp_path / "sum.json").read_text())
     assert document["status"] == status
     assert document["error"]
@@ -183,7 +148,7 @@ def test_a_sweep_that_cannot_begin_is_one_line_and_status_1(
     capsys: pytest.CaptureFixture[str], recipe: Path, error: Exception, line: str
 ) -> None:
     arguments = ["--recipe", str(recipe), *SEARCH, "--output=out"]
-    assert main(arguments, engine=lambda config: QuickEngine(config, error)) == EXIT_FAILED
+    assert main(arguments, engine=lambda config: UnreadyEngine(error=error)) == EXIT_FAILED
     assert f"mirrorspark: {line}" in capsys.readouterr().err
 
 

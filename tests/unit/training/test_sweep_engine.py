@@ -25,8 +25,7 @@ from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.tracking import OuterRun, Tracking, TrackingError
 from mirrorspark.training.sweep import engine as sweep_engine
 from mirrorspark.training.sweep.engine import SparkEngine, read_attempts, save_attempts
-from mirrorspark.training.sweep.folder import SweepPlace
-from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
+from mirrorspark.training.sweep.trials import PRUNED, TrialControl, TrialPlan
 
 ATTEMPTS = (
     Attempt(1, None, (RankError("lost", 1, "killed", "killed by signal SIGKILL", 5.0),), 0, 100, 2),
@@ -100,17 +99,20 @@ def plan(new_config: Callable[..., RunConfig]) -> TrialPlan:
     return TrialPlan(7, new_config(epochs=3))
 
 
-def engine_of(plan: TrialPlan) -> SparkEngine:
+def engine_of(plan: TrialPlan, sweep: Path, parent: str | None = None) -> SparkEngine:
+    """Return the engine of a sweep in the folder ``sweep``, whose MLflow run is ``parent``."""
     engine = SparkEngine(plan.config, LiveView(epochs=3, is_interactive=False, write=lambda line: None))
     assert engine.prepare(4) == "d1"
+    engine._sweep, engine._label = RunFolder(sweep, "of searches", None), "rides-1"
+    engine._parent = cast(Any, SimpleNamespace(run_id=parent))
     return engine
 
 
 def test_a_trial_is_a_child_of_the_sweeps_run_in_a_folder_of_its_own(
     jobs: list[FakeJob], plan: TrialPlan, tmp_path: Path
 ) -> None:
-    heard, place = Heard(), SweepPlace(tmp_path, "rides-1", lambda: "parent-1")
-    engine_of(plan).train(plan, heard.control(), place)
+    heard = Heard()
+    engine_of(plan, tmp_path, "parent-1").train(plan, heard.control())
     (job,) = jobs
     assert job.opened["folder"] == RunFolder(tmp_path / "runs" / "rides-1-0007", f"{plan.config.identity}-d1", None)
     assert job.opened["slots"]() == 2
@@ -131,14 +133,16 @@ def test_a_sweep_within_an_active_run_logs_to_it_and_its_trials_stay_beside_it(
 ) -> None:
     """L5: as a training does; the experiment is that of the active run."""
     mlflow.set_tracking_uri(mlflow_store)
-    engine = engine_of(TrialPlan(7, replace(plan.config, output=str(tmp_path), tracking_uri=mlflow_store)))
+    engine = engine_of(TrialPlan(7, replace(plan.config, output=str(tmp_path), tracking_uri=mlflow_store)), tmp_path)
     with mlflow.start_run(experiment_id=mlflow.create_experiment("the user's sweep")) as active:
         prepared = replace(engine._prepared, tracking=Tracking.find(engine._config))
         monkeypatch.setattr(engine, "_prepared", prepared)
-        parent, further = engine.open_parent("rides-1", None), engine.open_parent("rides-2", None)
+        sweep = RunFolder(tmp_path, "of searches", None)
+        parent = engine.open_parent(sweep, "rides-1")
+        engine.train(plan, Heard().control())
+        further = engine.open_parent(sweep, "rides-2")
         for tracked in (parent, further):
             tracked.finish("FINISHED")
-        engine.train(plan, Heard().control(), SweepPlace(tmp_path, "rides-1", lambda: parent.run_id))
         assert mlflow.get_run(active.info.run_id).info.status == "RUNNING"
     assert parent.run_id == active.info.run_id
     assert mlflow.get_run(further.run_id).data.tags["mlflow.parentRunId"] == active.info.run_id
@@ -157,17 +161,17 @@ def test_a_sweep_whose_active_run_cannot_be_looked_up_says_so_unless_an_earlier_
         raise ConnectionError(f"no way to {store}")
 
     def opened(store: str, experiment: str, *_: Any, **__: Any) -> Any:
-        return SimpleNamespace(experiment=experiment)
+        return SimpleNamespace(experiment=experiment, run_id=None)
 
     monkeypatch.setattr(sweep_engine.tracking_store, "store_client", lambda store: SimpleNamespace(get_run=away))
     monkeypatch.setattr(tracking, "TrackedRun", opened)
-    engine = engine_of(plan)
+    engine, sweep = engine_of(plan, tmp_path), RunFolder(tmp_path, "of searches", None)
     outer = OuterRun(ActiveRun("job-1", None), is_parent_only=False)
     monkeypatch.setattr(engine, "_prepared", replace(engine._prepared, tracking=Tracking("the store", "rides", outer)))
     with pytest.raises(TrackingError, match="does not say which experiment the active run job-1 is in"):
-        engine.open_parent("rides-1", None)
-    assert engine.open_parent("rides-1", None, "the user's sweep").experiment == "the user's sweep"
-    engine.train(plan, Heard().control(), SweepPlace(tmp_path, "rides-1", lambda: None))
+        engine.open_parent(sweep, "rides-1")
+    assert engine.open_parent(sweep, "rides-1", "the user's sweep").experiment == "the user's sweep"
+    engine.train(plan, Heard().control())
     assert jobs[0].opened["config"].experiment == "the user's sweep"
 
 
@@ -192,7 +196,7 @@ def test_the_study_hears_of_epochs_that_an_earlier_driver_may_not_have_kept(
 
     monkeypatch.setattr(FakeJob, "__init__", made)
     heard = Heard()
-    engine_of(plan).train(plan, heard.control(), SweepPlace(tmp_path, "rides-1", lambda: "parent-1"))
+    engine_of(plan, tmp_path).train(plan, heard.control())
     assert heard.events == [known, known, later]
 
 
@@ -200,7 +204,7 @@ def test_parameter_servers_leave_fewer_slots_for_workers(
     jobs: list[FakeJob], new_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     plan = TrialPlan(7, new_config(strategy="parameter_server", parameter_servers=1))
-    engine_of(plan).train(plan, Heard(slots=3).control(), SweepPlace(tmp_path, "rides-1", lambda: None))
+    engine_of(plan, tmp_path).train(plan, Heard(slots=3).control())
     assert jobs[0].opened["slots"]() == 1
 
 
@@ -209,17 +213,17 @@ def test_a_stop_reaches_the_training_and_its_mlflow_run_says_which(
     jobs: list[FakeJob], plan: TrialPlan, tmp_path: Path, reason: str, state: str
 ) -> None:
     control = Heard().control()
-    control.request_stop(reason)
+    control.stop(reason)
     with pytest.raises(TrainingStoppedError):
-        engine_of(plan).train(plan, control, SweepPlace(tmp_path, "rides-1", lambda: None))
+        engine_of(plan, tmp_path).train(plan, control)
     assert jobs[0].tags == {"sweep": tmp_path.name, "trial": "7", "trial_state": state}
 
 
 def test_a_trial_that_goes_on_keeps_its_mlflow_run(jobs: list[FakeJob], plan: TrialPlan, tmp_path: Path) -> None:
-    place = SweepPlace(tmp_path, "rides-1", lambda: None)
-    place.run_folder(7).mkdir(parents=True)
-    RunFolder(place.run_folder(7), "abc", None).save_state("failed", "child-0")
-    engine_of(plan).train(plan, Heard().control(), place)
+    path = tmp_path / "runs" / "rides-1-0007"
+    path.mkdir(parents=True)
+    RunFolder(path, "abc", None).save_state("failed", "child-0")
+    engine_of(plan, tmp_path).train(plan, Heard().control())
     assert jobs[0].opened["folder"].continues == "child-0"
 
 
@@ -233,16 +237,15 @@ def test_the_best_trial_is_delivered_from_its_own_folder_with_its_attempts(
         return Summary(status="finished", model_version="3")
 
     monkeypatch.setattr(pipeline, "deliver_and_score", deliver, raising=False)
-    place = SweepPlace(tmp_path, "rides-1", lambda: "parent-1")
-    engine = engine_of(plan)
-    engine.train(plan, Heard().control(), place)
-    summary = engine.deliver(plan, place)
+    engine = engine_of(plan, tmp_path)
+    engine.train(plan, Heard().control())
+    summary = engine.deliver(plan)
     assert (summary.model_version, summary.replay) == (
         "3",
         "mirrorspark runs replay metrics.jsonl",
     )
     assert delivered == [(jobs[1], ATTEMPTS, plan.config)]
-    assert jobs[1].opened["folder"].path == place.run_folder(7)
+    assert jobs[1].opened["folder"].path == tmp_path / "runs" / "rides-1-0007"
 
 
 def exported(folder: Path, version: str) -> PinnedModel:
@@ -258,16 +261,16 @@ def test_all_trials_begin_from_one_model_whatever_its_alias_means_to_a_later_com
 ) -> None:
     """T12: and whether it is there at all by then."""
     plan = TrialPlan(7, new_config(warm_start="models:/flights@champion"))
-    place = SweepPlace(tmp_path / "sweep", "rides-1", lambda: "parent-1")
-    place.folder.mkdir()
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
     monkeypatch.setattr(pipeline, "deliver_and_score", lambda *_: Summary(status="finished"))
     for meant in (exported(tmp_path / "3", "3"), exported(tmp_path / "4", "4"), None):
-        engine = engine_of(plan)
+        engine = engine_of(plan, sweep)
         engine._prepared = replace(engine._prepared, warm_start=meant)
-        engine.prepare_warm_start(place)
-        engine.train(plan, Heard().control(), place)
-        engine.deliver(plan, place)
-    kept = WarmStart("models:/flights/3", "d3", place.folder / "warm_start")
+        engine.prepare_warm_start()
+        engine.train(plan, Heard().control())
+        engine.deliver(plan)
+    kept = WarmStart("models:/flights/3", "d3", sweep / "warm_start")
     assert [job.opened["warm_start"] for job in jobs] == [kept] * 6
     assert (kept.folder / "features" / "file").read_text() == "3"
 
@@ -276,11 +279,10 @@ def test_a_sweep_whose_model_is_gone_trains_no_further_trials_from_another(
     jobs: list[FakeJob], new_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     plan = TrialPlan(7, new_config(warm_start="models:/flights@champion"))
-    place = SweepPlace(tmp_path / "sweep", "rides-1", lambda: "parent-1")
-    place.run_folder(7).mkdir(parents=True)
-    engine = engine_of(plan)
+    (tmp_path / "sweep" / "runs" / "rides-1-0007").mkdir(parents=True)
+    engine = engine_of(plan, tmp_path / "sweep")
     with pytest.raises(ConfigError, match=r"sweep/warm_start, from which the run began, is missing; put it back"):
-        engine.prepare_warm_start(place)
+        engine.prepare_warm_start()
 
 
 def test_attempts_survive_the_command(tmp_path: Path) -> None:

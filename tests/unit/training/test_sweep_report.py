@@ -82,11 +82,6 @@ def test_the_command_trains_with_the_best_values(recipe: Path) -> None:
     assert "--no-xla" in command([], {"xla": False})
 
 
-def test_the_command_leaves_the_sweeps_own_summary_alone() -> None:
-    for given in (["--summary", "sweep.json"], ["--summary=sweep.json"]):
-        assert command(["--epochs", "3", *given], {}) == "mirrorspark train --epochs 3"
-
-
 def test_the_command_holds_no_password() -> None:
     assert "secret" not in command(["--tracking-uri", "http://me:secret@host:5000"], {})
 

@@ -23,15 +23,14 @@ from mirrorspark.training.protocol.names import STATE_FILE
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run_records import run_folder
 from mirrorspark.training.run_records.run_folder import RunFolder
-from mirrorspark.training.run_records.run_state import hold_lock
+from mirrorspark.training.run_records.run_state import RunUnderWayError, hold_lock
 from mirrorspark.training.sweep import run as sweep_run
-from mirrorspark.training.sweep.folder import STUDY_FILE, SWEEPS_FOLDER, SweepPlace, SweepUnderWayError
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.report import BEST_FILE, SUMMARY_FILE, TABLE_FILE
-from mirrorspark.training.sweep.run import SweepStoppedError, run
+from mirrorspark.training.sweep.run import SWEEPS_FOLDER, SweepStoppedError, run
 from mirrorspark.training.sweep.space import read_space
-from mirrorspark.training.sweep.trial import TrialControl, TrialPlan
-from mirrorspark.training.sweep.trials import SweepFailedError
+from mirrorspark.training.sweep.study import STUDY_FILE
+from mirrorspark.training.sweep.trials import SweepFailedError, TrialControl, TrialPlan
 
 
 class FakeTracked:
@@ -93,17 +92,17 @@ class FakeEngine:
     def slots(self) -> int:
         return 1
 
-    def open_parent(self, label: str, run_id: str | None, experiment: str | None) -> FakeTracked:
-        self.parents.append((label, run_id))
+    def open_parent(self, sweep: RunFolder, label: str, experiment: str | None) -> FakeTracked:
+        self.parents.append((label, sweep.continues))
         self.experiments.append(experiment)
-        self.tracked = FakeTracked(run_id or "parent-1")
+        self.tracked = FakeTracked(sweep.continues or "parent-1")
         return self.tracked
 
-    def prepare_warm_start(self, place: SweepPlace) -> None:
+    def prepare_warm_start(self) -> None:
         if self.unsettled is not None:
             raise self.unsettled
 
-    def train(self, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
+    def train(self, order: TrialPlan, control: TrialControl) -> None:
         self.trained.append(order.number)
         if self.error is not None:
             raise self.error
@@ -118,7 +117,7 @@ class FakeEngine:
                 _until(lambda: bool(asked))
             raise TrainingStoppedError((), 10, asked[0])
 
-    def deliver(self, order: TrialPlan, place: SweepPlace) -> Summary:
+    def deliver(self, order: TrialPlan) -> Summary:
         self.delivered.append(order.number)
         return Summary(status="finished", registered_model=order.config.name, model_version="7")
 
@@ -141,10 +140,10 @@ def _begin_with_tables(monkeypatch: pytest.MonkeyPatch, optuna_tables: Path) -> 
     """Let a new study begin with the tables of an empty one: Optuna takes a second to make them."""
     open_study = sweep_run.open_study
 
-    def open_copy(file: Path, options: SweepOptions) -> Any:
-        if not file.exists():
-            shutil.copy(optuna_tables, file)
-        return open_study(file, options)
+    def open_copy(folder: Path, options: SweepOptions) -> Any:
+        if not (folder / STUDY_FILE).exists():
+            shutil.copy(optuna_tables, folder / STUDY_FILE)
+        return open_study(folder, options)
 
     monkeypatch.setattr(sweep_run, "open_study", open_copy)
 
@@ -235,7 +234,7 @@ def test_another_sweep_is_a_new_one(new_options: NewOptions, engine: FakeEngine,
     assert engine.trained == [0, 1, 2, 3]
 
 
-def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(new_options: NewOptions) -> None:
+def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(new_options: NewOptions, tmp_path: Path) -> None:
     engine = FakeEngine(stop_in=1)
     with pytest.raises(SweepStoppedError) as caught:
         run(new_options(study="night"), engine, write=quiet)
@@ -244,6 +243,8 @@ def test_a_signal_stops_the_sweep_and_the_same_command_goes_on(new_options: NewO
     )
     assert engine.tracked.status == "KILLED"
     assert engine.delivered == []
+    for name in (STATE_FILE, SUMMARY_FILE):
+        assert json.loads((tmp_path / SWEEPS_FOLDER / "night" / name).read_text())["status"] == "stopped"
     again = FakeEngine()
     summary = run(new_options(study="night"), again, write=quiet)
     assert again.trained == [1, 3, 4]  # Optuna counts the second try of a trial, too
@@ -293,14 +294,6 @@ def test_the_summary_holds_the_command_that_sends_what_mlflow_did_not_get(
     assert f"send metrics: {REPLAY}" in (folder / TABLE_FILE).read_text()
 
 
-def test_a_stopped_sweep_is_kept_as_stopped(new_options: NewOptions, tmp_path: Path) -> None:
-    with pytest.raises(SweepStoppedError):
-        run(new_options(study="night"), FakeEngine(stop_in=1), write=quiet)
-    path = tmp_path / SWEEPS_FOLDER / "night"
-    assert json.loads((path / STATE_FILE).read_text())["status"] == "stopped"
-    assert json.loads((path / SUMMARY_FILE).read_text())["status"] == "stopped"
-
-
 def test_a_full_disk_at_the_end_hides_neither_the_error_nor_the_end(
     new_options: NewOptions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -345,7 +338,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_how_the_sweep_ended(
 def test_an_export_that_fails_is_reported(
     new_options: NewOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def deliver(self: FakeEngine, order: TrialPlan, place: SweepPlace) -> Summary:
+    def deliver(self: FakeEngine, order: TrialPlan) -> Summary:
         raise RuntimeError("the registry says no")
 
     monkeypatch.setattr(FakeEngine, "deliver", deliver)
@@ -363,10 +356,10 @@ def test_points_of_trials_that_end_out_of_order_have_rising_steps(
     second_is_over = threading.Event()
     train = FakeEngine.train
 
-    def in_turn(self: FakeEngine, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
+    def in_turn(self: FakeEngine, order: TrialPlan, control: TrialControl) -> None:
         if order.number == 0:
             assert second_is_over.wait(60.0)
-        train(self, order, control, place)
+        train(self, order, control)
         if order.number == 2:  # its slots were those of trial 1, which is over and kept
             second_is_over.set()
 
@@ -384,7 +377,7 @@ def test_another_commands_sweep_is_not_touched(new_options: NewOptions, tmp_path
     (path / STATE_FILE).unlink()  # as it is seen before the other command has written it
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{path / STUDY_FILE}")
     study.ask()
-    with hold_lock(path), pytest.raises(SweepUnderWayError, match="sweep night is under way in another driver"):
+    with hold_lock(path), pytest.raises(RunUnderWayError, match="run night is under way in another driver"):
         run(new_options(study="night"), FakeEngine(), write=quiet)
     assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "RUNNING"]
 
@@ -396,7 +389,7 @@ def test_a_sweep_that_another_driver_takes_over_stops(
     monkeypatch.setattr(run_folder, "TIMING", Timing(heartbeat_seconds=0.01))
     path = tmp_path / SWEEPS_FOLDER / "night" / STATE_FILE
 
-    def train(self: FakeEngine, order: TrialPlan, control: TrialControl, place: SweepPlace) -> None:
+    def train(self: FakeEngine, order: TrialPlan, control: TrialControl) -> None:
         stopped, reasons = threading.Event(), []
 
         def stop_now(reason: str) -> None:
@@ -414,31 +407,14 @@ def test_a_sweep_that_another_driver_takes_over_stops(
     assert json.loads(path.read_text())["holder"] == "another"
 
 
-def test_a_refused_command_leaves_the_sweep_of_that_name_as_it_was(new_options: NewOptions) -> None:
-    first = run(new_options(study="night"), FakeEngine(), write=quiet)
-    before = (Path(first.folder) / STATE_FILE).read_text()
-    with pytest.raises(ConfigError, match="searches other values"):
-        run(new_options(study="night", search="log:1e-5:1e-1"), FakeEngine(), write=quiet)
-    assert (Path(first.folder) / STATE_FILE).read_text() == before
-
-
 def test_a_named_study_of_another_search_is_refused(new_options: NewOptions) -> None:
-    run(new_options(study="night"), FakeEngine(), write=quiet)
+    first = run(new_options(study="night", trials=1), FakeEngine(), write=quiet)
+    before = (Path(first.folder) / STATE_FILE).read_text()
     with pytest.raises(ConfigError, match=r"study 'night' in .* searches other values"):
         run(new_options(study="night", search="log:1e-5:1e-1"), FakeEngine(), write=quiet)
     with pytest.raises(ConfigError, match=r"study 'night' is in .* already; give another --study"):
         run(new_options(study="night", resume=False), FakeEngine(), write=quiet)
-
-
-def test_a_sweep_that_is_under_way_is_left_alone(new_options: NewOptions, tmp_path: Path) -> None:
-    path = tmp_path / SWEEPS_FOLDER / "night"
-    path.mkdir(parents=True)
-    options = new_options(study="night")
-    RunFolder(path, options.identity("d1"), None).save_state("running", None)
-    with pytest.raises(
-        SweepUnderWayError, match=rf"sweep night is under way in another driver \(process {os.getpid()} on "
-    ):
-        run(options, FakeEngine(), write=quiet)
+    assert (Path(first.folder) / STATE_FILE).read_text() == before
 
 
 def test_a_local_session_has_room_for_the_trials_side_by_side(

@@ -1,9 +1,11 @@
 """The study of a sweep: its life beyond the command, and its use. Optuna is the real one."""
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import matplotlib.pyplot as plt
 import optuna
@@ -11,16 +13,20 @@ import pytest
 from optuna.trial import TrialState
 
 from mirrorspark.training.configuration.config import RunConfig
+from mirrorspark.training.run_records.run_state import hold_lock
 from mirrorspark.training.sweep.figures import figures
 from mirrorspark.training.sweep.options import SweepOptions
-from mirrorspark.training.sweep.space import read_space
+from mirrorspark.training.sweep.space import decode_values, read_space
 from mirrorspark.training.sweep.study import (
     FEWEST_FOR_IMPORTANCE,
+    JOURNAL_FILE,
+    STUDY_FILE,
     best_record,
     count_ended,
     importances,
     open_study,
     records,
+    requeue_interrupted,
 )
 
 Open = Callable[..., AbstractContextManager[optuna.Study]]
@@ -32,11 +38,11 @@ def opened(new_config: Callable[..., RunConfig]) -> Open:
     """Return a function that opens a study, in memory unless a file is given."""
 
     def open_it(
-        *flags: str, file: Path | None = None, seed: int = 1, monitor: str = "val_auc", **how: Any
+        *flags: str, folder: Path | None = None, seed: int = 1, monitor: str = "val_auc", **how: Any
     ) -> AbstractContextManager[optuna.Study]:
         config = new_config(seed=seed, monitor=monitor)
         options = SweepOptions(config, read_space(flags or FLAGS, None, config), **how)
-        opening = open_study(file, options)
+        opening = open_study(folder, options)
         suggest.space = options.space  # type: ignore[attr-defined]
         return opening
 
@@ -45,9 +51,7 @@ def opened(new_config: Callable[..., RunConfig]) -> Open:
 
 def suggest(study: optuna.Study) -> optuna.Trial:
     """Begin a trial."""
-    trial = study.ask()
-    suggest.space.suggest(trial)  # type: ignore[attr-defined]
-    return trial
+    return study.ask(suggest.space.distributions)  # type: ignore[attr-defined]
 
 
 def run(study: optuna.Study, *history: float, state: TrialState = TrialState.COMPLETE) -> dict[str, Any]:
@@ -115,19 +119,22 @@ def test_hyperband_ends_most_trials_early(opened: Open) -> None:
     assert 0 < ended < 12
 
 
-def test_a_killed_sweep_goes_on_with_its_trials(opened: Open, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("has_locks", "file"), [(True, STUDY_FILE), (False, JOURNAL_FILE)])
+def test_a_killed_sweep_goes_on_with_its_trials(opened: Open, tmp_path: Path, has_locks: bool, file: str) -> None:
     """L9: Optuna tries the trial again under another number; a sweep knows it by its first one."""
-    file = tmp_path / "study.db"
-    with opened(file=file) as study:
+    with hold_lock(tmp_path) if has_locks else contextlib.nullcontext(), opened(folder=tmp_path) as study:
         run(study, 0.5)
         killed = suggest(study)
         killed.report(0.7, 1)
         for name, value in (("run_id", "run-1"), ("run_folder", "/runs/1"), ("seconds", 2.5)):
             killed.set_user_attr(name, value)
-    # The driver has ended without recording the trial's outcome.
-    with opened(file=file) as study:
+    # The driver has ended without recording the trial's outcome. The next one sees no locks, but the same file.
+    with opened(folder=tmp_path) as study:
+        assert {path.name for path in tmp_path.glob("study.*")} == {file}
         assert [(record.number, record.state) for record in records(study)] == [(0, "complete"), (1, "running")]
         assert count_ended(study) == 1
+        requeue_interrupted(study)
+        assert [(record.number, record.state) for record in records(study)] == [(0, "complete"), (1, "running")]
         trial = suggest(study)
         assert trial.params == killed.params
         trial.report(0.8, 2)
@@ -140,32 +147,43 @@ def test_a_killed_sweep_goes_on_with_its_trials(opened: Open, tmp_path: Path) ->
 
 
 def test_a_trial_that_was_killed_before_it_had_its_values_gets_them(opened: Open, tmp_path: Path) -> None:
-    with opened(file=tmp_path / "study.db") as study:
+    with opened(folder=tmp_path) as study:
         study.ask().suggest_float("learning_rate", 1e-4, 1e-1, log=True)
-    with opened(file=tmp_path / "study.db") as study:
+    with opened(folder=tmp_path) as study:
+        requeue_interrupted(study)
         assert set(run(study, 0.5)) == {"learning_rate", "model.hidden_units", "epochs"}
         assert [record.number for record in records(study)] == [0]
+
+
+def test_a_kill_while_trials_are_queued_again_neither_loses_nor_doubles_one(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened() as study:
+        killed = [suggest(study).params for _ in range(2)]
+        with monkeypatch.context() as patch:
+            patch.setattr(optuna.Study, "tell", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                requeue_interrupted(study)
+        requeue_interrupted(study)
+        assert [record.number for record in records(study)] == [0, 1]
+        assert [run(study, 0.5) for _ in range(2)] == killed
+        assert [record.number for record in records(study)] == [0, 1]
 
 
 def test_a_command_that_goes_on_draws_anew(opened: Open, tmp_path: Path) -> None:
     tried = []
     for _ in range(3):
-        with opened(file=tmp_path / "study.db", sampler="random") as study:
+        with opened(folder=tmp_path, sampler="random") as study:
             tried.append(run(study, 0.5)["learning_rate"])
     assert len(set(tried)) == 3
 
 
 def test_a_grid_tries_every_point_once(opened: Open, tmp_path: Path) -> None:
-    how: dict[str, Any] = {"file": tmp_path / "study.db", "sampler": "grid"}
+    how: dict[str, Any] = {"folder": tmp_path, "sampler": "grid"}
     tried: list[dict[str, Any]] = []
-
-    def objective(trial: optuna.Trial) -> float:
-        tried.append(suggest.space.suggest(trial))  # type: ignore[attr-defined]
-        return 0.5
-
     for _ in range(2):  # the second command goes on with what the first has left
         with opened("epochs=uniform:1:3", "model.hidden_units=choice:[64],[128,64]", **how) as study:
-            study.optimize(objective, n_trials=3)
+            tried += [decode_values(run(study, 0.5)) for _ in range(3)]
     points = [{"epochs": epochs, "model.hidden_units": units} for epochs in (1, 2, 3) for units in ([64], [128, 64])]
     assert sorted(tried, key=str) == sorted(points, key=str)
     assert tried != points

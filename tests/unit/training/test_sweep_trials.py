@@ -12,13 +12,23 @@ from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.protocol.cause import Attempt, Cause, RankError
 from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.run_records.run_state import RunUnderWayError
+from mirrorspark.training.run_records.tracking import TrackingError
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.space import SearchSpace, read_space
 from mirrorspark.training.sweep.study import TrialRecord, best_record, open_study, records
-from mirrorspark.training.sweep.trial import PRUNED, TrialControl, TrialPlan
-from mirrorspark.training.sweep.trials import SessionLostError, SweepFailedError, Trials
+from mirrorspark.training.sweep.trials import (
+    PRUNED,
+    SessionLostError,
+    SweepFailedError,
+    TrialControl,
+    TrialPlan,
+    Trials,
+    end_of_trial,
+)
 
 WAIT_SECONDS = 60.0
+SEARCH = ["learning_rate=log:1e-4:1e-1"]
 
 NewTrials = Callable[..., Trials]
 
@@ -103,7 +113,7 @@ class FailingTraining(FakeTraining):
 
 @pytest.fixture
 def study(new_config: Callable[..., RunConfig]) -> Iterator[optuna.Study]:
-    space = read_space(["learning_rate=log:1e-4:1e-1"], None, new_config())
+    space = read_space(SEARCH, None, new_config())
     with open_study(None, SweepOptions(new_config(), space, sampler="random")) as opened:
         yield opened
 
@@ -112,7 +122,7 @@ def study(new_config: Callable[..., RunConfig]) -> Iterator[optuna.Study]:
 def new_trials(study: optuna.Study, new_config: Callable[..., RunConfig]) -> NewTrials:
     def build(train: Any, *, slots: Any = 1, config: RunConfig | None = None, **how: Any) -> Trials:
         base = config or new_config()
-        space = read_space(["learning_rate=log:1e-4:1e-1"], None, base)
+        space = read_space(SEARCH, None, base)
         return Trials(
             study,
             SweepOptions(base, space, **{"trials": 3, **how}),
@@ -169,6 +179,19 @@ def test_as_many_train_side_by_side_as_have_slots(
     assert not runner.is_alive()
     assert len(training.plans) == 6
     assert max(training.side_by_side) == most
+
+
+def test_trials_side_by_side_get_their_values_from_the_seed(new_config: Callable[..., RunConfig]) -> None:
+    """Study.optimize would seed the sampler at random for each of them."""
+    options = SweepOptions(new_config(), read_space(SEARCH, None, new_config()), trials=6, sampler="random")
+    tried = []
+    for epochs in (1, 3):
+        training = FakeTraining(epochs=epochs)
+        with open_study(None, options) as study:
+            Trials(study, options, training, lambda: 3, lambda number, text: None, lambda record, ended: None).run()
+        tried.append({plan.number: plan.config.learning_rate for plan in training.plans})
+    assert tried[0] == tried[1]
+    assert len(set(tried[0].values())) == 6
 
 
 def test_a_trial_that_is_worse_than_the_others_is_asked_to_stop_and_pruned(
@@ -326,17 +349,17 @@ def test_a_stop_at_once_reaches_a_trial_that_is_about_to_begin(
     study: optuna.Study, new_trials: NewTrials, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stops: list[tuple[str, str]] = []
-    suggest = SearchSpace.suggest
+    configure = SearchSpace.configure
 
-    def suggest_late(space: SearchSpace, trial: optuna.Trial) -> dict[str, Any]:
+    def configure_late(space: SearchSpace, base: RunConfig, values: Any) -> RunConfig:
         trials.stop_now()  # no signal handler can find the trial yet
-        return suggest(space, trial)
+        return configure(space, base, values)
 
     def train(plan: TrialPlan, control: TrialControl) -> None:
         control.connect(lambda why: stops.append(("save", why)), lambda why: stops.append(("at once", why)))
         raise TrainingStoppedError((), 0, "as asked")
 
-    monkeypatch.setattr(SearchSpace, "suggest", suggest_late)
+    monkeypatch.setattr(SearchSpace, "configure", configure_late)
     trials = new_trials(train)
     trials.run()
     assert stops == [("at once", "stopped at once")]
@@ -374,16 +397,6 @@ def test_after_the_timeout_no_trial_starts_and_the_one_under_way_ends(new_trials
     assert len(plans) == 1
 
 
-def test_trials_of_earlier_commands_count(study: optuna.Study, new_trials: NewTrials) -> None:
-    new_trials(FakeTraining(), trials=2).run()
-    training = FakeTraining()
-    new_trials(training, trials=3).run()
-    assert [plan.number for plan in training.plans] == [2]
-    nothing_left = FakeTraining()
-    new_trials(nothing_left, trials=3).run()
-    assert nothing_left.plans == []
-
-
 def test_a_trial_may_count_on_the_slots_that_the_others_leave(new_trials: NewTrials) -> None:
     seen: list[int] = []
 
@@ -395,10 +408,45 @@ def test_a_trial_may_count_on_the_slots_that_the_others_leave(new_trials: NewTri
     assert seen == [3]
 
 
-def test_records_of_ended_trials_reach_the_listener(new_trials: NewTrials) -> None:
-    heard: list[TrialRecord] = []
-    trials = new_trials(FakeTraining(), trials=2)
-    trials.on_end = lambda record, ended: heard.append(record)
-    trials.run()
-    assert [record.number for record in heard] == [0, 1]
-    assert all(record.seconds >= 0 for record in heard)
+SESSION_LOST = failed("spark", "the JVM does not answer any more", "SessionLost")
+
+
+def test_a_stop_before_the_training_has_begun_reaches_it() -> None:
+    control = TrialControl(lambda event: None, lambda: 1, lambda text: None, lambda name, value: None)
+    control.stop("SIGTERM")
+    asked: list[tuple[str, str]] = []
+    control.connect(lambda reason: asked.append(("stop", reason)), lambda reason: asked.append(("now", reason)))
+    control.stop("again", now=True)
+    assert asked == [("stop", "SIGTERM"), ("now", "SIGTERM")]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "state"),
+    [
+        (None, None, "complete"),
+        (None, PRUNED, "complete"),  # it was over before it heard of it
+        (TrainingStoppedError((), 5, PRUNED), PRUNED, "pruned"),
+        (TrainingStoppedError((), 5, "SIGINT"), "SIGINT", "running"),
+        (failed(), None, "failed"),
+        (failed(), PRUNED, "failed"),
+        (ConnectionError("gone"), "SIGINT", "running"),  # torn down by a second Ctrl-C
+        (ConnectionError("gone"), None, "failed"),
+        (TrackingError("the store says no"), None, "running"),
+        (RunUnderWayError("run rides-0003 is under way in another driver"), None, "running"),
+        (SESSION_LOST, None, "running"),
+        (SESSION_LOST, PRUNED, "running"),
+    ],
+)
+def test_how_a_training_ends_says_what_becomes_of_its_trial(
+    error: Exception | None, reason: str | None, state: str
+) -> None:
+    assert end_of_trial(error, reason) == state
+
+
+def test_an_error_is_kept_in_one_line_and_without_passwords(study: optuna.Study, new_trials: NewTrials) -> None:
+    error = OSError("cannot reach\nhttp://me:secret@host/")
+    new_trials(FailingTraining(lambda number: error if number == 1 else None)).run()
+    kept = records(study)[1].error
+    assert kept is not None
+    assert "secret" not in kept
+    assert "\n" not in kept
