@@ -157,7 +157,7 @@ class _Scored:
 def _scored(options: Options, files: Sequence[Path], model: Path) -> _Scored:
     from mirrorspark.scoring.batch import score
     from mirrorspark.scoring.files import score_files
-    from mirrorspark.scoring.task.scorer import JobCounters
+    from mirrorspark.scoring.task.counts import JobCounters
 
     session, target = spark_work.session(), options.scratch / "scores"
     told: list[JobCounters] = []

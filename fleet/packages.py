@@ -36,7 +36,7 @@ from mirrorspark.scoring.model import (
     is_outside_digest,
     model_files,
 )
-from mirrorspark.scoring.task import Scorer, Settings, ShippedModel, Tally
+from mirrorspark.scoring.task import Scorer, ScoringCounts, ScoringOptions, ShippedModel
 from mirrorspark.spark_session import files_folder, is_in_task
 from mirrorspark.storage import leads_out
 
@@ -138,7 +138,7 @@ class PackagedModel:
         names = self.directory.inputs.columns
         own = pa.RecordBatch.from_arrays([raw_columns.plain_column(rows, name) for name in names], names=list(names))
         with self._blamed():
-            found = self._scorer.scored(self._loaded, own, Tally()).column(self.output)
+            found = self._scorer.scored(self._loaded, own, ScoringCounts()).column(self.output)
         return numbers_of(found).astype(np.float32)[None, :]
 
     @contextmanager
@@ -169,12 +169,12 @@ class PackagedModel:
     def _scorer(self) -> Scorer:
         path = self.directory.path
         # A row that it cannot score, such as one with a null, has no score.
-        settings = Settings(bad_rows="mark", with_columns=())
-        return Scorer(ShippedModel(folder_digest(path), self.name, path=str(path), archive=None), settings)
+        options = ScoringOptions(bad_rows="mark", with_columns=())
+        return Scorer(ShippedModel(folder_digest(path), self.name, path=str(path), archive=None), options)
 
     @cached_property
     def _loaded(self) -> LoadedModel:
-        return self._scorer.load(Tally())
+        return self._scorer.load(ScoringCounts())
 
 
 def packages_of(fleet: Fleet) -> Iterator[PackagedModel]:

@@ -2,59 +2,38 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.pandas.types import to_arrow_schema
 
-from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.data_pipelines.reading import parquet_rows
-from mirrorspark.data_pipelines.spark import (
-    BatchFunction,
-    NamedTask,
-    Shares,
-    counted,
-    portable,
-    progress_bar,
-    with_plain_names,
-    write_files,
-)
+from mirrorspark.data_pipelines.spark import progress_bar
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.packages import check_trust
 from mirrorspark.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND, FleetScorer
-from mirrorspark.fleet.task import MODELS_KEY, FleetFilesTask, FleetRowsTask, FleetWriter
-from mirrorspark.scoring import (
-    ScoringError,
-    SentColumns,
-    check_keys,
-    check_task_seconds,
-    column_named,
-    find_source,
-    refuse_own_input,
-    save_mode_of,
-)
-from mirrorspark.scoring.input import Reader, SparkSource, read_together, rows_of
+from mirrorspark.fleet.task import MODELS_KEY, FleetWriter
+from mirrorspark.scoring import ScoringError, SentColumns, check_keys, column_named, file_job
+from mirrorspark.scoring.input import Reader, SparkSource, rows_of
 from mirrorspark.scoring.model import PinnedModel
 from mirrorspark.scoring.output import check_same_columns
-from mirrorspark.scoring.task import DEFAULT_TASK_SECONDS, ShippedModel, Speed, log_plan, plan_tasks, ship
+from mirrorspark.scoring.task import DEFAULT_TASK_SECONDS, MergedCounters, ShippedModel, Speed, ship
 from mirrorspark.spark_session import session_of
 from mirrorspark.storage import Location, StoragePath, hadoop_path, lakes, listing
-from mirrorspark.storage.publish import SaveMode, WriteJob
+from mirrorspark.storage.publish import SaveMode
 
 _LOGGER = logging.getLogger(__name__)
 
-_LARGEST = ("peak_memory_bytes",)
-
 
 @dataclass(frozen=True)
-class FleetCounters:
+class FleetCounters(MergedCounters):
     """Merged counters of the tasks of a job.
 
     Attributes:
@@ -69,8 +48,6 @@ class FleetCounters:
         peak_memory_bytes: Largest resident memory of a process.
     """
 
-    tasks: int
-    processes: int
     rows: int
     nulls: int
     read_seconds: float
@@ -82,39 +59,29 @@ class FleetCounters:
     peak_memory_bytes: int
 
     @classmethod
-    def of(cls, reports: Iterable[Mapping[str, Any]]) -> "FleetCounters":
-        """Merge the reports of :class:`fleet.task.FleetTally`."""
+    def of(cls, reports: Iterable[Mapping[str, Any]]) -> Self:
+        """Merge the reports of :class:`fleet.task.FleetCounts`."""
         every = list(reports)
         seconds = [report["seconds"] for report in every] or [0.0]
-        of_tasks = {"task_seconds": sum(seconds), "slowest_seconds": max(seconds), "median_seconds": median(seconds)}
-        merged: dict[str, Any] = {
-            name: (max if name in _LARGEST else sum)(report[name] for report in every) if every else 0
-            for name in cls.__annotations__
-            if name not in ("tasks", "processes", *of_tasks)
-        }
-        processes = len({report["process"] for report in every})
-        return cls(tasks=len(every), processes=processes, **of_tasks, **merged)
+        return replace(
+            super().of(every),
+            task_seconds=sum(seconds),
+            slowest_seconds=max(seconds),
+            median_seconds=median(seconds),
+        )
 
 
 @dataclass(frozen=True)
-class ScoredFleet:
+class ScoredFleet(file_job.ScoredOutput):
     """Result of :func:`score_fleet`.
 
     Attributes:
-        output: Folder of the scores.
         fleet: Digest of the fleet.
         models: The names of the models, in the order of a packed list's elements.
-        files: Paths of the files, relative to ``output``, in the order of the rows.
-        rows: Rows of the input.
-        bytes: Total size of the files.
     """
 
-    output: str
     fleet: str
     models: tuple[str, ...]
-    files: tuple[str, ...]
-    rows: int
-    bytes: int
     counters: FleetCounters
 
     @property
@@ -183,8 +150,8 @@ def score_fleet(
         WriteError: A task failed, for the reason in the message; no outputs are visible.
         OSError: The outputs were written completely but cannot be published; the message says what is visible.
     """
-    check_task_seconds(task_seconds)
-    save_mode, target = save_mode_of(mode), StoragePath.of(output)
+    file_job.check_task_seconds(task_seconds)
+    save_mode, target = file_job.save_mode_of(mode), StoragePath.of(output)
     lakes.refuse_lake_write(target)
     fleet = fleet if isinstance(fleet, Fleet) else Fleet.load(fleet)
     check_trust(fleet, trust=trust)
@@ -193,24 +160,29 @@ def score_fleet(
     planned = Layout.of(fleet, layout, outputs)
     planned.check_outputs(set(planned.models))
     session = session_for(rows, spark)
-    columns = tuple(dict.fromkeys([*keys, *fleet.columns]))
-    source = _source(session, rows, columns, target, reader)
-    _check(FleetScorer(fleet, planned), source, keys)
-    key_fields = pa.schema([source.schema.field(name) for name in keys])
+    found = _rows(session, rows, tuple(dict.fromkeys([*keys, *fleet.columns])), target, reader)
+    schema = file_job.schema_of(found, found.schema.names)
+    check_result(planned, schema, keys)
+    FleetScorer(fleet, planned).check(schema)
+    of_keys = file_job.schema_of(found, keys)
     if save_mode is SaveMode.APPEND:
-        _check_same_scores(target, pa.schema([*key_fields, *planned.fields]), planned)
-    shipped = ship_fleet(session, fleet)
-    job = WriteJob.begin(target, save_mode)
-    writer = FleetWriter(job, key_fields, shipped, planned.name, planned.outputs)
-    try:
-        partitions, body, count = _tasks(session, source, writer, len(fleet), task_seconds)
-    except BaseException:
-        job.abort()
-        raise
+        _check_same_scores(target, pa.schema([*of_keys, *planned.fields]), planned)
+    shipped, speed = ship_fleet(session, fleet), Speed(ASSUMED_INFERENCES_PER_SECOND / len(fleet))
+    with file_job.begun_write(target, save_mode) as job:
+        writer = FleetWriter(job, of_keys, shipped, planned.name, planned.outputs)
+        tasks = file_job.FileTasks.of(session, found, writer, lambda *_: speed, task_seconds)
     with progress_bar(session, "score"):
-        result = write_files(partitions, job, portable(body), count, refusal=raw_columns.ColumnError)
+        result = tasks.run(job)
     counters = FleetCounters.of(result.reports)
-    scored = ScoredFleet(str(job.target), fleet.digest, fleet.names, result.files, result.rows, result.bytes, counters)
+    scored = ScoredFleet(
+        output=str(job.target),
+        files=result.files,
+        rows=result.rows,
+        bytes=result.bytes,
+        fleet=fleet.digest,
+        models=fleet.names,
+        counters=counters,
+    )
     _LOGGER.info("%d models scored %d rows: %s", len(fleet), scored.rows, counters)
     return scored
 
@@ -223,14 +195,6 @@ def ship_fleet(spark: SparkSession, fleet: Fleet) -> ShippedModel:
     return ship(spark, PinnedModel(str(folder), "fleet", fleet.digest[:12], fleet.digest, folder))
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Rows that tasks read, or that Spark reads, and their columns."""
-
-    rows: parquet_rows.ParquetRows | DataFrame
-    schema: pa.Schema
-
-
 def session_for(rows: Any, spark: SparkSession | None) -> SparkSession:
     """Return the session of a DataFrame; for files the given one, by default the active one."""
     session = rows.sparkSession if hasattr(rows, "sparkSession") else spark or SparkSession.getActiveSession()
@@ -239,41 +203,36 @@ def session_for(rows: Any, spark: SparkSession | None) -> SparkSession:
     return session
 
 
-def _source(spark: SparkSession, rows: Any, columns: Sequence[str], target: StoragePath, reader: Reader) -> _Source:
+def _rows(
+    spark: SparkSession, rows: Any, columns: Sequence[str], target: StoragePath, reader: Reader
+) -> file_job.InputRows:
     """Find the rows. Tasks read Parquet files of one schema; Spark reads everything else."""
     if hasattr(rows, "sparkSession"):
         return _of_table(rows, columns, target, reader)
-    found = find_source(rows, None)
-    if isinstance(found, SparkSource):
-        return _of_table(found.read(spark), columns, target, reader)
-    locations = [rows] if isinstance(rows, Location) else list(rows)
-    refuse_own_input([file.path for file in found], locations, target)
-    files = parquet_rows.ParquetFiles.of(found)
-    known = set(files.schema.names)
-    present = [name for name in columns if name in known]
-    if len(files.of_each_schema(present)) > 1:
-        return _of_table(read_together(spark, rows, files, present), columns, target, "spark")
-    of_columns = files.rows(present)
-    return _Source(of_columns, of_columns.schema)
+    source = file_job.find_source(rows, None)
+    if isinstance(source, SparkSource):
+        return _of_table(source.read(spark), columns, target, reader)
+    found = file_job.files_or_table(spark, rows, source, columns, target)
+    if not isinstance(found, parquet_rows.ParquetFiles):
+        return _of_table(found, columns, target, "spark")
+    return found.rows(_present(columns, found.schema.names))
 
 
-def _of_table(table: DataFrame, columns: Sequence[str], target: StoragePath, reader: Reader) -> _Source:
-    refuse_own_input([hadoop_path(uri) for uri in table.inputFiles()], (), target)
+def _of_table(table: DataFrame, columns: Sequence[str], target: StoragePath, reader: Reader) -> file_job.InputRows:
+    file_job.refuse_own_input([hadoop_path(uri) for uri in table.inputFiles()], (), target)
     found = SentColumns.of(table.schema)
-    present = [name for name in columns if name in found.names]
+    present = _present(columns, found.names)
     if ambiguous := [name for name in kinds.repeated_names(found.names) if name in present]:
         raise ScoringError(f"the table has the columns {ambiguous} twice; drop or rename one of each")
     chosen = table.select(*(column_named(name) for name in present))
     found.schema(present)  # types that no model takes are refused by their names in Spark
-    rows = rows_of(chosen, reader)
-    if rows is None:
-        return _Source(chosen, to_arrow_schema(chosen.schema, timezone="UTC"))
-    return _Source(rows, rows.schema)
+    return rows_of(chosen, reader) or chosen
 
 
-def _check(scorer: FleetScorer, source: _Source, keys: Sequence[str]) -> None:
-    check_result(scorer.layout, source.schema, keys)
-    scorer.check(source.schema)
+def _present(columns: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the columns that are there; the scorer names those that are not."""
+    known = set(names)
+    return [name for name in columns if name in known]
 
 
 def check_result(layout: Layout, columns: pa.Schema, keys: Sequence[str]) -> None:
@@ -285,30 +244,6 @@ def check_result(layout: Layout, columns: pa.Schema, keys: Sequence[str]) -> Non
     check_keys(columns.names, keys)
     if twice := kinds.repeated_names([name.lower() for name in [*keys, *(field.name for field in layout.fields)]]):
         raise ScoringError(f"the result would have the columns {twice[:5]} twice; rename or leave out such keys")
-
-
-def _tasks(
-    spark: SparkSession, source: _Source, writer: FleetWriter, models: int, task_seconds: float
-) -> tuple[DataFrame, BatchFunction, Callable[[], int]]:
-    """Return partitions, the body of their tasks, and a function that returns the number of rows once they have run."""
-    rows = source.rows
-    if isinstance(rows, parquet_rows.ParquetRows):
-        slots, total = session_of(spark).default_parallelism, rows.rows
-        groups = rows.groups_per_task(slots)
-        if rows.group_rows:
-            speed = Speed(ASSUMED_INFERENCES_PER_SECOND / models)
-            plan = plan_tasks(rows.group_rows, groups, speed.rows_per_second, slots, task_seconds)
-            log_plan(plan, speed, task_seconds)
-            groups = plan.groups_per_task
-        shares = Shares.of(rows, groups)
-        return shares.partitions(spark), FleetFilesTask(shares, writer), lambda: total
-    table = rows
-    if table.isEmpty():
-        # Without partitions Spark starts no task, and one file is needed to hold the columns.
-        table = session_of(spark).empty_table(table.schema)
-    names = tuple(table.columns)
-    observed, count = counted(with_plain_names(table))
-    return observed, NamedTask(names, FleetRowsTask(writer)), count
 
 
 def _check_same_scores(target: StoragePath, schema: pa.Schema, layout: Layout) -> None:

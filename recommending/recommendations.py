@@ -27,7 +27,7 @@ from mirrorspark.scoring.model import (
     warn_if_stale,
 )
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows
-from mirrorspark.scoring.task import Counters, OtherVersions, Settings
+from mirrorspark.scoring.task import Counters, OtherVersions, ScoringOptions
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ def recommend(
             available; or for a reason of :func:`scoring.score`.
         ColumnError: As in :func:`scoring.score`, and for the tables of candidates.
     """
-    settings = Settings.of(AS_COLUMNS, batch_size, with_columns, nulls, bad_rows, other_versions)
-    plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader, trust=trust)
+    options = ScoringOptions.of(AS_COLUMNS, batch_size, with_columns, nulls, bad_rows, other_versions)
+    plan = ScoringPlan.of(model, keys, options, tracking_uri, reader, trust=trust)
     wanted = _Wanted(k, index, available, unavailable, stale_after_days)
     search = _search(plan.directory, plan.pinned.label, wanted)
     table = plan.table(df)

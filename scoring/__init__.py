@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from mirrorspark.scoring import file_job
     from mirrorspark.scoring.batch import BatchTask, score
     from mirrorspark.scoring.errors import ScoringError
-    from mirrorspark.scoring.files import (
-        ROW_GROUP_BYTES,
-        ROW_GROUP_ROWS,
-        check_task_seconds,
-        file_name,
-        find_source,
-        refuse_own_input,
-        save_mode_of,
-        score_files,
-    )
+    from mirrorspark.scoring.files import score_files
     from mirrorspark.scoring.groups import score_by_group
     from mirrorspark.scoring.package import package_model
     from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, column_named
@@ -32,28 +24,22 @@ else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
-    "ROW_GROUP_BYTES",
-    "ROW_GROUP_ROWS",
     "BatchTask",
     "Predictor",
     "ScoringError",
     "ScoringPlan",
     "SentColumns",
     "check_keys",
-    "check_task_seconds",
     "column_named",
     "error_text",
     "fail",
-    "file_name",
-    "find_source",
+    "file_job",
     "log_version",
     "new_version",
     "open_store",
     "package_model",
-    "refuse_own_input",
     "register_model",
     "register_sql",
-    "save_mode_of",
     "score",
     "score_by_group",
     "score_files",

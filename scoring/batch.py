@@ -12,7 +12,7 @@ from mirrorspark.scoring.input import NullRule, Reader, map_rows
 from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ExtraColumns, ScoringPlan
-from mirrorspark.scoring.task import Counters, OtherVersions, RowCount, Scorer, Settings, Tally, regrouped
+from mirrorspark.scoring.task import Counters, OtherVersions, RowCount, Scorer, ScoringCounts, ScoringOptions, regrouped
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ def score(
         ColumnError: A raw column is missing, has a type that its feature does not accept, or holds tokens of another
             type family (boolean, integer, string) than the training rows.
     """
-    settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
-    plan = ScoringPlan.of(model, keys, settings, tracking_uri, reader, trust=trust)
+    options = ScoringOptions.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
+    plan = ScoringPlan.of(model, keys, options, tracking_uri, reader, trust=trust)
     return score_as_planned(df, plan, extra_columns=extra_columns, counters=counters)
 
 
@@ -101,14 +101,14 @@ class BatchTask:
         Raises:
             RowCountError: The number of rows changed on the way.
         """
-        model, tally, rows = None, Tally(), RowCount()
+        model, counts, rows = None, ScoringCounts(), RowCount()
         try:
             for batch in regrouped(rows.count_input(batches)):
                 # The model is loaded here and not earlier because an empty partition does not need it.
-                model = model or self.scorer.load(tally)
-                yield from rows.count_output(self.scorer.scored_parts(model, batch, tally, self.keys))
-            rows.check(self.scorer.settings.outputs)
+                model = model or self.scorer.load(counts)
+                yield from rows.count_output(self.scorer.scored_parts(model, batch, counts, self.keys))
+            rows.check(self.scorer.options.outputs)
         finally:
             # Spark may stop reading before the last row, for a LIMIT for example.
             if model is not None:
-                self.scorer.report(tally)
+                self.scorer.report(counts)

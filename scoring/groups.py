@@ -24,7 +24,7 @@ from mirrorspark.scoring.model import (
 )
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, column_named, scored_schema
-from mirrorspark.scoring.task import Counters, GroupTask, OtherVersions, Scorer, Settings, Unknown, ship_all
+from mirrorspark.scoring.task import Counters, GroupTask, OtherVersions, Scorer, ScoringOptions, Unknown, ship_all
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def score_by_group(
             the models' outputs have different columns, or for a reason of :func:`scoring.score`.
         ColumnError: A column is missing, or has a type that a model does not accept.
     """
-    settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
+    options = ScoringOptions.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
     if unknown not in get_args(Unknown):
         raise ScoringError(f"unknown '{unknown}' is not a rule for groups without a model; use fail or null")
     own_keys = (keys,) if isinstance(keys, str) else tuple(keys)
@@ -94,14 +94,14 @@ def score_by_group(
     check_keys(df.columns, own_keys)
     all_keys = own_keys if group in own_keys else (group, *own_keys)
     pinned = _pinned_models(by_value, group, tracking_uri)
-    found, read = _checked_models(pinned, SentColumns.of(df.schema), group, all_keys, settings, trust=trust)
+    found, read = _checked_models(pinned, SentColumns.of(df.schema), group, all_keys, options, trust=trust)
     table = df.select(*(column_named(name) for name in dict.fromkeys([*all_keys, *read])))
     _LOGGER.info("%d models by '%s' read the columns %s", len(found), group, table.columns)
     shipped = ship_all(df.sparkSession, [one.pinned for one in found])
     task = GroupTask(
         group=group,
         keys=all_keys,
-        scorers=tuple(Scorer(model, one.settings, counters) for model, one in zip(shipped, found, strict=True)),
+        scorers=tuple(Scorer(model, one.options, counters) for model, one in zip(shipped, found, strict=True)),
         routes={value: place for place, one in enumerate(found) for value in one.values},
         added=found[0].added,
         unknown=unknown,
@@ -198,14 +198,14 @@ class _GroupModel:
 
     Attributes:
         values: The groups that use the model.
-        settings: Settings whose null policy is limited to the columns that the model reads.
+        options: Options whose null policy is limited to the columns that the model reads.
         added: The columns that scoring adds after the keys.
     """
 
     group: str
     values: Sequence[Any]
     pinned: PinnedModel
-    settings: Settings
+    options: ScoringOptions
     added: pa.Schema
 
     def __str__(self) -> str:
@@ -217,7 +217,7 @@ def _checked_models(
     table: SentColumns,
     group: str,
     keys: tuple[str, ...],
-    settings: Settings,
+    options: ScoringOptions,
     *,
     trust: bool,
 ) -> tuple[Sequence[_GroupModel], Sequence[str]]:
@@ -235,10 +235,10 @@ def _checked_models(
     read: dict[str, None] = {}
     for pinned, its_values in values.items():
         with _naming_the_group(group, its_values[0]):
-            plan = ScoringPlan.of(pinned, keys, settings, trust=trust)
+            plan = ScoringPlan.of(pinned, keys, options, trust=trust)
             columns = plan.inputs.columns
-            own = _own_settings(settings, columns)
-            plan = replace(plan, settings=own)
+            own = _own_options(options, columns)
+            plan = replace(plan, options=own)
             plan.check_names(table.names)
             plan.check_types(table.schema(columns))
             plan.log_hooks()
@@ -248,17 +248,17 @@ def _checked_models(
         # One schema is shared: each of thousands may have a column for each of thousands of labels.
         found.append(replace(one, added=first.added))
         read |= dict.fromkeys(columns)
-    if unknown := sorted(set(settings.nulls.values).difference(read)):
+    if unknown := sorted(set(options.nulls.values).difference(read)):
         raise ScoringError(f"the null policy names {unknown}, which no model reads; they read {sorted(read)}")
     return found, list(read)
 
 
-def _own_settings(settings: Settings, columns: Sequence[str]) -> Settings:
-    """Return ``settings`` with the null policy limited to ``columns``."""
-    policy, read = settings.nulls.values, set(columns)
+def _own_options(options: ScoringOptions, columns: Sequence[str]) -> ScoringOptions:
+    """Return ``options`` with the null policy limited to ``columns``."""
+    policy, read = options.nulls.values, set(columns)
     own = {name: rule for name, rule in policy.items() if name in read}
     # A shared object is pickled only once.
-    return settings if len(own) == len(policy) else replace(settings, nulls=NullPolicy(own))
+    return options if len(own) == len(policy) else replace(options, nulls=NullPolicy(own))
 
 
 def _check_same_columns(first: _GroupModel, other: _GroupModel) -> None:
@@ -272,7 +272,7 @@ def _check_same_columns(first: _GroupModel, other: _GroupModel) -> None:
     columns, others = _types(first.added), _types(other.added)
     if others != columns:
         raise ScoringError(
-            f"in the form {other.settings.outputs} the models of {first} and {other} give different columns: "
+            f"in the form {other.options.outputs} the models of {first} and {other} give different columns: "
             f"only the former {_difference(columns, others)}, only the latter {_difference(others, columns)}; use "
             f"TopK, AtLeast or Long, which have the same columns for all labels, or models of equal outputs"
         )

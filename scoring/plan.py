@@ -28,7 +28,7 @@ from mirrorspark.scoring.model import (
     resolve,
     tell_ages,
 )
-from mirrorspark.scoring.task import Counters, Scorer, Settings, ship
+from mirrorspark.scoring.task import Counters, Scorer, ScoringOptions, ship
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ ExtraColumns = Literal["ignore", "refuse"]
 
 @dataclass(frozen=True)
 class ScoringPlan:
-    """Model, columns and settings of a scoring call; built by :meth:`of` and immutable.
+    """Model, columns and options of a scoring call; built by :meth:`of` and immutable.
 
     Every entry point builds one. :meth:`table` checks the columns of rows that Spark reads; :meth:`check_names` and
     :meth:`check_types` check rows that tasks read.
@@ -53,7 +53,7 @@ class ScoringPlan:
     directory: ModelDirectory
     inputs: Inputs
     keys: tuple[str, ...]
-    settings: Settings
+    options: ScoringOptions
     added: pa.Schema
     reader: Reader = "auto"
 
@@ -66,7 +66,7 @@ class ScoringPlan:
         cls,
         model: str | Path | PinnedModel,
         keys: str | Sequence[str],
-        settings: Settings,
+        options: ScoringOptions,
         tracking_uri: str | None = None,
         reader: Reader = "auto",
         *,
@@ -77,7 +77,7 @@ class ScoringPlan:
         Args:
             model: Its URI, or the result of :func:`scoring.model.resolve`.
             keys: Columns that identify a row.
-            settings: Settings of the call.
+            options: Options of the call.
             tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
             reader: Reader of the rows.
             trust: Whether Python code that the model brings may run. Tasks load exactly the model that is checked here.
@@ -97,7 +97,7 @@ class ScoringPlan:
         if not isinstance(description, ModelDescription) or description.catalogue:
             tell_ages(directory, pinned.label, datetime.now(UTC))
         keys = (keys,) if isinstance(keys, str) else tuple(keys)
-        return cls(pinned, directory, directory.inputs, keys, settings, settings.schema(directory), reader)
+        return cls(pinned, directory, directory.inputs, keys, options, options.schema(directory), reader)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -129,8 +129,8 @@ class ScoringPlan:
             ScoringError: The null policy does not fit.
         """
         self.inputs.check(schema)
-        if self.settings.nulls.values:
-            self.settings.nulls.check(pa.schema([schema.field(name) for name in self.inputs.columns]))
+        if self.options.nulls.values:
+            self.options.nulls.check(pa.schema([schema.field(name) for name in self.inputs.columns]))
 
     def table(self, df: DataFrame, *, extra_columns: ExtraColumns = "ignore") -> DataFrame:
         """Check the columns of ``df`` and select the keys and the model's inputs.
@@ -170,7 +170,7 @@ class ScoringPlan:
             search: Index and limits of a search with a retrieval model.
         """
         self.log_hooks()
-        return Scorer(ship(spark, self.pinned), self.settings, counters, search)
+        return Scorer(ship(spark, self.pinned), self.options, counters, search)
 
 
 def check_keys(names: Sequence[str], keys: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from mirrorspark.scoring.model import (
 )
 from mirrorspark.scoring.output import Entries
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task import OtherVersions, Settings
+from mirrorspark.scoring.task import OtherVersions, ScoringOptions
 
 
 class Predictor:
@@ -64,10 +64,10 @@ class Predictor:
             ModelVersionsError: The library versions of this Python differ from the model's.
             ScoringError: The model has an output with the name of an added column, such as ``model_version``.
         """
-        settings = Settings(with_columns=(), other_versions=other_versions)
-        plan = ScoringPlan.of(model, (), settings, tracking_uri, trust=trust)
+        options = ScoringOptions(with_columns=(), other_versions=other_versions)
+        plan = ScoringPlan.of(model, (), options, tracking_uri, trust=trust)
         pinned, directory = plan.pinned, plan.directory
-        self._added = Settings().added
+        self._added = ScoringOptions().added
         if taken := [column.name for column in self._added if column.name in directory.description.outputs]:
             raise ScoringError(
                 f"{pinned.label} has the outputs {taken}, the names of columns that scoring adds; package or log the "

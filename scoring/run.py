@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.files import NAN_ADVICE, ScoredFiles, check_task_seconds, save_mode_of, score_files
+from mirrorspark.scoring.file_job import check_task_seconds, save_mode_of
+from mirrorspark.scoring.files import NAN_ADVICE, ScoredFiles, score_files
 from mirrorspark.scoring.input import NullRule
 from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, resolve
 from mirrorspark.scoring.output import ERROR_COLUMN, form_named

@@ -16,7 +16,7 @@ from mirrorspark.scoring.input import Inputs, NullRule
 from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, LoadedModel, PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task import Counters, OtherVersions, Scorer, Settings, Tally, pieces
+from mirrorspark.scoring.task import Counters, OtherVersions, Scorer, ScoringCounts, ScoringOptions, pieces
 
 
 def scorer_udf(
@@ -69,12 +69,12 @@ def scorer_udf(
         ScoringError: ``inputs`` names an unknown input or names one twice, or the form does not have one result per
             row.
     """
-    settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
-    if not settings.outputs.keeps_rows:
+    options = ScoringOptions.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
+    if not options.outputs.keeps_rows:
         raise ScoringError(
-            f"the form {settings.outputs} does not give one value per row; use mirrorspark.scoring.batch.score for it"
+            f"the form {options.outputs} does not give one value per row; use mirrorspark.scoring.batch.score for it"
         )
-    plan = ScoringPlan.of(model, (), settings, tracking_uri, trust=trust)
+    plan = ScoringPlan.of(model, (), options, tracking_uri, trust=trust)
     known = plan.inputs.columns
     names = known if inputs is None else tuple(inputs)
     if not set(names) <= set(known) or len(set(names)) < len(names) or not names:
@@ -113,24 +113,24 @@ class ColumnsTask:
             ColumnError: A column is missing, or has a type that its feature does not accept or was not trained with.
             BadRowError: A row cannot be scored, and bad rows are not marked.
         """
-        model, tally = None, Tally()
+        model, counts = None, ScoringCounts()
         try:
             for given in batches:
                 table = self._table(given)
                 if model is None:
                     # In SQL the types of a call are known only here. They are checked before TensorFlow is loaded.
                     self.inputs.check(table.schema)
-                    self.scorer.settings.nulls.check(table.schema)
-                    model = self.scorer.load(tally)
-                yield self._scored(model, table, tally)
+                    self.scorer.options.nulls.check(table.schema)
+                    model = self.scorer.load(counts)
+                yield self._scored(model, table, counts)
         finally:
             # Spark may stop reading before the last row, for a LIMIT for example.
             if model is not None:
-                self.scorer.report(tally)
+                self.scorer.report(counts)
 
-    def _scored(self, model: LoadedModel, table: pa.RecordBatch, tally: Tally) -> pa.StructArray:
+    def _scored(self, model: LoadedModel, table: pa.RecordBatch, counts: ScoringCounts) -> pa.StructArray:
         """Score a batch part by part and return one array, which Spark requires."""
-        parts = [part for rows in pieces(table) for part in self.scorer.scored_parts(model, rows, tally, ())]
+        parts = [part for rows in pieces(table) for part in self.scorer.scored_parts(model, rows, counts, ())]
         # Most batches have one part, which is not copied.
         scored = pa.concat_batches(parts) if len(parts) > 1 else parts[0]
         return pa.StructArray.from_arrays(scored.columns, names=scored.schema.names)

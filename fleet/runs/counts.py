@@ -24,7 +24,7 @@ def counts_file(layout: Layout, reports: Iterable[Mapping[str, Any]]) -> bytes:
     counts, rows = np.zeros((len(layout.models), BINS), np.int64), 0
     for report in reports:
         rows += report["rows"]
-        counts += unpacked_counts(report["counts"], len(layout.models))
+        counts += unpacked_counts(report["by_bin"], len(layout.models))
     models, bins = np.nonzero(counts)
     lengths = np.bincount(models, minlength=len(layout.models))
     columns = {

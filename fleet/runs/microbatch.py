@@ -11,12 +11,10 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.data_pipelines.reading import parquet_rows
-from mirrorspark.data_pipelines.spark import Shares, portable, write_files
+from mirrorspark.data_pipelines.spark import Shares
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.runs import tables
@@ -27,7 +25,7 @@ from mirrorspark.fleet.runs.ledger import Change, Claim, Entry, Rows
 from mirrorspark.fleet.runs.plan import MANIFEST_FILE, Microbatch, RunPlan
 from mirrorspark.fleet.runs.task import FailedModelsError, MicrobatchWriter, Selection, brief
 from mirrorspark.fleet.score import FleetCounters, ship_fleet
-from mirrorspark.fleet.task import FleetFilesTask
+from mirrorspark.scoring import file_job
 from mirrorspark.spark_session import SESSION_ERRORS, session_of
 from mirrorspark.storage import StoragePath, one_line
 from mirrorspark.storage.publish import LeaseLostError, SaveMode, TargetExistsError, WriteJob, WrittenFile, holds_data
@@ -215,7 +213,17 @@ class Scoring:
         part = rows.part(share.first, sum(share.groups_per_task))
         # Without a whole manifest, what is there has been damaged since it was published.
         mode = SaveMode.OVERWRITE if holds_data(folder) and read_manifest(folder) is None else SaveMode.ERROR
-        job = WriteJob.begin(folder, mode)
+        with file_job.begun_write(folder, mode) as job:
+            writer = MicrobatchWriter(
+                job,
+                file_job.schema_of(rows, self._plan.keys),
+                self._shipped,
+                self._plan.layout,
+                self._plan.outputs,
+                selection,
+                self._plan.model_seconds,
+            )
+            tasks = file_job.FileTasks.of_shares(self._spark, Shares.of(part, share.groups_per_task), writer)
         manifest: dict[str, Any] = {}
 
         def seal(files: Sequence[WrittenFile], reports: Sequence[Mapping[str, Any]]) -> list[WrittenFile]:
@@ -234,18 +242,7 @@ class Scoring:
             confirm()
             return written
 
-        try:
-            keys = pa.schema([rows.schema.field(name) for name in self._plan.keys])
-            plan = self._plan
-            writer = MicrobatchWriter(
-                job, keys, self._shipped, plan.layout, plan.outputs, selection, plan.model_seconds
-            )
-            shares = Shares.of(part, share.groups_per_task)
-            partitions, body = shares.partitions(self._spark), portable(FleetFilesTask(shares, writer))
-        except BaseException:
-            job.abort()
-            raise
-        result = write_files(partitions, job, body, lambda: part.rows, refusal=raw_columns.ColumnError, seal=seal)
+        result = tasks.run(job, seal)
         by_model = zip(*(report["model_seconds"] for report in result.reports), strict=True)
         return _Done(manifest, FleetCounters.of(result.reports), brief(map(sum, by_model)))
 

@@ -48,7 +48,7 @@ from mirrorspark.fleet.runs.plan import (
 from mirrorspark.fleet.runs.planning import problems_of
 from mirrorspark.fleet.runs.progress import DEFAULT_WATCH_SECONDS, Progress, follow
 from mirrorspark.fleet.score import check_result
-from mirrorspark.scoring import ScoringError, find_source, refuse_own_input
+from mirrorspark.scoring import ScoringError, file_job
 from mirrorspark.scoring.input import SparkSource
 from mirrorspark.spark_session import session_of
 from mirrorspark.storage import Location, StoragePath, lakes
@@ -448,10 +448,10 @@ def _locations(paths: Location | Sequence[Location]) -> list[str]:
 
 
 def _files(locations: Sequence[str], target: StoragePath) -> parquet_rows.ParquetFiles:
-    source = find_source(list(locations), None)
+    source = file_job.find_source(list(locations), None)
     if isinstance(source, SparkSource):
         raise ScoringError(f"{locations[0]} is a table with a log, whose rows may change; write them as Parquet first")
-    refuse_own_input([file.path for file in source], list(locations), target)
+    file_job.refuse_own_input([file.path for file in source], list(locations), target)
     return parquet_rows.ParquetFiles.of(source)
 
 

@@ -1,7 +1,6 @@
 """Tasks of a microbatch: they write files of fixed names, and report the models that fail instead of failing."""
 
 import hashlib
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ from mirrorspark.fleet.bins import BINS
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.runs.failures import NOT_OF_A_MODEL, ModelFailure, failing, without_outputs
 from mirrorspark.fleet.scorer import FleetScorer
-from mirrorspark.fleet.task import FleetTally, FleetWriter, Read, cached_scorer, load_scorer
+from mirrorspark.fleet.task import FleetCounts, FleetWriter, cached_scorer, load_scorer
+from mirrorspark.scoring import file_job
 from mirrorspark.storage.publish import WrittenFile
 
 
@@ -76,19 +76,16 @@ class MicrobatchWriter(FleetWriter):
         """Return the name of the file of a share, the same in every attempt."""
         return f"part-{number:05d}.parquet"
 
-    def outputs_of(
-        self, scorer: FleetScorer, rows: pa.RecordBatch, tally: FleetTally
-    ) -> Iterator[tuple[pa.RecordBatch, int]]:
-        """Yield keys and outputs of some rows, each with its number of null outputs, and count the outputs.
+    def scored(self, scorer: FleetScorer, rows: pa.RecordBatch, counts: FleetCounts) -> Iterator[pa.RecordBatch]:
+        """Yield keys and outputs of some rows, and count the rows and the outputs.
 
         Raises:
             FailedModelsError: Models raise an error for these rows, or have taken too long.
         """
-        keys = self.keys.names
-        if tally.counts is None:
-            tally.counts = np.zeros((len(self.selection.models), BINS), np.int32)
-        with self._blaming_models(lambda some: deque(some.batches(rows, keys), maxlen=0)):
-            yield from scorer.batches(rows, keys, tally.counts)
+        if counts.by_bin is None:
+            counts.by_bin = np.zeros((len(self.selection.models), BINS), np.int32)
+        with self._blaming_models(lambda some: deque(some.batches(rows, self.keys.names), maxlen=0)):
+            yield from super().scored(scorer, rows, counts)
         if self.model_seconds is None:
             return
         models = zip(scorer.layout.models, scorer.seconds, strict=True)
@@ -97,19 +94,18 @@ class MicrobatchWriter(FleetWriter):
             message = f"it takes more than {self.model_seconds:g} s of a task; make it smaller, or raise model_seconds"
             raise FailedModelsError([ModelFailure(name, "score", "ModelTimeError", message) for name in slow])
 
-    def _written(self, number: int, read: Read, tally: FleetTally) -> list[WrittenFile]:
+    def written(self, number: int, read: file_job.Read, counts: FleetCounts) -> list[WrittenFile]:
+        """Score and write a share; return its files, or none if models have failed."""
         try:
             self.scorer().seconds.fill(0)  # the same scorer has served other tasks of this process
-            files = super()._written(number, read, tally)
+            files = super().written(number, read, counts)
         except FailedModelsError as error:
-            tally.failures = [asdict(replace(one, partition=number)) for one in error.failures]
+            counts.failures = [asdict(replace(one, partition=number)) for one in error.failures]
             return []
-        tally.model_seconds = brief(self.scorer().seconds.tolist())
-        begin = time.perf_counter()
+        counts.model_seconds = brief(self.scorer().seconds.tolist())
         for file in files:
             with self.job.attempt_file(file.attempt, file.path).open_stream() as written:
-                tally.digests[file.path] = hashlib.file_digest(written, "sha256").hexdigest()
-        tally.write_seconds += time.perf_counter() - begin
+                counts.digests[file.path] = hashlib.file_digest(written, "sha256").hexdigest()
         return files
 
     @contextmanager

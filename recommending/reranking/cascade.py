@@ -19,7 +19,7 @@ from mirrorspark.scoring import ScoringError, ScoringPlan, SentColumns, check_ke
 from mirrorspark.scoring.input import NullRule
 from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, LoadedModel, PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS
-from mirrorspark.scoring.task import Counters, Scorer, Settings, Tally, regrouped
+from mirrorspark.scoring.task import Counters, Scorer, ScoringCounts, ScoringOptions, regrouped
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,8 +78,8 @@ def rank_candidates(
     if CANDIDATES not in lists.columns:
         found = raw_columns.meant(CANDIDATES, lists.columns)
         raise raw_columns.ColumnError(f"the table of lists has no column '{CANDIDATES}'{found}; it has {lists.columns}")
-    settings = Settings.of(AS_COLUMNS, batch_size, (), nulls, "fail", "refuse")
-    plan = ScoringPlan.of(model, (*list_keys, key), settings, tracking_uri, trust=trust)
+    options = ScoringOptions.of(AS_COLUMNS, batch_size, (), nulls, "fail", "refuse")
+    plan = ScoringPlan.of(model, (*list_keys, key), options, tracking_uri, trust=trust)
     outputs = {field.name: str(field.type) for field in plan.added}
     if outputs.get(output) not in ("float", "double"):
         raise ScoringError(
@@ -136,20 +136,20 @@ class RankTask:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the rows in their order."""
-        model, tally = None, Tally()
+        model, counts = None, ScoringCounts()
         try:
             for batch in regrouped(batches):
                 # An empty partition does not need the model.
-                model = model or self.scorer.load(tally)
-                yield self._ranked(model, batch, tally)
+                model = model or self.scorer.load(counts)
+                yield self._ranked(model, batch, counts)
         finally:
             # Spark may stop reading before the last row, for a LIMIT for example.
             if model is not None:
-                self.scorer.report(tally)
+                self.scorer.report(counts)
 
-    def _ranked(self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally) -> pa.RecordBatch:
+    def _ranked(self, model: LoadedModel, batch: pa.RecordBatch, counts: ScoringCounts) -> pa.RecordBatch:
         def score(pairs: pa.RecordBatch) -> np.ndarray:
-            scored = self.scorer.scored(model, pairs, tally, self.keys)
+            scored = self.scorer.scored(model, pairs, counts, self.keys)
             return np.asarray(scored.column(self.output).to_numpy(zero_copy_only=False))
 
         candidates, scores = ranked(batch, self.ranking, score, self.k)

@@ -26,7 +26,7 @@ from mirrorspark.scoring.input.null_policy import NullRule
 from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
-from mirrorspark.scoring.task import Counters, OtherVersions, Settings
+from mirrorspark.scoring.task import Counters, OtherVersions, ScoringOptions
 from mirrorspark.storage import Location
 
 _FROM_THE_TABLE = "score the table that it was made of, or records that write_tfrecords made of such a table"
@@ -77,9 +77,9 @@ def score_tfrecords(
         ScoringError: A key is missing, the result would have a column twice, or the records are shards of a dataset.
         ColumnError: A raw column is missing, or has a type that its feature does not accept or was not trained with.
     """
-    settings = Settings.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
+    options = ScoringOptions.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
     # Models that bring code are refused below: they were not trained here.
-    plan = ScoringPlan.of(model, keys, settings, tracking_uri, trust=True)
+    plan = ScoringPlan.of(model, keys, options, tracking_uri, trust=True)
     return score_as_planned(tfrecord_table(spark, paths, plan, on_damage=on_damage), plan, counters=counters)
 
 

@@ -9,21 +9,11 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.scoring.task.batches import RowCount, grouped, pieces, regrouped
+    from mirrorspark.scoring.task.counts import Counters, JobCounters, MergedCounters, ScoringCounts, TaskCounts
     from mirrorspark.scoring.task.group_task import GroupTask, Unknown
     from mirrorspark.scoring.task.planner import ASSUMED_ROWS_PER_SECOND, DEFAULT_TASK_SECONDS, plan_tasks
     from mirrorspark.scoring.task.probe import Speed, log_plan, speed_of
-    from mirrorspark.scoring.task.scorer import (
-        Counters,
-        JobCounters,
-        OtherVersions,
-        Scorer,
-        Settings,
-        ShippedModel,
-        Tally,
-        process_report,
-        ship,
-        ship_all,
-    )
+    from mirrorspark.scoring.task.scorer import OtherVersions, Scorer, ScoringOptions, ShippedModel, ship, ship_all
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -33,19 +23,20 @@ __all__ = [
     "Counters",
     "GroupTask",
     "JobCounters",
+    "MergedCounters",
     "OtherVersions",
     "RowCount",
     "Scorer",
-    "Settings",
+    "ScoringCounts",
+    "ScoringOptions",
     "ShippedModel",
     "Speed",
-    "Tally",
+    "TaskCounts",
     "Unknown",
     "grouped",
     "log_plan",
     "pieces",
     "plan_tasks",
-    "process_report",
     "regrouped",
     "ship",
     "ship_all",

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from mirrorspark.scoring.model import LoadedModel
 from mirrorspark.scoring.output import BadRowError, Entries, failure_message
 from mirrorspark.scoring.task.batches import RowCount, regrouped
-from mirrorspark.scoring.task.scorer import ScoredRows, Scorer, Tally
+from mirrorspark.scoring.task.counts import ScoringCounts
+from mirrorspark.scoring.task.scorer import ScoredRows, Scorer
 
 Unknown = Literal["fail", "null"]
 """Treatment of a row whose group has no model: the job fails and names the row, or its scores are null."""
@@ -57,11 +58,11 @@ class GroupTask:
                 places = self._places(batch, routes)
                 scored = self._run_by_run if _is_grouped(places) else self._mixed
                 yield from rows.count_output(scored(batch, places, models))
-            rows.check(self.scorers[0].settings.outputs)
+            rows.check(self.scorers[0].options.outputs)
         finally:
             # Spark may stop reading before the last row, for a LIMIT for example.
-            if models.tally.rows:
-                self.scorers[0].report(models.tally)
+            if models.counts.rows:
+                self.scorers[0].report(models.counts)
 
     def _places(self, batch: pa.RecordBatch, routes: "_Routes") -> np.ndarray:
         """Return int64 ``[rows]``: index of each row's model in ``scorers``, -1 for none."""
@@ -80,9 +81,9 @@ class GroupTask:
         for start, stop in pairwise(bounds):
             run, place = batch.slice(start, stop - start), int(places[start])
             if place == _NO_MODEL:
-                yield self._without_model(run, models.tally)
+                yield self._without_model(run, models.counts)
             else:
-                parts = self.scorers[place].scored_parts(models.loaded(place), run, models.tally, self.keys)
+                parts = self.scorers[place].scored_parts(models.loaded(place), run, models.counts, self.keys)
                 yield from map(self._in_columns, parts)
 
     def _mixed(self, batch: pa.RecordBatch, places: np.ndarray, models: "_Models") -> Iterator[pa.RecordBatch]:
@@ -96,23 +97,23 @@ class GroupTask:
 
     def _scored(self, rows: pa.RecordBatch, place: int, models: "_Models") -> ScoredRows:
         if place == _NO_MODEL:
-            return ScoredRows(self._without_model(rows, models.tally), None)
-        scored = self.scorers[place].scored_rows(models.loaded(place), rows, models.tally, self.keys)
+            return ScoredRows(self._without_model(rows, models.counts), None)
+        scored = self.scorers[place].scored_rows(models.loaded(place), rows, models.counts, self.keys)
         return replace(scored, batch=self._in_columns(scored.batch))
 
     def _in_columns(self, scored: pa.RecordBatch) -> pa.RecordBatch:
         """Return the columns in the order of the table; models may have the same labels in another order."""
         return scored.select([*self.keys, *self.added.names])
 
-    def _without_model(self, rows: pa.RecordBatch, tally: Tally) -> pa.RecordBatch:
+    def _without_model(self, rows: pa.RecordBatch, counts: ScoringCounts) -> pa.RecordBatch:
         """Return the keys of rows whose group has no model, followed by nulls."""
-        tally.add(rows, {}, bad_rows=rows.num_rows)
+        counts.add(rows, {}, bad_rows=rows.num_rows)
         columns = {key: rows.column(key) for key in self.keys}
         columns |= {field.name: pa.nulls(rows.num_rows, field.type) for field in self.added}
-        settings = self.scorers[0].settings
-        reasons: Iterable[str] = map(self._reason, rows.column(self.group)) if settings.bad_rows == "mark" else ()
+        options = self.scorers[0].options
+        reasons: Iterable[str] = map(self._reason, rows.column(self.group)) if options.bad_rows == "mark" else ()
         entries = Entries(rows.num_rows, None, None, dict(enumerate(reasons)))
-        columns |= {column.name: column.values(entries) for column in settings.added}
+        columns |= {column.name: column.values(entries) for column in options.added}
         return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
 
     def _reason(self, value: pa.Scalar) -> str:
@@ -140,7 +141,7 @@ class _Models:
     """
 
     def __init__(self, scorers: Sequence[Scorer]) -> None:
-        self.tally = Tally()
+        self.counts = ScoringCounts()
         self._scorers = scorers
         self._loaded: WeakValueDictionary[int, LoadedModel] = WeakValueDictionary()
 
@@ -148,14 +149,14 @@ class _Models:
         """Return a model by its index; load it unless the process has it."""
         model = self._loaded.get(place)
         if model is None:
-            model = self._scorers[place].load(self.tally)
+            model = self._scorers[place].load(self.counts)
             self._loaded[place] = model
         return model
 
     def part_rows(self, places: np.ndarray) -> int:
         """Return the number of rows whose outputs take 16 MB or less for every model at ``places``."""
         known = np.unique(places[places != _NO_MODEL]).tolist()
-        return min(self.loaded(place).part_rows(self._scorers[place].settings.batch_size) for place in known)
+        return min(self.loaded(place).part_rows(self._scorers[place].options.batch_size) for place in known)
 
 
 def _is_grouped(places: np.ndarray) -> bool:

@@ -14,8 +14,9 @@ from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark import WriteError, numbered_partitions, numbers_of, portable
 from mirrorspark.scoring.model import LoadedModel
+from mirrorspark.scoring.task.counts import ScoringCounts
 from mirrorspark.scoring.task.planner import TaskPlan
-from mirrorspark.scoring.task.scorer import Scorer, Tally
+from mirrorspark.scoring.task.scorer import Scorer
 from mirrorspark.spark_session import SPARK_ERRORS, session_of, task_message
 
 if TYPE_CHECKING:  # files imports this module
@@ -63,10 +64,10 @@ class ProbeTask:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield rows, seconds and loads of each task whose number is in ``batches``; 0 rows without a measurement."""
         for number in numbers_of(batches):
-            tally = Tally()
-            model = self.writer.scorer.load(tally)
+            counts = ScoringCounts()
+            model = self.writer.scorer.load(counts)
             rows, seconds = self._measured(model) if number == 0 else (0, 0.0)
-            yield pa.RecordBatch.from_pylist([{"rows": rows, "seconds": seconds, "loads": tally.loads}], _MEASURED)
+            yield pa.RecordBatch.from_pylist([{"rows": rows, "seconds": seconds, "loads": counts.loads}], _MEASURED)
 
     def _measured(self, model: LoadedModel) -> tuple[int, float]:
         try:
@@ -83,11 +84,12 @@ class ProbeTask:
         timed: list[tuple[int, float]] = []
         begin = time.perf_counter()
         # With padded calls, fewer rows would take as a whole call, or include compilation in the measurement.
-        first = max(_FIRST_ROWS, model.least_rows(self.writer.scorer.settings.batch_size))
-        with self.writer.parquet(pa.MockOutputStream()) as parquet, closing(self._pieces(first)) as pieces:
+        first = max(_FIRST_ROWS, model.least_rows(self.writer.scorer.options.batch_size))
+        scoring = self.writer.scoring(lambda _: (), ScoringCounts())
+        with scoring.open_parquet(pa.MockOutputStream()) as parquet, closing(self._pieces(first)) as pieces:
             for piece in pieces:
-                for scored in self.writer.scored(model, piece, Tally()):
-                    parquet.write_batch(scored)
+                for scored in scoring.scored(piece):
+                    parquet.write_batch(scored.cast(scoring.schema))
                 now = time.perf_counter()
                 timed.append((piece.num_rows, now - begin))
                 if _is_enough(timed):
@@ -171,4 +173,4 @@ def _measured(spark: SparkSession, source: parquet_rows.ParquetRows, writer: "Sc
 
 def _conf_name(scorer: Scorer) -> str:
     """Return the session's configuration key for the speed of a model with one form."""
-    return f"{_CONF}.{scorer.model.digest}.{scorer.settings.outputs!r}"
+    return f"{_CONF}.{scorer.model.digest}.{scorer.options.outputs!r}"

@@ -1,24 +1,20 @@
-"""Scoring of batches in a task: settings, counters, the columns of the scores, and the shipping of the model."""
+"""Scoring of batches in a task: options, the columns of the scores, and the shipping of the model."""
 
 import hashlib
-import os
-import resource
-import socket
 import threading
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.features import kinds, raw_columns
-from mirrorspark.scoring.backends import limit_tensorflow, traced_functions
+from mirrorspark.scoring.backends import limit_tensorflow
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import NO_NULL_POLICY, NullPolicy, NullRule, column_types
 from mirrorspark.scoring.model import (
@@ -48,15 +44,16 @@ from mirrorspark.scoring.output import (
     form_of,
     good_rows,
 )
-from mirrorspark.spark_session import TaskTotal, archive_folder, session_of, task_cores
+from mirrorspark.scoring.task.counts import Counters, ScoringCounts
+from mirrorspark.spark_session import archive_folder, session_of, task_cores
 
 OtherVersions = Literal["refuse", "allow"]
 """Treatment of an executor whose library versions differ from the model's."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of a scoring call; checked when built.
+class ScoringOptions:
+    """Options of a scoring call; checked when built.
 
     Attributes:
         outputs: Form of the scores.
@@ -93,8 +90,8 @@ class Settings:
         nulls: Mapping[str, NullRule] | None,
         bad_rows: BadRows,
         other_versions: OtherVersions,
-    ) -> "Settings":
-        """Return the settings for a caller's arguments, which may name a form and give rules for nulls.
+    ) -> "ScoringOptions":
+        """Return the options for a caller's arguments, which may name a form and give rules for nulls.
 
         Raises:
             ScoringError: A setting is invalid.
@@ -135,160 +132,6 @@ class Settings:
                 f"of these names; use another form, or leave them out of with_columns"
             )
         return pa.schema(columns)
-
-
-@dataclass
-class Tally:
-    """Counters of one task.
-
-    Attributes:
-        loads: Loads of a model: one in the first task of a Python worker.
-        threads: Largest number of threads of a model.
-        rows: Rows scored, including bad ones.
-        bad_rows: Rows that could not be scored and have null scores.
-        bytes: Size of the columns that were read.
-    """
-
-    loads: int = 0
-    threads: int = 0
-    rows: int = 0
-    bad_rows: int = 0
-    calls: int = 0
-    bytes: int = 0
-    nans: int = 0
-
-    def __post_init__(self) -> None:
-        self._functions: frozenset[str] | None = None
-        self._traces = 0
-
-    def pause(self) -> None:
-        """Stop counting traced functions while a model is loaded."""
-        self._traces = self._traced()
-        self._functions = None
-
-    def begin(self, *, loads: int, threads: int) -> None:
-        """Count a loaded model, and count traced functions from here on."""
-        self.loads += loads
-        self.threads = max(self.threads, threads)
-        self._functions = traced_functions()
-
-    def _traced(self) -> int:
-        return self._traces + (0 if self._functions is None else len(traced_functions() - self._functions))
-
-    def count_call(self) -> None:
-        """Count a call of the model."""
-        self.calls += 1
-
-    def add(self, batch: pa.RecordBatch, outputs: Mapping[str, pa.Array], *, bad_rows: int) -> None:
-        """Count a batch that was scored."""
-        self.rows += batch.num_rows
-        self.bad_rows += bad_rows
-        self.bytes += batch.nbytes
-        self.nans += sum(_nans(column) for column in outputs.values())
-
-    def report(self) -> dict[str, Any]:
-        """Return the counters as JSON values.
-
-        Added are the number of functions that TensorFlow traced after loading, the id of the process, and its peak
-        resident memory in bytes.
-        """
-        return asdict(self) | {"traces": self._traced()} | process_report()
-
-
-def process_report() -> dict[str, Any]:
-    """Return the id of this process, and its peak resident memory in bytes, as the report of a task has them."""
-    return {
-        "process": f"{socket.gethostname()}/{os.getpid()}",
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
-
-
-def _nans(column: pa.Array) -> int:
-    values = column.flatten() if pa.types.is_list(column.type) else column
-    return pc.sum(pc.is_nan(values)).as_py() or 0 if pa.types.is_floating(values.type) else 0
-
-
-# Counters that are merged by maximum; all others are added up.
-_LARGEST = ("threads", "peak_memory_bytes")
-
-
-@dataclass(frozen=True)
-class JobCounters:
-    """Merged counters of the tasks of a job.
-
-    Attributes:
-        processes: Number of Python workers.
-        loads: Loads of models: one per process and model, unless the cache evicts it.
-        traces: Functions that TensorFlow traced after a model was loaded: by Keras, hooks and the code of MLflow
-            models. The graph of a model that was trained here cannot get more. Compilations by XLA are not counted.
-        threads: Largest number of threads of a model.
-        rows: Rows scored, including bad ones.
-        bad_rows: Rows that could not be scored and have null scores.
-        bytes: Size of the columns that were read.
-        peak_memory_bytes: Largest resident memory of a process.
-    """
-
-    tasks: int
-    processes: int
-    loads: int
-    traces: int
-    threads: int
-    rows: int
-    bad_rows: int
-    calls: int
-    bytes: int
-    nans: int
-    peak_memory_bytes: int
-
-    @classmethod
-    def of(cls, reports: Iterable[Mapping[str, Any]]) -> "JobCounters":
-        """Merge reports of :meth:`Tally.report`."""
-        totals: dict[str, Any] = {}
-        for report in reports:
-            _add(totals, _of_a_task(report))
-        return cls._of_sum(totals)
-
-    @classmethod
-    def _of_sum(cls, totals: Mapping[str, Any]) -> "JobCounters":
-        numbers = {field.name: totals.get(field.name, 0) for field in fields(cls)}
-        return cls(**numbers | {"processes": len(totals.get("process", ()))})
-
-
-def _of_a_task(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a task's report in the form that :func:`_add` merges."""
-    return {**report, "tasks": 1, "process": {report["process"]}}
-
-
-def _add(totals: dict[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge ``more`` into ``totals`` and return them."""
-    for name, value in more.items():
-        if name not in totals:
-            totals[name] = value
-        elif name in _LARGEST:
-            totals[name] = max(totals[name], value)
-        else:
-            totals[name] = totals[name] | value if isinstance(value, set) else totals[name] + value
-    return totals
-
-
-class Counters:
-    """Collects the counters of the tasks of a scored DataFrame or a UDF, over all actions.
-
-    Tasks that score no row are not counted. A task that Spark runs twice, speculatively or after a failure elsewhere,
-    may be counted twice. The memory does not grow with the number of tasks.
-    """
-
-    def __init__(self, spark: SparkSession) -> None:
-        self._reports: TaskTotal[dict[str, Any]] = session_of(spark).task_total({}, _add)
-
-    def add(self, tally: Tally) -> None:
-        """Add the counters of a task; called in the task."""
-        self._reports.add(_of_a_task(tally.report()))
-
-    @property
-    def value(self) -> JobCounters:
-        """The merged counters so far; read on the driver."""
-        return JobCounters._of_sum(self._reports.value)
 
 
 @dataclass(frozen=True)
@@ -337,20 +180,20 @@ class Scorer:
     """
 
     model: ShippedModel
-    settings: Settings = field(default_factory=Settings)
+    options: ScoringOptions = field(default_factory=ScoringOptions)
     counters: Counters | None = None
     search: Search | None = None
 
-    def load(self, tally: Tally) -> LoadedModel:
+    def load(self, counts: ScoringCounts) -> LoadedModel:
         """Return the model, from the cache of this process or from its files.
 
         Raises:
             ModelVersionsError: The library versions of this Python differ from the model's.
         """
         folder = self.model.folder()
-        if self.settings.other_versions == "refuse":
+        if self.options.other_versions == "refuse":
             check_versions(exported_with(folder), self.model.label)
-        tally.pause()
+        counts.pause()
         threads = task_cores()
         if threads is not None:
             # This precedes any import of TensorFlow by a model or its hooks.
@@ -361,11 +204,11 @@ class Scorer:
         if loaded:
             limit_numeric_libraries(threads)
             freeze_gc(has_dropped=PROCESS_CACHE.drops > drops)
-        tally.begin(loads=len(loaded), threads=model.threads)
+        counts.begin(loads=len(loaded), threads=model.threads)
         return model if self.search is None else model.with_search(self.search)
 
     def scored(
-        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str] = ()
+        self, model: LoadedModel, batch: pa.RecordBatch, counts: ScoringCounts, keys: Sequence[str] = ()
     ) -> pa.RecordBatch:
         """Return the keys and scores of the rows of ``batch``.
 
@@ -373,46 +216,48 @@ class Scorer:
             BadRowError: A row cannot be scored, and bad rows are not marked.
             ColumnError: A column has a type that its feature does not accept.
         """
-        return self.scored_rows(model, batch, tally, keys).batch
+        return self.scored_rows(model, batch, counts, keys).batch
 
-    def scored_rows(self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str]) -> ScoredRows:
+    def scored_rows(
+        self, model: LoadedModel, batch: pa.RecordBatch, counts: ScoringCounts, keys: Sequence[str]
+    ) -> ScoredRows:
         """Return the result of :meth:`scored` with the row of each score."""
-        outputs, row_errors = self._outputs(model, batch, tally, keys)
-        tally.add(batch, outputs, bad_rows=len(row_errors))
-        shaped = self.settings.outputs.shaped(outputs, model.labels)
+        outputs, row_errors = self._outputs(model, batch, counts, keys)
+        counts.add(batch, outputs, bad_rows=len(row_errors))
+        shaped = self.options.outputs.shaped(outputs, model.labels)
         if row_errors:
             shaped = _with_rows_of_nulls(shaped, good_rows(batch.num_rows, row_errors), batch.num_rows)
         # Keys and scores stay in the same batch, so no row can get the score of another.
         columns = {key: _repeated(batch.column(key), shaped.rows) for key in keys} | dict(shaped.columns)
         length = batch.num_rows if shaped.rows is None else len(shaped.rows)
         entries = Entries(length, shaped.rows, self.model.label, row_errors)
-        columns |= {column.name: column.values(entries) for column in self.settings.added}
+        columns |= {column.name: column.values(entries) for column in self.options.added}
         return ScoredRows(pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns)), shaped.rows)
 
     def scored_parts(
-        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str]
+        self, model: LoadedModel, batch: pa.RecordBatch, counts: ScoringCounts, keys: Sequence[str]
     ) -> Iterator[pa.RecordBatch]:
         """Yield the result of :meth:`scored` in parts of bounded output size."""
-        for rows in model.parts(batch, batch_size=self.settings.batch_size):
-            yield self.scored(model, rows, tally, keys)
+        for rows in model.parts(batch, batch_size=self.options.batch_size):
+            yield self.scored(model, rows, counts, keys)
 
-    def report(self, tally: Tally) -> None:
+    def report(self, counts: ScoringCounts) -> None:
         """Send the counters of a task to the driver if it collects them."""
         if self.counters is not None:
-            self.counters.add(tally)
+            self.counters.add(counts)
 
     def _outputs(
-        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str]
+        self, model: LoadedModel, batch: pa.RecordBatch, counts: ScoringCounts, keys: Sequence[str]
     ) -> tuple[Mapping[str, pa.Array], dict[int, str]]:
         """Return the outputs of the good rows, and the error messages of the others by row number."""
-        policy, fails = self.settings.nulls, self.settings.bad_rows == "fail"
+        policy, fails = self.options.nulls, self.options.bad_rows == "fail"
         row_errors = policy.row_errors(batch)
         if row_errors and fails:
             raise BadRowError(failure_message(batch, keys, row_errors))
         numbers = good_rows(batch.num_rows, row_errors)
         rows = policy.filled(batch.take(pa.array(numbers)) if row_errors else batch)
         try:
-            return self._called(model, rows, tally), row_errors
+            return self._called(model, rows, counts), row_errors
         except raw_columns.ColumnError:
             found = model.row_errors(rows, first=fails)
             if not found:
@@ -421,10 +266,10 @@ class Scorer:
         if fails:
             raise BadRowError(failure_message(batch, keys, more))
         good = rows.take(pa.array(good_rows(rows.num_rows, found)))
-        return self._called(model, good, tally), dict(sorted({**row_errors, **more}.items()))
+        return self._called(model, good, counts), dict(sorted({**row_errors, **more}.items()))
 
-    def _called(self, model: LoadedModel, rows: pa.RecordBatch, tally: Tally) -> dict[str, pa.Array]:
-        return model.score_arrow(rows, batch_size=self.settings.batch_size, on_call=tally.count_call)
+    def _called(self, model: LoadedModel, rows: pa.RecordBatch, counts: ScoringCounts) -> dict[str, pa.Array]:
+        return model.score_arrow(rows, batch_size=self.options.batch_size, on_call=counts.count_call)
 
 
 def _with_rows_of_nulls(shaped: Shaped, good: np.ndarray, rows: int) -> Shaped:

@@ -9,7 +9,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.recommending.recommendations import recommend
 from mirrorspark.scoring.batch import score
-from mirrorspark.scoring.task.scorer import Counters
+from mirrorspark.scoring.task.counts import Counters
 from mirrorspark.serving.precomputed.precomputation import precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores
 from mirrorspark.serving.precomputed.store_file import StoreError

@@ -24,7 +24,7 @@ from mirrorspark.recommending.routing.router import Route, Router
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, PART_BYTES, LoadedModel, Search
 from mirrorspark.scoring.package import package_model
-from mirrorspark.scoring.task.scorer import Counters
+from mirrorspark.scoring.task.counts import Counters
 from mirrorspark.training.programs.recommenders.als import fold_in, item_factors
 from tests.unit.scoring.exported_models import export_flights, export_histories, export_movies
 

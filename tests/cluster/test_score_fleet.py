@@ -138,12 +138,12 @@ def test_only_the_union_of_columns_is_read(spark: "SparkSession", files: Path, f
     few = fleet.select(["model3", "model4"])
     columns = ("key", *few.columns)
     target = StoragePath.of(tmp_path / "scores")
-    of_files = fleet_score._source(spark, files, columns, target, "auto")
+    of_files = fleet_score._rows(spark, files, columns, target, "auto")
     assert tuple(of_files.schema.names) == columns
     assert len(columns) < COLUMNS
     computed = spark.read.parquet(str(files)).where("key <> ''")
-    of_table = fleet_score._source(spark, computed, columns, target, "auto")
-    scan = of_table.rows._jdf.queryExecution().executedPlan().collectLeaves().head()  # type: ignore[union-attr,operator]
+    of_table = fleet_score._rows(spark, computed, columns, target, "auto")
+    scan = of_table._jdf.queryExecution().executedPlan().collectLeaves().head()  # type: ignore[union-attr,operator]
     assert set(scan.requiredSchema().fieldNames()) == {*columns}
 
 

@@ -27,7 +27,7 @@ from mirrorspark.scoring.model.pinned import ModelNotFoundError
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.output.forms import Struct
 from mirrorspark.scoring.sql import register_sql
-from mirrorspark.scoring.task.scorer import Counters
+from mirrorspark.scoring.task.counts import Counters
 from mirrorspark.scoring.udf import scorer_udf
 from mirrorspark.spark_session.errors import task_message
 from tests.conftest import PATIENCE

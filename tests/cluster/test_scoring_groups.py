@@ -20,7 +20,7 @@ from mirrorspark.scoring.model.pinned import ModelNotFoundError, PinnedModel
 from mirrorspark.scoring.model.uri import pinned_model, resolve
 from mirrorspark.scoring.output.forms import Long, TopK, Wide
 from mirrorspark.scoring.package import package_model
-from mirrorspark.scoring.task.scorer import Counters
+from mirrorspark.scoring.task.counts import Counters
 from mirrorspark.spark_session.errors import task_message
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
 

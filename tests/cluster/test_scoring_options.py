@@ -25,7 +25,7 @@ from mirrorspark.scoring.output.forms import AtLeast, Long, Struct, TopK, Wide
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.run import main
 from mirrorspark.scoring.sql import register_sql
-from mirrorspark.scoring.task.scorer import Counters
+from mirrorspark.scoring.task.counts import Counters
 from mirrorspark.scoring.udf import scorer_udf
 from mirrorspark.spark_session.errors import task_message
 from tests.conftest import PATIENCE

@@ -9,7 +9,7 @@ import pytest
 
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.package import package_model
-from mirrorspark.scoring.task.scorer import Counters
+from mirrorspark.scoring.task.counts import Counters
 from tests.unit.scoring.other_models import (
     NAMES,
     boxes,

@@ -3,9 +3,9 @@
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial, reduce
+from functools import lru_cache, reduce
 from itertools import accumulate
 from math import ceil
 from operator import add
@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
-from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.data_pipelines.reading import parquet_rows
-from mirrorspark.data_pipelines.spark import Shares, numbers_of, portable, progress_bar, write_files
+from mirrorspark.data_pipelines.spark import Shares, progress_bar
 from mirrorspark.fleet.columns import array
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.kernels import STRIP
@@ -40,13 +39,12 @@ from mirrorspark.fleet.runs.planning.rehearsal import Starts, rehearse
 from mirrorspark.fleet.runs.task import MicrobatchWriter, Selection
 from mirrorspark.fleet.score import check_result, ship_fleet
 from mirrorspark.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND
-from mirrorspark.fleet.task import FleetTally, Read
-from mirrorspark.scoring import ScoringError, find_source
+from mirrorspark.scoring import ScoringError, file_job
 from mirrorspark.scoring.input import SparkSource
 from mirrorspark.scoring.task import ShippedModel
 from mirrorspark.spark_session import session_of
 from mirrorspark.storage import Location, StoragePath
-from mirrorspark.storage.publish import SaveMode, WriteJob, WrittenFile
+from mirrorspark.storage.publish import SaveMode, WrittenFile
 
 DEFAULT_PROBE_SECONDS = 8.0
 
@@ -118,7 +116,7 @@ def plan_fleet(
             "the executors need a folder to write the sample to; give scratch= a path that all can reach"
         )
     begin = time.perf_counter()
-    source = find_source(paths, None)
+    source = file_job.find_source(paths, None)
     if isinstance(source, SparkSource):
         raise ScoringError("a table with a log may change during a run; write it as Parquet, and give its path")
     files = parquet_rows.ParquetFiles.of(source)
@@ -340,14 +338,14 @@ class _Passes:
         )
         counts = [self._counts(own, rows) for own in groups]
         total = sum(sum(own.values()) for own in counts)
-        job = WriteJob.begin(self._folder / name, SaveMode.ERROR)
-        schema = pa.schema([table.schema.field(key) for key in self._sample.keys])
         layout, selection = self._sample.layout, Selection(self._sample.models)
-        writer = _SampleWriter(job, schema, self._shipped, layout.name, layout.outputs, selection)
         shares = Shares.of(part, [len(own) for own in groups])
-        body = portable(_SampleTask(shares, writer, rows))
-        partitions = shares.partitions(self._spark)
-        done = write_files(partitions, job, body, lambda: total, refusal=raw_columns.ColumnError, seal=_refuse_failures)
+        with file_job.begun_write(self._folder / name, SaveMode.ERROR) as job:
+            keys = file_job.schema_of(table, self._sample.keys)
+            writer = MicrobatchWriter(job, keys, self._shipped, layout.name, layout.outputs, selection)
+            body = _SampleTask(shares, writer, rows)
+            tasks = file_job.FileTasks(shares.partitions(self._spark), body, lambda: total)
+        done = tasks.run(job, _refuse_failures)
         kinds, reports = ("read_seconds", "score_seconds", "write_seconds"), done.reports
         return _Measured(
             **{kind: sum(report[kind] for report in reports) for kind in kinds},
@@ -375,31 +373,19 @@ class _Passes:
 
 
 @dataclass(frozen=True)
-class _SampleWriter(MicrobatchWriter):
-    """Writes as microbatches do, and counts all that is neither reading nor scoring as writing."""
+class _SampleTask(file_job.FilesTask):
+    """Body of a task that scores the first rows of its row groups.
 
-    def _written(self, number: int, read: Read, tally: FleetTally) -> list[WrittenFile]:
-        begin = time.perf_counter()
-        files = super()._written(number, read, tally)
-        tally.write_seconds = time.perf_counter() - begin - tally.read_seconds - tally.score_seconds
-        return files
+    Attributes:
+        rows: The most rows of a task.
+    """
 
-
-@dataclass(frozen=True)
-class _SampleTask:
-    """Body of a task that scores the first rows of its row group."""
-
-    shares: Shares
-    writer: _SampleWriter
     rows: int
 
-    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for number in numbers_of(batches):
-            yield self.writer.write(number, partial(self._first, self.shares.groups[number]))
-
-    def _first(self, groups: Sequence[parquet_rows.RowGroups], multiple: int) -> Iterator[pa.RecordBatch]:
+    def read(self, groups: Sequence[parquet_rows.RowGroups], multiple: int) -> Iterator[pa.RecordBatch]:
+        """Yield the first rows of a share."""
         left = self.rows
-        for batch in self.shares.source.batches(groups, multiple):
+        for batch in super().read(groups, multiple):
             yield batch.slice(0, left)
             left -= batch.num_rows
             if left <= 0:

@@ -19,7 +19,8 @@ from pyspark.sql import SparkSession
 from mirrorspark.scoring import files, plan
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.task.scorer import Counters, JobCounters, Scorer, Tally
+from mirrorspark.scoring.task.counts import Counters, JobCounters, ScoringCounts
+from mirrorspark.scoring.task.scorer import Scorer
 from tests.cluster.programs import scoring_killed
 
 
@@ -30,17 +31,17 @@ class KilledOnce(Scorer):
     mark: str = ""
 
     def scored(
-        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str] = ()
+        self, model: LoadedModel, batch: pa.RecordBatch, counts: ScoringCounts, keys: Sequence[str] = ()
     ) -> pa.RecordBatch:
         """Return the scores, or die."""
-        if tally.rows > 1000:
+        if counts.rows > 1000:
             try:
                 Path(self.mark).mkdir()
             except FileExistsError:
                 pass
             else:
                 os.kill(os.getpid(), signal.SIGKILL)
-        return super().scored(model, batch, tally, keys)
+        return super().scored(model, batch, counts, keys)
 
 
 def score_files(spark: SparkSession, flights: str, model: str, output: str) -> JobCounters:

@@ -21,7 +21,8 @@ from pyspark.sql import SparkSession
 from mirrorspark.scoring import files, plan
 from mirrorspark.scoring.backends.tensorflow_runtime import INTER_OP, INTRA_OP
 from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.task.scorer import Scorer, Tally
+from mirrorspark.scoring.task.counts import ScoringCounts
+from mirrorspark.scoring.task.scorer import Scorer
 from tests.cluster.programs import scoring_threads
 
 
@@ -31,21 +32,21 @@ class Telling(Scorer):
 
     told: str = ""
 
-    def load(self, tally: Tally) -> LoadedModel:
+    def load(self, counts: ScoringCounts) -> LoadedModel:
         """Return the model."""
         before = psutil.Process().num_threads()
-        model = super().load(tally)
+        model = super().load(counts)
         settings = [int(os.environ[name]) for name in (INTRA_OP, INTER_OP)]
         (Path(self.told) / f"{os.getpid()}.settings").write_text(json.dumps(settings))
-        if tally.loads:
+        if counts.loads:
             (Path(self.told) / f"{os.getpid()}.before").write_text(f"{before}")
         return model
 
     def scored(
-        self, model: LoadedModel, batch: pa.RecordBatch, tally: Tally, keys: Sequence[str] = ()
+        self, model: LoadedModel, batch: pa.RecordBatch, counts: ScoringCounts, keys: Sequence[str] = ()
     ) -> pa.RecordBatch:
         """Return the scores."""
-        scored = super().scored(model, batch, tally, keys)
+        scored = super().scored(model, batch, counts, keys)
         (Path(self.told) / f"{os.getpid()}.after").write_text(f"{psutil.Process().num_threads()}")
         return scored
 

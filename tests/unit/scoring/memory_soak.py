@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mirrorspark.scoring.batch import BatchTask
 from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel
+from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
 from tests.unit.scoring.exported_models import FLIGHTS
 from tests.unit.scoring.other_models import NAMES, boxes
 
@@ -42,7 +42,7 @@ def main() -> None:
     for folder in sys.argv[1:]:
         pinned = resolve(Path(folder))
         model = ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None)
-        task = BatchTask(("flight_id",), Scorer(model, Settings(batch_size=BATCH_ROWS)))
+        task = BatchTask(("flight_id",), Scorer(model, ScoringOptions(batch_size=BATCH_ROWS)))
         memory: list[int] = []
         rows = sum(scored.num_rows for scored in task(batches(memory)))
         assert rows == BATCHES * BATCH_ROWS

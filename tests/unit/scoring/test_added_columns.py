@@ -6,7 +6,7 @@ import pytest
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.output.added_columns import ADDED_COLUMNS, Entries
 from mirrorspark.scoring.output.bad_rows import BadRows
-from mirrorspark.scoring.task.scorer import Settings
+from mirrorspark.scoring.task.scorer import ScoringOptions
 
 ONE_TO_ONE = Entries(3, None, "flights/3", {})
 # Of two rows the first has two entries.
@@ -24,14 +24,14 @@ WITHOUT_MODEL = Entries(2, None, None, {0: "no model for north", 1: "no model fo
     ],
 )
 def test_columns_stand_in_one_order(with_columns: tuple[str, ...], bad_rows: BadRows, names: list[str]) -> None:
-    settings = Settings(with_columns=with_columns, bad_rows=bad_rows)
+    settings = ScoringOptions(with_columns=with_columns, bad_rows=bad_rows)
     assert [column.name for column in settings.added] == names
 
 
 @pytest.mark.parametrize("name", ["error", "scored"])
 def test_a_column_that_cannot_be_asked_for_is_refused(name: str) -> None:
     with pytest.raises(ScoringError, match=rf"names \['{name}'\], which scoring does not add; use some of \["):
-        Settings(with_columns=("model_version", name))
+        ScoringOptions(with_columns=("model_version", name))
 
 
 @pytest.mark.parametrize(

@@ -6,22 +6,24 @@ import socket
 import pyarrow as pa
 import tensorflow as tf
 
-from mirrorspark.scoring.task.scorer import JobCounters, Tally
+from mirrorspark.scoring.task.counts import JobCounters, ScoringCounts
 
 BATCH = pa.record_batch({"x": pa.array([1, 2, 3, 4], pa.int64())})
 
 
 def test_a_task_tells_what_it_scored_and_which_scores_are_nan() -> None:
-    tally = Tally()
-    tally.begin(loads=1, threads=2)
+    counts = ScoringCounts()
+    counts.begin(loads=1, threads=2)
     lists = pa.array([[0.5, float("nan")], [float("nan"), 1.0], None, []], pa.list_(pa.float32()))
     outputs = {"score": pa.array([0.5, float("nan"), None, 1.0]), "scores": lists, "names": pa.array(list("abcd"))}
-    tally.count_call()
-    tally.count_call()
-    tally.add(BATCH, outputs, bad_rows=1)
-    report = tally.report()
+    counts.count_call()
+    counts.count_call()
+    counts.add(BATCH, outputs, bad_rows=1)
+    report = counts.report()
     assert report.pop("peak_memory_bytes") > 10e6
+    assert report.pop("seconds") > 0
     assert report == {
+        **dict.fromkeys(("read_seconds", "score_seconds", "write_seconds"), 0.0),
         "loads": 1,
         "threads": 2,
         "traces": 0,
@@ -36,40 +38,40 @@ def test_a_task_tells_what_it_scored_and_which_scores_are_nan() -> None:
 
 def test_a_graph_that_is_made_while_rows_are_scored_is_counted() -> None:
     """Of a function that is traced anew for each shape, which is what must not happen."""
-    tally = Tally()
-    tally.begin(loads=0, threads=1)
+    counts = ScoringCounts()
+    counts.begin(loads=0, threads=1)
     double = tf.function(lambda x: x * 2.0)
     double(tf.zeros([3]))
-    first = tally.report()["traces"]
+    first = counts.report()["traces"]
     assert first > 0
     double(tf.zeros([3]))
-    assert tally.report()["traces"] == first
+    assert counts.report()["traces"] == first
     double(tf.zeros([4]))
-    assert tally.report()["traces"] > first
+    assert counts.report()["traces"] > first
 
 
 def test_graphs_traced_by_scoring_are_counted_and_those_of_loading_are_not() -> None:
-    tally = Tally()
-    tally.begin(loads=1, threads=2)
+    counts = ScoringCounts()
+    counts.begin(loads=1, threads=2)
     of_scoring = tf.function(lambda x: x * 3.0)
     of_scoring(tf.zeros([3]))
-    scored = tally.report()["traces"]
+    scored = counts.report()["traces"]
     assert scored > 0
-    tally.pause()
+    counts.pause()
     of_loading = tf.function(lambda x: x * 5.0)
     of_loading(tf.zeros([3]))
-    tally.begin(loads=1, threads=1)
-    assert (tally.report()["traces"], tally.loads, tally.threads) == (scored, 2, 2)
+    counts.begin(loads=1, threads=1)
+    assert (counts.report()["traces"], counts.loads, counts.threads) == (scored, 2, 2)
 
 
 def test_a_task_without_rows_has_traced_nothing() -> None:
     tf.function(lambda x: x + 1.0)(tf.zeros([2]))
-    assert Tally().report()["traces"] == 0
+    assert ScoringCounts().report()["traces"] == 0
 
 
 def test_tasks_of_one_process_add_up_to_one_process() -> None:
-    reports = [Tally(loads=1, rows=5, calls=1).report(), Tally(rows=7, calls=2, nans=1).report()]
-    other = Tally(loads=1, rows=1).report() | {"process": "elsewhere/1", "peak_memory_bytes": 2**40}
+    reports = [ScoringCounts(loads=1, rows=5, calls=1).report(), ScoringCounts(rows=7, calls=2, nans=1).report()]
+    other = ScoringCounts(loads=1, rows=1).report() | {"process": "elsewhere/1", "peak_memory_bytes": 2**40}
     found = JobCounters.of([*reports, other])
     assert (found.tasks, found.processes, found.loads, found.rows, found.calls, found.nans) == (3, 2, 2, 13, 3, 1)
     assert found.peak_memory_bytes == 2**40

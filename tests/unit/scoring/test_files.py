@@ -13,7 +13,8 @@ import pytest
 
 from mirrorspark.scoring import run
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.files import ScoreWriter, refuse_own_input
+from mirrorspark.scoring.file_job import refuse_own_input
+from mirrorspark.scoring.files import ScoreWriter
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.package import package_model
@@ -32,14 +33,14 @@ def writer(tmp_path: Path) -> ScoreWriter:
     """Return what writes the scores of boxes for a job that has begun."""
     pinned = resolve(package_model(LINEAR, tmp_path / "model"))
     scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None))
-    added = scorer.settings.schema(ModelDirectory.open(pinned.path))
+    added = scorer.options.schema(ModelDirectory.open(pinned.path))
     job = WriteJob.begin(StoragePath.of(tmp_path / "scores"), SaveMode.ERROR)
-    return ScoreWriter(job, ("id",), pa.schema([ROWS.schema.field("id"), *added]), scorer)
+    return ScoreWriter(job, pa.schema([ROWS.schema.field("id")]), scorer, added)
 
 
 def written(writer: ScoreWriter, batches: Iterable[pa.RecordBatch]) -> list[WrittenFile]:
     """Return the files of an attempt to write share 0, as the driver gets them told."""
-    told = writer.write(0, batches).to_pylist()
+    told = writer.write(0, lambda _: batches).to_pylist()
     names = [field.name for field in fields(WrittenFile)]
     return [WrittenFile(**{name: row[name] for name in names}) for row in told if row["path"] is not None]
 
@@ -70,7 +71,7 @@ def test_an_attempt_that_is_overtaken_by_the_end_of_the_job_adds_nothing(writer:
         yield from BATCHES[1:]
 
     with pytest.raises(FileNotFoundError):
-        writer.write(0, overtaken())
+        writer.write(0, lambda _: overtaken())
     check_scores(tmp_path, taken[0].path)
 
 
@@ -80,7 +81,7 @@ def test_an_attempt_that_dies_in_its_middle_leaves_the_next_one_alone(writer: Sc
         raise ConnectionResetError("the executor is gone")
 
     with pytest.raises(ConnectionResetError):
-        writer.write(0, dying())
+        writer.write(0, lambda _: dying())
     [published] = written(writer, BATCHES)
     writer.job.publish([published])
     check_scores(tmp_path, published.path)

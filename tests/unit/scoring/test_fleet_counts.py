@@ -72,8 +72,8 @@ def test_files_of_microbatches_add_up_to_the_distribution_of_all_rows(values: np
     parts = [counted("wide", ("score",), part)[1] for part in np.array_split(values, 4)]
     for number, some in enumerate((parts[:3], parts[3:])):
         (tmp_path / str(number)).mkdir()
-        reports = [{"rows": ROWS // 4, "counts": packed_counts(part)} for part in some]
-        (tmp_path / str(number) / COUNTS_FILE).write_bytes(counts_file(layout, [*reports, {"rows": 0, "counts": ""}]))
+        reports = [{"rows": ROWS // 4, "by_bin": packed_counts(part)} for part in some]
+        (tmp_path / str(number) / COUNTS_FILE).write_bytes(counts_file(layout, [*reports, {"rows": 0, "by_bin": ""}]))
     found = read_counts(StoragePath.of(tmp_path / name) for name in ("0", "1", "not there"))
     assert list(found) == list(MODELS)
     assert {(one.output, one.rows, one.nulls) for one in found.values()} == {("score", ROWS, 30)}

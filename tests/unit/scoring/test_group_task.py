@@ -21,8 +21,9 @@ from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.output.bad_rows import BadRowError
 from mirrorspark.scoring.output.forms import Long, Wide
 from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.task.counts import Counters, ScoringCounts
 from mirrorspark.scoring.task.group_task import GroupTask, Unknown
-from mirrorspark.scoring.task.scorer import Counters, Scorer, Settings, ShippedModel, Tally
+from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
 from tests.unit.scoring.exported_models import export_baskets
 
 # North's model doubles x, south's takes the opposite of y, and reads no x.
@@ -39,16 +40,16 @@ class Told:
     """Keeps what a task tells."""
 
     def __init__(self) -> None:
-        self.tallies: list[Tally] = []
+        self.counts: list[ScoringCounts] = []
 
-    def add(self, tally: Tally) -> None:
-        self.tallies.append(tally)
+    def add(self, counts: ScoringCounts) -> None:
+        self.counts.append(counts)
 
 
 def task_of(
     models: Mapping[Any, Path], *, unknown: Unknown = "fail", told: Told | None = None, **options: Any
 ) -> GroupTask:
-    asked = Settings(**options)
+    asked = ScoringOptions(**options)
     pinned = [resolve(folder) for folder in models.values()]
     return GroupTask(
         group="region",
@@ -127,10 +128,10 @@ def test_a_task_reports_its_counters_once_for_all_its_models(models: dict[str, P
     told = Told()
     found = scored_by(task_of(models, unknown="null", told=told), rows_of(["south", "north", "moon", "south"]))
     assert [row["score"] for row in found] == [0.0, 2.0, None, -3.0]
-    (tally,) = told.tallies
-    assert (tally.rows, tally.bad_rows, tally.calls) == (4, 1, 2)
+    (counts,) = told.counts
+    assert (counts.rows, counts.bad_rows, counts.calls) == (4, 1, 2)
     scored_by(task_of(models, told=told))
-    assert len(told.tallies) == 1  # an empty partition says nothing
+    assert len(told.counts) == 1  # an empty partition says nothing
 
 
 @pytest.mark.parametrize(("capacity_bytes", "loads"), [pytest.param(1, 3, marks=pytest.mark.full), (2**30, 2)])
@@ -147,7 +148,7 @@ def test_a_task_holds_no_model_that_the_process_lets_go(
     batches = [rows_of([region] * BATCH_ROWS) for region in ("north", "south", "north")]
     found = scored_by(task_of(models, told=told), *batches)
     assert [row["score"] for row in found[1::BATCH_ROWS]] == [*factors.values(), factors["north"]]
-    assert told.tallies[0].loads == loads
+    assert told.counts[0].loads == loads
 
 
 class CountedRoutes(Mapping[Any, int]):
@@ -182,7 +183,7 @@ def test_a_task_reads_the_groups_once_however_many_batches_it_has(models: dict[s
 
 def test_a_task_carries_little_of_each_of_its_models() -> None:
     """Each gets all of them, and there may be thousands."""
-    asked, added = Settings(), pa.schema([("score", pa.float64())])
+    asked, added = ScoringOptions(), pa.schema([("score", pa.float64())])
 
     def task_bytes(models: int) -> int:
         shipped = [ShippedModel(f"{number:064}", f"churn/{number}", None, "archive") for number in range(models)]

@@ -13,7 +13,7 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.output.forms import Struct
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.plan import ScoringPlan, SentColumns
-from mirrorspark.scoring.task.scorer import Settings
+from mirrorspark.scoring.task.scorer import ScoringOptions
 
 
 @pytest.fixture(scope="module")
@@ -23,10 +23,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_plan_has_all_that_a_call_needs_to_know_of_its_model(model: Path) -> None:
-    plan = ScoringPlan.of(model, "id", Settings(outputs=Struct(), bad_rows="mark"))
+    plan = ScoringPlan.of(model, "id", ScoringOptions(outputs=Struct(), bad_rows="mark"))
     assert (plan.keys, plan.inputs.columns, plan.columns) == (("id",), ("x", "y"), ("id", "x", "y"))
     assert plan.added.names == ["prediction", "error", "model_version"]
-    assert ScoringPlan.of(plan.pinned, ("x", "id"), plan.settings).columns == ("x", "id", "y")
+    assert ScoringPlan.of(plan.pinned, ("x", "id"), plan.options).columns == ("x", "id", "y")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_table_that_does_not_fit_is_refused_by_name(
     model: Path, names: list[str], key: str | tuple[str, ...], error: type[ValueError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        ScoringPlan.of(model, key, Settings()).check_names(names)
+        ScoringPlan.of(model, key, ScoringOptions()).check_names(names)
 
 
 @pytest.mark.parametrize(
@@ -65,20 +65,20 @@ def test_a_table_that_does_not_fit_is_refused_by_name(
 def test_a_table_may_be_refused_for_what_the_model_does_not_read(model: Path, names: list[str], message: str) -> None:
     table: Any = SimpleNamespace(schema=StructType([StructField(name, DoubleType()) for name in names]))
     with pytest.raises(ScoringError, match=message):
-        ScoringPlan.of(model, "id", Settings()).table(table, extra_columns="refuse")
+        ScoringPlan.of(model, "id", ScoringOptions()).table(table, extra_columns="refuse")
 
 
 def test_columns_that_nobody_reads_may_come_twice(model: Path) -> None:
-    ScoringPlan.of(model, "id", Settings()).check_names(["id", "other", "x", "other", "y", "score"])
+    ScoringPlan.of(model, "id", ScoringOptions()).check_names(["id", "other", "x", "other", "y", "score"])
 
 
 def test_types_and_the_null_policy_are_checked_together(model: Path) -> None:
     columns = pa.schema({"id": pa.int64(), "x": pa.float64(), "y": pa.float64()})
-    plan = ScoringPlan.of(model, "id", Settings.of("columns", 1, "model_version", {"y": 0}, "fail", "refuse"))
+    plan = ScoringPlan.of(model, "id", ScoringOptions.of("columns", 1, "model_version", {"y": 0}, "fail", "refuse"))
     plan.check_types(columns)
     with pytest.raises(ColumnError, match="column 'x' has type string"):
         plan.check_types(columns.set(1, pa.field("x", pa.string())))
-    stray = ScoringPlan.of(model, "id", Settings.of("columns", 1, "model_version", {"id": 0}, "fail", "refuse"))
+    stray = ScoringPlan.of(model, "id", ScoringOptions.of("columns", 1, "model_version", {"id": 0}, "fail", "refuse"))
     with pytest.raises(ScoringError, match="the null policy names 'id', which the model does not read"):
         stray.check_types(columns)
 

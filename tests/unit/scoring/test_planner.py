@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.files import check_task_seconds, may_take_longer
+from mirrorspark.scoring.file_job import check_task_seconds
+from mirrorspark.scoring.files import may_take_longer
 from mirrorspark.scoring.task.planner import DEFAULT_TASK_SECONDS, TaskPlan, plan_tasks
 
 

@@ -3,7 +3,7 @@
 Loading the model is not part of it, and nothing is written.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,9 @@ from mirrorspark.scoring.files import ScoreWriter
 from mirrorspark.scoring.model.directory import ModelDirectory
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.task.counts import ScoringCounts
 from mirrorspark.scoring.task.probe import ProbeTask
-from mirrorspark.scoring.task.scorer import Scorer, ShippedModel, Tally
+from mirrorspark.scoring.task.scorer import Scorer, ShippedModel
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob
 from tests.unit.scoring.exported_models import FLIGHTS
@@ -33,9 +34,9 @@ def probe(flights_model: Path, tmp_path: Path) -> ProbeTask:
     pq.write_table(flights, tmp_path / "flights.parquet")
     pinned = resolve(flights_model)
     scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None))
-    added = scorer.settings.schema(ModelDirectory.open(pinned.path))
+    added = scorer.options.schema(ModelDirectory.open(pinned.path))
     job = WriteJob(StoragePath.of(tmp_path / "scores"), SaveMode.ERROR, StoragePath.of(tmp_path / "staging"))
-    writer = ScoreWriter(job, ("flight_id",), pa.schema([FLIGHTS.schema.field("flight_id"), *added]), scorer)
+    writer = ScoreWriter(job, pa.schema([FLIGHTS.schema.field("flight_id")]), scorer, added)
     columns = ["flight_id", *ModelDirectory.open(pinned.path).inputs.columns]
     source = ParquetRows.of(tmp_path / "flights.parquet", columns)
     return ProbeTask(source, source.groups, writer)
@@ -63,7 +64,9 @@ class Clock:
     def perf_counter(self) -> float:
         return self.seconds
 
-    def scored(self, _model: LoadedModel, rows: pa.RecordBatch, _tally: Tally) -> Iterator[pa.RecordBatch]:
+    def scored(
+        self, _model: LoadedModel, rows: pa.RecordBatch, _counts: ScoringCounts, _keys: Sequence[str]
+    ) -> Iterator[pa.RecordBatch]:
         if not self.seconds:
             self.seconds = self.first_call
         self.seconds += rows.num_rows * self.per_row
@@ -73,7 +76,7 @@ class Clock:
 def on_a_clock(monkeypatch: pytest.MonkeyPatch, *, per_row: float, first_call: float = 0.0) -> Clock:
     clock = Clock(first_call, per_row)
     monkeypatch.setattr("mirrorspark.scoring.task.probe.time", clock)
-    monkeypatch.setattr(ScoreWriter, "scored", clock.scored)
+    monkeypatch.setattr(Scorer, "scored_parts", clock.scored)
     return clock
 
 

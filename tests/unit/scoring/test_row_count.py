@@ -16,7 +16,7 @@ from mirrorspark.scoring.output.forms import Form, Labels, Shaped
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.task.batches import RowCountError
 from mirrorspark.scoring.task.group_task import GroupTask
-from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel
+from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
 
 Task = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 
@@ -59,7 +59,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def task_of(model: Path, form: Form, way: str) -> Task:
-    pinned, asked = resolve(model), Settings(outputs=form)
+    pinned, asked = resolve(model), ScoringOptions(outputs=form)
     scorer = Scorer(ShippedModel(pinned.digest, pinned.label, str(pinned.path), None), asked)
     if way == "a batch":
         return BatchTask(("region", "id"), scorer)

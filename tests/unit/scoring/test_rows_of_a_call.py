@@ -11,7 +11,7 @@ from mirrorspark.scoring.model import loaded as loaded_model
 from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.scoring.task.scorer import Tally
+from mirrorspark.scoring.task.counts import ScoringCounts
 from tests.unit.scoring.other_models import (
     NAMES,
     boxes,
@@ -41,11 +41,11 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LoadedModel]:
     return {package.name: LoadedModel(package) for package in packages}
 
 
-def begun() -> Tally:
+def begun() -> ScoringCounts:
     """Return what counts from now on, as a task does with a model that it has loaded."""
-    tally = Tally()
-    tally.begin(loads=1, threads=1)
-    return tally
+    counts = ScoringCounts()
+    counts.begin(loads=1, threads=1)
+    return counts
 
 
 @pytest.mark.parametrize("name", ["saved_model", "keras", "h5", "onnx"])
@@ -56,10 +56,10 @@ def test_a_model_of_a_fixed_number_of_rows_scores_any_number(
     """Whatever the size of a batch is said to be, for other models of the same job may have another."""
     table = BOXES.slice(0, rows)
     for batch_size in (50, 8_192):
-        tally = begun()
-        scores = fixed[name].score(table, batch_size=batch_size, on_call=tally.count_call)["score"]
+        counts = begun()
+        scores = fixed[name].score(table, batch_size=batch_size, on_call=counts.count_call)["score"]
         np.testing.assert_allclose(scores, logistic(table), rtol=0, atol=1e-6)
-        report = tally.report()
+        report = counts.report()
         assert (report["calls"], report["traces"]) == (calls, 0)
 
 
@@ -73,11 +73,11 @@ def test_padded_calls_trace_a_graph_only_once(
     """The model tells the rows of its calls; its hooks are traced for each number, so that the counter can fail."""
     save_counting_saved_model(tmp_path / "tf", rows=rows, is_compiled=is_compiled)
     model = LoadedModel(package_with_tracing_hooks(tmp_path / "tf", tmp_path / "model"))
-    tally = begun()
-    scores = model.score(NUMBERS, batch_size=CALL, on_call=tally.count_call)
+    counts = begun()
+    scores = model.score(NUMBERS, batch_size=CALL, on_call=counts.count_call)
     assert scores["twice"].tolist() == [6.0 * number for number in range(ROWS)]
     assert set(scores["rows"].tolist()) == rows_of_calls
-    report = tally.report()
+    report = counts.report()
     assert (report["calls"], report["traces"]) == (8, len(rows_of_calls))
     # A second table brings nothing new, nor does one that is shorter than a call of a fixed number.
     again = begun()
@@ -91,13 +91,13 @@ def test_a_model_that_xla_compiles_is_called_with_powers_of_two_up_to_the_batch_
     """One trace each: a single row does not take as a whole call."""
     save_counting_saved_model(tmp_path / "tf", is_compiled=True)
     model = LoadedModel(package_with_tracing_hooks(tmp_path / "tf", tmp_path / "model"))
-    tally = begun()
+    counts = begun()
     sizes = {1: 1, 2: 2, 3: 4, 5: 8, 8: 8, 33: 64, 65: 100, 100: 100}
     for rows, size in sizes.items():
         scores = model.score(NUMBERS.slice(0, rows), batch_size=100)
         assert scores["twice"].tolist() == [6.0 * number for number in range(rows)]
         assert scores["rows"].tolist() == [size] * rows
-    assert tally.report()["traces"] == len(set(sizes.values()))
+    assert counts.report()["traces"] == len(set(sizes.values()))
 
 
 def test_postprocess_is_tried_with_the_rows_that_the_model_takes_and_gets_them_in_each_call(tmp_path: Path) -> None:

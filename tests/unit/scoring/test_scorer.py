@@ -20,7 +20,8 @@ from mirrorspark.scoring.model.versions import ModelVersionsError
 from mirrorspark.scoring.output.bad_rows import BadRowError
 from mirrorspark.scoring.output.forms import AtLeast, Columns, Form, Labelled, Long, Struct, TopK, Wide
 from mirrorspark.scoring.package import package_model
-from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
+from mirrorspark.scoring.task.counts import ScoringCounts
+from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
 from tests.unit.scoring.exported_models import BASKETS, export_baskets
 from tests.unit.scoring.other_models import (
     LINEAR,
@@ -45,15 +46,15 @@ ROWS = pa.record_batch(
 
 
 def scorer_of(folder: Path, **settings: object) -> Scorer:
-    return Scorer(ShippedModel("0" * 64, "baskets/1", path=str(folder), archive=None), Settings(**settings))  # type: ignore[arg-type]
+    return Scorer(ShippedModel("0" * 64, "baskets/1", path=str(folder), archive=None), ScoringOptions(**settings))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", [Columns(), Struct(), Labelled(), Wide(), Long(), TopK(2), AtLeast(0.0)], ids=repr)
 def test_marked_rows_have_nulls_and_the_reason_and_the_others_their_scores(baskets_model: Path, form: Form) -> None:
-    model, tally = LoadedModel(baskets_model), Tally()
+    model, counts = LoadedModel(baskets_model), ScoringCounts()
     scorer = scorer_of(baskets_model, outputs=form, bad_rows="mark")
-    scored = scorer.scored(model, ROWS, tally, ["id"])
-    assert scored.schema.names == ["id", *scorer.settings.schema(ModelDirectory.open(baskets_model)).names]
+    scored = scorer.scored(model, ROWS, counts, ["id"])
+    assert scored.schema.names == ["id", *scorer.options.schema(ModelDirectory.open(baskets_model)).names]
     rows = scored.to_pylist()
     per_row = 3 if isinstance(form, Long) else 1
     assert [row["id"] for row in rows] == [10] * per_row + [11] + [12] * per_row + [13]
@@ -65,20 +66,22 @@ def test_marked_rows_have_nulls_and_the_reason_and_the_others_their_scores(baske
     assert {row["error"].split(";")[0] for row in rows if row["error"]} == {
         f"sparse feature 'basket' has the index {index}" for index in (5000, 7000)
     }
-    assert (tally.rows, tally.bad_rows, tally.calls) == (4, 2, 1)
+    assert (counts.rows, counts.bad_rows, counts.calls) == (4, 2, 1)
     sound = (
-        scorer_of(baskets_model, outputs=form).scored(model, ROWS.take(pa.array([0, 2])), Tally(), ["id"]).to_pylist()
+        scorer_of(baskets_model, outputs=form)
+        .scored(model, ROWS.take(pa.array([0, 2])), ScoringCounts(), ["id"])
+        .to_pylist()
     )
     assert [{**row, "error": None} for row in sound] == [row for row in rows if row["error"] is None]
 
 
 def test_a_batch_of_bad_rows_alone_is_marked_without_a_call_of_the_model(baskets_model: Path) -> None:
-    tally = Tally()
+    counts = ScoringCounts()
     bad = ROWS.take(pa.array([1, 3]))
-    scored = scorer_of(baskets_model, bad_rows="mark").scored(LoadedModel(baskets_model), bad, tally, ["id"])
+    scored = scorer_of(baskets_model, bad_rows="mark").scored(LoadedModel(baskets_model), bad, counts, ["id"])
     assert scored.column("scores").null_count == 2
     assert scored.column("error").null_count == 0
-    assert (tally.rows, tally.bad_rows, tally.calls) == (2, 2, 0)
+    assert (counts.rows, counts.bad_rows, counts.calls) == (2, 2, 0)
 
 
 def test_nulls_that_may_not_be_and_other_faults_are_marked_together(baskets_model: Path) -> None:
@@ -86,7 +89,7 @@ def test_nulls_that_may_not_be_and_other_faults_are_marked_together(baskets_mode
         [ROWS, pa.RecordBatch.from_pylist([{"id": 14, "products": None, "counts": None}], ROWS.schema)]
     )
     scorer = scorer_of(baskets_model, bad_rows="mark", nulls=NullPolicy({"products": "fail"}))
-    scored = scorer.scored(LoadedModel(baskets_model), rows, Tally(), ["id"])
+    scored = scorer.scored(LoadedModel(baskets_model), rows, ScoringCounts(), ["id"])
     assert [error is not None for error in scored.column("error").to_pylist()] == [False, True, False, True, True]
     assert "column 'products' is null" in scored.column("error")[4].as_py()
 
@@ -94,27 +97,27 @@ def test_nulls_that_may_not_be_and_other_faults_are_marked_together(baskets_mode
 def test_the_first_bad_row_is_named_by_its_key(baskets_model: Path) -> None:
     model = LoadedModel(baskets_model)
     with pytest.raises(BadRowError, match=r"the row id=11 cannot be scored: .*the index 5000"):
-        scorer_of(baskets_model).scored(model, ROWS, Tally(), ["id"])
+        scorer_of(baskets_model).scored(model, ROWS, ScoringCounts(), ["id"])
     strict = scorer_of(baskets_model, nulls=NullPolicy({"counts": "fail"}))
     with pytest.raises(BadRowError, match=r"the row id=2 cannot be scored: column 'counts' is null"):
-        strict.scored(model, BASKETS.combine_chunks().to_batches()[0], Tally(), ["id"])
+        strict.scored(model, BASKETS.combine_chunks().to_batches()[0], ScoringCounts(), ["id"])
 
 
 def test_a_column_of_a_wrong_type_is_no_row_s_fault(baskets_model: Path) -> None:
     wrong = ROWS.set_column(1, "products", pa.array(["a", "b", "c", "d"]))
     with pytest.raises(ColumnError, match="column 'products' has type string"):
-        scorer_of(baskets_model, bad_rows="mark").scored(LoadedModel(baskets_model), wrong, Tally(), ["id"])
+        scorer_of(baskets_model, bad_rows="mark").scored(LoadedModel(baskets_model), wrong, ScoringCounts(), ["id"])
 
 
 def test_scores_that_would_have_a_column_twice_are_refused(tmp_path: Path) -> None:
     from mirrorspark.data_pipelines.features.kinds import Label
 
     directory = ModelDirectory.open(export_baskets(tmp_path, Label("tags", "multi_label", classes=3)))
-    assert Settings(outputs=Wide()).schema(directory).names == ["0", "1", "2", "model_version"]
+    assert ScoringOptions(outputs=Wide()).schema(directory).names == ["0", "1", "2", "model_version"]
     clash = ModelDirectory(directory.path, directory.description)
     object.__setattr__(clash, "labels", {"scores": ("a", "error", "b")})
     with pytest.raises(ScoringError, match=r"would have the columns \['error'\] twice"):
-        Settings(outputs=Wide(), bad_rows="mark").schema(clash)
+        ScoringOptions(outputs=Wide(), bad_rows="mark").schema(clash)
 
 
 KINDS = ("flat", "tall", "cube")
@@ -145,8 +148,8 @@ def test_the_labels_of_a_package_are_in_every_form_that_has_labels(classifiers: 
 
     def scored(form: Form) -> list[dict[str, object]]:
         scorer = scorer_of(folder, outputs=form, with_columns=())
-        columns = scorer.scored(model, batch, Tally(), ["id"])
-        announced = scorer.settings.schema(ModelDirectory.open(folder))
+        columns = scorer.scored(model, batch, ScoringCounts(), ["id"])
+        announced = scorer.options.schema(ModelDirectory.open(folder))
         assert columns.schema.types[1:] == announced.types
         return columns.to_pylist()
 
@@ -183,16 +186,16 @@ def test_a_broken_image_is_one_bad_row_among_good_ones(pictures_model: Path) -> 
     values = [good[0], good[1][:50], good[2], None, good[4], png(pictures(1, 8, 8)[0]), good[6]]
     batch = pa.record_batch({"id": range(7), "image": pa.array(values, pa.binary())})
     with pytest.raises(BadRowError, match=r"the row id=1 cannot be scored: column 'image' has a value that is not dec"):
-        scorer_of(pictures_model, batch_size=2).scored(model, batch, Tally(), ["id"])
-    tally = Tally()
-    rows = scorer_of(pictures_model, bad_rows="mark", batch_size=2).scored(model, batch, tally, ["id"]).to_pylist()
+        scorer_of(pictures_model, batch_size=2).scored(model, batch, ScoringCounts(), ["id"])
+    counts = ScoringCounts()
+    rows = scorer_of(pictures_model, bad_rows="mark", batch_size=2).scored(model, batch, counts, ["id"]).to_pylist()
     reasons = {row["id"]: row["error"] for row in rows if row["error"] is not None}
     assert list(reasons) == [1, 3, 5]
     assert "column 'image' (binary) has null" in reasons[3]
     assert "the image is 8 x 8" in reasons[5]
     expected = model.score(pa.table({"image": [good[row] for row in (0, 2, 4, 6)]}))["score"]
     assert [row["score"] for row in rows if row["error"] is None] == pytest.approx(expected.tolist(), abs=1e-6)
-    assert (tally.rows, tally.bad_rows) == (7, 3)
+    assert (counts.rows, counts.bad_rows) == (7, 3)
 
 
 def test_lists_of_another_length_are_bad_rows_where_the_model_takes_any(tmp_path: Path) -> None:
@@ -211,8 +214,8 @@ def test_lists_of_another_length_are_bad_rows_where_the_model_takes_any(tmp_path
     batch = pa.record_batch({"id": range(4), "list": [[9.0], [1.0, 3.0], [2.0, 2.0, 2.0], [5.0, 7.0]]})
     model = LoadedModel(folder)
     with pytest.raises(BadRowError, match=r"the row id=0 cannot be scored: .* has 1 elements, where 2 are wanted"):
-        scorer_of(folder).scored(model, batch, Tally(), ["id"])
-    rows = scorer_of(folder, bad_rows="mark").scored(model, batch, Tally(), ["id"]).to_pylist()
+        scorer_of(folder).scored(model, batch, ScoringCounts(), ["id"])
+    rows = scorer_of(folder, bad_rows="mark").scored(model, batch, ScoringCounts(), ["id"]).to_pylist()
     assert [row["mean"] for row in rows] == [None, 2.0, None, 6.0]
     assert [row["error"] is None for row in rows] == [False, True, False, True]
 
@@ -235,7 +238,7 @@ def test_a_task_limits_the_numeric_libraries_of_its_process(monkeypatch: pytest.
     monkeypatch.setattr("mirrorspark.spark_session.task.TaskContext", TaskOfOneCore)
     monkeypatch.setattr("mirrorspark.scoring.task.scorer.freeze_gc", lambda **_: None)
     with threadpool_limits(2):
-        assert scorer.load(Tally()).threads == 1
+        assert scorer.load(ScoringCounts()).threads == 1
         assert {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"} == {1}
 
 
@@ -250,9 +253,9 @@ def test_a_task_refuses_a_package_of_other_libraries_before_it_loads_it(
     pinned = resolve(folder)
     shipped = ShippedModel(pinned.digest, pinned.label, path=str(folder), archive=None)
     with pytest.raises(ModelVersionsError, match=rf"{pinned.label} cannot be .*numpy \S+ instead of 0\.1\.2, which"):
-        Scorer(shipped).load(Tally())
+        Scorer(shipped).load(ScoringCounts())
     assert pinned.digest not in PROCESS_CACHE
-    Scorer(shipped, Settings(other_versions="allow")).load(Tally())
+    Scorer(shipped, ScoringOptions(other_versions="allow")).load(ScoringCounts())
     assert pinned.digest in PROCESS_CACHE
 
 
@@ -282,5 +285,5 @@ def test_objects_that_are_frozen_are_walked_again_only_where_a_model_was_let_go(
         model = {"coefficients": {"x": 31.5 + number}}  # which no test has loaded yet
         pinned = resolve(package_model(model, tmp_path / str(number)))
         monkeypatch.setattr(PROCESS_CACHE, "_capacity_bytes", capacity_bytes)
-        Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None)).load(Tally())
+        Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None)).load(ScoringCounts())
     assert collector.asked == ["collect", "freeze", "unfreeze", "collect", "freeze"]

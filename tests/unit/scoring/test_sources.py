@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.files import find_source
+from mirrorspark.scoring.file_job import find_source
 from mirrorspark.scoring.input.spark_tables import SparkSource
 
 

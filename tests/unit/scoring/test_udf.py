@@ -15,7 +15,8 @@ from mirrorspark.scoring.model.loaded import LoadedModel
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.output.bad_rows import BadRowError
 from mirrorspark.scoring.task import batches
-from mirrorspark.scoring.task.scorer import Counters, Scorer, Settings, ShippedModel, Tally
+from mirrorspark.scoring.task.counts import Counters, ScoringCounts
+from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
 from mirrorspark.scoring.udf import ColumnsTask
 from tests.unit.scoring.exported_models import BASKETS
 
@@ -27,10 +28,10 @@ class Told:
     """Keeps what a task tells."""
 
     def __init__(self) -> None:
-        self.tallies: list[Tally] = []
+        self.counts: list[ScoringCounts] = []
 
-    def add(self, tally: Tally) -> None:
-        self.tallies.append(tally)
+    def add(self, counts: ScoringCounts) -> None:
+        self.counts.append(counts)
 
 
 def task_of(folder: Path, told: Told | None = None, **settings: object) -> ColumnsTask:
@@ -39,7 +40,7 @@ def task_of(folder: Path, told: Told | None = None, **settings: object) -> Colum
     return ColumnsTask(
         inputs.columns,
         inputs,
-        Scorer(shipped, Settings(**settings), cast(Counters | None, told)),  # type: ignore[arg-type]
+        Scorer(shipped, ScoringOptions(**settings), cast(Counters | None, told)),  # type: ignore[arg-type]
     )
 
 
@@ -60,8 +61,8 @@ def test_a_batch_is_one_array_though_its_rows_are_scored_in_parts(
     expected = LoadedModel(baskets_model).score(ROWS)["scores"]
     scores = np.array([row["scores"] for array in found for row in array.to_pylist()])
     np.testing.assert_allclose(scores, np.tile(expected, (11, 1)), rtol=0, atol=1e-6)
-    (tally,) = told.tallies
-    assert (tally.rows, tally.calls, tally.bad_rows, tally.nans) == (44, 3, 0, 0)
+    (counts,) = told.counts
+    assert (counts.rows, counts.calls, counts.bad_rows, counts.nans) == (44, 3, 0, 0)
 
 
 def test_wide_rows_are_encoded_in_pieces(baskets_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,12 +92,12 @@ def test_rows_scored_before_a_limit_are_counted(baskets_model: Path) -> None:
     told = Told()
     scored = task_of(baskets_model, told)(structs(ROWS, ROWS, ROWS))
     next(scored)
-    assert told.tallies == []
+    assert told.counts == []
     scored.close()  # type: ignore[attr-defined]
-    (tally,) = told.tallies
-    assert (tally.rows, tally.calls) == (4, 1)
+    (counts,) = told.counts
+    assert (counts.rows, counts.calls) == (4, 1)
     assert list(task_of(baskets_model, told)(structs())) == []
-    assert len(told.tallies) == 1  # an empty partition says nothing
+    assert len(told.counts) == 1  # an empty partition says nothing
 
 
 def test_a_bad_row_is_named_by_its_place_for_there_are_no_keys(baskets_model: Path) -> None:
@@ -109,4 +110,4 @@ def test_a_bad_row_is_named_by_its_place_for_there_are_no_keys(baskets_model: Pa
     told = Told()
     (array,) = task_of(baskets_model, told, bad_rows="mark")(structs(bad))
     assert [row["error"] is None for row in array.to_pylist()] == [True, True, False, True]
-    assert (told.tallies[0].rows, told.tallies[0].bad_rows) == (4, 1)
+    assert (told.counts[0].rows, told.counts[0].bad_rows) == (4, 1)
