@@ -37,7 +37,7 @@ Candidates = DataFrame | Iterable[str] | Iterable[int]
 """Candidate tokens, or a table whose column of tokens has the name of the model's candidate feature."""
 
 
-def recommend(
+def recommend(  # noqa: D417 - the others are those of score
     df: DataFrame,
     model: str | Path | PinnedModel,
     *,
@@ -72,16 +72,11 @@ def recommend(
             are always searched exactly.
         available: The candidates that may be recommended; None means all that the model knows.
         unavailable: Candidates that must not be recommended; takes precedence over ``available``.
-        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
-        batch_size: Rows per call of the model.
-        with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
-        nulls: As in :func:`scoring.score`, like the next four.
-        bad_rows: Both lists of a marked row are null.
-        other_versions: ``refuse`` or ``allow`` executors with another TensorFlow version.
-        reader: Reader of plain Parquet files.
-        counters: Collects the counters of the tasks.
+        bad_rows: See :func:`scoring.score`; both lists of a marked row are null.
         stale_after_days: Warn if the catalogue of a model with items is older than this; its age is logged in any case.
         trust: Whether Python code may run that a ranking model in a router's cascade brings.
+
+    The other arguments are those of :func:`scoring.score`.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.

@@ -64,7 +64,7 @@ class ScoredFiles(ScoredOutput):
     predicted_task_seconds: float | None = None
 
 
-def score_files(
+def score_files(  # noqa: D417 - the others are those of score
     spark: SparkSession,
     paths: Location | Sequence[Location],
     model: str | Path | PinnedModel,
@@ -98,16 +98,10 @@ def score_files(
         input_format: Format of ``paths`` for ``spark.read.format``, if it is not Parquet; ``table`` for a table of
             Spark's catalog. Spark then reads the rows. Columns of ``tfrecord`` get the types of the training.
         mode: Spark's save mode for existing data at ``output``: ``error``, ``overwrite`` or ``append``.
-        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
-        outputs: The form of the scores, as in :func:`scoring.score`.
-        batch_size: Rows per call of the model, unless the model has a fixed number.
-        with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
-        nulls: See :func:`scoring.score`, also for the next three.
-        bad_rows: Rows that cannot be scored.
-        other_versions: Executors with other library versions.
-        trust: Python code of the model.
         task_seconds: Longest duration of a task, which is the work that a lost machine costs. If one might take longer,
             the speed of the model is measured, and the files are split among more tasks. Rows that Spark reads are not.
+
+    The other arguments are those of :func:`scoring.score`.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.

@@ -34,7 +34,7 @@ _NAMED_IN_MESSAGE = 3
 _Model: TypeAlias = str | Path | PinnedModel
 
 
-def score_by_group(
+def score_by_group(  # noqa: D417 - the others are those of score
     df: DataFrame,
     models: Mapping[Any, str | Path | PinnedModel],
     *,
@@ -70,15 +70,9 @@ def score_by_group(
             ranges of group and keys, at most ``spark.sql.shuffle.partitions`` of them: a large group has several
             partitions, small groups share one. Spark computes the table one more time to find the ranges. With False,
             and always for a stream, partitions and the order of rows stay as they are.
-        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
-        outputs: The form of the scores, as in :func:`scoring.score`.
-        batch_size: Rows per call of a model, unless the model has a fixed number.
-        with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
         nulls: See :func:`scoring.score`; a rule applies to the models that read its column.
-        bad_rows: See :func:`scoring.score`.
-        other_versions: See :func:`scoring.score`.
-        trust: See :func:`scoring.score`.
-        counters: Collects the counters of the tasks.
+
+    The other arguments are those of :func:`scoring.score`.
 
     Raises:
         ModelNotFoundError: A URI leads to no model.

@@ -9,12 +9,13 @@ from pyspark.sql import SparkSession
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import NullRule
 from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, PinnedModel
-from mirrorspark.scoring.output import AS_COLUMNS, BadRows, Form
-from mirrorspark.scoring.task import Counters, OtherVersions
-from mirrorspark.scoring.udf import scorer_udf
+from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
+from mirrorspark.scoring.plan import ScoringPlan
+from mirrorspark.scoring.task import Counters, OtherVersions, ScoringOptions
+from mirrorspark.scoring.udf import udf_as_planned
 
 
-def register_sql(
+def register_sql(  # noqa: D417 - the others are those of scorer_udf
     spark: SparkSession,
     name: str,
     model: str | Path | PinnedModel,
@@ -49,15 +50,8 @@ def register_sql(
         model: URI of the model, or the result of :func:`scoring.model.resolve`.
         inputs: The inputs of the model that are passed, in this order; the others are missing values in every row. By
             default all, in the model's order.
-        tracking_uri: Address of the MLflow store.
-        outputs: The form of the scores, as in :func:`scoring.scorer_udf`.
-        batch_size: Rows per call of the model, unless the model has a fixed number.
-        nulls: See :func:`scoring.scorer_udf`.
-        bad_rows: See :func:`scoring.scorer_udf`.
-        other_versions: See :func:`scoring.scorer_udf`.
-        trust: See :func:`scoring.scorer_udf`.
-        evaluated_once: See :func:`scoring.scorer_udf`.
-        counters: See :func:`scoring.scorer_udf`.
+
+    The other arguments are those of :func:`scoring.scorer_udf`.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
@@ -65,18 +59,7 @@ def register_sql(
     """
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise ScoringError(f"function name '{name}' is no SQL name; use letters, digits and underscores")
-    udf = scorer_udf(
-        spark,
-        model,
-        inputs=inputs,
-        tracking_uri=tracking_uri,
-        outputs=outputs,
-        batch_size=batch_size,
-        nulls=nulls,
-        bad_rows=bad_rows,
-        other_versions=other_versions,
-        trust=trust,
-        evaluated_once=evaluated_once,
-        counters=counters,
-    )
+    options = ScoringOptions.of(outputs, batch_size, DEFAULT_COLUMNS, nulls, bad_rows, other_versions)
+    plan = ScoringPlan.of(model, (), options, tracking_uri, trust=trust)
+    udf = udf_as_planned(spark, plan, inputs, evaluated_once=evaluated_once, counters=counters)
     spark.udf.register(name, udf)

@@ -19,7 +19,7 @@ from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, Scorer, ScoringCounts, ScoringOptions, pieces
 
 
-def scorer_udf(
+def scorer_udf(  # noqa: D417 - the others are those of score
     spark: SparkSession,
     model: str | Path | PinnedModel,
     *,
@@ -49,20 +49,14 @@ def scorer_udf(
         model: URI of the model, or the result of :func:`scoring.model.resolve`.
         inputs: The inputs of the model that are passed, in this order; the others are missing values in every row. By
             default all, in the model's order: the spec's features without the label, then the exclusions if it has any.
-        tracking_uri: Address of the MLflow store.
-        outputs: The form of the scores, one of :mod:`scoring.output.forms` that has one result per row; its columns
-            become fields.
-        batch_size: Rows per call of the model, unless the model has a fixed number.
-        with_columns: Last fields of the struct, out of :data:`scoring.output.ADDED_COLUMNS`.
-        nulls: See :func:`scoring.score`.
-        bad_rows: See :func:`scoring.score`; with ``mark`` the struct has the field ``error``.
-        other_versions: See :func:`scoring.score`.
-        trust: See :func:`scoring.score`.
+        outputs: The form of the scores, one of :mod:`scoring.output.forms` that has one result per row.
         evaluated_once: Keep Spark from computing a score twice. Spark recomputes a column wherever it is used, so an
             outer filter on a score would call the model twice. With True, Spark also leaves conditions on other columns
             in the outer query: write them in the inner query, or pass False to let Spark move them.
         counters: Collects the counters of the tasks of every query with the UDF; rows that Spark computes twice count
             twice.
+
+    The other arguments are those of :func:`scoring.score`; columns of its scores are fields of the struct.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.
@@ -70,16 +64,29 @@ def scorer_udf(
             row.
     """
     options = ScoringOptions.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
-    if not options.outputs.keeps_rows:
-        raise ScoringError(
-            f"the form {options.outputs} does not give one value per row; use mirrorspark.scoring.batch.score for it"
-        )
     plan = ScoringPlan.of(model, (), options, tracking_uri, trust=trust)
+    return udf_as_planned(spark, plan, inputs, evaluated_once=evaluated_once, counters=counters)
+
+
+def udf_as_planned(
+    spark: SparkSession,
+    plan: ScoringPlan,
+    inputs: Sequence[str] | None,
+    *,
+    evaluated_once: bool,
+    counters: Counters | None,
+) -> Any:
+    """Return the UDF of a plan; returns and raises the same as :func:`scorer_udf`."""
+    if not plan.options.outputs.keeps_rows:
+        raise ScoringError(
+            f"the form {plan.options.outputs} does not give one value per row; use mirrorspark.scoring.batch.score for "
+            f"it"
+        )
     known = plan.inputs.columns
     names = known if inputs is None else tuple(inputs)
     if not set(names) <= set(known) or len(set(names)) < len(names) or not names:
         raise ScoringError(f"inputs {list(names)} must name some of the model's inputs, each once: {list(known)}")
-    if unknown := sorted(set(nulls or {}) - set(known)):
+    if unknown := sorted(set(plan.options.nulls.values) - set(known)):
         raise ScoringError(f"the null policy names {unknown}, which the model does not read; it reads {list(known)}")
     run = portable(ColumnsTask(names, plan.inputs, plan.scorer(spark, counters=counters)))
 

@@ -28,7 +28,7 @@ RANKED_BY = "ranked_by"
 """The column with the version of the ranking model."""
 
 
-def rank_candidates(
+def rank_candidates(  # noqa: D417 - the others are those of score
     lists: DataFrame,
     model: str | Path | PinnedModel,
     *,
@@ -58,11 +58,8 @@ def rank_candidates(
         items: Attributes of the candidates, a row each. The columns that the model reads are sent to the tasks.
         k: Length of the new lists; None keeps all candidates.
         output: The model's output to rank by, one number for each row.
-        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
-        batch_size: Rows per call of the model.
-        nulls: As in :func:`scoring.score`, like the next two.
-        trust: Whether Python code that the model brings may run.
-        counters: Collects the counters of the tasks.
+
+    The other arguments are those of :func:`scoring.score`.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.

@@ -33,7 +33,7 @@ _FROM_THE_TABLE = "score the table that it was made of, or records that write_tf
 _LISTS: frozenset[kinds.RawForm] = frozenset({"tokens", "times", "indices", "values"})
 
 
-def score_tfrecords(
+def score_tfrecords(  # noqa: D417 - the others are those of score
     spark: SparkSession,
     paths: Location | Sequence[Location],
     model: str | Path | PinnedModel,
@@ -60,15 +60,9 @@ def score_tfrecords(
         paths: Files, folders or globs.
         model: URI of the model, or the result of :func:`scoring.model.resolve`.
         keys: Columns that identify a row, in the types of the records.
-        tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         on_damage: ``fail`` at the first damaged record, or ``skip`` damaged records.
-        outputs: See :func:`scoring.score`, also for the other arguments.
-        batch_size: Rows per call of the model.
-        with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
-        nulls: The value that replaces nulls, by column, or ``"fail"`` to reject them.
-        bad_rows: Treatment of a row that cannot be scored.
-        other_versions: ``refuse`` or ``allow`` executors whose library versions differ from the model's.
-        counters: Collects the counters of the tasks.
+
+    The other arguments are those of :func:`scoring.score`.
 
     Raises:
         ModelNotFoundError: The URI does not lead to a model.

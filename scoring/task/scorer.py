@@ -53,14 +53,9 @@ OtherVersions = Literal["refuse", "allow"]
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """Options of a scoring call; checked when built.
+    """Options of a scoring call, which :func:`scoring.score` describes; checked when built.
 
-    Attributes:
-        outputs: Form of the scores.
-        batch_size: Rows per call of the model, unless the model has a fixed number.
-        with_columns: Columns after the scores, out of :data:`scoring.output.ADDED_COLUMNS`.
-        bad_rows: Treatment of a row that cannot be scored; with ``mark`` a column ``error`` follows the scores.
-        other_versions: Treatment of executors whose library versions differ from the model's.
+    An entry point builds them from its keyword arguments and hands them down.
     """
 
     outputs: Form = AS_COLUMNS
