@@ -46,7 +46,7 @@ ROW_GROUP_BYTES = 64 * 2**20
 """Limits of a row group of scores; it is written when it reaches one of them."""
 
 Read = Callable[[int], Iterable[pa.RecordBatch]]
-"""Returns the rows of a task, in batches of a multiple of a number of rows where they can have one."""
+"""Returns the rows of a task, given a number of rows of which most batches are to have a multiple."""
 
 InputRows = parquet_rows.ParquetRows | DataFrame
 """Rows of files that tasks read themselves, or of a table that Spark reads."""
@@ -82,7 +82,7 @@ class TaskScoring:
         schema: Columns of the file: the keys and the scores.
         rows: The rows in batches that suit the model.
         scored: Yields keys and scores of such a batch, in types that can be cast to those of the file.
-        keeps_rows: True if the file has one row for each row.
+        keeps_rows: True if the file has one row for each row of the input.
         repeated: The columns, as Parquet names them, that hold few different values.
         group_bytes: Limit of a row group, in memory.
         metadata: Texts for the file's metadata.

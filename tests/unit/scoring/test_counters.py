@@ -2,11 +2,14 @@
 
 import os
 import socket
+from types import SimpleNamespace
 
 import pyarrow as pa
+import pytest
 import tensorflow as tf
 
-from mirrorspark.scoring.task.counts import JobCounters, ScoringCounts
+from mirrorspark.scoring.task import counts as counts_module
+from mirrorspark.scoring.task.counts import JobCounters, ScoringCounts, TaskCounts
 
 BATCH = pa.record_batch({"x": pa.array([1, 2, 3, 4], pa.int64())})
 
@@ -67,6 +70,16 @@ def test_graphs_traced_by_scoring_are_counted_and_those_of_loading_are_not() -> 
 def test_a_task_without_rows_has_traced_nothing() -> None:
     tf.function(lambda x: x + 1.0)(tf.zeros([2]))
     assert ScoringCounts().report()["traces"] == 0
+
+
+def test_each_second_of_a_task_is_of_one_kind_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([10.0, 11.0, 13.0, 16.0, 20.0, 30.0])
+    monkeypatch.setattr(counts_module, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    counts = TaskCounts()
+    for work in ("score", "read", "score", "write"):
+        counts.end_of(work)
+    assert (counts.read_seconds, counts.score_seconds, counts.write_seconds) == (2.0, 1.0 + 3.0, 4.0)
+    assert counts.report()["seconds"] == 20.0
 
 
 def test_tasks_of_one_process_add_up_to_one_process() -> None:

@@ -12,7 +12,9 @@ from mirrorspark.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.fleet.counting import counted_outputs, packed_counts, unpacked_counts
 from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.runs.counts import COUNTS_FILE, counts_file, read_counts
+from mirrorspark.fleet.score import FleetCounters
 from mirrorspark.fleet.scorer import FleetScorer
+from mirrorspark.fleet.task import FleetCounts
 from mirrorspark.storage.paths import StoragePath
 
 ROWS = 3_000
@@ -102,3 +104,15 @@ def test_drift_is_measured_in_tenths_of_the_former_scores_and_of_rows_without_an
     assert (lost.drift_from(former) or (0.0, 0.0))[0] > 0.25
     assert Distribution("Rank", ROWS, former.counts).drift_from(former) is None
     assert Distribution("score", 0, np.zeros(BINS, np.int64)).quantile(0.5) is None
+
+
+def test_counters_of_tasks_are_added_up_and_the_slowest_task_is_known() -> None:
+    """Texts and lists of the reports are for the manifest alone."""
+    tasks = [FleetCounts(rows=rows, nulls=1, write_seconds=0.5, model_seconds=[1.0]) for rows in (3, 4, 5)]
+    seconds = (2.0, 9.0, 4.0)
+    reports = [task.report() | {"seconds": each} for task, each in zip(tasks, seconds, strict=True)]
+    found = FleetCounters.of([*reports[:2], reports[2] | {"process": "elsewhere/1", "peak_memory_bytes": 2**40}])
+    assert (found.tasks, found.processes, found.rows, found.nulls, found.write_seconds) == (3, 2, 12, 3, 1.5)
+    assert (found.task_seconds, found.slowest_seconds, found.median_seconds) == (15.0, 9.0, 4.0)
+    assert found.peak_memory_bytes == 2**40
+    assert FleetCounters.of([]).slowest_seconds == 0
