@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -129,7 +129,12 @@ def score_files(  # noqa: D417 - the others are those of score
     scorer = plan.scorer(spark)
     with begun_write(target, save_mode) as job:
         writer = ScoreWriter(job, of_keys, scorer, plan.added)
-        tasks = FileTasks.of(spark, rows, writer, partial(_measured, spark, writer, task_seconds), task_seconds)
+
+        def speed(source: parquet_rows.ParquetRows, groups_per_task: Sequence[int]) -> Speed | None:
+            may_be_long = may_take_longer(source.group_rows, groups_per_task, task_seconds)
+            return speed_of(spark, source, writer) if may_be_long else None
+
+        tasks = FileTasks.of(spark, rows, writer, speed, task_seconds)
     with progress_bar(spark, "score"):
         result = tasks.run(job)
     counters = JobCounters.of(result.reports)
@@ -198,18 +203,6 @@ def _rows(
     plan.check_names(found.schema.names)
     plan.check_types(found.schema)
     return found.rows(plan.columns)
-
-
-def _measured(
-    spark: SparkSession,
-    writer: ScoreWriter,
-    task_seconds: float,
-    rows: parquet_rows.ParquetRows,
-    groups_per_task: Sequence[int],
-) -> Speed | None:
-    """Measure the speed of the model if a task might take too long."""
-    is_worthwhile = may_take_longer(rows.group_rows, groups_per_task, task_seconds)
-    return speed_of(spark, rows, writer) if is_worthwhile else None
 
 
 def may_take_longer(group_rows: Sequence[int], groups_per_task: Sequence[int], task_seconds: float) -> bool:

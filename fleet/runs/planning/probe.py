@@ -56,7 +56,7 @@ _MOST_TIMES_LONGER = 16
 _MOST_GROUPS, _MOST_STEPS = 8, 100
 
 
-def plan_fleet(
+def plan_fleet(  # noqa: D417 - the others are those of run_fleet
     spark: SparkSession,
     fleet: Fleet | str | Path | Mapping[str, Fleet | str | Path],
     paths: Location | Sequence[Location],
@@ -83,21 +83,16 @@ def plan_fleet(
 
     Args:
         spark: The session whose cores are measured.
-        fleet: See :func:`run_fleet`, also for the next two.
         paths: The input, or a part of it.
-        keys: Columns that identify a row.
         hours: The time that the run may take.
         cores: Tasks that run at the same time; give this or ``hours``.
-        layout: See :func:`run_fleet`, also for the next two.
-        outputs: The outputs.
-        groups: The groups of models.
         models_per_microbatch: By default the number that the plan chooses.
         rows: Rows to plan for; by default those of the input.
         models: Models to plan for, in the proportions of the groups; by default those of the fleet.
-        prefixes: See :func:`run_fleet`.
         scratch: A folder that all executors can write to; by default a temporary one, which a local session can.
         seconds: Duration of the sample, about; two shorter ones come first, and the run over a few rows last.
-        trust: See ``score_fleet``.
+
+    The other arguments are those of :func:`run_fleet`.
 
     Raises:
         UntrustedModelError: A model brings Python code, and ``trust`` is False.
