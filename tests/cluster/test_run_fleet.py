@@ -24,7 +24,7 @@ from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.imports.packaged import fleet_from_models
-from mirrorspark.fleet.runs import command, microbatch, tables
+from mirrorspark.fleet.runs import command, tables
 from mirrorspark.fleet.runs import run as run_module
 from mirrorspark.fleet.runs.claims import Claims
 from mirrorspark.fleet.runs.failures import CheckedFleet, ModelFailure
@@ -36,6 +36,7 @@ from mirrorspark.fleet.runs.progress import Progress
 from mirrorspark.fleet.runs.report.call import fleet_report
 from mirrorspark.fleet.runs.run import FleetRun, FleetRunError, resume_fleet, run_fleet
 from mirrorspark.fleet.score import score_fleet
+from mirrorspark.scoring import file_job
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.consent import UntrustedModelError
 from mirrorspark.scoring.package import package_model
@@ -116,7 +117,7 @@ def scores(folder: Path) -> list[dict[str, Any]]:
 
 def failing_writes(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], BaseException | None]) -> list[int]:
     """Let the Spark job of some microbatches fail; return the numbers of the jobs that were started."""
-    started, write = list[int](), microbatch.write_files
+    started, write = list[int](), file_job.write_files
 
     def write_files(*arguments: Any, **others: Any) -> Any:
         started.append(len(started))
@@ -125,7 +126,7 @@ def failing_writes(monkeypatch: pytest.MonkeyPatch, fails: Callable[[int], BaseE
             raise error
         return write(*arguments, **others)
 
-    monkeypatch.setattr(microbatch, "write_files", write_files)
+    monkeypatch.setattr(file_job, "write_files", write_files)
     return started
 
 
@@ -355,7 +356,7 @@ def test_a_run_that_is_only_begun_is_scored_by_drivers_of_some_microbatches_each
 def test_a_model_that_raises_an_error_in_a_task_has_null_outputs_in_that_microbatch(
     spark: "SparkSession", begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, write = tmp_path / "scores", microbatch.write_files
+    output, write = tmp_path / "scores", file_job.write_files
     failure = asdict(ModelFailure("m5", "score", "ZeroDivisionError", "division by zero", "Traceback", 1))
     reports = [{"failures": [failure | {"partition": 1}]}, {"failures": []}, {"failures": [failure | {"partition": 0}]}]
     started = []
@@ -368,7 +369,7 @@ def test_a_model_that_raises_an_error_in_a_task_has_null_outputs_in_that_microba
             others["seal"]([], reports)
         return write(*arguments, **others)
 
-    monkeypatch.setattr(microbatch, "write_files", write_files)
+    monkeypatch.setattr(file_job, "write_files", write_files)
     run = begin(output, failure_budget=0.1)
     assert (run.failed_models, run.scored, len(started)) == (("m5",), MICROBATCHES, MICROBATCHES + 1)
     assert started[4] == started[5] == str(output / "group=spring/step=00001/rows=00001")
@@ -452,24 +453,24 @@ def test_models_that_fail_in_another_driver_count_for_the_result_and_the_budget(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    output, write, others = tmp_path / "scores", microbatch.write_files, list[tuple[int, str]]()
+    output, write, others = tmp_path / "scores", file_job.write_files, list[tuple[int, str]]()
 
     def write_files(*arguments: Any, **given: Any) -> Any:
         """Let another driver score a microbatch, in which a model fails, before this one goes on."""
         if others:
             number, model = others.pop()
             failure = asdict(ModelFailure(model, "score", "ZeroDivisionError", "division by zero", "Traceback", 1))
-            monkeypatch.setattr(microbatch, "write_files", partial(failing, {"failures": [failure | {"partition": 0}]}))
+            monkeypatch.setattr(file_job, "write_files", partial(failing, {"failures": [failure | {"partition": 0}]}))
             resume_fleet(spark, output, microbatches=[number], failure_budget=1.0)
         return write(*arguments, **given)
 
     def failing(report: dict[str, Any], *arguments: Any, **given: Any) -> Any:
-        monkeypatch.setattr(microbatch, "write_files", write_files)
+        monkeypatch.setattr(file_job, "write_files", write_files)
         arguments[1].abort()
         given["seal"]([], [report])
 
     begin(output, begin_only=True)
-    monkeypatch.setattr(microbatch, "write_files", write_files)
+    monkeypatch.setattr(file_job, "write_files", write_files)
     others.append((4, "m5"))
     caplog.clear()
     assert resume_fleet(spark, output, microbatches=[0], at_once=1).failed_models == ("m5",)
@@ -641,7 +642,7 @@ def test_a_run_is_watched_while_it_goes_on(
 ) -> None:
     output, statuses, threads = tmp_path / "scores", list[int](), list[threading.Thread]()
     watch = ["status", str(output), "--watch", "--every-seconds", "0.05"]
-    write, has_seen = microbatch.write_files, threading.Event()
+    write, has_seen = file_job.write_files, threading.Event()
 
     def write_files(*arguments: Any, **others: Any) -> Any:
         if not threads:
@@ -657,7 +658,7 @@ def test_a_run_is_watched_while_it_goes_on(
 
     progress_of = Progress.of
     monkeypatch.setattr(Progress, "of", seen)
-    monkeypatch.setattr(microbatch, "write_files", write_files)
+    monkeypatch.setattr(file_job, "write_files", write_files)
     begin(output)
     threads[0].join(120)
     assert statuses == [command.EXIT_DONE]
@@ -725,7 +726,7 @@ def test_a_plan_that_cannot_be_made_is_refused(
 def test_microbatches_at_a_time_are_in_pools_of_their_own(
     spark: "SparkSession", begin: Begin, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pools, together, write = [], threading.Barrier(2), microbatch.write_files
+    pools, together, write = [], threading.Barrier(2), file_job.write_files
 
     def write_files(*arguments: Any, **others: Any) -> Any:
         pools.append(spark.sparkContext.getLocalProperty("spark.scheduler.pool"))
@@ -733,7 +734,7 @@ def test_microbatches_at_a_time_are_in_pools_of_their_own(
             together.wait(120)  # breaks unless two are begun before one ends
         return write(*arguments, **others)
 
-    monkeypatch.setattr(microbatch, "write_files", write_files)
+    monkeypatch.setattr(file_job, "write_files", write_files)
     begin(tmp_path / "scores", at_once=2)
     assert digests(tmp_path / "scores") == clean
     assert len({*pools}) == 2

@@ -59,7 +59,8 @@ from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
 from mirrorspark.scoring.model.errors import ModelDirectoryError
 from mirrorspark.scoring.model.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
-from mirrorspark.scoring.task.scorer import Scorer, Settings, ShippedModel, Tally
+from mirrorspark.scoring.task.counts import ScoringCounts
+from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
 from mirrorspark.serving.export.export import export_model
 from mirrorspark.training.programs.recommenders.fitting import scores_of
 from mirrorspark.training.programs.recommenders.lists import best
@@ -512,13 +513,13 @@ def ways_in(folder: Path) -> dict[str, Mapping[str, list[Any]]]:
     predictor = Predictor(folder)
     loaded = load_once(pinned.path, pinned.digest, threads=1)
     batch = ROWS.combine_chunks().to_batches()[0]
-    scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(folder), archive=None), Settings())
+    scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(folder), archive=None), ScoringOptions())
     rows: list[dict[str, Any]] = ROWS.to_pylist()
     for row in rows:
         row["basket"] = None if row["basket"] is None else dict(row["basket"])
     return {
         "exported": {name: column.to_pylist() for name, column in loaded.score_arrow(batch).items()},
-        "scorer": scorer.scored(loaded, batch, Tally(), ["order_id"]).to_pydict(),
+        "scorer": scorer.scored(loaded, batch, ScoringCounts(), ["order_id"]).to_pydict(),
         "predictor, all rows": _columns(predictor.predict_rows(rows)),
         "predictor, row by row": _columns([predictor.predict(row) for row in rows]),
     }
