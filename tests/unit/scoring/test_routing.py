@@ -4,6 +4,7 @@ import datetime
 import functools
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,15 @@ def models(tmp_path: Path) -> dict[str, Path]:
 
 @functools.cache
 def opened(model: Path) -> LoadedModel:
-    """Return a model of the session, which is loaded once."""
+    """Return a model that no test changes, which is loaded once."""
     return LoadedModel(model)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _close() -> Iterator[None]:
+    """Let the models go before TensorFlow does."""
+    yield
+    opened.cache_clear()
 
 
 def chosen(rule: Route, column: list[Any], *, time_zone: str = "UTC", now: datetime.datetime = NOON) -> list[str]:
@@ -591,7 +599,7 @@ def test_candidates_are_integers_to_a_ranking_model_that_takes_no_strings(tmp_pa
     of_stock = [[movie for movie in row if int(movie) in range(0, 30, 2)][:12] for row in found(towers, 40, visitors)]
     for row, movies, answer, listed_ in zip(visitors.to_pylist(), of_stock, answers, together, strict=True):
         numbers = pa.array([int(movie) for movie in movies], pa.int64())
-        scores = LoadedModel(watches).score(pa.table({"movie": numbers, "rebate": [row["rebate"]] * len(movies)}))
+        scores = opened(watches).score(pa.table({"movie": numbers, "rebate": [row["rebate"]] * len(movies)}))
         best = [movies[place] for place in np.argsort(-scores["score"], kind="stable")][:4]
         assert [movie for movie in answer["candidates"] if movie] == best
         assert listed_ == answer["candidates"]
