@@ -256,9 +256,8 @@ def test_a_refreshed_model_is_refreshed_as_the_trained_one_would_be(movies: Path
     assert scores(back.folder) == scores(movies)
 
 
-def test_changes_alone_give_the_model_of_the_whole_table(
-    movies: Path, tmp_path: Path, pytestconfig: pytest.Config
-) -> None:
+@pytest.mark.parametrize("indexed", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_changes_alone_give_the_model_of_the_whole_table(movies: Path, tmp_path: Path, indexed: bool) -> None:
     """#23: items are added, changed and removed without the table of all others."""
     changed = {"m3": {"year": 2020.0}, "m9": {"genres": None}}
     whole = refreshed(movies, items_table(range(5, 50), **changed), tmp_path / "whole")
@@ -272,12 +271,11 @@ def test_changes_alone_give_the_model_of_the_whole_table(
     row = items_table(range(9, 10), **changed)
     same = refreshed(found.folder, row, tmp_path / "same", removed=[], indexed=False)
     assert same.catalogue.digest == whole.catalogue.digest
-    # A table to remove items by needs no others, and equal features give equal scores.
-    is_full = pytestconfig.getoption("full")
-    fewer = refreshed(found.folder, None, tmp_path / "fewer", removed=["m5", "m49"], indexed=is_full)
-    direct = refreshed(movies, items_table(range(6, 49), **changed), tmp_path / "direct", indexed=is_full)
+    # Equal catalogues have equal scores, as those above; the indexes of these two wait for ``make test-faults``.
+    fewer = refreshed(found.folder, None, tmp_path / "fewer", removed=["m5", "m49"], indexed=indexed)
+    direct = refreshed(movies, items_table(range(6, 49), **changed), tmp_path / "direct", indexed=indexed)
     assert fewer.catalogue.digest == direct.catalogue.digest
-    assert not is_full or scores(fewer.folder) == scores(direct.folder)
+    assert not indexed or scores(fewer.folder) == scores(direct.folder)
     for removed, items, message in (
         (["m0", "m6"], None, r"the model has no items \['m0'\] to remove \(1 in all\)"),
         (["m6", "m7"], items_table(range(7, 8)), r"items to remove are in the table of changes, too: \['m7'\]"),
