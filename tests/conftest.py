@@ -75,8 +75,9 @@ _LONG_FILES = tuple(
     f"tests/{name}.py"
     for name in (
         "unit/models/test_every_architecture",
-        "unit/models/retrieval/test_sampling",
-        "unit/models/serving/test_export",
+        "unit/scoring/test_routing",
+        "unit/training/test_refresh_index",
+        "unit/scoring/test_loaded_model",
         "cluster/test_main_job",
         "cluster/test_pipeline",
         "cluster/test_fit_table",

@@ -45,6 +45,9 @@ _INDEX_INPUTS = {
 
 _IDS_AT_ONCE = 1 << 16
 
+# A function of named tensors, and the specs of those.
+Function = tuple[Callable[[Mapping[str, tf.Tensor]], Any], Mapping[str, tf.TensorSpec]]
+
 
 class ScoringModule(tf.Module):
     """A model without an index: the architecture's outputs, such as ``score``, for every row."""
@@ -64,11 +67,11 @@ class ScoringModule(tf.Module):
         self._any_length = lists_of_any_length(model)
         self._encoder = GraphEncoder(fitted, self._features, encoders)
 
-    def signatures(self) -> dict[str, Any]:
-        """Return the concrete functions by signature name."""
+    def functions(self) -> dict[str, Function]:
+        """Return the functions by signature name, each with the specs of its inputs."""
         return {
-            RAW_SIGNATURE: concrete(lambda inputs: self._predict(self._encoder(inputs)), self._encoder.signature()),
-            ENCODED_SIGNATURE: concrete(
+            RAW_SIGNATURE: (lambda inputs: self._predict(self._encoder(inputs)), self._encoder.signature()),
+            ENCODED_SIGNATURE: (
                 lambda encoded: self._predict(model_inputs(self._features, encoded)),
                 encoded_signature(self._features, self._any_length),
             ),
@@ -122,19 +125,19 @@ class RetrievalModule(tf.Module):
         self._tokens = tf.constant([UNFILLED] * kinds.FIRST_VOCABULARY_ID + tokens)
         self._indexes = dict(indexes)
 
-    def signatures(self) -> dict[str, Any]:
-        """Return the concrete functions by signature name."""
+    def functions(self) -> dict[str, Function]:
+        """Return the functions by signature name, each with the specs of its inputs."""
         raw, encoded = self._encoder.signature(), encoded_signature(self._features, self._any_length)
-        functions = {
-            name: concrete(partial(self._search_encoded, name), encoded | _INDEX_INPUTS) for name in self._indexes
+        functions: dict[str, Function] = {
+            name: (partial(self._search_encoded, name), encoded | _INDEX_INPUTS) for name in self._indexes
         }
         if EXACT in self._indexes:
-            functions[RAW_SIGNATURE] = concrete(lambda inputs: self._search(EXACT, self._encoder(inputs)), raw)
-            functions[ENCODED_SIGNATURE] = concrete(lambda inputs: self._search_encoded(EXACT, inputs), encoded)
-            functions |= self._rating_signatures() | self._vector_signatures(encoded)
+            functions[RAW_SIGNATURE] = (lambda inputs: self._search(EXACT, self._encoder(inputs)), raw)
+            functions[ENCODED_SIGNATURE] = (lambda inputs: self._search_encoded(EXACT, inputs), encoded)
+            functions |= self._rating_functions() | self._vector_functions(encoded)
         return functions
 
-    def _vector_signatures(self, encoded: Mapping[str, tf.TensorSpec]) -> dict[str, Any]:
+    def _vector_functions(self, encoded: Mapping[str, tf.TensorSpec]) -> dict[str, Function]:
         """Return the functions that give the vectors whose products are the scores, if they are products."""
         index = self._indexes[EXACT].exact
 
@@ -145,11 +148,11 @@ class RetrievalModule(tf.Module):
         if not index.scores_are_products:
             return {}
         return {
-            QUERY_VECTORS: concrete(queries, encoded),
-            CANDIDATE_VECTORS: concrete(lambda _: {VECTORS: tf.identity(index.candidate_vectors)}, {}),
+            QUERY_VECTORS: (queries, encoded),
+            CANDIDATE_VECTORS: (lambda _: {VECTORS: tf.identity(index.candidate_vectors)}, {}),
         }
 
-    def _rating_signatures(self) -> dict[str, Any]:
+    def _rating_functions(self) -> dict[str, Function]:
         """Return the functions that give the rating of each row's candidate, float32 ``[batch]``."""
         rating, pairs, candidates = self._rating, self._pairs, self._indexes[EXACT].exact
         if rating is None or pairs is None:
@@ -162,8 +165,8 @@ class RetrievalModule(tf.Module):
 
         encoded = encoded_signature(self._rated, self._any_length)
         return {
-            RATING: concrete(lambda raw: rate(pairs(raw)), pairs.signature()),
-            RATING_ENCODED: concrete(lambda given: rate(model_inputs(self._rated, given)), encoded),
+            RATING: (lambda raw: rate(pairs(raw)), pairs.signature()),
+            RATING_ENCODED: (lambda given: rate(model_inputs(self._rated, given)), encoded),
         }
 
     def _queries(self, inputs: Mapping[str, tf.Tensor]) -> Queries:
@@ -248,7 +251,8 @@ def candidate_embeddings(model: Any, on_progress: Callable[[int, int], None] = l
 
 def save(module: ScoringModule | RetrievalModule, folder: Path) -> None:
     """Write ``module`` as a SavedModel with its signatures."""
-    save_functions(module, module.signatures(), folder)
+    signatures = {name: concrete(function, specs) for name, (function, specs) in module.functions().items()}
+    save_functions(module, signatures, folder)
 
 
 def save_retrieval(

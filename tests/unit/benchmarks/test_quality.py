@@ -53,7 +53,7 @@ def training(layers: int, state: Path | None, **options: Any) -> Training:
     return Training(Checkins(USERS, ITEMS, (10, 30)), layers, argparse.Namespace(**given | options))
 
 
-@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("layers", [pytest.param(0, marks=pytest.mark.full), 2])
 def test_a_training_that_goes_on_has_learnt_the_same(layers: int, tmp_path: Path) -> None:
     whole, first = training(layers, None), training(layers, tmp_path)
     for _ in range(2):

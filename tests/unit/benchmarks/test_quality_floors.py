@@ -1,6 +1,7 @@
 """Short trainings on parts of the sets of docs/quality.md: the cost of a change of a layer, a loss or an optimizer.
 
 A floor is somewhat below what was measured, and above what simpler models reach; ``make quality`` has the whole sets.
+The shortest training is in every run of the tests.
 """
 
 import argparse
@@ -25,6 +26,7 @@ def test_adult_with_numbers_in_pieces(shared_data: Path) -> None:
     assert quality_tables.binary_metrics(rows["validation"].labels, scores)["auc"] > 0.895
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "epochs", "floor"), [("bibtex", 3, 0.45), ("rcv1_subset1", 2, 0.85)])
 def test_several_labels(shared_data: Path, name: str, epochs: int, floor: float) -> None:
     """One member, three quarters of the rows: a P@1 of 0.50 and 0.90 was measured."""
@@ -37,6 +39,7 @@ def test_several_labels(shared_data: Path, name: str, epochs: int, floor: float)
     assert quality_multi_label.quality(held.labels, scores, 0.5)["P@1"] > floor
 
 
+@pytest.mark.full
 def test_ratings_beat_biases(shared_data: Path) -> None:
     """Every other user, two epochs of one member: an RMSE of 0.829 was measured, against 0.849 of the biases."""
     ratings = quality_ratings.read_ratings(shared_data / "ml_latest_small")
@@ -48,6 +51,7 @@ def test_ratings_beat_biases(shared_data: Path) -> None:
     assert rmse < quality_ratings.biases_rmse(ratings, is_test) - 0.01
 
 
+@pytest.mark.full
 def test_attention_over_sequences(shared_data: Path) -> None:
     """Two epochs: HR@10 and NDCG@10 of the validation items were 0.052 and 0.027."""
     fitted, users = quality_sequences.read_histories(shared_data / "amazon_beauty_seq" / "Beauty.txt")
@@ -57,6 +61,7 @@ def test_attention_over_sequences(shared_data: Path) -> None:
     assert found.validation[1] > 0.022
 
 
+@pytest.mark.full
 def test_neighbours_on_gowalla(shared_data: Path) -> None:
     """The whole set, without chance: the figures of the page."""
     checkins, held = quality_gowalla.known_and_held(shared_data / "gowalla_lightgcn", choose=False)

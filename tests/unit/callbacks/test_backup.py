@@ -1,5 +1,6 @@
 """T6: an interrupted training that is resumed ends with the bits of one that never stopped."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def unbroken(new_model: NewModel, new_dataset: NewDataset) -> list[np.ndarray]:
     return all_values(model)
 
 
-@pytest.mark.parametrize("cut_after_steps", [5, 11])
+@pytest.mark.parametrize("cut_after_steps", [pytest.param(5, marks=pytest.mark.full), 11])
 def test_a_resumed_training_equals_an_unbroken_one_bit_for_bit(
     tmp_path: Path, new_model: NewModel, new_dataset: NewDataset, unbroken: list[np.ndarray], cut_after_steps: int
 ) -> None:
@@ -85,13 +86,22 @@ def test_without_a_checkpoint_training_starts_at_the_beginning(
     assert backup.initial_epoch == 0
 
 
-@pytest.fixture
-def two_epochs(tmp_path: Path, new_model: NewModel, new_dataset: NewDataset) -> tuple[Path, AgreedEarlyStopping]:
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, new_model: NewModel, new_dataset: NewDataset
+) -> tuple[Path, AgreedEarlyStopping]:
     """Return a store with the checkpoints of steps 4 and 8, and the early stopping that was saved with them."""
+    store = tmp_path_factory.mktemp("trained") / "store"
     stopping = AgreedEarlyStopping("loss", mode="min", patience=1)
-    checkpoint = ChiefCheckpoint(tmp_path / "store", monitor=None, stateful={"stopping": stopping})
+    checkpoint = ChiefCheckpoint(store, monitor=None, stateful={"stopping": stopping})
     new_model().fit(new_dataset(), epochs=2, callbacks=[stopping, checkpoint], verbose=0)
-    return tmp_path / "store", stopping
+    return store, stopping
+
+
+@pytest.fixture
+def two_epochs(tmp_path: Path, trained: tuple[Path, AgreedEarlyStopping]) -> tuple[Path, AgreedEarlyStopping]:
+    """Return a copy of that store, which may be damaged."""
+    return Path(shutil.copytree(trained[0], tmp_path / "store")), trained[1]
 
 
 def test_fit_goes_on_at_the_epoch_after_and_a_second_fit_is_not_moved(

@@ -102,47 +102,45 @@ def test_importing_and_drawing_leave_pyplot_and_its_global_state_alone() -> None
 
 
 @pytest.mark.parametrize("plot", BINARY_PLOTS)
-def test_binary_plots_refuse_an_empty_split(plot: BinaryPlot) -> None:
-    with pytest.raises(ValueError, match="label has no rows"):
-        plot([], [])
+@pytest.mark.parametrize(
+    ("label", "score", "message"),
+    [
+        ([], [], "label has no rows"),
+        ([1, 1], [0.2, 0.3], r"one class only \(1\) in 2 rows"),
+        ([0, 1], [0.2, 0.3, 0.4], r"score has shape \(3,\) but label has 2 rows"),
+        ([0, 1], [0.2, np.nan], "score is nan in row 1"),
+    ],
+)
+def test_binary_plots_refuse_what_they_cannot_draw(
+    plot: BinaryPlot, label: list[int], score: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        plot(label, score)
 
 
-@pytest.mark.parametrize("plot", BINARY_PLOTS)
-def test_binary_plots_refuse_one_class(plot: BinaryPlot) -> None:
-    with pytest.raises(ValueError, match=r"one class only \(1\) in 2 rows"):
-        plot([1, 1], [0.2, 0.3])
-
-
-@pytest.mark.parametrize("plot", BINARY_PLOTS)
-def test_binary_plots_refuse_scores_that_do_not_match_the_labels(plot: BinaryPlot) -> None:
-    with pytest.raises(ValueError, match=r"score has shape \(3,\) but label has 2 rows"):
-        plot([0, 1], [0.2, 0.3, 0.4])
-
-
-@pytest.mark.parametrize("plot", BINARY_PLOTS)
-def test_binary_plots_refuse_nan_scores(plot: BinaryPlot) -> None:
-    with pytest.raises(ValueError, match=r"score is nan in row 1"):
-        plot([0, 1], [0.2, np.nan])
-
-
-def test_labels_other_than_zero_and_one_are_refused_with_their_row() -> None:
-    with pytest.raises(ValueError, match="label is 2 in row 1"):
-        binary_inputs([0, 2], [0.2, 0.3])
-
-
-def test_negative_weights_are_refused_with_their_row() -> None:
-    with pytest.raises(ValueError, match=r"weight is -1.0 in row 1"):
-        binary_inputs([0, 1], [0.2, 0.3], [1, -1])
-
-
-def test_one_class_by_weight_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one class only \(0\) in 1 rows"):
-        binary_inputs([0, 1], [0.2, 0.3], [1, 0])
-
-
-def test_a_bad_baseline_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"baseline 'boosting': score has shape \(1,\)"):
-        roc_curve(LABEL, SCORE, baseline={"boosting": [0.5]})
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: binary_inputs([0, 2], [0.2, 0.3]), "label is 2 in row 1"),
+        (lambda: binary_inputs([0, 1], [0.2, 0.3], [1, -1]), "weight is -1.0 in row 1"),
+        (lambda: binary_inputs([0, 1], [0.2, 0.3], [1, 0]), r"one class only \(0\) in 1 rows"),
+        (
+            lambda: roc_curve(LABEL, SCORE, baseline={"boosting": [0.5]}),
+            r"baseline 'boosting': score has shape \(1,\)",
+        ),
+        (lambda: calibration_curve([0, 1], [0.2, 1.5]), "score is 1.5 in row 1; calibration needs probabilities"),
+        (lambda: learning_curves({}), "history has no epochs"),
+        (lambda: learning_curves({"loss": []}), "history has no epochs"),
+        (lambda: learning_curves({"loss": [1.0, 0.5]}, best_epoch=0), "best_epoch 0 is not among the epochs 1 to 2"),
+        (lambda: learning_curves({"loss": [1.0, 0.5]}, best_epoch=3), "best_epoch 3 is not among the epochs 1 to 2"),
+        (lambda: recall_at_k_curve({}), "curves is empty"),
+        (lambda: recall_at_k_curve({"model": {}}), "curve 'model' has no points"),
+        (lambda: recall_at_k_curve({"model": {5: 1.2}}), "curve 'model' has recall 1.2 at k = 5"),
+    ],
+)
+def test_input_that_cannot_be_drawn_is_refused_by_name(call: Callable[[], Figure], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_roc_legend_states_the_area_of_model_and_baseline() -> None:
@@ -220,11 +218,6 @@ def test_calibration_figure_shows_error_and_rows_per_bin() -> None:
     assert [text.get_text() for text in figure.axes[1].texts] == ["500"] * 10
 
 
-def test_calibration_refuses_scores_that_are_no_probabilities() -> None:
-    with pytest.raises(ValueError, match=r"score is 1.5 in row 1; calibration needs probabilities"):
-        calibration_curve([0, 1], [0.2, 1.5])
-
-
 def test_wilson_interval_matches_published_example() -> None:
     # 8 of 10: 0.4902 to 0.9433 (Agresti and Coull, 1998, use the same form).
     low, high = wilson_interval(np.array([0.8]), np.array([10]))
@@ -297,33 +290,12 @@ def test_learning_curves_of_nan_losses_are_drawn() -> None:
     assert png_size(learning_curves({"loss": [float("nan"), float("nan")]}))[0] > 0
 
 
-@pytest.mark.parametrize("history", [{}, {"loss": []}])
-def test_learning_curves_refuse_a_history_without_epochs(history: dict[str, list[float]]) -> None:
-    with pytest.raises(ValueError, match="history has no epochs"):
-        learning_curves(history)
-
-
-@pytest.mark.parametrize("best_epoch", [0, 3])
-def test_learning_curves_refuse_a_best_epoch_that_was_not_trained(best_epoch: int) -> None:
-    with pytest.raises(ValueError, match=f"best_epoch {best_epoch} is not among the epochs 1 to 2"):
-        learning_curves({"loss": [1.0, 0.5]}, best_epoch=best_epoch)
-
-
 def test_recall_curve_draws_points_by_ascending_k() -> None:
     figure = recall_at_k_curve({"model": {20: 0.3, 5: 0.1}, "popularity": {5: 0.05, 20: 0.1}})
     model, _ = figure.axes[0].get_lines()
     assert list(model.get_xdata()) == [5, 20]
     assert list(model.get_ydata()) == [0.1, 0.3]
     assert legend_texts(figure.axes[0]) == ["model (recall@20 = 0.300)", "popularity (recall@20 = 0.100)"]
-
-
-def test_recall_curve_refuses_nothing_and_impossible_points() -> None:
-    with pytest.raises(ValueError, match="curves is empty"):
-        recall_at_k_curve({})
-    with pytest.raises(ValueError, match="curve 'model' has no points"):
-        recall_at_k_curve({"model": {}})
-    with pytest.raises(ValueError, match=r"curve 'model' has recall 1.2 at k = 5"):
-        recall_at_k_curve({"model": {5: 1.2}})
 
 
 @pytest.mark.parametrize("plot", [precision_recall_curve, calibration_curve, lift_chart, score_histogram])

@@ -67,16 +67,15 @@ def test_text_of_values_is_escaped_and_long_text_shortened() -> None:
 
 
 def test_input_without_anything_to_draw_is_refused() -> None:
-    with pytest.raises(ValueError, match="edges has 1 values"):
-        overlaid_histogram([1], {})
-    with pytest.raises(ValueError, match=r"edges from 2 to 2 do not rise"):
-        overlaid_histogram([2, 2], {"train": [1.0]})
-    with pytest.raises(ValueError, match="'train' has 2 shares for 1 bars"):
-        overlaid_histogram([0, 1], {"train": [0.5, 0.5]})
-    with pytest.raises(ValueError, match="no labels"):
-        share_bars([], {})
-    with pytest.raises(ValueError, match="'train' has 1 shares for 2 labels"):
-        share_bars(["a", "b"], {"train": [1.0]})
+    for draw, values, message in (
+        (overlaid_histogram, ([1], {}), "edges has 1 values"),
+        (overlaid_histogram, ([2, 2], {"train": [1.0]}), "edges from 2 to 2 do not rise"),
+        (overlaid_histogram, ([0, 1], {"train": [0.5, 0.5]}), "'train' has 2 shares for 1 bars"),
+        (share_bars, ([], {}), "no labels"),
+        (share_bars, (["a", "b"], {"train": [1.0]}), "'train' has 1 shares for 2 labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw(*values)
 
 
 @pytest.mark.parametrize(

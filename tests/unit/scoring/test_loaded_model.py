@@ -78,13 +78,13 @@ def test_scores_do_not_depend_on_the_batch_size(loaded: LoadedModel, batch_size:
 
 
 @pytest.fixture(scope="module")
-def histories_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_histories(tmp_path_factory.mktemp("histories"))
+def histories_model(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return LoadedModel(export_histories(tmp_path_factory.mktemp("histories")))
 
 
-def test_a_ragged_row_has_the_scores_of_the_same_row_padded(histories_model: Path) -> None:
+def test_a_ragged_row_has_the_scores_of_the_same_row_padded(histories_model: LoadedModel) -> None:
     """F14: alone, with longer ones, and padded with missing values; of a longer list the newest count."""
-    model = LoadedModel(histories_model)
+    model = histories_model
     together = model.score(HISTORIES)
     assert len(np.unique(together["scores"].round(4), axis=0)) == HISTORIES.num_rows - 1  # no list is an empty list
     lists = HISTORIES["watched"].to_pylist()
@@ -120,10 +120,10 @@ def given_shapes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, tuple[int, .
 
 
 def test_a_call_of_short_rows_gives_the_model_short_lists(
-    loaded: LoadedModel, histories_model: Path, given_shapes: list[dict[str, tuple[int, ...]]]
+    loaded: LoadedModel, histories_model: LoadedModel, given_shapes: list[dict[str, tuple[int, ...]]]
 ) -> None:
     """F14: of as many places as the power of two that the longest row fits in, and never more than ``max_length``."""
-    LoadedModel(histories_model).score(as_histories([["m1"] * n for n in range(9)]), batch_size=1)
+    histories_model.score(as_histories([["m1"] * n for n in range(9)]), batch_size=1)
     assert [shapes["watched"] for shapes in given_shapes] == [(1, length) for length in (1, 1, 2, 4, 4, 6, 6, 6, 6)]
     given_shapes.clear()
     # Stops are averaged, and those of FLIGHTS are 2, 0, 0, 1, 4 and 1 in number, of which 3 count.
@@ -133,13 +133,13 @@ def test_a_call_of_short_rows_gives_the_model_short_lists(
 
 @pytest.mark.full
 def test_a_model_whose_lists_have_a_fixed_length_is_scored_alike(
-    histories_model: Path,
+    histories_model: LoadedModel,
     given_shapes: list[dict[str, tuple[int, ...]]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """F14: such as one that was exported before lists could have any length."""
-    expected = LoadedModel(histories_model).score(HISTORIES)
+    expected = histories_model.score(HISTORIES)
     monkeypatch.setattr("mirrorspark.models.serving.export.lists_of_any_length", lambda model: ())
     fixed = LoadedModel(export_histories(tmp_path / "fixed"))
     given_shapes.clear()

@@ -1,5 +1,6 @@
 """MLflow loads a registered model and takes the table that it was trained from, whatever types that has."""
 
+import dataclasses
 import datetime
 import json
 import warnings
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from mlflow.pyfunc import scoring_server
+from mlflow.pyfunc import PyFuncModel, scoring_server
 from pyspark.ml.linalg import DenseVector, SparseVector
 
 from mirrorspark.scoring.model.directory import ModelDirectory
@@ -39,9 +40,17 @@ TABLES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model as this package loads it, and as MLflow does."""
+
+    folder: Path
+    own: LoadedModel
+    of_mlflow: PyFuncModel
+
+
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """Return the folder of each model, and that of its model of MLflow."""
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
     root = tmp_path_factory.mktemp("models")
     found = {}
     for name, (_, export) in TABLES.items():
@@ -50,7 +59,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pa
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*input example was not provided", category=UserWarning)
             mlflow.pyfunc.save_model(str(saved), data_path=str(folder), **flavour)
-        found[name] = folder, saved
+        found[name] = Loaded(folder, LoadedModel(folder), mlflow.pyfunc.load_model(str(saved)))
     return found
 
 
@@ -69,18 +78,15 @@ def as_pandas(table: pa.Table, form: str) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("name", "form"), [(name, form) for name in TABLES for form in ("plain", "nullable")] + [("types", "categorical")]
 )
-def test_mlflow_takes_the_very_table_of_the_training(
-    models: dict[str, tuple[Path, Path]], name: str, form: str
-) -> None:
-    folder, saved = models[name]
-    table = TABLES[name][0]
-    scores = mlflow.pyfunc.load_model(str(saved)).predict(as_pandas(table, form))["score"]
-    np.testing.assert_allclose(scores, np.asarray(LoadedModel(folder).score(table)["score"]), rtol=0, atol=1e-6)
+def test_mlflow_takes_the_very_table_of_the_training(models: dict[str, Loaded], name: str, form: str) -> None:
+    loaded, table = models[name], TABLES[name][0]
+    scores = loaded.of_mlflow.predict(as_pandas(table, form))["score"]
+    np.testing.assert_allclose(scores, np.asarray(loaded.own.score(table)["score"]), rtol=0, atol=1e-6)
     assert len(set(scores)) > 1
 
 
-def test_the_signature_has_the_types_of_the_training_table(models: dict[str, tuple[Path, Path]]) -> None:
-    signature = mlflow.pyfunc.load_model(str(models["types"][1])).metadata.signature
+def test_the_signature_has_the_types_of_the_training_table(models: dict[str, Loaded]) -> None:
+    signature = models["types"].of_mlflow.metadata.signature
     found = {one["name"]: one["type"] for one in signature.inputs.to_dict()}
     strict = {"amount": "double", "mood": "string", "joined": "string"}
     assert found == dict.fromkeys(found, "any") | strict
@@ -88,9 +94,8 @@ def test_the_signature_has_the_types_of_the_training_table(models: dict[str, tup
 
 
 @pytest.mark.parametrize("form", ["dataframe_split", "dataframe_records"])
-def test_mlflows_server_takes_the_table_of_the_training(models: dict[str, tuple[Path, Path]], form: str) -> None:
-    folder, saved = models["types"]
-    model = mlflow.pyfunc.load_model(str(saved))
+def test_mlflows_server_takes_the_table_of_the_training(models: dict[str, Loaded], form: str) -> None:
+    model = models["types"].of_mlflow
     # As a client sends them: times and decimals are texts in JSON, and a missing value is null.
     orient = form.removeprefix("dataframe_")
     rows = json.loads(TYPES.drop_columns("price").to_pandas().to_json(orient=orient, date_format="iso"))
@@ -104,18 +109,17 @@ def test_mlflows_server_takes_the_table_of_the_training(models: dict[str, tuple[
     )
     assert answer.status == 200, answer.response
     found = [row["score"] for row in json.loads(answer.response)["predictions"]]
-    np.testing.assert_allclose(found, np.asarray(LoadedModel(folder).score(TYPES)["score"]), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found, np.asarray(models["types"].own.score(TYPES)["score"]), rtol=0, atol=1e-6)
 
 
 def test_whole_numbers_and_booleans_keep_their_tokens_where_a_missing_one_makes_them_floats(
-    models: dict[str, tuple[Path, Path]],
+    models: dict[str, Loaded],
 ) -> None:
-    folder, saved = models["types"]
     frame = TYPES.to_pandas()
-    expected = np.asarray(LoadedModel(folder).score(TYPES)["score"])
+    expected = np.asarray(models["types"].own.score(TYPES)["score"])
     frame["store"] = [None if value is None else Decimal(value) for value in TYPES["store"].to_pylist()]
     frame["member"] = np.array([np.nan if value is None else float(value) for value in TYPES["member"].to_pylist()])
-    found = mlflow.pyfunc.load_model(str(saved)).predict(frame)["score"]
+    found = models["types"].of_mlflow.predict(frame)["score"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
@@ -138,8 +142,8 @@ def test_sparse_vectors_come_in_one_column_in_any_form(tmp_path: Path) -> None:
     assert expected != missing
 
 
-def test_dates_are_read_whatever_type_they_have(models: dict[str, tuple[Path, Path]]) -> None:
-    model = RawColumnsModel(models["types"][0])
+def test_dates_are_read_whatever_type_they_have(models: dict[str, Loaded]) -> None:
+    model = RawColumnsModel(models["types"].folder)
     rows = TYPES.slice(0, 1).to_pandas()
     day = datetime.date(2024, 2, 29)
     forms = ["2024-02-29", day, pd.Timestamp(day), np.datetime64("2024-02-29"), "29.02.2024", "29 Feb 2024"]
@@ -150,6 +154,6 @@ def test_dates_are_read_whatever_type_they_have(models: dict[str, tuple[Path, Pa
     assert missing[0] != scores[0]
 
 
-def test_a_column_that_is_missing_is_named(models: dict[str, tuple[Path, Path]]) -> None:
+def test_a_column_that_is_missing_is_named(models: dict[str, Loaded]) -> None:
     with pytest.raises(ValueError, match=r"the columns \['store'\] are missing; the table has"):
-        RawColumnsModel(models["types"][0]).predict(TYPES.drop_columns("store").to_pandas())
+        RawColumnsModel(models["types"].folder).predict(TYPES.drop_columns("store").to_pandas())

@@ -41,7 +41,9 @@ ENCODERS: dict[str, tuple[Callable[[Path], Path], dict[str, Any], int]] = {
 }
 
 
-@pytest.fixture(scope="module", params=ENCODERS)
+@pytest.fixture(
+    scope="module", params=[pytest.param(case, marks=[pytest.mark.full] * (case == "onnx file")) for case in ENCODERS]
+)
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, TextEmbedding, Path]:
@@ -56,11 +58,16 @@ def exported(
     return request.param, dataclasses.replace(review, encoder=str(moved)), model
 
 
-def test_texts_get_the_scores_of_their_vectors(exported: tuple[str, TextEmbedding, Path]) -> None:
+@pytest.fixture(scope="module")
+def loaded(exported: tuple[str, TextEmbedding, Path]) -> LoadedModel:
+    return LoadedModel(exported[2])
+
+
+def test_texts_get_the_scores_of_their_vectors(exported: tuple[str, TextEmbedding, Path], loaded: LoadedModel) -> None:
     """S7, S15: by tables, by rows, and by the exported graph, which takes vectors where it cannot hold the encoder."""
     case, review, folder = exported
     vectors = embedded(REVIEWS, review)
-    loaded, predictor = LoadedModel(folder), Predictor(folder)
+    predictor = Predictor(folder)
     expected = loaded.score(vectors)["score"]
     assert len(np.unique(expected)) == REVIEWS.num_rows
     assert (taken_as_vectors(folder) == {"review"}) == (case != "texts")
@@ -99,21 +106,19 @@ def test_another_version_of_an_encoders_library_is_told_in_one_line(
     ]
 
 
-def test_equal_texts_have_equal_vectors_however_they_are_spaced(exported: tuple[str, TextEmbedding, Path]) -> None:
-    _, _, folder = exported
+def test_equal_texts_have_equal_vectors_however_they_are_spaced(loaded: LoadedModel) -> None:
     alike = REVIEWS.set_column(2, "stars", pa.array([2.0] * REVIEWS.num_rows))
-    scores = LoadedModel(folder).score(alike)["score"]
+    scores = loaded.score(alike)["score"]
     assert scores[0] == scores[1]
     # Null and blank.
     assert scores[2] == scores[4]
 
 
-def test_a_column_of_no_strings_is_refused(exported: tuple[str, TextEmbedding, Path]) -> None:
-    _, _, folder = exported
+def test_a_column_of_no_strings_is_refused(exported: tuple[str, TextEmbedding, Path], loaded: LoadedModel) -> None:
     with pytest.raises(ColumnError, match="column 'review' has type int64, which a text_embedding feature cannot take"):
-        LoadedModel(folder).score(REVIEWS.set_column(1, "review", REVIEWS["id"]))
+        loaded.score(REVIEWS.set_column(1, "review", REVIEWS["id"]))
     with pytest.raises(ColumnError, match=r"column 'review' has type .*int64"):
-        Predictor(folder).predict({"review": 7, "stars": 1.0})
+        Predictor(exported[2]).predict({"review": 7, "stars": 1.0})
 
 
 def test_a_model_is_not_exported_with_another_encoder_than_its_vectors_come_from(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Routers: rules choose the model of each row, and the folder scores like any model (R5, R8, R9)."""
 
 import datetime
+import functools
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,19 @@ def models(tmp_path: Path) -> dict[str, Path]:
         "content": linear(tmp_path / "content", "text", 2.0),
         "learned": linear(tmp_path / "learned", "visits", 1.0),
     }
+
+
+@functools.cache
+def opened(model: Path) -> LoadedModel:
+    """Return a model that no test changes, which is loaded once."""
+    return LoadedModel(model)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _close() -> Iterator[None]:
+    """Let the models go before TensorFlow does."""
+    yield
+    opened.cache_clear()
 
 
 def chosen(rule: Route, column: list[Any], *, time_zone: str = "UTC", now: datetime.datetime = NOON) -> list[str]:
@@ -234,7 +249,7 @@ def test_one_search_ranks_all_candidates_by_the_vectors_of_several_models(
     rows = VISITORS.slice(0, 3)
     expected = np.zeros((3, 50))
     for name, weight in (("towers", 1.0), ("als", 0.5)):
-        loaded = LoadedModel({"towers": movies_model, "als": als_model}[name])
+        loaded = opened({"towers": movies_model, "als": als_model}[name])
         (queries, _), of = next(loaded.query_vectors(rows.to_batches()[0])), loaded.vectors()
         for token, vector in zip(of.tokens, of.vectors, strict=True):
             lengths = np.linalg.norm(queries, axis=1) * np.linalg.norm(vector) if fusion == "cosine" else np.ones(3)
@@ -485,7 +500,7 @@ def stages(movies_model: Path, tmp_path: Path) -> dict[str, Path]:
 
 def found(model: Path, depth: int, visitors: pa.Table = VISITORS) -> list[list[str]]:
     """Return the lists that a retrieval model finds for the visitors."""
-    searching = LoadedModel(model).with_search(Search("exact", depth, np.zeros(0, np.int64)))
+    searching = opened(model).with_search(Search("exact", depth, np.zeros(0, np.int64)))
     lists = searching.score_arrow(visitors)["candidates"].to_pylist()
     return [[movie for movie in row if movie] for row in lists]
 
@@ -584,7 +599,7 @@ def test_candidates_are_integers_to_a_ranking_model_that_takes_no_strings(tmp_pa
     of_stock = [[movie for movie in row if int(movie) in range(0, 30, 2)][:12] for row in found(towers, 40, visitors)]
     for row, movies, answer, listed_ in zip(visitors.to_pylist(), of_stock, answers, together, strict=True):
         numbers = pa.array([int(movie) for movie in movies], pa.int64())
-        scores = LoadedModel(watches).score(pa.table({"movie": numbers, "rebate": [row["rebate"]] * len(movies)}))
+        scores = opened(watches).score(pa.table({"movie": numbers, "rebate": [row["rebate"]] * len(movies)}))
         best = [movies[place] for place in np.argsort(-scores["score"], kind="stable")][:4]
         assert [movie for movie in answer["candidates"] if movie] == best
         assert listed_ == answer["candidates"]

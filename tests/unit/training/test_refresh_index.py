@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -131,26 +131,37 @@ def movies(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(tmp_path_factory.mktemp("export") / "movies", trained, fitted_to(items_table(range(40))), sample)
 
 
-@pytest.fixture(autouse=True)
-def without_scann(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def without_scann() -> Iterator[None]:
     """Build no ScaNN index, whose start takes a second: the test of two workers has one."""
-    monkeypatch.setattr("mirrorspark.recommending.item_index.build.has_scann", lambda: False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mirrorspark.recommending.item_index.build.has_scann", lambda: False)
+        yield
 
 
 def refreshed(
-    model: Path, items: Any, folder: Path, least_recall: float = 0.9, removed: Iterable[str] | None = None
+    model: Path, items: Any, folder: Path, *, removed: Iterable[str] | None = None, indexed: bool = True
 ) -> RefreshedIndex:
-    """Refresh in this process."""
+    """Refresh in this process; without indexes the catalogue alone, which takes no graph."""
     pinned = pinned_folder(model)
     assert pinned is not None
-    return write_refreshed(
-        pinned,
-        items,
-        folder,
-        least_recall,
-        lambda whole, k: write_indexes(BuildPlan(str(whole), k, threads=1)),
-        removed=None if removed is None else frozenset(removed),
-    )
+
+    def build(whole: Path, k: int) -> Mapping[str, float]:
+        return write_indexes(BuildPlan(str(whole), k, threads=1)) if indexed else {"exact": 1.0}
+
+    return write_refreshed(pinned, items, folder, 0.9, build, removed=None if removed is None else frozenset(removed))
+
+
+@pytest.fixture(scope="module")
+def same(movies: Path, tmp_path_factory: pytest.TempPathFactory) -> RefreshedIndex:
+    """Return a refresh with the items of the training."""
+    return refreshed(movies, items_table(range(40)).to_pandas(), tmp_path_factory.mktemp("refreshed") / "same")
+
+
+@pytest.fixture(scope="module")
+def newer(movies: Path, tmp_path_factory: pytest.TempPathFactory) -> RefreshedIndex:
+    """Return a refresh with ten new items, m40 to m49, and without m0 to m9."""
+    return refreshed(movies, items_table(range(10, 50)), tmp_path_factory.mktemp("refreshed") / "newer")
 
 
 def scores(model: Path, rows: pa.Table = ROWS, k: int = 30, index: str = "exact") -> list[dict[str, float]]:
@@ -161,8 +172,7 @@ def scores(model: Path, rows: pa.Table = ROWS, k: int = 30, index: str = "exact"
     return [{name: score for name, score in zip(*row, strict=True) if name} for row in zip(*lists, strict=True)]
 
 
-def test_the_same_items_give_the_same_scores_to_all_digits(movies: Path, tmp_path: Path) -> None:
-    same = refreshed(movies, items_table(range(40)).to_pandas(), tmp_path / "same")
+def test_the_same_items_give_the_same_scores_to_all_digits(movies: Path, same: RefreshedIndex, tmp_path: Path) -> None:
     assert (same.catalogue.new, same.catalogue.removed, same.catalogue.changed) == (0, 0, 0)
     assert scores(same.folder) == scores(movies)
     before, after = ModelDescription.load(movies), ModelDescription.load(same.folder)
@@ -183,8 +193,10 @@ def ratings_of(model: Path, pairs: pa.Table, folder: Path) -> list[float]:
     return [float(value) for value in found]
 
 
-def test_new_items_are_recommended_and_those_that_are_gone_never(movies: Path, tmp_path: Path) -> None:
-    found = refreshed(movies, items_table(range(10, 50)), tmp_path / "new")
+def test_new_items_are_recommended_and_those_that_are_gone_never(
+    movies: Path, newer: RefreshedIndex, tmp_path: Path
+) -> None:
+    found = newer
     assert (found.catalogue.candidates, found.catalogue.new, found.catalogue.removed) == (40, 10, 10)
     pairs = ROWS.take([0, 0, 0]).append_column("movie", pa.array(["m45", "m47", "never seen"]))
     assert len(set(ratings_of(found.folder, pairs, tmp_path))) == 3
@@ -216,15 +228,14 @@ def test_changed_features_move_the_score_as_a_training_export_of_the_same_weight
     assert scores(found.folder) != scores(movies)
 
 
-def test_a_history_may_have_new_items_which_the_row_may_exclude(movies: Path, tmp_path: Path) -> None:
-    found = refreshed(movies, items_table(range(50)), tmp_path / "new")
-    history = pa.array([["m1", "m45"], ["m1", "of no catalogue"]], pa.list_(pa.string()))
-    seen = pa.array([["m45", "m2"], []], pa.list_(pa.string()))
+def test_a_history_may_have_new_items_which_the_row_may_exclude(newer: RefreshedIndex) -> None:
+    history = pa.array([["m11", "m45"], ["m11", "of no catalogue"]], pa.list_(pa.string()))
+    seen = pa.array([["m45", "m12"], []], pa.list_(pa.string()))
     rows = pa.table({"user": ["u0", "u0"], "history": history, "seen": seen})
     for index in ("exact", "ivf"):
-        excluding, plain = scores(found.folder, rows, k=50, index=index)
+        excluding, plain = scores(newer.folder, rows, k=40, index=index)
         # To the towers a new item is a token that they do not know.
-        assert plain.keys() - excluding.keys() == {"m45", "m2"}
+        assert plain.keys() - excluding.keys() == {"m45", "m12"}
         assert excluding == {name: score for name, score in plain.items() if name in excluding}
 
 
@@ -245,7 +256,8 @@ def test_a_refreshed_model_is_refreshed_as_the_trained_one_would_be(movies: Path
     assert scores(back.folder) == scores(movies)
 
 
-def test_changes_alone_give_the_model_of_the_whole_table(movies: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("indexed", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_changes_alone_give_the_model_of_the_whole_table(movies: Path, tmp_path: Path, indexed: bool) -> None:
     """#23: items are added, changed and removed without the table of all others."""
     changed = {"m3": {"year": 2020.0}, "m9": {"genres": None}}
     whole = refreshed(movies, items_table(range(5, 50), **changed), tmp_path / "whole")
@@ -256,11 +268,14 @@ def test_changes_alone_give_the_model_of_the_whole_table(movies: Path, tmp_path:
     assert found.catalogue.digest == whole.catalogue.digest
     assert scores(found.folder) == scores(whole.folder)
     # A column may be empty in all of the changes.
-    same = refreshed(found.folder, items_table(range(9, 10), **changed), tmp_path / "same", removed=[])
+    row = items_table(range(9, 10), **changed)
+    same = refreshed(found.folder, row, tmp_path / "same", removed=[], indexed=False)
     assert same.catalogue.digest == whole.catalogue.digest
-    fewer = refreshed(found.folder, None, tmp_path / "fewer", removed=["m5", "m49"])
-    direct = refreshed(movies, items_table(range(6, 49), **changed), tmp_path / "direct")
-    assert (fewer.catalogue.digest, scores(fewer.folder)) == (direct.catalogue.digest, scores(direct.folder))
+    # Equal catalogues have equal scores, as those above; the indexes of these two wait for ``make test-faults``.
+    fewer = refreshed(found.folder, None, tmp_path / "fewer", removed=["m5", "m49"], indexed=indexed)
+    direct = refreshed(movies, items_table(range(6, 49), **changed), tmp_path / "direct", indexed=indexed)
+    assert fewer.catalogue.digest == direct.catalogue.digest
+    assert not indexed or scores(fewer.folder) == scores(direct.folder)
     for removed, items, message in (
         (["m0", "m6"], None, r"the model has no items \['m0'\] to remove \(1 in all\)"),
         (["m6", "m7"], items_table(range(7, 8)), r"items to remove are in the table of changes, too: \['m7'\]"),
@@ -270,7 +285,8 @@ def test_changes_alone_give_the_model_of_the_whole_table(movies: Path, tmp_path:
 
 
 def test_items_that_are_gone_are_not_available(movies: Path, tmp_path: Path) -> None:
-    features = ModelDirectory.open(refreshed(movies, items_table(range(10, 40)), tmp_path / "fewer").folder).features
+    fewer = refreshed(movies, items_table(range(10, 40)), tmp_path / "fewer", indexed=False)
+    features = FittedFeatures.load(fewer.folder / FEATURES_FOLDER)
     gone = ids_without_item(features)
     assert gone.tolist() == list(range(2, 12))
     assert unavailable_ids(features, 30, None, None, gone).tolist() == gone.tolist()
@@ -281,21 +297,21 @@ def test_items_that_are_gone_are_not_available(movies: Path, tmp_path: Path) -> 
 
 
 def test_a_table_that_is_no_catalogue_is_refused_and_leaves_nothing(movies: Path, tmp_path: Path) -> None:
-    items, folder = items_table(range(40)), tmp_path / "out" / "bad"
-    with pytest.raises(TableError, match=r"the table of items lacks the columns \['year'\]; it has \['sku'"):
-        refreshed(movies, items.drop("year"), folder)
-    with pytest.raises(TableError, match="a list is not a table"):
-        refreshed(movies, ["m1"], folder)
-    with pytest.raises(ColumnError, match="the item 'm3' has more than one row"):
-        refreshed(movies, pa.concat_tables([items.slice(5, 1), items, items.slice(3, 1)]), folder)
-    with pytest.raises(ColumnError, match="the key 'sku' of the items is null or empty"):
-        refreshed(movies, items.set_column(0, "sku", pa.array(["", *items["sku"].to_pylist()[1:]])), folder)
-    with pytest.raises(ColumnError, match="sku"):
-        refreshed(movies, items.set_column(0, "sku", pa.array(range(40))), folder)
-    with pytest.raises(RefreshError, match="the new catalogue has 4 items, and the model recommends 5 candidates"):
-        refreshed(movies, items.slice(0, 4), folder)
-    with pytest.raises(ValueError, match="the vectors of 1 items or more are not finite, such as that of 'm7'"):
-        refreshed(movies, items_table(range(40), m7={"year": float("inf")}), folder)
+    items = items_table(range(40))
+    twice = pa.concat_tables([items.slice(5, 1), items, items.slice(3, 1)])
+    without_key = items.set_column(0, "sku", pa.array(["", *items["sku"].to_pylist()[1:]]))
+    endless = items_table(range(40), m7={"year": float("inf")})
+    for table, error, message in (
+        (items.drop("year"), TableError, r"the table of items lacks the columns \['year'\]; it has \['sku'"),
+        (["m1"], TableError, "a list is not a table"),
+        (twice, ColumnError, "the item 'm3' has more than one row"),
+        (without_key, ColumnError, "the key 'sku' of the items is null or empty"),
+        (items.set_column(0, "sku", pa.array(range(40))), ColumnError, "sku"),
+        (items.slice(0, 4), RefreshError, "the new catalogue has 4 items, and the model recommends 5 candidates"),
+        (endless, ValueError, "the vectors of 1 items or more are not finite, such as that of 'm7'"),
+    ):
+        with pytest.raises(error, match=message):
+            refreshed(movies, table, tmp_path / "out" / "bad")
     assert not list(tmp_path.rglob("*"))[1:]
 
 
@@ -310,21 +326,19 @@ def test_an_index_that_finds_too_few_is_refused_and_leaves_nothing(movies: Path,
 
 
 def test_options_that_cannot_be_met_are_refused(movies: Path, tmp_path: Path) -> None:
-    items = items_table(range(40))
+    items, options = items_table(range(40)), {"changes_only": True}
+    for table, asked, message in (
+        (None, {}, "items is None; give the table of items"),
+        (items, {"removed": ["m1"]}, "removed needs changes_only=True"),
+        (None, options, "nothing is to change: there is no table"),
+        (None, options | {"removed": "m1"}, "removed is 'm1', one text; give a list"),
+        (items, {"least_recall": 95}, "least_recall 95 is not a share"),
+        (items, {"alias": "champion"}, "the alias 'champion' belongs to no model; name it as registered_model"),
+    ):
+        with pytest.raises(RefreshError, match=message):
+            refresh_index(movies, table, tmp_path / "new", **asked)
     with pytest.raises(RefreshError, match="exists already; give a new folder"):
         refresh_index(movies, items, tmp_path)
-    with pytest.raises(RefreshError, match="items is None; give the table of items"):
-        refresh_index(movies, None, tmp_path / "new")
-    with pytest.raises(RefreshError, match="removed needs changes_only=True"):
-        refresh_index(movies, items, tmp_path / "new", removed=["m1"])
-    with pytest.raises(RefreshError, match="nothing is to change: there is no table"):
-        refresh_index(movies, None, tmp_path / "new", changes_only=True)
-    with pytest.raises(RefreshError, match="removed is 'm1', one text; give a list"):
-        refresh_index(movies, None, tmp_path / "new", changes_only=True, removed="m1")
-    with pytest.raises(RefreshError, match=r"least_recall 95 is not a share"):
-        refresh_index(movies, items, tmp_path / "new", least_recall=95)
-    with pytest.raises(RefreshError, match="the alias 'champion' belongs to no model; name it as registered_model"):
-        refresh_index(movies, items, tmp_path / "new", alias="champion")
 
 
 def test_a_model_without_items_is_refused_with_advice(tmp_path: Path) -> None:
@@ -351,7 +365,7 @@ def test_the_driver_tells_that_another_version_embeds_new_items(
 
 
 def test_the_age_of_a_catalogue_is_told_wherever_it_is_scored_and_warned_of(
-    movies: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    movies: Path, same: RefreshedIndex, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     """R1: a row may have lists of a catalogue that lacks today's items; a router reports it for its models."""
     router = package_router(Router((Route("towers"),)), tmp_path / "shop", models={"towers": movies})
@@ -361,10 +375,11 @@ def test_the_age_of_a_catalogue_is_told_wherever_it_is_scored_and_warned_of(
         log_ages(ModelDirectory.open(movies), "movies/1", now)
         log_ages(ModelDirectory.open(router), "shop/1", now)
         assert caplog.messages == [f"movies/1 {made}, 1.5 days ago", f"towers of shop/1 {made}, 1.5 days ago"]
-        new = refreshed(movies, items_table(range(40)), tmp_path / "new").folder
-        Predictor(new)
-    assert re.fullmatch(r"new/\w+ has 40 candidates of .*, 0\.0 days ago", caplog.messages[-1])
-    pinned = pinned_folder(package_router(Router((Route("towers"),)), tmp_path / "of-new", models={"towers": new}))
+        Predictor(same.folder)
+    assert re.fullmatch(r"same/\w+ has 40 candidates of .*, 0\.0 days ago", caplog.messages[-1])
+    pinned = pinned_folder(
+        package_router(Router((Route("towers"),)), tmp_path / "of-new", models={"towers": same.folder})
+    )
     assert pinned is not None
     served = ServedModel(pinned, "shop", threads=1, trust=False)
     text = (

@@ -97,11 +97,7 @@ def test_one_trace_where_keras_has_four_and_the_same_weights_and_metrics(
     assert list(history) == list(usual[1])
     assert_equal(model, usual[0])
     assert model.optimizer.iterations.numpy() == model._train_counter.numpy() == 2 * STEPS
-
-
-def test_a_second_fit_and_an_evaluation_trace_nothing_again() -> None:
-    model = compiled(Net, ours=True)
-    fitted(model)
+    # A second fit and an evaluation trace nothing again.
     fitted(model)
     model.evaluate(batches(), steps=STEPS, verbose=0)
     assert model.traces == {"train": 1, "test": 1}

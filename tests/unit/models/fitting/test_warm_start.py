@@ -27,7 +27,7 @@ from mirrorspark.models.fitting.warm_start import (
     merged,
     redefined,
 )
-from mirrorspark.models.serving.export import RetrievalModule, ScoringModule, build_indexes, save
+from mirrorspark.models.serving.export import RetrievalModule, ScoringModule, build_indexes
 from mirrorspark.models.serving.saved_functions import save_functions
 from tests.unit.models.conftest import vocabulary
 
@@ -79,10 +79,11 @@ def export(folder: Path, fitted: FittedFeatures, architecture: ModuleType, setti
     """Export an untrained model; return what a later one sees of it, and its weights."""
     model = built(architecture, settings, fitted, seed=1)
     if architecture.TASK == "retrieval":
-        # A later model reads the weights alone, and the signatures of a retrieval take long to trace.
-        save_functions(RetrievalModule(architecture, model, fitted, 1, build_indexes(model, 1)), {}, folder)
+        module: Any = RetrievalModule(architecture, model, fitted, 1, build_indexes(model, 1))
     else:
-        save(ScoringModule(architecture, model, fitted), folder)
+        module = ScoringModule(architecture, model, fitted)
+    # A later model reads the weights alone, and signatures take long to trace.
+    save_functions(module, {}, folder)
     return EarlierModel(folder, fitted), by_name(model)
 
 

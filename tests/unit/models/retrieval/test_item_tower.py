@@ -114,7 +114,7 @@ def test_the_index_holds_what_the_tower_gives_for_every_id(
 
 def test_training_brings_users_to_items_that_are_like_theirs(item_features: FittedFeatures) -> None:
     model = built(item_features)
-    compile_model(model, two_tower.TASK, build_optimizer(OptimizerSettings("adam", 0.02)))
+    compile_model(model, two_tower.TASK, build_optimizer(OptimizerSettings("adam", 0.02)), steps_per_execution=10)
     features = {"user": ids(*[2, 3, 4] * 4), "movie": ids(*[3, 4, 2] * 4)}
     data = tf.data.Dataset.from_tensors((features, tf.zeros(12), tf.ones(12)))
     model.fit(data.repeat(200), verbose=0)

@@ -27,6 +27,7 @@ from mirrorspark.models.serving.export import (
     save,
     save_retrieval,
 )
+from mirrorspark.models.serving.saved_functions import concrete
 from mirrorspark.models.serving.signatures import (
     CANDIDATE_VECTORS,
     ENCODED_SIGNATURE,
@@ -64,10 +65,10 @@ def retrieval(candidates: int, *, user: str = "user", k: int = 3) -> RetrievalMo
 
 def test_a_small_catalogue_has_the_exact_index_alone() -> None:
     assert set(build_indexes(towers(features(15)), 3, scann=True, sample=SAMPLE)) == {EXACT}
-    signatures = retrieval(15).signatures()
-    assert set(signatures) == {RAW_SIGNATURE, ENCODED_SIGNATURE, EXACT, *OF_VECTORS}
-    nothing = tf.zeros((2, 0), tf.int64)
-    found = signatures[ENCODED_SIGNATURE](user=tf.constant([2, 0], tf.int64), seen=nothing)["candidates"].numpy()
+    functions = retrieval(15).functions()
+    assert set(functions) == {RAW_SIGNATURE, ENCODED_SIGNATURE, EXACT, *OF_VECTORS}
+    signature, nothing = concrete(*functions[ENCODED_SIGNATURE]), tf.zeros((2, 0), tf.int64)
+    found = signature(user=tf.constant([2, 0], tf.int64), seen=nothing)["candidates"].numpy()
     assert found.shape == (2, 3)
     assert (found != b"").all()
 
@@ -97,7 +98,8 @@ def test_scann_is_saved_beside_the_indexes_that_load_without_it(tmp_path: Path) 
 @pytest.mark.parametrize("index", [EXACT, IVF])
 def test_an_index_gives_as_many_as_asked_for_of_what_is_available(index: str) -> None:
     """R6: k and the mask are inputs, so neither needs another export; missing places are empty."""
-    signatures = retrieval(40).signatures()
+    functions = retrieval(40).functions()
+    signatures = {name: concrete(*functions[name]) for name in (index, ENCODED_SIGNATURE)}
     row = {"user": tf.constant([2], tf.int64), "seen": tf.constant([[4, 0]], tf.int64)}
 
     def search(k: int, unavailable: list[int]) -> tuple[list[bytes], list[float]]:
@@ -197,7 +199,7 @@ def test_a_model_whose_keras_inputs_have_a_length_is_exported_with_that() -> Non
     flat = tf_keras.layers.Flatten()(tf_keras.layers.Embedding(12, 2)(inputs["tags"]))
     model = tf_keras.Model(inputs, tf_keras.layers.Dense(1)(flat))
     module = ScoringModule(cast(ModuleType, Flattening), model, FittedFeatures(spec, {}, {}))
-    _, takes = module.signatures()[ENCODED_SIGNATURE].structured_input_signature
+    _, takes = module.functions()[ENCODED_SIGNATURE]
     assert takes["tags"].shape.as_list() == [None, 5]
 
 

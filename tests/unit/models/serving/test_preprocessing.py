@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
@@ -228,6 +228,7 @@ def _bits(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(values).view(np.uint8)
 
 
+@settings(max_examples=settings().max_examples // 2)
 @given(drawn=st.lists(rows(), max_size=5))
 def test_graph_and_arrow_give_the_same_bits(
     fitted: FittedFeatures, encode_in_graph: Callable[..., Any], drawn: list[dict[str, Any]]
