@@ -39,7 +39,10 @@ for name, value in {
     "PYSPARK_DRIVER_PYTHON": sys.executable,
     "PYSPARK_PYTHON": sys.executable,
     # Tests are short: a JVM that compiles quickly takes half of the time of one that compiles well.
-    "SPARK_SUBMIT_OPTS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "SPARK_SUBMIT_OPTS": (
+        "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Dspark.python.daemon.module=tests.python_workers "
+        f"-Dspark.executorEnv.PYTHONPATH={REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"
+    ),
     "SPARK_LOCAL_IP": "127.0.0.1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "TF_NUM_INTEROP_THREADS": "1",
@@ -79,11 +82,11 @@ _LONG_FILES = tuple(
         "unit/models/serving/test_export",
         "cluster/test_main_job",
         "cluster/test_pipeline",
+        "faults/test_standalone_cluster",
         "cluster/test_fit_table",
         "cluster/test_recipes",
         "cluster/test_quickstart_notebook",
         "faults/test_fleet_kills",
-        "faults/test_standalone_cluster",
         "faults/test_stops",
         "cluster/test_mlflow_server",
         "cluster/test_run_fleet",
