@@ -42,6 +42,7 @@ def pages(runs: dict[str, TrackedRun], tmp_path_factory: pytest.TempPathFactory)
         yield f"http://127.0.0.1:{port}"
 
 
+@pytest.mark.full
 @pytest.mark.timeout(240)
 def test_runs_page_lists_both_runs_and_draws_their_curves_together(
     browser: "Chrome", pages: str, runs: dict[str, TrackedRun]
@@ -85,6 +86,7 @@ def test_page_of_a_run_shows_a_curve_with_a_point_per_epoch_for_every_metric(
     assert all(metric in shown for metric in METRICS)
 
 
+@pytest.mark.full
 @pytest.mark.timeout(240)
 def test_the_link_to_a_run_opens_it_among_trainings(browser: "Chrome", pages: str, runs: dict[str, TrackedRun]) -> None:
     """L6: MLflow opens its pages among judges and traces otherwise."""

@@ -5,17 +5,23 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import yaml
 
 from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.checkpoint_store import Location
-from mirrorspark.testing.faults import Act, Run
+from mirrorspark.testing import faults
+from mirrorspark.testing.faults import Act, Fault, Run
 from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE, load_recipe
 from tests.conftest import PATIENCE
 
@@ -27,14 +33,15 @@ Events = list[dict[str, Any]]
 JOB_SECONDS = 600
 """When a whole job in a process of its own is given up. It takes about one minute, but many where other work runs."""
 
-# Every day up to the ninth: a third of the rows, with all three splits. The query looks at no other day of a flight, so
+# Every day up to the third: a tenth of the rows, with all three splits. The query looks at no other day of a flight, so
 # the other days need not go through its windows and joins.
-_ALL_DAYS, _SOME_DAYS = "FROM flights\n", "FROM flights WHERE day <= 9\n"
+_ALL_DAYS, _SOME_DAYS = "FROM flights\n", "FROM flights WHERE day <= 3\n"
+_KNOBS = {"baseline": "none", "epochs": 4, "global_batch_size": 256}
 
 
 @pytest.fixture(scope="session")
 def some_flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the flights recipe on a third of its rows, without its baseline."""
+    """Return the folder of the flights recipe on a tenth of its rows, without its baseline."""
     folder = tmp_path_factory.mktemp("recipes") / "some_flights"
     folder.mkdir()
     knobs = load_recipe("flights")
@@ -42,7 +49,7 @@ def some_flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     knobs.pop("recipe")
     assert sql.count(_ALL_DAYS) == 1
     (folder / SQL_FILE).write_text(sql.replace(_ALL_DAYS, _SOME_DAYS), encoding="utf-8")
-    (folder / RECIPE_FILE).write_text(yaml.safe_dump(knobs | {"baseline": "none", "epochs": 4}), encoding="utf-8")
+    (folder / RECIPE_FILE).write_text(yaml.safe_dump(knobs | _KNOBS), encoding="utf-8")
     return folder
 
 
@@ -57,11 +64,87 @@ def own_python_workers(request: pytest.FixtureRequest, spark: "SparkSession", mo
     monkeypatch.setitem(spark.sparkContext.environment, "MIRRORSPARK_TEST", request.node.nodeid)
 
 
+def newest_run(output: Path) -> Path | None:
+    """Return the folder of the run under ``output`` that had an event last; None if there is none."""
+    files = sorted(output.glob("runs/*/events.jsonl"), key=lambda path: path.stat().st_mtime)
+    return files[-1].parent if files else None
+
+
 def read_events(output: Path) -> Events:
     """Return the events of the newest run under ``output``; a line that is being written is left out."""
-    files = sorted(output.glob("runs/*/events.jsonl"), key=lambda path: path.stat().st_mtime)
-    lines = files[-1].read_text(encoding="utf-8").splitlines(keepends=True) if files else []
+    run = newest_run(output)
+    lines = (run / "events.jsonl").read_text(encoding="utf-8").splitlines(keepends=True) if run else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+_MARK = "MIRRORSPARK_TEST_MARK"
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A main job in a process of its own.
+
+    Attributes:
+        process: Of the driver; the leader of a process group, as a shell would have it.
+        output: Folder of its run.
+        log: What it prints.
+        mark: What the environment of all that it starts holds, wherever that goes.
+    """
+
+    process: "subprocess.Popen[bytes]"
+    output: Path
+    log: Path
+    mark: str
+
+    @property
+    def run(self) -> Path:
+        """Folder of the newest run of its output."""
+        run = newest_run(self.output)
+        assert run is not None
+        return run
+
+    def events(self, since: float = 0.0) -> Events:
+        """Return the events of its run from that time on."""
+        # An epoch that ended while no driver listened has no time: the driver that goes on reads it in a checkpoint.
+        return [event for event in read_events(self.output) if event.get("time", since) >= since]
+
+    def family(self) -> list[psutil.Process]:
+        """Return all that it has started and that still runs."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get(_MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def ranks(self, since: float = 0.0) -> dict[int, int]:
+        """Return the process of each rank."""
+        return {event["rank"]: event["process"] for event in self.events(since) if event["event"] == "phase"}
+
+    def ended(self, seconds: float) -> tuple[int, str]:
+        """Return its exit status and its last line, once it and all that it has started are gone."""
+        status = self.process.wait(seconds)
+        wait_until(lambda: not self.family(), 20, "the end of all that the driver had started", is_promised=True)
+        *_, last = ["", *self.log.read_text(encoding="utf-8").splitlines()]
+        return status, last
+
+
+@contextlib.contextmanager
+def driver(flags: list[str], output: Path, log: Path, fault: Fault | None = None) -> Iterator[Driver]:
+    """Start the main job with these flags in a process, and let nothing of it outlive the block."""
+    mark = uuid.uuid4().hex
+    command = [sys.executable, "-m", "mirrorspark.training.run", *flags, f"--output={output}"]
+    environment = os.environ | {_MARK: mark} | ({} if fault is None else {faults.VARIABLE: str(fault)})
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, start_new_session=True)
+    started = Driver(process, output, log, mark)
+    try:
+        yield started
+    finally:
+        for left in started.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+        process.wait(20)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str, *, is_promised: bool = False) -> None:

@@ -103,6 +103,7 @@ def test_missing_column_in_the_file(say: Say, folder: Path) -> None:
     assert nothing_is_left(folder)
 
 
+@pytest.mark.full
 def test_missing_column_in_the_table(say: Say, folder: Path) -> None:
     write_recipe(folder, RECIPE, SQL.replace("city, ", ""))
     status, line = say()
@@ -111,6 +112,7 @@ def test_missing_column_in_the_table(say: Say, folder: Path) -> None:
     assert nothing_is_left(folder)
 
 
+@pytest.mark.full
 def test_column_of_the_wrong_type(say: Say, folder: Path) -> None:
     write_recipe(folder, RECIPE | {"features": {"age": {"kind": "numeric"}, "city": {"kind": "numeric"}}})
     status, line = say()
@@ -127,6 +129,7 @@ def test_query_that_spark_cannot_run(say: Say, folder: Path) -> None:
     assert nothing_is_left(folder)
 
 
+@pytest.mark.full
 def test_label_with_one_class_only(say: Say, folder: Path) -> None:
     write_data(folder, rows(bought=lambda number: 1))
     status, line = say()
@@ -135,6 +138,7 @@ def test_label_with_one_class_only(say: Say, folder: Path) -> None:
     assert nothing_is_left(folder)
 
 
+@pytest.mark.full
 def test_label_that_is_neither_zero_nor_one(say: Say, folder: Path) -> None:
     write_data(folder, rows(bought=lambda number: number % 3))
     status, line = say()

@@ -132,11 +132,11 @@ def test_the_same_rows_have_the_same_hash_whatever_their_order(spark: "SparkSess
 @pytest.mark.parametrize(
     ("schema", "one", "other"),
     [
-        ("a int, b int", (None, 1), (1, None)),
+        pytest.param("a int, b int", (None, 1), (1, None), marks=pytest.mark.full),
         ("a array<int>, b array<int>", ([1], [2, 3]), ([1, 2], [3])),
-        ("a array<int>", ([1, None],), ([None, 1],)),
-        ("a array<array<int>>", ([[1], [2]],), ([[1, 2]],)),
-        ("a struct<x:int>", ((None,),), (None,)),
+        pytest.param("a array<int>", ([1, None],), ([None, 1],), marks=pytest.mark.full),
+        pytest.param("a array<array<int>>", ([[1], [2]],), ([[1, 2]],), marks=pytest.mark.full),
+        pytest.param("a struct<x:int>", ((None,),), (None,), marks=pytest.mark.full),
         ("a map<string, int>, b map<string, int>", ({"x": 1}, {"y": 2}), ({"x": 1, "y": 2}, {})),
     ],
 )

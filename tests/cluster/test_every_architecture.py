@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(600)
 
 comment = contract.comment
-# One of rows, one with vectors and items, and one of sums of weights are in every run of the tests.
-FAMILIES = ("multi_class", "two_tower" + WITH_ITEMS, "ease")
+# One of rows, and one with vectors and items, are in every run of the tests.
+FAMILIES = ("multi_class", "two_tower" + WITH_ITEMS)
 OTHERS = sorted({*catalog.ARCHITECTURES, *RECOMMENDER_OPTIONS} - {contract.name_of(case) for case in FAMILIES})
 
 

@@ -43,7 +43,10 @@ MANY_RANGES = (
 )
 
 
-@pytest.mark.parametrize("experiment", [RANKER, MANY_RANGES], ids=["two-variants", "layer-holdout-and-many-ranges"])
+@pytest.mark.parametrize(
+    "experiment",
+    [pytest.param(RANKER, id="two-variants", marks=pytest.mark.full), pytest.param(MANY_RANGES, id="many-ranges")],
+)
 def test_spark_gives_100_000_units_the_variants_that_python_gives_them(
     spark: "SparkSession", experiment: Experiment
 ) -> None:

@@ -148,6 +148,7 @@ def test_a_lost_worker_and_one_that_hangs_cost_an_attempt_each_and_change_nothin
     assert [point.step for point in curve] == [1, 2, 3, 4]
 
 
+@pytest.mark.full
 def test_an_error_of_the_function_comes_back_as_it_was_and_is_not_tried_again(
     spark: "SparkSession", output: Path
 ) -> None:

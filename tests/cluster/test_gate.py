@@ -103,6 +103,7 @@ def test_metrics_of_every_slice_are_those_of_scikit_learn(
         assert one.candidate["auc"].low < one.candidate["auc"].value < one.candidate["auc"].high
 
 
+@pytest.mark.full
 def test_intervals_do_not_depend_on_the_partitions(table: "DataFrame", registry: FolderRegistry) -> None:
     model = registry.folder / "late" / "2"
     one, other = (
@@ -142,8 +143,11 @@ def test_a_better_version_passes_and_is_promoted(table: "DataFrame", registry: F
     ("version", "words"),
     [
         ("3", "auc.*country = de"),  # a regression in one slice
-        ("4", "the candidate has the input other"),  # a changed schema
-        ("2", "parity"),  # one wrong score
+        # A changed schema, and one wrong score.
+        *(
+            pytest.param(*case, marks=pytest.mark.full)
+            for case in (("4", "the candidate has the input other"), ("2", "parity"))
+        ),
     ],
 )
 def test_a_planted_fault_blocks_the_promotion(

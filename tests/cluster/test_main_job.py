@@ -1,8 +1,10 @@
-"""The main job on real flights: two workers, killed workers, a fault of the user's own."""
+"""The main job on real flights: two workers, kills of all that takes part, a fault of the user's own."""
 
+import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -29,7 +31,8 @@ from mirrorspark.testing.faults import Trigger
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.pipeline import recipe_table
 from mirrorspark.training.run import main
-from tests.cluster.conftest import kill_within_an_epoch, read_events
+from mirrorspark.training.run_records.run_state import read_state
+from tests.cluster.conftest import JOB_SECONDS, driver, kill_within_an_epoch, read_events
 from tests.conftest import PATIENCE
 
 if TYPE_CHECKING:
@@ -194,22 +197,41 @@ def test_nothing_is_left_of_the_workers(unbroken: Finished) -> None:
     assert all(name.startswith("step-") or fnmatch(name, FENCE) for name in names)
 
 
-def test_killed_ranks_restart_within_the_epoch_and_the_run_ends_bit_for_bit(unbroken: Finished) -> None:
-    """T6, L16: a worker, then the chief; one MLflow run, an unbroken curve, and the weights of a run without kills."""
-    flags = [f"--recipe={_recipe_of(unbroken)}", "--workers=2", "--no-resume", "--no-explain"]
-    half = next(event["steps"] for event in read_events(unbroken.output) if event["event"] == "train_begin") / 2
-    chief = kill_within_an_epoch(0, epoch=2, until=half)
-    with (
-        faults.inject_when(unbroken.output, Trigger(epoch=1), kill_within_an_epoch(1, until=half)),
-        faults.inject_when(unbroken.output, Trigger(epoch=2, attempt=2), chief),
-    ):
-        broken = run(unbroken.output, *flags, "--checkpoint-every-steps=10", "--steps-per-execution=10")
-    assert broken.summary["dataset"]["reused"]
-    events = read_events(unbroken.output)
-    resumed_from = [event["resumed_from"] for event in events if event["event"] == "attempt"]
-    steps = next(event["steps"] for event in events if event["event"] == "train_begin")
-    assert len(resumed_from) == broken.summary["attempts"] == 3
+@pytest.mark.timeout(2 * JOB_SECONDS)
+def test_killed_ranks_and_a_killed_driver_go_on_within_the_epoch_and_the_run_ends_bit_for_bit(
+    unbroken: Finished, tmp_path: Path
+) -> None:
+    """T6, T7, L16: a worker, the chief, then the driver; one MLflow run, an unbroken curve, and equal weights."""
+    output = unbroken.output
+    flags = [f"--recipe={_recipe_of(unbroken)}", "--workers=2", "--no-explain"]
+    flags += ["--checkpoint-every-steps=10", "--steps-per-execution=10"]
+    half = next(event["steps"] for event in read_events(output) if event["event"] == "train_begin") / 2
+    worker, chief = kill_within_an_epoch(1, until=half), kill_within_an_epoch(0, epoch=2, until=half)
+    with contextlib.ExitStack() as planned:
+        for kill in (
+            faults.inject_when(output, Trigger(epoch=1), worker, timeout_seconds=JOB_SECONDS),
+            faults.inject_when(output, Trigger(epoch=2, attempt=2), chief, timeout_seconds=JOB_SECONDS),
+            faults.kill_driver(output, Trigger(epoch=3, attempt=3), timeout_seconds=JOB_SECONDS),
+        ):
+            planned.enter_context(kill)
+        killed = planned.enter_context(driver([*flags, "--no-resume"], output, tmp_path / "killed.log"))
+        status, last = killed.ended(JOB_SECONDS)
+    assert status == -signal.SIGKILL, last
+    begun = read_events(output)
+    resumed_from = [event["resumed_from"] for event in begun if event["event"] == "attempt"]
+    steps = next(event["steps"] for event in begun if event["event"] == "train_begin")
+    assert len(resumed_from) == 3
     assert all(step % steps for step in resumed_from[1:])
+    left = read_state(killed.run)
+    assert left is not None
+    assert left.status == "running"
+
+    broken = run(output, *flags)
+    assert broken.summary["dataset"]["reused"]
+    assert Path(broken.summary["run_folder"]) == killed.run
+    assert broken.summary["run_id"] == left.mlflow_run_id
+    *_, resumed = (event["resumed_from"] for event in read_events(output)[len(begun) :] if event["event"] == "attempt")
+    assert resumed >= resumed_from[-1] > 2 * steps
     assert broken.epochs_in_mlflow() == [1, 2, 3, 4]
     # Dropout and all: every weight, and the optimizer's state.
     assert weights_of(broken.last_checkpoint) == weights_of(unbroken.last_checkpoint)

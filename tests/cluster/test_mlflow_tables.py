@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.parametrize(
     ("table", "key", "export"),
-    [(ORDERS, "order_id", export_orders), (TYPES, "id", export_types)],
+    [pytest.param(ORDERS, "order_id", export_orders, marks=pytest.mark.full), (TYPES, "id", export_types)],
     ids=["kinds", "types"],
 )
 def test_a_spark_udf_takes_the_very_table_of_the_training(

@@ -132,6 +132,7 @@ def test_a_date_that_has_finished_is_not_run_again(first: PipelineRecord, folder
         run_pipeline(config(folder, "2026-01-03"), settings)
 
 
+@pytest.mark.full
 def test_a_week_later_the_champion_is_where_training_begins_and_what_it_is_compared_with(
     first: PipelineRecord,
     folder: Path,

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(300)
 
 HAS_SCANN = importlib.util.find_spec("scann") is not None
-INDEXES = ["exact", "ivf", *(["scann"] if HAS_SCANN else [])]
+# Our IVF index is searched where ScaNN is not installed.
+INDEXES = ["exact", *([pytest.param("ivf", marks=pytest.mark.full), "scann"] if HAS_SCANN else ["ivf"])]
 MOVIES = [f"m{number}" for number in range(40)]
 ROWS = pa.table(
     {
@@ -99,6 +100,7 @@ def test_lists_hold_the_best_that_are_available_and_not_seen(rows: "DataFrame", 
     assert not set(found[0]) & {"m1", "m2"}
 
 
+@pytest.mark.full
 def test_a_user_is_folded_in_as_spark_computes_those_of_the_training(spark: "SparkSession") -> None:
     """R2: so that rows of users who came later, and those of the training, get the scores of Spark's model."""
     settings = classical.ALS(rank=4, iterations=1, l2=0.1, alpha=5.0)
@@ -163,6 +165,7 @@ def test_candidates_of_another_type_or_column_are_refused(
         recommend(rows, movies, keys="row", k=3, available=spark.createDataFrame([(1.5,)], "movie double"))
 
 
+@pytest.mark.full
 def test_a_model_that_scores_is_refused(rows: "DataFrame", tmp_path: Path) -> None:
     with pytest.raises(ScoringError, match="is not a retrieval model, it has no candidates to recommend; use score"):
         recommend(rows, export_flights(tmp_path / "flights", seed=1), keys="row", k=3)

@@ -33,6 +33,7 @@ UTC = datetime.UTC
 BOOKED = [datetime.datetime(2026, 1, day, hour, tzinfo=UTC) for day, hour in ((9, 4), (9, 5), (9, 6), (1, 5), (12, 0))]
 
 
+@pytest.mark.full
 def test_table_files_sql_and_predictor_agree(spark: "SparkSession", tmp_path: Path) -> None:
     router = Router(
         (Route("young", "booked", younger_than_days=2, nulls="match"), Route("old")),

@@ -246,6 +246,7 @@ def test_a_report_has_speed_cost_failures_and_drift_as_tables_page_and_mlflow_ru
     assert names == {"report.html", "report_models.parquet", "report_microbatches.parquet"}
 
 
+@pytest.mark.full
 def test_a_report_of_an_unfinished_run_says_what_has_no_times(
     begin: Begin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -269,6 +270,7 @@ def test_a_report_of_an_unfinished_run_says_what_has_no_times(
     assert command.main(["report", str(tmp_path / "none")]) == command.EXIT_USAGE
 
 
+@pytest.mark.full
 def test_more_bad_models_than_the_budget_end_the_run_before_it_begins(
     begin: Begin, models_of_which_three_are_bad: dict[str, Fleet | Path], tmp_path: Path
 ) -> None:
@@ -328,6 +330,7 @@ def test_a_run_whose_disk_is_full_goes_on_once_there_is_room(
     assert command.main(["status", str(output)]) == command.EXIT_DONE
 
 
+@pytest.mark.full
 def test_a_run_that_is_only_begun_is_scored_by_drivers_of_some_microbatches_each(
     spark: "SparkSession", begin: Begin, clean: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,6 +356,7 @@ def test_a_run_that_is_only_begun_is_scored_by_drivers_of_some_microbatches_each
     assert digests(output) == clean
 
 
+@pytest.mark.full
 def test_a_model_that_raises_an_error_in_a_task_has_null_outputs_in_that_microbatch(
     spark: "SparkSession", begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,6 +449,7 @@ def test_models_of_other_libraries_are_scored_in_the_same_pass_and_fail_alone(
     np.testing.assert_allclose(spring[2][~is_above], 2 * rows["c0"][~is_above], rtol=1e-6)
 
 
+@pytest.mark.full
 def test_models_that_fail_in_another_driver_count_for_the_result_and_the_budget(
     spark: "SparkSession",
     begin: Begin,
@@ -484,6 +489,7 @@ def test_models_that_fail_in_another_driver_count_for_the_result_and_the_budget(
     assert (run.scored, run.failed_models) == (0, ("m5", "m8"))
 
 
+@pytest.mark.full
 def test_three_failures_in_a_row_or_one_with_fail_fast_end_the_run(
     begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,6 +503,7 @@ def test_three_failures_in_a_row_or_one_with_fail_fast_end_the_run(
     assert len(started) == 2
 
 
+@pytest.mark.full
 def test_a_driver_that_ends_in_the_middle_and_a_part_that_is_deleted_leave_no_trace(
     spark: "SparkSession", begin: Begin, clean: dict[str, str], tmp_path: Path
 ) -> None:
@@ -620,6 +627,7 @@ def test_a_model_over_its_time_has_null_outputs_and_a_resumed_run_keeps_the_limi
     assert {(one["stage"], one["error"]) for one in errors} == {("score", "ModelTimeError")}
 
 
+@pytest.mark.full
 def test_a_model_over_its_memory_has_null_outputs_and_the_others_are_scored(
     begin: Begin, fleet: Fleet, clean: dict[str, str], tmp_path: Path
 ) -> None:
@@ -723,6 +731,7 @@ def test_a_plan_that_cannot_be_made_is_refused(
             plan_fleet(spark, fleet, files, **({"keys": "key"} | others))
 
 
+@pytest.mark.full
 def test_microbatches_at_a_time_are_in_pools_of_their_own(
     spark: "SparkSession", begin: Begin, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -740,6 +749,7 @@ def test_microbatches_at_a_time_are_in_pools_of_their_own(
     assert len({*pools}) == 2
 
 
+@pytest.mark.full
 def test_the_plan_of_the_command_has_a_run_for_each_cluster_which_together_are_the_whole(
     spark: "SparkSession",
     fleet: Fleet,

@@ -36,7 +36,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.timeout(300)
 
 # Several groups of rows for each of two tasks.
-ROWS = 100_000
+ROWS = 40_000
 ROW_GROUPS = 50
 
 
@@ -115,7 +115,7 @@ def with_column(table: pa.Table, name: str, column: pa.Array | pa.ChunkedArray) 
     return table.set_column(table.schema.get_field_index(name), name, column)
 
 
-@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize("names", [("a", "b"), pytest.param(("b", "a"), marks=pytest.mark.full)])
 def test_files_of_several_schemas_are_read_by_spark_as_one_table(
     spark: "SparkSession", model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, names: tuple[str, str]
 ) -> None:
@@ -143,6 +143,7 @@ def test_files_of_several_schemas_are_read_by_spark_as_one_table(
     assert found["score"].to_pylist() == pytest.approx(by_hand["score"].to_pylist(), rel=0, abs=1e-6)
 
 
+@pytest.mark.full
 def test_partition_folders_are_columns_of_files_of_several_schemas_too(
     spark: "SparkSession", model: Path, tmp_path: Path
 ) -> None:
@@ -182,6 +183,7 @@ def test_keys_keep_their_types_and_the_version_can_be_left_out(
     assert [type_ for _, type_ in of_spark] == expected
 
 
+@pytest.mark.full
 def test_files_that_spark_wrote_keep_their_moments(spark: "SparkSession", model: Path, tmp_path: Path) -> None:
     """Spark's own timestamps do not say in the file that they are in UTC."""
     moment = "timestamp '2024-05-01 12:00:00 Europe/Berlin' AS at"
@@ -193,6 +195,7 @@ def test_files_that_spark_wrote_keep_their_moments(spark: "SparkSession", model:
     assert found.selectExpr(f"at = {moment.removesuffix(' AS at')} AS same").distinct().collect() == [(True,)]
 
 
+@pytest.mark.full
 def test_columns_that_pandas_calls_categories_are_texts(spark: "SparkSession", model: Path, tmp_path: Path) -> None:
     place = FLIGHTS.schema.get_field_index("carrier")
     pq.write_table(FLIGHTS, tmp_path / "plain.parquet")
@@ -243,7 +246,9 @@ def test_the_files_of_a_table_or_a_glob_are_never_written_over(
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("paths", ["flights", "flights/*", "flights/*/*.parquet"])
+@pytest.mark.parametrize(
+    "paths", [*(pytest.param(name, marks=pytest.mark.full) for name in ("flights", "flights/*")), "flights/*/*.parquet"]
+)
 def test_scores_are_never_written_where_they_would_be_input(
     spark: "SparkSession", model: Path, tmp_path: Path, paths: str
 ) -> None:
@@ -257,6 +262,7 @@ def test_scores_are_never_written_where_they_would_be_input(
     assert scored.rows == FLIGHTS.num_rows, "hidden files are not read"
 
 
+@pytest.mark.full
 def test_columns_of_any_name_are_scored_where_spark_reads(spark: "SparkSession", model: Path, tmp_path: Path) -> None:
     frame = spark.createDataFrame([tuple(row.values()) for row in FLIGHTS.to_pylist()], FLIGHTS_DDL)
     frame.withColumnRenamed("flight_id", "flight.id").coalesce(1).write.orc(str(tmp_path / "flights"))
@@ -349,7 +355,9 @@ def test_unsuitable_input_is_refused_before_a_task_starts(
     assert not target.exists()
 
 
-@pytest.mark.parametrize("mode", ["append", "overwrite", "error"])
+@pytest.mark.parametrize(
+    "mode", ["append", *(pytest.param(mode, marks=pytest.mark.full) for mode in ("overwrite", "error"))]
+)
 def test_scores_are_not_written_into_a_table_with_a_log(
     spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, mode: str
 ) -> None:
@@ -380,17 +388,18 @@ def test_tasks_that_would_take_too_long_become_more_with_the_same_scores(
 def test_tasks_are_as_many_as_the_measured_speed_asks_for(
     spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 10,000 rows in a task, of 50 row groups of 2,000.
-    monkeypatch.setattr("mirrorspark.scoring.files.speed_of", lambda *_: Speed(100_000.0, loads=3))
+    # 4,000 rows in a task, of 50 row groups of 800.
+    monkeypatch.setattr("mirrorspark.scoring.files.speed_of", lambda *_: Speed(40_000.0, loads=3))
     scored = score_files(spark, flights, model, tmp_path / "scores", keys="flight_id", task_seconds=0.1)
     assert (len(scored.files), scored.predicted_task_seconds) == (10, 0.1)
-    assert [pq.read_metadata(tmp_path / "scores" / file).num_rows for file in scored.files] == [10_000] * 10
+    assert [pq.read_metadata(tmp_path / "scores" / file).num_rows for file in scored.files] == [4_000] * 10
     assert scored.counters.loads >= 3
     # Short enough as it is, and said so.
     again = score_files(spark, flights, model, tmp_path / "again", keys="flight_id", task_seconds=0.5)
     assert (len(again.files), again.predicted_task_seconds) == (2, 0.5)
 
 
+@pytest.mark.full
 def test_the_speed_is_measured_once_in_a_session(
     spark: "SparkSession", flights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -404,6 +413,7 @@ def test_the_speed_is_measured_once_in_a_session(
     assert again.predicted_task_seconds == first.predicted_task_seconds
 
 
+@pytest.mark.full
 def test_a_measurement_that_fails_leaves_nothing(
     spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,7 +166,7 @@ def test_the_shards_of_a_dataset_are_refused_for_their_features_are_encoded(
         score_tfrecords(spark, tmp_path / "shards", models.first, keys="flight_id")
 
 
-@pytest.mark.parametrize("layout", ["row", "block"])
+@pytest.mark.parametrize("layout", [pytest.param("row", marks=pytest.mark.full), "block"])
 def test_boolean_tokens_are_scored_from_files_as_they_are_from_the_table(
     spark: "SparkSession", tmp_path: Path, layout: str
 ) -> None:
@@ -352,6 +352,7 @@ def test_invalid_arguments_of_score_are_refused_before_a_task_starts(
     assert spark.sparkContext.statusTracker().getJobIdsForGroup(group) == []
 
 
+@pytest.mark.full
 def test_a_retrieval_model_with_a_scann_index_loads_in_a_worker_and_gives_lists(
     spark: "SparkSession", tmp_path: Path
 ) -> None:
@@ -434,6 +435,7 @@ def test_a_model_that_an_executor_cannot_load_is_told_in_one_line(tmp_path: Path
     assert not scores.exists()
 
 
+@pytest.mark.full
 def test_features_of_every_kind_are_scored_on_spark(spark: "SparkSession", tmp_path: Path) -> None:
     """Times, maps, pairs of arrays and texts reach the model as they do in this process (S3, F9).
 

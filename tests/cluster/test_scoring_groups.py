@@ -107,7 +107,7 @@ def test_three_regions_with_labels_of_their_own_are_scored_in_one_table(
     assert told.loads <= 3 * told.processes
 
 
-@pytest.mark.parametrize("colocate", [True, False])
+@pytest.mark.parametrize("colocate", [pytest.param(True, marks=pytest.mark.full), False])
 def test_every_label_of_a_row_s_own_region_has_a_row(
     baskets: "DataFrame", models: dict[str, Path], direct: dict[int, dict[str, float]], colocate: bool
 ) -> None:
@@ -255,6 +255,7 @@ def test_a_null_policy_applies_to_the_models_that_read_the_column(
     assert [row.score for row in filled] == [expected[row.region](row.id) for row in filled]
 
 
+@pytest.mark.full
 def test_a_stream_is_scored_by_group(
     spark: "SparkSession", numbers: "DataFrame", linear: dict[str, Path], tmp_path: Path
 ) -> None:

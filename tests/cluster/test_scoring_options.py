@@ -186,6 +186,7 @@ def test_a_stream_has_the_scores_of_the_batch(
     assert scores == pytest.approx(direct(model), rel=0, abs=1e-6)
 
 
+@pytest.mark.full
 def test_files_that_a_stream_wrote_are_read_by_spark_which_knows_those_that_count(
     spark: "SparkSession", flights: "DataFrame", model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,7 +209,9 @@ def scores_in(folder: Path, key: str = "flight_id") -> dict[Any, float]:
     return dict(zip(table[key].to_pylist(), table["score"].to_pylist(), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["orc", pytest.param("tfrecord", marks=pytest.mark.full), "table"])
+@pytest.mark.parametrize(
+    "kind", [*(pytest.param(kind, marks=pytest.mark.full) for kind in ("orc", "tfrecord")), "table"]
+)
 def test_formats_other_than_parquet_are_read_by_spark(
     spark: "SparkSession", flights: "DataFrame", model: Path, tmp_path: Path, kind: str
 ) -> None:
@@ -227,6 +230,7 @@ def test_formats_other_than_parquet_are_read_by_spark(
     assert scores_in(tmp_path / "scores") == pytest.approx(direct(model), rel=0, abs=1e-6)
 
 
+@pytest.mark.full
 def test_an_empty_table_is_one_file_without_rows(
     spark: "SparkSession", flights: "DataFrame", model: Path, tmp_path: Path
 ) -> None:
@@ -365,6 +369,7 @@ def test_nulls_are_what_the_caller_says(spark: "SparkSession", flights: "DataFra
         score(flights, model, keys="flight_id", nulls={"minute": 0})
 
 
+@pytest.mark.full
 def test_nan_scores_are_counted_and_told(
     spark: "SparkSession",
     tmp_path: Path,
@@ -414,6 +419,7 @@ def test_the_command_takes_all_of_it(
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_a_registry_that_nobody_answers_for_ends_the_command_in_one_line(
     spark: "SparkSession", tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -432,6 +438,7 @@ def test_a_registry_that_nobody_answers_for_ends_the_command_in_one_line(
 # A task that fails takes its Python worker along, and the next one imports TensorFlow anew: these tests come last.
 
 
+@pytest.mark.full
 def test_executors_of_other_versions_refuse_before_the_first_row(
     spark: "SparkSession", flights: "DataFrame", tmp_path: Path
 ) -> None:
@@ -465,6 +472,7 @@ def test_a_bad_row_of_a_table_is_named_by_its_key_and_in_sql_by_its_place(
     assert f"the row number 1 of 3 scored together (the first is 0) {fault}" in task_message(caught.value)
 
 
+@pytest.mark.full
 def test_a_master_that_is_none_ends_the_command_in_one_line(model: Path, tmp_path: Path) -> None:
     command = ["--model", str(model), "--input", str(tmp_path), "--output", str(tmp_path / "scores"), "--keys", "id"]
     done = subprocess.run(

@@ -53,7 +53,7 @@ def test_hooks_of_a_saved_model_are_traced_once_in_each_python_worker_where_call
         assert told.traces == told.processes
 
 
-@pytest.mark.parametrize("rows", [CALL, None])
+@pytest.mark.parametrize("rows", [pytest.param(CALL, marks=pytest.mark.full), None])
 def test_a_keras_file_and_its_graph_are_traced_when_it_is_loaded_and_never_again(
     spark: "SparkSession", tmp_path: Path, rows: int | None
 ) -> None:

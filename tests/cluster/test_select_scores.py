@@ -81,7 +81,7 @@ def test_an_audience_is_read_from_two_elements_of_packed_lists(
     assert sorted(row["key"] for row in select_scores(spark.read.parquet(str(packed)), CONDITION).collect()) == expected
 
 
-@pytest.mark.parametrize("layout", ["wide", "packed"])
+@pytest.mark.parametrize("layout", [pytest.param("wide", marks=pytest.mark.full), "packed"])
 def test_an_audience_of_a_run_joins_the_steps_of_its_models(
     spark: "SparkSession", fleet: Fleet, file: Path, expected: list[int], layout: str, tmp_path: Path
 ) -> None:
@@ -135,6 +135,7 @@ def test_ranks_of_a_run_are_among_the_rows_of_all_its_prefixes(
         rank_scores(tmp_path / "both", spark=spark)
 
 
+@pytest.mark.full
 def test_a_key_may_have_the_name_of_an_output_in_wide_scores(
     spark: "SparkSession", fleet: Fleet, table: pa.Table, tmp_path: Path
 ) -> None:

@@ -205,6 +205,7 @@ def test_a_second_conversion_encodes_only_what_is_new(
         converted("other", first.embedded[0])
 
 
+@pytest.mark.full
 def test_a_conversion_refuses_images_that_cannot_be_read_and_keeps_the_vectors_of_all_others(
     spark: "SparkSession", tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

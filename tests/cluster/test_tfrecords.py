@@ -55,6 +55,10 @@ pytestmark = pytest.mark.timeout(600)
 PROGRAMS = Path(__file__).parent / "programs"
 UTC = datetime.UTC
 
+# Both layouts share most of what reads and writes them: the other one is tried where there is time.
+MOST_IN_BLOCKS = (pytest.param("row", marks=pytest.mark.full), "block")
+MOST_IN_ROWS = ("row", pytest.param("block", marks=pytest.mark.full))
+
 # Per column its type, and three values that files hold exactly: floats that float32 holds.
 COLUMNS: dict[str, tuple[Any, list[Any]]] = {
     "bool": (BooleanType(), [True, False, None]),
@@ -105,8 +109,15 @@ def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("layout", ["row", "block"])
-@pytest.mark.parametrize("codec", ["none", "gzip", "zlib"])
+@pytest.mark.parametrize(
+    ("codec", "layout"),
+    [
+        ("none", "row"),
+        ("gzip", "block"),
+        *(pytest.param(*case, marks=pytest.mark.full) for case in (("none", "block"), ("gzip", "row"))),
+        *(pytest.param("zlib", layout, marks=pytest.mark.full) for layout in ("row", "block")),
+    ],
+)
 def test_every_type_comes_back(
     spark: "SparkSession", every_type: "DataFrame", tmp_path: Path, layout: str, codec: str
 ) -> None:
@@ -140,7 +151,7 @@ def test_an_inferred_schema_reads_what_records_hold(
     assert {row.long for row in back.collect()} == {-(2**63), 2**63 - 1, None}
 
 
-@pytest.mark.parametrize("layout", ["row", "block"])
+@pytest.mark.parametrize("layout", MOST_IN_BLOCKS)
 def test_ml_vectors_come_back(spark: "SparkSession", tmp_path: Path, layout: str) -> None:
     schema = StructType([StructField("id", LongType()), StructField("v", VectorUDT())])
     rows = [
@@ -191,7 +202,7 @@ def test_tensorflow_reads_what_was_written(spark: "SparkSession", tmp_path: Path
     assert [value for example in parsed for value in example["quarter"].numpy()] == [0.0, 0.25, 0.5, 0.75, 1.0]
 
 
-@pytest.mark.parametrize("layout", ["row", "block"])
+@pytest.mark.parametrize("layout", MOST_IN_BLOCKS)
 def test_columns_that_are_not_asked_for_are_not_decoded(spark: "SparkSession", tmp_path: Path, layout: str) -> None:
     write_tfrecords(spark.range(3).selectExpr("id", "id as a", "'x' as b"), tmp_path / "t", layout=layout)
 
@@ -203,7 +214,7 @@ def test_columns_that_are_not_asked_for_are_not_decoded(spark: "SparkSession", t
         read_tfrecords(spark, tmp_path / "t", columns=["id", "c"])
 
 
-@pytest.mark.parametrize("layout", ["row", "block"])
+@pytest.mark.parametrize("layout", MOST_IN_ROWS)
 def test_partition_columns_are_folders_and_come_back(spark: "SparkSession", tmp_path: Path, layout: str) -> None:
     df = spark.range(40).selectExpr("id", "id % 3 as day", "if(id % 2 = 0, 'a/b', null) as place").repartition(2)
 
@@ -244,7 +255,7 @@ def test_timestamps_that_name_folders_are_in_utc_whatever_the_sessions_zone(
     ]
 
 
-@pytest.mark.parametrize("layout", ["row", "block"])
+@pytest.mark.parametrize("layout", MOST_IN_BLOCKS)
 def test_columns_may_have_any_name(spark: "SparkSession", tmp_path: Path, layout: str) -> None:
     """A dot, a space and a slash, a quote, and two names that differ in case only."""
     names = ["user.id", "a b/c", "a", "A", "q`q", "day.of"]
@@ -257,7 +268,7 @@ def test_columns_may_have_any_name(spark: "SparkSession", tmp_path: Path, layout
     assert as_set(back) == {"(1, 2, 3, 4, 5, 6)", "(7, 8, 9, 10, 11, 12)"}
 
 
-@pytest.mark.parametrize("layout", ["row", "block"])
+@pytest.mark.parametrize("layout", MOST_IN_BLOCKS)
 def test_no_number_and_infinity_come_back(spark: "SparkSession", tmp_path: Path, layout: str) -> None:
     numbers = [float("nan"), float("inf"), -float("inf"), -0.0, 1.5]
     df = spark.createDataFrame(
@@ -372,7 +383,7 @@ def test_hidden_and_empty_files_are_passed_over(spark: "SparkSession", tmp_path:
 # --- Parquet, past the JVM --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", ["row", "block"])
+@pytest.mark.parametrize("layout", MOST_IN_ROWS)
 def test_parquet_files_become_tfrecords_inside_the_tasks(spark: "SparkSession", tmp_path: Path, layout: str) -> None:
     df = spark.range(0, 5000, 1, 3).selectExpr(
         "id", "id / 8 as eighth", "array(id, id) as pair", "timestamp_micros(id) as moment", "id % 2 as day"

@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mirrorspark.data_pipelines.spark import tasks
-from tests.cluster.conftest import some_flights
 from tests.faults.operations import Operation, all_operations, end_process, run_here
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-
-__all__ = ["some_flights"]
 
 # Takes a name and numbers by what they count.
 Count = Callable[[str, Mapping[str, int]], None]

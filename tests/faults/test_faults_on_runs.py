@@ -156,9 +156,9 @@ def place(spark: "SparkSession", tmp_path_factory: pytest.TempPathFactory) -> Pl
 
 
 @pytest.fixture(scope="module")
-def unbroken(place: Place) -> Trained:
-    """Two workers that nobody disturbs."""
-    return place.train("unbroken")
+def unbroken(place: Place, request: pytest.FixtureRequest) -> Trained:
+    """Two workers that nobody disturbs; the usual tests compare no more than three epochs."""
+    return place.train("unbroken", epochs=EPOCHS if request.config.getoption("full") else 3)
 
 
 @pytest.mark.full

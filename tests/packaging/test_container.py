@@ -73,6 +73,7 @@ def test_a_wrong_start_says_what_to_give(role: list[str], variables: dict[str, s
     assert message in done.stderr
 
 
+@pytest.mark.full
 def test_the_server_of_the_container_answers_with_its_token_and_ends_at_a_signal(tmp_path: Path) -> None:
     model = export_flights(tmp_path / "flights", seed=1)
     (tmp_path / "token").write_text("made-up\n")

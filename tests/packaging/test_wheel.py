@@ -224,7 +224,13 @@ def test_a_task_goes_from_process_to_process_beside_packages_of_the_same_names(i
     assert done.stdout == "True []\n"
 
 
-@pytest.mark.parametrize("command", [["mirrorspark"], ["python", "-m", "mirrorspark"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(["mirrorspark"], id="mirrorspark"),
+        pytest.param(["python", "-m", "mirrorspark"], id="python -m mirrorspark", marks=pytest.mark.full),
+    ],
+)
 def test_the_program_explains_itself_outside_the_clone(installation: Installation, command: list[str]) -> None:
     shown = installation.run(*command, "--help")
     assert shown.returncode == 0, shown.stderr
@@ -237,6 +243,7 @@ def test_the_program_explains_itself_outside_the_clone(installation: Installatio
         assert f"\n  {flag}" in flags.stdout
 
 
+@pytest.mark.full
 def test_module_and_command_are_the_same_program(installation: Installation) -> None:
     command = installation.run("mirrorspark", "train", "--workers", "none")
     module = installation.run("python", "-m", "mirrorspark.training.run", "--workers", "none")

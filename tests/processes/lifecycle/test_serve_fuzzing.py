@@ -48,6 +48,7 @@ def test_hostile_requests_for_models_delay_no_probe_and_are_no_failures_of_the_m
         check(Target(port, "/ping", model.name, tuple(ORDERS.column_names[1:])), process.pid)
 
 
+@pytest.mark.full
 def test_hostile_requests_for_rows_delay_no_probe(tmp_path: Path) -> None:
     with serving_rows(store_of(tmp_path, [*range(1000)])) as (port, process):
         check(Target(port, "/health"), process.pid)

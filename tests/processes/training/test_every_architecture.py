@@ -39,8 +39,8 @@ class Alone:
         return state(model)
 
 
-# One of each family is in every run of the tests: a model of rows, towers with items, and a model of sequences.
-FAMILIES = ["multi_class", "two_tower" + contract.WITH_ITEMS, "sasrec"]
+# A model of rows, and towers with items, are in every run of the tests.
+FAMILIES = ["multi_class", "two_tower" + contract.WITH_ITEMS]
 OTHERS = [case for given in contract.cases() if (case := getattr(given, "values", [given])[0]) not in FAMILIES]
 
 

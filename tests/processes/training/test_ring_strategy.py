@@ -2,7 +2,6 @@
 
 import socket
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,10 @@ import tensorflow as tf
 from mirrorspark.training.protocol.ring.errors import RingError
 from mirrorspark.training.protocol.ring.ring import Ring
 from mirrorspark.training.protocol.ring.strategy import RingStrategy
+from tests.processes.training.programs import ring_rank
 from tests.processes.training.ranks import run_together
 from tests.unit.training.conftest import free_addresses
 
-PROGRAM = Path(__file__).parent / "programs" / "ring_rank.py"
 SYNCHRONOUS = ("adam", "sgd_clipped", "adagrad_cosine", "accumulated", "xla", "scaled")
 LOCAL = ("local", "accumulated_local", "diloco")
 IN_ROUNDS = {f"{case}_in_rounds": case for case in LOCAL}
@@ -28,10 +27,12 @@ CASES = (
 
 # Each of these is traced and trained for seconds, so only `--full` has them.
 ONLY_FULL = {"sgd_clipped", "accumulated", "adagrad_cosine", "xla", "scaled", "float16", "accumulated_local", "diloco"}
-ONLY_FULL |= {in_rounds for in_rounds, case in IN_ROUNDS.items() if case in ONLY_FULL}
+ONLY_FULL |= {*IN_ROUNDS, "mean_of_accumulated_local_steps", "outer_steps_of_losses"}
 
-# Rings of three and more are tested in test_ring.py, without TensorFlow.
-WORKERS = [1, 2, pytest.param(3, marks=pytest.mark.full)]
+# Rings of three and more are tested in test_ring.py, without TensorFlow; one alone sums nothing.
+WORKERS = [pytest.param(1, marks=pytest.mark.full), 2, pytest.param(3, marks=pytest.mark.full)]
+# In every run of the tests one worker does only what two are compared with.
+ALONE = ("adam", "variables", "diverged")
 
 Results = list[dict[str, np.ndarray]]
 
@@ -41,24 +42,32 @@ def each(cases: Iterable[str]) -> list[Any]:
     return [pytest.param(case, marks=pytest.mark.full) if case in ONLY_FULL else case for case in cases]
 
 
-# The first test trains every case on one worker and on two: half a minute and a minute where nothing else runs.
+# The first test trains every case on one worker and on two: half a minute where nothing else runs.
 pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Callable[[int], Results]:
     """Return a function that gives the results of every rank of a ring, trained once for all tests."""
-    left_out = set() if request.config.getoption("--full") else ONLY_FULL
+    is_full = request.config.getoption("--full")
     folder = tmp_path_factory.mktemp("ring")
     known: dict[int, Results] = {}
+
+    def cases_of(workers: int) -> list[str]:
+        of_three = ("adam", *MEANS, *OUTER, "custom_loop", "finite_dataset")
+        cases = (*CASES, *OUTER) if workers < 3 else of_three
+        return [case for case in cases if is_full or (case not in ONLY_FULL and (workers > 1 or case in ALONE))]
 
     def of(workers: int) -> Results:
         if workers not in known:
             files = [folder / f"{workers}-{rank}.npz" for rank in range(workers)]
-            addresses = ",".join(free_addresses(workers))
-            of_three = ("adam", *MEANS, *OUTER, "custom_loop", "finite_dataset")
-            cases = ",".join(case for case in ((*CASES, *OUTER) if workers < 3 else of_three) if case not in left_out)
-            run_together([PROGRAM, rank, addresses, file, cases] for rank, file in enumerate(files))
+            cases = cases_of(workers)
+            if workers == 1:
+                ring_rank.save(Ring(0, 1), files[0], cases)
+            else:
+                addresses = ",".join(free_addresses(workers))
+                program = ring_rank.__file__
+                run_together([program, rank, addresses, file, ",".join(cases)] for rank, file in enumerate(files))
             known[workers] = [dict(np.load(file)) for file in files]
         return known[workers]
 
@@ -108,7 +117,7 @@ def test_a_step_takes_one_sum_and_one_gather_and_metrics_travel_when_they_are_re
     assert two["local/operations"] < 160
 
 
-@pytest.mark.parametrize("case", MEANS)
+@pytest.mark.parametrize("case", each(MEANS))
 @pytest.mark.parametrize("workers", WORKERS)
 def test_after_their_local_steps_the_workers_go_on_from_their_mean(
     results: Callable[[int], Results], workers: int, case: str
@@ -117,7 +126,7 @@ def test_after_their_local_steps_the_workers_go_on_from_their_mean(
         np.testing.assert_allclose(rank[f"{case}/found"], rank[f"{case}/expected"], atol=1e-6)
 
 
-@pytest.mark.parametrize("case", OUTER)
+@pytest.mark.parametrize("case", each(OUTER))
 @pytest.mark.parametrize("workers", WORKERS)
 def test_outer_steps_are_those_of_nesterovs_momentum(
     results: Callable[[int], Results], workers: int, case: str
@@ -138,7 +147,7 @@ def test_outer_steps_are_those_of_nesterovs_momentum(
             np.testing.assert_allclose(rank[f"{case}/met"][outer], anchor, atol=1e-6)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", WORKERS[:2])
 def test_all_workers_skip_a_step_in_which_one_has_an_infinite_gradient(
     results: Callable[[int], Results], workers: int
 ) -> None:
@@ -154,7 +163,7 @@ def test_all_workers_skip_a_step_in_which_one_has_an_infinite_gradient(
 
 
 @pytest.mark.parametrize("case", each(IN_ROUNDS))
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", WORKERS[:2])
 def test_rounds_of_the_step_loop_are_those_that_local_updates_count_themselves(
     results: Callable[[int], Results], workers: int, case: str
 ) -> None:

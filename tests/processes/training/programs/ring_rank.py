@@ -5,7 +5,8 @@ Arguments: rank, the ranks' addresses separated by commas, file, names of the ca
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 os.environ |= {"TF_USE_LEGACY_KERAS": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -336,12 +337,15 @@ CASES: dict[str, Callable[[Ring], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
+def save(ring: Ring, file: Path, names: Iterable[str]) -> None:
     """Run the cases one after the other, all over one ring."""
+    np.savez(file, **{f"{name}/{key}": value for name in names for key, value in CASES[name](ring).items()})
+
+
+def main() -> None:
+    """Run the cases of the arguments."""
     rank, addresses, file, names = sys.argv[1:]
-    ring = Ring.connect(int(rank), addresses.split(","), "secret")
-    results = {f"{name}/{key}": value for name in names.split(",") for key, value in CASES[name](ring).items()}
-    np.savez(file, **results)
+    save(Ring.connect(int(rank), addresses.split(","), "secret"), Path(file), names.split(","))
     sys.stdout.flush()
     os._exit(0)  # TensorFlow's threads take their time
 
