@@ -13,6 +13,7 @@ from pyspark.sql.types import StructType
 from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.data_pipelines.spark import map_batches, spark_schema_of
 from mirrorspark.models.index import CANDIDATES, SCORES
+from mirrorspark.recommending.reranking.items import check_lists
 from mirrorspark.recommending.reranking.ranking import Ranking, candidate_schema, ranked
 from mirrorspark.recommending.reranking.reranker import arrow_items
 from mirrorspark.scoring import ScoringError, ScoringPlan, SentColumns, check_keys
@@ -72,9 +73,7 @@ def rank_candidates(  # noqa: D417 - the others are those of score
         raise ScoringError(f"k is {k}; rank at least one candidate, or leave k out to keep them all")
     list_keys = (keys,) if isinstance(keys, str) else tuple(keys)
     check_keys(lists.columns, list_keys)
-    if CANDIDATES not in lists.columns:
-        found = raw_columns.meant(CANDIDATES, lists.columns)
-        raise raw_columns.ColumnError(f"the table of lists has no column '{CANDIDATES}'{found}; it has {lists.columns}")
+    check_lists(lists.columns, (CANDIDATES,))
     options = ScoringOptions.of(AS_COLUMNS, batch_size, (), nulls, "fail", "refuse")
     plan = ScoringPlan.of(model, (*list_keys, key), options, tracking_uri, trust=trust)
     outputs = {field.name: str(field.type) for field in plan.added}

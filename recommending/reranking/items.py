@@ -1,6 +1,6 @@
 """The attributes of items as arrays, in the form that the kernel reads."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,6 +187,18 @@ def _available(items: pa.Table, name: str | None) -> np.ndarray:
             f"'{name}' is {column.type}, and has to be booleans: true for items that are available"
         )
     return np.append(column.fill_null(False).to_numpy(zero_copy_only=False), False)
+
+
+def check_lists(columns: Sequence[str], names: Iterable[str]) -> None:
+    """Check that a table of lists has some columns, each of them once.
+
+    Raises:
+        ColumnError: One is missing, or there twice.
+    """
+    for name in names:
+        if (count := list(columns).count(name)) != 1:
+            found = f"{count} times{raw_columns.meant(name, columns)}"
+            raise raw_columns.ColumnError(f"the table of lists has the column '{name}' {found}; it has {list(columns)}")
 
 
 def is_list(type_: pa.DataType) -> bool:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.models.index import CANDIDATES, SCORES
-from mirrorspark.recommending.reranking.items import ItemAttributes, is_list, lists_of, starts_of
+from mirrorspark.recommending.reranking.items import ItemAttributes, check_lists, is_list, lists_of, starts_of
 from mirrorspark.recommending.reranking.rules import Rules
 from mirrorspark.scoring import ScoringError
 from mirrorspark.scoring.task import regrouped
@@ -33,12 +33,9 @@ class RerankTask:
         Raises:
             ColumnError: One is missing or holds no lists.
         """
-        for name in (CANDIDATES, SCORES, *([self.rules.history] if self.rules.history else [])):
-            if schema.names.count(name) != 1:
-                found = f"{schema.names.count(name)} times{raw_columns.meant(name, schema.names)}"
-                raise raw_columns.ColumnError(
-                    f"the table of lists has the column '{name}' {found}; it has {schema.names}"
-                )
+        names = (CANDIDATES, SCORES, *([self.rules.history] if self.rules.history else []))
+        check_lists(schema.names, names)
+        for name in names:
             if not is_list(schema.field(name).type):
                 raise raw_columns.ColumnError(f"'{name}' is {schema.field(name).type}, and has to be lists")
 
