@@ -454,7 +454,7 @@ SPEC_MISTAKES = {
     ),
     "rating that is a feature": (
         {"label": {"name": "dest", "kind": "candidate", "rating": "distance"}},
-        "rating 'distance' of label 'dest' is also a feature, key, weight or exclude; a model must not see what",
+        "rating 'distance' of label 'dest' is also a feature, key, weight or exclude; a model must not see its own",
     ),
     "candidate that is a number": (
         {"label": {"name": "distance", "kind": "candidate"}},

@@ -314,5 +314,5 @@ def test_a_lost_delivery_is_reported_with_the_remedy(config: RunConfig, said: li
     folder = left(config, "finished")
     delivery.keep_delivery(delivered(folder), folder)
     (folder.path / lost).unlink()
-    with pytest.raises(ResultLostError, match=r"what it delivered cannot be read .*; resume=False trains anew"):
+    with pytest.raises(ResultLostError, match=r"its results cannot be read .*; resume=False trains anew"):
         train(DATASET, config)
