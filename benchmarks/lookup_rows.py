@@ -39,7 +39,7 @@ def _measure_rows(rows: int, rounds: int) -> tuple[dict[str, Timing], dict[str, 
     """Return times of look-ups in batches, and the bytes of the tables."""
     import tensorflow as tf
 
-    from mirrorspark.models.layers import Field, FieldEmbeddings
+    from mirrorspark.models.layers.input import Field, FieldEmbeddings
 
     ids = np.random.default_rng(1).integers(2, VOCABULARY + 2, rows)
     batches = [ids[start : start + BATCH_ROWS] for start in range(0, rows, BATCH_ROWS)]

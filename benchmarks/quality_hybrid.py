@@ -36,7 +36,7 @@ from mirrorspark.recommending.recommendations import recommend
 from mirrorspark.recommending.routing.blend import ListFusion, as_arrays, blended
 from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Cascade, Route, Router
-from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.spark_session.start import open_session
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.entry_points.train_dataset import train

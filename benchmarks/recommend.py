@@ -277,7 +277,7 @@ def export_recommender(folder: Path, items: np.ndarray, users: np.ndarray, k: in
     """
     from mirrorspark.models import two_tower
     from mirrorspark.models.serving.export import build_indexes, recalls, save_retrieval
-    from mirrorspark.scoring.model.directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
+    from mirrorspark.scoring.model.folder import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
 
     spec = FeatureSpec((Categorical("user"), Categorical("item")), Label("item", kind="candidate"), ("user",))
     fitted = FittedFeatures(spec, {"user": _vocabulary(len(users)), "item": _vocabulary(len(items))}, {})

@@ -28,7 +28,7 @@ from benchmarks.report import REPOSITORY, Report, timing_table
 from benchmarks.score_model import KEY, export_direct_model, export_model, feature_columns
 from benchmarks.tables import Kind, parquet_files
 from benchmarks.train_work import in_new_process
-from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
+from mirrorspark.scoring.model.folder import SAVED_MODEL_FOLDER
 from mirrorspark.scoring.parity import TOLERANCE, join_on_keys, parity
 
 FILES = "score_files"

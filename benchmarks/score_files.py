@@ -166,7 +166,7 @@ def _call(model: Path, files: Sequence[Path]) -> float:
     import tensorflow as tf
 
     from mirrorspark.data_pipelines.features.transform import Encoder
-    from mirrorspark.scoring.model.directory import ModelDirectory
+    from mirrorspark.scoring.model.folder import ModelDirectory
 
     directory = ModelDirectory.open(model)
     module = tf.saved_model.load(str(model / "saved_model"))

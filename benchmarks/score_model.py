@@ -13,7 +13,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericSt
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, MultiValued, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
-from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
+from mirrorspark.scoring.model.folder import SAVED_MODEL_FOLDER
 
 KEY = "key"
 
@@ -57,7 +57,7 @@ def keras_model(fitted: FittedFeatures) -> Any:
 def _exported(folder: Path, fitted: FittedFeatures) -> Path:
     from mirrorspark.models import multi_field
     from mirrorspark.models.serving.export import ScoringModule, save
-    from mirrorspark.scoring.model.directory import FEATURES_FOLDER, ModelDescription
+    from mirrorspark.scoring.model.folder import FEATURES_FOLDER, ModelDescription
 
     save(ScoringModule(multi_field, keras_model(fitted), fitted), folder / SAVED_MODEL_FOLDER)
     fitted.save(folder / FEATURES_FOLDER)

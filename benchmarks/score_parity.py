@@ -16,7 +16,7 @@ from benchmarks.benchmark import Benchmark, Options, main, question_of
 from benchmarks.measure import Mark
 from benchmarks.report import Report, Table
 from benchmarks.train_work import FLIGHTS, flights_config, flights_table, in_new_process, trained, usual_session
-from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.parity import THRESHOLD, ParityReport, parity_check
 
 EPOCHS = 3
@@ -105,7 +105,7 @@ def ways_in(spark: SparkSession, model: PinnedModel, scratch: Path, key: str = K
     from mirrorspark.scoring.batch import score
     from mirrorspark.scoring.files import score_files
     from mirrorspark.scoring.input.tfrecords import score_tfrecords
-    from mirrorspark.scoring.model.loaded import LoadedModel
+    from mirrorspark.scoring.model.loading import LoadedModel
     from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
     from mirrorspark.scoring.predictor import Predictor
     from mirrorspark.scoring.sql import register_sql

@@ -52,8 +52,8 @@ def _milliseconds(folder: Path, file: Path) -> dict[str, np.ndarray]:
     from mirrorspark.data_pipelines.features.transform import Encoder
     from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
     from mirrorspark.scoring.backends.trained_model import TrainedBackend, TrainedGraph
-    from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirectory
-    from mirrorspark.scoring.model.loaded import LoadedModel
+    from mirrorspark.scoring.model.folder import SAVED_MODEL_FOLDER, ModelDirectory
+    from mirrorspark.scoring.model.loading import LoadedModel
     from mirrorspark.scoring.predictor import Predictor
 
     directory = ModelDirectory.open(folder)

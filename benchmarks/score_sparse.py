@@ -147,7 +147,7 @@ def _write_rows(path: Path, rows: int, entries: int) -> Path:
 def _export(folder: Path) -> Path:
     from mirrorspark.models import multi_label
     from mirrorspark.models.serving.export import ScoringModule, save
-    from mirrorspark.scoring.model.directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
+    from mirrorspark.scoring.model.folder import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription
 
     fitted = _fitted()
     settings = multi_label.Settings(embedding_dim=UNITS, hidden_units=(UNITS,), heads="softmax")
@@ -160,7 +160,7 @@ def _export(folder: Path) -> Path:
 def _memory(model: Path, file: Path) -> dict[str, int]:
     """Return the largest memory of this process in bytes, up to three moments of its life."""
     from mirrorspark.scoring.backends.tensorflow_runtime import start_tensorflow
-    from mirrorspark.scoring.model.loaded import LoadedModel
+    from mirrorspark.scoring.model.loading import LoadedModel
 
     start_tensorflow()  # as the scorer does, which leaves out Keras 3
     peaks = {"libraries imported": peak_bytes(os.getpid())}
@@ -172,7 +172,7 @@ def _memory(model: Path, file: Path) -> dict[str, int]:
 
 def _measured(model: Path, file: Path, rounds: int) -> tuple[dict[str, Timing], dict[str, float]]:
     """Return the times of all ways, and the seconds until models of either kind of heads have scored some rows."""
-    from mirrorspark.scoring.model.loaded import LoadedModel
+    from mirrorspark.scoring.model.loading import LoadedModel
 
     loaded, network, rows = LoadedModel(model, threads=1), Network.of(model), _compressed(file)
     some = rows[:DENSE_ROWS]
@@ -194,7 +194,7 @@ def _measured(model: Path, file: Path, rounds: int) -> tuple[dict[str, Timing], 
 
 
 def _measured_fast_ways(model: Path, file: Path, rounds: int) -> dict[str, Timing]:
-    from mirrorspark.scoring.model.loaded import LoadedModel
+    from mirrorspark.scoring.model.loading import LoadedModel
 
     loaded, call = LoadedModel(model, threads=1), _saved_model(model)
     return interleave(_fast_ways(loaded, file, call, Network.of(model), _compressed(file)), rounds)
@@ -266,7 +266,7 @@ def _keras_model(network: Network, heads: Callable[[Any, Network], tuple[Any, li
     import tensorflow as tf
     import tf_keras
 
-    from mirrorspark.models.layers import concatenated_inputs, dense_stack, symbolic_inputs
+    from mirrorspark.models.layers.input import concatenated_inputs, dense_stack, symbolic_inputs
     from mirrorspark.models.serving.preprocessing import sparse_tensor
 
     inputs = symbolic_inputs((BASKET,))

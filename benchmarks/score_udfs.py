@@ -9,7 +9,7 @@ from pyspark.ml.functions import predict_batch_udf
 from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import FloatType
 
-from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
+from mirrorspark.scoring.model.folder import SAVED_MODEL_FOLDER
 
 
 def batch_udf(model: Path, ids: int, numbers: int, batch_rows: int) -> Any:

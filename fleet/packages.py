@@ -22,12 +22,9 @@ from mirrorspark.data_pipelines.features import FeatureMismatchError, raw_column
 from mirrorspark.fleet.columns import FleetError, numbers_of
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.scoring.input import column_types
-from mirrorspark.scoring.model import (
-    DESCRIPTION_FILE,
-    LoadedModel,
-    ModelDirectory,
-    ModelDirectoryError,
-    ModelVersionsError,
+from mirrorspark.scoring.model.folder import DESCRIPTION_FILE, ModelDirectory, ModelDirectoryError
+from mirrorspark.scoring.model.loading import LoadedModel, ModelVersionsError
+from mirrorspark.scoring.model.stored import (
     UntrustedModelError,
     archive_digest,
     check_consent,

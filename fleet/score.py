@@ -22,7 +22,7 @@ from mirrorspark.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND, FleetScorer
 from mirrorspark.fleet.task import MODELS_KEY, FleetWriter
 from mirrorspark.scoring import ScoringError, SentColumns, check_keys, column_named, file_job
 from mirrorspark.scoring.input import Reader, SparkSource, rows_of
-from mirrorspark.scoring.model import PinnedModel
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import check_same_columns
 from mirrorspark.scoring.task import DEFAULT_TASK_SECONDS, MergedCounters, ShippedModel, Speed, ship
 from mirrorspark.spark_session import session_of

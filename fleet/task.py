@@ -17,7 +17,7 @@ from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.scorer import FleetScorer
 from mirrorspark.scoring import file_job
-from mirrorspark.scoring.model import limit_numeric_libraries
+from mirrorspark.scoring.model.loading import limit_numeric_libraries
 from mirrorspark.scoring.task import ShippedModel, TaskCounts
 from mirrorspark.spark_session import task_cores
 

@@ -26,7 +26,7 @@ from mirrorspark.lifecycle.promotion import (
     rollback,
 )
 from mirrorspark.scoring import error_text, fail
-from mirrorspark.scoring.model import ModelNotFoundError, PinnedModel, resolve
+from mirrorspark.scoring.model.stored import ModelNotFoundError, PinnedModel, resolve
 from mirrorspark.spark_session import SESSION_ERRORS, open_command_session, task_message
 from mirrorspark.storage import one_line
 

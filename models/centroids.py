@@ -72,7 +72,7 @@ class LabelCentroids:
         """
         import tensorflow as tf
 
-        from mirrorspark.models.layers import sparse_product
+        from mirrorspark.models.layers.input import sparse_product
 
         products, squares = [], []
         for name, table in self.tables.items():

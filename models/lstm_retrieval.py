@@ -79,7 +79,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     Raises:
         ModelSettingsError: There is no history to read.
     """
-    from mirrorspark.models.layers import concatenated, inputs_without_ids, lay_out_fields, recurrent, symbolic_inputs
+    from mirrorspark.models.layers import recurrent
+    from mirrorspark.models.layers.input import concatenated, inputs_without_ids, lay_out_fields, symbolic_inputs
     from mirrorspark.models.retrieval import RetrievalModel, configured_candidate_tower, query_tower
 
     features, dim, ordered = fitted.spec.query_features, settings.embedding_dim, histories(fitted.spec)
@@ -99,7 +100,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
     """Return the query embeddings, float32 ``[batch, embedding_dim]``; the longest history sets the number of steps."""
-    from mirrorspark.models.layers import lists_of_any_length, recurrent
+    from mirrorspark.models.layers import recurrent
+    from mirrorspark.models.layers.input import lists_of_any_length
 
     tower = model.query_tower
     return tower(recurrent.without_common_padding(inputs, lists_of_any_length(tower)), training=False)

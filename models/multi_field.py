@@ -102,7 +102,8 @@ def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict
 
     An ensemble's is ``[batch, members, units]``.
     """
-    from mirrorspark.models.layers import concatenated, concatenated_inputs, dense_stack, symbolic_inputs, tabular
+    from mirrorspark.models.layers import tabular
+    from mirrorspark.models.layers.input import concatenated, concatenated_inputs, dense_stack, symbolic_inputs
 
     inputs = symbolic_inputs(fitted.spec.features, any_length=True)
     joined = concatenated_inputs(fitted, fitted.spec.features, inputs, settings.embedding_dim)
@@ -119,7 +120,8 @@ def hidden(settings: Settings, fitted: FittedFeatures, seed: int) -> "tuple[dict
 
 
 def _factor_products(settings: Settings, fitted: FittedFeatures, inputs: "Mapping[str, tf.Tensor]") -> "tf.Tensor":
-    from mirrorspark.models.layers import FieldEmbeddings, concatenated, embedded_sparse, lay_out_fields, tabular
+    from mirrorspark.models.layers import tabular
+    from mirrorspark.models.layers.input import FieldEmbeddings, concatenated, embedded_sparse, lay_out_fields
 
     features, width = fitted.spec.features, settings.members * settings.factor_dim
     fields, rows = lay_out_fields(fitted, features)
@@ -138,7 +140,8 @@ def _factor_products(settings: Settings, fitted: FittedFeatures, inputs: "Mappin
 def _embedded_numbers(
     settings: Settings, fitted: FittedFeatures, numbers: "Sequence[kinds.Numeric]", inputs: "Mapping[str, tf.Tensor]"
 ) -> "tf.Tensor":
-    from mirrorspark.models.layers import concatenated, tabular
+    from mirrorspark.models.layers import tabular
+    from mirrorspark.models.layers.input import concatenated
 
     given = concatenated([inputs[feature.name][:, None] for feature in numbers], "numbers")
     if settings.numeric_embedding == "piecewise":
@@ -163,7 +166,7 @@ def with_linear(
     settings: Settings, fitted: FittedFeatures, inputs: "Mapping[str, tf.Tensor]", outputs: "tf.Tensor"
 ) -> "tf.Tensor":
     """Return the heads' outputs, plus a linear model of the sparse features if configured; members share it."""
-    from mirrorspark.models.layers import embedded_sparse
+    from mirrorspark.models.layers.input import embedded_sparse
 
     if not settings.linear:
         return outputs

@@ -56,7 +56,7 @@ class OwnArchitecture:
             ModelSettingsError: The function does not return a model of tf-keras.
         """
         from mirrorspark.models.fitting import ScaledLoss
-        from mirrorspark.models.layers import symbolic_inputs
+        from mirrorspark.models.layers.input import symbolic_inputs
 
         model = _unpickled(settings)[0](fitted)
         _require_tf_keras(model, settings.function)

@@ -99,7 +99,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     """
     import tf_keras
 
-    from mirrorspark.models.layers import CausalStates, StateAtEnd, concatenated_inputs, dense_stack, symbolic_inputs
+    from mirrorspark.models.layers import CausalStates, StateAtEnd
+    from mirrorspark.models.layers.input import concatenated_inputs, dense_stack, symbolic_inputs
     from mirrorspark.models.retrieval import SequenceRetrieval, candidate_tower, of_length_1
 
     features, dim = fitted.spec.query_features, settings.embedding_dim
@@ -132,7 +133,8 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
 def predict(model: Any, inputs: Mapping[str, "tf.Tensor"]) -> "tf.Tensor":
     """Return the query embeddings, float32 ``[batch, embedding_dim]``; the longest history sets the number of steps."""
-    from mirrorspark.models.layers import lists_of_any_length, recurrent
+    from mirrorspark.models.layers import recurrent
+    from mirrorspark.models.layers.input import lists_of_any_length
 
     tower = model.query_tower
     return tower(recurrent.without_common_padding(inputs, lists_of_any_length(tower)), training=False)

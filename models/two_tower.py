@@ -68,7 +68,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
 
     If the label has a rating, the model predicts it, too.
     """
-    from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
+    from mirrorspark.models.layers.input import concatenated_inputs, symbolic_inputs
     from mirrorspark.models.retrieval import RatingTask, RetrievalModel, query_tower
 
     features, dim = fitted.spec.query_features, settings.embedding_dim

@@ -66,7 +66,7 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     """
     import tf_keras
 
-    from mirrorspark.models.layers import CrossedIds, concatenated_inputs, dense_stack, symbolic_inputs
+    from mirrorspark.models.layers.input import CrossedIds, concatenated_inputs, dense_stack, symbolic_inputs
 
     features = fitted.spec.features
     inputs = symbolic_inputs(features, any_length=True)

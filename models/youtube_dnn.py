@@ -49,7 +49,7 @@ def check_features(settings: Settings, spec: FeatureSpec) -> None:
 
 def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Model":
     """Return a model with ``query_tower`` and ``candidate_tower``: the softmax's weights by id, or of item features."""
-    from mirrorspark.models.layers import concatenated_inputs, symbolic_inputs
+    from mirrorspark.models.layers.input import concatenated_inputs, symbolic_inputs
     from mirrorspark.models.retrieval import RetrievalModel, configured_candidate_tower, query_tower
 
     features, dim = fitted.spec.query_features, settings.embedding_dim

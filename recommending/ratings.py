@@ -7,17 +7,16 @@ from pathlib import Path
 from mirrorspark.models.serving import signatures
 from mirrorspark.scoring.backends import protocol
 from mirrorspark.scoring.embedding import ENCODERS_FOLDER
-from mirrorspark.scoring.model import (
+from mirrorspark.scoring.model.folder import (
     FEATURES_FOLDER,
     SAVED_MODEL_FOLDER,
-    LoadedModel,
     ModelDescription,
     ModelDirectory,
     ModelDirectoryError,
-    PinnedModel,
     new_model_folder,
-    pinned_model,
 )
+from mirrorspark.scoring.model.loading import LoadedModel
+from mirrorspark.scoring.model.stored import PinnedModel, pinned_model
 
 
 def rating_model(model: str | Path | PinnedModel, folder: str | Path, *, tracking_uri: str | None = None) -> Path:

@@ -17,15 +17,10 @@ from mirrorspark.models.serving import signatures
 from mirrorspark.recommending.routing import ROUTER, is_router, read_router
 from mirrorspark.scoring import BatchTask, ScoringError, ScoringPlan
 from mirrorspark.scoring.input import FeatureInputs, NullRule, Reader, map_rows
-from mirrorspark.scoring.model import (
-    DEFAULT_BATCH_SIZE,
-    Catalogue,
-    ModelDescription,
-    ModelDirectory,
-    PinnedModel,
-    Search,
-    warn_if_stale,
-)
+from mirrorspark.scoring.model import Catalogue, warn_if_stale
+from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE, Search
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows
 from mirrorspark.scoring.task import Counters, OtherVersions, ScoringOptions
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from mirrorspark.scoring.input import NullRule, Reader, map_rows
-from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, PinnedModel
+from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ExtraColumns, ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, RowCount, Scorer, ScoringCounts, ScoringOptions, regrouped

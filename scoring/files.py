@@ -27,7 +27,8 @@ from mirrorspark.scoring.file_job import (
     schema_of,
 )
 from mirrorspark.scoring.input import NullRule, SparkSource, tfrecord_table
-from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, PinnedModel
+from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form, check_same_columns
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import (

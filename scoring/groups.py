@@ -15,13 +15,9 @@ from mirrorspark.data_pipelines.features import FeatureMismatchError, raw_column
 from mirrorspark.data_pipelines.spark import map_batches, sent_schema_of
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import NullPolicy, NullRule
-from mirrorspark.scoring.model import (
-    DEFAULT_BATCH_SIZE,
-    ModelDirectoryError,
-    ModelNotFoundError,
-    PinnedModel,
-    pinned_model,
-)
+from mirrorspark.scoring.model.folder import ModelDirectoryError
+from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.stored import ModelNotFoundError, PinnedModel, pinned_model
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, column_named, scored_schema
 from mirrorspark.scoring.task import Counters, GroupTask, OtherVersions, Scorer, ScoringOptions, Unknown, ship_all

@@ -9,18 +9,10 @@ from typing import Any
 from mirrorspark.scoring.backends import DEFAULT_SIGNATURE, compared_libraries, load_backend, protocol
 from mirrorspark.scoring.backends import FIELDS as LINEAR_FIELDS
 from mirrorspark.scoring.input import BUILT_IN, Column, ColumnInputs, Matrix, column_types, decoders
-from mirrorspark.scoring.model import (
-    POSTPROCESS,
-    PREPROCESS,
-    Hooks,
-    ModelDirectoryError,
-    PackagedDescription,
-    copied_hooks,
-    new_model_folder,
-    remember_consent,
-    versions_here,
-    with_hooks,
-)
+from mirrorspark.scoring.model import POSTPROCESS, PREPROCESS, Hooks, with_hooks
+from mirrorspark.scoring.model.folder import ModelDirectoryError, PackagedDescription, copied_hooks, new_model_folder
+from mirrorspark.scoring.model.loading import versions_here
+from mirrorspark.scoring.model.stored import remember_consent
 
 _LINEAR_FILE = "linear.json"
 # Backend by file suffix. The content of a `.json` file decides its backend.

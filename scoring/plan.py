@@ -17,17 +17,10 @@ from mirrorspark.data_pipelines.spark import sent_schema_of, spark_schema_of
 from mirrorspark.data_pipelines.tfrecord import arrow_schema
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import Inputs, Reader
-from mirrorspark.scoring.model import (
-    HOOKS_FILE,
-    ModelDescription,
-    ModelDirectory,
-    PinnedModel,
-    Search,
-    check_consent,
-    log_ages,
-    pinned_folder,
-    resolve,
-)
+from mirrorspark.scoring.model import HOOKS_FILE, log_ages
+from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.loading import Search
+from mirrorspark.scoring.model.stored import PinnedModel, check_consent, pinned_folder, resolve
 from mirrorspark.scoring.task import Counters, Scorer, ScoringOptions, ship
 
 _LOGGER = logging.getLogger(__name__)

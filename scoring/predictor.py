@@ -11,17 +11,16 @@ import pyarrow as pa
 from mirrorspark.data_pipelines.features import kinds, raw_columns
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import RowErrors
-from mirrorspark.scoring.model import (
+from mirrorspark.scoring.model.folder import ModelDescription, exported_with
+from mirrorspark.scoring.model.loading import (
     DEFAULT_BATCH_SIZE,
     PROCESS_CACHE,
     LoadedModel,
     ModelCache,
-    ModelDescription,
-    PinnedModel,
     check_versions,
-    exported_with,
     load_once,
 )
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import Entries
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import OtherVersions, ScoringOptions

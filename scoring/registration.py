@@ -10,7 +10,9 @@ from typing import Any
 
 from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model import ModelDirectory, ModelStoreError, find_model_directory, mlflow_flavour
+from mirrorspark.scoring.model import mlflow_flavour
+from mirrorspark.scoring.model.folder import ModelDirectory
+from mirrorspark.scoring.model.stored import ModelStoreError, find_model_directory
 from mirrorspark.storage import one_line, without_credentials
 
 _ARTIFACTS = "model"

@@ -16,7 +16,8 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.file_job import check_task_seconds, save_mode_of
 from mirrorspark.scoring.files import NAN_ADVICE, ScoredFiles, score_files
 from mirrorspark.scoring.input import NullRule
-from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, resolve
+from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.stored import resolve
 from mirrorspark.scoring.output import ERROR_COLUMN, form_named
 from mirrorspark.scoring.task import DEFAULT_TASK_SECONDS
 from mirrorspark.spark_session import SESSION_ERRORS, SPARK_ERRORS, open_command_session, task_message

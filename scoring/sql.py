@@ -8,7 +8,8 @@ from pyspark.sql import SparkSession
 
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import NullRule
-from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, PinnedModel
+from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, ScoringOptions

@@ -13,7 +13,8 @@ from mirrorspark.data_pipelines.features import kinds, raw_columns
 from mirrorspark.data_pipelines.spark import portable, spark_schema_of
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import Inputs, NullRule
-from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, LoadedModel, PinnedModel
+from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE, LoadedModel
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, Scorer, ScoringCounts, ScoringOptions, pieces

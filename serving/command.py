@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from mirrorspark.callbacks.mlflow import tracking_store
-from mirrorspark.scoring.model import PinnedModel, freeze_gc, resolve
+from mirrorspark.scoring.model.loading import freeze_gc
+from mirrorspark.scoring.model.stored import PinnedModel, resolve
 from mirrorspark.serving.application import PROBES, application
 from mirrorspark.serving.batching import BatchLimits
 from mirrorspark.serving.draining import DrainingServer

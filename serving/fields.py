@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.scoring.input import column_types
-from mirrorspark.scoring.model import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
 
 DataType: TypeAlias = str
 

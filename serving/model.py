@@ -10,14 +10,10 @@ import pyarrow as pa
 from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.scoring import Predictor
 from mirrorspark.scoring.input import column_types
-from mirrorspark.scoring.model import (
-    Catalogue,
-    ModelCache,
-    ModelDescription,
-    ModelDirectory,
-    PinnedModel,
-    catalogues_of,
-)
+from mirrorspark.scoring.model import Catalogue, catalogues_of
+from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.loading import ModelCache
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.serving.errors import RequestError
 from mirrorspark.serving.fields import SPARSE_VECTOR, input_fields, output_fields
 from mirrorspark.serving.rows import MOST_PROBLEMS, Rows, problems_text, shown

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from mirrorspark.scoring.model import PinnedModel, freeze_gc
+from mirrorspark.scoring.model.loading import freeze_gc
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.serving.errors import RequestError
 from mirrorspark.serving.precomputed import store_identity
 from mirrorspark.serving.servable import Servable, label_of

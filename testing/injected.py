@@ -18,7 +18,8 @@ from mirrorspark.callbacks import StopOnRequest, optimizer_step
 from mirrorspark.testing.disk import full_disk
 from mirrorspark.testing.fault import Fault, parse
 from mirrorspark.training.executor import FAULTS_VARIABLE, TrainingHook
-from mirrorspark.training.protocol import COORDINATOR, Activity, AttemptPlan, Role, Roles, TrainingPlan
+from mirrorspark.training.protocol import COORDINATOR, AttemptPlan, Role, Roles, TrainingPlan
+from mirrorspark.training.protocol.outcomes import Activity
 
 # Bytes that no machine has.
 _MORE_THAN_THERE_IS = 1 << 62

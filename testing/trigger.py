@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 
 from mirrorspark.storage import FOR_MLFLOW
-from mirrorspark.training.protocol import EVENTS_FILE, RUNS_FOLDER, STATE_FILE, Event
+from mirrorspark.training.protocol import EVENTS_FILE, RUNS_FOLDER, STATE_FILE
+from mirrorspark.training.protocol.messages import Event
 from mirrorspark.training.run_records import run_state
 
 _POLL_SECONDS = 0.02

@@ -1,7 +1,7 @@
-"""The server that Spark's Python workers are forked from in the tests, with what a task that scores imports.
+"""The server that forks Spark's Python workers in the tests, after it has imported the libraries of scoring tasks.
 
-A worker whose task fails is gone, and the next one would import TensorFlow for seconds. After each task Spark looks for
-garbage, among the million objects of TensorFlow for half a second: those that are here before the fork are left out.
+A worker whose task fails ends, and the next one would import TensorFlow for seconds. After each task Spark collects
+garbage, which takes half a second with TensorFlow's million objects: objects from before the fork are left out.
 """
 
 import gc
@@ -17,7 +17,12 @@ def import_ahead() -> None:
     gc.disable()
     before = {name: os.environ.get(name) for name in _NO_THREADS}
     os.environ.update(_NO_THREADS)
-    for module in ("pyspark.worker", "pandas", "mirrorspark.scoring.task.scorer", "mirrorspark.scoring.model.loaded"):
+    for module in (
+        "pyspark.worker",
+        "pandas",
+        "mirrorspark.scoring.task.scorer",
+        "mirrorspark.scoring.model.loading.loaded",
+    ):
         importlib.import_module(module)
     importlib.import_module("mirrorspark.scoring.backends.tensorflow_runtime").start_tensorflow()
     for name, value in before.items():

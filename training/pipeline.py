@@ -8,7 +8,8 @@ from mirrorspark.data_pipelines.quality import PAGE_FILE
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.driver import TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.job import PreparedRun, SourceTables, TrainingJob, dry_run, open_job, prepare, recipe_table
-from mirrorspark.training.protocol import SUMMARY_FILE, Attempt
+from mirrorspark.training.protocol import SUMMARY_FILE
+from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results import ExportAhead, ExportProcess, delivery, recall_summary, score_and_compare
 from mirrorspark.training.results.report import Summary, run_summary
 from mirrorspark.training.run_records import RunFinishedError, Tracking, require_unfinished

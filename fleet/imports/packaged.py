@@ -8,7 +8,8 @@ import numpy as np
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.imports.imported_model import ImportedModel, fleet_of
 from mirrorspark.fleet.packages import packed, single_output
-from mirrorspark.scoring.model import ModelDirectory, PinnedModel, pinned_model
+from mirrorspark.scoring.model.folder import ModelDirectory
+from mirrorspark.scoring.model.stored import PinnedModel, pinned_model
 
 
 def fleet_from_models(

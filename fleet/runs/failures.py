@@ -19,7 +19,7 @@ from mirrorspark.fleet.folder import LIST_FILE
 from mirrorspark.fleet.packages import packages_of
 from mirrorspark.fleet.registry import is_registered
 from mirrorspark.fleet.scorer import bytes_of_models, check_type
-from mirrorspark.scoring.model import ModelDirectoryError
+from mirrorspark.scoring.model.folder import ModelDirectoryError
 from mirrorspark.storage import without_credentials
 
 NOT_OF_A_MODEL = (OSError, FleetError)

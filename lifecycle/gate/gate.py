@@ -21,7 +21,8 @@ from mirrorspark.models.index import CANDIDATES, SCORES
 from mirrorspark.pages import drawn
 from mirrorspark.scoring import check_keys
 from mirrorspark.scoring.input import NullRule
-from mirrorspark.scoring.model import ModelDescription, ModelDirectory, PinnedModel, Task, pinned_model
+from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory, Task
+from mirrorspark.scoring.model.stored import PinnedModel, pinned_model
 from mirrorspark.scoring.parity import THRESHOLD, ParityReport
 from mirrorspark.scoring.task import OtherVersions
 

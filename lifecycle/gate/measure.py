@@ -19,7 +19,8 @@ from mirrorspark.lifecycle.gate.metric_sums import BUCKETS, MetricSums, sums_of_
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.task_metrics import TaskMetrics
 from mirrorspark.scoring import column_named, score
-from mirrorspark.scoring.model import ModelDirectory, PinnedModel
+from mirrorspark.scoring.model.folder import ModelDirectory
+from mirrorspark.scoring.model.stored import PinnedModel
 
 MOST_SLICES = 1000
 """The most slices of one slicing. Each takes up to half a megabyte in every task."""

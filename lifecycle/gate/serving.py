@@ -17,7 +17,8 @@ from mirrorspark.lifecycle.gate.single_rows import ANSWERS_FILE, ROWS_FILE
 from mirrorspark.models.index import CANDIDATES
 from mirrorspark.scoring import column_named, score
 from mirrorspark.scoring.input import ColumnInputs
-from mirrorspark.scoring.model import ModelDescription, ModelDirectory, PinnedModel, model_files
+from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.stored import PinnedModel, model_files
 from mirrorspark.scoring.parity import ParityReport, parity_check
 from mirrorspark.training.executor import Tail, child_process
 

@@ -18,7 +18,7 @@ _WARM_ROWS = 20
 def main() -> int:
     """Score the rows that the plan on standard input names; print a JSON line with the 99th percentile of the times."""
     from mirrorspark.scoring import Predictor
-    from mirrorspark.scoring.model import PinnedModel
+    from mirrorspark.scoring.model.stored import PinnedModel
     from mirrorspark.training.executor import child_process
 
     line, answer = child_process.take_over()

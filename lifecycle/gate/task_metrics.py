@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mirrorspark.evaluation import PRECISION_KS, bootstrap, rank_columns, rank_metrics
 from mirrorspark.lifecycle.gate.metric_sums import NEGATIVES, POSITIVES, SCORES, Pairs, ScoredRows
 from mirrorspark.models.retrieval import RANKING_KS, list_values
-from mirrorspark.scoring.model import Task
+from mirrorspark.scoring.model.folder import Task
 
 Values = dict[str, NDArray[np.float64]]
 """Metrics by name, ``[draws]`` each; NaN where a metric is not defined."""

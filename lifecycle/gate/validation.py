@@ -15,7 +15,7 @@ from mirrorspark.lifecycle.gate.decide import Finding, decide, failed
 from mirrorspark.lifecycle.gate.facts import Facts
 from mirrorspark.lifecycle.gate.thresholds import Gates
 from mirrorspark.pages import Cell, beside_the_result, heading_html, in_digits, panel_html, rows_html
-from mirrorspark.scoring.model import PinnedModel
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.storage import atomic_file, clean, lakes
 from mirrorspark.training.results.report import strict
 

@@ -38,7 +38,8 @@ from mirrorspark.lifecycle.promotion import (
 from mirrorspark.lifecycle.watching import SNAPSHOT_FILE, Snapshot, score_column
 from mirrorspark.models.index import CANDIDATES, SCORES
 from mirrorspark.scoring import score
-from mirrorspark.scoring.model import ModelDirectory, resolve
+from mirrorspark.scoring.model.folder import ModelDirectory
+from mirrorspark.scoring.model.stored import resolve
 from mirrorspark.serving.precomputed import PrecomputedScores, precompute
 from mirrorspark.spark_session import open_session
 from mirrorspark.storage import atomic_file

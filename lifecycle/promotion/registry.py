@@ -111,7 +111,7 @@ class FolderRegistry:
 
     def digest(self, name: str, version: str) -> str:
         """See :class:`Registry`."""
-        from mirrorspark.scoring.model import resolve
+        from mirrorspark.scoring.model.stored import resolve
 
         self._require(name, version)
         return resolve(self._place(name, version)).digest
@@ -202,7 +202,7 @@ class MLflowRegistry:
 
     def digest(self, name: str, version: str) -> str:
         """See :class:`Registry`."""
-        from mirrorspark.scoring.model import resolve
+        from mirrorspark.scoring.model.stored import resolve
 
         return resolve(f"models:/{name}/{version}", tracking_uri=self.tracking_uri).digest
 

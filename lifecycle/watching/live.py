@@ -27,7 +27,7 @@ from mirrorspark.lifecycle.gate import (
 from mirrorspark.lifecycle.watching.watcher import WEEK
 from mirrorspark.pages import in_digits
 from mirrorspark.scoring import column_named
-from mirrorspark.scoring.model import Task
+from mirrorspark.scoring.model.folder import Task
 from mirrorspark.scoring.parity import THRESHOLD
 
 _START, _LABEL = "__mirrorspark_start", "__mirrorspark_label"

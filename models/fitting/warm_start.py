@@ -16,7 +16,7 @@ import tf_keras
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
-from mirrorspark.models.layers import Field, FieldEmbeddings, lay_out_fields
+from mirrorspark.models.layers.input import Field, FieldEmbeddings, lay_out_fields
 from mirrorspark.models.multi_field import LINEAR
 from mirrorspark.models.multi_label import HEADS
 from mirrorspark.models.retrieval import GraphEmbeddings

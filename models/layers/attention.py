@@ -7,7 +7,8 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features import kinds
-from mirrorspark.models.layers import ResumableDropout, dense_when_small
+from mirrorspark.models.layers import ResumableDropout
+from mirrorspark.models.layers.input import dense_when_small
 
 
 class CausalStates(tf_keras.layers.Layer):

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features import kinds
-from mirrorspark.models.layers import Field, FieldEmbeddings
+from mirrorspark.models.layers.input import Field, FieldEmbeddings
 from mirrorspark.models.settings import Cell
 
 _LAYERS: Mapping[Cell, type[tf_keras.layers.Layer]] = {"lstm": tf_keras.layers.LSTM, "gru": tf_keras.layers.GRU}

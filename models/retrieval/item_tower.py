@@ -14,7 +14,8 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features import FittedFeatures, ItemTable, item_rows, kinds
-from mirrorspark.models.layers import ResumableDropout, concatenated_inputs, symbolic_inputs
+from mirrorspark.models.layers import ResumableDropout
+from mirrorspark.models.layers.input import concatenated_inputs, symbolic_inputs
 from mirrorspark.models.retrieval import towers
 from mirrorspark.models.settings import ItemSettings
 

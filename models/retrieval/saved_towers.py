@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, item_rows, kinds
-from mirrorspark.models.layers import lists_of_any_length
+from mirrorspark.models.layers.input import lists_of_any_length
 from mirrorspark.models.retrieval.rating import RatingTask, SavedRating, rating_task, save_rating
 from mirrorspark.models.serving import (
     concrete,

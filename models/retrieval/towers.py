@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features import FittedFeatures
-from mirrorspark.models.layers import dense_stack
+from mirrorspark.models.layers.input import dense_stack
 
 
 def query_tower(

@@ -12,7 +12,7 @@ import tensorflow as tf
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
 from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED, ExactTopK, Index, Queries, ivf, recall
 from mirrorspark.models.index import scann as scann_index
-from mirrorspark.models.layers import lists_of_any_length
+from mirrorspark.models.layers.input import lists_of_any_length
 from mirrorspark.models.retrieval import SavedQueryTower, rating_task
 from mirrorspark.models.serving.preprocessing import (
     GraphEncoder,

@@ -17,7 +17,8 @@ import numpy as np
 
 from mirrorspark.data_pipelines.features import FittedFeatures, item_rows
 from mirrorspark.scoring.embedding import graph_encoders
-from mirrorspark.scoring.model import FEATURES_FOLDER, SAMPLE_FILE, SAVED_MODEL_FOLDER, TOWERS_FOLDER
+from mirrorspark.scoring.model import SAMPLE_FILE, TOWERS_FOLDER
+from mirrorspark.scoring.model.folder import FEATURES_FOLDER, SAVED_MODEL_FOLDER
 from mirrorspark.training.executor import OnProgress, Tail, child_process
 from mirrorspark.training.results import has_scann
 

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from mirrorspark.data_pipelines.features import FeatureSpec
 from mirrorspark.recommending.item_index.build import answered
 from mirrorspark.scoring.embedding import ModelEncoders
-from mirrorspark.scoring.model import ModelDirectory, exported_with, warn_of_encoder_versions
+from mirrorspark.scoring.model.folder import ModelDirectory, exported_with
+from mirrorspark.scoring.model.loading import warn_of_encoder_versions
 from mirrorspark.training.executor import child_process
 
 

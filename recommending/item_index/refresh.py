@@ -22,19 +22,15 @@ from mirrorspark.recommending.item_index.embed_items import embedded_items
 from mirrorspark.recommending.item_index.register import register
 from mirrorspark.scoring.embedding import ENCODERS_FOLDER
 from mirrorspark.scoring.input import FeatureInputs
-from mirrorspark.scoring.model import (
+from mirrorspark.scoring.model import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, utc_text
+from mirrorspark.scoring.model.folder import (
     FEATURES_FOLDER,
-    SAMPLE_FILE,
-    TOWERS_FOLDER,
-    Catalogue,
     ModelDescription,
     ModelDirectory,
-    PinnedModel,
     exported_with,
     new_model_folder,
-    pinned_model,
-    utc_text,
 )
+from mirrorspark.scoring.model.stored import PinnedModel, pinned_model
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from mirrorspark.callbacks.mlflow import metric_requests
 from mirrorspark.scoring import log_version, open_store
-from mirrorspark.scoring.model import ModelDescription, ModelDirectory, PinnedModel
+from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.stored import PinnedModel
 
 
 def register(folder: Path, source: PinnedModel, name: str, alias: str | None, tracking_uri: str | None) -> str:

@@ -18,7 +18,8 @@ from mirrorspark.recommending.reranking.ranking import Ranking, candidate_schema
 from mirrorspark.recommending.reranking.reranker import arrow_items
 from mirrorspark.scoring import ScoringError, ScoringPlan, SentColumns, check_keys
 from mirrorspark.scoring.input import NullRule
-from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, LoadedModel, PinnedModel
+from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE, LoadedModel
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS
 from mirrorspark.scoring.task import Counters, Scorer, ScoringCounts, ScoringOptions, regrouped
 

@@ -12,10 +12,11 @@ from mirrorspark.recommending.routing.routed import RoutedInputs, RoutedModel
 from mirrorspark.recommending.routing.router import Router
 from mirrorspark.recommending.routing.stages import StageInputs, Stages
 from mirrorspark.scoring.input import Inputs
-from mirrorspark.scoring.model import Hooks, ModelDirectory, ModelDirectoryError, PackagedDescription
+from mirrorspark.scoring.model import Hooks
+from mirrorspark.scoring.model.folder import ModelDirectory, ModelDirectoryError, PackagedDescription
 
 if TYPE_CHECKING:
-    from mirrorspark.scoring.model import LoadedModel
+    from mirrorspark.scoring.model.loading import LoadedModel
 
 ROUTER, ROUTER_FILE, ITEMS_FILE = "router", "router.json", "items.parquet"
 """Folder and backend of a router, the file with its rules, and the one with the items of its cascades, if it has any.

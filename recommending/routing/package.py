@@ -15,22 +15,19 @@ from mirrorspark.recommending.routing.blend import VectorFusion
 from mirrorspark.recommending.routing.folder import ITEMS_FILE, ROUTER, ROUTER_FILE, inputs_of, model_folder, stages_of
 from mirrorspark.recommending.routing.routed import MODEL, REASON
 from mirrorspark.recommending.routing.router import Router
-from mirrorspark.scoring.model import (
-    POSTPROCESS,
-    PREPROCESS,
+from mirrorspark.scoring.model import POSTPROCESS, PREPROCESS
+from mirrorspark.scoring.model.folder import (
     ModelDescription,
     ModelDirectory,
     ModelDirectoryError,
     PackagedDescription,
-    PinnedModel,
     check_new,
     copied_hooks,
     exported_with,
     new_model_folder,
-    pinned_model,
-    remember_consent,
-    versions_here,
 )
+from mirrorspark.scoring.model.loading import versions_here
+from mirrorspark.scoring.model.stored import PinnedModel, pinned_model, remember_consent
 
 if TYPE_CHECKING:
     import pandas as pd

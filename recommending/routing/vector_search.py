@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models.index import CANDIDATES, SCORES, UNFILLED
-from mirrorspark.scoring.model import CandidateVectors
+from mirrorspark.scoring.model.loading import CandidateVectors
 
 # Most scores in memory at a time, unless one row has more: 64 MB.
 _TILE_SCORES = 1 << 24

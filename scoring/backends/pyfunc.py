@@ -22,7 +22,7 @@ from mirrorspark.scoring.backends.protocol import (
     element_of,
     thread_count,
 )
-from mirrorspark.scoring.model import is_outside_digest
+from mirrorspark.scoring.model.stored import is_outside_digest
 
 # Spark's names by MLflow's names of column types.
 _ELEMENTS = {

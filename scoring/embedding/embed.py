@@ -31,7 +31,8 @@ from mirrorspark.scoring.embedding.vector_cache import (
 )
 from mirrorspark.scoring.embedding.vectors import Encoder, readable_vectors
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model import ModelChangedError, PinnedModel, folder_digest, freeze_gc, limit_numeric_libraries
+from mirrorspark.scoring.model.loading import ModelChangedError, freeze_gc, limit_numeric_libraries
+from mirrorspark.scoring.model.stored import PinnedModel, folder_digest
 from mirrorspark.scoring.output import good_rows
 from mirrorspark.scoring.plan import column_named
 from mirrorspark.scoring.task import ShippedModel, regrouped, ship

@@ -14,7 +14,7 @@ from mirrorspark.scoring.embedding.text_encoder import IDS, MASKS, SEGMENTS, Str
 from mirrorspark.scoring.embedding.vectors import Encoder
 from mirrorspark.scoring.embedding.wordpiece import CONFIG_FILE, VOCABULARY_FILE, WordPiece
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model import cached_digest
+from mirrorspark.scoring.model.stored import cached_digest
 
 _SAVED_MODEL_FILE = "saved_model.pb"
 _BACKENDS_BY_SUFFIX: Mapping[str, str] = {".onnx": "onnx", ".keras": "keras"}

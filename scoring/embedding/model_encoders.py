@@ -18,13 +18,9 @@ from mirrorspark.scoring.embedding.settings import EncoderSettings, ImageSetting
 from mirrorspark.scoring.embedding.vectors import Encoder, readable_vectors
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import RowErrors
-from mirrorspark.scoring.model import (
-    FEATURES_FOLDER,
-    exported_with,
-    folder_digest,
-    versions_here,
-    warn_of_encoder_versions,
-)
+from mirrorspark.scoring.model.folder import FEATURES_FOLDER, exported_with
+from mirrorspark.scoring.model.loading import versions_here, warn_of_encoder_versions
+from mirrorspark.scoring.model.stored import folder_digest
 
 # Next to the features' folder, not in it: the digest of that folder is computed whenever a model is opened.
 ENCODERS_FOLDER = "encoders"

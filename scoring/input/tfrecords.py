@@ -23,7 +23,8 @@ from mirrorspark.scoring.batch import score_as_planned
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import TokenFamily, trained_families
 from mirrorspark.scoring.input.null_policy import NullRule
-from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, PinnedModel
+from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, ScoringOptions

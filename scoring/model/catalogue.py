@@ -7,9 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mirrorspark.data_pipelines.features import FittedFeatures
-from mirrorspark.scoring.model.composites import composite_of
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
-from mirrorspark.scoring.model.packaged import PackagedDescription
+from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory, PackagedDescription
+from mirrorspark.scoring.model.loading import composite_of
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from mirrorspark.data_pipelines.features import FeatureSpec, kinds, raw_columns
 from mirrorspark.models.serving import signatures
 from mirrorspark.scoring.embedding import taken_as_vectors
 from mirrorspark.scoring.input import element_name, is_array
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory, exported_with
-from mirrorspark.scoring.model.versions import PYTHON
+from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory, exported_with
+from mirrorspark.scoring.model.loading import PYTHON
 
 # The modules that load a model for MLflow: one of TensorFlow alone, whose file goes along, and one of ours.
 _TRAINED_LOADER = "mirrorspark.scoring.model.mirrorspark_pyfunc"

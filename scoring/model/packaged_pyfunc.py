@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from mirrorspark.scoring.model.cache import load_once
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.pinned import ModelNotFoundError, pinned_folder
+from mirrorspark.scoring.model.folder import ModelDirectory
+from mirrorspark.scoring.model.loading import load_once
+from mirrorspark.scoring.model.stored import ModelNotFoundError, pinned_folder
 
 if TYPE_CHECKING:
     import pandas as pd

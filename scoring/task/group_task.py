@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mirrorspark.scoring.model import LoadedModel
+from mirrorspark.scoring.model.loading import LoadedModel
 from mirrorspark.scoring.output import BadRowError, Entries, failure_message
 from mirrorspark.scoring.task.batches import RowCount, regrouped
 from mirrorspark.scoring.task.counts import ScoringCounts

@@ -13,7 +13,7 @@ from pyspark.sql import SparkSession
 from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark import WriteError, numbered_partitions, numbers_of, portable
-from mirrorspark.scoring.model import LoadedModel
+from mirrorspark.scoring.model.loading import LoadedModel
 from mirrorspark.scoring.task.counts import ScoringCounts
 from mirrorspark.scoring.task.planner import TaskPlan
 from mirrorspark.scoring.task.scorer import Scorer

@@ -17,19 +17,18 @@ from mirrorspark.data_pipelines.features import kinds, raw_columns
 from mirrorspark.scoring.backends import limit_tensorflow
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import NO_NULL_POLICY, NullPolicy, NullRule, column_types
-from mirrorspark.scoring.model import (
+from mirrorspark.scoring.model.folder import ModelDirectory, exported_with
+from mirrorspark.scoring.model.loading import (
     DEFAULT_BATCH_SIZE,
     PROCESS_CACHE,
     LoadedModel,
-    ModelDirectory,
-    PinnedModel,
     Search,
     check_versions,
-    exported_with,
     freeze_gc,
     limit_numeric_libraries,
     load_once,
 )
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import (
     ADDED_COLUMNS,
     AS_COLUMNS,

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args
 import pyarrow as pa
 
 from mirrorspark.scoring.backends import DEFAULT_SIGNATURE, OnnxBackend, SavedModelBackend, protocol
-from mirrorspark.scoring.model import SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory, PinnedModel, resolve
+from mirrorspark.scoring.model.folder import SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.stored import PinnedModel, resolve
 from mirrorspark.serving.export.server_config import CONFIG_FILE, add_version, read_config, write_config
 from mirrorspark.serving.export.warm_up import (
     MOST_RECORDS,

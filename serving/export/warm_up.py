@@ -13,7 +13,7 @@ from mirrorspark.data_pipelines.tfrecord import RecordWriter
 from mirrorspark.scoring.backends import SavedModelBackend, protocol
 from mirrorspark.scoring.embedding import ModelEncoders
 from mirrorspark.scoring.input import ColumnFeed, decoders
-from mirrorspark.scoring.model import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
 from mirrorspark.serving.protos import Messages, message_class
 
 MOST_RECORDS = 1_000

@@ -73,34 +73,34 @@ if TYPE_CHECKING:
     from mirrorspark.fleet.training import TrainedFleet as TrainedFleet
     from mirrorspark.fleet.training import train_fleet as train_fleet
     from mirrorspark.lifecycle.experiments import Arm as Arm
-    from mirrorspark.lifecycle.experiments import EpsilonGreedy as EpsilonGreedy
     from mirrorspark.lifecycle.experiments import Experiment as Experiment
     from mirrorspark.lifecycle.experiments import ExperimentError as ExperimentError
-    from mirrorspark.lifecycle.experiments import LinUCB as LinUCB
-    from mirrorspark.lifecycle.experiments import PolicyLog as PolicyLog
-    from mirrorspark.lifecycle.experiments import ThompsonSampling as ThompsonSampling
     from mirrorspark.lifecycle.experiments import analyse_experiment as analyse_experiment
     from mirrorspark.lifecycle.experiments import arms_of_results as arms_of_results
-    from mirrorspark.lifecycle.experiments import assign as assign
-    from mirrorspark.lifecycle.experiments import assign_array as assign_array
-    from mirrorspark.lifecycle.experiments import assign_units as assign_units
-    from mirrorspark.lifecycle.experiments import attribute_actions as attribute_actions
     from mirrorspark.lifecycle.experiments import check_experiments as check_experiments
-    from mirrorspark.lifecycle.experiments import choose_arms as choose_arms
     from mirrorspark.lifecycle.experiments import experiment_page as experiment_page
-    from mirrorspark.lifecycle.experiments import exposed_scores as exposed_scores
-    from mirrorspark.lifecycle.experiments import exposure_faults as exposure_faults
-    from mirrorspark.lifecycle.experiments import first_exposures as first_exposures
-    from mirrorspark.lifecycle.experiments import log_exposures as log_exposures
-    from mirrorspark.lifecycle.experiments import off_policy_estimates as off_policy_estimates
     from mirrorspark.lifecycle.experiments import plan_experiment as plan_experiment
-    from mirrorspark.lifecycle.experiments import replay_lists as replay_lists
-    from mirrorspark.lifecycle.experiments import replay_policy as replay_policy
-    from mirrorspark.lifecycle.experiments import replay_scores as replay_scores
-    from mirrorspark.lifecycle.experiments import sign_unit as sign_unit
-    from mirrorspark.lifecycle.experiments import switched_units as switched_units
-    from mirrorspark.lifecycle.experiments import variant_column as variant_column
-    from mirrorspark.lifecycle.experiments import variant_results as variant_results
+    from mirrorspark.lifecycle.experiments.policies import EpsilonGreedy as EpsilonGreedy
+    from mirrorspark.lifecycle.experiments.policies import LinUCB as LinUCB
+    from mirrorspark.lifecycle.experiments.policies import PolicyLog as PolicyLog
+    from mirrorspark.lifecycle.experiments.policies import ThompsonSampling as ThompsonSampling
+    from mirrorspark.lifecycle.experiments.policies import choose_arms as choose_arms
+    from mirrorspark.lifecycle.experiments.policies import off_policy_estimates as off_policy_estimates
+    from mirrorspark.lifecycle.experiments.policies import replay_lists as replay_lists
+    from mirrorspark.lifecycle.experiments.policies import replay_policy as replay_policy
+    from mirrorspark.lifecycle.experiments.policies import replay_scores as replay_scores
+    from mirrorspark.lifecycle.experiments.units import assign as assign
+    from mirrorspark.lifecycle.experiments.units import assign_array as assign_array
+    from mirrorspark.lifecycle.experiments.units import assign_units as assign_units
+    from mirrorspark.lifecycle.experiments.units import attribute_actions as attribute_actions
+    from mirrorspark.lifecycle.experiments.units import exposed_scores as exposed_scores
+    from mirrorspark.lifecycle.experiments.units import exposure_faults as exposure_faults
+    from mirrorspark.lifecycle.experiments.units import first_exposures as first_exposures
+    from mirrorspark.lifecycle.experiments.units import log_exposures as log_exposures
+    from mirrorspark.lifecycle.experiments.units import sign_unit as sign_unit
+    from mirrorspark.lifecycle.experiments.units import switched_units as switched_units
+    from mirrorspark.lifecycle.experiments.units import variant_column as variant_column
+    from mirrorspark.lifecycle.experiments.units import variant_results as variant_results
     from mirrorspark.lifecycle.gate import EvalConfigError as EvalConfigError
     from mirrorspark.lifecycle.gate import Gap as Gap
     from mirrorspark.lifecycle.gate import Gates as Gates
@@ -134,8 +134,8 @@ if TYPE_CHECKING:
     from mirrorspark.lifecycle.watching import watch_page as watch_page
     from mirrorspark.lifecycle.watching import watch_stream as watch_stream
     from mirrorspark.models.fitting import use_step_loop as use_step_loop
-    from mirrorspark.models.layers import feature_inputs as feature_inputs
-    from mirrorspark.models.layers import feature_vector as feature_vector
+    from mirrorspark.models.layers.input import feature_inputs as feature_inputs
+    from mirrorspark.models.layers.input import feature_vector as feature_vector
     from mirrorspark.pages.figures import calibration_curve as calibration_curve
     from mirrorspark.pages.figures import learning_curves as learning_curves
     from mirrorspark.pages.figures import lift_chart as lift_chart
@@ -169,8 +169,8 @@ if TYPE_CHECKING:
     from mirrorspark.scoring.embedding import embed_text as embed_text
     from mirrorspark.scoring.input import Column as Column
     from mirrorspark.scoring.input import score_tfrecords as score_tfrecords
-    from mirrorspark.scoring.model import ModelDirectory as ModelDirectory
-    from mirrorspark.scoring.model import resolve as resolve
+    from mirrorspark.scoring.model.folder import ModelDirectory as ModelDirectory
+    from mirrorspark.scoring.model.stored import resolve as resolve
     from mirrorspark.scoring.output import AtLeast as AtLeast
     from mirrorspark.scoring.output import Columns as Columns
     from mirrorspark.scoring.output import Labelled as Labelled

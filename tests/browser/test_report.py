@@ -24,7 +24,7 @@ from mirrorspark.pages.figures.lift import lift_chart
 from mirrorspark.pages.figures.regression import predicted_and_actual, residuals_by_prediction
 from mirrorspark.pages.figures.threshold_curves import roc_curve
 from mirrorspark.pages.figures.training_curves import learning_curves
-from mirrorspark.training.protocol.cause import Attempt
+from mirrorspark.training.protocol.outcomes.cause import Attempt
 from mirrorspark.training.results.evaluation.explanation import Explanation
 from mirrorspark.training.results.report.cost import Reservation, cost_of
 from mirrorspark.training.results.report.report import ReportFacts, rates_of, write_report

@@ -87,8 +87,8 @@ class Driver:
     Attributes:
         process: Of the driver; the leader of a process group, as a shell would have it.
         output: Folder of its run.
-        log: What it prints.
-        mark: What the environment of all that it starts holds, wherever that goes.
+        log: Its output.
+        mark: A value in the environment of every process that it starts, on whatever host.
     """
 
     process: "subprocess.Popen[bytes]"
@@ -122,7 +122,7 @@ class Driver:
         return {event["rank"]: event["process"] for event in self.events(since) if event["event"] == "phase"}
 
     def ended(self, seconds: float) -> tuple[int, str]:
-        """Return its exit status and its last line, once it and all that it has started are gone."""
+        """Return its exit status and its last line, once it and all that it has started have ended."""
         status = self.process.wait(seconds)
         wait_until(lambda: not self.family(), 20, "the end of all that the driver had started", is_promised=True)
         *_, last = ["", *self.log.read_text(encoding="utf-8").splitlines()]

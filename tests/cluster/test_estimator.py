@@ -13,7 +13,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from mirrorspark.data_pipelines.converted_once import content_hash, hashed_on_the_way
 from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.training.entry_points.estimator import TrainedModel, TrainingEstimator
 
 if TYPE_CHECKING:

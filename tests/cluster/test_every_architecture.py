@@ -14,7 +14,7 @@ from mirrorspark.models import catalog
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.model import mirrorspark_pyfunc
-from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.scoring.sql import register_sql
 from mirrorspark.serving.precomputed.precomputation import precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores

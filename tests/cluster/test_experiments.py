@@ -12,10 +12,10 @@ import pytest
 from mirrorspark.fleet.coefficients import fleet_from_coefficients
 from mirrorspark.fleet.score import score_fleet
 from mirrorspark.lifecycle.experiments.analysis import Arm, analyse_experiment, arms_of_results
-from mirrorspark.lifecycle.experiments.assignment import assign, assign_array, assign_units
 from mirrorspark.lifecycle.experiments.definition import Experiment, ExperimentError
-from mirrorspark.lifecycle.experiments.exposed import exposed_scores
-from mirrorspark.lifecycle.experiments.exposures import (
+from mirrorspark.lifecycle.experiments.units.assignment import assign, assign_array, assign_units
+from mirrorspark.lifecycle.experiments.units.exposed import exposed_scores
+from mirrorspark.lifecycle.experiments.units.exposures import (
     ACTION_COLUMNS,
     EXPOSURE_COLUMNS,
     attribute_actions,

@@ -17,7 +17,7 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.recommending.item_index.refresh import refresh_index
 from mirrorspark.recommending.recommendations import recommend
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.configuration.recipe import load_recipe

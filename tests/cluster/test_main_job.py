@@ -24,7 +24,7 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fencing import FENCE
 from mirrorspark.data_pipelines.dataset.manifest import Shard
 from mirrorspark.data_pipelines.reading.dataset import Dataset
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.parity import parity_check
 from mirrorspark.testing import faults
 from mirrorspark.testing.faults import Trigger

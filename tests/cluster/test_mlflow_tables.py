@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.model.mlflow_model import mlflow_flavour
 from tests.unit.scoring.exported_models import ORDERS, TYPES, export_orders, export_types
 

@@ -13,8 +13,8 @@ import yaml
 
 from mirrorspark.models.calibration import CALIBRATION_FILE
 from mirrorspark.scoring.files import score_files
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE
 from tests.cluster.test_main_job import Finished, run
 

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mirrorspark.recommending.recommendations import recommend
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.pipeline import recipe_table
 from tests.cluster.test_main_job import run

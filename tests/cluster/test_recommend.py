@@ -22,7 +22,7 @@ from mirrorspark.recommending.reranking.reranker import rerank
 from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Route, Router
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.loaded import DEFAULT_BATCH_SIZE, PART_BYTES, LoadedModel, Search
+from mirrorspark.scoring.model.loading.loaded import DEFAULT_BATCH_SIZE, PART_BYTES, LoadedModel, Search
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.task.counts import Counters
 from mirrorspark.training.programs.recommenders.als import fold_in, item_factors

@@ -17,7 +17,7 @@ from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.files import score_files
-from mirrorspark.scoring.model.consent import UntrustedModelError
+from mirrorspark.scoring.model.stored.consent import UntrustedModelError
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.sql import register_sql

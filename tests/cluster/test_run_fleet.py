@@ -38,7 +38,7 @@ from mirrorspark.fleet.runs.run import FleetRun, FleetRunError, resume_fleet, ru
 from mirrorspark.fleet.score import score_fleet
 from mirrorspark.scoring import file_job
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.consent import UntrustedModelError
+from mirrorspark.scoring.model.stored.consent import UntrustedModelError
 from mirrorspark.scoring.package import package_model
 from mirrorspark.storage.paths import StoragePath
 from tests.unit.scoring.other_models import NAMES, logistic, save_logistic_onnx

@@ -18,8 +18,8 @@ from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import score_files
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.pinned import ModelNotFoundError
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.stored.pinned import ModelNotFoundError
 from mirrorspark.scoring.run import main
 from mirrorspark.scoring.task.probe import Speed
 from mirrorspark.storage.lakes import LakeTableError

@@ -21,10 +21,10 @@ from mirrorspark.data_pipelines.tfrecords import write_tfrecords
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.tfrecords import score_tfrecords
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.pinned import ModelNotFoundError
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.stored.pinned import ModelNotFoundError
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.output.forms import Struct
 from mirrorspark.scoring.sql import register_sql
 from mirrorspark.scoring.task.counts import Counters

@@ -15,9 +15,9 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring import groups
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.groups import score_by_group
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.pinned import ModelNotFoundError, PinnedModel
-from mirrorspark.scoring.model.uri import pinned_model, resolve
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.stored.pinned import ModelNotFoundError, PinnedModel
+from mirrorspark.scoring.model.stored.uri import pinned_model, resolve
 from mirrorspark.scoring.output.forms import Long, TopK, Wide
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.task.counts import Counters

@@ -19,8 +19,8 @@ from mirrorspark.data_pipelines.tfrecords import write_tfrecords
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import score_files
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.folder.directory import DESCRIPTION_FILE
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.output.forms import AtLeast, Long, Struct, TopK, Wide
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.run import main

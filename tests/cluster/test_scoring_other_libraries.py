@@ -21,8 +21,8 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.files import score_files
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.input.tfrecords import score_tfrecords
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE
-from mirrorspark.scoring.model.errors import ModelDirectoryError
+from mirrorspark.scoring.model.folder.directory import DESCRIPTION_FILE
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
 from mirrorspark.scoring.output.forms import TopK
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.parity import parity_check

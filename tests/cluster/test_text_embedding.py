@@ -29,10 +29,10 @@ from mirrorspark.scoring.embedding.embedder import Embedder
 from mirrorspark.scoring.embedding.encoder import encoder_digest
 from mirrorspark.scoring.embedding.vector_cache import normalised_text
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
 from mirrorspark.scoring.model.mlflow_model import input_example
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.parity import parity_check
 from tests.cluster.test_main_job import run
 from tests.unit.scoring.encoders import recorded, save_image_encoder, save_onnx_encoder, save_word_encoder

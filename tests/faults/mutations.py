@@ -33,9 +33,9 @@ from mirrorspark.data_pipelines.tfrecord.arrow_schema import FeatureTypeError
 from mirrorspark.data_pipelines.tfrecord.examples import MalformedExampleError, encode_example
 from mirrorspark.data_pipelines.tfrecord.records import DamagedRecordError, RecordWriter
 from mirrorspark.data_pipelines.tfrecord.row_decoder import RowDecoder
-from mirrorspark.scoring.model.digest import model_files
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory
-from mirrorspark.scoring.model.errors import ModelDirectoryError
+from mirrorspark.scoring.model.folder.directory import DESCRIPTION_FILE, ModelDirectory
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
+from mirrorspark.scoring.model.stored.digest import model_files
 from mirrorspark.scoring.package import package_model
 from mirrorspark.serving.precomputed.precomputation import precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores

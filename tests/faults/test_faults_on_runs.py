@@ -28,9 +28,9 @@ from mirrorspark.training.driver.errors import TrainingFailedError
 from mirrorspark.training.executor.worker_failure import MORE_MEMORY
 from mirrorspark.training.job.prepared_run import PreparedRun
 from mirrorspark.training.job.training_job import open_job
-from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.protocol.events import Event
-from mirrorspark.training.protocol.timing import ALIVE_SECONDS, TICK_SECONDS
+from mirrorspark.training.protocol.messages.events import Event
+from mirrorspark.training.protocol.outcomes.cause import Attempt
+from mirrorspark.training.protocol.outcomes.timing import ALIVE_SECONDS, TICK_SECONDS
 from mirrorspark.training.run_records.live import drawing
 from mirrorspark.training.run_records.live.picture import Picture
 from mirrorspark.training.run_records.live.screen import Screen

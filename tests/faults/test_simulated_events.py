@@ -11,10 +11,10 @@ from typing import Literal
 
 import pytest
 
-from mirrorspark.training.protocol import admissions, event_client, event_server, handshake
-from mirrorspark.training.protocol.event_client import EventClient
-from mirrorspark.training.protocol.event_server import EventServer
-from mirrorspark.training.protocol.events import DROPPABLE, FOR_RANKS, RETAINED, Event, Sender
+from mirrorspark.training.protocol.messages import admissions, event_client, event_server, handshake
+from mirrorspark.training.protocol.messages.event_client import EventClient
+from mirrorspark.training.protocol.messages.event_server import EventServer
+from mirrorspark.training.protocol.messages.events import DROPPABLE, FOR_RANKS, RETAINED, Event, Sender
 from tests.faults.conftest import Count, run_seeds, seeds
 from tests.faults.simulated import Process, Room
 from tests.faults.simulated_network import STAND_INS, simulate

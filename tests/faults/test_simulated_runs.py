@@ -22,13 +22,14 @@ from mirrorspark.training.driver import running_attempt, supervisor
 from mirrorspark.training.driver.launcher import BarrierJobError
 from mirrorspark.training.driver.store_reads import StoreReader
 from mirrorspark.training.driver.supervisor import Supervisor
-from mirrorspark.training.protocol import admissions, event_client, event_server, handshake, rounds, stop
-from mirrorspark.training.protocol.cause import RankError
 from mirrorspark.training.protocol.elastic import Elastic, WorkerRange
-from mirrorspark.training.protocol.event_client import EventClient
-from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.limits import Budgets, Limits
-from mirrorspark.training.protocol.timing import LEASE_SECONDS, SYSTEM_SECONDS
+from mirrorspark.training.protocol.messages import admissions, event_client, event_server, handshake, stop
+from mirrorspark.training.protocol.messages.event_client import EventClient
+from mirrorspark.training.protocol.messages.events import Event
+from mirrorspark.training.protocol.outcomes import rounds
+from mirrorspark.training.protocol.outcomes.cause import RankError
+from mirrorspark.training.protocol.outcomes.timing import LEASE_SECONDS, SYSTEM_SECONDS
 from tests.faults.conftest import Count, run_seeds, seeds
 from tests.faults.simulated import Process, Room
 from tests.faults.simulated_network import STAND_INS, simulate

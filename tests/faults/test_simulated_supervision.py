@@ -12,10 +12,10 @@ from typing import Any, Literal
 import pytest
 
 from mirrorspark.training.driver.running_attempt import RunningAttempt
-from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.limits import Limits
-from mirrorspark.training.protocol.stop import StopSignal
-from mirrorspark.training.protocol.timing import ABORT_SECONDS, ALIVE_SECONDS, LEASE_SECONDS, SILENT_SECONDS
+from mirrorspark.training.protocol.messages.events import Event
+from mirrorspark.training.protocol.messages.stop import StopSignal
+from mirrorspark.training.protocol.outcomes.timing import ABORT_SECONDS, ALIVE_SECONDS, LEASE_SECONDS, SILENT_SECONDS
 from tests.faults.conftest import Count, run_seeds, seeds
 
 pytestmark = pytest.mark.timeout(1800)

@@ -43,7 +43,7 @@ LISTENERS = {
     "testing/proxy.py": "fault-injecting proxy",
     "training/programs/parameter_servers/connections.py": "coordinator of parameter servers",
     "training/programs/parameter_servers/train.py": "TensorFlow's servers",
-    "training/protocol/event_server.py": "event channel of a training",
+    "training/protocol/messages/event_server.py": "event channel of a training",
     "training/job/readiness/executor_probe.py": "preflight's probe",
     "training/protocol/ring/connection.py": "ring of workers",
 }

@@ -1,7 +1,7 @@
 """The errors that end a supervised training."""
 
 from mirrorspark.storage import without_credentials
-from mirrorspark.training.protocol import Attempt
+from mirrorspark.training.protocol.outcomes import Attempt
 
 
 class TrainingFailedError(RuntimeError):

@@ -5,7 +5,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mirrorspark.training.protocol import Attempt, Budgets, Cause, Elastic, RankError
+from mirrorspark.training.protocol import Budgets, Elastic
+from mirrorspark.training.protocol.outcomes import Attempt, Cause, RankError
 
 # Causes that the machine of one worker may produce, such as one that the training has just grown onto.
 _ENDS_OF_A_WORKER: frozenset[Cause] = frozenset({"machine", "preempted", "hung", "lost", "start", "spark", "peer"})

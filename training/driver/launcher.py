@@ -15,7 +15,8 @@ from spark_tensorflow_distributor import MirroredStrategyRunner
 
 from mirrorspark.spark_session import SESSION_ERRORS, SPARK_ERRORS, lack_of_memory, session_of
 from mirrorspark.training.executor import MORE_MEMORY, Outcome, WorkerTask, run_program
-from mirrorspark.training.protocol import SESSION_LOST, AttemptPlan, RankError
+from mirrorspark.training.protocol import AttemptPlan
+from mirrorspark.training.protocol.outcomes import SESSION_LOST, RankError
 
 
 class BarrierJobError(RuntimeError):

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mirrorspark.callbacks.checkpoints import commit, fencing
-from mirrorspark.training.protocol import Attempt, AttemptPlan
+from mirrorspark.training.protocol import AttemptPlan
+from mirrorspark.training.protocol.outcomes import Attempt
 
 logger = logging.getLogger(__name__)
 

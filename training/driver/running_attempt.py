@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from mirrorspark.training.driver.watchdog import Watch, Watchdog
-from mirrorspark.training.protocol import Event, Limits, RankError, Stop, StopSignal, known_errors, timing
+from mirrorspark.training.protocol import Limits
+from mirrorspark.training.protocol.messages import Event, StopSignal
+from mirrorspark.training.protocol.outcomes import RankError, Stop, known_errors, timing
 from mirrorspark.training.protocol.ring import AddressBook
 
 # The ranks' own events about a failure may arrive after Spark's report of it.

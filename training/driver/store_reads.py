@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from mirrorspark.callbacks.checkpoints import CheckpointDamagedError, checkpoint_store
-from mirrorspark.training.protocol import Event, StopSignal
+from mirrorspark.training.protocol.messages import Event, StopSignal
 
 # Time in which a stop is noticed during a read, and the time that the store may then still take to answer.
 _NAP_SECONDS = 0.2

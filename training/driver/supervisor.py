@@ -17,22 +17,9 @@ from mirrorspark.training.driver.launcher import BarrierJobError
 from mirrorspark.training.driver.resume import resume_point
 from mirrorspark.training.driver.running_attempt import Commands, RunningAttempt
 from mirrorspark.training.driver.store_reads import StoppedReading, StoreReader
-from mirrorspark.training.protocol import (
-    SESSION_LOST,
-    Attempt,
-    AttemptPlan,
-    Budgets,
-    Elastic,
-    Event,
-    EventAddress,
-    EventServer,
-    Every,
-    Limits,
-    RankError,
-    StopSignal,
-    every,
-    timing,
-)
+from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, Limits
+from mirrorspark.training.protocol.messages import Event, EventAddress, EventServer, StopSignal
+from mirrorspark.training.protocol.outcomes import SESSION_LOST, Attempt, Every, RankError, every, timing
 
 # Time between two looks at the slots of a cluster that has too few.
 _SLOTS_POLL_SECONDS = 5.0

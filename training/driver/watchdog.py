@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mirrorspark.training.protocol import Event, Limits, Phase, timing
+from mirrorspark.training.protocol import Limits
+from mirrorspark.training.protocol.messages import Event
+from mirrorspark.training.protocol.outcomes import Phase, timing
 
 # Time for the tasks to collect their ranks' stacks.
 _STACKS_SECONDS = 5.0

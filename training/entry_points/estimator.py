@@ -22,7 +22,9 @@ from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, random_split
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring import ScoringError, scorer_udf
 from mirrorspark.scoring.embedding import Embedder
-from mirrorspark.scoring.model import DEFAULT_BATCH_SIZE, ModelDirectory, PinnedModel, resolve
+from mirrorspark.scoring.model.folder import ModelDirectory
+from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
+from mirrorspark.scoring.model.stored import PinnedModel, resolve
 from mirrorspark.scoring.output import DEFAULT_COLUMNS
 from mirrorspark.spark_session import session_of
 from mirrorspark.storage import clean

@@ -25,16 +25,8 @@ from mirrorspark.training.job import Cluster, Job, Program, epochs_in_words, ope
 from mirrorspark.training.job.readiness import preflight
 from mirrorspark.training.programs.user_functions import FunctionPlan, FunctionStrategy, TrainFn
 from mirrorspark.training.programs.user_functions import plan as function_plan
-from mirrorspark.training.protocol import (
-    Attempt,
-    AttemptPlan,
-    Budgets,
-    Elastic,
-    Limits,
-    WorkerRange,
-    is_name,
-    parse_workers,
-)
+from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, Limits, WorkerRange, is_name, parse_workers
+from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.report import launched_html
 from mirrorspark.training.run_records import RunFolder, TrackedRun, Tracking, environment, open_run
 from mirrorspark.training.run_records.live import LiveView

@@ -17,7 +17,8 @@ from mirrorspark.training.executor.child_process import Tail
 from mirrorspark.training.executor.worker_control import Outcome
 from mirrorspark.training.executor.worker_failure import MESSAGE_LENGTH, MORE_MEMORY
 from mirrorspark.training.executor.worker_process import WorkerProcess
-from mirrorspark.training.protocol import Cause, EventClient, timing
+from mirrorspark.training.protocol.messages import EventClient
+from mirrorspark.training.protocol.outcomes import Cause, timing
 
 _TICK_SECONDS = 0.5
 # A worker answers before its process ends, so the answer is in the pipe by then.

@@ -38,7 +38,9 @@ from mirrorspark.training.executor.worker import PREEMPTION_SIGNALS, WorkerOrder
 from mirrorspark.training.executor.worker_control import Outcome
 from mirrorspark.training.executor.worker_log import CleanEventClient
 from mirrorspark.training.executor.worker_process import WorkerProcess, WorkerStartError
-from mirrorspark.training.protocol import AttemptPlan, EventClient, timing
+from mirrorspark.training.protocol import AttemptPlan
+from mirrorspark.training.protocol.messages import EventClient
+from mirrorspark.training.protocol.outcomes import timing
 
 
 @dataclass

@@ -7,7 +7,8 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mirrorspark.training.protocol import Activity, AttemptPlan
+from mirrorspark.training.protocol import AttemptPlan
+from mirrorspark.training.protocol.outcomes import Activity
 
 # Environment variable with the faults to inject; see `testing.fault`.
 FAULTS_VARIABLE = "MIRRORSPARK_FAULTS"

@@ -28,7 +28,8 @@ from mirrorspark.training.executor.training_hook import hook_for
 from mirrorspark.training.executor.worker_control import Finish, Outcome, WorkerControl
 from mirrorspark.training.executor.worker_failure import EntryError, describe
 from mirrorspark.training.executor.worker_log import CleanEventClient, CleanText, let_the_log_out
-from mirrorspark.training.protocol import Activity, Command, EventAddress, Phase, StopSignal, timing
+from mirrorspark.training.protocol.messages import Command, EventAddress, StopSignal
+from mirrorspark.training.protocol.outcomes import Activity, Phase, timing
 from mirrorspark.training.protocol.ring import Rendezvous
 
 EXIT_FAILED = 1

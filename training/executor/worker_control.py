@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mirrorspark.training.executor.training_hook import TrainingHook
-from mirrorspark.training.protocol import Activity, EventClient, StopSignal
+from mirrorspark.training.protocol.messages import EventClient, StopSignal
+from mirrorspark.training.protocol.outcomes import Activity
 from mirrorspark.training.protocol.ring import Rendezvous
 
 Outcome = dict[str, Any]

@@ -13,7 +13,7 @@ import mirrorspark
 from mirrorspark.callbacks.checkpoints import CheckpointDamagedError, checkpoint_store, fencing
 from mirrorspark.callbacks.collectives import WeightsDifferError
 from mirrorspark.storage import StoreUnreachableError, out_of_memory, without_credentials
-from mirrorspark.training.protocol import Phase
+from mirrorspark.training.protocol.outcomes import Phase
 from mirrorspark.training.protocol.ring import RingChecksumError, RingConnectError, RingError
 
 # Longest message of an error; the traceback may be longer.

@@ -9,7 +9,7 @@ from typing import Any
 
 from mirrorspark.storage import clean, without_credentials
 from mirrorspark.training.executor.child_process import LOG_CHARACTERS, LineBudget
-from mirrorspark.training.protocol import EventClient
+from mirrorspark.training.protocol.messages import EventClient
 
 # Warnings that a model of the user's own causes, and about which nothing can or need be done: functions that are sent
 # by value have no source, which AutoGraph needs only for Python's own loops and branches on tensors; and a pretrained

@@ -7,7 +7,9 @@ from pyspark.sql import SparkSession
 
 from mirrorspark.spark_session import session_of
 from mirrorspark.training.driver import Launcher, SparkLauncher, Supervisor
-from mirrorspark.training.protocol import Attempt, AttemptPlan, Budgets, Elastic, Event, Limits, StopSignal
+from mirrorspark.training.protocol import AttemptPlan, Budgets, Elastic, Limits
+from mirrorspark.training.protocol.messages import Event, StopSignal
+from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.run_records import OpenRun
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines.reading import Dataset
-from mirrorspark.scoring.model import PinnedModel
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.spark_session import open_session
 from mirrorspark.training.configuration import RunConfig, TrainingConfig
 from mirrorspark.training.job.readiness import preflight

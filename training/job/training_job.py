@@ -20,7 +20,9 @@ from mirrorspark.training.job.job import Cluster, Job, Program, epochs_in_words
 from mirrorspark.training.job.prepared_run import PreparedRun
 from mirrorspark.training.job.warm_start import WarmStart, resolve_warm_start
 from mirrorspark.training.programs.keras_fit import interaction_graph
-from mirrorspark.training.protocol import PROGRESS_STATE, Attempt, Budgets, Event, Limits, StopSignal, TrainingPlan
+from mirrorspark.training.protocol import PROGRESS_STATE, Budgets, Limits, TrainingPlan
+from mirrorspark.training.protocol.messages import Event, StopSignal
+from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.run_records import (
     COMMIT_TAG,
     OpenRun,

@@ -16,20 +16,18 @@ from uuid import uuid4
 from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
 from mirrorspark.data_pipelines.features import FeatureMismatchError
 from mirrorspark.models import catalog, classical
-from mirrorspark.scoring.model import (
+from mirrorspark.scoring.model import Catalogue
+from mirrorspark.scoring.model.folder import (
     DESCRIPTION_FILE,
     FEATURES_FOLDER,
     SAVED_MODEL_FOLDER,
-    Catalogue,
     ModelDescription,
     ModelDirectory,
     ModelDirectoryError,
-    ModelNotFoundError,
-    PinnedModel,
     exported_with,
-    resolve,
-    warn_of_encoder_versions,
 )
+from mirrorspark.scoring.model.loading import warn_of_encoder_versions
+from mirrorspark.scoring.model.stored import ModelNotFoundError, PinnedModel, resolve
 from mirrorspark.storage import StoragePath, atomic_file, without_credentials
 from mirrorspark.training.configuration import ConfigError, TrainingConfig
 from mirrorspark.training.protocol import RUNS_FOLDER, WARM_START_FOLDER

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from mirrorspark.training.configuration import TrainingConfig
-from mirrorspark.training.protocol.events import EventAddress
+from mirrorspark.training.protocol.messages import EventAddress
 from mirrorspark.training.protocol.roles import Roles
 
 # Name of the state in a checkpoint that holds the ranks' events of every epoch so far.

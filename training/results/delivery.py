@@ -17,13 +17,15 @@ from mlflow.utils.autologging_utils import disable_autologging
 from mirrorspark.callbacks.mlflow import metric_requests
 from mirrorspark.pages import beside_the_result
 from mirrorspark.pages.figures import figure_of_image
-from mirrorspark.scoring.model import PinnedModel, resolve
+from mirrorspark.scoring.model.stored import PinnedModel, resolve
 from mirrorspark.spark_session import session_of
 from mirrorspark.storage import atomic_file, clean
 from mirrorspark.training.configuration import POPULARITY, RunConfig, TrainingConfig
 from mirrorspark.training.executor import OnProgress
 from mirrorspark.training.job import LearntModel, TrainingJob
-from mirrorspark.training.protocol import SUMMARY_FILE, Attempt, Event
+from mirrorspark.training.protocol import SUMMARY_FILE
+from mirrorspark.training.protocol.messages import Event
+from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.calibrate import CalibrationResult
 from mirrorspark.training.results.evaluation import (
     BASELINE,

@@ -31,18 +31,8 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import catalog, classical, own_model
 from mirrorspark.models.serving import signatures
 from mirrorspark.scoring.embedding import encoder_versions, graph_encoders, save_features
-from mirrorspark.scoring.model import (
-    OUTPUTS,
-    QUANTILES,
-    SAMPLE_FILE,
-    SAVED_MODEL_FOLDER,
-    TOWERS_FOLDER,
-    Catalogue,
-    ModelDescription,
-    ModelDirectory,
-    input_example,
-    mlflow_flavour,
-)
+from mirrorspark.scoring.model import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, input_example, mlflow_flavour
+from mirrorspark.scoring.model.folder import OUTPUTS, QUANTILES, SAVED_MODEL_FOLDER, ModelDescription, ModelDirectory
 from mirrorspark.storage import atomic_file, clean, one_line
 from mirrorspark.training.executor import OnProgress, Tail, child_process
 from mirrorspark.training.results.predictions import all_predictions, of_raw_rows, traced

@@ -17,7 +17,8 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.pages import beside_the_result
 from mirrorspark.scoring import score
 from mirrorspark.scoring.embedding import ModelEncoders
-from mirrorspark.scoring.model import LoadedModel, PinnedModel
+from mirrorspark.scoring.model.loading import LoadedModel
+from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import Labelled
 from mirrorspark.training.configuration import TrainingConfig
 from mirrorspark.training.results.delivery import Trained

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mirrorspark.training.driver import Supervisor, TrainingStoppedError, on_stop_signals
-from mirrorspark.training.protocol import Attempt, AttemptPlan, Event
+from mirrorspark.training.protocol import AttemptPlan
+from mirrorspark.training.protocol.messages import Event
+from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.run_records.find_run import RunIdentity, hold_run_folder
 from mirrorspark.training.run_records.live import LiveView
 from mirrorspark.training.run_records.run_folder import RunFolder

@@ -12,8 +12,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from mirrorspark.storage import EventFile, EventTail, Holder, LockState, atomic_file
-from mirrorspark.training.protocol import EVENTS_FILE, STATE_FILE, WARM_START_FOLDER, Event, Every
-from mirrorspark.training.protocol import every as call_every
+from mirrorspark.training.protocol import EVENTS_FILE, STATE_FILE, WARM_START_FOLDER
+from mirrorspark.training.protocol.messages import Event
+from mirrorspark.training.protocol.outcomes import Every
+from mirrorspark.training.protocol.outcomes import every as call_every
 from mirrorspark.training.run_records.run_state import (
     TIMING,
     RunState,

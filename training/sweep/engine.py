@@ -14,7 +14,8 @@ from mirrorspark.training import pipeline
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.driver import TrainingStoppedError
 from mirrorspark.training.job import PreparedRun, TrainingJob, open_job, resolve_warm_start
-from mirrorspark.training.protocol import RUNS_FOLDER, SUMMARY_FILE, Attempt
+from mirrorspark.training.protocol import RUNS_FOLDER, SUMMARY_FILE
+from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.report import Summary
 from mirrorspark.training.run_records import OuterRun, RunFolder, TrackedRun, Tracking, TrackingError, run_state
 from mirrorspark.training.run_records.live import LiveView

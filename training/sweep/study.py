@@ -117,7 +117,7 @@ def requeue_interrupted(study: optuna.Study) -> None:
     trials = study.get_trials()
     retried = _retried(trials)
     for left in (trial for trial in trials if trial.state == TrialState.RUNNING):
-        # In this order no kill loses a trial. One that was queued before a kill is not queued twice.
+        # In this order no kill loses a trial, and a trial that was queued before a kill is not queued twice.
         if left.number not in retried:
             RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, left)
         study.tell(left.number, state=TrialState.FAIL)

@@ -13,7 +13,8 @@ from optuna.trial import Trial, TrialState
 from mirrorspark.storage import one_line
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.driver import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
-from mirrorspark.training.protocol import SESSION_LOST, Event
+from mirrorspark.training.protocol.messages import Event
+from mirrorspark.training.protocol.outcomes import SESSION_LOST
 from mirrorspark.training.run_records import TrackingError, run_state
 from mirrorspark.training.sweep.options import SweepOptions
 from mirrorspark.training.sweep.space import in_words

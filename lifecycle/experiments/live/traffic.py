@@ -12,11 +12,10 @@ from typing import Any
 
 from filelock import FileLock
 
-from mirrorspark.lifecycle.experiments.assignment import assign, signed_unit
 from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, ExperimentError
-from mirrorspark.lifecycle.experiments.exposures import exposure
 from mirrorspark.lifecycle.experiments.live.checks import VariantComparison
 from mirrorspark.lifecycle.experiments.live.settings import TrafficError, TrafficFile
+from mirrorspark.lifecycle.experiments.units import assign, exposure, signed_unit
 from mirrorspark.lifecycle.pipeline import Alert, report
 from mirrorspark.serving import DeclaredSplit, Outputs, RequestError, Servable, Source, Variant, label_of, scores_of
 from mirrorspark.storage import atomic_file, one_line

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.groups import score_by_group
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.package import package_model
 from mirrorspark.spark_session.start import open_session
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL

@@ -18,7 +18,7 @@ from pyspark.errors import PySparkException
 from mirrorspark.data_pipelines.spark.tasks import WriteError
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.files import score_files
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.package import package_model
 from mirrorspark.spark_session.errors import task_message
 from mirrorspark.spark_session.start import open_session

@@ -11,8 +11,8 @@ import sys
 
 from benchmarks.measure import peak_bytes
 from mirrorspark.scoring.batch import score
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.task.counts import Counters
 from mirrorspark.spark_session.start import open_session
 

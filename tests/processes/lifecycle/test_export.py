@@ -15,7 +15,7 @@ import pytest
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.data_pipelines.tfrecord.examples import varint
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs
-from mirrorspark.scoring.model.packaged import PackagedDescription
+from mirrorspark.scoring.model.folder.packaged import PackagedDescription
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.serving.export import command, export

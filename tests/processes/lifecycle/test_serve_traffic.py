@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.models import infer_signature
 
-from mirrorspark.lifecycle.experiments.assignment import assign
 from mirrorspark.lifecycle.experiments.definition import Experiment
+from mirrorspark.lifecycle.experiments.units.assignment import assign
 from mirrorspark.serving.precomputed.precomputation import precompute
 from tests.processes.lifecycle.served import REPOSITORY, SECONDS, ask, few_files, said, serving, silent_connections
 

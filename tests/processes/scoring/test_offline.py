@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.servers import TrackingServer
-from mirrorspark.scoring.model.fetched import FetchedModelsError
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.uri import ModelStoreError, resolve
+from mirrorspark.scoring.model.stored.fetched import FetchedModelsError
+from mirrorspark.scoring.model.stored.pinned import PinnedModel
+from mirrorspark.scoring.model.stored.uri import ModelStoreError, resolve
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
 from tests.unit.scoring.exported_models import log_flights

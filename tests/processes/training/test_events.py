@@ -16,11 +16,11 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from mirrorspark.training.protocol import admissions, event_client, event_server
-from mirrorspark.training.protocol.event_client import EventClient
-from mirrorspark.training.protocol.event_server import EventServer
-from mirrorspark.training.protocol.events import Event, EventAddress
-from mirrorspark.training.protocol.handshake import proof
+from mirrorspark.training.protocol.messages import admissions, event_client, event_server
+from mirrorspark.training.protocol.messages.event_client import EventClient
+from mirrorspark.training.protocol.messages.event_server import EventServer
+from mirrorspark.training.protocol.messages.events import Event, EventAddress
+from mirrorspark.training.protocol.messages.handshake import proof
 
 SECONDS = 60.0
 

@@ -33,9 +33,9 @@ from mirrorspark.training.job.readiness.executor_probe import (
     store_problem,
     with_timeout,
 )
-from mirrorspark.training.protocol import admissions
-from mirrorspark.training.protocol.event_server import EventServer
-from mirrorspark.training.protocol.handshake import proof
+from mirrorspark.training.protocol.messages import admissions
+from mirrorspark.training.protocol.messages.event_server import EventServer
+from mirrorspark.training.protocol.messages.handshake import proof
 
 
 class FakeRing:

@@ -24,8 +24,8 @@ from mirrorspark.training.executor.worker import WorkerOrders
 from mirrorspark.training.executor.worker_process import WorkerProcess
 from mirrorspark.training.programs.keras_fit import fit
 from mirrorspark.training.programs.keras_fit.start import Start
-from mirrorspark.training.protocol.event_server import EventServer
-from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.messages.event_server import EventServer
+from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.plan import TrainingPlan
 from mirrorspark.training.protocol.roles import Roles
 from tests.unit.training import parameter_server_entry

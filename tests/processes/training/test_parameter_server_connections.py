@@ -20,7 +20,7 @@ from mirrorspark.training.programs.parameter_servers.connections import (
     Shutdown,
     reader_of_all_workers,
 )
-from mirrorspark.training.protocol.admissions import Admissions
+from mirrorspark.training.protocol.messages.admissions import Admissions
 from mirrorspark.training.protocol.ring.errors import RingConnectError, RingError
 from mirrorspark.training.protocol.roles import Roles
 from tests.unit.training.conftest import free_addresses

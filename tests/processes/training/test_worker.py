@@ -27,9 +27,9 @@ from mirrorspark.training.executor import worker_process
 from mirrorspark.training.executor.task import WorkerTask
 from mirrorspark.training.executor.worker_failure import MORE_MEMORY
 from mirrorspark.training.executor.worker_process import WorkerProcess, WorkerStartError
-from mirrorspark.training.protocol.event_server import EventServer
-from mirrorspark.training.protocol.events import Event, EventAddress
-from mirrorspark.training.protocol.timing import LEASE_SECONDS
+from mirrorspark.training.protocol.messages.event_server import EventServer
+from mirrorspark.training.protocol.messages.events import Event, EventAddress
+from mirrorspark.training.protocol.outcomes.timing import LEASE_SECONDS
 from tests.unit.training import rank_entries
 
 SECONDS = 60.0
@@ -366,7 +366,7 @@ def test_a_notice_to_the_whole_group_of_the_task_lets_the_rank_save(driver: Driv
     program = """
         import json, sys
         from tests.processes.training.test_worker import task
-        from mirrorspark.training.protocol.events import EventAddress
+        from mirrorspark.training.protocol.messages.events import EventAddress
         address = EventAddress(**json.loads(sys.stdin.readline()))
         print(json.dumps(task(address, "train_until_stopped")()))
         """

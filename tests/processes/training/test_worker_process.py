@@ -21,7 +21,7 @@ from mirrorspark.training.executor.child_process import EXIT_ABANDONED, tensorfl
 from mirrorspark.training.executor.fork_server import STACKS_END
 from mirrorspark.training.executor.worker import WorkerOrders
 from mirrorspark.training.executor.worker_process import WorkerProcess
-from mirrorspark.training.protocol.events import EventAddress
+from mirrorspark.training.protocol.messages.events import EventAddress
 from tests.conftest import PATIENCE
 from tests.unit.training import rank_entries
 

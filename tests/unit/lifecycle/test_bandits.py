@@ -9,10 +9,16 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from mirrorspark.evaluation.metrics import binary_metrics, regression_metrics
-from mirrorspark.lifecycle.experiments.bandits import EpsilonGreedy, LinUCB, Policy, ThompsonSampling, choose_arms
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
-from mirrorspark.lifecycle.experiments.off_policy import PolicyLog, off_policy_estimates
-from mirrorspark.lifecycle.experiments.replay import replay_lists, replay_policy, replay_scores
+from mirrorspark.lifecycle.experiments.policies.bandits import (
+    EpsilonGreedy,
+    LinUCB,
+    Policy,
+    ThompsonSampling,
+    choose_arms,
+)
+from mirrorspark.lifecycle.experiments.policies.off_policy import PolicyLog, off_policy_estimates
+from mirrorspark.lifecycle.experiments.policies.replay import replay_lists, replay_policy, replay_scores
 from mirrorspark.models.retrieval.list_metrics import ranking_metrics
 
 Floats = NDArray[np.float64]

@@ -16,8 +16,8 @@ from hypothesis import given
 from scipy.stats import chisquare
 
 from mirrorspark.lifecycle.experiments.allocation import BUCKETS, bucket_counts, buckets_of
-from mirrorspark.lifecycle.experiments.assignment import assign, assign_array, bucket_of
 from mirrorspark.lifecycle.experiments.definition import Experiment, ExperimentError, check_experiments
+from mirrorspark.lifecycle.experiments.units.assignment import assign, assign_array, bucket_of
 
 HALVES = Experiment("ranker", {"control": 50, "deep": 50})
 # printf 'ranker:user-1' | sha256sum | cut -c1-15, and so on, modulo 10,000.

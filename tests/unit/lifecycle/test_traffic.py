@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from starlette.requests import Request
 
-from mirrorspark.lifecycle.experiments.assignment import sign_unit
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
-from mirrorspark.lifecycle.experiments.exposures import EXPOSURE_COLUMNS, exposure
 from mirrorspark.lifecycle.experiments.intervals import share_above_p_value
 from mirrorspark.lifecycle.experiments.live.checks import LiveChecks, Requests, VariantComparison
 from mirrorspark.lifecycle.experiments.live.settings import TrafficError, TrafficFile
 from mirrorspark.lifecycle.experiments.live.traffic import ExperimentSplit
+from mirrorspark.lifecycle.experiments.units.assignment import sign_unit
+from mirrorspark.lifecycle.experiments.units.exposures import EXPOSURE_COLUMNS, exposure
 from mirrorspark.serving.batching import BatchLimits
 from mirrorspark.serving.errors import RequestError
 from mirrorspark.serving.fields import Field

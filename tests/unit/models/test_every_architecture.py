@@ -55,10 +55,10 @@ from mirrorspark.models.settings import ModelSettingsError
 from mirrorspark.recommending.ratings import rating_model
 from mirrorspark.scoring.backends.protocol import ModelOutputError
 from mirrorspark.scoring.embedding.model_encoders import graph_encoders, save_features
-from mirrorspark.scoring.model.cache import load_once
-from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.folder.directory import SAVED_MODEL_FOLDER
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
+from mirrorspark.scoring.model.loading.cache import load_once
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.task.counts import ScoringCounts
 from mirrorspark.scoring.task.scorer import Scorer, ScoringOptions, ShippedModel
@@ -334,7 +334,7 @@ def test_a_resumed_training_has_the_bits_of_an_unbroken_one(trained: Trained) ->
 
 def test_the_gradient_of_a_large_table_is_sparse(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     """F5: the cost of a step does not grow with the table."""
-    monkeypatch.setattr("mirrorspark.models.layers.embeddings.DENSE_GRADIENT_ROWS", 0)
+    monkeypatch.setattr("mirrorspark.models.layers.input.embeddings.DENSE_GRADIENT_ROWS", 0)
     model, (inputs, labels, weights) = trained.model, trained.batch
     with tf.GradientTape() as tape:
         if trained.is_retrieval:

@@ -19,7 +19,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericSt
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import catalog, own_model
 from mirrorspark.models.fitting.objectives import compile_model
-from mirrorspark.models.layers import feature_inputs, feature_vector
+from mirrorspark.models.layers.input import feature_inputs, feature_vector
 from mirrorspark.models.serving.export import ScoringModule, save
 from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
 from mirrorspark.models.settings import ModelSettingsError

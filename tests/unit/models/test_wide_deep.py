@@ -9,7 +9,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.models import catalog, wide_deep
 from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
-from mirrorspark.models.layers import CrossedIds
+from mirrorspark.models.layers.input import CrossedIds
 from mirrorspark.models.settings import ModelSettingsError
 
 

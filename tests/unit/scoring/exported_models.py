@@ -29,7 +29,13 @@ from mirrorspark.data_pipelines.features.kinds import (
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.scoring.embedding.model_encoders import encoder_versions, graph_encoders, save_features
-from mirrorspark.scoring.model.directory import FEATURES_FOLDER, OUTPUTS, SAVED_MODEL_FOLDER, ModelDescription, Task
+from mirrorspark.scoring.model.folder.directory import (
+    FEATURES_FOLDER,
+    OUTPUTS,
+    SAVED_MODEL_FOLDER,
+    ModelDescription,
+    Task,
+)
 
 TAGS = Label("tags", "multi_label")
 

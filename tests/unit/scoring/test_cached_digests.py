@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from mirrorspark.scoring.model import digest
-from mirrorspark.scoring.model.digest import cached_digest, folder_digest
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.stored import digest
+from mirrorspark.scoring.model.stored.digest import cached_digest, folder_digest
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.other_models import LINEAR
 

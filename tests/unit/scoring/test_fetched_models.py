@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.fetched import (
+from mirrorspark.scoring.model.stored.digest import folder_digest
+from mirrorspark.scoring.model.stored.fetched import (
     FetchedModels,
     FetchedModelsError,
     FetchedVersion,
@@ -33,7 +33,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 
-from mirrorspark.scoring.model.fetched import FetchedModels
+from mirrorspark.scoring.model.stored.fetched import FetchedModels
 from tests.unit.scoring.test_fetched_models import version, write_model
 
 folder, limit_bytes, *names = sys.argv[1:]
@@ -255,7 +255,7 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 DEFAULT_PROGRAM = """
 import logging
 
-from mirrorspark.scoring.model.fetched import models_to_fetch_into
+from mirrorspark.scoring.model.stored.fetched import models_to_fetch_into
 from tests.unit.scoring.test_fetched_models import Store, letters, version
 
 logging.basicConfig(format="%(message)s")

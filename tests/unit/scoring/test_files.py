@@ -15,8 +15,8 @@ from mirrorspark.scoring import run
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.file_job import refuse_own_input
 from mirrorspark.scoring.files import ScoreWriter
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.task.scorer import Scorer, ShippedModel
 from mirrorspark.storage.paths import StoragePath

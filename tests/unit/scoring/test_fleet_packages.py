@@ -22,9 +22,9 @@ from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.packages import PackagedModelError, check_trust, packages_of
 from mirrorspark.fleet.runs.failures import CheckedFleet
 from mirrorspark.fleet.scorer import FleetScorer, bytes_of_models
-from mirrorspark.scoring.model.consent import UntrustedModelError
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.stored.consent import UntrustedModelError
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.task.scorer import Scorer
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights

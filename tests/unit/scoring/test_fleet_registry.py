@@ -11,7 +11,7 @@ from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.registry import fetch_fleet, register_fleet
 from mirrorspark.fleet.runs.failures import CheckedFleet
-from mirrorspark.scoring.model.uri import ModelStoreError
+from mirrorspark.scoring.model.stored.uri import ModelStoreError
 from tests.unit.mlflow_stores import new_store
 
 MODELS = 40

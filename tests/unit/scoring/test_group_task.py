@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorspark.data_pipelines.reading.parquet_rows import BATCH_ROWS
-from mirrorspark.scoring.model import loaded as loaded_model
-from mirrorspark.scoring.model.cache import PROCESS_CACHE
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.loading import loaded as loaded_model
+from mirrorspark.scoring.model.loading.cache import PROCESS_CACHE
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.output.bad_rows import BadRowError
 from mirrorspark.scoring.output.forms import Long, Wide
 from mirrorspark.scoring.package import package_model

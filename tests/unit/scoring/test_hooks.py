@@ -13,11 +13,11 @@ import pytest
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.backends.protocol import ModelOutputError, UnsupportedModelError
 from mirrorspark.scoring.input.inputs import Column
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory
-from mirrorspark.scoring.model.errors import ModelDirectoryError
+from mirrorspark.scoring.model.folder.directory import DESCRIPTION_FILE, ModelDirectory
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HookError, Hooks
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.stored.digest import folder_digest
 from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.other_models import (
     LINEAR,

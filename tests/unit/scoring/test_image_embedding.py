@@ -16,8 +16,8 @@ from mirrorspark.scoring.embedding.encoder import encoder_folder, load_encoder
 from mirrorspark.scoring.embedding.model_encoders import ModelEncoders, settings_of, taken_as_vectors
 from mirrorspark.scoring.embedding.vectors import UnreadableError
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
 from mirrorspark.scoring.model.mlflow_model import mlflow_signature
 from mirrorspark.scoring.predictor import Predictor

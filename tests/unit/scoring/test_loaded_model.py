@@ -18,9 +18,9 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_inp
 from mirrorspark.scoring.backends.protocol import ModelOutputError
 from mirrorspark.scoring.backends.trained_model import TrainedBackend
 from mirrorspark.scoring.input.inputs import Column
-from mirrorspark.scoring.model import loaded as loaded_model
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, FEATURES_FOLDER
-from mirrorspark.scoring.model.loaded import LoadedModel, Search
+from mirrorspark.scoring.model.folder.directory import DESCRIPTION_FILE, FEATURES_FOLDER
+from mirrorspark.scoring.model.loading import loaded as loaded_model
+from mirrorspark.scoring.model.loading.loaded import LoadedModel, Search
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
 from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.exported_models import (
@@ -216,7 +216,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 sys.modules["scann"] = None  # what cannot be imported
-from mirrorspark.scoring.model.loaded import LoadedModel, Search
+from mirrorspark.scoring.model.loading.loaded import LoadedModel, Search
 model = LoadedModel(Path(sys.argv[1]))
 rows = pa.table({"user": ["u0"], "history": [["m1"]], "seen": [["m2"]]})
 nothing = np.empty(0, np.int64)

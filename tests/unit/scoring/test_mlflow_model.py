@@ -16,8 +16,8 @@ import pytest
 from mlflow.pyfunc import PyFuncModel, scoring_server
 from pyspark.ml.linalg import DenseVector, SparseVector
 
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
 from mirrorspark.scoring.model.mlflow_model import mlflow_flavour
 from tests.unit.scoring.exported_models import (

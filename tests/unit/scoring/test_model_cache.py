@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from mirrorspark.scoring.model.cache import ModelCache, ModelChangedError, load_once
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.loading.cache import ModelCache, ModelChangedError, load_once
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.stored.digest import folder_digest
 
 
 def fake_model() -> LoadedModel:

@@ -13,10 +13,10 @@ from mirrorspark.data_pipelines.features.fitted import FeatureMismatchError
 from mirrorspark.data_pipelines.features.kinds import Label
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.input.inputs import FeatureInputs
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDescription, ModelDirectory, exported_with
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.pinned import find_model_directory
+from mirrorspark.scoring.model.folder.directory import DESCRIPTION_FILE, ModelDescription, ModelDirectory, exported_with
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
+from mirrorspark.scoring.model.stored.digest import folder_digest
+from mirrorspark.scoring.model.stored.pinned import find_model_directory
 from tests.unit.scoring.exported_models import FLIGHTS, TAGS, export_baskets
 
 

@@ -17,12 +17,12 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError, as_cont
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.scoring.embedding.model_encoders import ENCODERS_FOLDER, save_features, taken_as_vectors
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model import versions
-from mirrorspark.scoring.model.directory import ModelDescription
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.folder.directory import ModelDescription
+from mirrorspark.scoring.model.loading import versions
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.loading.versions import installed_version
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
 from mirrorspark.scoring.model.mlflow_model import mlflow_signature
-from mirrorspark.scoring.model.versions import installed_version
 from mirrorspark.scoring.predictor import Predictor
 from tests.unit.scoring.encoders import (
     embedded,

@@ -16,12 +16,12 @@ import pytest
 
 from mirrorspark.callbacks.mlflow.tracking_store import own_store
 from mirrorspark.scoring.input.inputs import Column, ColumnInputs, Matrix
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.packaged import PackagedDescription
-from mirrorspark.scoring.model.pinned import ModelNotFoundError
-from mirrorspark.scoring.model.uri import ModelStoreError, resolve
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
+from mirrorspark.scoring.model.folder.packaged import PackagedDescription
+from mirrorspark.scoring.model.stored.digest import folder_digest
+from mirrorspark.scoring.model.stored.pinned import ModelNotFoundError
+from mirrorspark.scoring.model.stored.uri import ModelStoreError, resolve
 from mirrorspark.scoring.package import package_model
 from tests.unit.mlflow_stores import new_store
 from tests.unit.scoring.exported_models import log_flights
@@ -32,7 +32,7 @@ LIMITS = ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT")
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mirrorspark.scoring.model.uri._PAUSE_SECONDS", 0)
+    monkeypatch.setattr("mirrorspark.scoring.model.stored.uri._PAUSE_SECONDS", 0)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,9 @@ def test_a_store_that_cannot_be_asked_is_told_in_one_line_without_its_password(
 def test_a_registry_that_nobody_listens_at_is_named_and_the_store_beside_it_is_not(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mirrorspark.scoring.model.uri.tracking_store.registry_of", lambda _: "http://127.0.0.1:9")
+    monkeypatch.setattr(
+        "mirrorspark.scoring.model.stored.uri.tracking_store.registry_of", lambda _: "http://127.0.0.1:9"
+    )
     with pytest.raises(ModelStoreError, match=r"in the MLflow store http://127\.0\.0\.1:9: Connection refused"):
         resolve("models:/flights/1", store.uri)
     assert resolve(f"runs:/{store.run_id}/model", store.uri).label == f"model/{store.run_id}"

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.scoring.backends.protocol import ModelOutputError
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.other_models import LINEAR
 

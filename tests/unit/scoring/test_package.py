@@ -18,19 +18,19 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.backends import keras_file
 from mirrorspark.scoring.backends.protocol import ModelOutputError, UnsupportedModelError
 from mirrorspark.scoring.input.inputs import Column
-from mirrorspark.scoring.model import consent
-from mirrorspark.scoring.model.consent import UntrustedModelError, check_consent
-from mirrorspark.scoring.model.directory import (
+from mirrorspark.scoring.model.folder.directory import (
     DESCRIPTION_FILE,
     FORMAT_VERSION,
     ModelDescription,
     ModelDirectory,
     exported_with,
 )
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.packaged import PackagedDescription
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
+from mirrorspark.scoring.model.folder.packaged import PackagedDescription
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.stored import consent
+from mirrorspark.scoring.model.stored.consent import UntrustedModelError, check_consent
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.other_models import (
     LINEAR,

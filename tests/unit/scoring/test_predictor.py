@@ -15,13 +15,13 @@ from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Route, Router
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Column
-from mirrorspark.scoring.model import consent
-from mirrorspark.scoring.model.consent import UntrustedModelError
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.model.versions import ModelVersionsError
+from mirrorspark.scoring.model.folder.directory import DESCRIPTION_FILE
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.loading.versions import ModelVersionsError
+from mirrorspark.scoring.model.stored import consent
+from mirrorspark.scoring.model.stored.consent import UntrustedModelError
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
 from tests.unit.scoring.exported_models import FLIGHTS, MEMBERS, export_members

@@ -13,9 +13,9 @@ import pytest
 
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
 from mirrorspark.scoring.files import ScoreWriter
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.task.counts import ScoringCounts
 from mirrorspark.scoring.task.probe import ProbeTask
 from mirrorspark.scoring.task.scorer import Scorer, ShippedModel

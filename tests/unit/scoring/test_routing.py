@@ -25,12 +25,12 @@ from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Cascade, Route, Router
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Column
-from mirrorspark.scoring.model.consent import UntrustedModelError
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.errors import ModelDirectoryError
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HookError
-from mirrorspark.scoring.model.loaded import LoadedModel, Search
+from mirrorspark.scoring.model.loading.loaded import LoadedModel, Search
+from mirrorspark.scoring.model.stored.consent import UntrustedModelError
+from mirrorspark.scoring.model.stored.digest import folder_digest
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.registration import register_model
@@ -273,7 +273,7 @@ def test_one_search_ranks_all_candidates_by_the_vectors_of_several_models(
     predicted = Predictor(tmp_path / "router").predict_rows(rows.to_pylist())
     assert [row["candidates"] for row in predicted] == [row["candidates"] for row in usual]
     # In parts and tiles of a row or two, and as the first stage of a cascade.
-    monkeypatch.setattr("mirrorspark.scoring.model.loaded._VECTOR_ROWS", 2)
+    monkeypatch.setattr("mirrorspark.scoring.model.loading.loaded._VECTOR_ROWS", 2)
     monkeypatch.setattr("mirrorspark.recommending.routing.vector_search._TILE_SCORES", 1)
     again = LoadedModel(tmp_path / "router").score(rows)
     np.testing.assert_array_equal(again["candidates"], model.score(rows)["candidates"])

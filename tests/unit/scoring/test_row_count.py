@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.scoring.batch import BatchTask
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.output.forms import Form, Labels, Shaped
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.task.batches import RowCountError
@@ -101,7 +101,7 @@ def test_a_task_that_is_stopped_has_not_lost_what_it_did_not_give(
     model: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Spark stops a task so for a query with a limit; here after one of several parts."""
-    monkeypatch.setattr("mirrorspark.scoring.model.loaded.PART_BYTES", 8)
+    monkeypatch.setattr("mirrorspark.scoring.model.loading.loaded.PART_BYTES", 8)
     scored = task_of(model, Twice(), way)([rows_of(way)])
     next(scored)
     scored.close()  # type: ignore[attr-defined]

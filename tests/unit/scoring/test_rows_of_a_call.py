@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mirrorspark.scoring.model import loaded as loaded_model
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.loading import loaded as loaded_model
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.scoring.task.counts import ScoringCounts

@@ -12,11 +12,11 @@ from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input.inputs import Column
 from mirrorspark.scoring.input.null_policy import NullPolicy
-from mirrorspark.scoring.model.cache import PROCESS_CACHE
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, ModelDirectory
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.uri import resolve
-from mirrorspark.scoring.model.versions import ModelVersionsError
+from mirrorspark.scoring.model.folder.directory import DESCRIPTION_FILE, ModelDirectory
+from mirrorspark.scoring.model.loading.cache import PROCESS_CACHE
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.loading.versions import ModelVersionsError
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.output.bad_rows import BadRowError
 from mirrorspark.scoring.output.forms import AtLeast, Columns, Form, Labelled, Long, Struct, TopK, Wide
 from mirrorspark.scoring.package import package_model
@@ -280,7 +280,7 @@ def test_objects_that_are_frozen_are_walked_again_only_where_a_model_was_let_go(
 ) -> None:
     """S1, S18: a worker may load thousands of models; of those that it lets go nothing may stay."""
     collector = KeptCalls()
-    monkeypatch.setattr("mirrorspark.scoring.model.cache.gc", collector)
+    monkeypatch.setattr("mirrorspark.scoring.model.loading.cache.gc", collector)
     for number, capacity_bytes in enumerate([2**40, 1]):
         model = {"coefficients": {"x": 31.5 + number}}  # which no test has loaded yet
         pinned = resolve(package_model(model, tmp_path / str(number)))

@@ -16,9 +16,9 @@ from pyspark import SparkFiles
 
 from mirrorspark.data_pipelines.spark.tasks import portable
 from mirrorspark.scoring.batch import BatchTask
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.pinned import PinnedModel
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.stored.digest import folder_digest
+from mirrorspark.scoring.model.stored.pinned import PinnedModel
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.package import package_model
 from mirrorspark.scoring.task.scorer import Scorer, ShippedModel, ship, ship_all
 

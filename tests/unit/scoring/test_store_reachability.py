@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mirrorspark.scoring.model.uri import check_listening
+from mirrorspark.scoring.model.stored.uri import check_listening
 
 REFUSED = ConnectionRefusedError(111, "Connection refused")
 
@@ -40,8 +40,10 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def plugged(monkeypatch: pytest.MonkeyPatch, *outcomes: Exception | None) -> Network:
     network = Network(*outcomes)
-    monkeypatch.setattr("mirrorspark.scoring.model.uri.socket", SimpleNamespace(create_connection=network.connect))
-    monkeypatch.setattr("mirrorspark.scoring.model.uri.time", SimpleNamespace(sleep=network.pauses.append))
+    monkeypatch.setattr(
+        "mirrorspark.scoring.model.stored.uri.socket", SimpleNamespace(create_connection=network.connect)
+    )
+    monkeypatch.setattr("mirrorspark.scoring.model.stored.uri.time", SimpleNamespace(sleep=network.pauses.append))
     return network
 
 

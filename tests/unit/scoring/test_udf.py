@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 
 from mirrorspark.scoring import udf
-from mirrorspark.scoring.model import loaded as loaded_model
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.loading import loaded as loaded_model
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.output.bad_rows import BadRowError
 from mirrorspark.scoring.task import batches
 from mirrorspark.scoring.task.counts import Counters, ScoringCounts

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mirrorspark.scoring.backends.catalog import compared_libraries
-from mirrorspark.scoring.model.versions import (
+from mirrorspark.scoring.model.loading.versions import (
     COMPARED_OF_TRAINED,
     OF_ENCODERS,
     ModelVersionsError,
@@ -29,7 +29,7 @@ MINOR = ".".join(INSTALLED.split(".")[:2])
 )
 def test_patch_versions_may_differ(exported_with: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     here = {"tensorflow": INSTALLED, "python": PYTHON, "numpy": "2.4.6"}
-    monkeypatch.setattr("mirrorspark.scoring.model.versions.installed_version", here.get)
+    monkeypatch.setattr("mirrorspark.scoring.model.loading.versions.installed_version", here.get)
     check_versions(Versions(exported_with), "flights/3")
 
 
@@ -50,7 +50,9 @@ def test_all_minor_versions_that_differ_are_told_in_one_message_with_what_to_do(
 
 def test_a_whole_number_is_a_minor_version_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     """PEP 440: 2 is 2.0."""
-    monkeypatch.setattr("mirrorspark.scoring.model.versions.installed_version", {"one": "2.0.1", "other": "2.1"}.get)
+    monkeypatch.setattr(
+        "mirrorspark.scoring.model.loading.versions.installed_version", {"one": "2.0.1", "other": "2.1"}.get
+    )
     with pytest.raises(ModelVersionsError, match=r"it has other 2\.1 instead of 2, which"):
         check_versions(Versions({"one": "2", "other": "2"}), "flights/3")
 

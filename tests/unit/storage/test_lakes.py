@@ -12,7 +12,7 @@ from mirrorspark.data_pipelines.reading.parquet_rows import ParquetRows
 from mirrorspark.data_pipelines.tables import source_identity
 from mirrorspark.fleet.coefficients import read_table
 from mirrorspark.fleet.folder import write_folder
-from mirrorspark.scoring.model.new_folder import new_model_folder
+from mirrorspark.scoring.model.folder.new_folder import new_model_folder
 from mirrorspark.storage.lakes import LakeTableError, lake_around
 from mirrorspark.storage.listing import list_files
 from mirrorspark.storage.paths import StoragePath

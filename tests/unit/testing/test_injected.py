@@ -9,7 +9,7 @@ from mirrorspark.callbacks.checkpoint import ChiefCheckpoint
 from mirrorspark.callbacks.stop_request import StopOnRequest
 from mirrorspark.testing.injected import InjectedFaults, hook_for
 from mirrorspark.training.configuration.config import TrainingConfig
-from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.outcomes.activity import Activity
 from mirrorspark.training.protocol.plan import TrainingPlan
 from mirrorspark.training.protocol.roles import Roles
 

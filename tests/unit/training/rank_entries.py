@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mirrorspark.callbacks.collectives import at_exit
 from mirrorspark.training.executor.worker_control import Finish, WorkerControl
-from mirrorspark.training.protocol.events import EventAddress
+from mirrorspark.training.protocol.messages.events import EventAddress
 
 
 @dataclasses.dataclass(frozen=True)

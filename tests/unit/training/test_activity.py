@@ -2,7 +2,7 @@
 
 import pytest
 
-from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.outcomes.activity import Activity
 
 
 class Clock:

@@ -19,8 +19,8 @@ from mirrorspark.models.calibration import Calibration
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.job.job import Cluster
 from mirrorspark.training.job.training_job import TrainingJob
-from mirrorspark.training.protocol.cause import Attempt
-from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.messages.events import Event
+from mirrorspark.training.protocol.outcomes.cause import Attempt
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results import export as export_module
 from mirrorspark.training.results.delivery import ExportAhead

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mirrorspark.training.driver.failure_policy import Decision, Kind, decide, growth_pause_seconds, usable_slots
-from mirrorspark.training.protocol.cause import Attempt, Cause, RankError, known_errors
 from mirrorspark.training.protocol.elastic import Elastic, WorkerRange
 from mirrorspark.training.protocol.limits import Budgets
+from mirrorspark.training.protocol.outcomes.cause import Attempt, Cause, RankError, known_errors
 
 TWO = Elastic(WorkerRange(2, 2), 8)
 TWO_TO_FOUR = Elastic(WorkerRange(2, 4), 12)

@@ -13,10 +13,10 @@ import tensorflow as tf
 from mirrorspark.data_pipelines.reading.dataset import ReadPlan, load_batches
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.training.programs.keras_fit import fit
-from mirrorspark.training.protocol.activity import Activity, Phase
-from mirrorspark.training.protocol.event_client import EventClient
-from mirrorspark.training.protocol.event_server import EventServer
-from mirrorspark.training.protocol.events import Command
+from mirrorspark.training.protocol.messages.event_client import EventClient
+from mirrorspark.training.protocol.messages.event_server import EventServer
+from mirrorspark.training.protocol.messages.events import Command
+from mirrorspark.training.protocol.outcomes.activity import Activity, Phase
 from mirrorspark.training.protocol.ring.rendezvous import Rendezvous
 from mirrorspark.training.protocol.ring.strategy import RingStrategy
 from tests.unit.callbacks.committed_files import publish_files

@@ -18,10 +18,10 @@ from mirrorspark.training.executor.worker_control import WorkerControl
 from mirrorspark.training.programs.keras_fit import callback_list as fit_callbacks_module
 from mirrorspark.training.programs.keras_fit.callback_list import fit_callbacks, with_local_checkpoint
 from mirrorspark.training.programs.keras_fit.start import Start
-from mirrorspark.training.protocol.activity import Activity, Phase
-from mirrorspark.training.protocol.event_client import EventClient
+from mirrorspark.training.protocol.messages.event_client import EventClient
+from mirrorspark.training.protocol.messages.stop import StopSignal
+from mirrorspark.training.protocol.outcomes.activity import Activity, Phase
 from mirrorspark.training.protocol.plan import TrainingPlan
-from mirrorspark.training.protocol.stop import StopSignal
 from tests.unit.callbacks.committed_files import publish_files
 
 

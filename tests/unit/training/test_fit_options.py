@@ -16,11 +16,11 @@ from mirrorspark.training.configuration.config import TrainingConfig
 from mirrorspark.training.executor.worker_control import WorkerControl
 from mirrorspark.training.programs.keras_fit import fit
 from mirrorspark.training.programs.keras_fit.start import Start
-from mirrorspark.training.protocol.activity import Activity
-from mirrorspark.training.protocol.event_client import EventClient
+from mirrorspark.training.protocol.messages.event_client import EventClient
+from mirrorspark.training.protocol.messages.stop import StopSignal
+from mirrorspark.training.protocol.outcomes.activity import Activity
 from mirrorspark.training.protocol.plan import TrainingPlan
 from mirrorspark.training.protocol.ring.strategy import RingStrategy
-from mirrorspark.training.protocol.stop import StopSignal
 from tests.unit.callbacks.committed_files import publish_files
 from tests.unit.training import token_dataset
 from tests.unit.training.test_fit_callbacks import NoDriver

@@ -38,7 +38,7 @@ from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optim
 from mirrorspark.training.executor.training_hook import TrainingHook
 from mirrorspark.training.programs.user_functions import worker as function_rank
 from mirrorspark.training.programs.user_functions.plan import FunctionPlan, pack_function, unpack_value
-from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.outcomes.activity import Activity
 from tests.unit.training.token_dataset import write_dataset
 
 STEPS, ROWS, INPUTS = 12, 32, 4

@@ -20,7 +20,7 @@ from mirrorspark.training.programs.user_functions.plan import (
     unpack_function,
     unpack_value,
 )
-from mirrorspark.training.protocol.events import EventAddress
+from mirrorspark.training.protocol.messages.events import EventAddress
 
 
 def made(source: str) -> Callable[..., Any]:

@@ -26,7 +26,7 @@ from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.callbacks.checkpoints.fencing import StaleAttemptError, fence
 from mirrorspark.callbacks.stop_request import TrainingStopped
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
-from mirrorspark.scoring.model.directory import ModelDirectory
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.testing.injected import InjectedFault, InjectedFaults, InputGate
 from mirrorspark.testing.injected import hook_for as faults_for
 from mirrorspark.training.executor.training_hook import TrainingHook, hook_for
@@ -38,7 +38,7 @@ from mirrorspark.training.programs.user_functions.plan import (
     pack_function,
     unpack_value,
 )
-from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.outcomes.activity import Activity
 from mirrorspark.training.protocol.ring.strategy import RingStrategy
 
 Event = dict[str, Any]

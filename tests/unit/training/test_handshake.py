@@ -6,7 +6,14 @@ import socket
 
 import pytest
 
-from mirrorspark.training.protocol.handshake import RefusalLog, is_proof, keep_alive, proof, read_line, split_address
+from mirrorspark.training.protocol.messages.handshake import (
+    RefusalLog,
+    is_proof,
+    keep_alive,
+    proof,
+    read_line,
+    split_address,
+)
 
 
 @pytest.mark.parametrize(

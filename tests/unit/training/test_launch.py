@@ -12,7 +12,7 @@ from mirrorspark.training.entry_points import launch
 from mirrorspark.training.entry_points.launch import FunctionLauncher, LaunchConfig, program_of, run_train_fn
 from mirrorspark.training.job.job import Cluster, Job
 from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError, TrainFnError, pack_value
-from mirrorspark.training.protocol.events import EventAddress
+from mirrorspark.training.protocol.messages.events import EventAddress
 from mirrorspark.training.run_records.run_folder import RunFolder
 
 

@@ -24,7 +24,7 @@ from mirrorspark.training.driver.launcher import (
 from mirrorspark.training.executor import worker_process
 from mirrorspark.training.executor.task import WorkerTask
 from mirrorspark.training.executor.worker_failure import MORE_MEMORY
-from mirrorspark.training.protocol.cause import RankError
+from mirrorspark.training.protocol.outcomes.cause import RankError
 from tests.processes.training.test_worker import Driver, task
 
 SPARK = "An error occurred while calling z:org.apache.spark.api.python.PythonRDD.collectAndServe.\n"

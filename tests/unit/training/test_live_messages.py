@@ -1,6 +1,6 @@
 """The same words of eight ranks are one line."""
 
-from mirrorspark.training.protocol.words import numbers_in_words, ranks_in_words
+from mirrorspark.training.protocol.outcomes.words import numbers_in_words, ranks_in_words
 from mirrorspark.training.run_records.live.messages import Messages, message_key
 
 

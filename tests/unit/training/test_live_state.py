@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from mirrorspark.training.executor import task as worker
-from mirrorspark.training.protocol.events import Event, EventAddress
+from mirrorspark.training.protocol.messages.events import Event, EventAddress
 from mirrorspark.training.run_records.live.drawing import headline, metrics, rank_table
 from mirrorspark.training.run_records.live.state import TrainingState, input_bound_warning
 from tests.unit.training import rank_entries

@@ -13,8 +13,8 @@ import pytest
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.training.driver.errors import TrainingFailedError
-from mirrorspark.training.protocol.cause import Attempt, RankError
-from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.messages.events import Event
+from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
 from mirrorspark.training.run_records.live.details import add_findings, spec_details
 from mirrorspark.training.run_records.live.picture import Details
 from mirrorspark.training.run_records.live.view import LiveView, Stage

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from mirrorspark.callbacks.mlflow.tracking_store import ActiveRun
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
-from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.protocol.names import STATE_FILE
 from mirrorspark.training.run_records import tracking
 from mirrorspark.training.run_records.live.view import LiveView

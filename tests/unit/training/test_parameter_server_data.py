@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset, ReadPlan, load_batches
 from mirrorspark.training.programs.parameter_servers.data import BatchSupply, RemoteBatches
-from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.outcomes.activity import Activity
 from tests.unit.training.token_dataset import write_token_dataset
 
 TRAINING = ReadPlan("train", 32, rank=1, workers=2, seed=3, epochs=None)

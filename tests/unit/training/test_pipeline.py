@@ -22,8 +22,8 @@ from mirrorspark.training.job.job import Cluster
 from mirrorspark.training.job.prepared_run import PreparedRun
 from mirrorspark.training.job.source_tables import SourceTables
 from mirrorspark.training.job.warm_start import WarmStart
-from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.names import SUMMARY_FILE
+from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
 from mirrorspark.training.results import delivery, scored
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison

@@ -21,8 +21,8 @@ from mirrorspark.training.entry_points.launch import LaunchConfig
 from mirrorspark.training.executor.worker_failure import describe
 from mirrorspark.training.executor.worker_log import CleanText, LogToDriver
 from mirrorspark.training.job.readiness.checks import PreflightError, failure, require
-from mirrorspark.training.protocol.cause import Attempt, RankError
-from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.messages.events import Event
+from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
 from mirrorspark.training.results.export import ExportPlan
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run_records.tracking import TrackedRun, TrackingError

@@ -29,9 +29,9 @@ from mirrorspark.storage.paths import StoreUnreachableError
 from mirrorspark.training.executor.worker import WorkerOrders
 from mirrorspark.training.executor.worker_failure import _MACHINE_ERRORS, EntryError, describe
 from mirrorspark.training.executor.worker_log import LogToDriver, let_the_log_out
-from mirrorspark.training.protocol.activity import Activity, Phase
-from mirrorspark.training.protocol.event_client import EventClient
-from mirrorspark.training.protocol.events import Command, Event, EventAddress
+from mirrorspark.training.protocol.messages.event_client import EventClient
+from mirrorspark.training.protocol.messages.events import Command, Event, EventAddress
+from mirrorspark.training.protocol.outcomes.activity import Activity, Phase
 from mirrorspark.training.protocol.ring.errors import RingConnectError, RingError
 from mirrorspark.training.protocol.ring.rendezvous import Rendezvous
 

@@ -19,7 +19,7 @@ from mirrorspark.models.fitting.objectives import compile_model
 from mirrorspark.models.fitting.optimizers import OptimizerSettings, build_optimizer
 from mirrorspark.training.programs.keras_fit import rank_validation
 from mirrorspark.training.programs.keras_fit.rank_validation import RankValidation, share_of_queries
-from mirrorspark.training.protocol.activity import Activity, Phase
+from mirrorspark.training.protocol.outcomes.activity import Activity, Phase
 from tests.unit.models.conftest import rating_features  # noqa: F401 - a fixture
 from tests.unit.training.test_evaluate_run import RETRIEVAL_SPEC, HandmadeDataset, block
 

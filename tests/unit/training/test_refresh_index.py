@@ -33,15 +33,15 @@ from mirrorspark.recommending.routing.package import package_router
 from mirrorspark.recommending.routing.router import Route, Router
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.catalogue import SAMPLE_FILE, TOWERS_FOLDER, Catalogue, log_ages, warn_if_stale
-from mirrorspark.scoring.model.directory import (
+from mirrorspark.scoring.model.folder.directory import (
     FEATURES_FOLDER,
     OUTPUTS,
     SAVED_MODEL_FOLDER,
     ModelDescription,
     ModelDirectory,
 )
-from mirrorspark.scoring.model.loaded import LoadedModel, Search
-from mirrorspark.scoring.model.pinned import pinned_folder
+from mirrorspark.scoring.model.loading.loaded import LoadedModel, Search
+from mirrorspark.scoring.model.stored.pinned import pinned_folder
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.serving.metrics import ServerMetrics
 from mirrorspark.serving.model import ServedModel

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from mirrorspark.data_pipelines.features.kinds import Categorical, Label
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.quality.profiling import profile_columns
-from mirrorspark.training.protocol.cause import Attempt
+from mirrorspark.training.protocol.outcomes.cause import Attempt
 from mirrorspark.training.results.report.cost import Reservation, cost_of
 from mirrorspark.training.results.report.report import (
     ReportFacts,

@@ -17,7 +17,7 @@ from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.configuration.recipe import RECIPE_FILE
 from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.job.readiness.preflight import Check
-from mirrorspark.training.protocol.cause import Attempt, RankError
+from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, main
 

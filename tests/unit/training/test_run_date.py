@@ -28,8 +28,8 @@ from mirrorspark.training.entry_points import train_dataset as train_module
 from mirrorspark.training.entry_points.train_dataset import train
 from mirrorspark.training.job import source_tables
 from mirrorspark.training.job.readiness import preflight
-from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.names import STATE_FILE, SUMMARY_FILE
+from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
 from mirrorspark.training.results import delivery
 from mirrorspark.training.results.delivery import ResultLostError, Trained
 from mirrorspark.training.results.evaluation.evaluate_run import BaselineComparison

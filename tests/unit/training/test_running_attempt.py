@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from mirrorspark.training.driver.running_attempt import RunningAttempt
-from mirrorspark.training.protocol.cause import Attempt, RankError
-from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.limits import Limits
-from mirrorspark.training.protocol.rounds import every
-from mirrorspark.training.protocol.stop import StopSignal
+from mirrorspark.training.protocol.messages.events import Event
+from mirrorspark.training.protocol.messages.stop import StopSignal
+from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
+from mirrorspark.training.protocol.outcomes.rounds import every
 
 
 def system(rank: int, attempt: int = 1) -> Event:

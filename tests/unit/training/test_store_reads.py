@@ -10,7 +10,7 @@ from mirrorspark.callbacks.checkpoints.commit import CheckpointDamagedError
 from mirrorspark.storage.paths import StorageError
 from mirrorspark.training.driver import store_reads
 from mirrorspark.training.driver.store_reads import StoreReader
-from mirrorspark.training.protocol.stop import StopSignal
+from mirrorspark.training.protocol.messages.stop import StopSignal
 
 
 def reader() -> StoreReader:

@@ -20,13 +20,14 @@ from mirrorspark.training.driver import resume, running_attempt, store_reads
 from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
 from mirrorspark.training.driver.launcher import BarrierJobError
 from mirrorspark.training.driver.supervisor import Supervisor
-from mirrorspark.training.protocol import event_server, rounds
-from mirrorspark.training.protocol.cause import Attempt, RankError
 from mirrorspark.training.protocol.elastic import Elastic, WorkerRange
-from mirrorspark.training.protocol.event_client import EventClient
-from mirrorspark.training.protocol.event_server import EventServer
-from mirrorspark.training.protocol.events import Event, EventAddress
 from mirrorspark.training.protocol.limits import Budgets, Limits
+from mirrorspark.training.protocol.messages import event_server
+from mirrorspark.training.protocol.messages.event_client import EventClient
+from mirrorspark.training.protocol.messages.event_server import EventServer
+from mirrorspark.training.protocol.messages.events import Event, EventAddress
+from mirrorspark.training.protocol.outcomes import rounds
+from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
 from mirrorspark.training.protocol.plan import TrainingPlan
 from tests.unit.callbacks.committed_files import publish_files
 

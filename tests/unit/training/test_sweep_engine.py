@@ -11,13 +11,13 @@ import mlflow
 import pytest
 
 from mirrorspark.callbacks.mlflow.tracking_store import ActiveRun
-from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.scoring.model.stored.pinned import PinnedModel
 from mirrorspark.training import pipeline
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
 from mirrorspark.training.job.prepared_run import PreparedRun
 from mirrorspark.training.job.warm_start import WarmStart
-from mirrorspark.training.protocol.cause import Attempt, RankError
+from mirrorspark.training.protocol.outcomes.cause import Attempt, RankError
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.run_records import tracking
 from mirrorspark.training.run_records.live.view import LiveView

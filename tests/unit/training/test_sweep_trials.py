@@ -10,8 +10,8 @@ import pytest
 
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.driver.errors import NotEnoughSlotsError, TrainingFailedError, TrainingStoppedError
-from mirrorspark.training.protocol.cause import Attempt, Cause, RankError
-from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.messages.events import Event
+from mirrorspark.training.protocol.outcomes.cause import Attempt, Cause, RankError
 from mirrorspark.training.run_records.run_state import RunUnderWayError
 from mirrorspark.training.run_records.tracking import TrackingError
 from mirrorspark.training.sweep.options import SweepOptions
@@ -424,7 +424,7 @@ def test_a_stop_before_the_training_has_begun_reaches_it() -> None:
     ("error", "reason", "state"),
     [
         (None, None, "complete"),
-        (None, PRUNED, "complete"),  # it was over before it heard of it
+        (None, PRUNED, "complete"),  # it ended before the command arrived
         (TrainingStoppedError((), 5, PRUNED), PRUNED, "pruned"),
         (TrainingStoppedError((), 5, "SIGINT"), "SIGINT", "running"),
         (failed(), None, "failed"),

@@ -1,8 +1,8 @@
 """The periods and limits of supervision fit together: none cuts off what another one has to wait for."""
 
 from mirrorspark.training.executor.task import WorkerTask
-from mirrorspark.training.protocol import timing
 from mirrorspark.training.protocol.limits import Limits
+from mirrorspark.training.protocol.outcomes import timing
 
 
 def test_words_may_be_missed_before_anybody_counts_as_silent() -> None:

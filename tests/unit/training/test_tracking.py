@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from mirrorspark.callbacks.mlflow.metric_requests import RUN_TAG
 from mirrorspark.callbacks.mlflow.tracking_store import default_store, own_store
 from mirrorspark.training.configuration.config import ConfigError, TrainingConfig
-from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.run_records.sources import environment, git_commit, source_tags
 from mirrorspark.training.run_records.tracking import (
     TrackedRun,

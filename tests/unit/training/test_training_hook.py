@@ -7,7 +7,7 @@ import pytest
 from mirrorspark.testing.injected import InjectedFaults
 from mirrorspark.training.executor.training_hook import TrainingHook, hook_for
 from mirrorspark.training.programs.user_functions.plan import FunctionPlan
-from mirrorspark.training.protocol.activity import Activity
+from mirrorspark.training.protocol.outcomes.activity import Activity
 from mirrorspark.training.protocol.plan import AttemptPlan
 
 PLAN = FunctionPlan(workers=2, checkpoints="c")

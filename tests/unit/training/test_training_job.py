@@ -20,7 +20,7 @@ from mirrorspark.training.job.training_job import TrainingJob, open_job
 from mirrorspark.training.programs.keras_fit import interaction_graph
 from mirrorspark.training.programs.recommenders import fitting
 from mirrorspark.training.programs.recommenders.interactions import Interactions
-from mirrorspark.training.protocol.events import Event
+from mirrorspark.training.protocol.messages.events import Event
 from mirrorspark.training.run_records.live.view import LiveView
 from mirrorspark.training.run_records.opened_run import OpenRun
 from mirrorspark.training.run_records.run_folder import RunFolder

@@ -16,9 +16,9 @@ from mlflow import MlflowClient
 
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.scoring.model.catalogue import Catalogue
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.directory import ModelDescription
-from mirrorspark.scoring.model.pinned import PinnedModel
+from mirrorspark.scoring.model.folder.directory import ModelDescription
+from mirrorspark.scoring.model.stored.digest import folder_digest
+from mirrorspark.scoring.model.stored.pinned import PinnedModel
 from mirrorspark.scoring.package import package_model
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
@@ -29,9 +29,9 @@ from mirrorspark.training.job.job import Cluster
 from mirrorspark.training.job.prepared_run import PreparedRun
 from mirrorspark.training.job.training_job import TrainingJob, open_job
 from mirrorspark.training.job.warm_start import WarmStart, find_model, resolve_warm_start
-from mirrorspark.training.protocol.activity import Activity
-from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.limits import Limits
+from mirrorspark.training.protocol.messages.events import Event
+from mirrorspark.training.protocol.outcomes.activity import Activity
 from mirrorspark.training.protocol.plan import TrainingPlan
 from mirrorspark.training.run_records.find_run import hold_run_folder
 from mirrorspark.training.run_records.live.view import LiveView

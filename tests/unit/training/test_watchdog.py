@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from mirrorspark.training.driver.watchdog import Hang, Watch, Watchdog
 from mirrorspark.training.protocol import limits
-from mirrorspark.training.protocol.activity import Phase
-from mirrorspark.training.protocol.events import Event
 from mirrorspark.training.protocol.limits import Limits
+from mirrorspark.training.protocol.messages.events import Event
+from mirrorspark.training.protocol.outcomes.activity import Phase
 
 LIMITS = Limits(start_seconds=300, first_step_seconds=600, step_seconds=120, checkpoint_seconds=600, end_seconds=300)
 

@@ -11,7 +11,7 @@ from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericSt
 from mirrorspark.data_pipelines.features.kinds import Label, Numeric
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import regression
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.training.results.export import _write_model
 
 

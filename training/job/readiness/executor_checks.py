@@ -26,7 +26,7 @@ from mirrorspark.training.job.readiness.executor_probe import (
     store_problem,
     with_timeout,
 )
-from mirrorspark.training.protocol import EventServer
+from mirrorspark.training.protocol.messages import EventServer
 
 # A job without an answer is then cancelled: its executors' Python does not start, or its tasks hang.
 JOB_SECONDS = 60.0

@@ -30,7 +30,7 @@ import pyarrow as pa
 import mirrorspark
 from mirrorspark.spark_session import BarrierTask, barrier_task
 from mirrorspark.storage import StorageError, StoragePath
-from mirrorspark.training.protocol import Admissions, EventAddress, EventClient, handshake
+from mirrorspark.training.protocol.messages import Admissions, EventAddress, EventClient, handshake
 from mirrorspark.training.protocol.ring import Ring
 
 # Packages whose version must be the same on the driver and on every executor.

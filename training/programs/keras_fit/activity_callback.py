@@ -6,7 +6,7 @@ from typing import Any
 import tf_keras
 
 from mirrorspark.callbacks import optimizer_step
-from mirrorspark.training.protocol import Activity
+from mirrorspark.training.protocol.outcomes import Activity
 
 
 class ActivityCallback(tf_keras.callbacks.Callback):

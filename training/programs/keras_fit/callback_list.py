@@ -22,7 +22,8 @@ from mirrorspark.training.configuration import TrainingConfig
 from mirrorspark.training.executor import WorkerControl
 from mirrorspark.training.programs.keras_fit.activity_callback import ActivityCallback
 from mirrorspark.training.programs.keras_fit.start import BATCH_STATE, BatchState, Start, reading_from_store
-from mirrorspark.training.protocol import PROGRESS_STATE, Activity, TrainingPlan
+from mirrorspark.training.protocol import PROGRESS_STATE, TrainingPlan
+from mirrorspark.training.protocol.outcomes import Activity
 
 Callbacks = Sequence[tf_keras.callbacks.Callback]
 

@@ -27,14 +27,15 @@ from mirrorspark.models.fitting import (
     gathering,
     use_step_loop,
 )
-from mirrorspark.scoring.model import FEATURES_FOLDER, SAVED_MODEL_FOLDER
+from mirrorspark.scoring.model.folder import FEATURES_FOLDER, SAVED_MODEL_FOLDER
 from mirrorspark.training.configuration import TrainingConfig
 from mirrorspark.training.executor import Finish, WorkerControl
 from mirrorspark.training.programs.keras_fit import interaction_graph
 from mirrorspark.training.programs.keras_fit.callback_list import fit_callbacks, with_local_checkpoint
 from mirrorspark.training.programs.keras_fit.local_updates import SettleLocalUpdates, local_updates
 from mirrorspark.training.programs.keras_fit.start import Start, read_start
-from mirrorspark.training.protocol import Activity, TrainingPlan, numbers_in_words
+from mirrorspark.training.protocol import TrainingPlan
+from mirrorspark.training.protocol.outcomes import Activity, numbers_in_words
 from mirrorspark.training.protocol.ring import Rendezvous, Ring, RingStrategy, open_listener
 
 

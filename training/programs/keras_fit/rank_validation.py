@@ -16,7 +16,7 @@ from mirrorspark.data_pipelines.reading import Dataset, query_digests
 from mirrorspark.models.index import Best, ExactTopK, Queries
 from mirrorspark.models.retrieval import list_values
 from mirrorspark.models.serving import candidate_embeddings, input_tensors
-from mirrorspark.training.protocol import Activity
+from mirrorspark.training.protocol.outcomes import Activity
 
 _SPLIT = "validation"
 

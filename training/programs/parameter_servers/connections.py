@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from queue import Empty
 from typing import Any
 
-from mirrorspark.training.protocol import COORDINATOR, Admissions, Roles, handshake
+from mirrorspark.training.protocol import COORDINATOR, Roles
+from mirrorspark.training.protocol.messages import Admissions, handshake
 from mirrorspark.training.protocol.ring import RingConnectError, RingError
 
 _MESSAGE_BYTES = 1 << 12

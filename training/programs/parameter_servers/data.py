@@ -14,7 +14,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.reading import Dataset, ReadPlan, load_batches
-from mirrorspark.training.protocol import Activity
+from mirrorspark.training.protocol.outcomes import Activity
 
 _TRAIN, _VALIDATION = 0, 1
 _PREFETCHED_BATCHES = 2

@@ -37,7 +37,8 @@ from mirrorspark.training.programs.parameter_servers.connections import (
 )
 from mirrorspark.training.programs.parameter_servers.data import BatchSupply, RemoteBatches
 from mirrorspark.training.programs.parameter_servers.worker_input import worker_read_plan
-from mirrorspark.training.protocol import COORDINATOR, Activity, Role, Roles, TrainingPlan, shards
+from mirrorspark.training.protocol import COORDINATOR, Role, Roles, TrainingPlan, shards
+from mirrorspark.training.protocol.outcomes import Activity
 
 # Scheduled executions per worker: one runs, one is queued, so that no worker is idle.
 _EXECUTIONS_PER_WORKER = 2

@@ -19,7 +19,7 @@ from mirrorspark.callbacks import BackupAndRestore, ChiefCheckpoint, EventCallba
 from mirrorspark.data_pipelines.reading import PaddedBatch
 from mirrorspark.training.executor import TrainingHook
 from mirrorspark.training.programs.keras_fit import ActivityCallback
-from mirrorspark.training.protocol import Activity
+from mirrorspark.training.protocol.outcomes import Activity
 
 # Keras' default for arrays.
 _KERAS_BATCH_SIZE = 32

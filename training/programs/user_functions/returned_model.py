@@ -12,7 +12,7 @@ import tf_keras
 from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.scoring import package_model
 from mirrorspark.scoring.backends import protocol
-from mirrorspark.scoring.model import ModelDirectoryError
+from mirrorspark.scoring.model.folder import ModelDirectoryError
 from mirrorspark.training.programs.user_functions.plan import ReturnValueError
 
 _SAVED, _PACKAGED = "saved", "packaged"

@@ -15,7 +15,7 @@ from mirrorspark.training.programs.user_functions import plan as function_plan
 from mirrorspark.training.programs.user_functions.fit_watch import FitWatch
 from mirrorspark.training.programs.user_functions.plan import FunctionPlan, ReturnValueError, UnsupportedKerasError
 from mirrorspark.training.programs.user_functions.returned_model import is_model, package_saved, save_model
-from mirrorspark.training.protocol import Activity
+from mirrorspark.training.protocol.outcomes import Activity
 from mirrorspark.training.protocol.ring import RingStrategy
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ import time
 from collections.abc import Sequence
 from queue import Empty
 
-from mirrorspark.training.protocol.admissions import Admissions
-from mirrorspark.training.protocol.handshake import TokenMismatchError, keep_alive, split_address
+from mirrorspark.training.protocol.messages import Admissions, TokenMismatchError, keep_alive, split_address
 from mirrorspark.training.protocol.ring.errors import RingConnectError
 
 _SOCKET_BUFFER_BYTES = 4 << 20

@@ -4,11 +4,9 @@ import time
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from mirrorspark.training.protocol.activity import Activity
-from mirrorspark.training.protocol.event_client import EventClient
-from mirrorspark.training.protocol.events import Command
+from mirrorspark.training.protocol.messages import Command, EventClient
+from mirrorspark.training.protocol.outcomes import Activity, ranks_in_words
 from mirrorspark.training.protocol.ring.errors import RingConnectError
-from mirrorspark.training.protocol.words import ranks_in_words
 
 
 class AddressBook:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mirrorspark.training.protocol import Attempt
+from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.run_records import run_history
 
 # The stages whose work Spark's tasks do.

@@ -7,7 +7,7 @@ from typing import Any
 from mirrorspark.data_pipelines.quality import PAGE_FILE
 from mirrorspark.scoring.parity import ParityReport
 from mirrorspark.training.job import TrainingJob
-from mirrorspark.training.protocol import Attempt
+from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.report.summary import Summary
 from mirrorspark.training.results.scored import SCORED_TABLE

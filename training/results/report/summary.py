@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.storage import atomic_file, clean, without_credentials
-from mirrorspark.training.protocol import findings_in_words
+from mirrorspark.training.protocol.outcomes import findings_in_words
 from mirrorspark.training.results.report.baselines import each_baseline
 from mirrorspark.training.run_records import run_history
 

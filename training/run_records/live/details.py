@@ -4,7 +4,7 @@ from mirrorspark.data_pipelines.features import FeatureSpec
 from mirrorspark.data_pipelines.quality import PAGE_FILE, Severity
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.pages import details_html, findings_html, remark_html
-from mirrorspark.training.protocol import findings_in_words
+from mirrorspark.training.protocol.outcomes import findings_in_words
 from mirrorspark.training.run_records.live.picture import Details
 from mirrorspark.training.run_records.live.view import Stage
 

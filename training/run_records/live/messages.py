@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from mirrorspark.training.protocol import ranks_in_words
+from mirrorspark.training.protocol.outcomes import ranks_in_words
 
 # Long enough for all ranks of a cluster to send the same message, short enough to be live.
 _GATHER_SECONDS = 1.0

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mirrorspark.training.protocol import Event, ranks_in_words, timing
+from mirrorspark.training.protocol.messages import Event
+from mirrorspark.training.protocol.outcomes import ranks_in_words, timing
 
 # Window in which a rank's speed is measured.
 _RATE_SECONDS = 10.0

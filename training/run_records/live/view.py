@@ -18,7 +18,8 @@ from rich.text import Text
 
 from mirrorspark.data_pipelines.spark import CountedWork, SparkTasks, Tasks, task_bar
 from mirrorspark.storage import without_credentials
-from mirrorspark.training.protocol import Event, RankError, ranks_in_words
+from mirrorspark.training.protocol.messages import Event
+from mirrorspark.training.protocol.outcomes import RankError, ranks_in_words
 from mirrorspark.training.run_records.live import drawing
 from mirrorspark.training.run_records.live.messages import Messages, message_key
 from mirrorspark.training.run_records.live.notebook import NotebookScreen

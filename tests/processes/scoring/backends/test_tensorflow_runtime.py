@@ -19,7 +19,7 @@ import os, sys
 from pathlib import Path
 import psutil
 from mirrorspark.scoring.backends.tensorflow_runtime import INTER_OP, INTRA_OP, limit_tensorflow
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 assert "tensorflow" not in sys.modules
 threads = int(sys.argv[2])
 limit_tensorflow(threads)
@@ -66,7 +66,7 @@ print(predictor._model.threads, predictor._model._backend.graph._session._config
 _SCORES_LISTS = """
 import sys
 from pathlib import Path
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from tests.unit.scoring.exported_models import BASKETS
 LoadedModel(Path(sys.argv[1])).score_arrow(BASKETS)
 print([name for name in ("numba", "keras", "tf_keras") if name in sys.modules])

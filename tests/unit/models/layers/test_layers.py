@@ -20,13 +20,11 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.models import layers
-from mirrorspark.models.layers import (
+from mirrorspark.models.layers import ResumableDropout, SoftmaxHeads, TwoWayHeads
+from mirrorspark.models.layers.input import (
     Field,
     FieldEmbeddings,
-    ResumableDropout,
-    SoftmaxHeads,
     SparseEmbedding,
-    TwoWayHeads,
     concatenated_inputs,
     lay_out_fields,
     lists_of_any_length,
@@ -77,7 +75,7 @@ def test_a_field_is_the_mean_of_its_ids_by_hand() -> None:
 
 @pytest.mark.parametrize("dense_rows", [1 << 17, 1], ids=["dense gradient", "sparse gradient"])
 def test_fields_are_averaged_as_numpy_does(monkeypatch: pytest.MonkeyPatch, dense_rows: int) -> None:
-    monkeypatch.setattr("mirrorspark.models.layers.embeddings.DENSE_GRADIENT_ROWS", dense_rows)
+    monkeypatch.setattr("mirrorspark.models.layers.input.embeddings.DENSE_GRADIENT_ROWS", dense_rows)
     rng = np.random.default_rng(1)
     table = rng.normal(size=(ROWS, DIM)).astype(np.float32)
     earlier = rng.integers(0, 5, (50, 3))
@@ -124,7 +122,7 @@ def test_a_graph_that_knows_the_length_of_its_lists_does_not_compute_it() -> Non
 def test_an_empty_field_is_zeros_and_its_gradient_is_finite_and_zero(
     monkeypatch: pytest.MonkeyPatch, dense_rows: int
 ) -> None:
-    monkeypatch.setattr("mirrorspark.models.layers.embeddings.DENSE_GRADIENT_ROWS", dense_rows)
+    monkeypatch.setattr("mirrorspark.models.layers.input.embeddings.DENSE_GRADIENT_ROWS", dense_rows)
     layer = embeddings(np.ones((ROWS, DIM), np.float32))
     with tf.GradientTape() as tape:
         out = layer(ids([0], [0], [[0, 0, 0]]))
@@ -155,7 +153,7 @@ def test_a_lookup_in_a_small_table_has_a_dense_gradient_and_in_a_large_one_a_spa
         return tape.gradient(loss, layer.trainable_variables[0])
 
     assert not isinstance(gradient(), tf.IndexedSlices)
-    monkeypatch.setattr("mirrorspark.models.layers.embeddings.DENSE_GRADIENT_ROWS", ROWS - 1)
+    monkeypatch.setattr("mirrorspark.models.layers.input.embeddings.DENSE_GRADIENT_ROWS", ROWS - 1)
     assert isinstance(gradient(), tf.IndexedSlices)
 
 

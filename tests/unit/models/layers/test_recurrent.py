@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mirrorspark.models.layers import Field, FieldEmbeddings
+from mirrorspark.models.layers.input import Field, FieldEmbeddings
 from mirrorspark.models.layers.recurrent import LastState, OrderedEmbeddings, without_common_padding
 
 FIELDS = (Field("device", 0, 1), Field("watched", 4, 3), Field("tags", 10, 2))
@@ -58,7 +58,7 @@ def test_a_table_knows_all_of_its_fields() -> None:
 
 @pytest.mark.parametrize("dense_rows", [1 << 17, 1], ids=["dense gradient", "sparse gradient"])
 def test_padding_gets_no_gradient(monkeypatch: pytest.MonkeyPatch, dense_rows: int) -> None:
-    monkeypatch.setattr("mirrorspark.models.layers.embeddings.DENSE_GRADIENT_ROWS", dense_rows)
+    monkeypatch.setattr("mirrorspark.models.layers.input.embeddings.DENSE_GRADIENT_ROWS", dense_rows)
     layer = embeddings(["watched"], FIELDS[1:2])
     with tf.GradientTape() as tape:
         (watched,) = layer({"watched": padded([[2, 3, 2], []], 4)}, training=True)

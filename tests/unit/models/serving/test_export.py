@@ -18,7 +18,7 @@ from mirrorspark.data_pipelines.features.transform import Encoder
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.models import multi_field, two_tower
 from mirrorspark.models.index import scann
-from mirrorspark.models.layers import symbolic_inputs
+from mirrorspark.models.layers.input import symbolic_inputs
 from mirrorspark.models.serving.export import (
     RetrievalModule,
     ScoringModule,

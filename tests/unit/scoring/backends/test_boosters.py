@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from mirrorspark.scoring.backends.protocol import UnsupportedModelError
-from mirrorspark.scoring.model.directory import ModelDirectory, exported_with
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.folder.directory import ModelDirectory, exported_with
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.package import package_model
 from tests.unit.scoring.other_models import (
     LINEAR,
@@ -120,7 +120,7 @@ def test_a_model_starts_no_more_threads_than_the_task_has(tmp_path: Path) -> Non
     program = (
         "import sys, psutil, lightgbm, xgboost, onnxruntime\n"
         "from pathlib import Path\n"
-        "from mirrorspark.scoring.model.loaded import LoadedModel\n"
+        "from mirrorspark.scoring.model.loading.loaded import LoadedModel\n"
         "from tests.unit.scoring.other_models import boxes\n"
         "rows = boxes(20_000)\n"
         "for name, threads in (('linear', 1), ('onnx', 1), ('xgboost', 1), ('lightgbm', 1), ('onnx', 4)):\n"

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper, save
 
 from mirrorspark.scoring.backends.protocol import UnsupportedModelError
 from mirrorspark.scoring.input.inputs import Column
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from mirrorspark.scoring.package import package_model
 
 ROWS = pa.table(

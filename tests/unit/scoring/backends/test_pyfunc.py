@@ -18,11 +18,11 @@ from mlflow.models import infer_signature
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
 from mirrorspark.scoring.backends.protocol import ModelOutputError, UnsupportedModelError
 from mirrorspark.scoring.backends.pyfunc import PyfuncBackend
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.directory import ModelDirectory
-from mirrorspark.scoring.model.errors import ModelDirectoryError
-from mirrorspark.scoring.model.loaded import LoadedModel
-from mirrorspark.scoring.model.uri import resolve
+from mirrorspark.scoring.model.folder.directory import ModelDirectory
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.stored.digest import folder_digest
+from mirrorspark.scoring.model.stored.uri import resolve
 from tests.unit.scoring.other_models import people, save_sklearn
 
 PEOPLE = pa.Table.from_pandas(people(), preserve_index=False)

@@ -10,8 +10,8 @@ import tensorflow as tf
 from mirrorspark.models.serving.signatures import ENCODED_SIGNATURE
 from mirrorspark.scoring.backends.protocol import ModelOutputError
 from mirrorspark.scoring.backends.trained_model import TrainedBackend, TrainedGraph
-from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.folder.directory import SAVED_MODEL_FOLDER
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
 from tests.unit.scoring.exported_models import FLIGHTS
 
 

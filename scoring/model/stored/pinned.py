@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from mirrorspark.scoring.model.digest import cached_digest
-from mirrorspark.scoring.model.directory import DESCRIPTION_FILE, MLFLOW_FILE
-from mirrorspark.scoring.model.errors import ModelDirectoryError
+from mirrorspark.scoring.model.folder import DESCRIPTION_FILE, MLFLOW_FILE, ModelDirectoryError
+from mirrorspark.scoring.model.stored.digest import cached_digest
 
 FORMS = "models:/<name>/<version>, models:/<name>@<alias>, models:/m-<id>, runs:/<run id>[/<path>] or a local folder"
 

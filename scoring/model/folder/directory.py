@@ -35,14 +35,13 @@ from mirrorspark.data_pipelines.features import FeatureMismatchError, FeatureSpe
 from mirrorspark.models.index import CANDIDATES, SCORES
 from mirrorspark.models.serving import signatures
 from mirrorspark.scoring.input import FeatureInputs, Inputs, column_types
-from mirrorspark.scoring.model.composites import composite_of
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.errors import ModelDirectoryError
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
-from mirrorspark.scoring.model.versions import Versions, pinned_versions
+from mirrorspark.scoring.model.loading import Versions, composite_of, pinned_versions
+from mirrorspark.scoring.model.stored import folder_digest
 
 if TYPE_CHECKING:
-    from mirrorspark.scoring.model.packaged import PackagedDescription
+    from mirrorspark.scoring.model.folder.packaged import PackagedDescription
 
 FORMAT_VERSION = 1
 PACKAGED_FORMAT_VERSION = 2
@@ -329,7 +328,7 @@ class _TrainedColumns:
 
 def _other_description(path: Path, is_package: bool) -> "PackagedDescription":
     # Imported here because descriptions of packages build on this module.
-    from mirrorspark.scoring.model.packaged import PackagedDescription, describe_mlflow_model
+    from mirrorspark.scoring.model.folder.packaged import PackagedDescription, describe_mlflow_model
 
     if not is_package:
         return describe_mlflow_model(path)

@@ -6,11 +6,10 @@ from typing import Any
 
 from mirrorspark.scoring.backends import runs_code
 from mirrorspark.scoring.errors import ScoringError
-from mirrorspark.scoring.model.composites import composite_of
-from mirrorspark.scoring.model.digest import cached_digest
-from mirrorspark.scoring.model.directory import ModelDescription, ModelDirectory
+from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory, PackagedDescription
 from mirrorspark.scoring.model.hooks import HOOKS_FILE
-from mirrorspark.scoring.model.packaged import PackagedDescription
+from mirrorspark.scoring.model.loading import composite_of
+from mirrorspark.scoring.model.stored.digest import cached_digest
 
 # By digest, the models whose code this process has been given by its user, who packaged them.
 _PACKAGED_HERE: set[str] = set()

@@ -13,8 +13,8 @@ from mirrorspark.scoring.input import Inputs
 from mirrorspark.scoring.model.hooks import Hooks
 
 if TYPE_CHECKING:
-    from mirrorspark.scoring.model.loaded import CompositeModel, LoadedModel
-    from mirrorspark.scoring.model.packaged import PackagedDescription
+    from mirrorspark.scoring.model.folder import PackagedDescription
+    from mirrorspark.scoring.model.loading.loaded import CompositeModel, LoadedModel
 
 
 class Composite(Protocol):

@@ -19,10 +19,9 @@ from mirrorspark.models.serving import signatures
 from mirrorspark.scoring.backends import TrainedBackend, TrainedGraph, load_backend, protocol
 from mirrorspark.scoring.embedding import ModelEncoders
 from mirrorspark.scoring.input import ColumnFeed, FeatureFeed, Feed, RowErrors, column_types, decoders
-from mirrorspark.scoring.model.composites import composite_of
-from mirrorspark.scoring.model.directory import SAVED_MODEL_FOLDER, ModelDirectory
+from mirrorspark.scoring.model.folder import SAVED_MODEL_FOLDER, ModelDirectory, PackagedDescription
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, PREPROCESS, Hooks, with_hooks
-from mirrorspark.scoring.model.packaged import PackagedDescription
+from mirrorspark.scoring.model.loading.composites import composite_of
 from mirrorspark.scoring.output import arrow_array, checked_output, no_values
 
 DEFAULT_BATCH_SIZE = 8192

@@ -8,15 +8,15 @@ from typing import Any
 from mirrorspark.data_pipelines.features import kinds, raw_columns
 from mirrorspark.scoring.backends import mlflow_signature, protocol
 from mirrorspark.scoring.input import Column, ColumnInputs, Matrix, column_types
-from mirrorspark.scoring.model.digest import is_outside_digest
-from mirrorspark.scoring.model.directory import (
+from mirrorspark.scoring.model.folder.directory import (
     DESCRIPTION_FILE,
     PACKAGED_FORMAT_VERSION,
     check_outputs,
     read_description,
     write_description,
 )
-from mirrorspark.scoring.model.errors import ModelDirectoryError
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
+from mirrorspark.scoring.model.stored import is_outside_digest
 
 # Outputs whose elements can have names.
 _LABELLED_TYPES = (column_types.array_of("float"), column_types.array_of("double"))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from mirrorspark.lifecycle.experiments.assignment import assign_units
 from mirrorspark.lifecycle.experiments.columns import column_of
 from mirrorspark.lifecycle.experiments.definition import Experiment, ExperimentError
+from mirrorspark.lifecycle.experiments.units.assignment import assign_units
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mirrorspark.scoring.model.errors import ModelDirectoryError
+from mirrorspark.scoring.model.folder.errors import ModelDirectoryError
 from mirrorspark.scoring.model.hooks import HOOKS_FILE, Hooks
 from mirrorspark.storage import atomic_file, lakes
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from mirrorspark.training.protocol.admissions import Admissions
-from mirrorspark.training.protocol.events import (
+from mirrorspark.training.protocol.messages.admissions import Admissions
+from mirrorspark.training.protocol.messages.events import (
     FOR_RANKS,
     LINE_BYTES,
     RETAINED,
@@ -21,7 +21,7 @@ from mirrorspark.training.protocol.events import (
     Sender,
     event_of,
 )
-from mirrorspark.training.protocol.handshake import (
+from mirrorspark.training.protocol.messages.handshake import (
     HANDSHAKE_SECONDS,
     authenticate_client,
     hang_up,

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mirrorspark.evaluation import binary_metrics, regression_metrics
-from mirrorspark.lifecycle.experiments.bandits import Policy, choose_arms
 from mirrorspark.lifecycle.experiments.definition import ExperimentError
-from mirrorspark.lifecycle.experiments.off_policy import Estimate, PolicyLog, off_policy_estimates
+from mirrorspark.lifecycle.experiments.policies.bandits import Policy, choose_arms
+from mirrorspark.lifecycle.experiments.policies.off_policy import Estimate, PolicyLog, off_policy_estimates
 from mirrorspark.models.retrieval import RANKING_KS, ranking_values
 
 SomePolicy = TypeVar("SomePolicy", bound=Policy)

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from mirrorspark.training.protocol.events import DROPPABLE, LINE_BYTES, Command, Event, EventAddress, Sender
-from mirrorspark.training.protocol.handshake import (
+from mirrorspark.training.protocol.messages.events import DROPPABLE, LINE_BYTES, Command, Event, EventAddress, Sender
+from mirrorspark.training.protocol.messages.handshake import (
     HANDSHAKE_SECONDS,
     TokenMismatchError,
     authenticate_to_server,

@@ -7,9 +7,9 @@ import hashlib
 from functools import reduce
 from typing import TYPE_CHECKING
 
-from mirrorspark.lifecycle.experiments.assignment import assign_units
 from mirrorspark.lifecycle.experiments.columns import check_columns, column_of
 from mirrorspark.lifecycle.experiments.definition import HOLDOUT, Experiment, ExperimentError
+from mirrorspark.lifecycle.experiments.units.assignment import assign_units
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.data_pipelines.features import FittedFeatures, kinds
-from mirrorspark.models.layers.embeddings import FieldEmbeddings, SparseEmbedding, lay_out_fields
+from mirrorspark.models.layers.input.embeddings import FieldEmbeddings, SparseEmbedding, lay_out_fields
 from mirrorspark.models.layers.resumable import ResumableDropout
 from mirrorspark.models.layers.tabular import MemberDense
 

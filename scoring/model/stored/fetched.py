@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from mirrorspark.scoring.model.digest import cached_digest, folder_digest, model_files
+from mirrorspark.scoring.model.stored.digest import cached_digest, folder_digest, model_files
 from mirrorspark.storage import atomic_file, host_cache
 
 # The library itself reads these and XDG_CACHE_HOME, because they belong to a host, a container or a CI job and apply to

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
-from mirrorspark.training.protocol.handshake import RefusalLog, TokenMismatchError, hang_up
+from mirrorspark.training.protocol.messages.handshake import RefusalLog, TokenMismatchError, hang_up
 
 Admitted = TypeVar("Admitted")
 

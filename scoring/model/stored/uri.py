@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import unquote, urlparse, urlsplit
 
 from mirrorspark.callbacks.mlflow import metric_requests, tracking_store
-from mirrorspark.scoring.model.digest import cached_digest
-from mirrorspark.scoring.model.fetched import (
+from mirrorspark.scoring.model.stored.digest import cached_digest
+from mirrorspark.scoring.model.stored.fetched import (
     DISK_ERRORS,
     FOLDER_VARIABLE,
     OFFLINE_VARIABLE,
@@ -26,7 +26,13 @@ from mirrorspark.scoring.model.fetched import (
     is_offline_by_environment,
     models_to_fetch_into,
 )
-from mirrorspark.scoring.model.pinned import FORMS, ModelNotFoundError, PinnedModel, find_model_directory, pinned_folder
+from mirrorspark.scoring.model.stored.pinned import (
+    FORMS,
+    ModelNotFoundError,
+    PinnedModel,
+    find_model_directory,
+    pinned_folder,
+)
 from mirrorspark.storage import without_credentials
 
 if TYPE_CHECKING:  # importing MLflow takes seconds, and a local folder does not need it

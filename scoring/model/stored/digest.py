@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
-from mirrorspark.scoring.model.errors import ModelDirectoryError
+from mirrorspark.scoring.model.folder import ModelDirectoryError
 from mirrorspark.storage import leads_out
 
 # Enough for a call with thousands of models; an entry takes a few hundred bytes per file.

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mirrorspark.scoring.backends import library
-from mirrorspark.scoring.model.digest import folder_digest
-from mirrorspark.scoring.model.loaded import LoadedModel
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from mirrorspark.scoring.model.stored import folder_digest
 
 CACHED_BYTES = 2 * 1024**3
 
