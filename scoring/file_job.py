@@ -321,8 +321,7 @@ def find_source(paths: Location | Sequence[Location], input_format: str | None) 
         table = error.table
         if [_resolved(StoragePath.of(location)) for location in locations] != [table.folder]:
             raise ScoringError(
-                f"{table}; give that folder alone, or read it with Spark, and score that with "
-                f"mirrorspark.scoring.batch.score"
+                f"{table}; give that folder alone, or read it with Spark, and score that with mirrorspark.score"
             ) from error
     _LOGGER.warning(
         "%s is not a folder of plain files (%s): Spark reads it, which is slower", table.folder, table.format.log

@@ -80,8 +80,7 @@ def udf_as_planned(
     """Return the UDF of a plan; returns and raises the same as :func:`scorer_udf`."""
     if not plan.options.outputs.keeps_rows:
         raise ScoringError(
-            f"the form {plan.options.outputs} does not give one value per row; use mirrorspark.scoring.batch.score for "
-            f"it"
+            f"the form {plan.options.outputs} does not give one value per row; use mirrorspark.score for it"
         )
     known = plan.inputs.columns
     names = known if inputs is None else tuple(inputs)

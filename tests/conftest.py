@@ -81,8 +81,8 @@ _LONG_FILES = tuple(
     f"tests/{name}.py"
     for name in (
         "unit/models/test_every_architecture",
-        "unit/scoring/test_routing",
-        "unit/training/test_refresh_index",
+        "unit/recommending/test_routing",
+        "unit/recommending/test_item_index",
         "unit/scoring/test_loaded_model",
         "cluster/test_main_job",
         "cluster/test_pipeline",
@@ -118,7 +118,7 @@ _LONG_FILES = tuple(
         "cluster/test_step_loop_two_workers",
         "packaging/test_wheel",
         "processes/lifecycle/test_serve_traffic",
-        "processes/lifecycle/test_serve",
+        "processes/serving/test_serve",
     )
 )
 

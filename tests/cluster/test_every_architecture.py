@@ -18,7 +18,7 @@ from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.scoring.sql import register_sql
 from mirrorspark.serving.precomputed.precomputation import precompute
 from mirrorspark.serving.precomputed.store import PrecomputedScores
-from tests.processes.lifecycle.served import ask, serving
+from tests.processes.serving.served import ask, serving
 from tests.unit.models import test_every_architecture as contract
 from tests.unit.models.test_every_architecture import RECOMMENDER_OPTIONS, ROWS, WITH_ITEMS, Trained
 

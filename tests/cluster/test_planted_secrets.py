@@ -19,7 +19,7 @@ from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE
 from tests.cluster.programs.secretive_commands import sql_text
 from tests.cluster.test_bad_input import HEADER, RECIPE, SQL, rows
 from tests.conftest import PATIENCE
-from tests.processes.scoring.test_lookup import ask, serving
+from tests.processes.serving.test_lookup import ask, serving
 from tests.unit.storage.secret_forms import FORMS, VARIABLES, Form, in_one_line
 
 PROGRAM = Path(__file__).parent / "programs" / "secretive_commands.py"

@@ -59,7 +59,7 @@ def let_the_log_out(events: EventClient, *, verbose: bool) -> None:
 
 def _is_for_driver(record: logging.LogRecord) -> bool:
     # The channel's own warnings would return to it in an endless loop.
-    is_of_channel = record.name.startswith("mirrorspark.training.protocol.event_")
+    is_of_channel = record.name.startswith("mirrorspark.training.protocol.messages.")
     return record.levelno >= logging.WARNING and not is_of_channel
 
 

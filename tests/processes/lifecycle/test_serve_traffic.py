@@ -24,7 +24,7 @@ from mlflow.models import infer_signature
 from mirrorspark.lifecycle.experiments.definition import Experiment
 from mirrorspark.lifecycle.experiments.units.assignment import assign
 from mirrorspark.serving.precomputed.precomputation import precompute
-from tests.processes.lifecycle.served import REPOSITORY, SECONDS, ask, few_files, said, serving, silent_connections
+from tests.processes.serving.served import REPOSITORY, SECONDS, ask, few_files, said, serving, silent_connections
 
 EXPERIMENT = Experiment("canary", {"old": 50, "new": 50})
 UNITS = [f"user-{number}" for number in range(40)]

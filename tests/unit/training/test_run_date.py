@@ -130,7 +130,7 @@ def test_no_run_is_opened_beside_one_of_the_same_day(config: RunConfig) -> None:
 def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Return the lines that people read, where the data has been converted and nothing can be begun."""
     lines: list[str] = []
-    view = SimpleNamespace(say=lines.append)
+    view = SimpleNamespace(log=lines.append)
 
     def begin(*_: Any, **__: Any) -> None:
         raise StartedError

@@ -392,7 +392,7 @@ def test_a_model_says_which_lists_it_takes_of_any_length() -> None:
 def test_any_mix_of_features_can_be_joined(flight_features: FittedFeatures, kept: slice) -> None:
     features = flight_features.spec.features[kept]
     inputs = symbolic_inputs(features)
-    joined = layers.concatenated_inputs(flight_features, features, inputs, embedding_dim=4)
+    joined = layers.input.concatenated_inputs(flight_features, features, inputs, embedding_dim=4)
     width = sum(4 if isinstance(feature, Categorical | MultiValued) else 1 for feature in features)
     assert tuple(joined.shape) == (None, width)
     tf_keras.Model(inputs, joined)

@@ -44,7 +44,7 @@ from mirrorspark.scoring.task.scorer import ShippedModel
 from mirrorspark.storage.lease import LeaseLostError
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob
-from tests.unit.scoring.test_fleet_ledger import ERROR, Clock, begin, states
+from tests.unit.fleet.test_ledger import ERROR, Clock, begin, states
 
 TERMS = pd.DataFrame(
     [

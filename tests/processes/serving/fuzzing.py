@@ -1,6 +1,6 @@
 """Hostile requests to both HTTP servers, and the figures of a run: worst answer to a probe, memory, statuses.
 
-By hand, from the root of a clone: ``python -m tests.processes.lifecycle.fuzzing --requests 100000``. It makes a model
+By hand, from the root of a clone: ``python -m tests.processes.serving.fuzzing --requests 100000``. It makes a model
 and a store of its own, and sends half of the requests to each server, on the loopback interface.
 """
 
@@ -317,7 +317,7 @@ def _fuzz_by_hand(target: Target, process: "subprocess.Popen[Any]", requests: in
     fuzz(target, 1000, 99, Figures())  # buffers and caches have their size now
     before, figures = server.memory_info().rss, Figures()
     begin = time.monotonic()
-    prober = [sys.executable, "-m", "tests.processes.lifecycle.fuzzing", "--probe", str(target.port), target.probe]
+    prober = [sys.executable, "-m", "tests.processes.serving.fuzzing", "--probe", str(target.port), target.probe]
     with subprocess.Popen(prober, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as probes:
         workers = [
             threading.Thread(target=fuzz, args=(target, requests // threads, seed, figures)) for seed in range(threads)
@@ -359,8 +359,8 @@ def main() -> None:
     if options.probe:
         _probe_until_told(int(options.probe[0]), options.probe[1])
         return
-    from tests.processes.lifecycle.served import serving as serving_models
     from tests.processes.scoring import test_lookup as lookup
+    from tests.processes.serving.served import serving as serving_models
     from tests.unit.scoring.exported_models import ORDERS, export_orders
 
     with tempfile.TemporaryDirectory() as folder:

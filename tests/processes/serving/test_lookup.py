@@ -20,7 +20,7 @@ import pytest
 
 from mirrorspark.serving.precomputed.precomputation import precompute
 from tests.conftest import PATIENCE
-from tests.processes.lifecycle.served import few_files, silent_connections
+from tests.processes.serving.served import few_files, silent_connections
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SECONDS = 60.0

@@ -31,6 +31,7 @@ from mirrorspark.fleet.imports.scikit_learn import fleet_from_sklearn
 from mirrorspark.fleet.imports.xgboost import fleet_from_xgboost
 from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.scorer import FleetScorer
+from tests.unit.fleet.test_pmml import AVERAGE, HEAD
 from tests.unit.scoring.other_models import (
     NAMES,
     damaged,
@@ -38,7 +39,6 @@ from tests.unit.scoring.other_models import (
     save_logistic_onnx,
     save_xgboost,
 )
-from tests.unit.scoring.test_fleet_pmml import AVERAGE, HEAD
 
 COLUMNS = ["a", "b", "c"]
 RANDOM = np.random.default_rng(5)

@@ -17,7 +17,7 @@ from mirrorspark.fleet.runs.task import MicrobatchWriter, Selection
 from mirrorspark.scoring.task.scorer import ShippedModel
 from mirrorspark.storage.paths import StoragePath
 from mirrorspark.storage.publish import SaveMode, WriteJob
-from tests.unit.scoring.test_fleet_runs import network
+from tests.unit.fleet.test_runs import network
 
 folder, fleet = sys.argv[1], network("wide", 200_000).with_models(network("small", 8))
 fleet.save(folder + "/fleet")

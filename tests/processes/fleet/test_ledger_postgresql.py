@@ -10,8 +10,8 @@ from mirrorspark.fleet.runs.claims import Claims, Limits
 from mirrorspark.fleet.runs.ledger import Claim, Ledger, Rows
 from mirrorspark.testing.proxy import Proxy
 from tests.mlflow_server import postgresql
-from tests.unit.scoring.test_fleet_ledger import *  # noqa: F403 - the same tests, with another address
-from tests.unit.scoring.test_fleet_ledger import ERROR, begin, states
+from tests.unit.fleet.test_ledger import *  # noqa: F403 - the same tests, with another address
+from tests.unit.fleet.test_ledger import ERROR, begin, states
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(300)]
 

@@ -1,6 +1,6 @@
 """Q5: no request keeps a server from answering a probe, costs memory that stays, or is answered as the model's failure.
 
-The same by hand with 100,000 requests: ``python -m tests.processes.lifecycle.fuzzing``.
+The same by hand with 100,000 requests: ``python -m tests.processes.serving.fuzzing``.
 """
 
 from pathlib import Path
@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.processes.lifecycle.fuzzing import Figures, Target, ask_large, fuzz, large_bodies, probe_seconds, probing
-from tests.processes.lifecycle.served import serving as serving_models
-from tests.processes.scoring.test_lookup import serving as serving_rows
-from tests.processes.scoring.test_lookup import store_of
+from tests.processes.serving.fuzzing import Figures, Target, ask_large, fuzz, large_bodies, probe_seconds, probing
+from tests.processes.serving.served import serving as serving_models
+from tests.processes.serving.test_lookup import serving as serving_rows
+from tests.processes.serving.test_lookup import store_of
 from tests.unit.scoring.exported_models import ORDERS, export_orders
 
 PROBE_SECONDS = 0.1

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mirrorspark.scoring.predictor import Predictor
-from tests.processes.lifecycle.served import SECONDS, ask, serving
+from tests.processes.serving.served import SECONDS, ask, serving
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights, log_flights
 
 ROWS = [{**row, "distance": 100.0} for row in FLIGHTS.to_pylist()]
