@@ -115,7 +115,7 @@ def test_a_day_that_another_driver_is_at_work_on_is_not_done_twice(config: RunCo
 
 def test_no_run_is_opened_beside_one_of_the_same_day(config: RunConfig) -> None:
     said: list[str] = []
-    view: Any = SimpleNamespace(say=said.append)
+    view: Any = SimpleNamespace(log=said.append)
     with (
         hold_run_folder(config, "da7a") as folder,
         pytest.raises(RunUnderWayError, match=f"{folder.path.name} is under way in another driver"),
