@@ -166,6 +166,7 @@ class FileWriter(ABC, Generic[C]):
                     table = pa.Table.from_batches(group, scoring.schema)
                     parquet.write_table(table, table.num_rows)
                     rows += table.num_rows
+                    del group, table  # the next group is collected without this one in memory
                     counts.end_of("write")
             # If a row of the input can become several or none, the rows of the input are counted.
             rows = rows if scoring.keeps_rows else counts.rows
@@ -211,6 +212,7 @@ class FileTasks:
 
     Attributes:
         partitions: One partition per task.
+        body: Scores and writes a partition's rows, and yields the outcome; Spark can send it to tasks.
         count: Returns the number of rows; callable once the tasks have run.
         predicted_seconds: Predicted duration of the longest task; None where no speed is known.
         loads: Loads of the model for the measurement of its speed.
@@ -240,7 +242,7 @@ class FileTasks:
             # Without partitions Spark starts no task, and one file is needed to hold the columns.
             table = session_of(spark).empty_table(rows.schema) if rows.isEmpty() else rows
             observed, count = counted(with_plain_names(table))
-            return cls(observed, NamedTask(tuple(table.columns), RowsTask(writer)), count)
+            return cls(observed, portable(NamedTask(tuple(table.columns), RowsTask(writer))), count)
         slots = session_of(spark).default_parallelism
         groups = rows.groups_per_task(slots)
         found = speed(rows, groups) if rows.group_rows else None
@@ -254,12 +256,11 @@ class FileTasks:
     @classmethod
     def of_shares(cls, spark: SparkSession, shares: Shares, writer: FileWriter[Any]) -> "FileTasks":
         """Return a task for each share of some files."""
-        return cls(shares.partitions(spark), FilesTask(shares, writer), lambda: shares.source.rows)
+        return cls(shares.partitions(spark), portable(FilesTask(shares, writer)), lambda: shares.source.rows)
 
     def run(self, job: WriteJob, seal: Seal | None = None) -> WriteResult:
         """Run the tasks and publish their files; arguments and errors are those of ``write_files``."""
-        body = portable(self.body)
-        return write_files(self.partitions, job, body, self.count, refusal=raw_columns.ColumnError, seal=seal)
+        return write_files(self.partitions, job, self.body, self.count, refusal=raw_columns.ColumnError, seal=seal)
 
 
 @contextmanager
@@ -321,7 +322,7 @@ def find_source(paths: Location | Sequence[Location], input_format: str | None) 
         table = error.table
         if [_resolved(StoragePath.of(location)) for location in locations] != [table.folder]:
             raise ScoringError(
-                f"{table}; give that folder alone, or read it with Spark, and score that with mirrorspark.score"
+                f"{table}; give that folder alone, or read it with Spark and score the DataFrame"
             ) from error
     _LOGGER.warning(
         "%s is not a folder of plain files (%s): Spark reads it, which is slower", table.folder, table.format.log

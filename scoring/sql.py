@@ -13,7 +13,7 @@ from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, ScoringOptions
-from mirrorspark.scoring.udf import udf_as_planned
+from mirrorspark.scoring.udf import check_keeps_rows, udf_as_planned
 
 
 def register_sql(  # noqa: D417 - the others are those of scorer_udf
@@ -61,6 +61,7 @@ def register_sql(  # noqa: D417 - the others are those of scorer_udf
     if not re.fullmatch(r"[A-Za-z_]\w*", name):
         raise ScoringError(f"function name '{name}' is not an SQL name; use letters, digits and underscores")
     options = ScoringOptions.of(outputs, batch_size, DEFAULT_COLUMNS, nulls, bad_rows, other_versions)
+    check_keeps_rows(options.outputs)
     plan = ScoringPlan.of(model, (), options, tracking_uri, trust=trust)
     udf = udf_as_planned(spark, plan, inputs, evaluated_once=evaluated_once, counters=counters)
     spark.udf.register(name, udf)

@@ -65,8 +65,19 @@ def scorer_udf(  # noqa: D417 - the others are those of score
             row.
     """
     options = ScoringOptions.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
+    check_keeps_rows(options.outputs)
     plan = ScoringPlan.of(model, (), options, tracking_uri, trust=trust)
     return udf_as_planned(spark, plan, inputs, evaluated_once=evaluated_once, counters=counters)
+
+
+def check_keeps_rows(form: Form) -> None:
+    """Reject a form that a column of a query cannot have.
+
+    Raises:
+        ScoringError: It does not have one result per row.
+    """
+    if not form.keeps_rows:
+        raise ScoringError(f"the form {form} does not give one value per row; use mirrorspark.score for it")
 
 
 def udf_as_planned(
@@ -78,10 +89,6 @@ def udf_as_planned(
     counters: Counters | None,
 ) -> Any:
     """Return the UDF of a plan; returns and raises the same as :func:`scorer_udf`."""
-    if not plan.options.outputs.keeps_rows:
-        raise ScoringError(
-            f"the form {plan.options.outputs} does not give one value per row; use mirrorspark.score for it"
-        )
     known = plan.inputs.columns
     names = known if inputs is None else tuple(inputs)
     if not set(names) <= set(known) or len(set(names)) < len(names) or not names:

@@ -31,6 +31,11 @@ _WARM_WORKERS = (
     f"-Dspark.executorEnv.PYTHONPATH={REPOSITORY / 'src'}{os.pathsep}{REPOSITORY}"
 ) * (" " not in str(REPOSITORY))
 
+# Tests are short: a JVM that compiles quickly takes half of the time of one that compiles well.
+_QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
+# The environment of a program whose Python workers start as users' do, without anything imported before.
+COLD_WORKERS = {"SPARK_SUBMIT_OPTS": _QUICK_JVM}
+
 # TensorFlow reads this one at import; with Keras 3 nothing here works, so a value from outside does not count.
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 for name, value in {
@@ -44,8 +49,7 @@ for name, value in {
     "OMP_NUM_THREADS": "1",  # OpenMP threads that wait for a core spin, and starve the others
     "PYSPARK_DRIVER_PYTHON": sys.executable,
     "PYSPARK_PYTHON": sys.executable,
-    # Tests are short: a JVM that compiles quickly takes half of the time of one that compiles well.
-    "SPARK_SUBMIT_OPTS": f"-XX:TieredStopAtLevel=1 -XX:+UseSerialGC {_WARM_WORKERS}",
+    "SPARK_SUBMIT_OPTS": f"{_QUICK_JVM} {_WARM_WORKERS}",
     "SPARK_LOCAL_IP": "127.0.0.1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "TF_NUM_INTEROP_THREADS": "1",

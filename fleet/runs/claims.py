@@ -256,5 +256,5 @@ class Claims:
         return LedgerError(
             f"the ledger {self._ledger.name} has not answered for {self._limits.patience_seconds:.0f} s "
             f"({reason(problem)}), and lacks {len(self._entries):,} entries; published microbatches stay: resume the "
-            f"when it is back"
+            f"run when it is back"
         )

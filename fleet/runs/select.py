@@ -103,7 +103,7 @@ def select_scores(
         return found.where(condition)
     except ParseException as error:
         raise ScoringError(
-            f"the condition '{condition}' is not valid SQL:  {str(error).strip().splitlines()[0]}"
+            f"the condition '{condition}' is not valid SQL: {str(error).strip().splitlines()[0]}"
         ) from error
     except AnalysisException as error:
         known = [*found.columns, *(name for one in tables for name in one.outputs)]

@@ -197,8 +197,10 @@ def check_lists(columns: Sequence[str], names: Iterable[str]) -> None:
     """
     for name in names:
         if (count := list(columns).count(name)) != 1:
-            found = f"{count} times{raw_columns.meant(name, columns)}"
-            raise raw_columns.ColumnError(f"the table of lists has the column '{name}' {found}; it has {list(columns)}")
+            problem = f"has the column '{name}' {count} times"
+            if not count:
+                problem = f"has no column '{name}'{raw_columns.meant(name, columns)}"
+            raise raw_columns.ColumnError(f"the table of lists {problem}; it has {list(columns)}")
 
 
 def is_list(type_: pa.DataType) -> bool:

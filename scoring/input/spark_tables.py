@@ -150,7 +150,7 @@ def _type_of_all(name: str, found: Mapping[str, DataType]) -> DataType:
     types = "; ".join(f"{of_file.simpleString()} in {file}" for file, of_file in found.items())
     raise ScoringError(
         f"column '{name}' has types that Spark does not read as one ({types}); write files of one schema, or cast the "
-        f"column with Spark, and score that with mirrorspark.score"
+        f"column with Spark and score the DataFrame"
     )
 
 

@@ -166,7 +166,7 @@ def test_model_loads_in_a_fresh_process_without_our_packages(unbroken: Finished,
     """T8: the model comes back from MLflow with its signature and input example, and scores raw columns."""
     program = (
         "import sys, mlflow\n"
-        "for package in ('callbacks', 'data_pipelines', 'models', 'pages', 'scoring', 'training'):\n"
+        "for package in ('mirrorspark', 'callbacks', 'data_pipelines', 'models', 'pages', 'scoring', 'training'):\n"
         "    sys.modules[package] = None  # what a machine without them says: there is no such module\n"
         f"mlflow.set_tracking_uri({unbroken.summary['tracking_uri']!r})\n"
         f"model = mlflow.pyfunc.load_model({unbroken.summary['model_uri']!r})\n"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from mirrorspark.scoring.run import main
 from mirrorspark.scoring.task.probe import Speed
 from mirrorspark.storage.lakes import LakeTableError
 from mirrorspark.storage.publish import TargetExistsError
-from tests.conftest import PATIENCE
+from tests.conftest import COLD_WORKERS, PATIENCE
 from tests.unit.scoring.exported_models import FLIGHTS, FLIGHTS_DDL, export_flights
 from tools.calls import traced
 
@@ -47,15 +48,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def flights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The rows of ``FLIGHTS`` again and again under new keys, in two files of many row groups."""
-    folder = tmp_path_factory.mktemp("flights")
-    copies = -(-ROWS // FLIGHTS.num_rows)
-    table = pa.concat_tables([FLIGHTS] * copies).combine_chunks().slice(0, ROWS)
-    keys = pa.array([f"flight {number}" for number in range(ROWS)])
+    return write_flights(tmp_path_factory.mktemp("flights"), ROWS)
+
+
+def write_flights(folder: Path, rows: int) -> Path:
+    """Write the rows of ``FLIGHTS`` again and again under new keys, in two files of many row groups."""
+    copies = -(-rows // FLIGHTS.num_rows)
+    table = pa.concat_tables([FLIGHTS] * copies).combine_chunks().slice(0, rows)
+    keys = pa.array([f"flight {number}" for number in range(rows)])
     table = table.set_column(table.schema.get_field_index("flight_id"), "flight_id", keys)
-    half = ROWS // 2
+    half = rows // 2
     for number, part in enumerate((table.slice(0, half), table.slice(half))):
-        pq.write_table(part, folder / f"part-{number}.parquet", row_group_size=ROWS // ROW_GROUPS)
+        pq.write_table(part, folder / f"part-{number}.parquet", row_group_size=rows // ROW_GROUPS)
     return folder
 
 
@@ -437,12 +441,13 @@ def test_a_file_that_is_damaged_in_its_middle_leaves_no_scores(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged.parquet"]
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("way", ["files", "table"])
+@pytest.mark.parametrize("way", ["files", pytest.param("table", marks=pytest.mark.full)])
 def test_a_python_worker_that_is_killed_in_the_middle_changes_nothing_in_the_scores(
-    spark: "SparkSession", model: Path, flights: Path, tmp_path: Path, way: str
+    spark: "SparkSession", model: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, way: str
 ) -> None:
     """S12: Spark tries the task again; the files of the first try are not seen."""
+    rows = 100_000  # two batches or more for each task, so that it dies after the first one
+    flights = write_flights(tmp_path_factory.mktemp("flights"), rows)
     score_files(spark, flights, model, tmp_path / "clean", keys="flight_id")
     paths = [str(path) for path in (flights, model, tmp_path / "scores", tmp_path / "killed")]
     command = [sys.executable, "-m", "tests.cluster.programs.scoring_killed", way, *paths]
@@ -450,7 +455,7 @@ def test_a_python_worker_that_is_killed_in_the_middle_changes_nothing_in_the_sco
     assert done.returncode == 0, done.stderr[-4000:]
     assert (tmp_path / "killed").is_dir()
     counters = json.loads(done.stdout.splitlines()[-1])
-    assert counters["rows"] == ROWS
+    assert counters["rows"] == rows
     assert counters["loads"] == counters["processes"]
     assert scores_in(tmp_path / "scores").equals(scores_in(tmp_path / "clean"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "killed", "scores"]
@@ -466,7 +471,15 @@ def test_the_command_scores_and_says_so(
 ) -> None:
     arguments = [f"--model={model}", f"--input={flights}", f"--output={tmp_path / 'scores'}", "--keys=flight_id"]
     command = [sys.executable, "-m", "mirrorspark.scoring.run", *arguments, "--master=local[2]"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE * 200, check=False)
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=os.environ | COLD_WORKERS,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE * 200,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stderr == ""  # neither Spark's log nor TensorFlow's
     first, second = done.stdout.splitlines()

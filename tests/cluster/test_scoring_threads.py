@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import PATIENCE
+from tests.conftest import COLD_WORKERS, PATIENCE
 from tests.unit.scoring.exported_models import FLIGHTS, export_flights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ def threads_of_a_job(folder: Path, model: Path, cores: int) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.cluster.programs.scoring_threads", *map(str, arguments)],
         cwd=REPOSITORY,
-        env={name: value for name, value in os.environ.items() if name not in SAID},
+        env={name: value for name, value in (os.environ | COLD_WORKERS).items() if name not in SAID},
         capture_output=True,
         text=True,
         timeout=PATIENCE * 200,

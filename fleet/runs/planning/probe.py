@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import SparkSession
 
 from mirrorspark.data_pipelines.reading import parquet_rows
-from mirrorspark.data_pipelines.spark import Shares, progress_bar
+from mirrorspark.data_pipelines.spark import Shares, portable, progress_bar
 from mirrorspark.fleet.columns import array
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.kernels import STRIP
@@ -339,7 +339,7 @@ class _Passes:
             keys = file_job.schema_of(table, self._sample.keys)
             writer = MicrobatchWriter(job, keys, self._shipped, layout.name, layout.outputs, selection)
             body = _SampleTask(shares, writer, rows)
-            tasks = file_job.FileTasks(shares.partitions(self._spark), body, lambda: total)
+            tasks = file_job.FileTasks(shares.partitions(self._spark), portable(body), lambda: total)
         done = tasks.run(job, _refuse_failures)
         kinds, reports = ("read_seconds", "score_seconds", "write_seconds"), done.reports
         return _SampleMeasurement(

@@ -267,7 +267,7 @@ def test_items_that_cannot_be_used_are_named(
 
 
 def test_lists_that_cannot_be_read_are_named() -> None:
-    with pytest.raises(ColumnError, match="has the column 'scores' 0 times"):
+    with pytest.raises(ColumnError, match="lists has no column 'scores'; it has"):
         rerank(lists_of([(["a"], [1.0])]).drop(["scores"]), ITEMS, key="item", k=1)
     with pytest.raises(ScoringError, match="row 1 of a batch has 1 candidates and 2 scores"):
         rerank(lists_of([(["a"], [1.0]), (["a"], [1.0, 2.0])]), ITEMS, key="item", k=1)
