@@ -25,12 +25,13 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 from uuid import uuid4
 
 import psutil
 
-from mirrorspark.storage.paths import StoragePath
+if TYPE_CHECKING:
+    from mirrorspark.storage.paths import StoragePath
 
 HEARTBEAT_SECONDS = 2.0
 """Interval at which the holder rewrites its file."""
@@ -232,7 +233,7 @@ class Heartbeat:
         is_whole = isinstance(found.host, str) and isinstance(found.pid, int) and isinstance(found.lock, str)
         return found if is_whole else None
 
-    def save(self, file: StoragePath) -> None:
+    def save(self, file: "StoragePath") -> None:
         """Write the lease file; readers may see a part of it."""
         with file.open_write() as opened:
             opened.write(json.dumps(asdict(self)).encode())
@@ -258,7 +259,7 @@ class Heartbeat:
                 _host_lock(self.lock).unlink(missing_ok=True)
 
 
-def lease_content(file: StoragePath) -> bytes | None:
+def lease_content(file: "StoragePath") -> bytes | None:
     """Return the content of a lease file, or None if there is none."""
     try:
         return file.read_bytes()
@@ -269,7 +270,7 @@ def lease_content(file: StoragePath) -> bytes | None:
 class Lease:
     """The right to what a lease file stands for, renewed by a thread of this process."""
 
-    def __init__(self, file: StoragePath, holder: Holder, timing: Timing = TIMING) -> None:
+    def __init__(self, file: "StoragePath", holder: Holder, timing: Timing = TIMING) -> None:
         self.holder = holder
         self.timing = timing
         self._file = file.parent.kept_within() / file.name
@@ -280,7 +281,7 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name="mirrorspark-lease", daemon=True)
 
     @classmethod
-    def take(cls, file: StoragePath, holder: Holder | None = None, timing: Timing = TIMING) -> "Lease":
+    def take(cls, file: "StoragePath", holder: Holder | None = None, timing: Timing = TIMING) -> "Lease":
         """Write the first heartbeat and return the lease.
 
         Raises:

@@ -119,12 +119,14 @@ def _build_parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         argument_default=argparse.SUPPRESS,  # SweepOptions has the defaults.
     )
-    add, known = parser.add_argument, SweepOptions
+    add, known = parser.add_argument_group("most used").add_argument, SweepOptions
     add("--search", action="append", default=[], metavar="FIELD=SPEC", help="a field and its values; may be repeated")
     add("--search-space", default=None, metavar="FILE", help="YAML file of lines FIELD: SPEC; --search overrides it")
     add("--trials", type=int, metavar="N", help=f"trials in all (default: {known.trials})")
-    add("--parallel", type=int, metavar="N", help="maximum of parallel trials (default: as have slots)")
+    add("--parallel", type=int, metavar="N", help="maximum of parallel trials (default: as many as the slots allow)")
     add("--study", metavar="NAME", help="name of the sweep (default: the newest equal one, or a new one)")
+    add("--summary", metavar="FILE", help="file for the sweep's JSON summary")
+    add = parser.add_argument_group("search").add_argument
     add("--sampler", choices=get_args(Sampler), help=f"chooses the values (default: {known.sampler})")
     add("--pruner", choices=get_args(Pruner), help=f"ends poor trials early (default: {known.pruner})")
     add("--timeout", type=float, dest="timeout_seconds", metavar="SECONDS", help="start no trial after this time")
@@ -134,5 +136,4 @@ def _build_parser() -> _Parser:
         metavar="N",
         help=f"consecutive failures that end it (default: {known.max_failures})",
     )
-    add("--summary", metavar="FILE", help="file for the sweep's JSON summary")
     return parser

@@ -76,8 +76,8 @@ def test_losses_depend_neither_on_the_size_of_batches_nor_on_the_number_of_worke
     model.test_step(tuple(rows_of(folder, case, 0, 512)))  # of all rows, without padding: the loss of Keras
     expected = float(model.get_metrics_result()["loss"])
     for rank in range(max(workers_of_rings)):
-        results = np.load(folder / f"{rank}.npz")
-        found = {name: value for name, value in results.items() if f"/{case}/" in name and name.endswith("loss")}
+        with np.load(folder / f"{rank}.npz") as results:
+            found = {name: value for name, value in results.items() if f"/{case}/" in name and name.endswith("loss")}
         rings = sum(rank < workers for workers in workers_of_rings)
         on_devices = 2 * (rank == max(workers_of_rings) - 1 and case == program.CASES[0])
         assert len(found) == rings * (len(program.BATCHES) + 1) + on_devices
@@ -89,7 +89,8 @@ def test_losses_depend_neither_on_the_size_of_batches_nor_on_the_number_of_worke
 def test_the_gradient_of_the_last_batch_is_the_mean_over_its_rows(
     folder: Path, workers_of_rings: tuple[int, ...], case: str
 ) -> None:
-    results = np.load(folder / "0.npz")
+    with np.load(folder / "0.npz") as file:
+        results = dict(file)
     for batch in program.BATCHES:
         model = program.compiled(case, rate=1.0)
         before = model.get_weights()
