@@ -68,6 +68,7 @@ def test_the_connectors_example_works(spark: "SparkSession", table: "DataFrame",
     assert as_set(spark.read.format("tfrecord").schema(SCHEMA).load(path)) == set(ROWS)
 
 
+@pytest.mark.full
 def test_layout_codec_and_hadoops_class_names(spark: "SparkSession", table: "DataFrame", tmp_path: Path) -> None:
     path = str(tmp_path / "t")
     writer = table.write.format("tfrecord").option("codec", "org.apache.hadoop.io.compress.GzipCodec")

@@ -19,7 +19,7 @@ from tests.unit.scoring.exported_models import export_flights
 pytestmark = pytest.mark.timeout(JOB_SECONDS + 100)
 
 # Each is short: the executor is lost within one of the first, and the training well before the last.
-EPOCHS = 30
+EPOCHS = 15
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield Cluster(master, folder)
 
 
+@pytest.mark.full
 def test_models_travel_to_the_executors(cluster: Cluster, tmp_path: Path) -> None:
     """S1, S18, pain 11: an executor scores from the files that Spark sent it, after the driver's were removed."""
     model = export_flights(tmp_path / "flights", 1)

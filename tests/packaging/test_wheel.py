@@ -193,6 +193,7 @@ def test_site_packages_get_two_names_and_the_metadata(installation: Installation
     assert names - {"__pycache__", "_virtualenv.py"} == {"mirrorspark", "pyspark_tfrecord"}
 
 
+@pytest.mark.full
 def test_public_names_work_beside_packages_of_the_same_names(installation: Installation) -> None:
     script = (
         "import mirrorspark as ms\n"
