@@ -93,7 +93,7 @@ def score_files(  # noqa: D417 - the others are those of score
         paths: Files, folders or globs of Parquet files, which executors can read; partition folders become columns.
             Spark reads what is not plain files of one schema, and the log says so: a Delta, Hudi, Iceberg or streaming
             table, and files that lack a column or have numbers of another width, if Spark reads them as one table.
-        model: URI of the model, or the result of :func:`scoring.model.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.stored.resolve`.
         output: Folder of the scores.
         keys: Columns that identify a row; they pass through unchanged.
         input_format: Format of ``paths`` for ``spark.read.format``, if it is not Parquet; ``table`` for a table of

@@ -55,7 +55,7 @@ def score_by_group(  # noqa: D417 - the others are those of score
 
     Args:
         df: The table, with the group, the keys and the raw columns of all models.
-        models: By value of the group, the URI of its model or the result of :func:`scoring.model.resolve`.
+        models: By value of the group, the URI of its model or the result of :func:`scoring.model.stored.resolve`.
         group: Column that selects the model: strings, integers, booleans or dates. It becomes the first key unless
             ``keys`` names it.
         keys: Columns that identify a row; they pass through unchanged.

@@ -68,7 +68,7 @@ class ScoringPlan:
         """Pin the model, open its folder, ask for consent to its code, and derive the columns of its scores.
 
         Args:
-            model: Its URI, or the result of :func:`scoring.model.resolve`.
+            model: Its URI, or the result of :func:`scoring.model.stored.resolve`.
             keys: Columns that identify a row.
             options: Options of the call.
             tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.

@@ -47,7 +47,7 @@ def scorer_udf(  # noqa: D417 - the others are those of score
 
     Args:
         spark: The session that will use the UDF.
-        model: URI of the model, or the result of :func:`scoring.model.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.stored.resolve`.
         inputs: The inputs of the model that are passed, in this order; the others are missing values in every row. By
             default all, in the model's order: the spec's features without the label, then the exclusions if it has any.
         outputs: The form of the scores, one of :mod:`scoring.output.forms` that has one result per row.

@@ -52,9 +52,9 @@ def rank_candidates(  # noqa: D417 - the others are those of score
     says which version they are from; all other columns stay. Of equal scores the candidate that came first stays first.
 
     Args:
-        lists: Rows with the column ``candidates``, as :func:`.recommend` returns them, joined with the
+        lists: Rows with the column ``candidates``, as :func:`recommending.recommend` returns them, joined with the
             columns of users or requests that the model reads.
-        model: URI of the ranking model, or the result of :func:`scoring.model.resolve`.
+        model: URI of the ranking model, or the result of :func:`scoring.model.stored.resolve`.
         keys: Columns that identify a list, by which messages name it.
         key: Column of ``items``, and of the model if it reads it, with the candidates' tokens.
         items: Attributes of the candidates, a row each. The columns that the model reads are sent to the tasks.

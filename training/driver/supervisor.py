@@ -38,7 +38,7 @@ class Launcher(Protocol):
 
 
 class Server(Commands, contextlib.AbstractContextManager["Server"], Protocol):
-    """The part of :class:`training.protocol.EventServer` that an attempt uses."""
+    """The part of :class:`training.protocol.messages.EventServer` that an attempt uses."""
 
     address: EventAddress
 
