@@ -94,7 +94,7 @@ def udf_as_planned(
         yield from run(columns)
 
     # The stub has no overload for an iterator function that is recognised by its type hints.
-    udf = arrow_udf(score, returnType=spark_schema_of(plan.added))  # type: ignore[call-overload]
+    udf = arrow_udf(score, returnType=spark_schema_of(plan.results))  # type: ignore[call-overload]
     # Spark computes a deterministic UDF once for the column and once more for a filter on it.
     return udf.asNondeterministic() if evaluated_once else udf
 
