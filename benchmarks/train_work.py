@@ -126,7 +126,7 @@ def flights_table(spark: SparkSession, config: RunConfig, rows: int) -> DataFram
     """Return the recipe's table, or about ``rows`` rows of it, the same ones every time."""
     from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-    from mirrorspark.training.pipeline import recipe_table
+    from mirrorspark.training.job import recipe_table
 
     table = recipe_table(spark, config)
     # Not by a limit, which puts all rows into one partition.

@@ -153,7 +153,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
             )
         self._role = current_role(self.model.distribute_strategy)
         self._publisher = None
-        self._checked = False
+        self._is_open = False
         self.stalled_seconds = 0.0
         if not self._role.is_chief:
             return
@@ -176,11 +176,11 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         self._step_in_epoch: int | None = None
         self._last_step = self._step()
         # Not in on_train_begin: a callback that restores may be listed after this one.
-        if not self._checked:
+        if not self._is_open:
             if self._role.is_chief:
                 self._publisher = self._open_publisher()
             self._restart_interval(self._last_step)
-        self._checked = True
+            self._is_open = True
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         """Take the starting step of the epoch from its first batch: a resumed epoch does not start at step 0."""
@@ -228,6 +228,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         Every rank has to call this, in a callback listed after this one, at the end of a step or an epoch.
         """
         with self._on_wait():
+            # None at the end of an epoch, whose checkpoint has been submitted already.
             if self._step_in_epoch is not None:
                 self._save_within_epoch(is_optional=False)
             self._wait_in_rounds()
@@ -288,7 +289,7 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
 
     def _open_publisher(self) -> CheckpointPublisher:
         try:
-            newest = self._refuse_foreign_checkpoints()
+            newest = self._newest_after_removing_damaged()
         except checkpoint_store.STORE_ERRORS as error:
             raise checkpoint_store.store_error(self._directory, error) from error
         return CheckpointPublisher(
@@ -309,10 +310,13 @@ class ChiefCheckpoint(tf_keras.callbacks.Callback):
         permit.check()
         return permit
 
-    def _refuse_foreign_checkpoints(self) -> commit.CommittedCheckpoint | None:
-        """Refuse to start if the directory has intact checkpoints of later steps; return the newest that stays.
+    def _newest_after_removing_damaged(self) -> commit.CommittedCheckpoint | None:
+        """Remove damaged checkpoints of later steps than this training's start, and return the newest that is left.
 
-        Damaged ones are removed. A store that does not answer raises, so nothing is removed on suspicion.
+        A store that does not answer raises, so nothing is removed on suspicion.
+
+        Raises:
+            ValueError: A checkpoint of a later step is intact.
         """
         found = commit.committed(self._directory)
         ahead = [c for c in found if c.step > self._last_step]

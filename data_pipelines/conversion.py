@@ -22,6 +22,7 @@ from mirrorspark.data_pipelines.dataset import (
     MANIFEST_FILE,
     SPLITS,
     TEST_ROWS_FILE,
+    TEST_SPLIT,
     TRAIN_SPLIT,
     DatasetCache,
     DatasetError,
@@ -188,7 +189,8 @@ def convert(
     except TargetExistsError as error:
         raise DatasetExistsError(f"another conversion has made {path} meanwhile; open it with load_dataset") from error
     finally:
-        job.abort()
+        job.abort()  # Removes the staging folder, also after a publication.
+    # The page of an earlier attempt whose table was refused.
     _refused_page(target).delete()
     return Dataset.open(path, cache=cache)
 
@@ -226,11 +228,17 @@ class _Conversion:
         staged = stage(df, self.spec, self.plans, self.options.split_column, self.options.shards, scratch)
         self._check_splits(staged)
         samples = {split: staged.sample(split) for split in SPLITS}
-        features = self._own(FEATURES_FOLDER)
         items = self.items.select(*self.spec.items.columns).toArrow() if self.items and self.spec.items else None
         categories = [field.name for field in df.schema if CATEGORIES in field.metadata]
         fitted = fitting.fit_features(
-            *(spark, staged.measured, self.spec, self.plans, samples[TRAIN_SPLIT], scratch, features, items),
+            spark,
+            measured=staged.measured,
+            spec=self.spec,
+            plans=self.plans,
+            sample=samples[TRAIN_SPLIT],
+            scratch=scratch,
+            target=self._own(FEATURES_FOLDER),
+            items=items,
             categories=categories,
         )
         results = self._encode(spark, staged)
@@ -256,7 +264,7 @@ class _Conversion:
                 f"{report.refusal()}\nSee {kept}. Fix the table, or accept the errors (accept_errors, "
                 f"--accept-data-errors) to write the dataset anyway"
             )
-        self._write_own_files(manifest, samples[SPLITS[-1]], profile)
+        self._write_own_files(manifest, samples[TEST_SPLIT], profile)
         written = [result.written_file() for result in results]
         return [*written, *self._own_files()]
 

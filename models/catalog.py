@@ -1,4 +1,4 @@
-"""The architectures by name. A new architecture is a file next to this one, a line here, and one in its contract test.
+"""The architectures by name. A new one is a file next to this and a line here, by which the contract test takes it.
 
 One of a new task also needs its loss and metrics in ``models.fitting.objectives``.
 """

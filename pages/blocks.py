@@ -1,6 +1,6 @@
 """Blocks that pages and notebooks are made of: headings, tables, findings, figures, tiles and cards.
 
-A block is :class:`markupsafe.Markup`. Blocks escape every text that is not markup, so no value becomes an element.
+A block is :class:`Markup`. Blocks escape every text that is not markup, so no value becomes an element.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def rating_model(model: str | Path | PinnedModel, folder: str | Path, *, trackin
 
     Args:
         model: URI of a retrieval model whose label had a rating, or the result of
-            :func:`scoring.model.resolve`; of a refreshed one, candidates of its new catalogue are rated, too.
+            :func:`scoring.model.stored.resolve`; of a refreshed one, candidates of its new catalogue are rated, too.
         folder: The new folder.
         tracking_uri: Address of the MLflow store.
 

@@ -60,7 +60,7 @@ def recommend(  # noqa: D417 - the others are those of score
     Args:
         df: The table, with the keys and the model's raw columns.
         model: URI of a retrieval model or a router of such models, or the result of
-            :func:`scoring.model.resolve`.
+            :func:`scoring.model.stored.resolve`.
         keys: Columns that identify a row; they pass through unchanged.
         k: Candidates per row; it may differ from the ``top_k`` of the export.
         index: ``exact``, or an approximate index of the model: ``ivf`` or ``scann``. Blends by ``cosine`` or ``dot``

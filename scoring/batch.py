@@ -44,7 +44,7 @@ def score(
 
     Args:
         df: The table, with the keys and the model's raw columns.
-        model: URI of the model, or the result of :func:`scoring.model.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.stored.resolve`.
         keys: Columns that identify a row; they pass through unchanged.
         tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
         outputs: The form of the scores, one of :mod:`scoring.output.forms`: a column for each output of the model, a

@@ -93,7 +93,7 @@ def score_files(  # noqa: D417 - the others are those of score
         paths: Files, folders or globs of Parquet files, which executors can read; partition folders become columns.
             Spark reads what is not plain files of one schema, and the log says so: a Delta, Hudi, Iceberg or streaming
             table, and files that lack a column or have numbers of another width, if Spark reads them as one table.
-        model: URI of the model, or the result of :func:`scoring.model.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.stored.resolve`.
         output: Folder of the scores.
         keys: Columns that identify a row; they pass through unchanged.
         input_format: Format of ``paths`` for ``spark.read.format``, if it is not Parquet; ``table`` for a table of
@@ -126,10 +126,10 @@ def score_files(  # noqa: D417 - the others are those of score
     rows = _rows(spark, paths, input_format, target, plan)
     of_keys = schema_of(rows, plan.keys)
     if save_mode is SaveMode.APPEND:
-        check_same_columns(target, pa.schema([*of_keys, *plan.added]))
+        check_same_columns(target, pa.schema([*of_keys, *plan.results]))
     scorer = plan.scorer(spark)
     with begun_write(target, save_mode) as job:
-        writer = ScoreWriter(job, of_keys, scorer, plan.added)
+        writer = ScoreWriter(job, of_keys, scorer, plan.results)
 
         def speed(source: parquet_rows.ParquetRows, groups_per_task: Sequence[int]) -> Speed | None:
             may_be_long = may_take_longer(source.group_rows, groups_per_task, task_seconds)
@@ -159,11 +159,11 @@ class ScoreWriter(FileWriter[ScoringCounts]):
     """Scores rows with a model and writes the scores into one file.
 
     Attributes:
-        added: The columns that scoring adds after the keys.
+        results: The columns after the keys: the scores, then the added columns.
     """
 
     scorer: Scorer
-    added: pa.Schema
+    results: pa.Schema
 
     def counts(self) -> ScoringCounts:
         """Return the counters of a new task."""
@@ -174,7 +174,8 @@ class ScoreWriter(FileWriter[ScoringCounts]):
         # The model is loaded with the first row and not earlier because an empty share does not need it.
         load, options = cache(lambda: self.scorer.load(counts)), self.scorer.options
         return TaskScoring(
-            pa.schema([*self.keys, *self.added]),
+            pa.schema([*self.keys, *self.results]),
+            # A multiple of 1: a model takes any number of rows, and parts that are read may be small.
             regrouped(read(1)),
             lambda rows: self.scorer.scored_parts(load(), rows, counts, self.keys.names),
             options.outputs.keeps_rows,

@@ -55,7 +55,7 @@ def score_by_group(  # noqa: D417 - the others are those of score
 
     Args:
         df: The table, with the group, the keys and the raw columns of all models.
-        models: By value of the group, the URI of its model or the result of :func:`scoring.model.resolve`.
+        models: By value of the group, the URI of its model or the result of :func:`scoring.model.stored.resolve`.
         group: Column that selects the model: strings, integers, booleans or dates. It becomes the first key unless
             ``keys`` names it.
         keys: Columns that identify a row; they pass through unchanged.
@@ -93,12 +93,12 @@ def score_by_group(  # noqa: D417 - the others are those of score
         keys=all_keys,
         scorers=tuple(Scorer(model, one.options, counters) for model, one in zip(shipped, found, strict=True)),
         routes={value: place for place, one in enumerate(found) for value in one.values},
-        added=found[0].added,
+        results=found[0].results,
         unknown=unknown,
     )
     # The ranges of a stream are unknown because it does not end.
     rows = _colocated(table, group, all_keys) if colocate and not df.isStreaming else table
-    return map_batches(rows, task, scored_schema(table, all_keys, task.added))
+    return map_batches(rows, task, scored_schema(table, all_keys, task.results))
 
 
 def _by_value(df: DataFrame, group: str, models: Mapping[Any, _Model]) -> Mapping[Any, _Model]:
@@ -189,14 +189,14 @@ class _GroupModel:
     Attributes:
         values: The groups that use the model.
         options: Options whose null policy is limited to the columns that the model reads.
-        added: The columns that scoring adds after the keys.
+        results: The columns after the keys: the scores, then the added columns.
     """
 
     group: str
     values: Sequence[Any]
     pinned: PinnedModel
     options: ScoringOptions
-    added: pa.Schema
+    results: pa.Schema
 
     def __str__(self) -> str:
         return f"{self.group}={self.values[0]!r} ({self.pinned.label})"
@@ -232,11 +232,11 @@ def _checked_models(
             plan.check_names(table.names)
             plan.check_types(table.schema(columns))
             plan.log_hooks()
-            one = _GroupModel(group, its_values, pinned, own, plan.added)
+            one = _GroupModel(group, its_values, pinned, own, plan.results)
         first = found[0] if found else one
         _check_same_columns(first, one)
         # One schema is shared: each of thousands may have a column for each of thousands of labels.
-        found.append(replace(one, added=first.added))
+        found.append(replace(one, results=first.results))
         read |= dict.fromkeys(columns)
     if unknown := sorted(set(options.nulls.values).difference(read)):
         raise ScoringError(f"the null policy names {unknown}, which no model reads; they read {sorted(read)}")
@@ -257,9 +257,9 @@ def _check_same_columns(first: _GroupModel, other: _GroupModel) -> None:
     Raises:
         ScoringError: They have different columns.
     """
-    if other.added.equals(first.added):
+    if other.results.equals(first.results):
         return
-    columns, others = _types(first.added), _types(other.added)
+    columns, others = _types(first.results), _types(other.results)
     if others != columns:
         raise ScoringError(
             f"in the form {other.options.outputs} the models of {first} and {other} give different columns: "

@@ -38,7 +38,7 @@ class ScoringPlan:
 
     Attributes:
         keys: Columns that pass through unchanged.
-        added: The columns that scoring adds after the keys.
+        results: The columns after the keys: the scores, then the added columns.
         reader: Reader of a DataFrame of plain Parquet files.
     """
 
@@ -47,7 +47,7 @@ class ScoringPlan:
     inputs: Inputs
     keys: tuple[str, ...]
     options: ScoringOptions
-    added: pa.Schema
+    results: pa.Schema
     reader: Reader = "auto"
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class ScoringPlan:
         """Pin the model, open its folder, ask for consent to its code, and derive the columns of its scores.
 
         Args:
-            model: Its URI, or the result of :func:`scoring.model.resolve`.
+            model: Its URI, or the result of :func:`scoring.model.stored.resolve`.
             keys: Columns that identify a row.
             options: Options of the call.
             tracking_uri: Address of the MLflow store; by default the one that MLflow is configured with.
@@ -105,7 +105,7 @@ class ScoringPlan:
             ColumnError: An input is missing.
         """
         check_keys(names, self.keys)
-        if repeated := _repeated([*self.keys, *self.added.names]):
+        if repeated := _repeated([*self.keys, *self.results.names]):
             raise ScoringError(f"the result would have the columns {repeated} twice; rename or leave out such keys")
         wanted = set(self.columns)
         if ambiguous := [name for name in _repeated(names) if name in wanted]:
@@ -146,7 +146,7 @@ class ScoringPlan:
 
     def schema(self, table: DataFrame) -> StructType:
         """Return the columns of the scores of ``table``."""
-        return scored_schema(table, self.keys, self.added)
+        return scored_schema(table, self.keys, self.results)
 
     def log_hooks(self) -> None:
         """Log the hooks of the model that will run in the executors."""
@@ -189,9 +189,9 @@ def column_named(name: str) -> Column:
     return F.col(f"`{name.replace('`', '``')}`")
 
 
-def scored_schema(table: DataFrame, keys: Sequence[str], added: pa.Schema) -> StructType:
-    """Return the columns of the scores of ``table``: its keys, then ``added``."""
-    return StructType([table.schema[name] for name in keys] + spark_schema_of(added).fields)
+def scored_schema(table: DataFrame, keys: Sequence[str], results: pa.Schema) -> StructType:
+    """Return the columns of the scores of ``table``: its keys, then ``results``."""
+    return StructType([table.schema[name] for name in keys] + spark_schema_of(results).fields)
 
 
 @dataclass(frozen=True)

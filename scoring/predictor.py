@@ -1,4 +1,4 @@
-"""Scoring of single rows in this process, without Spark, a server or the network (requirement S15)."""
+"""Scoring of single rows in this process, without Spark, a server or the network."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ class Predictor:
         its ``tf.keras``, and with ``TF_CPP_MIN_LOG_LEVEL=3`` unless that is set. Import TensorFlow first to avoid this.
 
         Args:
-            model: URI of the model, or the result of :func:`scoring.model.resolve`.
+            model: URI of the model, or the result of :func:`scoring.model.stored.resolve`.
             tracking_uri: Address of the MLflow store.
             threads: Threads of the library, if they can be limited per model; one thread is fastest for one row.
                 TensorFlow, NumPy and MLflow models share the threads of the process, which stay as they are; with 1, a

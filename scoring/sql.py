@@ -48,7 +48,7 @@ def register_sql(  # noqa: D417 - the others are those of scorer_udf
     Args:
         spark: The session.
         name: Name of the function; an existing function of the session is replaced.
-        model: URI of the model, or the result of :func:`scoring.model.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.stored.resolve`.
         inputs: The inputs of the model that are passed, in this order; the others are missing values in every row. By
             default all, in the model's order.
 

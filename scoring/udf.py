@@ -47,7 +47,7 @@ def scorer_udf(  # noqa: D417 - the others are those of score
 
     Args:
         spark: The session that will use the UDF.
-        model: URI of the model, or the result of :func:`scoring.model.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.stored.resolve`.
         inputs: The inputs of the model that are passed, in this order; the others are missing values in every row. By
             default all, in the model's order: the spec's features without the label, then the exclusions if it has any.
         outputs: The form of the scores, one of :mod:`scoring.output.forms` that has one result per row.
@@ -101,7 +101,7 @@ def udf_as_planned(
         yield from run(columns)
 
     # The stub has no overload for an iterator function that is recognised by its type hints.
-    udf = arrow_udf(score, returnType=spark_schema_of(plan.added))  # type: ignore[call-overload]
+    udf = arrow_udf(score, returnType=spark_schema_of(plan.results))  # type: ignore[call-overload]
     # Spark computes a deterministic UDF once for the column and once more for a filter on it.
     return udf.asNondeterministic() if evaluated_once else udf
 

@@ -106,8 +106,9 @@ class ModelSource(Source):
         """Load the version that ``uri`` leads to, and warm it up.
 
         Raises:
-            ValueError: There is no such model, or it cannot be loaded; so say the errors of :func:`resolve` and
-                :class:`Predictor`, some of which are an ``OSError`` or a ``RuntimeError``.
+            ValueError: There is no such model, or it cannot be loaded, as the errors of
+                :func:`scoring.model.stored.resolve` and :class:`scoring.predictor.Predictor` describe. Some of them are
+                an ``OSError`` or a ``RuntimeError``.
         """
         model = load(find(uri))
         if not model.warm_up():

@@ -26,8 +26,8 @@ _EXECUTOR = "CoarseGrainedExecutorBackend"
 class Trigger:
     """The moment of a fault from outside: all conditions that are set hold.
 
-    The events file has a sample of the steps, one in five seconds: for an exact step use :class:`Fault`. It has all
-    epochs and phases.
+    The events file has a sample of the steps, one in five seconds: for an exact step use
+    :class:`testing.fault.Fault`. It has all epochs and phases.
 
     Attributes:
         step: Optimizer steps that the rank has done, without those of a validation.

@@ -1,4 +1,4 @@
-"""The main job, stage by stage: preflight, convert, train, export, score, parity."""
+"""The main job, stage by stage: preflight, convert, train, export, evaluate, score, parity."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from mirrorspark.data_pipelines.quality import PAGE_FILE
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.driver import TrainingFailedError, TrainingStoppedError
-from mirrorspark.training.job import PreparedRun, SourceTables, TrainingJob, dry_run, open_job, prepare, recipe_table
+from mirrorspark.training.job import PreparedRun, SourceTables, TrainingJob, open_job, prepare
 from mirrorspark.training.protocol import SUMMARY_FILE
 from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results import ExportAhead, ExportProcess, delivery, recall_summary, score_and_compare
@@ -15,13 +15,11 @@ from mirrorspark.training.results.report import Summary, run_summary
 from mirrorspark.training.run_records import RunFinishedError, Tracking, require_unfinished
 from mirrorspark.training.run_records.live import LiveView
 
-__all__ = ["deliver_and_score", "dry_run", "prepare", "recipe_table", "run"]
-
 
 def run(
     config: RunConfig, on_summary: Callable[[Summary], None] = lambda summary: None, *, began: float | None = None
 ) -> Summary:
-    """Do the main job and return its summary, or the summary of the run that has finished the same run date.
+    """Do the main job and return its summary, or that of an earlier run that has finished the same run date.
 
     Args:
         config: The run.

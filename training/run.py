@@ -89,11 +89,11 @@ def _run(config: RunConfig) -> int:
 
 def dry_run(config: RunConfig) -> int:
     """Print the resolved configuration and the preflight checks, and return the exit status."""
-    from mirrorspark.training import pipeline
+    from mirrorspark.training import job
 
     _show(config.as_yaml())
     try:
-        checks = pipeline.dry_run(config)
+        checks = job.dry_run(config)
     except ConfigError as error:
         return _print_error(one_line(error), EXIT_USAGE)
     except KeyboardInterrupt:

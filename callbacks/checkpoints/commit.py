@@ -1,11 +1,11 @@
 """Committed checkpoints on any store: publish, find, read and verify. This module does not import TensorFlow.
 
 A checkpoint is a folder ``<directory>/step-00000420-1f0a9c3e``, named after its step and the fence of the attempt that
-wrote it (:mod:`fencing`; without a fence ``step-00000420``). It has the tensors (``ckpt.*``), the state
-of other callbacks (``state.json``) and the marker ``COMMITTED.json``, which lists every file with its checksum. On a
-file system it is prepared as ``<directory>/.staging-<its name>-*`` and renamed into place. On an object store its files
-are in a subfolder, and the marker is written last (:mod:`checkpoint_store`). Either way it exists completely or not
-at all.
+wrote it, or ``step-00000420`` without a fence (:mod:`callbacks.checkpoints.fencing`). It has the tensors (``ckpt.*``),
+the state of other callbacks (``state.json``) and the marker ``COMMITTED.json``, which lists every file with its
+checksum. On a file system it is prepared as ``<directory>/.staging-<its name>-*`` and renamed into place. On an object
+store its files are in a subfolder, and the marker is written last (:mod:`callbacks.checkpoints.checkpoint_store`).
+Either way it exists completely or not at all.
 """
 
 import contextlib

@@ -17,7 +17,8 @@ TEST_ROWS_FILE = "test_rows.parquet"
 FORMAT_VERSION = 2
 BLOCK_LAYOUT = "block"
 TRAIN_SPLIT = "train"
-SPLITS = (TRAIN_SPLIT, "validation", "test")
+TEST_SPLIT = "test"
+SPLITS = (TRAIN_SPLIT, "validation", TEST_SPLIT)
 
 _READ_BYTES = 16 * 2**20
 

@@ -190,8 +190,8 @@ def copy_ranges(
     """Return the copies that bring ``ranges`` of an epoch's order into one worker's part of every batch.
 
     Args:
-        ranges: Rows of the result of :meth:`EpochOrder.ranges`.
-        lane_rows: int64 ``[lanes + 1]``, :attr:`EpochOrder.lane_rows`.
+        ranges: Rows of the result of :meth:`data_pipelines.reading.order.EpochOrder.ranges`.
+        lane_rows: int64 ``[lanes + 1]``, :meth:`data_pipelines.reading.order.EpochOrder.lane_rows`.
         first_lane: The lane whose block is in slot 0; the next lane's is in slot 1.
         first_row: Row of the global batch where the worker's part begins.
         batch: Rows of that part.

@@ -1,4 +1,6 @@
-"""TFRecord framing: writing records, and reading one at a known place; :mod:`record_scan` reads a whole file.
+"""TFRecord framing: writing records, and reading one at a known place.
+
+:mod:`data_pipelines.tfrecord.record_scan` reads a whole file.
 
 A record is its payload's length (uint64), the masked CRC-32C of these eight bytes (uint32), the payload, and the masked
 CRC-32C of the payload (uint32), all little-endian. Source: TensorFlow ``lib/io/record_writer.h``.

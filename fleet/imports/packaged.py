@@ -29,7 +29,7 @@ def fleet_from_models(
 
     Args:
         models: By name, an MLflow URI, a folder (an exported or packaged model, any MLflow model), or the result of
-            :func:`scoring.model.resolve`.
+            :func:`scoring.model.stored.resolve`.
         output: Which output of the models is the score; by default the only number that they give.
         tracking_uri: Address of the MLflow store.
         group: The group of all models.

@@ -95,7 +95,7 @@ class Arm:
 
     @classmethod
     def of_row(cls, row: Mapping[str, Any], *, is_proportion: bool = False) -> Arm:
-        """Return the results in a row of :func:`~lifecycle.experiments.variant_results`.
+        """Return the results in a row of :func:`~lifecycle.experiments.units.variant_results`.
 
         Args:
             row: The row, as a mapping.
@@ -229,7 +229,7 @@ class Analysis:
 
 
 def arms_of_results(results: DataFrame, experiment: Experiment, *, is_proportion: bool = False) -> list[Arm]:
-    """Return the results of an experiment from a table of :func:`~lifecycle.experiments.variant_results`.
+    """Return the results of an experiment from a table of :func:`~lifecycle.experiments.units.variant_results`.
 
     Args:
         results: The table; rows of other experiments do not count.

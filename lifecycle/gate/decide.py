@@ -1,6 +1,7 @@
 """The gate: findings from facts and thresholds, as a pure function.
 
-A new gate is a field of :class:`thresholds.Gates`, a fact in :class:`facts.Facts`, and a line of :func:`decide` here.
+A new gate is a field of :class:`lifecycle.gate.thresholds.Gates`, a fact in :class:`lifecycle.gate.facts.Facts`, and a
+line of :func:`decide` here.
 """
 
 from __future__ import annotations

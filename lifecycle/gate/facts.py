@@ -37,7 +37,7 @@ class SliceFacts:
     """Metrics of a slice by name.
 
     Attributes:
-        slicing: Name of the slicing, :data:`slices.OVERALL` for all rows.
+        slicing: Name of the slicing, :data:`lifecycle.gate.slices.OVERALL` for all rows.
         value: Value of the slicing's expression, as text; None for null and for all rows.
         examples: Rows that the candidate scored.
         invalid: Rows for which it gave no valid score.

@@ -56,11 +56,11 @@ def validate(
 
     One pass of Spark scores the table with both models and measures all slices. Metrics equal those of scikit-learn;
     for a slice with more than 8,192 distinct scores, ``auc`` and ``pr_auc`` come from a histogram, and ``error`` of a
-    :class:`MetricEstimate` bounds their distance to the exact value. Intervals are of 95%, by a Poisson bootstrap of
-    the keys.
+    :class:`lifecycle.gate.facts.MetricEstimate` bounds their distance to the exact value. Intervals are of 95%, by a
+    Poisson bootstrap of the keys.
 
     Args:
-        candidate: URI of the model, or the result of :func:`scoring.model.resolve`.
+        candidate: URI of the model, or the result of :func:`scoring.model.stored.resolve`.
         champion: The model in production; None where there is none yet.
         table: Rows that neither model has trained on, with the raw columns of both, keys and label.
         slices: SQL expressions; every value of one is a slice. A :class:`Slicing` has a name and chosen values.

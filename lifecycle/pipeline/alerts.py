@@ -1,4 +1,4 @@
-"""Alerts: events that are sent to a webhook, by e-mail or to the log, without secrets (requirement L11)."""
+"""Alerts: events that are sent to a webhook, by e-mail or to the log, without secrets."""
 
 import base64
 import json

@@ -45,7 +45,7 @@ from mirrorspark.spark_session import open_session
 from mirrorspark.storage import atomic_file
 from mirrorspark.training import pipeline as main_job
 from mirrorspark.training.configuration import RunConfig
-from mirrorspark.training.job import SourceTables, recipe_table
+from mirrorspark.training.job import SourceTables, prepare, recipe_table
 from mirrorspark.training.results.report import REPORT_FILE
 from mirrorspark.training.run_records import Tracking
 from mirrorspark.training.run_records.live import LiveView
@@ -166,7 +166,7 @@ class WeeklyPipeline:
 
     def _convert(self, found: Found) -> Facts:
         config = self._resolved(found)
-        prepared = main_job.prepare(config, Tracking.find(config), LiveView(epochs=config.epochs))
+        prepared = prepare(config, Tracking.find(config), LiveView(epochs=config.epochs))
         manifest, path = prepared.dataset.manifest, prepared.dataset.path
         drift: dict[str, float] = {}
         if config.reference_dataset:

@@ -1,4 +1,4 @@
-"""Promotion of a validated version to champion, and the way back (requirement L3)."""
+"""Promotion of a validated version to champion, and the way back."""
 
 import getpass
 import hashlib

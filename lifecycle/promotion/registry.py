@@ -1,4 +1,4 @@
-"""Registries of models behind one protocol: MLflow's, and a plain folder that needs no server (requirement L13)."""
+"""Registries of models behind one protocol: MLflow's, and a plain folder that needs no server."""
 
 import contextlib
 import getpass
@@ -54,7 +54,7 @@ class Registry(Protocol):
         """Set a tag of a version."""
 
     def digest(self, name: str, version: str) -> str:
-        """Return the digest of a version's files, that of :class:`scoring.model.PinnedModel`.
+        """Return the digest of a version's files, that of :class:`scoring.model.stored.PinnedModel`.
 
         Raises:
             ModelNotFoundError: There is no such version, or its files are missing.

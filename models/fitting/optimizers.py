@@ -179,7 +179,7 @@ class OptimizerSettings:
         check_warm_up(self.schedule, self.warmup_steps, self.total_steps)
 
 
-def build_optimizer(settings: OptimizerSettings, *rules: Callable[[type], type]) -> Any:
+def build_optimizer(settings: OptimizerSettings, *wrappers: Callable[[type], type]) -> Any:
     """Return a Keras optimizer.
 
     Its learning rate is always a schedule, even if it is constant: a plain number would be one of its variables, and a
@@ -187,9 +187,9 @@ def build_optimizer(settings: OptimizerSettings, *rules: Callable[[type], type])
 
     Args:
         settings: The optimizer and its schedule.
-        rules: Functions that extend an optimizer class, such as `gathering`; the last one is outermost.
+        wrappers: Functions that extend an optimizer class, such as `gathering`; the last one is outermost.
     """
-    kind = functools.reduce(lambda built, rule: rule(built), rules, OPTIMIZERS[settings.name])
+    kind = functools.reduce(lambda built, wrapper: wrapper(built), wrappers, OPTIMIZERS[settings.name])
     rate = WarmUpAndDecay(
         settings.learning_rate,
         settings.schedule,

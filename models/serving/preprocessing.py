@@ -280,7 +280,10 @@ def encoded_tensors(
 def input_tensors(
     features: Iterable[kinds.Feature], columns: Mapping[str, np.ndarray | SparseRows]
 ) -> dict[str, tf.Tensor | tf.SparseTensor]:
-    """Return the model's inputs from decoded columns, such as :attr:`.dataset.blocks.Block.features`."""
+    """Return the model's inputs from decoded columns.
+
+    The columns are those of :attr:`data_pipelines.dataset.block_format.Block.features`, for example.
+    """
     tensors = {}
     for feature in features:
         column = columns[feature.name]

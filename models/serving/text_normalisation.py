@@ -189,7 +189,9 @@ class GraphNormaliser(tf.Module):
 
 
 def graph_split(texts: tf.Tensor, pattern: str = text_rules.DEFAULT_SEPARATORS) -> tf.RaggedTensor:
-    """Return the tokens of each text, string ``[rows, any]``, as :func:`.features.text.split_tokens` does.
+    """Return the tokens of each text, string ``[rows, any]``.
+
+    They are those of :func:`data_pipelines.features.text_rules.split_tokens`.
 
     Args:
         texts: string ``[rows]`` of valid UTF-8, such as the result of :class:`GraphNormaliser`.

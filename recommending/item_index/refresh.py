@@ -73,7 +73,7 @@ def refresh_index(
 
     Args:
         model: URI or folder of a retrieval model that was trained with items, or the result of
-            :func:`scoring.model.resolve`.
+            :func:`scoring.model.stored.resolve`.
         items: The whole table of items, with the columns of the training: a Spark, pandas or Polars DataFrame, or a
             PyArrow table. This process holds it in memory.
         folder: The new folder.

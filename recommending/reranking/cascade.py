@@ -52,9 +52,9 @@ def rank_candidates(  # noqa: D417 - the others are those of score
     says which version they are from; all other columns stay. Of equal scores the candidate that came first stays first.
 
     Args:
-        lists: Rows with the column ``candidates``, as :func:`.recommend` returns them, joined with the
+        lists: Rows with the column ``candidates``, as :func:`recommending.recommend` returns them, joined with the
             columns of users or requests that the model reads.
-        model: URI of the ranking model, or the result of :func:`scoring.model.resolve`.
+        model: URI of the ranking model, or the result of :func:`scoring.model.stored.resolve`.
         keys: Columns that identify a list, by which messages name it.
         key: Column of ``items``, and of the model if it reads it, with the candidates' tokens.
         items: Attributes of the candidates, a row each. The columns that the model reads are sent to the tasks.
@@ -77,14 +77,14 @@ def rank_candidates(  # noqa: D417 - the others are those of score
     check_lists(lists.columns, (CANDIDATES,))
     options = ScoringOptions.of(AS_COLUMNS, batch_size, (), nulls, "fail", "refuse")
     plan = ScoringPlan.of(model, (*list_keys, key), options, tracking_uri, trust=trust)
-    outputs = {field.name: str(field.type) for field in plan.added}
+    outputs = {field.name: str(field.type) for field in plan.results}
     if outputs.get(output) not in ("float", "double"):
         raise ScoringError(
             f"'{output}' is not a number of {plan.pinned.label}, which gives {outputs}; name by output one that is"
         )
     ranking = _ranking(lists, items, plan, key)
     kept = [field for field in lists.schema.fields if field.name not in (CANDIDATES, SCORES, RANKED_BY)]
-    made = pa.schema([(SCORES, pa.list_(plan.added.field(output).type)), (RANKED_BY, pa.string())])
+    made = pa.schema([(SCORES, pa.list_(plan.results.field(output).type)), (RANKED_BY, pa.string())])
     schema = StructType([*kept, lists.schema[CANDIDATES], *spark_schema_of(made).fields])
     scorer = plan.scorer(lists.sparkSession, counters=counters)
     task = RankTask(ranking, scorer, plan.keys, tuple(field.name for field in kept), k, output, made.field(SCORES).type)

@@ -43,7 +43,7 @@ def rerank(
     ``scores`` stay as they are, as does the score of a candidate.
 
     Args:
-        lists: Rows with the columns ``candidates`` and ``scores``, as :func:`.recommend` returns them.
+        lists: Rows with the columns ``candidates`` and ``scores``, as :func:`recommending.recommend` returns them.
         items: Attributes of the candidates, a row each. A candidate that it lacks has no category, vector or boost.
         key: Column of ``items`` with the candidates' tokens.
         k: Length of the new lists. One is shorter if fewer candidates are available or ``at_most`` leaves fewer.

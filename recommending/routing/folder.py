@@ -35,7 +35,7 @@ def is_router(directory: ModelDirectory) -> bool:
 
 
 class _RouterKind:
-    """Routers, as the registry of composites has them (:mod:`scoring.model.composites`)."""
+    """Routers, as the registry of composites has them (:mod:`scoring.model.loading.composites`)."""
 
     def members(self, folder: Path) -> dict[str, Path]:
         """Return the folders of the models by name."""

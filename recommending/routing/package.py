@@ -56,7 +56,7 @@ def package_router(
     Args:
         router: The rules.
         folder: The new folder.
-        models: By name, the URI of a model or the result of :func:`scoring.model.resolve`.
+        models: By name, the URI of a model or the result of :func:`scoring.model.stored.resolve`.
         items: Attributes of the candidates of cascades, a row each; the columns that they read are copied.
         hooks: A Python file, which is copied into the folder and run wherever the router scores. Its function
             ``preprocess`` gets the rows with the columns that the router and its models read, a

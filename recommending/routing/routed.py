@@ -58,7 +58,10 @@ class Member(Protocol):
         """Return the rows that cannot be scored."""
 
     def finding(self, most: int, search: Any, available: pa.Array | None) -> "Member":
-        """Return a retrieval model that finds the best ``most``; :mod:`scoring.model.loaded` has the parameters."""
+        """Return a retrieval model that finds the best ``most``.
+
+        :mod:`scoring.model.loading.loaded` describes the parameters.
+        """
 
 
 @dataclass

@@ -95,7 +95,7 @@ class Cascade:
         rerank: Rules of the re-ranking, by the names of the parameters of :func:`recommending.reranking.rerank`:
             ``{"category": "genre", "at_most": 4}``. Without any the ranked list is only cut.
         depth: Candidates to find, at least as are listed.
-        k: Length of the list; :func:`.recommend` has a ``k`` of its own.
+        k: Length of the list; :func:`recommending.recommend` has a ``k`` of its own.
         output: Output of ``rank`` to rank by, one number for each row.
     """
 
@@ -153,7 +153,7 @@ class Router:
         fallback: Models that answer, the first that can, for rows that the chosen model cannot score.
         as_of: Column with the date or moment at which ages count; None is the time of the call.
         time_zone: Zone whose calendar days count for ages, and in which moments without a zone are given.
-        blend_depth: Candidates that :func:`.recommend` takes from each model for a blend, at least.
+        blend_depth: Candidates that :func:`recommending.recommend` takes from each model for a blend, at least.
         fusion: Basis of a blend of retrieval models: ``places`` of the candidates in their lists, or ``scores``,
             scaled within each list; or one search among all candidates by the weighted sum of ``cosine`` or ``dot``
             products of the models' vectors.

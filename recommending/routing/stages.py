@@ -1,7 +1,7 @@
 """The stages of a cascade that follow the search: a model ranks the candidates, and rules re-rank its list.
 
-They are those of :func:`.rank_candidates` and :func:`.rerank`, within a router. This module does not
-import Spark or TensorFlow.
+They are those of :func:`recommending.reranking.rank_candidates` and :func:`recommending.reranking.rerank`, within a
+router. This module does not import Spark or TensorFlow.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -55,7 +55,8 @@ class KerasBackend:
 
         Args:
             path: The file.
-            threads: Ignored: TensorFlow uses the threads of the process (:func:`limit_tensorflow`).
+            threads: Ignored: TensorFlow uses the threads of the process
+                (:func:`scoring.backends.tensorflow_runtime.limit_tensorflow`).
             trusted: Whether code in the file may run.
 
         Raises:

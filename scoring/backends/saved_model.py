@@ -60,7 +60,8 @@ class SavedModelBackend:
             folder: Folder of ``saved_model.pb``.
             signature: Name of the signature to call; None chooses ``serving_default``, the only one, or for a module
                 without signatures, as TF-Hub has them, its own call with a tensor of texts.
-            threads: Ignored: TensorFlow uses the threads of the process (:func:`limit_tensorflow`).
+            threads: Ignored: TensorFlow uses the threads of the process
+                (:func:`scoring.backends.tensorflow_runtime.limit_tensorflow`).
             trusted: Whether its graphs may read and write files.
 
         Raises:

@@ -211,7 +211,7 @@ class CachedEncoder:
         return _IMAGE_INPUT if isinstance(self.settings, ImageSettings) else _TEXT_INPUT
 
     def with_vectors(self, df: DataFrame, column: str, output: str) -> DataFrame:
-        """Return the result of :func:`embed_text` or :func:`embed_image`.
+        """Return the result of :func:`embed_text` or :func:`embed_images`.
 
         Args:
             df: The table.

@@ -114,7 +114,7 @@ class ModelEncoders:
         Args:
             folder: Folder of the model.
             features: The features, of which others than texts and images to embed are ignored.
-            threads: See :class:`scoring.model.LoadedModel`.
+            threads: See :class:`scoring.model.loading.LoadedModel`.
 
         Raises:
             ScoringError: An encoder cannot be used.

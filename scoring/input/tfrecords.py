@@ -59,7 +59,7 @@ def score_tfrecords(  # noqa: D417 - the others are those of score
     Args:
         spark: The session.
         paths: Files, folders or globs.
-        model: URI of the model, or the result of :func:`scoring.model.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.stored.resolve`.
         keys: Columns that identify a row, in the types of the records.
         on_damage: ``fail`` at the first damaged record, or ``skip`` damaged records.
 

@@ -1,4 +1,8 @@
-"""The columns that scored rows can have after their scores, in this order. A new column is one more entry here."""
+"""The columns that scored rows can have after their scores, in this order.
+
+A new column is one more entry of ``ADDED_COLUMNS`` and a row in ``docs/scoring.md``. A fact that it needs and
+:class:`Entries` lacks comes from ``task/scorer.py``, ``task/group_task.py`` and ``predictor.py``.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Parity: row-by-row comparison of two scorings of the same rows (requirement S14).
+"""Parity: row-by-row comparison of two scorings of the same rows.
 
 A mean or a 99th percentile hides a single wrong score, so the verdict depends on the maximum and on changed
 decisions.

@@ -31,7 +31,7 @@ class GroupTask:
         keys: Columns that pass through, including the group.
         scorers: One scorer per model.
         routes: Index in ``scorers`` by group.
-        added: The columns that scoring adds after the keys.
+        results: The columns after the keys: the scores, then the added columns.
         unknown: Treatment of rows whose group is not in ``routes``.
     """
 
@@ -39,7 +39,7 @@ class GroupTask:
     keys: tuple[str, ...]
     scorers: tuple[Scorer, ...]
     routes: Mapping[Any, int]
-    added: pa.Schema
+    results: pa.Schema
     unknown: Unknown = "fail"
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -103,13 +103,13 @@ class GroupTask:
 
     def _in_columns(self, scored: pa.RecordBatch) -> pa.RecordBatch:
         """Return the columns in the order of the table; models may have the same labels in another order."""
-        return scored.select([*self.keys, *self.added.names])
+        return scored.select([*self.keys, *self.results.names])
 
     def _without_model(self, rows: pa.RecordBatch, counts: ScoringCounts) -> pa.RecordBatch:
         """Return the keys of rows whose group has no model, followed by nulls."""
         counts.add(rows, {}, bad_rows=rows.num_rows)
         columns = {key: rows.column(key) for key in self.keys}
-        columns |= {field.name: pa.nulls(rows.num_rows, field.type) for field in self.added}
+        columns |= {field.name: pa.nulls(rows.num_rows, field.type) for field in self.results}
         options = self.scorers[0].options
         reasons: Iterable[str] = map(self._reason, rows.column(self.group)) if options.bad_rows == "mark" else ()
         entries = Entries(rows.num_rows, None, None, dict(enumerate(reasons)))

@@ -1,4 +1,4 @@
-"""Export of a model for servers of others: TensorFlow Serving, and servers of ONNX files (requirement L8)."""
+"""Export of a model for servers of others: TensorFlow Serving, and servers of ONNX files."""
 
 import json
 import re
@@ -96,7 +96,7 @@ def export_model(
     A version that is there already, of the same files, stays as it is; only its labels are set.
 
     Args:
-        model: URI of the model, or the result of :func:`scoring.model.resolve`.
+        model: URI of the model, or the result of :func:`scoring.model.stored.resolve`.
         base: Local folder of all exported models, which also gets ``models.config``.
         name: Name of the model in requests; by default its registered name.
         version: Its version there, from 1; by default the registered version.

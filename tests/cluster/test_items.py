@@ -21,7 +21,7 @@ from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.scoring.predictor import Predictor
 from mirrorspark.training.configuration.config import RunConfig
 from mirrorspark.training.configuration.recipe import load_recipe
-from mirrorspark.training.pipeline import recipe_table
+from mirrorspark.training.job.source_tables import recipe_table
 from tests.cluster.test_main_job import run
 from tests.unit.scoring.encoders import save_onnx_encoder
 

@@ -29,7 +29,7 @@ from mirrorspark.scoring.parity import parity_check
 from mirrorspark.testing import faults
 from mirrorspark.testing.faults import Trigger
 from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.pipeline import recipe_table
+from mirrorspark.training.job.source_tables import recipe_table
 from mirrorspark.training.run import main
 from mirrorspark.training.run_records.run_state import read_state
 from tests.cluster.conftest import JOB_SECONDS, driver, kill_within_an_epoch, read_events

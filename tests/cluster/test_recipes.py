@@ -11,7 +11,7 @@ from mirrorspark.recommending.recommendations import recommend
 from mirrorspark.scoring.model.folder.directory import ModelDirectory
 from mirrorspark.scoring.model.stored.uri import resolve
 from mirrorspark.training.configuration.config import RunConfig
-from mirrorspark.training.pipeline import recipe_table
+from mirrorspark.training.job.source_tables import recipe_table
 from tests.cluster.test_main_job import run
 
 if TYPE_CHECKING:

@@ -67,6 +67,9 @@ BEHIND_A_SESSION = {
     *("BarrierTaskContext", "pyspark.sql.connect", "py4j.protocol"),
 }
 OTHER_FOLDERS = ("notebooks", "tests", "tools")
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+# A reference of a docstring to another name.
+REFERENCE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):`([^`]+)`")
 FENCED_SAMPLES = ("data.md", "reading.md", "recipes.md", "tfrecord.md")
 PACKAGES = (
     *("callbacks", "data_pipelines", "evaluation", "fleet", "lifecycle", "models", "recommending", "scoring"),
@@ -248,6 +251,43 @@ def test_messages_in_troubleshooting_are_those_of_the_code() -> None:
     assert not unknown, "\n".join(unknown)
 
 
+def test_references_of_docstrings_lead_to_names() -> None:
+    packages = (*PACKAGES, "pages", "src")
+    code = {path.resolve() for package in packages for path in (REPOSITORY / package).rglob("*.py")}
+    references = [(path, target) for path in code for target in REFERENCE.findall(path.read_text(encoding="utf-8"))]
+    assert len(references) > 500
+
+    lost = [f"{path.relative_to(REPOSITORY)}: {target}" for path, target in references if not leads(target, path)]
+
+    assert not lost, "\n".join(sorted(lost))
+
+
+def leads(reference: str, path: Path) -> bool:
+    """Return whether a reference in a file is to a module, to a name of the file, or to one that it imports.
+
+    A member may be that of any class of the file, and a name that comes from another library is taken on trust.
+    """
+    first, *rest = reference.lstrip("~.").removeprefix("mirrorspark.").split(".")
+    if (package := REPOSITORY / first).is_dir():
+        while rest and (package / rest[0]).is_dir():
+            package /= rest.pop(0)
+        module = package / f"{rest[0]}.py" if rest else package
+        if module.exists():
+            return not rest[1:] or leads(".".join(rest[1:]), module)
+        return leads(".".join(rest), package / "__init__.py")
+    if home := imports_of(path).get(first):
+        return not home.startswith("mirrorspark.") or leads(".".join([home, *rest]), path)
+    known = names_given_in(tree_of(path)) | set(dir(builtins))
+    return {first, *rest} <= known
+
+
+@functools.cache
+def imports_of(path: Path) -> dict[str, str]:
+    """Return the dotted path of each name that a file imports from a module."""
+    imports = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom)]
+    return {entry.asname or entry.name: f"{node.module}.{entry.name}" for node in imports for entry in node.names}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_lead_to_files_and_their_sections(path: Path) -> None:
     targets = re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", path.read_text())
@@ -351,7 +391,7 @@ def test_names_and_texts_in_the_code_and_pages_break_no_word_of_the_glossary() -
 
 def names_given_in(tree: ast.AST) -> set[str]:
     """Return the names that code gives: to functions, classes, arguments, variables and attributes."""
-    names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    names = {node.name for node in ast.walk(tree) if isinstance(node, DEFINITIONS)}
     names |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     stored = [node for node in ast.walk(tree) if isinstance(getattr(node, "ctx", None), ast.Store)]
     names |= {node.id for node in stored if isinstance(node, ast.Name)}

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Commands(Protocol):
-    """A sender of commands, such as :class:`training.protocol.EventServer`."""
+    """A sender of commands, such as :class:`training.protocol.messages.EventServer`."""
 
     def command(self, command: dict[str, Any]) -> None:
         """Send ``command`` to all ranks, or to their tasks."""
@@ -28,8 +28,9 @@ class Commands(Protocol):
 class RunningAttempt:
     """The state of an attempt from its launch to its end.
 
-    Events arrive in threads of the event server, periodic calls in those of :func:`every`. A lock guards the state; it
-    is never held while an event is handled or a command is sent, since both may take long.
+    Events arrive in threads of the event server, periodic calls in those of
+    :func:`training.protocol.outcomes.every`. A lock guards the state; it is never held while an event is handled or a
+    command is sent, since both may take long.
 
     Attributes:
         number: Counts from 1.

@@ -38,7 +38,7 @@ class Launcher(Protocol):
 
 
 class Server(Commands, contextlib.AbstractContextManager["Server"], Protocol):
-    """The part of :class:`training.protocol.EventServer` that an attempt uses."""
+    """The part of :class:`training.protocol.messages.EventServer` that an attempt uses."""
 
     address: EventAddress
 
@@ -230,14 +230,14 @@ class Supervisor:
         reached = newest if newest is not None and newest.step > resume.newest_step else checkpoint
         epochs = _epochs(outcomes, plan.dispensable_ranks)
         return Attempt(
-            number,
-            epochs,
-            () if epochs is not None else running.errors(outcomes, failure),
-            resumed_from,
-            reached.step if reached else 0,
-            workers,
-            running.stop,
-            reached.epoch if reached else 0,
+            number=number,
+            epochs=epochs,
+            errors=() if epochs is not None else running.errors(outcomes, failure),
+            resumed_from=resumed_from,
+            committed=reached.step if reached else 0,
+            workers=workers,
+            stop=running.stop,
+            committed_epochs=reached.epoch if reached else 0,
         )
 
     def _newest(self, plan: AttemptPlan) -> commit.CommittedCheckpoint | None:
@@ -260,6 +260,7 @@ class Supervisor:
                     outcomes = self.launch(dataclasses.replace(plan, events=server.address))
                 except BarrierJobError as error:
                     failure = error.error
+            # Spark reports only that a task has failed; the event of the rank with the reason may still be on its way.
             if failure is not None and failure.cause not in ("cancelled", "user"):
                 running.wait_for_reason()
         # The last events of every rank have arrived only now, with the server closed.

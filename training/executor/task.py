@@ -64,7 +64,7 @@ class WorkerTask:
         if self._wait is not None:
             return self._wait()
         with self.begun():
-            return self()
+            return self()  # It has begun, so this call waits for it.
 
     @contextlib.contextmanager
     def begun(self) -> Iterator[Self]:
@@ -76,6 +76,7 @@ class WorkerTask:
         environment = self._environment()
         messages: SimpleQueue[Message] = SimpleQueue()
         events = CleanEventClient(self.plan.events, rank, self.plan.attempt, on_command=messages.put, sender="task")
+        # Undone in reverse: abort, end of the monitor, kill, tail, process, signals, events.
         with contextlib.ExitStack() as ending:
             ending.callback(events.close)
             ending.enter_context(_preemption_passed_to(messages.put))

@@ -128,7 +128,7 @@ def main(answers: IO[str]) -> NoReturn:
         finish(_train(orders, control, finish))
     except BaseException as error:
         if (step := _stopped_at(error, activity)) is not None:
-            # All workers stop when one of them is asked to.
+            # All workers stop when one of them is asked to: without a reason of its own, this one follows a peer.
             end_well({"outcome": "stopped", "reason": stop_request.reason or "peer", "step": step})
         failure = describe(error, activity.phase) | {"step": activity.step or None}
         events.send(failure)

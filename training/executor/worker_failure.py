@@ -38,7 +38,7 @@ def describe(error: BaseException, phase: Phase = "training") -> dict[str, Any]:
         phase: Phase in which it was raised.
 
     Returns:
-        ``cause`` is one of :data:`training.protocol.Cause`: ``peer`` if the error shows another rank's end,
+        ``cause`` is one of :data:`training.protocol.outcomes.Cause`: ``peer`` if the error shows another rank's end,
         ``start`` if the worker never began to train (a taken port, an unreachable rank, an import), ``store`` if the
         store of the files failed, ``machine`` if memory, threads, file descriptors or the network failed, ``user`` if
         it comes from the model, the data or the configuration, and would recur, and otherwise ``unknown``. Secrets are

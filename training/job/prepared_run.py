@@ -93,6 +93,7 @@ def prepare(
     with view.stage("preflight") as stage:
         sources = sources or SourceTables.find(config)
         spark, warm_start, checks = _checked(config, tracking, slots=slots)
+        # The cluster's checks come first, and the first of these is that of its slots.
         warnings = [f"{check.name}: {check.detail}" for check in checks if check.is_warning]
         stage.note = "; ".join([f"{checks[0].name}: {checks[0].detail}", *warnings])
     with view.stage("convert", spark=spark) as stage:

@@ -66,7 +66,7 @@ def open_job(
     config.require_features(dataset.spec)
     if config.calibration == "centroids":
         sparse_features(dataset.spec, dataset.features.classes)
-    interaction_graph.is_needed(config)  # Raises where the graph does not go with the configuration.
+    interaction_graph.check(config)
     if config.task == "retrieval":
         check_candidates(dataset.features, config.top_k)
         classical.check_recommenders(config.recommenders, dataset.features)
@@ -107,7 +107,7 @@ class TrainingJob:
         run: Its folder, its MLflow run and its view.
         epochs: The chief's ``epoch_end`` event of each epoch.
         warm_start: The model to begin from; None for random initial weights.
-        taken: The chief's ``warm_start`` event.
+        warm_start_event: The chief's ``warm_start`` event.
     """
 
     dataset: Dataset
@@ -116,11 +116,12 @@ class TrainingJob:
     run: OpenRun
     epochs: dict[int, Event] = dataclasses.field(default_factory=dict)
     warm_start: WarmStart | None = None
-    taken: Event | None = None
+    warm_start_event: Event | None = None
     _signal: StopSignal = dataclasses.field(default_factory=StopSignal, init=False)
 
     def __post_init__(self) -> None:
-        # Reads after the training: there a signal ends a run by itself, and a sweep asks its trials to stop.
+        # For reads after the training, when a signal ends the process by itself, but a sweep may still ask its trial to
+        # stop.
         self._store = StoreReader(
             self.config.checkpoint_limit_seconds,
             self._signal,
@@ -205,7 +206,7 @@ class TrainingJob:
         """Remember the chief's events that the run's summary needs."""
         self.keep_epoch(event)
         if event["event"] == "warm_start":
-            self.taken = event
+            self.warm_start_event = event
 
     def keep_epoch(self, event: Event) -> None:
         """Remember the chief's event of an epoch; an epoch that a restart repeats sends the same event again."""

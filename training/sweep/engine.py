@@ -13,7 +13,7 @@ from mirrorspark.storage import atomic_file, without_credentials
 from mirrorspark.training import pipeline
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.driver import TrainingStoppedError
-from mirrorspark.training.job import PreparedRun, TrainingJob, open_job, resolve_warm_start
+from mirrorspark.training.job import PreparedRun, TrainingJob, open_job, prepare, resolve_warm_start
 from mirrorspark.training.protocol import RUNS_FOLDER, SUMMARY_FILE
 from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.report import Summary
@@ -36,7 +36,7 @@ class SparkEngine:
 
     def prepare(self, slots: int) -> str:
         """Check everything, open a session with ``slots`` slots, convert or find the dataset; return its hash."""
-        self._prepared = pipeline.prepare(self._config, Tracking.find(self._config), self._view, slots=slots)
+        self._prepared = prepare(self._config, Tracking.find(self._config), self._view, slots=slots)
         self._of_trials = self._prepared
         return self._prepared.dataset.manifest.content_hash
 

@@ -75,7 +75,7 @@ def plan_fleet(  # noqa: D417 - the others are those of run_fleet
     seconds: float = DEFAULT_PROBE_SECONDS,
     trust: bool = False,
 ) -> FleetPlan:
-    """Plan a run of :func:`run_fleet`: the cores for some hours, or the hours on some cores.
+    """Plan a run of :func:`fleet.runs.run_fleet`: the cores for some hours, or the hours on some cores.
 
     Tasks score a sample, some row groups on each core, and the rates that they have are taken for those of the whole
     run. A run over a few rows shows how long runs and microbatches take to start. The result plans further hours and
@@ -92,13 +92,13 @@ def plan_fleet(  # noqa: D417 - the others are those of run_fleet
         scratch: A folder that all executors can write to; by default a temporary one, which a local session can.
         seconds: Duration of the sample, about; two shorter ones come first, and the run over a few rows last.
 
-    The other arguments are those of :func:`run_fleet`.
+    The other arguments are those of :func:`fleet.runs.run_fleet`.
 
     Raises:
         UntrustedModelError: A model brings Python code, and ``trust`` is False.
         ScoringError: Neither or both of ``hours`` and ``cores`` are given, a number is not above 0, there are no rows,
-            a model raises an error, no number of cores is enough, or for a reason of :func:`run_fleet`.
-        FleetError: See :func:`run_fleet`.
+            a model raises an error, no number of cores is enough, or for a reason of :func:`fleet.runs.run_fleet`.
+        FleetError: See :func:`fleet.runs.run_fleet`.
         FileNotFoundError: There are no Parquet files.
         FleetRunError: The run over a few rows fails.
     """

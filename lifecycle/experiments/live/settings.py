@@ -28,7 +28,7 @@ class TrafficSettings:
         checks: Limits for variants other than the control.
         unit_header: Header of a request with the unit, such as a user's id. Without it, the control answers.
         unit_key_file: File with the key that units are signed with
-            (:func:`lifecycle.experiments.sign_unit`); without one, callers choose them.
+            (:func:`lifecycle.experiments.units.sign_unit`); without one, callers choose them.
         trusts_callers: Whether callers are trusted with what they say of units, such as a gateway that sets the header
             itself. Callers with one of the server's tokens always are.
         exposures: File that gets a line of JSON for each answer with a variant: the columns of the exposure log.

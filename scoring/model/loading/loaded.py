@@ -76,7 +76,7 @@ class LoadedModel:
         """Load the model; imports the library that computes it, and runs code that the model brings.
 
         Args:
-            folder: Folder of the model, whose code has the caller's consent (:mod:`scoring.model.consent`).
+            folder: Folder of the model, whose code has the caller's consent (:mod:`scoring.model.stored.consent`).
             threads: Threads of the library, if they can be limited per model. TensorFlow, NumPy and MLflow models share
                 the threads of the process, which stay as they are; with 1, a model that was trained here runs all but
                 large operations in the calling thread. None keeps the library's default.

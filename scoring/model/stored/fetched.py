@@ -5,7 +5,7 @@ The folder contains, in addition to the files of :mod:`storage.host_cache`::
     entries/DIGEST   a model; versions with equal files share it
     known/KEY.json   the model that a URI of a store led to at the last look-up
 
-:class:`scoring.model.ModelCache` is another cache: it holds loaded models in memory.
+:class:`scoring.model.loading.ModelCache` is another cache: it holds loaded models in memory.
 """
 
 import atexit

@@ -33,9 +33,9 @@ def writer(tmp_path: Path) -> ScoreWriter:
     """Return a writer of the scores of boxes for a job that has begun."""
     pinned = resolve(package_model(LINEAR, tmp_path / "model"))
     scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None))
-    added = scorer.options.schema(ModelDirectory.open(pinned.path))
+    results = scorer.options.schema(ModelDirectory.open(pinned.path))
     job = WriteJob.begin(StoragePath.of(tmp_path / "scores"), SaveMode.ERROR)
-    return ScoreWriter(job, pa.schema([ROWS.schema.field("id")]), scorer, added)
+    return ScoreWriter(job, pa.schema([ROWS.schema.field("id")]), scorer, results)
 
 
 def written(writer: ScoreWriter, batches: Iterable[pa.RecordBatch]) -> list[WrittenFile]:

@@ -59,7 +59,7 @@ def task_of(
             for one in pinned
         ),
         routes={value: place for place, value in enumerate(models)},
-        added=asked.schema(ModelDirectory.open(pinned[0].path)),
+        results=asked.schema(ModelDirectory.open(pinned[0].path)),
         unknown=unknown,
     )
 
@@ -183,13 +183,13 @@ def test_a_task_reads_the_groups_once_however_many_batches_it_has(models: dict[s
 
 def test_a_task_carries_little_of_each_of_its_models() -> None:
     """Each gets all of them, and there may be thousands."""
-    asked, added = ScoringOptions(), pa.schema([("score", pa.float64())])
+    asked, results = ScoringOptions(), pa.schema([("score", pa.float64())])
 
     def task_bytes(models: int) -> int:
         shipped = [ShippedModel(f"{number:064}", f"churn/{number}", None, "archive") for number in range(models)]
         scorers = tuple(Scorer(model, asked) for model in shipped)
         routes = {number: number for number in range(models)}
-        return len(pickle.dumps(GroupTask("region", ("region",), scorers, routes, added)))
+        return len(pickle.dumps(GroupTask("region", ("region",), scorers, routes, results)))
 
     assert (task_bytes(2_000) - task_bytes(1_000)) / 1_000 < 250
 

@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_plan_has_all_that_a_call_needs_to_know_of_its_model(model: Path) -> None:
     plan = ScoringPlan.of(model, "id", ScoringOptions(outputs=Struct(), bad_rows="mark"))
     assert (plan.keys, plan.inputs.columns, plan.columns) == (("id",), ("x", "y"), ("id", "x", "y"))
-    assert plan.added.names == ["prediction", "error", "model_version"]
+    assert plan.results.names == ["prediction", "error", "model_version"]
     assert ScoringPlan.of(plan.pinned, ("x", "id"), plan.options).columns == ("x", "id", "y")
 
 

@@ -34,9 +34,9 @@ def probe(flights_model: Path, tmp_path: Path) -> ProbeTask:
     pq.write_table(flights, tmp_path / "flights.parquet")
     pinned = resolve(flights_model)
     scorer = Scorer(ShippedModel(pinned.digest, pinned.label, path=str(pinned.path), archive=None))
-    added = scorer.options.schema(ModelDirectory.open(pinned.path))
+    results = scorer.options.schema(ModelDirectory.open(pinned.path))
     job = WriteJob(StoragePath.of(tmp_path / "scores"), SaveMode.ERROR, StoragePath.of(tmp_path / "staging"))
-    writer = ScoreWriter(job, pa.schema([FLIGHTS.schema.field("flight_id")]), scorer, added)
+    writer = ScoreWriter(job, pa.schema([FLIGHTS.schema.field("flight_id")]), scorer, results)
     columns = ["flight_id", *ModelDirectory.open(pinned.path).inputs.columns]
     source = ParquetRows.of(tmp_path / "flights.parquet", columns)
     return ProbeTask(source, source.groups, writer)

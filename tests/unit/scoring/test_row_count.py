@@ -63,8 +63,8 @@ def task_of(model: Path, form: Form, way: str) -> Task:
     scorer = Scorer(ShippedModel(pinned.digest, pinned.label, str(pinned.path), None), asked)
     if way == "a batch":
         return BatchTask(("region", "id"), scorer)
-    added = asked.schema(ModelDirectory.open(pinned.path))
-    return GroupTask("region", ("region", "id"), (scorer, scorer), {"n": 0, "s": 1}, added)
+    results = asked.schema(ModelDirectory.open(pinned.path))
+    return GroupTask("region", ("region", "id"), (scorer, scorer), {"n": 0, "s": 1}, results)
 
 
 def rows_of(way: str) -> pa.RecordBatch:

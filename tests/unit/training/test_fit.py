@@ -13,6 +13,8 @@ import tensorflow as tf
 from mirrorspark.data_pipelines.reading.dataset import ReadPlan, load_batches
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.training.programs.keras_fit import fit
+from mirrorspark.training.programs.keras_fit.step_description import describe_last_checkpoint
+from mirrorspark.training.programs.keras_fit.strategy import open_strategy
 from mirrorspark.training.protocol.messages.event_client import EventClient
 from mirrorspark.training.protocol.messages.event_server import EventServer
 from mirrorspark.training.protocol.messages.events import Command
@@ -38,7 +40,7 @@ def test_ranks_find_each_other_through_the_driver(monkeypatch: pytest.MonkeyPatc
         events = EventClient(server.address, rank, 1, on_command=heard.put)
         activity = Activity()
         try:
-            return fit.open_strategy(plan, activity, Rendezvous(rank, "127.0.0.1", events, heard, activity))
+            return open_strategy(plan, activity, Rendezvous(rank, "127.0.0.1", events, heard, activity))
         finally:
             events.close()
 
@@ -60,9 +62,9 @@ def test_the_checkpoint_to_go_on_from_is_older_than_the_fault_and_whole(tmp_path
     activity = Activity(on_phase=phases.append)
     activity.enter("training")
     plan: Any = SimpleNamespace(checkpoints=str(tmp_path))
-    assert fit.describe_last_checkpoint(plan, activity, epoch=2, step=5) == "the last checkpoint is that of step 10"
+    assert describe_last_checkpoint(plan, activity, epoch=2, step=5) == "the last checkpoint is that of step 10"
     assert (phases, activity.beats > 0) == (["training", "checkpoint", "training"], True)
-    assert fit.describe_last_checkpoint(plan, activity, epoch=0, step=5) == "there is no checkpoint yet"
+    assert describe_last_checkpoint(plan, activity, epoch=0, step=5) == "there is no checkpoint yet"
 
 
 @pytest.mark.parametrize("name", ["mirrored", "ring"])

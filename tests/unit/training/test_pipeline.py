@@ -96,7 +96,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
         run=SimpleNamespace(replay="the command that replays"),
         train=train,
         warm_start=None,
-        taken=None,
+        warm_start_event=None,
         log_metrics=lambda metrics: None,
     )
 
@@ -189,7 +189,13 @@ def test_the_summary_tells_what_the_weights_began_from(
 ) -> None:
     """T12."""
     attempted.job.warm_start = WarmStart("models:/rides/2", "d1", tmp_path)
-    attempted.job.taken = {"event": "warm_start", "weights": 5, "of_weights": 6, "tokens": 1200, "of_tokens": 1300}
+    attempted.job.warm_start_event = {
+        "event": "warm_start",
+        "weights": 5,
+        "of_weights": 6,
+        "tokens": 1200,
+        "of_tokens": 1300,
+    }
     summary = pipeline.run(new_config(), attempted.summaries.append)
     expected = {"model": "models:/rides/2", "weights": 5, "of_weights": 6, "tokens": 1200, "of_tokens": 1300}
     assert summary.warm_start == expected

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mirrorspark.training import pipeline
+from mirrorspark.training import job, pipeline
 from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.configuration.recipe import RECIPE_FILE
 from mirrorspark.training.driver.errors import TrainingFailedError, TrainingStoppedError
@@ -220,7 +220,7 @@ def test_every_way_out_replaces_the_summary_of_an_earlier_run(
 
 
 def test_a_dry_run_leaves_the_summary_of_the_last_run(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "dry_run", lambda _: [])
+    monkeypatch.setattr(job, "dry_run", lambda _: [])
     assert main(["--dry-run", "--summary", "summary.json"]) == EXIT_FINISHED
     assert old.read_text() == OLD
 
@@ -339,7 +339,7 @@ def test_a_dry_run_prints_plan_and_preflight_and_runs_nothing(
     status: int,
 ) -> None:
     checks = [Check("java", True, "17"), Check("slots", passed, "2 on local[2]")]
-    monkeypatch.setattr(pipeline, "dry_run", lambda _: checks)
+    monkeypatch.setattr(job, "dry_run", lambda _: checks)
     assert main(["--dry-run", "--epochs", "3", "--tracking-uri", "http://ann:s3cret@127.0.0.1:5000"]) == status
     out = capsys.readouterr().out
     plan, _, table = out.partition("\n\n")

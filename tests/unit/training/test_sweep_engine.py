@@ -77,7 +77,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[FakeJob]:
         return PreparedRun(config, cast(Any, dataset), cast(Any, "the session"), tracking)
 
     monkeypatch.setattr(sweep_engine, "open_job", open_job)
-    monkeypatch.setattr(pipeline, "prepare", prepare)
+    monkeypatch.setattr(sweep_engine, "prepare", prepare)
     return made
 
 

@@ -109,7 +109,7 @@ def test_the_graph_is_read_once_and_every_attempt_gets_its_file(
 def test_a_graph_needs_equal_tables_after_every_step(options: dict[str, Any], message: str) -> None:
     config = TrainingConfig(name="movies", model={"name": "two_tower", "graph_layers": 2}, **options)
     with pytest.raises(ConfigError, match=message):
-        interaction_graph.is_needed(config)
+        interaction_graph.check(config)
 
 
 def attempt(step: int) -> Event:

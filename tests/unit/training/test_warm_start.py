@@ -477,6 +477,6 @@ def test_people_read_once_what_was_taken_and_every_attempt_gets_the_folder(
     assert job._training_plan().warm_start == str(folder.warm_start)
     again = TrainingJob(dataset, config, Cluster(cast(Any, None), lambda: 1), run)
     run.recall(again.remember)
-    assert again.taken == event
+    assert again.warm_start_event == event
     assert len(lines) == 1
     assert again._training_plan().warm_start is None

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from mirrorspark.training.programs.keras_fit.activity_callback import ActivityCallback
     from mirrorspark.training.programs.keras_fit.callback_list import fit_callbacks, with_local_checkpoint
     from mirrorspark.training.programs.keras_fit.start import read_start
+    from mirrorspark.training.programs.keras_fit.step_description import describe_last_checkpoint
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "ActivityCallback",
+    "describe_last_checkpoint",
     "fit",
     "fit_callbacks",
     "interaction_graph",

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import tensorflow as tf
 import tf_keras
 
 from mirrorspark.callbacks import TrainingStopped
-from mirrorspark.callbacks.checkpoints import commit
 from mirrorspark.data_pipelines.features import FittedFeatures
 from mirrorspark.data_pipelines.reading import Dataset, PaddedBatch, ReadPlan, load_batches
 from mirrorspark.models import ModelSettingsError, catalog, own_model
@@ -34,9 +32,11 @@ from mirrorspark.training.programs.keras_fit import interaction_graph
 from mirrorspark.training.programs.keras_fit.callback_list import fit_callbacks, with_local_checkpoint
 from mirrorspark.training.programs.keras_fit.local_updates import SettleLocalUpdates, local_updates
 from mirrorspark.training.programs.keras_fit.start import Start, read_start
+from mirrorspark.training.programs.keras_fit.step_description import describe_step
+from mirrorspark.training.programs.keras_fit.strategy import open_strategy
 from mirrorspark.training.protocol import TrainingPlan
-from mirrorspark.training.protocol.outcomes import Activity, numbers_in_words
-from mirrorspark.training.protocol.ring import Rendezvous, Ring, RingStrategy, open_listener
+from mirrorspark.training.protocol.outcomes import Activity
+from mirrorspark.training.protocol.ring import RingStrategy
 
 
 def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
@@ -45,7 +45,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
     Args:
         plan: The attempt.
         control: Connects this rank to its driver.
-        finish: Called within ``fit``, at the training's end; it may end the process.
+        finish: Called within ``fit``, at the training's end. In a worker it does not return.
 
     Raises:
         RingError: Another rank is lost.
@@ -80,7 +80,9 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
                     control,
                     start=start,
                     finish=finish,
-                    locate=lambda epoch, step: _describe_step(dataset, plan, control, epoch, step),
+                    locate=lambda epoch, step: describe_step(
+                        dataset, _read_plan(plan, "train", control.rank), plan, activity, epoch, step
+                    ),
                     after_restore=[
                         SettleLocalUpdates(),
                         *own_callbacks(plan.config),
@@ -90,7 +92,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
                 verbose=0,
             )
         except TrainingStopped:
-            activity.enter("ending")
+            activity.enter("ending")  # A stop is not a hang: the limit of this phase applies from here on.
             raise
 
 
@@ -126,39 +128,6 @@ def ranking_callbacks(
     ]
 
 
-def open_strategy(
-    plan: TrainingPlan, activity: Activity, rendezvous: Rendezvous | None = None
-) -> tf.distribute.Strategy:
-    """Return the plan's strategy, connected to the other ranks.
-
-    Args:
-        plan: The attempt.
-        activity: Shows the rank that the strategy waits for.
-        rendezvous: Exchanges the addresses of the ranks; without it ``TF_CONFIG`` has them.
-
-    Raises:
-        RingConnectError: A rank did not connect within the limit of the start.
-    """
-    if plan.config.strategy_name == "multi_worker_mirrored":
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    limit = plan.config.start_limit_seconds
-    if rendezvous is None:
-        return RingStrategy.from_tf_config(plan.token, timeout_seconds=limit, limit_seconds=math.inf, observer=activity)
-    # The other ranks connect as they have the address, so it is reported only while this rank listens.
-    with open_listener(rendezvous.host) as listener:
-        addresses = rendezvous.exchange_addresses(listener.getsockname()[1], limit)
-        ring = Ring.connect(
-            rendezvous.rank,
-            addresses,
-            plan.token,
-            listener=listener,
-            timeout_seconds=limit,
-            limit_seconds=math.inf,
-            observer=activity,
-        )
-    return RingStrategy(ring)
-
-
 def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.Strategy, start: Start) -> tf_keras.Model:
     """Return the compiled model, its variables equal on all ranks."""
     config = plan.config
@@ -175,28 +144,28 @@ def build_model(plan: TrainingPlan, dataset: Dataset, strategy: tf.distribute.St
         start_step=start.schedule_step,
         start_share=start.schedule_share,
     )
-    rules: list[Callable[[type], type]] = []
+    optimizer_wrappers: list[Callable[[type], type]] = []
     if config.local_steps > 1:
         assert isinstance(strategy, RingStrategy)  # noqa: S101 - checked by the configuration
-        rules.append(
+        optimizer_wrappers.append(
             local_updates(strategy.ring, config.local_steps, config.outer_momentum, config.outer_learning_rate)
         )
     if config.accumulate > 1:
-        rules.append(gathering)  # Outermost: gradients that are held back are not a step.
+        optimizer_wrappers.append(gathering)  # Outermost: gradients that are held back are not a step.
     with strategy.scope():
         model = architecture.build(
             catalog.settings(config.model["name"], config.model_options), dataset.features, config.seed
         )
         steps_per_execution = min(config.steps_per_execution, steps)
         if getattr(model, "own_compilation", False):
-            if rules:
+            if optimizer_wrappers:
                 raise ModelSettingsError(
                     "accumulate and local_steps need the configured optimizer, and the model was compiled with its "
                     "own; leave them out, or do not compile the model"
                 )
             own_model.keep_compilation(model, steps_per_execution)
         else:
-            compile_model(model, architecture.TASK, build_optimizer(settings, *rules), steps_per_execution)
+            compile_model(model, architecture.TASK, build_optimizer(settings, *optimizer_wrappers), steps_per_execution)
         if config.xla:
             compile_with_xla(model)
         if config.accumulate > 1:
@@ -231,7 +200,10 @@ def _batches(
     activity: Activity,
     gate: Callable[[tf.data.Dataset], tf.data.Dataset] = lambda share: share,
 ) -> Any:
-    """Return this rank's share of every global batch of ``split``, epoch after epoch; ``gate`` wraps it."""
+    """Return this rank's share of every global batch of ``split``, epoch after epoch.
+
+    ``gate`` wraps it: :meth:`training.executor.training_hook.TrainingHook.input`, by which a test delays the data.
+    """
 
     def rank_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         read_plan = _read_plan(plan, split, context.input_pipeline_id, start)
@@ -258,30 +230,6 @@ def split_among_replicas(shares: tf.data.Dataset, replicas: int) -> tf.data.Data
         return reshape(rows, [replicas, rows.shape[0] // replicas, *rows.shape[1:]])
 
     return shares.flat_map(split)
-
-
-def _describe_step(dataset: Dataset, plan: TrainingPlan, control: WorkerControl, epoch: int, step: int) -> str:
-    """Return the records that a step of this rank read, and the checkpoint to resume from, in words."""
-    files = "; ".join(
-        f"{path} records {numbers_in_words(records)}"
-        for path, records in dataset.records_of(_read_plan(plan, "train", control.rank), epoch, step).items()
-    )
-    return f"it read {files}; {describe_last_checkpoint(plan, control.activity, epoch, step)}"
-
-
-def describe_last_checkpoint(plan: TrainingPlan, activity: Activity, epoch: int, step: int) -> str:
-    """Return in words the newest intact checkpoint before a step of an epoch, both from 0."""
-    with activity.within("checkpoint"):  # Reading it may take long, and the other ranks may wait.
-        newest = next(
-            (
-                checkpoint
-                for checkpoint in commit.committed(plan.checkpoints)
-                if (checkpoint.epoch, checkpoint.step_in_epoch) <= (epoch, step)
-                and commit.is_whole(checkpoint, activity.beat)
-            ),
-            None,
-        )
-    return f"the last checkpoint is that of step {newest.step:,}" if newest else "there is no checkpoint yet"
 
 
 def _read_plan(plan: TrainingPlan, split: str, rank: int, start: tuple[int, int] = (0, 0)) -> ReadPlan:

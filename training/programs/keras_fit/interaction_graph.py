@@ -22,14 +22,19 @@ class DamagedGraphError(OSError):
 
 
 def is_needed(config: TrainingConfig) -> bool:
-    """Return whether the model of a training has a graph.
+    """Return whether the model of a training has a graph."""
+    return _layers(config) > 0
+
+
+def check(config: TrainingConfig) -> None:
+    """Check that a graph goes with the configuration.
 
     Raises:
-        ConfigError: It has, and the workers would not have equal embeddings after every step.
+        ConfigError: The workers would not have equal embeddings after every step.
     """
-    layers = getattr(catalog.settings(config.model["name"], config.model_options), "graph_layers", 0)
+    layers = _layers(config)
     if not layers:
-        return False
+        return
     found = {"strategy": config.strategy_name, "accumulate": config.accumulate, "local_steps": config.local_steps}
     needed = {"strategy": "ring", "accumulate": 1, "local_steps": 1}
     for name, value in found.items():
@@ -38,7 +43,13 @@ def is_needed(config: TrainingConfig) -> bool:
                 f"model.graph_layers {layers} propagates the embeddings after every step of all workers, and {name} is "
                 f"{value!r}; set {name} to {needed[name]!r}, or graph_layers to 0"
             )
-    return True
+
+
+def _layers(config: TrainingConfig) -> int:
+    """Return the number of propagations over the graph; 0 for a model without one."""
+    settings = catalog.settings(config.model["name"], config.model_options)
+    layers: int = getattr(settings, "graph_layers", 0)
+    return layers
 
 
 def write(pairs: Pairs, folder: Path) -> Path:

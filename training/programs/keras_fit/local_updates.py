@@ -22,7 +22,9 @@ from mirrorspark.training.protocol.ring import Ring, all_reduce, local_variable
 def local_updates(
     ring: Ring, every: int, outer_momentum: float = 0.0, outer_learning_rate: float = 1.0
 ) -> Callable[[type], type]:
-    """Return the rule by which an optimizer class updates locally; :func:`build_optimizer` takes it.
+    """Return the rule by which an optimizer class updates locally.
+
+    :func:`models.fitting.optimizers.build_optimizer` takes it.
 
     Args:
         ring: The ring of workers.

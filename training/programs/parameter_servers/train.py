@@ -27,7 +27,13 @@ import tf_keras
 from mirrorspark.callbacks import ChiefCheckpoint, TrainingStopped
 from mirrorspark.data_pipelines.reading import Dataset, ReadPlan
 from mirrorspark.training.executor import Finish, WorkerControl
-from mirrorspark.training.programs.keras_fit import fit, fit_callbacks, read_start, with_local_checkpoint
+from mirrorspark.training.programs.keras_fit import (
+    describe_last_checkpoint,
+    fit,
+    fit_callbacks,
+    read_start,
+    with_local_checkpoint,
+)
 from mirrorspark.training.programs.parameter_servers.connections import (
     ClusterConnections,
     CoordinatorConnection,
@@ -52,7 +58,7 @@ def train(plan: TrainingPlan, control: WorkerControl, finish: Finish) -> None:
         plan: Of the ranks in ``TF_CONFIG`` rank 0 is the coordinator, ``plan.workers`` are workers, and the rest are
             parameter servers.
         control: Connects this rank to its driver.
-        finish: It may end the process.
+        finish: In a worker it does not return.
 
     Raises:
         RingError: The training cannot go on without a lost rank.
@@ -325,7 +331,7 @@ def distribute_evaluation(
 
 def _describe_step(plan: TrainingPlan, activity: Activity, epoch: int, step: int) -> str:
     """Describe a step as the coordinator can: it schedules steps, and any free worker reads the batch."""
-    last = fit.describe_last_checkpoint(plan, activity, epoch, step)
+    last = describe_last_checkpoint(plan, activity, epoch, step)
     return f"the workers' updates overlap, so which records it read is not known; {last}"
 
 

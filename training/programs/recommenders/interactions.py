@@ -20,9 +20,9 @@ Ids = npt.NDArray[np.int64]
 class Interactions:
     """The items of users in the training rows of a dataset.
 
-    A user is a value of :attr:`FittedFeatures.user`; a row whose value is missing or out of vocabulary, or of a dataset
-    without such a feature, is a user of its own. A user's items are the candidates of all these rows, and those in
-    their histories: the lists of ids in the candidate's vocabulary.
+    A user is a value of :attr:`data_pipelines.features.FittedFeatures.user`; a row whose value is missing or out of
+    vocabulary, or of a dataset without such a feature, is a user of its own. A user's items are the candidates of all
+    these rows, and those in their histories: the lists of ids in the candidate's vocabulary.
     """
 
     dataset: Dataset

@@ -1,4 +1,4 @@
-"""The client of the event channel, in a rank or its task; see :mod:`training.protocol.events`."""
+"""The client of the event channel, in a rank or its task; see :mod:`training.protocol.messages.events`."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The server of the event channel, on the driver; see :mod:`training.protocol.events`."""
+"""The server of the event channel, on the driver; see :mod:`training.protocol.messages.events`."""
 
 import json
 import logging

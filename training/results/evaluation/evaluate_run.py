@@ -281,7 +281,10 @@ def _means(values: Mapping[str, np.ndarray]) -> dict[str, float]:
 def ranking_intervals(
     model: Mapping[str, np.ndarray], baseline: Mapping[str, np.ndarray], units: np.ndarray
 ) -> dict[str, dict[str, float]]:
-    """Return the intervals of the metrics of lists, ``[queries]`` by name, as :func:`paired_intervals` does."""
+    """Return the intervals of the metrics of lists, ``[queries]`` by name.
+
+    They are those of :func:`evaluation.bootstrap.paired_intervals`.
+    """
     own, other = (np.stack(list(values.values()), axis=1) for values in (model, baseline))
     label = np.zeros(len(own))  # It is in the values.
     return bootstrap.paired_intervals(

@@ -23,8 +23,8 @@ class RetrievalRows:
 
     Attributes:
         queries: uint64 ``[rows]``, equal for rows that ask for the same list.
-        users: int64 ``[rows]``: the ids of :attr:`FittedFeatures.user`. A user that the vocabulary lacks has a negative
-            number of its own, as has every row of a dataset without users.
+        users: int64 ``[rows]``: the ids of :attr:`data_pipelines.features.FittedFeatures.user`. A user that the
+            vocabulary lacks has a negative number of its own, as has every row of a dataset without users.
         unit: The objects that ``users`` number, in words.
         candidates: int64 ``[rows]``: the ids of the held-back items.
         is_new: bool ``[rows]``: the held-back item has no training row.

@@ -44,7 +44,7 @@ def _warm_start(job: TrainingJob) -> dict[str, Any]:
     if job.warm_start is None:
         return {}
     numbers = ("weights", "of_weights", "tokens", "of_tokens")
-    found: dict[str, Any] = {name: number for name, number in (job.taken or {}).items() if name in numbers}
+    found: dict[str, Any] = {name: number for name, number in (job.warm_start_event or {}).items() if name in numbers}
     return {"model": job.warm_start.uri} | found
 
 

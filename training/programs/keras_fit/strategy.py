@@ -1,0 +1,42 @@
+"""The distribution strategy of a rank, connected to the other ranks."""
+
+import math
+
+import tensorflow as tf
+
+from mirrorspark.training.protocol import TrainingPlan
+from mirrorspark.training.protocol.outcomes import Activity
+from mirrorspark.training.protocol.ring import Rendezvous, Ring, RingStrategy, open_listener
+
+
+def open_strategy(
+    plan: TrainingPlan, activity: Activity, rendezvous: Rendezvous | None = None
+) -> tf.distribute.Strategy:
+    """Return the plan's strategy, connected to the other ranks.
+
+    Args:
+        plan: The attempt.
+        activity: Shows the rank that the strategy waits for.
+        rendezvous: Exchanges the addresses of the ranks; without it ``TF_CONFIG`` has them.
+
+    Raises:
+        RingConnectError: A rank did not connect within the limit of the start.
+    """
+    if plan.config.strategy_name == "multi_worker_mirrored":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    limit = plan.config.start_limit_seconds
+    if rendezvous is None:
+        return RingStrategy.from_tf_config(plan.token, timeout_seconds=limit, limit_seconds=math.inf, observer=activity)
+    # The other ranks connect as they have the address, so it is reported only while this rank listens.
+    with open_listener(rendezvous.host) as listener:
+        addresses = rendezvous.exchange_addresses(listener.getsockname()[1], limit)
+        ring = Ring.connect(
+            rendezvous.rank,
+            addresses,
+            plan.token,
+            listener=listener,
+            timeout_seconds=limit,
+            limit_seconds=math.inf,
+            observer=activity,
+        )
+    return RingStrategy(ring)
