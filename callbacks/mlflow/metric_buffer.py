@@ -180,6 +180,16 @@ class MetricBuffer:
             )
         return not self._is_left
 
+    def abandon(self) -> None:
+        """End without writing or sending anything more: the run and its log are now another process's."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._sender.close()
+        if self._is_own_log:
+            self._log.close()
+        at_exit.unregister(self.close)
+
     @property
     def left_behind(self) -> str | None:
         """The command that sends the rest after ``close``; None if nothing is left, or the log could not be written."""

@@ -308,7 +308,7 @@ class TrackedRun:
 
     @property
     def run_id(self) -> str | None:
-        """The run's id; None as the server has not been reached."""
+        """The run's id; None while the server has not been reached."""
         return self._buffer.run_id
 
     @property
@@ -438,6 +438,10 @@ class TrackedRun:
             self._buffer.call(metric_requests.SetStatus(status))
         self._buffer.close(_CLOSE_SECONDS)
         return self._buffer.left_behind
+
+    def abandon(self) -> None:
+        """Leave the run and its log to another process: nothing more is written or sent, not even its end."""
+        self._buffer.abandon()
 
 
 def _replay_command(log: EventFile) -> str:

@@ -435,6 +435,23 @@ def test_an_answer_that_comes_behind_the_close_takes_nothing_away(
     assert (server.params, server.statuses) == ({"seed": "1"}, ["FINISHED"])
 
 
+def test_a_buffer_that_another_process_has_taken_over_writes_and_sends_nothing_more(
+    open_buffer: Callable[..., MetricBuffer], log: Path
+) -> None:
+    server = FakeServer(is_down=True)
+    for arguments in ({}, {"log": EventFile(log)}):
+        buffer = open_buffer(server, **arguments)
+        buffer.log({"loss": 1.0}, step=1)
+        before = log.read_text()
+        buffer.abandon()
+        server.is_down = False
+        buffer.call(SetStatus("KILLED"))
+        assert buffer.close()
+        buffer._thread.join(60)
+        assert not buffer._thread.is_alive()
+        assert (log.read_text(), server.statuses) == (before, [])
+
+
 def test_the_calls_of_a_file_stay_in_it_until_they_are_sent(
     open_buffer: Callable[..., MetricBuffer], log: Path
 ) -> None:
