@@ -243,10 +243,9 @@ class _Sweep:
         self.on_summary(summary)
         self.folder.require_own()
         summary.write(self.folder.path)
-        for name, text in summary.texts().items():
-            self.tracked.log_text(text, name)
-        self.tracked.log_document(summary.to_dict(), SUMMARY_FILE)
+        for name in (*summary.texts(), SUMMARY_FILE):
+            self.tracked.log_file(self.folder.path / name)
         with beside_the_result("a picture of the sweep"):
             for name, figure in figures(self.study, config.monitor).items():
-                self.tracked.log_figure(figure, name)
+                self.tracked.log_figure(figure, self.folder.plots / f"{name}.png")
         return summary

@@ -53,14 +53,11 @@ class FakeTracked:
     def log_tags(self, tags: Mapping[str, str]) -> None:
         self.tags |= tags
 
-    def log_text(self, text: str, name: str) -> None:
-        self.artifacts[name] = text
+    def log_file(self, file: Path) -> None:
+        self.artifacts[file.name] = file.read_text()
 
-    def log_document(self, document: Any, name: str) -> None:
-        self.artifacts[name] = document
-
-    def log_figure(self, figure: Figure, name: str) -> None:
-        self.artifacts[name] = figure
+    def log_figure(self, figure: Figure, file: Path) -> None:
+        self.artifacts[file.stem] = figure
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.metrics.append((step, dict(metrics)))
