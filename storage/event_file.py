@@ -1,5 +1,7 @@
 """A file of events, one JSON object per line, that stays small and can be read while it is written."""
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -35,23 +37,30 @@ class EventFile:
 
     Events of the kinds in ``SAMPLED`` are written once per rank every ``SAMPLE_SECONDS`` (progress every
     ``PROGRESS_SECONDS``). A warning that a rank repeats is sampled in the same way. Both kinds are left out once the
-    file has ``LARGEST_BYTES``. All other events are written. A disk error is reported once; training continues, and
-    :class:`EventTail` still gets the events.
+    file has ``LARGEST_BYTES``, without what this process writes for MLflow alone. All other events are written. A disk
+    error is reported once; the caller goes on, and :class:`EventTail` still gets the events.
 
     Args:
         path: The file, created by the first event; None keeps the events in memory.
         capacity: Number of events kept in memory for a tail when they cannot be written; the oldest are dropped first.
         clock: Returns seconds; used for events without a time of their own.
+        locks: Whether to lock the file while it is open, to show others that more may be written.
     """
 
     def __init__(
-        self, path: Path | None, *, capacity: int = 10_000, clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path | None,
+        *,
+        capacity: int = 10_000,
+        clock: Callable[[], float] = time.monotonic,
+        locks: bool = False,
     ) -> None:
         """Name the file."""
         self.path = path
         self.unwritten: deque[Event] = deque(maxlen=capacity)
         self.when_appended: Callable[[], object] = _nothing
         self._clock = clock
+        self._locks = locks
         # Events come from the ranks' connections and from the supervisor.
         self._lock = Lock()
         self._due: dict[tuple[object, ...], float] = {}
@@ -63,27 +72,26 @@ class EventFile:
         self.has_failed = False
         self._has_overflowed = False
 
-    def append(self, event: Event, *, is_clean: bool = False) -> None:
+    def append(self, event: Event, *, as_is: bool = False) -> None:
         """Write an event, unless its kind is sampled and its rank wrote one a moment ago.
 
         Args:
             event: The event.
-            is_clean: Whether no secret has to be removed; for encoded content, in which ``clean`` finds none in seconds
-                per megabyte.
+            as_is: Whether to write it unchanged: its content is clean, or encoded. Otherwise secrets are removed.
         """
         with self._lock:
             if not self._is_due(event):
                 return
-            event = event if is_clean else clean(event)
+            event = event if as_is else clean(event)
             try:
                 if self.path is None:
                     self._remember(event)
                 else:
-                    self._write(self.path, (json.dumps(event, default=str) + "\n").encode())
+                    self._write(self.path, (json.dumps(event, default=str) + "\n").encode(), event["event"])
             except OSError as error:
                 self._remember(event)
                 if not self.has_failed:
-                    logger.warning("events are lost, training goes on: cannot write %s (%s)", self.path, error)
+                    logger.warning("cannot write %s (%s); its events are kept in memory", self.path, error)
                 self.has_failed = True
         # Called without the lock, because the callback may append.
         self.when_appended()
@@ -120,17 +128,22 @@ class EventFile:
         self._due[key] = now + seconds
         return True
 
-    def _write(self, path: Path, line: bytes) -> None:
+    def _write(self, path: Path, line: bytes, kind: str) -> None:
         if self._descriptor is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             self._close = weakref.finalize(self, os.close, self._descriptor)
+            if self._locks:
+                # Another process has it, or the file system has no locks.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._is_torn = _ends_within_a_line(self._descriptor)
             self._bytes = os.fstat(self._descriptor).st_size
         line = b"\n" + line if self._is_torn else line
         self._is_torn = True
         written = os.write(self._descriptor, line)
-        self._bytes += written
+        if not kind.startswith(FOR_MLFLOW):
+            self._bytes += written
         if written < len(line):
             raise OSError("the disk took a part of a line")
         self._is_torn = False

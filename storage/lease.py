@@ -121,7 +121,10 @@ class Holder:
 
     @property
     def has_ended(self) -> bool | None:
-        """True if the process has ended, None if that cannot be seen from here."""
+        """True if the process has ended, False if it lives.
+
+        None if that cannot be seen from here, or the id may be a later process's.
+        """
         if not self.is_on_this_machine or self.boot.partition("/")[2] not in ("", _namespace()):
             return None
         try:
@@ -268,7 +271,7 @@ def lease_content(file: "StoragePath") -> bytes | None:
 
 
 class Lease:
-    """The right to what a lease file stands for, renewed by a thread of this process."""
+    """The right that a lease file grants, renewed by a thread of this process."""
 
     def __init__(self, file: "StoragePath", holder: Holder, timing: Timing = TIMING) -> None:
         self.holder = holder
@@ -319,8 +322,8 @@ class Lease:
         # Half of the time that observers wait; the other half is for the next action of this process.
         if not self.is_kept or silent > self.timing.stale_seconds / 2:
             raise LeaseLostError(
-                f"this write has not renewed its lease for {silent:.0f} s (a process that was paused, or a store that "
-                f"did not answer), and another write may have taken it back: it is not published; write again"
+                f"this process has not renewed its lease for {silent:.0f} s (it was paused, or the store did not "
+                f"answer)"
             )
 
     def end(self) -> None:

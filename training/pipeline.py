@@ -43,7 +43,7 @@ def run(
             open_job(prepared, view, listener=ahead.on_event) as job,
             _reporting(on_summary, job, prepared) as progress,
         ):
-            job.tracked.log_text((prepared.dataset.path / PAGE_FILE).read_text(encoding="utf-8"), PAGE_FILE)
+            job.tracked.log_file(prepared.dataset.path / PAGE_FILE)
             progress.attempts = job.train()
             summary = deliver_and_score(job, progress.attempts, prepared, config, ahead.process)
             if config.run_date is not None:

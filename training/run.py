@@ -83,7 +83,7 @@ def _run(config: RunConfig) -> int:
     folder = None if known.status == "finished" else summary.run_folder
     # The summary is written before it is shown: the reader of a pipe may have gone.
     status = end(summary, config.summary, EXIT_FINISHED, folder)
-    _show(summary.as_text())
+    show(summary.as_text())
     return status
 
 
@@ -91,7 +91,7 @@ def dry_run(config: RunConfig) -> int:
     """Print the resolved configuration and the preflight checks, and return the exit status."""
     from mirrorspark.training import job
 
-    _show(config.as_yaml())
+    show(config.as_yaml())
     try:
         checks = job.dry_run(config)
     except ConfigError as error:
@@ -101,7 +101,7 @@ def dry_run(config: RunConfig) -> int:
     except Exception as error:
         explain(error, config)
         return _print_error(one_line(error), EXIT_FAILED)
-    _show("\n".join(check.as_line() for check in checks))
+    show("\n".join(check.as_line() for check in checks))
     return EXIT_FINISHED if all(check.passed for check in checks) else EXIT_FAILED
 
 
@@ -156,7 +156,8 @@ def explain(error: Exception, config: RunConfig) -> None:
         print(without_credentials("".join(traceback.format_exception(error))), file=sys.stderr, end="")
 
 
-def _show(text: str) -> None:
+def show(text: str) -> None:
+    """Print ``text``; if the reader of the output has gone, do nothing."""
     try:
         print(text, flush=True)
     except BrokenPipeError:  # The reader, `| head` for example, has closed the pipe.

@@ -16,8 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from mirrorspark.callbacks.collectives import at_exit, scalar_metrics
-from mirrorspark.callbacks.mlflow.metric_replay import LogSender, entry_event, metrics_event, read_target, run_event
-from mirrorspark.callbacks.mlflow.metric_requests import LogArtifact, RunCall, SetStatus, Target, first_line, start_run
+from mirrorspark.callbacks.mlflow.metric_replay import (
+    LogSender,
+    call_digest,
+    entry_event,
+    metrics_event,
+    read_log,
+    run_event,
+)
+from mirrorspark.callbacks.mlflow.metric_requests import RunCall, Target, first_line, start_run
 from mirrorspark.callbacks.mlflow.tracking_store import absolute_store, store_client
 from mirrorspark.storage import EventFile, without_credentials
 
@@ -78,6 +85,13 @@ class MetricBuffer:
         self._log = log if isinstance(log, EventFile) else self._own_log(log)
         self._replay_command = replay_command
         self._sender = LogSender(self._log)
+        earlier = self._sender.earlier
+        has_run = (
+            earlier.target is not None
+            and earlier.target.is_same_run(self._target)
+            and earlier.target.tracking_uri == self._target.tracking_uri
+        )
+        self._last_calls = earlier.last_calls if has_run else {}
         self._first_retry_seconds = first_retry_seconds
         self._linger_seconds = linger_seconds
 
@@ -93,7 +107,7 @@ class MetricBuffer:
         self._is_left = False
         self._log.when_appended = self._wake
         if self._log.path is not None:
-            self._log.append(run_event(self._target))
+            self._log.append(run_event(self._target), as_is=True)
         # Daemon: a server that hangs must not keep the process alive. `at_exit` then saves the rest.
         self._thread = threading.Thread(target=self._work, name="metric-buffer", daemon=True)
         self._thread.start()
@@ -131,11 +145,15 @@ class MetricBuffer:
             self._log.append(metrics_event(found, step, timestamp_ms))
 
     def call(self, call: RunCall) -> None:
-        """Queue parameters, tags, an artifact or the status; returns at once."""
+        """Queue parameters, tags, an artifact or the status, unless the log has it already; returns at once."""
         if self._closed:
             logger.warning("%s came after close() and is dropped", call)
             return
-        self._log.append(entry_event(call), is_clean=isinstance(call, LogArtifact))
+        label, digest = str(call), call_digest(call)
+        if call.is_lasting and self._last_calls.get(label) == digest:
+            return
+        self._last_calls[label] = digest
+        self._log.append(entry_event(call), as_is=True)
 
     def flush(self, timeout_seconds: float = 10.0) -> bool:
         """Send now, regardless of the back-off, and return whether everything was sent within the time."""
@@ -180,6 +198,16 @@ class MetricBuffer:
             )
         return not self._is_left
 
+    def abandon(self) -> None:
+        """End without writing or sending anything more: the run and its log are now another process's."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._sender.close()
+        if self._is_own_log:
+            self._log.close()
+        at_exit.unregister(self.close)
+
     @property
     def left_behind(self) -> str | None:
         """The command that sends the rest after ``close``; None if nothing is left, or the log could not be written."""
@@ -192,27 +220,26 @@ class MetricBuffer:
         if path is None:
             return EventFile(None)
         path = Path(path).absolute()
-        found = read_target(path) if path.exists() else None
+        found = read_log(path).target if path.exists() else None
         if found is not None and not found.is_same_run(self._target):
             run = f"run {found.run_id}" if found.run_id else "a run not started yet"
             raise ValueError(
                 f"{path} holds metrics of {run}; send them first ({_replay_command(path)}) or name another file"
             )
-        return EventFile(path)
+        return EventFile(path, locks=True)
 
     def _leave_unsent(self) -> bool:
         """Write the part of the log that is in memory alone, and return whether there is anything to send later."""
-        waiting = self._sender.waiting()
         # The status of a run that was never started is not worth keeping.
-        if not waiting or (self.run_id is None and all(isinstance(entry, SetStatus) for entry in waiting)):
+        if not self._sender.has_any(beside_status=self.run_id is None):
             return False
         if self._log.path is None:
             self._log.path = Path(f"mlflow-metrics-{self.run_id or uuid.uuid4().hex}.jsonl").absolute()
-            self._log.append(run_event(self._target))
+            self._log.append(run_event(self._target), as_is=True)
         elif not self._log.has_failed:
             return True
-        for entry in waiting:
-            self._log.append(entry_event(entry), is_clean=True)
+        for entry in self._sender.waiting():
+            self._log.append(entry_event(entry), as_is=True)
         return True
 
     def _wake(self) -> None:
@@ -230,7 +257,7 @@ class MetricBuffer:
                     wait = None if self._is_all_sent() else max(0.0, self._retry_at - time.monotonic())
                     self._changed.wait(wait)
                 if self._closed:
-                    return
+                    break
                 received = self._received
             try:
                 has_more = self._send_some()
@@ -238,6 +265,9 @@ class MetricBuffer:
                 self._note_failure(error)
             else:
                 self._note_success(received, has_more=has_more)
+        # The last request may have opened it again.
+        if self._is_own_log:
+            self._log.close()
 
     def _send_some(self) -> bool:
         """Send one request, and return whether there was something to send."""
@@ -248,7 +278,7 @@ class MetricBuffer:
         if self._target.run_id is None:
             self._target = replace(self._target, run_id=start_run(self._client, self._target))
             if self._log.path is not None:
-                self._log.append(run_event(self._target))
+                self._log.append(run_event(self._target), as_is=True)
         assert self._target.run_id is not None  # noqa: S101 - start_run has seen to it
         if not self._closed:
             self._sender.leaves_status = self._target.run_id == self._target.parent_id

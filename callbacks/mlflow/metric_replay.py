@@ -5,15 +5,16 @@ A log is a file of JSON lines (`storage.event_file`): the events of a run, or th
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mirrorspark.callbacks.collectives import scalar_metrics
 from mirrorspark.callbacks.mlflow.metric_requests import (
@@ -36,12 +37,10 @@ from mirrorspark.callbacks.mlflow.metric_requests import (
 )
 from mirrorspark.callbacks.mlflow.tracking_store import is_same_store, limit_requests, store_client
 from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, named
-from mirrorspark.storage import FOR_MLFLOW, Event, EventFile, EventTail, without_credentials
+from mirrorspark.storage import FOR_MLFLOW, Event, EventFile, EventTail, lock_state, without_credentials
 
 # The run of the log, metrics and calls that no other event contains, and the position that MLflow has acknowledged.
 _RUN, _METRICS, _CALL, _SENT = (f"{FOR_MLFLOW}{kind}" for kind in ("run", "metrics", "call", "sent"))
-
-_Value = TypeVar("_Value")
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +53,11 @@ def run_event(target: Target) -> Event:
 def metrics_event(metrics: Mapping[str, float], step: int, timestamp_ms: int) -> Event:
     """Return the event for metrics that no other event contains."""
     return {"event": _METRICS, "metrics": dict(metrics), "step": step, "timestamp_ms": timestamp_ms}
+
+
+def call_digest(call: RunCall) -> bytes:
+    """Return a digest of a call, the same for equal calls."""
+    return hashlib.sha256(json.dumps(to_line(call), sort_keys=True).encode()).digest()
 
 
 def entry_event(entry: Point | RunCall) -> Event:
@@ -77,14 +81,15 @@ class RunMetrics:
         self._world_size_step = 0
         self._began: float | None = None
 
-    def of(self, event: Event) -> Iterator[Point | RunCall]:
-        """Yield the points and calls of the next event.
+    def of(self, event: Event, *, with_calls: bool = True) -> Iterator[Point | RunCall]:
+        """Yield the points and, unless ``with_calls`` is false, the calls of the next event.
 
         Raises:
             KeyError, TypeError, ValueError: The event is malformed.
         """
         if event["event"] == _CALL:
-            yield from_line(event)
+            if with_calls:
+                yield from_line(event)
             return
         if self._began is None:
             self._began = event.get("time")
@@ -95,6 +100,8 @@ class RunMetrics:
                 if step > self._newest_step.get(name, -sys.maxsize):
                     self._newest_step[name] = step
                     yield Point(name, value, step, timestamp_ms)
+        if not with_calls:
+            return
         if event["event"] == "attempt":
             yield SetTags({"attempts": str(len(self._attempts)), "workers": str(self._attempts[-1]["workers"])})
         if event["event"] in ("attempt", "restart") and self._attempts:
@@ -160,15 +167,14 @@ class LogSender:
         self._tail = EventTail(events)
         self._metrics = RunMetrics()
         self._fills_gaps = fills_gaps
-        self._acknowledged = self._earlier_bytes = 0
+        self.earlier, self._earlier_bytes = LogContent(), 0
         if events.path is not None and events.path.exists():
-            self._acknowledged, self._earlier_bytes = read_position(events.path), events.path.stat().st_size
+            self.earlier, self._earlier_bytes = read_log(events.path), events.path.stat().st_size
         self._stored: dict[str, range | set[int]] | None = None
         # Guards entries that are read but not sent, because the closing thread reads the rest.
         self._lock = threading.Lock()
         self._points: list[Point] = []
         self._calls: tuple[RunCall, ...] = ()
-        self.has_status = False
         self.is_only_for_mlflow = True
         # True for the run of a user, who ends it.
         self.leaves_status = False
@@ -177,13 +183,20 @@ class LogSender:
 
     def read(self, limit: int = METRICS_PER_REQUEST) -> bool:
         """Read until ``limit`` points wait, or to the end, and return whether there is something to send."""
-        with self._lock:
-            while len(self._points) < limit:
-                begin = self._tail.position
-                if (event := self._tail.read()) is None:
-                    break
-                self._take(event, begin)
-            return bool(self._points or self._calls)
+        while True:
+            # Per event, so that nobody waits for a long log.
+            with self._lock:
+                if len(self._points) >= limit or not self._take_next():
+                    return bool(self._points or self._calls)
+
+    def has_any(self, *, beside_status: bool) -> bool:
+        """Return whether anything waits, or anything but a status; reads on until that is known."""
+        while True:
+            with self._lock:
+                if self._points or any(not (beside_status and isinstance(call, SetStatus)) for call in self._calls):
+                    return True
+                if not self._take_next():
+                    return False
 
     def has_backlog(self) -> bool:
         """Return whether more is waiting than fits into the next request of points."""
@@ -235,24 +248,32 @@ class LogSender:
             # The closing thread may have replaced it by a newer one meanwhile.
             self._calls = tuple(waiting for waiting in self._calls if waiting is not call)
 
-    def _take(self, event: Event, begin: int) -> None:
+    def _take_next(self) -> bool:
+        """Read the next event, and return whether there was one."""
+        begin = self._tail.position
+        if (event := self._tail.read()) is None:
+            return False
         self.is_only_for_mlflow = self.is_only_for_mlflow and str(event["event"]).startswith(FOR_MLFLOW)
-        # An event that could not be written takes no bytes, and is neither.
-        is_acknowledged = begin < self._tail.position <= self._acknowledged
+        # An event that could not be written takes no bytes: it counts neither as acknowledged nor as an earlier
+        # process's.
+        is_acknowledged = begin < self._tail.position <= self.earlier.position
         is_earlier = begin < self._tail.position <= self._earlier_bytes
         try:
-            for entry in self._metrics.of(event):
+            for entry in self._metrics.of(event, with_calls=not is_acknowledged):
                 if isinstance(entry, Point):
                     if self._fills_gaps or not is_acknowledged:
                         self._points.append(entry)
-                elif not is_acknowledged and not (is_earlier and self._is_outdated(entry)):
-                    self.has_status = self.has_status or isinstance(entry, SetStatus)
+                elif not (is_earlier and self._is_outdated(entry)):
                     self._calls = with_call(self._calls, entry)
         except (KeyError, TypeError, ValueError) as error:
             logger.warning("Skipped an event that cannot be sent to MLflow (%r): %.80s", error, event)
+        return True
 
     def _is_outdated(self, entry: RunCall) -> bool:
-        """Return whether a call of an earlier process no longer applies: its end does not to one that continues."""
+        """Return True for a status of an earlier process that must not be sent.
+
+        That is ``RUNNING``, or its end if this process continues the run.
+        """
         return isinstance(entry, SetStatus) and (entry.status == "RUNNING" or not self._fills_gaps)
 
     def _is_stored(self, client: Any, run_id: str, point: Point) -> bool:
@@ -282,8 +303,8 @@ class Replayed:
     calls: int
 
 
-def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -> Replayed:
-    """Send the content of a log to its run; a file that only an ``MLflowLogger`` wrote is then removed.
+def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None, keeps_file: bool = False) -> Replayed:
+    """Send the content of a log to its run; a file that only an ``MLflowLogger`` or a sweep wrote is then removed.
 
     A replay can be repeated: values whose name and step the run already has are left out, and every call can be made
     twice.
@@ -293,12 +314,16 @@ def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -
         client: An ``MlflowClient``; by default one for ``tracking_uri``.
         tracking_uri: Server or store; by default the one that the file names. The file never contains user name and
             password. They come from MLflow's own variables, or from ``MLFLOW_TRACKING_URI`` if it names the same store.
+        keeps_file: Whether to keep the file in any case.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file contains nothing for MLflow.
+        ValueError: The file contains nothing for MLflow, or its writer still has it open.
     """
-    target = read_target(path)
+    log = read_log(path)
+    target = log.target
+    if lock_state(path) == "held":
+        raise ValueError(f"{path} is still written, by a process that sends it itself; wait until that has ended")
     if target is None:
         raise ValueError(
             f"{path} holds nothing for MLflow; name the events.jsonl of a run, or the file that an MLflowLogger left"
@@ -315,45 +340,65 @@ def replay(path: Path, *, client: Any = None, tracking_uri: str | None = None) -
         run_id = target.run_id
         if run_id is None:
             run_id = start_run(client, target)
-            # A repeated replay, after one that failed half-way, has to find this run.
+            # A process that could not start the run may have had no time to write its end status. Before the run's id,
+            # so that a replay that fails half-way leaves both to the next one.
+            if not log.has_end:
+                events.append(entry_event(SetStatus("FINISHED")))
             events.append(run_event(replace(target, run_id=run_id)))
         sender.leaves_status = run_id == target.parent_id
         while sender.read():
             sender.send(client, run_id)
-        # A process that could not start the run may have had no time to write its end status.
-        if target.run_id is None and not sender.has_status:
-            events.append(entry_event(SetStatus("FINISHED")))
-            sender.read()
-            sender.send(client, run_id)
-        if sender.is_only_for_mlflow:
+        if sender.is_only_for_mlflow and not keeps_file:
             path.unlink()
     return Replayed(run_id, sender.sent, sender.present, sender.calls_sent)
 
 
-def read_target(path: Path) -> Target | None:
-    """Return the run that the log at ``path`` belongs to, or None if it names none."""
-    return _last(path, _RUN, Target)
+@dataclass
+class LogContent:
+    """Records of earlier processes that a log holds for MLflow alone, without its metrics.
+
+    Attributes:
+        target: The run that the log belongs to; None if it names none.
+        position: Number of bytes that MLflow has acknowledged.
+        has_end: Whether it holds an end status.
+        last_calls: Digest of the last call of each label.
+    """
+
+    target: Target | None = None
+    position: int = 0
+    has_end: bool = False
+    last_calls: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, event: Event) -> None:
+        """Add the next event.
+
+        Raises:
+            KeyError, TypeError, ValueError: The event is malformed.
+        """
+        fields = {name: value for name, value in event.items() if name != "event"}
+        match event["event"]:
+            case kind if kind == _RUN:
+                self.target = Target(**fields)
+            case kind if kind == _SENT:
+                self.position = int(fields["position"])
+            case kind if kind == _CALL:
+                call = from_line(event)
+                self.has_end = self.has_end or (isinstance(call, SetStatus) and call.status != "RUNNING")
+                self.last_calls[str(call)] = call_digest(call)
 
 
-def read_position(path: Path) -> int:
-    """Return the number of bytes of the log at ``path`` that MLflow has acknowledged."""
-    return _last(path, _SENT, lambda position: int(position)) or 0
-
-
-def _last(path: Path, kind: str, of: Callable[..., _Value]) -> _Value | None:
-    """Return the value of the last event of that kind, made from its fields."""
-    last = None
+def read_log(path: Path) -> LogContent:
+    """Return the content of the log at ``path``; damaged lines are skipped with a warning."""
+    content = LogContent()
     with path.open("rb") as file:
         for line in file:
-            if kind.encode() not in line[:80]:
+            if not any(kind.encode() in line[:80] for kind in (_RUN, _SENT, _CALL)):
                 continue
             try:
-                event = json.loads(line)
-                if event.pop("event") == kind:
-                    last = of(**event)
+                content.add(json.loads(line))
             except (ValueError, TypeError, KeyError, AttributeError):
                 logger.warning("Skipped a damaged line of %s: %r", path, line[:80])
-    return last
+    return content
 
 
 def _store_of(target: Target) -> str:
@@ -364,14 +409,14 @@ def _store_of(target: Target) -> str:
     return current if not target.tracking_uri or is_same_store(current, target.tracking_uri) else target.tracking_uri
 
 
-def report(path: Path, tracking_uri: str | None = None) -> int:
-    """Replay the log, print the result, and return an exit status: 0 sent, 1 not accepted, 2 no such log."""
+def report(path: Path, tracking_uri: str | None = None, *, keeps_file: bool = False) -> int:
+    """Do :func:`replay`, print the result, and return an exit status: 0 sent, 1 not accepted, 2 no such log."""
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
     # Our own line about an unreachable server is enough.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     try:
-        done = replay(path, tracking_uri=tracking_uri)
+        done = replay(path, tracking_uri=tracking_uri, keeps_file=keeps_file)
     except FileNotFoundError:
         print(f"{path} does not exist; name a file that a training left", file=sys.stderr)
         return 2

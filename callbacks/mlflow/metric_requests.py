@@ -92,11 +92,15 @@ def metric_name(name: str) -> str:
 class RunCall(ABC):
     """A request other than one for points; it can be repeated.
 
+    Texts are cleaned before the call is made; names and paths stay as they are.
+
     Attributes:
         label: Its name in a message, with its fields in braces.
+        is_lasting: Whether it changes nothing if the last call of its label was equal.
     """
 
     label: ClassVar[str]
+    is_lasting: ClassVar[bool] = False
 
     @abstractmethod
     def send(self, client: Any, run_id: str) -> None:
@@ -112,6 +116,7 @@ class LogParams(RunCall):
     """Parameters. A resumed run keeps its existing ones, because MLflow does not change them."""
 
     label = "the parameters"
+    is_lasting = True
 
     params: Mapping[str, str]
 
@@ -144,9 +149,10 @@ class SetTags(RunCall):
 
 @dataclass(frozen=True)
 class LogArtifact(RunCall):
-    """A file: its path among the run's artifacts, and its content, compressed and in base64 for JSON."""
+    """A small artifact: its path among the run's artifacts, and its content, compressed and in base64 for JSON."""
 
     label = "{name}"
+    is_lasting = True
 
     name: str
     content: str
@@ -166,8 +172,26 @@ class LogArtifact(RunCall):
 
 
 @dataclass(frozen=True)
+class LogFile(RunCall):
+    """A file of the run: its path among the run's artifacts, and its local path, which ends with the same name."""
+
+    label = "{name}"
+
+    name: str
+    path: str
+
+    def send(self, client: Any, run_id: str) -> None:
+        """Upload the file's current content, replacing an artifact of that name."""
+        if Path(self.path).is_file():
+            folder = PurePosixPath(self.name).parent
+            client.log_artifact(run_id, self.path, str(folder) if folder.name else None)
+        else:
+            logger.warning("artifact %s is left out: file %s is missing", self.name, self.path)
+
+
+@dataclass(frozen=True)
 class LogFolder(RunCall):
-    """A folder that is too large to copy: its path among the run's artifacts, and its local path."""
+    """A folder of the run: its path among the run's artifacts, and its local path."""
 
     label = "{name}"
 
@@ -187,6 +211,7 @@ class LogInput(RunCall):
     """The dataset that a run learns from; ``source``, ``schema`` and ``profile`` are JSON texts as MLflow has them."""
 
     label = "dataset {name}"
+    is_lasting = True
 
     name: str
     digest: str
@@ -301,8 +326,8 @@ def with_call(calls: tuple[RunCall, ...], call: RunCall) -> tuple[RunCall, ...]:
     """Return the waiting calls with one more, without an earlier artifact or status that it replaces."""
 
     def is_replaced(waiting: RunCall) -> bool:
-        if isinstance(call, LogArtifact):
-            return isinstance(waiting, LogArtifact) and waiting.name == call.name
+        if isinstance(call, LogArtifact | LogFile):
+            return isinstance(waiting, LogArtifact | LogFile) and waiting.name == call.name
         return isinstance(call, SetStatus) and isinstance(waiting, SetStatus)
 
     return (*(waiting for waiting in calls if not is_replaced(waiting)), call)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -329,7 +330,7 @@ class WriteJob:
             self.attempt_file(file.attempt, file.path).rename(whole / file.path)
         with (whole / SUCCESS_FILE).open_write():
             pass  # an empty file, which cannot be there in part
-        lease.check()
+        _check_lease(lease)
         if self.mode is SaveMode.OVERWRITE and self.target.exists():
             whole.local.chmod(stat.S_IMODE(self.target.local.stat().st_mode))
             # Flushed first, because the replaced data is deleted next.
@@ -402,7 +403,7 @@ class WriteJob:
             try:
                 journal.withdraw(self.staging)
                 self._check_kept()
-                journal.take_back(self.staging, self.target, lease.check)
+                journal.take_back(self.staging, self.target, partial(_check_lease, lease))
             except LeaseLostError as lost:
                 if isinstance(error, Exception):
                     raise lost from error
@@ -439,7 +440,7 @@ class WriteJob:
 
         def move(file: WrittenFile) -> None:
             goal = self.target / file.path
-            lease.check()
+            _check_lease(lease)
             self.attempt_file(file.attempt, file.path).rename(goal)
             size = goal.size() if goal.is_file() else None
             if size != file.bytes:
@@ -457,7 +458,17 @@ class WriteJob:
         in_parallel(move, [file for file in first if is_hidden(file.path)])
         for file in sorted((file for file in files if file.path in last), key=lambda file: last.index(file.path)):
             move(file)
+        _check_lease(lease)
+
+
+def _check_lease(lease: Lease) -> None:
+    """Make sure that no other write can have taken this one back."""
+    try:
         lease.check()
+    except LeaseLostError as error:
+        raise LeaseLostError(
+            f"{error}, and another write may have taken this one back: it is not published; write again"
+        ) from error
 
 
 def holds_data(target: StoragePath) -> bool:

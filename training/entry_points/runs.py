@@ -130,13 +130,17 @@ def _replay(flags: argparse.Namespace) -> int:
     from mirrorspark.callbacks.mlflow import report
 
     if (file := Path(flags.run)).is_file():
+        state = run_state.read_state(file.parent) if file.name == EVENTS_FILE else None
+    else:
+        run = run_history.find(Path(flags.output), flags.run)
+        file, state = run.path / EVENTS_FILE, run.state
+    if state is None:
         return report(file, flags.tracking_uri)
-    run = run_history.find(Path(flags.output), flags.run)
-    if run_state.watch_driver(run.path, run.state) in ("alive", "unknown"):
+    if run_state.watch_driver(file.parent, state) in ("alive", "unknown"):
         return _refuse(
-            f"run {run.name} is under way on {run.state.host}, and its driver sends MLflow the missing records"
+            f"run {file.parent.name} is under way on {state.host}, and its driver sends MLflow the missing records"
         )
-    return report(run.path / EVENTS_FILE, flags.tracking_uri)
+    return report(file, flags.tracking_uri, keeps_file=True)
 
 
 def why_not_resumed(run: run_history.RunRecord) -> str | None:

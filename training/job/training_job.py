@@ -267,7 +267,7 @@ class TrainingJob:
         documents = {name: settings.pop(name) for name in ("sql", "tables", "features") if name in settings}
         tracked.log_params(settings | {"features_hash": self.dataset.features.hash})
         tracked.log_input(self.dataset)
-        tracked.log_text(self.folder.config.read_text(encoding="utf-8"), "config.yaml")
+        tracked.log_file(self.folder.config)
         if "sql" in documents:
             tracked.log_text(documents["sql"], SQL_FILE)
         tracked.log_document(dataclasses.asdict(self.dataset.manifest), "dataset/manifest.json")

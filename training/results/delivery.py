@@ -185,7 +185,8 @@ def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None
     job.log_metrics(values | ({} if cost.money is None else {"cost": cost.money}))
     with beside_the_result(f"the page {REPORT_FILE} of run {job.folder.path.name}"):
         facts = report_facts(trained, job.dataset, job.config, parity=parity)
-        job.tracked.log_text(write_report(facts, job.folder.path / REPORT_FILE), REPORT_FILE)
+        write_report(facts, job.folder.path / REPORT_FILE)
+        job.tracked.log_file(job.folder.path / REPORT_FILE)
     return trained
 
 
@@ -414,10 +415,7 @@ def _log_verdict(job: TrainingJob, verdict: evaluate_run.BaselineComparison, mod
     job.log_metrics(values, model_uri)
     for name, figure in verdict.figures.items():
         with beside_the_result(f"picture '{name}'"):
-            image = job.tracked.log_figure(figure, name)
-            job.folder.plots.mkdir(exist_ok=True)
-            with atomic_file.replaced(job.folder.plots / f"{name}.png") as file:
-                file.write(image)
+            job.tracked.log_figure(figure, job.folder.plots / f"{name}.png")
 
 
 def _describe_model(

@@ -17,7 +17,7 @@ from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.run_records.find_run import RunIdentity, hold_run_folder
 from mirrorspark.training.run_records.live import LiveView
 from mirrorspark.training.run_records.run_folder import RunFolder
-from mirrorspark.training.run_records.run_state import Status
+from mirrorspark.training.run_records.run_state import RunUnderWayError, Status
 from mirrorspark.training.run_records.tracking import TrackedRun, Tracking
 
 Sink = Callable[[Event], None]
@@ -119,7 +119,8 @@ def open_run(
         on_folder: Gets the folder before the configuration in it, if there is one, is replaced.
 
     Raises:
-        RunUnderWayError: Another driver is running the run of ``folder``, or an equal run with ``only_once``.
+        RunUnderWayError: Another driver is running the run of ``folder``, or an equal run with ``only_once``, or has
+            taken over this run.
         TrackingError: The MLflow store cannot be opened.
     """
     with _held(config, dataset_hash, view, folder, only_once=only_once) as held:
@@ -134,6 +135,7 @@ def open_run(
             held.save_state("running", tracked.run_id)
             run = OpenRun(held, tracked, view, listener)
             yield run
+            held.require_own()
         except BaseException as error:
             is_stopped = isinstance(error, TrainingStoppedError | KeyboardInterrupt)
             leave(held, tracked, "stopped" if is_stopped else "failed")
@@ -164,24 +166,34 @@ class Ending(Protocol):
     def finish(self, status: str) -> Any:
         """End the run."""
 
+    def abandon(self) -> None:
+        """Leave the run to another process."""
 
-def leave(folder: RunFolder, tracked: Ending | None, status: Status, what: str = "run") -> None:
+
+def leave(folder: RunFolder, tracked: Ending | None, status: Status) -> None:
     """Record the end of a run as possible; failures are only logged, so that they do not hide its own error.
+
+    A run that another driver has taken over is left to that driver, in MLflow, too.
 
     Args:
         folder: Its folder.
         tracked: Its MLflow run, if there is one yet.
         status: ``stopped`` or ``failed``.
-        what: Word for the run in messages.
     """
+    name = f"{folder.kind} {folder.path.name}"
     run_id = tracked.run_id if tracked else folder.continues
     try:
         folder.save_state(status, run_id)
+    except RunUnderWayError as error:
+        logger.warning("%s has been taken over: %s", name, error)
+        if tracked is not None:
+            tracked.abandon()
+        return
     except Exception as error:
-        logger.warning("that %s %s has %s could not be written down: %s", what, folder.path.name, status, error)
+        logger.warning("that %s has %s could not be written down: %s", name, status, error)
     if tracked is None:
         return
     try:
         tracked.finish(_MLFLOW_STATUS[status])
     except Exception as error:
-        logger.warning("MLflow could not record that %s %s has %s: %s", what, folder.path.name, status, error)
+        logger.warning("MLflow could not record that %s has %s: %s", name, status, error)

@@ -45,11 +45,18 @@ class _Hold:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder, and the MLflow run that it continues (None for a new one)."""
+    """A run's folder.
+
+    Attributes:
+        identity: As in the run's state.
+        continues: The MLflow run that it continues; None for a new one.
+        kind: Word for the run in messages.
+    """
 
     path: Path
     identity: str
     continues: str | None
+    kind: str = "run"
     _hold: _Hold = field(default_factory=_Hold, init=False, repr=False, compare=False)
 
     @property
@@ -140,12 +147,12 @@ class RunFolder:
             try:
                 lock = held.enter_context(hold_lock(self.path))
             except BlockingIOError as error:
-                raise under_way(self.path, read_state(self.path)) from error
+                raise self._under_way(read_state(self.path)) from error
             before = read_state(self.path)
             if seen is not None and before != seen:
-                raise under_way(self.path, before)
+                raise self._under_way(before)
             if before is not None and self._is_taken(before, lock, was_watched=seen is not None):
-                raise under_way(self.path, before)
+                raise self._under_way(before)
             hold.is_continued_after_fence = before is not None and before.is_fenced
             run_id = self.continues or (before and before.mlflow_run_id) or None
             state = replace(
@@ -167,9 +174,12 @@ class RunFolder:
                     hold.state = None
 
     def _is_taken(self, state: RunState, lock: LockState, *, was_watched: bool) -> bool:
-        if state.status != "running" or state.driver(lock) != "unknown":
-            return state.status == "running" and state.driver(lock) == "alive"
-        return not was_watched and watch_driver(self.path, state) == "alive"
+        if was_watched:
+            return driver_of(self.path, state, lock) == "alive"
+        return watch_driver(self.path, state, lock=lock, kind=self.kind) == "alive"
+
+    def _under_way(self, state: RunState | None) -> RunUnderWayError:
+        return under_way(self.path, state, self.kind)
 
     def when_lost(self, action: Callable[[], None]) -> None:
         """Call ``action`` if another driver takes over the run from this one."""
@@ -183,7 +193,7 @@ class RunFolder:
             OSError: The state cannot be written.
         """
         with self._hold.lock:
-            self._require_own()
+            self.require_own()
             mine = self._hold.state
             if mine is None:
                 self._write(self._new_state(status, mlflow_run_id), keep=False)
@@ -195,7 +205,7 @@ class RunFolder:
         with self._hold.lock:
             mine = self._hold.state
             if mine is not None and not mine.is_fenced:
-                self._require_own()
+                self.require_own()
                 self._write(replace(mine, is_fenced=True))
 
     def _new_state(self, status: Status, mlflow_run_id: str | None) -> RunState:
@@ -207,8 +217,12 @@ class RunFolder:
         if keep:
             self._hold.state = state
 
-    def _require_own(self) -> None:
-        """Raise ``RunUnderWayError`` if the state in the folder is another driver's."""
+    def require_own(self) -> None:
+        """Check that the state in the folder is not another driver's.
+
+        Raises:
+            RunUnderWayError: Another driver has taken over the run.
+        """
         there, mine = read_state(self.path), self._hold.state
         if there is None:
             return
@@ -217,7 +231,7 @@ class RunFolder:
         else:
             is_own = driver_of(self.path, there) in (None, "gone") or (there.is_of_this_process and not there.holder)
         if not is_own:
-            raise under_way(self.path, there)
+            raise self._under_way(there)
 
     def _renew(self, now: float) -> None:
         """Write a heartbeat, or notice that another driver has taken over the run."""
@@ -226,10 +240,10 @@ class RunFolder:
             if mine is None or self._hold.is_lost:
                 return
             try:
-                self._require_own()
+                self.require_own()
                 self._write(replace(mine, heartbeat=now))
             except OSError as error:
-                logger.warning("run %s gives no sign of life: %s", self.path.name, error)
+                logger.warning("%s %s gives no sign of life: %s", self.kind, self.path.name, error)
             except RunUnderWayError as error:
                 self._hold.is_lost = True
                 logger.warning("this driver has been taken for dead, and stops: %s", error)

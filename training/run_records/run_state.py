@@ -10,6 +10,7 @@ import errno
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,7 +24,8 @@ Driver = Literal["alive", "gone", "unknown"]
 
 LOCK_FILE = "driver.lock"
 
-TIMING = Timing(heartbeat_seconds=10.0, look_seconds=1.0)
+# A suspended machine may have suspended the driver, too, so this time does not count.
+TIMING = Timing(heartbeat_seconds=10.0, look_seconds=1.0, clock=time.monotonic)
 """Of the heartbeats that a driver writes into its run's state, and of those who watch them."""
 
 # A process that only checks the lock also holds it for a moment.
@@ -146,26 +148,40 @@ def hold_lock(folder: Path) -> Iterator[LockState]:
         yield state
 
 
-def driver_of(folder: Path, state: RunState) -> Driver | None:
-    """Return the state of the driver of an unfinished run at one look; None for a run that has ended."""
-    return state.driver(lock_state(folder / LOCK_FILE)) if state.status == "running" else None
+def driver_of(folder: Path, state: RunState, lock: LockState | None = None) -> Driver | None:
+    """Return the state of the driver of an unfinished run at one look; None for a run that has ended.
+
+    Without ``lock`` it looks at the lock, which a process that holds the lock itself would take for another's.
+    """
+    if state.status != "running":
+        return None
+    return state.driver(lock_state(folder / LOCK_FILE) if lock is None else lock)
 
 
-def watch_driver(folder: Path, state: RunState, say: Callable[[str], None] = logger.warning) -> Driver | None:
+def watch_driver(
+    folder: Path,
+    state: RunState,
+    say: Callable[[str], None] = logger.warning,
+    *,
+    lock: LockState | None = None,
+    kind: str = "run",
+) -> Driver | None:
     """Do :func:`driver_of`; if only a heartbeat can decide, watch for up to a minute until it changes.
 
     Args:
         folder: The run's folder.
         state: The run's state.
         say: Gets a message before it waits.
+        lock: State of the folder's lock before this process took it; None if this process does not hold it.
+        kind: Word for the run in the message.
     """
-    found = driver_of(folder, state)
+    found = driver_of(folder, state, lock)
     if found != "unknown" or state.heartbeat is None:
         return found
     if (folder, state) in _SILENT:
         return "gone"
     say(
-        f"watching for up to {TIMING.stale_seconds:.0f} s whether the driver of run {folder.name} "
+        f"watching for up to {TIMING.stale_seconds:.0f} s whether the driver of {kind} {folder.name} "
         f"({state.driver_process}) is alive"
     )
     if not renewed({folder: state}, lambda folder: read_state(folder) or state, TIMING):
@@ -187,7 +203,7 @@ def read_state(folder: Path) -> RunState | None:
         return None
 
 
-def under_way(folder: Path, state: RunState | None) -> RunUnderWayError:
-    """Return the error that names the driver of a run."""
+def under_way(folder: Path, state: RunState | None, kind: str = "run") -> RunUnderWayError:
+    """Return the error that names the driver of a run; ``kind`` is the word for the run."""
     who = "" if state is None else f" ({state.driver_process})"
-    return RunUnderWayError(f"run {folder.name} is under way in another driver{who}; wait for it, or stop it")
+    return RunUnderWayError(f"{kind} {folder.name} is under way in another driver{who}; wait for it, or stop it")

@@ -1,6 +1,5 @@
 """The MLflow run of a training, owned by the driver: one run, however many attempts."""
 
-import io
 import json
 import logging
 import re
@@ -8,14 +7,14 @@ import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from matplotlib.figure import Figure
 from mlflow.exceptions import MlflowException
 
 from mirrorspark.callbacks.mlflow import MetricBuffer, metric_requests, share_view, tracking_store
-from mirrorspark.storage import HIDDEN, EventFile, clean, is_secret_name, without_credentials
+from mirrorspark.storage import HIDDEN, EventFile, atomic_file, clean, is_secret_name, without_credentials
 from mirrorspark.training.configuration import ConfigError, MLflowRun
 
 if TYPE_CHECKING:
@@ -308,7 +307,7 @@ class TrackedRun:
 
     @property
     def run_id(self) -> str | None:
-        """The run's id; None as the server has not been reached."""
+        """The run's id; None while the server has not been reached."""
         return self._buffer.run_id
 
     @property
@@ -356,22 +355,30 @@ class TrackedRun:
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        self._buffer.call(metric_requests.SetTags({name: without_credentials(value) for name, value in tags.items()}))
+        self._buffer.call(metric_requests.SetTags(clean(tags)))
 
     def log_document(self, document: Any, name: str) -> None:
         """Keep a JSON document as an artifact."""
         self.log_text(json.dumps(clean(document), indent=2), name)
 
     def log_text(self, text: str, name: str) -> None:
-        """Keep a text as an artifact."""
+        """Keep a small text as an artifact. It must be without secrets: nothing removes them later."""
         self._buffer.call(metric_requests.LogArtifact.of(name, text.encode()))
 
-    def log_figure(self, figure: Figure, name: str) -> bytes:
-        """Keep a figure as a PNG artifact under ``plots/``, and return the image."""
-        content = io.BytesIO()
-        figure.savefig(content, dpi=120, format="png")
-        self._buffer.call(metric_requests.LogArtifact.of(f"plots/{name}.png", content.getvalue()))
-        return content.getvalue()
+    def log_file(self, file: Path, folder: str = "") -> None:
+        """Keep a file as an artifact under ``folder``; it is read when it is sent.
+
+        Like the texts it must be without secrets.
+        """
+        name = str(PurePosixPath(folder, file.name))
+        self._buffer.call(metric_requests.LogFile(name, str(file.absolute())))
+
+    def log_figure(self, figure: Figure, file: Path) -> None:
+        """Write a figure into a PNG file, and keep it as an artifact under ``plots/``."""
+        file.parent.mkdir(exist_ok=True)
+        with atomic_file.replaced(file) as opened:
+            figure.savefig(opened, dpi=120, format="png")
+        self.log_file(file, "plots")
 
     def log_folder(self, folder: Path, name: str) -> None:
         """Keep a folder's files as artifacts under ``name``."""
@@ -438,6 +445,10 @@ class TrackedRun:
             self._buffer.call(metric_requests.SetStatus(status))
         self._buffer.close(_CLOSE_SECONDS)
         return self._buffer.left_behind
+
+    def abandon(self) -> None:
+        """Leave the run and its log to another process: nothing more is written or sent, not even its end."""
+        self._buffer.abandon()
 
 
 def _replay_command(log: EventFile) -> str:

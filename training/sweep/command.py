@@ -11,7 +11,7 @@ from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models import ModelSettingsError
 from mirrorspark.storage import one_line
 from mirrorspark.training.configuration import ConfigError, RunConfig, parse, summary_file
-from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, begin, end, explain
+from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, begin, end, explain, show
 from mirrorspark.training.sweep.options import Pruner, Sampler, SweepOptions
 from mirrorspark.training.sweep.report import SweepSummary
 from mirrorspark.training.sweep.run import SweepStoppedError, run
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None, *, engine: "Callable[[RunConfig
         return end(SweepSummary("failed", error=one_line(error)), summary_file(arguments), EXIT_USAGE)
     if options.config.dry_run:
         for name, spec in options.space.specs.items():
-            print(f"search {name:<{max(map(len, options.space.specs))}}  {spec}")
+            show(f"search {name:<{max(map(len, options.space.specs))}}  {spec}")
     status = begin(options.config, options.summary)
     return _run(options, engine or _spark) if status is None else status
 
@@ -74,7 +74,7 @@ def _run(options: SweepOptions, engine: "Callable[[RunConfig], SparkEngine]") ->
         return end(failed, options.summary, EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
     # The summary is written before it is shown: the reader of a pipe may have gone.
     status = end(summary, options.summary, EXIT_FINISHED)
-    print(summary.as_text())
+    show(summary.as_text())
     return status
 
 

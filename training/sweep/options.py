@@ -25,7 +25,7 @@ class SweepOptions:
         arguments: The flags of ``config``, for the command that trains the best trial again.
         trials: Number of trials, including those of earlier commands.
         timeout_seconds: Time after which no trial starts.
-        parallel: Maximum of parallel trials; None for as have slots.
+        parallel: Maximum of parallel trials; None for as many as the slots allow.
         max_failures: Consecutive failed trials that end the sweep.
         study: Name of the sweep; by default the newest equal one, or a new name.
     """

@@ -14,7 +14,7 @@ from mirrorspark.pages import heading_html, panel_html, paragraph_html, remark_h
 from mirrorspark.storage import atomic_file, clean, without_credentials
 from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.entry_points import duration, table
-from mirrorspark.training.results.report import strict, verdict_lines
+from mirrorspark.training.results.report import save_document, strict, verdict_lines
 from mirrorspark.training.sweep.space import MODEL, in_words, value_in_words
 from mirrorspark.training.sweep.study import TrialRecord
 
@@ -117,10 +117,8 @@ class SweepSummary:
         self.save(folder / SUMMARY_FILE)
 
     def save(self, path: Path) -> None:
-        """Write the JSON document atomically."""
-        path = path.resolve()  # Keep a link.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_file.write_atomically(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
+        """Do :func:`training.results.report.save_document` with all fields."""
+        save_document(asdict(self), path)
 
 
 def rank_trials(trials: Sequence[TrialRecord], mode: Mode) -> list[TrialRecord]:

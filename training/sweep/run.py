@@ -35,6 +35,8 @@ _DELIVERED = (
 )
 
 SWEEPS_FOLDER = "sweeps"
+# In messages.
+_KIND = "sweep"
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ def run(
         ConfigError: The sweep cannot be resumed in this configuration, or its warm-start model is lost.
         SweepStoppedError: The sweep was asked to stop.
         SweepFailedError: No trial is complete, or too many failed consecutively.
-        RunUnderWayError: Another command is running it.
+        RunUnderWayError: Another command is running it, or has taken it over.
         Exception: The error of every trial, or of the best one's export.
     """
     # A local session gets this many slots; a cluster's number is fixed.
@@ -73,6 +75,7 @@ def run(
             # Before the first trial, since an error here concerns all trials.
             engine.prepare_warm_start()
             summary = _Sweep(options, engine, study, folder, tracked, on_summary, write).run()
+            folder.require_own()
         replay = tracked.finish("FINISHED")
         folder.save_state("finished", tracked.run_id)
     if replay is not None:
@@ -102,13 +105,13 @@ def find_folder(options: SweepOptions, identity: str) -> RunFolder:
                 f"study '{options.study}' in {path} searches other values, or trains another configuration or dataset; "
                 f"give this sweep another --study, or the flags of that one to resume it"
             )
-        return RunFolder(path, identity, state.mlflow_run_id if state else None)
+        return RunFolder(path, identity, state.mlflow_run_id if state else None, _KIND)
     if options.config.resume:
         for path, state in runs_of_identity(sweeps, identity):
-            return RunFolder(path, identity, state.mlflow_run_id)
+            return RunFolder(path, identity, state.mlflow_run_id, _KIND)
     path = sweeps / f"{options.config.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid4().hex[:4]}"
     path.mkdir(parents=True)
-    return RunFolder(path, identity, None)
+    return RunFolder(path, identity, None, _KIND)
 
 
 @contextlib.contextmanager
@@ -125,7 +128,7 @@ def _parent_run(engine: "SparkEngine", folder: RunFolder, study: optuna.Study) -
         yield tracked
     except BaseException as error:
         is_stopped = isinstance(error, SweepStoppedError | KeyboardInterrupt)
-        leave(folder, tracked, "stopped" if is_stopped else "failed", "sweep")
+        leave(folder, tracked, "stopped" if is_stopped else "failed")
         raise
 
 
@@ -238,11 +241,11 @@ class _Sweep:
             error=error,
         )
         self.on_summary(summary)
+        self.folder.require_own()
         summary.write(self.folder.path)
-        for name, text in summary.texts().items():
-            self.tracked.log_text(text, name)
-        self.tracked.log_document(summary.to_dict(), SUMMARY_FILE)
+        for name in (*summary.texts(), SUMMARY_FILE):
+            self.tracked.log_file(self.folder.path / name)
         with beside_the_result("a picture of the sweep"):
             for name, figure in figures(self.study, config.monitor).items():
-                self.tracked.log_figure(figure, name)
+                self.tracked.log_figure(figure, self.folder.plots / f"{name}.png")
         return summary

@@ -1,6 +1,7 @@
 """The Optuna study of a sweep, in a file of its folder, and the records of its trials."""
 
 import contextlib
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -151,16 +152,31 @@ def _open_storage(folder: Path, closing: contextlib.ExitStack) -> BaseStorage:
     """Return the storage of a sweep's study: SQLite, or Optuna's journal on a file system without locks.
 
     SQLite may damage its file there if a driver that was taken for dead still writes. The journal has its own lock, but
-    a line that a full disk has cut off spoils it, so SQLite is the first choice.
+    every command reads all of it, so SQLite is the first choice.
     """
     database, journal = folder / STUDY_FILE, folder / JOURNAL_FILE
     # The machine of a later command may see other locks, but a study keeps its storage.
     if journal.exists() or (lock_state(folder / run_state.LOCK_FILE) == "unknown" and not database.exists()):
-        return JournalStorage(JournalFileBackend(str(journal)))
+        return JournalStorage(_Journal(str(journal)))
     storage = RDBStorage(f"sqlite:///{database.absolute()}", engine_kwargs={"connect_args": {"timeout": _LOCK_SECONDS}})
     closing.callback(storage.engine.dispose)
     closing.callback(storage.remove_session)
     return storage
+
+
+class _Journal(JournalFileBackend):
+    """Optuna's journal, but the next entry replaces a line that a full disk or a crash has cut off.
+
+    Appended to such a line, it would make the journal unreadable.
+    """
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append entries."""
+        with Path(self._file_path).open("r+b") as file:
+            if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read())[1] != b"\n":
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
+        super().append_logs(logs)
 
 
 class _Grid(GridSampler):

@@ -23,23 +23,27 @@ from mirrorspark.callbacks.mlflow import metric_replay
 from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer, retry_delay
 from mirrorspark.callbacks.mlflow.metric_replay import (
     Replayed,
+    RunMetrics,
     entry_event,
     metrics_event,
-    read_position,
-    read_target,
+    read_log,
     replay,
     report,
     run_event,
 )
 from mirrorspark.callbacks.mlflow.metric_requests import (
     LogArtifact,
+    LogFile,
     LogFolder,
+    LogInput,
     LogParams,
     RunCall,
+    SetAlias,
     SetStatus,
     SetTags,
     Target,
     first_line,
+    from_line,
     metric_name,
 )
 from mirrorspark.storage.event_file import Event, EventFile
@@ -221,6 +225,26 @@ def test_an_outage_costs_no_memory_and_everything_comes_in_order_afterwards(
     assert server.logged["loss"] == [(step, float(step)) for step in range(2500)]
     assert max(server.requests) <= 1000
 
+    server.is_down = True
+    for step in range(2500, 5000):
+        buffer.log({"loss": float(step), "val_loss": 0.0}, step=step)
+    assert not buffer.close(0.0)
+    assert len(buffer._sender._points) <= 1001
+    server.is_down = False
+    assert replay(Path(str(buffer.events.path)), client=server).sent == 5000
+
+
+def test_attempts_that_mlflow_knows_make_no_document_again() -> None:
+    metrics = RunMetrics()
+    for number, with_calls in ((1, False), (2, True)):
+        event = {"event": "attempt", "attempt": number, "workers": 2, "resumed_from": 0}
+        entries = list(metrics.of(event, with_calls=with_calls))
+        assert [str(entry) for entry in entries if isinstance(entry, RunCall)] == [
+            "the tags",
+            "attempts.json",
+        ] * with_calls
+    assert sum(isinstance(entry, SetTags) and entry.tags["attempts"] == "2" for entry in entries) == 1
+
 
 def test_without_a_file_the_oldest_of_too_many_are_lost_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
     events = EventFile(None, capacity=2)
@@ -340,7 +364,8 @@ def test_a_full_disk_is_said_and_costs_no_metric_while_the_process_lives(
         patch.setattr(os, "write", full)
         for step in range(10):
             buffer.log({"loss": float(step)}, step=step)
-    assert f"events are lost, training goes on: cannot write {log}" in caplog.text
+    assert f"cannot write {log}" in caplog.text
+    assert "its events are kept in memory" in caplog.text
     # The disk has room again when the process ends.
     buffer.close(0.0)
     server.is_down = False
@@ -433,6 +458,23 @@ def test_an_answer_that_comes_behind_the_close_takes_nothing_away(
     buffer._thread.join(60)
     assert replay(log, client=server) == Replayed(RUN, sent=1, present=0, calls=4)
     assert (server.params, server.statuses) == ({"seed": "1"}, ["FINISHED"])
+
+
+def test_a_buffer_that_another_process_has_taken_over_writes_and_sends_nothing_more(
+    open_buffer: Callable[..., MetricBuffer], log: Path
+) -> None:
+    server = FakeServer(is_down=True)
+    for arguments in ({}, {"log": EventFile(log)}):
+        buffer = open_buffer(server, **arguments)
+        buffer.log({"loss": 1.0}, step=1)
+        before = log.read_text()
+        buffer.abandon()
+        server.is_down = False
+        buffer.call(SetStatus("KILLED"))
+        assert buffer.close()
+        buffer._thread.join(60)
+        assert not buffer._thread.is_alive()
+        assert (log.read_text(), server.statuses) == (before, [])
 
 
 def test_the_calls_of_a_file_stay_in_it_until_they_are_sent(
@@ -530,7 +572,7 @@ def test_a_process_continues_from_the_position_that_mlflow_has_acknowledged(
     first.log({"loss": 1.0}, step=1)
     first.call(LogArtifact.of("config.yaml", b"seed: 1"))
     assert first.close(60)
-    assert 0 < read_position(log) < log.stat().st_size
+    assert 0 < read_log(log).position < log.stat().st_size
     server.artifacts["config.yaml"] = b"changed by hand"
     del server.logged["loss"]  # the server has lost it
 
@@ -540,6 +582,102 @@ def test_a_process_continues_from_the_position_that_mlflow_has_acknowledged(
     assert (server.logged["loss"], server.artifacts) == ([(2, 2.0)], {"config.yaml": b"changed by hand"})
     # A replay restores it.
     assert replay(log, client=server) == Replayed(RUN, sent=1, present=1, calls=0)
+
+
+def test_only_what_differs_is_appended_when_a_training_goes_on(
+    open_buffer: Callable[..., MetricBuffer], log: Path
+) -> None:
+    calls: list[RunCall] = [
+        LogParams({"seed": "1"}),
+        LogInput("rides", "0123", "{}", "{}", "{}"),
+        LogArtifact.of("dataset/features.json", b"{}"),
+        SetTags({"workers": "2"}),
+    ]
+    for number in range(3):
+        buffer = open_buffer(FakeServer(is_down=True), log=EventFile(log))
+        for call in calls:
+            buffer.call(call)
+        assert not buffer.close(0.0)
+        calls[0] = LogParams({"seed": str(min(number + 1, 2))})
+    written = [from_line(event) for event in kept(log) if event["event"] == "mlflow_call"]
+    tags = SetTags({"workers": "2"})
+    assert written == [LogParams({"seed": "1"}), *calls[1:], tags, LogParams({"seed": "2"}), tags]
+    # The calls of another run do not count.
+    buffer = open_buffer(FakeServer(is_down=True), run_id="another", log=EventFile(log))
+    buffer.call(calls[1])
+    assert kept(log)[-1] == entry_event(calls[1])
+
+
+def test_a_text_comes_back_after_another_one(open_buffer: Callable[..., MetricBuffer]) -> None:
+    server = FakeServer()
+    buffer = open_buffer(server)
+    for text in (b"1", b"2", b"2", b"1"):
+        buffer.call(LogArtifact.of("parity.txt", text))
+        assert buffer.flush(60)
+        assert server.artifacts == {"parity.txt": text}
+
+
+def test_a_file_is_read_when_it_is_sent(
+    open_buffer: Callable[..., MetricBuffer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = FakeServer(is_down=True)
+    buffer = open_buffer(server)
+    file, gone = tmp_path / "roc.png", tmp_path / "gone.html"
+    for text in (b"old", b"new"):
+        file.write_bytes(text)
+        buffer.call(LogFile("plots/roc.png", str(file)))
+    buffer.call(LogFile("gone.html", str(gone)))
+    server.is_down = False
+    assert buffer.flush(60)
+    assert server.artifacts == {"plots/roc.png": b"new"}
+    assert f"artifact gone.html is left out: file {gone} is missing" in caplog.text
+
+
+def test_identifiers_stay_as_they_are(
+    open_buffer: Callable[..., MetricBuffer], log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A secret may be an ordinary word, too."""
+    monkeypatch.setenv("POSTGRES_PASSWORD", "postgres")
+    buffer = open_buffer(FakeServer(is_down=True), experiment="postgres-churn")
+    calls = (LogFolder("profile", "/var/lib/postgres/run/profile"), SetAlias("postgres-churn", "challenger", "3"))
+    for call in calls:
+        buffer.call(call)
+    assert kept(log)[1:] == [entry_event(call) for call in calls]
+    assert kept(log)[0]["experiment"] == "postgres-churn"
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_replay_that_fails_half_way_leaves_the_end_of_a_new_run_to_the_next(
+    open_buffer: Callable[..., MetricBuffer], log: Path, *, fails: bool
+) -> None:
+    buffer = open_buffer(FakeServer(is_down=True), run_id=None, run_name="rides-1", log=EventFile(log))
+    buffer.log({"loss": 1.0}, step=1)
+    assert not buffer.close(0.0)
+
+    class BrokenServer(FakeServer):
+        def log_batch(self, run_id: str, metrics: Any = (), params: Any = (), tags: Any = ()) -> None:
+            raise ConnectionError("gone")
+
+    if fails:
+        with pytest.raises(ConnectionError):
+            replay(log, client=BrokenServer())
+    server = FakeServer()
+    replay(log, client=server)
+    assert server.statuses == ["FINISHED"]
+
+
+def test_a_file_that_is_still_written_is_not_replayed(open_buffer: Callable[..., MetricBuffer], log: Path) -> None:
+    """Its end would remove it under the writer's hands."""
+    server = FakeServer(is_down=True)
+    buffer = open_buffer(server)
+    buffer.log({"loss": 1.0}, step=1)
+    with pytest.raises(ValueError, match="is still written, by a process that sends it itself"):
+        replay(log, client=server)
+    assert not buffer.close(0.0)
+    server.is_down = False
+    assert replay(log, client=server, keeps_file=True).sent == 1
+    assert replay(log, client=server).present == 1
+    assert not log.exists()
 
 
 def test_the_end_of_a_run_that_a_replay_could_not_send_is_left_to_the_next_replay(
@@ -750,7 +888,7 @@ def test_mlflow_is_set_to_the_store_of_the_run_with_the_password_that_no_file_ke
 ) -> None:
     file = tmp_path / "left.jsonl"
     write(file, Target(RUN, "http://tracking:5000", "Default"))
-    target = read_target(file)
+    target = read_log(file).target
     assert target is not None
     mlflow.set_tracking_uri(None)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://ann:s3cret@tracking:5000/")

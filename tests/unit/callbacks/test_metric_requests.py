@@ -8,6 +8,7 @@ import pytest
 from mirrorspark.callbacks.mlflow.metric_requests import (
     DescribeModel,
     LogArtifact,
+    LogFile,
     LogFolder,
     LogInput,
     LogModelMetrics,
@@ -25,6 +26,7 @@ CALLS: tuple[RunCall, ...] = (
     LogParams({"seed": "1"}),
     SetTags({"workers": "2"}),
     LogArtifact.of("attempts.json", b"[]"),
+    LogFile("plots/roc.png", "/runs/1/plots/roc.png"),
     LogFolder("profile", "/runs/1/profile"),
     LogInput("rides", "0123", "{}", "{}", "{}"),
     LogModelMetrics("m-1", {"test_auc": 0.5}, 4, 1_700_000_000_000),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mirrorspark.storage import event_file
+from mirrorspark.storage import event_file, lock_state
 from mirrorspark.storage.event_file import Event, EventFile, EventTail
 
 
@@ -66,6 +66,23 @@ def test_a_file_that_has_grown_too_large_takes_only_what_says_how_the_run_went(
     assert caplog.text.count("samples and logs are left out from now on") == 1
 
 
+def test_records_for_mlflow_leave_the_samples_their_place(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_file, "LARGEST_BYTES", 1000)
+    events = EventFile(path)
+    events.append({"event": "mlflow_call", "content": "x" * 2000}, as_is=True)
+    events.append({"event": "progress", "rank": 0, "step": 7})
+    assert kept(path)[-1]["event"] == "progress"
+
+
+def test_a_file_shows_that_it_is_still_written(path: Path) -> None:
+    for locks, state in ((True, "held"), (False, "free")):
+        events = EventFile(path, locks=locks)
+        events.append({"event": "attempt", "attempt": 1})
+        assert lock_state(path) == state
+        events.close()
+        assert lock_state(path) == "free"
+
+
 def test_frequent_events_are_sampled_once_per_rank_and_ten_seconds(path: Path, clock: Clock) -> None:
     events = EventFile(path, clock=clock)
     for second in range(0, 60, 2):
@@ -116,7 +133,7 @@ def test_a_full_disk_is_reported_once_and_what_follows_is_kept(
     events.append({"event": "attempt", "attempt": 4})
     assert [event["attempt"] for event in kept(path)] == [1, 4]
     assert [event["attempt"] for event in read(EventTail(events))] == [1, 4, 2, 3]
-    assert caplog.text.count("events are lost, training goes on: cannot write") == 1
+    assert caplog.text.count("its events are kept in memory") == 1
 
 
 def test_a_tail_reads_on_behind_what_it_has_read_and_passes_over_what_a_crash_cut_off(path: Path) -> None:

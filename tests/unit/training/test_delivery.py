@@ -1,7 +1,6 @@
 """T7: a delivery that was cut off goes on with what it has exported and registered."""
 
 import dataclasses
-import io
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -61,10 +60,9 @@ class FakeTracked:
     def log_tags(self, tags: dict[str, str]) -> None:
         self.tags |= tags
 
-    def log_figure(self, figure: Any, name: str) -> bytes:
-        content = io.BytesIO()
-        figure.savefig(content, dpi=20)
-        return content.getvalue()
+    def log_figure(self, figure: Any, file: Path) -> None:
+        file.parent.mkdir(exist_ok=True)
+        figure.savefig(file, dpi=20)
 
     def log_model_metrics(self, model_uri: str, metrics: dict[str, float], step: int) -> None:
         self.metrics |= metrics
@@ -72,8 +70,8 @@ class FakeTracked:
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         self.metrics |= metrics
 
-    def log_text(self, text: str, name: str) -> None:
-        self.texts[name] = text
+    def log_file(self, file: Path) -> None:
+        self.texts[file.name] = file.read_text()
 
     def describe_model(self, *description: str) -> None:
         self.described.append(description)

@@ -20,6 +20,7 @@ from mirrorspark.training.run_records import tracking
 from mirrorspark.training.run_records.live.view import LiveView
 from mirrorspark.training.run_records.opened_run import OpenRun, open_run
 from mirrorspark.training.run_records.run_folder import RunFolder
+from mirrorspark.training.run_records.run_state import RunUnderWayError
 
 ATTEMPT: Event = {"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0}
 
@@ -34,6 +35,9 @@ class FakeTracked:
     def finish(self, status: str) -> str | None:
         self.statuses.append(status)
         return "the command that replays"
+
+    def abandon(self) -> None:
+        self.statuses.append("another's")
 
 
 @pytest.fixture
@@ -100,6 +104,27 @@ def test_a_run_that_ends_early_goes_on_in_its_folder(
     assert (state_of(run.folder)["status"], tracked.statuses) == (status, [mlflow_status])
     with opened(config, lines) as again:
         assert again.folder.path == run.folder.path
+
+
+@pytest.mark.parametrize("error", [None, TrainingStoppedError((), 3, "taken over")])
+def test_a_run_that_another_driver_has_taken_over_is_ended_by_that_one(
+    config: RunConfig, tracked: FakeTracked, lines: list[str], error: Exception | None
+) -> None:
+    """T6: this driver was suspended, and taken for dead."""
+    successor = {}
+
+    def train() -> None:
+        with opened(config, lines) as run:
+            successor[run.folder.path / STATE_FILE] = json.dumps(state_of(run.folder) | {"holder": "another"})
+            for path, state in successor.items():
+                path.write_text(state)
+            if error is not None:
+                raise error
+
+    with pytest.raises(type(error) if error else RunUnderWayError):
+        train()
+    assert {path: path.read_text() for path in successor} == successor
+    assert tracked.statuses == ["another's"]
 
 
 def test_a_run_that_goes_on_says_that_it_does_so_outside_the_active_run(

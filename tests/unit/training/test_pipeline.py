@@ -75,6 +75,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
         uri="sqlite:///mlflow.db",
         experiment="flights",
         log_text=lambda text, name: None,
+        log_file=lambda file: None,
         log_document=lambda document, name: None,
         share_comparison=lambda metric: None,
         name_version=lambda model, version, alias: this.aliases.append(f"{model}/{version}: {alias}"),

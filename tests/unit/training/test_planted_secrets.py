@@ -102,15 +102,17 @@ class HeardEvents:
 
 
 def test_the_store_of_runs(tmp_path: Path, mlflow_store: str) -> None:
-    tracked = TrackedRun(mlflow_store, "planted", tmp_path, None, "planted-1")
+    log = EventFile(tmp_path / "events.jsonl")
+    tracked = TrackedRun(mlflow_store, "planted", tmp_path, None, "planted-1", log)
     tracked.log_params({"note": TEXT, "store": {"uri": SERVER, "password": "two words"}})
     tracked.log_tags({"note": LINE})
     tracked.log_document({"errors": [TEXT]}, "errors.json")
+    tracked.describe_model("rides", "3", "models:/m-1", TEXT)
     tracked.finish("FINISHED")
     with sqlite3.connect(mlflow_store.removeprefix("sqlite:///")) as database:
         kept = "\n".join(database.iterdump())
     (document,) = (tmp_path / "mlartifacts").rglob("errors.json")
-    assert leaks(kept, document.read_text()) == []
+    assert leaks(kept, document.read_text(), (tmp_path / "events.jsonl").read_text()) == []
     (tmp_path / "file").touch()
     with pytest.raises(TrackingError) as raised:
         TrackedRun(f"sqlite:///{tmp_path}/file/{VARIABLES['HF_TOKEN']}", "planted", tmp_path, None, "planted-2")

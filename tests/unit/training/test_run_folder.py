@@ -371,6 +371,21 @@ def test_the_same_host_started_anew_is_another_one(config: RunConfig, quick: Non
     assert taken(config).path == before.path
 
 
+@pytest.mark.parametrize("other", [{"boot": "the boot before"}, {"host": "node-7"}])
+def test_a_driver_that_is_not_seen_from_here_is_watched_by_one_that_holds_the_lock(
+    config: RunConfig, quick: None, other: dict[str, str]
+) -> None:
+    """T7: it must not take its own lock for that driver's."""
+    before = left_behind(config, "running", holder="h", heartbeat=time.time(), **other)
+    with before.hold():
+        assert state_of(before)["holder"] != "h"
+
+
+def test_time_in_which_the_machine_was_suspended_does_not_count_as_silence() -> None:
+    """T6: the driver may have been suspended, too."""
+    assert TIMING.clock is time.monotonic
+
+
 def test_without_locks_the_heartbeats_decide(config: RunConfig, monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
     def no_locks(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

@@ -303,6 +303,11 @@ def test_missing_metrics_of_an_ended_run_are_sent(
     for again in (replay, ["replay", str(run.events)]):
         assert main(again) == EXIT_DONE
         assert capsys.readouterr().out.startswith(f"0 metric values sent to run {mlflow_run}, 8 were there already")
+    # That of a run whose driver was killed at once holds nothing else, and stays, too.
+    run.events.write_text(json.dumps(run_event(Target(mlflow_run, mlflow_store, "Default"))) + "\n")
+    for again in (replay, ["replay", str(run.events)]):
+        assert main(again) == EXIT_DONE
+        capsys.readouterr()
     run.events.write_text("")
     assert main(replay) == EXIT_USAGE
     assert "holds nothing for MLflow" in capsys.readouterr().err
@@ -313,8 +318,10 @@ def test_the_driver_of_a_running_run_sends_missing_metrics_itself(
 ) -> None:
     me = psutil.Process()
     run = new_run("running", state={"process": me.pid, "process_started": me.create_time()})
-    assert main(output(tmp_path, "replay", run.path.name)) == EXIT_USAGE
-    assert "its driver sends MLflow the missing records" in capsys.readouterr().err
+    run.append_event(run_event(Target(None, "http://tracking:5000", "Default")))
+    for replay in (output(tmp_path, "replay", run.path.name), ["replay", str(run.events)]):
+        assert main(replay) == EXIT_USAGE
+        assert "its driver sends MLflow the missing records" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import argparse
 import dataclasses
 import json
+import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +152,31 @@ def test_a_sweep_that_cannot_begin_is_one_line_and_status_1(
     arguments = ["--recipe", str(recipe), *SEARCH, "--output=out"]
     assert main(arguments, engine=lambda config: UnreadyEngine(error=error)) == EXIT_FAILED
     assert f"mirrorspark: {line}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--trials=2"], ["--no-such-flag"]])
+def test_a_device_is_never_replaced_by_the_summary_of_a_sweep(
+    recipe: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    given = ["--recipe", str(recipe), *SEARCH, "--summary=pipe", *arguments]
+    assert main(given, engine=no_engine) == EXIT_USAGE
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--dry-run"]])
+def test_a_sweep_whose_output_is_closed_ends_well(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    """L9: its reader may be `| head`."""
+    monkeypatch.setattr("mirrorspark.training.run.dry_run", lambda config: EXIT_FINISHED)
+    read, write = os.pipe()
+    os.close(read)
+    given = ["--recipe", str(recipe), *SEARCH, "--trials=2", "--output=out", "--summary=sum.json", *arguments]
+    with os.fdopen(write, "w") as closed, monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", closed)
+        assert main(given, engine=lambda config: FakeEngine()) == EXIT_FINISHED
+    assert arguments or json.loads((tmp_path / "sum.json").read_text())["status"] == "finished"
 
 
 def test_help_shows_how_a_space_is_written(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from mirrorspark.training.configuration.config import ConfigError, RunConfig
 from mirrorspark.training.driver.errors import TrainingStoppedError
 from mirrorspark.training.protocol.names import STATE_FILE
 from mirrorspark.training.results.report.summary import Summary
-from mirrorspark.training.run_records import run_folder
+from mirrorspark.training.run_records import run_folder, run_state
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_state import RunUnderWayError, hold_lock
 from mirrorspark.training.sweep import run as sweep_run
@@ -53,14 +53,11 @@ class FakeTracked:
     def log_tags(self, tags: Mapping[str, str]) -> None:
         self.tags |= tags
 
-    def log_text(self, text: str, name: str) -> None:
-        self.artifacts[name] = text
+    def log_file(self, file: Path) -> None:
+        self.artifacts[file.name] = file.read_text()
 
-    def log_document(self, document: Any, name: str) -> None:
-        self.artifacts[name] = document
-
-    def log_figure(self, figure: Figure, name: str) -> None:
-        self.artifacts[name] = figure
+    def log_figure(self, figure: Figure, file: Path) -> None:
+        self.artifacts[file.stem] = figure
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         self.metrics.append((step, dict(metrics)))
@@ -68,6 +65,9 @@ class FakeTracked:
     def finish(self, status: str) -> str | None:
         self.status = status
         return self.replay
+
+    def abandon(self) -> None:
+        self.status = "another's"
 
 
 class FakeEngine:
@@ -377,7 +377,7 @@ def test_another_commands_sweep_is_not_touched(new_options: NewOptions, tmp_path
     (path / STATE_FILE).unlink()  # as it is seen before the other command has written it
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{path / STUDY_FILE}")
     study.ask()
-    with hold_lock(path), pytest.raises(RunUnderWayError, match="run night is under way in another driver"):
+    with hold_lock(path), pytest.raises(RunUnderWayError, match="sweep night is under way in another driver"):
         run(new_options(study="night"), FakeEngine(), write=quiet)
     assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE", "RUNNING"]
 
@@ -402,9 +402,44 @@ def test_a_sweep_that_another_driver_takes_over_stops(
         raise TrainingStoppedError((), 10, reasons[0])
 
     monkeypatch.setattr(FakeEngine, "train", train)
+    engine = FakeEngine()
     with pytest.raises(SweepStoppedError, match=r"stopped \(another driver has taken over this sweep\)"):
-        run(new_options(study="night"), FakeEngine(), write=quiet)
+        run(new_options(study="night"), engine, write=quiet)
     assert json.loads(path.read_text())["holder"] == "another"
+    assert engine.tracked.status == "another's"
+    assert not (path.parent / TABLE_FILE).exists()
+    assert not engine.tracked.artifacts
+
+
+def test_a_sweep_taken_over_at_its_end_is_not_finished_by_its_former_driver(
+    new_options: NewOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T2."""
+    path = tmp_path / SWEEPS_FOLDER / "night" / STATE_FILE
+
+    def deliver(self: FakeEngine, order: TrialPlan) -> Summary:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"holder": "another"}))
+        return Summary(status="finished")
+
+    monkeypatch.setattr(FakeEngine, "deliver", deliver)
+    engine = FakeEngine()
+    with pytest.raises(RunUnderWayError, match="sweep night is under way in another driver"):
+        run(new_options(study="night"), engine, write=quiet)
+    assert engine.tracked.status == "another's"
+
+
+def test_a_sweep_goes_on_after_its_machine_was_started_anew(
+    new_options: NewOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T2: its driver was on a machine that is no longer seen, and is only known by its silence."""
+    run(new_options(trials=1, study="night"), FakeEngine(), write=quiet)
+    path = tmp_path / SWEEPS_FOLDER / "night" / STATE_FILE
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps(state | {"status": "running", "boot": "the boot before"}))
+    monkeypatch.setattr(run_state, "TIMING", Timing(heartbeat_seconds=0.05, stale_seconds=0.2, look_seconds=0.01))
+    engine = FakeEngine()
+    run(new_options(trials=2, study="night"), engine, write=quiet)
+    assert engine.trained == [1]
 
 
 def test_a_named_study_of_another_search_is_refused(new_options: NewOptions) -> None:

@@ -119,6 +119,20 @@ def test_hyperband_ends_most_trials_early(opened: Open) -> None:
     assert 0 < ended < 12
 
 
+def test_a_journal_can_be_read_again_after_its_disk_was_full(opened: Open, tmp_path: Path) -> None:
+    """L9: within the command, and in the next one."""
+    for _ in range(2):
+        with opened(folder=tmp_path) as study:
+            run(study, 0.5)
+            with (tmp_path / JOURNAL_FILE).open("ab") as journal:
+                journal.write(b'{"op_code":5,"worker_id":"a')
+            run(study, 0.6)
+            with (tmp_path / JOURNAL_FILE).open("ab") as journal:
+                journal.write(b'{"op_code"')
+    with opened(folder=tmp_path) as study:
+        assert [record.best for record in records(study)] == [0.5, 0.6] * 2
+
+
 @pytest.mark.parametrize(("has_locks", "file"), [(True, STUDY_FILE), (False, JOURNAL_FILE)])
 def test_a_killed_sweep_goes_on_with_its_trials(opened: Open, tmp_path: Path, has_locks: bool, file: str) -> None:
     """L9: Optuna tries the trial again under another number; a sweep knows it by its first one."""

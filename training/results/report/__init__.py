@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from mirrorspark.training.results.report.model_cards import model_card
     from mirrorspark.training.results.report.report import REPORT_FILE, metrics_table, verdict_sentences, write_report
     from mirrorspark.training.results.report.shown import RunComparison, launched_html, trained_html
-    from mirrorspark.training.results.report.summary import CHALLENGER, Summary, make_way, strict, verdict_lines
+    from mirrorspark.training.results.report.summary import (
+        CHALLENGER,
+        Summary,
+        make_way,
+        save_document,
+        strict,
+        verdict_lines,
+    )
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -36,6 +43,7 @@ __all__ = [
     "model_card",
     "report_facts",
     "run_summary",
+    "save_document",
     "strict",
     "trained_html",
     "verdict_lines",

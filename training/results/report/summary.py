@@ -78,15 +78,8 @@ class Summary:
     calibration: str | None = None
 
     def save(self, path: Path) -> None:
-        """Write the JSON document atomically: a concurrent reader of ``path`` sees the old document or the new one.
-
-        Numbers that JSON does not have are written as text: ``"inf"``, ``"nan"``.
-
-        Raises:
-            OSError: The document cannot be written.
-        """
-        text = json.dumps(clean(strict(asdict(self))), indent=2, allow_nan=False) + "\n"
-        atomic_file.write_atomically(_place(path), text)
+        """Do :func:`save_document` with all fields."""
+        save_document(asdict(self), path)
 
     @classmethod
     def load(cls, path: Path) -> "Summary":
@@ -147,6 +140,18 @@ def make_way(path: Path) -> None:
     path = _place(path)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
         path.unlink(missing_ok=True)
+
+
+def save_document(document: Mapping[str, Any], path: Path) -> None:
+    """Write a summary as JSON, atomically: a concurrent reader of ``path`` sees the old document or the new one.
+
+    Secrets are left out. Numbers that JSON does not have are written as text: ``"inf"``, ``"nan"``.
+
+    Raises:
+        OSError: ``path`` is not a file, or cannot be written.
+    """
+    text = json.dumps(clean(strict(document)), indent=2, allow_nan=False) + "\n"
+    atomic_file.write_atomically(_place(path), text)
 
 
 def _place(path: Path) -> Path:
