@@ -174,12 +174,20 @@ def _of_pandas(table: Any) -> pa.Table:
         raise TableError(f"column names {odd[:5]} are not strings; rename them: df.columns = df.columns.astype(str)")
     _require_different(list(table.columns))
     try:
-        return pa.Table.from_pandas(table, preserve_index=False)
+        return _without_types_of_nothing(pa.Table.from_pandas(table, preserve_index=False))
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise TableError(
             f"a column of the pandas table has values of several types, or of a type that no table has "
             f"({' '.join(map(str, error.args))}); convert it, for example df[column].astype(str)"
         ) from error
+
+
+def _without_types_of_nothing(table: pa.Table) -> pa.Table:
+    """Return a table whose floats without any value, which pandas makes of any missing column, have no type."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_floating(field.type) and 0 < table.num_rows == table.column(place).null_count:
+            table = table.set_column(place, field.name, pa.nulls(table.num_rows))
+    return table
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
