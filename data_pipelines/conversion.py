@@ -61,7 +61,7 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.data_pipelines.spark import numbered_partitions, progress_bar
 from mirrorspark.data_pipelines.tfrecord import table_blocks
 from mirrorspark.pages import beside_the_result
-from mirrorspark.spark_session import SPARK_ERRORS, task_message
+from mirrorspark.spark_session import SPARK_ERRORS, require_running, task_message
 from mirrorspark.storage import Location, StoragePath, clean
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
@@ -171,6 +171,7 @@ def convert(
         LabelError: The label has the wrong type.
         ScoringError: An encoder cannot be used.
     """
+    require_running(df.sparkSession)
     target = StoragePath.of(path)
     if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with load_dataset, or delete it to convert again")

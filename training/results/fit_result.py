@@ -20,6 +20,7 @@ from mirrorspark.scoring.embedding import ModelEncoders
 from mirrorspark.scoring.model.loading import LoadedModel
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import Labelled
+from mirrorspark.spark_session import require_running
 from mirrorspark.training.configuration import TrainingConfig
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation import (
@@ -151,6 +152,7 @@ class FitResult:
         Raises:
             ExplanationError: The model retrieves candidates.
         """
+        require_running(self.rows.sparkSession)
         test = self.rows.where(F.col(SPLIT_COLUMN) == "test")
         # The hash of the keys takes the same rows each time.
         chosen = test.orderBy(F.xxhash64(*map(quoted, self.spec.keys))).limit(rows)

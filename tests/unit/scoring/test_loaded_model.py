@@ -305,7 +305,7 @@ def test_names_in_any_language_give_the_scores_of_plain_names(tmp_path: Path) ->
     expected = LoadedModel(plain).score(ORDERS)["score"].tolist()
     assert LoadedModel(odd).score(renamed)["score"].tolist() == expected
     assert [row["score"] for row in Predictor(odd).predict_rows(renamed.to_pylist())] == pytest.approx(expected)
-    # What MLflow loads has no Mirrorspark, and maps the columns itself.
+    # The loader of MLflow maps the columns without Mirrorspark.
     loaded = mirrorspark_pyfunc._load_pyfunc(str(odd))
     assert loaded.predict(renamed.to_pandas())["score"].tolist() == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ValueError, match="the columns \\['is late'\\] are missing"):
