@@ -10,8 +10,10 @@ import pyarrow as pa
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
+from mirrorspark.data_pipelines import held_columns
 from mirrorspark.data_pipelines.features import CATEGORIES
 from mirrorspark.data_pipelines.spark import read_lake_table
+from mirrorspark.spark_session import require_running
 
 # The key of a table in memory that has none: the position of the row.
 ROW_NUMBER = "row_number"
@@ -35,14 +37,17 @@ def as_dataframe(table: Any, spark: SparkSession) -> DataFrame:
 
     Raises:
         LakeTableError: The path is a Delta, Iceberg or Hudi table that the session cannot read, or a part of one.
-        TableError: It is none of these, the file does not exist or is of another kind, or a column of a table in memory
-            has values of several types.
+        TableError: It is none of these, the file does not exist or is of another kind, or no column of a table in
+            memory can be held by Spark.
     """
     if hasattr(table, "sparkSession"):  # of Spark Classic or Spark Connect
+        require_running(table.sparkSession)
         df = table
     elif isinstance(table, str | Path):
+        require_running(spark)
         df = _stored(str(table), spark)
     else:
+        require_running(spark)
         arrow = in_arrow(table)
         _require_different(arrow.column_names)
         df = spark.createDataFrame(arrow)
@@ -123,13 +128,21 @@ def in_form_of(scores: DataFrame, table: Any) -> Any:
 
 
 def in_arrow(table: Any) -> pa.Table:
-    """Return a table in memory with types that Spark takes."""
+    """Return a table in memory with types that Spark takes.
+
+    A column of another type, such as a time of day, is left out with a warning.
+
+    Raises:
+        TableError: It is not a table, its columns have no names that can be told apart, or no column can be held.
+    """
+    reasons: dict[str, str] = {}
     if isinstance(table, pa.Table):
         arrow = table
     elif type(table).__module__.startswith("polars"):
-        arrow = getattr(table, "collect", lambda: table)().to_arrow()
+        arrow, reasons = held_columns.of_polars(getattr(table, "collect", lambda: table)())
     elif type(table).__module__.startswith("pandas") and hasattr(table, "columns"):
-        arrow = _of_pandas(table)
+        _require_texts(table.columns)
+        arrow, reasons = held_columns.of_pandas(table)
     else:
         raise TableError(
             f"a {type(table).__name__} is not a table; give a Spark, pandas or Polars DataFrame, a PyArrow table, the "
@@ -138,17 +151,25 @@ def in_arrow(table: Any) -> pa.Table:
     orders = {field.name: _order(arrow, field) for field in arrow.schema if pa.types.is_dictionary(field.type)}
     if type(table).__module__.startswith("polars"):
         orders |= {name: _order_of_enum(kind) for name, kind in table.collect_schema().items() if _is_enum(kind)}
-    fields = []
-    for field in arrow.schema:
-        noted = {CATEGORIES: json.dumps(orders[field.name])} if field.name in orders else categories_of(field)
-        fields.append(pa.field(field.name, _plain(field.type), metadata=noted or None))
-    return arrow.cast(pa.schema(fields), safe=False)  # nanoseconds become microseconds
+    notes = {
+        field.name: {CATEGORIES: json.dumps(orders[field.name])} if field.name in orders else categories_of(field)
+        for field in arrow.schema
+    }
+    held, others = held_columns.held(arrow, notes)
+    reasons |= others
+    if reasons and not held.num_columns:
+        raise TableError(
+            f"no column of the table can be used: {'; '.join(f'{name}: {why}' for name, why in reasons.items())}; "
+            f"make them text or numbers, for example df[column].astype(str)"
+        )
+    held_columns.warn_of(reasons)
+    return held
 
 
 def _order(arrow: pa.Table, field: pa.Field) -> list[str]:
     """Return the values of an ordered dictionary as text, the lowest first; an empty list if it has no order."""
     chunks, kind = arrow.column(field.name).chunks, field.type.value_type
-    has_tokens = pa.types.is_integer(kind) or pa.types.is_string(_plain(kind))
+    has_tokens = pa.types.is_integer(kind) or held_columns.held_type(kind) == pa.string()
     if not (field.type.ordered and chunks and has_tokens):
         return []
     return [value for value in chunks[0].dictionary.cast(pa.string()).to_pylist() if value]
@@ -168,37 +189,11 @@ def categories_of(field: pa.Field) -> dict[str, str]:
     return {} if noted is None else {CATEGORIES: noted.decode()}
 
 
-def _of_pandas(table: Any) -> pa.Table:
-    odd = [name for name in table.columns if not isinstance(name, str)]
+def _require_texts(names: Sequence[Any]) -> None:
+    odd = [name for name in names if not isinstance(name, str)]
     if odd:
         raise TableError(f"column names {odd[:5]} are not strings; rename them: df.columns = df.columns.astype(str)")
-    _require_different(list(table.columns))
-    try:
-        return pa.Table.from_pandas(table, preserve_index=False)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise TableError(
-            f"a column of the pandas table has values of several types, or of a type that no table has "
-            f"({' '.join(map(str, error.args))}); convert it, for example df[column].astype(str)"
-        ) from error
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return the type without the encodings that Spark does not take: dictionaries, views, 64-bit offsets."""
-    if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return pa.string()
-    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return pa.binary()
-    if pa.types.is_unsigned_integer(kind):
-        return pa.decimal128(20, 0) if pa.types.is_uint64(kind) else pa.int64()
-    if pa.types.is_large_list(kind) or pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain(kind.value_type))
-    if pa.types.is_float16(kind):
-        return pa.float32()
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":  # Spark's timestamps have microseconds
-        return pa.timestamp("us", kind.tz)
-    return kind
+    _require_different(list(names))
 
 
 def _stored(name: str, spark: SparkSession) -> DataFrame:

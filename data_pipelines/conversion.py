@@ -34,7 +34,15 @@ from mirrorspark.data_pipelines.dataset import (
     is_published,
     stage,
 )
-from mirrorspark.data_pipelines.features import CATEGORIES, FeatureSpec, FittedFeatures, fitting, kinds, raw_columns
+from mirrorspark.data_pipelines.features import (
+    CATEGORIES,
+    FeatureSpec,
+    FittedFeatures,
+    fitting,
+    kinds,
+    quoted,
+    raw_columns,
+)
 from mirrorspark.data_pipelines.quality import (
     PAGE_FILE,
     PROFILE_FILE,
@@ -53,7 +61,7 @@ from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.data_pipelines.spark import numbered_partitions, progress_bar
 from mirrorspark.data_pipelines.tfrecord import table_blocks
 from mirrorspark.pages import beside_the_result
-from mirrorspark.spark_session import SPARK_ERRORS, task_message
+from mirrorspark.spark_session import SPARK_ERRORS, require_running, task_message
 from mirrorspark.storage import Location, StoragePath, clean
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
 
@@ -163,6 +171,7 @@ def convert(
         LabelError: The label has the wrong type.
         ScoringError: An encoder cannot be used.
     """
+    require_running(df.sparkSession)
     target = StoragePath.of(path)
     if is_published(target):
         raise DatasetExistsError(f"{path} exists already; open it with load_dataset, or delete it to convert again")
@@ -228,7 +237,11 @@ class _Conversion:
         staged = stage(df, self.spec, self.plans, self.options.split_column, self.options.shards, scratch)
         self._check_splits(staged)
         samples = {split: staged.sample(split) for split in SPLITS}
-        items = self.items.select(*self.spec.items.columns).toArrow() if self.items and self.spec.items else None
+        items = (
+            self.items.select(*map(quoted, self.spec.items.columns)).toArrow()
+            if self.items and self.spec.items
+            else None
+        )
         categories = [field.name for field in df.schema if CATEGORIES in field.metadata]
         fitted = fitting.fit_features(
             spark,
@@ -336,7 +349,7 @@ def _plans(df: DataFrame, spec: FeatureSpec, options: ConversionOptions) -> raw_
     missing = [name for name in (*spec.columns, options.split_column) if name not in df.columns]
     if missing:
         raise raw_columns.ColumnError(f"the table lacks the columns {missing}; it has {df.columns}")
-    return block_format.check_columns(df.select(*spec.columns).limit(0).toArrow(), spec)
+    return block_format.check_columns(df.select(*map(quoted, spec.columns)).limit(0).toArrow(), spec)
 
 
 def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:
@@ -352,7 +365,7 @@ def _check_items(items: DataFrame | None, spec: FeatureSpec) -> None:
     missing = [name for name in spec.items.columns if name not in items.columns]
     if missing:
         raise raw_columns.ColumnError(f"the table of items lacks the columns {missing}; it has {items.columns}")
-    block_format.check_columns(items.select(*spec.items.columns).limit(0).toArrow(), spec.items)
+    block_format.check_columns(items.select(*map(quoted, spec.items.columns)).limit(0).toArrow(), spec.items)
 
 
 def _check_embedder(embedder: Embedder | None, spec: FeatureSpec) -> None:

@@ -35,7 +35,7 @@ from mirrorspark.data_pipelines.tfrecord import (
     arrow_schema,
     table_blocks,
 )
-from mirrorspark.spark_session import SPARK_ERRORS, TaskTotal, partition_id, session_of, task_message
+from mirrorspark.spark_session import SPARK_ERRORS, TaskTotal, partition_id, require_running, session_of, task_message
 from mirrorspark.storage import Location, StoragePath, listing
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob
 
@@ -83,6 +83,7 @@ def write_tfrecords(
         WriteError: The write failed; the message says why. Nothing of it is visible.
         OSError: The files were written whole and cannot be published; the message names the visible part.
     """
+    require_running(df.sparkSession)
     options = tfrecord_options.WriteOptions(
         record_type=record_type,  # type: ignore[arg-type]
         layout=layout,  # type: ignore[arg-type]
@@ -275,6 +276,7 @@ def read_tfrecords(
         ReadError: During inference, a file cannot be read at all. With a given schema, any problem of a file fails the
             action that reads it.
     """
+    require_running(spark)
     options = tfrecord_options.ReadOptions(
         record_type=record_type,  # type: ignore[arg-type]
         codec=codec,

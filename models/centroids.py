@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mirrorspark.data_pipelines.features import FeatureSpec, kinds
+from mirrorspark.data_pipelines.features import FeatureSpec, kinds, plain_name
 from mirrorspark.models.calibration import Floats, counted_rows, save_calibration
 from mirrorspark.models.settings import ModelSettingsError
 
@@ -59,7 +59,7 @@ class LabelCentroids:
 
         def variables(kind: str, arrays: Mapping[str, Any]) -> dict[str, tf.Variable]:
             return {
-                feature: tf.Variable(values, trainable=False, name=f"{feature}_{kind}")
+                feature: tf.Variable(values, trainable=False, name=f"{plain_name(feature)}_{kind}")
                 for feature, values in arrays.items()
             }
 

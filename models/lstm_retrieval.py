@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, plain_name
 from mirrorspark.models import youtube_dnn
 from mirrorspark.models.settings import Cell, ModelSettingsError, check_positive
 
@@ -89,7 +89,9 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     embeddings = recurrent.OrderedEmbeddings(fields, ordered, rows, dim, name="fields")
     embedded = embeddings({field.name: inputs[field.name] for field in fields})
     states = [
-        recurrent.LastState(settings.lstm_units, settings.cell, name=f"{name}_{settings.cell}")([history, inputs[name]])
+        recurrent.LastState(settings.lstm_units, settings.cell, name=f"{plain_name(name)}_{settings.cell}")(
+            [history, inputs[name]]
+        )
         for name, history in zip(ordered, embedded[: len(ordered)], strict=True)
     ]
     averaged = embedded[len(ordered) :]

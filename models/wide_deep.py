@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, kinds
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, kinds, plain_name
 from mirrorspark.models import multi_field
 from mirrorspark.models.settings import ModelSettingsError, check_fraction, check_positive
 
@@ -74,7 +74,9 @@ def build(settings: Settings, fitted: FittedFeatures, seed: int) -> "tf_keras.Mo
     wide = [concatenated_inputs(fitted, features, inputs, embedding_dim=1, prefix="wide_")]
     for cross in settings.crosses:
         pair = [inputs[name] for name in _crossed(cross, fitted.spec)]
-        weights = tf_keras.layers.Embedding(settings.cross_buckets, 1, name=f"weights_{cross.replace('*', '_x_')}")
+        weights = tf_keras.layers.Embedding(
+            settings.cross_buckets, 1, name=f"weights_{plain_name(cross.replace('*', '_x_'))}"
+        )
         wide.append(weights(CrossedIds(settings.cross_buckets)(pair)))
     deep = concatenated_inputs(fitted, features, inputs, settings.embedding_dim, prefix="deep_")
     hidden = dense_stack(deep, settings.hidden_units, settings.dropout, seed)

@@ -43,6 +43,7 @@ from mirrorspark.scoring.task import (
     regrouped,
     speed_of,
 )
+from mirrorspark.spark_session import require_running
 from mirrorspark.storage import Location, StoragePath, hadoop_path, lakes, listing
 from mirrorspark.storage.publish import SaveMode
 
@@ -118,6 +119,7 @@ def score_files(  # noqa: D417 - the others are those of score
         WriteError: A task failed, for the reason in the message; no scores are visible.
         OSError: The scores were written completely but cannot be published; the message says what is visible.
     """
+    require_running(spark)
     check_task_seconds(task_seconds)
     options = ScoringOptions.of(outputs, batch_size, with_columns, nulls, bad_rows, other_versions)
     save_mode, target = save_mode_of(mode), StoragePath.of(output)

@@ -22,6 +22,7 @@ from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.loading import Search
 from mirrorspark.scoring.model.stored import PinnedModel, check_consent, pinned_folder, resolve
 from mirrorspark.scoring.task import Counters, Scorer, ScoringOptions, ship
+from mirrorspark.spark_session import require_running
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -133,6 +134,7 @@ class ScoringPlan:
                 column.
             ColumnError: For a reason of these methods.
         """
+        require_running(df.sparkSession)
         found, own = SentColumns.of(df.schema), self.columns
         self.check_names(found.names)
         extra = [name for name in found.names if name not in set(own)]

@@ -1,11 +1,13 @@
 """Scoring of single rows in this process, without Spark, a server or the network."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from mirrorspark.data_pipelines.features import kinds, raw_columns
@@ -155,9 +157,14 @@ def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.A
             raise raw_columns.ColumnError(
                 f"column '{name}' is missing in a row; give it, with None where its value is not known"
             )
-        values = [_pairs(name, value) if isinstance(value, Mapping) else value for value in values]
+        values = [_plain_value(name, value) for value in values]
+    if values and all(map(_is_nan, values)):  # pandas has NaN where a text is missing
+        values = [None] * len(values)
     try:
-        return pa.array(values, type_)
+        try:
+            return pa.array(values, type_)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            return pa.array([None if _is_nan(value) else value for value in values], type_)
     except UnicodeEncodeError as error:
         raise raw_columns.ColumnError(
             f"column '{name}' has a text with {error.object[error.start]!r}, half of a character, which UTF-8 cannot "
@@ -165,6 +172,19 @@ def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.A
         ) from error
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise raw_columns.ColumnError(f"column '{name}' has values that are of no one type: {error}") from error
+
+
+def _plain_value(name: str, value: Any) -> Any:
+    """Return a value that Arrow takes, of one that NumPy or pandas has in a row."""
+    if isinstance(value, Mapping):
+        return _pairs(name, value)
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' own, which a process that has none need not import
+        return None
+    return value.item() if isinstance(value, np.generic) and not isinstance(value, np.datetime64) else value
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _pairs(name: str, vector: Mapping[Any, Any]) -> list[tuple[Any, Any]]:

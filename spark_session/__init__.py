@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mirrorspark.spark_session.connect import USE_CLASSIC
     from mirrorspark.spark_session.errors import SESSION_ERRORS, SPARK_ERRORS, first_line, lack_of_memory, task_message
     from mirrorspark.spark_session.interfaces import DriverAddressError
-    from mirrorspark.spark_session.kinds import session_of
+    from mirrorspark.spark_session.kinds import StoppedSessionError, require_running, session_of
     from mirrorspark.spark_session.session import (
         MissingCapabilityError,
         NotPlainParquetError,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mirrorspark.spark_session.start import (
         MINIMUM_JAVA,
         AnotherSessionError,
+        SparkStartError,
         java_major_version,
         open_command_session,
         open_session,
@@ -51,6 +52,8 @@ __all__ = [
     "NotPlainParquetError",
     "ParquetPlan",
     "Session",
+    "SparkStartError",
+    "StoppedSessionError",
     "TaskTotal",
     "archive_folder",
     "barrier_task",
@@ -62,6 +65,7 @@ __all__ = [
     "open_command_session",
     "open_session",
     "partition_id",
+    "require_running",
     "session_of",
     "task_cores",
     "task_message",

@@ -31,13 +31,17 @@ class quiet_launch:  # noqa: N801 - reads as a statement
     does not print errors of queries, each a line of JSON with Java's stack, either: they are raised.
     """
 
+    def __init__(self, target: int | None = None) -> None:
+        """Take the file descriptor that gets the lines; by default they are lost."""
+        self._target = target
+
     def __enter__(self) -> None:
         for name in ("SQLQueryContextLogger", "DataFrameQueryContextLogger"):
             PySparkLogger.getLogger(name).setLevel(logging.CRITICAL)
         sys.stderr.flush()
         self._saved = os.dup(2)
         self._null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(self._null, 2)
+        os.dup2(self._null if self._target is None else self._target, 2)
 
     def __exit__(self, *_: object) -> None:
         os.dup2(self._saved, 2)

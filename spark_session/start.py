@@ -4,15 +4,50 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
+import pyspark
 from pyspark.sql import SparkSession
 
+from mirrorspark.spark_session.errors import SESSION_ERRORS
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.silence import SILENT, quiet_launch, set_by_the_user
+from mirrorspark.storage import without_credentials
 
 MINIMUM_JAVA = 17
+
+
+# Variables whose options Java, or Spark's start of it, takes.
+_JAVA_OPTIONS = ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "SPARK_SUBMIT_OPTS", "PYSPARK_SUBMIT_ARGS")
+_MOST_CHARACTERS = 400
+# Lines of stacks and greetings.
+_NOISE = re.compile(
+    r"^\s*(at |\.\.\. |$)|^(Using |Setting default|To adjust|WARNING: |Picked up|NOTE: )|\b(WARN|INFO)\b"
+)
+_REASON = re.compile(
+    r"(?i)error|exception|could not|cannot|can't|unrecogni[sz]ed|invalid|too (many|small|large)|no such file|not found"
+)
+_REMEDIES = (
+    (
+        re.compile(r"invalid null input|UnixPrincipal|LoginException|whoami|cannot find name for user"),
+        "the user of this process has no line in /etc/passwd, which Java needs; add one, or run as another user",
+    ),
+    (re.compile(r"(?i)too many open files|EMFILE"), "allow more open files (ulimit -n 4096)"),
+    (
+        re.compile(r"(?i)heap|reserve enough space|allocate memory|OutOfMemory|unable to create native thread"),
+        "Java gets less memory than it asks for, or than it needs; set spark.driver.memory and Java's options to fit",
+    ),
+    (re.compile(r"(?i)unrecogni[sz]ed|could not create the java virtual machine"), "take the option away"),
+    (re.compile(r"(?i)no such file|not found"), "install Java 17 or later, and set JAVA_HOME to it"),
+)
+
+
+class SparkStartError(RuntimeError):
+    """Spark that does not start; the message has the reason and the remedy."""
 
 
 class AnotherSessionError(ValueError):
@@ -33,6 +68,7 @@ def open_session(
 
     Raises:
         AnotherSessionError: The active session is on another cluster than ``master``.
+        SparkStartError: Spark does not start; the message has the reason that Java gives, and the remedy.
     """
     active = SparkSession.getActiveSession()
     if active is not None:
@@ -41,17 +77,15 @@ def open_session(
                 f"master is {master}, but a Spark session on {here} is active; stop it or leave master out to use it"
             )
         return active
-    _run_this_interpreter()
     target = master or f"local[{workers}]"
+    require_own_installation(is_local=_is_on_this_machine(target))
+    _run_this_interpreter()
     if _is_on_this_machine(target):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     builder = SparkSession.builder.appName(app_name).master(target)
     for name, value in session_settings(target, workers, verbose=verbose).items():
         builder = builder.config(name, value)
-    if verbose:
-        return builder.getOrCreate()
-    with quiet_launch():
-        return builder.getOrCreate()
+    return _started(builder, verbose=verbose)
 
 
 def open_command_session(
@@ -63,7 +97,11 @@ def open_command_session(
         master: URL of the cluster; by default the one in Spark's own configuration.
         verbose: Whether to show the log of Spark.
         settings: Settings of Spark that apply where the user has not set them.
+
+    Raises:
+        SparkStartError: Spark does not start; the message has the reason that Java gives, and the remedy.
     """
+    require_own_installation(is_local=_is_on_this_machine(master or ""))
     _run_this_interpreter()
     builder = SparkSession.builder.appName("mirrorspark scoring")
     builder = builder.master(master) if master else builder
@@ -72,9 +110,44 @@ def open_command_session(
         builder = builder.config(name, own[name])
     if verbose:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0")
-        return builder.getOrCreate()
-    with quiet_launch():
-        return builder.getOrCreate()
+    return _started(builder, verbose=verbose)
+
+
+def _started(builder: Any, *, verbose: bool) -> SparkSession:
+    try:
+        with nullcontext() if verbose else quiet_launch():
+            session: SparkSession = builder.getOrCreate()
+            return session
+    except (*SESSION_ERRORS, OSError) as error:
+        raise SparkStartError(start_failure(error, lambda: _said_at_start(builder))) from error
+
+
+def _said_at_start(builder: Any) -> str:
+    """Return the output of Java when it is started again: the first time its output was hidden."""
+    with tempfile.TemporaryFile() as file:
+        with suppress(*SESSION_ERRORS, OSError), quiet_launch(file.fileno()):
+            builder.getOrCreate()
+        file.seek(0)
+        return file.read().decode(errors="replace")
+
+
+def start_failure(error: Exception, said: Callable[[], str]) -> str:
+    """Return the line on a start of Spark that failed: the reason that Java gives, and the remedy.
+
+    Args:
+        error: The error of PySpark.
+        said: Returns the output of Java, for an error that only reports its end.
+    """
+    text = without_credentials(said() if "JAVA_GATEWAY_EXITED" in str(error) else str(error))
+    lines = [line.strip() for line in text.splitlines() if not _NOISE.search(line)]
+    reasons = [line for line in lines if _REASON.search(line)] or lines or [str(error)]
+    reason = reasons[0] if len(reasons) == 1 or reasons[-1] in reasons[0] else f"{reasons[0]} ({reasons[-1]})"
+    remedy = next(
+        (remedy for sign, remedy in _REMEDIES if sign.search(text)), "run `java -version` and `mirrorspark doctor`"
+    )
+    given = [name for name in _JAVA_OPTIONS if os.environ.get(name)]
+    about = f"; these variables give Java options: {', '.join(given)}" if given else ""
+    return f"Spark does not start: {reason[:_MOST_CHARACTERS]}: {remedy}{about}"
 
 
 def session_settings(target: str, workers: int, *, verbose: bool) -> Mapping[str, str]:
@@ -116,6 +189,40 @@ def _run_this_interpreter() -> None:
     """Have executors run this interpreter: a bare `python3` on their PATH has none of our packages."""
     for name in ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON"):
         os.environ.setdefault(name, sys.executable)
+
+
+def require_own_installation(*, is_local: bool) -> None:
+    """Check that the variables of the environment lead to this version of Spark and, on this machine, of Python.
+
+    Raises:
+        SparkStartError: SPARK_HOME or PYSPARK_PYTHON leads to another version, or nowhere.
+    """
+    home, own = os.environ.get("SPARK_HOME"), pyspark.__version__
+    if home is not None:
+        jars = [*Path(home).glob("jars/spark-core_*.jar")]
+        # The jar's name has Scala's version, then Spark's, to which some vendors add theirs.
+        found = f"Spark {jars[0].stem.rpartition('_')[2].partition('-')[2]}" if jars else "a Spark of its own"
+        if not Path(home).is_dir() or (jars and not found.startswith(f"Spark {'.'.join(own.split('.')[:2])}.")):
+            what = found if Path(home).is_dir() else "not a folder"
+            raise SparkStartError(f"SPARK_HOME is {home}, {what}, and this Python has PySpark {own}: unset SPARK_HOME")
+    python, version = os.environ.get("PYSPARK_PYTHON"), f"{sys.version_info.major}.{sys.version_info.minor}"
+    # Others are looked up where the tasks run.
+    if is_local and python is not None and Path(python).is_absolute() and Path(python) != Path(sys.executable):
+        said = _version_of(python)
+        if said != version:
+            raise SparkStartError(
+                f"PYSPARK_PYTHON is {python}, {f'Python {said}' if said else 'which does not start as a Python'}, and "
+                f"this one is Python {version} ({sys.executable}): unset PYSPARK_PYTHON"
+            )
+
+
+def _version_of(python: str) -> str:
+    code = "import sys; print(f'{sys.version_info.major}.{sys.version_info.minor}')"
+    with suppress(OSError, subprocess.TimeoutExpired):
+        return subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, timeout=30, check=False
+        ).stdout.strip()
+    return ""
 
 
 def _is_on_this_machine(master: str) -> bool:

@@ -18,7 +18,8 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from pyspark.sql.types import ArrayType, DataType, MapType, StructType, UserDefinedType, VariantType
 
 from mirrorspark.data_pipelines.dataset.manifest import SPLITS, TRAIN_SPLIT, DatasetError
-from mirrorspark.data_pipelines.features import FeatureSpec, fitting, labels, raw_columns
+from mirrorspark.data_pipelines.features import FeatureSpec, fitting, labels, quoted, raw_columns
+from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.spark_session import partition_id
 from mirrorspark.storage import StoragePath
 
@@ -118,15 +119,15 @@ def stage(
     Raises:
         DatasetError: A row has an invalid value, for example an unknown split.
     """
-    sortable = [name for name in spec.columns if _is_sortable(df.schema[name].dataType)]
-    added = [F.xxhash64(*spec.keys).alias(_ORDER_COLUMN), F.xxhash64(*sortable).alias(_ROW_HASH_COLUMN)]
-    outcomes = (
-        df.select(split_column, *added, *spec.columns)
-        .repartition(shards, *spec.keys)
-        .sortWithinPartitions(_ORDER_COLUMN, *sortable)
-        .mapInArrow(StageTask(folder, spec, plans, split_column), "outcome string")
-        .collect()
+    keys = [quoted(name) for name in spec.keys]
+    sortable = [quoted(name) for name in spec.columns if _is_sortable(df.schema[name].dataType)]
+    added = [F.xxhash64(*keys).alias(_ORDER_COLUMN), F.xxhash64(*sortable).alias(_ROW_HASH_COLUMN)]
+    rows = (
+        df.select(quoted(split_column), *added, *map(quoted, spec.columns))
+        .repartition(shards, *keys)
+        .sortWithinPartitions(quoted(_ORDER_COLUMN), *sortable)
     )
+    outcomes = map_batches(rows, StageTask(folder, spec, plans, split_column), "outcome string").collect()
     parts = [_StagedPart.from_dict(json.loads(row.outcome)) for row in outcomes]
     for part in parts:
         if part.refused:

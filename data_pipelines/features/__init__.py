@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         text_rules,
     )
     from mirrorspark.data_pipelines.features.checks import FeatureSpecError
-    from mirrorspark.data_pipelines.features.column_facts import CATEGORIES
+    from mirrorspark.data_pipelines.features.column_facts import CATEGORIES, quoted
     from mirrorspark.data_pipelines.features.fitted import (
         FeatureMismatchError,
         FittedFeatures,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         NumericStatistics,
     )
     from mirrorspark.data_pipelines.features.infer import infer_spec, numbers_in_order
+    from mirrorspark.data_pipelines.features.names import file_name, plain_name
     from mirrorspark.data_pipelines.features.spec import FeatureSpec
     from mirrorspark.data_pipelines.features.transform import (
         Encoded,
@@ -59,6 +60,7 @@ __all__ = [
     "arithmetic",
     "bucket_boundaries",
     "date_formats",
+    "file_name",
     "fitting",
     "imputed_value",
     "infer_spec",
@@ -69,6 +71,8 @@ __all__ = [
     "mixed",
     "non_finite",
     "numbers_in_order",
+    "plain_name",
+    "quoted",
     "raw_columns",
     "text_rules",
 ]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from mirrorspark.data_pipelines.features.kinds import FIRST_VOCABULARY_ID, Bucketed, Numeric, TokenFeature
+from mirrorspark.data_pipelines.features.names import file_name
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 from mirrorspark.storage import StoragePath
@@ -223,7 +224,7 @@ class FittedFeatures:
 
 
 def _vocabulary_path(folder: Path, name: str) -> Path:
-    return folder / VOCABULARY_FOLDER / f"{name}.arrow"
+    return folder / VOCABULARY_FOLDER / f"{file_name(name)}.arrow"
 
 
 def _vocabulary_digest(vocabulary: Vocabulary) -> bytes:

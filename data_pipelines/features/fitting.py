@@ -20,6 +20,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.item_rows import with_items
 from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature
+from mirrorspark.data_pipelines.features.names import file_name
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, ColumnPlans, column_plans, unembedded_type
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.features.transform import counted_tokens, measured_values
@@ -369,7 +370,7 @@ class _VocabularyFile:
 
 
 def _vocabulary_file(folder: Path, name: str) -> Path:
-    return folder / f"{name}.arrow"
+    return folder / f"{file_name(name)}.arrow"
 
 
 def _column_types(spec: FeatureSpec, schema: pa.Schema) -> dict[str, str]:

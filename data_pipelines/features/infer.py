@@ -6,7 +6,6 @@ The proposal is a start: write it to YAML, read it, and correct it.
 import logging
 import re
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
 import pyarrow as pa
@@ -41,7 +40,9 @@ from mirrorspark.data_pipelines.features.kinds import (
     Text,
     Vector,
 )
-from mirrorspark.data_pipelines.features.spec import COLUMN_NAME, FeatureSpec
+from mirrorspark.data_pipelines.features.names import refusal_of_name
+from mirrorspark.data_pipelines.features.raw_columns import meant
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -66,7 +67,6 @@ LEAST_SKEWNESS_OF_LOGARITHM = 3.0
 LONGEST_LIST = 200
 _SHOWN_VALUES = 5
 _YES = frozenset({"yes", "y", "true", "t", "1", "1.0", "positive", "pos", "on"})
-_RENAME = "rename it; all columns of pandas: df.columns = df.columns.str.replace('[^A-Za-z0-9_]+', '_', regex=True)"
 # As in id, order_id, ORDER_ID, orderId and orderID, but not in paid.
 _IDENTIFIER = re.compile(r"(?:^|_)(?i:id)$|[a-z0-9]I[dD]$")
 
@@ -100,9 +100,7 @@ def infer_spec(
     found = [name for name in df.columns if name != last_key]
     for argument, name in (("label", label), *(("keys", key) for key in given)):
         if name not in df.columns:
-            near = get_close_matches(name, found, n=1)
-            meant = f": did you mean '{near[0]}'?" if near else ""
-            raise FeatureSpecError(f"{argument}: the table has no column '{name}'; it has {found}{meant}")
+            raise FeatureSpecError(f"{argument}: the table has no column '{name}'; it has {found}{meant(name, found)}")
     left_out = {*exclude, last_key} - {label, *given}
     used = df.select(*(quoted(name) for name in df.columns if name not in left_out))
     facts = column_facts(used) if in_memory is None else arrow_facts(in_memory, used.schema)
@@ -136,8 +134,8 @@ def infer_spec(
 
 def propose_feature(facts: ColumnFacts) -> tuple[Feature | None, str]:
     """Return the feature proposed for a column, or None, and the reason."""
-    if not COLUMN_NAME.fullmatch(facts.name):
-        return None, f"left out: its name has other characters than letters, digits and underscores ({_RENAME})"
+    if (refusal := refusal_of_name(facts.name)) is not None:
+        return None, f"left out: its name {refusal}"
     if not facts.rows:
         return None, "left out: it has no value"
     kind = facts.type

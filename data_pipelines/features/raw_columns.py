@@ -161,6 +161,55 @@ def plain_column(table: pa.Table | pa.RecordBatch, name: str) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
+def restored_type(found: pa.DataType, known: pa.DataType) -> pa.DataType:
+    """Return ``known`` for a type that pandas may give a column of that type where values are missing, else ``found``.
+
+    Whole numbers and booleans become floats there, and whole numbers decimals.
+    """
+    if _is_list(found) and _is_list(known):
+        return pa.list_(restored_type(found.value_type, known.value_type))
+    if pa.types.is_integer(known):
+        return pa.int64() if pa.types.is_floating(found) or pa.types.is_decimal(found) else found
+    return known if pa.types.is_floating(found) and pa.types.is_boolean(known) else found
+
+
+def restored_column(name: str, column: pa.Array, known: pa.DataType) -> pa.Array:
+    """Return a column in the type of :func:`restored_type`, in which NaN is null.
+
+    Raises:
+        ColumnError: A value is none of that type, such as 2.5 among whole numbers.
+    """
+    wanted = restored_type(column.type, known)
+    if wanted == column.type:
+        return column
+    if _is_list(column.type):
+        lists = column.cast(pa.list_(column.type.value_type))
+        lengths, values = list_lengths(lists), restored_column(name, lists.flatten(), known.value_type)
+        whole = _lists(lengths, values)
+        return pc.if_else(lists.is_valid(), whole, pa.scalar(None, whole.type)) if lists.null_count else whole
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if pa.types.is_boolean(wanted):
+        is_right = pc.or_(pc.equal(column, 0.0), pc.equal(column, 1.0)).fill_null(True)
+        wrong = column.filter(pc.invert(is_right)).to_pylist()
+    else:
+        try:
+            return column.cast(wanted)
+        except pa.ArrowInvalid:
+            given = (value for value in column.to_pylist() if value is not None)
+            wrong = [value for value in given if not abs(value) < 2**63 or value != int(value)]
+    if wrong:
+        raise ColumnError(
+            f"column '{name}' has type {column.type} and the value {wrong[0]}; the model was trained with {known}: "
+            f"give such values, and null or NaN for missing ones"
+        )
+    return column.cast(wanted)
+
+
+def _is_list(column_type: pa.DataType) -> bool:
+    return any(check(column_type) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
 def numeric_values(column: pa.Array) -> np.ndarray:
     """Return float64 ``[rows]``, with NaN for nulls in ``column``."""
     # An unsafe cast, so that whole numbers above 2^53 are rounded as everywhere else, not refused.
@@ -306,10 +355,9 @@ def _is_time(column_type: pa.DataType) -> bool:
 
 def _is_list_of(is_element: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType], bool]:
     def fits(column_type: pa.DataType) -> bool:
-        is_list = any(
-            check(column_type) for check in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        return _is_list(column_type) and (
+            pa.types.is_null(column_type.value_type) or is_element(column_type.value_type)
         )
-        return is_list and (pa.types.is_null(column_type.value_type) or is_element(column_type.value_type))
 
     return fits
 

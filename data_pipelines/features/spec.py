@@ -31,14 +31,12 @@ from mirrorspark.data_pipelines.features.kinds import (
     TokenFeature,
     repeated_names,
 )
+from mirrorspark.data_pipelines.features.names import refusal_of_name
 from mirrorspark.pages import heading_html, panel_html, rows_html
 from mirrorspark.storage import atomic_file
 
 if TYPE_CHECKING:  # a spec needs no Spark
     from pyspark.sql import DataFrame
-
-# Names become file names (vocabularies), inputs of a SavedModel and parts of SQL; all of these accept this pattern.
-COLUMN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # Optional parts of a spec that are a column's name.
 _OTHERS = ("weight", "exclude", "user")
@@ -98,10 +96,8 @@ class FeatureSpec:
                 f"weight '{self.weight}' is also the label; give the table a column of its own for it, or leave it out"
             )
         for name in (*by_name, *self.columns):
-            if not (isinstance(name, str) and COLUMN_NAME.fullmatch(name)):
-                raise FeatureSpecError(
-                    f"column name {name!r} cannot be used; rename it to letters (A-Z), digits and underscores"
-                )
+            if (refusal := refusal_of_name(name)) is not None:
+                raise FeatureSpecError(f"the column name {name!r} {refusal}")
         self._check_raw_columns()
         self._check_label()
         if self.exclude is not None and self.label.kind != "candidate":

@@ -7,6 +7,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import ArrayType, DataType, DateType, NumericType, TimestampNTZType, TimestampType
 
+from mirrorspark.data_pipelines.features import quoted
+
 _SHOWN_ROWS = 3
 
 
@@ -74,7 +76,7 @@ def find_leaks(
     columns = [feature_time] if isinstance(feature_time, str) else list(feature_time)
     named = [keys] if isinstance(keys, str) else list(keys)
     _check_columns(df, columns, named, label_time)
-    label = F.col(f"`{label_time}`")
+    label = quoted(label_time)
     measures: list[Column] = []
     for number, column in enumerate(columns):
         newest = _newest(df.schema[column].dataType, column)
@@ -128,11 +130,11 @@ def _time_family(kind: DataType) -> str | None:
 
 
 def _newest(kind: DataType, column: str) -> Column:
-    time = F.col(f"`{column}`")
+    time = quoted(column)
     return F.array_max(time) if isinstance(kind, ArrayType) else time
 
 
 def _as_example(keys: Sequence[str], column: str, newest: Column, label_time: str, label: Column) -> Column:
-    shown = [(key, F.col(f"`{key}`")) for key in keys] + [(column, newest), (label_time, label)]
+    shown = [(key, quoted(key)) for key in keys] + [(column, newest), (label_time, label)]
     parts = [F.concat(F.lit(f"{name} = "), F.coalesce(value.cast("string"), F.lit("null"))) for name, value in shown]
     return F.concat_ws(", ", *parts)

@@ -19,6 +19,7 @@ from pyspark.sql.types import (
 )
 
 from mirrorspark.data_pipelines.dataset import SPLITS
+from mirrorspark.data_pipelines.features import quoted
 
 SPLIT_COLUMN = "split"
 
@@ -83,7 +84,7 @@ def time_split(
             )
     if not first[_VALIDATION] < first[_TEST]:
         raise SplitError(f"test {test!r} is not after validation {validation!r}; the test rows are the newest")
-    time = F.col(f"`{column}`")
+    time = quoted(column)
     starts = {name: F.lit(moment).cast(kind) for name, moment in ((_VALIDATION, validation), (_TEST, test))}
     if isinstance(kind, StringType):
         around = _text_around(df, column, [F.try_to_timestamp(start) for start in starts.values()])
@@ -191,7 +192,7 @@ def _bounds_by_value(
     df: DataFrame, column: str, fraction: Column, train: float, held_back: float
 ) -> tuple[Column, Column]:
     """Return the fractions below which a row is for training, and for training or validation, by rare value."""
-    value = F.col(f"`{column}`")
+    value = quoted(column)
     bounds = F.lit(train), F.lit(held_back)
     rare = _rare_values(df, column)
     if not rare:
@@ -227,7 +228,7 @@ def _rare_values(df: DataFrame, column: str) -> list[Any]:
     # pandas has 0.0 and 1.0 where a column of whole numbers once had a gap.
     if not isinstance(kind, StringType | NumericType | BooleanType):
         return []
-    value = F.col(f"`{column}`")
+    value = quoted(column)
     is_value = value.isNotNull() & ~F.isnan(value) if isinstance(kind, FractionalType) else value.isNotNull()
     counted = df.where(is_value).groupBy(value.alias("value")).agg(F.count(F.lit(1)).alias("rows"))
     rare = counted.where(F.col("rows") <= _RARE_ROWS).limit(_MOST_RARE_VALUES + 1).collect()
@@ -238,7 +239,7 @@ def _newest(df: DataFrame, column: str, shares: Mapping[str, float]) -> tuple[An
     """Return the first moments of the validation and of the test rows, by which the shares are nearly met."""
     if column not in df.columns:
         raise SplitError(f"time column '{column}' is missing; the table has {df.columns}: choose one of them")
-    time = F.col(f"`{column}`")
+    time = quoted(column)
     at = [shares[_TRAIN], shares[_TRAIN] + shares[_VALIDATION]]
     if isinstance(df.schema[column].dataType, StringType):  # Only as moments do they have percentiles.
         moment = F.try_to_timestamp(time)
@@ -267,7 +268,7 @@ def _text_around(df: DataFrame, column: str, bounds: Sequence[Column]) -> Any:
 
     They are the last and first as text, which rows are compared as.
     """
-    time = F.col(f"`{column}`")
+    time = quoted(column)
     is_before = [F.try_to_timestamp(time) < bound for bound in bounds]
     last = [F.max(F.when(before, time)) for before in is_before]
     first = [F.min(F.when(~before, time)) for before in is_before]
@@ -311,7 +312,7 @@ def _refuse_no_moments(column: str, found: Any) -> None:
 def key_fraction(keys: Sequence[str], seed: int = 0) -> Column:
     """Return a number in [0, 1) for each row, evenly distributed, that depends only on its keys and the seed."""
     # As text, so that an id hashes alike as int or bigint; a null must not be lost among other keys.
-    parts = [F.coalesce(F.concat(F.lit("="), F.col(f"`{key}`").cast("string")), F.lit("")) for key in keys]
+    parts = [F.coalesce(F.concat(F.lit("="), quoted(key).cast("string")), F.lit("")) for key in keys]
     hashed = F.xxhash64(F.lit(seed), *parts)
     return F.shiftrightunsigned(hashed, 64 - _HASH_BITS).cast("double") / F.lit(2.0**_HASH_BITS)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, item_rows, kinds
+from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, item_rows, kinds, plain_name
 from mirrorspark.models.layers.input import lists_of_any_length
 from mirrorspark.models.retrieval.rating import RatingTask, SavedRating, rating_task, save_rating
 from mirrorspark.models.serving import (
@@ -87,6 +87,10 @@ def _known(
     }
 
 
+def _with_plain_names(inputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return {plain_name(name): tensor for name, tensor in inputs.items()}
+
+
 class SavedTowers(tf.Module):
     """Towers from :func:`save_towers` with a later table of items: a model for ``build_indexes`` and the export."""
 
@@ -111,12 +115,12 @@ class SavedQueryTower(tf.Module):
         """Names of the lists that the tower accepts padded to any length."""
         specs = self._loaded.signatures[signatures.TOWER_SIGNATURE].structured_input_signature[1]
         lists = (feature.name for feature in self._features if isinstance(feature, kinds.ListFeature))
-        return tuple(name for name in lists if specs[name].shape.as_list() == [None, None])
+        return tuple(name for name in lists if specs[plain_name(name)].shape.as_list() == [None, None])
 
     def __call__(self, inputs: Mapping[str, tf.Tensor | tf.SparseTensor]) -> tf.Tensor:
         """Return the query embeddings, float32 ``[batch, dim]``."""
         tower = self._loaded.signatures[signatures.TOWER_SIGNATURE]
-        return tower(**encoded_tensors(self._features, inputs))[signatures.VECTORS]
+        return tower(**_with_plain_names(encoded_tensors(self._features, inputs)))[signatures.VECTORS]
 
 
 class _SavedCandidateTower:
@@ -132,7 +136,8 @@ class _SavedCandidateTower:
 
     def __call__(self, ids: tf.Tensor) -> tf.Tensor:
         rows = {name: tf.constant(values[ids.numpy()]) for name, values in self._items.items()}
-        vectors = self._tower.signatures[signatures.TOWER_SIGNATURE](**rows, **{self._key: ids})[signatures.VECTORS]
+        tower = self._tower.signatures[signatures.TOWER_SIGNATURE]
+        vectors = tower(**_with_plain_names(rows | {self._key: ids}))[signatures.VECTORS]
         bad = ids.numpy()[~np.isfinite(vectors.numpy()).all(axis=1)]
         if len(bad):
             item = self._tokens[int(bad[0]) - kinds.FIRST_VOCABULARY_ID].as_py()

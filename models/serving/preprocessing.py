@@ -23,6 +23,7 @@ from mirrorspark.data_pipelines.features import (
     arithmetic,
     bucket_boundaries,
     date_formats,
+    file_name,
     imputed_value,
     kinds,
     text_rules,
@@ -81,7 +82,7 @@ class GraphEncoder(tf.Module):
         folder = tempfile.mkdtemp(prefix="mirrorspark-vocabularies-")
         self._vocabulary_files = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._tables = {
-            name: _lookup_table(fitted.vocabulary(feature), Path(folder) / f"{name}.txt")
+            name: _lookup_table(fitted.vocabulary(feature), Path(folder) / f"{file_name(name)}.txt")
             for name, feature in looked_up.items()
         }
         self._ranks = {

@@ -6,6 +6,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from mirrorspark.data_pipelines.features import plain_name
+
 
 def state(model: Any) -> list[Any]:
     """Return the parts of ``model`` that a SavedModel needs: variables, tables and files.
@@ -18,9 +20,15 @@ def state(model: Any) -> list[Any]:
 
 
 def concrete(function: Callable[[Mapping[str, tf.Tensor]], Any], specs: Mapping[str, tf.TensorSpec]) -> Any:
-    """Return ``function`` as a concrete function whose inputs have the names of ``specs``."""
-    # Keyword arguments become the names of the signature's inputs.
-    return tf.function(lambda **inputs: function(inputs), autograph=False).get_concrete_function(**specs)
+    """Return ``function`` as a concrete function whose inputs have the names of ``specs``, as plain names."""
+    # Keyword arguments become the names of the signature's inputs, which TensorFlow would change without a word.
+    names = {plain_name(name): name for name in specs}
+    of_graph = {plain: tf.TensorSpec(specs[name].shape, specs[name].dtype, plain) for plain, name in names.items()}
+
+    def called(**inputs: tf.Tensor) -> Any:
+        return function({names[plain]: tensor for plain, tensor in inputs.items()})
+
+    return tf.function(called, autograph=False).get_concrete_function(**of_graph)
 
 
 def save_functions(module: tf.Module, signatures: Mapping[str, Any], folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mirrorspark.data_pipelines.features import plain_name
 from mirrorspark.scoring.backends.libraries import library
 from mirrorspark.scoring.backends.protocol import ArrayType, ModelOutputError, Signature
 from mirrorspark.scoring.backends.saved_model import tensor_type
@@ -85,13 +86,16 @@ class TrainedGraph:
 class TrainedBackend:
     """One signature of a trained model; some of its inputs may be fixed."""
 
-    def __init__(self, graph: TrainedGraph, signature: str, given: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, graph: TrainedGraph, signature: str, given: Mapping[str, Any] | None = None, names: Iterable[str] = ()
+    ) -> None:
         """Make the signature ready to be called.
 
         Args:
             graph: Graph with the signature.
             signature: Name of the signature.
             given: Fixed inputs, the same in every call.
+            names: Names of the inputs in a call, which have plain ones in the graph.
 
         Raises:
             ModelOutputError: The SavedModel has no such signature.
@@ -99,18 +103,19 @@ class TrainedBackend:
         self.graph, self.threads = graph, graph.threads
         definition = graph.signature_def(signature)
         self.given = given or {}
-        self._inputs, self._outputs = tuple(definition.inputs), tuple(definition.outputs)
+        self.names = tuple(names)
+        of_graph = {plain_name(name): name for name in self.names}
+        inputs = {of_graph.get(name, name): tensor_info for name, tensor_info in definition.inputs.items()}
+        self._inputs, self._outputs = tuple(inputs), tuple(definition.outputs)
         self.signature = Signature(
             tuple(
-                graph.array_type(name, tensor_info)
-                for name, tensor_info in definition.inputs.items()
-                if name not in self.given
+                graph.array_type(name, tensor_info) for name, tensor_info in inputs.items() if name not in self.given
             ),
             tuple(graph.array_type(name, tensor_info) for name, tensor_info in definition.outputs.items()),
         )
         self._run = graph.callable(
             [tensor_info.name for tensor_info in definition.outputs.values()],
-            [tensor_info.name for tensor_info in definition.inputs.values()],
+            [tensor_info.name for tensor_info in inputs.values()],
         )
 
     def __call__(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from mirrorspark.data_pipelines.features import Encoder, kinds, raw_columns
 from mirrorspark.scoring.backends import protocol
 from mirrorspark.scoring.embedding import ModelEncoders
 from mirrorspark.scoring.input.decoding import Decoder
-from mirrorspark.scoring.input.inputs import Column, ColumnInputs, RowErrors
+from mirrorspark.scoring.input.inputs import Column, ColumnInputs, RowErrors, as_trained, trained_types
 from mirrorspark.scoring.output import bad_row_errors
 
 # Limit for the decoded or padded arrays of a call. They take many times the bytes of the table, and the model needs as
@@ -61,6 +61,7 @@ class FeatureFeed:
             encoders: The encoders of the texts and images among the features.
         """
         self._encoder, self._features, self._any_length, self._encoders = encoder, features, any_length, encoders
+        self._types = trained_types(features, encoder.fitted.column_types)
 
     def rows_per_call(self, batch_size: int) -> int:
         """Return ``batch_size``."""
@@ -68,6 +69,7 @@ class FeatureFeed:
 
     def parts(self, table: pa.Table | pa.RecordBatch, rows: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """Yield ids and numbers. Lists are padded to the longest one; a part has one row or at most 64 MB of them."""
+        table = as_trained(table, self._types)
         embedded = self._encoders.embedded(table)
         return self._encoder.padded_parts(embedded, self._features, rows, self._any_length, CALL_BYTES)
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,9 @@ _LIST = re.compile(r"(?:large_)?list<\w+: (?P<element>.+?)(?: not null)?>")
 _FAMILIES: Mapping[str, TokenFamily] = {"bool": "boolean", "string": "string", "large_string": "string"}
 _ONE: Mapping[TokenFamily, str] = {"boolean": "a boolean", "integer": "an integer", "string": "a string"}
 _SQL_TYPES: Mapping[TokenFamily, str] = {"boolean": "BOOLEAN", "integer": "BIGINT", "string": "STRING"}
+
+_RESTORED: Mapping[str, pa.DataType] = {"boolean": pa.bool_(), "integer": pa.int64()}
+_Rows = TypeVar("_Rows", pa.Table, pa.RecordBatch)
 
 RowErrors: TypeAlias = dict[int, str]
 """Error message by number of each row that cannot be scored, in ascending order."""
@@ -63,10 +66,35 @@ class FeatureInputs:
             ColumnError: A column is missing, has a type that its feature does not accept, or has tokens of another
                 family than in training.
         """
-        no_rows = schema.empty_table()
+        no_rows = as_trained(schema.empty_table(), trained_types(self.features, self.column_types))
         for feature in self.features:
             raw_columns.raw_column(no_rows, feature)
-        check_token_families(schema, self.features, self.column_types)
+        check_token_families(no_rows.schema, self.features, self.column_types)
+
+
+def trained_types(features: Sequence[kinds.Feature], column_types: Mapping[str, str]) -> dict[str, pa.DataType]:
+    """Return the type of each column of numbers or booleans that are tokens, by the types of the fitted features."""
+    forms = {name: form for feature in features for name, form in feature.raw.items()}
+    plain = {
+        name: _RESTORED[family]
+        for name, family in trained_families(features, column_types).items()
+        if family in _RESTORED
+    }
+    return {name: pa.list_(kind) if forms[name] == "tokens" else kind for name, kind in plain.items()}
+
+
+def as_trained(table: _Rows, types: Mapping[str, pa.DataType]) -> _Rows:
+    """Return a table whose tokens have the types of :func:`trained_types` where missing values changed them in pandas.
+
+    Raises:
+        ColumnError: A value is none of the type in training, such as 2.5 among whole numbers.
+    """
+    for name, known in types.items():
+        place = table.schema.get_field_index(name)
+        if place >= 0 and raw_columns.restored_type(found := table.schema.field(place).type, known) != found:
+            column = raw_columns.restored_column(name, raw_columns.plain_column(table, name), known)
+            table = table.set_column(place, name, column)
+    return table
 
 
 def token_family(type_text: str) -> TokenFamily | None:
@@ -231,6 +259,9 @@ class Column:
 
     def _column(self, table: pa.Table | pa.RecordBatch) -> pa.Array:
         column = raw_columns.plain_column(table, self.name)
+        known = pa.list_(self._kind.arrow) if self.is_array else self._kind.arrow
+        if not self._fits(column.type) and self.decode is None:
+            column = raw_columns.restored_column(self.name, column, known)
         if not (pa.types.is_null(column.type) or self._fits(column.type)):
             raise raw_columns.ColumnError(
                 f"column '{self.name}' has type {column.type}, the model takes {self.type}; cast it in the query"

@@ -5,7 +5,9 @@ columns.
 """
 
 import datetime
+import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,20 +29,23 @@ class RawColumnsModel:
         self._signature = self._model.signatures[RAW_SIGNATURE]
         self._specs = self._signature.structured_input_signature[1]
         document = json.loads((folder / "features" / "features.json").read_bytes())
-        self._types: Mapping[str, str] = document.get("column_types", {})
+        types: Mapping[str, str] = document.get("column_types", {})
+        # The signature has plain names.
+        self._types = {_plain_name(name): type_ for name, type_ in types.items()}
         features: Mapping[str, Mapping[str, Any]] = document["spec"]["features"]
         of_kind = {
             kind: {name: one for name, one in features.items() if one["kind"] == kind}
             for kind in ("date", "sequence", "sparse")
         }
-        self._dates = frozenset(of_kind["date"])
-        self._times = frozenset(one["time"] for one in of_kind["sequence"].values())
+        self._dates = frozenset(map(_plain_name, of_kind["date"]))
+        self._times = frozenset(_plain_name(one["time"]) for one in of_kind["sequence"].values())
         # A vector in one column, and the two parts of it that the model takes.
         self._vectors = {
             name: (f"{name}_indices", f"{name}_values")
             for name, one in of_kind["sparse"].items()
             if one.get("indices") is None
         }
+        self._names = {_plain_name(name): name for name in (*types, *features, *sum(self._vectors.values(), ()))}
 
     def predict(self, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Return one row of outputs per row of ``model_input``; null, NaN and "" are missing values."""
@@ -49,7 +54,8 @@ class RawColumnsModel:
             if name in columns and not columns.keys() >= {*parts}:
                 entries = [_entries(vector) for vector in columns[name]]
                 columns |= {part: pd.Series([pair[place] for pair in entries]) for place, part in enumerate(parts)}
-        if missing := sorted(set(self._specs) - set(columns)):
+        columns = {_plain_name(name): column for name, column in columns.items()}
+        if missing := sorted(self._names.get(name, name) for name in set(self._specs) - set(columns)):
             raise ValueError(
                 f"the columns {missing} are missing; the table has {sorted(map(str, model_input.columns))}"
             )
@@ -83,6 +89,15 @@ class RawColumnsModel:
         for row, values in enumerate(lists):
             padded[row, : len(values)] = [read(value) for value in values]
         return padded if spec.dtype == tf.string else padded.astype(spec.dtype.as_numpy_dtype)
+
+
+def _plain_name(name: str) -> str:
+    """Return the name of an input of the signature, as ``plain_name`` of :mod:`data_pipelines.features.names` does."""
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,99}", name) and name != "self":
+        return name
+    readable = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_")[:40]
+    start = readable if readable[:1].isalpha() else f"column_{readable}".rstrip("_")
+    return f"{start}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _numbers(column: pd.Series) -> np.ndarray:

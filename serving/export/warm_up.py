@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
-from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.features import kinds, plain_name, raw_columns
 from mirrorspark.data_pipelines.tfrecord import RecordWriter
 from mirrorspark.scoring.backends import SavedModelBackend, protocol
 from mirrorspark.scoring.embedding import ModelEncoders
@@ -140,10 +140,11 @@ def write_warm_up(
 def _raw_columns(table: pa.Table, directory: ModelDirectory, takes: Mapping[str, protocol.ArrayType]) -> pa.Table:
     """Return the columns of the raw signature; texts and images as vectors where its graph has no encoder of them."""
     embedded = [one for one in directory.scored_features if isinstance(one, kinds.EmbeddedFeature)]
-    vectors_of = [one.name for one in embedded if takes[one.name].element == "double"]
+    vectors_of = [one.name for one in embedded if takes[plain_name(one.name)].element == "double"]
     if vectors_of:
         table = ModelEncoders(directory.path, directory.scored_features, threads=1).embedded(table)
-    return raw_columns.as_contents(raw_columns.raw_inputs(table, directory.features.spec), vectors_of)
+    raw = raw_columns.as_contents(raw_columns.raw_inputs(table, directory.features.spec), vectors_of)
+    return raw.rename_columns([plain_name(name) for name in raw.column_names])
 
 
 # Missing values in a raw signature, see data_pipelines.features.kinds.RawForm.

@@ -14,7 +14,14 @@ from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user
 
 from mirrorspark.data_pipelines import ConversionOptions, any_table, convert_once, quoted, require_columns
 from mirrorspark.data_pipelines.dataset import MANIFEST_FILE
-from mirrorspark.data_pipelines.features import FeatureSpec, FittedFeatures, infer_spec, kinds, numbers_in_order
+from mirrorspark.data_pipelines.features import (
+    FeatureSpec,
+    FittedFeatures,
+    infer_spec,
+    kinds,
+    numbers_in_order,
+    plain_name,
+)
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import own_model
@@ -188,8 +195,12 @@ def default_spec(
 
 
 def default_name(spec: FeatureSpec) -> str:
-    """Return the name of the registered model, of the experiment and of the folders: that of the label."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", spec.label.name)
+    """Return the name of the registered model, of the experiment and of the folders: that of the label.
+
+    Characters that a folder may not have become dashes. A label of nothing else has a name with a digest.
+    """
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", spec.label.name).strip("-.")
+    return name or plain_name(spec.label.name)
 
 
 def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any) -> TrainingConfig:

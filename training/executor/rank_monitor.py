@@ -57,6 +57,7 @@ class RankMonitor:
         self._has_taken_over = False
         self._has_closed_answers = False
         self._kernel_kills = out_of_memory.kernel_kills()
+        self._last_bytes: int | None = None
         self._observed: psutil.Process | None = None
         with contextlib.suppress(psutil.NoSuchProcess):  # A process that has ended already has its exit status.
             self._observed = psutil.Process(process.pid)
@@ -131,7 +132,8 @@ class RankMonitor:
     def _lack_of_memory(self, number: int) -> str | None:
         """Return the evidence that a worker which a signal has ended had no memory left; None without any."""
         if number == signal.SIGKILL and out_of_memory.kernel_kills() > self._kernel_kills:
-            return f"when the kernel of {self._host} ended a process because memory had run out"
+            size = "" if self._last_bytes is None else f"; it last had {self._last_bytes / 2**30:.1f} GiB"
+            return f"when the kernel of {self._host} ended a process because memory had run out{size}"
         # C++ aborts a process that gets none.
         if number == signal.SIGABRT and out_of_memory.is_reported_in(self._tail.text()):
             return "when it got no more memory"
@@ -141,11 +143,12 @@ class RankMonitor:
         if self._observed is None:
             return
         with contextlib.suppress(psutil.Error), self._observed.oneshot():
+            self._last_bytes = self._observed.memory_info().rss
             self._events.send(
                 {
                     "event": "system",
                     "cpu_percent": self._observed.cpu_percent(),
-                    "memory_bytes": self._observed.memory_info().rss,
+                    "memory_bytes": self._last_bytes,
                     "threads": self._observed.num_threads(),
                     "state": self._state(),
                     "host": self._host,

@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
 from mirrorspark.data_pipelines import any_table
-from mirrorspark.data_pipelines.features import FeatureSpec
+from mirrorspark.data_pipelines.features import FeatureSpec, quoted
 from mirrorspark.data_pipelines.quality import SPLIT_COLUMN
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.pages import beside_the_result
@@ -20,6 +20,7 @@ from mirrorspark.scoring.embedding import ModelEncoders
 from mirrorspark.scoring.model.loading import LoadedModel
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import Labelled
+from mirrorspark.spark_session import require_running
 from mirrorspark.training.configuration import TrainingConfig
 from mirrorspark.training.results.delivery import Trained
 from mirrorspark.training.results.evaluation import (
@@ -151,12 +152,13 @@ class FitResult:
         Raises:
             ExplanationError: The model retrieves candidates.
         """
+        require_running(self.rows.sparkSession)
         test = self.rows.where(F.col(SPLIT_COLUMN) == "test")
         # The hash of the keys takes the same rows each time.
-        chosen = test.orderBy(F.xxhash64(*self.spec.keys)).limit(rows)
+        chosen = test.orderBy(F.xxhash64(*map(quoted, self.spec.keys))).limit(rows)
         # Texts are embedded once, and not for each shuffling.
         encoders = ModelEncoders(self.model.path, self.dataset.spec.features)
-        sample = encoders.embedded(chosen.select(*self.spec.columns).toArrow())
+        sample = encoders.embedded(chosen.select(*map(quoted, self.spec.columns)).toArrow())
         explanation = explain(sample, self.dataset.features, self._predict, repeats=repeats, seed=seed)
         with beside_the_result(f"the explanation on the page {REPORT_FILE}"):
             facts = report_facts(self.trained, self.dataset, self.config, explanation=explanation)

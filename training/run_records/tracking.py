@@ -1,5 +1,6 @@
 """The MLflow run of a training, owned by the driver: one run, however many attempts."""
 
+import contextlib
 import json
 import logging
 import re
@@ -117,7 +118,7 @@ class Tracking:
         return f"{what} goes on in the MLflow run in which it began, {run_id}, not in the active one"
 
     def require_names(self, model: str) -> None:
-        """Check that Databricks will take the names of the experiment and of the registered model.
+        """Check that the store will take the names of the experiment and of the registered model.
 
         Raises:
             ConfigError: It will not.
@@ -137,17 +138,36 @@ class Tracking:
         )
 
     def require_experiment(self) -> None:
-        """Check that Databricks will take the name of the experiment.
+        """Check that Databricks will take the name of the experiment, and that it was not deleted.
 
         Raises:
-            ConfigError: It will not.
+            ConfigError: It will not, or it was.
         """
+        if self.outer is None:
+            self._require_active_experiment()
         if not self.store.startswith("databricks") or self.outer is not None or self.experiment.startswith("/"):
             return
         raise ConfigError(
             f"Databricks has no experiment '{self.experiment}': the name of one is a path in the workspace; set "
             f"experiment (--experiment) to /Users/YOU/{self.experiment}, or call mlflow.set_experiment"
         )
+
+    def _require_active_experiment(self) -> None:
+        file = self.store.partition("sqlite:///")[2]
+        if not file or not Path(file).is_file():  # a server is asked when the run begins, and may be away until then
+            return
+        with contextlib.suppress(MlflowException, OSError):
+            client = tracking_store.store_client(self.store, tracking_store.registry_of(self.store))
+            found = client.get_experiment_by_name(self.experiment)
+            if found is not None and found.lifecycle_stage == "deleted":
+                raise ConfigError(_deleted(self.experiment))
+
+
+def _deleted(experiment: str) -> str:
+    return (
+        f"the MLflow experiment '{experiment}' was deleted, and its name stays taken: restore it in MLflow (mlflow "
+        f"experiments restore), or set experiment (experiment=, --experiment) to another name"
+    )
 
 
 logger = logging.getLogger(__name__)
@@ -221,6 +241,8 @@ class TrackedRun:
             self.client = tracking_store.store_client(uri, self.registry_uri)
             run_id = self._opened(experiment, output, run_id, run_name)
         except (MlflowException, OSError) as error:
+            if "Current state is deleted" in str(error):
+                raise TrackingError(_deleted(experiment)) from None
             if not (uri.startswith(("http://", "https://")) and tracking_store.is_outage(error)):
                 raise _refusal(f"the MLflow store {uri} cannot be opened", error) from None
             logger.warning(

@@ -6,32 +6,38 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from mirrorspark.data_pipelines.features import FittedFeatures, kinds
+from mirrorspark.data_pipelines.features import FittedFeatures, kinds, plain_name
 from mirrorspark.models.layers.input.embeddings import FieldEmbeddings, SparseEmbedding, lay_out_fields
 from mirrorspark.models.layers.resumable import ResumableDropout
 from mirrorspark.models.layers.tabular import MemberDense
 
+# Names of the layers that put the features side by side.
+_FIELDS, _FEATURES, _EMBEDDING = "fields", "features", "_embedding"
+_LAYERS = frozenset({_FIELDS, _FEATURES})
+
 
 def symbolic_inputs(features: Sequence[kinds.Feature], *, any_length: bool = False) -> dict[str, Any]:
-    """Return one Keras input per feature, according to its form.
+    """Return one Keras input per feature, by the feature's name, according to its form.
+
+    The input's own name is another one, so that it equals that of no layer.
 
     Args:
         features: The features.
         any_length: Whether lists may be padded to any length instead of their ``max_length``.
     """
-    inputs = {}
-    for feature in features:
-        if isinstance(feature, kinds.Sparse):
-            inputs[feature.name] = tf_keras.Input((feature.size,), dtype=tf.float32, sparse=True, name=feature.name)
-        elif isinstance(feature, kinds.ListFeature):
-            length = None if any_length else feature.max_length
-            inputs[feature.name] = tf_keras.Input((length,), dtype=tf.int64, name=feature.name)
-        elif isinstance(feature, kinds.VectorFeature):
-            inputs[feature.name] = tf_keras.Input((feature.size,), dtype=tf.float32, name=feature.name)
-        else:
-            dtype = tf.float32 if feature.form == "value" else tf.int64
-            inputs[feature.name] = tf_keras.Input((), dtype=dtype, name=feature.name)
-    return inputs
+    return {
+        feature.name: _symbolic_input(feature, f"{plain_name(feature.name)}_input", any_length) for feature in features
+    }
+
+
+def _symbolic_input(feature: kinds.Feature, name: str, any_length: bool) -> Any:
+    if isinstance(feature, kinds.Sparse):
+        return tf_keras.Input((feature.size,), dtype=tf.float32, sparse=True, name=name)
+    if isinstance(feature, kinds.ListFeature):
+        return tf_keras.Input((None if any_length else feature.max_length,), dtype=tf.int64, name=name)
+    if isinstance(feature, kinds.VectorFeature):
+        return tf_keras.Input((feature.size,), dtype=tf.float32, name=name)
+    return tf_keras.Input((), dtype=tf.float32 if feature.form == "value" else tf.int64, name=name)
 
 
 def lists_of_any_length(model: Any) -> tuple[str, ...]:
@@ -41,7 +47,10 @@ def lists_of_any_length(model: Any) -> tuple[str, ...]:
     """
     if not isinstance(model, tf_keras.Model):
         return ()
-    inputs = zip(model.input_names or (), model.inputs or (), strict=True)
+    given = getattr(model, "input", None) if model.inputs else None
+    inputs = (
+        given.items() if isinstance(given, Mapping) else zip(model.input_names or (), model.inputs or (), strict=True)
+    )
     return tuple(name for name, one in inputs if one.shape.as_list() == [None, None])
 
 
@@ -77,10 +86,10 @@ def concatenated_inputs(
     fields, rows = lay_out_fields(fitted, features)
     parts = []
     if fields:
-        embeddings = FieldEmbeddings(fields, rows, embedding_dim, name=f"{prefix}fields")
+        embeddings = FieldEmbeddings(fields, rows, embedding_dim, name=f"{prefix}{_FIELDS}")
         parts.append(embeddings({field.name: inputs[field.name] for field in fields}))
     parts += inputs_without_ids(features, inputs, embedding_dim, prefix)
-    return concatenated(parts, f"{prefix}features")
+    return concatenated(parts, f"{prefix}{_FEATURES}")
 
 
 def feature_inputs(fitted: FittedFeatures) -> dict[str, Any]:
@@ -88,7 +97,17 @@ def feature_inputs(fitted: FittedFeatures) -> dict[str, Any]:
 
     Tokens are ids, int64 ``[batch]`` or ``[batch, any]`` for lists; numbers are standardised, float32 ``[batch]``.
     """
-    return symbolic_inputs(fitted.spec.query_features, any_length=True)
+    # Keras finds the inputs of a model that takes a list by these names, so they are the features' where they can be.
+    return {
+        feature.name: _symbolic_input(feature, _name_beside_vector(feature.name), any_length=True)
+        for feature in fitted.spec.query_features
+    }
+
+
+def _name_beside_vector(name: str) -> str:
+    """Return the name of an input that no layer of :func:`feature_vector` has."""
+    plain = plain_name(name)
+    return f"{plain}_input" if plain in _LAYERS or plain.endswith(_EMBEDDING) else plain
 
 
 def feature_vector(fitted: FittedFeatures, inputs: Mapping[str, Any], embedding_dim: int = 8) -> tf.Tensor:
@@ -120,7 +139,7 @@ def embedded_sparse(
                 embedding_dim,
                 from_zero=from_zero,
                 dtype="float32",
-                name=f"{prefix}{feature.name}_embedding",
+                name=f"{prefix}{plain_name(feature.name)}{_EMBEDDING}",
             )
             parts.append(embedding(inputs[feature.name]))
     return parts
@@ -136,6 +155,6 @@ def inputs_without_ids(
     return [*parts, *numbers]
 
 
-def concatenated(parts: Sequence[tf.Tensor], name: str = "features") -> tf.Tensor:
+def concatenated(parts: Sequence[tf.Tensor], name: str = _FEATURES) -> tf.Tensor:
     """Return the ``[batch, any]`` parts concatenated along their columns."""
     return tf_keras.layers.Concatenate(name=name)(list(parts)) if len(parts) > 1 else parts[0]

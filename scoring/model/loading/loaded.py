@@ -125,7 +125,7 @@ class LoadedModel:
             )
         graph = self._scann_graph if search.index == signatures.SCANN else self._backend.graph
         wanted = {"most_candidates": np.int32(search.most_candidates), "unavailable_ids": search.unavailable_ids}
-        model._backend = TrainedBackend(graph, search.index, wanted)
+        model._backend = TrainedBackend(graph, search.index, wanted, self._backend.names)
         return model
 
     def finding(self, most: int, search: Search | None, available: pa.Array | None) -> "LoadedModel":
@@ -200,17 +200,18 @@ class LoadedModel:
     def _vector_backend(self, signature: str) -> TrainedBackend:
         with self._vectors_lock:
             if signature not in self._vector_backends:
-                self._vector_backends[signature] = TrainedBackend(self._graph, signature)
+                names = self._trained.names
+                self._vector_backends[signature] = TrainedBackend(self._trained.graph, signature, names=names)
             return self._vector_backends[signature]
 
     @property
-    def _graph(self) -> TrainedGraph:
-        """The graph of the SavedModel with the stock operations."""
+    def _trained(self) -> TrainedBackend:
+        """The SavedModel with the stock operations."""
         if not isinstance(self._own_backend, TrainedBackend):
             raise protocol.ModelOutputError(
                 f"the model in {self._folder} has no vectors; give one that was trained here"
             )
-        return self._own_backend.graph
+        return self._own_backend
 
     @cached_property
     def _scann_graph(self) -> TrainedGraph:
@@ -384,7 +385,7 @@ def _loaded(directory: ModelDirectory, threads: int | None) -> tuple[protocol.Ba
         return _packaged(directory.path, description, threads)
     encoder, features = Encoder(directory.features), directory.scored_features
     graph = TrainedGraph(directory.path / SAVED_MODEL_FOLDER, threads=threads)
-    trained = TrainedBackend(graph, description.signature)
+    trained = TrainedBackend(graph, description.signature, names=signatures.encoded_names(features))
     _check_names("inputs", trained.signature.inputs, signatures.encoded_names(features))
     _check_names("outputs", trained.signature.outputs, description.outputs)
     # Older exports, and models whose Keras inputs have a fixed length, need lists padded to that length.

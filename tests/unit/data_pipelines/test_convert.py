@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,8 +68,9 @@ def test_a_dataset_that_another_conversion_publishes_meanwhile_has_an_error_of_i
 
     monkeypatch.setattr(conversion, "_plans", lambda *_: {})
     monkeypatch.setattr(conversion._Conversion, "write", another_is_faster)
+    table: Any = SimpleNamespace(sparkSession=SimpleNamespace())
     with pytest.raises(DatasetExistsError, match=f"another conversion has made {path} meanwhile; open it") as raised:
-        convert(None, flight_features.spec, path, progress=False)  # type: ignore[arg-type]
+        convert(table, flight_features.spec, path, progress=False)
     assert isinstance(pickle.loads(pickle.dumps(raised.value)), DatasetError)  # noqa: S301 - our own bytes
     assert Dataset.open(path, checksums=True).manifest.rows("train") == 3
     assert [folder.name for folder in tmp_path.iterdir()] == ["dataset"]

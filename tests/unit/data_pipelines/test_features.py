@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow as pa
 import pytest
 import yaml
 
+from mirrorspark.data_pipelines.features.fitted import FittedFeatures
 from mirrorspark.data_pipelines.features.kinds import (
     UNBOUNDED,
     Bucketed,
@@ -30,7 +32,9 @@ from mirrorspark.data_pipelines.features.kinds import (
     Vector,
     repeated_names,
 )
+from mirrorspark.data_pipelines.features.names import plain_name
 from mirrorspark.data_pipelines.features.spec import FeatureSpec
+from mirrorspark.data_pipelines.features.vocabulary import Vocabulary
 
 YAML = """
 features:
@@ -461,8 +465,13 @@ SPEC_MISTAKES = {
         "must be a categorical feature",
     ),
     "exclusions without candidates": ({"exclude": "seen"}, "exclude 'seen' needs a label of kind candidate"),
-    "name that is not a column of SQL": ({"keys": ["flight id"]}, "column name 'flight id' cannot be used; rename it"),
-    "name that leads out of the folder": ({"weight": "../../weight"}, "column name '../../weight' cannot be used"),
+    "name that is empty": ({"keys": [""]}, "the column name '' is empty; give the column a name"),
+    "name with half of a character": (
+        {"weight": "a\ud800"},
+        "has half of a character, which UTF-8 cannot hold; rename",
+    ),
+    "name with a null character": ({"keys": ["a\0b"]}, "has a null character; rename the column"),
+    "name that is a number": ({"keys": [7]}, r"is not a text; rename .* df.columns = df.columns.astype\(str\)"),
 }
 
 
@@ -489,9 +498,28 @@ def test_a_feature_listed_twice_is_refused() -> None:
         FeatureSpec((Numeric("x"), Numeric("y"), Categorical("x")), Label("late"), ("id",))
 
 
-def test_a_name_that_no_model_input_can_have_is_refused() -> None:
-    with pytest.raises(FeatureSpecError, match="column name 'Größe' cannot be used"):
-        FeatureSpec((Numeric("Größe"),), Label("late"), ("id",))
+def test_a_name_may_have_any_characters_and_its_files_stay_in_their_folder(tmp_path: Path) -> None:
+    names = ("Größe", "../../Größe", "a/b", "a b", "a.b", "年齢", "x" * 300, "con:", "_id")
+    spec = FeatureSpec(tuple(map(Categorical, names)), Label("is late?"), ("flight id",))
+    words = Vocabulary(pa.array(["a"]), pa.array([1]))
+    fitted = FittedFeatures(spec, dict.fromkeys(names, words), {})
+    fitted.save(tmp_path / "features")
+    assert FittedFeatures.load(tmp_path / "features").hash == fitted.hash
+    assert [path.name for path in tmp_path.iterdir()] == ["features"]
+    files = {path.name for path in (tmp_path / "features" / "vocabularies").iterdir()}
+    assert len(files) == len(names)
+    assert "_id.arrow" in files
+    assert all(re.fullmatch(r"[A-Za-z0-9_]{1,60}\.arrow", name) for name in files)
+    spec.save(tmp_path / "spec.yaml")
+    assert FeatureSpec.load(tmp_path / "spec.yaml") == spec
+
+
+def test_a_name_that_is_plain_stays_and_any_other_is_told_by_a_digest() -> None:
+    assert plain_name("dep_delay2") == "dep_delay2"
+    assert re.fullmatch("is_late_[0-9a-f]{8}", plain_name("is late"))
+    assert re.fullmatch("column_[0-9a-f]{8}", plain_name("年齢"))
+    assert re.fullmatch("column_1st_[0-9a-f]{8}", plain_name("1st"))
+    assert len({plain_name(name) for name in ("a b", "a  b", "a.b", "a_b", "_a_b", "a_b ")}) == 6
 
 
 RECIPES_PAGE = Path(__file__).resolve().parents[3] / "docs" / "recipes.md"

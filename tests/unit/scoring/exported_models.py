@@ -1,10 +1,11 @@
 """Small exported models for the tests of scoring, and an MLflow store that holds them."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import date, datetime
 from decimal import Decimal
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mirrorspark.data_pipelines.features.kinds import (
     Bucketed,
     Categorical,
     Date,
+    Feature,
     ImageEmbedding,
     Label,
     MultiValued,
@@ -93,9 +95,24 @@ def orders_features() -> FittedFeatures:
     return FittedFeatures(spec, {}, {"amount": NumericStatistics(2.0, 1.5, 0.0, 9.0, 3)}, {"age": (30.0,)})
 
 
-def export_orders(folder: Path) -> Path:
-    """Export an untrained binary model of :func:`orders_features`."""
-    return _export_binary(folder, orders_features(), seed=5)
+def export_orders(folder: Path, names: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Export an untrained binary model of :func:`orders_features`, some of whose columns have other names."""
+    fitted = orders_features()
+
+    def renamed(feature: Feature) -> Feature:
+        given = {part: getattr(feature, part, None) for part in ("name", "time", "indices", "values")}
+        return replace(feature, **{part: names.get(name, name) for part, name in given.items() if name is not None})
+
+    return _export_binary(
+        folder,
+        replace(
+            fitted,
+            spec=replace(fitted.spec, features=tuple(map(renamed, fitted.spec.features))),
+            statistics={names.get(name, name): one for name, one in fitted.statistics.items()},
+            quantiles={names.get(name, name): one for name, one in fitted.quantiles.items()},
+        ),
+        seed=5,
+    )
 
 
 REVIEWS = pa.table(

@@ -62,11 +62,23 @@ def test_narrower_and_wider_numbers_are_cast(type_: str, given: pa.DataType, dty
 
 @pytest.mark.parametrize(
     ("type_", "values"),
-    [("float", ["1.5"]), ("bigint", [1.5]), ("string", [7]), ("boolean", [1]), ("array<float>", [1.0]), ("int", [[1]])],
+    [("float", ["1.5"]), ("bigint", ["1"]), ("string", [7]), ("boolean", [1]), ("array<float>", [1.0]), ("int", [[1]])],
 )
 def test_a_column_of_another_type_is_refused_by_name(type_: str, values: list[Any]) -> None:
     with pytest.raises(ColumnError, match=rf"column 'x' has type .*, the model takes {type_}; cast it in the query"):
         read(Column("x", type_), values)
+
+
+def test_whole_numbers_and_booleans_that_pandas_made_floats_are_what_they_were() -> None:
+    assert read(Column("x", "bigint"), [1.0, 2.0]).tolist() == [1, 2]
+    assert read(Column("x", "bigint", fill=7), [1.0, None, float("nan")]).tolist() == [1, 7, 7]
+    assert read(Column("x", "boolean"), [1.0, 0.0]).tolist() == [True, False]
+    assert read(Column("x", "array<bigint>"), [[1.0], [2.0]]).tolist() == [[1], [2]]
+    for type_, value in (("bigint", 1.5), ("boolean", 2.0), ("bigint", 1e300)):
+        with pytest.raises(
+            ColumnError, match=r"column 'x' has type double and the value .*; the model was trained with"
+        ):
+            read(Column("x", type_), [value])
 
 
 def test_a_number_too_large_for_its_type_is_a_fault_of_its_row() -> None:

@@ -14,15 +14,18 @@ import pytest
 import tensorflow as tf
 
 from mirrorspark.data_pipelines.features.kinds import Label
+from mirrorspark.data_pipelines.features.names import plain_name
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError, raw_inputs
 from mirrorspark.scoring.backends.protocol import ModelOutputError
 from mirrorspark.scoring.backends.trained_model import TrainedBackend
 from mirrorspark.scoring.input.inputs import Column
+from mirrorspark.scoring.model import mirrorspark_pyfunc
 from mirrorspark.scoring.model.folder.directory import DESCRIPTION_FILE, FEATURES_FOLDER
 from mirrorspark.scoring.model.loading import loaded as loaded_model
 from mirrorspark.scoring.model.loading.loaded import LoadedModel, Search
 from mirrorspark.scoring.model.mirrorspark_pyfunc import RawColumnsModel
 from mirrorspark.scoring.package import package_model
+from mirrorspark.scoring.predictor import Predictor
 from tests.unit.scoring.exported_models import (
     BASKETS,
     FLIGHTS,
@@ -278,6 +281,38 @@ def test_outputs_other_than_described_are_refused(flights_model: Path, tmp_path:
     (copy / DESCRIPTION_FILE).write_text(json.dumps(document | {"outputs": {"score": "array<float>"}}))
     with pytest.raises(ModelOutputError, match=r"shape \(6,\) for 6 rows; its type array<float> needs \[rows, k\]"):
         LoadedModel(copy).score(FLIGHTS)
+
+
+# Other alphabets, marks, names of layers, of Python and of nothing.
+ODD_NAMES = {
+    "amount": "\u5e74\u53ce",
+    "age": "is late",
+    "customer": "a.b`c",
+    "viewed": "Gr\u00f6\u00dfe/t",
+    "viewed_at": "self",
+    "review": "numbers",
+    "basket": "hidden_0",
+    "clicked": "features",
+    "click_ids": "1st",
+    "clicks": "_x",
+    "picture": "a'b\"c\nd" + "e" * 300,
+}
+
+
+def test_names_in_any_language_give_the_scores_of_plain_names(tmp_path: Path) -> None:
+    plain, odd = export_orders(tmp_path / "plain"), export_orders(tmp_path / "odd", ODD_NAMES)
+    renamed = ORDERS.rename_columns([ODD_NAMES.get(name, name) for name in ORDERS.column_names])
+    expected = LoadedModel(plain).score(ORDERS)["score"].tolist()
+    assert LoadedModel(odd).score(renamed)["score"].tolist() == expected
+    assert [row["score"] for row in Predictor(odd).predict_rows(renamed.to_pylist())] == pytest.approx(expected)
+    # The loader of MLflow maps the columns without Mirrorspark.
+    loaded = mirrorspark_pyfunc._load_pyfunc(str(odd))
+    assert loaded.predict(renamed.to_pandas())["score"].tolist() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="the columns \\['is late'\\] are missing"):
+        loaded.predict(renamed.drop_columns(["is late"]).to_pandas())
+    assert all(
+        mirrorspark_pyfunc._plain_name(name) == plain_name(name) for name in (*ODD_NAMES.values(), "", "a" * 101)
+    )
 
 
 @pytest.mark.parametrize("heads", ["sigmoid", "softmax"])

@@ -63,7 +63,8 @@ def test_a_table_that_does_not_fit_is_refused_by_name(
     ],
 )
 def test_a_table_may_be_refused_for_what_the_model_does_not_read(model: Path, names: list[str], message: str) -> None:
-    table: Any = SimpleNamespace(schema=StructType([StructField(name, DoubleType()) for name in names]))
+    schema = StructType([StructField(name, DoubleType()) for name in names])
+    table: Any = SimpleNamespace(schema=schema, sparkSession=SimpleNamespace())
     with pytest.raises(ScoringError, match=message):
         ScoringPlan.of(model, "id", ScoringOptions()).table(table, extra_columns="refuse")
 

@@ -5,8 +5,11 @@ import math
 import pickle
 import shutil
 import sys
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -48,7 +51,7 @@ def test_a_row_that_cannot_be_scored_says_why(predictor: Predictor, tmp_path: Pa
     for wrong, message in (
         ({name: value for name, value in row.items() if name != "hour"}, "column 'hour' is missing in a row"),
         (row | {"distance": "far"}, "column 'distance' has type string"),
-        (row | {"hour": 5.5}, "column 'hour' has type double"),
+        (row | {"hour": 5.5}, "column 'hour' has type double and the value 5.5; the model was trained with int64"),
         (row | {"stops": "EWR"}, "column 'stops' has type string"),
         (row | {"stops": ["EWR", 3]}, "column 'stops' has values that are of no one type"),
         (row | {"hour": 2**64}, "column 'hour' has values that are of no one type: .* too large"),
@@ -58,6 +61,27 @@ def test_a_row_that_cannot_be_scored_says_why(predictor: Predictor, tmp_path: Pa
     members = Predictor(export_members(tmp_path))
     with pytest.raises(ColumnError, match="column 'member' has type int64, the model was trained with bool"):
         members.predict(MEMBERS.to_pylist()[0] | {"member": 1})
+
+
+def test_a_row_of_pandas_has_its_missing_values(predictor: Predictor, tmp_path: Path) -> None:
+    row = FLIGHTS.to_pylist()[0]
+    missing = predictor.predict(row | {"hour": None, "carrier": None, "distance": None})["score"]
+    for nothing in (pd.NA, pd.NaT, float("nan"), np.float64("nan"), np.float32("nan")):
+        given = row | {"hour": nothing, "carrier": nothing, "distance": nothing}
+        assert predictor.predict(given)["score"] == missing
+    known = predictor.predict(row)["score"]
+    for hour in (5.0, np.float64(5), np.int8(5), Decimal(5)):
+        assert predictor.predict(row | {"hour": hour})["score"] == known
+    records = pd.DataFrame({"carrier": ["UA", None], "hour": [5, None], "distance": [100.0, None], "stops": [[], []]})
+    found = [one["score"] for one in predictor.predict_rows(records.to_dict("records"))]
+    nothing = {"hour": None, "carrier": None, "distance": None}
+    expected = [predictor.predict(row | {"stops": []} | more)["score"] for more in ({}, nothing)]
+    assert found == pytest.approx(expected, rel=1e-6)
+    members, member = Predictor(export_members(tmp_path)), MEMBERS.to_pylist()[0]
+    for yes in (1.0, np.bool_(True)):
+        assert members.predict(member | {"member": yes}) == members.predict(member | {"member": True})
+    with pytest.raises(ColumnError, match=r"column 'member' has type double and the value 2\.0"):
+        members.predict(member | {"member": 2.0})
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,17 @@ from pyspark.resource import ResourceInformation
 from mirrorspark.spark_session import task
 from mirrorspark.spark_session.classic import ClassicSession
 from mirrorspark.spark_session.connect import ConnectSession
-from mirrorspark.spark_session.kinds import session_of
+from mirrorspark.spark_session.kinds import StoppedSessionError, session_of
 from mirrorspark.spark_session.session import MissingCapabilityError, Session, StageTasks
+
+
+def test_a_session_that_was_stopped_is_refused_with_the_remedy() -> None:
+    for stopped in (SimpleNamespace(sparkContext=SimpleNamespace(_jsc=None)), None):
+        with pytest.raises(
+            StoppedSessionError, match=r"session was stopped; start another one .* read the tables again"
+        ):
+            session_of(stopped)  # type: ignore[arg-type]
+
 
 CAPABILITIES = [name for name in vars(Session) if not name.startswith("_")]
 ARGUMENTS: dict[str, tuple[Any, ...]] = {

@@ -1,20 +1,30 @@
 """Choice of a run's session, its settings, and the address of its driver."""
 
 import logging
+import re
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyspark
 import pytest
 from pyspark.logger import PySparkLogger
 from pyspark.sql import SparkSession
 
-from mirrorspark.spark_session import interfaces
+from mirrorspark.spark_session import interfaces, start
 from mirrorspark.spark_session.interfaces import DriverAddressError
 from mirrorspark.spark_session.kinds import session_of
 from mirrorspark.spark_session.silence import quiet_launch
-from mirrorspark.spark_session.start import AnotherSessionError, open_session, session_settings
+from mirrorspark.spark_session.start import (
+    AnotherSessionError,
+    SparkStartError,
+    open_session,
+    require_own_installation,
+    session_settings,
+    start_failure,
+)
 
 
 def session(master: str, **conf: str) -> Any:
@@ -36,6 +46,69 @@ def test_the_active_session_is_used_unless_another_cluster_is_asked_for(monkeypa
     assert open_session("local[2]", 4) is active
     with pytest.raises(AnotherSessionError, match=r"master is spark://host:7077, but a Spark session on local\[2\]"):
         open_session("spark://host:7077", 4)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "remedy"),
+    [
+        (
+            "Picked up JAVA_TOOL_OPTIONS: -XX:+Nonsense\nUnrecognized VM option 'Nonsense'\n"
+            "Error: Could not create the Java Virtual Machine.",
+            "Unrecognized VM option 'Nonsense' .Error: Could not create the Java Virtual Machine",
+            "take the option away; these variables give Java options: JAVA_TOOL_OPTIONS",
+        ),
+        (
+            "Error occurred during initialization of VM\nCould not reserve enough space for 900000000KB object heap",
+            "Could not reserve enough space for 900000000KB object heap",
+            "Java gets less memory than it asks for",
+        ),
+        (
+            "Exception in thread main LoginException: java.lang.NullPointerException: invalid null input: name\n"
+            "\tat java.base/com.sun.security.auth.UnixPrincipal.<init>(UnixPrincipal.java:67)",
+            "invalid null input: name: the user",
+            "the user of this process has no line in /etc/passwd",
+        ),
+        ("java.io.IOException: Too many open files", "Too many open files", "ulimit -n"),
+        ("/no/java/bin/java: No such file or directory", "No such file", "install Java 17 or later, and set JAVA_HOME"),
+        ("", "JAVA_GATEWAY_EXITED", "run `java -version`"),
+    ],
+)
+def test_the_reason_that_java_gives_is_told_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, said: str, reason: str, remedy: str
+) -> None:
+    monkeypatch.setenv("JAVA_TOOL_OPTIONS", "-XX:+Nonsense")
+    line = start_failure(RuntimeError("[JAVA_GATEWAY_EXITED] Java gateway process exited"), lambda: said)
+    assert re.search(reason, line)
+    assert remedy in line
+    assert "\n" not in line
+
+
+def test_variables_of_another_installation_are_named_before_a_session_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.delenv("SPARK_HOME", raising=False)
+    require_own_installation(is_local=True)
+    (tmp_path / "jars").mkdir()
+    jar = tmp_path / "jars" / "spark-core_2.13-3.5.1.jar"
+    jar.touch()
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path))
+    with pytest.raises(SparkStartError, match=rf"SPARK_HOME is {tmp_path}, Spark 3\.5\.1, and .* unset SPARK_HOME"):
+        require_own_installation(is_local=False)
+    jar.rename(jar.with_name(f"spark-core_2.13-{pyspark.__version__}-vendor.jar"))
+    require_own_installation(is_local=True)
+    monkeypatch.setenv("SPARK_HOME", str(tmp_path / "gone"))
+    with pytest.raises(SparkStartError, match="not a folder"):
+        require_own_installation(is_local=False)
+    monkeypatch.delenv("SPARK_HOME")
+    monkeypatch.setenv("PYSPARK_PYTHON", "/old/python")
+    require_own_installation(is_local=False)  # a path of the executors
+    for said, told in (("2.7", r"Python 2\.7"), ("", "which does not start as a Python")):
+        monkeypatch.setattr(start, "_version_of", lambda _, said=said: said)
+        with pytest.raises(
+            SparkStartError, match=rf"PYSPARK_PYTHON is /old/python, {told}, and .*: unset PYSPARK_PYTHON"
+        ):
+            require_own_installation(is_local=True)
 
 
 def test_a_local_session_is_small_and_silent(spark_conf: Path) -> None:

@@ -26,8 +26,12 @@ def test_messages_of_libraries_and_the_kernel_are_known(text: str, *, is_told: b
 
 def test_the_kernels_counter_is_read_and_0_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counters = tmp_path / "vmstat"
+    of_group = tmp_path / "memory.events"
     monkeypatch.setattr(out_of_memory, "_COUNTERS", counters)
+    monkeypatch.setattr(out_of_memory, "_COUNTERS_OF_GROUP", of_group)
     assert out_of_memory.kernel_kills() == 0
+    of_group.write_text("low 0\noom 4\noom_kill 3\n")
+    assert out_of_memory.kernel_kills() == 3
     counters.write_text("nr_free_pages 7\nnot_oom_kill 5\noom_kill 12\ndrop_slab 0\n")
     assert out_of_memory.kernel_kills() == 12
 

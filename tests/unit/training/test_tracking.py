@@ -185,8 +185,15 @@ def test_a_deleted_experiment_is_refused_with_the_reason(open_run: OpenRun, clie
     tracked = open_run(experiment="deleted")
     tracked.finish("FINISHED")
     client.delete_experiment(tracked.experiment_id)
-    with pytest.raises(TrackingError, match=r"the MLflow store sqlite:.* cannot be opened.*active"):
+    message = r"the MLflow experiment 'deleted' was deleted, .*: restore it .*, or set experiment .* to another name"
+    with pytest.raises(TrackingError, match=message):
         open_run(experiment="deleted")
+    config = TrainingConfig(name="late", experiment="deleted", tracking_uri=tracked.uri)
+    with pytest.raises(ConfigError, match=message):
+        Tracking.find(config).require_names("late")
+    client.restore_experiment(tracked.experiment_id)
+    Tracking.find(config).require_names("late")
+    Tracking.find(replace(config, experiment="other")).require_names("late")
 
 
 def test_a_run_whose_driver_died_before_it_kept_the_id_is_found_by_its_name(open_run: OpenRun) -> None:

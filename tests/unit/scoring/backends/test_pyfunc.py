@@ -60,8 +60,9 @@ def test_columns_of_the_signature_are_checked(pipelines: tuple[Path, Any]) -> No
     inputs.check(PEOPLE.schema)
     with pytest.raises(ColumnError, match="column 'city' is missing"):
         inputs.check(PEOPLE.drop_columns(["city"]).schema)
-    with pytest.raises(ColumnError, match="column 'visits' has type double, the model takes bigint; cast it"):
-        inputs.check(PEOPLE.set_column(2, "visits", PEOPLE["visits"].cast(pa.float64())).schema)
+    with pytest.raises(ColumnError, match="column 'visits' has type string, the model takes bigint; cast it"):
+        inputs.check(PEOPLE.set_column(2, "visits", PEOPLE["visits"].cast(pa.string())).schema)
+    inputs.check(PEOPLE.set_column(2, "visits", PEOPLE["visits"].cast(pa.float64())).schema)  # as pandas has gaps
 
 
 def test_null_in_a_column_of_whole_numbers_is_refused_by_name(pipelines: tuple[Path, Any]) -> None:
