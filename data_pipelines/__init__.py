@@ -9,7 +9,7 @@ from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from mirrorspark.data_pipelines import any_table, tables
-    from mirrorspark.data_pipelines.any_table import TableError
+    from mirrorspark.data_pipelines.any_table import TableError, read_table
     from mirrorspark.data_pipelines.conversion import (
         EXAMPLE_FILE,
         ConversionOptions,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mirrorspark.data_pipelines.converted_once import convert_once, hashed_on_the_way, quoted, require_columns
     from mirrorspark.data_pipelines.ingest import ingest_csv
     from mirrorspark.data_pipelines.kernels import compile_inner_kernel, compile_kernel
+    from mirrorspark.data_pipelines.stored_tables import read_stored
     from mirrorspark.data_pipelines.tfrecords import (
         check_tfrecords,
         read_tfrecords,
@@ -48,6 +49,8 @@ __all__ = [
     "library_versions",
     "quoted",
     "read_profile",
+    "read_stored",
+    "read_table",
     "read_tfrecords",
     "require_columns",
     "tables",

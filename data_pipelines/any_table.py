@@ -12,42 +12,49 @@ from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines import held_columns
 from mirrorspark.data_pipelines.features import CATEGORIES
-from mirrorspark.data_pipelines.spark import read_lake_table
+from mirrorspark.data_pipelines.stored_tables import TableError as TableError
+from mirrorspark.data_pipelines.stored_tables import is_path, read_stored
 from mirrorspark.spark_session import require_running
+from mirrorspark.storage import Location
 
 # The key of a table in memory that has none: the position of the row.
 ROW_NUMBER = "row_number"
 
-_READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".orc": "orc"}
 
-
-class TableError(ValueError):
-    """A value that is not a table, or a table that Spark cannot take; the message gives the remedy."""
-
-
-def as_dataframe(table: Any, spark: SparkSession) -> DataFrame:
+def read_table(
+    spark: SparkSession, table: Any, *, encoding: str | None = None, separator: str | None = None
+) -> DataFrame:
     """Return ``table`` as a Spark DataFrame.
 
+    A path is the file that Python sees: relative to the working directory, ``~`` the user's home. It is a pattern with
+    ``*``, ``?``, ``[abc]`` and ``{a,b}`` only if no file has its name. CSV files have a header, and are read as
+    ``pandas.read_csv`` reads them: cells may hold quotes and line breaks, and ``NA``, ``null`` and the like are missing
+    values; so are ``?`` and ``-`` in columns of numbers, whose decimals may have a comma. A byte order mark gives the
+    encoding.
+
     Args:
-        table: A Spark DataFrame, which is returned as it is; a pandas DataFrame (without its index; NaN becomes null),
-            a Polars DataFrame or LazyFrame, a PyArrow table; the name of a table or view; or the path of a file or
-            folder of Parquet, CSV (with a header; types are inferred), JSON lines or ORC, or of a Delta, Iceberg or
-            Hudi table, for which the session needs that format.
         spark: The session.
+        table: A Spark DataFrame, which is returned as it is; a pandas DataFrame (without its index; NaN becomes null),
+            a Polars DataFrame or LazyFrame, a PyArrow table; the name of a table or view; or the path, or a list of
+            paths, of files or folders of Parquet, CSV, JSON (lines, a list or documents) or ORC, or of a Delta, Iceberg
+            or Hudi table, for which the session needs that format.
+        encoding: The encoding of CSV files in Python's words, such as ``"windows-1252"``.
+        separator: The separator of CSV files.
 
     Raises:
         LakeTableError: The path is a Delta, Iceberg or Hudi table that the session cannot read, or a part of one.
-        TableError: It is none of these, the file does not exist or is of another kind, or no column of a table in
-            memory can be held by Spark.
+        TableError: It is none of these, the file does not exist, is of another kind or damaged, its files do not make
+            one table, or no column of a table in memory can be held by Spark.
     """
-    if hasattr(table, "sparkSession"):  # of Spark Classic or Spark Connect
-        require_running(table.sparkSession)
+    is_frame = hasattr(table, "sparkSession")  # of Spark Classic or Spark Connect
+    require_running(table.sparkSession if is_frame else spark)
+    if is_frame:
         df = table
-    elif isinstance(table, str | Path):
-        require_running(spark)
-        df = _stored(str(table), spark)
+    elif isinstance(table, Location):
+        df = _stored(spark, table, encoding, separator)
+    elif isinstance(table, list | tuple) and table and all(isinstance(one, Location) for one in table):
+        df = read_stored(spark, table, encoding=encoding, separator=separator)
     else:
-        require_running(spark)
         arrow = in_arrow(table)
         _require_different(arrow.column_names)
         df = spark.createDataFrame(arrow)
@@ -96,7 +103,7 @@ def as_arrow(table: Any, columns: Sequence[str], what: str) -> pa.Table:
 
 def is_in_memory(table: Any) -> bool:
     """Return True for a pandas, Polars or PyArrow table, whose rows have an order."""
-    return not hasattr(table, "sparkSession") and not isinstance(table, str | Path)
+    return not hasattr(table, "sparkSession") and not isinstance(table, Location | list | tuple)
 
 
 def numbered(table: Any) -> pa.Table:
@@ -196,9 +203,9 @@ def _require_texts(names: Sequence[Any]) -> None:
     _require_different(list(names))
 
 
-def _stored(name: str, spark: SparkSession) -> DataFrame:
+def _stored(spark: SparkSession, name: Location, encoding: str | None, separator: str | None) -> DataFrame:
     """Return a table of the catalog, a lake table, or one of plain files."""
-    if "/" not in name and Path(name).suffix not in _READERS:
+    if isinstance(name, str) and not is_path(name):
         try:
             is_table = spark.catalog.tableExists(name)
         except AnalysisException:  # no catalog of that name, or no name of a table
@@ -207,29 +214,4 @@ def _stored(name: str, spark: SparkSession) -> DataFrame:
             return spark.table(name)
         if not Path(name).exists():
             raise TableError(f"there is no table or view '{name}', and no file or folder of that name")
-    if (lake := read_lake_table(spark, name)) is not None:
-        return lake
-    kind = _READERS.get(Path(name).suffix) or _kind_of_folder(Path(name))
-    reader = spark.read
-    if kind == "csv":
-        reader = reader.option("header", True).option("inferSchema", True)
-    try:
-        # Spark decides where a path without a scheme is: on this machine, or in the cluster's own file system.
-        return reader.format(kind).load(name)
-    except AnalysisException as error:
-        if error.getCondition() == "UNABLE_TO_INFER_SCHEMA":
-            raise TableError(f"{name} holds no file of format {kind}; give the folder or file of the table") from error
-        if error.getCondition() != "PATH_NOT_FOUND":
-            raise
-        raise TableError(f"there is no file or folder {name}") from error
-
-
-def _kind_of_folder(path: Path) -> str:
-    """Return the format of the files in a folder, by their suffixes; Parquet if no suffix is known."""
-    files = (file for file in path.rglob("*") if not file.name.startswith(("_", "."))) if path.is_dir() else ()
-    for file in files:
-        if file.suffix in _READERS:
-            return _READERS[file.suffix]
-    if path.is_file():
-        raise TableError(f"{path} has none of the suffixes {sorted(_READERS)}; read it with Spark and give the table")
-    return "parquet"
+    return read_stored(spark, [name], encoding=encoding, separator=separator)

@@ -23,6 +23,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines.spark import numbered_partitions, numbers_of, refuse_lake_tables
+from mirrorspark.data_pipelines.stored_tables import path_for_spark
 from mirrorspark.spark_session import SPARK_ERRORS, first_line, task_message
 from mirrorspark.storage import StoragePath
 from mirrorspark.storage.publish import SaveMode, TargetExistsError, WriteJob, WrittenFile
@@ -293,7 +294,7 @@ def _read(
 ) -> DataFrame:
     try:
         frame = spark.read.csv(
-            paths if isinstance(paths, str) else list(paths),
+            [path_for_spark(path) for path in ([paths] if isinstance(paths, str) else paths)],
             schema=schema,
             header=True,
             # By default Spark goes by position and ignores the header; this makes it compare every header with the
@@ -301,6 +302,8 @@ def _read(
             enforceSchema=False,
             nullValue=csv_null,
             sep=separator,
+            # pandas and Excel double a quote, and a backslash is a plain character to them.
+            escape='"',
             # By default, Spark silently makes a null of a value that does not fit its type.
             mode="FAILFAST",
         )

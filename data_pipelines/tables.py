@@ -11,13 +11,14 @@ from uuid import uuid4
 
 from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import StringType, StructField, StructType
 
-from mirrorspark.data_pipelines.spark import read_lake_table, refuse_lake_tables
+from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
+from mirrorspark.data_pipelines.spark import refuse_lake_tables
+from mirrorspark.data_pipelines.stored_tables import TableError, read_stored
 from mirrorspark.spark_session import first_line
-from mirrorspark.storage import lakes
+from mirrorspark.storage import StoragePath, lakes, listing, literal_hadoop_uri
 
-CSV_ENDINGS = (".csv", ".csv.gz", ".csv.bz2", ".csv.zip")
+CSV_ENDINGS = (".csv", ".csv.gz", ".csv.bz2", ".csv.zip", ".tsv", ".tsv.gz")
 PARQUET_ENDING = ".parquet"
 
 # Files up to this size are identified by their content, larger ones by size and modification time.
@@ -82,7 +83,7 @@ def register_tables(
         files: The file of each table.
         schemas: The columns of each table in Spark's DDL; a CSV file may have more, in any order.
         unpacked: Folder for unpacked zip archives, which Spark cannot read packed.
-        csv_null: Text that means null in CSV files.
+        csv_null: A further text that means null in CSV files, in addition to those of ``ms.read_table``.
 
     Raises:
         LakeTableError: A file is, or lies in, a Delta, Iceberg or Hudi table that cannot be read.
@@ -93,13 +94,14 @@ def register_tables(
         readable = _unzipped(path, unpacked) if path.suffix == ".zip" else path
         try:
             if readable.name.endswith(PARQUET_ENDING):
-                lake = read_lake_table(spark, str(readable))
-                frame = spark.read.parquet(str(readable)) if lake is None else lake
+                frame = read_stored(spark, [readable], kind="parquet")
             else:
-                refuse_lake_tables(spark, [str(readable)])
+                refuse_lake_tables(spark, [literal_hadoop_uri(StoragePath.of(readable))])
                 frame = _read_csv(spark, readable, table, schemas[table], csv_null)
         except (AnalysisException, ParseException) as error:
             raise SourceError(f"table '{table}' ({path}) cannot be read: {first_line(error)}") from error
+        except (TableError, CsvError) as error:
+            raise SourceError(f"table '{table}' cannot be read: {error}") from error
         frame.createOrReplaceTempView(table)
 
 
@@ -161,11 +163,10 @@ def _unzipped(path: Path, unpacked: Path) -> Path:
 def _read_csv(spark: SparkSession, path: Path, table: str, schema: str, null: str) -> DataFrame:
     """Return the columns of ``schema``, found by name: Spark goes by position, so a shifted table becomes nulls."""
     wanted = spark.createDataFrame([], schema).schema
-    header = spark.read.csv(str(path), header=True).columns
-    missing = [column for column in wanted.names if column not in header]
+    plan = CsvTable.of(spark, listing.list_files(path))
+    missing = [column for column in wanted.names if column not in plan.header]
     if missing:
-        raise SourceError(f"table '{table}' ({path.name}) lacks the columns {missing}; its header has {header}")
-    in_file = StructType([wanted[name] if name in wanted.names else StructField(name, StringType()) for name in header])
-    # By default, Spark silently makes a null of a value that does not fit its type.
-    frame = spark.read.csv(str(path), schema=in_file, header=True, nullValue=null, mode="FAILFAST")
-    return frame.select(*wanted.names)
+        raise SourceError(
+            f"table '{table}' ({path.name}) lacks the columns {missing}; its header has {list(plan.header)}"
+        )
+    return plan.declared(spark, wanted, null=null)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mirrorspark.callbacks.mlflow import tracking_store
-from mirrorspark.data_pipelines.spark import read_lake_table
+from mirrorspark.data_pipelines import read_table
 from mirrorspark.lifecycle.gate import Gates, SingleRowsError, Slicing, log_validation, read_eval_config, validate
 from mirrorspark.lifecycle.pipeline import PipelineSettings
 from mirrorspark.lifecycle.promotion import (
@@ -80,11 +80,10 @@ def _validate(options: argparse.Namespace) -> int:
     candidate = resolve(options.candidate, options.tracking_uri)
     spark = open_command_session(options.master, verbose=options.verbose)
     try:
-        lake = read_lake_table(spark, *options.input)
         found = validate(
             candidate,
             champion,
-            spark.read.parquet(*options.input) if lake is None else lake,
+            read_table(spark, options.input),
             slices,
             gates,
             label=label,

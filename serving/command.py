@@ -28,6 +28,7 @@ from mirrorspark.serving.servable import label_of
 from mirrorspark.serving.service import RequestLimits, Service
 from mirrorspark.serving.sources import ModelSource, ServedSources, StoreSource
 from mirrorspark.serving.traffic_split import DeclaredSplit
+from mirrorspark.storage import read_text
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def tokens_of(file: Path | None) -> list[str]:
             raise ValueError(f"{TOKEN_VARIABLE} is set and blank; give a token, or unset it to serve without one")
         return [] if given is None else [given.strip()]
     try:
-        text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+        text = read_text(file)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 ({error.reason}); write one token into each line") from None
     tokens = [line.strip() for line in text.splitlines() if line.strip()]

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
         hadoop_path,
         hadoop_uri,
         leads_out,
+        literal_hadoop_uri,
     )
+    from mirrorspark.storage.text_file import encoding_of, read_text
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -51,6 +53,7 @@ __all__ = [
     "Timing",
     "atomic_file",
     "clean",
+    "encoding_of",
     "file_lock",
     "hadoop_path",
     "hadoop_uri",
@@ -59,9 +62,11 @@ __all__ = [
     "lakes",
     "leads_out",
     "listing",
+    "literal_hadoop_uri",
     "lock_state",
     "one_line",
     "out_of_memory",
+    "read_text",
     "renewed",
     "running_seconds",
     "terminal_text",

@@ -28,6 +28,7 @@ _HADOOP_SPELLINGS = {"s3a": "s3", "s3n": "s3"}
 # At least two letters, because a Windows drive has one.
 _ONE_SLASH = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/(?!/)(?P<rest>.*)", re.DOTALL)
 _DENIED = re.compile(r"(access|permission).?denied|forbidden|\b403\b", re.IGNORECASE)
+_PATTERN_CHARACTERS = re.compile(r"[\\*?\[\]{}]")
 _COPY_BYTES = 8 * 2**20
 
 
@@ -406,6 +407,11 @@ def hadoop_uri(path: StoragePath, *given: Location) -> str:
     spellings = [str(location).partition("://")[0] for location in given]
     spelled = next((one for one in spellings if _HADOOP_SPELLINGS.get(one.lower(), one.lower()) == scheme), scheme)
     return f"{spelled}://{rest}"
+
+
+def literal_hadoop_uri(path: StoragePath, *given: Location) -> str:
+    """Return a path as in :func:`hadoop_uri`, with every character escaped that ``spark.read`` takes for a pattern."""
+    return _PATTERN_CHARACTERS.sub(r"\\\g<0>", hadoop_uri(path, *given))
 
 
 def hadoop_path(uri: str) -> StoragePath:

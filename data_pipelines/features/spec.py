@@ -33,7 +33,7 @@ from mirrorspark.data_pipelines.features.kinds import (
 )
 from mirrorspark.data_pipelines.features.names import refusal_of_name
 from mirrorspark.pages import heading_html, panel_html, rows_html
-from mirrorspark.storage import atomic_file
+from mirrorspark.storage import atomic_file, read_text
 
 if TYPE_CHECKING:  # a spec needs no Spark
     from pyspark.sql import DataFrame
@@ -398,8 +398,8 @@ class FeatureSpec:
             FeatureSpecError: The file is missing or no YAML mapping, or as :meth:`from_dict` says.
         """
         try:
-            document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
+            document = yaml.safe_load(read_text(Path(path)))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise FeatureSpecError(f"feature spec {path} cannot be read: {error}") from error
         _check_mapping(f"feature spec {path}", document)
         return cls.from_dict(document)

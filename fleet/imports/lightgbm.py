@@ -11,6 +11,7 @@ from mirrorspark.fleet.columns import FleetError
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.imports.imported_model import ImportedModel, check_trees, column_names, fleet_of, read_models
 from mirrorspark.fleet.trees import TreeNodes
+from mirrorspark.storage import read_text
 
 _LINKS = {
     "binary": "logit",
@@ -73,7 +74,7 @@ def _predictions(model: Any, rows: Any) -> np.ndarray:
 
 def _text(name: str, model: Any) -> str:
     if isinstance(model, str | Path):
-        return Path(model).read_text(encoding="utf-8")
+        return read_text(Path(model))
     booster = getattr(model, "booster_", model)
     if not hasattr(booster, "model_to_string"):
         raise FleetError(

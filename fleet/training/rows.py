@@ -78,8 +78,8 @@ def split_rows(
 def _with_keys(table: Any, keys: str | Sequence[str] | None, spark: SparkSession) -> tuple[DataFrame, tuple[str, ...]]:
     """Return the table with columns that identify its rows, and their names."""
     if keys is None and any_table.is_in_memory(table):
-        return any_table.as_dataframe(any_table.numbered(table), spark), (any_table.ROW_NUMBER,)
-    rows = any_table.as_dataframe(table, spark)
+        return any_table.read_table(spark, any_table.numbered(table)), (any_table.ROW_NUMBER,)
+    rows = any_table.read_table(spark, table)
     if not keys:
         raise any_table.TableError(
             f"the rows of a stored table have no numbers; give keys=, columns that identify one, of {rows.columns[:20]}"

@@ -16,7 +16,7 @@ import yaml
 from numpy.typing import NDArray
 
 from mirrorspark.lifecycle.experiments.allocation import BUCKETS, Ranges, allocated, buckets_of, reallocated
-from mirrorspark.storage import atomic_file
+from mirrorspark.storage import atomic_file, read_text
 
 HOLDOUT = "holdout"
 """The variant of units that are held out: they take part in no experiment."""
@@ -189,7 +189,7 @@ class Experiment:
         """
         try:
             # JSON is YAML, too.
-            return cls.of(yaml.safe_load(Path(path).read_text(encoding="utf-8")), path)
+            return cls.of(yaml.safe_load(read_text(Path(path))), path)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ExperimentError(f"{path} is neither YAML nor JSON: {error}") from error
 

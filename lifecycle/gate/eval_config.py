@@ -18,6 +18,7 @@ from google.protobuf import json_format, text_format
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, MIN_EXAMPLES, Gates, Threshold
 from mirrorspark.serving import Messages, message_class
+from mirrorspark.storage import read_text
 
 # Other metrics cannot be kept, and are refused.
 _MESSAGES: Messages = {
@@ -114,9 +115,9 @@ def read_eval_config(file: str | Path) -> EvalConfig:
     """
     path = Path(file)
     message = message_class("EvalConfig", _MESSAGES, {"MetricDirection": _DIRECTIONS})()
-    text = path.read_text(encoding="utf-8")
     try:
-        if path.suffix in (".yaml", ".yml", ".json"):
+        text = read_text(path)
+        if path.suffix.lower() in (".yaml", ".yml", ".json"):
             document = yaml.safe_load(text) or {}
             # A run's own file wraps it.
             json_format.ParseDict(document.get("evalConfig", document.get("eval_config", document)), message)

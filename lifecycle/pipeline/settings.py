@@ -9,7 +9,7 @@ import yaml
 
 from mirrorspark.lifecycle.gate import Gates, Slicing, slicings_of
 from mirrorspark.lifecycle.settings import settings_of
-from mirrorspark.storage import one_line
+from mirrorspark.storage import one_line, read_text
 from mirrorspark.training.configuration import ConfigError, read_yaml, recipe_folder
 
 SETTINGS_FILE = "pipeline.yaml"
@@ -100,7 +100,7 @@ class PipelineSettings:
         if not source.is_file():
             raise ConfigError(f"there is no file {source}; give the settings of the pipeline as YAML")
         try:
-            values = read_yaml(source.read_text(encoding="utf-8")) or {}
+            values = read_yaml(read_text(source)) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{source} is not YAML: {one_line(error)}") from error
         if not isinstance(values, dict):

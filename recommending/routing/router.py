@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from mirrorspark.recommending.reranking import Rules
 from mirrorspark.recommending.routing.blend import Fusion, VectorFusion
 from mirrorspark.scoring import ScoringError
+from mirrorspark.storage import read_text
 
 Nulls = Literal["skip", "match", "fail"]
 """A row with a null in a route's column: the next route decides, this one takes it, or the row cannot be scored."""
@@ -246,7 +247,7 @@ class Router:
         """
         import yaml
 
-        return cls.of(yaml.safe_load(Path(path).read_text(encoding="utf-8")), path)
+        return cls.of(yaml.safe_load(read_text(Path(path))), path)
 
     @classmethod
     def of(cls, document: Any, origin: str | Path) -> "Router":

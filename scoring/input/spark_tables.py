@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DataType, StructField, StructType
 
+from mirrorspark.data_pipelines import TableError, read_stored
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.spark_session import SPARK_ERRORS, task_message
@@ -46,11 +47,13 @@ class SparkSource:
             if self.format == "table":
                 (name,) = self.paths
                 return spark.table(name)
+            if self.format in ("csv", "json"):
+                return read_stored(spark, self.paths, kind=self.format)
             reader = spark.read.format(self.format)
-            if self.format == "csv":
-                reader = reader.options(header=True, inferSchema=True)
             # Table formats reject a list of paths, even with one element.
             return reader.load(self.paths[0] if len(self.paths) == 1 else list(self.paths))
+        except TableError as error:
+            raise ScoringError(str(error)) from error
         except SPARK_ERRORS as error:
             needs = next((format_.needs for format_ in lakes.LAKE_FORMATS if format_.name == self.format), "")
             raise ScoringError(

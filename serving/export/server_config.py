@@ -7,7 +7,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from mirrorspark.serving.protos import Messages, message_class
-from mirrorspark.storage import atomic_file
+from mirrorspark.storage import atomic_file, read_text
 
 CONFIG_FILE = "models.config"
 
@@ -42,7 +42,7 @@ def read_config(file: Path) -> Any:
     """
     config = message_class("ModelServerConfig", _MESSAGES, {"ModelType": _MODEL_TYPES})()
     try:
-        text_format.Parse(file.read_text(encoding="utf-8"), config)
+        text_format.Parse(read_text(file), config)
     except FileNotFoundError:
         pass
     except (text_format.ParseError, UnicodeDecodeError) as error:

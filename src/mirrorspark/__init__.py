@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mirrorspark.data_pipelines import convert as convert
     from mirrorspark.data_pipelines import ingest_csv as ingest_csv
     from mirrorspark.data_pipelines import read_profile as read_profile
+    from mirrorspark.data_pipelines import read_table as read_table
     from mirrorspark.data_pipelines import read_tfrecords as read_tfrecords
     from mirrorspark.data_pipelines import write_tfrecords as write_tfrecords
     from mirrorspark.data_pipelines import write_tfrecords_from_parquet as write_tfrecords_from_parquet
@@ -232,6 +233,7 @@ SUBJECTS: Mapping[str, tuple[str, ...]] = {
         "load_rows",
         "random_split",
         "read_profile",
+        "read_table",
         "read_tfrecords",
         "ReadPlan",
         "RowPlan",

@@ -13,7 +13,7 @@ from pyspark.ml.functions import array_to_vector
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.any_table import as_dataframe, in_arrow
+from mirrorspark.data_pipelines.any_table import in_arrow, read_table
 from mirrorspark.data_pipelines.conversion import ConversionOptions, convert
 from mirrorspark.data_pipelines.features.column_facts import arrow_facts, column_facts
 from mirrorspark.data_pipelines.features.infer import NoKeyError, infer_spec
@@ -197,7 +197,7 @@ def test_orders_and_dates_of_a_table_in_memory_reach_the_features(spark: "SparkS
         }
     )
     rows = in_arrow(frame)
-    df = as_dataframe(rows, spark)
+    df = read_table(spark, rows)
     spec = infer_spec(df, label="y", keys="id", in_memory=rows)
     assert spec == infer_spec(df, label="y", keys="id")
     assert spec.features == (
@@ -233,7 +233,7 @@ def test_an_ordered_categorical_is_an_ordinal_label_whose_ranks_are_stored(
     frame = pd.DataFrame({"id": [f"row {i}" for i in n], "x": n % 7 / 2, "size": size, "stars": n % 5 - 2})
     frame["split"] = np.array(["train", "validation", "test", "train"])[n // 4 % 4]
     rows = in_arrow(frame)
-    df = as_dataframe(rows, spark)
+    df = read_table(spark, rows)
     spec = infer_spec(df, label="size", keys="id", in_memory=rows, exclude=("split", "stars"))
     assert spec.label == Label("size", "ordinal", classes=("XS", "S", "M", "L"))
     assert spec == infer_spec(df, label="size", keys="id", exclude=("split", "stars"))
@@ -244,7 +244,7 @@ def test_an_ordered_categorical_is_an_ordinal_label_whose_ranks_are_stored(
         pa.Table.from_pandas(plain, preserve_index=False).drop_columns("size").append_column("size", sizes),
     ):
         held = in_arrow(other)
-        found = default_spec(as_dataframe(held, spark), "size", keys=("id",), exclude=("stars",), in_memory=held)
+        found = default_spec(read_table(spark, held), "size", keys=("id",), exclude=("stars",), in_memory=held)
         assert (found.label, found.keys) == (spec.label, spec.keys)
     given = {"name": "size", "kind": "ordinal"}
     assert default_spec(df, given, keys=("id",), exclude=("stars",), in_memory=rows) == spec

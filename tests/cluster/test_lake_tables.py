@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mirrorspark.data_pipelines.any_table import as_dataframe
+from mirrorspark.data_pipelines.any_table import read_table
 from mirrorspark.data_pipelines.ingest import ingest_csv
 from mirrorspark.data_pipelines.spark.lake_tables import read_lake_table
 from mirrorspark.data_pipelines.tables import register_tables
@@ -79,7 +79,7 @@ def table(tmp_path: Path) -> Path:
 
 def test_a_table_is_read_by_its_format_where_the_session_has_it(with_delta: "SparkSession", table: Path) -> None:
     for path in (str(table), f"file://{table}", str(table.parent / "tab*")):
-        assert sorted(row.x for row in as_dataframe(path, with_delta).collect()) == [0.0, 2.0], path
+        assert sorted(row.x for row in read_table(with_delta, path).collect()) == [0.0, 2.0], path
     renamed = table.rename(table.parent / "flights.parquet")
     register_tables(with_delta, {"flights": renamed}, {"flights": "x double"}, unpacked=table.parent / "unpacked")
     assert with_delta.table("flights").count() == 2
@@ -91,7 +91,7 @@ def test_a_session_without_the_format_is_told_what_it_needs(spark: "SparkSession
         match=r"table is a Delta table, whose log \(_delta_log\) says .*; this session does not have the format "
         r"'delta': start the session with spark.jars.packages=io.delta:delta-spark.*, or give the name of the table",
     ):
-        as_dataframe(table, spark)
+        read_table(spark, table)
     for name, log, package in (("hudi", ".hoodie", "hudi-spark"), ("iceberg", "metadata", "iceberg-spark-runtime")):
         other = table.parent / name
         (other / log).mkdir(parents=True)
@@ -99,7 +99,7 @@ def test_a_session_without_the_format_is_told_what_it_needs(spark: "SparkSession
         with pytest.raises(
             LakeTableError, match=f"does not have the format '{name}': start the session with .*{package}"
         ):
-            as_dataframe(other, spark)
+            read_table(spark, other)
 
 
 def test_a_part_of_a_table_is_not_read_as_plain_files(with_delta: "SparkSession", table: Path) -> None:
@@ -110,11 +110,11 @@ def test_a_part_of_a_table_is_not_read_as_plain_files(with_delta: "SparkSession"
     (table.parent / "link").symlink_to(table / "day=3")
     for path in (table / "day=3", table / "part-0.parquet", table / "*.parquet", table.parent / "link"):
         with pytest.raises(LakeTableError, match=r"would be read without it: give the folder of the table alone"):
-            as_dataframe(path, with_delta)
+            read_table(with_delta, path)
     with pytest.raises(LakeTableError, match="would be read without it"):
         read_lake_table(with_delta, str(plain), str(table))
     assert read_lake_table(with_delta, str(plain), str(plain)) is None
-    assert as_dataframe(plain, with_delta).count() == 1
+    assert read_table(with_delta, plain).count() == 1
 
 
 def test_text_is_not_ingested_from_a_table_and_nothing_is_written_into_one(spark: "SparkSession", table: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from mirrorspark.storage import read_text
 from mirrorspark.training.configuration.fields import GROUPS, ConfigError, likely_meant
 
 RECIPE_FILE = "recipe.yaml"
@@ -58,6 +59,12 @@ def read_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
 
 
+def without_semicolon(sql: str) -> str:
+    """Return a query without the semicolon that many editors put after it."""
+    query = sql.rstrip()
+    return query.rstrip("; \t\n") + "\n" if query.endswith(";") else sql
+
+
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with the installation."""
     folders = (entry for entry in resources.files("mirrorspark.recipes").iterdir() if entry.is_dir())
@@ -87,7 +94,11 @@ def load_recipe(recipe: str) -> dict[str, Any]:
     for name in (RECIPE_FILE, SQL_FILE):
         if not folder.joinpath(name).is_file():
             raise ConfigError(f"recipe folder {folder} has no {name}; a recipe is a {RECIPE_FILE} and a {SQL_FILE}")
-        texts[name] = folder.joinpath(name).read_text(encoding="utf-8")
+        try:
+            texts[name] = read_text(folder.joinpath(name))
+        except UnicodeDecodeError as error:
+            raise ConfigError(error.reason) from error
+    texts[SQL_FILE] = without_semicolon(texts[SQL_FILE])
     try:
         values = read_yaml(texts[RECIPE_FILE])
     except yaml.YAMLError as error:

@@ -314,7 +314,7 @@ def _rows_and_spec(
                 f"label '{name}' is not that of the spec, '{spec.label.name}'; give one of them"
             )
         needs_number = any_table.is_in_memory(table) and spec.keys == (any_table.ROW_NUMBER,)
-        return any_table.as_dataframe(any_table.numbered(table) if needs_number else table, spark), spec
+        return any_table.read_table(spark, any_table.numbered(table) if needs_number else table), spec
     given = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     left_out = (*exclude, *([time] if time else ()))
@@ -322,7 +322,7 @@ def _rows_and_spec(
     rows = any_table.in_arrow(table) if any_table.is_in_memory(table) else table
     is_numbered = not given and isinstance(rows, pa.Table) and any_table.ROW_NUMBER not in rows.column_names
     rows = any_table.numbered(rows) if is_numbered else rows
-    df = any_table.as_dataframe(rows, spark)
+    df = any_table.read_table(spark, rows)
     unknown = [name for name in exclude if name not in df.columns]
     if unknown:  # A column that gives the label away would stay a feature.
         raise kinds.FeatureSpecError(

@@ -110,7 +110,7 @@ class FitResult:
             A pandas or Polars DataFrame or a PyArrow table for one of these, else a Spark DataFrame.
         """
         needs_number = self.spec.keys == (any_table.ROW_NUMBER,) and any_table.is_in_memory(table)
-        df = any_table.as_dataframe(any_table.numbered(table) if needs_number else table, self.rows.sparkSession)
+        df = any_table.read_table(self.rows.sparkSession, any_table.numbered(table) if needs_number else table)
         if self.spec.label.form == "multi_class":
             options.setdefault("outputs", Labelled())
         return any_table.in_form_of(score(df, self.model, keys=list(self.spec.keys), **options), table)

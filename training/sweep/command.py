@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn, get_args
 
 from mirrorspark.data_pipelines.features import kinds
 from mirrorspark.models import ModelSettingsError
-from mirrorspark.storage import one_line
+from mirrorspark.storage import one_line, read_text
 from mirrorspark.training.configuration import ConfigError, RunConfig, parse, summary_file
 from mirrorspark.training.run import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, begin, end, explain, show
 from mirrorspark.training.sweep.options import Pruner, Sampler, SweepOptions
@@ -88,9 +88,11 @@ def read_options(arguments: Sequence[str]) -> SweepOptions:
     flags, others = _build_parser().parse_known_args(list(arguments))
     config = parse(others)
     try:
-        text = Path(flags.search_space).read_text(encoding="utf-8") if flags.search_space else None
+        text = read_text(Path(flags.search_space)) if flags.search_space else None
     except OSError as error:
         raise ConfigError(f"search-space {flags.search_space} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"search-space: {error.reason}") from error
     space = read_space(flags.search, text, config)
     own = {name: value for name, value in vars(flags).items() if name not in ("search", "search_space")}
     return SweepOptions(config, space, tuple(others), **own)

@@ -8,7 +8,7 @@ import yaml
 from mirrorspark.lifecycle.experiments.definition import Experiment
 from mirrorspark.lifecycle.experiments.live.checks import LiveChecks
 from mirrorspark.lifecycle.settings import settings_of
-from mirrorspark.storage import one_line
+from mirrorspark.storage import one_line, read_text
 
 _KEY_CHARACTERS = 16
 
@@ -66,7 +66,7 @@ class TrafficFile:
         if self.settings.unit_key_file is None:
             return None
         path = self.path.parent / self.settings.unit_key_file
-        key = path.read_text(encoding="utf-8").strip()
+        key = read_text(path).strip()
         if len(key) < _KEY_CHARACTERS:
             raise TrafficError(
                 f"{path} has a key of {len(key)} characters; write {_KEY_CHARACTERS} or more, such as those of "
@@ -92,10 +92,10 @@ class TrafficFile:
             ExperimentError: So is its experiment.
             OSError: It cannot be read.
         """
-        text = path.read_text(encoding="utf-8")
         try:
+            text = read_text(path)
             values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise TrafficError(f"{path} is not YAML: {one_line(error)}") from error
         if not isinstance(values, dict) or not {"name", "experiment", "models"} <= set(values):
             raise TrafficError(f"{path} needs name, experiment, and models by variant; see docs/serving.md")

@@ -499,3 +499,14 @@ def test_a_query_stands_in_the_configuration_line_by_line() -> None:
     assert "sql: |" in text
     assert all(f"  {line}".rstrip() in text for line in config.sql.splitlines())
     assert yaml.safe_load(text)["sql"] == config.sql
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_recipe_is_read_as_an_editor_on_windows_has_written_it(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "recipe.yaml").write_bytes("label: späť\r\nkeys: id\r\n".encode(encoding))
+    (tmp_path / "table.sql").write_bytes("SELECT *\r\nFROM plain;\r\n".encode(encoding))
+    found = load_recipe(str(tmp_path))
+    assert (found["label"], found["keys"], found["sql"]) == ("späť", "id", "SELECT *\nFROM plain\n")
+    (tmp_path / "table.sql").write_bytes("SELECT 'ü'".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"table\.sql is not UTF-8; save it with the encoding UTF-8"):
+        load_recipe(str(tmp_path))
