@@ -33,13 +33,21 @@ _REASON = re.compile(
 )
 _REMEDIES = (
     (
-        re.compile(r"invalid null input|UnixPrincipal|LoginException|whoami|cannot find name for user"),
+        re.compile(
+            r"invalid null input|basedir must be absolute: \?|UnixPrincipal|LoginException"
+            r"|whoami|cannot find name for user"
+        ),
         "the user of this process has no line in /etc/passwd, which Java needs; add one, or run as another user",
     ),
-    (re.compile(r"(?i)too many open files|EMFILE"), "allow more open files (ulimit -n 4096)"),
+    (re.compile(r"(?i)too many open files|EMFILE|A JNI error has occurred"), "allow more open files (ulimit -n 4096)"),
     (
         re.compile(r"(?i)heap|reserve enough space|allocate memory|OutOfMemory|unable to create native thread"),
         "Java gets less memory than it asks for, or than it needs; set spark.driver.memory and Java's options to fit",
+    ),
+    # Spark's script takes what Java says on its standard output for the command.
+    (
+        re.compile(r"CMD: bad array subscript"),
+        "Java ended at once, as it does with too large a heap or a wrong option; look at its memory and options",
     ),
     (re.compile(r"(?i)unrecogni[sz]ed|could not create the java virtual machine"), "take the option away"),
     (re.compile(r"(?i)no such file|not found"), "install Java 17 or later, and set JAVA_HOME to it"),
