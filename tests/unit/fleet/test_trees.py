@@ -291,7 +291,7 @@ def test_files_that_are_damaged_are_refused(tmp_path: Path) -> None:
         file.write_text(part)
         with pytest.raises(FleetError, match=r"model 'm' is not as its library writes it \(ValueError:"):
             fleet_from_lightgbm({"m": file})
-    file.write_bytes(b"\xff\xfe")
+    file.write_bytes(b"\xff\xff")
     with pytest.raises(FleetError, match="UnicodeDecodeError"):
         fleet_from_lightgbm({"m": file})
     file = tmp_path / "model.json"
