@@ -277,9 +277,6 @@ def test_an_impossible_proposal_of_features_is_refused(orders: "DataFrame") -> N
     ):
         FeatureSpec.infer(orders.select("order_id", "again", "seen_at"), label="again")
     spaced = orders.select("order_id", "again", orders["age"].alias("age in years"))
-    with pytest.raises(
-        FeatureSpecError, match=r"age in years is left out: its name .*all columns of pandas: df\.columns ="
-    ):
-        FeatureSpec.infer(spaced, label="again")
+    assert [feature.name for feature in FeatureSpec.infer(spaced, label="again").features] == ["age in years"]
     with pytest.raises(FeatureSpecError, match="the table has no rows, or no value in any of the columns"):
         FeatureSpec.infer(orders.limit(0), label="again")

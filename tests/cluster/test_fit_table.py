@@ -187,7 +187,7 @@ def test_an_edited_spec_and_other_settings_make_a_run_that_is_compared(
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"label": "lat"}, ms.FeatureSpecError, r"label: the table has no column 'lat'; .*: did you mean 'late'\?"),
+        ({"label": "lat"}, ms.FeatureSpecError, r"label: the table has no column 'lat'; .* \(did you mean 'late'\?\)"),
         ({"epoch": 3}, ConfigError, r"settings \['epoch'\] are unknown"),
         (
             {"keys": "town"},
