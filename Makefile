@@ -28,7 +28,7 @@ run: setup  ## the main job on NYC flights: convert, train, register, score (WOR
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		exec $(bin)/python -m training.run --workers $(WORKERS) $(ARGS)
 
-test: check  ## all checks and the tests, 15 to 40 minutes on two cores (ARGS="-k checkpoint", TESTS=tests/unit)
+test: check  ## all checks and the usual tests, 15 to 35 minutes on two cores (ARGS="-k checkpoint", TESTS=tests/unit)
 	@tools/browser.sh
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		if [ -n "$(TESTS)" ]; then exec $(bin)/pytest $(TESTS) $(ARGS); fi && \
@@ -39,7 +39,7 @@ test-faults: setup  ## every kill, outage, soak, whole recipe and notebook, and 
 	@JAVA_HOME="$$(tools/java.sh)" && export JAVA_HOME && \
 		tools/kernels.sh && exec $(bin)/pytest tests --full $(SIDE_BY_SIDE) 3 $(ARGS)
 
-unit: setup  ## the pure unit tests: no Java, no child processes, three to twelve minutes (ARGS="-k manifest")
+unit: setup  ## the pure unit tests: no Java, no child processes, four to twelve minutes (ARGS="-k manifest")
 	@tools/kernels.sh
 	@exec $(bin)/pytest $(UNIT) $(ARGS)
 
