@@ -11,7 +11,7 @@ from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines import held_columns
-from mirrorspark.data_pipelines.features import CATEGORIES
+from mirrorspark.data_pipelines.features import CATEGORIES, quoted
 from mirrorspark.data_pipelines.stored_tables import TableError as TableError
 from mirrorspark.data_pipelines.stored_tables import is_path, read_stored
 from mirrorspark.spark_session import require_running
@@ -96,9 +96,7 @@ def as_arrow(table: Any, columns: Sequence[str], what: str) -> pa.Table:
     missing = [name for name in columns if name not in names]
     if missing:
         raise TableError(f"{what} lacks the columns {missing}; it has {list(names)}")
-    # A select of Spark takes dots for nested fields.
-    chosen = [f"`{name}`" for name in columns]
-    return table.select(*chosen).toArrow() if in_memory is None else in_memory.select(list(columns))
+    return table.select(*map(quoted, columns)).toArrow() if in_memory is None else in_memory.select(list(columns))
 
 
 def is_in_memory(table: Any) -> bool:

@@ -11,43 +11,29 @@ import io
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce
 
 import pyarrow as pa
-import pyarrow.compute as pc
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import DataType, IntegralType, NumericType, StringType, StructField, StructType
+from pyspark.sql.types import StringType, StructField, StructType
 
+from mirrorspark.data_pipelines.cell_types import CellFacts, typed_cell
+from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.storage import StoragePath, encoding_of, listing, literal_hadoop_uri
 
 _LOGGER = logging.getLogger(__name__)
-
-MISSING = (
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA",
-    "NULL", "NaN", "None", "n/a", "nan", "null",
-)  # fmt: skip
-"""The cells that are missing values in every column, as in ``pandas.read_csv``."""
-
-MISSING_NUMBERS = (
-    "?", "-", "--", "\u2013", "\u2014", ".", "..", "*", "na", "n/a", "n.a.", "nan", "null", "none", "nil", "missing",
-    "unknown", "#n/a", "#na", "#null!", "#ref!", "#div/0!", "#value!", "#num!", "#name?", "<na>",
-)  # fmt: skip
-"""The cells, in lower case, that are missing values as well in a column whose other cells are all numbers or days."""
 
 _HEAD_BYTES = 1 << 20
 _HEADS_AT_A_TIME = 16
 # A smaller file is read by one task, which takes line breaks in cells for granted; a larger one is searched for them.
 _ONE_TASK_BYTES = 32 * 2**20
 _SEPARATORS = (",", ";", "\t", "|")
-# The most digits of 64 bits.
-_LONG_DIGITS = 19
 # The most bytes without a character that an encoding of single bytes has.
 _UNUSED_BYTES = 64
-_BLANKS = " \t\r\n\u00a0"
 _BAD_ROW = "_row_that_does_not_fit"
 _FACTS = StructType([StructField("facts", StringType())])
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"\xfd7zXZ": "xz"}
@@ -57,14 +43,6 @@ _SPARK_ENCODINGS = {
     "utf-8": "UTF-8", "utf-8-sig": "UTF-8", "utf-16": "UTF-16", "utf-16-le": "UTF-16LE", "utf-16-be": "UTF-16BE",
     "utf-32": "UTF-32", "iso8859-1": "ISO-8859-1", "ascii": "US-ASCII",
 }  # fmt: skip
-
-_INTEGER = r"^[+-]?[0-9]+$"
-_WHOLE_FRACTION = r"^[+-]?[0-9]+\.0*$"
-_NUMBER = r"^[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|(?i:inf|infinity))$"
-_COMMA = r"^[+-]?([0-9]*|[0-9]{1,3}(\.[0-9]{3})+),[0-9]+$"
-_THOUSANDS = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+$"
-_DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
-_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?$"
 
 
 class CsvError(ValueError):
@@ -177,8 +155,8 @@ class CsvTable:
         if not single_bytes:
             return frame
         before, after = single_bytes
-        decoded = {name: F.translate(_column(name), before, after) for name in form.header}
-        return frame.select(*[decoded.get(name, _column(name)).alias(name) for name in frame.columns])
+        decoded = {name: F.translate(quoted(name), before, after) for name in form.header}
+        return frame.select(*[decoded.get(name, quoted(name)).alias(name) for name in frame.columns])
 
     def typed(self, spark: SparkSession) -> DataFrame:
         """Return the rows with the types that all their cells have.
@@ -187,9 +165,9 @@ class CsvTable:
             CsvError: A file has bytes that are not text in its encoding, or rows with more cells than its header.
         """
         task = _Looking(self.header, tuple((len(form.header), form.separator) for form in self.files))
-        wanted = [_column(name) for name in (*self.header, _BAD_ROW)]
+        wanted = [quoted(name) for name in (*self.header, _BAD_ROW)]
         parts = self.cells(spark, bad_rows=True).select(*wanted).mapInArrow(task, _FACTS).collect()
-        found: dict[str, list[ColumnFacts]] = defaultdict(list)
+        found: dict[str, list[CellFacts]] = defaultdict(list)
         for part in parts:
             document = json.loads(part.facts)
             if document["long"]:
@@ -198,17 +176,17 @@ class CsvTable:
                     f"as {document['long']!r}; quote cells that hold a separator"
                 )
             for name, facts in document["columns"].items():
-                found[name].append(ColumnFacts(**facts))
-        all_facts = {name: ColumnFacts.of_all(found[name]) for name in self.header}
+                found[name].append(CellFacts(**facts))
+        all_facts = {name: CellFacts.of_all(found[name]) for name in self.header}
         if odd := [name for name, facts in all_facts.items() if facts.replaced]:
             self._require_text(odd)
         columns = {}
         for name in self.header:
             kind, has_commas = all_facts[name].kind()
-            columns[name] = typed_cell(_column(name), kind, self._shown(), name, has_commas=has_commas)
+            columns[name] = typed_cell(quoted(name), kind, self._shown(), name, has_commas=has_commas)
             self._tell(name, all_facts[name], kind, has_commas=has_commas)
         cells = self.cells(spark)
-        return cells.select(*[columns.get(name, _column(name)).alias(name) for name in cells.columns])
+        return cells.select(*[columns.get(name, quoted(name)).alias(name) for name in cells.columns])
 
     def declared(self, spark: SparkSession, schema: StructType, *, null: str = "") -> DataFrame:
         """Return the columns of ``schema``, found by name. A cell that does not fit fails the job that reads it.
@@ -222,7 +200,7 @@ class CsvTable:
             CsvError: A file has bytes that are not text in its encoding.
         """
         columns = [
-            typed_cell(_column(field.name), field.dataType, self._shown(), field.name, null=null).alias(field.name)
+            typed_cell(quoted(field.name), field.dataType, self._shown(), field.name, null=null).alias(field.name)
             for field in schema
         ]
         self._require_text([])
@@ -241,7 +219,7 @@ class CsvTable:
             for path in paths:
                 _require_encoding(path, form.encoding, columns)
 
-    def _tell(self, name: str, facts: "ColumnFacts", kind: str, *, has_commas: bool) -> None:
+    def _tell(self, name: str, facts: "CellFacts", kind: str, *, has_commas: bool) -> None:
         if kind != "string":
             if facts.words:
                 _LOGGER.info("column '%s' of %s: %s are missing values", name, self._shown(), facts.missing)
@@ -265,119 +243,6 @@ class CsvTable:
 
 
 @dataclass(frozen=True)
-class ColumnFacts:
-    """Facts on the cells of a column, which decide its type; counts are of different cells within a batch.
-
-    Attributes:
-        n: Cells that are not missing in every column.
-        words: Those out of :data:`MISSING_NUMBERS`.
-        numbers: Those that are numbers with a point or none, integers among them.
-        commas: Those that are numbers if a comma marks the decimals.
-        ambiguous: Those of ``commas`` that are numbers as well if a comma divides thousands.
-        least, most: The range of the integers; 0 beyond 64 bits.
-        digits: Of the longest integer; 20 beyond 64 bits.
-        replaced: Cells with the character that stands for undecodable bytes.
-        others: Examples of cells that are not numbers.
-        missing: Examples of ``words``.
-    """
-
-    n: int = 0
-    words: int = 0
-    integers: int = 0
-    numbers: int = 0
-    commas: int = 0
-    ambiguous: int = 0
-    booleans: int = 0
-    dates: int = 0
-    times: int = 0
-    least: int = 0
-    most: int = 0
-    digits: int = 0
-    replaced: int = 0
-    others: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, cells: pa.Array) -> "ColumnFacts":
-        """Return the facts on some cells."""
-        cells = pc.unique(cells.drop_null())
-        replaced = _count(pc.match_substring(cells, "\ufffd"))
-        cells = cells.filter(pc.invert(pc.is_in(cells, pa.array(MISSING, cells.type))))
-        trimmed = pc.unique(pc.utf8_trim_whitespace(cells))
-        is_word = pc.is_in(pc.utf8_lower(trimmed), pa.array(("", *MISSING_NUMBERS), cells.type))
-        values = trimmed.filter(pc.invert(is_word))
-        is_integer = pc.match_substring_regex(values, _INTEGER)
-        is_number = pc.match_substring_regex(values, _NUMBER)
-        integers, rest = values.filter(is_integer), values.filter(pc.invert(is_number))
-        digits = pc.max(pc.utf8_length(pc.utf8_ltrim(integers, "+-"))).as_py() or 0
-        bounds = {"min": 0, "max": 0}
-        if 0 < digits <= _LONG_DIGITS:
-            try:
-                bounds = pc.min_max(pc.cast(pc.utf8_ltrim(integers, "+"), pa.int64())).as_py()
-            except pa.ArrowInvalid:
-                digits = _LONG_DIGITS + 1
-        return cls(
-            n=len(trimmed),
-            words=_count(is_word),
-            integers=len(integers),
-            numbers=_count(is_number),
-            commas=_matches(rest, _COMMA),
-            ambiguous=_matches(rest, _THOUSANDS),
-            booleans=_count(pc.is_in(pc.utf8_lower(rest), pa.array(["true", "false"], cells.type))),
-            dates=_matches(rest, _DATE) if _are(rest.filter(pc.match_substring_regex(rest, _DATE)), pa.date32()) else 0,
-            times=_matches(rest, _TIME) if _are_times(rest) else 0,
-            least=bounds["min"],
-            most=bounds["max"],
-            digits=digits,
-            replaced=replaced,
-            others=tuple(rest[:3].to_pylist()),
-            missing=tuple(trimmed.filter(is_word)[:3].to_pylist()),
-        )
-
-    @classmethod
-    def of_all(cls, parts: Iterable["ColumnFacts"]) -> "ColumnFacts":
-        """Return the facts on the cells of all ``parts``."""
-        all_ = list(parts)
-        if not all_:
-            return cls()
-        counts = ("n", "words", "integers", "numbers", "commas", "ambiguous", "booleans", "dates", "times", "replaced")
-        return cls(
-            **{name: sum(getattr(part, name) for part in all_) for name in counts},
-            least=min(part.least for part in all_),
-            most=max(part.most for part in all_),
-            digits=max(part.digits for part in all_),
-            others=tuple(dict.fromkeys(word for part in all_ for word in part.others))[:3],
-            missing=tuple(dict.fromkeys(word for part in all_ for word in part.missing))[:3],
-        )
-
-    def kind(self) -> tuple[str, bool]:
-        """Return the type in Spark's words, and whether a comma marks the decimals."""
-        values = self.n - self.words
-        if not values:
-            return "string", False
-        if self.integers == values:
-            return self._integer_kind(), False
-        if self.numbers == values:
-            return "double", False
-        if self.commas > self.ambiguous and self.commas + self.integers == values and self.numbers == self.integers:
-            return "double", True
-        if self.booleans == self.n:
-            return "boolean", False
-        if self.dates == values:
-            return "date", False
-        if self.dates + self.times == values:
-            return "timestamp", False
-        return "string", False
-
-    def _integer_kind(self) -> str:
-        if self.digits > _LONG_DIGITS + 1:
-            return "string"  # an identifier, of which no digit may be lost
-        if self.digits > _LONG_DIGITS:
-            return "decimal(20,0)"
-        return "int" if self.least >= -(2**31) and self.most < 2**31 else "bigint"
-
-
-@dataclass(frozen=True)
 class _Looking:
     """The task that looks at cells. It gives the facts on each column, and a row that is too long.
 
@@ -390,54 +255,20 @@ class _Looking:
     forms: tuple[tuple[int, str], ...]
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        found: dict[str, list[ColumnFacts]] = defaultdict(list)
+        found: dict[str, list[CellFacts]] = defaultdict(list)
         long = ""
         for batch in batches:
             for place, name in enumerate(self.columns):
-                found[name].append(ColumnFacts.of(batch.column(place)))
+                found[name].append(CellFacts.of(batch.column(place)))
             for row in batch.column(len(self.columns)).drop_null().to_pylist():
                 if all(_is_long(row, cells, separator) for cells, separator in self.forms):
                     long = long or row[:200]
-        columns = {name: vars(ColumnFacts.of_all(parts)) for name, parts in found.items()}
+        columns = {name: vars(CellFacts.of_all(parts)) for name, parts in found.items()}
         yield pa.RecordBatch.from_pydict({"facts": [json.dumps({"columns": columns, "long": long})]})
 
 
 def _is_long(row: str, columns: int, separator: str) -> bool:
     return any(next(csv.reader(io.StringIO(row, newline=""), delimiter=separator), [])[columns:])
-
-
-def typed_cell(
-    cell: Column, kind: str | DataType, file: str, name: str, *, null: str = "", has_commas: bool = False
-) -> Column:
-    """Return a cell's value in its column's type; a cell that does not fit raises an error when it is read.
-
-    Args:
-        cell: The text of the cell.
-        kind: The column's type.
-        file: The file or folder, for the error.
-        name: The column, for the error.
-        null: A further text that stands for null.
-        has_commas: Whether a comma marks the decimals.
-    """
-    words = [*MISSING, null]
-    if kind == "string" or isinstance(kind, StringType):
-        return F.when(~cell.isin(words), cell)
-    text = F.btrim(cell, F.lit(_BLANKS))
-    shown = F.when(~(cell.isin(words) | text.isin(words) | F.lower(text).isin(list(MISSING_NUMBERS))), text)
-    value = F.translate(shown, ",.", ".") if has_commas else shown
-    if isinstance(kind, NumericType):  # Java's numbers may end in d or f
-        value = F.when(value.rlike(r"[dDfF]$") & ~value.rlike("(?i)inf$"), None).otherwise(value)
-    if isinstance(kind, IntegralType):  # pandas writes 3.0 in a column of whole numbers with a missing value
-        value = F.when(value.rlike(_WHOLE_FRACTION), F.regexp_replace(value, r"\.0*$", "")).otherwise(value)
-    message = F.concat(
-        F.lit(f"{file}: column '{name}' is "),
-        F.lit(kind if isinstance(kind, str) else kind.simpleString()),
-        F.lit(", but has the cell '"),
-        shown,
-        F.lit("'; correct the cell, empty it, or give the column another type"),
-    )
-    refused = F.when(shown.isNotNull(), F.raise_error(message))
-    return F.coalesce(value.try_cast(kind), refused.cast(kind))
 
 
 def _form(path: StoragePath, encoding: str | None, separator: str | None) -> CsvForm:
@@ -531,31 +362,3 @@ def _has_breaks(spark: SparkSession, path: StoragePath, given: Sequence[str]) ->
     lines = spark.read.text(literal_hadoop_uri(path, *given))
     quotes = F.length("value") - F.length(F.replace("value", F.lit('"'), F.lit("")))
     return bool(lines.where(quotes % 2 == 1).take(1))
-
-
-def _column(name: str) -> Column:
-    return F.col("`" + name.replace("`", "``") + "`")
-
-
-def _count(mask: pa.Array) -> int:
-    return pc.sum(mask).as_py() or 0
-
-
-def _matches(values: pa.Array, pattern: str) -> int:
-    return _count(pc.match_substring_regex(values, pattern))
-
-
-def _are(values: pa.Array, kind: pa.DataType) -> bool:
-    try:
-        pc.cast(values, kind)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
-def _are_times(values: pa.Array) -> bool:
-    """Return whether the values in the form of a time are times: none on the 31st of February."""
-    times = values.filter(pc.match_substring_regex(values, _TIME))
-    has_zone = pc.match_substring_regex(times, "(Z|[+-][0-9]{2}:?[0-9]{2})$")
-    zoned, plain = times.filter(has_zone), times.filter(pc.invert(has_zone))
-    return _are(zoned, pa.timestamp("us", "UTC")) and _are(plain, pa.timestamp("us"))

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import (
     DataType,
     DateType,
@@ -25,6 +24,7 @@ from pyspark.sql.types import (
 )
 
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
+from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.spark import read_lake_table
 from mirrorspark.storage import Location, StorageError, StoragePath, encoding_of, lakes, listing, literal_hadoop_uri
 
@@ -214,7 +214,7 @@ def _json(
             )
     is_whole = any(not is_lines for _, is_lines, _ in heads)
     df = _load(spark, "json", [file.path for file in files], base, given, multiLine=is_whole)
-    if _CORRUPT in df.columns and len(df.columns) > 0:
+    if _CORRUPT in df.columns:
         raise TableError(f"{shown} has lines or documents that are not JSON objects; correct them, or write JSON lines")
     return df
 
@@ -257,7 +257,7 @@ def _parquet(
     names = list(dict.fromkeys(name for frame in frames.values() for name in frame.columns))
     kinds = {name: _common_type(name, frames) for name in names}
     cast = [
-        frame.select(*[F.col(_quoted(name)).cast(kinds[name]).alias(name) for name in frame.columns])
+        frame.select(*[quoted(name).cast(kinds[name]).alias(name) for name in frame.columns])
         for frame in frames.values()
     ]
     lacking = [name for name in names if any(name not in frame.columns for frame in frames.values())]
@@ -278,10 +278,6 @@ def _footer(path: StoragePath) -> pa.Schema:
             return pq.read_schema(file)
     except pa.ArrowInvalid as error:
         raise TableError(f"{path} is not a Parquet file ({' '.join(str(error).split())}); write it again") from error
-
-
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
 
 
 def _common_type(name: str, frames: dict[StoragePath, DataFrame]) -> DataType:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame, SparkSession
 
-from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.data_pipelines.features import kinds, quoted
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark import progress_bar
 from mirrorspark.fleet.fleet import Fleet
@@ -20,7 +20,7 @@ from mirrorspark.fleet.layout import Layout
 from mirrorspark.fleet.packages import check_trust
 from mirrorspark.fleet.scorer import ASSUMED_INFERENCES_PER_SECOND, FleetScorer
 from mirrorspark.fleet.task import MODELS_KEY, FleetWriter
-from mirrorspark.scoring import ScoringError, SentColumns, check_keys, column_named, file_job
+from mirrorspark.scoring import ScoringError, SentColumns, check_keys, file_job
 from mirrorspark.scoring.input import Reader, SparkSource, rows_of
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import check_same_columns
@@ -224,7 +224,7 @@ def _of_table(table: DataFrame, columns: Sequence[str], target: StoragePath, rea
     present = _present(columns, found.names)
     if ambiguous := [name for name in kinds.repeated_names(found.names) if name in present]:
         raise ScoringError(f"the table has the columns {ambiguous} twice; drop or rename one of each")
-    chosen = table.select(*(column_named(name) for name in present))
+    chosen = table.select(*(quoted(name) for name in present))
     found.schema(present)  # types that no model takes are refused by their names in Spark
     return rows_of(chosen, reader) or chosen
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mirrorspark.scoring.files import score_files
     from mirrorspark.scoring.groups import score_by_group
     from mirrorspark.scoring.package import package_model
-    from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, column_named
+    from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys
     from mirrorspark.scoring.predictor import Predictor
     from mirrorspark.scoring.registration import log_version, new_version, open_store, register_model
     from mirrorspark.scoring.run import error_text, fail
@@ -30,7 +30,6 @@ __all__ = [
     "ScoringPlan",
     "SentColumns",
     "check_keys",
-    "column_named",
     "error_text",
     "fail",
     "file_job",

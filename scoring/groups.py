@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql.types import BooleanType, DateType, IntegralType, StringType, StructType
 
-from mirrorspark.data_pipelines.features import FeatureMismatchError, raw_columns
+from mirrorspark.data_pipelines.features import FeatureMismatchError, quoted, raw_columns
 from mirrorspark.data_pipelines.spark import map_batches, sent_schema_of
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.input import NullPolicy, NullRule
@@ -19,7 +19,7 @@ from mirrorspark.scoring.model.folder import ModelDirectoryError
 from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.stored import ModelNotFoundError, PinnedModel, pinned_model
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
-from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, column_named, scored_schema
+from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys, scored_schema
 from mirrorspark.scoring.task import Counters, GroupTask, OtherVersions, Scorer, ScoringOptions, Unknown, ship_all
 
 _LOGGER = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def score_by_group(  # noqa: D417 - the others are those of score
     all_keys = own_keys if group in own_keys else (group, *own_keys)
     pinned = _pinned_models(by_value, group, tracking_uri)
     found, read = _checked_models(pinned, SentColumns.of(df.schema), group, all_keys, options, trust=trust)
-    table = df.select(*(column_named(name) for name in dict.fromkeys([*all_keys, *read])))
+    table = df.select(*(quoted(name) for name in dict.fromkeys([*all_keys, *read])))
     _LOGGER.info("%d models by '%s' read the columns %s", len(found), group, table.columns)
     shipped = ship_all(df.sparkSession, [one.pinned for one in found])
     task = GroupTask(
@@ -281,6 +281,6 @@ def _difference(columns: Mapping[str, str], others: Mapping[str, str]) -> str:
 
 def _colocated(table: DataFrame, group: str, keys: Sequence[str]) -> DataFrame:
     """Return ``table`` partitioned by ranges of group and keys, each partition sorted by group."""
-    by_group = column_named(group)
-    others = [column_named(key) for key in keys if key != group]
+    by_group = quoted(group)
+    others = [quoted(key) for key in keys if key != group]
     return table.repartitionByRange(by_group, *others).sortWithinPartitions(by_group)

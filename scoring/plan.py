@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import StructType
 
-from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.features import kinds, quoted, raw_columns
 from mirrorspark.data_pipelines.spark import sent_schema_of, spark_schema_of
 from mirrorspark.data_pipelines.tfrecord import arrow_schema
 from mirrorspark.scoring.errors import ScoringError
@@ -144,7 +143,7 @@ class ScoringPlan:
                 f"{list(own)}"
             )
         self.check_types(found.schema(self.inputs.columns))
-        return df.select(*(column_named(name) for name in own))
+        return df.select(*(quoted(name) for name in own))
 
     def schema(self, table: DataFrame) -> StructType:
         """Return the columns of the scores of ``table``."""
@@ -184,11 +183,6 @@ def check_keys(names: Sequence[str], keys: Sequence[str]) -> None:
 def _repeated(names: Sequence[str]) -> list[str]:
     # Few tables have any, and some have thousands of columns.
     return kinds.repeated_names(names) if len(set(names)) < len(names) else []
-
-
-def column_named(name: str) -> Column:
-    """Return the column with exactly this name, which may contain dots and back-quotes."""
-    return F.col(f"`{name.replace('`', '``')}`")
 
 
 def scored_schema(table: DataFrame, keys: Sequence[str], results: pa.Schema) -> StructType:

@@ -161,10 +161,7 @@ def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.A
     if values and all(map(_is_nan, values)):  # pandas has NaN where a text is missing
         values = [None] * len(values)
     try:
-        try:
-            return pa.array(values, type_)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            return pa.array([None if _is_nan(value) else value for value in values], type_)
+        return _array(values, type_)
     except UnicodeEncodeError as error:
         raise raw_columns.ColumnError(
             f"column '{name}' has a text with {error.object[error.start]!r}, half of a character, which UTF-8 cannot "
@@ -172,6 +169,13 @@ def _column(name: str, values: Sequence[Any], type_: pa.DataType | None) -> pa.A
         ) from error
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         raise raw_columns.ColumnError(f"column '{name}' has values that are of no one type: {error}") from error
+
+
+def _array(values: Sequence[Any], type_: pa.DataType | None) -> pa.Array:
+    try:
+        return pa.array(values, type_)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.array([None if _is_nan(value) else value for value in values], type_)
 
 
 def _plain_value(name: str, value: Any) -> Any:

@@ -15,7 +15,7 @@ from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.features import raw_columns
+from mirrorspark.data_pipelines.features import quoted, raw_columns
 from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.fleet.layout import MODEL_COLUMN, OUTPUTS
 from mirrorspark.fleet.runs.microbatch import published_manifests
@@ -57,7 +57,7 @@ class _Table:
         name = f"{model}_{output}"
         if self.is_packed:
             return F.get(F.col(output), self.models.index(model)).alias(name)
-        return F.col("`" + name.replace("`", "``") + "`")
+        return quoted(name)
 
 
 def select_scores(
@@ -85,7 +85,7 @@ def select_scores(
             microbatches of the steps are not published; the layout is long.
         FileNotFoundError: There are no scores.
     """
-    words = {quoted.replace("``", "`") or word for quoted, word in _WORDS.findall(condition)}
+    words = {in_quotes.replace("``", "`") or word for in_quotes, word in _WORDS.findall(condition)}
     tables = _tables(scores, models, session_for(scores, spark), words)
     named = _named_outputs(words, [model for one in tables for model in one.models])
     tables = [one for one in tables if named & one.outputs.keys()]
@@ -97,7 +97,7 @@ def select_scores(
     for table in tables:
         own = sorted(named & table.outputs.keys(), key=str.lower)
         columns = [table.column(*table.outputs[name]) for name in own]
-        chosen.append(table.frame.select(*(F.col(f"`{key}`") for key in keys), *columns))
+        chosen.append(table.frame.select(*map(quoted, keys), *columns))
     found = reduce(lambda one, other: _joined(one, other, keys), chosen)
     try:
         return found.where(condition)
@@ -265,9 +265,9 @@ def _named_outputs(words: Set[str], models: Iterable[str]) -> set[str]:
 
 
 def _joined(one: DataFrame, other: DataFrame, keys: Sequence[str]) -> DataFrame:
-    quoted = [f"`{key}`" for key in keys]
-    is_same = reduce(and_, (one[key].eqNullSafe(other[key]) for key in quoted))
-    return one.join(other, is_same).drop(*(other[key] for key in quoted))
+    key_names = [f"`{key}`" for key in keys]
+    is_same = reduce(and_, (one[key].eqNullSafe(other[key]) for key in key_names))
+    return one.join(other, is_same).drop(*(other[key] for key in key_names))
 
 
 def _named_models(files: Sequence[StoragePath]) -> tuple[str, ...]:

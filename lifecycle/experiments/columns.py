@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 def column_of(name: str) -> Column:
     """Return the column of exactly this name, with any characters."""
-    from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+    from mirrorspark.data_pipelines.features import quoted  # it imports Spark, which single units do without
 
-    return F.col("`" + name.replace("`", "``") + "`")
+    return quoted(name)
 
 
 def check_columns(frame: DataFrame, columns: Mapping[str, str], what: str) -> None:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.lifecycle.gate.facts import SliceFacts, slice_facts
 from mirrorspark.lifecycle.gate.metric_sums import BUCKETS, MetricSums, sums_of_slices
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.task_metrics import TaskMetrics
-from mirrorspark.scoring import column_named, score
+from mirrorspark.scoring import score
 from mirrorspark.scoring.model.folder import ModelDirectory
 from mirrorspark.scoring.model.stored import PinnedModel
 
@@ -84,7 +85,7 @@ def measure_scores(table: DataFrame, metrics: TaskMetrics, spec: MeasurementSpec
         PySparkException: As in :func:`measure`.
     """
     columns = [column.alias(name) for name, column in _own(spec).items()]
-    scored = table.select(*columns, column_named(spec.output).alias(f"{_PREFIX}scores_0"))
+    scored = table.select(*columns, quoted(spec.output).alias(f"{_PREFIX}scores_0"))
     return _of_slices(scored, 1, metrics, spec)
 
 
@@ -109,7 +110,7 @@ def _own(spec: MeasurementSpec) -> dict[str, Column]:
     own: dict[str, Column] = {
         _LABEL: F.expr(spec.label),
         _WEIGHT: F.expr(spec.weight).cast("double") if spec.weight else F.lit(1.0),
-        _BUCKET: F.pmod(F.xxhash64(F.lit(spec.seed), *map(column_named, spec.keys)), F.lit(BUCKETS)).cast("int"),
+        _BUCKET: F.pmod(F.xxhash64(F.lit(spec.seed), *map(quoted, spec.keys)), F.lit(BUCKETS)).cast("int"),
     }
     slices = {f"{_PREFIX}slice_{place}": F.expr(one.expression) for place, one in enumerate(spec.slicings)}
     return own | {name: column.cast("string") for name, column in slices.items()}
@@ -120,15 +121,13 @@ def _scored(table: DataFrame, models: Sequence[PinnedModel], spec: MeasurementSp
     own = _own(spec)
     inputs = [ModelDirectory.open(model.path).inputs.columns for model in models]
     needed = [name for name in dict.fromkeys(name for names in inputs for name in names) if name in table.columns]
-    rows = table.select(*(column_named(name) for name in needed), *(column.alias(name) for name, column in own.items()))
+    rows = table.select(*(quoted(name) for name in needed), *(column.alias(name) for name, column in own.items()))
     kept = list(own)
     for place, model in enumerate(models):
         later = [name for names in inputs[place + 1 :] for name in names if name in table.columns]
         found = score(rows, model, keys=list(dict.fromkeys([*kept, *later])), with_columns=(), **spec.scoring)
         name = f"{_PREFIX}scores_{place}"
-        rows = found.select(
-            *(column_named(one) for one in dict.fromkeys([*kept, *later])), column_named(spec.output).alias(name)
-        )
+        rows = found.select(*(quoted(one) for one in dict.fromkeys([*kept, *later])), quoted(spec.output).alias(name))
         kept.append(name)
     return rows
 

@@ -13,9 +13,10 @@ import pyarrow as pa
 from pyarrow import ipc
 from pyspark.sql import DataFrame
 
+from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.lifecycle.gate.single_rows import ANSWERS_FILE, ROWS_FILE
 from mirrorspark.models.index import CANDIDATES
-from mirrorspark.scoring import column_named, score
+from mirrorspark.scoring import score
 from mirrorspark.scoring.input import ColumnInputs
 from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
 from mirrorspark.scoring.model.stored import PinnedModel, model_files
@@ -98,7 +99,7 @@ def score_single_rows(
         SingleRowsError: The process failed.
     """
     columns = [name for name in ModelDirectory.open(model.path).inputs.columns if name in table.columns]
-    sample = table.select(*map(column_named, columns)).limit(rows).toArrow()
+    sample = table.select(*map(quoted, columns)).limit(rows).toArrow()
     numbered = sample.append_column(_ROW, pa.array(range(sample.num_rows), pa.int64()))
     of_table = score(table.sparkSession.createDataFrame(numbered), model, keys=_ROW, **scoring).toArrow()
     with tempfile.TemporaryDirectory(prefix="mirrorspark-rows-") as folder:

@@ -14,12 +14,11 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines.features import kinds
+from mirrorspark.data_pipelines.features import kinds, quoted
 from mirrorspark.data_pipelines.quality import profiling, raw_value_columns
 from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.lifecycle.watching.drift import ColumnCounts
 from mirrorspark.lifecycle.watching.snapshot import Snapshot, WatchedColumn
-from mirrorspark.scoring import column_named
 
 # Bins of a column are 0, 1 …; these count the tokens that the model does not know, and the rows.
 _UNKNOWN, _ROWS = -1, -2
@@ -57,7 +56,7 @@ def window_counts(
     if not places:
         names = [column.name for column in snapshot.columns]
         raise NothingToWatchError(f"the table has none of the columns {names}, only {table.columns}")
-    columns = [column_named(snapshot.columns[place].name) for place in places]
+    columns = [quoted(snapshot.columns[place].name) for place in places]
     when = F.lit(None).cast("timestamp") if time is None else F.expr(time).cast("timestamp")
     start = when if time is None else F.window(when, window).start
     rows = table.select(*columns, start.alias(_START), when.alias(_TIME))

@@ -13,6 +13,7 @@ from typing import Self
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.lifecycle.gate import (
     MOST_SLICES,
     OVERALL,
@@ -26,7 +27,6 @@ from mirrorspark.lifecycle.gate import (
 )
 from mirrorspark.lifecycle.watching.watcher import WEEK
 from mirrorspark.pages import in_digits
-from mirrorspark.scoring import column_named
 from mirrorspark.scoring.model.folder import Task
 from mirrorspark.scoring.parity import THRESHOLD
 
@@ -140,8 +140,8 @@ def live_metrics(
     if output not in scores.columns:
         raise ValueError(f"scores has no column '{output}'; it has {scores.columns}")
     when = F.unix_micros(F.window(F.expr(time).cast("timestamp"), window).start).cast("string")
-    answered = scores.select(*map(column_named, keys), column_named(output), when.alias(_START))
-    known = outcomes.select(*map(column_named, keys), F.expr(label).alias(_LABEL))
+    answered = scores.select(*map(quoted, keys), quoted(output), when.alias(_START))
+    known = outcomes.select(*map(quoted, keys), F.expr(label).alias(_LABEL))
     scored = {row[_START]: int(row["count"]) for row in answered.groupBy(_START).count().collect()}
     if len(scored) > MOST_SLICES:
         raise ValueError(

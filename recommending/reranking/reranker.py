@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, TypeVar
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
+from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark import map_batches, sent_schema_of
 from mirrorspark.recommending.reranking.items import ItemAttributes
 from mirrorspark.recommending.reranking.rerank_task import RerankTask
 from mirrorspark.recommending.reranking.rules import Rules
-from mirrorspark.scoring import column_named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,5 +81,5 @@ def rerank(
 def arrow_items(items: "DataFrame | pa.Table | pd.DataFrame", columns: Iterable[str]) -> pa.Table:
     """Return a table of items in Arrow: of a Spark table the named columns, as it has them."""
     if isinstance(items, DataFrame):
-        return items.select(*(column_named(name) for name in columns if name in items.columns)).toArrow()
+        return items.select(*(quoted(name) for name in columns if name in items.columns)).toArrow()
     return items if isinstance(items, pa.Table) else pa.Table.from_pandas(items, preserve_index=False)

@@ -15,7 +15,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import BinaryType, CharType, DataType, StringType, VarcharType
 
-from mirrorspark.data_pipelines.features import kinds, raw_columns
+from mirrorspark.data_pipelines.features import kinds, quoted, raw_columns
 from mirrorspark.data_pipelines.spark import map_batches, progress_bar
 from mirrorspark.scoring.backends import limit_tensorflow, protocol
 from mirrorspark.scoring.embedding.encoder import encoder_digest, encoder_folder, load_encoder
@@ -34,7 +34,6 @@ from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.scoring.model.loading import ModelChangedError, freeze_gc, limit_numeric_libraries
 from mirrorspark.scoring.model.stored import PinnedModel, folder_digest
 from mirrorspark.scoring.output import good_rows
-from mirrorspark.scoring.plan import column_named
 from mirrorspark.scoring.task import ShippedModel, regrouped, ship
 from mirrorspark.spark_session import SPARK_ERRORS, session_of, task_cores, task_message
 from mirrorspark.storage import Location
@@ -226,7 +225,7 @@ class CachedEncoder:
         if output.lower() in [name.lower() for name in df.columns]:
             raise ScoringError(f"the table has a column '{output}' already; give another name as output")
         self._encode(df, column, progress=True)
-        key = content_key(self._input.normalised(column_named(column)))
+        key = content_key(self._input.normalised(quoted(column)))
         return self._joined(df.withColumn(_OWN_KEY, key), column).withColumnRenamed(_OWN_VECTOR, output).drop(_OWN_KEY)
 
     def embedded(self, df: DataFrame, column: str, *, progress: bool) -> DataFrame:
@@ -243,12 +242,12 @@ class CachedEncoder:
             OSError: See :meth:`with_vectors`.
         """
         self._encode(df, column, progress=progress)
-        content = self._input.normalised(column_named(column))
+        content = self._input.normalised(quoted(column))
         key = content_key(content)
         # Images stay behind before the join moves the rows.
         kept = df.withColumns({_OWN_KEY: key, column: self._input.kept(content, key)})
         joined = self._joined(kept, column)
-        pair = F.struct(column_named(column).alias(self._input.field), F.col(_OWN_VECTOR).alias(raw_columns.VECTOR))
+        pair = F.struct(quoted(column).alias(self._input.field), F.col(_OWN_VECTOR).alias(raw_columns.VECTOR))
         return joined.withColumn(column, F.when(F.col(_OWN_VECTOR).isNotNull(), pair)).drop(_OWN_KEY, _OWN_VECTOR)
 
     def _joined(self, df: DataFrame, column: str) -> DataFrame:
@@ -271,7 +270,7 @@ class CachedEncoder:
         self._check_column(df, column)
         spark = df.sparkSession
         content = F.col(_CONTENT)
-        contents = df.select(self._input.normalised(column_named(column)).alias(_CONTENT)).where(content.isNotNull())
+        contents = df.select(self._input.normalised(quoted(column)).alias(_CONTENT)).where(content.isNotNull())
         distinct = contents.groupBy(content_key(content).alias(KEY)).agg(F.first(content).alias(_CONTENT))
         cached = self.vectors.table(spark).select(KEY).distinct().withColumn("is_cached", F.lit(True))
         # Cached contents are not sent to the tasks, which only count them.

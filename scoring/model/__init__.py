@@ -1,6 +1,6 @@
-"""Models for scoring: look-up of URIs, download, cache and loading.
+"""Models for scoring: the hooks of users, catalogues of items, and MLflow's form of a model.
 
-A call pins its URI to one version and digest. A model with Python code is loaded only with the caller's consent.
+Folders of models are in ``folder``, their look-up and download in ``stored``, and loading in ``loading``.
 """
 
 from typing import TYPE_CHECKING
