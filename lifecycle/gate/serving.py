@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import ipc
 from pyspark.sql import DataFrame
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.lifecycle.gate.single_rows import ANSWERS_FILE, ROWS_FILE
 from mirrorspark.models.index import CANDIDATES
@@ -27,7 +28,7 @@ _ROW = "sample_row"
 _MODULE = "mirrorspark.lifecycle.gate.single_rows"
 
 
-class SingleRowsError(RuntimeError):
+class SingleRowsError(ClearError, RuntimeError):
     """Raised when single rows could not be scored; the message has the last line of the process that tried."""
 
 

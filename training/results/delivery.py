@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from mlflow.utils.autologging_utils import disable_autologging
 
 from mirrorspark.callbacks.mlflow import metric_requests
+from mirrorspark.clear_error import ClearError
 from mirrorspark.pages import beside_the_result
 from mirrorspark.pages.figures import figure_of_image
 from mirrorspark.scoring.model.stored import PinnedModel, resolve
@@ -54,7 +55,7 @@ from mirrorspark.training.results.report import (
 from mirrorspark.training.run_records import RunFolder, run_history
 
 
-class ResultLostError(RuntimeError):
+class ResultLostError(ClearError, RuntimeError):
     """A run has finished, but its summary or result is missing or damaged."""
 
 
