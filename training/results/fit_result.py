@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,11 +32,12 @@ from mirrorspark.training.results.evaluation import (
 )
 from mirrorspark.training.results.report import (
     REPORT_FILE,
+    PagePath,
     RunComparison,
     metrics_table,
     report_facts,
     trained_html,
-    verdict_sentences,
+    trained_text,
     write_report,
 )
 
@@ -94,9 +94,9 @@ class FitResult:
         return dict(self.trained.verdict.figures)
 
     @property
-    def report(self) -> Path:
-        """The run on one HTML page, which is also in MLflow."""
-        return self.trained.run_folder / REPORT_FILE
+    def report(self) -> PagePath:
+        """The run on one HTML page, which is also in MLflow: a path, and in a notebook a link."""
+        return self.trained.report
 
     def score(self, table: Any, **options: Any) -> Any:
         """Return keys and scores of another table, in the form in which it is given.
@@ -179,9 +179,7 @@ class FitResult:
         MlflowClient(self.trained.tracking_uri).log_text(self.trained.run_id, page, REPORT_FILE)
 
     def __repr__(self) -> str:
-        sentences = " ".join(verdict_sentences(self.trained.verdict.metrics, self.trained.verdict.baseline))
-        prediction = f"{_label(self)}: {self.spec.label.prediction}."
-        return f"{prediction} {sentences}\n{self.table.to_string(float_format='{:.4f}'.format, na_rep='')}"
+        return trained_text(self.trained, self.spec.label.prediction)
 
     def _repr_html_(self) -> str:
         return trained_html(self.trained, self.spec.label.prediction)
