@@ -102,7 +102,9 @@ def score_single_rows(
     columns = [name for name in ModelDirectory.open(model.path).inputs.columns if name in table.columns]
     sample = table.select(*map(quoted, columns)).limit(rows).toArrow()
     numbered = sample.append_column(_ROW, pa.array(range(sample.num_rows), pa.int64()))
-    of_table = score(table.sparkSession.createDataFrame(numbered), model, keys=_ROW, **scoring).toArrow()
+    of_table = score(
+        table.sparkSession.createDataFrame(numbered), model, keys=_ROW, outputs="columns", **scoring
+    ).toArrow()
     with tempfile.TemporaryDirectory(prefix="mirrorspark-rows-") as folder:
         with ipc.new_file(str(Path(folder) / ROWS_FILE), sample.schema) as file:
             file.write_table(sample)

@@ -52,7 +52,9 @@ def _scored(spark: SparkSession, table: DataFrame, trained: Trained, dataset: Da
     """Score the test split with the registered version, write the table and return it."""
     target = trained.run_folder / SCORED_TABLE
     test = table.where(F.col(config.conversion.split_column) == "test")
-    scored = score(test, trained.model, keys=list(dataset.spec.keys), batch_size=config.scoring_batch_size)
+    scored = score(
+        test, trained.model, keys=list(dataset.spec.keys), outputs="columns", batch_size=config.scoring_batch_size
+    )
     try:
         scored.write.mode("overwrite").parquet(str(target))
     except PySparkException as error:
