@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from google.protobuf import json_format, text_format
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, MIN_EXAMPLES, Gates, Threshold
 from mirrorspark.serving import Messages, message_class
@@ -81,7 +82,7 @@ _WITHOUT_EFFECT = frozenset({"name", "num_thresholds", "summation_method"})
 _THRESHOLD = 0.5
 
 
-class EvalConfigError(ValueError):
+class EvalConfigError(ClearError, ValueError):
     """A configuration cannot be read, or asks for something that the gates here cannot keep."""
 
 
