@@ -46,7 +46,7 @@ from mirrorspark.training.configuration import (
 from mirrorspark.training.entry_points.train_dataset import train_in_view
 from mirrorspark.training.results import FitResult
 from mirrorspark.training.run_records import Tracking
-from mirrorspark.training.run_records.live import LiveView, add_findings, spec_details
+from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ def fit(
     _check_arguments(table, label, model, callbacks, settings)
     view = LiveView(epochs=1)
     spark = spark or open_session(None, _local_workers(settings), verbose=bool(settings.get("verbose")))
-    with view.stage("infer", spark=spark) as stage:
+    with view.stage("infer", spark=spark) as stage, showing_warnings(stage):
         rows, spec = _rows_and_spec(table, label, keys, time, exclude, spec, spark)
         stage.note = f"label '{spec.label.name}' of kind {spec.label.kind}; {len(spec.features)} features"
         stage.details = spec_details(spec)
