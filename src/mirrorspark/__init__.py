@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from mirrorspark.data_pipelines.reading import load_dataset as load_dataset
     from mirrorspark.data_pipelines.reading import load_rows as load_rows
     from mirrorspark.data_pipelines.spark import TFRecordSource as TFRecordSource
+    from mirrorspark.data_pipelines.spark import TFRecordsSource as TFRecordsSource
     from mirrorspark.fleet import Fleet as Fleet
     from mirrorspark.fleet import FleetError as FleetError
     from mirrorspark.fleet import fleet_from_coefficients as fleet_from_coefficients
@@ -241,6 +242,7 @@ SUBJECTS: Mapping[str, tuple[str, ...]] = {
         "SplitError",
         "TableError",
         "TFRecordSource",
+        "TFRecordsSource",
         "time_split",
         "write_tfrecords",
         "write_tfrecords_from_parquet",
