@@ -48,7 +48,7 @@ class ReadCosts:
         return cls(tuple(keys), tuple(stored), per_row, table.rows / len(table.groups))
 
     def of_steps(self, fleet: Fleet, steps: Sequence[Step]) -> tuple[float, float]:
-        """Return ``read_bytes_per_row`` and ``gets_per_row_group`` of :class:`Workload`, the means of the steps."""
+        """Return the means of the steps: ``read_bytes_per_row`` and ``gets_per_row_group`` of a workload."""
         lists, places = array(fleet.table, "column"), {name: place for place, name in enumerate(fleet.names)}
         sizes, runs = [], []
         for step in steps[:: ceil(len(steps) / _MOST_STEPS)]:
