@@ -21,7 +21,8 @@ HISTORY_ITEMS = 50
 LEAST_HELD_OUT = 4
 
 _TRAIN, _VALIDATION, _TEST = SPLITS
-_TIME, _POSITION = "time", "position"
+# Names that no table of users has.
+_TIME, _POSITION, _COUNT = "__time", "__position", "__count"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def interaction_rows(df: DataFrame, columns: InteractionColumns) -> DataFrame:
             _POSITION: F.row_number().over(ordered),
             HISTORY: F.collect_list(item).over(ordered.rowsBetween(-HISTORY_ITEMS, -1)),
             SEEN: F.collect_list(item).over(ordered.rowsBetween(Window.unboundedPreceding, -1)),
-            "count": F.count(F.lit(1)).over(user),
+            _COUNT: F.count(F.lit(1)).over(user),
         }
     )
     split = quoted(SPLIT_COLUMN) if SPLIT_COLUMN in df.columns else _last_are_held_out()
@@ -93,9 +94,9 @@ def _first_of_pairs(df: DataFrame, columns: InteractionColumns) -> DataFrame:
 
 
 def _last_are_held_out() -> Column:
-    is_spared = F.col("count") >= LEAST_HELD_OUT
+    is_spared = F.col(_COUNT) >= LEAST_HELD_OUT
     return (
-        F.when(is_spared & (F.col(_POSITION) == F.col("count")), _TEST)
-        .when(is_spared & (F.col(_POSITION) == F.col("count") - 1), _VALIDATION)
+        F.when(is_spared & (F.col(_POSITION) == F.col(_COUNT)), _TEST)
+        .when(is_spared & (F.col(_POSITION) == F.col(_COUNT) - 1), _VALIDATION)
         .otherwise(_TRAIN)
     )

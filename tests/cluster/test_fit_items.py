@@ -114,7 +114,7 @@ def test_columns_and_settings_are_inferred(spark: "SparkSession") -> None:
     table = ratings().rename(columns={"at": "rated_at"})
     found = recommender_input(table, "film", films(), user=None, time=None, exclude=("year",), spark=spark)
     assert found.columns == InteractionColumns("userId", "film", "rated_at")
-    assert found.in_words() == "users 'userId', items 'film' with 1 features, in the order of 'rated_at'"
+    assert found.in_words() == "users 'userId', items 'film' with 1 feature, in the order of 'rated_at'"
     config = default_config(found.spec, rows=1000, slots=2, name="films", epochs=2)
     assert (config.baseline, config.epochs, config.patience) == (["popularity", "item_knn"], 2, 3)
     assert config.model["name"] == "two_tower"
@@ -151,5 +151,12 @@ def test_one_call_makes_a_recommender_with_lists_for_every_user(spark: "SparkSes
         ScoringError, match="k is 20, and the lists of this model have 1 to 10 items; give fit top_k=20"
     ):
         result.recommend(k=20)
+    for wrong in ("u7", [], ["u7"], 7, [1.5]):
+        with pytest.raises((ScoringError, ms.TableError)):
+            result.recommend(wrong)
+    with pytest.raises(ScoringError, match=r"the interactions have no columns \['at'\]"):
+        result.recommend(fresh.drop(columns="at"))
+    with pytest.raises(ScoringError, match=r"score takes rows with the items that a user met before.*result.recommend"):
+        result.score(ratings())
     again = ms.fit(ratings(), label="film", items=films(), time="at", spark=spark, epochs=1, **settings)
     assert again.dataset.path == result.dataset.path

@@ -56,7 +56,8 @@ class RecommenderInput:
         of, items = self.columns, self.spec.items
         order = f"in the order of '{of.time}'" if of.time else "in no order"
         features = len(items.query_features) if items else 0
-        return f"users '{of.user}', items '{of.item}' with {features} features, {order}"
+        words = f"{features} feature{'' if features == 1 else 's'}"
+        return f"users '{of.user}', items '{of.item}' with {words}, {order}"
 
 
 def check_items(table: Any, items: Any, label: Label) -> None:

@@ -4,15 +4,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import IntegralType
+from pyspark.sql.types import IntegralType, StructField, StructType
 
 from mirrorspark.data_pipelines import any_table, interactions, table_forms
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.models.index import CANDIDATES, SCORES
 from mirrorspark.scoring import ScoringError, score
 from mirrorspark.scoring.output import VERSION_COLUMN
+from mirrorspark.storage import Location
 from mirrorspark.training.results.fit_result import FitResult
 
 
@@ -55,7 +57,7 @@ class RecommenderResult(FitResult):
             A table in the form of that of ``fit``: pandas, Polars or PyArrow, ordered by user, or a DataFrame of Spark.
 
         Raises:
-            ScoringError: ``k`` is above ``top_k`` or below 1.
+            ScoringError: ``k`` is above ``top_k`` or below 1, or ``users`` are neither users nor interactions.
         """
         most = self.config.top_k
         if k is not None and not 1 <= k <= most:
@@ -69,24 +71,51 @@ class RecommenderResult(FitResult):
             return shown
         return table_forms.in_form_of(shown.toArrow().sort_by(self.columns.user), self.form)
 
+    def score(self, table: Any, **options: Any) -> Any:
+        """Return the lists of rows with the columns of the training; see :meth:`FitResult.score`.
+
+        Raises:
+            ScoringError: The rows have no histories.
+        """
+        names = table_forms.column_names(table) if table_forms.is_table(table) else getattr(table, "columns", None)
+        if names is not None and interactions.HISTORY not in names:
+            raise ScoringError(
+                f"score takes rows with the items that a user met before, in a column '{interactions.HISTORY}', and "
+                f"the table has {list(names)}; result.recommend(table) makes lists from interactions"
+            )
+        return super().score(table, **options)
+
     def _histories(self, users: Any) -> DataFrame:
         """Return a row per user with the history."""
         spark, user = self.rows.sparkSession, self.columns.user
-        is_table = hasattr(users, "sparkSession") or table_forms.is_table(users) or isinstance(users, str)
-        if is_table:
-            return interactions.user_histories(any_table.read_table(spark, users), self.columns)
+        if hasattr(users, "sparkSession") or table_forms.is_table(users) or isinstance(users, Location):
+            table = any_table.read_table(spark, users)
+            used = (*self.columns.kept[:2], *([self.columns.time] if self.columns.time else ()))
+            if missing := [name for name in used if name not in table.columns]:
+                raise ScoringError(
+                    f"the interactions have no columns {missing}, only {table.columns}; the training read {used}"
+                )
+            return interactions.user_histories(table, self.columns)
         known = interactions.user_histories(self.given, self.columns)
         if users is None:
             return known
-        kind = known.schema[user].dataType
-        wanted = spark.createDataFrame([(one,) for one in _plain(users)], "user string").select(
-            F.col("user").cast(kind).alias(user)
-        )
-        found = wanted.dropDuplicates().join(known, on=[user], how="left")
+        found = self._wanted(users, known.schema[user]).join(known, on=[user], how="left")
         no_items = F.array().cast(known.schema[interactions.SEEN].dataType)
-        return found.withColumns(
-            {name: F.coalesce(name, no_items) for name in (interactions.SEEN, interactions.HISTORY)}
-        )
+        lists = (interactions.SEEN, interactions.HISTORY)
+        return found.withColumns({name: F.coalesce(name, no_items) for name in lists})
+
+    def _wanted(self, users: Any, column: StructField) -> DataFrame:
+        """Return some users, each once."""
+        kind: type = int if isinstance(column.dataType, IntegralType) else str
+        ids = [] if isinstance(users, kind) or not isinstance(users, Iterable) else [*users]
+        plain = [one.item() if isinstance(one, np.generic) else one for one in ids]
+        if not plain or not all(isinstance(one, kind) for one in plain):
+            raise ScoringError(
+                f"users is {users!r}; give a list of {'whole numbers' if kind is int else 'texts'}, as in the column "
+                f"'{column.name}' of the training, or a table of interactions"
+            )
+        rows = [(one,) for one in dict.fromkeys(plain)]
+        return self.rows.sparkSession.createDataFrame(rows, StructType([column]))
 
     def _shown(self, lists: DataFrame, k: int) -> DataFrame:
         """Return the first ``k`` places of each list that have an item, in the type that the items have."""
@@ -101,7 +130,3 @@ class RecommenderResult(FitResult):
             F.slice(SCORES, F.lit(1), filled).alias(SCORES),
             VERSION_COLUMN,
         )
-
-
-def _plain(users: Iterable[Any]) -> list[str]:
-    return [str(one) for one in users]
