@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.data_pipelines import any_table, table_forms, tables
+    from mirrorspark.data_pipelines import any_table, interactions, table_forms, tables
     from mirrorspark.data_pipelines.any_table import TableError, read_table
     from mirrorspark.data_pipelines.conversion import (
         EXAMPLE_FILE,
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
         library_versions,
         read_profile,
     )
-    from mirrorspark.data_pipelines.converted_once import convert_once, hashed_on_the_way, quoted, require_columns
+    from mirrorspark.data_pipelines.converted_once import (
+        content_hash,
+        convert_once,
+        hashed_on_the_way,
+        quoted,
+        require_columns,
+    )
     from mirrorspark.data_pipelines.ingest import ingest_csv
     from mirrorspark.data_pipelines.kernels import compile_inner_kernel, compile_kernel
     from mirrorspark.data_pipelines.stored_tables import read_stored
@@ -41,11 +47,13 @@ __all__ = [
     "check_tfrecords",
     "compile_inner_kernel",
     "compile_kernel",
+    "content_hash",
     "convert",
     "convert_once",
     "dataset_address",
     "hashed_on_the_way",
     "ingest_csv",
+    "interactions",
     "library_versions",
     "quoted",
     "read_profile",

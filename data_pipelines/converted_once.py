@@ -30,6 +30,7 @@ def convert_once(
     options: ConversionOptions,
     embedder: Embedder | None = None,
     source: Mapping[str, Any] | None = None,
+    items: DataFrame | None = None,
 ) -> Dataset:
     """Return the dataset of these rows; convert them unless that was done before.
 
@@ -44,6 +45,7 @@ def convert_once(
         options: Options of the conversion.
         embedder: See :func:`data_pipelines.convert`.
         source: JSON values that determine the rows of the table, if they are cheaper to read than the rows to hash.
+        items: See :func:`data_pipelines.convert`; its rows are hashed, too.
 
     Raises:
         Exception: See :func:`data_pipelines.convert`.
@@ -51,10 +53,19 @@ def convert_once(
     columns = (*spec.columns, options.split_column)
     source = dict(source or {"table": content_hash(table.select(*map(quoted, columns)))})
     source |= embedder.source(spec) if embedder is not None else {}
+    if items is not None and spec.items is not None:
+        source |= {"items": content_hash(items.select(*map(quoted, spec.items.columns)))}
     path = folder / f"{name}-{dataset_address(source, spec, options)}"
     if not is_published(path):
         try:
-            return convert(table, spec, path, source=source, options=options, embedder=embedder, progress=False)
+            return convert(
+                *(table, spec, path),
+                source=source,
+                options=options,
+                items=items,
+                embedder=embedder,
+                progress=False,
+            )
         except DatasetExistsError:  # An equal conversion has finished first.
             pass
     return Dataset.open(path)

@@ -68,5 +68,16 @@ def with_columns(table: Any, added: pa.Table, rows: np.ndarray | None = None) ->
     return pd.concat([kept, added.to_pandas().set_axis(kept.index)], axis=1)
 
 
+def in_form_of(rows: pa.Table, table: Any) -> Any:
+    """Return rows in the form of a table in memory: pandas, Polars or PyArrow."""
+    if isinstance(table, pa.Table):
+        return rows
+    if _is_polars(table):
+        import polars  # only a user who has it gives its tables
+
+        return polars.DataFrame(rows)
+    return rows.to_pandas()
+
+
 def _is_polars(table: Any) -> bool:
     return type(table).__module__.startswith("polars")

@@ -5,17 +5,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
+from mirrorspark.data_pipelines import any_table
 from mirrorspark.data_pipelines.features import Encoder, FittedFeatures, item_rows, kinds
 from mirrorspark.models.index import CANDIDATES, SCORES, is_filled
 from mirrorspark.models.serving import signatures
 from mirrorspark.recommending.routing import ROUTER, is_router, read_router
-from mirrorspark.scoring import BatchTask, ScoringError, ScoringPlan
+from mirrorspark.scoring import BatchTask, ScoringError, ScoringPlan, score_in_memory, session_to_score
 from mirrorspark.scoring.input import FeatureInputs, NullRule, Reader, map_rows
 from mirrorspark.scoring.model import Catalogue, warn_if_stale
 from mirrorspark.scoring.model.folder import ModelDescription, ModelDirectory
@@ -33,10 +35,10 @@ Candidates = DataFrame | Iterable[str] | Iterable[int]
 
 
 def recommend(  # noqa: D417 - the others are those of score
-    df: DataFrame,
+    df: Any,
     model: str | Path | PinnedModel,
     *,
-    keys: str | Sequence[str],
+    keys: str | Sequence[str] = (),
     k: int,
     index: str = "exact",
     available: Candidates | None = None,
@@ -51,14 +53,16 @@ def recommend(  # noqa: D417 - the others are those of score
     counters: Counters | None = None,
     stale_after_days: float | None = None,
     trust: bool = False,
-) -> DataFrame:
-    """Return the keys of every row of ``df`` with its ``candidates`` and their ``scores``, best first.
+    spark: SparkSession | None = None,
+) -> Any:
+    """Return the keys of every row of a table with its ``candidates`` and their ``scores``, best first.
 
     The lists leave out the candidates that a row excludes itself (the model's column of seen candidates) and those that
     are unavailable. With every index, a list is shorter than ``k`` only if fewer candidates are left.
 
     Args:
-        df: The table, with the keys and the model's raw columns.
+        df: The table, with the keys and the model's raw columns, in any form that :func:`scoring.score` takes. A table
+            in memory comes back in its form, and needs no keys.
         model: URI of a retrieval model or a router of such models, or the result of
             :func:`scoring.model.stored.resolve`.
         keys: Columns that identify a row; they pass through unchanged.
@@ -85,9 +89,15 @@ def recommend(  # noqa: D417 - the others are those of score
     plan = ScoringPlan.of(model, keys, options, tracking_uri, reader, trust=trust)
     wanted = _Wanted(k, index, available, unavailable, stale_after_days)
     search = _search(plan.directory, plan.pinned.label, wanted)
-    table = plan.table(df)
-    task = RecommendTask(BatchTask(plan.keys, plan.scorer(df.sparkSession, counters=counters, search=search)))
-    return map_rows(table, task, plan.schema(table), plan.reader)
+
+    def by_tasks(rows: DataFrame, plan: ScoringPlan) -> DataFrame:
+        table = plan.table(rows)
+        task = RecommendTask(BatchTask(plan.keys, plan.scorer(rows.sparkSession, counters=counters, search=search)))
+        return map_rows(table, task, plan.schema(table), plan.reader)
+
+    if any_table.is_in_memory(df):
+        return score_in_memory(df, plan, by_tasks, spark=spark, in_this_process=False)
+    return by_tasks(df if hasattr(df, "sparkSession") else any_table.read_table(session_to_score(spark), df), plan)
 
 
 @dataclass(frozen=True)

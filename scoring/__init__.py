@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mirrorspark.scoring.errors import ScoringError
     from mirrorspark.scoring.files import score_files
     from mirrorspark.scoring.groups import score_by_group
+    from mirrorspark.scoring.memory import score_in_memory, session_to_score
     from mirrorspark.scoring.package import package_model
     from mirrorspark.scoring.plan import ScoringPlan, SentColumns, check_keys
     from mirrorspark.scoring.predictor import Predictor
@@ -42,5 +43,7 @@ __all__ = [
     "score",
     "score_by_group",
     "score_files",
+    "score_in_memory",
     "scorer_udf",
+    "session_to_score",
 ]

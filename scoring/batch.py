@@ -11,13 +11,12 @@ from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines import any_table
 from mirrorspark.scoring.input import NullRule, Reader, map_rows
-from mirrorspark.scoring.memory import local_slots, score_in_memory
+from mirrorspark.scoring.memory import score_in_memory, session_to_score
 from mirrorspark.scoring.model.loading import DEFAULT_BATCH_SIZE
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.scoring.output import AS_COLUMNS, DEFAULT_COLUMNS, BadRows, Form
 from mirrorspark.scoring.plan import ExtraColumns, ScoringPlan
 from mirrorspark.scoring.task import Counters, OtherVersions, RowCount, Scorer, ScoringCounts, ScoringOptions, regrouped
-from mirrorspark.spark_session import open_session
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ def score(
     if any_table.is_in_memory(table):
         return score_in_memory(table, plan, by_tasks, extra_columns=extra_columns, counters=counters, spark=spark)
     if not hasattr(table, "sparkSession"):
-        table = any_table.read_table(spark or open_session(None, local_slots()), table)
+        table = any_table.read_table(session_to_score(spark), table)
     return by_tasks(table, plan)
 
 

@@ -31,9 +31,9 @@ MOST_ROWS = 100_000
 _MOST_LOCAL_SLOTS = 4
 
 
-def local_slots() -> int:
-    """Return the slots of a session that is started here to score."""
-    return min(_MOST_LOCAL_SLOTS, os.cpu_count() or 1)
+def session_to_score(spark: SparkSession | None) -> SparkSession:
+    """Return the session that is given, else the active one, else a local one."""
+    return spark or open_session(None, min(_MOST_LOCAL_SLOTS, os.cpu_count() or 1))
 
 
 def score_in_memory(
@@ -44,6 +44,7 @@ def score_in_memory(
     extra_columns: ExtraColumns = "ignore",
     counters: Counters | None = None,
     spark: SparkSession | None = None,
+    in_this_process: bool = True,
 ) -> Any:
     """Return the keys and the scores of every row, in the form of ``table``.
 
@@ -53,7 +54,8 @@ def score_in_memory(
         by_tasks: Scores a table of Spark by a plan, for rows that this process does not score.
         extra_columns: See :func:`scoring.score`.
         counters: Collects the counters of this process.
-        spark: The session for large tables; by default the active one, or a local one.
+        spark: The session for tasks; by default the active one, or a local one.
+        in_this_process: Score a small table without tasks.
 
     Raises:
         TableError: ``table`` is not a table.
@@ -70,11 +72,12 @@ def score_in_memory(
     plan.check_extra(names, extra_columns)
     kept = table_forms.selected(table, keys)
     rows = any_table.in_arrow(table_forms.selected(table, plan.columns))
-    if (why := _needs_tasks(rows, plan)) is None:
+    why = _needs_tasks(rows, plan) if in_this_process else "its result is not that of the model alone"
+    if why is None:
         scored, places = _scored_here(_as_sent(rows, plan), plan, counters)
     else:
         _LOGGER.info("Spark scores the table: %s", why)
-        scored, places = _scored_by_tasks(rows, plan, by_tasks, spark or open_session(None, local_slots()))
+        scored, places = _scored_by_tasks(rows, plan, by_tasks, session_to_score(spark))
     return table_forms.with_columns(kept, scored, None if plan.options.outputs.keeps_rows else places)
 
 

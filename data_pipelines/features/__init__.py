@@ -27,8 +27,9 @@ if TYPE_CHECKING:
         NumericStatistics,
     )
     from mirrorspark.data_pipelines.features.infer import infer_spec, numbers_in_order
+    from mirrorspark.data_pipelines.features.item_features import infer_items
     from mirrorspark.data_pipelines.features.names import file_name, plain_name
-    from mirrorspark.data_pipelines.features.spec import FeatureSpec
+    from mirrorspark.data_pipelines.features.spec import USER_NAME, FeatureSpec
     from mirrorspark.data_pipelines.features.transform import (
         Encoded,
         Encoder,
@@ -46,6 +47,7 @@ else:
 
 __all__ = [
     "CATEGORIES",
+    "USER_NAME",
     "Encoded",
     "Encoder",
     "FeatureMismatchError",
@@ -63,6 +65,7 @@ __all__ = [
     "file_name",
     "fitting",
     "imputed_value",
+    "infer_items",
     "infer_spec",
     "item_rows",
     "kinds",

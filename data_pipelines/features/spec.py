@@ -42,7 +42,7 @@ if TYPE_CHECKING:  # a spec needs no Spark
 _OTHERS = ("weight", "exclude", "user")
 
 # Names of the feature that says who asks. An attribute of a user, such as user_age, is not among them.
-_USER_NAME = re.compile(
+USER_NAME = re.compile(
     r"(user|customer|visitor|member|subscriber|account|client|viewer|reader|listener|player|buyer|shopper|person)s?"
     r"(_?(id|ids|key|no|nr|num|number|name|idx|index|code|hash|uuid|guid))?|uid",
     re.IGNORECASE,
@@ -275,7 +275,7 @@ class FeatureSpec:
         """
         if self.user is not None:
             return self.user
-        return next((feature.name for feature in self._single_ids if _USER_NAME.fullmatch(feature.name)), None)
+        return next((feature.name for feature in self._single_ids if USER_NAME.fullmatch(feature.name)), None)
 
     @property
     def columns(self) -> tuple[str, ...]:

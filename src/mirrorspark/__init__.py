@@ -209,6 +209,7 @@ if TYPE_CHECKING:
     from mirrorspark.training.protocol.ring import Ring as Ring
     from mirrorspark.training.protocol.ring import RingStrategy as RingStrategy
     from mirrorspark.training.results import FitResult as FitResult
+    from mirrorspark.training.results import RecommenderResult as RecommenderResult
     from mirrorspark.training.results import Trained as Trained
     from mirrorspark.training.results.evaluation import Explanation as Explanation
 
@@ -258,6 +259,7 @@ SUBJECTS: Mapping[str, tuple[str, ...]] = {
         "FitResult",
         "open_session",
         "recipe_table",
+        "RecommenderResult",
         "Ring",
         "RingStrategy",
         "run_train_fn",

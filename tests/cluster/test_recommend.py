@@ -295,3 +295,14 @@ def test_long_lists_leave_in_parts_of_16_mb(movies: Path) -> None:
         searching = model.with_search(Search("exact", k, np.array([], np.int64)))
         most = max(part.num_rows for part in searching.parts(batch))
         assert most * k * (8 + 4) <= PART_BYTES < (most + DEFAULT_BATCH_SIZE) * k * (8 + 4) or most == batch.num_rows
+
+
+def test_a_table_in_memory_gets_its_lists_in_its_form(spark: "SparkSession", rows: "DataFrame", movies: Path) -> None:
+    """#52: with its index, its order and no keys; with a path as with its DataFrame."""
+    frame = ROWS.to_pandas().set_index("row")[::-1]
+    found = recommend(frame, movies, k=3, spark=spark)
+    assert list(found.columns) == ["candidates", "scores", "model_version"]
+    assert list(found.index) == [3, 2, 1, 0]
+    wanted = lists(recommend(rows, movies, keys="row", k=3))
+    assert [list(one) for one in found["candidates"][::-1]] == wanted
+    assert recommend(ROWS, movies, keys="row", k=3)["candidates"].to_pylist() == wanted

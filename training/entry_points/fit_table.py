@@ -43,8 +43,9 @@ from mirrorspark.training.configuration import (
     TrainingSettings,
     likely_meant,
 )
+from mirrorspark.training.entry_points.fit_items import RecommenderInput, check_items, recommender_input
 from mirrorspark.training.entry_points.train_dataset import train_in_view
-from mirrorspark.training.results import FitResult
+from mirrorspark.training.results import FitResult, RecommenderResult
 from mirrorspark.training.run_records import Tracking
 from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details
 
@@ -61,6 +62,7 @@ _TABLES: Mapping[str, str] = {
     "number": "regression",
     "ordinal": "ordinal",
 }
+_TOWERS: Mapping[str, Any] = {"embedding_dim": 32, "hidden_units": [64], "dropout": 0.2, "id_dropout": 0.1}
 _ENSEMBLE: Mapping[str, Any] = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
 
 
@@ -72,6 +74,8 @@ def fit(
     time: str | None = None,
     exclude: str | Sequence[str] = (),
     spec: FeatureSpec | str | Path | None = None,
+    items: Any = None,
+    user: str | None = None,
     accept_data_errors: bool = False,
     model: Callable[[FittedFeatures], Any] | str | Mapping[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
@@ -111,6 +115,9 @@ def fit(
         exclude: Column, or columns, that are not features.
         spec: The feature specification, or its YAML file; by default inferred. ``label``, ``keys`` and ``exclude`` are
             then its own.
+        items: A table of the items that users chose, in any form of ``table``, for a recommender: ``table`` then has a
+            row per user and item, and ``label`` is the item's column in both (:mod:`training.entry_points.fit_items`).
+        user: The column of the users, with ``items``; by default the one that is named like it, such as ``user_id``.
         accept_data_errors: Train even where validation finds errors in the data.
         model: A function or Keras class of your own that builds the model (:func:`models.own_model.own_model`), or
             the name of an architecture, or its name and settings; by default one that fits the label.
@@ -159,11 +166,12 @@ def fit(
         experiment=experiment,
     )
     _check_arguments(table, label, model, callbacks, settings)
+    _check_items(table, label, items, user, keys, spec)
     view = LiveView(epochs=1)
     spark = spark or open_session(None, _local_workers(settings), verbose=bool(settings.get("verbose")))
     with view.stage("infer", spark=spark) as stage, showing_warnings(stage):
-        rows, spec = _rows_and_spec(table, label, keys, time, exclude, spec, spark)
-        stage.note = f"label '{spec.label.name}' of kind {spec.label.kind}; {len(spec.features)} features"
+        rows, spec, item_table, of_users = _inputs(table, label, keys, time, exclude, spec, items, user, spark)
+        stage.note = of_users.in_words() if of_users else _in_words(spec)
         stage.details = spec_details(spec)
     if isinstance(model, str | Mapping):
         settings["model"] = {"name": model} if isinstance(model, str) else dict(model)
@@ -177,13 +185,22 @@ def fit(
         rows = default_split(rows, spec.keys, time=time, label=_stratified(spec), seed=settings.get("seed", 0))
         options = ConversionOptions(accept_errors=accept_data_errors)
         folder = Path(settings.get("output", TrainingConfig.output)).absolute() / "datasets"
-        dataset = convert_once(rows, spec, folder, name, options=options, embedder=Embedder())
+        dataset = convert_once(
+            *(rows, spec, folder, name),
+            options=options,
+            embedder=Embedder(),
+            source=of_users.source if of_users else None,
+            items=item_table,
+        )
         counts = {split: dataset.manifest.rows(split) for split in dataset.manifest.splits}
         stage.note = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " rows"
         add_findings(stage, dataset)
     config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
     trained = train_in_view(view, dataset, config, spark)
-    return FitResult.of(trained, dataset, config, rows)
+    result = FitResult.of(trained, dataset, config, rows)
+    if of_users is None:
+        return result
+    return RecommenderResult.of_interactions(result, of_users.given, of_users.columns, of_users.form)
 
 
 def _given(**settings: Any) -> dict[str, Any]:
@@ -212,6 +229,20 @@ def _check_arguments(table: Any, label: Any, model: Any, callbacks: Sequence[Any
         )
     if callbacks and (model is None or isinstance(model, str | Mapping)):
         raise ConfigError("callbacks go with a model of your own; give a function that builds it as model, too")
+
+
+def _check_items(table: Any, label: Any, items: Any, user: Any, keys: Any, spec: Any) -> None:
+    """Check the arguments of a recommender."""
+    if items is None:
+        if user is not None:
+            raise ConfigError("user goes with items; give the table of items, too, or name the user in a spec")
+        return
+    if spec is None:
+        check_items(table, items, label)
+        if keys is not None:
+            raise ConfigError("keys go with no items: a row of interactions is identified by its user and item")
+    elif user is not None:
+        raise ConfigError("user is part of the spec; leave one of them out")
 
 
 def default_spec(
@@ -287,6 +318,8 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpa
         "workers": workers,
         "global_batch_size": default_batch_size(rows, parts),
     }
+    if spec.items is not None:
+        defaults |= {"baseline": [POPULARITY, "item_knn"], "epochs": 20, "learning_rate": 0.003, "patience": 3}
     if "model" not in settings:
         defaults["model"] = default_model(spec)
         if spec.label.kind in _TABLES:
@@ -302,8 +335,11 @@ def default_model(spec: FeatureSpec) -> dict[str, Any]:
     Labels of the kinds ``binary``, ``multi_class``, ``number`` and ``ordinal`` get the ensemble that does best on the
     tables of docs/quality.md: numbers embedded piecewise, 8 members, a dropout of 0.1. It is trained by AdamW with a
     decay of 0.01 and a patience of 5 epochs: an epoch takes longer than one of the plain network, and fewer are needed.
-    ``multi_label`` and ``candidate`` get an architecture with its own defaults.
+    ``multi_label`` and ``candidate`` get an architecture with its own defaults, and ``candidate`` with items the one of
+    the recipe ``movielens_items``.
     """
+    if spec.items is not None:
+        return {"name": "two_tower", **_TOWERS}
     if spec.label.kind in _TABLES:
         return {"name": _TABLES[spec.label.kind], **_ENSEMBLE}
     return {"name": "multi_label" if spec.label.kind == "multi_label" else "two_tower"}
@@ -357,6 +393,25 @@ def _whole(value: Any) -> int:
     return value if isinstance(value, int) and value > 0 else 1
 
 
+def _inputs(
+    table: Any,
+    label: str | Mapping[str, Any],
+    keys: str | Sequence[str] | None,
+    time: str | None,
+    exclude: str | Sequence[str],
+    spec: FeatureSpec | str | Path | None,
+    items: Any,
+    user: str | None,
+    spark: SparkSession,
+) -> tuple[DataFrame, FeatureSpec, DataFrame | None, RecommenderInput | None]:
+    """Return rows, spec, and the table of items with what was inferred for a recommender."""
+    if items is None or spec is not None:
+        of_items = None if items is None else any_table.read_table(spark, items)
+        return *_rows_and_spec(table, label, keys, time, exclude, spec, spark), of_items, None
+    found = recommender_input(table, label, items, user=user, time=time, exclude=_names(exclude), spark=spark)
+    return found.rows, found.spec, found.items, found
+
+
 def _rows_and_spec(
     table: Any,
     label: str | Mapping[str, Any],
@@ -377,7 +432,7 @@ def _rows_and_spec(
         needs_number = any_table.is_in_memory(table) and spec.keys == (any_table.ROW_NUMBER,)
         return any_table.read_table(spark, any_table.numbered(table) if needs_number else table), spec
     given = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
-    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    exclude = _names(exclude)
     left_out = (*exclude, *([time] if time else ()))
     # The number of a row, in case that no column is a key: a table in memory would be sent to Spark, and read, twice.
     rows = any_table.in_arrow(table) if any_table.is_in_memory(table) else table
@@ -400,6 +455,14 @@ def _rows_and_spec(
         in_memory=rows if isinstance(rows, pa.Table) else None,
     )
     return df.drop(any_table.ROW_NUMBER) if is_numbered and spec.keys != (any_table.ROW_NUMBER,) else df, spec
+
+
+def _names(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _in_words(spec: FeatureSpec) -> str:
+    return f"label '{spec.label.name}' of kind {spec.label.kind}; {len(spec.features)} features"
 
 
 def _name_of(label: str | Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from mirrorspark.training.results.export import ExportProcess, has_scann
     from mirrorspark.training.results.fit_result import FitResult
+    from mirrorspark.training.results.recommender_result import RecommenderResult
     from mirrorspark.training.results.scored import score_and_compare
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
@@ -28,6 +29,7 @@ __all__ = [
     "ExportAhead",
     "ExportProcess",
     "FitResult",
+    "RecommenderResult",
     "Trained",
     "deliver",
     "delivery",

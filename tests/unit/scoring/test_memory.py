@@ -11,7 +11,6 @@ import pytest
 
 from mirrorspark.data_pipelines.any_table import TableError
 from mirrorspark.data_pipelines.features.raw_columns import ColumnError
-from mirrorspark.scoring import batch as module
 from mirrorspark.scoring import memory
 from mirrorspark.scoring.batch import score
 from mirrorspark.scoring.errors import ScoringError
@@ -26,7 +25,6 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a session was started")
 
     monkeypatch.setattr(memory, "open_session", started)
-    monkeypatch.setattr(module, "open_session", started)
 
 
 def flights() -> pd.DataFrame:

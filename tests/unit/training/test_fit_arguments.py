@@ -49,6 +49,18 @@ def _no_session(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"zzz": 3}, ConfigError, r"settings \['zzz'\] are unknown; use fields of TrainingConfig"),
         ({"label": ["late"]}, FeatureSpecError, r"label must be a column's name, .*, not \['late'\]"),
         ({"label": {"kind": "binary"}}, FeatureSpecError, "label must be a column's name"),
+        ({"user": "town"}, ConfigError, "user goes with items; give the table of items"),
+        ({"items": TABLE, "keys": "town"}, ConfigError, "keys go with no items"),
+        (
+            {"items": TABLE, "label": {"name": "late", "kind": "binary"}},
+            FeatureSpecError,
+            "items go with a label of kind",
+        ),
+        (
+            {"items": TABLE[["town"]]},
+            FeatureSpecError,
+            r"items has no column 'late', only \['town'\]; its key must have",
+        ),
         ({"callbacks": [print]}, ConfigError, "callbacks go with a model of your own"),
         ({"callbacks": [print], "model": "wide_deep"}, ConfigError, "callbacks go with a model of your own"),
     ],

@@ -68,6 +68,11 @@ def test_details_of_a_stage_follow_its_line(view: LiveView, lines: list[str]) ->
 def test_an_inferred_spec_is_shown_by_its_first_features() -> None:
     details = spec_details(FeatureSpec((Numeric("km", log=True), Categorical("to")), Label("late"), ("id",)))
     assert details.lines == ("keys id", "km  numeric      log True", "to  categorical")
+    items = FeatureSpec.of_items("to", [Numeric("price")])
+    candidates = FeatureSpec((Categorical("to"),), Label("to", "candidate"), ("id",), items=items)
+    of_items = spec_details(candidates)
+    assert of_items.lines[2:] == ("features of the items; key to", "to     categorical", "price  numeric")
+    assert "price" in of_items.markup
     many = spec_details(FeatureSpec(tuple(Numeric(f"f{n}") for n in range(40)), Label("late"), ("id",)))
     assert many.lines[-2:] == ("f11  numeric", "and 28 more")
     assert many.markup.startswith("<details><summary>40 features; keys id</summary>")

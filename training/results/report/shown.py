@@ -57,7 +57,7 @@ def trained_text(trained: "Trained", prediction: str = "") -> str:
     """Return a model in ten lines at most: its prediction in words, the verdict on it, metrics, its run's places."""
     verdict = trained.verdict
     title = f"{trained.version_uri}: {prediction}" if prediction else trained.version_uri
-    sentences = verdict_sentences(verdict.metrics, verdict.baseline)[:1]
+    sentences = verdict_sentences(verdict.metrics, verdict.baseline)[: 1 if trained.chosen else _BASELINES_IN_TEXT]
     lines = [*_lines(trained)]
     width = max(len(name) for name, _ in lines)
     return "\n".join([title, *sentences, *(f"{name:<{width}}  {text}" for name, text in lines)])

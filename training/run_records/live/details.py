@@ -19,10 +19,18 @@ _MOST_FINDINGS = 5
 
 def spec_details(spec: FeatureSpec) -> Details:
     """Return the features of a spec: the first ones as lines, all of them as a table behind its summary."""
-    lines, more = spec.features_text(), len(spec.features) - _MOST_FEATURES
-    shown = [*lines[:_MOST_FEATURES], *([f"and {more} more"] if more > 0 else [])]
     about = f"{len(spec.features)} features; keys {', '.join(spec.keys)}"
-    return Details((f"keys {', '.join(spec.keys)}", *shown), details_html(about, spec.features_html()))
+    lines, markup = (f"keys {', '.join(spec.keys)}", *_feature_lines(spec)), details_html(about, spec.features_html())
+    if spec.items is not None:
+        of_items = f"features of the items; key {spec.items.keys[0]}"
+        lines = (*lines, of_items, *_feature_lines(spec.items))
+        markup += details_html(of_items, spec.items.features_html())
+    return Details(lines, markup)
+
+
+def _feature_lines(spec: FeatureSpec) -> list[str]:
+    lines, more = spec.features_text(), len(spec.features) - _MOST_FEATURES
+    return [*lines[:_MOST_FEATURES], *([f"and {more} more"] if more > 0 else [])]
 
 
 def add_findings(stage: Stage, dataset: Dataset) -> None:

@@ -1,0 +1,102 @@
+"""Interactions of users with items, as the rows that a retrieval model learns from, and as the history of each user."""
+
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame, Window
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+
+from mirrorspark.data_pipelines.dataset import SPLITS
+from mirrorspark.data_pipelines.features import quoted
+from mirrorspark.data_pipelines.quality import SPLIT_COLUMN
+
+INTERACTION_KEY = "interaction"
+HISTORY = "recent_items"
+SEEN = "seen_items"
+DERIVED = (INTERACTION_KEY, HISTORY, SEEN, SPLIT_COLUMN)
+"""The columns of :func:`interaction_rows` next to user and item."""
+
+# Of as many as the recipes for MovieLens read.
+HISTORY_ITEMS = 50
+# A user with fewer interactions has none to spare for validation and test.
+LEAST_HELD_OUT = 4
+
+_TRAIN, _VALIDATION, _TEST = SPLITS
+# Names that no table of users has.
+_TIME, _POSITION, _COUNT = "__time", "__position", "__count"
+
+
+@dataclass(frozen=True)
+class InteractionColumns:
+    """The columns of a table of interactions, a row per user and item.
+
+    Attributes:
+        time: Orders the interactions of a user; without one a hash does.
+        rating: The number that a user gave the item, which passes through; None if nothing is learnt from it.
+    """
+
+    user: str
+    item: str
+    time: str | None = None
+    rating: str | None = None
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The columns that pass through."""
+        return (self.user, self.item, *((self.rating,) if self.rating else ()))
+
+
+def interaction_rows(df: DataFrame, columns: InteractionColumns) -> DataFrame:
+    """Return a row per user and item, with what the user had met before.
+
+    Of several interactions of a user with an item the first counts. Added are :data:`INTERACTION_KEY`, the last
+    50 items before in :data:`HISTORY`, the split unless the table has one, and in rows of validation and test
+    :data:`SEEN`, all items before, which are not to be recommended. The last interaction of each user with four or more
+    is for the test, and the one before it for validation.
+    """
+    first = _first_of_pairs(df, columns)
+    user = Window.partitionBy(quoted(columns.user))
+    ordered = user.orderBy(_TIME, quoted(columns.item))
+    item = quoted(columns.item)
+    counted = first.withColumns(
+        {
+            _POSITION: F.row_number().over(ordered),
+            HISTORY: F.collect_list(item).over(ordered.rowsBetween(-HISTORY_ITEMS, -1)),
+            SEEN: F.collect_list(item).over(ordered.rowsBetween(Window.unboundedPreceding, -1)),
+            _COUNT: F.count(F.lit(1)).over(user),
+        }
+    )
+    split = quoted(SPLIT_COLUMN) if SPLIT_COLUMN in df.columns else _last_are_held_out()
+    counted = counted.withColumn(SPLIT_COLUMN, split)
+    seen = F.when(quoted(SPLIT_COLUMN) == _TRAIN, F.slice(SEEN, 1, 0)).otherwise(quoted(SEEN))
+    key = F.concat_ws("-", quoted(columns.user).cast("string"), F.col(_POSITION))
+    return counted.withColumns({SEEN: seen, INTERACTION_KEY: key}).select(
+        INTERACTION_KEY, *map(quoted, columns.kept), HISTORY, SEEN, SPLIT_COLUMN
+    )
+
+
+def user_histories(df: DataFrame, columns: InteractionColumns) -> DataFrame:
+    """Return a row per user with all items so far in :data:`SEEN`, and the last 50 in :data:`HISTORY`."""
+    entry = F.struct(F.col(_TIME), quoted(columns.item).alias("item"))
+    met = F.transform(F.sort_array(F.collect_list(entry)), lambda one: one["item"])
+    users = _first_of_pairs(df, columns).groupBy(quoted(columns.user)).agg(met.alias(SEEN))
+    start = F.greatest(F.size(SEEN) - (HISTORY_ITEMS - 1), F.lit(1))
+    return users.withColumn(HISTORY, F.slice(SEEN, start, HISTORY_ITEMS))
+
+
+def _first_of_pairs(df: DataFrame, columns: InteractionColumns) -> DataFrame:
+    """Return the first interaction of each user with each item, and its time; rows without either are left out."""
+    user, item = quoted(columns.user), quoted(columns.item)
+    time: Column = quoted(columns.time) if columns.time else F.xxhash64(user, item)
+    kept = [*columns.kept, *([SPLIT_COLUMN] if SPLIT_COLUMN in df.columns else [])]
+    known = df.where(user.isNotNull() & item.isNotNull()).select(*map(quoted, kept), time.alias(_TIME))
+    pair = Window.partitionBy(user, item).orderBy(*([_TIME] if columns.time else []), *map(quoted, kept))
+    return known.withColumn(_POSITION, F.row_number().over(pair)).where(F.col(_POSITION) == 1).drop(_POSITION)
+
+
+def _last_are_held_out() -> Column:
+    is_spared = F.col(_COUNT) >= LEAST_HELD_OUT
+    return (
+        F.when(is_spared & (F.col(_POSITION) == F.col(_COUNT)), _TEST)
+        .when(is_spared & (F.col(_POSITION) == F.col(_COUNT) - 1), _VALIDATION)
+        .otherwise(_TRAIN)
+    )

@@ -1,0 +1,162 @@
+"""#52: one call makes a recommender with item features of a table of interactions and one of items."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pytest
+
+import mirrorspark as ms
+from mirrorspark.data_pipelines.features.kinds import FeatureSpecError
+from mirrorspark.data_pipelines.features.raw_columns import ColumnError
+from mirrorspark.data_pipelines.interactions import InteractionColumns, interaction_rows, user_histories
+from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.training.entry_points.fit_items import recommender_input
+from mirrorspark.training.entry_points.fit_table import default_config
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+pytestmark = pytest.mark.timeout(600)
+
+COLUMNS = InteractionColumns("userId", "film", "at")
+
+
+def ratings() -> pd.DataFrame:
+    """Return 120 users who like the even or the odd ones of 40 films, and 10 films each of them."""
+    rows = [
+        {"userId": user, "film": (user % 2) + 2 * ((user * 7 + step * 3) % 19), "at": step, "stars": 3.5}
+        for user in range(120)
+        for step in range(10)
+    ]
+    return pd.DataFrame(rows)
+
+
+def films() -> pd.DataFrame:
+    """Return their kinds; nobody has met the films 38 and 39."""
+    kinds = ["War|Drama", "Comedy|Children"]
+    return pd.DataFrame({"film": range(40), "genres": [kinds[film % 2] for film in range(40)], "year": range(40)})
+
+
+def test_interactions_become_rows_with_their_history_and_split(spark: "SparkSession") -> None:
+    """The first of two meetings counts, rows without a user are left out, and a user of three spares none."""
+    met = [
+        (1, 10, 1),
+        (1, 11, 2),
+        (1, 10, 3),
+        (1, 12, 4),
+        (1, 13, 5),
+        (2, 10, 1),
+        (2, 12, 2),
+        (2, 11, 3),
+        (None, 10, 1),
+    ]
+    table = spark.createDataFrame(met, "userId int, film int, at int")
+    rows = {row.interaction: row.asDict() for row in interaction_rows(table, COLUMNS).collect()}
+    found = {key: (row["film"], row["recent_items"], row["seen_items"], row["split"]) for key, row in rows.items()}
+    assert found == {
+        "1-1": (10, [], [], "train"),
+        "1-2": (11, [10], [], "train"),
+        "1-3": (12, [10, 11], [10, 11], "validation"),
+        "1-4": (13, [10, 11, 12], [10, 11, 12], "test"),
+        "2-1": (10, [], [], "train"),
+        "2-2": (12, [10], [], "train"),
+        "2-3": (11, [10, 12], [], "train"),
+    }
+    users = {row.userId: (row.recent_items, row.seen_items) for row in user_histories(table, COLUMNS).collect()}
+    assert users == {1: ([10, 11, 12, 13],) * 2, 2: ([10, 12, 11],) * 2}
+    long = spark.range(60).selectExpr("1 AS userId", "int(id) AS film", "id AS at")
+    (user,) = user_histories(long, COLUMNS).collect()
+    assert (user.recent_items, len(user.seen_items)) == (list(range(10, 60)), 60)
+    given = table.selectExpr("*", "'train' AS split")
+    assert {row.split for row in interaction_rows(given, COLUMNS).collect()} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (
+            {"items": films().rename(columns={"film": "Film"})},
+            FeatureSpecError,
+            "items has no column 'film'.*mean 'Film'",
+        ),
+        (
+            {"items": films().astype({"film": str})},
+            FeatureSpecError,
+            "'film' holds whole numbers in the table and texts in",
+        ),
+        ({"items": films().astype({"film": float})}, FeatureSpecError, "'film' of items has the type double; .*Int64"),
+        ({"items": pd.concat([films(), films().head(2)])}, ColumnError, "the item '0' has more than one row"),
+        (
+            {"items": films().assign(film=range(100, 140))},
+            FeatureSpecError,
+            r"none of the 38 items of the table is among",
+        ),
+        ({"exclude": ["yaer"]}, FeatureSpecError, r"exclude names \['yaer'\], which items do not have"),
+        ({"user": "users"}, FeatureSpecError, "user: the table has no column 'users', only"),
+        (
+            {"table": ratings().rename(columns={"userId": "who"})},
+            FeatureSpecError,
+            r"no column of \['who', 'at', 'stars'\]",
+        ),
+        ({"table": ratings().assign(date=1, ts=2)}, FeatureSpecError, r"the columns \['date', 'ts'\] could be the"),
+    ],
+)
+def test_tables_that_do_not_belong_together_are_refused_in_a_line(
+    spark: "SparkSession", changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    given = {"table": ratings(), "items": films(), "user": None, "exclude": ()} | changes
+    with pytest.raises(error, match=message):
+        recommender_input(given.pop("table"), "film", given.pop("items"), time=None, spark=spark, **given)
+
+
+def test_columns_and_settings_are_inferred(spark: "SparkSession") -> None:
+    table = ratings().rename(columns={"at": "rated_at"})
+    found = recommender_input(table, "film", films(), user=None, time=None, exclude=("year",), spark=spark)
+    assert found.columns == InteractionColumns("userId", "film", "rated_at")
+    assert found.in_words() == "users 'userId', items 'film' with 1 feature, in the order of 'rated_at'"
+    config = default_config(found.spec, rows=1000, slots=2, name="films", epochs=2)
+    assert (config.baseline, config.epochs, config.patience) == (["popularity", "item_knn"], 2, 3)
+    assert config.model["name"] == "two_tower"
+
+
+@pytest.mark.full
+def test_one_call_makes_a_recommender_with_lists_for_every_user(spark: "SparkSession", tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"output": str(tmp_path), "workers": 1, "learning_rate": 0.02, "top_k": 10}
+    result = ms.fit(ratings(), label="film", items=films(), time="at", spark=spark, epochs=12, **settings)
+    assert isinstance(result, ms.RecommenderResult)
+    assert list(result.table.columns) == ["validation", "test", "popularity", "item_knn"]
+    text = repr(result)
+    assert len(text.splitlines()) <= 10
+    assert "popularity" in text
+    assert "item_knn" in text
+    lists = result.recommend(k=8)
+    assert list(lists.columns) == ["userId", "candidates", "scores", "model_version"]
+    assert list(lists["userId"]) == list(range(120))
+    met = ratings().groupby("userId")["film"].agg(set)
+    assert all(not met[row.userId] & set(row.candidates) for row in lists.itertuples())
+    same_kind = [sum(film % 2 == row.userId % 2 for film in row.candidates) for row in lists.itertuples()]
+    # By chance a third: of the 30 films that a user has not met, 10 are of the kind.
+    assert sum(same_kind) / (8 * len(lists)) > 0.7
+    # A film that nobody has met is in some list, by its features.
+    assert {38, 39} & {film for row in lists.itertuples() for film in row.candidates}
+    some = result.recommend([3, 777])
+    assert list(some["userId"]) == [3, 777]
+    assert [len(row) for row in some["candidates"]] == [10, 10]
+    fresh = pd.DataFrame({"userId": [900] * 3, "film": [0, 2, 4], "at": [1, 2, 3]})
+    (newcomer,) = result.recommend(fresh)["candidates"]
+    assert not {0, 2, 4} & set(newcomer)
+    assert sum(film % 2 == 0 for film in newcomer) >= 7
+    with pytest.raises(
+        ScoringError, match="k is 20, and the lists of this model have 1 to 10 items; give fit top_k=20"
+    ):
+        result.recommend(k=20)
+    for wrong in ("u7", [], ["u7"], 7, [1.5]):
+        with pytest.raises((ScoringError, ms.TableError)):
+            result.recommend(wrong)
+    with pytest.raises(ScoringError, match=r"the interactions have no columns \['at'\]"):
+        result.recommend(fresh.drop(columns="at"))
+    with pytest.raises(ScoringError, match=r"score takes rows with the items that a user met before.*result.recommend"):
+        result.score(ratings())
+    again = ms.fit(ratings(), label="film", items=films(), time="at", spark=spark, epochs=1, **settings)
+    assert again.dataset.path == result.dataset.path

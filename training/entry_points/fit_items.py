@@ -1,0 +1,234 @@
+"""The inputs of a recommender for ``fit``: a table of interactions and one of items become rows and their spec."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import DataType, DateType, IntegralType, StringType, TimestampNTZType, TimestampType
+
+from mirrorspark.data_pipelines import any_table, content_hash, interactions, table_forms
+from mirrorspark.data_pipelines.features import (
+    USER_NAME,
+    FeatureSpec,
+    infer_items,
+    item_rows,
+    kinds,
+    quoted,
+    raw_columns,
+)
+from mirrorspark.data_pipelines.quality import SPLIT_COLUMN
+
+_LOGGER = logging.getLogger(__name__)
+
+_TIME_NAME = re.compile(r"(time_?stamp|date_?time|time|date|ts)|.*_(at|time|date|on)", re.IGNORECASE)
+_NAMED_IN_MESSAGE = 3
+
+Label = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RecommenderInput:
+    """The tables and the spec that a recommender is trained on.
+
+    Attributes:
+        given: The table of interactions, in Spark.
+        rows: A row per user and item with the history, and with its split.
+        items: The table of items.
+        source: JSON values that determine the rows.
+        form: The table as it was given, without rows if it was in memory.
+    """
+
+    given: DataFrame
+    columns: interactions.InteractionColumns
+    rows: DataFrame
+    spec: FeatureSpec
+    items: DataFrame
+    source: Mapping[str, Any]
+    form: Any
+
+    def in_words(self) -> str:
+        """Return the inferred columns in words."""
+        of, items = self.columns, self.spec.items
+        order = f"in the order of '{of.time}'" if of.time else "in no order"
+        features = len(items.query_features) if items else 0
+        words = f"{features} feature{'' if features == 1 else 's'}"
+        return f"users '{of.user}', items '{of.item}' with {words}, {order}"
+
+
+def check_items(table: Any, items: Any, label: Label) -> None:
+    """Check the columns of tables in memory, which needs no session.
+
+    Raises:
+        FeatureSpecError: The label is not a candidate, or not the key of the items.
+    """
+    if not isinstance(label, str) and label.get("kind", "candidate") != "candidate":
+        raise kinds.FeatureSpecError(
+            f"items go with a label of kind candidate, not {label['kind']}; leave items out, or the kind"
+        )
+    for given, what in ((items, "items"), (table, "the table")):
+        if table_forms.is_table(given):
+            _require_key(table_forms.column_names(given), _item_of(label), what)
+
+
+def recommender_input(
+    table: Any,
+    label: Label,
+    items: Any,
+    *,
+    user: str | None,
+    time: str | None,
+    exclude: Sequence[str],
+    spark: SparkSession,
+) -> RecommenderInput:
+    """Infer the columns and the features of interactions and items.
+
+    Args:
+        table: The interactions, a row per user and item.
+        label: The column of the item, or its name and rating.
+        items: The items, a row each; its key has the name of the label.
+        user: The column of the user; by default the one that is named like it.
+        time: The column that orders the interactions; by default the one that is named like it or has times.
+        exclude: Columns of the items that are not features.
+        spark: The session.
+
+    Raises:
+        FeatureSpecError: A column is missing or cannot be inferred, keys differ in type or have none in common.
+        ColumnError: An item has several rows or no key.
+    """
+    in_memory = any_table.in_arrow(table) if any_table.is_in_memory(table) else None
+    df = any_table.read_table(spark, table if in_memory is None else in_memory)
+    catalogue = any_table.in_arrow(items) if any_table.is_in_memory(items) else None
+    item_table = any_table.read_table(spark, items if catalogue is None else catalogue)
+    catalogue = item_table.toArrow() if catalogue is None else catalogue
+    columns = _columns(df, label, user, time)
+    item = columns.item
+    _require_key(item_table.columns, item, "items")
+    _require_same_type(df.schema[item].dataType, item_table.schema[item].dataType, item)
+    if unknown := [name for name in exclude if name not in item_table.columns]:
+        raise kinds.FeatureSpecError(
+            f"exclude names {unknown}, which items do not have; they have {item_table.columns}"
+        )
+    of_items = infer_items(catalogue, item, exclude)
+    _require_overlap(_met(df, item, in_memory), item_rows.item_keys(of_items, catalogue))
+    kept = [*columns.kept, *([columns.time] if columns.time else ())]
+    kept += [SPLIT_COLUMN] if SPLIT_COLUMN in df.columns else []
+    others = [name for name in df.columns if name not in kept]
+    if others:
+        _LOGGER.info("columns %s are not features: they may be known only after the user has chosen the item", others)
+    rows = df.select(*map(quoted, kept))
+    return RecommenderInput(
+        given=df,
+        columns=columns,
+        rows=interactions.interaction_rows(df, columns),
+        spec=_spec(columns, of_items),
+        items=item_table,
+        form=table_forms.selected(table, []) if table_forms.is_table(table) else None,
+        source={"interactions": content_hash(rows), "columns": vars(columns), "history": interactions.HISTORY_ITEMS},
+    )
+
+
+def _item_of(label: Label) -> str:
+    return label if isinstance(label, str) else str(label["name"])
+
+
+def _require_key(names: Sequence[str], key: str, what: str) -> None:
+    if key not in names:
+        hint = raw_columns.meant(key, [name for name in names if isinstance(name, str)])
+        more = "; its key must have the name of the label" if what == "items" else ""
+        raise kinds.FeatureSpecError(f"{what} has no column '{key}', only {list(names)}{hint}{more}")
+
+
+def _columns(df: DataFrame, label: Label, user: str | None, time: str | None) -> interactions.InteractionColumns:
+    item, rating = _item_of(label), None if isinstance(label, str) else label.get("rating")
+    for argument, name in (("label", item), ("user", user), ("time", time), ("rating of the label", rating)):
+        if name is not None and name not in df.columns:
+            raise kinds.FeatureSpecError(
+                f"{argument}: the table has no column '{name}', only {df.columns}{raw_columns.meant(name, df.columns)}"
+            )
+    others = [name for name in df.columns if name not in (item, rating, SPLIT_COLUMN)]
+    users = (
+        [user] if user else [name for name in others if USER_NAME.fullmatch(name) or USER_NAME.fullmatch(_snake(name))]
+    )
+    if len(users) != 1:
+        found = f"the columns {users} could be" if users else f"no column of {others} is named like"
+        raise kinds.FeatureSpecError(f"{found} the user of an interaction, such as user_id; give it: user=…")
+    times = [time] if time else [name for name in others if name not in users and _is_time(df, name)]
+    if len(times) > 1:
+        raise kinds.FeatureSpecError(
+            f"the columns {times} could be the time of an interaction, which orders those of a user; give it: time=…"
+        )
+    if not times:
+        _LOGGER.warning(
+            "no column has the time of an interaction: a hash orders those of a user; give time=… if one has"
+        )
+    if taken := [name for name in (users[0], item, rating) if name in interactions.DERIVED]:
+        raise kinds.FeatureSpecError(f"the columns {taken} have names that fit adds; rename them")
+    return interactions.InteractionColumns(users[0], item, times[0] if times else None, rating)
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name)
+
+
+def _is_time(df: DataFrame, name: str) -> bool:
+    is_moment = isinstance(df.schema[name].dataType, TimestampType | TimestampNTZType | DateType)
+    return is_moment or bool(_TIME_NAME.fullmatch(_snake(name)))
+
+
+def _require_same_type(of_rows: DataType, of_items: DataType, name: str) -> None:
+    words = [_type_in_words(kind) for kind in (of_rows, of_items)]
+    for kind, word, what in ((of_rows, words[0], "the table"), (of_items, words[1], "items")):
+        if not word:
+            raise kinds.FeatureSpecError(
+                f"'{name}' of {what} has the type {kind.simpleString()}; items are texts or whole numbers (in pandas "
+                f"missing values make fractions of them: astype('Int64'))"
+            )
+    if words[0] != words[1]:
+        python = "str" if words[0] == "texts" else "int"
+        raise kinds.FeatureSpecError(
+            f"'{name}' holds {words[0]} in the table and {words[1]} in items, so that no item would be found (7 is not "
+            f"07); make both texts or both whole numbers, for example items['{name}'].astype({python})"
+        )
+
+
+def _type_in_words(kind: DataType) -> str:
+    return "texts" if isinstance(kind, StringType) else "whole numbers" if isinstance(kind, IntegralType) else ""
+
+
+def _met(df: DataFrame, item: str, in_memory: pa.Table | None) -> pa.Array:
+    """Return the tokens of the items that users met, each once."""
+    found = df.select(quoted(item)).distinct().toArrow() if in_memory is None else in_memory
+    return pc.unique(found[item].drop_null().cast(pa.string()))
+
+
+def _require_overlap(met: pa.Array, keys: pa.StringArray) -> None:
+    """Check that items that users met are among the items; warn of those that are not."""
+    absent = met.filter(pc.invert(pc.is_in(met, value_set=keys)))
+    examples = sorted(absent.to_pylist())[:_NAMED_IN_MESSAGE]
+    if len(absent) == len(met):
+        raise kinds.FeatureSpecError(
+            f"none of the {len(met):,} items of the table is among the {len(keys):,} of items: the table has "
+            f"{examples}, items have {sorted(keys.to_pylist())[:_NAMED_IN_MESSAGE]}; give tables that belong together"
+        )
+    if len(absent):
+        _LOGGER.warning(
+            "%d of %d items of the table are not in items and have no features: %s", len(absent), len(met), examples
+        )
+
+
+def _spec(columns: interactions.InteractionColumns, of_items: FeatureSpec) -> FeatureSpec:
+    item, length = columns.item, interactions.HISTORY_ITEMS
+    history = kinds.MultiValued(interactions.HISTORY, max_length=length, truncate="head", vocabulary_of=item)
+    return FeatureSpec(
+        features=(kinds.Categorical(item), kinds.Categorical(columns.user), history),
+        label=kinds.Label(item, "candidate", rating=columns.rating),
+        keys=(interactions.INTERACTION_KEY,),
+        exclude=interactions.SEEN,
+        items=of_items,
+        user=columns.user,
+    )
