@@ -35,10 +35,10 @@ class MLflowLogger(tf_keras.callbacks.Callback):
         log_path: File to which every metric is written before it is sent, so that no metric is lost with the process.
             It is removed once MLflow has all of it. By default only metrics that cannot be sent by the end are written.
         close_timeout_seconds: Longest wait for the server when training ends.
-        step_seconds: Also log the batch's metrics and ``steps_per_second``, under names that begin with ``step/`` and
-            over the optimizer's steps, at most one point in this many seconds. Off by default.
+        step_seconds: Also log the batch's metrics and ``steps_per_second``, under names that begin with
+            ``system/step_`` and over the optimizer's steps, at most one point in this many seconds. Off by default.
         system_seconds: Log CPU and memory of this process at this interval, under the names of MLflow's system
-            metrics (``system/worker_0/...``). Off by default.
+            metrics (``system/worker_0_...``). Off by default.
         buffer: A buffer to log through instead, which is flushed but not closed; excludes the arguments above that say
             where to log.
         clock: Returns seconds; monotonic.

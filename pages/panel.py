@@ -23,7 +23,7 @@ border-bottom:1px solid rgba(128,128,128,.3);white-space:normal;min-width:6em;ma
 .mirrorspark .note{color:#2f7fd0}
 .mirrorspark code,.mirrorspark pre{font-size:.95em;background:none;color:inherit;padding:0;overflow-wrap:anywhere}
 .mirrorspark pre{white-space:pre-wrap;margin:.5em 0}
-.mirrorspark summary{cursor:pointer}
+.mirrorspark summary{cursor:pointer}.mirrorspark a{color:#2f7fd0}
 .mirrorspark .figure{overflow-x:auto;margin:.5em 0}
 .mirrorspark small{display:block;opacity:.75}
 .mirrorspark .bar{display:inline-block;vertical-align:middle;width:14em;max-width:100%;height:.6em;border-radius:.3em;

@@ -11,8 +11,9 @@ _SIGNS = re.compile(
     r"|\bUnable to allocate\b|\bOutOfMemoryError\b|\bOOMKilled\b"
 )
 _COUNTERS = Path("/proc/vmstat")
-# The same of this process's own group, in containers whose kernel shows no other.
+# Those of this process's own group, in containers whose kernel shows no others: of control groups version 2 and 1.
 _COUNTERS_OF_GROUP = Path("/sys/fs/cgroup/memory.events")
+_COUNTERS_OF_OLD_GROUP = Path("/sys/fs/cgroup/memory/memory.oom_control")
 _KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 
 
@@ -22,12 +23,16 @@ def is_reported_in(text: str) -> bool:
 
 
 def kernel_kills() -> int:
-    """Return the number of processes that this machine's kernel has killed for want of memory; 0 if it keeps none."""
-    for file in (_COUNTERS, _COUNTERS_OF_GROUP):
+    """Return a counter that grows when this machine's kernel kills a process for want of memory.
+
+    It is the sum of all counters, since some sandboxes have the kernel's file and count in another.
+    """
+    kills = 0
+    for file in (_COUNTERS, _COUNTERS_OF_GROUP, _COUNTERS_OF_OLD_GROUP):
         with contextlib.suppress(OSError):
             if found := _KILLS.search(file.read_text(encoding="ascii")):
-                return int(found[1])
-    return 0
+                kills += int(found[1])
+    return kills
 
 
 def killed_by(status: int) -> str:

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from mirrorspark.callbacks.mlflow.metric_buffer import MetricBuffer
     from mirrorspark.callbacks.mlflow.metric_replay import report
     from mirrorspark.callbacks.mlflow.shared_view import share_view
-    from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, SystemSampler
+    from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, WORK_PREFIX, SystemSampler
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
 __all__ = [
     "STEP_PREFIX",
+    "WORK_PREFIX",
     "MetricBuffer",
     "SystemSampler",
     "metric_requests",

@@ -36,7 +36,7 @@ from mirrorspark.callbacks.mlflow.metric_requests import (
     with_call,
 )
 from mirrorspark.callbacks.mlflow.tracking_store import is_same_store, limit_requests, store_client
-from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, named
+from mirrorspark.callbacks.mlflow.usage_metrics import STEP_PREFIX, WORK_PREFIX, named
 from mirrorspark.storage import FOR_MLFLOW, Event, EventFile, EventTail, lock_state, without_credentials
 
 # The run of the log, metrics and calls that no other event contains, and the position that MLflow has acknowledged.
@@ -115,8 +115,11 @@ class RunMetrics:
                 yield event["metrics"], event["step"]
             case "epoch_end" if is_of_chief:
                 rate = event.get("examples_per_second")
-                more = {"seconds_per_epoch": event["seconds"]} | ({"examples_per_second": rate} if rate else {})
-                yield event["logs"] | more, event["epoch"]
+                speed = {"seconds_per_epoch": event["seconds"]} | ({"examples_per_second": rate} if rate else {})
+                # MLflow lists them in this order: those on validation rows first, and the losses after the others.
+                names = sorted(event["logs"], key=lambda name: (not name.startswith("val_"), name.endswith("loss")))
+                yield {name: event["logs"][name] for name in names}, event["epoch"]
+                yield {f"{WORK_PREFIX}{name}": value for name, value in speed.items()}, event["epoch"]
                 if self._attempts and event.get("step"):
                     yield self._world_size(event["step"])
             case "progress" if is_of_chief and event.get("step") is not None:
@@ -139,14 +142,14 @@ class RunMetrics:
         workers, step = event.get("workers") or 0, event.get("resumed_from") or 0
         begun = {"attempt": event["attempt"], "workers": workers, "resumed_from_step": step, "error": None}
         self._attempts.append(begun)
-        yield {"attempt": len(self._attempts)}, len(self._attempts)
+        yield {f"{WORK_PREFIX}attempt": len(self._attempts)}, len(self._attempts)
         # Logged at the attempt's first step, because the checkpoint's step has the point of the epoch's end. If the
         # attempt repeats steps, logged after the last point, because earlier steps are skipped.
         yield self._world_size(max(step, self._world_size_step) + 1)
 
     def _world_size(self, step: int) -> tuple[dict[str, Any], int]:
         self._world_size_step = max(step, self._world_size_step)
-        return {"world_size": self._attempts[-1]["workers"]}, step
+        return {f"{WORK_PREFIX}world_size": self._attempts[-1]["workers"]}, step
 
 
 class LogSender:

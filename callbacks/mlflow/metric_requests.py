@@ -58,6 +58,7 @@ class Target:
         run_name: Name for a run that has not been started; with it a second start finds the run of the first.
         experiment_id: Id of the experiment, which takes precedence over the name.
         parent_id: The run that a run which has not been started becomes a child of.
+        title: Name in MLflow's pages for a run that has not been started; by default the name above.
         joins_parent: Whether the parent itself is the run, unless it has a training already; its status is then left to
             its owner.
     """
@@ -69,6 +70,7 @@ class Target:
     experiment_id: str | None = None
     parent_id: str | None = None
     joins_parent: bool = False
+    title: str | None = None
 
     def is_same_run(self, other: "Target") -> bool:
         """Return whether values stored for this target belong to the other one's run."""
@@ -352,7 +354,7 @@ def start_run(client: Any, target: Target) -> str:
         run_id = str(found[0].info.run_id)
         client.update_run(run_id, status="RUNNING")
         return run_id
-    run = client.create_run(experiment_id, run_name=target.run_name, tags=tags | {RUN_TAG: name})
+    run = client.create_run(experiment_id, run_name=target.title or target.run_name, tags=tags | {RUN_TAG: name})
     return str(run.info.run_id)
 
 

@@ -168,6 +168,10 @@ def store_of_active_run() -> str | None:
     return None if mlflow.active_run() is None else str(mlflow.get_tracking_uri())
 
 
+# Where ``mlflow ui`` serves the pages of a store.
+OWN_SERVER = "http://127.0.0.1:5000"
+
+
 def run_page(tracking_uri: str, experiment_id: str, run_id: str) -> str | None:
     """Return the address of a run's page, without a password; None for a store that serves no pages."""
     if tracking_uri.startswith(("http://", "https://")):

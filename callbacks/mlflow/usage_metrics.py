@@ -1,4 +1,4 @@
-"""Names of metrics that are not over epochs, and a sampler for a process's CPU and memory under MLflow's names."""
+"""Names of the metrics of a run's work, and a sampler for a process's CPU and memory under MLflow's names."""
 
 import threading
 import time
@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import psutil
 
-# MLflow's prefix for system metrics, which its page shows in a separate tab.
-_SYSTEM_PREFIX = "system"
-# Prefix of metrics over optimizer steps, which separates their x axis from that of metrics over epochs.
-STEP_PREFIX = "step/"
+# MLflow's prefix for system metrics, which its pages show last, in a section and a tab of their own. Groups of any
+# other prefix, such as one with a second slash, come before the metrics without one, and those are the quality's.
+WORK_PREFIX = "system/"
+# Prefix of metrics over optimizer steps.
+STEP_PREFIX = f"{WORK_PREFIX}step_"
 
 _MEGABYTE = 1e6
 
@@ -26,8 +27,8 @@ def named(worker: int, cpu_percent: float | None, memory_bytes: float | None) ->
         "cpu_utilization_percentage": cpu_percent,
         "system_memory_usage_megabytes": None if memory_bytes is None else memory_bytes / _MEGABYTE,
     }
-    prefix = f"{_SYSTEM_PREFIX}/worker_{worker}"
-    return {f"{prefix}/{name}": round(value, 1) for name, value in values.items() if value is not None}
+    prefix = f"{WORK_PREFIX}worker_{worker}"
+    return {f"{prefix}_{name}": round(value, 1) for name, value in values.items() if value is not None}
 
 
 class SystemSampler:

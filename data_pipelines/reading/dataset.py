@@ -40,6 +40,7 @@ from mirrorspark.data_pipelines.reading.decode_blocks import SparseSteps
 from mirrorspark.data_pipelines.reading.order import RANGE_BLOCK, EpochOrder
 from mirrorspark.data_pipelines.reading.padding import PaddedBatch
 from mirrorspark.data_pipelines.tfrecord import read_record_at
+from mirrorspark.lazy import quiet_tensorflow
 from mirrorspark.pages import (
     details_html,
     findings_html,
@@ -304,7 +305,8 @@ def load_batches(
         tf.errors.InvalidArgumentError: While iterating, with the name and message of the error that :func:`batches`
             raises.
     """
-    import tensorflow as tf  # deferred: see above
+    with quiet_tensorflow():
+        import tensorflow as tf  # deferred: see above
 
     if not isinstance(dataset, Dataset):
         dataset = Dataset.open(dataset)

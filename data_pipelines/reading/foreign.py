@@ -20,6 +20,7 @@ import numpy.typing as npt
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.reading.dataset import Remainder
 from mirrorspark.data_pipelines.tfrecord import open_records, scan_records
+from mirrorspark.lazy import quiet_tensorflow
 from mirrorspark.storage import StoragePath, listing
 
 if TYPE_CHECKING:  # counting needs no TensorFlow
@@ -201,7 +202,8 @@ def load_rows(files: Sequence[CountedFile], features: Mapping[str, Any], plan: R
         tf.errors.InvalidArgumentError: While iterating: a feature is of another type than requested or is missing, a
             record is damaged, or a file's rows have changed since they were counted.
     """
-    import tensorflow as tf  # deferred: see above
+    with quiet_tensorflow():
+        import tensorflow as tf  # deferred: see above
 
     share = share_of(files, plan)
     batch = plan.batch_size_per_worker

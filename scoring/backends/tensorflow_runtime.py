@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -105,10 +105,26 @@ def _without_keras() -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_notes() -> Iterator[None]:
-    """Keep two lines of TensorFlow's first session off the terminal; all else is printed at the end.
+    """Keep two lines of TensorFlow's first session off the terminal, and its notes out of a notebook's cell.
 
-    They do not go by ``TF_CPP_MIN_LOG_LEVEL``, and are written straight to the file descriptor.
+    The lines do not go by ``TF_CPP_MIN_LOG_LEVEL``, and are written straight to the file descriptor; all else is
+    printed at the end. In a notebook TensorFlow logs to standard output, notes included.
     """
+    logger = logging.getLogger("tensorflow")
+    logger.addFilter(_is_more_than_a_note)
+    try:
+        with _without_lines(_NOTES):
+            yield
+    finally:
+        logger.removeFilter(_is_more_than_a_note)
+
+
+def _is_more_than_a_note(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO
+
+
+@contextlib.contextmanager
+def _without_lines(notes: Sequence[bytes]) -> Iterator[None]:
     try:
         stream = os.dup(2)
     except OSError:  # a process without standard error
@@ -122,7 +138,7 @@ def without_notes() -> Iterator[None]:
             os.dup2(stream, 2)
             printed.seek(0)
             for line in printed:
-                if not any(note in line for note in _NOTES):
+                if not any(note in line for note in notes):
                     os.write(stream, line)
             os.close(stream)
 

@@ -4,10 +4,15 @@ So ``from mirrorspark.models import catalog`` loads no TensorFlow, and packages 
 """
 
 import ast
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
+
+# TensorFlow reads it when it is imported; 3 leaves out its notes on the machine's GPUs and instructions.
+_LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 
 
 def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
@@ -24,11 +29,25 @@ def lazy_exports(package: str) -> tuple[Callable[[str], Any], Callable[[], list[
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         home = homes[name]
-        value = import_module(f"{package}.{name}") if home == package else getattr(import_module(home), name)
+        with quiet_tensorflow():
+            value = import_module(f"{package}.{name}") if home == package else getattr(import_module(home), name)
         namespace[name] = value
         return value
 
     return get, lambda: sorted({*namespace, *homes})
+
+
+@contextmanager
+def quiet_tensorflow() -> Iterator[None]:
+    """Let TensorFlow print no notes if the block imports it, unless the environment has its log level."""
+    is_own = _LOG_LEVEL not in os.environ and "tensorflow" not in sys.modules
+    if is_own:
+        os.environ[_LOG_LEVEL] = "3"
+    try:
+        yield
+    finally:
+        if is_own:
+            os.environ.pop(_LOG_LEVEL, None)
 
 
 def _homes(package: str) -> dict[str, str]:

@@ -74,7 +74,7 @@ def test_a_pandas_table_becomes_a_registered_model_that_is_compared_and_reported
     cost = fitted.trained.cost
     assert cost is not None
     assert set(cost.core_seconds) >= {"start", "infer", "convert", "train", "export", "evaluate", "between stages"}
-    assert run.data.metrics["core_seconds"] >= cost.total_core_seconds > 0
+    assert run.data.metrics["system/core_seconds"] >= cost.total_core_seconds > 0
     assert {entry.path for entry in client.list_artifacts(fitted.trained.run_id)} >= {"report.html", "plots"}
     shown = fitted._repr_html_()
     assert shown.count("<img") == len(fitted.plots) == 6

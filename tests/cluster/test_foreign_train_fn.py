@@ -87,7 +87,7 @@ def test_mlflow_has_its_curve_though_it_knows_nothing_of_mlflow(unbroken: Launch
     curve = client.get_metric_history(unbroken.run_id, "loss")
     assert [point.step for point in curve] == [1, 2, 3, 4]
     assert curve[-1].value < curve[0].value
-    assert {"examples_per_second", "seconds_per_epoch"} <= set(found.data.metrics)
+    assert {"system/examples_per_second", "system/seconds_per_epoch"} <= set(found.data.metrics)
 
 
 @pytest.mark.full

@@ -150,7 +150,7 @@ def test_mlflow_has_one_run_with_everything_in_it(unbroken: Finished) -> None:
     (logged,) = client.search_logged_models([experiment.experiment_id])
     assert {metric.key: metric.value for metric in logged.metrics}["test_auc"] == tracked.data.metrics["test_auc"]
     assert len(client.get_metric_history(tracked.info.run_id, "test_auc")) == 1
-    assert "parity_max" in tracked.data.metrics
+    assert "system/parity_max" in tracked.data.metrics
     assert unbroken.epochs_in_mlflow() == [1, 2, 3, 4]
     artifacts = {file.path for file in client.list_artifacts(tracked.info.run_id)}
     assert {"config.yaml", "table.sql", "environment.json", "attempts.json", "parity.txt"} <= artifacts

@@ -56,9 +56,10 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
     """Return the action after ``attempts``, the last of which has just ended.
 
     A fault of the user's code ends the run at once, since it would recur. So does a cancelled job, and an error that
-    occurred at the same step before, unless a machine, the store or a hang explains it. An error of unknown cause is
-    retried once. Any other failure restarts the training until the budget of its kind is used up. A driver that was out
-    of reach always restarts it.
+    occurred at the same step before, unless a machine, the store or a hang explains it, and a worker that was killed
+    for want of memory before the attempt had left a checkpoint. An error of unknown cause is retried once. Any other
+    failure restarts the training until the budget of its kind is used up. A driver that was out of reach always
+    restarts it.
 
     Args:
         attempts: All attempts of the run, oldest first.
@@ -81,6 +82,8 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
         return Decision("raise", "somebody cancelled the job")
     if (earlier := _earlier_twin(error, attempts)) is not None:
         return Decision("raise", f"the same error came at step {error.step:,} in attempt {earlier} already")
+    if _is_killed_for_memory(error) and not last.made_progress:
+        return Decision("raise", "the same workers on the same machine would run out of memory again")
     delay = budgets.delay_seconds(_failures_in_a_row(attempts))
     how = f"{f' in {delay:g} s' if delay else ''} from step {last.committed:,} with {workers} workers"
     if error.cause == "driver":
@@ -95,6 +98,11 @@ def decide(attempts: Sequence[Attempt], budgets: Budgets, slots: int, elastic: E
     if used > limit:
         return Decision("raise", f"{name} is {limit} and used up; the same command {_what_it_does(attempts)}")
     return Decision("restart", f"restart {used} of {limit} ({name}){how}", delay, workers)
+
+
+def _is_killed_for_memory(error: RankError) -> bool:
+    """Return True if the kernel killed a worker, or C++ aborted it, because memory had run out."""
+    return error.cause == "machine" and error.type == "killed"
 
 
 def usable_slots(attempts: Sequence[Attempt], slots: int, elastic: Elastic) -> int:

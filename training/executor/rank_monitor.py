@@ -68,6 +68,7 @@ class RankMonitor:
         """Wait for the worker's end, or end it, and return the outcome."""
         next_system = time.monotonic()
         while True:
+            self._last_bytes = self._resident_bytes()
             if time.monotonic() >= next_system:
                 next_system += timing.SYSTEM_SECONDS
                 self._report_system()
@@ -139,16 +140,22 @@ class RankMonitor:
             return "when it got no more memory"
         return None
 
+    def _resident_bytes(self) -> int | None:
+        """Return the worker's memory now; of one that has ended, the last that was seen."""
+        with contextlib.suppress(psutil.Error):
+            # A zombie has none.
+            return (self._observed and self._observed.memory_info().rss) or self._last_bytes
+        return self._last_bytes
+
     def _report_system(self) -> None:
         if self._observed is None:
             return
         with contextlib.suppress(psutil.Error), self._observed.oneshot():
-            self._last_bytes = self._observed.memory_info().rss
             self._events.send(
                 {
                     "event": "system",
                     "cpu_percent": self._observed.cpu_percent(),
-                    "memory_bytes": self._last_bytes,
+                    "memory_bytes": self._observed.memory_info().rss,
                     "threads": self._observed.num_threads(),
                     "state": self._state(),
                     "host": self._host,

@@ -4,12 +4,13 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from mirrorspark.callbacks.checkpoints import checkpoint_store, commit, fetch
+from mirrorspark.callbacks.mlflow import WORK_PREFIX
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.models import check_candidates, classical, sparse_features
 from mirrorspark.spark_session import session_of
@@ -30,6 +31,7 @@ from mirrorspark.training.run_records import (
     TrackedRun,
     environment,
     open_run,
+    settings_in_words,
     source_tags,
 )
 from mirrorspark.training.run_records.live import LiveView, Monitored
@@ -45,6 +47,7 @@ def open_job(
     folder: RunFolder | None = None,
     slots: Callable[[], int] | None = None,
     listener: Callable[[Event], None] | None = None,
+    title: Sequence[str] = (),
 ) -> Iterator["TrainingJob"]:
     """Open the run's folder and its MLflow run, and mark both as finished, stopped or failed at the end.
 
@@ -54,6 +57,7 @@ def open_job(
         folder: The run's folder; by default that of the unfinished run to continue, or a new one.
         slots: Returns the number of workers that fit; by default all slots of the session.
         listener: Gets every event, too.
+        title: Settings in words for its name in MLflow; by default model, step size and batch.
 
     Raises:
         ConfigError: The model does not fit the dataset's label, or the model to begin from is missing.
@@ -75,7 +79,11 @@ def open_job(
     config.require_steps(dataset.steps("train", config.global_batch_size))
     content = dataset.manifest.content_hash
     with open_run(
-        config, content, prepared.tracking, view, folder=folder, listener=listener, only_once=config.only_once
+        *(config, content, prepared.tracking, view),
+        folder=folder,
+        listener=listener,
+        only_once=config.only_once,
+        title=title or settings_in_words(config),
     ) as run:
         begin = resolve_warm_start(
             config, prepared.tracking.store, run.folder.warm_start, prepared.warm_start, has_begun=run.folder.has_begun
@@ -258,6 +266,10 @@ class TrainingJob:
             self.tracked.log_metrics(metrics, step)
         else:
             self.tracked.log_model_metrics(model_uri, metrics, step)
+
+    def log_work(self, values: Mapping[str, float]) -> None:
+        """Log metrics of the work, such as times and costs, apart from those of the quality."""
+        self.log_metrics({f"{WORK_PREFIX}{name}": value for name, value in values.items()})
 
     def _log_start(self) -> None:
         # Defaults are logged as well, so that runs can be compared.

@@ -195,8 +195,8 @@ def keep_report(job: TrainingJob, trained: Trained, *, parity: str | None = None
     cost = _cost(job, trained.attempts, seconds)
     trained = replace(trained, seconds=seconds, cost=cost)
     values = {f"seconds_{name.replace(' ', '_')}": value for name, value in seconds.items()}
-    values["core_seconds"] = cost.total_core_seconds
-    job.log_metrics(values | ({} if cost.money is None else {"cost": cost.money}))
+    values |= {"core_seconds": cost.total_core_seconds} | ({} if cost.money is None else {"cost": cost.money})
+    job.log_work(values)
     with beside_the_result(f"the page {REPORT_FILE} of run {job.folder.path.name}"):
         facts = report_facts(trained, job.dataset, job.config, parity=parity)
         write_report(facts, job.folder.path / REPORT_FILE)

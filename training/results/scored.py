@@ -111,6 +111,6 @@ def require_parity(report: ParityReport) -> None:
 
 
 def _log_parity(job: TrainingJob, report: ParityReport) -> None:
-    job.log_metrics({"parity_max": report.max, "parity_mean": report.mean})
+    job.log_work({"parity_max": report.max, "parity_mean": report.mean})
     job.tracked.log_document(report.to_dict(), "parity.json")
     job.tracked.log_text(report.as_table(), "parity.txt")

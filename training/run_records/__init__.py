@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mirrorspark.training.run_records.opened_run import OpenRun, leave, open_run
     from mirrorspark.training.run_records.run_folder import RunFolder
     from mirrorspark.training.run_records.run_state import hold_lock
+    from mirrorspark.training.run_records.run_title import settings_in_words
     from mirrorspark.training.run_records.sources import COMMIT_TAG, environment, source_tags
     from mirrorspark.training.run_records.tracking import OuterRun, TrackedRun, Tracking, TrackingError, store_of
 else:
@@ -35,6 +36,7 @@ __all__ = [
     "run_history",
     "run_state",
     "runs_of_identity",
+    "settings_in_words",
     "source_tags",
     "store_of",
 ]

@@ -5,7 +5,7 @@ It serves both trainings of ours and functions of users.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from mirrorspark.training.run_records.find_run import RunIdentity, hold_run_fold
 from mirrorspark.training.run_records.live import LiveView
 from mirrorspark.training.run_records.run_folder import RunFolder
 from mirrorspark.training.run_records.run_state import RunUnderWayError, Status
+from mirrorspark.training.run_records.run_title import run_title
 from mirrorspark.training.run_records.tracking import TrackedRun, Tracking
 
 Sink = Callable[[Event], None]
@@ -104,6 +105,7 @@ def open_run(
     folder: RunFolder | None = None,
     listener: Sink | None = None,
     only_once: bool = False,
+    title: Sequence[str] = (),
     on_folder: Callable[[RunFolder], None] = lambda folder: None,
 ) -> Iterator[OpenRun]:
     """Lock the run's folder, open its MLflow run, and mark both as finished, stopped or failed at the end.
@@ -116,6 +118,7 @@ def open_run(
         folder: The run's folder; by default that of the unfinished run that ``config`` continues, or a new one.
         listener: Gets every event, too.
         only_once: Refuse if an equal run is running or finished; ignored with ``folder``.
+        title: Settings in words for its name in MLflow, which distinguish it from runs of the same configuration name.
         on_folder: Gets the folder before the configuration in it, if there is one, is replaced.
 
     Raises:
@@ -131,7 +134,9 @@ def open_run(
             name = held.path.name
             if (elsewhere := tracking.goes_on_elsewhere(f"run {name}", held.continues)) is not None:
                 view.log(elsewhere)
-            tracked = tracking.open_run(Path(config.output), held.continues, name, held.event_file)
+            is_of_experiment = tracking.outer is None and tracking.experiment == config.name
+            shown = run_title("" if is_of_experiment else config.name, title)
+            tracked = tracking.open_run(Path(config.output), held.continues, name, held.event_file, title=shown)
             held.save_state("running", tracked.run_id)
             run = OpenRun(held, tracked, view, listener)
             yield run

@@ -108,9 +108,11 @@ class Tracking:
         active = None if is_alone else tracking_store.active_run(store)
         return cls(store, experiment, None if active is None else OuterRun(active, config.mlflow_run == "child"))
 
-    def open_run(self, output: Path, run_id: str | None, name: str, log: EventFile | None = None) -> "TrackedRun":
+    def open_run(
+        self, output: Path, run_id: str | None, name: str, log: EventFile | None = None, *, title: str | None = None
+    ) -> "TrackedRun":
         """Continue ``run_id``, log to the outer run, or start a run; see :class:`TrackedRun`."""
-        return TrackedRun(self.store, self.experiment, output, run_id, name, log, self.outer)
+        return TrackedRun(self.store, self.experiment, output, run_id, name, log, self.outer, title=title)
 
     def goes_on_elsewhere(self, what: str, run_id: str | None) -> str | None:
         """Return a message if ``what`` goes on in ``run_id`` although another run is active; else None."""
@@ -196,10 +198,10 @@ class TrackedRun:
     deleted experiment, wrong credentials) is an error at the start. Only the given store is used; MLflow's own setting
     is not changed. The events are logged as follows:
 
-    - over epochs: the metrics of the epoch, ``seconds_per_epoch``, ``examples_per_second``
-    - over optimizer steps: ``step/loss``, ``step/examples_per_second``, ``world_size``
-    - over the attempts, including those of earlier drivers: ``attempt``, whose points show the start of each
-    - over the run's seconds: ``system/worker_0/...``, which MLflow shows as system metrics
+    - over epochs: the metrics of the epoch, ``system/seconds_per_epoch``, ``system/examples_per_second``
+    - over optimizer steps: ``system/step_loss``, ``system/step_examples_per_second``, ``system/world_size``
+    - over the attempts, including those of earlier drivers: ``system/attempt``, whose points show the start of each
+    - over the run's seconds: ``system/worker_0_...``, which MLflow shows as system metrics
     - tags ``attempts`` and ``workers``, and the artifact ``attempts.json``, as attempts come and go
     """
 
@@ -212,6 +214,8 @@ class TrackedRun:
         run_name: str,
         log: EventFile | None = None,
         outer: OuterRun | None = None,
+        *,
+        title: str | None = None,
     ) -> None:
         """Continue ``run_id``, log to the active run, or start a run; an unreachable server gets it later.
 
@@ -225,6 +229,7 @@ class TrackedRun:
                 ``output`` that is removed once all of it has been sent.
             outer: The active run. A first training logs to it, unless it is a parent only; a further one becomes its
                 child. The status of the active run is left to the one who started it.
+            title: The name that MLflow's pages show for a run that is started here; by default ``run_name``.
 
         Raises:
             TrackingError: The store cannot be opened.
@@ -237,6 +242,7 @@ class TrackedRun:
         # Resolved once, since a notebook may set MLflow to another store during the run.
         self.registry_uri = tracking_store.registry_of(uri)
         self._outer = outer
+        self._title = title
         self.experiment_id: str | None = outer.run.experiment_id if outer and run_id is None else None
         try:
             self.client = tracking_store.store_client(uri, self.registry_uri)
@@ -281,6 +287,7 @@ class TrackedRun:
             experiment_id=self.experiment_id if outer else None,
             parent_id=outer.run.run_id if outer else None,
             joins_parent=outer is not None and not outer.is_parent_only,
+            title=self._title,
         )
 
     def _continued(self, run_id: str) -> str:
@@ -317,16 +324,18 @@ class TrackedRun:
     def share_comparison(self, metric: str) -> str | None:
         """Return the address of the page that compares the experiment's runs, with the chart of ``metric`` first.
 
-        None if the run has no page, or the store does not take the view's tag of the experiment.
+        That of a store that serves no pages is on the server that ``mlflow ui`` starts. None if the pages are those of
+        Databricks, or the store does not take the view's tag of the experiment.
         """
-        if self.page is None or self.experiment_id is None or "/#/" not in self.page:
+        page = self.page or f"{tracking_store.OWN_SERVER}/#/"
+        if self.run_id is None or self.experiment_id is None or self.uri.startswith("databricks"):
             return None
         try:
             view = share_view(self.client, self.experiment_id, metric)
         except (MlflowException, OSError) as error:
             logger.info("no view of the comparison was shared: %s", without_credentials(str(error)))
             return None
-        return f"{self.page.partition('/#/')[0]}{view}"
+        return f"{page.partition('/#/')[0]}{view}"
 
     @property
     def run_id(self) -> str | None:

@@ -19,6 +19,7 @@ from mirrorspark.training.protocol.outcomes import Attempt
 from mirrorspark.training.results.report import Summary
 from mirrorspark.training.run_records import OuterRun, RunFolder, TrackedRun, Tracking, TrackingError, run_state
 from mirrorspark.training.run_records.live import LiveView
+from mirrorspark.training.sweep.space import value_in_words
 from mirrorspark.training.sweep.trials import PRUNED, TrialControl, TrialPlan
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class SparkEngine:
             # The supervisor counts workers, the sweep slots.
             slots=lambda: control.slots() - config.ranks_beside_workers,
             listener=control.on_event,
+            title=(f"trial {plan.number}", *(f"{name} {value_in_words(of)}" for name, of in plan.values.items())),
         ) as job:
             self._store_ids(job, control, plan)
             control.connect(job.request_stop, job.stop_now)

@@ -220,7 +220,7 @@ class _Sweep:
         return delivered
 
     def _trial_plan(self, record: TrialRecord) -> TrialPlan:
-        return TrialPlan(record.number, self.options.space.configure(self.options.config, record.values))
+        return TrialPlan(record.number, self.options.space.configure(self.options.config, record.values), record.values)
 
     def _report(self, status: str, delivered: Mapping[str, Any], error: str | None) -> SweepSummary:
         """Write the sweep's documents into its folder, and log them and the figures to its MLflow run."""

@@ -3,9 +3,10 @@
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from typing import Any
 
 import optuna
 from optuna.trial import Trial, TrialState
@@ -47,10 +48,11 @@ _FAULTS = (NotEnoughSlotsError, TrackingError, run_state.RunUnderWayError, Sessi
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """A trial to train: its number in the study, and its configuration."""
+    """A trial to train: its number in the study, its configuration, and the searched values in that."""
 
     number: int
     config: RunConfig
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -198,7 +200,7 @@ class Trials:
         )
         began, error = time.monotonic(), None
         try:
-            plan = TrialPlan(number, self.options.space.configure(self.options.config, before.values))
+            plan = TrialPlan(number, self.options.space.configure(self.options.config, before.values), before.values)
             self._running[number] = control, plan.config.slots
             if self.stop_reason is not None:  # A signal came before the trial was registered.
                 control.stop(self.stop_reason, now=self._is_urgent)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -203,6 +204,7 @@ def test_a_rank_that_is_killed_while_the_kernel_counts_a_kill_for_memory_is_name
     (outcome,) = task(driver.server.address, "be_killed_for_memory", str(counters))()
     assert (outcome["cause"], outcome["type"]) == ("machine", "killed")
     assert outcome["message"].startswith("killed by signal SIGKILL when the kernel of ")
+    assert re.search(r"memory had run out; it last had \d+\.\d GiB", outcome["message"])
     assert outcome["message"].endswith(MORE_MEMORY)
 
 

@@ -203,11 +203,11 @@ def test_on_request_steps_are_logged_over_the_optimizers_steps(
         tracking_uri=mlflow_store, log_path=tmp_path / "s.jsonl", step_seconds=3, clock=lambda: float(next(seconds))
     )
     history = new_model().fit(new_dataset(), epochs=2, callbacks=[logger], verbose=0)
-    points = curve(mlflow_store, logger.run_id, "step/loss")
+    points = curve(mlflow_store, logger.run_id, "system/step_loss")
     assert [step for step, _ in points] == [1, 4, 7]
     # The fourth batch is the last of its epoch: Keras's mean so far is that of the epoch.
     assert points[1][1] == pytest.approx(history.history["loss"][0])
-    assert curve(mlflow_store, logger.run_id, "step/steps_per_second") == [(4, 1.0), (7, 1.0)]
+    assert curve(mlflow_store, logger.run_id, "system/step_steps_per_second") == [(4, 1.0), (7, 1.0)]
     assert [step for step, _ in curve(mlflow_store, logger.run_id, "loss")] == [1, 2]
 
 
@@ -226,7 +226,7 @@ def test_on_request_the_process_is_measured_under_mlflows_names(
 
     def logged(metrics: Any, step: int) -> None:
         log(metrics, step)
-        if "system/worker_0/system_memory_usage_megabytes" in metrics:
+        if "system/worker_0_system_memory_usage_megabytes" in metrics:
             measured.set()
 
     buffer.log = logged  # type: ignore[method-assign, assignment]
@@ -235,7 +235,7 @@ def test_on_request_the_process_is_measured_under_mlflows_names(
     new_model().fit(new_dataset(), callbacks=[UntilMeasured(), logger], verbose=0)
     assert not [thread for thread in threading.enumerate() if thread not in before and thread.name == "system-metrics"]
     assert buffer.close(60)
-    ((_, megabytes),) = curve(mlflow_store, buffer.run_id, "system/worker_0/system_memory_usage_megabytes")[:1]
+    ((_, megabytes),) = curve(mlflow_store, buffer.run_id, "system/worker_0_system_memory_usage_megabytes")[:1]
     assert 50 < megabytes < 50_000
 
 

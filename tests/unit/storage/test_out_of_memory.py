@@ -29,11 +29,15 @@ def test_the_kernels_counter_is_read_and_0_where_there_is_none(tmp_path: Path, m
     of_group = tmp_path / "memory.events"
     monkeypatch.setattr(out_of_memory, "_COUNTERS", counters)
     monkeypatch.setattr(out_of_memory, "_COUNTERS_OF_GROUP", of_group)
+    of_old_group = tmp_path / "memory.oom_control"
+    monkeypatch.setattr(out_of_memory, "_COUNTERS_OF_OLD_GROUP", of_old_group)
     assert out_of_memory.kernel_kills() == 0
     of_group.write_text("low 0\noom 4\noom_kill 3\n")
     assert out_of_memory.kernel_kills() == 3
     counters.write_text("nr_free_pages 7\nnot_oom_kill 5\noom_kill 12\ndrop_slab 0\n")
-    assert out_of_memory.kernel_kills() == 12
+    assert out_of_memory.kernel_kills() == 15
+    of_old_group.write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n")
+    assert out_of_memory.kernel_kills() == 16
 
 
 def test_a_signal_is_named_and_one_without_a_name_numbered() -> None:

@@ -269,7 +269,7 @@ def test_a_finished_run_is_recalled_with_its_plots_cost_and_explanation(
     assert set(again.verdict.figures) == {"roc", "lift"}
     assert again.cost == trained.cost
     assert again.cost is not None
-    assert cast(Any, job.tracked).metrics["core_seconds"] == again.cost.total_core_seconds
+    assert cast(Any, job.tracked).metrics["system/core_seconds"] == again.cost.total_core_seconds
     assert again.explanation is not None
     assert (again.explanation.rows, again.seconds) == (9, trained.seconds)
     # #23: the calibration, and what it changed.

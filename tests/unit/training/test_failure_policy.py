@@ -152,6 +152,16 @@ def test_an_error_of_unknown_cause_is_retried_once_in_an_epoch() -> None:
     assert decided([first, replace(failed(2, error("unknown", step=90)), committed_epochs=1)]).kind == "restart"
 
 
+def test_a_worker_that_the_kernel_killed_for_memory_is_not_started_again_the_same_way() -> None:
+    killed = RankError("machine", 1, "killed", "killed by signal SIGKILL when the kernel of n1 ended a process", 1.0)
+    assert decided([failed(1, killed)]) == Decision(
+        "raise", "the same workers on the same machine would run out of memory again"
+    )
+    assert decided([failed(1, killed, resumed_from=40, committed=40)]).kind == "raise"
+    # With a new checkpoint the next attempt is another one: it goes on.
+    assert decided([failed(1, killed, committed=40)]).kind == "restart"
+
+
 def test_an_error_of_unknown_cause_explains_less_than_a_lost_worker() -> None:
     """T6."""
     unknown = error("unknown", rank=0)

@@ -43,7 +43,7 @@ class FakeTracked:
 @pytest.fixture
 def tracked(monkeypatch: pytest.MonkeyPatch) -> FakeTracked:
     one = FakeTracked()
-    monkeypatch.setattr(tracking, "TrackedRun", lambda *arguments: one)
+    monkeypatch.setattr(tracking, "TrackedRun", lambda *arguments, **named: one)
     return one
 
 
@@ -162,7 +162,7 @@ def test_a_full_disk_hides_neither_the_error_nor_the_end_from_mlflow(
 def test_a_store_that_refuses_leaves_a_run_that_can_go_on(
     config: RunConfig, lines: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def refuse(*arguments: Any) -> None:
+    def refuse(*arguments: Any, **named: Any) -> None:
         raise tracking.TrackingError("the experiment is deleted")
 
     monkeypatch.setattr(tracking, "TrackedRun", refuse)

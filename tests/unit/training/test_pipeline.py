@@ -99,6 +99,7 @@ def attempted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, new_config: Calla
         warm_start=None,
         warm_start_event=None,
         log_metrics=lambda metrics: None,
+        log_work=lambda values: None,
     )
 
     this.job = job

@@ -177,3 +177,8 @@ def test_a_run_on_a_server_is_opened_and_compared_in_mlflows_pages() -> None:
     assert "s3cret" not in text
     view = "https://mlflow.example/#/experiments/3/runs?viewStateShareKey=mirrorspark-val_auc"
     assert replace(BINARY, run_page=page, compare_page=view).as_text().endswith(f"compare runs  {view}")
+    own = replace(
+        BINARY, tracking_uri="sqlite:////out/mlflow.db", compare_page="http://127.0.0.1:5000/#/view"
+    ).as_text()
+    started = "compare runs  mlflow ui --backend-store-uri sqlite:////out/mlflow.db"
+    assert own.endswith(f"{started}\nthen open     http://127.0.0.1:5000/#/view")

@@ -104,8 +104,8 @@ def test_the_curve_of_a_resumed_training_has_one_point_per_epoch(open_run: OpenR
     second.finish("FINISHED")
     assert curve(client, first.run_id, "loss") == [(1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6)]
     assert [step for step, _ in curve(client, first.run_id, "val_auc")] == [1, 2, 3, 4]
-    assert curve(client, first.run_id, "seconds_per_epoch")[0] == (1, 2.5)
-    assert curve(client, first.run_id, "examples_per_second")[0] == (1, 1000.0)
+    assert curve(client, first.run_id, "system/seconds_per_epoch")[0] == (1, 2.5)
+    assert curve(client, first.run_id, "system/examples_per_second")[0] == (1, 1000.0)
 
 
 def test_only_epochs_of_the_chief_become_metrics(open_run: OpenRun, client: MlflowClient) -> None:
@@ -115,7 +115,39 @@ def test_only_epochs_of_the_chief_become_metrics(open_run: OpenRun, client: Mlfl
     tracked.events.append(epoch_end(1, 0.9) | {"examples_per_second": None})
     tracked.finish("FINISHED")
     metrics = client.get_run(tracked.run_id).data.metrics
-    assert metrics == {"loss": 0.9, "val_auc": 0.7, "seconds_per_epoch": 2.5}
+    assert metrics == {"loss": 0.9, "val_auc": 0.7, "system/seconds_per_epoch": 2.5}
+
+
+def test_metrics_of_the_work_are_system_metrics_without_a_group_of_their_own(
+    open_run: OpenRun, client: MlflowClient
+) -> None:
+    """L6: MLflow's charts begin with groups other than ``system``, and each slash makes one."""
+    tracked = open_run()
+    attempt = {"event": "attempt", "attempt": 1, "workers": 2, "resumed_from": 0, "time": 10.0}
+    usage = {"event": "system", "rank": 0, "time": 20.0, "cpu_percent": 50.0, "memory_bytes": 2_000_000}
+    for event in (attempt, progress(10, 1000.0), epoch_end(1, 0.9), usage):
+        tracked.events.append(event)
+    tracked.finish("FINISHED")
+    names = set(client.get_run(tracked.run_id).data.metrics)
+    assert {"loss", "val_auc", "system/attempt", "system/step_loss", "system/world_size"} <= names
+    assert {name.rpartition("/")[0] for name in names} == {"", "system"}
+
+
+def test_a_run_has_the_name_that_is_given_for_its_pages_and_is_found_by_its_own(
+    mlflow_store: str, tmp_path: Path, client: MlflowClient
+) -> None:
+    first, again = (
+        TrackedRun(mlflow_store, "titled", tmp_path, None, "rides-1", title=title)
+        for title in ("lr 0.001 · batch 512", "lr 0.1 · batch 512")
+    )
+    assert first.run_id == again.run_id
+    run = client.get_run(first.run_id)
+    assert (run.info.run_name, run.data.tags["mirrorspark.run"]) == ("lr 0.001 · batch 512", "rides-1")
+    view = first.share_comparison("val_auc")
+    assert view is not None
+    assert view.startswith(f"http://127.0.0.1:5000/#/experiments/{first.experiment_id}/runs?viewStateShareKey=")
+    for tracked in (first, again):
+        tracked.finish("FINISHED")
 
 
 def test_parameters_are_logged_once_and_nested_ones_by_dotted_names(open_run: OpenRun, client: MlflowClient) -> None:
@@ -224,10 +256,10 @@ def test_steps_are_sampled_over_the_optimizers_steps_beside_the_curves_over_epoc
         tracked.events.append(progress(second * 10 + 10, second / 2 + 1000.0, rank=1))
     tracked.events.append(epoch_end(1, 0.9) | {"step": 210})
     tracked.finish("FINISHED")
-    assert [step for step, _ in curve(client, tracked.run_id, "step/loss")] == [10, 110, 210]
-    assert curve(client, tracked.run_id, "step/examples_per_second")[1] == (110, 110_000.0)
+    assert [step for step, _ in curve(client, tracked.run_id, "system/step_loss")] == [10, 110, 210]
+    assert curve(client, tracked.run_id, "system/step_examples_per_second")[1] == (110, 110_000.0)
     assert curve(client, tracked.run_id, "loss") == [(1, 0.9)]
-    assert client.get_metric_history(tracked.run_id, "step/loss")[0].timestamp == 1_000_000
+    assert client.get_metric_history(tracked.run_id, "system/step_loss")[0].timestamp == 1_000_000
 
 
 def test_usage_of_every_worker_stands_under_the_names_of_mlflows_system_metrics(
@@ -247,7 +279,7 @@ def test_usage_of_every_worker_stands_under_the_names_of_mlflows_system_metrics(
     for rank in (0, 1):
         for name, value in (("cpu_utilization_percentage", 150.0), ("system_memory_usage_megabytes", 1500.0)):
             assert name in monitor.metrics
-            assert curve(client, tracked.run_id, f"system/worker_{rank}/{name}") == [
+            assert curve(client, tracked.run_id, f"system/worker_{rank}_{name}") == [
                 (0, value),
                 (10, value),
                 (20, value),
@@ -268,8 +300,8 @@ def test_attempts_are_tags_metrics_and_a_document_while_they_happen(
     tracked.finish("FINISHED")
     run = client.get_run(tracked.run_id)
     assert {name: run.data.tags[name] for name in ("attempts", "workers")} == {"attempts": "2", "workers": "3"}
-    assert curve(client, tracked.run_id, "world_size") == [(1, 4.0), (121, 3.0), (200, 3.0)]
-    assert curve(client, tracked.run_id, "attempt") == [(1, 1.0), (2, 2.0)]
+    assert curve(client, tracked.run_id, "system/world_size") == [(1, 4.0), (121, 3.0), (200, 3.0)]
+    assert curve(client, tracked.run_id, "system/attempt") == [(1, 1.0), (2, 2.0)]
     root = Path(url2pathname(urlsplit(run.info.artifact_uri).path))
     first = json.loads((root / "attempts.json").read_text())[0]
     assert first == {
@@ -292,8 +324,8 @@ def test_no_attempt_is_lost_that_begins_where_another_one_was_before(open_run: O
     tracked.events.append(epoch_end(2, 0.8) | {"step": 400})
     tracked.finish("FINISHED")
     world_size = [(1, 4.0), (200, 4.0), (201, 3.0), (202, 2.0), (203, 1.0), (400, 1.0)]
-    assert curve(client, tracked.run_id, "world_size") == world_size
-    assert [value for _, value in curve(client, tracked.run_id, "attempt")] == [1.0, 2.0, 3.0, 4.0]
+    assert curve(client, tracked.run_id, "system/world_size") == world_size
+    assert [value for _, value in curve(client, tracked.run_id, "system/attempt")] == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_metrics_logged_by_an_earlier_driver_are_not_logged_twice(open_run: OpenRun, client: MlflowClient) -> None:
@@ -306,9 +338,9 @@ def test_metrics_logged_by_an_earlier_driver_are_not_logged_twice(open_run: Open
     for event in [*events, {"event": "attempt", "attempt": 1, "workers": 1, "resumed_from": 10}]:
         second.events.append(event)
     second.finish("FINISHED")
-    assert curve(client, first.run_id, "world_size") == [(1, 2.0), (11, 1.0)]
-    assert curve(client, first.run_id, "attempt") == [(1, 1.0), (2, 2.0)]
-    assert curve(client, first.run_id, "step/loss") == [(10, 0.1)]
+    assert curve(client, first.run_id, "system/world_size") == [(1, 2.0), (11, 1.0)]
+    assert curve(client, first.run_id, "system/attempt") == [(1, 1.0), (2, 2.0)]
+    assert curve(client, first.run_id, "system/step_loss") == [(10, 0.1)]
     assert client.get_run(first.run_id).data.tags["attempts"] == "2"
 
 

@@ -74,7 +74,7 @@ def test_everything_arrives_in_the_runs_own_store(
     assert tracked.finish("FINISHED") is None
     run = MlflowClient(mlflow_store).get_run(tracked.require_run_id())
     assert (run.info.status, run.data.params, run.data.tags["dataset"]) == ("FINISHED", {"seed": "1"}, "rides")
-    assert run.data.metrics == {"loss": 0.5, "seconds_per_epoch": 2.5}
+    assert run.data.metrics == {"loss": 0.5, "system/seconds_per_epoch": 2.5}
     root = Path(url2pathname(urlsplit(run.info.artifact_uri).path))
     assert json.loads((root / "attempts.json").read_text()) == []
     assert root.is_relative_to(tmp_path / "output")

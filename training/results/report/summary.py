@@ -109,10 +109,16 @@ class Summary:
             "run folder": self.run_folder,
             "send metrics": self.replay,
             "MLflow run": self.run_page,
-            "compare runs": self.compare_page or _way_to_the_ui(self.tracking_uri or "", self.run_page),
+            "compare runs": self._way_to_compare(),
         }
         lines += ["", *(f"{name:<14}{value}" for name, value in places.items() if value)]
         return "\n".join(lines)
+
+    def _way_to_compare(self) -> str:
+        way = _way_to_the_ui(self.tracking_uri or "", self.run_page)
+        if self.compare_page is None or self.run_page is not None:
+            return self.compare_page or way
+        return f"{way}\n{'then open':<14}{self.compare_page}"
 
 
 def verdict_lines(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> list[str]:

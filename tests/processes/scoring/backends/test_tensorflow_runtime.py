@@ -72,6 +72,18 @@ LoadedModel(Path(sys.argv[1])).score_arrow(BASKETS)
 print([name for name in ("numba", "keras", "tf_keras") if name in sys.modules])
 """
 
+_PRINTS_AS_A_NOTEBOOK_DOES = """
+import os, sys
+from pathlib import Path
+os.dup2(1, 2)
+sys.ps1 = "In [1]: "  # TensorFlow then logs to standard output, notes included.
+import mirrorspark as ms
+ms.MLflowLogger  # imports TensorFlow
+from mirrorspark.scoring.model.loading.loaded import LoadedModel
+from tests.unit.scoring.exported_models import BASKETS
+LoadedModel(Path(sys.argv[1])).score_arrow(BASKETS)
+"""
+
 _SCORES_A_SAVED_MODEL_OF_KERAS = """
 import sys
 import numpy as np
@@ -103,6 +115,10 @@ def lines_of(program: str, *arguments: object) -> list[str]:
 def test_a_process_that_scores_without_tokens_has_neither_keras_nor_numba(tmp_path: Path) -> None:
     """S3, S8: they would take 200 MB, a third of what its libraries take."""
     assert lines_of(_SCORES_LISTS, export_baskets(tmp_path)) == ["[]"]
+
+
+def test_a_cell_of_a_notebook_has_no_line_of_tensorflow(tmp_path: Path) -> None:
+    assert lines_of(_PRINTS_AS_A_NOTEBOOK_DOES, export_baskets(tmp_path)) == []
 
 
 @pytest.mark.full
