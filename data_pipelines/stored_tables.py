@@ -8,6 +8,7 @@ from pathlib import Path
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
 from mirrorspark.data_pipelines.json_tables import JsonError, read_json
 from mirrorspark.data_pipelines.parquet_tables import read_parquet
@@ -27,7 +28,7 @@ _PANDAS_READERS = {".xlsx": "excel", ".xls": "excel", ".feather": "feather", ".a
                    ".sas7bdat": "sas", ".sav": "spss", ".pkl": "pickle", ".h5": "hdf"}  # fmt: skip
 
 
-class TableError(ValueError):
+class TableError(ClearError, ValueError):
     """A value that is not a table, or a table that Spark cannot take; the message gives the remedy."""
 
 
