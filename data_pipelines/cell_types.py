@@ -30,7 +30,9 @@ _NUMBER = r"^[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|(?i:inf|infinity
 _COMMA = r"^[+-]?([0-9]*|[0-9]{1,3}(\.[0-9]{3})+),[0-9]+$"
 _THOUSANDS = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+$"
 _DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$"
-_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?$"
+_MOMENT = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,9})?)?"
+_ZONED_TIME = rf"{_MOMENT}(Z|[+-][0-9]{{2}}:?[0-9]{{2}})$"
+_TIME = rf"{_MOMENT}(Z|[+-][0-9]{{2}}:?[0-9]{{2}})?$"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class CellFacts:
         numbers: Those that are numbers with a point or none, integers among them.
         commas: Those that are numbers if a comma marks the decimals.
         ambiguous: Those of ``commas`` that are numbers as well if a comma divides thousands.
+        zoned: Those of ``times`` that have a time zone.
         least, most: The range of the integers; 0 beyond 64 bits.
         digits: Of the longest integer; 20 beyond 64 bits.
         replaced: Cells with the character that stands for undecodable bytes.
@@ -59,6 +62,7 @@ class CellFacts:
     booleans: int = 0
     dates: int = 0
     times: int = 0
+    zoned: int = 0
     least: int = 0
     most: int = 0
     digits: int = 0
@@ -95,6 +99,7 @@ class CellFacts:
             booleans=_count(pc.is_in(pc.utf8_lower(rest), pa.array(["true", "false"], cells.type))),
             dates=_matches(rest, _DATE) if _are(rest.filter(pc.match_substring_regex(rest, _DATE)), pa.date32()) else 0,
             times=_matches(rest, _TIME) if _are_times(rest) else 0,
+            zoned=_matches(rest, _ZONED_TIME),
             least=bounds["min"],
             most=bounds["max"],
             digits=digits,
@@ -109,7 +114,10 @@ class CellFacts:
         all_ = list(parts)
         if not all_:
             return cls()
-        counts = ("n", "words", "integers", "numbers", "commas", "ambiguous", "booleans", "dates", "times", "replaced")
+        counts = (
+            "n", "words", "integers", "numbers", "commas", "ambiguous", "booleans", "dates", "times", "zoned",
+            "replaced",
+        )  # fmt: skip
         return cls(
             **{name: sum(getattr(part, name) for part in all_) for name in counts},
             least=min(part.least for part in all_),
@@ -135,7 +143,7 @@ class CellFacts:
         if self.dates == values:
             return "date", False
         if self.dates + self.times == values:
-            return "timestamp", False
+            return "timestamp" if self.zoned else "timestamp_ntz", False  # as a table in memory has them
         return "string", False
 
     def _integer_kind(self) -> str:
@@ -199,6 +207,6 @@ def _are(values: pa.Array, kind: pa.DataType) -> bool:
 def _are_times(values: pa.Array) -> bool:
     """Return whether the values in the form of a time are times: none on the 31st of February."""
     times = values.filter(pc.match_substring_regex(values, _TIME))
-    has_zone = pc.match_substring_regex(times, "(Z|[+-][0-9]{2}:?[0-9]{2})$")
+    has_zone = pc.match_substring_regex(times, _ZONED_TIME)
     zoned, plain = times.filter(has_zone), times.filter(pc.invert(has_zone))
     return _are(zoned, pa.timestamp("us", "UTC")) and _are(plain, pa.timestamp("us"))

@@ -11,19 +11,20 @@ import io
 import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce
 
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import StringType, StructField, StructType
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.cell_types import CellFacts, typed_cell
 from mirrorspark.data_pipelines.features import quoted
+from mirrorspark.data_pipelines.spark import map_batches
 from mirrorspark.storage import StoragePath, encoding_of, listing, literal_hadoop_uri
 
 _LOGGER = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ _HEADS_AT_A_TIME = 16
 # A smaller file is read by one task, which takes line breaks in cells for granted; a larger one is searched for them.
 _ONE_TASK_BYTES = 32 * 2**20
 _SEPARATORS = (",", ";", "\t", "|")
+# Rows that show which character is the separator.
+_SEEN_ROWS = 50
 # The most bytes without a character that an encoding of single bytes has.
 _UNUSED_BYTES = 64
 _BAD_ROW = "_row_that_does_not_fit"
@@ -57,12 +60,14 @@ class CsvForm:
     Attributes:
         header: The names of the columns, in the order of the file.
         encoding: Python's name of the encoding.
+        line_break: The end of a line. Lines of Windows end with a line feed, too; the carriage return is cut off.
         is_split: Whether several tasks may read a part of the file each, because no cell has a line break.
     """
 
     header: tuple[str, ...]
     encoding: str
     separator: str
+    line_break: str = "\n"
     is_split: bool = False
 
 
@@ -146,6 +151,8 @@ class CsvTable:
             quote='"',
             escape='"',
             multiLine=not form.is_split,
+            # Spark would take the first line break for that of all lines, though it may be in a name's quotes.
+            **({} if form.is_split else {"lineSep": form.line_break}),
             encoding="ISO-8859-1" if single_bytes else _SPARK_ENCODINGS[form.encoding],
             columnNameOfCorruptRecord=_BAD_ROW,
             maxColumns=max(20480, len(names) + 1),
@@ -153,11 +160,16 @@ class CsvTable:
         if self.base is not None:
             reader = reader.option("basePath", self.base.uri if not self.base.is_local else f"file://{self.base.uri}")
         frame = reader.csv([literal_hadoop_uri(path, *self.given) for path in self.files[form]])
-        if not single_bytes:
-            return frame
-        before, after = single_bytes
-        decoded = {name: F.translate(quoted(name), before, after) for name in form.header}
-        return frame.select(*[decoded.get(name, quoted(name)).alias(name) for name in frame.columns])
+        cells = {name: quoted(name) for name in frame.columns}
+        if not form.is_split:
+            first, *others = (cells[name] for name in form.header)
+            is_empty_line = reduce(Column.__and__, (one.isNull() for one in others), F.equal_null(first, F.lit("\r")))
+            frame = frame.where(~is_empty_line)
+            cells |= {name: _without_carriage_return(cells[name]) for name in form.header}
+        if single_bytes:
+            before, after = single_bytes
+            cells |= {name: F.translate(cells[name], before, after) for name in form.header}
+        return frame.select(*[cell.alias(name) for name, cell in cells.items()])
 
     def typed(self, spark: SparkSession) -> DataFrame:
         """Return the rows with the types that all their cells have.
@@ -167,7 +179,7 @@ class CsvTable:
         """
         task = _Looking(self.header, tuple((len(form.header), form.separator) for form in self.files))
         wanted = [quoted(name) for name in (*self.header, _BAD_ROW)]
-        parts = self.cells(spark, bad_rows=True).select(*wanted).mapInArrow(task, _FACTS).collect()
+        parts = map_batches(self.cells(spark, bad_rows=True).select(*wanted), task, _FACTS).collect()
         found: dict[str, list[CellFacts]] = defaultdict(list)
         for part in parts:
             document = json.loads(part.facts)
@@ -255,7 +267,7 @@ class _Looking:
     columns: tuple[str, ...]
     forms: tuple[tuple[int, str], ...]
 
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         found: dict[str, list[CellFacts]] = defaultdict(list)
         long = ""
         for batch in batches:
@@ -266,6 +278,10 @@ class _Looking:
                     long = long or row[:200]
         columns = {name: vars(CellFacts.of_all(parts)) for name, parts in found.items()}
         yield pa.RecordBatch.from_pydict({"facts": [json.dumps({"columns": columns, "long": long})]})
+
+
+def _without_carriage_return(cell: Column) -> Column:
+    return F.when(F.endswith(cell, F.lit("\r")), F.left(cell, F.length(cell) - 1)).otherwise(cell)
 
 
 def _is_long(row: str, columns: int, separator: str) -> bool:
@@ -296,17 +312,25 @@ def _form(path: StoragePath, encoding: str | None, separator: str | None) -> Csv
     header = next((row for row in csv.reader(io.StringIO(text, newline=""), delimiter=between) if any(row)), None)
     if header is None:
         raise CsvError(f"{path} has no header; the first line of a CSV file names its columns")
-    return CsvForm(tuple(name or f"_c{place}" for place, name in enumerate(header)), found, between)
+    if any("\ufffd" in name for name in header):
+        _require_encoding(path, found, [])
+    # The names of pandas, which writes its index without one.
+    names = tuple(name or f"Unnamed: {place}" for place, name in enumerate(header))
+    return CsvForm(names, found, between, "\r" if "\r" in text and "\n" not in text else "\n")
 
 
 def _separator(text: str) -> str:
-    """Return the separator of a text: a comma, unless the header has none and another one divides the first rows."""
+    """Return the separator of a text: the one that divides the first rows into equally many cells, the more the better.
+
+    Where none does, because rows are shorter than the header, the one that divides the header; else a comma.
+    """
+    found: dict[str, tuple[bool, int]] = {}
     for separator in _SEPARATORS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        rows = [row for row, _ in zip(reader, range(2), strict=False)]
-        if rows and len(rows[0]) > 1 and len({len(row) for row in rows}) == 1:
-            return separator
-    return ","
+        lengths = [len(row) for row, _ in zip(filter(None, reader), range(_SEEN_ROWS), strict=False)]
+        if lengths and lengths[0] > 1:
+            found[separator] = (len(set(lengths)) == 1, lengths[0])
+    return max(found, key=lambda separator: found[separator], default=",")
 
 
 def _encoding(name: str, path: StoragePath) -> str:

@@ -1,33 +1,20 @@
-"""Tables in files, as Spark DataFrames: which files a path names, their kind, and files of one table that differ."""
+"""Tables in files, as Spark DataFrames: which files a path names, and their kind."""
 
-import json
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql.types import (
-    DataType,
-    DateType,
-    DecimalType,
-    DoubleType,
-    FloatType,
-    IntegralType,
-    TimestampNTZType,
-    TimestampType,
-)
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
-from mirrorspark.data_pipelines.features import quoted
+from mirrorspark.data_pipelines.json_tables import JsonError, read_json
+from mirrorspark.data_pipelines.parquet_tables import read_parquet
+from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
 from mirrorspark.data_pipelines.spark import read_lake_table
-from mirrorspark.storage import Location, StorageError, StoragePath, encoding_of, lakes, listing, literal_hadoop_uri
+from mirrorspark.storage import Location, StorageError, StoragePath, lakes, listing, literal_hadoop_uri
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -39,11 +26,6 @@ _PACKED = (".gz", ".bz2", ".zst", ".xz", ".zip")
 # Readers of pandas for files that Spark does not read.
 _PANDAS_READERS = {".xlsx": "excel", ".xls": "excel", ".feather": "feather", ".arrow": "feather", ".dta": "stata",
                    ".sas7bdat": "sas", ".sav": "spss", ".pkl": "pickle", ".h5": "hdf"}  # fmt: skip
-_HEADS_AT_A_TIME = 16
-_HEAD_BYTES = 1 << 16
-# Beyond this number of schemas Spark's plan gets slow.
-_MOST_SCHEMAS = 100
-_CORRUPT = "_corrupt_record"
 
 
 class TableError(ClearError, ValueError):
@@ -110,11 +92,11 @@ def read_stored(
             _require_different(plan)
             return plan.typed(spark)
         if kind == "json":
-            return _json(spark, files, base, names, shown)
+            return read_json(spark, files, base, names)
         if kind == "parquet":
-            return _parquet(spark, files, base, names)
+            return read_parquet(spark, files, base, names)
         return _load(spark, kind, [file.path for file in files], base, names)
-    except CsvError as error:
+    except (CsvError, JsonError, ParquetError) as error:
         raise TableError(str(error)) from error
 
 
@@ -198,126 +180,3 @@ def _load(
     if base is not None:
         options["basePath"] = f"file://{base.uri}" if base.is_local else base.uri
     return spark.read.format(kind).options(**options).load([literal_hadoop_uri(path, *given) for path in paths])
-
-
-def _json(
-    spark: SparkSession, files: Sequence[listing.DataFile], base: StoragePath | None, given: Sequence[str], shown: str
-) -> DataFrame:
-    """Return the rows of JSON files: of lines, of a list, or a document each."""
-    with ThreadPoolExecutor(_HEADS_AT_A_TIME) as pool:
-        heads = list(pool.map(_json_head, [file.path for file in files]))
-    for file, (encoding, _, text) in zip(files, heads, strict=True):
-        if encoding not in ("utf-8", "utf-8-sig"):
-            raise TableError(f"{file.path} has the encoding {encoding.upper()}; save it as UTF-8")
-        if text.startswith('{"') and '{"0":' in text[: text.find("}") + 1]:
-            raise TableError(
-                f"{file.path} is a document of columns; write rows: df.to_json(path, orient='records', lines=True)"
-            )
-    is_whole = any(not is_lines for _, is_lines, _ in heads)
-    df = _load(spark, "json", [file.path for file in files], base, given, multiLine=is_whole)
-    if _CORRUPT in df.columns:
-        raise TableError(f"{shown} has lines or documents that are not JSON objects; correct them, or write JSON lines")
-    return df
-
-
-def _json_head(path: StoragePath) -> tuple[str, bool, str]:
-    """Return a file's encoding, whether it has an object in each line, and its first characters."""
-    with path.open_stream() as file:
-        head = file.read(_HEAD_BYTES)
-    if head.startswith((b"\x1f\x8b", b"BZh")):
-        codec = "gzip" if head.startswith(b"\x1f") else "bz2"
-        with path.open_stream() as file:
-            head = pa.CompressedInputStream(file, codec).read(_HEAD_BYTES)
-    encoding = encoding_of(head)
-    text = head.decode(encoding, errors="replace").lstrip("\ufeff \t\r\n")
-    first, line_break, _ = text.partition("\n")
-    try:
-        return encoding, isinstance(json.loads(first), dict), text
-    except ValueError:
-        # A list, or an object over several lines; or a line that is longer than the head.
-        return encoding, not line_break and text.startswith("{"), text
-
-
-def _parquet(
-    spark: SparkSession, files: Sequence[listing.DataFile], base: StoragePath | None, given: Sequence[str]
-) -> DataFrame:
-    """Return the rows of Parquet files; of several schemas, each is read alone and its columns are widened."""
-    with ThreadPoolExecutor(_HEADS_AT_A_TIME) as pool:
-        schemas = list(pool.map(_footer, [file.path for file in files]))
-    groups: dict[frozenset[tuple[str, str]], list[StoragePath]] = defaultdict(list)
-    nulls: dict[frozenset[tuple[str, str]], set[str]] = {}
-    for file, schema in zip(files, schemas, strict=True):
-        key = frozenset((field.name, str(field.type)) for field in schema)
-        groups[key].append(file.path)
-        nulls[key] = {field.name for field in schema if pa.types.is_null(field.type)}
-    if len(groups) == 1:
-        return _load(spark, "parquet", [file.path for file in files], base, given)
-    if len(groups) > _MOST_SCHEMAS:
-        raise TableError(f"the {len(files)} Parquet files have {len(groups)} schemas; write them with one")
-    frames = {paths[0]: _load(spark, "parquet", paths, base, given).drop(*nulls[key]) for key, paths in groups.items()}
-    names = list(dict.fromkeys(name for frame in frames.values() for name in frame.columns))
-    kinds = {name: _common_type(name, frames) for name in names}
-    cast = [
-        frame.select(*[quoted(name).cast(kinds[name]).alias(name) for name in frame.columns])
-        for frame in frames.values()
-    ]
-    lacking = [name for name in names if any(name not in frame.columns for frame in frames.values())]
-    _LOGGER.warning(
-        "the Parquet files at %s have %d schemas (those of %s and %s, for example); columns that some of them lack, "
-        "and that are null there: %s",
-        ", ".join(given),
-        len(groups),
-        *list(frames)[:2],
-        ", ".join(lacking) or "none",
-    )
-    return reduce(lambda all_, one: all_.unionByName(one, allowMissingColumns=True), cast)
-
-
-def _footer(path: StoragePath) -> pa.Schema:
-    try:
-        with path.open_read() as file:
-            return pq.read_schema(file)
-    except pa.ArrowInvalid as error:
-        raise TableError(f"{path} is not a Parquet file ({' '.join(str(error).split())}); write it again") from error
-
-
-def _common_type(name: str, frames: dict[StoragePath, DataFrame]) -> DataType:
-    """Return the narrowest type that holds a column's values of all files."""
-    found = {path: frame.schema[name].dataType for path, frame in frames.items() if name in frame.columns}
-    kinds = list(found.values())
-    kind: DataType | None = kinds[0]
-    for other in kinds[1:]:
-        kind = kind and _wider(kind, other)
-    if kind is None:
-        types = "; ".join(f"{one.simpleString()} in {path}" for path, one in found.items())
-        raise TableError(f"column '{name}' has types that are not read as one ({types}); write files of one schema")
-    return kind
-
-
-def _wider(left: DataType, right: DataType) -> DataType | None:
-    if left == right:
-        return left
-    floating = (FloatType, DoubleType)
-    numeric = (IntegralType, DecimalType, *floating)
-    if isinstance(left, IntegralType) and isinstance(right, IntegralType):
-        return max(left, right, key=lambda one: _WHOLE.index(one.simpleString()))
-    if isinstance(left, numeric) and isinstance(right, numeric):
-        if isinstance(left, floating) or isinstance(right, floating):
-            return DoubleType()
-        places = [_places(left), _places(right)]
-        whole, scale = max(one[0] for one in places), max(one[1] for one in places)
-        return DecimalType(whole + scale, scale) if whole + scale <= 38 else DoubleType()
-    days = [one for one in (left, right) if isinstance(one, TimestampType | TimestampNTZType)]
-    if len(days) == 1 and isinstance(left, DateType | type(days[0])) and isinstance(right, DateType | type(days[0])):
-        return days[0]
-    return None
-
-
-_WHOLE = ("tinyint", "smallint", "int", "bigint")
-
-
-def _places(kind: DataType) -> tuple[int, int]:
-    """Return the digits before and after the point."""
-    if isinstance(kind, DecimalType):
-        return kind.precision - kind.scale, kind.scale
-    return (3, 5, 10, 19)[_WHOLE.index(kind.simpleString())], 0

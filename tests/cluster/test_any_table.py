@@ -1,11 +1,13 @@
 """T3, H2: tables in any form that users have become the same Spark table."""
 
 import csv
+import json
 import math
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -122,6 +124,11 @@ def test_a_csv_file_has_the_cells_that_pandas_finds(
         (["123456789012345678901", "1", "2"], "string", ["123456789012345678901", "1", "2"]),
         (["True", "false", "TRUE"], "boolean", [True, False, True]),
         (["2024-02-29", "N/A", "2024-03-01"], "date", [date(2024, 2, 29), None, date(2024, 3, 1)]),
+        (
+            ["2024-02-29", "2024-03-01 04:05", "?"],
+            "timestamp_ntz",
+            [datetime(2024, 2, 29), datetime(2024, 3, 1, 4, 5), None],
+        ),
         (["2024-02-30", "2024-02-29", "2024-03-01"], "string", ["2024-02-30", "2024-02-29", "2024-03-01"]),
         (["-", "?", "a"], "string", ["-", "?", "a"]),
         (["1d", "2", "3"], "string", ["1d", "2", "3"]),
@@ -134,6 +141,27 @@ def test_a_column_of_csv_has_the_type_of_all_its_cells(
     found = read_table(spark, tmp_path / "t.csv")
     assert dict(found.dtypes)["v"] == kind
     assert [row.v for row in found.collect()] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "rows"),
+    [
+        ("a.b,`t`\n1,x\n", ["a.b", "`t`"], [(1, "x")]),
+        (",v\n0,x\n1,y\n", ["Unnamed: 0", "v"], [(0, "x"), (1, "y")]),  # with the index of pandas
+        ("a,b\r\n1,x\n2,y\r\n\r\n3,z\n", ["a", "b"], [(1, "x"), (2, "y"), (3, "z")]),  # two files as one
+        ('"a\nb",c\r\n1,"x\r\ny"\r\n', ["a\nb", "c"], [(1, "x\r\ny")]),
+        ("a,b\r1,x\r", ["a", "b"], [(1, "x")]),
+        ('a|"b,c"\n1|"x,y"\n2|z\n', ["a", "b,c"], [(1, "x,y"), (2, "z")]),
+        ("a;b;c\n1;2\n3;4;5\n", ["a", "b", "c"], [(1, 2, None), (3, 4, 5)]),
+    ],
+)
+def test_csv_of_many_writers_has_its_names_and_rows(
+    spark: "SparkSession", tmp_path: Path, content: str, names: list[str], rows: list[tuple[Any, ...]]
+) -> None:
+    (tmp_path / "t.csv").write_text(content, newline="")
+    found = read_table(spark, tmp_path / "t.csv")
+    assert found.columns == names
+    assert [tuple(row) for row in found.collect()] == rows
 
 
 def test_numbers_with_unknown_words_are_read_as_text_with_a_warning(
@@ -170,6 +198,9 @@ def test_csv_in_another_encoding_is_refused_or_read_as_told(spark: "SparkSession
         ({"a.csv": b"x\n1\n", "b.json": b'{"x": 1}'}, "several formats"),
         ({"t.json": b'{"a": 1}\nno\n'}, "not JSON objects"),
         ({"t.json": b'{"a":{"0":1,"1":2}}'}, "document of columns"),
+        ({"t.json": b'{"columns":["a"],"index":[0],"data":[[1]]}'}, "document of columns"),
+        ({"t.json": b'{\n "0":{"a":1},"1":{"a":2}}'}, "document of columns"),
+        ({"t.csv": "größe,n\n1,2\n".encode("latin-1")}, "another encoding than UTF-8"),
         ({"t.parquet": b"PAR1 no"}, "not a Parquet file"),
         ({"t.xlsx": b"PK"}, "pandas.read_excel"),
     ],
@@ -216,6 +247,47 @@ def test_json_may_be_lines_a_list_or_a_document(spark: "SparkSession", tmp_path:
     for name, count in (("list.json", 2), ("lines.json.gz", 2), ("one.json", 1)):
         found = read_table(spark, tmp_path / name)
         assert [tuple(row) for row in found.select("a", "b").collect()] == [(1, "x"), (2, "y")][:count], name
+
+
+def test_nan_of_json_is_a_missing_value_in_every_column(spark: "SparkSession", tmp_path: Path) -> None:
+    rows = [{"c": "a: NaN, b", "yes": True, "l": ["x"]}, {"c": math.nan, "yes": math.nan, "l": math.nan}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_table(spark, tmp_path / "t.jsonl")
+    assert dict(found.dtypes) == {"c": "string", "yes": "boolean", "l": "array<string>"}
+    assert [tuple(row) for row in found.select("c", "yes", "l").collect()] == [
+        ("a: NaN, b", True, ["x"]),
+        (None, None, None),
+    ]
+
+
+def test_parquet_columns_that_spark_does_not_read_are_converted_or_left_out_and_said(
+    spark: "SparkSession", tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A table that does not use them is read; times in nanoseconds are what pandas writes."""
+    at = pd.to_datetime(["2024-02-29 03:04:05.000001", None])
+    frame = pd.DataFrame({"at": at, "zoned": at.tz_localize("UTC"), "x": [1, 2], "took": at - at[0]})
+    table = pa.Table.from_pandas(frame.set_axis([7, 9]))
+    odd = {"hour": pa.array([1, 2], pa.time64("us")), "half": np.array([1.0, 2.0], np.float16)}
+    for name, column in odd.items():
+        table = table.append_column(name, pa.array(column))
+    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(table.slice(0, 0).append_column("later", pa.nulls(0, pa.int64())), tmp_path / "b.parquet")
+    with caplog.at_level("WARNING"):
+        for path in (tmp_path / "a.parquet", tmp_path):
+            found = read_table(spark, path).drop("later")
+            assert dict(found.dtypes) == {
+                "at": "timestamp_ntz", "zoned": "timestamp", "x": "bigint", "took": "interval day to second",
+            }  # fmt: skip
+            moment = datetime(2024, 2, 29, 3, 4, 5, 1)
+            first, second = found.toArrow().to_pylist()
+            assert (first["at"], first["zoned"].replace(tzinfo=None), first["took"]) == (moment, moment, timedelta())
+            assert (second["at"], second["x"], second["took"]) == (None, 2, None)
+    said = [one for one in caplog.messages if "left out" in one]
+    assert len(said) == 4
+    assert all(any(one.startswith(f"column {name}: left out: Spark ") for one in said) for name in odd)
+    pq.write_table(table.select(list(odd)), tmp_path / "c.parquet")
+    with pytest.raises(TableError, match=r"no column of .*c\.parquet can be used: hour: Spark has no type"):
+        read_table(spark, tmp_path / "c.parquet")
 
 
 @pytest.mark.parametrize(
