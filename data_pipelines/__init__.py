@@ -19,10 +19,23 @@ if TYPE_CHECKING:
         library_versions,
         read_profile,
     )
-    from mirrorspark.data_pipelines.converted_once import convert_once, hashed_on_the_way, quoted, require_columns
+    from mirrorspark.data_pipelines.converted_once import (
+        content_hash,
+        convert_once,
+        hashed_on_the_way,
+        quoted,
+        require_columns,
+    )
     from mirrorspark.data_pipelines.ingest import ingest_csv
     from mirrorspark.data_pipelines.kernels import compile_inner_kernel, compile_kernel
-    from mirrorspark.data_pipelines.stored_tables import read_stored
+    from mirrorspark.data_pipelines.stored_tables import (
+        KINDS,
+        is_path,
+        of_one_kind,
+        path_for_spark,
+        read_stored,
+        suffix_of,
+    )
     from mirrorspark.data_pipelines.tfrecords import (
         check_tfrecords,
         read_tfrecords,
@@ -34,6 +47,7 @@ else:
 
 __all__ = [
     "EXAMPLE_FILE",
+    "KINDS",
     "ConversionOptions",
     "DatasetExistsError",
     "TableError",
@@ -41,18 +55,23 @@ __all__ = [
     "check_tfrecords",
     "compile_inner_kernel",
     "compile_kernel",
+    "content_hash",
     "convert",
     "convert_once",
     "dataset_address",
     "hashed_on_the_way",
     "ingest_csv",
+    "is_path",
     "library_versions",
+    "of_one_kind",
+    "path_for_spark",
     "quoted",
     "read_profile",
     "read_stored",
     "read_table",
     "read_tfrecords",
     "require_columns",
+    "suffix_of",
     "tables",
     "write_tfrecords",
     "write_tfrecords_from_parquet",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import (
+    ArrayType,
     DataType,
     DateType,
     DecimalType,
     DoubleType,
     FloatType,
     IntegralType,
+    StructType,
     TimestampNTZType,
     TimestampType,
 )
@@ -26,7 +30,16 @@ from pyspark.sql.types import (
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.spark import read_lake_table
-from mirrorspark.storage import Location, StorageError, StoragePath, encoding_of, lakes, listing, literal_hadoop_uri
+from mirrorspark.storage import (
+    Location,
+    StorageError,
+    StoragePath,
+    encoding_of,
+    hadoop_uri,
+    lakes,
+    listing,
+    literal_hadoop_uri,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -43,6 +56,8 @@ _HEAD_BYTES = 1 << 16
 # Beyond this number of schemas Spark's plan gets slow.
 _MOST_SCHEMAS = 100
 _CORRUPT = "_corrupt_record"
+_GIVEN_TO_HADOOP = re.compile(r"[\\*?\[\]{},]")
+_MOST_DOCUMENT_BYTES = 64 << 20
 
 
 class TableError(ValueError):
@@ -90,7 +105,7 @@ def read_stored(
         return lake
     try:
         files = listing.list_files(paths)
-    except (StorageError, FileNotFoundError, PermissionError, lakes.LakeTableError) as error:
+    except (StorageError, OSError, lakes.LakeTableError) as error:
         return _seen_by_spark(spark, given, kind, shown, error)
     if not files:
         raise TableError(
@@ -98,7 +113,7 @@ def read_stored(
             if all(StoragePath.of(path).is_folder() for path in paths)
             else f"{shown} is empty; give the folder or file of the table"
         )
-    kind, files = _of_one_kind(files, kind, shown)
+    kind, files = of_one_kind(files, kind, shown)
     base = StoragePath.of(paths[0]) if len(paths) == 1 and any(file.partition for file in files) else None
     if base is not None and not base.is_folder():
         base = None
@@ -124,10 +139,12 @@ def _require_different(plan: CsvTable) -> None:
 
 
 def path_for_spark(path: Location) -> str:
-    """Return a path as ``spark.read`` takes it: literal if this process sees it, else as the user wrote it."""
+    """Return a path as ``spark.read`` takes it: literal if this process sees it, else a pattern or Spark's own."""
     try:
         place = StoragePath.of(path)
-        return literal_hadoop_uri(place, path) if not place.is_local or place.exists() else str(path)
+        if place.exists() or not listing.is_pattern(place):
+            return literal_hadoop_uri(place, path) if not place.is_local or place.exists() else str(path)
+        return hadoop_uri(place, path) if not place.is_local or listing.list_files(place) else str(path)
     except (StorageError, OSError):
         return str(path)
 
@@ -152,8 +169,17 @@ def _seen_by_spark(
         raise TableError(f"there is no file or folder {shown}") from error
 
 
-def _of_one_kind(files: Sequence[listing.DataFile], kind: str | None, shown: str) -> tuple[str, list[listing.DataFile]]:
-    """Return the format of the files, and those that have it; others next to them are left out."""
+def of_one_kind(files: Sequence[listing.DataFile], kind: str | None, shown: str) -> tuple[str, list[listing.DataFile]]:
+    """Return the format of the files, and those that have it; others next to them are left out.
+
+    Args:
+        files: The files.
+        kind: Their format, if it is known.
+        shown: Their place in a message.
+
+    Raises:
+        TableError: They have several formats, or none that is known.
+    """
     by_kind: dict[str | None, list[listing.DataFile]] = defaultdict(list)
     for file in files:
         by_kind[KINDS.get(suffix_of(file.path.name))].append(file)
@@ -164,16 +190,16 @@ def _of_one_kind(files: Sequence[listing.DataFile], kind: str | None, shown: str
         examples = " and ".join(f"{found[0].path.name} ({name})" for name, found in sorted(by_kind.items()))
         raise TableError(f"{shown} holds files of several formats, {examples}; give those of the table, as in *.csv")
     if not by_kind:
-        suffix = suffix_of(others[0].path.name)
-        if len(others) == 1 or suffix in _PANDAS_READERS:
-            reader = _PANDAS_READERS.get(suffix)
-            advice = f"pandas.read_{reader}" if reader else "Spark"
-            raise TableError(
-                f"{others[0].path} has none of the suffixes {sorted(KINDS)}; read it with {advice} and give the table"
-            )
         # Files without suffixes, as some programs write Parquet.
         if all(_begins(file.path, b"PAR1") for file in others[:3]):
             return "parquet", others
+        suffix = suffix_of(others[0].path.name)
+        if len(others) == 1 or suffix in _PANDAS_READERS:
+            reader = _PANDAS_READERS.get(suffix)
+            advice = f"pandas.read_{reader}" if reader else "ms.read_tfrecords" if "tfrecord" in suffix else "Spark"
+            raise TableError(
+                f"{others[0].path} has none of the suffixes {sorted(KINDS)}; read it with {advice} and give the table"
+            )
         raise TableError(f"{shown} holds no file of format parquet; give the folder or file of the table")
     if others:
         _LOGGER.info("%s: files that are not part of the table: %s", shown, [file.path.name for file in others[:5]])
@@ -192,11 +218,14 @@ def _load(
     paths: Sequence[StoragePath],
     base: StoragePath | None,
     given: Sequence[str],
+    schema: StructType | None = None,
     **options: bool | str,
 ) -> DataFrame:
     if base is not None:
         options["basePath"] = f"file://{base.uri}" if base.is_local else base.uri
-    return spark.read.format(kind).options(**options).load([literal_hadoop_uri(path, *given) for path in paths])
+    reader = spark.read.format(kind).options(**options)
+    reader = reader if schema is None else reader.schema(schema)
+    return reader.load([literal_hadoop_uri(path, *given) for path in paths])
 
 
 def _json(
@@ -213,10 +242,49 @@ def _json(
                 f"{file.path} is a document of columns; write rows: df.to_json(path, orient='records', lines=True)"
             )
     is_whole = any(not is_lines for _, is_lines, _ in heads)
-    df = _load(spark, "json", [file.path for file in files], base, given, multiLine=is_whole)
+    paths = [file.path for file in files]
+    if is_whole and any(_GIVEN_TO_HADOOP.search(path.uri) for path in paths):
+        schema = _schema_of_documents(spark, files)
+        df = _load(spark, "json", paths, base, given, schema=schema, multiLine=True)
+    else:
+        df = _load(spark, "json", paths, base, given, multiLine=is_whole)
     if _CORRUPT in df.columns:
         raise TableError(f"{shown} has lines or documents that are not JSON objects; correct them, or write JSON lines")
     return df
+
+
+def _schema_of_documents(spark: SparkSession, files: Sequence[listing.DataFile]) -> StructType:
+    """Return the schema that Spark infers for documents, without their paths.
+
+    To infer it itself, Spark gives the paths to Hadoop as a text, in which a comma divides them and brackets are a
+    pattern.
+    """
+    if sum(file.bytes for file in files) > _MOST_DOCUMENT_BYTES:
+        raise TableError(
+            f"Spark cannot infer the columns of {files[0].path}, because of the comma or bracket in its name; rename "
+            f"it, or write JSON lines"
+        )
+    rows: list[object] = []
+    for file in files:
+        try:
+            document = json.loads(_unpacked(file.path).decode("utf-8-sig"))
+        except ValueError as error:
+            raise TableError(f"{file.path} is not JSON ({error}); correct it, or write JSON lines") from error
+        rows += document if isinstance(document, list) else [document]
+    if not all(isinstance(one, dict) for one in rows):
+        raise TableError(f"{files[0].path} holds values that are not JSON objects; write an object for each row")
+    (ddl,) = spark.range(1).select(F.schema_of_json(F.lit(json.dumps(rows)))).first() or ("",)
+    found = DataType.fromDDL(ddl)
+    if not isinstance(found, ArrayType) or not isinstance(found.elementType, StructType):
+        raise TableError(f"{files[0].path} has no rows; give the file or folder of a table")
+    return found.elementType
+
+
+def _unpacked(path: StoragePath) -> bytes:
+    """Return the content of a file that may be packed."""
+    content = path.read_bytes()
+    codec = "gzip" if content.startswith(b"\x1f\x8b") else "bz2" if content.startswith(b"BZh") else None
+    return content if codec is None else bytes(pa.CompressedInputStream(pa.BufferReader(content), codec).read())
 
 
 def _json_head(path: StoragePath) -> tuple[str, bool, str]:

@@ -216,7 +216,9 @@ def test_json_may_be_lines_a_list_or_a_document(spark: "SparkSession", tmp_path:
     frame.to_json(tmp_path / "list.json", orient="records", indent=1)
     frame.to_json(tmp_path / "lines.json.gz", orient="records", lines=True)
     (tmp_path / "one.json").write_text('\ufeff{\n "a": 1,\n "b": "x"\n}', encoding="utf-8")
-    for name, count in (("list.json", 2), ("lines.json.gz", 2), ("one.json", 1)):
+    (tmp_path / "[q1], {q2}").mkdir()
+    frame.to_json(tmp_path / "[q1], {q2}" / "list.json", orient="records", indent=1)
+    for name, count in (("list.json", 2), ("lines.json.gz", 2), ("one.json", 1), ("[q1], {q2}/list.json", 2)):
         found = read_table(spark, tmp_path / name)
         assert [tuple(row) for row in found.select("a", "b").collect()] == [(1, "x"), (2, "y")][:count], name
 

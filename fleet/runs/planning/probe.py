@@ -113,7 +113,10 @@ def plan_fleet(  # noqa: D417 - the others are those of run_fleet
     begin = time.perf_counter()
     source = file_job.find_source(paths, None)
     if isinstance(source, SparkSource):
-        raise ScoringError("a table with a log may change during a run; write it as Parquet, and give its path")
+        raise ScoringError(
+            f"{', '.join(source.paths)} has the format '{source.format}', and a run takes plain Parquet files, which "
+            f"do not change; write it as Parquet, and give its path"
+        )
     files = parquet_rows.ParquetFiles.of(source)
     opened = time.perf_counter() - begin
     checked = CheckedFleet.of(fleet)
