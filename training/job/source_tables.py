@@ -53,8 +53,8 @@ class SourceTables:
                 recipe's data package is not installed, or there is no reference dataset.
             ScoringError: An encoder is missing.
         """
+        files = source_files(config)
         with _as_bad_usage():
-            files = _source_files(config)
             identity: dict[str, Any] = {"tables": config.tables, "csv_null": config.csv_null}
             identity |= tables.source_identity(files, config.sql)
         if config.items:
@@ -124,16 +124,20 @@ def recipe_table(spark: SparkSession, config: RunConfig) -> DataFrame:
     Raises:
         ConfigError: See :meth:`SourceTables.find`; or a table cannot be read, or the query cannot be run.
     """
-    with _as_bad_usage():
-        files = _source_files(config)
-    return _table(spark, config, files)
+    return _table(spark, config, source_files(config))
 
 
-def _source_files(config: RunConfig) -> dict[str, Location]:
+def source_files(config: RunConfig) -> dict[str, Location]:
+    """Return the place of each source table.
+
+    Raises:
+        ConfigError: See :meth:`SourceTables.find`.
+    """
     package = None
-    if config.data is None and config.data_package is not None:
-        package = tables.package_folder(config.data_package, config.data_package_folder)
-    return tables.find_tables(package or config.data, config.tables)
+    with _as_bad_usage():
+        if config.data is None and config.data_package is not None:
+            package = tables.package_folder(config.data_package, config.data_package_folder)
+        return tables.find_tables(package or config.data, config.tables)
 
 
 def _dataset_path(config: RunConfig, identity: Mapping[str, Any]) -> Path:
