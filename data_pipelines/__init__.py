@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mirrorspark.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from mirrorspark.data_pipelines import any_table, tables
+    from mirrorspark.data_pipelines import any_table, table_forms, tables
     from mirrorspark.data_pipelines.any_table import TableError, read_table
     from mirrorspark.data_pipelines.conversion import (
         EXAMPLE_FILE,
@@ -72,6 +72,7 @@ __all__ = [
     "read_tfrecords",
     "require_columns",
     "suffix_of",
+    "table_forms",
     "tables",
     "write_tfrecords",
     "write_tfrecords_from_parquet",

@@ -27,6 +27,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.spark import read_lake_table
@@ -60,7 +61,7 @@ _GIVEN_TO_HADOOP = re.compile(r"[\\*?\[\]{},]")
 _MOST_DOCUMENT_BYTES = 64 << 20
 
 
-class TableError(ValueError):
+class TableError(ClearError, ValueError):
     """A value that is not a table, or a table that Spark cannot take; the message gives the remedy."""
 
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Self, TypeVar, get_type_hints
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.tfrecord import arrow_schema, table_blocks
 from mirrorspark.storage import StoragePath
 
@@ -55,7 +56,7 @@ class OnDamage(StrEnum):
     SKIP = "skip"
 
 
-class OptionError(ValueError):
+class OptionError(ClearError, ValueError):
     """An unknown option or an invalid value; the message names it and the valid ones."""
 
 

@@ -17,6 +17,7 @@ import yaml
 from google.protobuf import json_format, text_format
 from google.protobuf.message import Message
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.lifecycle.gate.slices import OVERALL, Slicing
 from mirrorspark.lifecycle.gate.thresholds import ALL_SLICES, MIN_EXAMPLES, Gates, Threshold
 from mirrorspark.serving import Messages, message_class
@@ -130,7 +131,7 @@ _THRESHOLD = 0.5
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 
-class EvalConfigError(ValueError):
+class EvalConfigError(ClearError, ValueError):
     """A configuration cannot be read, or asks for something that the gates here cannot keep."""
 
 

@@ -177,6 +177,7 @@ if TYPE_CHECKING:
     from mirrorspark.scoring.output import Columns as Columns
     from mirrorspark.scoring.output import Labelled as Labelled
     from mirrorspark.scoring.output import Long as Long
+    from mirrorspark.scoring.output import Named as Named
     from mirrorspark.scoring.output import Struct as Struct
     from mirrorspark.scoring.output import TopK as TopK
     from mirrorspark.scoring.output import Wide as Wide
@@ -314,6 +315,7 @@ SUBJECTS: Mapping[str, tuple[str, ...]] = {
         "log_parity",
         "Long",
         "ModelDirectory",
+        "Named",
         "package_model",
         "package_router",
         "parity",

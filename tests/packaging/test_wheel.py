@@ -122,6 +122,11 @@ def test_wheel_holds_every_recipe_file(wheel: Path) -> None:
     assert [path.name for path in files if f"mirrorspark/{path.relative_to(REPOSITORY).as_posix()}" not in held] == []
 
 
+def test_wheel_says_that_it_has_types(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        assert "mirrorspark/py.typed" in archive.namelist()
+
+
 def test_wheel_holds_every_template(wheel: Path) -> None:
     found = [
         path
