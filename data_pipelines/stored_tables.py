@@ -1,21 +1,17 @@
 """Tables in files, as Spark DataFrames: which files a path names, their kind, and files of one table that differ."""
 
-import json
 import logging
-import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.types import (
-    ArrayType,
     DataType,
     DateType,
     DecimalType,
@@ -30,12 +26,12 @@ from pyspark.sql.types import (
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
 from mirrorspark.data_pipelines.features import quoted
+from mirrorspark.data_pipelines.json_tables import JsonError, json_frames
 from mirrorspark.data_pipelines.spark import read_lake_table
 from mirrorspark.storage import (
     Location,
     StorageError,
     StoragePath,
-    encoding_of,
     hadoop_uri,
     lakes,
     listing,
@@ -45,20 +41,16 @@ from mirrorspark.storage import (
 _LOGGER = logging.getLogger(__name__)
 
 KINDS = {
-    ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json",
-    ".ndjson": "json", ".orc": "orc",
+    ".parquet": "parquet", ".pq": "parquet", ".parq": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json",
+    ".jsonl": "json", ".ndjson": "json", ".orc": "orc",
 }  # fmt: skip
 _PACKED = (".gz", ".bz2", ".zst", ".xz", ".zip")
 # Readers of pandas for files that Spark does not read.
 _PANDAS_READERS = {".xlsx": "excel", ".xls": "excel", ".feather": "feather", ".arrow": "feather", ".dta": "stata",
                    ".sas7bdat": "sas", ".sav": "spss", ".pkl": "pickle", ".h5": "hdf"}  # fmt: skip
 _HEADS_AT_A_TIME = 16
-_HEAD_BYTES = 1 << 16
 # Beyond this number of schemas Spark's plan gets slow.
 _MOST_SCHEMAS = 100
-_CORRUPT = "_corrupt_record"
-_GIVEN_TO_HADOOP = re.compile(r"[\\*?\[\]{},]")
-_MOST_DOCUMENT_BYTES = 64 << 20
 
 
 class TableError(ClearError, ValueError):
@@ -114,7 +106,7 @@ def read_stored(
             if all(StoragePath.of(path).is_folder() for path in paths)
             else f"{shown} is empty; give the folder or file of the table"
         )
-    kind, files = of_one_kind(files, kind, shown)
+    kind, files = of_one_kind(files, kind or ("csv" if separator else None), shown)
     base = StoragePath.of(paths[0]) if len(paths) == 1 and any(file.partition for file in files) else None
     if base is not None and not base.is_folder():
         base = None
@@ -125,11 +117,12 @@ def read_stored(
             _require_different(plan)
             return plan.typed(spark)
         if kind == "json":
-            return _json(spark, files, base, names, shown)
+            frames = json_frames(spark, files, partial(_load, spark, base, names))
+            return _as_one(frames) if len(frames) > 1 else next(iter(frames.values()))
         if kind == "parquet":
             return _parquet(spark, files, base, names)
-        return _load(spark, kind, [file.path for file in files], base, names)
-    except CsvError as error:
+        return _load(spark, base, names, kind, [file.path for file in files])
+    except (CsvError, JsonError) as error:
         raise TableError(str(error)) from error
 
 
@@ -198,8 +191,10 @@ def of_one_kind(files: Sequence[listing.DataFile], kind: str | None, shown: str)
         if len(others) == 1 or suffix in _PANDAS_READERS:
             reader = _PANDAS_READERS.get(suffix)
             advice = f"pandas.read_{reader}" if reader else "ms.read_tfrecords" if "tfrecord" in suffix else "Spark"
+            as_csv = "" if reader else "if it is a CSV file, give its separator, else "
             raise TableError(
-                f"{others[0].path} has none of the suffixes {sorted(KINDS)}; read it with {advice} and give the table"
+                f"{others[0].path} has none of the suffixes {sorted(KINDS)}; {as_csv}read it with {advice} and give "
+                f"the table"
             )
         raise TableError(f"{shown} holds no file of format parquet; give the folder or file of the table")
     if others:
@@ -215,10 +210,11 @@ def _begins(path: StoragePath, magic: bytes) -> bool:
 
 def _load(
     spark: SparkSession,
-    kind: str,
-    paths: Sequence[StoragePath],
     base: StoragePath | None,
     given: Sequence[str],
+    kind: str,
+    paths: Sequence[StoragePath],
+    *,
     schema: StructType | None = None,
     **options: bool | str,
 ) -> DataFrame:
@@ -227,83 +223,6 @@ def _load(
     reader = spark.read.format(kind).options(**options)
     reader = reader if schema is None else reader.schema(schema)
     return reader.load([literal_hadoop_uri(path, *given) for path in paths])
-
-
-def _json(
-    spark: SparkSession, files: Sequence[listing.DataFile], base: StoragePath | None, given: Sequence[str], shown: str
-) -> DataFrame:
-    """Return the rows of JSON files: of lines, of a list, or a document each."""
-    with ThreadPoolExecutor(_HEADS_AT_A_TIME) as pool:
-        heads = list(pool.map(_json_head, [file.path for file in files]))
-    for file, (encoding, _, text) in zip(files, heads, strict=True):
-        if encoding not in ("utf-8", "utf-8-sig"):
-            raise TableError(f"{file.path} has the encoding {encoding.upper()}; save it as UTF-8")
-        if text.startswith('{"') and '{"0":' in text[: text.find("}") + 1]:
-            raise TableError(
-                f"{file.path} is a document of columns; write rows: df.to_json(path, orient='records', lines=True)"
-            )
-    is_whole = any(not is_lines for _, is_lines, _ in heads)
-    paths = [file.path for file in files]
-    if is_whole and any(_GIVEN_TO_HADOOP.search(path.uri) for path in paths):
-        schema = _schema_of_documents(spark, files)
-        df = _load(spark, "json", paths, base, given, schema=schema, multiLine=True)
-    else:
-        df = _load(spark, "json", paths, base, given, multiLine=is_whole)
-    if _CORRUPT in df.columns:
-        raise TableError(f"{shown} has lines or documents that are not JSON objects; correct them, or write JSON lines")
-    return df
-
-
-def _schema_of_documents(spark: SparkSession, files: Sequence[listing.DataFile]) -> StructType:
-    """Return the schema that Spark infers for documents, without their paths.
-
-    To infer it itself, Spark gives the paths to Hadoop as a text, in which a comma divides them and brackets are a
-    pattern.
-    """
-    if sum(file.bytes for file in files) > _MOST_DOCUMENT_BYTES:
-        raise TableError(
-            f"Spark cannot infer the columns of {files[0].path}, because of the comma or bracket in its name; rename "
-            f"it, or write JSON lines"
-        )
-    rows: list[object] = []
-    for file in files:
-        try:
-            document = json.loads(_unpacked(file.path).decode("utf-8-sig"))
-        except ValueError as error:
-            raise TableError(f"{file.path} is not JSON ({error}); correct it, or write JSON lines") from error
-        rows += document if isinstance(document, list) else [document]
-    if not all(isinstance(one, dict) for one in rows):
-        raise TableError(f"{files[0].path} holds values that are not JSON objects; write an object for each row")
-    (ddl,) = spark.range(1).select(F.schema_of_json(F.lit(json.dumps(rows)))).first() or ("",)
-    found = DataType.fromDDL(ddl)
-    if not isinstance(found, ArrayType) or not isinstance(found.elementType, StructType):
-        raise TableError(f"{files[0].path} has no rows; give the file or folder of a table")
-    return found.elementType
-
-
-def _unpacked(path: StoragePath) -> bytes:
-    """Return the content of a file that may be packed."""
-    content = path.read_bytes()
-    codec = "gzip" if content.startswith(b"\x1f\x8b") else "bz2" if content.startswith(b"BZh") else None
-    return content if codec is None else bytes(pa.CompressedInputStream(pa.BufferReader(content), codec).read())
-
-
-def _json_head(path: StoragePath) -> tuple[str, bool, str]:
-    """Return a file's encoding, whether it has an object in each line, and its first characters."""
-    with path.open_stream() as file:
-        head = file.read(_HEAD_BYTES)
-    if head.startswith((b"\x1f\x8b", b"BZh")):
-        codec = "gzip" if head.startswith(b"\x1f") else "bz2"
-        with path.open_stream() as file:
-            head = pa.CompressedInputStream(file, codec).read(_HEAD_BYTES)
-    encoding = encoding_of(head)
-    text = head.decode(encoding, errors="replace").lstrip("\ufeff \t\r\n")
-    first, line_break, _ = text.partition("\n")
-    try:
-        return encoding, isinstance(json.loads(first), dict), text
-    except ValueError:
-        # A list, or an object over several lines; or a line that is longer than the head.
-        return encoding, not line_break and text.startswith("{"), text
 
 
 def _parquet(
@@ -319,17 +238,12 @@ def _parquet(
         groups[key].append(file.path)
         nulls[key] = {field.name for field in schema if pa.types.is_null(field.type)}
     if len(groups) == 1:
-        return _load(spark, "parquet", [file.path for file in files], base, given)
+        return _load(spark, base, given, "parquet", [file.path for file in files])
     if len(groups) > _MOST_SCHEMAS:
         raise TableError(f"the {len(files)} Parquet files have {len(groups)} schemas; write them with one")
-    frames = {paths[0]: _load(spark, "parquet", paths, base, given).drop(*nulls[key]) for key, paths in groups.items()}
-    names = list(dict.fromkeys(name for frame in frames.values() for name in frame.columns))
-    kinds = {name: _common_type(name, frames) for name in names}
-    cast = [
-        frame.select(*[quoted(name).cast(kinds[name]).alias(name) for name in frame.columns])
-        for frame in frames.values()
-    ]
-    lacking = [name for name in names if any(name not in frame.columns for frame in frames.values())]
+    frames = {paths[0]: _load(spark, base, given, "parquet", paths).drop(*nulls[key]) for key, paths in groups.items()}
+    table = _as_one(frames)
+    lacking = [name for name in table.columns if any(name not in frame.columns for frame in frames.values())]
     _LOGGER.warning(
         "the Parquet files at %s have %d schemas (those of %s and %s, for example); columns that some of them lack, "
         "and that are null there: %s",
@@ -338,6 +252,21 @@ def _parquet(
         *list(frames)[:2],
         ", ".join(lacking) or "none",
     )
+    return table
+
+
+def _as_one(frames: Mapping[StoragePath, DataFrame]) -> DataFrame:
+    """Return the rows of tables, by an example file of each, with columns widened to the types of all.
+
+    Raises:
+        TableError: A column has types that are not read as one.
+    """
+    names = list(dict.fromkeys(name for frame in frames.values() for name in frame.columns))
+    kinds = {name: _common_type(name, frames) for name in names}
+    cast = [
+        frame.select(*[quoted(name).cast(kinds[name]).alias(name) for name in frame.columns])
+        for frame in frames.values()
+    ]
     return reduce(lambda all_, one: all_.unionByName(one, allowMissingColumns=True), cast)
 
 
@@ -349,7 +278,7 @@ def _footer(path: StoragePath) -> pa.Schema:
         raise TableError(f"{path} is not a Parquet file ({' '.join(str(error).split())}); write it again") from error
 
 
-def _common_type(name: str, frames: dict[StoragePath, DataFrame]) -> DataType:
+def _common_type(name: str, frames: Mapping[StoragePath, DataFrame]) -> DataType:
     """Return the narrowest type that holds a column's values of all files."""
     found = {path: frame.schema[name].dataType for path, frame in frames.items() if name in frame.columns}
     kinds = list(found.values())

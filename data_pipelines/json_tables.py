@@ -1,0 +1,154 @@
+"""JSON files as programs write them: objects in lines, a list of objects, or a document that is one object.
+
+A plan is made from the head of each file, and documents are parsed here once: Spark reads the first document of a file
+and leaves out what follows it, without a word.
+"""
+
+import codecs
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql.types import ArrayType, DataType, StructType
+
+from mirrorspark.clear_error import ClearError
+from mirrorspark.storage import StoragePath, encoding_of, listing
+
+_HEAD_BYTES = 1 << 16
+_FILES_AT_A_TIME = 16
+_MOST_DOCUMENT_BYTES = 64 << 20
+_CORRUPT = "_corrupt_record"
+# Where Spark infers the columns of documents, it gives their paths to Hadoop as one text: a comma divides two paths
+# there, and brackets are a pattern.
+_GIVEN_TO_HADOOP = re.compile(r"[\\*?\[\]{},]")
+# The beginnings of what pandas.DataFrame.to_json writes with another orient than records.
+_COLUMNS = re.compile(r'\{\s*"0"\s*:|\{\s*"[^"]*"\s*:\s*\{\s*"0"\s*:|\{\s*"columns"\s*:\s*\[')
+_SCHEMA = re.compile(r'\{\s*"schema"\s*:\s*\{\s*"fields"\s*:.*"pandas_version"', re.DOTALL)
+
+
+class JsonError(ClearError, ValueError):
+    """A JSON file that cannot be read right; the message names the file and the remedy."""
+
+
+class Load(Protocol):
+    """Reads files with Spark."""
+
+    def __call__(
+        self, kind: str, paths: Sequence[StoragePath], *, schema: StructType | None = None, **options: bool | str
+    ) -> DataFrame:
+        """Return the rows of ``paths``."""
+
+
+def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Load) -> dict[StoragePath, DataFrame]:
+    """Return the rows of the files with lines, and of those with a document, each by its first file.
+
+    Args:
+        spark: The session.
+        files: The files.
+        load: Reads some of them.
+
+    Raises:
+        JsonError: A file is not JSON in UTF-8, has several documents or something else than rows.
+    """
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        has_lines = list(pool.map(lambda file: _has_lines(file.path), files))
+    by_form: dict[bool, list[listing.DataFile]] = defaultdict(list)
+    for file, form in zip(files, has_lines, strict=True):
+        by_form[form].append(file)
+    found: dict[StoragePath, DataFrame] = {}
+    for form, own in by_form.items():
+        paths = [file.path for file in own]
+        schema = None if form else _schema_of_documents(spark, own)
+        frame = load("json", paths, schema=schema, multiLine=not form)
+        if _CORRUPT in frame.columns:
+            raise JsonError(
+                f"{paths[0] if len(paths) == 1 else paths[0].parent} has lines or documents that are not JSON objects; "
+                f"correct them, or write JSON lines"
+            )
+        found[paths[0]] = frame
+    return found
+
+
+def _has_lines(path: StoragePath) -> bool:
+    """Return whether a file has an object in each line, rather than a document."""
+    head = _head(path)
+    encoding = encoding_of(head)
+    if not encoding.startswith("utf-8"):
+        raise JsonError(f"{path} has the encoding {encoding.upper()}; save it as UTF-8")
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head).lstrip(" \t\r\n")
+    except UnicodeDecodeError as error:
+        raise JsonError(
+            f"{path} has another encoding than UTF-8 (byte 0x{error.object[error.start]:02x}); save it as UTF-8"
+        ) from None
+    if _COLUMNS.match(text) or _SCHEMA.match(text):
+        raise JsonError(f"{path} is a document of columns; write rows: df.to_json(path, orient='records', lines=True)")
+    first, line_break, _ = text.partition("\n")
+    try:
+        return isinstance(json.loads(first), dict)
+    except ValueError:
+        # A list, or an object over several lines; or a line that is longer than the head.
+        return not line_break and text.startswith("{")
+
+
+def _head(path: StoragePath) -> bytes:
+    with path.open_stream() as file:
+        head = bytes(file.read(_HEAD_BYTES))
+    if (codec := _codec(head)) is None:
+        return head
+    with path.open_stream() as file:
+        return bytes(pa.CompressedInputStream(file, codec).read(_HEAD_BYTES))
+
+
+def _codec(head: bytes) -> str | None:
+    return "gzip" if head.startswith(b"\x1f\x8b") else "bz2" if head.startswith(b"BZh") else None
+
+
+def _schema_of_documents(spark: SparkSession, files: Sequence[listing.DataFile]) -> StructType | None:
+    """Check that each file has one document; return the columns of all if Spark cannot infer them, else None."""
+    rows: list[Any] | None = [] if any(_GIVEN_TO_HADOOP.search(file.path.uri) for file in files) else None
+    for file in files:
+        if file.bytes > _MOST_DOCUMENT_BYTES:
+            if rows is None and _head(file.path).decode("utf-8-sig", errors="replace").lstrip().startswith("["):
+                continue  # parsed by Spark alone
+            raise JsonError(f"{file.path} has more than {_MOST_DOCUMENT_BYTES >> 20} MB in one document; write lines")
+        document = _document(file.path)
+        if rows is not None:
+            rows += document if isinstance(document, list) else [document]
+    return None if rows is None else _inferred(spark, rows, files[0].path)
+
+
+def _document(path: StoragePath) -> Any:
+    """Return the only document of a file."""
+    content = path.read_bytes()
+    codec = _codec(content)
+    if codec is not None:
+        content = bytes(pa.CompressedInputStream(pa.BufferReader(content), codec).read())
+    text = content.decode("utf-8-sig", errors="replace").strip()
+    try:
+        document, end = json.JSONDecoder().raw_decode(text)
+    except ValueError as error:
+        raise JsonError(f"{path} is not JSON ({error}); correct it, or write JSON lines") from error
+    if end < len(text):
+        raise JsonError(
+            f"{path} has several documents, the second after {end} characters; write each in a line of its own, "
+            f"without commas, or all as one list"
+        )
+    if not all(isinstance(one, dict) for one in (document if isinstance(document, list) else [document])):
+        raise JsonError(f"{path} has values that are not JSON objects; write an object for each row")
+    return document
+
+
+def _inferred(spark: SparkSession, rows: list[Any], path: StoragePath) -> StructType:
+    """Return the columns that Spark infers for some objects."""
+    first = spark.range(1).select(F.schema_of_json(F.lit(json.dumps(rows)))).first()
+    found = DataType.fromDDL(first[0]) if first else None
+    if not isinstance(found, ArrayType) or not isinstance(found.elementType, StructType):
+        raise JsonError(f"{path} has no rows; give the file or folder of a table")
+    return found.elementType
