@@ -28,7 +28,14 @@ if TYPE_CHECKING:
     )
     from mirrorspark.data_pipelines.ingest import ingest_csv
     from mirrorspark.data_pipelines.kernels import compile_inner_kernel, compile_kernel
-    from mirrorspark.data_pipelines.stored_tables import read_stored
+    from mirrorspark.data_pipelines.stored_tables import (
+        KINDS,
+        is_path,
+        of_one_kind,
+        path_for_spark,
+        read_stored,
+        suffix_of,
+    )
     from mirrorspark.data_pipelines.tfrecords import (
         check_tfrecords,
         read_tfrecords,
@@ -40,6 +47,7 @@ else:
 
 __all__ = [
     "EXAMPLE_FILE",
+    "KINDS",
     "ConversionOptions",
     "DatasetExistsError",
     "TableError",
@@ -54,13 +62,17 @@ __all__ = [
     "hashed_on_the_way",
     "ingest_csv",
     "interactions",
+    "is_path",
     "library_versions",
+    "of_one_kind",
+    "path_for_spark",
     "quoted",
     "read_profile",
     "read_stored",
     "read_table",
     "read_tfrecords",
     "require_columns",
+    "suffix_of",
     "table_forms",
     "tables",
     "write_tfrecords",

@@ -2,20 +2,22 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines import held_columns
+from mirrorspark.data_pipelines.csv_tables import CsvError, csv_form
 from mirrorspark.data_pipelines.features import CATEGORIES, quoted
+from mirrorspark.data_pipelines.stored_tables import KINDS, is_path, read_stored, suffix_of
 from mirrorspark.data_pipelines.stored_tables import TableError as TableError
-from mirrorspark.data_pipelines.stored_tables import is_path, read_stored
 from mirrorspark.spark_session import require_running
-from mirrorspark.storage import Location
+from mirrorspark.storage import Location, StoragePath
 
 # The key of a table in memory that has none: the position of the row.
 ROW_NUMBER = "row_number"
@@ -65,6 +67,35 @@ def read_table(
         _require_different(df.columns)
         _require_different_but_for_case(df.columns)
     return df
+
+
+def is_csv(path: Location) -> bool:
+    """Return whether a path is that of a CSV file, packed or not."""
+    return KINDS.get(suffix_of(path)) == "csv"
+
+
+def csv_in_memory(path: Location, types: Mapping[str, pa.DataType]) -> pa.Table:
+    """Return the rows of a small CSV file, with the encoding and separator that its first bytes show.
+
+    Args:
+        path: The file.
+        types: Types of some columns. Texts are never missing.
+
+    Raises:
+        ArrowInvalid: A value does not fit its column.
+        TableError: The file has no header, or is not text.
+    """
+    place = StoragePath.of(path)
+    try:
+        form = csv_form(place)
+    except CsvError as error:
+        raise TableError(str(error)) from error
+    return pyarrow.csv.read_csv(
+        place.local,
+        read_options=pyarrow.csv.ReadOptions(encoding="utf8" if form.encoding.startswith("utf-8") else form.encoding),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=form.separator, newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=types),
+    )
 
 
 def _require_different(names: Sequence[str]) -> None:

@@ -113,7 +113,7 @@ class CsvTable:
         """
         found: dict[CsvForm, list[StoragePath]] = defaultdict(list)
         with ThreadPoolExecutor(_HEADS_AT_A_TIME) as pool:
-            forms = list(pool.map(lambda file: _form(file.path, encoding, separator), files))
+            forms = list(pool.map(lambda file: csv_form(file.path, encoding, separator), files))
         for file, form in zip(files, forms, strict=True):
             if not set(form.header) & set(forms[0].header):
                 raise CsvError(
@@ -214,6 +214,8 @@ class CsvTable:
         """
         columns = [
             typed_cell(quoted(field.name), field.dataType, self._shown(), field.name, null=null).alias(field.name)
+            if field.name in self.header
+            else quoted(field.name).cast(field.dataType).alias(field.name)  # of the folders, and no text
             for field in schema
         ]
         self._require_text([])
@@ -288,7 +290,12 @@ def _is_long(row: str, columns: int, separator: str) -> bool:
     return any(next(csv.reader(io.StringIO(row, newline=""), delimiter=separator), [])[columns:])
 
 
-def _form(path: StoragePath, encoding: str | None, separator: str | None) -> CsvForm:
+def csv_form(path: StoragePath, encoding: str | None = None, separator: str | None = None) -> CsvForm:
+    """Return the form of a file, from its first megabyte; the arguments are those of :meth:`CsvTable.of`.
+
+    Raises:
+        CsvError: The file is empty, is packed in a way that Spark does not unpack, or is not text.
+    """
     with path.open_stream() as file:
         head = file.read(_HEAD_BYTES)
     packed = next((name for magic, name in _PACKED.items() if head.startswith(magic)), None)

@@ -1,22 +1,34 @@
-"""JSON files of one table as a Spark DataFrame: objects in lines, a list of objects, or an object in each file."""
+"""JSON files as programs write them: objects in lines, a list of objects, or a document that is one object.
 
+A plan is made from the head of each file, and documents are parsed here once: Spark reads the first document of a file
+and leaves out what follows it, without a word.
+"""
+
+import codecs
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
-from pyspark.sql.types import ArrayType, StringType
+from pyspark.sql.types import ArrayType, DataType, StringType, StructType
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features import quoted
 from mirrorspark.data_pipelines.spark import map_batches
-from mirrorspark.storage import StoragePath, encoding_of, listing, literal_hadoop_uri
+from mirrorspark.storage import StoragePath, encoding_of, listing
 
-_HEADS_AT_A_TIME = 16
 _HEAD_BYTES = 1 << 16
+_FILES_AT_A_TIME = 16
+_MOST_DOCUMENT_BYTES = 64 << 20
 _CORRUPT = "_corrupt_record"
+# Where Spark infers the columns of documents, it gives their paths to Hadoop as one text: a comma divides two paths
+# there, and brackets are a pattern.
+_GIVEN_TO_HADOOP = re.compile(r"[\\*?\[\]{},]")
 # Documents that pandas writes where it is not asked for rows: columns, or an index, of values; and lists of lines.
 _NO_ROWS = re.compile(
     r'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*\{\s*"0"\s*:|\{\s*"0"\s*:\s*\{|\{\s*"columns"\s*:\s*\[.*"data"\s*:\s*\['
@@ -26,47 +38,53 @@ _NO_ROWS = re.compile(
 _TEXT_OR_NAN = re.compile(r'"(?:[^"\\]|\\.)*"|\bNaN\b')
 
 
-class JsonError(ValueError):
-    """A JSON file that cannot be read as rows; the message names it and the remedy."""
+class JsonError(ClearError, ValueError):
+    """A JSON file that cannot be read right; the message names the file and the remedy."""
 
 
-def read_json(
-    spark: SparkSession, files: Sequence[listing.DataFile], base: StoragePath | None, given: Sequence[str]
-) -> DataFrame:
-    """Return the rows of JSON files; null, NaN and an absent key are missing values.
+class Load(Protocol):
+    """Reads files with Spark."""
+
+    def __call__(
+        self, kind: str, paths: Sequence[StoragePath], *, schema: StructType | None = None, **options: bool | str
+    ) -> DataFrame:
+        """Return the rows of ``paths``."""
+
+
+def json_frames(spark: SparkSession, files: Sequence[listing.DataFile], load: Load) -> dict[StoragePath, DataFrame]:
+    """Return the rows of the files with lines, and of those with a document, each by its first file.
+
+    Null, NaN and an absent key are missing values.
 
     Args:
         spark: The session.
         files: The files.
-        base: Folder whose subfolders like ``day=3`` are columns; None without such folders.
-        given: Locations as the user wrote them.
+        load: Reads some of them.
 
     Raises:
-        JsonError: A file has another encoding than UTF-8, or does not hold rows.
+        JsonError: A file is not JSON in UTF-8, has several documents or something else than rows.
     """
-    with ThreadPoolExecutor(_HEADS_AT_A_TIME) as pool:
-        heads = list(pool.map(_head, [file.path for file in files]))
-    for file, (encoding, _, text) in zip(files, heads, strict=True):
-        if encoding not in ("utf-8", "utf-8-sig"):
-            raise JsonError(f"{file.path} has the encoding {encoding.upper()}; save it as UTF-8")
-        if _NO_ROWS.match(text):
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        has_lines = list(pool.map(lambda file: _has_lines(file.path), files))
+    by_form: dict[bool, list[listing.DataFile]] = defaultdict(list)
+    for file, form in zip(files, has_lines, strict=True):
+        by_form[form].append(file)
+    found: dict[StoragePath, DataFrame] = {}
+    for form, own in by_form.items():
+        paths = [file.path for file in own]
+        schema = None if form else _schema_of_documents(spark, own)
+        frame = load("json", paths, schema=schema, multiLine=not form)
+        if _CORRUPT in frame.columns:
             raise JsonError(
-                f"{file.path} is a document of columns; write rows: df.to_json(path, orient='records', lines=True)"
+                f"{paths[0] if len(paths) == 1 else paths[0].parent} has lines or documents that are not JSON objects; "
+                f"correct them, or write JSON lines"
             )
-    is_whole = any(not is_lines for _, is_lines, _ in heads)
-    reader = spark.read
-    if base is not None:
-        reader = reader.option("basePath", f"file://{base.uri}" if base.is_local else base.uri)
-    paths = [literal_hadoop_uri(file.path, *given) for file in files]
-    df = reader.json(paths, multiLine=is_whole)
-    if _CORRUPT in df.columns:
-        shown = files[0].path if len(files) == 1 else files[0].path.parent
-        raise JsonError(f"{shown} has lines or documents that are not JSON objects; correct them, or write JSON lines")
-    if any(isinstance(field.dataType, StringType) for field in df.schema):
-        texts = reader.text(paths, wholetext=is_whole)
-        if texts.where(F.col("value").rlike(r"[:,\[]\s*NaN\b")).take(1):
-            return _without_nan(texts)
-    return df
+        if any(isinstance(field.dataType, StringType) for field in frame.schema):
+            texts = load("text", paths, wholetext=not form)
+            if texts.where(F.col("value").rlike(r"[:,\[]\s*NaN\b")).take(1):
+                frame = _without_nan(texts)
+        found[paths[0]] = frame
+    return found
 
 
 def _without_nan(texts: DataFrame) -> DataFrame:
@@ -93,19 +111,80 @@ def nan_as_null(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield batch.set_column(0, batch.schema.field(0), pa.array(texts, batch.schema.field(0).type))
 
 
-def _head(path: StoragePath) -> tuple[str, bool, str]:
-    """Return a file's encoding, whether it has an object in each line, and its first characters."""
-    with path.open_stream() as file:
-        head = file.read(_HEAD_BYTES)
-    if head.startswith((b"\x1f\x8b", b"BZh")):
-        codec = "gzip" if head.startswith(b"\x1f") else "bz2"
-        with path.open_stream() as file:
-            head = pa.CompressedInputStream(file, codec).read(_HEAD_BYTES)
+def _has_lines(path: StoragePath) -> bool:
+    """Return whether a file has an object in each line, rather than a document."""
+    head = _head(path)
     encoding = encoding_of(head)
-    text = head.decode(encoding, errors="replace").lstrip("\ufeff \t\r\n")
+    if not encoding.startswith("utf-8"):
+        raise JsonError(f"{path} has the encoding {encoding.upper()}; save it as UTF-8")
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(head).lstrip(" \t\r\n")
+    except UnicodeDecodeError as error:
+        raise JsonError(
+            f"{path} has another encoding than UTF-8 (byte 0x{error.object[error.start]:02x}); save it as UTF-8"
+        ) from None
+    if _NO_ROWS.match(text):
+        raise JsonError(f"{path} is a document of columns; write rows: df.to_json(path, orient='records', lines=True)")
     first, line_break, _ = text.partition("\n")
     try:
-        return encoding, isinstance(json.loads(first), dict), text
+        return isinstance(json.loads(first), dict)
     except ValueError:
         # A list, or an object over several lines; or a line that is longer than the head.
-        return encoding, not line_break and text.startswith("{"), text
+        return not line_break and text.startswith("{")
+
+
+def _head(path: StoragePath) -> bytes:
+    with path.open_stream() as file:
+        head = bytes(file.read(_HEAD_BYTES))
+    if (codec := _codec(head)) is None:
+        return head
+    with path.open_stream() as file:
+        return bytes(pa.CompressedInputStream(file, codec).read(_HEAD_BYTES))
+
+
+def _codec(head: bytes) -> str | None:
+    return "gzip" if head.startswith(b"\x1f\x8b") else "bz2" if head.startswith(b"BZh") else None
+
+
+def _schema_of_documents(spark: SparkSession, files: Sequence[listing.DataFile]) -> StructType | None:
+    """Check that each file has one document; return the columns of all if Spark cannot infer them, else None."""
+    rows: list[Any] | None = [] if any(_GIVEN_TO_HADOOP.search(file.path.uri) for file in files) else None
+    for file in files:
+        if file.bytes > _MOST_DOCUMENT_BYTES:
+            if rows is None and _head(file.path).decode("utf-8-sig", errors="replace").lstrip().startswith("["):
+                continue  # parsed by Spark alone
+            raise JsonError(f"{file.path} has more than {_MOST_DOCUMENT_BYTES >> 20} MB in one document; write lines")
+        document = _document(file.path)
+        if rows is not None:
+            rows += document if isinstance(document, list) else [document]
+    return None if rows is None else _inferred(spark, rows, files[0].path)
+
+
+def _document(path: StoragePath) -> Any:
+    """Return the only document of a file."""
+    content = path.read_bytes()
+    codec = _codec(content)
+    if codec is not None:
+        content = bytes(pa.CompressedInputStream(pa.BufferReader(content), codec).read())
+    text = content.decode("utf-8-sig", errors="replace").strip()
+    try:
+        document, end = json.JSONDecoder().raw_decode(text)
+    except ValueError as error:
+        raise JsonError(f"{path} is not JSON ({error}); correct it, or write JSON lines") from error
+    if end < len(text):
+        raise JsonError(
+            f"{path} has several documents, the second after {end} characters; write each in a line of its own, "
+            f"without commas, or all as one list"
+        )
+    if not all(isinstance(one, dict) for one in (document if isinstance(document, list) else [document])):
+        raise JsonError(f"{path} has values that are not JSON objects; write an object for each row")
+    return document
+
+
+def _inferred(spark: SparkSession, rows: list[Any], path: StoragePath) -> StructType:
+    """Return the columns that Spark infers for some objects."""
+    first = spark.range(1).select(F.schema_of_json(F.lit(json.dumps(rows)))).first()
+    found = DataType.fromDDL(first[0]) if first else None
+    if not isinstance(found, ArrayType) or not isinstance(found.elementType, StructType):
+        raise JsonError(f"{path} has no rows; give the file or folder of a table")
+    return found.elementType

@@ -8,25 +8,15 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import reduce
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 from pyspark.sql.pandas.types import from_arrow_schema
-from pyspark.sql.types import (
-    DataType,
-    DateType,
-    DecimalType,
-    DoubleType,
-    FloatType,
-    IntegralType,
-    TimestampNTZType,
-    TimestampType,
-)
 
 from mirrorspark.data_pipelines import held_columns
 from mirrorspark.data_pipelines.features import quoted
+from mirrorspark.data_pipelines.joined_files import as_one
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError, ParquetFiles
 from mirrorspark.storage import StoragePath, listing, literal_hadoop_uri
 
@@ -55,8 +45,8 @@ def read_parquet(
         given: Locations as the user wrote them.
 
     Raises:
-        ParquetError: A file is not Parquet, or has a column twice; columns have types that do not make one; or no
-            column can be held.
+        ParquetError: A file is not Parquet, or has a column twice, or no column can be held.
+        SchemasError: Columns have types that do not make one.
     """
     groups: dict[frozenset[tuple[str, str]], list[StoragePath]] = defaultdict(list)
     schemas: dict[frozenset[tuple[str, str]], pa.Schema] = {}
@@ -168,13 +158,8 @@ def _restored(column: Column, kind: pa.DataType) -> Column:
 
 def _together(frames: Mapping[StoragePath, DataFrame], given: Sequence[str]) -> DataFrame:
     """Return the rows of files of several schemas, by an example file of each."""
-    names = list(dict.fromkeys(name for frame in frames.values() for name in frame.columns))
-    kinds = {name: _common_type(name, frames) for name in names}
-    cast = [
-        frame.select(*[quoted(name).cast(kinds[name]).alias(name) for name in frame.columns])
-        for frame in frames.values()
-    ]
-    lacking = [name for name in names if any(name not in frame.columns for frame in frames.values())]
+    table = as_one(frames)
+    lacking = [name for name in table.columns if any(name not in frame.columns for frame in frames.values())]
     _LOGGER.warning(
         "the Parquet files at %s have %d schemas (those of %s and %s, for example); columns that some of them lack, "
         "and that are null there: %s",
@@ -183,46 +168,4 @@ def _together(frames: Mapping[StoragePath, DataFrame], given: Sequence[str]) -> 
         *list(frames)[:2],
         ", ".join(lacking) or "none",
     )
-    return reduce(lambda all_, one: all_.unionByName(one, allowMissingColumns=True), cast)
-
-
-def _common_type(name: str, frames: Mapping[StoragePath, DataFrame]) -> DataType:
-    """Return the narrowest type that holds a column's values of all files."""
-    found = {path: frame.schema[name].dataType for path, frame in frames.items() if name in frame.columns}
-    kinds = list(found.values())
-    kind: DataType | None = kinds[0]
-    for other in kinds[1:]:
-        kind = kind and _wider(kind, other)
-    if kind is None:
-        types = "; ".join(f"{one.simpleString()} in {path}" for path, one in found.items())
-        raise ParquetError(f"column '{name}' has types that are not read as one ({types}); write files of one schema")
-    return kind
-
-
-def _wider(left: DataType, right: DataType) -> DataType | None:
-    if left == right:
-        return left
-    floating = (FloatType, DoubleType)
-    numeric = (IntegralType, DecimalType, *floating)
-    if isinstance(left, IntegralType) and isinstance(right, IntegralType):
-        return max(left, right, key=lambda one: _WHOLE.index(one.simpleString()))
-    if isinstance(left, numeric) and isinstance(right, numeric):
-        if isinstance(left, floating) or isinstance(right, floating):
-            return DoubleType()
-        places = [_places(left), _places(right)]
-        whole, scale = max(one[0] for one in places), max(one[1] for one in places)
-        return DecimalType(whole + scale, scale) if whole + scale <= 38 else DoubleType()
-    days = [one for one in (left, right) if isinstance(one, TimestampType | TimestampNTZType)]
-    if len(days) == 1 and isinstance(left, DateType | type(days[0])) and isinstance(right, DateType | type(days[0])):
-        return days[0]
-    return None
-
-
-_WHOLE = ("tinyint", "smallint", "int", "bigint")
-
-
-def _places(kind: DataType) -> tuple[int, int]:
-    """Return the digits before and after the point."""
-    if isinstance(kind, DecimalType):
-        return kind.precision - kind.scale, kind.scale
-    return (3, 5, 10, 19)[_WHOLE.index(kind.simpleString())], 0
+    return table

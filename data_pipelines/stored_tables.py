@@ -3,24 +3,35 @@
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from pyspark.errors import AnalysisException
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.types import StructType
 
 from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
-from mirrorspark.data_pipelines.json_tables import JsonError, read_json
+from mirrorspark.data_pipelines.joined_files import SchemasError, as_one
+from mirrorspark.data_pipelines.json_tables import JsonError, json_frames
 from mirrorspark.data_pipelines.parquet_tables import read_parquet
 from mirrorspark.data_pipelines.reading.parquet_rows import ParquetError
 from mirrorspark.data_pipelines.spark import read_lake_table
-from mirrorspark.storage import Location, StorageError, StoragePath, lakes, listing, literal_hadoop_uri
+from mirrorspark.storage import (
+    Location,
+    StorageError,
+    StoragePath,
+    hadoop_uri,
+    lakes,
+    listing,
+    literal_hadoop_uri,
+)
 
 _LOGGER = logging.getLogger(__name__)
 
 KINDS = {
-    ".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json",
-    ".ndjson": "json", ".orc": "orc",
+    ".parquet": "parquet", ".pq": "parquet", ".parq": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json",
+    ".jsonl": "json", ".ndjson": "json", ".orc": "orc",
 }  # fmt: skip
 _PACKED = (".gz", ".bz2", ".zst", ".xz", ".zip")
 # Readers of pandas for files that Spark does not read.
@@ -73,7 +84,7 @@ def read_stored(
         return lake
     try:
         files = listing.list_files(paths)
-    except (StorageError, FileNotFoundError, PermissionError, lakes.LakeTableError) as error:
+    except (StorageError, OSError, lakes.LakeTableError) as error:
         return _seen_by_spark(spark, given, kind, shown, error)
     if not files:
         raise TableError(
@@ -81,7 +92,7 @@ def read_stored(
             if all(StoragePath.of(path).is_folder() for path in paths)
             else f"{shown} is empty; give the folder or file of the table"
         )
-    kind, files = _of_one_kind(files, kind, shown)
+    kind, files = of_one_kind(files, kind or ("csv" if separator else None), shown)
     base = StoragePath.of(paths[0]) if len(paths) == 1 and any(file.partition for file in files) else None
     if base is not None and not base.is_folder():
         base = None
@@ -92,11 +103,12 @@ def read_stored(
             _require_different(plan)
             return plan.typed(spark)
         if kind == "json":
-            return read_json(spark, files, base, names)
+            frames = json_frames(spark, files, partial(_load, spark, base, names))
+            return as_one(frames) if len(frames) > 1 else next(iter(frames.values()))
         if kind == "parquet":
             return read_parquet(spark, files, base, names)
-        return _load(spark, kind, [file.path for file in files], base, names)
-    except (CsvError, JsonError, ParquetError) as error:
+        return _load(spark, base, names, kind, [file.path for file in files])
+    except (CsvError, JsonError, ParquetError, SchemasError) as error:
         raise TableError(str(error)) from error
 
 
@@ -107,10 +119,12 @@ def _require_different(plan: CsvTable) -> None:
 
 
 def path_for_spark(path: Location) -> str:
-    """Return a path as ``spark.read`` takes it: literal if this process sees it, else as the user wrote it."""
+    """Return a path as ``spark.read`` takes it: literal if this process sees it, else a pattern or Spark's own."""
     try:
         place = StoragePath.of(path)
-        return literal_hadoop_uri(place, path) if not place.is_local or place.exists() else str(path)
+        if place.exists() or not listing.is_pattern(place):
+            return literal_hadoop_uri(place, path) if not place.is_local or place.exists() else str(path)
+        return hadoop_uri(place, path) if not place.is_local or listing.list_files(place) else str(path)
     except (StorageError, OSError):
         return str(path)
 
@@ -135,8 +149,17 @@ def _seen_by_spark(
         raise TableError(f"there is no file or folder {shown}") from error
 
 
-def _of_one_kind(files: Sequence[listing.DataFile], kind: str | None, shown: str) -> tuple[str, list[listing.DataFile]]:
-    """Return the format of the files, and those that have it; others next to them are left out."""
+def of_one_kind(files: Sequence[listing.DataFile], kind: str | None, shown: str) -> tuple[str, list[listing.DataFile]]:
+    """Return the format of the files, and those that have it; others next to them are left out.
+
+    Args:
+        files: The files.
+        kind: Their format, if it is known.
+        shown: Their place in a message.
+
+    Raises:
+        TableError: They have several formats, or none that is known.
+    """
     by_kind: dict[str | None, list[listing.DataFile]] = defaultdict(list)
     for file in files:
         by_kind[KINDS.get(suffix_of(file.path.name))].append(file)
@@ -147,16 +170,18 @@ def _of_one_kind(files: Sequence[listing.DataFile], kind: str | None, shown: str
         examples = " and ".join(f"{found[0].path.name} ({name})" for name, found in sorted(by_kind.items()))
         raise TableError(f"{shown} holds files of several formats, {examples}; give those of the table, as in *.csv")
     if not by_kind:
-        suffix = suffix_of(others[0].path.name)
-        if len(others) == 1 or suffix in _PANDAS_READERS:
-            reader = _PANDAS_READERS.get(suffix)
-            advice = f"pandas.read_{reader}" if reader else "Spark"
-            raise TableError(
-                f"{others[0].path} has none of the suffixes {sorted(KINDS)}; read it with {advice} and give the table"
-            )
         # Files without suffixes, as some programs write Parquet.
         if all(_begins(file.path, b"PAR1") for file in others[:3]):
             return "parquet", others
+        suffix = suffix_of(others[0].path.name)
+        if len(others) == 1 or suffix in _PANDAS_READERS:
+            reader = _PANDAS_READERS.get(suffix)
+            advice = f"pandas.read_{reader}" if reader else "ms.read_tfrecords" if "tfrecord" in suffix else "Spark"
+            as_csv = "" if reader else "if it is a CSV file, give its separator, else "
+            raise TableError(
+                f"{others[0].path} has none of the suffixes {sorted(KINDS)}; {as_csv}read it with {advice} and give "
+                f"the table"
+            )
         raise TableError(f"{shown} holds no file of format parquet; give the folder or file of the table")
     if others:
         _LOGGER.info("%s: files that are not part of the table: %s", shown, [file.path.name for file in others[:5]])
@@ -171,12 +196,16 @@ def _begins(path: StoragePath, magic: bytes) -> bool:
 
 def _load(
     spark: SparkSession,
-    kind: str,
-    paths: Sequence[StoragePath],
     base: StoragePath | None,
     given: Sequence[str],
+    kind: str,
+    paths: Sequence[StoragePath],
+    *,
+    schema: StructType | None = None,
     **options: bool | str,
 ) -> DataFrame:
     if base is not None:
         options["basePath"] = f"file://{base.uri}" if base.is_local else base.uri
-    return spark.read.format(kind).options(**options).load([literal_hadoop_uri(path, *given) for path in paths])
+    reader = spark.read.format(kind).options(**options)
+    reader = reader if schema is None else reader.schema(schema)
+    return reader.load([literal_hadoop_uri(path, *given) for path in paths])

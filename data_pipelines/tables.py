@@ -1,10 +1,11 @@
-"""The source tables of a recipe: files in a folder as Spark views, and an identity that changes with the files."""
+"""The source tables of a recipe as Spark views, wherever they are, and an identity that changes with their files."""
 
 import hashlib
 import importlib.util
+import re
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,14 +14,33 @@ from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.clear_error import ClearError
+from mirrorspark.data_pipelines.any_table import read_table
 from mirrorspark.data_pipelines.csv_tables import CsvError, CsvTable
 from mirrorspark.data_pipelines.spark import refuse_lake_tables
-from mirrorspark.data_pipelines.stored_tables import TableError, read_stored
+from mirrorspark.data_pipelines.stored_tables import KINDS, TableError, is_path, of_one_kind, read_stored, suffix_of
 from mirrorspark.spark_session import first_line
-from mirrorspark.storage import StoragePath, lakes, listing, literal_hadoop_uri
+from mirrorspark.storage import (
+    Location,
+    StorageError,
+    StoragePath,
+    StoreUnreachableError,
+    lakes,
+    listing,
+    literal_hadoop_uri,
+)
 
 CSV_ENDINGS = (".csv", ".csv.gz", ".csv.bz2", ".csv.zip", ".tsv", ".tsv.gz")
 PARQUET_ENDING = ".parquet"
+# The last two kinds of packed CSV files are found in order to be refused with the remedy.
+_OTHER_ENDINGS = (
+    *(".tsv.bz2", ".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz", ".orc", ".pq"),
+    *(".csv.zst", ".csv.xz"),
+)
+
+# Parts of DDL in which any character may stand: quoted names, and comments.
+_QUOTED = re.compile(r"`(?:[^`]|``)*`|'[^']*'")
+_NAME_PART = r"(?:`(?:[^`]|``)+`|[^\s`.,:;()<>'\"]+)"
+_TABLE_NAME = re.compile(rf"{_NAME_PART}(\.{_NAME_PART}){{0,3}}")
 
 # Files up to this size are identified by their content, larger ones by size and modification time.
 _HASHED_BYTES = 256 * 1024 * 1024
@@ -50,60 +70,148 @@ def package_folder(package: str, folder: str) -> Path:
     return Path(spec.origin).parent / folder
 
 
-def find_tables(folder: Path, tables: Mapping[str, str]) -> dict[str, Path]:
-    """Return the file (or Parquet folder) of each table.
+def find_tables(folder: Location | None, tables: Mapping[str, str]) -> dict[str, Location]:
+    """Return the place of each table: a path, or the recipe's own entry, as :func:`data_pipelines.read_table` takes it.
+
+    Args:
+        folder: Folder with the tables that have no place of their own, or the file of the only one; None if there is
+            none.
+        tables: The columns of each table in Spark's DDL, for a file in the folder that has its name; or its place, a
+            path or the name of a table of the catalog.
 
     Raises:
-        SourceError: ``folder`` does not exist, or a table has no file in it.
+        SourceError: ``folder`` or a path does not exist, a table has no file in the folder, or there is no folder for
+            it.
     """
-    if not folder.is_dir():
-        raise SourceError(f"data folder {folder} does not exist; give the folder with the tables as --data")
-    found = {}
+    found: dict[str, Location] = {}
+    for table, entry in tables.items():
+        if "." in table:
+            found[table] = table
+        elif is_place(entry):
+            found[table] = _existing(table, entry)
+    if rest := [table for table in tables if table not in found]:
+        if folder is None:
+            raise SourceError(f"the recipe brings no data for the tables {rest}; give their folder as --data")
+        found |= _in_folder(folder, rest)
+    return {table: found[table] for table in tables}
+
+
+def is_place(entry: str) -> bool:
+    """Return whether an entry of a recipe's ``tables`` is a path or a table's name, rather than columns in DDL."""
+    unquoted = _QUOTED.sub("", entry)
+    return is_path(unquoted) or _TABLE_NAME.fullmatch(entry.strip()) is not None
+
+
+def _existing(table: str, entry: str) -> Location:
+    """Return a table's own place; a path of this machine has to exist."""
+    entry = entry.strip()
+    if not is_path(entry):
+        return entry
+    try:
+        place = StoragePath.of(entry)
+        if place.is_local:
+            listing.list_files(place)
+    except lakes.LakeTableError:
+        pass  # Spark reads it
+    except (StorageError, OSError) as error:
+        raise SourceError(f"table '{table}': {error}") from error
+    return entry
+
+
+def _in_folder(given: Location, tables: Sequence[str]) -> dict[str, Location]:
+    """Return the file or folder of each table in a folder of data; local ones as a path."""
+    try:
+        folder = StoragePath.of(given)
+        if not folder.is_folder():
+            if folder.is_file() and len(tables) == 1:
+                return {tables[0]: _as_path(folder)}
+            if folder.is_file():
+                raise SourceError(f"data folder {given} is a file; give the folder with the tables {list(tables)}")
+            raise SourceError(f"data folder {given} does not exist; give the folder with the tables as --data")
+        names = {file.path.name for file in folder.files(recursive=False)} | {one.name for one in folder.folders()}
+    except (StoreUnreachableError, OSError) as error:
+        raise SourceError(
+            f"data folder {given} cannot be listed ({error}); give this process access to it, or give the path of each "
+            f"table in the recipe"
+        ) from error
+    except StorageError as error:
+        raise SourceError(f"data folder: {error}") from error
+    found: dict[str, Location] = {}
     for table in tables:
-        candidates = [folder / f"{table}{ending}" for ending in (PARQUET_ENDING, *CSV_ENDINGS)]
-        existing = [path for path in candidates if path.exists()]
-        if not existing:
-            names = [path.name for path in candidates]
-            raise SourceError(f"table '{table}' has no file in {folder}; expected one of {names}")
-        found[table] = existing[0]
+        # An editor of another system may write orders.CSV.
+        by_name = {name[: len(table)] + name[len(table) :].lower(): name for name in sorted(names, reverse=True)}
+        candidates = [f"{table}{ending}" for ending in (PARQUET_ENDING, *CSV_ENDINGS, *_OTHER_ENDINGS, "")]
+        name = next((by_name[one] for one in candidates if one in by_name), None)
+        if name is None:
+            shown = [f"{table}{ending}" for ending in (PARQUET_ENDING, *CSV_ENDINGS)]
+            raise SourceError(
+                f"table '{table}' has no file in {given}; expected one of {shown}, a folder '{table}', or the table's "
+                f"place in the recipe: a path, or a name of the catalog"
+            )
+        found[table] = _as_path(folder / name)
     return found
+
+
+def _as_path(place: StoragePath) -> Location:
+    return place.local if place.is_local else place
 
 
 def register_tables(
     spark: SparkSession,
-    files: Mapping[str, Path],
+    files: Mapping[str, Location],
     schemas: Mapping[str, str],
     *,
     unpacked: Path,
     csv_null: str = "",
 ) -> None:
-    """Register each file as a temporary view under its table's name.
+    """Register each table as a temporary view under its name.
 
     Args:
         spark: The session.
-        files: The file of each table.
-        schemas: The columns of each table in Spark's DDL; a CSV file may have more, in any order.
+        files: The place of each table, from :func:`find_tables`.
+        schemas: The columns of each table in Spark's DDL; a CSV file may have more, in any order. Without columns, and
+            for a place, they are the table's own.
         unpacked: Folder for unpacked zip archives, which Spark cannot read packed.
         csv_null: A further text that means null in CSV files, in addition to those of ``ms.read_table``.
 
     Raises:
         LakeTableError: A file is, or lies in, a Delta, Iceberg or Hudi table that cannot be read.
-        SourceError: Spark does not understand a schema, or a file lacks a column of it. A value that does not fit its
-            column fails the job that reads it.
+        SourceError: There is no such table, Spark does not understand a schema, or a file lacks a column of it. A value
+            that does not fit its column fails the job that reads it.
     """
-    for table, path in files.items():
-        readable = _unzipped(path, unpacked) if path.suffix == ".zip" else path
+    for table, place in files.items():
+        schema = "" if is_place(schemas.get(table, "")) else schemas.get(table, "")
         try:
-            if readable.name.endswith(PARQUET_ENDING):
-                frame = read_stored(spark, [readable], kind="parquet")
-            else:
-                refuse_lake_tables(spark, [literal_hadoop_uri(StoragePath.of(readable))])
-                frame = _read_csv(spark, readable, table, schemas[table], csv_null)
+            frame = _frame(spark, place, table, schema, unpacked, csv_null)
         except (AnalysisException, ParseException) as error:
-            raise SourceError(f"table '{table}' ({path}) cannot be read: {first_line(error)}") from error
+            raise SourceError(f"table '{table}' ({place}) cannot be read: {first_line(error)}") from error
         except (TableError, CsvError) as error:
             raise SourceError(f"table '{table}' cannot be read: {error}") from error
-        frame.createOrReplaceTempView(table)
+        if place != table:  # else the query names a table of the catalog itself
+            frame.createOrReplaceTempView(table)
+
+
+def _frame(spark: SparkSession, place: Location, table: str, schema: str, unpacked: Path, csv_null: str) -> DataFrame:
+    """Return the rows of a table of the recipe."""
+    if isinstance(place, str):
+        return read_table(spark, place)
+    if isinstance(place, Path) and place.suffix.lower() == ".zip":
+        place = _unzipped(place, unpacked)
+    kind = "parquet" if place.name.endswith(PARQUET_ENDING) else _kind(place)
+    if kind != "csv" or not schema:
+        return read_stored(spark, [place], kind=kind)
+    refuse_lake_tables(spark, [literal_hadoop_uri(StoragePath.of(place))])
+    return _read_csv(spark, place, table, schema, csv_null)
+
+
+def _kind(place: Location) -> str | None:
+    """Return the format of a file or folder; None for a table with a log, which Spark reads."""
+    if kind := KINDS.get(suffix_of(place)):
+        return kind
+    try:
+        return of_one_kind(listing.list_files(place), None, str(place))[0]
+    except lakes.LakeTableError:
+        return None
 
 
 def query(spark: SparkSession, sql: str, name: str) -> DataFrame:
@@ -118,12 +226,49 @@ def query(spark: SparkSession, sql: str, name: str) -> DataFrame:
         raise SourceError(f"{name} cannot be run: {first_line(error)}") from error
 
 
-def source_identity(files: Mapping[str, Path], sql: str) -> dict[str, Any]:
-    """Return the identity of this source: the query, and name, size and digest of every file."""
+def source_identity(files: Mapping[str, Location], sql: str) -> dict[str, Any]:
+    """Return the identity of this source: the query, and name, size and digest of every file.
+
+    A file on a store has its time in place of the digest. For a table that only Spark sees it is the table's name: see
+    :func:`is_identified`.
+
+    Raises:
+        SourceError: A store does not answer, or has no such file.
+    """
     return {
         "sql": hashlib.sha256(sql.encode()).hexdigest()[:16],
-        "files": {table: _identity(path) for table, path in sorted(files.items())},
+        "files": {table: _identity_of(table, place) for table, place in sorted(files.items())},
     }
+
+
+def is_identified(identity: Mapping[str, Any]) -> bool:
+    """Return whether an identity changes with the rows: no table of it is known by its name alone."""
+    return all("table" not in one for one in identity["files"].values())
+
+
+def _identity_of(table: str, place: Location) -> dict[str, Any]:
+    if isinstance(place, str) and not is_path(place):
+        return {"table": place}
+    path = StoragePath.of(place)
+    try:
+        if path.is_local and path.exists():
+            return _identity(path.local)
+        if path.is_folder():  # with the log of a lake table
+            return {
+                file.path.relative_to(path): {"bytes": file.bytes, "modified_ns": file.modified_ns}
+                for file in path.files()
+            }
+        return {file.path.uri: _file_identity(file) for file in listing.list_files(path)}
+    except FileNotFoundError as error:
+        raise SourceError(f"table '{table}': {error}") from error
+    except (StorageError, OSError):  # a store that only Spark knows, or may read
+        return {"table": str(place)}
+
+
+def _file_identity(file: listing.DataFile) -> dict[str, Any]:
+    if file.path.is_local:
+        return _identity(file.path.local)
+    return {"bytes": file.bytes, "version": file.path.version()}
 
 
 def _identity(path: Path) -> dict[str, Any]:
@@ -144,7 +289,8 @@ def _unzipped(path: Path, unpacked: Path) -> Path:
     except zipfile.BadZipFile as error:
         raise SourceError(f"{path} is not a zip archive ({error}); fetch it again") from error
     with archive:
-        members = [member for member in archive.infolist() if not member.is_dir()]
+        # macOS packs a second file next to each.
+        members = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX/")]
         if len(members) != 1:
             raise SourceError(f"{path} holds {len(members)} files; an archive of one CSV file is expected")
         target = unpacked / f"{path.name.removesuffix('.zip')}-{members[0].CRC:08x}.csv"
@@ -161,11 +307,13 @@ def _unzipped(path: Path, unpacked: Path) -> Path:
     return target
 
 
-def _read_csv(spark: SparkSession, path: Path, table: str, schema: str, null: str) -> DataFrame:
+def _read_csv(spark: SparkSession, path: Path | StoragePath, table: str, schema: str, null: str) -> DataFrame:
     """Return the columns of ``schema``, found by name: Spark goes by position, so a shifted table becomes nulls."""
     wanted = spark.createDataFrame([], schema).schema
-    plan = CsvTable.of(spark, listing.list_files(path))
-    missing = [column for column in wanted.names if column not in plan.header]
+    _, files = of_one_kind(listing.list_files(path), "csv", str(path))
+    folders = [name for name, _ in files[0].partition] if files else []
+    plan = CsvTable.of(spark, files, base=StoragePath.of(path) if folders else None)
+    missing = [column for column in wanted.names if column not in (*plan.header, *folders)]
     if missing:
         raise SourceError(
             f"table '{table}' ({path.name}) lacks the columns {missing}; its header has {list(plan.header)}"

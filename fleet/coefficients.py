@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import yaml
@@ -32,7 +31,7 @@ from mirrorspark.fleet.columns import (
     some,
 )
 from mirrorspark.fleet.fleet import Fleet
-from mirrorspark.storage import lakes
+from mirrorspark.storage import lakes, read_text
 
 _TERMS = pa.schema([MODEL_FIELDS.field("model"), *TERM_FIELDS])
 # A CSV file has no lists: cut-points and columns are separated by spaces there.
@@ -202,13 +201,12 @@ def read_table(given: Any) -> pa.Table:
     """
     if not isinstance(given, str | Path):
         return any_table.in_arrow(given)
-    file = Path(given)
+    file = Path(given).expanduser()
     lakes.refuse_lake_read(file)
     try:
-        if file.suffix == ".csv":
-            # By default texts are never null: NA may be a category. Empty ones are made null later.
-            options = pyarrow.csv.ConvertOptions(column_types=_CSV_TYPES)
-            return pyarrow.csv.read_csv(file, convert_options=options)
+        if any_table.is_csv(file):
+            # NA may be a category. Empty texts are made null later.
+            return any_table.csv_in_memory(file, _CSV_TYPES)
         if file.suffix == ".parquet" or file.is_dir():
             return any_table.in_arrow(pq.read_table(file))
         if file.suffix in (".arrow", ".feather"):
@@ -267,10 +265,11 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, what: str) -> pa.ChunkedArra
 def _of_yaml(file: Path) -> tuple[pa.Table, pa.Table]:
     """Return the terms and the models of a YAML file."""
     try:
-        with file.open(encoding="utf-8") as opened:
-            document = yaml.load(opened, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - a safe one
+        document = yaml.load(read_text(file), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - safe
     except yaml.YAMLError as error:
         raise FleetError(f"{file} is not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise FleetError(error.reason) from error
     models = document.get("models") if isinstance(document, dict) else None
     if not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
         raise FleetError(f"{file} must hold a list of 'models', each with a name ('model') and 'terms'")

@@ -18,6 +18,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.pandas.types import to_arrow_schema
 from pyspark.sql.types import StructType
 
+from mirrorspark.data_pipelines import KINDS, TableError, is_path, of_one_kind, suffix_of
 from mirrorspark.data_pipelines.features import raw_columns
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.data_pipelines.spark import (
@@ -44,6 +45,8 @@ _LOGGER = logging.getLogger(__name__)
 ROW_GROUP_ROWS = 2**20
 ROW_GROUP_BYTES = 64 * 2**20
 """Limits of a row group of scores; it is written when it reaches one of them."""
+
+_TFRECORD_SUFFIXES = {".tfrecord": "tfrecord", ".tfrecords": "tfrecord"}
 
 Read = Callable[[int], Iterable[pa.RecordBatch]]
 """Returns the rows of a task, given a number of rows of which most batches are to have a multiple."""
@@ -303,27 +306,51 @@ def find_source(paths: Location | Sequence[Location], input_format: str | None) 
     """Return the Parquet files at ``paths``, or a source that Spark has to read.
 
     Args:
-        paths: Files, folders or globs; for the format ``table`` its name.
-        input_format: Spark's name of the format; by default Parquet, or the format of the table whose log is found
-            there.
+        paths: Files, folders or globs, or the name of a table of the catalog.
+        input_format: Spark's name of the format; by default that of the files' suffixes, or the format of the table
+            whose log is found there.
 
     Raises:
         FileNotFoundError: There are no files.
-        ScoringError: Only some of the files belong to a table with a log.
+        ScoringError: Only some of the files belong to a table with a log, or the files have several formats.
     """
     locations = [paths] if isinstance(paths, Location) else list(paths)
     if input_format == "table" and len(locations) != 1:
         raise ScoringError(f"a table has one name, {len(locations)} are given: {locations}; score them one by one")
-    if input_format not in (None, "parquet"):
-        return SparkSource(input_format, tuple(str(location) for location in locations))
+    named = SparkSource(input_format or _format_by_name(locations), tuple(str(location) for location in locations))
+    if named.format != "parquet":
+        return named
     try:
-        return parquet_rows.parquet_files(locations)
+        files = parquet_rows.parquet_files(locations)
     except lakes.LakeTableError as error:
-        table = error.table
-        if [_resolved(StoragePath.of(location)) for location in locations] != [table.folder]:
-            raise ScoringError(
-                f"{table}; give that folder alone, or read it with Spark and score the DataFrame"
-            ) from error
+        return _source_of_lake(locations, error)
+    if input_format is not None:
+        return files
+    try:
+        kind, files = of_one_kind(files, None, ", ".join(map(str, locations)))
+    except TableError as error:
+        raise ScoringError(str(error)) from error
+    return files if kind == "parquet" else SparkSource(kind, named.paths)
+
+
+def _format_by_name(locations: Sequence[Location]) -> str:
+    """Return the format of files that their names give, ``table`` for a name of the catalog; else Parquet."""
+    name = locations[0]
+    if len(locations) == 1 and not is_path(name) and not StoragePath.of(name).exists():
+        return "table"
+    kinds = {_TFRECORD_SUFFIXES.get(suffix_of(location), KINDS.get(suffix_of(location))) for location in locations}
+    return (kinds.pop() or "parquet") if len(kinds) == 1 else "parquet"
+
+
+def _source_of_lake(locations: Sequence[Location], error: lakes.LakeTableError) -> SparkSource:
+    """Return the table with a log that a location names.
+
+    Raises:
+        ScoringError: The locations name a part of it, or more than it.
+    """
+    table = error.table
+    if [_resolved(StoragePath.of(location)) for location in locations] != [table.folder]:
+        raise ScoringError(f"{table}; give that folder alone, or read it with Spark and score the DataFrame") from error
     _LOGGER.warning(
         "%s is not a folder of plain files (%s): Spark reads it, which is slower", table.folder, table.format.log
     )

@@ -91,14 +91,16 @@ def score_files(  # noqa: D417 - the others are those of score
 
     Args:
         spark: The session.
-        paths: Files, folders or globs of Parquet files, which executors can read; partition folders become columns.
-            Spark reads what is not plain files of one schema, and the log says so: a Delta, Hudi, Iceberg or streaming
-            table, and files that lack a column or have numbers of another width, if Spark reads them as one table.
+        paths: Files, folders or globs that executors can read, or the name of a table of the catalog; partition folders
+            become columns. A path means the same as to :func:`data_pipelines.read_table`. Spark reads what is not plain
+            Parquet files of one schema, and the log says so: files of another format; a Delta, Hudi, Iceberg or
+            streaming table; and files that lack a column or have numbers of another width, if Spark reads them as one
+            table.
         model: URI of the model, or the result of :func:`scoring.model.stored.resolve`.
         output: Folder of the scores.
         keys: Columns that identify a row; they pass through unchanged.
-        input_format: Format of ``paths`` for ``spark.read.format``, if it is not Parquet; ``table`` for a table of
-            Spark's catalog. Spark then reads the rows. Columns of ``tfrecord`` get the types of the training.
+        input_format: Format of ``paths`` for ``spark.read.format``, if their names do not give it; ``table`` for a
+            table of Spark's catalog. Columns of ``tfrecord`` get the types of the training.
         mode: Spark's save mode for existing data at ``output``: ``error``, ``overwrite`` or ``append``.
         task_seconds: Longest duration of a task, which is the work that a lost machine costs. If one might take longer,
             the speed of the model is measured, and the files are split among more tasks. Rows that Spark reads are not.
@@ -214,7 +216,7 @@ def may_take_longer(group_rows: Sequence[int], groups_per_task: Sequence[int], t
 
 def _table_of(spark: SparkSession, source: SparkSource, target: StoragePath, plan: ScoringPlan) -> DataFrame:
     """Return the DataFrame of a source that Spark reads."""
-    if source.format == "tfrecord":
+    if source.format in ("tfrecord", "tfrecords"):
         refuse_own_input([file.path for file in listing.list_files(source.paths)], source.paths, target)
         return tfrecord_table(spark, source.paths, plan)
     if source.format != "table":

@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="mirrorspark score", description="Score files with a model.")
     add = parser.add_argument_group("most used").add_argument
     add("--model", required=True, help="models:/NAME/VERSION, models:/NAME@ALIAS, runs:/ID or a folder")
-    add("--input", required=True, nargs="+", help="Parquet files, folders or globs")
+    add("--input", required=True, nargs="+", help="files, folders or globs, or the name of a table")
     add("--output", required=True, help="folder of the scores")
     add("--keys", required=True, help="columns that identify a row, separated by commas")
     add("--mode", default="error", help="what to do with scores that are there: error (default), overwrite or append")
@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--master", help="Spark master; by default from spark-submit or the environment")
     add("--tracking-uri", help=f"MLflow store of the model; {tracking_store.DEFAULT_STORE_IN_WORDS}")
     add = parser.add_argument_group("rows").add_argument
-    add("--input-format", help="format of the input if it is not Parquet: csv, tfrecord, table and so on")
+    add("--input-format", help="format of the input if its name does not give it: csv, tfrecord, table and so on")
     add(
         "--null",
         action="append",

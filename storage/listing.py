@@ -115,6 +115,11 @@ def _files_at(location: StoragePath, base: StoragePath | None) -> list[DataFile]
     return found
 
 
+def is_pattern(location: StoragePath) -> bool:
+    """Return whether a location has characters of a pattern; it is none if a file has its name."""
+    return _GLOB.search(location.uri) is not None
+
+
 def reads(location: StoragePath, file: StoragePath) -> bool:
     """Return whether :func:`list_files` would find ``file`` at a location if the file existed."""
     if location.uri == file.uri or (file.is_in(location) and not is_hidden(file.relative_to(location))):

@@ -58,6 +58,10 @@ def begin(config: RunConfig, summary: str | None) -> int | None:
 
 def _run(config: RunConfig) -> int:
     began = time.monotonic()
+    try:
+        _require_data(config)
+    except ConfigError as error:
+        return _refuse(error, config.summary)
     from mirrorspark.training import pipeline  # Imports take seconds, which would delay --help and usage errors.
 
     known = Summary(status="running")
@@ -89,10 +93,11 @@ def _run(config: RunConfig) -> int:
 
 def dry_run(config: RunConfig) -> int:
     """Print the resolved configuration and the preflight checks, and return the exit status."""
-    from mirrorspark.training import job
-
-    show(config.as_yaml())
     try:
+        _require_data(config)
+        show(config.as_yaml())
+        from mirrorspark.training import job
+
         checks = job.dry_run(config)
     except ConfigError as error:
         return _print_error(one_line(error), EXIT_USAGE)
@@ -103,6 +108,13 @@ def dry_run(config: RunConfig) -> int:
         return _print_error(one_line(error), EXIT_FAILED)
     show("\n".join(check.as_line() for check in checks))
     return EXIT_FINISHED if all(check.passed for check in checks) else EXIT_FAILED
+
+
+def _require_data(config: RunConfig) -> None:
+    """Raise ``ConfigError`` where the source tables are missing; this takes less time than the imports of a run."""
+    from mirrorspark.training.job import source_files
+
+    source_files(config)
 
 
 def _refuse(error: Exception, summary: str | None) -> int:

@@ -451,7 +451,10 @@ def _locations(paths: Location | Sequence[Location]) -> list[str]:
 def _files(locations: Sequence[str], target: StoragePath) -> parquet_rows.ParquetFiles:
     source = file_job.find_source(list(locations), None)
     if isinstance(source, SparkSource):
-        raise ScoringError(f"{locations[0]} is a table with a log, whose rows may change; write them as Parquet first")
+        raise ScoringError(
+            f"{locations[0]} has the format '{source.format}', and a run takes plain Parquet files that do not change; "
+            f"write its rows as Parquet first"
+        )
     file_job.refuse_own_input([file.path for file in source], list(locations), target)
     return parquet_rows.ParquetFiles.of(source)
 

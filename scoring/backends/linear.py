@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mirrorspark.scoring.backends.protocol import ArrayType, Signature, UnsupportedModelError, thread_count
+from mirrorspark.storage import read_text
 
 INPUT, OUTPUT = "features", "score"
 FIELDS = ("coefficients", "intercept", "link")
@@ -89,7 +90,7 @@ class LinearBackend:
 
 def _document(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise UnsupportedModelError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(document, dict):

@@ -12,6 +12,7 @@ from itertools import repeat
 from pathlib import Path
 
 from mirrorspark.scoring.errors import ScoringError
+from mirrorspark.storage import read_text
 
 VOCABULARY_FILE = "vocab.txt"
 CONFIG_FILE = "tokenizer_config.json"
@@ -79,9 +80,9 @@ class WordPiece:
         if not files:
             return None
         config = files[0].with_name(CONFIG_FILE)
-        settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        settings = json.loads(read_text(config)) if config.is_file() else {}
         # Not splitlines(), which also splits at characters that are tokens.
-        tokens = files[0].read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        tokens = read_text(files[0]).removesuffix("\n").split("\n")
         return cls(
             tokens,
             lower_case=settings.get("do_lower_case", True),

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.types import DataType, StructField, StructType
 
-from mirrorspark.data_pipelines import TableError, read_stored
+from mirrorspark.data_pipelines import TableError, path_for_spark, read_stored
 from mirrorspark.data_pipelines.reading import parquet_rows
 from mirrorspark.scoring.errors import ScoringError
 from mirrorspark.spark_session import SPARK_ERRORS, task_message
-from mirrorspark.storage import Location, StoragePath, hadoop_uri, lakes, listing
+from mirrorspark.storage import Location, StoragePath, lakes, listing, literal_hadoop_uri
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class SparkSource:
 
     Attributes:
         format: A format of ``spark.read.format``, or ``table`` for a table of the catalog.
-        paths: Files or folders, or the name of a table.
+        paths: Files or folders as the user wrote them, or the name of a table.
     """
 
     format: str
@@ -47,19 +47,21 @@ class SparkSource:
             if self.format == "table":
                 (name,) = self.paths
                 return spark.table(name)
-            if self.format in ("csv", "json"):
+            if self.format in ("csv", "json", "orc"):
                 return read_stored(spark, self.paths, kind=self.format)
-            reader = spark.read.format(self.format)
-            # Table formats reject a list of paths, even with one element.
-            return reader.load(self.paths[0] if len(self.paths) == 1 else list(self.paths))
+            # Formats of tables take no patterns, and reject a list of paths, even with one element.
+            is_lake = self.format in {format_.name for format_ in lakes.LAKE_FORMATS if format_.needs}
+            paths = list(self.paths) if is_lake else [path_for_spark(path) for path in self.paths]
+            return spark.read.format(self.format).load(paths[0] if len(paths) == 1 else paths)
         except TableError as error:
             raise ScoringError(str(error)) from error
         except SPARK_ERRORS as error:
             needs = next((format_.needs for format_ in lakes.LAKE_FORMATS if format_.name == self.format), "")
+            no_file = ", and there is no file or folder of that name" if self.format == "table" else ""
             raise ScoringError(
-                f"Spark cannot read {', '.join(self.paths)} as {self.format}: {task_message(error).rstrip('.')}; give "
-                f"the session the packages and the catalog that it needs{needs and f' ({needs})'}, or name another "
-                f"format"
+                f"Spark cannot read {', '.join(self.paths)} as {self.format}{no_file}: "
+                f"{task_message(error).rstrip('.')}; give the session the packages and the catalog that it "
+                f"needs{needs and f' ({needs})'}, or name another format"
             ) from error
 
 
@@ -80,12 +82,12 @@ def read_together(
         ScoringError: Spark cannot read them, or not as one table.
     """
     given = without_overlaps([paths] if isinstance(paths, Location) else paths)
-    locations = [hadoop_uri(StoragePath.of(path), path) for path in given]
+    locations = [path_for_spark(path) for path in given]
     folders = dict(files.files[0].partition)
     example_paths = [file.path for file in files.of_each_schema(columns)]
     examples = [str(path) for path in example_paths]
     try:
-        schemas = {str(path): spark.read.parquet(hadoop_uri(path, *given)).schema for path in example_paths}
+        schemas = {str(path): spark.read.parquet(literal_hadoop_uri(path, *given)).schema for path in example_paths}
         schema = schema_of_all(schemas, [name for name in columns if name not in folders])
         # Spark reads subfolders only as partitions or with this option.
         reader = spark.read.schema(schema).option("recursiveFileLookup", not folders)

@@ -201,6 +201,11 @@ def test_csv_in_another_encoding_is_refused_or_read_as_told(spark: "SparkSession
         ({"t.json": b'{"columns":["a"],"index":[0],"data":[[1]]}'}, "document of columns"),
         ({"t.json": b'{\n "0":{"a":1},"1":{"a":2}}'}, "document of columns"),
         ({"t.csv": "größe,n\n1,2\n".encode("latin-1")}, "another encoding than UTF-8"),
+        ({"t.json": b'{"a": 1},\n{"a": 2}\n'}, "several documents, the second after 8 characters"),
+        ({"t.json": b'{\n"a": 1\n}\n{\n"a": 2\n}'}, "several documents.*in a line of its own"),
+        ({"t.json": b'[{"a": 1}, 2]'}, "values that are not JSON objects"),
+        ({"t.json": "{'a': 'Zürich'}".encode("latin-1")}, "another encoding than UTF-8 .byte 0xfc.; save it as UTF-8"),
+        ({"t.txt": b"a,b\n1,2\n"}, "if it is a CSV file, give its separator, else read it with Spark"),
         ({"t.parquet": b"PAR1 no"}, "not a Parquet file"),
         ({"t.xlsx": b"PK"}, "pandas.read_excel"),
     ],
@@ -244,9 +249,18 @@ def test_json_may_be_lines_a_list_or_a_document(spark: "SparkSession", tmp_path:
     frame.to_json(tmp_path / "list.json", orient="records", indent=1)
     frame.to_json(tmp_path / "lines.json.gz", orient="records", lines=True)
     (tmp_path / "one.json").write_text('\ufeff{\n "a": 1,\n "b": "x"\n}', encoding="utf-8")
-    for name, count in (("list.json", 2), ("lines.json.gz", 2), ("one.json", 1)):
+    (tmp_path / "[q1], {q2}").mkdir()
+    frame.to_json(tmp_path / "[q1], {q2}" / "list.json", orient="records", indent=1)
+    for name, count in (("list.json", 2), ("lines.json.gz", 2), ("one.json", 1), ("[q1], {q2}/list.json", 2)):
         found = read_table(spark, tmp_path / name)
         assert [tuple(row) for row in found.select("a", "b").collect()] == [(1, "x"), (2, "y")][:count], name
+    (tmp_path / "both").mkdir()
+    for name in ("list.json", "lines.json.gz"):
+        (tmp_path / name).rename(tmp_path / "both" / name)
+    (tmp_path / "both" / "more.json").write_text('{"a": 1.5}\n{"a": 2}\n')
+    assert sorted(row.a for row in read_table(spark, tmp_path / "both").collect()) == [1, 1, 1.5, 2, 2, 2]
+    (tmp_path / "semicolons.txt").write_text("a;b\n1;2\n")
+    assert [tuple(row) for row in read_table(spark, tmp_path / "semicolons.txt", separator=";").collect()] == [(1, 2)]
 
 
 def test_nan_of_json_is_a_missing_value_in_every_column(spark: "SparkSession", tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Bad input: one clear line, exit status 1 or 2, and no half-written files."""
+"""Input of a recipe: bad input is one clear line, exit status 1 or 2, and no half-written files."""
 
 import shutil
 from collections.abc import Callable
@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
+from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.training.configuration import RunConfig
 from mirrorspark.training.configuration.recipe import RECIPE_FILE, SQL_FILE
+from mirrorspark.training.job import SourceTables
 from mirrorspark.training.run import main
 from tests.cluster.conftest import read_events
 
@@ -98,7 +101,7 @@ def test_missing_table_file(say: Say, folder: Path) -> None:
 def test_missing_column_in_the_file(say: Say, folder: Path) -> None:
     write_data(folder, rows(), header="id,age,town,bought,part")
     status, line = say()
-    assert status == 1
+    assert status == 2
     assert "lacks the columns ['city']" in line
     assert nothing_is_left(folder)
 
@@ -124,7 +127,7 @@ def test_column_of_the_wrong_type(say: Say, folder: Path) -> None:
 def test_query_that_spark_cannot_run(say: Say, folder: Path) -> None:
     write_recipe(folder, RECIPE, "SELECT nonsense FROM people")
     status, line = say()
-    assert status == 1
+    assert status == 2
     assert "nonsense" in line
     assert nothing_is_left(folder)
 
@@ -215,3 +218,24 @@ def test_unknown_recipe_and_unknown_field(say: Say, folder: Path) -> None:
     status, line = say()
     assert (status, "epoch" in line) == (2, True)
     assert nothing_is_left(folder)
+
+
+def test_a_recipe_of_the_catalog_is_converted_again_when_its_rows_change(spark: "SparkSession", folder: Path) -> None:
+    """(H1) Only Spark sees such a table, so the rows name the dataset."""
+    spark.read.csv(str(folder / "data"), header=True, inferSchema=True).createOrReplaceTempView("all_people")
+    write_recipe(folder, RECIPE | {"tables": {"people": "all_people"}})
+
+    def converted() -> tuple[Dataset, bool]:
+        config = RunConfig.from_recipe(str(folder / "recipe"), output=str(folder / "output"))
+        sources = SourceTables.find(config)
+        assert sources.converted() is None
+        return sources.dataset(sources.table(spark, config), config)
+
+    dataset, is_reused = converted()
+    again, is_reused_again = converted()
+    assert (again.path, is_reused, is_reused_again) == (dataset.path, False, True)
+    spark.table("all_people").where("id < 40").createOrReplaceTempView("fewer_people")
+    spark.table("fewer_people").createOrReplaceTempView("all_people")
+    fewer, _ = converted()
+    assert fewer.path != dataset.path
+    assert fewer.manifest.rows("train") == 20

@@ -504,6 +504,37 @@ def test_a_zipped_csv_file_is_read_like_a_plain_one(spark: "SparkSession", tmp_p
     assert len(list((tmp_path / "unpacked").iterdir())) == 1
 
 
+def test_tables_of_a_recipe_are_read_wherever_they_are(
+    spark: "SparkSession", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """(T1, H1, H16) By a name of the catalog, a path of this process, a pattern, a URI; or in the data folder."""
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data [2024]"
+    for day, carrier in ((1, "UA"), (2, "AA")):
+        (data / "flights" / f"day={day}").mkdir(parents=True)
+        write_csv(data / "flights" / f"day={day}" / "a.csv", f"carrier,distance\n{carrier},{day}.5\n")
+    write_csv(data / "flights" / "README.md", "not a part of it")
+    write_csv(data / "list.json", '[{"carrier": "UA", "distance": 1.5},\n {"carrier": "AA", "distance": 2.5}]')
+    write_csv(tmp_path / "flights.csv", "carrier;distance\nUA;1,5\nAA;2,5\n")
+    spark.createDataFrame([("UA", 1.5), ("AA", 2.5)], SCHEMAS["flights"]).createOrReplaceTempView("in_catalog")
+    places = {
+        "by_name": "`in_catalog`",
+        "by_path": "./flights.csv",
+        "by_pattern": "./data*/flights/*/a.csv",
+        "by_uri": f"file://{data}/list.json".replace(" ", "%20"),
+        "flights": "carrier string, distance double, day int",
+        "list": "",
+    }
+    files = find_tables(f"file://{data}", places)
+    register_tables(spark, files, places, unpacked=tmp_path)
+    for name in places:
+        found = spark.table(name).select("carrier", "distance").orderBy("distance")
+        assert [tuple(one) for one in found.collect()] == [("UA", 1.5), ("AA", 2.5)], name
+    assert [one.day for one in query(spark, "SELECT day FROM flights ORDER BY day", "table.sql").collect()] == [1, 2]
+    with pytest.raises(SourceError, match=r"table 'lost' cannot be read: there is no table or view 'main\.shop\.lost'"):
+        register_tables(spark, {"lost": "main.shop.lost"}, {"lost": "main.shop.lost"}, unpacked=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("header", "schema", "message"),
     [

@@ -128,11 +128,11 @@ def test_files_of_several_schemas_are_read_by_spark_as_one_table(
     wide = with_column(FLIGHTS, "hour", FLIGHTS["hour"].cast(pa.int64()))
     wide = with_column(wide, "flight_id", pa.array([f"w{number}" for number in range(FLIGHTS.num_rows)]))
     for name, table in zip(names, (narrow, wide), strict=True):
-        (tmp_path / "flights" / name).mkdir(parents=True)
-        pq.write_table(table, tmp_path / "flights" / name / "part.parquet")
+        (tmp_path / "flights [2024]" / name).mkdir(parents=True)
+        pq.write_table(table, tmp_path / "flights [2024]" / name / "part.parquet")
 
     with caplog.at_level("WARNING", "mirrorspark.scoring.input.spark_tables"):
-        scored = score_files(spark, tmp_path / "flights", model, tmp_path / "scores", keys="flight_id")
+        scored = score_files(spark, tmp_path / "flights [2024]", model, tmp_path / "scores", keys="flight_id")
     said = caplog.text
     assert "have 2 schemas" in said
     assert "Spark reads them, which is slower; columns that some of them lack, and that are null there: stops" in said

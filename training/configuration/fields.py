@@ -198,7 +198,9 @@ class DataSettings:
     """The source tables, the query and the dataset: most of a recipe."""
 
     recipe: Annotated[str, doc("An installed recipe, or a folder with recipe.yaml and table.sql")] = "flights"
-    data: Annotated[str | None, doc("Folder with the source tables; by default the recipe's data package")] = None
+    data: Annotated[str | None, doc("Folder or URI with the source tables; by default the recipe's data package")] = (
+        None
+    )
     shards: Annotated[int, Ge(1), doc("TFRecord files per split")] = 8
     accept_data_errors: Annotated[bool, doc("Train even where validation finds errors in the data")] = False
     reference_dataset: Annotated[str | None, doc("A former dataset; drift from it is reported")] = None
@@ -206,7 +208,9 @@ class DataSettings:
     data_package: Annotated[str | None, doc("Installed package with the data, used without --data")] = None
     data_package_folder: Annotated[str, doc("Folder in that package")] = "data"
     csv_null: Annotated[str, doc("Text that means null in CSV files")] = ""
-    tables: Annotated[dict[str, str], doc("Columns per source table, in Spark's DDL")] = field(default_factory=dict)
+    tables: Annotated[
+        dict[str, str], doc("Columns per source table in Spark's DDL, or its place: a path, or a name of the catalog")
+    ] = field(default_factory=dict)
     sql: Annotated[str, doc("Query that builds the table; by default the recipe's table.sql")] = ""
     features: Annotated[dict[str, Any], doc("Kind and options per feature")] = field(default_factory=dict)
     label: Annotated[str | dict[str, Any], doc("The label column, or its name and kind")] = ""

@@ -117,4 +117,6 @@ def load_recipe(recipe: str) -> dict[str, Any]:
         raise ConfigError(
             f"{folder / RECIPE_FILE} gives no value for {empty}; leave the lines out to keep the defaults"
         )
+    if isinstance(values.get("tables"), dict):  # a table without columns has those of its file
+        values["tables"] = {table: "" if columns is None else columns for table, columns in values["tables"].items()}
     return values | {"recipe": recipe, "sql": texts[SQL_FILE]}

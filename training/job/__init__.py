@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         prepare,
         prepare_training,
     )
-    from mirrorspark.training.job.source_tables import SourceTables, recipe_table
+    from mirrorspark.training.job.source_tables import SourceTables, recipe_table, source_files
     from mirrorspark.training.job.training_job import LearntModel, TrainingJob, open_job
     from mirrorspark.training.job.warm_start import resolve_warm_start
 else:
@@ -38,4 +38,5 @@ __all__ = [
     "prepare_training",
     "recipe_table",
     "resolve_warm_start",
+    "source_files",
 ]

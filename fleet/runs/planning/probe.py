@@ -152,7 +152,10 @@ def _check_sample(spark: SparkSession, seconds: float, scratch: Location | None)
 def _files_of(paths: Location | Sequence[Location]) -> parquet_rows.ParquetFiles:
     source = file_job.find_source(paths, None)
     if isinstance(source, SparkSource):
-        raise ScoringError("a table with a log may change during a run; write it as Parquet, and give its path")
+        raise ScoringError(
+            f"{', '.join(source.paths)} has the format '{source.format}', and a run takes plain Parquet files, which "
+            f"do not change; write it as Parquet, and give its path"
+        )
     return parquet_rows.ParquetFiles.of(source)
 
 

@@ -9,7 +9,15 @@ from typing import IO
 import pytest
 
 from mirrorspark.data_pipelines import tables
-from mirrorspark.data_pipelines.tables import SourceError, find_tables, package_folder, register_tables, source_identity
+from mirrorspark.data_pipelines.tables import (
+    SourceError,
+    find_tables,
+    is_identified,
+    package_folder,
+    register_tables,
+    source_identity,
+)
+from mirrorspark.storage import StoragePath
 
 SCHEMAS = {"flights": "carrier string", "planes": "tailnum string"}
 
@@ -42,6 +50,79 @@ def test_a_missing_table_is_named_with_the_files_it_could_be(tmp_path: Path) -> 
     write(tmp_path, "flights.csv")
     with pytest.raises(SourceError, match=rf"table 'planes' has no file in {tmp_path}; .*'planes\.csv\.zip'"):
         find_tables(tmp_path, SCHEMAS)
+
+
+def test_a_table_may_be_of_any_kind_that_is_read_and_its_ending_of_any_case(tmp_path: Path) -> None:
+    write(tmp_path, "flights.CSV", "planes.jsonl.gz", "days.orc")
+    (tmp_path / "weather").mkdir()
+    found = find_tables(tmp_path, dict.fromkeys(("flights", "planes", "days", "weather"), ""))
+    assert {table: path.name for table, path in found.items() if isinstance(path, Path)} == {
+        "flights": "flights.CSV",
+        "planes": "planes.jsonl.gz",
+        "days": "days.orc",
+        "weather": "weather",
+    }
+
+
+def test_the_data_of_one_table_may_be_its_file(tmp_path: Path) -> None:
+    write(tmp_path, "late flights.csv")
+    file = tmp_path / "late flights.csv"
+    assert find_tables(file, {"flights": "carrier string"}) == {"flights": file}
+    with pytest.raises(SourceError, match=r"late flights\.csv is a file; give the folder with the tables .'flights', "):
+        find_tables(file, SCHEMAS)
+
+
+@pytest.mark.parametrize(
+    ("entry", "is_own_place"),
+    [
+        ("main.shop.orders", True),
+        ("`odd-name`.shop.`a b`", True),
+        ("orders", True),
+        ("s3://lake/orders", True),
+        ("orders 2024.csv", True),
+        ("./it's/o'k.parquet", True),
+        ("C:\\data\\t.csv", True),
+        ("", False),
+        ("id long", False),
+        ("`id` long, `km/h` double COMMENT 'per a/b.csv'", False),
+        ("id: long, at struct<x: decimal(10,2)>", False),
+    ],
+)
+def test_columns_are_told_from_the_place_of_a_table(entry: str, *, is_own_place: bool) -> None:
+    assert tables.is_place(entry) == is_own_place
+
+
+def test_a_table_may_have_its_place_in_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(H1) Names of the catalog, paths of this process, stores; without a data folder if all have one."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "here.csv", "a1.csv")
+    places = {"one": "main.shop.orders", "two": "here.csv", "three": "s3://lake/[x]", "four": "./a?.csv"}
+    assert find_tables(None, {**places, "main.shop.days": "day date"}) == {**places, "main.shop.days": "main.shop.days"}
+    with pytest.raises(SourceError, match=r"table 'two': nothing is at .*nowhere\.csv; check the path"):
+        find_tables(None, {"two": "./nowhere.csv"})
+    with pytest.raises(SourceError, match=r"brings no data for the tables \['flights'\]; give their folder as --data"):
+        find_tables(None, {"one": "main.shop.orders", "flights": ""})
+
+
+def test_a_folder_of_data_may_be_on_any_store() -> None:
+    store = StoragePath.of("memory://lake/shop [2024]")
+    (store / "flights.parquet" / "part-0.parquet").write_bytes(b"x")
+    (store / "planes.csv").write_bytes(b"x")
+    found = find_tables(str(store), SCHEMAS)
+    assert found == {"flights": store / "flights.parquet", "planes": store / "planes.csv"}
+    identity = source_identity(found, "")
+    assert is_identified(identity)
+    (store / "flights.parquet" / "part-1.parquet").write_bytes(b"x")
+    assert source_identity(found, "") != identity
+    with pytest.raises(SourceError, match="data folder memory://nowhere does not exist"):
+        find_tables("memory://nowhere", SCHEMAS)
+    with pytest.raises(SourceError, match=r"has one slash after s3: and names no place; write s3://lake/x"):
+        find_tables(Path("s3://lake/x"), SCHEMAS)
+
+
+def test_a_table_that_only_spark_sees_is_identified_by_its_rows() -> None:
+    for place in ("main.shop.orders", "no-such-store://x/y.parquet"):
+        assert not is_identified(source_identity({"orders": place}, ""))
 
 
 def test_a_data_package_is_found_without_importing_it() -> None:

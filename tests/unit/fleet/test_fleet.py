@@ -73,10 +73,10 @@ def test_a_table_of_terms_and_one_of_models_make_a_fleet(fleet: Fleet) -> None:
 def test_every_kind_of_file_gives_the_same_fleet(fleet: Fleet, kind: str, tmp_path: Path) -> None:
     given = [tmp_path / f"terms.{kind}", tmp_path / f"models.{kind}"]
     if kind == "yaml":
-        given[0].write_text(YAML)
+        given[0].write_text(YAML, encoding="utf-8-sig")
         given.pop()
     elif kind == "csv":
-        TERMS.to_csv(given[0], index=False)
+        TERMS.to_csv(given[0], index=False, sep=";", encoding="utf-16")
         cuts = [None if cuts is None else " ".join(map(str, cuts)) for cuts in MODELS["cut_points"]]
         MODELS.assign(cut_points=cuts).to_csv(given[1], index=False)
     else:

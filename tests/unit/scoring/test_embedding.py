@@ -74,8 +74,8 @@ def test_words_become_the_longest_pieces_of_the_vocabulary(text: str, pieces: li
 def test_a_tokenizer_follows_the_settings_in_its_folder(
     tmp_path: Path, settings: dict[str, Any], text: str, pieces: list[str]
 ) -> None:
-    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY), encoding="utf-8")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "vocab.txt").write_text("\r\n".join(VOCABULARY), encoding="utf-8-sig", newline="")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-16")
     tokenizer = WordPiece.load(tmp_path)
     assert tokenizer is not None
     assert [VOCABULARY[number] for number in tokenizer.ids(text, 8)] == ["[CLS]", *pieces, "[SEP]"]

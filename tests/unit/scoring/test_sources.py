@@ -64,3 +64,24 @@ def test_files_for_spark_to_read_are_not_listed(tmp_path: Path) -> None:
         find_source(["one", "two"], "table")
     with pytest.raises(FileNotFoundError):
         find_source(tmp_path / "nothing", None)
+
+
+def test_the_format_is_that_of_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(H16) The same as ``ms.read_table``: names of the catalog, files of other formats, and folders of such."""
+    monkeypatch.chdir(tmp_path)
+    for name, format_ in (
+        ("main.shop.flights", "table"),
+        ("`odd-name`.flights", "table"),
+        ("flights [2024]/a.csv.gz", "csv"),
+        ("s3://lake/day=*/*.jsonl", "json"),
+        ("a.ORC", "orc"),
+        ("./a.tfrecord", "tfrecord"),
+    ):
+        assert find_source(name, None) == SparkSource(format_, (name,))
+    for name in ("lines/day=1/a.json", "lines/README.md", "mixed/a.csv", "mixed/b.orc", "parquet/part-0", "flights"):
+        file_at(tmp_path / name)
+    assert find_source("lines", None) == SparkSource("json", ("lines",))
+    for name in ("parquet", "flights", "./flights"):
+        assert not isinstance(find_source(name, None), SparkSource)
+    with pytest.raises(ScoringError, match=r"mixed holds files of several formats, a\.csv .csv. and b\.orc"):
+        find_source("mixed", None)

@@ -104,7 +104,10 @@ def test_a_recipe_of_ones_own_with_a_mistake_is_bad_usage(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "movielens"], "recipe 'movielens' brings no data; give the folder with its tables as --data"),
+        (
+            ["--recipe", "movielens"],
+            "the recipe brings no data for the tables ['ratings']; give their folder as --data",
+        ),
         (["--data", "nowhere"], "data folder nowhere does not exist; give the folder with the tables as --data"),
         (["--data", "."], "table 'flights' has no file in .; expected one of ['flights.parquet', 'flights.csv', "),
     ],
