@@ -10,6 +10,14 @@ from mirrorspark.lazy import lazy_exports
 if TYPE_CHECKING:
     from mirrorspark.training.configuration.command_line import parse, summary_file
     from mirrorspark.training.configuration.config import ConfigError, RunConfig, TrainingConfig
+    from mirrorspark.training.configuration.defaults import (
+        ROWS_PER_WORKER,
+        default_baseline,
+        default_batch_size,
+        default_workers,
+        defaults_of_label,
+        few_updates,
+    )
     from mirrorspark.training.configuration.fields import (
         MLflowRun,
         alternatives,
@@ -26,6 +34,7 @@ else:
 __all__ = [
     "LINEAR_BASELINES",
     "POPULARITY",
+    "ROWS_PER_WORKER",
     "SQL_FILE",
     "TASKS",
     "ConfigError",
@@ -36,6 +45,11 @@ __all__ = [
     "as_yaml",
     "check_registry_name",
     "check_values",
+    "default_baseline",
+    "default_batch_size",
+    "default_workers",
+    "defaults_of_label",
+    "few_updates",
     "likely_meant",
     "parse",
     "read_yaml",

@@ -78,12 +78,16 @@ class ResultSettings:
 class FitSettings:
     """The model, the length of its training, and the choice of the best epoch."""
 
-    model: Annotated[dict[str, Any], doc("Architecture and its settings; one of them: --model.embedding_dim 16")] = (
-        field(default_factory=lambda: {"name": "multi_field"})
-    )
+    model: Annotated[
+        dict[str, Any], doc("Architecture, by default as fits the label, and its settings: --model.embedding_dim 16")
+    ] = field(default_factory=dict)
     epochs: Annotated[int, Ge(1), doc("Most passes over the training split")] = 40
-    patience: Annotated[int, Ge(0), doc("Stop after this many epochs without a better --monitor; 0: never")] = 15
-    # This and the next one are set when built, so that readers always find a value.
+    # This one and those below that are None are set when built, so that readers always find a value.
+    patience: Annotated[
+        int,
+        Ge(0),
+        doc("Stop after this many epochs without a better --monitor; 0: never"),
+    ] = None  # type: ignore[assignment]
     monitor: Annotated[
         str, doc("Validation metric that picks the best epoch; by default the first of the model's task")
     ] = None  # type: ignore[assignment]
@@ -107,14 +111,17 @@ class FitSettings:
 class OptimizerSettings:
     """The batch and the update of the weights."""
 
-    global_batch_size: Annotated[int, Ge(1), doc("Rows of one update, over all workers")] = 2048
+    # Set once the number of training rows is known.
+    global_batch_size: Annotated[
+        int, Ge(1), doc("Rows of one update, over all workers; by default as fits the number of rows")
+    ] = None  # type: ignore[assignment]
     learning_rate: Annotated[float, Gt(0), doc("Step size of the optimizer; of a schedule, the highest one")] = 0.001
     learning_rate_scaling: Annotated[
         LearningRateScaling, doc("Multiplies the learning rate by the number of workers, its root, or not")
     ] = "none"
     learning_rate_schedule: Annotated[Schedule, doc("Course of the learning rate after the warm-up")] = "constant"
     warmup_steps: Annotated[int, Ge(0), doc("Steps over which the learning rate rises from 0")] = 0
-    optimizer: Annotated[Optimizer, doc("Rule of the update")] = "adam"
+    optimizer: Annotated[Optimizer, doc("Rule of the update")] = None  # type: ignore[assignment]
     clip_norm: Annotated[float | None, Gt(0), doc("Longest gradient, over all weights together")] = None
     weight_decay: Annotated[
         float | None, Ge(0), doc("Share of a weight lost per step, times the learning rate; adamw: 0.004")

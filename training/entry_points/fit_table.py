@@ -1,7 +1,6 @@
-"""``fit``: from any table to a trained, evaluated and registered model; every default is a function here."""
+"""``fit``: from any table to a trained, evaluated and registered model."""
 
 import logging
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +27,12 @@ from mirrorspark.models import own_model
 from mirrorspark.scoring.embedding import Embedder
 from mirrorspark.spark_session import open_session, session_of
 from mirrorspark.training.configuration import (
-    LINEAR_BASELINES,
-    POPULARITY,
-    TASKS,
+    ROWS_PER_WORKER,
     ConfigError,
     TrainingConfig,
+    default_baseline,
+    default_workers,
+    defaults_of_label,
     likely_meant,
 )
 from mirrorspark.training.entry_points.train_dataset import train_in_view
@@ -42,18 +42,7 @@ from mirrorspark.training.run_records.live import LiveView, add_findings, spec_d
 
 _LOGGER = logging.getLogger(__name__)
 
-# Below this number of training rows per worker, a worker's threads and network cost more than they bring.
-ROWS_PER_WORKER = 20_000
 MOST_LOCAL_WORKERS = 4
-
-# The kinds of labels that networks for tables learn, with the architecture.
-_TABLES: Mapping[str, str] = {
-    "binary": "multi_field",
-    "multi_class": "multi_class",
-    "number": "regression",
-    "ordinal": "ordinal",
-}
-_ENSEMBLE: Mapping[str, Any] = {"numeric_embedding": "piecewise", "members": 8, "dropout": 0.1}
 
 
 def fit(
@@ -204,10 +193,10 @@ def default_name(spec: FeatureSpec) -> str:
 
 
 def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any) -> TrainingConfig:
-    """Return the configuration of a training, from the defaults of this module.
+    """Return the configuration of a training that fits the label and the size of the table.
 
-    They are those of :func:`default_workers`, :func:`default_batch_size`, :func:`default_baseline` and, where no model
-    is given, :func:`default_model` with the optimizer and the patience that it names.
+    Its defaults are those of ``default_workers``, ``default_batch_size``, ``default_baseline`` and, where no model
+    is named, ``default_model`` with its optimizer and patience, all in :mod:`training.configuration.defaults`.
 
     Args:
         spec: The feature specification.
@@ -218,67 +207,8 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any)
     Raises:
         ConfigError: A setting has an invalid value.
     """
-    workers = default_workers(rows, slots)
-    parts = _whole(settings.get("workers", workers)) * _whole(settings.get("accumulate", 1))
-    parts *= _whole(settings.get("gpus_per_worker", 1))
-    defaults: dict[str, Any] = {
-        "baseline": default_baseline(spec),
-        "workers": workers,
-        "global_batch_size": default_batch_size(rows, parts),
-    }
-    if "model" not in settings:
-        defaults["model"] = default_model(spec)
-        if spec.label.kind in _TABLES:
-            defaults["patience"] = 5
-            # The decay is the optimizer's: another optimizer has its own.
-            defaults |= {} if "optimizer" in settings else {"optimizer": "adamw", "weight_decay": 0.01}
-    return TrainingConfig(**defaults | settings)
-
-
-def default_model(spec: FeatureSpec) -> dict[str, Any]:
-    """Return the architecture that learns the label, and its settings.
-
-    Labels of the kinds ``binary``, ``multi_class``, ``number`` and ``ordinal`` get the ensemble that does best on the
-    tables of docs/quality.md: numbers embedded piecewise, 8 members, a dropout of 0.1. It is trained by AdamW with a
-    decay of 0.01 and a patience of 5 epochs: an epoch takes longer than one of the plain network, and fewer are needed.
-    ``multi_label`` and ``candidate`` get an architecture with its own defaults.
-    """
-    if spec.label.kind in _TABLES:
-        return {"name": _TABLES[spec.label.kind], **_ENSEMBLE}
-    return {"name": "multi_label" if spec.label.kind == "multi_label" else "two_tower"}
-
-
-def default_workers(rows: int, slots: int) -> int:
-    """Return a worker per slot, but at most one per 20,000 training rows."""
-    return max(1, min(slots, rows // ROWS_PER_WORKER))
-
-
-def default_batch_size(rows: int, parts: int = 1) -> int:
-    """Return the power of two nearest to a hundredth of the training rows, from 64 to 4,096.
-
-    So an epoch has about a hundred updates, up to some 400,000 rows.
-
-    Args:
-        rows: Training rows.
-        parts: Equal parts that a batch is divided into, for workers, GPUs and accumulation: it is rounded up to a
-            multiple of them.
-    """
-    about = 2 ** round(math.log2(min(max(rows / 100, 64), 4096)))
-    return -(-about // parts) * parts
-
-
-def default_baseline(spec: FeatureSpec) -> str:
-    """Return the baseline of the label's kind.
-
-    It is popularity for ``candidate``, and logistic regression for ``multi_label``. For ``binary``, ``multi_class``,
-    ``number`` and ``ordinal`` it is gradient boosting, or where a feature is sparse or a vector, which that does not
-    take, logistic or ridge regression.
-    """
-    if spec.label.kind == "candidate":
-        return POPULARITY
-    if spec.label.kind in _TABLES and not any(feature.form in kinds.WIDE_FORMS for feature in spec):
-        return "hist_gradient_boosting"
-    return LINEAR_BASELINES[next(name for name, task in TASKS.items() if task.label == spec.label.form)]
+    chosen = {"baseline": default_baseline(spec), "workers": default_workers(rows, slots), **settings}
+    return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, settings)).fitted_to(rows)
 
 
 def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:
@@ -289,11 +219,6 @@ def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:
         config = default_config(spec, rows=slots * ROWS_PER_WORKER, slots=slots, **settings)
     config.require_features(spec)
     Tracking.find(config).require_names(config.registry_name)
-
-
-def _whole(value: Any) -> int:
-    """Return a whole number above 0 as it is; 1 for anything else, which the configuration accepts or refuses."""
-    return value if isinstance(value, int) and value > 0 else 1
 
 
 def _rows_and_spec(

@@ -71,7 +71,7 @@ def train(
 
 def train_in_view(view: LiveView, dataset: Dataset, config: TrainingConfig, spark: SparkSession | None) -> Trained:
     """Train as :func:`train` does, shown in a view that may have shown earlier stages."""
-    tracking = Tracking.find(config)
+    config, tracking = config.fitted_to(dataset.manifest.rows("train")), Tracking.find(config)
     try:
         if config.only_once:  # Checked before a session is started, which may take minutes.
             require_unfinished(config, dataset)

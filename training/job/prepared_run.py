@@ -102,7 +102,8 @@ def prepare(
         rows = ", ".join(f"{dataset.manifest.rows(split):,} {split}" for split in dataset.manifest.splits)
         stage.note = f"{'reused the dataset of an earlier run:' if is_reused else 'wrote'} {rows} rows"
         add_findings(stage, dataset)
-    return PreparedRun(config, dataset, spark, tracking, warm_start, table, is_reused)
+    fitted = config.fitted_to(dataset.manifest.rows("train"))
+    return PreparedRun(fitted, dataset, spark, tracking, warm_start, table, is_reused)
 
 
 def prepare_training(
@@ -110,7 +111,7 @@ def prepare_training(
 ) -> PreparedRun:
     """Check everything and open a session, for a training from Python on an existing dataset."""
     spark, warm_start, _ = _checked(config, tracking, spark)
-    return PreparedRun(config, dataset, spark, tracking, warm_start)
+    return PreparedRun(config.fitted_to(dataset.manifest.rows("train")), dataset, spark, tracking, warm_start)
 
 
 def _checked(

@@ -58,8 +58,9 @@ class SearchSpace:
             return replace(base, **fields)
         model = {**base.model, **options}
         if ARCHITECTURE in values:
-            known = _settings(model["name"])
-            model = {name: value for name, value in model.items() if name in {"name", *known} or name not in options}
+            known, is_other = _settings(model["name"]), model["name"] != base.model["name"]
+            without = {name for name in model if is_other or name in options} - {"name", *known}
+            model = {name: value for name, value in model.items() if name not in without}
         return replace(base, **fields, model=model)
 
     def grid(self) -> dict[str, Sequence[Any]]:

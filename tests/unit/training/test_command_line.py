@@ -127,7 +127,11 @@ def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyP
         ),
         (["--resume=false"], ConfigError, ["--resume/--no-resume"]),
         (["--workers=0"], ConfigError, ["workers 0 begins below 1; use 1 or more"]),
-        (["--workers=3"], ConfigError, ["global_batch_size 2048 does not divide among 3 workers; use a multiple of 3"]),
+        (
+            ["--workers=3", "--global-batch-size=2048"],
+            ConfigError,
+            ["global_batch_size 2048 does not divide among 3 workers; use a multiple of 3"],
+        ),
         (["--model=multi_field"], ConfigError, ["model", "dict", "multi_field"]),
         (["--model.name=5"], ConfigError, ["model.name must be a string, not 5", "'multi_field'"]),
         (["--seed=-1"], ConfigError, ["seed is -1; use 0 or more"]),
@@ -192,7 +196,7 @@ def test_help_lists_every_flag_once_by_subject_the_most_used_first(
     assert sorted(name for names in shown.values() for name in names) == sorted(
         field.name for field in dataclasses.fields(RunConfig)
     )
-    assert len(lines) < 130
+    assert len(lines) < 135
 
 
 def test_help_says_what_a_flag_does_and_its_default_in_this_recipe(

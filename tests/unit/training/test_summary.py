@@ -52,6 +52,7 @@ def test_the_document_has_the_promised_fields_and_where_to_look_further(tmp_path
     assert set(document) - set(PROMISED) == {
         *("error", "run_folder", "tracking_uri", "run_page", "compare_page", "replay", "warm_start", "chosen"),
         "calibration",
+        "warnings",
     }
     assert document["parity"] == {"max": 1.2e-7, "mean": 1e-8, "p99": 9e-8, "rows": 55_000}
     assert document["dataset"] == BINARY.dataset

@@ -36,6 +36,7 @@ def begun(job: TrainingJob, *, is_reused: bool) -> Summary:
         tracking_uri=job.tracked.uri,
         run_page=job.tracked.page,
         warm_start=_warm_start(job),
+        warnings=job.warnings,
     )
 
 

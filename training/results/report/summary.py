@@ -4,7 +4,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -49,6 +49,7 @@ class Summary:
             empty for random initial weights.
         chosen: Why this model was registered, where ``register`` is ``better``.
         calibration: The calibration and its effect, in words, where there is one.
+        warnings: Findings about the settings, each with its remedy.
     """
 
     status: str
@@ -76,6 +77,7 @@ class Summary:
     warm_start: Mapping[str, Any] = field(default_factory=dict)
     chosen: str | None = None
     calibration: str | None = None
+    warnings: Sequence[str] = ()
 
     def save(self, path: Path) -> None:
         """Do :func:`save_document` with all fields."""
@@ -111,7 +113,11 @@ class Summary:
             "MLflow run": self.run_page,
             "compare runs": self.compare_page or _way_to_the_ui(self.tracking_uri or "", self.run_page),
         }
-        lines += ["", *(f"{name:<14}{value}" for name, value in places.items() if value)]
+        shown = [
+            *((name, value) for name, value in places.items() if value),
+            *(("warning", one) for one in self.warnings),
+        ]
+        lines += ["", *(f"{name:<14}{value}" for name, value in shown)]
         return "\n".join(lines)
 
 
