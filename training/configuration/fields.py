@@ -19,7 +19,7 @@ from mirrorspark.models import CalibrationKind, Schedule
 from mirrorspark.training.configuration.tasks import BaselineName
 from mirrorspark.training.protocol import BatchRule, Budgets, Limits
 
-Registered = Literal["model", "better"]
+Registered = Literal["model", "better", "always"]
 Optimizer = Literal["adam", "adamw", "adagrad", "lazy_adam", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
@@ -61,7 +61,10 @@ class ResultSettings:
         MLflowRun, doc("Run to log to within mlflow.start_run(): the active one, a child of it, or a new one")
     ] = "active"
     baseline: Annotated[BaselineName | list[Any], doc("Baseline to compare the model with, or a list of them")] = "none"
-    register: Annotated[Registered, doc("Register this model, or the better of it and --baseline")] = "model"
+    register: Annotated[
+        Registered,
+        doc("Register this model, or the better of it and --baseline; always: with an alias though it is worse"),
+    ] = "model"
     calibration: Annotated[CalibrationKind, doc("What corrects a classifier's probabilities after the training")] = (
         "none"
     )

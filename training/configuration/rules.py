@@ -138,7 +138,7 @@ def check_baseline(config: "TrainingConfig") -> None:
 
 def check_register(config: "TrainingConfig") -> None:
     """Check that the better of two models can be registered."""
-    if config.register == "model":
+    if config.register != "better":
         return
     require(
         "hist_gradient_boosting" in config.row_baselines,

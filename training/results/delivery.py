@@ -40,10 +40,12 @@ from mirrorspark.training.results.evaluation import (
 from mirrorspark.training.results.export import ExportPlan, ExportProcess, ExportResult, export_once
 from mirrorspark.training.results.predictions import EVALUATED_SPLITS
 from mirrorspark.training.results.report import (
+    CHALLENGER,
     REPORT_FILE,
     Cost,
     Reservation,
     Summary,
+    better_baseline,
     cost_of,
     each_baseline,
     model_card,
@@ -78,6 +80,7 @@ class Trained:
         run_page: Address of the run in MLflow's pages; None for a store that serves none.
         explanation: The features' influence on the predictions, measured on some test rows; None if it was switched off
             or the model cannot be explained quickly.
+        withheld: The reason, with the remedy, why the version has no alias; None where it gets one.
     """
 
     run_id: str
@@ -96,6 +99,7 @@ class Trained:
     calibration: str | None = None
     run_page: str | None = None
     explanation: Explanation | None = field(default=None, repr=False)
+    withheld: str | None = None
 
     @cached_property
     def model(self) -> PinnedModel:
@@ -219,6 +223,8 @@ def keep_delivery(trained: Trained, folder: RunFolder) -> None:
         "chosen": trained.chosen,
         "calibration": trained.calibration,
         "run_page": trained.run_page,
+        "base_rate": trained.verdict.base_rate,
+        "withheld": trained.withheld,
     }
     atomic_file.write_atomically(folder.delivered, json.dumps(clean(document), indent=2, default=float))
 
@@ -236,7 +242,8 @@ def recall_delivery(folder: RunFolder, store: str) -> Trained:
     try:
         document = json.loads(folder.delivered.read_text(encoding="utf-8"))
         figures = {file.stem: figure_of_image(file.read_bytes()) for file in sorted(folder.plots.glob("*.png"))}
-        verdict = evaluate_run.BaselineComparison(document.pop("metrics"), document.pop("baseline"), figures)
+        compared = document.pop("metrics"), document.pop("baseline"), figures, document.pop("base_rate", {})
+        verdict = evaluate_run.BaselineComparison(*compared)
         cost = document.pop("cost", None)
         attempts = tuple(map(Attempt.from_document, document.pop("attempts")))
         return Trained(
@@ -430,7 +437,7 @@ def _describe_model(
         dataset.path.name,
         {split: dataset.manifest.rows(split) for split in dataset.manifest.splits},
         verdict.metrics,
-        verdict.baseline,
+        verdict.compared,
     )
     job.tracked.describe_model(name, exported.model_version, exported.model_uri, card)
     if not job.tracked.is_users:
@@ -462,4 +469,25 @@ def _trained(
         calibration=calibrated.in_words() if calibrated else None,
         run_page=job.tracked.page,
         explanation=Explanation.load(job.folder.predictions / EXPLANATION_FILE),
+        withheld=_withheld(job.config, verdict, choice),
     )
+
+
+def _withheld(config: TrainingConfig, verdict: evaluate_run.BaselineComparison, choice: Choice | None) -> str | None:
+    """Return the reason why a version gets no alias: something is better than it; None for one that gets it."""
+    # The other one of two was judged on the validation rows, by the user's wish.
+    better = better_baseline(verdict.metrics, {} if choice else verdict.compared, config.monitor)
+    if better is None or config.register == "always":
+        return None
+    return (
+        f"This version has no alias: {better}. Improve the model, or give it the alias {CHALLENGER} all the same with "
+        f"register='always' (--register always)"
+    )
+
+
+def name_version(job: TrainingJob, trained: Trained) -> None:
+    """Give the registered version its alias, or say why it gets none."""
+    if trained.withheld is None:
+        job.tracked.name_version(trained.registered_model, trained.model_version, CHALLENGER)
+    else:
+        job.view.log(f"warning: {trained.withheld}")

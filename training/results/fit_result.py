@@ -179,7 +179,10 @@ class FitResult:
         MlflowClient(self.trained.tracking_uri).log_text(self.trained.run_id, page, REPORT_FILE)
 
     def __repr__(self) -> str:
-        sentences = " ".join(verdict_sentences(self.trained.verdict.metrics, self.trained.verdict.baseline))
+        verdict = self.trained.verdict
+        sentences = " ".join(
+            verdict_sentences(verdict.metrics, verdict.compared) + list(filter(None, [self.trained.withheld]))
+        )
         prediction = f"{_label(self)}: {self.spec.label.prediction}."
         return f"{prediction} {sentences}\n{self.table.to_string(float_format='{:.4f}'.format, na_rep='')}"
 

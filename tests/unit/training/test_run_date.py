@@ -8,6 +8,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -44,7 +45,15 @@ from mirrorspark.training.run_records.tracking import Tracking
 NewConfig = Callable[..., RunConfig]
 
 DAY = "2026-01-31"
-DATASET = Dataset(Path("da7a"), cast(Any, SimpleNamespace(content_hash="da7a")), cast(Any, None))
+DATASET = Dataset(
+    Path("da7a"), cast(Any, SimpleNamespace(content_hash="da7a", rows=lambda split: 100)), cast(Any, None)
+)
+
+
+@pytest.fixture
+def new_config(new_config: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+    """Return the function of that name with the batch of a run whose rows are known."""
+    return partial(new_config, global_batch_size=64)
 
 
 class StartedError(Exception):

@@ -65,6 +65,8 @@ def report_facts(
         rate_name=rate_name(label) if label else "",
         settings=config.public(),
         explanation=explanation or trained.explanation,
+        base_rate=trained.verdict.base_rate,
+        withheld=trained.withheld,
     )
 
 

@@ -38,7 +38,8 @@ def trained_html(trained: "Trained", prediction: str = "") -> str:
     return panel_html(
         heading_html(trained.version_uri),
         paragraph_html(f"{prediction[:1].upper()}{prediction[1:]}.") if prediction else "",
-        *map(paragraph_html, verdict_sentences(verdict.metrics, verdict.baseline)),
+        *map(paragraph_html, verdict_sentences(verdict.metrics, verdict.compared)),
+        paragraph_html(f"{trained.withheld}.") if trained.withheld else "",
         paragraph_html(f"Registered: {trained.chosen}.") if trained.chosen else "",
         paragraph_html(f"Calibration: {trained.calibration}.") if trained.calibration else "",
         table_html(metrics_table(verdict.metrics, verdict.baseline), index=True),
