@@ -94,11 +94,11 @@ class MicrobatchWriter(FleetWriter):
             message = f"it takes more than {self.model_seconds:g} s of a task; make it smaller, or raise model_seconds"
             raise FailedModelsError([ModelFailure(name, "score", "ModelTimeError", message) for name in slow])
 
-    def written(self, number: int, read: file_job.Read, counts: FleetCounts) -> list[WrittenFile]:
+    def write_share(self, number: int, read: file_job.Read, counts: FleetCounts) -> list[WrittenFile]:
         """Score and write a share; return its files, or none if models have failed."""
         try:
             self.scorer().seconds.fill(0)  # the same scorer has served other tasks of this process
-            files = super().written(number, read, counts)
+            files = super().write_share(number, read, counts)
         except FailedModelsError as error:
             counts.failures = [asdict(replace(one, partition=number)) for one in error.failures]
             return []
