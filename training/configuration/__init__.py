@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     )
     from mirrorspark.training.configuration.fields import (
         MLflowRun,
+        NullLabels,
         alternatives,
         check_registry_name,
         check_values,
-        likely_meant,
         type_in_words,
     )
     from mirrorspark.training.configuration.recipe import SQL_FILE, as_yaml, read_yaml, recipe_folder, recipe_names
@@ -39,6 +39,7 @@ __all__ = [
     "TASKS",
     "ConfigError",
     "MLflowRun",
+    "NullLabels",
     "RunConfig",
     "TrainingConfig",
     "alternatives",
@@ -50,7 +51,6 @@ __all__ = [
     "default_workers",
     "defaults_of_label",
     "few_updates",
-    "likely_meant",
     "parse",
     "read_yaml",
     "recipe_folder",

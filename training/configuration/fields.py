@@ -4,9 +4,8 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from numbers import Real
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -16,6 +15,7 @@ from annotated_types import DocInfo, Ge, Gt, Interval, doc
 from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.callbacks.mlflow import tracking_store
 from mirrorspark.models import CalibrationKind, Schedule
+from mirrorspark.storage import meant
 from mirrorspark.training.configuration.tasks import BaselineName
 from mirrorspark.training.protocol import BatchRule, Budgets, Limits
 
@@ -23,18 +23,13 @@ Registered = Literal["model", "better", "always"]
 Optimizer = Literal["adam", "adamw", "adagrad", "lazy_adam", "lion", "sgd"]
 LearningRateScaling = Literal["none", "linear", "sqrt"]
 Precision = Literal["float32", "mixed_float16", "mixed_bfloat16"]
+NullLabels = Literal["refuse", "drop"]
 MLflowRun = Literal["active", "child", "new"]
 StrategyName = Literal["ring", "multi_worker_mirrored", "parameter_server"]
 
 
 class ConfigError(ValueError):
     """A run's configuration is invalid; the message names the change to make."""
-
-
-def likely_meant(unknown: Iterable[str], known: Sequence[str], otherwise: str) -> str:
-    """Return the question whether the known names that resemble the unknown ones were meant, if any do."""
-    near = [match for name in unknown for match in get_close_matches(name, known, n=1)]
-    return f"did you mean {' and '.join(near)}?" if near else otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +205,7 @@ class DataSettings:
     data: Annotated[str | None, doc("Folder with the source tables; by default the recipe's data package")] = None
     shards: Annotated[int, Ge(1), doc("TFRecord files per split")] = 8
     accept_data_errors: Annotated[bool, doc("Train even where validation finds errors in the data")] = False
+    null_labels: Annotated[NullLabels, doc("Refuse rows without a label, or drop them")] = "refuse"
     reference_dataset: Annotated[str | None, doc("A former dataset; drift from it is reported")] = None
     description: Annotated[str, doc("Description of the recipe")] = ""
     data_package: Annotated[str | None, doc("Installed package with the data, used without --data")] = None
@@ -279,7 +275,7 @@ def check_values(settings: Any) -> None:
         choices = choices_of(plain)
         is_list = isinstance(value, list) and any(get_origin(part) is list for part in alternatives(plain))
         if choices and not is_list and value not in choices:
-            raise ConfigError(f"{each.name} '{value}' is unknown; use one of {choices}")
+            raise ConfigError(f"{each.name} '{value}' is unknown{meant(str(value), choices)}; use one of {choices}")
         for bound in (note for note in notes if not isinstance(note, DocInfo)):
             # A number as text cannot be compared with a bound.
             if not isinstance(value, Real) or not _holds(bound, value):

@@ -5,14 +5,13 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
-from mirrorspark.data_pipelines import ConversionOptions, any_table, convert_once, quoted, require_columns
-from mirrorspark.data_pipelines.dataset import MANIFEST_FILE
+from mirrorspark.data_pipelines import any_table
 from mirrorspark.data_pipelines.features import (
     FeatureSpec,
     FittedFeatures,
@@ -20,12 +19,12 @@ from mirrorspark.data_pipelines.features import (
     kinds,
     numbers_in_order,
     plain_name,
+    quoted,
 )
-from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split
-from mirrorspark.data_pipelines.reading import Dataset
+from mirrorspark.data_pipelines.quality import SPLIT_COLUMN, default_split, without_null_labels
 from mirrorspark.models import own_model
-from mirrorspark.scoring.embedding import Embedder
 from mirrorspark.spark_session import open_session, session_of
+from mirrorspark.storage import meant
 from mirrorspark.training.configuration import (
     ROWS_PER_WORKER,
     ConfigError,
@@ -33,12 +32,11 @@ from mirrorspark.training.configuration import (
     default_baseline,
     default_workers,
     defaults_of_label,
-    likely_meant,
 )
-from mirrorspark.training.entry_points.train_dataset import train_in_view
-from mirrorspark.training.results import FitResult
-from mirrorspark.training.run_records import Tracking
-from mirrorspark.training.run_records.live import LiveView, add_findings, spec_details
+from mirrorspark.training.entry_points import early_checks
+
+if TYPE_CHECKING:
+    from mirrorspark.training.results import FitResult
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -58,7 +56,7 @@ def fit(
     callbacks: Sequence[Any] = (),
     spark: SparkSession | None = None,
     **settings: Any,
-) -> FitResult:
+) -> "FitResult":
     """Train a model of ``label`` on a table, compare it with a baseline, register it, and return the results.
 
     Missing arguments have defaults: the spec is inferred (:func:`default_spec`), the rows are split
@@ -83,7 +81,7 @@ def fit(
         callbacks: Keras callbacks of your own for each worker, with a model of your own.
         spark: The session; by default the active one, or a local one.
         settings: Fields of :class:`training.configuration.TrainingConfig` that differ from
-            :func:`default_config`.
+            :func:`default_config`; and ``null_labels``: ``refuse`` rows without a label, or ``drop`` them.
 
     Raises:
         TableError: ``table`` is not a table.
@@ -92,11 +90,26 @@ def fit(
         ConfigError: A setting has an invalid value.
         Exception: See :func:`data_pipelines.convert` and :func:`training.entry_points.train`.
     """
-    _check_arguments(table, label, model, callbacks, settings)
+    keys = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    spec = FeatureSpec.load(spec) if isinstance(spec, str | Path) else spec
+    early_checks.check_arguments(table, label, spec, model, callbacks, settings)
+    drops_nulls = settings.pop(early_checks.NULL_LABELS, "refuse") == "drop"
+    if any_table.is_in_memory(table):
+        early_checks.check_columns(table, _name_of(label), keys, time, exclude, spec, accepts_nulls=drops_nulls)
+    # These imports take seconds, by which the errors above would be late.
+    from mirrorspark.data_pipelines import ConversionOptions, convert_once, require_columns
+    from mirrorspark.scoring.embedding import Embedder
+    from mirrorspark.training.entry_points.train_dataset import train_in_view
+    from mirrorspark.training.results import FitResult
+    from mirrorspark.training.run_records.live import LiveView, add_findings, spec_details
+
     view = LiveView(epochs=1)
     spark = spark or open_session(None, _local_workers(settings), verbose=bool(settings.get("verbose")))
     with view.stage("infer", spark=spark) as stage:
         rows, spec = _rows_and_spec(table, label, keys, time, exclude, spec, spark)
+        if drops_nulls:
+            rows = without_null_labels(rows, spec.label)
         stage.note = f"label '{spec.label.name}' of kind {spec.label.kind}; {len(spec.features)} features"
         stage.details = spec_details(spec)
     if isinstance(model, str | Mapping):
@@ -118,28 +131,6 @@ def fit(
     config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
     trained = train_in_view(view, dataset, config, spark)
     return FitResult.of(trained, dataset, config, rows)
-
-
-def _check_arguments(table: Any, label: Any, model: Any, callbacks: Sequence[Any], settings: Mapping[str, Any]) -> None:
-    """Check the arguments that need no session."""
-    if isinstance(table, Dataset) or (isinstance(table, str | Path) and Path(table, MANIFEST_FILE).is_file()):
-        path = table.path if isinstance(table, Dataset) else table
-        raise any_table.TableError(
-            f"{path} is a converted dataset, which has its label, features and split already; train on it with "
-            f"ms.train('{path}', ms.TrainingConfig(name=…)), or give ms.fit the table that it was made of"
-        )
-    known = list(TrainingConfig.__dataclass_fields__)
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        remedy = likely_meant(unknown, known, otherwise="use fields of TrainingConfig")
-        raise ConfigError(f"settings {unknown} are unknown; {remedy}")
-    if not isinstance(label, str) and not (isinstance(label, Mapping) and isinstance(label.get("name"), str)):
-        raise kinds.FeatureSpecError(
-            f"label must be a column's name, or its name and kind as {{'name': 'stars', 'kind': 'number'}}, not "
-            f"{label!r}"
-        )
-    if callbacks and (model is None or isinstance(model, str | Mapping)):
-        raise ConfigError("callbacks go with a model of your own; give a function that builds it as model, too")
 
 
 def default_spec(
@@ -218,30 +209,29 @@ def _require_valid(spec: FeatureSpec, slots: int, **settings: Any) -> None:
     except ConfigError:
         config = default_config(spec, rows=slots * ROWS_PER_WORKER, slots=slots, **settings)
     config.require_features(spec)
+    from mirrorspark.training.run_records import Tracking
+
     Tracking.find(config).require_names(config.registry_name)
 
 
 def _rows_and_spec(
     table: Any,
     label: str | Mapping[str, Any],
-    keys: str | Sequence[str] | None,
+    given: Sequence[str],
     time: str | None,
-    exclude: str | Sequence[str],
-    spec: FeatureSpec | str | Path | None,
+    exclude: Sequence[str],
+    spec: FeatureSpec | None,
     spark: SparkSession,
 ) -> tuple[DataFrame, FeatureSpec]:
     """Return the table with the columns that the spec names, and the spec."""
-    if isinstance(spec, str | Path):
-        spec = FeatureSpec.load(spec)
     if spec is not None:
         if (name := _name_of(label)) != spec.label.name:
             raise kinds.FeatureSpecError(
-                f"label '{name}' is not that of the spec, '{spec.label.name}'; give one of them"
+                f"label '{name}' is not that of the spec, '{spec.label.name}'{meant(name, [spec.label.name])}; "
+                f"give one of them"
             )
         needs_number = any_table.is_in_memory(table) and spec.keys == (any_table.ROW_NUMBER,)
         return any_table.read_table(spark, any_table.numbered(table) if needs_number else table), spec
-    given = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
-    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     left_out = (*exclude, *([time] if time else ()))
     # The number of a row, in case that no column is a key: a table in memory would be sent to Spark, and read, twice.
     rows = any_table.in_arrow(table) if any_table.is_in_memory(table) else table
@@ -251,8 +241,7 @@ def _rows_and_spec(
     unknown = [name for name in exclude if name not in df.columns]
     if unknown:  # A column that gives the label away would stay a feature.
         raise kinds.FeatureSpecError(
-            f"exclude names the columns {unknown}, which the table does not have; it has "
-            f"{[name for name in df.columns if name != any_table.ROW_NUMBER or not is_numbered]}"
+            f"exclude: the table has no column '{unknown[0]}'; it has {df.columns}{meant(unknown[0], df.columns)}"
         )
     if given:
         _require_unique(df, given, rows if isinstance(rows, pa.Table) else None)

@@ -110,6 +110,7 @@ def prepare_training(
     dataset: Dataset, config: TrainingConfig, tracking: Tracking, spark: SparkSession | None = None
 ) -> PreparedRun:
     """Check everything and open a session, for a training from Python on an existing dataset."""
+    config.require_features(dataset.spec)  # before a session is started
     spark, warm_start, _ = _checked(config, tracking, spark)
     return PreparedRun(config.fitted_to(dataset.manifest.rows("train")), dataset, spark, tracking, warm_start)
 

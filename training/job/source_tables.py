@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from mirrorspark.data_pipelines import DatasetExistsError, convert, dataset_address, read_profile, tables
 from mirrorspark.data_pipelines.dataset import is_published
-from mirrorspark.data_pipelines.quality import DatasetProfile
+from mirrorspark.data_pipelines.quality import DatasetProfile, without_null_labels
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring.embedding import Embedder
 from mirrorspark.training.configuration import SQL_FILE, ConfigError, RunConfig
@@ -47,6 +47,8 @@ class SourceTables:
         identity |= tables.source_identity(files, config.sql)
         if config.items:
             identity["items"] = config.items["sql"]
+        if config.null_labels == "drop":
+            identity["null_labels"] = config.null_labels
         identity |= Embedder().source(config.spec)
         reference = read_profile(config.reference_dataset) if config.reference_dataset else None
         if reference is not None:
@@ -122,4 +124,5 @@ def _source_files(config: RunConfig) -> dict[str, Path]:
 def _table(spark: SparkSession, config: RunConfig, files: Mapping[str, Path]) -> DataFrame:
     unpacked = Path(config.output).absolute() / "sources"
     tables.register_tables(spark, files, config.tables, unpacked=unpacked, csv_null=config.csv_null)
-    return tables.query(spark, config.sql, SQL_FILE)
+    table = tables.query(spark, config.sql, SQL_FILE)
+    return without_null_labels(table, config.spec.label) if config.null_labels == "drop" else table

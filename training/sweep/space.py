@@ -12,6 +12,7 @@ from jsonargparse import get_loader
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mirrorspark.models import ModelSettingsError, catalog, classical
+from mirrorspark.storage import meant
 from mirrorspark.training.configuration import ConfigError, RunConfig, alternatives, type_in_words
 
 # Prefix of the model's settings, and the setting that names the model.
@@ -123,7 +124,9 @@ def read_space(flags: Sequence[str], file_text: str | None, base: RunConfig) -> 
     searchable = {ARCHITECTURE: str, **settings, **{name: hints[name] for name in SEARCHABLE}}
     for name in specs:
         if name not in searchable:
-            raise ConfigError(f"search {name}: it cannot be searched; use one of {sorted(searchable)}")
+            raise ConfigError(
+                f"search {name}: it cannot be searched{meant(name, searchable)}; use one of {sorted(searchable)}"
+            )
     return SearchSpace(specs, {name: _distribution(name, spec, searchable[name]) for name, spec in specs.items()})
 
 

@@ -83,7 +83,7 @@ def test_a_baseline_is_a_name_or_a_list_of_names_and_settings() -> None:
     several = parse(["--recipe=movielens", "--baseline=[popularity, {name: ease, last_items: 15}]"])
     assert several.baseline == ["popularity", {"name": "ease", "last_items": 15}]
     assert parse(["--recipe=movielens", "--baseline=item_knn"]).baseline == "item_knn"
-    with pytest.raises(ConfigError, match="baseline 'eas' is unknown; use one of"):
+    with pytest.raises(ConfigError, match=r"baseline 'eas' is unknown .did you mean 'ease'.*use one of"):
         parse(["--recipe=movielens", "--baseline=eas"])
 
 
@@ -118,12 +118,16 @@ def test_a_recipe_is_found_by_its_path(recipe: Path, monkeypatch: pytest.MonkeyP
         (["--learning-rate=fast"], ConfigError, ["learning_rate is 'fast'; use a number (see --help)"]),
         (["--clip-norm=x"], ConfigError, ["clip_norm is 'x'; use a number"]),
         (["--epochs=2.5"], ConfigError, ["epochs is '2.5'; use a whole number"]),
-        (["--strategy=rings"], ConfigError, ["strategy 'rings' is unknown; use one of ['ring', "]),
+        (
+            ["--strategy=rings"],
+            ConfigError,
+            ["strategy 'rings' is unknown (did you mean 'ring'?); use one of ['ring', "],
+        ),
         (["--mode=up"], ConfigError, ["mode 'up' is unknown; use one of ['min', 'max']"]),
         (
             ["--optimizer=adamax"],
             ConfigError,
-            ["optimizer 'adamax' is unknown; use one of ['adam', 'adamw', 'adagrad', 'lazy_adam', 'lion', 'sgd']"],
+            ["optimizer 'adamax' is unknown (did you mean 'adam'?); use one of ['adam', 'adamw', 'adagrad', "],
         ),
         (["--resume=false"], ConfigError, ["--resume/--no-resume"]),
         (["--workers=0"], ConfigError, ["workers 0 begins below 1; use 1 or more"]),

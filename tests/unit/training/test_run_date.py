@@ -17,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mirrorspark.data_pipelines.features.kinds import Categorical, Label
+from mirrorspark.data_pipelines.features.spec import FeatureSpec
 from mirrorspark.data_pipelines.reading.dataset import Dataset
 from mirrorspark.training import pipeline
 from mirrorspark.training import run as command
@@ -45,8 +47,11 @@ from mirrorspark.training.run_records.tracking import Tracking
 NewConfig = Callable[..., RunConfig]
 
 DAY = "2026-01-31"
+SPEC = FeatureSpec((Categorical("town"),), Label("late"), ("ride_id",))
 DATASET = Dataset(
-    Path("da7a"), cast(Any, SimpleNamespace(content_hash="da7a", rows=lambda split: 100)), cast(Any, None)
+    Path("da7a"),
+    cast(Any, SimpleNamespace(content_hash="da7a", rows=lambda split: 100)),
+    cast(Any, SimpleNamespace(spec=SPEC)),
 )
 
 
