@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.storage import meant
 
 if TYPE_CHECKING:  # settings are also checked without a dataset
@@ -14,7 +15,7 @@ Schedule = Literal["constant", "cosine", "linear"]
 Cell = Literal["lstm", "gru"]
 
 
-class ModelSettingsError(ValueError):
+class ModelSettingsError(ClearError, ValueError):
     """An invalid setting of a model; the message names the setting, its value and the remedy."""
 
 

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.features.fitted import FittedFeatures, NumericStatistics
 from mirrorspark.data_pipelines.features.item_rows import with_items
 from mirrorspark.data_pipelines.features.kinds import UNBOUNDED, Bucketed, MeasuredFeature
@@ -46,7 +47,7 @@ _DISTINCT_TOKENS = 1 << 18
 _TOKENS_PER_PIECE = 1 << 20
 
 
-class EmptySplitError(ValueError):
+class EmptySplitError(ClearError, ValueError):
     """A split without rows to learn from."""
 
 

@@ -18,6 +18,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.data_pipelines.dataset import SPLITS
 from mirrorspark.data_pipelines.features import quoted
 
@@ -34,7 +35,7 @@ _MOST_RARE_VALUES = 100
 _HASH_BITS = 53
 
 
-class SplitError(ValueError):
+class SplitError(ClearError, ValueError):
     """A split that cannot be made; the message gives the wrong value and the remedy."""
 
 

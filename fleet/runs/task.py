@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mirrorspark.clear_error import ClearError
 from mirrorspark.fleet.bins import BINS
 from mirrorspark.fleet.fleet import Fleet
 from mirrorspark.fleet.runs.failures import NOT_OF_A_MODEL, ModelFailure, failing, without_outputs
@@ -19,7 +20,7 @@ from mirrorspark.scoring import file_job
 from mirrorspark.storage.publish import WrittenFile
 
 
-class FailedModelsError(RuntimeError):
+class FailedModelsError(ClearError, RuntimeError):
     """Raised for models that failed in a microbatch, whose rows are then scored again without them."""
 
     def __init__(self, failures: Sequence[ModelFailure]) -> None:

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from mirrorspark.training.configuration.fields import (
         MLflowRun,
         NullLabels,
+        Optimizer,
+        Registered,
         alternatives,
         check_registry_name,
         check_values,
         type_in_words,
     )
     from mirrorspark.training.configuration.recipe import SQL_FILE, as_yaml, read_yaml, recipe_folder, recipe_names
-    from mirrorspark.training.configuration.tasks import LINEAR_BASELINES, POPULARITY, TASKS
+    from mirrorspark.training.configuration.setting_types import FurtherSettings, TrainingSettings
+    from mirrorspark.training.configuration.tasks import LINEAR_BASELINES, POPULARITY, TASKS, BaselineName
 else:
     __getattr__, __dir__ = lazy_exports(__name__)
 
@@ -37,11 +40,16 @@ __all__ = [
     "ROWS_PER_WORKER",
     "SQL_FILE",
     "TASKS",
+    "BaselineName",
     "ConfigError",
+    "FurtherSettings",
     "MLflowRun",
     "NullLabels",
+    "Optimizer",
+    "Registered",
     "RunConfig",
     "TrainingConfig",
+    "TrainingSettings",
     "alternatives",
     "as_yaml",
     "check_registry_name",

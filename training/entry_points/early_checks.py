@@ -16,8 +16,6 @@ from mirrorspark.models import ModelSettingsError
 from mirrorspark.storage import likely_meant, meant
 from mirrorspark.training.configuration import ConfigError, NullLabels, TrainingConfig, defaults_of_label
 
-NULL_LABELS = "null_labels"
-
 # Settings whose values are checked against the architecture, which a function does not name.
 _OF_THE_MODEL = ("monitor", "mode", "baseline", "calibration", "register")
 
@@ -29,8 +27,13 @@ def check_arguments(
     model: Any,
     callbacks: Sequence[Any],
     settings: Mapping[str, Any],
+    *,
+    null_labels: str,
+    known: Iterable[str],
 ) -> None:
     """Check the arguments of ``fit`` against each other, and every setting for the kinds that the label may have.
+
+    ``known`` are the names of its arguments.
 
     Raises:
         TableError: ``table`` is a converted dataset.
@@ -44,13 +47,12 @@ def check_arguments(
             f"{path} is a converted dataset, which has its label, features and split already; train on it with "
             f"ms.train('{path}', ms.TrainingConfig(name=…)), or give ms.fit the table that it was made of"
         )
-    known = [*TrainingConfig.__dataclass_fields__, NULL_LABELS]
-    unknown = sorted(set(settings) - set(known))
-    if unknown:
-        remedy = likely_meant(unknown, known, otherwise="use fields of TrainingConfig")
+    fields = TrainingConfig.__dataclass_fields__
+    if unknown := sorted(set(settings) - set(fields)):
+        remedy = likely_meant(unknown, [*known, *fields], otherwise="use fields of TrainingConfig")
         raise ConfigError(f"settings {unknown} are unknown; {remedy}")
-    if (asked := settings.get(NULL_LABELS, "refuse")) not in (choices := get_args(NullLabels)):
-        raise ConfigError(f"{NULL_LABELS} '{asked}' is unknown{meant(str(asked), choices)}; use one of {choices}")
+    if null_labels not in (choices := get_args(NullLabels)):
+        raise ConfigError(f"null_labels '{null_labels}' is unknown{meant(str(null_labels), choices)}; use {choices}")
     if not isinstance(label, str) and not (isinstance(label, Mapping) and isinstance(label.get("name"), str)):
         raise kinds.FeatureSpecError(
             f"label must be a column's name, or its name and kind as {{'name': 'stars', 'kind': 'number'}}, not "
@@ -72,7 +74,7 @@ def _possible_kinds(label: Any, spec: FeatureSpec | str | Path | None) -> Iterab
 
 def _check_settings(label_kinds: Iterable[str], model: Any, settings: Mapping[str, Any]) -> None:
     """Raise the first error of settings that suit none of the kinds of label."""
-    given = {name: value for name, value in settings.items() if name != NULL_LABELS}
+    given = dict(settings)
     if callable(model):
         given = {name: value for name, value in given.items() if name not in _OF_THE_MODEL}
     elif model is not None:
@@ -96,12 +98,12 @@ def check_columns(
     exclude: Sequence[str],
     spec: FeatureSpec | None,
     *,
-    accepts_nulls: bool,
+    null_labels: str,
 ) -> None:
     """Check that a table in memory has the columns that a call names, and the values of its label and its split.
 
     Raises:
-        FeatureSpecError: A column is missing, or a row has no label though ``accepts_nulls`` is not set.
+        FeatureSpecError: A column is missing, or a row has no label, which ``null_labels`` refuses.
         SplitError: The column ``split`` has another value than the names of splits, or no row to train on.
     """
     names = _names(table)
@@ -115,8 +117,7 @@ def check_columns(
             raise kinds.FeatureSpecError(
                 f"{argument}: the table has no column '{missing[0]}'; it has {names}{meant(missing[0], names)}"
             )
-    nulls = 0 if accepts_nulls else _column(table, label).null_count
-    if nulls:
+    if null_labels == "refuse" and (nulls := _column(table, label).null_count):
         raise kinds.FeatureSpecError(
             f"label '{label}' has no value in {nulls:,} of {len(table):,} rows; leave them out with "
             f"null_labels='drop', or give them a label"

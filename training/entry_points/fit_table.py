@@ -1,16 +1,19 @@
 """``fit``: from any table to a trained, evaluated and registered model."""
 
+import inspect
 import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
 
+from mirrorspark.callbacks.checkpoints import Mode
 from mirrorspark.data_pipelines import any_table
 from mirrorspark.data_pipelines.features import (
     FeatureSpec,
@@ -27,8 +30,14 @@ from mirrorspark.spark_session import open_session, session_of
 from mirrorspark.storage import meant
 from mirrorspark.training.configuration import (
     ROWS_PER_WORKER,
+    BaselineName,
     ConfigError,
+    FurtherSettings,
+    NullLabels,
+    Optimizer,
+    Registered,
     TrainingConfig,
+    TrainingSettings,
     default_baseline,
     default_workers,
     defaults_of_label,
@@ -52,10 +61,26 @@ def fit(
     exclude: str | Sequence[str] = (),
     spec: FeatureSpec | str | Path | None = None,
     accept_data_errors: bool = False,
+    null_labels: NullLabels = "refuse",
     model: Callable[[FittedFeatures], Any] | str | Mapping[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
     spark: SparkSession | None = None,
-    **settings: Any,
+    name: str | None = None,
+    epochs: int | None = None,
+    patience: int | None = None,
+    monitor: str | None = None,
+    mode: Mode | None = None,
+    global_batch_size: int | None = None,
+    learning_rate: float | None = None,
+    optimizer: Optimizer | None = None,
+    workers: int | str | None = None,
+    seed: int | None = None,
+    baseline: BaselineName | list[Any] | None = None,
+    register: Registered | None = None,
+    warm_start: str | PathLike[str] | None = None,
+    output: str | PathLike[str] | None = None,
+    experiment: str | None = None,
+    **further: Unpack[FurtherSettings],
 ) -> "FitResult":
     """Train a model of ``label`` on a table, compare it with a baseline, register it, and return the results.
 
@@ -76,12 +101,29 @@ def fit(
         spec: The feature specification, or its YAML file; by default inferred. ``label``, ``keys`` and ``exclude`` are
             then its own.
         accept_data_errors: Train even where validation finds errors in the data.
+        null_labels: ``"refuse"`` rows without a label, or ``"drop"`` them and say how many.
         model: A function or Keras class of your own that builds the model (:func:`models.own_model.own_model`), or
             the name of an architecture, or its name and settings; by default one that fits the label.
         callbacks: Keras callbacks of your own for each worker, with a model of your own.
         spark: The session; by default the active one, or a local one.
-        settings: Fields of :class:`training.configuration.TrainingConfig` that differ from
-            :func:`default_config`; and ``null_labels``: ``refuse`` rows without a label, or ``drop`` them.
+        name: Name of the registered model, the experiment and the folders; by default the label's.
+        epochs: Most passes over the training rows; by default 40.
+        patience: Epochs without a better ``monitor`` after which the training stops; 0 trains all epochs.
+        monitor: Validation metric that picks the best epoch, such as ``val_auc``; by default that of the label's kind.
+        mode: Direction of a ``monitor`` of your own: ``max`` or ``min``.
+        global_batch_size: Rows of an update, over all workers; by default by the size of the table.
+        learning_rate: Step size of the optimizer; by default 0.001.
+        optimizer: Rule of the update; by default ``adamw`` for tables.
+        workers: Workers that train side by side, or ``"2:4"`` for a range; by default by the size of the table.
+        seed: Fixes the split, initial weights, data order and dropout.
+        baseline: Model to compare with, a list of several, or ``"none"``.
+        register: ``"model"``; ``"better"`` for the better one of model and baseline; ``"always"`` with an alias even if
+            something is better.
+        warm_start: Model to begin from: ``models:/NAME@ALIAS``, ``runs:/ID`` or a folder.
+        output: Folder of datasets, runs and models, which all machines share; by default ``mirrorspark-output``.
+        experiment: MLflow experiment; by default the one that MLflow is set to, or the name.
+        further: The other fields of :class:`training.configuration.TrainingConfig`. None of an argument above leaves
+            its default, which :func:`default_config` chooses for the label and the size of the table.
 
     Raises:
         TableError: ``table`` is not a table.
@@ -90,25 +132,43 @@ def fit(
         ConfigError: A setting has an invalid value.
         Exception: See :func:`data_pipelines.convert` and :func:`training.entry_points.train`.
     """
+    settings: dict[str, Any] = dict(further) | _given(
+        name=name,
+        epochs=epochs,
+        patience=patience,
+        monitor=monitor,
+        mode=mode,
+        global_batch_size=global_batch_size,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        workers=workers,
+        seed=seed,
+        baseline=baseline,
+        register=register,
+        warm_start=warm_start,
+        output=output,
+        experiment=experiment,
+    )
     keys = () if keys is None else (keys,) if isinstance(keys, str) else tuple(keys)
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     spec = FeatureSpec.load(spec) if isinstance(spec, str | Path) else spec
-    early_checks.check_arguments(table, label, spec, model, callbacks, settings)
-    drops_nulls = settings.pop(early_checks.NULL_LABELS, "refuse") == "drop"
+    early_checks.check_arguments(
+        table, label, spec, model, callbacks, settings, null_labels=null_labels, known=inspect.signature(fit).parameters
+    )
     if any_table.is_in_memory(table):
-        early_checks.check_columns(table, _name_of(label), keys, time, exclude, spec, accepts_nulls=drops_nulls)
+        early_checks.check_columns(table, _name_of(label), keys, time, exclude, spec, null_labels=null_labels)
     # These imports take seconds, by which the errors above would be late.
     from mirrorspark.data_pipelines import ConversionOptions, convert_once, require_columns
     from mirrorspark.scoring.embedding import Embedder
     from mirrorspark.training.entry_points.train_dataset import train_in_view
     from mirrorspark.training.results import FitResult
-    from mirrorspark.training.run_records.live import LiveView, add_findings, spec_details
+    from mirrorspark.training.run_records.live import LiveView, add_findings, showing_warnings, spec_details
 
     view = LiveView(epochs=1)
     spark = spark or open_session(None, _local_workers(settings), verbose=bool(settings.get("verbose")))
-    with view.stage("infer", spark=spark) as stage:
+    with view.stage("infer", spark=spark) as stage, showing_warnings(stage):
         rows, spec = _rows_and_spec(table, label, keys, time, exclude, spec, spark)
-        if drops_nulls:
+        if null_labels == "drop":
             rows = without_null_labels(rows, spec.label)
         stage.note = f"label '{spec.label.name}' of kind {spec.label.kind}; {len(spec.features)} features"
         stage.details = spec_details(spec)
@@ -131,6 +191,11 @@ def fit(
     config = default_config(spec, rows=counts["train"], slots=slots, name=name, **settings)
     trained = train_in_view(view, dataset, config, spark)
     return FitResult.of(trained, dataset, config, rows)
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    """Return the settings that a caller gave."""
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def default_spec(
@@ -183,7 +248,7 @@ def default_name(spec: FeatureSpec) -> str:
     return name or plain_name(spec.label.name)
 
 
-def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any) -> TrainingConfig:
+def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Unpack[TrainingSettings]) -> TrainingConfig:
     """Return the configuration of a training that fits the label and the size of the table.
 
     Its defaults are those of ``default_workers``, ``default_batch_size``, ``default_baseline`` and, where no model
@@ -198,7 +263,7 @@ def default_config(spec: FeatureSpec, *, rows: int, slots: int, **settings: Any)
     Raises:
         ConfigError: A setting has an invalid value.
     """
-    chosen = {"baseline": default_baseline(spec), "workers": default_workers(rows, slots), **settings}
+    chosen: dict[str, Any] = {"baseline": default_baseline(spec), "workers": default_workers(rows, slots), **settings}
     return TrainingConfig(**chosen | defaults_of_label(spec.label.kind, settings)).fitted_to(rows)
 
 

@@ -159,7 +159,7 @@ def _files_of(paths: Location | Sequence[Location]) -> parquet_rows.ParquetFiles
 def _measured(
     spark: SparkSession, checked: CheckedFleet, sample: "_Sample", scratch: Location | None, seconds: float
 ) -> tuple["_SampleMeasurement", Starts]:
-    """Score the sample, then run the fleet over a few of its rows; what they write is removed."""
+    """Score the sample, then run the fleet over a few of its rows, and remove the files of both."""
     with tempfile.TemporaryDirectory(prefix="mirrorspark-plan-") as local:
         folder = StoragePath.of(local if scratch is None else scratch) / f"probe-{uuid4().hex[:12]}"
         try:

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
         verdict_sentences,
         write_report,
     )
-    from mirrorspark.training.results.report.shown import RunComparison, launched_html, trained_html
+    from mirrorspark.training.results.report.shown import (
+        PagePath,
+        RunComparison,
+        launched_html,
+        report_of,
+        trained_html,
+        trained_text,
+    )
     from mirrorspark.training.results.report.summary import (
         CHALLENGER,
         Summary,
@@ -36,6 +43,7 @@ __all__ = [
     "CHALLENGER",
     "REPORT_FILE",
     "Cost",
+    "PagePath",
     "Reservation",
     "RunComparison",
     "Summary",
@@ -49,10 +57,12 @@ __all__ = [
     "metrics_table",
     "model_card",
     "report_facts",
+    "report_of",
     "run_summary",
     "save_document",
     "strict",
     "trained_html",
+    "trained_text",
     "verdict_lines",
     "verdict_sentences",
     "write_report",
