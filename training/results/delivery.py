@@ -402,7 +402,8 @@ def _baselines(job: TrainingJob, choice: Choice | None, on_progress: OnProgress)
         rows = rows or evaluate_run.baseline_rows(dataset, config.task)
         fitted = evaluate_run.fitted_baseline(name, rows, config.seed, on_fit_progress)
         part = evaluate_run.train_fraction(rows, dataset.manifest.rows("train"))
-        baselines.append(evaluate_run.Baseline(name, evaluate_run.baseline_scores(fitted, dataset, "test", step), part))
+        scores = evaluate_run.baseline_scores(fitted, dataset, "test", step)
+        baselines.append(evaluate_run.Baseline(name, scores, part, fitted.left_out))
     return baselines
 
 

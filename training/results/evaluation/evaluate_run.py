@@ -102,11 +102,13 @@ class Baseline:
         scores: Its scores of the test rows in the dataset's stored order, as the predictions: both share label and
             weight.
         learnt_from: Number of ``rows`` it learnt from, ``of`` all training rows; empty for all.
+        left_out: Parts of its fit that were left out to end in time, as a sentence.
     """
 
     name: str
     scores: np.ndarray
     learnt_from: Mapping[str, int] = field(default_factory=dict)
+    left_out: str = ""
 
 
 def compare_binary(
@@ -369,6 +371,7 @@ def _compared(
                 "resampled": bootstrap.TEST_ROWS,
             }
             | ({"learnt_from": dict(baseline.learnt_from)} if baseline.learnt_from else {})
+            | ({"left_out": baseline.left_out} if baseline.left_out else {})
             for baseline in baselines
         ]
     )

@@ -220,11 +220,12 @@ def verdict_sentences(metrics: Mapping[str, Mapping[str, float]], baseline: Mapp
 
 
 def _sample(baseline: Mapping[str, Any]) -> str:
-    """Return from how many rows a baseline learnt that did not learn from all, as a sentence."""
+    """Return the number of rows that a baseline learnt from, if not from all, and the parts that its fit left out."""
+    left_out = f" {baseline['left_out']}." if baseline.get("left_out") else ""
     if not (part := baseline.get("learnt_from")):
-        return ""
+        return left_out
     named = _begun(in_words(str(baseline["name"])))
-    return f" {named} learnt from the first {part['rows']:,} of the {part['of']:,} training rows."
+    return f" {named} learnt from the first {part['rows']:,} of the {part['of']:,} training rows.{left_out}"
 
 
 def _sentence(metrics: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Any]) -> str:
