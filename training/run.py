@@ -91,7 +91,6 @@ def dry_run(config: RunConfig) -> int:
     """Print the resolved configuration and the preflight checks, and return the exit status."""
     from mirrorspark.training import job
 
-    show(config.as_yaml())
     try:
         checks = job.dry_run(config)
     except ConfigError as error:
@@ -101,6 +100,8 @@ def dry_run(config: RunConfig) -> int:
     except Exception as error:
         explain(error, config)
         return _print_error(one_line(error), EXIT_FAILED)
+    # A configuration that is printed has been checked.
+    show(config.as_yaml())
     show("\n".join(check.as_line() for check in checks))
     return EXIT_FINISHED if all(check.passed for check in checks) else EXIT_FAILED
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from pyspark.sql import DataFrame, SparkSession
 
+from mirrorspark.data_pipelines import require_columns
 from mirrorspark.data_pipelines.reading import Dataset
 from mirrorspark.scoring.model.stored import PinnedModel
 from mirrorspark.spark_session import open_session
@@ -135,13 +136,19 @@ def open_checked_session(
 
 
 def dry_run(config: RunConfig) -> list[preflight.Check]:
-    """Return the results of the preflight; start nothing but a Spark session."""
+    """Return the results of the preflight; start nothing but a Spark session, and read no rows.
+
+    Raises:
+        ColumnError: The recipe's query lacks a column that the features, the label, the keys or the split need.
+    """
     tracking = Tracking.find(config)
     checks = check_driver(config, tracking)
     if all(check.passed for check in checks):
-        SourceTables.find(config)
+        sources = SourceTables.find(config)
         find_model(config, tracking.store)
-        checks += check_cluster(open_session(config.master, config.slots, verbose=config.verbose), config)
+        spark = open_session(config.master, config.slots, verbose=config.verbose)
+        require_columns(sources.table(spark, config), config.spec, config.conversion.split_column)
+        checks += check_cluster(spark, config)
     return checks
 
 
