@@ -95,7 +95,7 @@ def default_baseline(spec: FeatureSpec) -> str:
 
 def few_updates(config: "TrainingConfig", rows: int) -> str | None:
     """Return a warning, with the remedy, if a training on this number of rows has too few updates; None otherwise."""
-    if config.is_fitted:
+    if config.is_fitted:  # without updates
         return None
     batch, fitting = config.global_batch_size, default_batch_size(rows, config.batch_parts)
     updates = -(-rows // batch)
